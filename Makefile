@@ -1,0 +1,76 @@
+# make venv      .venv with the package and all that its tests need
+# make test      ruff, mypy, pytest
+# make test-gpu  the tests marked gpu, with this machine's own python3
+# make demo      python -m lbfgs_xp demo
+# make bench     every script in benchmarks/
+# make clean     removes what the others made
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := test
+.PHONY: venv test lint types unit test-gpu demo bench clean
+
+# the first interpreter of at least 3.11; PYTHON=/path/to/python overrides
+find_python = for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+  if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$p; exit; fi; \
+  done
+ifeq ($(origin PYTHON),undefined)
+PYTHON := $(shell $(find_python))
+endif
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+
+# libraries share the cores with the test workers; JAX says nothing about accelerators it lacks
+QUIET := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEND=Agg \
+  JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@if ! "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	  echo 'lbfgs_xp needs Python 3.11 or newer; none was found. Say: make PYTHON=/path/to/python' >&2; \
+	  exit 1; fi
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV) || { \
+	  echo 'python -m venv failed; on Debian and Ubuntu install python3-venv' >&2; \
+	  rm -rf $(VENV); exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+test: lint types unit
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+unit: $(STAMP)
+	$(QUIET) $(BIN)/python -m pytest -n $(WORKERS) tests
+
+# needs NumPy, pytest, array-api-compat, array-api-extra, optree and at least one of torch, CuPy
+# and JAX in that interpreter; nothing is installed
+test-gpu:
+	@if PYTHONPATH=. XLA_PYTHON_CLIENT_PREALLOCATE=false TF_CPP_MIN_LOG_LEVEL=3 \
+	    "$(PYTHON)" tests/backends.py --gpu; then \
+	  PYTHONPATH=. XLA_PYTHON_CLIENT_PREALLOCATE=false TF_CPP_MIN_LOG_LEVEL=3 \
+	    "$(PYTHON)" -m pytest -m gpu tests; \
+	elif test $$? -eq 3; then \
+	  echo 'no GPU found: the tests marked gpu were not run'; \
+	else \
+	  exit 1; \
+	fi
+
+demo: $(STAMP)
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m lbfgs_xp demo
+
+bench: $(STAMP)
+	@for script in benchmarks/*.py; do \
+	  echo "== $$script"; TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python "$$script"; \
+	done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find lbfgs_xp tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,48 @@
+"""lbfgs_xp: L-BFGS and line searches for arrays of any library.
+
+NumPy, PyTorch, CuPy, JAX and every other library that follows the Python array API standard, on
+any device; one problem or a batch of them; bitwise reproducible on demand.
+"""
+
+from lbfgs_xp import problems
+from lbfgs_xp.line_search import (
+    Armijo,
+    Bisection,
+    Fixed,
+    HagerZhang,
+    LineSearch,
+    MoreThuente,
+    StrongWolfe,
+    line_search,
+)
+from lbfgs_xp.minimize import minimize
+from lbfgs_xp.objective import check_gradient
+from lbfgs_xp.result import Record, Result, State, Status
+from lbfgs_xp.solvers.lbfgs import LBFGS
+from lbfgs_xp.solvers.two_loop import two_loop
+from lbfgs_xp.space import FixedOrderSpace, Space, fixed_sum
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LBFGS",
+    "Armijo",
+    "Bisection",
+    "Fixed",
+    "FixedOrderSpace",
+    "HagerZhang",
+    "LineSearch",
+    "MoreThuente",
+    "Record",
+    "Result",
+    "Space",
+    "State",
+    "Status",
+    "StrongWolfe",
+    "check_gradient",
+    "fixed_sum",
+    "line_search",
+    "minimize",
+    "problems",
+    "two_loop",
+]

@@ -1,0 +1,323 @@
+"""The one file that names an array library.
+
+Everything a library does in a way of its own is here: how its arrays reach the host, how a row of a
+buffer is overwritten, how a function is differentiated or compiled. All other modules work on any
+namespace of the Python array API standard. A library is imported only when the user already has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import array_api_compat as compat
+import numpy as np
+
+Array = Any
+Namespace = Any
+
+_MODULES = {
+    "numpy": "numpy",
+    "torch": "torch",
+    "jax": "jax",
+    "cupy": "cupy",
+    "dask": "dask.array",
+    "array_api_strict": "array_api_strict",
+}
+_NAMES = {"ndonnx": "ndonnx", "jax.numpy": "jax", "array_api_strict": "array_api_strict"}
+
+
+def is_array(value: object) -> bool:
+    """Whether `value` is an array of a library that follows the standard."""
+    return compat.is_array_api_obj(value)
+
+
+class Backend:
+    """One array library, one device, one real floating-point dtype.
+
+    Attributes
+    ----------
+    name : str
+        "numpy", "torch", "jax", "cupy", "array_api_strict" or the name of another library.
+    xp : namespace
+        The library's namespace, made standard by array-api-compat.
+    device, dtype
+        Where the arrays live and what they hold.
+    host : bool
+        Whether reading a number costs no wait for a device.
+    mutable : bool
+        Whether a row of an array can be overwritten in place.
+    """
+
+    def __init__(self, array: Array):
+        self.xp: Namespace = compat.array_namespace(array)
+        self.name = _library(self.xp)
+        self.device = compat.device(array)
+        self.dtype = array.dtype
+        self.mutable = self.name not in ("jax", "dask")
+        self.host = self.name == "numpy" or (
+            self.name in ("torch", "jax") and _platform(self.name, array) == "cpu"
+        )
+        self._silent = self.name in ("numpy", "array_api_strict", "dask")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Backend) and repr(self) == repr(other)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+    @property
+    def eps(self) -> float:
+        """The distance from 1 to the next number of the dtype."""
+        return float(self.xp.finfo(self.dtype).eps)
+
+    def __repr__(self) -> str:
+        return f"Backend({self.name}, {self.dtype}, {self.device})"
+
+    # --- between the host and the device -------------------------------------------------------
+
+    def to_host(self, array: Array) -> np.ndarray:
+        """A NumPy copy or view of `array`: the only way by which data reach the host."""
+        if self.name == "numpy":
+            return np.asarray(array)
+        if self.name == "torch":
+            return array.detach().cpu().numpy()
+        if self.name == "cupy":
+            return array.get()
+        if self.name == "array_api_strict":
+            return np.asarray(array.to_device(self.xp.Device("CPU_DEVICE")))
+        return np.asarray(array)
+
+    def from_host(self, values: np.ndarray, dtype: Any = None) -> Array:
+        """`values` as an array of this library on this device, of this dtype unless told."""
+        dtype = self.dtype if dtype is None else dtype
+        if self.name == "numpy":
+            return np.asarray(values, dtype=dtype)
+        return self.xp.asarray(values, dtype=dtype, device=self.device)
+
+    def read(self, numbers: Sequence[Array]) -> list[float]:
+        """Several 0-d arrays as floats: one transfer where the arrays live on a device."""
+        if self.host:
+            return [float(number) for number in numbers]
+        return self.to_host(self.join(numbers)).tolist()
+
+    def join(self, parts: Sequence[Array]) -> Array:
+        """0-d and 1-d arrays, end to end, in this dtype and on this device."""
+        xp = self.xp
+        flat = [
+            xp.reshape(
+                xp.astype(part, self.dtype) if is_array(part) else self.full((), part), (-1,)
+            )
+            for part in parts
+        ]
+        return xp.concat(flat)
+
+    def full(self, shape: tuple[int, ...], value: float) -> Array:
+        return self.xp.full(shape, value, dtype=self.dtype, device=self.device)
+
+    def zeros(self, shape: tuple[int, ...]) -> Array:
+        return self.xp.zeros(shape, dtype=self.dtype, device=self.device)
+
+    # --- buffers -------------------------------------------------------------------------------
+
+    def write_row(self, buffer: Array, index: int, row: Array) -> Array:
+        """`buffer` (k, n) with row `index` overwritten, in place where the library allows."""
+        if self.mutable:
+            buffer[index, :] = row
+            return buffer
+        if self.name == "jax":
+            return _jax_write_row()(buffer, index, row)
+        return self._write_by_where(buffer, index, row)
+
+    def write_rows(self, buffer: Array, index: Array, rows: Array, mask: Array) -> Array:
+        """`buffer` (B, k, n) with buffer[b, index[b]] = rows[b] wherever mask[b]."""
+        xp = self.xp
+        if self.name in ("numpy", "torch", "cupy", "jax"):
+            each = xp.arange(buffer.shape[0], device=self.device)
+            kept = xp.where(mask[:, None], rows, buffer[each, index])
+            if self.name == "jax":
+                return buffer.at[each, index].set(kept)
+            buffer[each, index] = kept
+            return buffer
+        places = xp.arange(buffer.shape[1], device=self.device)
+        here = (places[None, :] == index[:, None]) & mask[:, None]
+        return xp.where(here[:, :, None], rows[:, None, :], buffer)
+
+    def _write_by_where(self, buffer: Array, index: int, row: Array) -> Array:
+        places = self.xp.arange(buffer.shape[0], device=self.device)
+        return self.xp.where((places == index)[:, None], row[None, :], buffer)
+
+    def own(self, array: Array) -> Array:
+        """`array`, or a copy where someone else could change it in place."""
+        if self.name == "numpy":
+            return array.copy()
+        if self.name == "torch":
+            return array.detach().clone()
+        return self.xp.asarray(array, copy=True) if self.mutable else array
+
+    # --- compiling, differentiating ------------------------------------------------------------
+
+    def jit(self, function: Callable, *static: Any) -> Callable:
+        """`function` with its first arguments `static`: compiled by JAX, elsewhere as it is.
+
+        What is compiled once serves every later call with equal (hashable) static arguments.
+        """
+        if self.name == "jax":
+            function = _jax_jit(function, len(static))
+        return functools.partial(function, *static)
+
+    def quiet(self) -> contextlib.AbstractContextManager:
+        """Silences NumPy's floating-point warnings: trials that overflow are ordinary here."""
+        return np.errstate(all="ignore") if self._silent else _NOTHING
+
+    @property
+    def differentiates(self) -> bool:
+        return self.name in ("torch", "jax")
+
+    def value_and_gradient(self, fun: Callable, has_aux: bool) -> Callable:
+        """x -> (value, gradient, aux) by the library's automatic differentiation.
+
+        For a batch, `fun` gives one value for each row; the rows being independent, the gradient
+        of the sum holds the gradient of each. A complex x gets df/d(re) + i df/d(im).
+        """
+        if self.name == "torch":
+            return functools.partial(_torch_gradient, fun, has_aux)
+        return _jax_gradient(fun, has_aux)
+
+
+_NOTHING: contextlib.AbstractContextManager = contextlib.nullcontext()
+
+
+def _library(xp: Namespace) -> str:
+    if compat.is_numpy_namespace(xp):
+        return "numpy"
+    if compat.is_torch_namespace(xp):
+        return "torch"
+    if compat.is_jax_namespace(xp):
+        return "jax"
+    if compat.is_cupy_namespace(xp):
+        return "cupy"
+    if compat.is_dask_namespace(xp):
+        return "dask"
+    return xp.__name__.rsplit(".", maxsplit=1)[-1]
+
+
+def _platform(name: str, array: Array) -> str:
+    if name == "torch":
+        return array.device.type
+    # A traced array has no devices; it belongs to the program being compiled.
+    devices = getattr(array, "devices", None)
+    return next(iter(devices())).platform if devices else "traced"
+
+
+@functools.cache
+def _jax_jit(function: Callable, static: int) -> Callable:
+    jax = importlib.import_module("jax")
+    return jax.jit(function, static_argnums=tuple(range(static)))
+
+
+@functools.cache
+def _jax_write_row() -> Callable:
+    jax = importlib.import_module("jax")
+    return jax.jit(lambda buffer, index, row: buffer.at[index].set(row), donate_argnums=0)
+
+
+def _torch_gradient(fun: Callable, has_aux: bool, x: Array) -> tuple[Array, Array, Any]:
+    torch = sys.modules["torch"]
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        out = fun(x)
+        value, aux = out if has_aux else (out, None)
+        if not isinstance(value, torch.Tensor) or not value.requires_grad:
+            raise TypeError(
+                "fun returned a value that does not depend on x through torch operations "
+                f"({type(value).__name__}), so autograd finds no gradient; wanted a tensor made "
+                "from x, or jac= a function or True"
+            )
+        (gradient,) = torch.autograd.grad(value.sum(), x, allow_unused=True)
+    if gradient is None:
+        gradient = torch.zeros_like(x)
+    return value.detach(), gradient, aux
+
+
+def _jax_gradient(fun: Callable, has_aux: bool) -> Callable:
+    jax = importlib.import_module("jax")
+
+    def total(x: Array) -> tuple[Array, tuple[Array, Any]]:
+        out = fun(x)
+        value, aux = out if has_aux else (out, None)
+        return value.sum(), (value, aux)
+
+    differentiate = jax.value_and_grad(total, has_aux=True)
+    # A compiled function is pure by its author's word, so the whole may be compiled too.
+    if hasattr(fun, "lower"):
+        differentiate = jax.jit(differentiate)
+
+    def value_and_gradient(x: Array) -> tuple[Array, Array, Any]:
+        (_, (value, aux)), gradient = differentiate(x)
+        # JAX gives df/d(re) - i df/d(im) for a complex x.
+        return value, gradient.conj() if x.dtype.kind == "c" else gradient, aux
+
+    return value_and_gradient
+
+
+# --- what is installed -------------------------------------------------------------------------
+
+
+def installed() -> dict[str, str]:
+    """The array libraries that can be imported, with their versions."""
+    found = {}
+    for name, module in _MODULES.items():
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            continue
+        distribution = module.split(".")[0]
+        try:
+            found[name] = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            # CuPy's wheels carry the CUDA version in their name.
+            found[name] = getattr(sys.modules[distribution], "__version__", "unknown")
+    return found
+
+
+def samples(name: str) -> list[tuple[str, Array]]:
+    """One small float array on each device of library `name`, with the device's name."""
+    one = [1.0, 1.0]
+    if name == "torch":
+        torch = importlib.import_module("torch")
+        devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        return [(d, torch.asarray(one, dtype=torch.float64, device=d)) for d in devices]
+    if name == "jax":
+        jax = importlib.import_module("jax")
+        wide = jax.config.jax_enable_x64
+        dtype = jax.numpy.float64 if wide else jax.numpy.float32
+        devices = list(jax.local_devices(backend="cpu"))
+        if jax.default_backend() != "cpu":
+            devices += jax.local_devices()
+        return [
+            (
+                f"{d.platform}:{d.id}",
+                jax.device_put(jax.numpy.asarray(one, dtype=dtype), d),
+            )
+            for d in devices
+        ]
+    if name == "cupy":
+        cupy = importlib.import_module("cupy")
+        found = []
+        for i in range(cupy.cuda.runtime.getDeviceCount()):
+            with cupy.cuda.Device(i):
+                found.append((f"cuda:{i}", cupy.asarray(one)))
+        return found
+    xp = importlib.import_module(_MODULES[name])
+    if name == "array_api_strict":
+        return [
+            (str(d), xp.asarray(one, dtype=xp.float64, device=xp.Device(d)))
+            for d in ("CPU_DEVICE", "device1")
+        ]
+    return [("cpu", xp.asarray(one))]

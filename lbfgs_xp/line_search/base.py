@@ -1,0 +1,260 @@
+"""What all line searches share: the state, the budget, and the way back from NaN and infinity."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from lbfgs_xp import scalars
+from lbfgs_xp.scalars import Mask, Scalar, Scalars
+
+SEARCHING = 0
+"""Evaluate at `Search.alpha` and advance."""
+ACCEPTED = 1
+"""`Search.alpha` fulfils the rule's conditions."""
+STUCK = 2
+"""No step was accepted; `Search.best_alpha` is the best one seen."""
+
+# The share of the step that is kept after a trial that is not finite: eight such trials bring a
+# step down by 1e8.
+BACK = 0.1
+
+
+class Point(NamedTuple):
+    """A step with the value and the slope there."""
+
+    alpha: Scalar
+    phi: Scalar
+    dphi: Scalar
+
+
+class Search(NamedTuple):
+    """The state of a search: Python numbers for one problem, arrays of shape (B,) for a batch.
+
+    alpha: the step to try next; once done, the accepted step or, where stuck, the last one tried.
+    status: SEARCHING, ACCEPTED or STUCK.
+    evaluations: how many trials were made.
+    origin: what is subtracted from all values before the rule sees them, so that small differences
+        are not lost: phi(0) where `noise` is positive, else 0.
+    phi0, dphi0: value (less `origin`) and slope at 0.
+    noise: how far two values may be apart by rounding alone.
+    best_alpha, best_phi: the lowest finite trial so far and its value (less `origin`); 0 and phi0
+        before there is any. Compare `best_phi` with `phi0` only.
+    cap: the smallest step whose trial was not finite, infinite before there is any.
+    inner: the rule's own state.
+    """
+
+    alpha: Scalar
+    status: Any
+    evaluations: Any
+    origin: Scalar
+    phi0: Scalar
+    dphi0: Scalar
+    noise: Scalar
+    best_alpha: Scalar
+    best_phi: Scalar
+    cap: Scalar
+    inner: Any
+
+
+class Nothing(NamedTuple):
+    """The inner state of a rule that remembers nothing."""
+
+
+def require(condition: bool, rule: object, wanted: str, **passed: object) -> None:
+    """Raise a ValueError that tells what was passed and what is wanted."""
+    if not condition:
+        values = ", ".join(f"{name}={value!r}" for name, value in passed.items())
+        raise ValueError(f"{type(rule).__name__}: got {values}, wants {wanted}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineSearch(ABC):
+    """A search along phi(alpha) = f(x + alpha d), by ask and tell, that sees scalars only.
+
+    A rule is a frozen dataclass of constants. All that changes is in the `Search` it hands out, so
+    one rule may serve any number of searches. Scalars are Python floats, or arrays of shape (B,):
+    then each row is a search of its own, and nothing is read back to the host.
+
+    To write a rule, implement `accepts`, `first` and `next` with the functions of
+    `lbfgs_xp.scalars`.
+
+    max_evaluations: trials before the search gives up, at least 1.
+    alpha_max: the largest step.
+
+    >>> from lbfgs_xp.line_search import SEARCHING, MoreThuente
+    >>> rule = MoreThuente()
+    >>> search = rule.begin(phi0=9.0, dphi0=-6.0, alpha0=1.0)  # phi(a) = (a - 3)^2
+    >>> while search.status == SEARCHING:
+    ...     a = search.alpha
+    ...     search = rule.advance(search, (a - 3.0) ** 2, 2.0 * (a - 3.0))
+    >>> search.alpha, search.evaluations
+    (1.0, 1)
+    """
+
+    max_evaluations: int = 20
+    alpha_max: float = 1e10
+
+    def __post_init__(self) -> None:
+        require(
+            isinstance(self.max_evaluations, int) and self.max_evaluations >= 1,
+            self,
+            "an integer of at least 1",
+            max_evaluations=self.max_evaluations,
+        )
+        require(
+            0 < self.alpha_max < math.inf, self, "a finite positive step", alpha_max=self.alpha_max
+        )
+
+    # ---- the face -------------------------------------------------------------------------------
+
+    def begin(self, phi0: Scalar, dphi0: Scalar, alpha0: Scalar, noise: Scalar = 0.0) -> Search:
+        """Start a search from the value and the slope at 0; `alpha0` is the first step to try.
+
+        phi0, dphi0: Python numbers, or arrays of shape (B,).
+        alpha0, noise: the same, or Python numbers for a whole batch. Where a value lies closer than
+        `noise` to `phi0`, the slopes stand in for it (see `advance`).
+
+        There is nothing to search where the slope is not negative, or phi0, dphi0 or alpha0 not
+        finite, or alpha0 not positive: the search is STUCK at once, with best_alpha = 0.
+        """
+        fn = scalars.of(phi0)
+        phi0 = fn.full(phi0 if fn is not scalars.FLOATS else float(phi0), phi0)
+        dphi0 = fn.full(_real(dphi0), phi0)
+        alpha0 = fn.full(_real(alpha0), phi0)
+        usable = fn.isfinite(phi0) & fn.isfinite(dphi0) & (dphi0 < 0)
+        usable = usable & fn.isfinite(alpha0) & (alpha0 > 0)
+        alpha = self.start(fn, alpha0)
+        noise = fn.full(_real(noise), phi0)
+        origin = fn.where(noise > 0, phi0, 0.0)
+        phi0 = fn.where(noise > 0, 0.0, phi0)
+        return Search(
+            fn.where(usable, alpha, 0.0),
+            fn.where(usable, fn.full(SEARCHING, phi0), STUCK),
+            fn.full(0, phi0),
+            origin,
+            phi0,
+            dphi0,
+            noise,
+            fn.full(0.0, phi0),
+            phi0,
+            fn.full(math.inf, phi0),
+            self.first(fn, phi0, dphi0, alpha),
+        )
+
+    def advance(self, search: Search, phi: Scalar, dphi: Scalar) -> Search:
+        """The search after value and slope at `search.alpha` were seen.
+
+        phi, dphi: like those of `begin`. Rows that are done stay as they are.
+
+        * Where phi and phi0 are closer than `search.noise`, rounding hides which of them is lower.
+          The rule then sees phi0 + alpha/2 (dphi0 + dphi) for phi, exact on a quadratic. With it
+          the test for sufficient decrease becomes the approximate Wolfe condition of Hager & Zhang
+          (2005), eq. 4.1: (2 c1 - 1) dphi0 >= dphi. With noise = 0 the rule sees all as it is.
+        * A trial that is not finite was too far. The rule does not see it; the next trial is
+          nearer to the best one, and no later trial reaches that far again.
+        * The search is STUCK once the budget is spent, or where no new step is left to try. It
+          never asks for the same point again: take `best_alpha` if `best_phi` < `phi0`.
+        """
+        fn = scalars.of(search.phi0)
+        if fn is scalars.FLOATS:
+            return self._advance(fn, search, float(phi), float(dphi))
+        with fn.quiet():
+            phi, dphi = fn.full(_real(phi), search.phi0), fn.full(_real(dphi), search.phi0)
+            return self._advance(fn, search, phi, dphi)
+
+    # ---- what a rule says -----------------------------------------------------------------------
+
+    def start(self, fn: Scalars, alpha0: Scalar) -> Scalar:
+        """The first trial, from the step that the caller proposes."""
+        return fn.minimum(alpha0, self.alpha_max)
+
+    @abstractmethod
+    def accepts(self, fn: Scalars, search: Search, phi: Scalar, dphi: Scalar) -> Mask:
+        """Whether `search.alpha`, with this value and slope, ends the search."""
+
+    @abstractmethod
+    def first(self, fn: Scalars, phi0: Scalar, dphi0: Scalar, alpha0: Scalar) -> Any:
+        """The rule's own state at the start: a named tuple of scalars."""
+
+    @abstractmethod
+    def next(
+        self, fn: Scalars, search: Search, phi: Scalar, dphi: Scalar
+    ) -> tuple[Scalar, Mask, Any]:
+        """The next trial, where the rule can go no further, and the rule's own new state."""
+
+    # ---- what all rules share -------------------------------------------------------------------
+
+    def _advance(self, fn: Scalars, search: Search, phi: Scalar, dphi: Scalar) -> Search:
+        alpha, status, evaluations, origin, phi0, dphi0, noise = search[:7]
+        best_alpha, best_phi, cap, inner = search[7:]
+        searching = status == SEARCHING
+        if fn.every(fn.logical_not(searching)):
+            return search
+
+        phi = phi - origin
+        hidden = fn.abs(phi - phi0) < noise
+        phi = fn.where(hidden, phi0 + 0.5 * alpha * (dphi0 + dphi), phi)
+        finite = fn.isfinite(phi) & fn.isfinite(dphi)
+        accepted = finite & self.accepts(fn, search, phi, dphi)
+        lower = finite & (phi < best_phi)
+        best_alpha = fn.where(lower, alpha, best_alpha)
+        best_phi = fn.where(lower, phi, best_phi)
+        evaluations = evaluations + 1
+        if fn.every(accepted):
+            return Search(
+                alpha,
+                ACCEPTED,
+                evaluations,
+                origin,
+                phi0,
+                dphi0,
+                noise,
+                best_alpha,
+                best_phi,
+                cap,
+                inner,
+            )
+
+        cap = fn.where(finite, cap, fn.minimum(cap, alpha))
+        # The way back from the cap leads to the best point below it. A best point above it is on
+        # the far side of a hole in the domain.
+        anchor = fn.where(best_alpha < cap, best_alpha, 0.0)
+        proposal = anchor + BACK * (alpha - anchor)
+        stuck = fn.full(False, phi0)
+        if not fn.every(fn.logical_not(finite)):
+            step, halted, moved = self.next(fn, search, phi, dphi)
+            proposal = fn.where(finite, step, proposal)
+            stuck = finite & halted
+            inner = fn.choose(finite, moved, inner)
+        proposal = fn.where(proposal < cap, proposal, anchor + 0.5 * (cap - anchor))
+        proposal = fn.minimum(proposal, self.alpha_max)
+
+        fresh = (proposal > 0.0) & (proposal != alpha) & (proposal != best_alpha)
+        stuck = stuck | fn.logical_not(fresh & fn.isfinite(proposal))
+        stuck = stuck | (evaluations >= self.max_evaluations)
+        status = fn.where(accepted, ACCEPTED, fn.where(stuck, STUCK, status))
+        return fn.choose(
+            searching,
+            Search(
+                fn.where(accepted | stuck, alpha, proposal),
+                status,
+                evaluations,
+                origin,
+                phi0,
+                dphi0,
+                noise,
+                best_alpha,
+                best_phi,
+                cap,
+                inner,
+            ),
+            search,
+        )
+
+
+def _real(value: Any) -> Any:
+    """A Python number as a float; anything else as it is."""
+    return float(value) if isinstance(value, (int, float)) else value

@@ -1,0 +1,60 @@
+"""Bisection with doubling to the weak Wolfe conditions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from lbfgs_xp.line_search.base import LineSearch, Search, require
+from lbfgs_xp.scalars import Mask, Scalar, Scalars
+
+
+class Interval(NamedTuple):
+    low: Scalar
+    high: Scalar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bisection(LineSearch):
+    """Double the step, then halve the bracket, until the weak Wolfe conditions hold.
+
+    phi(alpha) <= phi(0) + c1 alpha phi'(0) and phi'(alpha) >= c2 phi'(0). It trusts no model of
+    phi, so it ends on kinks too: the rule for functions that are not smooth.
+
+    c1, c2: 0 < c1 < c2 < 1.
+    max_evaluations, alpha_max: see `LineSearch`.
+
+    Source: Lewis & Overton (2013), Nonsmooth optimization via quasi-Newton methods, Algorithm 4.6.
+
+    >>> from lbfgs_xp.line_search import Bisection, line_search
+    >>> line_search(lambda a: (abs(a - 3.0), 1.0 if a > 3.0 else -1.0), Bisection()).alpha
+    4.0
+    """
+
+    max_evaluations: int = 60
+    c1: float = 1e-4
+    c2: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.c1 < self.c2 < 1, self, "0 < c1 < c2 < 1", c1=self.c1, c2=self.c2)
+
+    def accepts(self, fn: Scalars, search: Search, phi: Scalar, dphi: Scalar) -> Mask:
+        return self._decreased(search, phi) & (dphi >= self.c2 * search.dphi0)
+
+    def first(self, fn: Scalars, phi0: Scalar, dphi0: Scalar, alpha0: Scalar) -> Interval:
+        return Interval(fn.full(0.0, phi0), fn.full(math.inf, phi0))
+
+    def next(
+        self, fn: Scalars, search: Search, phi: Scalar, dphi: Scalar
+    ) -> tuple[Scalar, Mask, Interval]:
+        # A trial that did decrease is here because its slope is still too steep: go on from it.
+        decreased = self._decreased(search, phi)
+        low = fn.where(decreased, search.alpha, search.inner.low)
+        high = fn.where(decreased, search.inner.high, search.alpha)
+        step = fn.where(fn.isfinite(high), 0.5 * (low + high), 2.0 * search.alpha)
+        return step, (step <= low) | (step >= high), Interval(low, high)
+
+    def _decreased(self, search: Search, phi: Scalar) -> Mask:
+        return phi <= search.phi0 + search.alpha * (self.c1 * search.dphi0)

@@ -1,0 +1,189 @@
+"""Moré and Thuente's search for the strong Wolfe conditions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from lbfgs_xp.line_search.base import LineSearch, Point, Search, require
+from lbfgs_xp.line_search.interpolation import cubic_from, cubic_terms, quadratic, secant
+from lbfgs_xp.scalars import Mask, Scalar, Scalars
+
+# The constants of MINPACK-2: how far a step without a bracket may go, in lengths of the last one,
+# and how much of a bracket may be left after two steps before it is halved.
+GROW_MIN, GROW_MAX = 1.1, 4.0
+SHRINK = 0.66
+
+
+class Bracket(NamedTuple):
+    """x: the best point; y: the other end of the interval; low, high: limits of the next trial."""
+
+    found: Mask
+    second_stage: Mask
+    x: Point
+    y: Point
+    low: Scalar
+    high: Scalar
+    width: Scalar
+    older_width: Scalar
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoreThuente(LineSearch):
+    """The search of Moré and Thuente: guaranteed decrease and a small slope.
+
+    phi(alpha) <= phi(0) + c1 alpha phi'(0) and |phi'(alpha)| <= c2 |phi'(0)|. It walks the steps of
+    `dcsrch` in MINPACK-2 (SciPy's default search), save that where `dcsrch` returns to its best
+    point to evaluate it again, this one is STUCK and leaves that point in `best_alpha`.
+
+    c1: share of the decrease that the slope promises (their mu), c1 >= 0.
+    c2: share of the slope that may be left (their eta), c2 >= 0.
+    xtol: give up when the bracket is this narrow, relative to its upper end; xtol >= 0.
+    alpha_min: the smallest step, 0 <= alpha_min <= alpha_max.
+    max_evaluations, alpha_max: see `LineSearch`.
+
+    Source: Moré & Thuente (1994), Line search algorithms with guaranteed sufficient decrease, ACM
+    TOMS 20(3); the step is that of section 4, with the cases as MINPACK-2 has them.
+
+    >>> from lbfgs_xp.line_search import MoreThuente, line_search
+    >>> result = line_search(lambda a: ((a - 3.0) ** 2, 2.0 * (a - 3.0)), MoreThuente(c2=0.1))
+    >>> result.alpha, result.success, result.evaluations
+    (3.0, True, 2)
+    """
+
+    c1: float = 1e-3
+    c2: float = 0.9
+    xtol: float = 0.1
+    alpha_min: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.c1 >= 0, self, "c1 >= 0", c1=self.c1)
+        require(self.c2 >= 0, self, "c2 >= 0", c2=self.c2)
+        require(self.xtol >= 0, self, "xtol >= 0", xtol=self.xtol)
+        require(
+            0 <= self.alpha_min <= self.alpha_max,
+            self,
+            "0 <= alpha_min <= alpha_max",
+            alpha_min=self.alpha_min,
+            alpha_max=self.alpha_max,
+        )
+
+    def start(self, fn: Scalars, alpha0: Scalar) -> Scalar:
+        return fn.clip(alpha0, self.alpha_min, self.alpha_max)
+
+    def accepts(self, fn: Scalars, search: Search, phi: Scalar, dphi: Scalar) -> Mask:
+        decreased = phi <= search.phi0 + search.alpha * (self.c1 * search.dphi0)
+        return decreased & (fn.abs(dphi) <= self.c2 * -search.dphi0)
+
+    def first(self, fn: Scalars, phi0: Scalar, dphi0: Scalar, alpha0: Scalar) -> Bracket:
+        no = fn.full(False, phi0)
+        zero = fn.full(0.0, phi0)
+        start = Point(zero, phi0, dphi0)
+        width = self.alpha_max - self.alpha_min
+        return Bracket(
+            no,
+            no,
+            start,
+            start,
+            zero,
+            alpha0 + GROW_MAX * alpha0,
+            fn.full(width, phi0),
+            fn.full(width / 0.5, phi0),
+        )
+
+    def next(
+        self, fn: Scalars, search: Search, phi: Scalar, dphi: Scalar
+    ) -> tuple[Scalar, Mask, Bracket]:
+        found, second_stage, x, y, low, high, width, older_width = search.inner
+        alpha = search.alpha
+        promised = self.c1 * search.dphi0
+        decreased = phi <= search.phi0 + alpha * promised
+        second_stage = second_stage | (decreased & (dphi >= 0.0))
+
+        stuck = found & self._no_room(alpha, low, high)
+        at_most = (alpha == self.alpha_max) & decreased & (dphi <= promised)
+        at_least = (alpha == self.alpha_min) & (fn.logical_not(decreased) | (dphi >= promised))
+        stuck = stuck | at_most | at_least
+
+        # The first stage looks for a minimiser of psi, which is phi less its promised decrease,
+        # while the trial is lower but not low enough.
+        use_psi = fn.logical_not(second_stage | decreased) & (phi <= x.phi)
+        tilt = fn.where(use_psi, promised, 0.0)
+        x, y, trial = (_tilted(p, tilt) for p in (x, y, Point(alpha, phi, dphi)))
+        step, x, y, found = _step(fn, x, y, trial, found, low, high)
+        x, y = _tilted(x, -tilt), _tilted(y, -tilt)
+
+        # Halve a bracket that two steps have not cut down to two thirds.
+        span = fn.abs(y.alpha - x.alpha)
+        slow = found & (span >= SHRINK * older_width)
+        step = fn.where(slow, x.alpha + 0.5 * (y.alpha - x.alpha), step)
+        older_width = fn.where(found, width, older_width)
+        width = fn.where(found, span, width)
+
+        ahead = step - x.alpha
+        low = fn.where(found, fn.minimum(x.alpha, y.alpha), step + GROW_MIN * ahead)
+        high = fn.where(found, fn.maximum(x.alpha, y.alpha), step + GROW_MAX * ahead)
+        step = fn.clip(step, self.alpha_min, self.alpha_max)
+        stuck = stuck | (found & self._no_room(step, low, high))
+        return step, stuck, Bracket(found, second_stage, x, y, low, high, width, older_width)
+
+    def _no_room(self, step: Scalar, low: Scalar, high: Scalar) -> Mask:
+        return (step <= low) | (step >= high) | (high - low <= self.xtol * high)
+
+
+def _tilted(p: Point, tilt: Scalar) -> Point:
+    return Point(p.alpha, p.phi - p.alpha * tilt, p.dphi - tilt)
+
+
+def _step(
+    fn: Scalars, x: Point, y: Point, t: Point, found: Mask, low: Scalar, high: Scalar
+) -> tuple[Scalar, Point, Point, Mask]:
+    """The next step from the best point x, the far end y and the trial t, and the new x, y, found.
+
+    Section 4 of the paper: four cases, by the value and the slope at the trial.
+    """
+    higher = t.phi > x.phi
+    turned = ((t.dphi > 0.0) & (x.dphi < 0.0)) | ((t.dphi < 0.0) & (x.dphi > 0.0))
+    flatter = fn.abs(t.dphi) < fn.abs(x.dphi)
+    forward = t.alpha > x.alpha
+
+    def case_1() -> Scalar:
+        # The value is higher. The cubic step if it is nearer to x than the quadratic one, else
+        # the middle of the two.
+        c = cubic_from(fn, x, t, *cubic_terms(fn, x, t))
+        q = quadratic(fn, x, t)
+        nearer = fn.abs(c - x.alpha) <= fn.abs(q - x.alpha)
+        return fn.where(nearer, c, c + (q - c) / 2.0)
+
+    def case_2() -> Scalar:
+        # The slope has changed sign. Of cubic and secant step the one farther from t.
+        c = cubic_from(fn, t, x, *cubic_terms(fn, x, t))
+        s = secant(fn, x, t)
+        return fn.where(fn.abs(c - t.alpha) > fn.abs(s - t.alpha), c, s)
+
+    def case_3() -> Scalar:
+        # The slope goes on, flatter. The cubic counts only if its minimiser lies beyond t.
+        theta, gamma = cubic_terms(fn, x, t)
+        gamma = fn.where(forward, -gamma, gamma)
+        r = fn.divide((gamma - t.dphi) + theta, (gamma + (x.dphi - t.dphi)) + gamma)
+        c = t.alpha + r * (x.alpha - t.alpha)
+        c = fn.where((r < 0.0) & (gamma != 0.0), c, fn.where(forward, high, low))
+        s = secant(fn, x, t)
+        to_c, to_s = fn.abs(c - t.alpha), fn.abs(s - t.alpha)
+        # Inside a bracket take the shorter of the two, and not to its far end.
+        inside = fn.where(to_c < to_s, c, s)
+        end = t.alpha + SHRINK * (y.alpha - t.alpha)
+        inside = fn.where(forward, fn.minimum(end, inside), fn.maximum(end, inside))
+        outside = fn.clip(fn.where(to_c > to_s, c, s), low, high)
+        return fn.where(found, inside, outside)
+
+    def case_4() -> Scalar:
+        # The slope goes on, not flatter. As far as allowed, or the cubic of t and y in a bracket.
+        c = cubic_from(fn, t, y, *cubic_terms(fn, y, t))
+        return fn.where(found, c, fn.where(forward, high, low))
+
+    step = fn.select([(higher, case_1), (turned, case_2), (flatter, case_3)], case_4)
+    y = fn.choose(higher, t, fn.choose(turned, x, y))
+    x = fn.choose(higher, x, t)
+    return step, x, y, found | higher | turned

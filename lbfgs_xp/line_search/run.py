@@ -1,0 +1,140 @@
+"""A rule on its own, with a function to search."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from lbfgs_xp import scalars
+from lbfgs_xp.line_search.armijo import Armijo
+from lbfgs_xp.line_search.base import ACCEPTED, SEARCHING, LineSearch, Point
+from lbfgs_xp.line_search.bisection import Bisection
+from lbfgs_xp.line_search.fixed import Fixed
+from lbfgs_xp.line_search.hager_zhang import HagerZhang
+from lbfgs_xp.line_search.more_thuente import MoreThuente
+from lbfgs_xp.line_search.strong_wolfe import StrongWolfe
+from lbfgs_xp.scalars import FLOATS, Scalar, Scalars
+
+NAMES: dict[str, type[LineSearch]] = {
+    "fixed": Fixed,
+    "armijo": Armijo,
+    "bisection": Bisection,
+    "strong_wolfe": StrongWolfe,
+    "more_thuente": MoreThuente,
+    "hager_zhang": HagerZhang,
+}
+"""The rules by the names that may be passed for them."""
+
+
+class LineSearchResult(NamedTuple):
+    """What `line_search` returns: Python numbers, or arrays of shape (B,) for a batch.
+
+    alpha, phi, dphi: the accepted step or else the best trial, its value and its slope; 0.0 and
+    what is there if no trial was lower.
+    success: whether the rule accepted the step.
+    evaluations: how many trials were made; that at 0 is not counted.
+    trials: all of them as (alpha, phi, dphi), in order. Rows of a batch that were done repeat.
+    """
+
+    alpha: Scalar
+    phi: Scalar
+    dphi: Scalar
+    success: Any
+    evaluations: Any
+    trials: list[tuple[Scalar, Scalar, Scalar]]
+
+
+def rule_of(rule: str | LineSearch) -> LineSearch:
+    """The rule with that name, with its default constants, or the rule itself.
+
+    Raises
+    ------
+    ValueError
+        If there is no rule with that name.
+    TypeError
+        If it is neither a name nor a rule.
+
+    >>> rule_of("armijo").max_evaluations
+    30
+    """
+    if isinstance(rule, LineSearch):
+        return rule
+    if not isinstance(rule, str):
+        raise TypeError(f"a line search is a name or a LineSearch object, got {rule!r}")
+    if rule not in NAMES:
+        near = difflib.get_close_matches(rule.lower().replace("-", "_"), NAMES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"no line search {rule!r}; {hint}There are: {', '.join(NAMES)}")
+    return NAMES[rule]()
+
+
+def line_search(
+    phi: Callable[[Scalar], tuple[Scalar, Scalar]],
+    rule: str | LineSearch,
+    alpha0: Scalar = 1.0,
+    *,
+    noise: Scalar = 0.0,
+) -> LineSearchResult:
+    """Search along `phi` from 0 for a step that `rule` accepts.
+
+    phi: maps a step to (value, slope). For a batch it maps (B,) to two (B,); rows are independent.
+    rule: a name from `NAMES` or an object such as ``MoreThuente(c2=0.1)``.
+    alpha0: the first trial, positive: a Python number, or an array of shape (B,) for a batch.
+    noise: how far two values may be apart by rounding alone, such as 1e-15 |phi(0)|.
+
+    Raises
+    ------
+    ValueError
+        If the rule is not known, or alpha0 is a number that is not positive and finite.
+    TypeError
+        If `phi` does not return a pair of real scalars, or alpha0 is an array of other numbers.
+
+    >>> from lbfgs_xp.line_search import line_search
+    >>> result = line_search(lambda a: ((a - 3.0) ** 2, 2.0 * (a - 3.0)), "hager_zhang", 0.1)
+    >>> result.alpha, result.phi, result.success
+    (0.5, 6.25, True)
+    """
+    rule = rule_of(rule)
+    fn = scalars.of(alpha0)
+    if fn is FLOATS:
+        alpha0 = float(alpha0)
+        if not (alpha0 > 0 and fn.isfinite(alpha0)):
+            raise ValueError(f"alpha0 must be positive and finite, got {alpha0!r}")
+    elif not fn.xp.isdtype(alpha0.dtype, "real floating"):
+        raise TypeError(f"alpha0 must be an array of real floats, got {alpha0.dtype}")
+    start = Point(fn.full(0.0, alpha0), *_evaluate(fn, phi, fn.full(0.0, alpha0)))
+    search = rule.begin(start.phi, start.dphi, alpha0, noise)
+
+    trials: list[Point] = []
+    while _any(fn, search.status == SEARCHING):
+        trials.append(Point(search.alpha, *_evaluate(fn, phi, search.alpha)))
+        search = rule.advance(search, trials[-1].phi, trials[-1].dphi)
+
+    success = search.status == ACCEPTED
+    alpha = fn.where(success, search.alpha, search.best_alpha)
+    end = start
+    for trial in trials:
+        end = fn.choose(trial.alpha == alpha, trial, end)
+    return LineSearchResult(*end, success, search.evaluations, [tuple(t) for t in trials])
+
+
+def _any(fn: Scalars, mask: Any) -> bool:
+    return mask if fn is FLOATS else bool(fn.xp.any(mask))
+
+
+def _evaluate(fn: Scalars, phi: Callable[[Scalar], Any], alpha: Scalar) -> tuple[Scalar, Scalar]:
+    pair = phi(alpha)
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise TypeError(f"phi must return the pair (value, slope), got {type(pair).__name__}")
+    if fn is not FLOATS:
+        for name, value in zip(("value", "slope"), pair, strict=True):
+            if getattr(value, "shape", None) != alpha.shape:
+                raise TypeError(
+                    f"phi must return arrays of shape {tuple(alpha.shape)}, its {name} is {value!r}"
+                )
+        return pair[0], pair[1]
+    try:
+        return float(pair[0]), float(pair[1])
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"phi must return two real scalars, got {pair!r}") from error

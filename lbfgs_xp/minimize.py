@@ -1,0 +1,396 @@
+"""The loop that joins an objective, a solver and the rules for stopping."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from lbfgs_xp import stopping
+from lbfgs_xp.backend import Array, is_array
+from lbfgs_xp.objective import Objective
+from lbfgs_xp.progress import Live
+from lbfgs_xp.result import Best, Record, Result, State, Status
+from lbfgs_xp.solvers.lbfgs import LBFGS
+from lbfgs_xp.space import FixedOrderSpace, Space
+from lbfgs_xp.stopping import Criteria, Iteration, Progress
+from lbfgs_xp.tree import Layout, map_leaves
+
+METHODS: dict[str, Callable[[], Any]] = {"lbfgs": LBFGS}
+
+
+def minimize(
+    fun: Callable,
+    x0: Any,
+    args: tuple = (),
+    *,
+    method: Any = "lbfgs",
+    jac: Any = None,
+    has_aux: bool = False,
+    bounds: Any = None,
+    gtol: float | None = None,
+    ftol: float = 0.0,
+    xtol: float = 0.0,
+    maxiter: int | None = 15_000,
+    maxfun: int | None = None,
+    maxtime: float | None = None,
+    batched: bool = False,
+    reproducible: bool = False,
+    callback: Callable[[Record], Any] | None = None,
+    progress: bool = False,
+    state: State | None = None,
+) -> Result:
+    """Minimise a function of arrays, for one problem or for many at once.
+
+    Parameters
+    ----------
+    fun : function
+        fun(x, *args) -> value: a real number or 0-d array; for a batch an array (B,). It must not
+        change x in place.
+    x0 : array of any shape, float or complex; or a nested dict, list, tuple or dataclass of them
+        The start. Its library and device are those of the whole run.
+    args : tuple
+        Further arguments of fun (and jac).
+    method : str or solver
+        "lbfgs", or a solver object such as `lx.LBFGS(memory_size=20)`.
+    jac : None, True, function, "2-point" or "3-point"
+        None: automatic differentiation (PyTorch, JAX). True: fun returns (value, gradient). A
+        function: jac(x, *args) -> gradient, of the structure of x. For complex x the gradient is
+        df/d(re) + i df/d(im). "2-point", "3-point": finite differences, n or 2n more evaluations
+        each.
+    has_aux : bool
+        Whether fun returns (value, aux) in place of value; `res.aux` is that of the best point.
+    bounds : None
+        For methods that take bounds; L-BFGS takes none.
+    gtol : float
+        Stop where the largest component of the gradient is at most this. Default: the square root
+        of the dtype's eps, 1.5e-8 for float64 and 3.5e-4 for float32.
+    ftol, xtol : float
+        Stop where in two iterations running the value changes by at most ftol |value|, or x by
+        at most xtol max(1, largest |x|). With 0, the default, a run goes on until the gradient is
+        small or the dtype cannot tell a better point.
+    maxiter, maxfun, maxtime : int, int, float in seconds; None for no limit
+        Budgets, for each problem of a batch. maxfun is honoured inside the line search.
+    batched : bool
+        x0 is (B, ...) and fun maps it to (B,): B independent problems, each with its own memory,
+        line search and status.
+    reproducible : bool
+        Every sum in a fixed order: the same bits on every library whose elementary operations
+        round as IEEE 754 tells, if fun does its part (see `lx.fixed_sum`). Slower.
+    callback : function
+        callback(record) after each iteration (for a batch: after each evaluation that ended an
+        iteration of some problem), with a `Record`; returning True stops the run.
+    progress : bool
+        Show one live line in the terminal.
+    state : State
+        `res.state` of an earlier run, to go on from. With that run's x as x0 and the same fun, 30
+        iterations and then 30 give the same iterates as 60. With another x0 or fun, the run starts
+        there with the curvature gathered so far.
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    TypeError, ValueError
+        for arguments outside these ranges: what was passed, what is wanted.
+    Exception
+        What fun, jac or callback raise goes through, with the best point so far attached as the
+        attribute `result` of the exception.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lbfgs_xp as lx
+    >>> def fun(x):
+    ...     return np.sum((x - 3.0) ** 2), 2.0 * (x - 3.0)
+    >>> res = lx.minimize(fun, np.zeros(2), jac=True)
+    >>> res.x, res.status.name
+    (array([3., 3.]), 'GRADIENT')
+    """
+    solver = _solver(method, bounds)
+    layout = Layout(x0, batched)
+    backend = layout.backend
+    criteria = Criteria(
+        gtol=_tolerance("gtol", math.sqrt(backend.eps) if gtol is None else gtol),
+        ftol=_tolerance("ftol", ftol),
+        xtol=_tolerance("xtol", xtol),
+        maxiter=_budget("maxiter", maxiter),
+        maxfun=_budget("maxfun", maxfun),
+        eps=backend.eps,
+        largest=float(layout.xp.finfo(backend.dtype).max),
+    )
+    deadline = time.perf_counter() + _budget("maxtime", maxtime)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback is a {type(callback).__name__}; wanted a function or None")
+    space = (FixedOrderSpace if reproducible else Space)(backend, batched)
+    objective = Objective(fun, args, jac, has_aux, layout)
+    run = _Run(solver, space, objective, criteria)
+    vector = backend.own(layout.to_vector(x0, "x0"))
+    with Live(progress) as live:
+        try:
+            run.begin(vector, state)
+            while run.running():
+                if time.perf_counter() >= deadline:
+                    run.end(Status.TIME)
+                    break
+                if not run.advance():
+                    continue
+                if callback is None and not progress:
+                    continue
+                record = run.record()
+                live.show(record)
+                if callback is not None and callback(record) is True:
+                    run.end(Status.CALLBACK)
+        except KeyboardInterrupt:
+            if run.now is None:
+                raise
+            run.end(Status.INTERRUPTED)
+        except Exception as error:
+            if run.now is not None:
+                _attach(error, run.result())
+            raise
+    return run.result()
+
+
+class _Now(NamedTuple):
+    """Where a run stands: all that one evaluation changes."""
+
+    solver: Any
+    progress: Progress
+    best: Best
+
+
+class _Run:
+    """One call of `minimize`, under way."""
+
+    def __init__(self, solver: Any, space: Space, objective: Objective, criteria: Criteria):
+        self.solver = solver
+        self.space = space
+        self.objective = objective
+        self.criteria = criteria
+        self.now: _Now | None = None
+        # One problem runs on Python floats and branches, which nothing can compile.
+        after: Callable = functools.partial(_after, solver, space, criteria)
+        if space.batched and not space.reproducible:
+            after = space.backend.jit(_after, solver, space, criteria)
+        self._after = after
+
+    def begin(self, x: Array, state: State | None) -> None:
+        """Evaluates the start, or where an earlier run stands."""
+        space, solver, objective = self.space, self.solver, self.objective
+        start, pairs = x, None
+        if state is not None:
+            state = _checked(state, x, solver)
+            # A state may serve several runs, and a run overwrites its pairs in place.
+            pairs = type(state.solver.pairs)(
+                *(space.backend.copy(part) if is_array(part) else part
+                  for part in state.solver.pairs)
+            )
+            if space.equal(x, state.best.x):
+                start = state.solver.x
+        value, gradient, aux = objective(start)
+        objective.check_unchanged(x, start)
+        inner = solver.init(space, start, value, gradient, pairs)
+        best = Best(start, inner.value, gradient, inner.gradient_norm, aux)
+        if state is not None and start is not x and space.equal(inner.value, state.solver.value):
+            inner = state.solver._replace(pairs=pairs)
+            best = state.best
+        progress = stopping.start(
+            space.scalars, self.criteria, inner.value, inner.gradient_norm, objective.nfev
+        )
+        self.now = _Now(inner, progress, best)
+
+    def running(self) -> bool:
+        """Whether some problem has not stopped: the one read of an evaluation of a batch."""
+        assert self.now is not None
+        return self.space.any(self.now.progress.status == int(Status.RUNNING))
+
+    def advance(self) -> bool:
+        """One evaluation and what follows from it; whether an iteration may have ended."""
+        assert self.now is not None
+        before = self.objective.nfev
+        value, gradient, aux = self.objective(self.now.solver.trial)
+        count = self.objective.nfev - before
+        self.now = self._after(self.now, value, gradient, aux, count)
+        return self.space.batched or self.now.solver.accepted
+
+    def end(self, status: Status) -> None:
+        """Ends what still runs."""
+        assert self.now is not None
+        p = self.now.progress
+        ended = self.space.scalars.where(
+            p.status == int(Status.RUNNING), int(status), p.status
+        )
+        self.now = self.now._replace(progress=p._replace(status=ended))
+
+    def record(self) -> Record:
+        assert self.now is not None
+        state, p = self.now.solver, self.now.progress
+        return Record(
+            self.objective.layout.to_tree(state.x),
+            self._public(state.value),
+            self._public(state.gradient_norm),
+            self._public(state.step),
+            self._public(p.nit),
+            self._public(p.nfev),
+        )
+
+    def result(self) -> Result:
+        assert self.now is not None
+        space, layout = self.space, self.objective.layout
+        state, p, best = self.now
+        norm = space.read(space.max_abs(best.gradient))[0]
+        if space.batched:
+            success = space.scalars.full(False, norm)
+            for status in Status:
+                success = success | ((p.status == int(status)) & status.success)
+            status, message = p.status, _messages(space, p.status)
+        else:
+            status = Status(p.status)
+            success, message = status.success, status.message
+        return Result(
+            x=layout.to_tree(best.x),
+            fun=self._public(best.value),
+            jac=layout.to_tree(best.gradient),
+            gradient_norm=self._public(norm),
+            nit=self._public(p.nit),
+            nfev=self._public(p.nfev),
+            success=self._public(success),
+            status=self._public(status),
+            message=message,
+            aux=best.aux,
+            hess_inv=self.solver.inverse_hessian(space, state),
+            state=State(state, best),
+        )
+
+    def _public(self, scalar: Any) -> Any:
+        """A scalar of each problem as the user sees it."""
+        return self.space.send(scalar) if self.space.batched else scalar
+
+
+def _after(
+    solver: Any, space: Space, criteria: Criteria, now: _Now, value: Any, gradient: Array,
+    aux: Any, count: int,
+) -> _Now:
+    """Where a run stands once value and gradient at the trial are known. Pure, but for the
+    buffers of the pairs."""
+    fn, old = space.scalars, now.solver
+    running = now.progress.status == int(Status.RUNNING)
+    state = solver.step(space, old, value, gradient, running)
+    step = size = space.scalars.full(0.0, state.value)
+    if criteria.xtol > 0.0:
+        step, size = space.read(space.max_abs(state.x - old.x), space.max_abs(state.x))
+    iteration = Iteration(
+        old.value, state.value, old.gradient_norm, state.gradient_norm, step, size,
+        state.accepted, state.failed, state.unbounded, state.decrement,
+    )
+    progress = stopping.update(fn, criteria, now.progress, iteration, count)
+    best = _better(space, criteria, now.best, old.trial, state, gradient, aux, running)
+    return _Now(state, progress, best)
+
+
+def _better(
+    space: Space, criteria: Criteria, best: Best, trial: Array, state: Any, gradient: Array,
+    aux: Any, running: Any,
+) -> Best:
+    """The best point, now that the trial was seen.
+
+    The lower value wins; of two that agree to rounding, the smaller gradient of an iterate.
+    """
+    fn = space.scalars
+    value = state.seen
+    taken = state.accepted & (state.value == value)
+    norm = fn.where(taken, state.gradient_norm, math.inf)
+    close = value <= best.value + criteria.eps * fn.abs(best.value)
+    better = running & ((value < best.value) | (close & (norm < best.gradient_norm)))
+    if fn.every(fn.logical_not(better)):
+        return best
+    return Best(
+        space.pick(better, trial, best.x),
+        fn.where(better, value, best.value),
+        space.pick(better, gradient, best.gradient),
+        fn.where(better, norm, best.gradient_norm),
+        _pick_aux(space, better, aux, best.aux),
+    )
+
+
+def _pick_aux(space: Space, better: Any, new: Any, old: Any) -> Any:
+    """The auxiliary output of the better point; in a batch, of each problem on its own."""
+    if not space.batched:
+        return new
+    return map_leaves(
+        lambda a, b: space.scalars.choose_rows(better, a, b), new, old
+    )
+
+
+def _messages(space: Space, status: Array) -> list[str]:
+    codes = status if space.on_host else space.backend.to_host(status)
+    return [Status(int(code)).message for code in codes]
+
+
+# --- the arguments -----------------------------------------------------------------------------
+
+
+def _solver(method: Any, bounds: Any) -> Any:
+    if isinstance(method, str):
+        if method not in METHODS:
+            near = difflib.get_close_matches(method.lower().replace("-", ""), METHODS, 1, 0.4)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"method is {method!r}; wanted one of {', '.join(map(repr, METHODS))} "
+                f"or a solver object{hint}"
+            )
+        method = METHODS[method]()
+    if isinstance(method, type) or not all(hasattr(method, name) for name in ("init", "step")):
+        raise TypeError(
+            f"method is {method!r}; wanted a name, or a solver object such as lx.LBFGS()"
+        )
+    if bounds is not None and not method.supports_bounds:
+        raise ValueError(
+            f"bounds were passed, but {type(method).__name__} takes none; wanted bounds=None"
+        )
+    return method
+
+
+def _tolerance(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        raise ValueError(f"{name} is {value!r}; wanted a number of at least 0")
+    return float(value)
+
+
+def _budget(name: str, value: Any) -> float:
+    if value is None:
+        return math.inf
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        raise ValueError(f"{name} is {value!r}; wanted a number of at least 0, or None")
+    return value
+
+
+def _checked(state: Any, x: Array, solver: Any) -> State:
+    if not isinstance(state, State):
+        raise TypeError(f"state is a {type(state).__name__}; wanted the `state` of a Result")
+    old = getattr(state.solver, "x", None)
+    if old is None or type(old) is not type(x) or old.shape != x.shape or old.dtype != x.dtype:
+        raise ValueError(
+            "state belongs to other variables: "
+            f"{getattr(old, 'dtype', None)} {tuple(getattr(old, 'shape', ()))}; "
+            f"wanted {x.dtype} {tuple(x.shape)}, like x0"
+        )
+    solver.check_state(state.solver)
+    return state
+
+
+def _attach(error: BaseException, result: Result) -> None:
+    """Hands the best point so far to whoever catches the error."""
+    error.add_note(
+        f"lbfgs_xp: the best point so far, with value {result.fun}, is in the attribute `result` "
+        "of this exception"
+    )
+    with contextlib.suppress(AttributeError):
+        error.result = result  # type: ignore[attr-defined]

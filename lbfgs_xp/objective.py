@@ -1,0 +1,248 @@
+"""fun and jac, of whatever form, as one function: vector -> (value, gradient, aux)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lbfgs_xp.backend import Array, is_array
+from lbfgs_xp.tree import Layout
+
+_WAYS_OUT = (
+    "give jac= a function that returns the gradient; or jac=True, fun then returning "
+    '(value, gradient); or jac="2-point" or "3-point" for finite differences'
+)
+
+
+class Objective:
+    """Evaluates value and gradient on vectors and counts the evaluations.
+
+    Parameters
+    ----------
+    fun, args, jac, has_aux
+        As in `lx.minimize`.
+    layout : Layout
+        Between the user's parameters and the vector.
+
+    Attributes
+    ----------
+    nfev : int
+        How often `fun` was called.
+    """
+
+    def __init__(self, fun: Callable, args: tuple, jac: Any, has_aux: bool, layout: Layout):
+        if not callable(fun):
+            raise TypeError(f"fun is a {type(fun).__name__}; wanted a function of x")
+        if not isinstance(args, tuple):
+            args = (args,)
+        self.layout = layout
+        self.backend = layout.backend
+        self.fun = fun
+        self.args = args
+        self.has_aux = has_aux
+        self.nfev = 0
+        self._evaluate = self._choose(jac)
+
+    def __call__(self, x: Array) -> tuple[Any, Array, Any]:
+        """(value, gradient, aux) at the vector x: (...), (..., n), anything."""
+        value, gradient, aux = self._evaluate(x)
+        shape = getattr(value, "shape", ())
+        if shape != self.layout.batch or not isinstance(value, float):
+            value = self._check_value(value)
+        return value, gradient, aux
+
+    def check_unchanged(self, x: Array, start: Array) -> None:
+        """Refuses a fun that has changed its argument in place."""
+
+    def _choose(self, jac: Any) -> Callable:
+        if jac is True:
+            return self._both
+        if callable(jac):
+            self.jac = jac
+            return self._separate
+        if isinstance(jac, str) and jac in ("2-point", "3-point"):
+            self.central = jac == "3-point"
+            return self._differences
+        if jac is not None and jac is not False:
+            raise ValueError(
+                f"jac is {jac!r}; wanted None (automatic differentiation), True, a function, "
+                '"2-point" or "3-point"'
+            )
+        if not self.backend.differentiates:
+            raise ValueError(
+                f"{self.backend.name} has no automatic differentiation: {_WAYS_OUT}"
+            )
+        self._differentiated = self.backend.value_and_gradient(self._on_vector, self.has_aux)
+        return self._automatic
+
+    # --- the four ways to a gradient -----------------------------------------------------------
+
+    def _both(self, x: Array) -> tuple[Any, Array, Any]:
+        self.nfev += 1
+        out = self.fun(self.layout.to_tree(x), *self.args)
+        try:
+            value, gradient = out
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"fun returned {_describe(out)}; wanted, with jac=True, the pair (value, gradient)"
+            ) from None
+        aux = None
+        if self.has_aux:
+            value, aux = self._split(value)
+        return value, self._gradient(gradient, x), aux
+
+    def _separate(self, x: Array) -> tuple[Any, Array, Any]:
+        value, aux = self._value(x)
+        gradient = self.jac(self.layout.to_tree(x), *self.args)
+        return value, self._gradient(gradient, x), aux
+
+    def _automatic(self, x: Array) -> tuple[Any, Array, Any]:
+        self.nfev += 1
+        return self._differentiated(x)
+
+    def _differences(self, x: Array) -> tuple[Any, Array, Any]:
+        """Finite differences (Nocedal & Wright, section 8.1), a coordinate at a time."""
+        xp, backend = self.layout.xp, self.backend
+        value, aux = self._value(x)
+        value = self._check_value(value)
+        h = backend.eps ** (1 / 3 if self.central else 1 / 2)
+        steps = h * xp.where(xp.abs(x) > 1.0, xp.abs(x), xp.ones_like(x))
+        places = xp.arange(self.layout.size, device=backend.device)
+        slopes = []
+        for i in range(self.layout.size):
+            here = places == i
+            ahead = xp.where(here, x + steps, x)
+            behind = xp.where(here, x - steps, x) if self.central else x
+            low = self._check_value(self._value(behind)[0]) if self.central else value
+            rise = self._check_value(self._value(ahead)[0]) - low
+            run = ahead[..., i] - behind[..., i]
+            slopes.append(rise / run)
+        slopes = [s if is_array(s) else backend.full((), s) for s in slopes]
+        gradient = xp.stack(slopes, axis=-1)
+        return value, xp.astype(gradient, backend.dtype, copy=False), aux
+
+    # --- checks --------------------------------------------------------------------------------
+
+    def _on_vector(self, x: Array) -> Any:
+        return self.fun(self.layout.to_tree(x), *self.args)
+
+    def _value(self, x: Array) -> tuple[Any, Any]:
+        self.nfev += 1
+        out = self._on_vector(x)
+        return self._split(out) if self.has_aux else (out, None)
+
+    def _split(self, out: Any) -> tuple[Any, Any]:
+        try:
+            value, aux = out
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"fun returned {_describe(out)}; wanted, with has_aux=True, the pair (value, aux)"
+            ) from None
+        return value, aux
+
+    def _check_value(self, value: Any) -> Any:
+        batch = self.layout.batch
+        if isinstance(value, tuple):
+            raise TypeError(
+                f"fun returned {_describe(value)}; wanted a value alone "
+                "(jac=True or has_aux=True take a pair)"
+            )
+        if isinstance(value, (bool, int, float, np.floating, np.integer)) and not batch:
+            return float(value)
+        if not is_array(value):
+            raise TypeError(
+                f"fun returned {_describe(value)}; wanted "
+                + (f"an array of shape {batch}" if batch else "a real number")
+            )
+        shape = tuple(value.shape)
+        if shape != batch:
+            raise ValueError(
+                f"fun returned an array of shape {shape}; wanted "
+                + (f"{batch}, one value for each row of x0" if batch else "a single number (0-d)")
+            )
+        if not self.layout.xp.isdtype(value.dtype, "real floating"):
+            raise TypeError(f"fun returned dtype {value.dtype}; wanted a real floating-point dtype")
+        return value
+
+    def _gradient(self, gradient: Any, x: Array) -> Array:
+        """The user's gradient as a vector that nobody else can change later."""
+        plain = self.layout.plain
+        if not (
+            plain
+            and type(gradient) is type(x)
+            and gradient.shape == x.shape
+            and gradient.dtype == x.dtype
+            and self.backend.name == "numpy"
+        ):
+            gradient = self.layout.to_vector(gradient, "the gradient")
+        # A caller that fills one buffer again and again would change our past gradients.
+        return self.backend.own(gradient)
+
+
+def _describe(out: Any) -> str:
+    if is_array(out):
+        return f"an array of shape {tuple(out.shape)}"
+    if isinstance(out, tuple):
+        return f"a tuple of {len(out)}"
+    return f"a {type(out).__name__}"
+
+
+class GradientCheck(NamedTuple):
+    """What `lx.check_gradient` found.
+
+    error : float
+        The largest |jac - differences|, divided by max(1, largest |differences|).
+    index : int
+        Where, in the flattened x.
+    jac, differences : arrays (n,)
+        The gradient as given, and by central differences.
+    """
+
+    error: float
+    index: int
+    jac: Array
+    differences: Array
+
+
+def check_gradient(
+    fun: Callable, x: Any, jac: Any = None, args: tuple = (), *, has_aux: bool = False
+) -> GradientCheck:
+    """Compares the gradient with central differences of the value.
+
+    Parameters
+    ----------
+    fun, jac, args, has_aux
+        As in `lx.minimize`.
+    x : array or nested parameters
+        Where to look. float64 tells most: errors of about 1e-10 are then rounding alone, while
+        float32 sees no better than 1e-3.
+
+    Returns
+    -------
+    GradientCheck
+        `error` is relative; a right gradient gives a number near eps^(2/3).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lbfgs_xp as lx
+    >>> check = lx.check_gradient(lambda x: np.sum(x**3), np.asarray([1.0, 2.0]), lambda x: 2 * x)
+    >>> check.error > 0.1, check.index
+    (True, 1)
+    """
+    layout = Layout(x, batched=False)
+    vector = layout.to_vector(x, "x")
+    _, given, _ = Objective(fun, args, jac, has_aux, layout)(vector)
+
+    def value_only(x: Any, *args: Any) -> Any:
+        out = fun(x, *args)
+        value = out[0] if jac is True else out
+        return value[0] if has_aux else value
+
+    _, numeric, _ = Objective(value_only, args, "3-point", False, layout)(vector)
+    difference = layout.backend.to_host(given - numeric)
+    size = float(np.max(np.abs(layout.backend.to_host(numeric))))
+    index = int(np.argmax(np.abs(difference)))
+    return GradientCheck(abs(float(difference[index])) / max(1.0, size), index, given, numeric)

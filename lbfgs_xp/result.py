@@ -1,0 +1,140 @@
+"""What a run gives back, and why it stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import Any, NamedTuple
+
+
+class Status(enum.IntEnum):
+    """Why a run stopped. Each member is its own message: `str(status)` is the sentence.
+
+    `status.success` tells whether the run ended where it was meant to: at a small gradient, where
+    value or step have settled, or at the floor of what the dtype can tell apart.
+    """
+
+    message: str
+    success: bool
+
+    def __new__(cls, code: int, success: bool, message: str) -> Status:
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.success = success
+        member.message = message
+        return member
+
+    RUNNING = -1, False, "still running"
+    GRADIENT = 0, True, "the gradient is small: its largest component is at most gtol"
+    VALUE = 1, True, "the value has settled: its relative change is at most ftol"
+    STEP = 2, True, "the step has settled: its largest component is at most xtol (relative to x)"
+    PRECISION = (
+        3,
+        True,
+        "precision floor: the dtype cannot tell a better point from this one",
+    )
+    ITERATIONS = 4, False, "the budget of iterations (maxiter) is spent"
+    EVALUATIONS = 5, False, "the budget of evaluations (maxfun) is spent"
+    TIME = 6, False, "the budget of seconds (maxtime) is spent"
+    LINE_SEARCH = (
+        7,
+        False,
+        "no step along the direction of descent lowers the value: function and gradient disagree "
+        "(lx.check_gradient tells), or the function has a kink or a jump here",
+    )
+    NOT_FINITE = 8, False, "the value or the gradient at the start is not finite"
+    UNBOUNDED = 9, False, "the value falls without bound along the direction of search"
+    CALLBACK = 10, False, "stopped by the callback"
+    INTERRUPTED = 11, False, "interrupted from the keyboard"
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class Best(NamedTuple):
+    """The best point seen: vectors (..., n), scalars (...)."""
+
+    x: Any
+    value: Any
+    gradient: Any
+    gradient_norm: Any
+    aux: Any
+
+
+class State(NamedTuple):
+    """All that is needed to go on: `lx.minimize(..., state=res.state)`."""
+
+    solver: Any
+    best: Best
+
+
+class Record(NamedTuple):
+    """What a callback is given after each iteration.
+
+    x : the iterate, of the structure of x0.
+    fun, gradient_norm, step : float, or (B,) arrays for a batch: the value, the infinity norm of
+        the gradient, and the step length alpha of the line search that led here.
+    nit, nfev : int, or (B,) arrays: iterations and evaluations so far.
+    """
+
+    x: Any
+    fun: Any
+    gradient_norm: Any
+    step: Any
+    nit: Any
+    nfev: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The outcome of `lx.minimize`.
+
+    For a batch of B problems the fields `fun`, `nit`, `nfev`, `success` and `status` are arrays
+    of shape (B,) of the library of x0; `status` then holds the integers of `lx.Status`.
+
+    Attributes
+    ----------
+    x : of the structure, library, device and dtype of x0
+        The best point seen: the lowest value; among values that agree to rounding, the smallest
+        gradient.
+    fun : float, or array (B,)
+        Its value.
+    jac : of the structure of x
+        Its gradient.
+    gradient_norm : float, or array (B,)
+        The largest absolute component of `jac`.
+    nit, nfev : int, or arrays (B,)
+        Accepted iterations; evaluations of fun (those for finite differences included).
+    success, status, message
+        Whether and why the run ended; see `lx.Status`.
+    aux : Any
+        What fun returned beside the value at `x` (has_aux=True), else None.
+    hess_inv : operator (n, n), or None
+        The solver's inverse Hessian at its last iterate: `@`, `diagonal()`, `todense()`.
+    state : State
+        Pass it as `state=` to go on.
+    """
+
+    x: Any
+    fun: Any
+    jac: Any
+    gradient_norm: Any
+    nit: Any
+    nfev: Any
+    success: Any
+    status: Any
+    message: Any
+    aux: Any = None
+    hess_inv: Any = dataclasses.field(default=None, repr=False)
+    state: Any = dataclasses.field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        rows = []
+        for field in dataclasses.fields(self):
+            if not field.repr or (field.name == "aux" and self.aux is None):
+                continue
+            value = getattr(self, field.name)
+            # A Status prints as its name here, since the message has a line of its own.
+            text = value.name if isinstance(value, Status) else str(value)
+            rows.append(f"{field.name:>14}: " + text.replace("\n", "\n" + " " * 16))
+        return "\n".join(rows)

@@ -1,0 +1,83 @@
+"""The two-loop recursion of L-BFGS, as in the textbook."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import array_api_compat as compat
+
+from lbfgs_xp.backend import Array
+
+
+def two_loop(
+    gradient: Array,
+    S: Array,
+    Y: Array,
+    gamma: Any = 1.0,
+    *,
+    dot: Callable[[Array, Array], Array] | None = None,
+) -> Array:
+    """The product H g of the L-BFGS inverse Hessian with a vector.
+
+    Nocedal & Wright, Numerical Optimization, 2nd edition, Algorithm 7.4. `lx.LBFGS` itself uses
+    the compact form, which reads its memory twice in place of four times and waits once for a
+    device instead of 2m times; the two agree to rounding.
+
+    Parameters
+    ----------
+    gradient : array (..., n)
+    S, Y : arrays (..., m, n)
+        The steps and the changes of the gradient, the oldest first. A pair with s . y <= 0 is
+        passed over.
+    gamma : float, array (...), or function
+        The initial inverse Hessian: gamma times the identity, or a function of a vector (..., n).
+    dot : function, optional
+        The inner product over the last axis; the library's `vecdot` unless given.
+
+    Returns
+    -------
+    array (..., n), of the library, dtype and device of `gradient`. The direction of L-BFGS is its
+    negative.
+
+    Raises
+    ------
+    ValueError
+        where the shapes do not match.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> s, y = np.asarray([[1.0, 0.0]]), np.asarray([[2.0, 0.0]])
+    >>> two_loop(np.asarray([4.0, 3.0]), s, y, gamma=0.5)
+    array([2. , 1.5])
+    """
+    xp = compat.array_namespace(gradient, S, Y)
+    wanted = (*gradient.shape[:-1], S.shape[-2] if S.ndim > 1 else 0, gradient.shape[-1])
+    if tuple(S.shape) != wanted or tuple(Y.shape) != wanted:
+        raise ValueError(
+            f"two_loop got S of shape {tuple(S.shape)} and Y of shape {tuple(Y.shape)}; wanted "
+            f"(..., m, n) with the (..., n) = {tuple(gradient.shape)} of the gradient"
+        )
+    dot = dot or xp.vecdot
+    q = gradient
+    stack = []
+    for i in reversed(range(S.shape[-2])):
+        s, y = S[..., i, :], Y[..., i, :]
+        curvature = dot(s, y)
+        positive = curvature > 0
+        rho = xp.where(
+            positive, 1.0 / xp.where(positive, curvature, xp.ones_like(curvature)),
+            xp.zeros_like(curvature),
+        )
+        alpha = rho * dot(s, q)
+        q = q - alpha[..., None] * y
+        stack.append((s, y, rho, alpha))
+    if callable(gamma):
+        r = gamma(q)
+    else:
+        r = (gamma[..., None] if compat.is_array_api_obj(gamma) else gamma) * q
+    for s, y, rho, alpha in reversed(stack):
+        beta = rho * dot(y, r)
+        r = r + (alpha - beta)[..., None] * s
+    return r

@@ -1,0 +1,256 @@
+"""Every reduction over the variables, and the way of numbers between host and device.
+
+Vectors are (..., n) arrays of the user's library, scalars are (...): Python floats for one problem,
+arrays for a batch. No other module sums over the variables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import array_api_compat as compat
+import numpy as np
+
+from lbfgs_xp import scalars
+from lbfgs_xp.backend import Array, Backend
+
+
+def fixed_sum(x: Array, axis: int = -1) -> Array:
+    """The sum along one axis in an order that depends on its length alone.
+
+    The axis is padded with zeros to a power of two, and the first half is added to the second
+    until one element is left. Only elementwise additions take part, so every library that rounds
+    as IEEE 754 tells gives the same bits, on any device and for any number of threads. The error
+    grows like log2(n), not n (pairwise summation: Higham, Accuracy and Stability of Numerical
+    Algorithms, section 4.2).
+
+    Parameters
+    ----------
+    x : array of any shape, of any library of the array API standard.
+    axis : int, the axis to sum over.
+
+    Returns
+    -------
+    array of the same library, dtype and device, with `axis` removed; 0 for an empty axis.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(fixed_sum(np.asarray([1.0, 2.0, 3.0])))
+    6.0
+    """
+    xp = compat.array_namespace(x)
+    if x.ndim == 0:
+        raise ValueError("fixed_sum wants an array with at least one axis, got a 0-d array")
+    if axis not in (-1, x.ndim - 1):
+        x = xp.moveaxis(x, axis, -1)
+    n = x.shape[-1]
+    size = 1 << max(n - 1, 0).bit_length()
+    if size != n:
+        padding = xp.zeros(
+            (*x.shape[:-1], size - n), dtype=x.dtype, device=compat.device(x)
+        )
+        x = xp.concat([x, padding], axis=-1)
+    while size > 1:
+        size //= 2
+        x = x[..., :size] + x[..., size:]
+    return x[..., 0]
+
+
+class Space:
+    """The plain space: the library's own products, fastest.
+
+    Parameters
+    ----------
+    backend : Backend
+    batched : bool
+        Whether vectors are (B, n); otherwise they are (n,).
+
+    Attributes
+    ----------
+    remote : bool
+        One problem on a device, where each read of a number waits: reads are gathered.
+    small : namespace of the m x m algebra: NumPy on the host for one problem, the library's own
+        on its device for a batch.
+    """
+
+    reproducible = False
+
+    def __init__(self, backend: Backend, batched: bool):
+        self.backend = backend
+        self.xp = backend.xp
+        self.batched = batched
+        self.remote = not batched and not backend.host
+        self.on_host = not batched or self.reproducible or backend.name == "numpy"
+        self.small = np if self.on_host else backend.xp
+        self.scalars = scalars.of(self.small_zeros(()) if batched else 0.0)
+        # A compiled program may round a product and a sum at once, so it may not where bits count.
+        if backend.name == "jax" and not self.reproducible:
+            for name in ("_dot", "_dots", "_combine", "_max_abs", "_move"):
+                setattr(self, name, backend.jit(getattr(Space, name), self))
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            type(self) is type(other)
+            and isinstance(other, Space)
+            and (self.backend, self.batched) == (other.backend, other.batched)
+        )
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.backend, self.batched))
+
+    # --- reductions ----------------------------------------------------------------------------
+
+    def dot(self, u: Array, v: Array) -> Array:
+        """u . v over the last axis: (..., n), (..., n) -> (...)."""
+        return self._dot(u, v)
+
+    def dots(self, rows: Array, vectors: Sequence[Array]) -> list[Array]:
+        """The products of every row with each vector: (..., k, n), (..., n) -> (..., k)."""
+        return [self._dots(rows, vector) for vector in vectors]
+
+    def combine(self, coefficients: Array, rows: Array) -> Array:
+        """sum_k coefficients[k] rows[k]: (..., k), (..., k, n) -> (..., n)."""
+        return self._combine(coefficients, rows)
+
+    def max_abs(self, u: Array) -> Array:
+        """The infinity norm over the last axis: (..., n) -> (...); nan where u has one."""
+        return self._max_abs(u)
+
+    def _dot(self, u: Array, v: Array) -> Array:
+        return self.xp.vecdot(u, v)
+
+    def _dots(self, rows: Array, vector: Array) -> Array:
+        if not self.batched:
+            return rows @ vector
+        return (rows @ vector[..., None])[..., 0]
+
+    def _combine(self, coefficients: Array, rows: Array) -> Array:
+        if not self.batched:
+            return coefficients @ rows
+        return (coefficients[..., None, :] @ rows)[..., 0, :]
+
+    def _max_abs(self, u: Array) -> Array:
+        return self.xp.max(self.xp.abs(u), axis=-1)
+
+    # --- elementwise, on vectors ---------------------------------------------------------------
+
+    def move(self, x: Array, alpha: Any, direction: Array) -> Array:
+        """x + alpha direction, as two operations where bits matter."""
+        if not self.batched and alpha == 1.0:
+            return x + direction
+        return self._move(x, self.spread(alpha), direction)
+
+    def _move(self, x: Array, alpha: Any, direction: Array) -> Array:
+        return x + alpha * direction
+
+    def scale(self, factor: Any, u: Array) -> Array:
+        """factor u, one factor for each problem."""
+        if not self.batched and factor == 1.0:
+            return u
+        return self.spread(factor) * u
+
+    def spread(self, scalar: Any) -> Any:
+        """A scalar of each problem, ready to multiply vectors."""
+        return self.send(scalar)[..., None] if self.batched else scalar
+
+    def pick(self, mask: Any, new: Array, old: Array) -> Array:
+        """Vectors: `new` where the problem's mask holds, else `old`."""
+        if not self.batched:
+            return new if mask else old
+        return self.xp.where(self.send(mask)[..., None], new, old)
+
+    # --- between vectors and scalars -----------------------------------------------------------
+
+    def read(self, *numbers: Array) -> Sequence[Any]:
+        """Reduced numbers as scalars: floats (one transfer at most), or (B,) arrays."""
+        if not self.batched:
+            return self.backend.read(numbers)
+        return [self.fetch(number) for number in numbers]
+
+    def fetch(self, array: Array) -> Array:
+        """Numbers (..., k) of the device, for the small algebra."""
+        if not self.on_host:
+            return self.xp.astype(array, self.backend.dtype, copy=False)
+        array = self.backend.to_host(array)
+        return array if array.dtype == np.float64 else array.astype(np.float64)
+
+    def send(self, array: Array) -> Array:
+        """Numbers, counts or masks of the small algebra, for the device."""
+        backend = self.backend
+        if not self.on_host:
+            return array
+        kind = array.dtype.kind
+        if backend.name == "numpy":
+            return array.astype(backend.dtype, copy=False) if kind == "f" else array
+        dtypes = {"b": self.xp.bool, "i": self.xp.int64}
+        return backend.from_host(array, dtypes.get(kind, backend.dtype))
+
+    def any(self, mask: Any) -> bool:
+        """Whether the mask holds for some problem: one read."""
+        if not self.batched:
+            return mask
+        return bool(mask.any() if self.on_host else self.backend.to_host(self.xp.any(mask)))
+
+    def equal(self, u: Any, v: Any) -> bool:
+        """Whether two vectors, or two scalars of each problem, are the same numbers: one read."""
+        if isinstance(u, float):
+            return u == v
+        if u.shape != v.shape or type(u) is not type(v):
+            return False
+        xp = compat.array_namespace(u)
+        return bool(self.backend.to_host(xp.all(u == v)) if xp is self.xp else (u == v).all())
+
+    # --- the small algebra ---------------------------------------------------------------------
+
+    def matvec(self, matrix: Array, vector: Array) -> Array:
+        """Small matrices times small vectors: (..., m, m), (..., m) -> (..., m)."""
+        if not self.batched:
+            return matrix @ vector
+        return (matrix @ vector[..., None])[..., 0]
+
+    def transpose(self, matrix: Array) -> Array:
+        return matrix.T if not self.batched else self.small.matrix_transpose(matrix)
+
+    def per_problem(self, scalar: Any) -> Any:
+        """A scalar of each problem, ready to multiply small vectors (..., m)."""
+        return scalar[..., None] if self.batched else scalar
+
+    def choose(self, mask: Any, new: Array, old: Any) -> Any:
+        """Small vectors (..., m): `new` where the problem's mask holds, else `old`."""
+        if not self.batched:
+            return new if mask else old
+        return self.scalars.where(mask[..., None], new, old)
+
+    def small_zeros(self, shape: tuple[int, ...]) -> Array:
+        """Zeros: float64 on the host, the vectors' dtype on a device."""
+        return np.zeros(shape) if self.on_host else self.backend.zeros(shape)
+
+    def small_count(self, shape: tuple[int, ...]) -> Array:
+        """Zeros to count with."""
+        if self.on_host:
+            return np.zeros(shape, dtype=np.int64)
+        xp = self.xp
+        return xp.zeros(shape, dtype=xp.asarray(0).dtype, device=self.backend.device)
+
+    def small_arange(self, size: int) -> Array:
+        return np.arange(size) if self.on_host else self.xp.arange(size, device=self.backend.device)
+
+
+class FixedOrderSpace(Space):
+    """Every sum by halving, every scalar on the host in float64: the same bits on every library."""
+
+    reproducible = True
+
+    def matvec(self, matrix: Array, vector: Array) -> Array:
+        return fixed_sum(matrix * vector[..., None, :])
+
+    def _dot(self, u: Array, v: Array) -> Array:
+        return fixed_sum(u * v)
+
+    def _dots(self, rows: Array, vector: Array) -> Array:
+        return fixed_sum(rows * vector[..., None, :])
+
+    def _combine(self, coefficients: Array, rows: Array) -> Array:
+        return fixed_sum(coefficients[..., :, None] * rows, axis=-2)

@@ -1,0 +1,148 @@
+"""When a run stops, and why: scalars in, `Status` out, for one problem or each of a batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from lbfgs_xp.result import Status
+from lbfgs_xp.scalars import Scalars
+
+# Roundings of the value within which a change tells nothing.
+_NOISE = 4.0
+# Iterations without a change that tells something, before the floor is taken as reached.
+_PATIENCE = 8
+# Iterations in a row whose change must be small for the value or the step to have settled.
+_SETTLED = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Criteria:
+    """Tolerances and budgets; `eps` and `largest` belong to the dtype."""
+
+    gtol: float
+    ftol: float
+    xtol: float
+    maxiter: float
+    maxfun: float
+    eps: float
+    largest: float
+
+
+class Progress(NamedTuple):
+    """What has been seen so far; scalars, or arrays (B,).
+
+    status : integer of `Status`.
+    nit, nfev : iterations and evaluations.
+    settled_value, settled_step : iterations in a row with a small change.
+    stalled : iterations since value or gradient last fell by more than rounding.
+    reference : the value then.
+    lowest_norm : the smallest gradient norm so far.
+    scale : the largest |value| so far, as a measure of the terms that make up the value.
+    """
+
+    status: Any
+    nit: Any
+    nfev: Any
+    settled_value: Any
+    settled_step: Any
+    stalled: Any
+    reference: Any
+    lowest_norm: Any
+    scale: Any
+
+
+class Iteration(NamedTuple):
+    """What one evaluation led to.
+
+    before, value : the iterate's value before and after.
+    norm_before, norm : its gradient norm.
+    step, size : infinity norms of the step and of x (both 0 where xtol is 0).
+    accepted, failed, unbounded, decrement : see `LBFGSState`.
+    """
+
+    before: Any
+    value: Any
+    norm_before: Any
+    norm: Any
+    step: Any
+    size: Any
+    accepted: Any
+    failed: Any
+    unbounded: Any
+    decrement: Any
+
+
+def start(fn: Scalars, criteria: Criteria, value: Any, norm: Any, nfev: int) -> Progress:
+    """Where a run stands after the evaluation at its start."""
+    zero = fn.full(0, value)
+    status = fn.full(int(Status.RUNNING), value)
+    status = fn.where(norm <= criteria.gtol, int(Status.GRADIENT), status)
+    usable = fn.isfinite(value) & fn.isfinite(norm)
+    status = fn.where(usable, status, int(Status.NOT_FINITE))
+    return _budgets(
+        fn,
+        criteria,
+        Progress(status, zero, zero + nfev, zero, zero, zero, value, norm, fn.abs(value)),
+    )
+
+
+def update(
+    fn: Scalars, criteria: Criteria, progress: Progress, now: Iteration, evaluations: int
+) -> Progress:
+    """Where it stands after one more evaluation. Problems that have stopped stay as they are."""
+    p = progress
+    running = p.status == int(Status.RUNNING)
+    nfev = fn.where(running, p.nfev + evaluations, p.nfev)
+    if fn.every(fn.logical_not(now.accepted | now.failed)):
+        return _budgets(fn, criteria, p._replace(nfev=nfev))
+
+    accepted = now.accepted & running
+    size = fn.maximum(fn.abs(now.before), fn.abs(now.value))
+    # A step too short to change anything settles nothing.
+    moved = accepted & ((now.value != now.before) | (now.norm != now.norm_before))
+    small = moved & (fn.abs(now.before - now.value) <= criteria.ftol * size)
+    settled_value = fn.where(small & (criteria.ftol > 0.0), p.settled_value + 1, 0)
+    short = moved & (now.step <= criteria.xtol * fn.maximum(now.size, 1.0))
+    settled_step = fn.where(short & (criteria.xtol > 0.0), p.settled_step + 1, 0)
+
+    lower = now.value < p.reference - _NOISE * criteria.eps * size
+    flatter = now.norm < 0.9 * p.lowest_norm
+    stalled = fn.where(lower | flatter, 0, p.stalled + 1)
+    scale = fn.maximum(p.scale, fn.abs(now.value))
+    floor = now.decrement <= _NOISE * criteria.eps * scale
+
+    running_code, precision = int(Status.RUNNING), int(Status.PRECISION)
+    status = p.status
+    status = fn.where(stalled >= _PATIENCE, precision, status)
+    status = fn.where(settled_step >= _SETTLED, int(Status.STEP), status)
+    status = fn.where(settled_value >= _SETTLED, int(Status.VALUE), status)
+    endless = now.unbounded | (now.value < -criteria.eps * criteria.largest)
+    status = fn.where(endless, int(Status.UNBOUNDED), status)
+    status = fn.where(now.norm <= criteria.gtol, int(Status.GRADIENT), status)
+    status = fn.where(accepted, status, running_code)
+    given_up = fn.where(floor | (p.stalled > 1), precision, int(Status.LINE_SEARCH))
+    status = fn.where(now.failed, given_up, status)
+
+    after = Progress(
+        status,
+        fn.where(accepted, p.nit + 1, p.nit),
+        nfev,
+        fn.where(accepted, settled_value, p.settled_value),
+        fn.where(accepted, settled_step, p.settled_step),
+        fn.where(accepted, stalled, p.stalled),
+        fn.where(accepted & lower, now.value, p.reference),
+        fn.where(accepted, fn.minimum(now.norm, p.lowest_norm), p.lowest_norm),
+        fn.where(accepted, scale, p.scale),
+    )
+    return fn.choose(running, _budgets(fn, criteria, after), p)
+
+
+def _budgets(fn: Scalars, criteria: Criteria, p: Progress) -> Progress:
+    running = p.status == int(Status.RUNNING)
+    spent = fn.where(
+        p.nit >= criteria.maxiter,
+        int(Status.ITERATIONS),
+        fn.where(p.nfev >= criteria.maxfun, int(Status.EVALUATIONS), p.status),
+    )
+    return p._replace(status=fn.where(running, spent, p.status))

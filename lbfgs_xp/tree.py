@@ -1,0 +1,204 @@
+"""Nested parameters <-> one real vector (..., n), built on optree."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import optree
+
+from lbfgs_xp.backend import Array, Backend, is_array
+
+_NAMESPACE = "lbfgs_xp"
+
+
+class Layout:
+    """How the parameters of one problem (or of B problems) lie in a real vector.
+
+    A complex leaf takes two stretches, its real and its imaginary part, so that everything behind
+    this class is real and the inner product is Re<a, b>.
+
+    Parameters
+    ----------
+    x0 : array, number, or nested dict, list, tuple or dataclass of arrays
+    batched : bool
+        Whether the first axis of every leaf counts the problems.
+    """
+
+    def __init__(self, x0: Any, batched: bool):
+        leaves, self.structure = _flatten(_as_parameters(x0))
+        self.batched = batched
+        _check_leaves(leaves, batched)
+        self.shapes = [tuple(leaf.shape) for leaf in leaves]
+        self.backend = Backend(_real(leaves[0]))
+        self.xp = self.backend.xp
+        self.dtypes = [leaf.dtype for leaf in leaves]
+        self.complex = [_is_complex(leaf) for leaf in leaves]
+        self.batch = self.shapes[0][:1] if batched else ()
+        self.sizes = [
+            math.prod(shape[len(self.batch) :]) * (2 if c else 1)
+            for shape, c in zip(self.shapes, self.complex, strict=True)
+        ]
+        self.size = sum(self.sizes)
+        if self.size == 0 or 0 in self.batch:
+            raise ValueError(f"x0 is empty (shapes {self.shapes}); wanted at least one number")
+        # The common case, one real array that is the vector already, costs nothing.
+        self.plain = (
+            self.structure.is_leaf()
+            and not self.complex[0]
+            and len(self.shapes[0]) == 1 + len(self.batch)
+        )
+        self.shape = (*self.batch, self.size)
+
+    def to_vector(self, tree: Any, what: str) -> Array:
+        """The vector of `tree`, which `what` names in errors ("x0", "the gradient", ...)."""
+        leaves, structure = _flatten(tree)
+        if structure != self.structure:
+            raise ValueError(
+                f"{what} has the structure {structure}; wanted that of x0, {self.structure}"
+            )
+        leaves = [self.check(leaf, i, what) for i, leaf in enumerate(leaves)]
+        if self.plain:
+            return leaves[0]
+        xp = self.xp
+        pieces = []
+        for leaf, is_complex in zip(leaves, self.complex, strict=True):
+            parts = (xp.real(leaf), xp.imag(leaf)) if is_complex else (leaf,)
+            pieces += [xp.reshape(part, (*self.batch, -1)) for part in parts]
+        return pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=-1)
+
+    def to_tree(self, vector: Array) -> Any:
+        """The parameters that `vector` holds."""
+        if self.plain:
+            return vector
+        xp = self.xp
+        leaves = []
+        start = 0
+        for shape, size, is_complex, dtype in zip(
+            self.shapes, self.sizes, self.complex, self.dtypes, strict=True
+        ):
+            piece = vector[..., start : start + size]
+            start += size
+            if is_complex:
+                half = size // 2
+                re = xp.astype(piece[..., :half], dtype)
+                piece = re + xp.astype(piece[..., half:], dtype) * 1j
+            leaves.append(xp.reshape(piece, shape))
+        return optree.tree_unflatten(self.structure, leaves)
+
+    def check(self, leaf: Any, index: int, what: str) -> Array:
+        """`leaf` as an array like leaf `index` of x0, or a clear error."""
+        if not is_array(leaf):
+            if self.backend.name != "numpy":
+                raise TypeError(
+                    f"{what} is of type {type(leaf).__name__}; wanted an array of "
+                    f"{self.backend.name}, like x0"
+                )
+            leaf = np.asarray(leaf)
+        other = Backend(leaf)
+        if other.name != self.backend.name:
+            raise TypeError(
+                f"{what} is an array of {other.name}; wanted one of {self.backend.name}, like x0"
+            )
+        if other.device != self.backend.device and "traced" not in (
+            str(other.device),
+            str(self.backend.device),
+        ):
+            raise ValueError(
+                f"{what} is on device {other.device}; wanted {self.backend.device}, like x0"
+            )
+        if tuple(leaf.shape) != self.shapes[index]:
+            raise ValueError(
+                f"{what} has shape {tuple(leaf.shape)}; wanted {self.shapes[index]}, like x0"
+            )
+        if leaf.dtype != self.dtypes[index]:
+            if _is_complex(leaf) and not self.complex[index]:
+                raise TypeError(f"{what} is complex; wanted {self.dtypes[index]}, like x0")
+            leaf = self.xp.astype(leaf, self.dtypes[index])
+        return leaf
+
+
+def map_leaves(function: Callable, tree: Any, *others: Any) -> Any:
+    """`function` over the leaves of trees of one structure."""
+    return optree.tree_map(function, tree, *others, namespace=_NAMESPACE)
+
+
+def _flatten(tree: Any) -> tuple[list[Any], Any]:
+    while True:
+        leaves, structure = optree.tree_flatten(tree, namespace=_NAMESPACE, none_is_leaf=True)
+        classes = {type(leaf) for leaf in leaves if _is_plain_dataclass(leaf)}
+        if not classes:
+            return leaves, structure
+        for cls in classes:
+            names = tuple(f.name for f in dataclasses.fields(cls))
+            optree.register_pytree_node(
+                cls,
+                lambda node, names=names: ([getattr(node, n) for n in names], names, names),
+                lambda names, leaves, cls=cls: cls(**dict(zip(names, leaves, strict=True))),
+                namespace=_NAMESPACE,
+            )
+
+
+def _is_plain_dataclass(leaf: Any) -> bool:
+    return dataclasses.is_dataclass(leaf) and not isinstance(leaf, type) and not is_array(leaf)
+
+
+def _as_parameters(x0: Any) -> Any:
+    """x0 itself, or a NumPy array where it is a number or a (nested) list of numbers."""
+    if is_array(x0):
+        return x0
+    leaves, _ = _flatten(x0)
+    if isinstance(x0, (list, tuple, int, float, complex, np.generic)) and all(
+        isinstance(leaf, (int, float, complex, np.generic)) for leaf in leaves
+    ):
+        try:
+            return np.asarray(x0)
+        except ValueError as error:
+            raise ValueError(
+                f"x0 is a ragged list ({error}); wanted an array, or arrays in a container"
+            ) from None
+    return x0
+
+
+def _check_leaves(leaves: list[Any], batched: bool) -> None:
+    if not leaves:
+        raise ValueError("x0 holds no arrays; wanted at least one")
+    for leaf in leaves:
+        if not is_array(leaf):
+            raise TypeError(
+                f"x0 holds a {type(leaf).__name__}; wanted arrays of NumPy, PyTorch, JAX, CuPy or "
+                "another library of the array API standard"
+            )
+    kinds = {Backend(leaf).name for leaf in leaves}
+    if len(kinds) > 1:
+        raise TypeError(f"x0 mixes arrays of {', '.join(sorted(kinds))}; wanted one library")
+    xp = Backend(leaves[0]).xp
+    for leaf in leaves:
+        if not (xp.isdtype(leaf.dtype, ("real floating", "complex floating"))):
+            raise TypeError(
+                f"x0 has dtype {leaf.dtype}; wanted a real or complex floating-point dtype"
+            )
+    devices = {str(Backend(leaf).device) for leaf in leaves}
+    if len(devices) > 1:
+        raise ValueError(f"x0 lies on devices {', '.join(sorted(devices))}; wanted one device")
+    dtypes = {str(_real(leaf).dtype) for leaf in leaves}
+    if len(dtypes) > 1:
+        raise TypeError(f"x0 mixes precisions {', '.join(sorted(dtypes))}; wanted one")
+    if batched:
+        firsts = {tuple(leaf.shape[:1]) for leaf in leaves}
+        if len(firsts) > 1 or firsts == {()}:
+            raise ValueError(
+                f"x0 has shapes {[tuple(leaf.shape) for leaf in leaves]}; wanted, with "
+                "batched=True, the same first axis B in all"
+            )
+
+
+def _is_complex(leaf: Array) -> bool:
+    return bool(Backend(leaf).xp.isdtype(leaf.dtype, "complex floating"))
+
+
+def _real(leaf: Array) -> Array:
+    return Backend(leaf).xp.real(leaf) if _is_complex(leaf) else leaf
