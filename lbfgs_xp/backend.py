@@ -7,7 +7,6 @@ namespace of the Python array API standard. A library is imported only when the 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import importlib.metadata
@@ -50,6 +49,8 @@ class Backend:
         Where the arrays live and what they hold.
     host : bool
         Whether reading a number costs no wait for a device.
+    eps, largest : float
+        The distance from 1 to the next number of the dtype; its largest number.
     mutable : bool
         Whether a row of an array can be overwritten in place.
     """
@@ -59,22 +60,19 @@ class Backend:
         self.name = _library(self.xp)
         self.device = compat.device(array)
         self.dtype = array.dtype
+        limits = self.xp.finfo(self.dtype)
+        self.eps = float(limits.eps)
+        self.largest = float(limits.max)
         self.mutable = self.name not in ("jax", "dask")
         self.host = self.name == "numpy" or (
             self.name in ("torch", "jax") and _platform(self.name, array) == "cpu"
         )
-        self._silent = self.name in ("numpy", "array_api_strict", "dask")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Backend) and repr(self) == repr(other)
 
     def __hash__(self) -> int:
         return hash(repr(self))
-
-    @property
-    def eps(self) -> float:
-        """The distance from 1 to the next number of the dtype."""
-        return float(self.xp.finfo(self.dtype).eps)
 
     def __repr__(self) -> str:
         return f"Backend({self.name}, {self.dtype}, {self.device})"
@@ -171,10 +169,6 @@ class Backend:
             function = _jax_jit(function, len(static))
         return functools.partial(function, *static)
 
-    def quiet(self) -> contextlib.AbstractContextManager:
-        """Silences NumPy's floating-point warnings: trials that overflow are ordinary here."""
-        return np.errstate(all="ignore") if self._silent else _NOTHING
-
     @property
     def differentiates(self) -> bool:
         return self.name in ("torch", "jax")
@@ -188,9 +182,6 @@ class Backend:
         if self.name == "torch":
             return functools.partial(_torch_gradient, fun, has_aux)
         return _jax_gradient(fun, has_aux)
-
-
-_NOTHING: contextlib.AbstractContextManager = contextlib.nullcontext()
 
 
 def _library(xp: Namespace) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import functools
 import math
+import numbers
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,6 +20,9 @@ from lbfgs_xp.solvers.lbfgs import LBFGS
 from lbfgs_xp.space import FixedOrderSpace, Space
 from lbfgs_xp.stopping import Criteria, Iteration, Progress
 from lbfgs_xp.tree import Layout, map_leaves
+
+# Counts of a batch are 32-bit integers.
+_UNLIMITED = 2**31 - 1
 
 METHODS: dict[str, Callable[[], Any]] = {"lbfgs": LBFGS}
 
@@ -120,12 +124,12 @@ def minimize(
         gtol=_tolerance("gtol", math.sqrt(backend.eps) if gtol is None else gtol),
         ftol=_tolerance("ftol", ftol),
         xtol=_tolerance("xtol", xtol),
-        maxiter=_budget("maxiter", maxiter),
-        maxfun=_budget("maxfun", maxfun),
+        maxiter=_count("maxiter", maxiter),
+        maxfun=_count("maxfun", maxfun),
         eps=backend.eps,
-        largest=float(layout.xp.finfo(backend.dtype).max),
+        largest=backend.largest,
     )
-    deadline = time.perf_counter() + _budget("maxtime", maxtime)
+    deadline = time.perf_counter() + _seconds("maxtime", maxtime)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback is a {type(callback).__name__}; wanted a function or None")
     space = (FixedOrderSpace if reproducible else Space)(backend, batched)
@@ -359,17 +363,25 @@ def _solver(method: Any, bounds: Any) -> Any:
 
 
 def _tolerance(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not value >= 0:
         raise ValueError(f"{name} is {value!r}; wanted a number of at least 0")
     return float(value)
 
 
-def _budget(name: str, value: Any) -> float:
+def _count(name: str, value: Any) -> int:
+    if value is None:
+        return _UNLIMITED
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not value >= 0:
+        raise ValueError(f"{name} is {value!r}; wanted an integer of at least 0, or None")
+    return int(min(value, _UNLIMITED))
+
+
+def _seconds(name: str, value: Any) -> float:
     if value is None:
         return math.inf
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-        raise ValueError(f"{name} is {value!r}; wanted a number of at least 0, or None")
-    return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not value >= 0:
+        raise ValueError(f"{name} is {value!r}; wanted a number of seconds of at least 0, or None")
+    return float(value)
 
 
 def _checked(state: Any, x: Array, solver: Any) -> State:

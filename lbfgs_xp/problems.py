@@ -229,8 +229,8 @@ def chained_rosenbrock(
     Source: Toint (1978); this form is that of `scipy.optimize.rosen`. Bitwise reproducible.
 
     >>> p = chained_rosenbrock(3)
-    >>> [float(v) for v in p.gradient(p.x_min)]
-    [0.0, 0.0, 0.0]
+    >>> [float(v) for v in p.gradient(p.xp.zeros(3))]
+    [-2.0, -2.0, 0.0]
     """
     if n < 2:
         raise ValueError(f"n must be at least 2, got {n}")

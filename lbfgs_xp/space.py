@@ -81,7 +81,7 @@ class Space:
         self.backend = backend
         self.xp = backend.xp
         self.batched = batched
-        self.remote = not batched and not backend.host
+        self.remote = not (batched or backend.host or self.reproducible)
         self.on_host = not batched or self.reproducible or backend.name == "numpy"
         self.small = np if self.on_host else backend.xp
         self.scalars = scalars.of(self.small_zeros(()) if batched else 0.0)

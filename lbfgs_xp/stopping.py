@@ -23,8 +23,8 @@ class Criteria:
     gtol: float
     ftol: float
     xtol: float
-    maxiter: float
-    maxfun: float
+    maxiter: int
+    maxfun: int
     eps: float
     largest: float
 
@@ -112,7 +112,7 @@ def update(
     scale = fn.maximum(p.scale, fn.abs(now.value))
     floor = now.decrement <= _NOISE * criteria.eps * scale
 
-    running_code, precision = int(Status.RUNNING), int(Status.PRECISION)
+    precision = fn.full(int(Status.PRECISION), now.value)
     status = p.status
     status = fn.where(stalled >= _PATIENCE, precision, status)
     status = fn.where(settled_step >= _SETTLED, int(Status.STEP), status)
@@ -120,7 +120,7 @@ def update(
     endless = now.unbounded | (now.value < -criteria.eps * criteria.largest)
     status = fn.where(endless, int(Status.UNBOUNDED), status)
     status = fn.where(now.norm <= criteria.gtol, int(Status.GRADIENT), status)
-    status = fn.where(accepted, status, running_code)
+    status = fn.where(accepted, status, p.status)
     given_up = fn.where(floor | (p.stalled > 1), precision, int(Status.LINE_SEARCH))
     status = fn.where(now.failed, given_up, status)
 
@@ -140,9 +140,6 @@ def update(
 
 def _budgets(fn: Scalars, criteria: Criteria, p: Progress) -> Progress:
     running = p.status == int(Status.RUNNING)
-    spent = fn.where(
-        p.nit >= criteria.maxiter,
-        int(Status.ITERATIONS),
-        fn.where(p.nfev >= criteria.maxfun, int(Status.EVALUATIONS), p.status),
-    )
-    return p._replace(status=fn.where(running, spent, p.status))
+    status = fn.where(running & (p.nfev >= criteria.maxfun), int(Status.EVALUATIONS), p.status)
+    status = fn.where(running & (p.nit >= criteria.maxiter), int(Status.ITERATIONS), status)
+    return p._replace(status=status)

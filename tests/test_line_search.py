@@ -351,6 +351,20 @@ def test_rows_that_are_done_stay_as_they_are(rule):
     done = search._replace(status=ACCEPTED)
     assert rule().advance(done, 0.0, 0.0) is done
 
+    start = rule().begin(np.ones(3), np.asarray([-1.0, 1.0, -1.0]), np.ones(3))
+    batch = start._replace(status=np.asarray([SEARCHING, STUCK, ACCEPTED]))
+    after = rule().advance(batch, np.asarray([2.0, NAN, 0.0]), np.asarray([1.0, NAN, 0.0]))
+    assert after.evaluations.tolist() == [1, 0, 0]
+
+    def check(old, new):
+        if isinstance(old, tuple):
+            for a, b in zip(old, new, strict=True):
+                check(a, b)
+        else:
+            np.testing.assert_array_equal(old[1:], new[1:])
+
+    check(batch, after)
+
 
 # ---- at rounding level ---------------------------------------------------------------------------
 

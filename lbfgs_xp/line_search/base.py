@@ -197,62 +197,37 @@ class LineSearch(ABC):
         phi = phi - origin
         hidden = fn.abs(phi - phi0) < noise
         phi = fn.where(hidden, phi0 + 0.5 * alpha * (dphi0 + dphi), phi)
-        finite = fn.isfinite(phi) & fn.isfinite(dphi)
+        finite = searching & fn.isfinite(phi) & fn.isfinite(dphi)
         accepted = finite & self.accepts(fn, search, phi, dphi)
         lower = finite & (phi < best_phi)
         best_alpha = fn.where(lower, alpha, best_alpha)
         best_phi = fn.where(lower, phi, best_phi)
-        evaluations = evaluations + 1
+        evaluations = fn.where(searching, evaluations + 1, evaluations)
+        fixed = (origin, phi0, dphi0, noise)
         if fn.every(accepted):
-            return Search(
-                alpha,
-                ACCEPTED,
-                evaluations,
-                origin,
-                phi0,
-                dphi0,
-                noise,
-                best_alpha,
-                best_phi,
-                cap,
-                inner,
-            )
+            return Search(alpha, ACCEPTED, evaluations, *fixed, best_alpha, best_phi, cap, inner)
 
-        cap = fn.where(finite, cap, fn.minimum(cap, alpha))
+        too_far = searching & fn.logical_not(finite)
+        cap = fn.where(too_far, fn.minimum(cap, alpha), cap)
         # The way back from the cap leads to the best point below it. A best point above it is on
         # the far side of a hole in the domain.
         anchor = fn.where(best_alpha < cap, best_alpha, 0.0)
         proposal = anchor + BACK * (alpha - anchor)
-        stuck = fn.full(False, phi0)
-        if not fn.every(fn.logical_not(finite)):
+        stuck = evaluations >= self.max_evaluations
+        if not fn.every(too_far):
             step, halted, moved = self.next(fn, search, phi, dphi)
             proposal = fn.where(finite, step, proposal)
-            stuck = finite & halted
+            stuck = stuck | (finite & halted)
             inner = fn.choose(finite, moved, inner)
         proposal = fn.where(proposal < cap, proposal, anchor + 0.5 * (cap - anchor))
         proposal = fn.minimum(proposal, self.alpha_max)
 
         fresh = (proposal > 0.0) & (proposal != alpha) & (proposal != best_alpha)
         stuck = stuck | fn.logical_not(fresh & fn.isfinite(proposal))
-        stuck = stuck | (evaluations >= self.max_evaluations)
+        stuck = searching & stuck & fn.logical_not(accepted)
         status = fn.where(accepted, ACCEPTED, fn.where(stuck, STUCK, status))
-        return fn.choose(
-            searching,
-            Search(
-                fn.where(accepted | stuck, alpha, proposal),
-                status,
-                evaluations,
-                origin,
-                phi0,
-                dphi0,
-                noise,
-                best_alpha,
-                best_phi,
-                cap,
-                inner,
-            ),
-            search,
-        )
+        alpha = fn.where(status == SEARCHING, proposal, alpha)
+        return Search(alpha, status, evaluations, *fixed, best_alpha, best_phi, cap, inner)
 
 
 def _real(value: Any) -> Any:
