@@ -18,7 +18,7 @@ from lbfgs_xp.progress import Live
 from lbfgs_xp.result import Best, Record, Result, State, Status
 from lbfgs_xp.solvers.lbfgs import LBFGS
 from lbfgs_xp.space import FixedOrderSpace, Space
-from lbfgs_xp.stopping import Criteria, Iteration, Progress
+from lbfgs_xp.stopping import Criteria, Progress
 from lbfgs_xp.tree import Layout, map_leaves
 
 # Counts of a batch are 32-bit integers.
@@ -290,11 +290,9 @@ def _after(
     step = size = space.scalars.full(0.0, state.value)
     if criteria.xtol > 0.0:
         step, size = space.read(space.max_abs(state.x - old.x), space.max_abs(state.x))
-    iteration = Iteration(
-        old.value, state.value, old.gradient_norm, state.gradient_norm, step, size,
-        state.accepted, state.failed, state.unbounded, state.decrement,
+    progress = stopping.update(
+        fn, criteria, now.progress, old, state, step, size, count
     )
-    progress = stopping.update(fn, criteria, now.progress, iteration, count)
     best = _better(space, criteria, now.best, old.trial, state, gradient, aux, running)
     return _Now(state, progress, best)
 
@@ -309,6 +307,8 @@ def _better(
     """
     fn = space.scalars
     value = state.seen
+    if fn.every(fn.logical_not(value <= best.value + criteria.eps * fn.abs(best.value))):
+        return best
     taken = state.accepted & (state.value == value)
     norm = fn.where(taken, state.gradient_norm, math.inf)
     close = value <= best.value + criteria.eps * fn.abs(best.value)

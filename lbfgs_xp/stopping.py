@@ -52,27 +52,6 @@ class Progress(NamedTuple):
     scale: Any
 
 
-class Iteration(NamedTuple):
-    """What one evaluation led to.
-
-    before, value : the iterate's value before and after.
-    norm_before, norm : its gradient norm.
-    step, size : infinity norms of the step and of x (both 0 where xtol is 0).
-    accepted, failed, unbounded, decrement : see `LBFGSState`.
-    """
-
-    before: Any
-    value: Any
-    norm_before: Any
-    norm: Any
-    step: Any
-    size: Any
-    accepted: Any
-    failed: Any
-    unbounded: Any
-    decrement: Any
-
-
 def start(fn: Scalars, criteria: Criteria, value: Any, norm: Any, nfev: int) -> Progress:
     """Where a run stands after the evaluation at its start."""
     zero = fn.full(0, value)
@@ -88,57 +67,73 @@ def start(fn: Scalars, criteria: Criteria, value: Any, norm: Any, nfev: int) -> 
 
 
 def update(
-    fn: Scalars, criteria: Criteria, progress: Progress, now: Iteration, evaluations: int
+    fn: Scalars, criteria: Criteria, p: Progress, old: Any, new: Any, step: Any, size: Any,
+    evaluations: int,
 ) -> Progress:
-    """Where it stands after one more evaluation. Problems that have stopped stay as they are."""
-    p = progress
+    """Where it stands after one more evaluation. Problems that have stopped stay as they are.
+
+    old, new : the solver's states before and after.
+    step, size : infinity norms of the step and of x; both 0 where xtol is.
+    """
     running = p.status == int(Status.RUNNING)
     nfev = fn.where(running, p.nfev + evaluations, p.nfev)
-    if fn.every(fn.logical_not(now.accepted | now.failed)):
+    if fn.every(fn.logical_not(new.accepted | new.failed)):
         return _budgets(fn, criteria, p._replace(nfev=nfev))
 
-    accepted = now.accepted & running
-    size = fn.maximum(fn.abs(now.before), fn.abs(now.value))
+    accepted = new.accepted & running
+    value, norm, before = new.value, new.gradient_norm, old.value
+    magnitude = fn.maximum(fn.abs(before), fn.abs(value))
+    lower = accepted & (value < p.reference - _NOISE * criteria.eps * magnitude)
+    small = fn.abs(before - value) <= criteria.ftol * magnitude
+    short = step <= criteria.xtol * fn.maximum(size, 1.0)
+    if criteria.ftol == 0.0:
+        small = small & False
+    if criteria.xtol == 0.0:
+        short = short & False
+    endless = new.unbounded | (value < -criteria.eps * criteria.largest)
+    flat = norm <= criteria.gtol
+    nit = fn.where(accepted, p.nit + 1, p.nit)
+    scale = fn.where(accepted, fn.maximum(p.scale, fn.abs(value)), p.scale)
+    lowest_norm = fn.where(accepted, fn.minimum(norm, p.lowest_norm), p.lowest_norm)
+    if fn.every(lower & fn.logical_not(small | short | endless | flat)):
+        return _budgets(
+            fn, criteria, Progress(p.status, nit, nfev, 0, 0, 0, value, lowest_norm, scale)
+        )
+
     # A step too short to change anything settles nothing.
-    moved = accepted & ((now.value != now.before) | (now.norm != now.norm_before))
-    small = moved & (fn.abs(now.before - now.value) <= criteria.ftol * size)
-    settled_value = fn.where(small & (criteria.ftol > 0.0), p.settled_value + 1, 0)
-    short = moved & (now.step <= criteria.xtol * fn.maximum(now.size, 1.0))
-    settled_step = fn.where(short & (criteria.xtol > 0.0), p.settled_step + 1, 0)
+    moved = (value != before) | (norm != old.gradient_norm)
+    settled_value = fn.where(small & moved, p.settled_value + 1, 0)
+    settled_step = fn.where(short & moved, p.settled_step + 1, 0)
+    stalled = fn.where(lower | (norm < 0.9 * p.lowest_norm), 0, p.stalled + 1)
+    floor = new.decrement <= _NOISE * criteria.eps * scale
 
-    lower = now.value < p.reference - _NOISE * criteria.eps * size
-    flatter = now.norm < 0.9 * p.lowest_norm
-    stalled = fn.where(lower | flatter, 0, p.stalled + 1)
-    scale = fn.maximum(p.scale, fn.abs(now.value))
-    floor = now.decrement <= _NOISE * criteria.eps * scale
-
-    precision = fn.full(int(Status.PRECISION), now.value)
-    status = p.status
-    status = fn.where(stalled >= _PATIENCE, precision, status)
+    precision = fn.full(int(Status.PRECISION), value)
+    status = fn.where(stalled >= _PATIENCE, precision, p.status)
     status = fn.where(settled_step >= _SETTLED, int(Status.STEP), status)
     status = fn.where(settled_value >= _SETTLED, int(Status.VALUE), status)
-    endless = now.unbounded | (now.value < -criteria.eps * criteria.largest)
     status = fn.where(endless, int(Status.UNBOUNDED), status)
-    status = fn.where(now.norm <= criteria.gtol, int(Status.GRADIENT), status)
+    status = fn.where(flat, int(Status.GRADIENT), status)
     status = fn.where(accepted, status, p.status)
     given_up = fn.where(floor | (p.stalled > 1), precision, int(Status.LINE_SEARCH))
-    status = fn.where(now.failed, given_up, status)
-
+    status = fn.where(running & new.failed, given_up, status)
     after = Progress(
         status,
-        fn.where(accepted, p.nit + 1, p.nit),
+        nit,
         nfev,
         fn.where(accepted, settled_value, p.settled_value),
         fn.where(accepted, settled_step, p.settled_step),
         fn.where(accepted, stalled, p.stalled),
-        fn.where(accepted & lower, now.value, p.reference),
-        fn.where(accepted, fn.minimum(now.norm, p.lowest_norm), p.lowest_norm),
-        fn.where(accepted, scale, p.scale),
+        fn.where(lower, value, p.reference),
+        lowest_norm,
+        scale,
     )
-    return fn.choose(running, _budgets(fn, criteria, after), p)
+    return _budgets(fn, criteria, after)
 
 
 def _budgets(fn: Scalars, criteria: Criteria, p: Progress) -> Progress:
+    spent = (p.nfev >= criteria.maxfun) | (p.nit >= criteria.maxiter)
+    if fn.every(fn.logical_not(spent)):
+        return p
     running = p.status == int(Status.RUNNING)
     status = fn.where(running & (p.nfev >= criteria.maxfun), int(Status.EVALUATIONS), p.status)
     status = fn.where(running & (p.nit >= criteria.maxiter), int(Status.ITERATIONS), status)

@@ -71,9 +71,8 @@ def write(space: Space, pairs: Pairs, s: Array, y: Array, mask: Any) -> Pairs:
 
 
 def products(space: Space, pairs: Pairs, gradient: Array, y: Array) -> list[Array]:
-    """The reductions of one iteration, on the device: W g, W y and g . g."""
-    with_gradient, with_change = space.dots(pairs.rows, (gradient, y))
-    return [with_gradient, with_change, space.dot(gradient, gradient)]
+    """The reductions of one iteration, on the device: W g and W y."""
+    return space.dots(pairs.rows, (gradient, y))
 
 
 def accept(
@@ -142,21 +141,19 @@ def forget(space: Space, pairs: Pairs, mask: Any, gamma: float) -> Pairs:
 
 
 def coefficients(space: Space, pairs: Pairs, with_gradient: Array) -> Array:
-    """c (..., 2m) such that H g = gamma g + c W, from `with_gradient` = W g."""
+    """c (..., 2m) such that -H g = c W - gamma g, from `with_gradient` = W g."""
     m = pairs.diagonal.shape[-1]
     gamma = space.per_problem(pairs.gamma)
     p = space.matvec(pairs.inverse, with_gradient[..., :m])
-    inner = pairs.diagonal * p + gamma * (
-        space.matvec(pairs.gram, p) - with_gradient[..., m:]
-    )
+    inner = gamma * (with_gradient[..., m:] - space.matvec(pairs.gram, p)) - pairs.diagonal * p
     u = space.matvec(space.transpose(pairs.inverse), inner)
-    return space.small.concat([u, -gamma * p], axis=-1)
+    return space.small.concat([u, gamma * p], axis=-1)
 
 
 def apply(space: Space, pairs: Pairs, vector: Array) -> Array:
     """H v: (..., n) -> (..., n)."""
     c = coefficients(space, pairs, space.fetch(space.dots(pairs.rows, (vector,))[0]))
-    return space.combine(space.send(c), pairs.rows) + space.scale(pairs.gamma, vector)
+    return space.scale(pairs.gamma, vector) - space.combine(space.send(c), pairs.rows)
 
 
 def by_age(space: Space, pairs: Pairs) -> tuple[Array, Array]:

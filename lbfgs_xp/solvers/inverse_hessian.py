@@ -109,5 +109,5 @@ class InverseHessian:
             unit = space.small_zeros(self._pairs.rows.shape[:-1])
             places = space.small_arange(2 * m)
             unit = unit + space.small.astype(places == j, unit.dtype)
-            columns.append(curvature.coefficients(space, self._pairs, unit))
+            columns.append(-curvature.coefficients(space, self._pairs, unit))
         return self._pairs.rows, space.send(space.small.stack(columns, axis=-1))

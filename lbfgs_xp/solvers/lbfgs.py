@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -148,15 +149,15 @@ class LBFGS:
         weights = self._weights(space, x)
         if pairs is None:
             pairs = curvature.empty(space, x.shape[-1], int(self.memory_size), batch)
-            pairs = pairs._replace(gamma=space.scalars.full(self._gamma(), pairs.gamma))
+            pairs = pairs._replace(gamma=space.scalars.full(self._gamma, pairs.gamma))
         value, norm = space.read(value, space.max_abs(gradient))
         no = space.scalars.full(False, value)
         with np.errstate(all="ignore"):  # trials that overflow are ordinary here
-            (with_gradient,) = space.dots(pairs.rows, (_weighted(gradient, weights),))
-            squared = space.dot(gradient, gradient)
+            weighted = _weighted(gradient, weights)
+            with_gradient = space.fetch(space.dots(pairs.rows, (weighted,))[0])
             direction, search, pairs = self._aim(
-                space, x, value, gradient, norm, pairs, weights,
-                space.fetch(with_gradient), *space.read(squared),
+                space, x, value, gradient, norm, pairs, weights, with_gradient,
+                *space.read(space.dot(weighted, weighted)),
             )
             zero = space.scalars.full(0.0, value)
             return LBFGSState(
@@ -178,7 +179,7 @@ class LBFGS:
 
     def inverse_hessian(self, space: Space, state: LBFGSState) -> InverseHessian:
         """The inverse Hessian at the state's iterate, as an operator."""
-        return InverseHessian(space, state.pairs, state.weights, self._function())
+        return InverseHessian(space, state.pairs, state.weights, self._function)
 
     def check_state(self, state: Any) -> None:
         """Refuses a state that is not one of a solver like this."""
@@ -197,35 +198,32 @@ class LBFGS:
         fn = space.scalars
         rule: Any = self.line_search
         old, alpha, pairs = state.search, state.search.alpha, state.pairs
-        found = None
+        offered = None
         if space.remote:
-            phi, dphi, norm, pairs, found = self._offer(space, state, value, gradient)
+            phi, dphi, pairs, offered = self._offer(space, state, value, gradient)
         else:
             phi, dphi = space.read(value, space.dot(gradient, state.direction))
         search = fn.choose(active, rule.advance(old, phi, dphi), old)
-
-        accepted = search.status == ACCEPTED
-        improved = (search.best_alpha == alpha) & (search.best_phi < old.best_phi)
+        accepted = (search.status == ACCEPTED) & active
         if self._scales_first:
+            lower = (search.best_phi < old.best_phi) & (search.best_alpha == alpha)
             bent = dphi - old.dphi0 > space.backend.eps * fn.abs(old.dphi0)
-            accepted = accepted | (improved & bent & (pairs.count == 0))
-        accepted = accepted & active
+            accepted = accepted | (lower & bent & (pairs.count == 0) & active)
         if fn.every(accepted):
-            lowest = state.lowest
-        else:
-            improved = improved & active
-            lowest = Lowest(
-                fn.where(improved, alpha, state.lowest.alpha),
-                fn.where(improved, phi, state.lowest.value),
-                space.pick(improved, gradient, state.lowest.gradient),
+            # Most evaluations of one problem come this way.
+            return self._go_on(
+                space, state, search, state.trial, alpha, phi, phi, gradient, pairs, accepted,
+                accepted, state.lowest, offered,
             )
-        seen = phi
-        stuck = (search.status == STUCK) & fn.logical_not(accepted) & active
-        rescued = stuck & (search.best_phi < search.phi0)
-        taken = accepted | rescued
-        lost = stuck & fn.logical_not(rescued)
 
-        if fn.every(fn.logical_not(stuck | accepted)):
+        lower = (search.best_phi < old.best_phi) & (search.best_alpha == alpha) & active
+        lowest = Lowest(
+            fn.where(lower, alpha, state.lowest.alpha),
+            fn.where(lower, phi, state.lowest.value),
+            space.pick(lower, gradient, state.lowest.gradient),
+        )
+        stuck = (search.status == STUCK) & fn.logical_not(accepted) & active
+        if fn.every(fn.logical_not(stuck)):
             return state._replace(
                 search=search,
                 trial=space.move(state.x, search.alpha, state.direction),
@@ -235,51 +233,59 @@ class LBFGS:
                 accepted=accepted,
             )
 
-        # The new iterate: the trial, or the lowest one where the search got stuck.
-        x, new_gradient = state.trial, gradient
-        if not fn.every(fn.logical_not(rescued)):
-            fallen_back = rescued & (lowest.alpha != alpha)
-            alpha = fn.where(rescued, lowest.alpha, alpha)
-            phi = fn.where(rescued, lowest.value, phi)
-            x = space.pick(fallen_back, space.move(state.x, alpha, state.direction), x)
-            new_gradient = space.pick(fallen_back, lowest.gradient, gradient)
-            found = None if fn.every(fallen_back) else found
-        x = space.pick(taken, x, state.x)
-        new_gradient = space.pick(taken, new_gradient, state.gradient)
+        rescued = stuck & (search.best_phi < search.phi0)
+        fallen_back = rescued & (lowest.alpha != alpha)
+        end = fn.where(fallen_back, lowest.alpha, alpha)
+        x = space.pick(fallen_back, space.move(state.x, end, state.direction), state.trial)
+        return self._go_on(
+            space, state, search, x, end, fn.where(fallen_back, lowest.value, phi), phi,
+            space.pick(fallen_back, lowest.gradient, gradient), pairs, accepted | rescued,
+            accepted | stuck, lowest, None if fn.every(fallen_back) else offered,
+        )
 
-        if found is None:
-            y = new_gradient - state.gradient
+    def _go_on(
+        self, space: Space, state: LBFGSState, search: Search, x: Array, alpha: Any, value: Any,
+        seen: Any, gradient: Array, pairs: Pairs, taken: Any, done: Any, lowest: Lowest,
+        offered: Any,
+    ) -> LBFGSState:
+        """A new search: from x where it is `taken`, else from the old iterate without memory."""
+        fn = space.scalars
+        x = space.pick(taken, x, state.x)
+        gradient = space.pick(taken, gradient, state.gradient)
+        value = fn.where(taken, value, state.value)
+        if offered is None:
+            y = gradient - state.gradient
             pairs = self._write(space, state, pairs, alpha, y, taken)
-            numbers = self._products(space, pairs, new_gradient, y, state.weights)
-            found = [space.fetch(number) for number in numbers[:2]]
-            squared, norm = space.read(numbers[2], space.max_abs(new_gradient))
+            with_gradient, with_change = map(
+                space.fetch, self._products(space, pairs, gradient, y, state.weights)
+            )
+            norm, squared = *space.read(space.max_abs(gradient)), 0.0
         else:
-            squared = found.pop()
-        new_value = fn.where(taken, phi, state.value)
+            with_gradient, with_change, norm, squared = offered
         norm = fn.where(taken, norm, state.gradient_norm)
 
-        newton = (taken | lost) & (pairs.count > 0)
+        newton = done & (pairs.count > 0)
         decrement = fn.where(newton, -0.5 * search.dphi0, state.decrement)
         pairs = curvature.accept(
-            space, pairs, found[1], alpha * search.dphi0, taken, self.scale_initial
+            space, pairs, with_change, alpha * search.dphi0, taken, self.scale_initial
         )
-        # At rounding level steepest descent would do no better.
-        at_floor = decrement <= fn.abs(state.value) * (_NOISE * space.backend.eps)
-        reset = lost & newton & fn.logical_not(at_floor)
-        failed = lost & fn.logical_not(reset)
-        pairs = curvature.forget(space, pairs, reset, self._gamma())
-        direction, new_search, pairs = self._aim(
-            space, x, new_value, new_gradient, norm, pairs, state.weights, found[0], squared
+        reset = failed = done & fn.logical_not(taken)
+        if not fn.every(taken):
+            # At rounding level steepest descent would do no better.
+            at_floor = decrement <= fn.abs(value) * (_NOISE * space.backend.eps)
+            reset = reset & newton & fn.logical_not(at_floor)
+            failed = failed & fn.logical_not(reset)
+            pairs = curvature.forget(space, pairs, reset, self._gamma)
+        direction, begun, pairs = self._aim(
+            space, x, value, gradient, norm, pairs, state.weights, with_gradient, squared
         )
         turned = taken | reset
+        search = fn.choose(turned, begun, search)
         direction = space.pick(turned, direction, state.direction)
-        largest = taken & (alpha >= rule.alpha_max)
-        zero = space.scalars.full(0.0, new_value)
-        search = fn.choose(turned, new_search, search)
         return LBFGSState(
             x,
-            new_value,
-            new_gradient,
+            value,
+            gradient,
             norm,
             fn.where(taken, alpha, state.step),
             direction,
@@ -287,21 +293,21 @@ class LBFGS:
             space.move(x, search.alpha, direction),
             seen,
             Lowest(
-                fn.where(turned, zero, lowest.alpha),
-                fn.where(turned, new_value, lowest.value),
-                space.pick(turned, new_gradient, lowest.gradient),
+                fn.where(turned, 0.0, lowest.alpha),
+                fn.where(turned, value, lowest.value),
+                space.pick(turned, gradient, lowest.gradient),
             ),
             pairs,
             state.weights,
             decrement,
             taken,
             failed,
-            largest,
+            taken & (alpha >= self.line_search.alpha_max),
         )
 
     def _offer(
         self, space: Space, state: LBFGSState, value: Any, gradient: Array
-    ) -> tuple[float, float, float, Pairs, list[Any]]:
+    ) -> tuple[float, float, Pairs, tuple]:
         """All numbers of an evaluation and of the iteration it may end, in one read.
 
         The trial's pair is written before it is known whether the trial will be accepted: a slot
@@ -309,15 +315,20 @@ class LBFGS:
         """
         y = gradient - state.gradient
         pairs = self._write(space, state, state.pairs, state.search.alpha, y, True)
-        parts = self._products(space, pairs, gradient, y, state.weights)
+        weighted = _weighted(gradient, state.weights)
         joined = space.backend.join(
-            [value, space.dot(gradient, state.direction), space.max_abs(gradient),
-             parts[2], parts[0], parts[1]]
+            [
+                value,
+                space.dot(gradient, state.direction),
+                space.max_abs(gradient),
+                space.dot(weighted, weighted),
+                *self._products(space, pairs, gradient, y, state.weights),
+            ]
         )
         numbers = space.fetch(joined)
-        phi, dphi, norm, squared = (float(number) for number in numbers[:4])
+        phi, dphi, norm, squared = numbers[:4].tolist()
         with_gradient, with_change = numbers[4:].reshape(2, -1)
-        return phi, dphi, norm, pairs, [with_gradient, with_change, squared]
+        return phi, dphi, pairs, (with_gradient, with_change, norm, squared)
 
     def _write(
         self, space: Space, state: LBFGSState, pairs: Pairs, alpha: Any, y: Array, mask: Any
@@ -353,7 +364,7 @@ class LBFGS:
             uphill = fn.logical_not(slope < 0.0)
             astray = bare | uphill
             if not fn.every(fn.logical_not(astray)):
-                pairs = curvature.forget(space, pairs, uphill, self._gamma())
+                pairs = curvature.forget(space, pairs, uphill, self._gamma)
                 plain, plain_slope, first = self._descent(
                     space, x, value, gradient, norm, weights
                 )
@@ -369,19 +380,19 @@ class LBFGS:
         with_gradient: Array, squared: Any,
     ) -> tuple[Array, Any]:
         """-H g and its slope."""
-        function = self._function()
+        function = self._function
         if function is not None:
             s, y = curvature.by_age(space, pairs)
             direction = -two_loop(gradient, s, y, function, dot=space.dot)
             return direction, space.read(space.dot(gradient, direction))[0]
         c = curvature.coefficients(space, pairs, with_gradient)
-        direction = space.combine(space.send(-c), pairs.rows) - space.scale(
+        direction = space.combine(space.send(c), pairs.rows) - space.scale(
             pairs.gamma, _weighted(gradient, weights)
         )
         direction = _weighted(direction, weights)
         if space.remote and weights is None:
             # From the numbers at hand: one more product would be one more wait.
-            return direction, -(float(c @ with_gradient) + pairs.gamma * squared)
+            return direction, float(c @ with_gradient) - pairs.gamma * squared
         return direction, space.read(space.dot(gradient, direction))[0]
 
     def _descent(
@@ -391,11 +402,11 @@ class LBFGS:
         fn = space.scalars
         one = space.scalars.full(1.0, value)
         if not self._scales_first:
-            function = self._function()
+            function = self._function
             if function is not None:
                 direction = -function(gradient)
             else:
-                direction = -self._gamma() * _weighted(_weighted(gradient, weights), weights)
+                direction = -self._gamma * _weighted(_weighted(gradient, weights), weights)
             return direction, space.read(space.dot(gradient, direction))[0], one
         # Divided by its norm, so that no product overflows.
         unit = fn.where(norm > 0.0, fn.divide(-1.0, norm), -1.0)
@@ -408,21 +419,23 @@ class LBFGS:
 
     # --- the initial inverse Hessian -----------------------------------------------------------
 
-    @property
+    @functools.cached_property
     def _scales_first(self) -> bool:
         return self.scale_initial and self.initial_inverse_hessian is None
 
+    @functools.cached_property
     def _function(self) -> Callable | None:
         given = self.initial_inverse_hessian
         return given if callable(given) and not is_array(given) else None
 
+    @functools.cached_property
     def _gamma(self) -> float:
         given = self.initial_inverse_hessian
         return float(given) if isinstance(given, (int, float)) else 1.0
 
     def _weights(self, space: Space, x: Array) -> Any:
         given = self.initial_inverse_hessian
-        if given is None or isinstance(given, (int, float)) or self._function() is not None:
+        if given is None or isinstance(given, (int, float)) or self._function is not None:
             return None
         backend = space.backend
         # On the host: not every library rounds its square roots correctly.
