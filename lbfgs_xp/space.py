@@ -169,6 +169,10 @@ class Space:
             return self.backend.read(numbers)
         return [self.fetch(number) for number in numbers]
 
+    def read_one(self, number: Array) -> Any:
+        """`read` of a single number."""
+        return self.read(number)[0]
+
     def fetch(self, array: Array) -> Array:
         """Numbers (..., k) of the device, for the small algebra."""
         if not self.on_host:

@@ -121,7 +121,9 @@ class LineSearch(ABC):
         finite, or alpha0 not positive: the search is STUCK at once, with best_alpha = 0.
         """
         fn = scalars.of(phi0)
-        phi0 = fn.full(phi0 if fn is not scalars.FLOATS else float(phi0), phi0)
+        if fn is scalars.FLOATS:
+            return self._begin(float(phi0), float(dphi0), float(alpha0), float(noise))
+        phi0 = fn.full(phi0, phi0)
         dphi0 = fn.full(_real(dphi0), phi0)
         alpha0 = fn.full(_real(alpha0), phi0)
         usable = fn.isfinite(phi0) & fn.isfinite(dphi0) & (dphi0 < 0)
@@ -187,6 +189,18 @@ class LineSearch(ABC):
 
     # ---- what all rules share -------------------------------------------------------------------
 
+    def _begin(self, phi0: float, dphi0: float, alpha0: float, noise: float) -> Search:
+        """`begin` for one problem. Most searches end at their first trial, so the rule's own state
+        is made only when it is needed: until then `inner` is the first step."""
+        usable = math.isfinite(phi0) and -math.inf < dphi0 < 0.0 < alpha0 < math.inf
+        status = SEARCHING if usable else STUCK
+        alpha = self.start(scalars.FLOATS, alpha0)
+        origin, phi0 = (phi0, 0.0) if noise > 0.0 else (0.0, phi0)
+        return Search(
+            alpha if usable else 0.0, status, 0, origin, phi0, dphi0, noise, 0.0, phi0, math.inf,
+            alpha,
+        )
+
     def _advance(self, fn: Scalars, search: Search, phi: Scalar, dphi: Scalar) -> Search:
         alpha, status, evaluations, origin, phi0, dphi0, noise = search[:7]
         best_alpha, best_phi, cap, inner = search[7:]
@@ -215,6 +229,8 @@ class LineSearch(ABC):
         proposal = anchor + BACK * (alpha - anchor)
         stuck = evaluations >= self.max_evaluations
         if not fn.every(too_far):
+            if isinstance(inner, float):
+                search = search._replace(inner=self.first(fn, phi0, dphi0, inner))
             step, halted, moved = self.next(fn, search, phi, dphi)
             proposal = fn.where(finite, step, proposal)
             stuck = stuck | (finite & halted)

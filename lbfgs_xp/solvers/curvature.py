@@ -42,8 +42,10 @@ class Pairs(NamedTuple):
     count: Any
 
 
-def empty(space: Space, size: int, memory_size: int, batch: tuple[int, ...]) -> Pairs:
-    """A ring without pairs: H = I."""
+def empty(
+    space: Space, size: int, memory_size: int, batch: tuple[int, ...], gamma: float
+) -> Pairs:
+    """A ring without pairs: H = gamma I."""
     m = memory_size
     count: Any = space.small_count(batch) if space.batched else 0
     return Pairs(
@@ -51,92 +53,9 @@ def empty(space: Space, size: int, memory_size: int, batch: tuple[int, ...]) -> 
         inverse=space.small_zeros((*batch, m, m)),
         gram=space.small_zeros((*batch, m, m)),
         diagonal=space.small_zeros((*batch, m)),
-        gamma=1.0 if not space.batched else space.small_zeros(batch) + 1.0,
+        gamma=space.small_zeros(batch) + gamma if space.batched else gamma,
         slot=count,
         count=count,
-    )
-
-
-def write(space: Space, pairs: Pairs, s: Array, y: Array, mask: Any) -> Pairs:
-    """Puts s and y in the rows of the next slot; only `accept` makes them count."""
-    m = pairs.diagonal.shape[-1]
-    if space.batched:
-        slot, mask = space.send(pairs.slot), space.send(mask)
-        rows = space.backend.write_rows(pairs.rows, slot, s, mask)
-        rows = space.backend.write_rows(rows, slot + m, y, mask)
-    else:
-        rows = space.backend.write_row(pairs.rows, pairs.slot, s)
-        rows = space.backend.write_row(rows, pairs.slot + m, y)
-    return pairs._replace(rows=rows)
-
-
-def products(space: Space, pairs: Pairs, gradient: Array, y: Array) -> list[Array]:
-    """The reductions of one iteration, on the device: W g and W y."""
-    return space.dots(pairs.rows, (gradient, y))
-
-
-def accept(
-    space: Space, pairs: Pairs, change: Array, slope: Any, mask: Any, scale: bool
-) -> Pairs:
-    """Makes the pair in the next slot count, where it has enough curvature.
-
-    `change` is W y (..., 2m). The pair is kept where s . y > eps |s . g|, g being the gradient it
-    started from and `slope` = s . g: a relative test, whatever the units of x and f. A pair that
-    fails leaves its slot empty.
-    """
-    fn = space.scalars
-    if fn.every(fn.logical_not(mask)):
-        return pairs
-    m = pairs.diagonal.shape[-1]
-    slot = _Slots(space, pairs.slot, m, mask) if space.batched else _Slot(pairs.slot)
-    curvature = slot.take(change[..., :m])
-    gamma = fn.divide(curvature, slot.take(change[..., m:]))
-    rho = fn.divide(1.0, curvature)
-    good = (curvature > space.backend.eps * fn.abs(slope)) & (gamma > 0.0)
-    good = good & fn.isfinite(gamma) & fn.isfinite(rho)
-    kept, empty = mask & good, mask & fn.logical_not(good)
-    rho = fn.where(good, rho, 0.0)
-
-    inverse = slot.put_row(pairs.inverse, 0.0)
-    column = space.matvec(inverse, change[..., :m]) * space.per_problem(-rho)
-    inverse = slot.put_column(inverse, slot.put(column, rho))
-    cross = space.choose(good, change[..., m:], 0.0)
-    gram = slot.put_column(slot.put_row(pairs.gram, cross), cross)
-    diagonal = slot.put(pairs.diagonal, fn.where(good, curvature, 0.0))
-    # The slot of a pair that failed may have held the oldest one.
-    full = pairs.count == m
-    count = fn.where(kept & fn.logical_not(full), pairs.count + 1, pairs.count)
-    return Pairs(
-        rows=pairs.rows,
-        inverse=inverse,
-        gram=gram,
-        diagonal=diagonal,
-        gamma=fn.where(kept, gamma, pairs.gamma) if scale else pairs.gamma,
-        slot=fn.where(kept, (pairs.slot + 1) % m, pairs.slot),
-        count=fn.where(empty & full, count - 1, count),
-    )
-
-
-def forget(space: Space, pairs: Pairs, mask: Any, gamma: float) -> Pairs:
-    """Drops all pairs where `mask` holds; gamma starts over."""
-    if not space.batched:
-        if not mask:
-            return pairs
-        # A trial with nan may have been written; 0 nan would be nan.
-        rows = space.backend.zeros(tuple(pairs.rows.shape))
-        m = pairs.diagonal.shape[-1]
-        zeros = space.small_zeros
-        return Pairs(rows, zeros((m, m)), zeros((m, m)), zeros((m,)), gamma, 0, 0)
-    fn = space.scalars
-    wide = mask[..., None, None]
-    return Pairs(
-        pairs.rows,
-        fn.where(wide, 0.0, pairs.inverse),
-        fn.where(wide, 0.0, pairs.gram),
-        fn.where(mask[..., None], 0.0, pairs.diagonal),
-        fn.where(mask, gamma, pairs.gamma),
-        pairs.slot,
-        fn.where(mask, 0, pairs.count),
     )
 
 
@@ -157,59 +76,130 @@ def apply(space: Space, pairs: Pairs, vector: Array) -> Array:
 
 
 def by_age(space: Space, pairs: Pairs) -> tuple[Array, Array]:
-    """S and Y, (..., m, n) each, the oldest pair first; empty slots hold rows of zero curvature."""
+    """S and Y, (..., m, n) each, the oldest pair first; zero rows stand for pairs not there."""
     xp, m = space.xp, pairs.diagonal.shape[-1]
     places = xp.arange(m, device=space.backend.device)
     if not space.batched:
         order = (places + pairs.slot) % m
         return xp.take(pairs.rows, order, axis=0), xp.take(pairs.rows, order + m, axis=0)
     order = (places + space.send(pairs.slot)[:, None]) % m
-    s = xp.take_along_axis(pairs.rows, order[:, :, None], axis=1)
-    return s, xp.take_along_axis(pairs.rows, (order + m)[:, :, None], axis=1)
+    kept = space.send(pairs.diagonal)[..., None] > 0
+    rows = xp.where(xp.concat([kept, kept], axis=1), pairs.rows, xp.zeros_like(pairs.rows))
+    s = xp.take_along_axis(rows, order[:, :, None], axis=1)
+    return s, xp.take_along_axis(rows, (order + m)[:, :, None], axis=1)
 
 
-class _Slot:
-    """One slot of one problem's small arrays, overwritten in place."""
-
-    def __init__(self, index: int):
-        self.index = index
-
-    def take(self, vector: Array) -> float:
-        return float(vector[self.index])
-
-    def put(self, vector: Array, value: Any) -> Array:
-        vector[self.index] = value
-        return vector
-
-    def put_row(self, matrix: Array, values: Any) -> Array:
-        matrix[self.index] = values
-        return matrix
-
-    def put_column(self, matrix: Array, values: Any) -> Array:
-        matrix[:, self.index] = values
-        return matrix
+# --- one problem: in place, with branches ------------------------------------------------------
 
 
-class _Slots:
-    """A slot for each problem of a batch; problems outside `mask` keep what they hold."""
+def write(space: Space, pairs: Pairs, s: Array, y: Array) -> Pairs:
+    """Puts s and y in the rows of the next slot; only `accept` makes them count."""
+    rows = space.backend.write_row(pairs.rows, pairs.slot, s)
+    rows = space.backend.write_row(rows, pairs.slot + pairs.diagonal.shape[0], y)
+    return pairs if rows is pairs.rows else pairs._replace(rows=rows)
 
-    def __init__(self, space: Space, index: Array, m: int, mask: Array):
-        self.fn = space.scalars
-        self.small = space.small
-        places = space.small_arange(m)
-        self.own = places == index[..., None]
-        self.hot = self.own & mask[..., None]
 
-    def take(self, vector: Array) -> Array:
+def accept(space: Space, pairs: Pairs, change: Array, slope: float, scale: bool) -> Pairs:
+    """Makes the pair in the next slot count, where it has enough curvature.
+
+    `change` is W y. The pair is kept where s . y > eps |s . g|, g being the gradient it started
+    from and `slope` = s . g: a relative test, whatever the units of x and f. The slot of a pair
+    that fails, which may have held the oldest one, stays empty.
+    """
+    rows, inverse, gram, diagonal, gamma, slot, count = pairs
+    m = len(diagonal)
+    curvature, size = float(change[slot]), float(change[slot + m])
+    inverse[slot] = 0.0
+    if not _sound(space, curvature, size, slope):
+        inverse[:, slot] = gram[slot] = gram[:, slot] = diagonal[slot] = 0.0
+        return pairs._replace(count=min(count, m - 1))
+    rho = 1.0 / curvature
+    column = space.matvec(inverse, change[:m])
+    column *= -rho
+    column[slot] = rho
+    inverse[:, slot] = column
+    gram[slot] = gram[:, slot] = change[m:]
+    diagonal[slot] = curvature
+    return Pairs(
+        rows, inverse, gram, diagonal, curvature / size if scale else gamma, (slot + 1) % m,
+        count + 1 if count < m else m,
+    )
+
+
+def forget(space: Space, pairs: Pairs, gamma: float) -> Pairs:
+    """Drops all pairs; the initial inverse Hessian is gamma again."""
+    # The rows too: a trial with nan may have been written, and 0 nan is nan.
+    m, (_, n) = len(pairs.diagonal), pairs.rows.shape
+    return empty(space, n, m, (), gamma)
+
+
+# --- a batch: a slot for each problem ----------------------------------------------------------
+
+
+def write_many(space: Space, pairs: Pairs, s: Array, y: Array, mask: Array) -> Pairs:
+    """`write`, for the problems in `mask`."""
+    slot, mask = space.send(pairs.slot), space.send(mask)
+    rows = space.backend.write_rows(pairs.rows, slot, s, mask)
+    rows = space.backend.write_rows(rows, slot + pairs.diagonal.shape[-1], y, mask)
+    return pairs._replace(rows=rows)
+
+
+def accept_many(
+    space: Space, pairs: Pairs, change: Array, slope: Array, mask: Array, scale: bool
+) -> Pairs:
+    """`accept`, for the problems in `mask`."""
+    fn = space.scalars
+    m = pairs.diagonal.shape[-1]
+    own = space.small_arange(m) == pairs.slot[..., None]
+    row, column = (own & mask[..., None])[..., :, None], (own & mask[..., None])[..., None, :]
+
+    def held(vector: Array) -> Array:
         # One term is not zero: the sum is exact.
-        return self.small.sum(self.fn.where(self.own, vector, 0.0), axis=-1)
+        return space.small.sum(fn.where(own, vector, 0.0), axis=-1)
 
-    def put(self, vector: Array, value: Any) -> Array:
-        return self.fn.where(self.hot, value[..., None], vector)
+    curvature, size = held(change[..., :m]), held(change[..., m:])
+    good = _sound(space, curvature, size, slope)
+    rho = fn.where(good, fn.divide(1.0, curvature), 0.0)
+    inverse = fn.where(row, 0.0, pairs.inverse)
+    new = space.matvec(inverse, change[..., :m]) * -rho[..., None]
+    new = fn.where(own, rho[..., None], new)
+    cross = fn.where(good[..., None], change[..., m:], 0.0)
+    gram = fn.where(row, cross[..., None, :], pairs.gram)
+    kept = mask & good
+    full = pairs.count == m
+    count = fn.where(kept & fn.logical_not(full), pairs.count + 1, pairs.count)
+    return Pairs(
+        rows=pairs.rows,
+        inverse=fn.where(column, new[..., :, None], inverse),
+        gram=fn.where(column, cross[..., :, None], gram),
+        diagonal=fn.where(row[..., 0], fn.where(good, curvature, 0.0)[..., None], pairs.diagonal),
+        gamma=fn.where(kept, fn.divide(curvature, size), pairs.gamma) if scale else pairs.gamma,
+        slot=fn.where(kept, (pairs.slot + 1) % m, pairs.slot),
+        count=fn.where(mask & fn.logical_not(good) & full, count - 1, count),
+    )
 
-    def put_row(self, matrix: Array, values: Any) -> Array:
-        values = values if isinstance(values, float) else values[..., None, :]
-        return self.fn.where(self.hot[..., :, None], values, matrix)
 
-    def put_column(self, matrix: Array, values: Array) -> Array:
-        return self.fn.where(self.hot[..., None, :], values[..., :, None], matrix)
+def forget_many(space: Space, pairs: Pairs, mask: Array, gamma: float) -> Pairs:
+    """`forget`, for the problems in `mask`.
+
+    Their rows stay: they are finite, and every coefficient of theirs is 0.
+    """
+    fn = space.scalars
+    wide = mask[..., None, None]
+    return Pairs(
+        pairs.rows,
+        fn.where(wide, 0.0, pairs.inverse),
+        fn.where(wide, 0.0, pairs.gram),
+        fn.where(mask[..., None], 0.0, pairs.diagonal),
+        fn.where(mask, gamma, pairs.gamma),
+        fn.where(mask, 0, pairs.slot),
+        fn.where(mask, 0, pairs.count),
+    )
+
+
+def _sound(space: Space, curvature: Any, size: Any, slope: Any) -> Any:
+    """Whether s . y is large enough, and what is divided by it finite."""
+    fn = space.scalars
+    gamma, rho = fn.divide(curvature, size), fn.divide(1.0, curvature)
+    enough = (curvature > space.backend.eps * fn.abs(slope)) & (gamma > 0.0)
+    return enough & fn.isfinite(gamma) & fn.isfinite(rho)

@@ -1,0 +1,67 @@
+"""Directions of L-BFGS: what to do with the gradient at a new iterate."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lbfgs_xp.backend import Array
+from lbfgs_xp.solvers import curvature
+from lbfgs_xp.solvers.curvature import Pairs
+from lbfgs_xp.solvers.initial import Initial
+from lbfgs_xp.solvers.two_loop import two_loop
+from lbfgs_xp.space import Space
+
+
+def quasi_newton(
+    space: Space, initial: Initial, weights: Any, pairs: Pairs, gradient: Array,
+    with_gradient: Array, squared: Any,
+) -> tuple[Array, Any]:
+    """-H g and its slope.
+
+    with_gradient : (..., 2m), the products of the pairs' rows with the (weighted) gradient.
+    squared : g . g, which only one problem on a device needs.
+    """
+    if initial.function is not None:
+        s, y = curvature.by_age(space, pairs)
+        direction = -two_loop(gradient, s, y, initial.function, dot=space.dot)
+    else:
+        c = curvature.coefficients(space, pairs, with_gradient)
+        direction = space.combine(space.send(c), pairs.rows) - space.scale(
+            pairs.gamma, weighted(gradient, weights)
+        )
+        if weights is not None:
+            direction = direction * weights
+        elif space.remote:
+            # From the numbers at hand: one more product would be one more wait.
+            return direction, float(c @ with_gradient) - pairs.gamma * squared
+    return direction, space.read_one(space.dot(gradient, direction))
+
+
+def descent(
+    space: Space, initial: Initial, weights: Any, x: Array, value: Any, gradient: Array, norm: Any
+) -> tuple[Array, Any, Any]:
+    """The direction before there are pairs, its slope, and the first step along it.
+
+    The length of the first step is that at which the linear model has fallen to -|f|: exact for a
+    quadratic whose minimum is 0, and free of the units of f and x. It is at most max(1, largest
+    |x|), for f may be far from 0; nothing is known of the scale of x where x is 0.
+    """
+    fn = space.scalars
+    one = fn.full(1.0, value)
+    if not initial.scales_first:
+        direction = initial.descent(space, gradient, weights)
+        return direction, space.read_one(space.dot(gradient, direction)), one
+    # Divided by its norm, so that no product overflows.
+    direction = space.scale(fn.where(norm > 0.0, fn.divide(-1.0, norm), -1.0), gradient)
+    slope, size = space.read(space.dot(gradient, direction), space.max_abs(x))
+    limit = fn.maximum(one, size)
+    fall = fn.divide(2.0 * fn.abs(value), fn.abs(slope))
+    known = (fall > 0.0) & (fall < math.inf)
+    length = fn.where(known, fn.where(size > 0.0, fn.minimum(fall, limit), fall), limit)
+    return direction, slope, length
+
+
+def weighted(vector: Array, weights: Any) -> Array:
+    """In the coordinates in which the initial inverse Hessian is a multiple of the identity."""
+    return vector if weights is None else vector * weights

@@ -1,0 +1,78 @@
+"""The initial inverse Hessian of L-BFGS, in whatever form it was given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lbfgs_xp.backend import Array, is_array
+from lbfgs_xp.space import Space
+
+
+class Initial:
+    """H before any pair.
+
+    A diagonal H is the identity in the coordinates z = x / sqrt(diagonal); the pairs are stored
+    in those, and nothing else need know.
+
+    Attributes
+    ----------
+    gamma : float, the multiple of the identity where no pair says another.
+    function : H as a function of a vector (..., n), or None.
+    scales_first : whether nothing is known of the scale of x and f, so that the first step has to
+        find it.
+    """
+
+    def __init__(self, given: Any, scale: bool):
+        if isinstance(given, bool) or isinstance(given, str):
+            raise TypeError(f"initial_inverse_hessian is {given!r}; wanted {_WANTED}")
+        number = isinstance(given, (int, float))
+        if number and not (math.isfinite(given) and given > 0):
+            raise ValueError(f"initial_inverse_hessian is {given!r}; wanted {_WANTED}")
+        self.gamma = float(given) if number else 1.0
+        self.function: Callable | None = (
+            given if callable(given) and not is_array(given) else None
+        )
+        self.diagonal = None if number or self.function is not None else given
+        self.scales_first = scale and given is None
+
+    def weights(self, space: Space, x: Array) -> Any:
+        """The square roots of the diagonal, like x or its last axis; None where there is none."""
+        if self.diagonal is None:
+            return None
+        backend = space.backend
+        # On the host: not every library rounds its square roots correctly.
+        if is_array(self.diagonal):
+            diagonal = type(backend)(self.diagonal).to_host(self.diagonal)
+        else:
+            diagonal = np.asarray(self.diagonal)
+        diagonal = diagonal.astype(np.float64)
+        if diagonal.size != x.shape[-1] and diagonal.shape != tuple(x.shape):
+            raise ValueError(
+                f"initial_inverse_hessian has shape {diagonal.shape}; wanted one number for each "
+                f"of the {x.shape[-1]} variables"
+            )
+        if not (np.all(np.isfinite(diagonal)) and np.all(diagonal > 0)):
+            raise ValueError(
+                "initial_inverse_hessian has entries that are not positive and finite; wanted the "
+                "diagonal of a positive definite matrix"
+            )
+        roots = np.sqrt(diagonal)
+        return backend.from_host(roots if roots.shape == x.shape else roots.reshape(-1))
+
+    def descent(self, space: Space, gradient: Array, weights: Any) -> Array:
+        """-H g before any pair."""
+        if self.function is not None:
+            return -self.function(gradient)
+        if weights is not None:
+            return -(gradient * weights * weights)
+        return -self.gamma * gradient
+
+
+_WANTED = (
+    "None, a positive number, an array of positive numbers (the diagonal), or a function of a "
+    "vector (..., n)"
+)

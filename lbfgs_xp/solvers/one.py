@@ -1,0 +1,176 @@
+"""An L-BFGS step of one problem: Python floats and plain branches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lbfgs_xp.backend import Array
+from lbfgs_xp.line_search import ACCEPTED, SEARCHING, Search
+from lbfgs_xp.solvers import curvature
+from lbfgs_xp.solvers.aim import descent, quasi_newton, weighted
+from lbfgs_xp.solvers.curvature import Pairs
+from lbfgs_xp.solvers.state import NOISE, LBFGSState, Lowest
+from lbfgs_xp.space import Space
+
+
+def step(
+    solver: Any, space: Space, state: LBFGSState, value: Any, gradient: Array
+) -> LBFGSState:
+    """The state after value and gradient at `state.trial` were seen."""
+    offered = None
+    if space.remote:
+        phi, dphi, offered = _offer(space, state, value, gradient)
+    else:
+        phi, dphi = space.read(value, space.dot(gradient, state.direction))
+    old = state.search
+    search = solver.line_search.advance(old, phi, dphi)
+    lower = search.best_phi < old.best_phi
+    if search.status == ACCEPTED or (
+        state.pairs.count == 0
+        and solver.initial.scales_first
+        and lower
+        and dphi - old.dphi0 > space.backend.eps * -old.dphi0
+    ):
+        return _arrive(
+            solver, space, state, search, state.trial, old.alpha, phi, phi, gradient, offered
+        )
+
+    lowest = Lowest(old.alpha, phi, gradient) if lower else state.lowest
+    if search.status == SEARCHING:
+        return state._replace(
+            search=search,
+            trial=space.move(state.x, search.alpha, state.direction),
+            seen=phi,
+            lowest=lowest,
+            accepted=False,
+        )
+    if not search.best_phi < search.phi0:
+        return _give_up(solver, space, state, search, phi)
+    # Stuck, but lower than the start: the lowest trial is the new iterate.
+    alpha, best, best_gradient = lowest
+    if alpha == old.alpha:
+        x = state.trial
+    else:
+        x, offered = space.move(state.x, alpha, state.direction), None
+    return _arrive(solver, space, state, search, x, alpha, best, phi, best_gradient, offered)
+
+
+def _arrive(
+    solver: Any, space: Space, state: LBFGSState, search: Search, x: Array, alpha: float,
+    value: float, seen: float, gradient: Array, offered: Any,
+) -> LBFGSState:
+    """The state at a new iterate."""
+    if offered is None:
+        y = gradient - state.gradient
+        pairs = _write(space, state, alpha, y)
+        with_gradient, with_change = space.dots(
+            pairs.rows, (weighted(gradient, state.weights), weighted(y, state.weights))
+        )
+        with_gradient, with_change = space.fetch(with_gradient), space.fetch(with_change)
+        norm, squared = space.read_one(space.max_abs(gradient)), 0.0
+    else:
+        pairs, with_gradient, with_change, norm, squared = offered
+    decrement = -0.5 * search.dphi0 if pairs.count else state.decrement
+    pairs = curvature.accept(
+        space, pairs, with_change, alpha * search.dphi0, solver.scale_initial
+    )
+    return _aim(
+        solver, space, x, value, seen, gradient, norm, alpha, pairs, state.weights, decrement,
+        with_gradient, squared, alpha >= solver.line_search.alpha_max,
+    )
+
+
+def _give_up(
+    solver: Any, space: Space, state: LBFGSState, search: Search, seen: float
+) -> LBFGSState:
+    """No lower point on this line: drop the memory, or where there is none, fail."""
+    decrement = -0.5 * search.dphi0 if state.pairs.count else state.decrement
+    # At rounding level steepest descent would do no better.
+    at_floor = decrement <= abs(state.value) * (NOISE * space.backend.eps)
+    if state.pairs.count == 0 or at_floor:
+        return state._replace(
+            search=search, seen=seen, decrement=decrement, accepted=False, failed=True
+        )
+    pairs = curvature.forget(space, state.pairs, solver.initial.gamma)
+    after = _aim(
+        solver, space, state.x, state.value, seen, state.gradient, state.gradient_norm,
+        state.step, pairs, state.weights, decrement, None, 0.0, False,
+    )
+    return after._replace(accepted=False)
+
+
+def _aim(
+    solver: Any, space: Space, x: Array, value: float, seen: float, gradient: Array,
+    norm: float, alpha: float, pairs: Pairs, weights: Any, decrement: float,
+    with_gradient: Any, squared: float, unbounded: bool,
+) -> LBFGSState:
+    """The state at x with a direction from there, and a search begun along it."""
+    first = 1.0
+    slope = 0.0
+    if pairs.count:
+        direction, slope = quasi_newton(
+            space, solver.initial, weights, pairs, gradient, with_gradient, squared
+        )
+    if not slope < 0.0:
+        # No pairs, or they do not make a direction of descent.
+        if pairs.count:
+            pairs = curvature.forget(space, pairs, solver.initial.gamma)
+        direction, slope, first = descent(
+            space, solver.initial, weights, x, value, gradient, norm
+        )
+    search = solver.line_search.begin(
+        value, slope, first, abs(value) * (NOISE * space.backend.eps)
+    )
+    return LBFGSState(
+        x, value, gradient, norm, alpha, direction, search,
+        space.move(x, search.alpha, direction), seen, Lowest(0.0, value, gradient), pairs,
+        weights, decrement, True, False, unbounded,
+    )
+
+
+def begin(
+    solver: Any, space: Space, x: Array, value: float, gradient: Array, norm: float,
+    pairs: Pairs, weights: Any,
+) -> LBFGSState:
+    """The state at the start of a run; `pairs` may be those of an earlier one."""
+    inner = weighted(gradient, weights)
+    with_gradient = space.fetch(space.dots(pairs.rows, (inner,))[0])
+    squared = space.read_one(space.dot(inner, inner))
+    state = _aim(
+        solver, space, x, value, value, gradient, norm, 0.0, pairs, weights, float("inf"),
+        with_gradient, squared, False,
+    )
+    return state._replace(accepted=False)
+
+
+def _offer(
+    space: Space, state: LBFGSState, value: Any, gradient: Array
+) -> tuple[float, float, tuple]:
+    """All numbers of an evaluation and of the iteration it may end, in one read.
+
+    The trial's pair is written before it is known whether the trial will be accepted: the slot is
+    free, and a second wait for the device would cost more.
+    """
+    y = gradient - state.gradient
+    pairs = _write(space, state, state.search.alpha, y)
+    inner = weighted(gradient, state.weights)
+    joined = space.backend.join(
+        [
+            value,
+            space.dot(gradient, state.direction),
+            space.max_abs(gradient),
+            space.dot(inner, inner),
+            *space.dots(pairs.rows, (inner, weighted(y, state.weights))),
+        ]
+    )
+    numbers = space.fetch(joined)
+    phi, dphi, norm, squared = numbers[:4].tolist()
+    with_gradient, with_change = numbers[4:].reshape(2, -1)
+    return phi, dphi, (pairs, with_gradient, with_change, norm, squared)
+
+
+def _write(space: Space, state: LBFGSState, alpha: float, y: Array) -> Pairs:
+    s = space.scale(alpha, state.direction)
+    if state.weights is not None:
+        s, y = s / state.weights, y * state.weights
+    return curvature.write(space, state.pairs, s, y)

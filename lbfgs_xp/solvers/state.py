@@ -1,0 +1,55 @@
+"""Where an L-BFGS run stands."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from lbfgs_xp.backend import Array
+from lbfgs_xp.line_search import Search
+from lbfgs_xp.solvers.curvature import Pairs
+
+# How many roundings of the value may hide which of two points is lower.
+NOISE = 16.0
+
+
+class Lowest(NamedTuple):
+    """The lowest trial of the search under way: what a search that gets stuck falls back on."""
+
+    alpha: Any
+    value: Any
+    gradient: Array
+
+
+class LBFGSState(NamedTuple):
+    """Where a run stands. Vectors are (..., n); scalars are floats, or arrays (B,) for a batch.
+
+    x, value, gradient, gradient_norm : the current iterate; the norm is the largest component.
+    step : the step length that led to it.
+    direction, search : the line search under way.
+    trial : x + alpha direction, where value and gradient are wanted next.
+    seen : the value at the last trial.
+    lowest : the lowest trial of this search.
+    pairs : the curvature pairs.
+    weights : square roots of the diagonal of the initial inverse Hessian, or None.
+    decrement : the decrease that the last quasi-Newton step promised, -g . d / 2.
+    accepted : whether the last evaluation ended an iteration.
+    failed : whether not even steepest descent found a lower point.
+    unbounded : whether the largest step the search allows still went down.
+    """
+
+    x: Array
+    value: Any
+    gradient: Array
+    gradient_norm: Any
+    step: Any
+    direction: Array
+    search: Search
+    trial: Array
+    seen: Any
+    lowest: Lowest
+    pairs: Pairs
+    weights: Any
+    decrement: Any
+    accepted: Any
+    failed: Any
+    unbounded: Any
