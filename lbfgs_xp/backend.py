@@ -46,7 +46,9 @@ class Backend:
     xp : namespace
         The library's namespace, made standard by array-api-compat.
     device, dtype
-        Where the arrays live and what they hold.
+        Where the arrays live, and the dtype of their real and imaginary parts.
+    complex : bool
+        Whether the array that was given is complex.
     host : bool
         Whether reading a number costs no wait for a device.
     eps, largest : float
@@ -59,14 +61,28 @@ class Backend:
         self.xp: Namespace = compat.array_namespace(array)
         self.name = _library(self.xp)
         self.device = compat.device(array)
-        self.dtype = array.dtype
-        limits = self.xp.finfo(self.dtype)
+        self.complex = self.xp.isdtype(array.dtype, "complex floating")
+        if not self.complex and not self.xp.isdtype(array.dtype, "real floating"):
+            raise TypeError(
+                f"x0 has dtype {array.dtype}; wanted a real or complex floating-point dtype"
+            )
+        limits = self.xp.finfo(array.dtype)
         self.eps = float(limits.eps)
         self.largest = float(limits.max)
+        self.dtype = self.xp.real(array).dtype if self.complex else array.dtype
         self.mutable = self.name not in ("jax", "dask")
         self.host = self.name == "numpy" or (
             self.name in ("torch", "jax") and _platform(self.name, array) == "cpu"
         )
+
+    @staticmethod
+    def name_of(array: Array) -> str:
+        """The name of the library of `array`."""
+        return _library(compat.array_namespace(array))
+
+    def holds(self, array: Array) -> bool:
+        """Whether an array of this library lies on this device."""
+        return self.name == "numpy" or compat.device(array) == self.device
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Backend) and repr(self) == repr(other)
@@ -76,6 +92,17 @@ class Backend:
 
     def __repr__(self) -> str:
         return f"Backend({self.name}, {self.dtype}, {self.device})"
+
+    @property
+    def shares_host_memory(self) -> bool:
+        """Whether the arrays are NumPy's own."""
+        return self.name == "numpy"
+
+    def max(self, array: Array) -> Array:
+        """The largest element along the last axis; nan where there is one."""
+        if self.name == "numpy":
+            return np.maximum.reduce(array, axis=-1)  # without the wrappers of np.max
+        return self.xp.max(array, axis=-1)
 
     # --- between the host and the device -------------------------------------------------------
 

@@ -307,9 +307,9 @@ def _better(
     """
     fn = space.scalars
     value = state.seen
-    if fn.every(fn.logical_not(value <= best.value + criteria.eps * fn.abs(best.value))):
-        return best
     taken = state.accepted & (state.value == value)
+    if fn.every(taken & (value < best.value)):
+        return Best(trial, value, gradient, state.gradient_norm, aux)
     norm = fn.where(taken, state.gradient_norm, math.inf)
     close = value <= best.value + criteria.eps * fn.abs(best.value)
     better = running & ((value < best.value) | (close & (norm < best.gradient_norm)))

@@ -174,7 +174,7 @@ class Objective:
             and type(gradient) is type(x)
             and gradient.shape == x.shape
             and gradient.dtype == x.dtype
-            and self.backend.name == "numpy"
+            and self.backend.holds(gradient)
         ):
             gradient = self.layout.to_vector(gradient, "the gradient")
         # A caller that fills one buffer again and again would change our past gradients.

@@ -71,8 +71,11 @@ class Space:
     ----------
     remote : bool
         One problem on a device, where each read of a number waits: reads are gathered.
-    small : namespace of the m x m algebra: NumPy on the host for one problem, the library's own
-        on its device for a batch.
+    on_host : bool
+        Whether the algebra on m x m matrices runs in NumPy on the host, in float64: for one
+        problem, and where bits matter. Otherwise it runs on the device, in the dtype of x.
+    small : namespace of that algebra.
+    scalars : the functions for the scalars of each problem.
     """
 
     reproducible = False
@@ -82,13 +85,15 @@ class Space:
         self.xp = backend.xp
         self.batched = batched
         self.remote = not (batched or backend.host or self.reproducible)
-        self.on_host = not batched or self.reproducible or backend.name == "numpy"
+        self.on_host = not batched or self.reproducible or backend.shares_host_memory
         self.small = np if self.on_host else backend.xp
         self.scalars = scalars.of(self.small_zeros(()) if batched else 0.0)
-        # A compiled program may round a product and a sum at once, so it may not where bits count.
-        if backend.name == "jax" and not self.reproducible:
-            for name in ("_dot", "_dots", "_combine", "_max_abs", "_move"):
-                setattr(self, name, backend.jit(getattr(Space, name), self))
+        if backend.shares_host_memory and not (batched or self.reproducible):
+            # On a small problem the time goes in calls, so nothing stands between them and NumPy.
+            vars(self).update(dot=np.dot, products=np.dot, combine=np.dot, matvec=np.dot)
+            vars(self).update(read_one=float)
+            if backend.dtype == np.float64:
+                vars(self).update(fetch=_same, send=_same)
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -104,56 +109,41 @@ class Space:
 
     def dot(self, u: Array, v: Array) -> Array:
         """u . v over the last axis: (..., n), (..., n) -> (...)."""
-        return self._dot(u, v)
-
-    def dots(self, rows: Array, vectors: Sequence[Array]) -> list[Array]:
-        """The products of every row with each vector: (..., k, n), (..., n) -> (..., k)."""
-        return [self._dots(rows, vector) for vector in vectors]
-
-    def combine(self, coefficients: Array, rows: Array) -> Array:
-        """sum_k coefficients[k] rows[k]: (..., k), (..., k, n) -> (..., n)."""
-        return self._combine(coefficients, rows)
-
-    def max_abs(self, u: Array) -> Array:
-        """The infinity norm over the last axis: (..., n) -> (...); nan where u has one."""
-        return self._max_abs(u)
-
-    def _dot(self, u: Array, v: Array) -> Array:
         return self.xp.vecdot(u, v)
 
-    def _dots(self, rows: Array, vector: Array) -> Array:
+    def products(self, rows: Array, vector: Array) -> Array:
+        """The product of every row with the vector: (..., k, n), (..., n) -> (..., k)."""
         if not self.batched:
             return rows @ vector
         return (rows @ vector[..., None])[..., 0]
 
-    def _combine(self, coefficients: Array, rows: Array) -> Array:
+    def combine(self, coefficients: Array, rows: Array) -> Array:
+        """sum_k coefficients[k] rows[k]: (..., k), (..., k, n) -> (..., n)."""
         if not self.batched:
             return coefficients @ rows
         return (coefficients[..., None, :] @ rows)[..., 0, :]
 
-    def _max_abs(self, u: Array) -> Array:
-        return self.xp.max(self.xp.abs(u), axis=-1)
+    def max_abs(self, u: Array) -> Array:
+        """The infinity norm over the last axis: (..., n) -> (...); nan where u has one."""
+        return self.backend.max(self.xp.abs(u))
+
+    def matvec(self, matrix: Array, vector: Array) -> Array:
+        """Small matrices times small vectors: (..., m, m), (..., m) -> (..., m)."""
+        if not self.batched:
+            return matrix @ vector
+        return (matrix @ vector[..., None])[..., 0]
 
     # --- elementwise, on vectors ---------------------------------------------------------------
 
     def move(self, x: Array, alpha: Any, direction: Array) -> Array:
-        """x + alpha direction, as two operations where bits matter."""
-        if not self.batched and alpha == 1.0:
-            return x + direction
-        return self._move(x, self.spread(alpha), direction)
-
-    def _move(self, x: Array, alpha: Any, direction: Array) -> Array:
-        return x + alpha * direction
+        """x + alpha direction, a product and then a sum: rounded twice on every library."""
+        return x + self.scale(alpha, direction)
 
     def scale(self, factor: Any, u: Array) -> Array:
         """factor u, one factor for each problem."""
-        if not self.batched and factor == 1.0:
-            return u
-        return self.spread(factor) * u
-
-    def spread(self, scalar: Any) -> Any:
-        """A scalar of each problem, ready to multiply vectors."""
-        return self.send(scalar)[..., None] if self.batched else scalar
+        if self.batched:
+            return self.send(factor)[..., None] * u
+        return u if factor == 1.0 else factor * u
 
     def pick(self, mask: Any, new: Array, old: Array) -> Array:
         """Vectors: `new` where the problem's mask holds, else `old`."""
@@ -182,14 +172,11 @@ class Space:
 
     def send(self, array: Array) -> Array:
         """Numbers, counts or masks of the small algebra, for the device."""
-        backend = self.backend
         if not self.on_host:
             return array
         kind = array.dtype.kind
-        if backend.name == "numpy":
-            return array.astype(backend.dtype, copy=False) if kind == "f" else array
         dtypes = {"b": self.xp.bool, "i": self.xp.int64}
-        return backend.from_host(array, dtypes.get(kind, backend.dtype))
+        return self.backend.from_host(array, dtypes.get(kind, self.backend.dtype))
 
     def any(self, mask: Any) -> bool:
         """Whether the mask holds for some problem: one read."""
@@ -201,18 +188,10 @@ class Space:
         """Whether two vectors, or two scalars of each problem, are the same numbers: one read."""
         if isinstance(u, float):
             return u == v
-        if u.shape != v.shape or type(u) is not type(v):
-            return False
         xp = compat.array_namespace(u)
         return bool(self.backend.to_host(xp.all(u == v)) if xp is self.xp else (u == v).all())
 
     # --- the small algebra ---------------------------------------------------------------------
-
-    def matvec(self, matrix: Array, vector: Array) -> Array:
-        """Small matrices times small vectors: (..., m, m), (..., m) -> (..., m)."""
-        if not self.batched:
-            return matrix @ vector
-        return (matrix @ vector[..., None])[..., 0]
 
     def transpose(self, matrix: Array) -> Array:
         return matrix.T if not self.batched else self.small.matrix_transpose(matrix)
@@ -220,12 +199,6 @@ class Space:
     def per_problem(self, scalar: Any) -> Any:
         """A scalar of each problem, ready to multiply small vectors (..., m)."""
         return scalar[..., None] if self.batched else scalar
-
-    def choose(self, mask: Any, new: Array, old: Any) -> Any:
-        """Small vectors (..., m): `new` where the problem's mask holds, else `old`."""
-        if not self.batched:
-            return new if mask else old
-        return self.scalars.where(mask[..., None], new, old)
 
     def small_zeros(self, shape: tuple[int, ...]) -> Array:
         """Zeros: float64 on the host, the vectors' dtype on a device."""
@@ -247,14 +220,18 @@ class FixedOrderSpace(Space):
 
     reproducible = True
 
+    def dot(self, u: Array, v: Array) -> Array:
+        return fixed_sum(u * v)
+
+    def products(self, rows: Array, vector: Array) -> Array:
+        return fixed_sum(rows * vector[..., None, :])
+
+    def combine(self, coefficients: Array, rows: Array) -> Array:
+        return fixed_sum(coefficients[..., :, None] * rows, axis=-2)
+
     def matvec(self, matrix: Array, vector: Array) -> Array:
         return fixed_sum(matrix * vector[..., None, :])
 
-    def _dot(self, u: Array, v: Array) -> Array:
-        return fixed_sum(u * v)
 
-    def _dots(self, rows: Array, vector: Array) -> Array:
-        return fixed_sum(rows * vector[..., None, :])
-
-    def _combine(self, coefficients: Array, rows: Array) -> Array:
-        return fixed_sum(coefficients[..., :, None] * rows, axis=-2)
+def _same(array: Array) -> Array:
+    return array

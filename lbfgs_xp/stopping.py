@@ -84,18 +84,18 @@ def update(
     value, norm, before = new.value, new.gradient_norm, old.value
     magnitude = fn.maximum(fn.abs(before), fn.abs(value))
     lower = accepted & (value < p.reference - _NOISE * criteria.eps * magnitude)
-    small = fn.abs(before - value) <= criteria.ftol * magnitude
-    short = step <= criteria.xtol * fn.maximum(size, 1.0)
-    if criteria.ftol == 0.0:
-        small = small & False
-    if criteria.xtol == 0.0:
-        short = short & False
+    small = short = False
+    if criteria.ftol > 0.0:
+        small = fn.abs(before - value) <= criteria.ftol * magnitude
+    if criteria.xtol > 0.0:
+        short = step <= criteria.xtol * fn.maximum(size, 1.0)
     endless = new.unbounded | (value < -criteria.eps * criteria.largest)
     flat = norm <= criteria.gtol
     nit = fn.where(accepted, p.nit + 1, p.nit)
-    scale = fn.where(accepted, fn.maximum(p.scale, fn.abs(value)), p.scale)
     lowest_norm = fn.where(accepted, fn.minimum(norm, p.lowest_norm), p.lowest_norm)
+    scale = fn.where(accepted, fn.maximum(magnitude, p.scale), p.scale)
     if fn.every(lower & fn.logical_not(small | short | endless | flat)):
+        # Most iterations of one problem: nothing to note but the decrease.
         return _budgets(
             fn, criteria, Progress(p.status, nit, nfev, 0, 0, 0, value, lowest_norm, scale)
         )

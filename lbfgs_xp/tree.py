@@ -31,12 +31,12 @@ class Layout:
     def __init__(self, x0: Any, batched: bool):
         leaves, self.structure = _flatten(_as_parameters(x0))
         self.batched = batched
-        _check_leaves(leaves, batched)
-        self.shapes = [tuple(leaf.shape) for leaf in leaves]
-        self.backend = Backend(_real(leaves[0]))
+        backends = _check_leaves(leaves, batched)
+        self.backend = backends[0]
         self.xp = self.backend.xp
-        self.dtypes = [leaf.dtype for leaf in leaves]
-        self.complex = [_is_complex(leaf) for leaf in leaves]
+        self.leaves = leaves
+        self.shapes = [tuple(leaf.shape) for leaf in leaves]
+        self.complex = [backend.complex for backend in backends]
         self.batch = self.shapes[0][:1] if batched else ()
         self.sizes = [
             math.prod(shape[len(self.batch) :]) * (2 if c else 1)
@@ -77,20 +77,21 @@ class Layout:
         xp = self.xp
         leaves = []
         start = 0
-        for shape, size, is_complex, dtype in zip(
-            self.shapes, self.sizes, self.complex, self.dtypes, strict=True
+        for like, shape, size, is_complex in zip(
+            self.leaves, self.shapes, self.sizes, self.complex, strict=True
         ):
             piece = vector[..., start : start + size]
             start += size
             if is_complex:
                 half = size // 2
-                re = xp.astype(piece[..., :half], dtype)
-                piece = re + xp.astype(piece[..., half:], dtype) * 1j
+                re = xp.astype(piece[..., :half], like.dtype)
+                piece = re + xp.astype(piece[..., half:], like.dtype) * 1j
             leaves.append(xp.reshape(piece, shape))
         return optree.tree_unflatten(self.structure, leaves)
 
     def check(self, leaf: Any, index: int, what: str) -> Array:
         """`leaf` as an array like leaf `index` of x0, or a clear error."""
+        like = self.leaves[index]
         if not is_array(leaf):
             if self.backend.name != "numpy":
                 raise TypeError(
@@ -98,26 +99,22 @@ class Layout:
                     f"{self.backend.name}, like x0"
                 )
             leaf = np.asarray(leaf)
-        other = Backend(leaf)
-        if other.name != self.backend.name:
+        if type(leaf) is not type(like) and (other := Backend.name_of(leaf)) != self.backend.name:
             raise TypeError(
-                f"{what} is an array of {other.name}; wanted one of {self.backend.name}, like x0"
-            )
-        if other.device != self.backend.device and "traced" not in (
-            str(other.device),
-            str(self.backend.device),
-        ):
-            raise ValueError(
-                f"{what} is on device {other.device}; wanted {self.backend.device}, like x0"
+                f"{what} is an array of {other}; wanted one of {self.backend.name}, like x0"
             )
         if tuple(leaf.shape) != self.shapes[index]:
             raise ValueError(
                 f"{what} has shape {tuple(leaf.shape)}; wanted {self.shapes[index]}, like x0"
             )
-        if leaf.dtype != self.dtypes[index]:
-            if _is_complex(leaf) and not self.complex[index]:
-                raise TypeError(f"{what} is complex; wanted {self.dtypes[index]}, like x0")
-            leaf = self.xp.astype(leaf, self.dtypes[index])
+        if not self.backend.holds(leaf):
+            raise ValueError(
+                f"{what} is on another device; wanted {self.backend.device}, like x0"
+            )
+        if leaf.dtype != like.dtype:
+            if self.xp.isdtype(leaf.dtype, "complex floating") and not self.complex[index]:
+                raise TypeError(f"{what} is complex; wanted {like.dtype}, like x0")
+            leaf = self.xp.astype(leaf, like.dtype)
         return leaf
 
 
@@ -163,7 +160,7 @@ def _as_parameters(x0: Any) -> Any:
     return x0
 
 
-def _check_leaves(leaves: list[Any], batched: bool) -> None:
+def _check_leaves(leaves: list[Any], batched: bool) -> list[Backend]:
     if not leaves:
         raise ValueError("x0 holds no arrays; wanted at least one")
     for leaf in leaves:
@@ -172,21 +169,14 @@ def _check_leaves(leaves: list[Any], batched: bool) -> None:
                 f"x0 holds a {type(leaf).__name__}; wanted arrays of NumPy, PyTorch, JAX, CuPy or "
                 "another library of the array API standard"
             )
-    kinds = {Backend(leaf).name for leaf in leaves}
-    if len(kinds) > 1:
-        raise TypeError(f"x0 mixes arrays of {', '.join(sorted(kinds))}; wanted one library")
-    xp = Backend(leaves[0]).xp
-    for leaf in leaves:
-        if not (xp.isdtype(leaf.dtype, ("real floating", "complex floating"))):
-            raise TypeError(
-                f"x0 has dtype {leaf.dtype}; wanted a real or complex floating-point dtype"
-            )
-    devices = {str(Backend(leaf).device) for leaf in leaves}
-    if len(devices) > 1:
-        raise ValueError(f"x0 lies on devices {', '.join(sorted(devices))}; wanted one device")
-    dtypes = {str(_real(leaf).dtype) for leaf in leaves}
-    if len(dtypes) > 1:
-        raise TypeError(f"x0 mixes precisions {', '.join(sorted(dtypes))}; wanted one")
+    names = {Backend.name_of(leaf) for leaf in leaves}
+    if len(names) > 1:
+        raise TypeError(f"x0 mixes arrays of {', '.join(sorted(names))}; wanted one library")
+    backends = [Backend(leaf) for leaf in leaves]
+    for what in ("device", "dtype"):
+        found = {str(getattr(backend, what)) for backend in backends}
+        if len(found) > 1:
+            raise ValueError(f"x0 mixes {what}s {', '.join(sorted(found))}; wanted one")
     if batched:
         firsts = {tuple(leaf.shape[:1]) for leaf in leaves}
         if len(firsts) > 1 or firsts == {()}:
@@ -194,11 +184,4 @@ def _check_leaves(leaves: list[Any], batched: bool) -> None:
                 f"x0 has shapes {[tuple(leaf.shape) for leaf in leaves]}; wanted, with "
                 "batched=True, the same first axis B in all"
             )
-
-
-def _is_complex(leaf: Array) -> bool:
-    return bool(Backend(leaf).xp.isdtype(leaf.dtype, "complex floating"))
-
-
-def _real(leaf: Array) -> Array:
-    return Backend(leaf).xp.real(leaf) if _is_complex(leaf) else leaf
+    return backends

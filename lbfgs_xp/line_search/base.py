@@ -202,8 +202,9 @@ class LineSearch(ABC):
         )
 
     def _advance(self, fn: Scalars, search: Search, phi: Scalar, dphi: Scalar) -> Search:
-        alpha, status, evaluations, origin, phi0, dphi0, noise = search[:7]
-        best_alpha, best_phi, cap, inner = search[7:]
+        (
+            alpha, status, evaluations, origin, phi0, dphi0, noise, best_alpha, best_phi, cap, inner
+        ) = search
         searching = status == SEARCHING
         if fn.every(fn.logical_not(searching)):
             return search
@@ -217,9 +218,11 @@ class LineSearch(ABC):
         best_alpha = fn.where(lower, alpha, best_alpha)
         best_phi = fn.where(lower, phi, best_phi)
         evaluations = fn.where(searching, evaluations + 1, evaluations)
-        fixed = (origin, phi0, dphi0, noise)
         if fn.every(accepted):
-            return Search(alpha, ACCEPTED, evaluations, *fixed, best_alpha, best_phi, cap, inner)
+            return Search(
+                alpha, ACCEPTED, evaluations, origin, phi0, dphi0, noise, best_alpha, best_phi,
+                cap, inner,
+            )
 
         too_far = searching & fn.logical_not(finite)
         cap = fn.where(too_far, fn.minimum(cap, alpha), cap)
@@ -243,7 +246,9 @@ class LineSearch(ABC):
         stuck = searching & stuck & fn.logical_not(accepted)
         status = fn.where(accepted, ACCEPTED, fn.where(stuck, STUCK, status))
         alpha = fn.where(status == SEARCHING, proposal, alpha)
-        return Search(alpha, status, evaluations, *fixed, best_alpha, best_phi, cap, inner)
+        return Search(
+            alpha, status, evaluations, origin, phi0, dphi0, noise, best_alpha, best_phi, cap, inner
+        )
 
 
 def _real(value: Any) -> Any:

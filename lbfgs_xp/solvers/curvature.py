@@ -17,6 +17,7 @@ when a pair comes, R^-1 gains one column. R^-1 is therefore kept up to date, nev
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from lbfgs_xp.backend import Array
@@ -71,7 +72,7 @@ def coefficients(space: Space, pairs: Pairs, with_gradient: Array) -> Array:
 
 def apply(space: Space, pairs: Pairs, vector: Array) -> Array:
     """H v: (..., n) -> (..., n)."""
-    c = coefficients(space, pairs, space.fetch(space.dots(pairs.rows, (vector,))[0]))
+    c = coefficients(space, pairs, space.fetch(space.products(pairs.rows, vector)))
     return space.scale(pairs.gamma, vector) - space.combine(space.send(c), pairs.rows)
 
 
@@ -110,7 +111,12 @@ def accept(space: Space, pairs: Pairs, change: Array, slope: float, scale: bool)
     m = len(diagonal)
     curvature, size = float(change[slot]), float(change[slot + m])
     inverse[slot] = 0.0
-    if not _sound(space, curvature, size, slope):
+    if not (
+        curvature > space.backend.eps * abs(slope)
+        and 0.0 < size < math.inf
+        and 0.0 < curvature / size < math.inf
+        and 1.0 / curvature < math.inf
+    ):
         inverse[:, slot] = gram[slot] = gram[:, slot] = diagonal[slot] = 0.0
         return pairs._replace(count=min(count, m - 1))
     rho = 1.0 / curvature
@@ -158,8 +164,10 @@ def accept_many(
         return space.small.sum(fn.where(own, vector, 0.0), axis=-1)
 
     curvature, size = held(change[..., :m]), held(change[..., m:])
-    good = _sound(space, curvature, size, slope)
-    rho = fn.where(good, fn.divide(1.0, curvature), 0.0)
+    gamma, rho = fn.divide(curvature, size), fn.divide(1.0, curvature)
+    good = (curvature > space.backend.eps * fn.abs(slope)) & (size > 0.0) & (size < math.inf)
+    good = good & (gamma > 0.0) & (gamma < math.inf) & (rho < math.inf)
+    rho = fn.where(good, rho, 0.0)
     inverse = fn.where(row, 0.0, pairs.inverse)
     new = space.matvec(inverse, change[..., :m]) * -rho[..., None]
     new = fn.where(own, rho[..., None], new)
@@ -173,7 +181,7 @@ def accept_many(
         inverse=fn.where(column, new[..., :, None], inverse),
         gram=fn.where(column, cross[..., :, None], gram),
         diagonal=fn.where(row[..., 0], fn.where(good, curvature, 0.0)[..., None], pairs.diagonal),
-        gamma=fn.where(kept, fn.divide(curvature, size), pairs.gamma) if scale else pairs.gamma,
+        gamma=fn.where(kept, gamma, pairs.gamma) if scale else pairs.gamma,
         slot=fn.where(kept, (pairs.slot + 1) % m, pairs.slot),
         count=fn.where(mask & fn.logical_not(good) & full, count - 1, count),
     )
@@ -195,11 +203,3 @@ def forget_many(space: Space, pairs: Pairs, mask: Array, gamma: float) -> Pairs:
         fn.where(mask, 0, pairs.slot),
         fn.where(mask, 0, pairs.count),
     )
-
-
-def _sound(space: Space, curvature: Any, size: Any, slope: Any) -> Any:
-    """Whether s . y is large enough, and what is divided by it finite."""
-    fn = space.scalars
-    gamma, rho = fn.divide(curvature, size), fn.divide(1.0, curvature)
-    enough = (curvature > space.backend.eps * fn.abs(slope)) & (gamma > 0.0)
-    return enough & fn.isfinite(gamma) & fn.isfinite(rho)

@@ -57,9 +57,8 @@ def step(
     if state.weights is not None:
         s, y = s / state.weights, y * state.weights
     pairs = curvature.write_many(space, pairs, s, y, taken)
-    with_gradient, with_change = space.dots(
-        pairs.rows, (weighted(gradient, state.weights), y)
-    )
+    with_gradient = space.products(pairs.rows, weighted(gradient, state.weights))
+    with_change = space.products(pairs.rows, y)
     had = pairs.count > 0
     decrement = fn.where((taken | lost) & had, -0.5 * search.dphi0, state.decrement)
     pairs = curvature.accept_many(
@@ -97,7 +96,7 @@ def begin(
 ) -> LBFGSState:
     """The state at the start of a run; `pairs` may be those of an earlier one."""
     fn = space.scalars
-    (with_gradient,) = space.dots(pairs.rows, (weighted(gradient, weights),))
+    with_gradient = space.products(pairs.rows, weighted(gradient, weights))
     no = fn.full(False, value)
     state = _aim(
         solver, space, x, value, value, gradient, norm, fn.full(0.0, value), pairs, weights,

@@ -63,10 +63,9 @@ def _arrive(
     if offered is None:
         y = gradient - state.gradient
         pairs = _write(space, state, alpha, y)
-        with_gradient, with_change = space.dots(
-            pairs.rows, (weighted(gradient, state.weights), weighted(y, state.weights))
-        )
-        with_gradient, with_change = space.fetch(with_gradient), space.fetch(with_change)
+        rows, weights = pairs.rows, state.weights
+        with_gradient = space.fetch(space.products(rows, weighted(gradient, weights)))
+        with_change = space.fetch(space.products(rows, weighted(y, weights)))
         norm, squared = space.read_one(space.max_abs(gradient)), 0.0
     else:
         pairs, with_gradient, with_change, norm, squared = offered
@@ -134,7 +133,7 @@ def begin(
 ) -> LBFGSState:
     """The state at the start of a run; `pairs` may be those of an earlier one."""
     inner = weighted(gradient, weights)
-    with_gradient = space.fetch(space.dots(pairs.rows, (inner,))[0])
+    with_gradient = space.fetch(space.products(pairs.rows, inner))
     squared = space.read_one(space.dot(inner, inner))
     state = _aim(
         solver, space, x, value, value, gradient, norm, 0.0, pairs, weights, float("inf"),
@@ -160,7 +159,8 @@ def _offer(
             space.dot(gradient, state.direction),
             space.max_abs(gradient),
             space.dot(inner, inner),
-            *space.dots(pairs.rows, (inner, weighted(y, state.weights))),
+            space.products(pairs.rows, inner),
+            space.products(pairs.rows, weighted(y, state.weights)),
         ]
     )
     numbers = space.fetch(joined)

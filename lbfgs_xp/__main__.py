@@ -1,0 +1,165 @@
+"""python -m lbfgs_xp demo | info"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import lbfgs_xp as lx
+from lbfgs_xp import backend
+from lbfgs_xp.backend import Backend
+from lbfgs_xp.demo import console, demo
+
+_ASIDE = ("array-api-compat", "array-api-extra", "optree", "rich", "matplotlib", "scipy")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; 0 where it went well."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lbfgs_xp",
+        description="L-BFGS for the arrays of any library.",
+    )
+    parser.add_argument("--version", action="version", version=f"lbfgs_xp {lx.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    shown = commands.add_parser(
+        "demo",
+        help="solve reference problems with every array library found, and draw a picture",
+        description="Minimises Rosenbrock's function and trains a small network with every array "
+        "library found, on each device, in default and in reproducible mode; compares the "
+        "iterates with those of NumPy; and draws how the line searches differ.",
+    )
+    shown.add_argument(
+        "--out", type=Path, default=Path(), metavar="DIR",
+        help="folder for lbfgs_xp_demo.png (default: the current one)",
+    )
+    shown.add_argument("--quick", action="store_true", help="smaller problems, fewer iterations")
+    commands.add_parser(
+        "info",
+        help="say which array libraries and devices are here, and what works on each",
+        description="Lists what is installed, and tries on each device what works there.",
+    )
+    chosen = parser.parse_args(arguments)
+    if chosen.command is None:
+        parser.print_help()
+        return 0
+    # float64 in JAX, unless the user has decided; JAX reads this when it is first imported.
+    os.environ.setdefault("JAX_ENABLE_X64", "1")
+    if chosen.command == "demo":
+        return demo(chosen.out, chosen.quick)
+    return info()
+
+
+# --- info --------------------------------------------------------------------------------------
+
+
+def info() -> int:
+    """Shows what is installed, and what works on each device."""
+    from rich.table import Table
+
+    out = console()
+    out.print(
+        f"lbfgs_xp {lx.__version__}, Python {platform.python_version()}, "
+        f"{platform.system()} {platform.machine()}"
+    )
+    out.print(", ".join(f"{name} {_version(name)}" for name in _ASIDE), style="dim")
+    probes: dict[str, Callable[[Backend], bool]] = {
+        "autodiff": _differentiates,
+        "in place": _writes_in_place,
+        "compiles": _compiles,
+        "batched": _solves_batches,
+        "reproducible": _repeats_numpy,
+    }
+    table = Table()
+    for heading in ("library", "version", "device", "dtype", *probes):
+        table.add_column(heading)
+    for name, version in backend.installed().items():
+        for device, array in backend.samples(name):
+            here = Backend(array)
+            marks = [_try(probe, here) for probe in probes.values()]
+            table.add_row(name, version, device, str(here.dtype).split(".")[-1], *marks)
+    out.print(table)
+    out.print(
+        "Each mark is the outcome of a small run. autodiff: no jac= needed. in place: buffers are "
+        "overwritten, not copied. compiles: functions are compiled. batched: many problems at "
+        "once. reproducible: the same bits as NumPy.",
+        style="dim",
+    )
+    return 0
+
+
+def _try(probe: Callable[[Backend], bool], here: Backend) -> str:
+    try:
+        return "[green]yes[/]" if probe(here) else "no"
+    except Exception as error:  # what fails, and how, is the answer
+        return f"[red]no ({type(error).__name__})[/]"
+
+
+def _differentiates(here: Backend) -> bool:
+    start = here.full((3,), 2.0)
+    with contextlib.suppress(ValueError):  # the error that names the ways out
+        return lx.minimize(lambda x: ((x - 1.0) ** 2).sum(), start).success
+    return False
+
+
+def _writes_in_place(here: Backend) -> bool:
+    buffer = here.zeros((2, 3))
+    after = here.write_row(buffer, 1, here.full((3,), 1.0))
+    assert here.to_host(after).tolist() == [[0.0] * 3, [1.0] * 3]
+    with contextlib.suppress(RuntimeError):  # a buffer given away
+        return bool(here.to_host(buffer)[1, 0] == 1.0)
+    return False
+
+
+def _compiles(here: Backend) -> bool:
+    calls = []
+
+    def double(x: Any) -> Any:
+        calls.append(x)
+        return x + x
+
+    compiled = here.jit(double)
+    for value in (1.0, 2.0):
+        assert here.to_host(compiled(here.full((2,), value))).tolist() == [2.0 * value] * 2
+    return len(calls) == 1
+
+
+def _solves_batches(here: Backend) -> bool:
+    problem = lx.problems.rosenbrock(2, xp=here.xp, dtype=here.dtype, device=here.device)
+    res = lx.minimize(
+        problem.value_and_gradient, problem.starts(3), jac=True, batched=True, maxiter=100,
+        maxtime=10.0,
+    )
+    return bool(here.to_host(res.success).all())
+
+
+def _repeats_numpy(here: Backend) -> bool:
+    ends = []
+    for xp, device in ((here.xp, here.device), (np, None)):
+        problem = lx.problems.rosenbrock(
+            6, xp=xp, dtype=str(here.dtype).split(".")[-1], device=device, reproducible=True
+        )
+        res = lx.minimize(
+            problem.value_and_gradient, problem.x0, jac=True, reproducible=True, maxiter=8
+        )
+        ends.append(Backend(problem.x0).to_host(res.x).tobytes())
+    return ends[0] == ends[1]
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
