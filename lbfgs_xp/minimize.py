@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import difflib
 import functools
 import math
@@ -10,6 +11,8 @@ import numbers
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from lbfgs_xp import stopping
 from lbfgs_xp.backend import Array, is_array
@@ -136,7 +139,9 @@ def minimize(
     objective = Objective(fun, args, jac, has_aux, layout)
     run = _Run(solver, space, objective, criteria)
     vector = backend.own(layout.to_vector(x0, "x0"))
-    with Live(progress) as live:
+    # Trials that overflow are ordinary, so NumPy's warnings are off; but not inside the user's
+    # functions, which run in the context of the caller.
+    with Live(progress) as live, np.errstate(all="ignore"):
         try:
             run.begin(vector, state)
             while run.running():
@@ -179,6 +184,7 @@ class _Run:
         self.objective = objective
         self.criteria = criteria
         self.now: _Now | None = None
+        self._evaluate = functools.partial(contextvars.copy_context().run, objective)
         # One problem runs on Python floats and branches, which nothing can compile.
         after: Callable = functools.partial(_after, solver, space, criteria)
         if space.batched and not space.reproducible:
@@ -198,7 +204,7 @@ class _Run:
             )
             if space.equal(x, state.best.x):
                 start = state.solver.x
-        value, gradient, aux = objective(start)
+        value, gradient, aux = self._evaluate(start)
         objective.check_unchanged(x, start)
         inner = solver.init(space, start, value, gradient, pairs)
         best = Best(start, inner.value, gradient, inner.gradient_norm, aux)
@@ -219,7 +225,7 @@ class _Run:
         """One evaluation and what follows from it; whether an iteration may have ended."""
         assert self.now is not None
         before = self.objective.nfev
-        value, gradient, aux = self.objective(self.now.solver.trial)
+        value, gradient, aux = self._evaluate(self.now.solver.trial)
         count = self.objective.nfev - before
         self.now = self._after(self.now, value, gradient, aux, count)
         return self.space.batched or self.now.solver.accepted

@@ -90,8 +90,8 @@ class Space:
         self.scalars = scalars.of(self.small_zeros(()) if batched else 0.0)
         if backend.shares_host_memory and not (batched or self.reproducible):
             # On a small problem the time goes in calls, so nothing stands between them and NumPy.
-            vars(self).update(dot=np.dot, products=np.dot, combine=np.dot, matvec=np.dot)
-            vars(self).update(read_one=float)
+            dot = np.ndarray.dot
+            vars(self).update(dot=dot, products=dot, combine=dot, matvec=dot, read_one=float)
             if backend.dtype == np.float64:
                 vars(self).update(fetch=_same, send=_same)
 
@@ -193,8 +193,10 @@ class Space:
 
     # --- the small algebra ---------------------------------------------------------------------
 
-    def transpose(self, matrix: Array) -> Array:
-        return matrix.T if not self.batched else self.small.matrix_transpose(matrix)
+    def vecmat(self, vector: Array, matrix: Array) -> Array:
+        """The same with the transposed matrices."""
+        transposed = matrix.T if not self.batched else self.small.matrix_transpose(matrix)
+        return self.matvec(transposed, vector)
 
     def per_problem(self, scalar: Any) -> Any:
         """A scalar of each problem, ready to multiply small vectors (..., m)."""

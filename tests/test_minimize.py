@@ -90,10 +90,12 @@ def test_gradient_is_small_at_the_start() -> None:
 
 
 def test_value_has_settled() -> None:
-    res = lx.minimize(rosenbrock, ROSENBROCK.x0, jac=True, gtol=0.0, ftol=1e-3)
+    p = problems.logistic_regression()
+    res = lx.minimize(p.value_and_gradient, p.x0, jac=True, gtol=0.0, ftol=1e-3)
     stops(res, Status.VALUE)
-    full = lx.minimize(rosenbrock, ROSENBROCK.x0, jac=True, gtol=0.0)
+    full = lx.minimize(p.value_and_gradient, p.x0, jac=True, gtol=0.0)
     assert res.nfev < full.nfev
+    assert res.fun == pytest.approx(full.fun, rel=1e-2)
 
 
 def test_step_has_settled() -> None:
@@ -272,15 +274,13 @@ def test_exception_in_the_callback_carries_the_best_point() -> None:
     calls.holds(caught.value.result)  # type: ignore[attr-defined]
 
 
-def test_exception_with_slots_goes_through() -> None:
-    class Slotted(Exception):
-        __slots__ = ()
+def test_exception_that_takes_no_attributes_goes_through() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class FrozenError(Exception):
+        code: int
 
-        def __setattr__(self, name: str, value: Any) -> None:
-            raise AttributeError(name)
-
-    with pytest.raises(Slotted):
-        lx.minimize(failing_at(3, Slotted()), ROSENBROCK.x0, jac=True)
+    with pytest.raises(FrozenError):
+        lx.minimize(failing_at(3, FrozenError(4)), ROSENBROCK.x0, jac=True)
 
 
 # --- the best point ----------------------------------------------------------------------------
@@ -378,6 +378,8 @@ def test_aux_with_each_form_of_the_gradient(backend: Backend) -> None:
     for jac in forms + [None] * backend.has_autodiff:
         res = lx.minimize(fun, backend.asarray([0.0, 0.0]), jac=jac, has_aux=True)
         assert res.success
+        if backend.is_torch:
+            assert not res.aux.requires_grad  # like the value: nobody differentiates it any more
         assert float(res.aux) == pytest.approx(3.0, abs=1e-5)
     assert lx.minimize(lambda x: fun(x)[0], one, jac=forms[0]).aux is None
 
@@ -617,7 +619,7 @@ def test_x0_is_left_alone(backend: Backend) -> None:
     for maxiter in (0, 1, None):
         res = lx.minimize(p.value_and_gradient, x0, jac=True, maxiter=maxiter)
         assert backend.to_numpy(x0).tobytes() == before
-        assert res.x is not x0
+        assert res.x is not x0 or backend.is_jax  # JAX arrays cannot change
         assert type(res.x) is type(x0)
         assert res.x.dtype == x0.dtype and res.x.device == x0.device
         assert type(res.fun) is float and type(res.nit) is int and type(res.nfev) is int
@@ -750,7 +752,7 @@ def test_finite_differences_converge_like_the_gradient() -> None:
         res = lx.minimize(p.fun, p.x0, jac=jac, gtol=1e-4)
         assert res.success
         assert res.nfev % each == 0
-        assert res.nfev / each <= exact.nfev + 10
+        assert res.nfev / each <= 1.5 * exact.nfev
 
 
 def test_float32_finite_differences() -> None:

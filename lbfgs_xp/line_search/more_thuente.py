@@ -109,10 +109,14 @@ class MoreThuente(LineSearch):
         # The first stage looks for a minimiser of psi, which is phi less its promised decrease,
         # while the trial is lower but not low enough.
         use_psi = fn.logical_not(second_stage | decreased) & (phi <= x.phi)
-        tilt = fn.where(use_psi, promised, 0.0)
-        x, y, trial = (_tilted(p, tilt) for p in (x, y, Point(alpha, phi, dphi)))
-        step, x, y, found = _step(fn, x, y, trial, found, low, high)
-        x, y = _tilted(x, -tilt), _tilted(y, -tilt)
+        trial = Point(alpha, phi, dphi)
+        if fn.every(fn.logical_not(use_psi)):
+            step, x, y, found = _step(fn, x, y, trial, found, low, high)
+        else:
+            tilt = fn.where(use_psi, promised, 0.0)
+            x, y, trial = _tilted(x, tilt), _tilted(y, tilt), _tilted(trial, tilt)
+            step, x, y, found = _step(fn, x, y, trial, found, low, high)
+            x, y = _tilted(x, -tilt), _tilted(y, -tilt)
 
         # Halve a bracket that two steps have not cut down to two thirds.
         span = fn.abs(y.alpha - x.alpha)

@@ -65,9 +65,10 @@ def coefficients(space: Space, pairs: Pairs, with_gradient: Array) -> Array:
     m = pairs.diagonal.shape[-1]
     gamma = space.per_problem(pairs.gamma)
     p = space.matvec(pairs.inverse, with_gradient[..., :m])
-    inner = gamma * (with_gradient[..., m:] - space.matvec(pairs.gram, p)) - pairs.diagonal * p
-    u = space.matvec(space.transpose(pairs.inverse), inner)
-    return space.small.concat([u, gamma * p], axis=-1)
+    inner = with_gradient[..., m:] - space.matvec(pairs.gram, p)
+    inner *= gamma
+    inner -= pairs.diagonal * p
+    return space.small.concat((space.vecmat(inner, pairs.inverse), gamma * p), axis=-1)
 
 
 def apply(space: Space, pairs: Pairs, vector: Array) -> Array:

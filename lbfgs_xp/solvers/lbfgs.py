@@ -89,22 +89,21 @@ class LBFGS:
         weights = self.initial.weights(space, x)
         value, norm = space.read(value, space.max_abs(gradient))
         begin = many.begin if space.batched else one.begin
-        with np.errstate(all="ignore"):
-            return begin(self, space, x, value, gradient, norm, pairs, weights)
+        return begin(self, space, x, value, gradient, norm, pairs, weights)
 
     def step(
         self, space: Space, state: LBFGSState, value: Any, gradient: Array, active: Any = True
     ) -> LBFGSState:
         """The state after value and gradient at `state.trial` were seen.
 
+        Trials that overflow are ordinary; `minimize` calls this under `numpy.errstate`.
+
         Problems of a batch outside the mask `active` stay as they are. The pairs of the old state
         may be overwritten: go on from the new one.
         """
-        # Trials that overflow are ordinary.
-        with np.errstate(all="ignore"):
-            if space.batched:
-                return many.step(self, space, state, value, gradient, active)
-            return one.step(self, space, state, value, gradient)
+        if space.batched:
+            return many.step(self, space, state, value, gradient, active)
+        return one.step(self, space, state, value, gradient)
 
     def inverse_hessian(self, space: Space, state: LBFGSState) -> InverseHessian:
         """The inverse Hessian at the state's iterate, as an operator."""

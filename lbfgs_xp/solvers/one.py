@@ -21,7 +21,7 @@ def step(
     if space.remote:
         phi, dphi, offered = _offer(space, state, value, gradient)
     else:
-        phi, dphi = space.read(value, space.dot(gradient, state.direction))
+        phi, dphi = float(value), space.read_one(space.dot(gradient, state.direction))
     old = state.search
     search = solver.line_search.advance(old, phi, dphi)
     lower = search.best_phi < old.best_phi
