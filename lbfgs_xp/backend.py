@@ -61,14 +61,7 @@ class Backend:
         self.xp: Namespace = compat.array_namespace(array)
         self.name = _library(self.xp)
         self.device = compat.device(array)
-        self.complex = self.xp.isdtype(array.dtype, "complex floating")
-        if not self.complex and not self.xp.isdtype(array.dtype, "real floating"):
-            raise TypeError(
-                f"x0 has dtype {array.dtype}; wanted a real or complex floating-point dtype"
-            )
-        limits = self.xp.finfo(array.dtype)
-        self.eps = float(limits.eps)
-        self.largest = float(limits.max)
+        self.complex, self.eps, self.largest = _limits(self.xp, array.dtype)
         self.dtype = self.xp.real(array).dtype if self.complex else array.dtype
         self.mutable = self.name not in ("jax", "dask")
         self.host = self.name == "numpy" or (
@@ -211,6 +204,17 @@ class Backend:
         return _jax_gradient(fun, has_aux)
 
 
+@functools.cache
+def _limits(xp: Namespace, dtype: Any) -> tuple[bool, float, float]:
+    """Whether the dtype is complex; eps and the largest number of its parts."""
+    is_complex = xp.isdtype(dtype, "complex floating")
+    if not is_complex and not xp.isdtype(dtype, "real floating"):
+        raise TypeError(f"x0 has dtype {dtype}; wanted a real or complex floating-point dtype")
+    limits = xp.finfo(dtype)
+    return is_complex, float(limits.eps), float(limits.max)
+
+
+@functools.cache
 def _library(xp: Namespace) -> str:
     if compat.is_numpy_namespace(xp):
         return "numpy"

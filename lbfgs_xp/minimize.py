@@ -138,12 +138,11 @@ def minimize(
     space = (FixedOrderSpace if reproducible else Space)(backend, batched)
     objective = Objective(fun, args, jac, has_aux, layout)
     run = _Run(solver, space, objective, criteria)
-    vector = backend.own(layout.to_vector(x0, "x0"))
     # Trials that overflow are ordinary, so NumPy's warnings are off; but not inside the user's
     # functions, which run in the context of the caller.
     with Live(progress) as live, np.errstate(all="ignore"):
         try:
-            run.begin(vector, state)
+            run.begin(layout.start(), state)
             while run.running():
                 if time.perf_counter() >= deadline:
                     run.end(Status.TIME)
@@ -154,7 +153,7 @@ def minimize(
                     continue
                 record = run.record()
                 live.show(record)
-                if callback is not None and callback(record) is True:
+                if callback is not None and run.outside(callback, record) is True:
                     run.end(Status.CALLBACK)
         except KeyboardInterrupt:
             if run.now is None:
@@ -184,7 +183,8 @@ class _Run:
         self.objective = objective
         self.criteria = criteria
         self.now: _Now | None = None
-        self._evaluate = functools.partial(contextvars.copy_context().run, objective)
+        # Runs the user's functions as the caller of `minimize` would.
+        self.outside = contextvars.copy_context().run
         # One problem runs on Python floats and branches, which nothing can compile.
         after: Callable = functools.partial(_after, solver, space, criteria)
         if space.batched and not space.reproducible:
@@ -204,7 +204,7 @@ class _Run:
             )
             if space.equal(x, state.best.x):
                 start = state.solver.x
-        value, gradient, aux = self._evaluate(start)
+        value, gradient, aux = self.outside(objective, start)
         objective.check_unchanged(x, start)
         inner = solver.init(space, start, value, gradient, pairs)
         best = Best(start, inner.value, gradient, inner.gradient_norm, aux)
@@ -225,7 +225,7 @@ class _Run:
         """One evaluation and what follows from it; whether an iteration may have ended."""
         assert self.now is not None
         before = self.objective.nfev
-        value, gradient, aux = self._evaluate(self.now.solver.trial)
+        value, gradient, aux = self.outside(self.objective, self.now.solver.trial)
         count = self.objective.nfev - before
         self.now = self._after(self.now, value, gradient, aux, count)
         return self.space.batched or self.now.solver.accepted

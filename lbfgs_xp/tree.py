@@ -53,6 +53,11 @@ class Layout:
         )
         self.shape = (*self.batch, self.size)
 
+    def start(self) -> Array:
+        """The vector of x0, which nobody else can change."""
+        vector = self.leaves[0] if self.plain else self._join(self.leaves)
+        return self.backend.own(vector)
+
     def to_vector(self, tree: Any, what: str) -> Array:
         """The vector of `tree`, which `what` names in errors ("x0", "the gradient", ...)."""
         leaves, structure = _flatten(tree)
@@ -61,8 +66,9 @@ class Layout:
                 f"{what} has the structure {structure}; wanted that of x0, {self.structure}"
             )
         leaves = [self.check(leaf, i, what) for i, leaf in enumerate(leaves)]
-        if self.plain:
-            return leaves[0]
+        return leaves[0] if self.plain else self._join(leaves)
+
+    def _join(self, leaves: list[Array]) -> Array:
         xp = self.xp
         pieces = []
         for leaf, is_complex in zip(leaves, self.complex, strict=True):
@@ -169,14 +175,15 @@ def _check_leaves(leaves: list[Any], batched: bool) -> list[Backend]:
                 f"x0 holds a {type(leaf).__name__}; wanted arrays of NumPy, PyTorch, JAX, CuPy or "
                 "another library of the array API standard"
             )
-    names = {Backend.name_of(leaf) for leaf in leaves}
-    if len(names) > 1:
-        raise TypeError(f"x0 mixes arrays of {', '.join(sorted(names))}; wanted one library")
+    if len(leaves) > 1:
+        names = {Backend.name_of(leaf) for leaf in leaves}
+        if len(names) > 1:
+            raise TypeError(f"x0 mixes arrays of {', '.join(sorted(names))}; wanted one library")
     backends = [Backend(leaf) for leaf in leaves]
     for what in ("device", "dtype"):
-        found = {str(getattr(backend, what)) for backend in backends}
+        found = {getattr(backend, what) for backend in backends}
         if len(found) > 1:
-            raise ValueError(f"x0 mixes {what}s {', '.join(sorted(found))}; wanted one")
+            raise ValueError(f"x0 mixes {what}s {', '.join(sorted(map(str, found)))}; wanted one")
     if batched:
         firsts = {tuple(leaf.shape[:1]) for leaf in leaves}
         if len(firsts) > 1 or firsts == {()}:
