@@ -141,13 +141,15 @@ def _compiles(here: Backend) -> bool:
 
 def _solves_batches(here: Backend) -> bool:
     problem = lx.problems.rosenbrock(2, xp=here.xp, dtype=here.dtype, device=here.device)
-    res = lx.minimize(
-        problem.value_and_gradient, problem.starts(3), jac=True, batched=True, maxiter=100,
-        maxtime=_PATIENCE,
-    )
-    if bool(here.to_host(here.xp.any(res.status == int(lx.Status.TIME)))):
-        raise TimeoutError
-    return bool(here.to_host(res.success).all())
+    for _ in range(2):  # the first run may spend its time on compiling
+        res = lx.minimize(
+            problem.value_and_gradient, problem.starts(3), jac=True, batched=True, maxiter=100,
+            maxtime=_PATIENCE,
+        )
+        status = here.to_host(res.status)
+        if not np.any(status == int(lx.Status.TIME)):
+            return bool(here.to_host(res.success).all())
+    raise TimeoutError
 
 
 def _repeats_numpy(here: Backend) -> bool:

@@ -31,6 +31,10 @@ _MODULES = {
 _NAMES = {"ndonnx": "ndonnx", "jax.numpy": "jax", "array_api_strict": "array_api_strict"}
 
 
+# Elements of an array that fits in the cache of one core.
+_CACHED = 2**17
+
+
 def is_array(value: object) -> bool:
     """Whether `value` is an array of a library that follows the standard."""
     return compat.is_array_api_obj(value)
@@ -91,11 +95,15 @@ class Backend:
         """Whether the arrays are NumPy's own."""
         return self.name == "numpy"
 
-    def max(self, array: Array) -> Array:
-        """The largest element along the last axis; nan where there is one."""
-        if self.name == "numpy":
-            return np.maximum.reduce(array, axis=-1)  # without the wrappers of np.max
-        return self.xp.max(array, axis=-1)
+    def max_abs(self, array: Array) -> Array:
+        """The largest absolute element along the last axis; nan where there is one."""
+        if self.name != "numpy":
+            return self.xp.max(self.xp.abs(array), axis=-1)
+        # Without the wrappers of np.max, and without a temporary that outgrows the cache.
+        if array.size < _CACHED:
+            return np.maximum.reduce(np.abs(array), axis=-1)
+        low, high = np.minimum.reduce(array, axis=-1), np.maximum.reduce(array, axis=-1)
+        return np.maximum(high, -low)
 
     # --- between the host and the device -------------------------------------------------------
 
@@ -151,6 +159,13 @@ class Backend:
         if self.name == "jax":
             return _jax_write_row()(buffer, index, row)
         return self._write_by_where(buffer, index, row)
+
+    def write_difference(self, buffer: Array, index: int, a: Array, b: Array) -> Array:
+        """`buffer` (k, n) with row `index` overwritten by a - b."""
+        if self.name == "numpy":
+            np.subtract(a, b, out=buffer[index])
+            return buffer
+        return self.write_row(buffer, index, a - b)
 
     def write_rows(self, buffer: Array, index: Array, rows: Array, mask: Array) -> Array:
         """`buffer` (B, k, n) with buffer[b, index[b]] = rows[b] wherever mask[b]."""

@@ -125,7 +125,7 @@ class Space:
 
     def max_abs(self, u: Array) -> Array:
         """The infinity norm over the last axis: (..., n) -> (...); nan where u has one."""
-        return self.backend.max(self.xp.abs(u))
+        return self.backend.max_abs(u)
 
     def matvec(self, matrix: Array, vector: Array) -> Array:
         """Small matrices times small vectors: (..., m, m), (..., m) -> (..., m)."""

@@ -22,6 +22,7 @@ PACKAGE = Path(__file__).parents[1] / "lbfgs_xp"
 OURS: dict[str, list[str]] = {
     "": ["*"],  # __init__.py
     "__main__": ["*"],
+    "demo": ["*"],
     "backend": [],
     "scalars": [],
     "schedules": [],
@@ -55,6 +56,7 @@ OURS: dict[str, list[str]] = {
 ONLY_FOR = {
     "minimize": ["", "__main__", "torch", "scipy"],
     "__main__": [],
+    "demo": ["__main__"],
     "torch": [],
     "scipy": [],
 }
@@ -62,7 +64,9 @@ ONLY_FOR = {
 # Module -> what it may import from outside, beside the standard library. Anything imported here
 # is imported by `import lbfgs_xp`, so it is a hard dependency.
 LIBRARIES: dict[str, list[str]] = {
+    "__main__": ["numpy"],
     "backend": ["array_api_compat", "array_api_extra", "numpy"],
+    "demo": ["numpy"],
     "minimize": ["numpy"],
     "objective": ["numpy"],
     "problems": ["array_api_compat", "numpy"],
@@ -79,6 +83,7 @@ LIBRARIES: dict[str, list[str]] = {
 LATE: dict[str, list[str]] = {
     "__main__": ["*"],
     "backend": ["cupy", "dask", "jax", "torch"],
+    "demo": ["matplotlib", "rich"],
     "minimize": ["rich"],
     "progress": ["rich"],
     "scipy": ["scipy"],

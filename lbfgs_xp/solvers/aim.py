@@ -27,9 +27,8 @@ def quasi_newton(
         direction = -two_loop(gradient, s, y, initial.function, dot=space.dot)
     else:
         c = curvature.coefficients(space, pairs, with_gradient)
-        direction = space.combine(space.send(c), pairs.rows) - space.scale(
-            pairs.gamma, weighted(gradient, weights)
-        )
+        direction = space.combine(space.send(c), pairs.rows)
+        direction -= space.scale(pairs.gamma, weighted(gradient, weights))
         if weights is not None:
             direction = direction * weights
         elif space.remote:

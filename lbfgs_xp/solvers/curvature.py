@@ -24,6 +24,13 @@ from lbfgs_xp.backend import Array
 from lbfgs_xp.space import Space
 
 
+# From this many variables on, reading the rows costs more than a few calls do.
+_LARGE = 4096
+_DOUBLE = 1e-15
+# The least (|y| / |g|)^2 at which W y is taken as a difference.
+_CANCELS = 1e-4
+
+
 class Pairs(NamedTuple):
     """m pairs of one problem, or of each of B problems.
 
@@ -94,11 +101,37 @@ def by_age(space: Space, pairs: Pairs) -> tuple[Array, Array]:
 # --- one problem: in place, with branches ------------------------------------------------------
 
 
-def write(space: Space, pairs: Pairs, s: Array, y: Array) -> Pairs:
-    """Puts s and y in the rows of the next slot; only `accept` makes them count."""
-    rows = space.backend.write_row(pairs.rows, pairs.slot, s)
-    rows = space.backend.write_row(rows, pairs.slot + pairs.diagonal.shape[0], y)
+def write(space: Space, pairs: Pairs, s: Array, new: Array, old: Array) -> Pairs:
+    """Puts s and y = new - old in the rows of the next slot; only `accept` makes them count."""
+    backend, slot = space.backend, pairs.slot
+    rows = backend.write_row(pairs.rows, slot, s)
+    rows = backend.write_difference(rows, slot + len(pairs.diagonal), new, old)
     return pairs if rows is pairs.rows else pairs._replace(rows=rows)
+
+
+def products(
+    space: Space, pairs: Pairs, gradient: Array, before: Any, squared: float
+) -> tuple[Array, Array, float]:
+    """W g, W y and g . g, once the pair of this iteration is written.
+
+    before, squared : W g and g . g of the last iterate, or None and anything.
+
+    The rows are read twice, once for g and once for y; or once, where W y can be had as a
+    difference of W g, because y is not small against the last g: then no more than two of the
+    sixteen digits of float64 cancel. (In float32 two digits would be too many.)
+    """
+    rows, slot, m = pairs.rows, pairs.slot, len(pairs.diagonal)
+    y = rows[slot + m]
+    with_gradient = space.fetch(space.products(rows, gradient))
+    if space.reproducible or y.shape[0] < _LARGE or space.backend.eps > _DOUBLE:
+        return with_gradient, space.fetch(space.products(rows, y)), math.inf
+    size = space.read_one(space.dot(y, y))
+    if before is None or not size > _CANCELS * squared:
+        change = space.fetch(space.products(rows, y))
+    else:
+        change = with_gradient - before
+        change[slot], change[slot + m] = space.read_one(space.dot(rows[slot], y)), size
+    return with_gradient, change, space.read_one(space.dot(gradient, gradient))
 
 
 def accept(space: Space, pairs: Pairs, change: Array, slope: float, scale: bool) -> Pairs:

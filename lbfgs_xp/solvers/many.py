@@ -125,6 +125,6 @@ def _aim(
     search = solver.line_search.begin(value, slope, fn.where(bare, first, 1.0), noise)
     return LBFGSState(
         x, value, gradient, norm, alpha, direction, search, x, seen,
-        Lowest(fn.full(0.0, value), value, gradient), pairs, weights, decrement,
+        Lowest(fn.full(0.0, value), value, gradient), pairs, None, 0.0, weights, decrement,
         accepted, failed, unbounded,
     )

@@ -61,12 +61,11 @@ def _arrive(
 ) -> LBFGSState:
     """The state at a new iterate."""
     if offered is None:
-        y = gradient - state.gradient
-        pairs = _write(space, state, alpha, y)
-        rows, weights = pairs.rows, state.weights
-        with_gradient = space.fetch(space.products(rows, weighted(gradient, weights)))
-        with_change = space.fetch(space.products(rows, weighted(y, weights)))
-        norm, squared = space.read_one(space.max_abs(gradient)), 0.0
+        pairs = _write(space, state, alpha, gradient)
+        with_gradient, with_change, squared = curvature.products(
+            space, pairs, weighted(gradient, state.weights), state.with_gradient, state.squared
+        )
+        norm = space.read_one(space.max_abs(gradient))
     else:
         pairs, with_gradient, with_change, norm, squared = offered
     decrement = -0.5 * search.dphi0 if pairs.count else state.decrement
@@ -123,7 +122,7 @@ def _aim(
     return LBFGSState(
         x, value, gradient, norm, alpha, direction, search,
         space.move(x, search.alpha, direction), seen, Lowest(0.0, value, gradient), pairs,
-        weights, decrement, True, False, unbounded,
+        with_gradient, squared, weights, decrement, True, False, unbounded,
     )
 
 
@@ -150,8 +149,8 @@ def _offer(
     The trial's pair is written before it is known whether the trial will be accepted: the slot is
     free, and a second wait for the device would cost more.
     """
-    y = gradient - state.gradient
-    pairs = _write(space, state, state.search.alpha, y)
+    pairs = _write(space, state, state.search.alpha, gradient)
+    y = pairs.rows[pairs.slot + len(pairs.diagonal)]
     inner = weighted(gradient, state.weights)
     joined = space.backend.join(
         [
@@ -160,7 +159,7 @@ def _offer(
             space.max_abs(gradient),
             space.dot(inner, inner),
             space.products(pairs.rows, inner),
-            space.products(pairs.rows, weighted(y, state.weights)),
+            space.products(pairs.rows, y),
         ]
     )
     numbers = space.fetch(joined)
@@ -169,8 +168,8 @@ def _offer(
     return phi, dphi, (pairs, with_gradient, with_change, norm, squared)
 
 
-def _write(space: Space, state: LBFGSState, alpha: float, y: Array) -> Pairs:
-    s = space.scale(alpha, state.direction)
-    if state.weights is not None:
-        s, y = s / state.weights, y * state.weights
-    return curvature.write(space, state.pairs, s, y)
+def _write(space: Space, state: LBFGSState, alpha: float, gradient: Array) -> Pairs:
+    s, old, weights = space.scale(alpha, state.direction), state.gradient, state.weights
+    if weights is not None:
+        s, gradient, old = s / weights, gradient * weights, old * weights
+    return curvature.write(space, state.pairs, s, gradient, old)

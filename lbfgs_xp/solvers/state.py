@@ -30,6 +30,8 @@ class LBFGSState(NamedTuple):
     seen : the value at the last trial.
     lowest : the lowest trial of this search.
     pairs : the curvature pairs.
+    with_gradient : W g of the current iterate (see `curvature`), or None.
+    squared : g . g, or inf where nobody asked for it.
     weights : square roots of the diagonal of the initial inverse Hessian, or None.
     decrement : the decrease that the last quasi-Newton step promised, -g . d / 2.
     accepted : whether the last evaluation ended an iteration.
@@ -48,6 +50,8 @@ class LBFGSState(NamedTuple):
     seen: Any
     lowest: Lowest
     pairs: Pairs
+    with_gradient: Any
+    squared: Any
     weights: Any
     decrement: Any
     accepted: Any

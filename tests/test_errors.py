@@ -1,0 +1,382 @@
+"""Bad input gives one clear error, at once: what was passed, what is wanted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from backends import Backend
+
+import lbfgs_xp as lx
+
+
+def fun(x: Any) -> Any:
+    return np.sum(x * x), 2.0 * x
+
+
+def value(x: Any) -> Any:
+    return np.sum(x * x)
+
+
+X0 = np.ones(3)
+
+
+def solve(function: Any = fun, x0: Any = X0, **settings: Any) -> lx.Result:
+    return lx.minimize(function, x0, **{"jac": True, **settings})
+
+
+def fails(call: Callable[[], Any], error: type[Exception], *words: str) -> None:
+    """The call raises exactly this error, and its message holds all the words."""
+    with pytest.raises(error) as caught:
+        call()
+    assert type(caught.value) is error
+    message = str(caught.value)
+    for word in words:
+        assert re.search(word, message), f"{word!r} is not in: {message}"
+    # one error, not one raised while another was handled
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+# --- x0 ----------------------------------------------------------------------------------------
+
+BAD_X0: dict[str, tuple[Any, type[Exception], list[str]]] = {
+    "integers": (np.asarray([1, 2]), TypeError, ["x0", "int64", "floating"]),
+    "booleans": (np.asarray([True]), TypeError, ["x0", "bool", "floating"]),
+    "a list of integers": ([1, 2], TypeError, ["x0", "int64", "floating"]),
+    "one integer": (3, TypeError, ["x0", "int64", "floating"]),
+    "None": (None, TypeError, ["x0", "NoneType", "array"]),
+    "a string": ("1, 2", TypeError, ["x0", "str", "array"]),
+    "strings": (np.asarray(["a"]), TypeError, ["x0", "floating"]),
+    "objects": (np.asarray([None, 1.0]), TypeError, ["x0", "object", "floating"]),
+    "a ragged list": ([[1.0, 2.0], [3.0]], ValueError, ["x0", "ragged", "array"]),
+    "None in a dict": ({"a": np.ones(2), "b": None}, TypeError, ["x0", "NoneType", "array"]),
+    "a number in a dict": ({"a": np.ones(2), "b": 1.0}, TypeError, ["x0", "float", "array"]),
+    "a string in a list": ([np.ones(2), "b"], TypeError, ["x0", "str", "array"]),
+    "a set": ({1.0, 2.0}, TypeError, ["x0", "set", "array"]),
+    "a function": (lambda: 0, TypeError, ["x0", "function", "array"]),
+    "an empty array": (np.ones(0), ValueError, ["x0", "empty", "wanted"]),
+    "an empty list": ([], ValueError, ["x0", "wanted"]),
+    "an empty dict": ({}, ValueError, ["x0", "wanted"]),
+    "empty arrays": ({"a": np.ones((0, 3))}, ValueError, ["x0", "empty", "wanted"]),
+    "two precisions": (
+        [np.ones(2), np.ones(2, np.float32)], TypeError, ["x0", "float32", "float64", "one"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_X0)
+def test_x0(kind: str) -> None:
+    x0, error, words = BAD_X0[kind]
+    fails(lambda: solve(x0=x0), error, *words)
+
+
+def test_x0_of_integers_on_every_library(backend: Backend) -> None:
+    for dtype, name in (("int64", "int64"), ("bool", "bool")):
+        x0 = backend.asarray([1, 0], dtype)
+        fails(lambda x0=x0: solve(x0=x0), TypeError, "x0", name, "floating")
+
+
+def test_x0_empty_on_every_library(backend: Backend) -> None:
+    fails(lambda: solve(x0=backend.asarray(np.ones(0))), ValueError, "x0", "empty")
+    empty = backend.asarray(np.ones((0, 2)))
+    fails(lambda: solve(x0=empty, batched=True), ValueError, "x0", "empty")
+    empty = backend.asarray(np.ones((2, 0)))
+    fails(lambda: solve(x0=empty, batched=True), ValueError, "x0", "empty")
+
+
+def test_libraries_are_not_mixed() -> None:
+    import torch
+
+    tree = {"a": np.ones(2), "b": torch.ones(2, dtype=torch.float64)}
+    fails(lambda: solve(x0=tree), TypeError, "x0", "numpy", "torch", "one library")
+
+
+def test_devices_are_not_mixed() -> None:
+    tree = [Backend.STRICT.asarray([1.0]), Backend.STRICT_DEVICE.asarray([1.0])]
+    fails(lambda: solve(x0=tree), ValueError, "x0", "CPU_DEVICE", "device1", "one device")
+
+
+@pytest.mark.parametrize("x0", [np.float64(1.0) * np.ones(()), 1.0], ids=["0-d", "number"])
+def test_a_batch_has_a_first_axis(x0: Any) -> None:
+    fails(lambda: solve(x0=x0, batched=True), ValueError, "x0", r"\(\)", "batched", "axis")
+
+
+def test_a_batch_has_one_first_axis() -> None:
+    tree = {"a": np.ones((3, 2)), "b": np.ones(2)}
+    fails(lambda: solve(x0=tree, batched=True), ValueError, "x0", r"\(3, 2\)", r"\(2,\)", "axis")
+
+
+# --- fun and jac -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [None, 3.0, "rosenbrock", X0], ids=lambda b: type(b).__name__)
+def test_fun_is_a_function(bad: Any) -> None:
+    fails(lambda: solve(bad), TypeError, "fun", type(bad).__name__, "function")
+
+
+def test_numpy_has_no_autodiff() -> None:
+    ways = ["jac", "function", "jac=True", "2-point", "3-point"]
+    fails(lambda: lx.minimize(value, X0), ValueError, "numpy", "differentiation", *ways)
+    for backend in (Backend.STRICT, Backend.STRICT_DEVICE):
+        x0 = backend.asarray(X0)
+        fails(lambda x0=x0: lx.minimize(value, x0), ValueError, "array_api_strict", *ways)
+
+
+@pytest.mark.parametrize("jac", ["4-point", "cs", 2, 1.0, X0], ids=str)
+def test_jac(jac: Any) -> None:
+    words = ["True", "function", "2-point", "3-point"]
+    fails(lambda: lx.minimize(value, X0, jac=jac), ValueError, "jac is", *words)
+
+
+def test_fun_returns_a_vector(backend: Backend) -> None:
+    x0 = backend.asarray(X0)
+    shape = r"\(3,\)"
+    fails(lambda: solve(lambda x: (x * x, 2.0 * x), x0), ValueError, "fun", shape, "single|0-d")
+    fails(
+        lambda: solve(lambda x: x * x, x0, jac=lambda x: 2.0 * x), ValueError, "fun", shape,
+        "single|0-d",
+    )
+    if backend.has_autodiff:
+        fails(lambda: solve(lambda x: x * x, x0, jac=None), ValueError, "fun", shape, "single|0-d")
+
+
+def test_fun_of_a_batch_returns_one_number(backend: Backend) -> None:
+    x0 = backend.asarray(np.ones((2, 3)))
+    xp = backend.xp
+    for total in (lambda x: xp.sum(x * x), lambda x: x * x):
+        fails(
+            lambda total=total: solve(lambda x: (total(x), 2.0 * x), x0, batched=True),
+            ValueError, "fun", r"\(2,\)", "row",
+        )
+    fails(lambda: solve(lambda x: (1.0, x), x0, batched=True), TypeError, "fun", "float", r"\(2,\)")
+
+
+def test_fun_returns_a_pair_without_jac_true() -> None:
+    for jac in (lambda x: 2.0 * x, "2-point"):
+        fails(lambda jac=jac: solve(fun, jac=jac), TypeError, "fun", "tuple", "jac=True")
+
+
+@pytest.mark.parametrize("name", ["TORCH", "JAX"])
+def test_fun_returns_a_pair_to_autodiff(name: str) -> None:
+    x0 = Backend[name].asarray(X0)
+    fails(lambda: solve(lambda x: (x @ x, 2.0 * x), x0, jac=None), TypeError, "fun", "tuple")
+
+
+def test_fun_returns_no_pair_with_jac_true(backend: Backend) -> None:
+    x0 = backend.asarray(X0)
+    xp = backend.xp
+    fails(lambda: solve(lambda x: xp.sum(x), x0), TypeError, "fun", "jac=True", "pair")
+    fails(lambda: solve(lambda x: None, x0), TypeError, "fun", "NoneType", "pair")
+    fails(lambda: solve(lambda x: (1.0, x, 2), x0), TypeError, "fun", "tuple of 3", "pair")
+    # A vector of two unpacks into a pair by accident.
+    fails(lambda: solve(lambda x: x[:2], x0), (TypeError), "fun", "pair")
+
+
+def test_fun_returns_no_pair_with_has_aux() -> None:
+    for jac in (True, lambda x: 2.0 * x):
+        out = fun if jac is True else value
+        fails(lambda jac=jac, out=out: solve(out, jac=jac, has_aux=True), TypeError,
+              "fun", "has_aux=True", "pair")
+
+
+@pytest.mark.parametrize("bad", [None, "1.0", 1j, np.asarray(1j), np.asarray(3)], ids=repr)
+def test_fun_returns_a_real_number(bad: Any) -> None:
+    fails(lambda: solve(lambda x: (bad, 2.0 * x)), TypeError, "fun", "real")
+
+
+def test_fun_returns_another_library() -> None:
+    import torch
+
+    fails(
+        lambda: solve(lambda x: (torch.tensor(1.0, dtype=torch.float64), 2.0 * x)),
+        TypeError, "fun", "torch", "numpy",
+    )
+
+
+def test_torch_fun_that_does_not_depend_on_x() -> None:
+    x0 = Backend.TORCH.asarray(X0)
+    fails(lambda: solve(lambda x: x.detach().sum(), x0, jac=None), TypeError, "fun", "autograd")
+    fails(lambda: solve(lambda x: 1.0, x0, jac=None), TypeError, "fun", "float", "autograd")
+
+
+def test_gradient_of_another_shape(backend: Backend) -> None:
+    x0, xp = backend.asarray(X0), backend.xp
+
+    def bad(x: Any) -> Any:
+        return x[:2]
+
+    words = ["gradient", r"\(2,\)", r"\(3,\)"]
+    fails(lambda: solve(lambda x: (xp.sum(x), bad(x)), x0), ValueError, *words)
+    fails(lambda: solve(lambda x: xp.sum(x), x0, jac=bad), ValueError, *words)
+    column = lambda x: x[:, None]  # noqa: E731
+    fails(lambda: solve(lambda x: xp.sum(x), x0, jac=column), ValueError, "gradient", r"\(3, 1\)")
+
+
+def test_gradient_of_another_library() -> None:
+    strict = Backend.STRICT
+    x0 = strict.asarray(X0)
+    fails(
+        lambda: solve(lambda x: (strict.xp.sum(x), np.ones(3)), x0), TypeError,
+        "gradient", "numpy", "array_api_strict",
+    )
+    fails(
+        lambda: solve(lambda x: (1.0, strict.asarray(X0))), TypeError,
+        "gradient", "array_api_strict", "numpy",
+    )
+    fails(lambda: solve(lambda x: (1.0, [1.0, 1.0, 1.0]), x0), (TypeError), "gradient", "list")
+
+
+def test_gradient_on_another_device() -> None:
+    x0 = Backend.STRICT.asarray(X0)
+    away = Backend.STRICT_DEVICE.asarray(X0)
+    fails(lambda: solve(lambda x: (1.0, away), x0), ValueError, "gradient", "device1", "CPU_DEVICE")
+
+
+def test_gradient_of_another_structure() -> None:
+    x0 = {"a": np.ones(2), "b": np.ones(1)}
+    for bad in ({"a": np.ones(2)}, [np.ones(2), np.ones(1)], np.ones(3)):
+        fails(lambda bad=bad: solve(lambda x: (1.0, bad), x0), ValueError, "gradient", "structure")
+
+
+@pytest.mark.parametrize("bad", [None, "2x", np.asarray(["a", "b", "c"])], ids=repr)
+def test_gradient_is_an_array_of_numbers(bad: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="the gradient"):
+        solve(lambda x: (1.0, bad))
+
+
+def test_gradient_is_not_complex() -> None:
+    fails(lambda: solve(lambda x: (1.0, 1j * x)), TypeError, "gradient", "complex", "float64")
+
+
+# --- settings ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gtol", "ftol", "xtol", "maxtime", "maxiter", "maxfun"])
+@pytest.mark.parametrize("bad", [-1, -1e-9, float("nan"), "1", True, [1.0]], ids=repr)
+def test_tolerances_and_budgets(name: str, bad: Any) -> None:
+    fails(lambda: solve(**{name: bad}), ValueError, f"{name} is", re.escape(repr(bad)), "at least 0")
+
+
+@pytest.mark.parametrize("name", ["maxiter", "maxfun"])
+def test_budgets_are_whole_numbers(name: str) -> None:
+    fails(lambda: solve(**{name: 2.5}), ValueError, f"{name} is 2.5", "integer")
+    # what counts as one
+    assert solve(**{name: 100.0}).success and solve(**{name: np.int64(100)}).success
+    assert solve(**{name: float("inf")}).success and solve(**{name: None}).success
+
+
+def test_tolerances_may_be_numbers_of_numpy() -> None:
+    assert solve(gtol=np.float32(1e-3), ftol=np.float64(1e-3), xtol=0).success
+
+
+@pytest.mark.parametrize("bad", [0, -1, 2.5, True, "5", None], ids=repr)
+def test_memory_size(bad: Any) -> None:
+    fails(
+        lambda: lx.LBFGS(memory_size=bad), ValueError, "memory_size", re.escape(repr(bad)),
+        "at least 1",
+    )
+
+
+def test_memory_size_of_numpy() -> None:
+    assert solve(method=lx.LBFGS(memory_size=np.int64(4))).success
+
+
+@pytest.mark.parametrize("bad", ["lbgfs", "L-BFGS", "l-bfgs", "LBFGS", "bfgs", "L-BFGS-B"])
+def test_unknown_method_names_the_nearest(bad: str) -> None:
+    fails(lambda: solve(method=bad), ValueError, bad, "did you mean 'l?bfgs'")
+
+
+def test_unknown_method_lists_all() -> None:
+    fails(lambda: solve(method="simplex"), ValueError, "simplex", "wanted", "'lbfgs'")
+    for bad in (None, 3, lx.LBFGS, object(), fun):
+        fails(lambda bad=bad: solve(method=bad), TypeError, "method", r"lx\.LBFGS\(\)")
+
+
+@pytest.mark.parametrize(
+    ("bad", "near"),
+    [("more-thuente", "more_thuente"), ("MoreThuente", "more_thuente"), ("wolfe", "strong_wolfe"),
+     ("hager-zang", "hager_zhang"), ("armjo", "armijo")],
+)
+def test_unknown_line_search_names_the_nearest(bad: str, near: str) -> None:
+    fails(lambda: lx.LBFGS(line_search=bad), ValueError, re.escape(bad), near)
+
+
+def test_unknown_line_search_lists_all() -> None:
+    fails(lambda: lx.LBFGS(line_search="xyz"), ValueError, "xyz", "armijo", "more_thuente")
+    for bad in (None, 0.1, lx.MoreThuente):
+        fails(lambda bad=bad: lx.LBFGS(line_search=bad), TypeError, "line search", "name")
+
+
+@pytest.mark.parametrize(
+    "bad", [0, -1.0, float("nan"), float("inf"), True, "identity", [1.0, -1.0, 1.0]], ids=repr
+)
+def test_initial_inverse_hessian(bad: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="initial_inverse_hessian.*wanted"):
+        solve(method=lx.LBFGS(initial_inverse_hessian=bad))
+
+
+def test_initial_inverse_hessian_of_another_size() -> None:
+    solver = lx.LBFGS(initial_inverse_hessian=np.ones(2))
+    fails(lambda: solve(method=solver), ValueError, "initial_inverse_hessian", r"\(2,\)", "3")
+
+
+def test_scale_initial() -> None:
+    fails(lambda: lx.LBFGS(scale_initial=1), TypeError, "scale_initial", "1", "True or False")
+
+
+@pytest.mark.parametrize("method", ["lbfgs", lx.LBFGS()], ids=["name", "object"])
+def test_lbfgs_takes_no_bounds(method: Any) -> None:
+    fails(lambda: solve(method=method, bounds=(0.0, 1.0)), ValueError, "bounds", "LBFGS", "None")
+
+
+@pytest.mark.parametrize("bad", [3, "print", [print], True], ids=repr)
+def test_callback(bad: Any) -> None:
+    fails(lambda: solve(callback=bad), TypeError, "callback", type(bad).__name__, "function")
+
+
+@pytest.mark.parametrize("bad", [3, {}, (1, 2), solve()], ids=lambda b: type(b).__name__)
+def test_state(bad: Any) -> None:
+    fails(lambda: solve(state=bad), TypeError, "state", type(bad).__name__, "Result")
+
+
+def test_state_of_another_library() -> None:
+    state = solve().state
+    x0 = Backend.STRICT.asarray(X0)
+    fails(
+        lambda: solve(lambda x: (Backend.STRICT.xp.sum(x), x), x0, state=state),
+        ValueError, "state", "wanted",
+    )
+
+
+def test_fun_is_not_called_where_arguments_are_wrong() -> None:
+    def never(x: Any) -> Any:
+        raise AssertionError("called")
+
+    calls: list[dict[str, Any]] = [
+        {"gtol": -1}, {"maxiter": -1}, {"callback": 3}, {"jac": "4-point"}, {"bounds": (0, 1)},
+        {"method": "x"}, {"state": 3},
+    ]
+    for bad in calls:
+        with pytest.raises((TypeError, ValueError)):
+            solve(never, **bad)
+
+
+def test_misspelt_argument() -> None:
+    fails(lambda: solve(tol=1e-3), TypeError, "tol")
+
+
+# --- the other faces ---------------------------------------------------------------------------
+
+
+def test_check_gradient() -> None:
+    fails(lambda: lx.check_gradient(value, X0), ValueError, "numpy", "jac")
+    fails(lambda: lx.check_gradient(value, None, True), TypeError, "x", "NoneType")
+    fails(lambda: lx.check_gradient(3, X0, True), TypeError, "fun", "int")
+
+
+def test_fixed_sum() -> None:
+    fails(lambda: lx.fixed_sum(np.asarray(1.0)), ValueError, "axis", "0-d")
