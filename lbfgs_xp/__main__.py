@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     # float64 in JAX, unless the user has decided; JAX reads this when it is first imported.
     os.environ.setdefault("JAX_ENABLE_X64", "1")
+    # The thread pools of several libraries in one process wait for each other's cores.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     if chosen.command == "demo":
         return demo(chosen.out, chosen.quick)
     return info()

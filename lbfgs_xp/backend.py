@@ -185,6 +185,12 @@ class Backend:
         places = self.xp.arange(buffer.shape[0], device=self.device)
         return self.xp.where((places == index)[:, None], row[None, :], buffer)
 
+    @staticmethod
+    def copy(array: Array) -> Array:
+        """A copy of an array of any library."""
+        xp = compat.array_namespace(array)
+        return array.clone() if compat.is_torch_namespace(xp) else xp.asarray(array, copy=True)
+
     def own(self, array: Array) -> Array:
         """`array`, or a copy where someone else could change it in place."""
         if self.name == "numpy":
@@ -328,8 +334,8 @@ def samples(name: str) -> list[tuple[str, Array]]:
     one = [1.0, 1.0]
     if name == "torch":
         torch = importlib.import_module("torch")
-        devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        return [(d, torch.asarray(one, dtype=torch.float64, device=d)) for d in devices]
+        places = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        return [(d, torch.asarray(one, dtype=torch.float64, device=d)) for d in places]
     if name == "jax":
         jax = importlib.import_module("jax")
         wide = jax.config.jax_enable_x64

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lbfgs_xp import stopping
-from lbfgs_xp.backend import Array, is_array
+from lbfgs_xp.backend import Array, Backend, is_array
 from lbfgs_xp.objective import Objective
 from lbfgs_xp.progress import Live
 from lbfgs_xp.result import Best, Record, Result, State, Status
@@ -199,8 +199,7 @@ class _Run:
             state = _checked(state, x, solver)
             # A state may serve several runs, and a run overwrites its pairs in place.
             pairs = type(state.solver.pairs)(
-                *(space.backend.copy(part) if is_array(part) else part
-                  for part in state.solver.pairs)
+                *(_copied(part) for part in state.solver.pairs)
             )
             if space.equal(x, state.best.x):
                 start = state.solver.x
@@ -262,7 +261,7 @@ class _Run:
                 success = success | ((p.status == int(status)) & status.success)
             status, message = p.status, _messages(space, p.status)
         else:
-            status = Status(p.status)
+            status = Status._value2member_map_[p.status]
             success, message = status.success, status.message
         return Result(
             x=layout.to_tree(best.x),
@@ -334,14 +333,20 @@ def _pick_aux(space: Space, better: Any, new: Any, old: Any) -> Any:
     """The auxiliary output of the better point; in a batch, of each problem on its own."""
     if not space.batched:
         return new
-    return map_leaves(
-        lambda a, b: space.scalars.choose_rows(better, a, b), new, old
-    )
+    return map_leaves(functools.partial(_pick_rows, space, better), new, old)
+
+
+def _pick_rows(space: Space, mask: Array, new: Any, old: Any) -> Any:
+    mask = space.send(mask)
+    if not is_array(new) or tuple(new.shape[:1]) != tuple(mask.shape):
+        return new
+    return space.xp.where(space.xp.reshape(mask, (-1, *(1,) * (new.ndim - 1))), new, old)
 
 
 def _messages(space: Space, status: Array) -> list[str]:
+    messages = {int(member): member.message for member in Status}
     codes = status if space.on_host else space.backend.to_host(status)
-    return [Status(int(code)).message for code in codes]
+    return [messages[int(code)] for code in codes]
 
 
 # --- the arguments -----------------------------------------------------------------------------
@@ -369,23 +374,28 @@ def _solver(method: Any, bounds: Any) -> Any:
 
 
 def _tolerance(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not value >= 0:
+    if not _is_number(value):
         raise ValueError(f"{name} is {value!r}; wanted a number of at least 0")
     return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return real and float(value) >= 0.0
 
 
 def _count(name: str, value: Any) -> int:
     if value is None:
         return _UNLIMITED
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not value >= 0:
+    if not _is_number(value):
         raise ValueError(f"{name} is {value!r}; wanted an integer of at least 0, or None")
-    return int(min(value, _UNLIMITED))
+    return int(min(float(value), _UNLIMITED))
 
 
 def _seconds(name: str, value: Any) -> float:
     if value is None:
         return math.inf
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not value >= 0:
+    if not _is_number(value):
         raise ValueError(f"{name} is {value!r}; wanted a number of seconds of at least 0, or None")
     return float(value)
 
@@ -402,6 +412,10 @@ def _checked(state: Any, x: Array, solver: Any) -> State:
         )
     solver.check_state(state.solver)
     return state
+
+
+def _copied(part: Any) -> Any:
+    return Backend.copy(part) if is_array(part) else part
 
 
 def _attach(error: BaseException, result: Result) -> None:

@@ -194,14 +194,14 @@ class GradientCheck(NamedTuple):
 
     error : float
         The largest |jac - differences|, divided by max(1, largest |differences|).
-    index : int
+    where : int
         Where, in the flattened x.
     jac, differences : arrays (n,)
         The gradient as given, and by central differences.
     """
 
     error: float
-    index: int
+    where: int
     jac: Array
     differences: Array
 
@@ -229,7 +229,7 @@ def check_gradient(
     >>> import numpy as np
     >>> import lbfgs_xp as lx
     >>> check = lx.check_gradient(lambda x: np.sum(x**3), np.asarray([1.0, 2.0]), lambda x: 2 * x)
-    >>> check.error > 0.1, check.index
+    >>> check.error > 0.1, check.where
     (True, 1)
     """
     layout = Layout(x, batched=False)

@@ -46,5 +46,5 @@ def _line(record: Record) -> str:
             f"iteration {record.nit}  evaluations {record.nfev}  value {record.fun:.9g}  "
             f"gradient {record.gradient_norm:.2e}  step {record.step:.2e}"
         )
-    done = [float(getattr(number, "max")()) for number in (record.nit, record.nfev)]
+    done = [float(number.max()) for number in (record.nit, record.nfev)]
     return f"{record.fun.shape[0]} problems  iterations {done[0]:.0f}  evaluations {done[1]:.0f}"

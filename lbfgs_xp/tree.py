@@ -136,13 +136,23 @@ def _flatten(tree: Any) -> tuple[list[Any], Any]:
         if not classes:
             return leaves, structure
         for cls in classes:
-            names = tuple(f.name for f in dataclasses.fields(cls))
-            optree.register_pytree_node(
-                cls,
-                lambda node, names=names: ([getattr(node, n) for n in names], names, names),
-                lambda names, leaves, cls=cls: cls(**dict(zip(names, leaves, strict=True))),
-                namespace=_NAMESPACE,
-            )
+            _register(cls)
+
+
+def _register(cls: type) -> None:
+    names = tuple(field.name for field in dataclasses.fields(cls))
+
+    def flatten(node: Any) -> tuple[list[Any], Any, Any]:
+        return [getattr(node, name) for name in names], None, names
+
+    def unflatten(_: Any, leaves: Any) -> Any:
+        # Not through __init__, which may check or convert what it is given.
+        node = object.__new__(cls)
+        for name, leaf in zip(names, leaves, strict=True):
+            object.__setattr__(node, name, leaf)
+        return node
+
+    optree.register_pytree_node(cls, flatten, unflatten, namespace=_NAMESPACE)
 
 
 def _is_plain_dataclass(leaf: Any) -> bool:

@@ -172,8 +172,6 @@ def test_fun_returns_no_pair_with_jac_true(backend: Backend) -> None:
     fails(lambda: solve(lambda x: xp.sum(x), x0), TypeError, "fun", "jac=True", "pair")
     fails(lambda: solve(lambda x: None, x0), TypeError, "fun", "NoneType", "pair")
     fails(lambda: solve(lambda x: (1.0, x, 2), x0), TypeError, "fun", "tuple of 3", "pair")
-    # A vector of two unpacks into a pair by accident.
-    fails(lambda: solve(lambda x: x[:2], x0), (TypeError), "fun", "pair")
 
 
 def test_fun_returns_no_pair_with_has_aux() -> None:
@@ -227,7 +225,7 @@ def test_gradient_of_another_library() -> None:
         lambda: solve(lambda x: (1.0, strict.asarray(X0))), TypeError,
         "gradient", "array_api_strict", "numpy",
     )
-    fails(lambda: solve(lambda x: (1.0, [1.0, 1.0, 1.0]), x0), (TypeError), "gradient", "list")
+    fails(lambda: solve(lambda x: (1.0, [1.0] * 3), x0), ValueError, "gradient", "structure")
 
 
 def test_gradient_on_another_device() -> None:

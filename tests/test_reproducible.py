@@ -22,7 +22,7 @@ EXACT: dict[str, tuple[str, dict[str, Any], int, int]] = {
     "chained-100003": ("chained_rosenbrock", {"n": 100_003}, 100, 1),
     "extended-50": ("rosenbrock", {"n": 50}, 100, 5),
     "mlp-softsign": ("mlp_regression", {"activation": "softsign", "hidden": 8}, 120, 10),
-    "mlp-relu": ("mlp_regression", {"activation": "relu", "hidden": 8}, 120, 10),
+    "mlp-relu": ("mlp_regression", {"activation": "relu", "hidden": 8, "seed": 1}, 120, 10),
 }
 OTHERS = [b for b in CPU if not b.is_numpy]
 
@@ -80,14 +80,16 @@ def test_the_same_bits_on_every_library(backend: Backend, name: str) -> None:
 @pytest.mark.parametrize("backend_", OTHERS, ids=str)
 @pytest.mark.parametrize("line_search", ["armijo", "bisection", "strong_wolfe", "hager_zhang"])
 def test_the_same_bits_for_each_rule(backend_: Backend, line_search: str) -> None:
-    settings: dict[str, Any] = {"line_search": line_search, "iterations": 40}
+    iterations = 15 if backend_.is_jax else 40  # JAX goes op by op
+    settings: dict[str, Any] = {"line_search": line_search, "iterations": iterations}
     same(path("chained-50", backend_, **settings), numpy_path("chained-50", **settings))
 
 
 @pytest.mark.parametrize("backend_", OTHERS, ids=str)
 @pytest.mark.parametrize("name", ["chained-50", "mlp-softsign"])
 def test_the_same_bits_in_float32(backend_: Backend, name: str) -> None:
-    settings: dict[str, Any] = {"dtype": "float32", "iterations": 60}
+    iterations = 15 if backend_.is_jax else 60
+    settings: dict[str, Any] = {"dtype": "float32", "iterations": iterations}
     same(path(name, backend_, **settings), numpy_path(name, **settings))
 
 
@@ -105,7 +107,7 @@ def test_the_same_bits_for_each_initial_matrix(backend_: Backend, kind: str) -> 
             10, xp=backend.xp, device=backend.device, dtype="float64", reproducible=True
         )
         res = lx.minimize(
-            p.value_and_gradient, p.x0, jac=True, gtol=0.0, maxiter=40, reproducible=True,
+            p.value_and_gradient, p.x0, jac=True, gtol=0.0, maxiter=12, reproducible=True,
             method=lx.LBFGS(initial_inverse_hessian=initial, scale_initial=kind == "diagonal"),
         )
         return backend.to_numpy(res.x).tobytes(), res.fun, res.nit, res.nfev
@@ -184,14 +186,14 @@ def _numpy_iterates(name: str) -> tuple[np.ndarray, list[int]]:
 @pytest.mark.parametrize("reproducible", [False, True], ids=["plain", "fixed"])
 @pytest.mark.parametrize("name", ["chained-50", "mlp-softsign"])
 def test_twice_is_the_same(backend: Backend, name: str, reproducible: bool) -> None:
-    settings: dict[str, Any] = {"reproducible": reproducible, "iterations": 40}
+    settings: dict[str, Any] = {"reproducible": reproducible, "iterations": 20}
     same(path(name, backend, **settings), path(name, backend, **settings))
 
 
 def test_a_batch_twice_is_the_same(backend: Backend) -> None:
     p = problems.rosenbrock(4, xp=backend.xp, device=backend.device, dtype="float64")
     runs = [
-        lx.minimize(p.value_and_gradient, p.starts(3), jac=True, batched=True, maxiter=30)
+        lx.minimize(p.value_and_gradient, p.starts(3), jac=True, batched=True, maxiter=10)
         for _ in range(2)
     ]
     for name in ("x", "fun", "jac", "nfev"):

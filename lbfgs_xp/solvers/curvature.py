@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 from lbfgs_xp.backend import Array
 from lbfgs_xp.space import Space
 
-
 # From this many variables on, reading the rows costs more than a few calls do.
 _LARGE = 4096
 _DOUBLE = 1e-15
@@ -121,7 +120,7 @@ def products(
     sixteen digits of float64 cancel. (In float32 two digits would be too many.)
     """
     rows, slot, m = pairs.rows, pairs.slot, len(pairs.diagonal)
-    y = rows[slot + m]
+    y = rows[slot + m, :]
     with_gradient = space.fetch(space.products(rows, gradient))
     if space.reproducible or y.shape[0] < _LARGE or space.backend.eps > _DOUBLE:
         return with_gradient, space.fetch(space.products(rows, y)), math.inf
@@ -130,7 +129,7 @@ def products(
         change = space.fetch(space.products(rows, y))
     else:
         change = with_gradient - before
-        change[slot], change[slot + m] = space.read_one(space.dot(rows[slot], y)), size
+        change[slot], change[slot + m] = space.read_one(space.dot(rows[slot, :], y)), size
     return with_gradient, change, space.read_one(space.dot(gradient, gradient))
 
 

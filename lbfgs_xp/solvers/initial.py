@@ -27,7 +27,7 @@ class Initial:
     """
 
     def __init__(self, given: Any, scale: bool):
-        if isinstance(given, bool) or isinstance(given, str):
+        if isinstance(given, (bool, str)):
             raise TypeError(f"initial_inverse_hessian is {given!r}; wanted {_WANTED}")
         number = isinstance(given, (int, float))
         if number and not (math.isfinite(given) and given > 0):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,12 @@ class LBFGS:
         set_ = object.__setattr__  # the dataclass is frozen
         set_(self, "memory_size", int(m))
         set_(self, "line_search", rule_of(self.line_search))
-        set_(self, "initial", Initial(self.initial_inverse_hessian, self.scale_initial))
+        _ = self.initial  # bad input is refused here
+
+    @functools.cached_property
+    def initial(self) -> Initial:
+        """`initial_inverse_hessian`, understood."""
+        return Initial(self.initial_inverse_hessian, self.scale_initial)
 
     def init(
         self, space: Space, x: Array, value: Any, gradient: Array, pairs: Pairs | None = None

@@ -150,7 +150,7 @@ def _offer(
     free, and a second wait for the device would cost more.
     """
     pairs = _write(space, state, state.search.alpha, gradient)
-    y = pairs.rows[pairs.slot + len(pairs.diagonal)]
+    y = pairs.rows[pairs.slot + len(pairs.diagonal), :]
     inner = weighted(gradient, state.weights)
     joined = space.backend.join(
         [

@@ -1,0 +1,353 @@
+"""The time per iteration that is not spent in the user's function.
+
+Extended Rosenbrock with an analytic gradient, float64, a memory of 10, until the largest component
+of the gradient is at most 1e-6. All contenders run in one process, in turn; medians of several
+rounds after one that is not counted. By default everything has one thread: thread pools of several
+libraries in one process wait for each other's cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+GTOL = 1e-6
+MEMORY = 10
+MAXITER = 1000
+
+
+class Timed(NamedTuple):
+    """One solve: seconds in all, seconds in fun (nan: unknown), iterations, evaluations, norm."""
+
+    seconds: float
+    inside: float
+    iterations: int
+    evaluations: int
+    norm: float
+
+    @property
+    def overhead(self) -> float:
+        return (self.seconds - self.inside) / self.iterations
+
+
+class Clock:
+    """A function that adds up its own time."""
+
+    def __init__(self, function: Callable, wait: Callable[[Any], Any]):
+        self.function, self.wait = function, wait
+        self.seconds, self.calls = 0.0, 0
+
+    def __call__(self, x: Any) -> Any:
+        self.wait(x)  # what is still being computed is not the function's
+        start = time.perf_counter()
+        out = self.function(x)
+        self.wait(out)
+        self.seconds += time.perf_counter() - start
+        self.calls += 1
+        return out
+
+
+def nothing(_: Any) -> None:
+    """On the host arrays are ready when they are returned."""
+
+
+def waiter(name: str, device: str) -> Callable[[Any], Any]:
+    """What waits until an array of that library is ready."""
+    if name == "jax":
+        import jax
+
+        return jax.block_until_ready
+    if name == "torch" and device != "cpu":
+        import torch
+
+        return lambda _: torch.cuda.synchronize()
+    if name == "cupy":
+        import cupy
+
+        return lambda _: cupy.cuda.get_current_stream().synchronize()
+    return nothing
+
+
+def ours(problem: Any, name: str, device: str) -> Callable[[], Timed]:
+    import lbfgs_xp as lx
+    from lbfgs_xp.backend import Backend
+
+    wait = waiter(name, device)
+    fun = Backend(problem.x0).jit(problem.value_and_gradient)
+    host = Backend(problem.x0).to_host
+
+    def run() -> Timed:
+        clock = Clock(fun, wait)
+        start = time.perf_counter()
+        res = lx.minimize(
+            clock, problem.x0, jac=True, method=lx.LBFGS(memory_size=MEMORY), gtol=GTOL,
+            maxiter=MAXITER,
+        )
+        wait(res.x)
+        seconds = time.perf_counter() - start
+        norm = float(abs(host(problem.gradient(res.x))).max())
+        return Timed(seconds, clock.seconds, res.nit, res.nfev, norm)
+
+    return run
+
+
+def scipy_lbfgsb(n: int) -> Callable[[], Timed]:
+    from scipy.optimize import minimize
+
+    from lbfgs_xp import problems
+
+    problem = problems.rosenbrock(n)
+    options = {"maxcor": MEMORY, "gtol": GTOL, "ftol": 0.0, "maxiter": MAXITER, "maxfun": 10**6}
+
+    def run() -> Timed:
+        clock = Clock(problem.value_and_gradient, nothing)
+        start = time.perf_counter()
+        res = minimize(clock, problem.x0, jac=True, method="L-BFGS-B", options=options)
+        seconds = time.perf_counter() - start
+        return Timed(seconds, clock.seconds, res.nit, clock.calls, float(abs(res.jac).max()))
+
+    return run
+
+
+def torch_lbfgs(n: int, device: str) -> Callable[[], Timed]:
+    import array_api_compat.torch as xp
+    import torch
+
+    from lbfgs_xp import problems
+
+    problem = problems.rosenbrock(n, xp=xp, dtype=torch.float64, device=torch.device(device))
+    wait = waiter("torch", device)
+
+    def run() -> Timed:
+        x = torch.nn.Parameter(problem.x0.clone())
+        clock = Clock(problem.value_and_gradient, wait)
+
+        def closure() -> Any:
+            value, x.grad = clock(x.detach())
+            return value
+
+        start = time.perf_counter()
+        optimizer = torch.optim.LBFGS(
+            [x], max_iter=MAXITER, max_eval=10**6, tolerance_grad=GTOL, tolerance_change=0.0,
+            history_size=MEMORY, line_search_fn="strong_wolfe",
+        )
+        state = optimizer.state[x]
+        before = -1
+        # One step runs to the tolerance; it is called again as long as that leads on.
+        while before < state.get("n_iter", 0) < MAXITER:
+            before = state.get("n_iter", 0)
+            optimizer.step(closure)
+            if float(problem.gradient(x.detach()).abs().max()) <= GTOL:
+                break
+        wait(x)
+        seconds = time.perf_counter() - start
+        norm = float(problem.gradient(x.detach()).abs().max())
+        return Timed(seconds, clock.seconds, state["n_iter"], clock.calls, norm)
+
+    return run
+
+
+def torchmin_lbfgs(n: int, device: str) -> Callable[[], Timed]:
+    import array_api_compat.torch as xp
+    import torch
+    import torchmin
+
+    from lbfgs_xp import problems
+
+    problem = problems.rosenbrock(n, xp=xp, dtype=torch.float64, device=torch.device(device))
+    wait = waiter("torch", device)
+    # It differentiates by autograd: a function that knows its gradient already.
+    options = {
+        "gtol": GTOL, "xtol": 0.0, "gtd_tol": 0.0, "history_size": MEMORY, "max_iter": MAXITER,
+    }
+
+    def run() -> Timed:
+        clock = Clock(problem.value_and_gradient, wait)
+
+        class Known(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, x: Any) -> Any:
+                value, gradient = clock(x.detach())
+                ctx.save_for_backward(gradient)
+                return value
+
+            @staticmethod
+            def backward(ctx: Any, *outer: Any) -> Any:
+                return ctx.saved_tensors[0]
+
+        start = time.perf_counter()
+        res = torchmin.minimize(Known.apply, problem.x0, method="l-bfgs", options=dict(options))
+        wait(res.x)
+        seconds = time.perf_counter() - start
+        norm = float(problem.gradient(res.x).abs().max())
+        return Timed(seconds, clock.seconds, res.nit, clock.calls, norm)
+
+    return run
+
+
+def optax_lbfgs(n: int, device: Any) -> Callable[[], Timed]:
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from lbfgs_xp import problems
+
+    problem = problems.rosenbrock(n, xp=jnp, dtype=jnp.float64, device=device)
+    optimizer = optax.lbfgs(memory_size=MEMORY)
+    value_and_grad = optax.value_and_grad_from_state(problem.fun)
+
+    def step(x: Any, state: Any, calls: Any) -> Any:
+        value, gradient = value_and_grad(x, state=state)
+        updates, state = optimizer.update(
+            gradient, state, x, value=value, grad=gradient, value_fn=problem.fun
+        )
+        x = optax.apply_updates(x, updates)
+        calls = calls + state[-1].info.num_linesearch_steps
+        gradient = optax.tree_utils.tree_get(state, "grad")
+        return x, state, calls, jnp.max(jnp.abs(gradient))
+
+    step = jax.jit(step)
+
+    def run() -> Timed:
+        start = time.perf_counter()
+        x, state, calls = problem.x0, optimizer.init(problem.x0), jnp.asarray(1)
+        iterations, norm = 0, float("inf")
+        while norm > GTOL and iterations < MAXITER:
+            x, state, calls, norm = step(x, state, calls)
+            norm, iterations = float(norm), iterations + 1
+        seconds = time.perf_counter() - start
+        return Timed(seconds, float("nan"), iterations, int(calls), norm)
+
+    return run
+
+
+def contenders(n: int) -> dict[str, Callable[[], Timed]]:
+    """Name -> one solve of n variables; those that cannot be built say so."""
+    import jax
+
+    from lbfgs_xp import backend, problems
+    from lbfgs_xp.backend import Backend
+
+    jax.config.update("jax_enable_x64", True)
+    made: dict[str, Callable[[], Timed]] = {}
+
+    def add(label: str, make: Callable[[], Callable[[], Timed]]) -> None:
+        try:
+            made[label] = make()
+        except ImportError as error:
+            print(f"{label}: left out ({error})")
+
+    devices: dict[str, list[tuple[str, Any]]] = {}
+    for name in ("numpy", "torch", "jax", "cupy"):
+        if name in backend.installed():
+            devices[name] = backend.samples(name)
+    for name, places in devices.items():
+        for device, array in places:
+            here = Backend(array)
+            problem = problems.rosenbrock(n, xp=here.xp, dtype=here.dtype, device=here.device)
+            add(f"lbfgs_xp, {name} {device}", lambda a=(problem, name, device): ours(*a))
+    add("SciPy L-BFGS-B", lambda: scipy_lbfgsb(n))
+    for device, _ in devices.get("torch", []):
+        add(f"torch.optim.LBFGS {device}", lambda d=device: torch_lbfgs(n, d))
+        add(f"pytorch-minimize {device}", lambda d=device: torchmin_lbfgs(n, d))
+    for device, array in devices.get("jax", []):
+        add(f"optax.lbfgs {device} (1)", lambda a=array: optax_lbfgs(n, next(iter(a.devices()))))
+    return made
+
+
+def floor(n: int, repeats: int) -> float:
+    """Seconds for two products with the history: what no L-BFGS of this memory does without."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    W, g, c = rng.normal(size=(2 * MEMORY, n)), rng.normal(size=n), rng.normal(size=2 * MEMORY)
+    times = []
+    for _ in range(5 * repeats + 1):
+        start = time.perf_counter()
+        W @ g, c @ W  # noqa: B018
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def measure(n: int, repeats: int) -> dict[str, Timed]:
+    """The median solve of each contender, by overhead (optax: by time)."""
+    made = contenders(n)
+    seen: dict[str, list[Timed]] = {name: [] for name in made}
+    for k in range(repeats + 1):
+        for name, run in made.items():
+            gc.collect()
+            timed = run()
+            if k > 0:  # the first round compiles
+                seen[name].append(timed)
+    return {
+        name: sorted(figures, key=lambda t: t.seconds - (0 if t.inside != t.inside else t.inside))[
+            len(figures) // 2
+        ]
+        for name, figures in seen.items()
+    }
+
+
+def show(n: int, results: dict[str, Timed], base: float | None) -> None:
+    from _common import print_table
+
+    scipy = results["SciPy L-BFGS-B"].overhead
+    peers = [t.overhead for name, t in results.items() if name.startswith("torch.optim")]
+    better = min([scipy, *peers])
+    rows = []
+    for name, t in results.items():
+        known = t.inside == t.inside
+        row = [name, str(t.iterations), str(t.evaluations), f"{t.norm:.0e}"]
+        row += [f"{1e6 * t.seconds / t.iterations:.1f}"]
+        if known:
+            row += [f"{1e6 * t.overhead:.1f}", f"{t.overhead / scipy:.2f}"]
+            row += [f"{t.overhead / better:.2f}"]
+        else:
+            row += ["", "", ""]
+        if base is not None:
+            row.append(f"{t.overhead / base:.2f}" if known else "")
+        rows.append(row)
+    headings = ["", "iterations", "evaluations", "gradient", "µs/iter.", "overhead µs/iter."]
+    headings += ["/ SciPy", "/ better of SciPy, torch"]
+    headings += ["/ floor"] if base is not None else []
+    print_table(f"n = {n:,}", headings, rows)
+    if base is not None:
+        print(f"floor: W @ g and c @ W with W ({2 * MEMORY}, n) on NumPy, {1e6 * base:.1f} µs")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 10_000, 1_000_000])
+    parser.add_argument(
+        "--repeats", type=int, help="rounds (default: 7, and 3 where n is a million or more)"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="per library; 0: as they choose")
+    options = parser.parse_args()
+    if options.threads:
+        for name in ("OMP", "OPENBLAS", "MKL"):  # read when the libraries are first imported
+            os.environ[f"{name}_NUM_THREADS"] = str(options.threads)
+        if hasattr(os, "sched_setaffinity"):  # JAX counts the cores that it may use
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-options.threads :])
+    warnings.filterwarnings("ignore", category=RuntimeWarning)
+    from _common import print_machine
+
+    print(__doc__)
+    for n in options.sizes:
+        large = n >= 1_000_000
+        repeats = options.repeats or (3 if large else 7)
+        results = measure(n, repeats)
+        show(n, results, floor(n, repeats) if large else None)
+        sys.stdout.flush()
+    print("\n(1) compiled with the function inside: the time in it cannot be told apart")
+    print(f"threads: {options.threads or 'as each library chooses'}")
+    print_machine()
+
+
+if __name__ == "__main__":
+    main()
