@@ -66,8 +66,13 @@ test-gpu:
 demo: $(STAMP)
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m lbfgs_xp demo
 
-bench: $(STAMP)
-	@for script in benchmarks/*.py; do \
+# the peers that the tests do not need
+$(VENV)/.bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $@
+
+bench: $(VENV)/.bench
+	@for script in benchmarks/[a-z]*.py; do \
 	  echo "== $$script"; TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python "$$script"; \
 	done
 

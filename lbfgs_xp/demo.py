@@ -114,9 +114,10 @@ def tables(out: Any, quick: bool) -> None:
             shown.add_section()
         out.print(shown)
     out.print(
-        "ms: the fastest of up to three runs once compiled programs are at hand. Last column: the largest difference "
-        "of an iterate, relative to its largest component; libraries round differently, and over "
-        "many steps that grows, unless every sum has a fixed order (reproducible mode).",
+        "ms: the fastest of up to three runs once compiled programs are at hand. Last column: the "
+        "largest difference of an iterate, relative to its largest component; libraries round "
+        "differently, and over many steps that grows, unless every sum has a fixed order "
+        "(reproducible mode).",
         style="dim",
     )
     for name, where in slow.items():
@@ -177,7 +178,7 @@ def solve(case: Case, here: Backend, reproducible: bool, patience: float) -> Run
         result = run(callback=keep)
     if result.status == lx.Status.TIME:
         return Run(result, math.inf, iterates)
-    times = []
+    times: list[float] = []
     while len(times) < 3 and sum(times) < patience / 2:
         start = time.perf_counter()
         run()
@@ -217,7 +218,7 @@ def picture(out: Any, folder: Path, quick: bool) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     problem = problems.rosenbrock(2)
     figure = Figure(figsize=(15, 6.6), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[1.55, 1])
+    left, right = np.ravel(figure.subfigures(1, 2, width_ratios=[1.55, 1]))
     left.suptitle("L-BFGS in Rosenbrock's valley, with each line search")
     panels = left.subplots(2, 4, sharex=True, sharey=True)
     curves = right.subplots()
@@ -245,9 +246,9 @@ def picture(out: Any, folder: Path, quick: bool) -> int:
     )
     curves.grid(True, which="major", alpha=0.3)
     curves.legend(loc="lower left", frameon=False)
-    path = folder / PICTURE
-    figure.savefig(path, dpi=80 if quick else 150)
-    out.print(f"picture: {path}", soft_wrap=True)
+    file = folder / PICTURE
+    figure.savefig(file, dpi=80 if quick else 150)
+    out.print(f"picture: {file}", soft_wrap=True)
     return 0
 
 

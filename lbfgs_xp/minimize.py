@@ -186,10 +186,10 @@ class _Run:
         # Runs the user's functions as the caller of `minimize` would.
         self.outside = contextvars.copy_context().run
         # One problem runs on Python floats and branches, which nothing can compile.
-        after: Callable = functools.partial(_after, solver, space, criteria)
-        if space.batched and not space.reproducible:
-            after = space.backend.jit(_after, solver, space, criteria)
-        self._after = after
+        compiled = space.batched and not space.reproducible
+        prepare = space.backend.jit if compiled else functools.partial
+        self._init = prepare(_init, solver, space)
+        self._after = prepare(_after, solver, space, criteria)
 
     def begin(self, x: Array, state: State | None) -> None:
         """Evaluates the start, or where an earlier run stands."""
@@ -205,7 +205,7 @@ class _Run:
                 start = state.solver.x
         value, gradient, aux = self.outside(objective, start)
         objective.check_unchanged(x, start)
-        inner = solver.init(space, start, value, gradient, pairs)
+        inner = self._init(start, value, gradient, pairs)
         best = Best(start, inner.value, gradient, inner.gradient_norm, aux)
         if state is not None and start is not x and space.equal(inner.value, state.solver.value):
             inner = state.solver._replace(pairs=pairs)
@@ -254,6 +254,8 @@ class _Run:
         assert self.now is not None
         space, layout = self.space, self.objective.layout
         state, p, best = self.now
+        status: Any
+        message: Any
         norm = space.read(space.max_abs(best.gradient))[0]
         if space.batched:
             success = space.scalars.full(False, norm)
@@ -261,7 +263,7 @@ class _Run:
                 success = success | ((p.status == int(status)) & status.success)
             status, message = p.status, _messages(space, p.status)
         else:
-            status = Status._value2member_map_[p.status]
+            status = next(member for member in Status if member == p.status)
             success, message = status.success, status.message
         return Result(
             x=layout.to_tree(best.x),
@@ -281,6 +283,10 @@ class _Run:
     def _public(self, scalar: Any) -> Any:
         """A scalar of each problem as the user sees it."""
         return self.space.send(scalar) if self.space.batched else scalar
+
+
+def _init(solver: Any, space: Space, x: Array, value: Any, gradient: Array, pairs: Any) -> Any:
+    return solver.init(space, x, value, gradient, pairs)
 
 
 def _after(

@@ -147,7 +147,7 @@ def _register(cls: type) -> None:
 
     def unflatten(_: Any, leaves: Any) -> Any:
         # Not through __init__, which may check or convert what it is given.
-        node = object.__new__(cls)
+        node: Any = object.__new__(cls)
         for name, leaf in zip(names, leaves, strict=True):
             object.__setattr__(node, name, leaf)
         return node
