@@ -77,6 +77,10 @@ class Backend:
         """The name of the library of `array`."""
         return _library(compat.array_namespace(array))
 
+    @staticmethod
+    def device_of(array: Array) -> Any:
+        return compat.device(array)
+
     def holds(self, array: Array) -> bool:
         """Whether an array of this library lies on this device."""
         return self.name == "numpy" or compat.device(array) == self.device
@@ -191,6 +195,10 @@ class Backend:
         xp = compat.array_namespace(array)
         return array.clone() if compat.is_torch_namespace(xp) else xp.asarray(array, copy=True)
 
+    def constant(self, value: Any) -> Any:
+        """`value` without the record that autograd keeps of how it came about."""
+        return value.detach() if self.name == "torch" and is_array(value) else value
+
     def own(self, array: Array) -> Array:
         """`array`, or a copy where someone else could change it in place."""
         if self.name == "numpy":
@@ -214,15 +222,20 @@ class Backend:
     def differentiates(self) -> bool:
         return self.name in ("torch", "jax")
 
-    def value_and_gradient(self, fun: Callable, has_aux: bool) -> Callable:
-        """x -> (value, gradient, aux) by the library's automatic differentiation.
+    def value_and_gradient(self, fun: Callable, compiled: bool) -> Callable:
+        """x -> (value, gradient, aux) by automatic differentiation of x -> (value, aux).
 
         For a batch, `fun` gives one value for each row; the rows being independent, the gradient
-        of the sum holds the gradient of each. A complex x gets df/d(re) + i df/d(im).
+        of the sum holds the gradient of each. JAX compiles the whole where `compiled`.
         """
         if self.name == "torch":
-            return functools.partial(_torch_gradient, fun, has_aux)
-        return _jax_gradient(fun, has_aux)
+            return functools.partial(_torch_gradient, fun)
+        return _jax_gradient(fun, compiled)
+
+    @staticmethod
+    def is_compiled(fun: Callable) -> bool:
+        """Whether `fun` is the outcome of jax.jit, and so a pure function by its author's word."""
+        return hasattr(fun, "lower") and hasattr(fun, "trace")
 
 
 @functools.cache
@@ -270,41 +283,35 @@ def _jax_write_row() -> Callable:
     return jax.jit(lambda buffer, index, row: buffer.at[index].set(row), donate_argnums=0)
 
 
-def _torch_gradient(fun: Callable, has_aux: bool, x: Array) -> tuple[Array, Array, Any]:
+def _torch_gradient(fun: Callable, x: Array) -> tuple[Array, Array, Any]:
     torch = sys.modules["torch"]
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
-        out = fun(x)
-        value, aux = out if has_aux else (out, None)
+        value, aux = fun(x)
         if not isinstance(value, torch.Tensor) or not value.requires_grad:
             raise TypeError(
-                "fun returned a value that does not depend on x through torch operations "
-                f"({type(value).__name__}), so autograd finds no gradient; wanted a tensor made "
-                "from x, or jac= a function or True"
+                f"fun returned a value ({type(value).__name__}) that does not depend on x through "
+                "torch operations, so autograd finds no gradient; wanted a tensor made from x, or "
+                "jac= a function or True"
             )
-        (gradient,) = torch.autograd.grad(value.sum(), x, allow_unused=True)
-    if gradient is None:
-        gradient = torch.zeros_like(x)
+        (gradient,) = torch.autograd.grad(value.sum(), x)
     return value.detach(), gradient, aux
 
 
-def _jax_gradient(fun: Callable, has_aux: bool) -> Callable:
+def _jax_gradient(fun: Callable, compiled: bool) -> Callable:
     jax = importlib.import_module("jax")
 
     def total(x: Array) -> tuple[Array, tuple[Array, Any]]:
-        out = fun(x)
-        value, aux = out if has_aux else (out, None)
+        value, aux = fun(x)
         return value.sum(), (value, aux)
 
     differentiate = jax.value_and_grad(total, has_aux=True)
-    # A compiled function is pure by its author's word, so the whole may be compiled too.
-    if hasattr(fun, "lower"):
+    if compiled:
         differentiate = jax.jit(differentiate)
 
     def value_and_gradient(x: Array) -> tuple[Array, Array, Any]:
         (_, (value, aux)), gradient = differentiate(x)
-        # JAX gives df/d(re) - i df/d(im) for a complex x.
-        return value, gradient.conj() if x.dtype.kind == "c" else gradient, aux
+        return value, gradient, aux
 
     return value_and_gradient
 

@@ -79,6 +79,8 @@ def demo(folder: Path, quick: bool = False) -> int:
 
 def tables(out: Any, quick: bool) -> None:
     """A table for each problem, with a row for each library, device and mode."""
+    from rich.markup import escape
+
     places = [
         (name, device, Backend(array))
         for name in backend.installed()
@@ -87,7 +89,7 @@ def tables(out: Any, quick: bool) -> None:
     patience = 2.0 if quick else 5.0
     slow: dict[str, str] = {}
     for case in cases(quick):
-        shown = _empty_table(case.title)
+        shown = _empty_table(case.title, wide=out.width >= 110)
         for reproducible in (False, True):
             mode = "reproducible" if reproducible else "default"
             references: dict[str, list[np.ndarray]] = {}
@@ -100,7 +102,7 @@ def tables(out: Any, quick: bool) -> None:
                     try:
                         run = solve(case, here, reproducible, patience)
                     except Exception as error:  # one library that fails does not end the demo
-                        shown.add_row(*cells, *"-----", f"{type(error).__name__}: {error}")
+                        shown.add_row(*cells, *"-----", escape(f"{type(error).__name__}: {error}"))
                         continue
                     if run.result.status == lx.Status.TIME:
                         slow[name] = f"{case.title}, {mode} mode: {run.result.nit} iterations"
@@ -127,13 +129,13 @@ def tables(out: Any, quick: bool) -> None:
         )
 
 
-def _empty_table(title: str) -> Any:
+def _empty_table(title: str, wide: bool) -> Any:
     from rich import box
     from rich.table import Table
 
     shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("library", "device", "dtype", "mode"):
-        shown.add_column(heading, overflow="fold")
+        shown.add_column(heading, overflow="fold", no_wrap=wide)
     for heading in ("iterations", "evaluations", "value", "gradient", "ms"):
         shown.add_column(heading, justify="right", no_wrap=True)
     shown.add_column("iterates against NumPy's", overflow="fold")
@@ -218,7 +220,8 @@ def picture(out: Any, folder: Path, quick: bool) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     problem = problems.rosenbrock(2)
     figure = Figure(figsize=(15, 6.6), layout="constrained")
-    left, right = np.ravel(figure.subfigures(1, 2, width_ratios=[1.55, 1]))
+    halves: Any = figure.subfigures(1, 2, width_ratios=[1.55, 1])
+    left, right = halves
     left.suptitle("L-BFGS in Rosenbrock's valley, with each line search")
     panels = left.subplots(2, 4, sharex=True, sharey=True)
     curves = right.subplots()

@@ -318,8 +318,9 @@ def _better(
     """
     fn = space.scalars
     value = state.seen
+    running = running & fn.isfinite(value)
     taken = state.accepted & (state.value == value)
-    if fn.every(taken & (value < best.value)):
+    if fn.every(taken & running & (value < best.value)):
         return Best(trial, value, gradient, state.gradient_norm, aux)
     norm = fn.where(taken, state.gradient_norm, math.inf)
     close = value <= best.value + criteria.eps * fn.abs(best.value)
@@ -393,7 +394,7 @@ def _is_number(value: Any) -> bool:
 def _count(name: str, value: Any) -> int:
     if value is None:
         return _UNLIMITED
-    if not _is_number(value):
+    if not _is_number(value) or (math.isfinite(value) and value != int(value)):
         raise ValueError(f"{name} is {value!r}; wanted an integer of at least 0, or None")
     return int(min(float(value), _UNLIMITED))
 
@@ -426,9 +427,10 @@ def _copied(part: Any) -> Any:
 
 def _attach(error: BaseException, result: Result) -> None:
     """Hands the best point so far to whoever catches the error."""
-    error.add_note(
-        f"lbfgs_xp: the best point so far, with value {result.fun}, is in the attribute `result` "
-        "of this exception"
-    )
-    with contextlib.suppress(AttributeError):
+    # Some exceptions take no attributes; they go through as they are.
+    with contextlib.suppress(Exception):
         error.result = result  # type: ignore[attr-defined]
+        error.add_note(
+            f"lbfgs_xp: the best point so far, with value {result.fun}, is in the attribute "
+            "`result` of this exception"
+        )

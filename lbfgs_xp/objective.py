@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lbfgs_xp.backend import Array, is_array
-from lbfgs_xp.tree import Layout
+from lbfgs_xp.tree import Layout, map_leaves
 
 _WAYS_OUT = (
     "give jac= a function that returns the gradient; or jac=True, fun then returning "
@@ -74,7 +74,9 @@ class Objective:
             raise ValueError(
                 f"{self.backend.name} has no automatic differentiation: {_WAYS_OUT}"
             )
-        self._differentiated = self.backend.value_and_gradient(self._on_vector, self.has_aux)
+        self._differentiated = self.backend.value_and_gradient(
+            self._value_and_aux, self.backend.is_compiled(self.fun)
+        )
         return self._automatic
 
     # --- the four ways to a gradient -----------------------------------------------------------
@@ -100,13 +102,13 @@ class Objective:
 
     def _automatic(self, x: Array) -> tuple[Any, Array, Any]:
         self.nfev += 1
-        return self._differentiated(x)
+        value, gradient, aux = self._differentiated(x)
+        return value, gradient, map_leaves(self.backend.constant, aux) if self.has_aux else None
 
     def _differences(self, x: Array) -> tuple[Any, Array, Any]:
         """Finite differences (Nocedal & Wright, section 8.1), a coordinate at a time."""
         xp, backend = self.layout.xp, self.backend
         value, aux = self._value(x)
-        value = self._check_value(value)
         h = backend.eps ** (1 / 3 if self.central else 1 / 2)
         steps = h * xp.where(xp.abs(x) > 1.0, xp.abs(x), xp.ones_like(x))
         places = xp.arange(self.layout.size, device=backend.device)
@@ -115,8 +117,8 @@ class Objective:
             here = places == i
             ahead = xp.where(here, x + steps, x)
             behind = xp.where(here, x - steps, x) if self.central else x
-            low = self._check_value(self._value(behind)[0]) if self.central else value
-            rise = self._check_value(self._value(ahead)[0]) - low
+            low = self._value(behind)[0] if self.central else value
+            rise = self._value(ahead)[0] - low
             run = ahead[..., i] - behind[..., i]
             slopes.append(rise / run)
         slopes = [s if is_array(s) else backend.full((), s) for s in slopes]
@@ -125,13 +127,14 @@ class Objective:
 
     # --- checks --------------------------------------------------------------------------------
 
-    def _on_vector(self, x: Array) -> Any:
-        return self.fun(self.layout.to_tree(x), *self.args)
-
     def _value(self, x: Array) -> tuple[Any, Any]:
         self.nfev += 1
-        out = self._on_vector(x)
-        return self._split(out) if self.has_aux else (out, None)
+        return self._value_and_aux(x)
+
+    def _value_and_aux(self, x: Array) -> tuple[Any, Any]:
+        out = self.fun(self.layout.to_tree(x), *self.args)
+        value, aux = self._split(out) if self.has_aux else (out, None)
+        return self._check_value(value), aux
 
     def _split(self, out: Any) -> tuple[Any, Any]:
         try:
@@ -155,6 +158,10 @@ class Objective:
             raise TypeError(
                 f"fun returned {_describe(value)}; wanted "
                 + (f"an array of shape {batch}" if batch else "a real number")
+            )
+        if (library := self.backend.name_of(value)) != self.backend.name:
+            raise TypeError(
+                f"fun returned an array of {library}; wanted one of {self.backend.name}, like x0"
             )
         shape = tuple(value.shape)
         if shape != batch:

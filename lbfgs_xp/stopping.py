@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 from lbfgs_xp.result import Status
@@ -38,6 +39,7 @@ class Progress(NamedTuple):
     stalled : iterations since value or gradient last fell by more than rounding.
     reference : the value then.
     lowest_norm : the smallest gradient norm so far.
+    highest_norm : the largest.
     scale : the largest |value| so far, as a measure of the terms that make up the value.
     """
 
@@ -49,6 +51,7 @@ class Progress(NamedTuple):
     stalled: Any
     reference: Any
     lowest_norm: Any
+    highest_norm: Any
     scale: Any
 
 
@@ -62,7 +65,7 @@ def start(fn: Scalars, criteria: Criteria, value: Any, norm: Any, nfev: int) -> 
     return _budgets(
         fn,
         criteria,
-        Progress(status, zero, zero + nfev, zero, zero, zero, value, norm, fn.abs(value)),
+        Progress(status, zero, zero + nfev, zero, zero, zero, value, norm, norm, fn.abs(value)),
     )
 
 
@@ -93,11 +96,14 @@ def update(
     flat = norm <= criteria.gtol
     nit = fn.where(accepted, p.nit + 1, p.nit)
     lowest_norm = fn.where(accepted, fn.minimum(norm, p.lowest_norm), p.lowest_norm)
+    highest_norm = fn.where(accepted, fn.maximum(norm, p.highest_norm), p.highest_norm)
     scale = fn.where(accepted, fn.maximum(magnitude, p.scale), p.scale)
     if fn.every(lower & fn.logical_not(small | short | endless | flat)):
         # Most iterations of one problem: nothing to note but the decrease.
         return _budgets(
-            fn, criteria, Progress(p.status, nit, nfev, 0, 0, 0, value, lowest_norm, scale)
+            fn,
+            criteria,
+            Progress(p.status, nit, nfev, 0, 0, 0, value, lowest_norm, highest_norm, scale),
         )
 
     # A step too short to change anything settles nothing.
@@ -105,16 +111,20 @@ def update(
     settled_value = fn.where(small & moved, p.settled_value + 1, 0)
     settled_step = fn.where(short & moved, p.settled_step + 1, 0)
     stalled = fn.where(lower | (norm < 0.9 * p.lowest_norm), 0, p.stalled + 1)
-    floor = new.decrement <= _NOISE * criteria.eps * scale
-
-    precision = fn.full(int(Status.PRECISION), value)
-    status = fn.where(stalled >= _PATIENCE, precision, p.status)
+    # No progress is what rounding explains where little decrease was to be had, or where the
+    # gradient has fallen so far that rounding may make up what is left of it. Else it is an error.
+    rounding = (new.decrement <= _NOISE * criteria.eps * scale) | (
+        norm <= math.sqrt(criteria.eps) * p.highest_norm
+    )
+    given_up = fn.where(
+        rounding, fn.full(int(Status.PRECISION), value), int(Status.LINE_SEARCH)
+    )
+    status = fn.where(stalled >= _PATIENCE, given_up, p.status)
     status = fn.where(settled_step >= _SETTLED, int(Status.STEP), status)
     status = fn.where(settled_value >= _SETTLED, int(Status.VALUE), status)
     status = fn.where(endless, int(Status.UNBOUNDED), status)
     status = fn.where(flat, int(Status.GRADIENT), status)
     status = fn.where(accepted, status, p.status)
-    given_up = fn.where(floor | (p.stalled > 1), precision, int(Status.LINE_SEARCH))
     status = fn.where(running & new.failed, given_up, status)
     after = Progress(
         status,
@@ -125,6 +135,7 @@ def update(
         fn.where(accepted, stalled, p.stalled),
         fn.where(lower, value, p.reference),
         lowest_norm,
+        highest_norm,
         scale,
     )
     return _budgets(fn, criteria, after)

@@ -105,6 +105,8 @@ class Layout:
                     f"{self.backend.name}, like x0"
                 )
             leaf = np.asarray(leaf)
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "biufc":
+            raise TypeError(f"{what} has dtype {leaf.dtype}; wanted {like.dtype}, like x0")
         if type(leaf) is not type(like) and (other := Backend.name_of(leaf)) != self.backend.name:
             raise TypeError(
                 f"{what} is an array of {other}; wanted one of {self.backend.name}, like x0"
@@ -115,7 +117,8 @@ class Layout:
             )
         if not self.backend.holds(leaf):
             raise ValueError(
-                f"{what} is on another device; wanted {self.backend.device}, like x0"
+                f"{what} is on device {Backend.device_of(leaf)}; wanted {self.backend.device}, "
+                "like x0"
             )
         if leaf.dtype != like.dtype:
             if self.xp.isdtype(leaf.dtype, "complex floating") and not self.complex[index]:
@@ -190,10 +193,10 @@ def _check_leaves(leaves: list[Any], batched: bool) -> list[Backend]:
         if len(names) > 1:
             raise TypeError(f"x0 mixes arrays of {', '.join(sorted(names))}; wanted one library")
     backends = [Backend(leaf) for leaf in leaves]
-    for what in ("device", "dtype"):
+    for what, error in (("device", ValueError), ("dtype", TypeError)):
         found = {getattr(backend, what) for backend in backends}
         if len(found) > 1:
-            raise ValueError(f"x0 mixes {what}s {', '.join(sorted(map(str, found)))}; wanted one")
+            raise error(f"x0 mixes {what}s {', '.join(sorted(map(str, found)))}; wanted one")
     if batched:
         firsts = {tuple(leaf.shape[:1]) for leaf in leaves}
         if len(firsts) > 1 or firsts == {()}:

@@ -527,7 +527,7 @@ def test_float32_stays_float32(rule, library):
     state = rule().begin(alpha0, -alpha0, 1.0)
     after = rule().advance(state, alpha0, -alpha0)
     flat = [a for a in (*state[:-1], *after[:-1])]
-    assert {str(a.dtype).split(".")[-1] for a in flat} == {"float32", "int32"}
+    assert {str(a.dtype).split(".")[-1] for a in flat} == {"float32", "int32", "bool"}
     assert all(a.shape == alpha0.shape for a in flat)
 
 

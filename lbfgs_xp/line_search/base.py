@@ -43,6 +43,8 @@ class Search(NamedTuple):
     best_alpha, best_phi: the lowest finite trial so far and its value (less `origin`); 0 and phi0
         before there is any. Compare `best_phi` with `phi0` only.
     cap: the smallest step whose trial was not finite, infinite before there is any.
+    contrary: whether the last trial that rounding did not hide was higher although the slope there
+        was negative: where steps get short, value and slope then contradict each other.
     inner: the rule's own state.
     """
 
@@ -56,6 +58,7 @@ class Search(NamedTuple):
     best_alpha: Scalar
     best_phi: Scalar
     cap: Scalar
+    contrary: Mask
     inner: Any
 
 
@@ -143,6 +146,7 @@ class LineSearch(ABC):
             fn.full(0.0, phi0),
             phi0,
             fn.full(math.inf, phi0),
+            fn.full(False, phi0),
             self.first(fn, phi0, dphi0, alpha),
         )
 
@@ -155,6 +159,7 @@ class LineSearch(ABC):
           The rule then sees phi0 + alpha/2 (dphi0 + dphi) for phi, exact on a quadratic. With it
           the test for sufficient decrease becomes the approximate Wolfe condition of Hager & Zhang
           (2005), eq. 4.1: (2 c1 - 1) dphi0 >= dphi. With noise = 0 the rule sees all as it is.
+          Not so after higher values where the slope was negative: then one of the two is wrong.
         * A trial that is not finite was too far. The rule does not see it; the next trial is
           nearer to the best one, and no later trial reaches that far again.
         * The search is STUCK once the budget is spent, or where no new step is left to try. It
@@ -198,19 +203,24 @@ class LineSearch(ABC):
         origin, phi0 = (phi0, 0.0) if noise > 0.0 else (0.0, phi0)
         return Search(
             alpha if usable else 0.0, status, 0, origin, phi0, dphi0, noise, 0.0, phi0, math.inf,
-            alpha,
+            False, alpha,
         )
 
     def _advance(self, fn: Scalars, search: Search, phi: Scalar, dphi: Scalar) -> Search:
         (
-            alpha, status, evaluations, origin, phi0, dphi0, noise, best_alpha, best_phi, cap, inner
+            alpha, status, evaluations, origin, phi0, dphi0, noise, best_alpha, best_phi, cap,
+            contrary, inner,
         ) = search
         searching = status == SEARCHING
         if fn.every(fn.logical_not(searching)):
             return search
 
         phi = phi - origin
-        hidden = fn.abs(phi - phi0) < noise
+        near = fn.abs(phi - phi0) < noise
+        # Where nothing has changed there was no step; and a slope that contradicts the values
+        # cannot stand in for them.
+        hidden = near & fn.logical_not(contrary) & ((phi != phi0) | (dphi != dphi0))
+        raised = phi > phi0
         phi = fn.where(hidden, phi0 + 0.5 * alpha * (dphi0 + dphi), phi)
         finite = searching & fn.isfinite(phi) & fn.isfinite(dphi)
         accepted = finite & self.accepts(fn, search, phi, dphi)
@@ -221,10 +231,11 @@ class LineSearch(ABC):
         if fn.every(accepted):
             return Search(
                 alpha, ACCEPTED, evaluations, origin, phi0, dphi0, noise, best_alpha, best_phi,
-                cap, inner,
+                cap, contrary, inner,
             )
 
         too_far = searching & fn.logical_not(finite)
+        contrary = fn.where(finite & fn.logical_not(near), raised & (dphi < 0.0), contrary)
         cap = fn.where(too_far, fn.minimum(cap, alpha), cap)
         # The way back from the cap leads to the best point below it. A best point above it is on
         # the far side of a hole in the domain.
@@ -247,7 +258,8 @@ class LineSearch(ABC):
         status = fn.where(accepted, ACCEPTED, fn.where(stuck, STUCK, status))
         alpha = fn.where(status == SEARCHING, proposal, alpha)
         return Search(
-            alpha, status, evaluations, origin, phi0, dphi0, noise, best_alpha, best_phi, cap, inner
+            alpha, status, evaluations, origin, phi0, dphi0, noise, best_alpha, best_phi, cap,
+            contrary, inner,
         )
 
 

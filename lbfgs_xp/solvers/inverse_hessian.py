@@ -74,7 +74,7 @@ class InverseHessian:
         if self._function is not None:
             batch = self._pairs.rows.shape[:-2]
             rows = [
-                self._apply(xp.broadcast_to(identity[i], (*batch, self.shape[-1])))
+                self._apply(xp.broadcast_to(identity[i, :], (*batch, self.shape[-1])))
                 for i in range(self.shape[-1])
             ]
             return xp.stack(rows, axis=-1)

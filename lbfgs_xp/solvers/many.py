@@ -72,7 +72,7 @@ def step(
     after = _aim(
         solver, space, x, new_value, phi, gradient, norm, fn.where(taken, alpha, state.step),
         pairs, state.weights, decrement, space.fetch(with_gradient), taken,
-        lost & fn.logical_not(reset), taken & (alpha >= rule.alpha_max),
+        lost & fn.logical_not(reset), taken & (alpha >= rule.alpha_max) & fn.logical_not(had),
     )
     # Where a search goes on, or has failed, it keeps its line.
     turned = taken | reset

@@ -74,7 +74,8 @@ def _arrive(
     )
     return _aim(
         solver, space, x, value, seen, gradient, norm, alpha, pairs, state.weights, decrement,
-        with_gradient, squared, alpha >= solver.line_search.alpha_max,
+        with_gradient, squared,
+        state.pairs.count == 0 and alpha >= solver.line_search.alpha_max,
     )
 
 
