@@ -54,7 +54,7 @@ class Backend:
     complex : bool
         Whether the array that was given is complex.
     host : bool
-        Whether reading a number costs no wait for a device.
+        Whether reading a number costs next to nothing. On JAX it does not, even on the CPU.
     eps, largest : float
         The distance from 1 to the next number of the dtype; its largest number.
     mutable : bool
@@ -62,6 +62,12 @@ class Backend:
     """
 
     def __init__(self, array: Array):
+        if _is_traced(array):
+            raise TypeError(
+                "x0 is traced (by jax.jit, grad or vmap); wanted an array with values: the loop "
+                "of a minimisation runs in Python, so call it outside of compiled functions, and "
+                "use batched=True in place of vmap"
+            )
         self.xp: Namespace = compat.array_namespace(array)
         self.name = _library(self.xp)
         self.device = compat.device(array)
@@ -69,7 +75,7 @@ class Backend:
         self.dtype = self.xp.real(array).dtype if self.complex else array.dtype
         self.mutable = self.name not in ("jax", "dask")
         self.host = self.name == "numpy" or (
-            self.name in ("torch", "jax") and _platform(self.name, array) == "cpu"
+            self.name == "torch" and array.device.type == "cpu"
         )
 
     @staticmethod
@@ -209,13 +215,14 @@ class Backend:
 
     # --- compiling, differentiating ------------------------------------------------------------
 
-    def jit(self, function: Callable, *static: Any) -> Callable:
+    def jit(self, function: Callable, *static: Any, donate: int | None = None) -> Callable:
         """`function` with its first arguments `static`: compiled by JAX, elsewhere as it is.
 
-        What is compiled once serves every later call with equal (hashable) static arguments.
+        What is compiled once serves every later call with equal (hashable) static arguments. The
+        argument at position `donate` may be overwritten.
         """
         if self.name == "jax":
-            function = _jax_jit(function, len(static))
+            function = _jax_jit(function, len(static), donate)
         return functools.partial(function, *static)
 
     @property
@@ -263,18 +270,16 @@ def _library(xp: Namespace) -> str:
     return xp.__name__.rsplit(".", maxsplit=1)[-1]
 
 
-def _platform(name: str, array: Array) -> str:
-    if name == "torch":
-        return array.device.type
-    # A traced array has no devices; it belongs to the program being compiled.
-    devices = getattr(array, "devices", None)
-    return next(iter(devices())).platform if devices else "traced"
+def _is_traced(array: Array) -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(array, jax.core.Tracer)
 
 
 @functools.cache
-def _jax_jit(function: Callable, static: int) -> Callable:
+def _jax_jit(function: Callable, static: int, donate: int | None) -> Callable:
     jax = importlib.import_module("jax")
-    return jax.jit(function, static_argnums=tuple(range(static)))
+    donated = () if donate is None else (donate,)
+    return jax.jit(function, static_argnums=tuple(range(static)), donate_argnums=donated)
 
 
 @functools.cache

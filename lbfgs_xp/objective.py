@@ -53,9 +53,6 @@ class Objective:
             value = self._check_value(value)
         return value, gradient, aux
 
-    def check_unchanged(self, x: Array, start: Array) -> None:
-        """Refuses a fun that has changed its argument in place."""
-
     def _choose(self, jac: Any) -> Callable:
         if jac is True:
             return self._both

@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
+from array_api_compat import device as device_of
 
 from lbfgs_xp.space import fixed_sum
 
@@ -146,7 +147,7 @@ class _Arithmetic:
         return Problem(
             name=name,
             xp=self.xp,
-            device=self.device if self.device is not None else start.device,
+            device=self.device if self.device is not None else device_of(start),
             dtype=start.dtype,
             x0=start,
             fun=fun,

@@ -63,7 +63,7 @@ class Space:
 
     Parameters
     ----------
-    backend : Backend
+    backend : Backend, or an array of the library, device and dtype that is meant
     batched : bool
         Whether vectors are (B, n); otherwise they are (n,).
 
@@ -80,7 +80,9 @@ class Space:
 
     reproducible = False
 
-    def __init__(self, backend: Backend, batched: bool):
+    def __init__(self, backend: Backend | Array, batched: bool = False):
+        if not isinstance(backend, Backend):
+            backend = Backend(backend)
         self.backend = backend
         self.xp = backend.xp
         self.batched = batched
@@ -185,11 +187,13 @@ class Space:
         return bool(mask.any() if self.on_host else self.backend.to_host(self.xp.any(mask)))
 
     def equal(self, u: Any, v: Any) -> bool:
-        """Whether two vectors, or two scalars of each problem, are the same numbers: one read."""
+        """Whether two vectors, or two scalars of each problem, are the same numbers (nan is nan):
+        one read."""
         if isinstance(u, float):
-            return u == v
+            return u == v or (u != u and v != v)
         xp = compat.array_namespace(u)
-        return bool(self.backend.to_host(xp.all(u == v)) if xp is self.xp else (u == v).all())
+        same = xp.all((u == v) | ((u != u) & (v != v)))
+        return bool(self.backend.to_host(same) if xp is self.xp else same)
 
     # --- the small algebra ---------------------------------------------------------------------
 

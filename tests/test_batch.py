@@ -17,7 +17,7 @@ from lbfgs_xp.line_search import NAMES as RULES
 NAN, INF = math.nan, math.inf
 B = 4
 # The same in many tests, so that JAX compiles once for all of them.
-SETTINGS: dict[str, Any] = {"gtol": 1e-7, "maxfun": 150}
+SETTINGS: dict[str, Any] = {"gtol": 1e-7, "maxfun": 80}
 
 
 def make(name: str, backend: Backend, dtype: str = "float64", **more: Any) -> problems.Problem:
@@ -113,8 +113,8 @@ def test_rows_are_bitwise_single_runs_to_the_floor(name: str, dtype: str) -> Non
     p = make(name, Backend.NUMPY, dtype, reproducible=True)
     for rule in RULES:
         same_rows(
-            Backend.NUMPY, p, p.starts(6, scale=1.0), bitwise=True, reproducible=True, gtol=0.0,
-            maxfun=150, method=lx.LBFGS(memory_size=4, line_search=rule),
+            Backend.NUMPY, p, p.starts(4, scale=1.0), bitwise=True, reproducible=True, gtol=0.0,
+            maxfun=90, method=lx.LBFGS(memory_size=4, line_search=rule),
         )
 
 

@@ -341,8 +341,10 @@ def with_gamma(res: lx.Result, factor: float) -> lx.State:
     return state._replace(solver=state.solver._replace(pairs=pairs))
 
 
-@pytest.mark.parametrize("batched", [False, True], ids=["one", "batch"])
-@pytest.mark.parametrize("backend_", CPU, ids=str)
+@pytest.mark.parametrize(
+    ("backend_", "batched"),
+    [(b, batched) for b in CPU for batched in (False, True) if not (b.is_jax and batched)],
+)
 def test_uphill_direction_drops_the_memory(backend_: Backend, batched: bool) -> None:
     p = problems.rosenbrock(4, xp=backend_.xp, device=backend_.device, dtype="float64")
     x0 = p.starts(3) if batched else p.x0
@@ -371,6 +373,16 @@ def test_memory_of_another_function_is_survived() -> None:
         )
         assert res.status == lx.Status.GRADIENT
         np.testing.assert_allclose(res.x, 1.0, atol=1e-4)
+
+
+@pytest.mark.parametrize("initial", [1e-14, 1e-10, 1e3])
+@pytest.mark.parametrize("rule", [name for name in NAMES if name != "fixed"])
+def test_initial_matrix_that_is_wrong_by_far(rule: str, initial: float) -> None:
+    """The longest step of a search says nothing about the function if its direction is tiny."""
+    p = problems.rosenbrock(2)
+    solver = lx.LBFGS(initial_inverse_hessian=initial, line_search=rule)
+    res = lx.minimize(p.value_and_gradient, p.x0, jac=True, method=solver, gtol=1e-6)
+    assert res.status == lx.Status.GRADIENT
 
 
 # --- settings ----------------------------------------------------------------------------------

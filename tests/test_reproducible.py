@@ -71,6 +71,8 @@ def same(found: list[tuple[Any, ...]], wanted: list[tuple[Any, ...]]) -> None:
 
 @pytest.mark.parametrize("name", EXACT)
 def test_the_same_bits_on_every_library(backend: Backend, name: str) -> None:
+    if backend is Backend.JAX and name == "extended-50":
+        pytest.skip("slow op by op; the chained function has the same operations")
     wanted = numpy_path(name)
     assert len(wanted) > 100 or name in ("chained-2", "extended-50")  # these end by themselves
     assert len(wanted) > 30
@@ -163,7 +165,7 @@ NEAR = {
     "beale": ("beale", {}, False),
     "mlp-softsign": ("mlp_regression", {"activation": "softsign"}, False),
     "mlp-tanh": ("mlp_regression", {}, False),
-    "mlp-tanh-fixed": ("mlp_regression", {}, True),
+    "mlp-tanh-fixed": ("mlp_regression", {"hidden": 4}, True),
     "decay-fixed": ("exponential_decay", {}, True),
     "logistic-fixed": ("logistic_regression", {}, True),
 }

@@ -69,10 +69,13 @@ def step(
     reset = lost & had & fn.logical_not(at_floor)
     pairs = curvature.forget_many(space, pairs, reset, solver.initial.gamma)
 
+    unbounded = taken & (alpha >= rule.alpha_max) & fn.logical_not(had)
+    if not solver.initial.scales_first:
+        unbounded = fn.full(False, phi)
     after = _aim(
         solver, space, x, new_value, phi, gradient, norm, fn.where(taken, alpha, state.step),
         pairs, state.weights, decrement, space.fetch(with_gradient), taken,
-        lost & fn.logical_not(reset), taken & (alpha >= rule.alpha_max) & fn.logical_not(had),
+        lost & fn.logical_not(reset), unbounded,
     )
     # Where a search goes on, or has failed, it keeps its line.
     turned = taken | reset

@@ -17,12 +17,11 @@ def step(
     solver: Any, space: Space, state: LBFGSState, value: Any, gradient: Array
 ) -> LBFGSState:
     """The state after value and gradient at `state.trial` were seen."""
-    offered = None
+    old, offered = state.search, None
     if space.remote:
-        phi, dphi, offered = _offer(space, state, value, gradient)
+        phi, dphi, old, offered = _offer(space, state, value, gradient)
     else:
         phi, dphi = float(value), space.read_one(space.dot(gradient, state.direction))
-    old = state.search
     search = solver.line_search.advance(old, phi, dphi)
     lower = search.best_phi < old.best_phi
     if search.status == ACCEPTED or (
@@ -42,6 +41,7 @@ def step(
             trial=space.move(state.x, search.alpha, state.direction),
             seen=phi,
             lowest=lowest,
+            pairs=offered[0] if offered else state.pairs,
             accepted=False,
         )
     if not search.best_phi < search.phi0:
@@ -68,14 +68,15 @@ def _arrive(
         norm = space.read_one(space.max_abs(gradient))
     else:
         pairs, with_gradient, with_change, norm, squared = offered
-    decrement = -0.5 * search.dphi0 if pairs.count else state.decrement
+    bare = pairs.count == 0
+    decrement = state.decrement if bare else -0.5 * search.dphi0
     pairs = curvature.accept(
         space, pairs, with_change, alpha * search.dphi0, solver.scale_initial
     )
     return _aim(
         solver, space, x, value, seen, gradient, norm, alpha, pairs, state.weights, decrement,
         with_gradient, squared,
-        state.pairs.count == 0 and alpha >= solver.line_search.alpha_max,
+        bare and solver.initial.scales_first and alpha >= solver.line_search.alpha_max,
     )
 
 
@@ -144,29 +145,50 @@ def begin(
 
 def _offer(
     space: Space, state: LBFGSState, value: Any, gradient: Array
-) -> tuple[float, float, tuple]:
+) -> tuple[float, float, Search, tuple]:
     """All numbers of an evaluation and of the iteration it may end, in one read.
 
     The trial's pair is written before it is known whether the trial will be accepted: the slot is
     free, and a second wait for the device would cost more.
     """
-    pairs = _write(space, state, state.search.alpha, gradient)
-    y = pairs.rows[pairs.slot + len(pairs.diagonal), :]
-    inner = weighted(gradient, state.weights)
-    joined = space.backend.join(
-        [
-            value,
-            space.dot(gradient, state.direction),
-            space.max_abs(gradient),
-            space.dot(inner, inner),
-            space.products(pairs.rows, inner),
-            space.products(pairs.rows, y),
-        ]
+    pairs, search = state.pairs, state.search
+    measure = space.backend.jit(_measure, space, donate=1)
+    rows, joined = measure(
+        pairs.rows, pairs.slot, search.alpha, value, gradient, state.gradient, state.direction,
+        state.weights,
     )
     numbers = space.fetch(joined)
-    phi, dphi, norm, squared = numbers[:4].tolist()
-    with_gradient, with_change = numbers[4:].reshape(2, -1)
-    return phi, dphi, (pairs, with_gradient, with_change, norm, squared)
+    phi, dphi, dphi0, norm, squared = numbers[:5].tolist()
+    with_gradient, with_change = numbers[5:].reshape(2, -1)
+    # The search was begun with the slope that the small numbers gave.
+    if search.evaluations == 0 and dphi0 < 0.0:
+        search = search._replace(dphi0=dphi0)
+    pairs = pairs._replace(rows=rows)
+    return phi, dphi, search, (pairs, with_gradient, with_change, norm, squared)
+
+
+def _measure(
+    space: Space, rows: Array, slot: Any, alpha: Any, value: Any, gradient: Array, old: Array,
+    direction: Array, weights: Any,
+) -> tuple[Array, Array]:
+    """The rows with the trial's pair, and every number that may be wanted of it."""
+    backend = space.backend
+    s, y, inner = alpha * direction, gradient - old, gradient
+    if weights is not None:
+        s, y, inner = s / weights, y * weights, gradient * weights
+    rows = backend.write_row(rows, slot, s)
+    rows = backend.write_row(rows, slot + rows.shape[0] // 2, y)
+    return rows, backend.join(
+        [
+            value,
+            space.dot(gradient, direction),
+            space.dot(old, direction),
+            space.max_abs(gradient),
+            space.dot(inner, inner),
+            space.products(rows, inner),
+            space.products(rows, y),
+        ]
+    )
 
 
 def _write(space: Space, state: LBFGSState, alpha: float, gradient: Array) -> Pairs:

@@ -36,8 +36,8 @@ class LBFGSState(NamedTuple):
     decrement : the decrease that the last quasi-Newton step promised, -g . d / 2.
     accepted : whether the last evaluation ended an iteration.
     failed : whether not even steepest descent found a lower point.
-    unbounded : whether the largest step that the search allows still went down, with no pairs to
-        blame for its size.
+    unbounded : whether the largest step that the search allows still went down, along a
+        direction of unit size.
     """
 
     x: Array
