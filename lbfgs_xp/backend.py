@@ -33,6 +33,7 @@ _NAMES = {"ndonnx": "ndonnx", "jax.numpy": "jax", "array_api_strict": "array_api
 
 # Elements of an array that fits in the cache of one core.
 _CACHED = 2**17
+_PIECE = 2**14
 
 
 def is_array(value: object) -> bool:
@@ -176,6 +177,17 @@ class Backend:
             np.subtract(a, b, out=buffer[index])
             return buffer
         return self.write_row(buffer, index, a - b)
+
+    def subtract_scaled(self, u: Array, factor: Any, v: Array) -> Array:
+        """u - factor v, in place of u where the library allows."""
+        if self.name != "numpy" or u.size < _CACHED:
+            u -= factor * v
+            return u
+        # In pieces, so that the product does not leave the cache.
+        for i in range(0, u.shape[0], _PIECE):
+            piece = u[i : i + _PIECE]
+            np.subtract(piece, factor * v[i : i + _PIECE], out=piece)
+        return u
 
     def write_rows(self, buffer: Array, index: Array, rows: Array, mask: Array) -> Array:
         """`buffer` (B, k, n) with buffer[b, index[b]] = rows[b] wherever mask[b]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -43,7 +44,11 @@ class Objective:
         self.args = args
         self.has_aux = has_aux
         self.nfev = 0
+        self.jac: Any = None
         self._evaluate = self._choose(jac)
+        self._alone = -1
+        if self.backend.name == "numpy" and layout.plain:
+            self._alone = self._references_of_a_fresh_array()
 
     def __call__(self, x: Array) -> tuple[Any, Array, Any]:
         """(value, gradient, aux) at the vector x: (...), (..., n), anything."""
@@ -181,8 +186,32 @@ class Objective:
             and self.backend.holds(gradient)
         ):
             gradient = self.layout.to_vector(gradient, "the gradient")
-        # A caller that fills one buffer again and again would change our past gradients.
+        # A caller that fills one buffer again and again would change our past gradients. An array
+        # that nobody else holds needs no copy.
+        references = sys.getrefcount(gradient)
+        if self._alone == 0:
+            return references
+        if references == self._alone and gradient.base is None:
+            return gradient
         return self.backend.own(gradient)
+
+    def _references_of_a_fresh_array(self) -> int:
+        """How many references `_gradient` sees to an array that only the caller's result holds.
+
+        Counted on the way that a real gradient takes, since interpreters differ.
+        """
+        fun, jac, self._alone = self.fun, self.jac, 0
+        like = self.layout.leaves[0]
+        if self._evaluate == self._both:
+            self.fun = lambda x, *args: ((0.0, None) if self.has_aux else 0.0, np.empty_like(like))
+        elif self._evaluate == self._separate:
+            self.fun = lambda x, *args: (0.0, None) if self.has_aux else 0.0
+            self.jac = lambda x, *args: np.empty_like(like)
+        else:
+            return -1
+        references = self._evaluate(like)[1]
+        self.fun, self.jac, self.nfev = fun, jac, 0
+        return references
 
 
 def _describe(out: Any) -> str:

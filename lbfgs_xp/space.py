@@ -143,9 +143,11 @@ class Space:
 
     def scale(self, factor: Any, u: Array) -> Array:
         """factor u, one factor for each problem."""
-        if self.batched:
-            return self.send(factor)[..., None] * u
-        return u if factor == 1.0 else factor * u
+        return u if not self.batched and factor == 1.0 else self.spread(factor) * u
+
+    def spread(self, scalar: Any) -> Any:
+        """A scalar of each problem, ready to multiply vectors."""
+        return self.send(scalar)[..., None] if self.batched else scalar
 
     def pick(self, mask: Any, new: Array, old: Array) -> Array:
         """Vectors: `new` where the problem's mask holds, else `old`."""

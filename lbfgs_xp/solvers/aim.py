@@ -28,7 +28,8 @@ def quasi_newton(
     else:
         c = curvature.coefficients(space, pairs, with_gradient)
         direction = space.combine(space.send(c), pairs.rows)
-        direction -= space.scale(pairs.gamma, weighted(gradient, weights))
+        gamma = space.spread(pairs.gamma)
+        direction = space.backend.subtract_scaled(direction, gamma, weighted(gradient, weights))
         if weights is not None:
             direction = direction * weights
         elif space.remote:

@@ -109,10 +109,11 @@ def write(space: Space, pairs: Pairs, s: Array, new: Array, old: Array) -> Pairs
 
 
 def products(
-    space: Space, pairs: Pairs, gradient: Array, before: Any, squared: float
+    space: Space, pairs: Pairs, gradient: Array, slope: float, before: Any, squared: float
 ) -> tuple[Array, Array, float]:
     """W g, W y and g . g, once the pair of this iteration is written.
 
+    slope : s . g, g the gradient of the last iterate.
     before, squared : W g and g . g of the last iterate, or None and anything.
 
     The rows are read twice, once for g and once for y; or once, where W y can be had as a
@@ -129,7 +130,7 @@ def products(
         change = space.fetch(space.products(rows, y))
     else:
         change = with_gradient - before
-        change[slot], change[slot + m] = space.read_one(space.dot(rows[slot, :], y)), size
+        change[slot], change[slot + m] = with_gradient[slot] - slope, size
     return with_gradient, change, space.read_one(space.dot(gradient, gradient))
 
 

@@ -63,7 +63,8 @@ def _arrive(
     if offered is None:
         pairs = _write(space, state, alpha, gradient)
         with_gradient, with_change, squared = curvature.products(
-            space, pairs, weighted(gradient, state.weights), state.with_gradient, state.squared
+            space, pairs, weighted(gradient, state.weights), alpha * search.dphi0,
+            state.with_gradient, state.squared,
         )
         norm = space.read_one(space.max_abs(gradient))
     else:
