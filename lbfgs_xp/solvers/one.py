@@ -20,6 +20,7 @@ def step(
     old, offered = state.search, None
     if space.remote:
         phi, dphi, old, offered = _offer(space, state, value, gradient)
+        state = state._replace(pairs=offered[0])  # those of before may be gone
     else:
         phi, dphi = float(value), space.read_one(space.dot(gradient, state.direction))
     search = solver.line_search.advance(old, phi, dphi)
@@ -41,7 +42,6 @@ def step(
             trial=space.move(state.x, search.alpha, state.direction),
             seen=phi,
             lowest=lowest,
-            pairs=offered[0] if offered else state.pairs,
             accepted=False,
         )
     if not search.best_phi < search.phi0:
