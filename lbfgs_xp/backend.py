@@ -173,10 +173,10 @@ class Backend:
 
     def write_difference(self, buffer: Array, index: int, a: Array, b: Array) -> Array:
         """`buffer` (k, n) with row `index` overwritten by a - b."""
-        if self.name == "numpy":
-            np.subtract(a, b, out=buffer[index])
-            return buffer
-        return self.write_row(buffer, index, a - b)
+        if self.name != "numpy":
+            return self.write_row(buffer, index, a - b)
+        np.subtract(a, b, buffer[index])
+        return buffer
 
     def subtract_scaled(self, u: Array, factor: Any, v: Array) -> Array:
         """u - factor v, in place of u where the library allows."""

@@ -27,6 +27,8 @@ from lbfgs_xp.tree import Layout, map_leaves
 # Counts of a batch are 32-bit integers.
 _UNLIMITED = 2**31 - 1
 
+_RUNNING = int(Status.RUNNING)
+
 METHODS: dict[str, Callable[[], Any]] = {"lbfgs": LBFGS}
 
 
@@ -138,6 +140,7 @@ def minimize(
     space = (FixedOrderSpace if reproducible else Space)(backend, batched)
     objective = Objective(fun, args, jac, has_aux, layout)
     run = _Run(solver, space, objective, criteria)
+    watched = progress or callback is not None
     # Trials that overflow are ordinary, so NumPy's warnings are off; but not inside the user's
     # functions, which run in the context of the caller.
     with Live(progress) as live, np.errstate(all="ignore"):
@@ -147,9 +150,7 @@ def minimize(
                 if time.perf_counter() >= deadline:
                     run.end(Status.TIME)
                     break
-                if not run.advance():
-                    continue
-                if callback is None and not progress:
+                if not run.advance() or not watched:
                     continue
                 record = run.record()
                 live.show(record)
@@ -222,7 +223,7 @@ class _Run:
     def running(self) -> bool:
         """Whether some problem has not stopped: the one read of an evaluation of a batch."""
         assert self.now is not None
-        return self.space.any(self.now.progress.status == int(Status.RUNNING))
+        return self.space.any(self.now.progress.status == _RUNNING)
 
     def advance(self) -> bool:
         """One evaluation and what follows from it; whether an iteration may have ended."""
@@ -238,7 +239,7 @@ class _Run:
         assert self.now is not None
         p = self.now.progress
         ended = self.space.scalars.where(
-            p.status == int(Status.RUNNING), int(status), p.status
+            p.status == _RUNNING, int(status), p.status
         )
         self.now = self.now._replace(progress=p._replace(status=ended))
 
@@ -300,9 +301,9 @@ def _after(
     """Where a run stands once value and gradient at the trial are known. Pure, but for the
     buffers of the pairs."""
     fn, old = space.scalars, now.solver
-    running = now.progress.status == int(Status.RUNNING)
+    running = now.progress.status == _RUNNING
     state = solver.step(space, old, value, gradient, running)
-    step = size = space.scalars.full(0.0, state.value)
+    step = size = 0.0
     if criteria.xtol > 0.0:
         step, size = space.read(space.max_abs(state.x - old.x), space.max_abs(state.x))
     progress = stopping.update(

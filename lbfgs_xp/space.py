@@ -94,6 +94,7 @@ class Space:
             # On a small problem the time goes in calls, so nothing stands between them and NumPy.
             dot = np.ndarray.dot
             vars(self).update(dot=dot, products=dot, combine=dot, matvec=dot, read_one=float)
+            vars(self).update(max_abs=backend.max_abs, any=_same)
             if backend.dtype == np.float64:
                 vars(self).update(fetch=_same, send=_same)
 
@@ -241,5 +242,5 @@ class FixedOrderSpace(Space):
         return fixed_sum(matrix * vector[..., None, :])
 
 
-def _same(array: Array) -> Array:
-    return array
+def _same(value: Any) -> Any:
+    return value

@@ -9,6 +9,18 @@ from typing import Any, NamedTuple
 from lbfgs_xp.result import Status
 from lbfgs_xp.scalars import Scalars
 
+# Plain integers: members of an enum are slow to look up, and no library takes them in `where`.
+_RUNNING = int(Status.RUNNING)
+_GRADIENT = int(Status.GRADIENT)
+_VALUE = int(Status.VALUE)
+_STEP = int(Status.STEP)
+_PRECISION = int(Status.PRECISION)
+_ITERATIONS = int(Status.ITERATIONS)
+_EVALUATIONS = int(Status.EVALUATIONS)
+_LINE_SEARCH = int(Status.LINE_SEARCH)
+_NOT_FINITE = int(Status.NOT_FINITE)
+_UNBOUNDED = int(Status.UNBOUNDED)
+
 # Roundings of the value within which a change tells nothing.
 _NOISE = 4.0
 # Iterations without a change that tells something, before the floor is taken as reached.
@@ -58,10 +70,10 @@ class Progress(NamedTuple):
 def start(fn: Scalars, criteria: Criteria, value: Any, norm: Any, nfev: int) -> Progress:
     """Where a run stands after the evaluation at its start."""
     zero = fn.full(0, value)
-    status = fn.full(int(Status.RUNNING), value)
-    status = fn.where(norm <= criteria.gtol, int(Status.GRADIENT), status)
+    status = fn.full(_RUNNING, value)
+    status = fn.where(norm <= criteria.gtol, _GRADIENT, status)
     usable = fn.isfinite(value) & fn.isfinite(norm)
-    status = fn.where(usable, status, int(Status.NOT_FINITE))
+    status = fn.where(usable, status, _NOT_FINITE)
     return _budgets(
         fn,
         criteria,
@@ -78,7 +90,7 @@ def update(
     old, new : the solver's states before and after.
     step, size : infinity norms of the step and of x; both 0 where xtol is.
     """
-    running = p.status == int(Status.RUNNING)
+    running = p.status == _RUNNING
     nfev = fn.where(running, p.nfev + evaluations, p.nfev)
     if fn.every(fn.logical_not(new.accepted | new.failed)):
         return _budgets(fn, criteria, p._replace(nfev=nfev))
@@ -94,17 +106,21 @@ def update(
         short = step <= criteria.xtol * fn.maximum(size, 1.0)
     endless = new.unbounded | (value < -criteria.eps * criteria.largest)
     flat = norm <= criteria.gtol
-    nit = fn.where(accepted, p.nit + 1, p.nit)
-    lowest_norm = fn.where(accepted, fn.minimum(norm, p.lowest_norm), p.lowest_norm)
-    highest_norm = fn.where(accepted, fn.maximum(norm, p.highest_norm), p.highest_norm)
-    scale = fn.where(accepted, fn.maximum(magnitude, p.scale), p.scale)
     if fn.every(lower & fn.logical_not(small | short | endless | flat)):
         # Most iterations of one problem: nothing to note but the decrease.
         return _budgets(
             fn,
             criteria,
-            Progress(p.status, nit, nfev, 0, 0, 0, value, lowest_norm, highest_norm, scale),
+            Progress(
+                p.status, p.nit + 1, nfev, 0, 0, 0, value, min(norm, p.lowest_norm),
+                max(norm, p.highest_norm), max(magnitude, p.scale),
+            ),
         )
+
+    nit = fn.where(accepted, p.nit + 1, p.nit)
+    lowest_norm = fn.where(accepted, fn.minimum(norm, p.lowest_norm), p.lowest_norm)
+    highest_norm = fn.where(accepted, fn.maximum(norm, p.highest_norm), p.highest_norm)
+    scale = fn.where(accepted, fn.maximum(magnitude, p.scale), p.scale)
 
     # A step too short to change anything settles nothing.
     moved = (value != before) | (norm != old.gradient_norm)
@@ -117,13 +133,13 @@ def update(
         norm <= math.sqrt(criteria.eps) * p.highest_norm
     )
     given_up = fn.where(
-        rounding, fn.full(int(Status.PRECISION), value), int(Status.LINE_SEARCH)
+        rounding, fn.full(_PRECISION, value), _LINE_SEARCH
     )
     status = fn.where(stalled >= _PATIENCE, given_up, p.status)
-    status = fn.where(settled_step >= _SETTLED, int(Status.STEP), status)
-    status = fn.where(settled_value >= _SETTLED, int(Status.VALUE), status)
-    status = fn.where(endless, int(Status.UNBOUNDED), status)
-    status = fn.where(flat, int(Status.GRADIENT), status)
+    status = fn.where(settled_step >= _SETTLED, _STEP, status)
+    status = fn.where(settled_value >= _SETTLED, _VALUE, status)
+    status = fn.where(endless, _UNBOUNDED, status)
+    status = fn.where(flat, _GRADIENT, status)
     status = fn.where(accepted, status, p.status)
     status = fn.where(running & new.failed, given_up, status)
     after = Progress(
@@ -145,7 +161,7 @@ def _budgets(fn: Scalars, criteria: Criteria, p: Progress) -> Progress:
     spent = (p.nfev >= criteria.maxfun) | (p.nit >= criteria.maxiter)
     if fn.every(fn.logical_not(spent)):
         return p
-    running = p.status == int(Status.RUNNING)
-    status = fn.where(running & (p.nfev >= criteria.maxfun), int(Status.EVALUATIONS), p.status)
-    status = fn.where(running & (p.nit >= criteria.maxiter), int(Status.ITERATIONS), status)
+    running = p.status == _RUNNING
+    status = fn.where(running & (p.nfev >= criteria.maxfun), _EVALUATIONS, p.status)
+    status = fn.where(running & (p.nit >= criteria.maxiter), _ITERATIONS, status)
     return p._replace(status=status)

@@ -123,7 +123,7 @@ def products(
     rows, slot, m = pairs.rows, pairs.slot, len(pairs.diagonal)
     y = rows[slot + m, :]
     with_gradient = space.fetch(space.products(rows, gradient))
-    if space.reproducible or y.shape[0] < _LARGE or space.backend.eps > _DOUBLE:
+    if rows.shape[1] < _LARGE or space.reproducible or space.backend.eps > _DOUBLE:
         return with_gradient, space.fetch(space.products(rows, y)), math.inf
     size = space.read_one(space.dot(y, y))
     if before is None or not size > _CANCELS * squared:

@@ -115,7 +115,7 @@ def _aim(
     if not slope < 0.0:
         # No pairs, or they do not make a direction of descent.
         if pairs.count:
-            pairs = curvature.forget(space, pairs, solver.initial.gamma)
+            pairs, with_gradient = curvature.forget(space, pairs, solver.initial.gamma), None
         direction, slope, first = descent(
             space, solver.initial, weights, x, value, gradient, norm
         )
