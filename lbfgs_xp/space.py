@@ -98,6 +98,9 @@ class Space:
             if backend.dtype == np.float64:
                 vars(self).update(fetch=_same, send=_same)
 
+        if backend.compiles and not (batched or self.reproducible):
+            vars(self).update(descend=backend.jit(_descend, backend))
+
     def __eq__(self, other: object) -> bool:
         return (
             type(self) is type(other)
@@ -125,6 +128,11 @@ class Space:
         if not self.batched:
             return coefficients @ rows
         return (coefficients[..., None, :] @ rows)[..., 0, :]
+
+    def descend(self, coefficients: Array, rows: Array, gamma: Any, gradient: Array) -> Array:
+        """coefficients rows - gamma gradient; coefficients and gamma of the small algebra."""
+        sum_ = self.combine(self.send(coefficients), rows)
+        return self.backend.subtract_scaled(sum_, self.spread(gamma), gradient)
 
     def max_abs(self, u: Array) -> Array:
         """The infinity norm over the last axis: (..., n) -> (...); nan where u has one."""
@@ -240,6 +248,13 @@ class FixedOrderSpace(Space):
 
     def matvec(self, matrix: Array, vector: Array) -> Array:
         return fixed_sum(matrix * vector[..., None, :])
+
+
+def _descend(
+    backend: Backend, coefficients: Array, rows: Array, gamma: Any, gradient: Array
+) -> Array:
+    """`Space.descend` in one program, which takes the coefficients to the device as well."""
+    return backend.xp.astype(coefficients, backend.dtype) @ rows - gamma * gradient
 
 
 def _same(value: Any) -> Any:

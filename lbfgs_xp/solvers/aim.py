@@ -27,9 +27,7 @@ def quasi_newton(
         direction = -two_loop(gradient, s, y, initial.function, dot=space.dot)
     else:
         c = curvature.coefficients(space, pairs, with_gradient)
-        direction = space.combine(space.send(c), pairs.rows)
-        gamma = space.spread(pairs.gamma)
-        direction = space.backend.subtract_scaled(direction, gamma, weighted(gradient, weights))
+        direction = space.descend(c, pairs.rows, pairs.gamma, weighted(gradient, weights))
         if weights is not None:
             direction = direction * weights
         elif space.remote:
