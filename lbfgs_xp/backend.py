@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import array_api_compat as compat
+import array_api_extra as xpx
 import numpy as np
 
 Array = Any
@@ -28,7 +29,6 @@ _MODULES = {
     "dask": "dask.array",
     "array_api_strict": "array_api_strict",
 }
-_NAMES = {"ndonnx": "ndonnx", "jax.numpy": "jax", "array_api_strict": "array_api_strict"}
 
 
 # Elements of an array that fits in the cache of one core.
@@ -54,7 +54,9 @@ class Backend:
         Where the arrays live, and the dtype of their real and imaginary parts.
     complex : bool
         Whether the array that was given is complex.
-    host : bool
+    noise : float
+        The relative change of a value that rounding may hide.
+    reads_are_free : bool
         Whether reading a number costs next to nothing. On JAX it does not, even on the CPU.
     eps, largest : float
         The distance from 1 to the next number of the dtype; its largest number.
@@ -73,9 +75,12 @@ class Backend:
         self.name = _library(self.xp)
         self.device = compat.device(array)
         self.complex, self.eps, self.largest = _limits(self.xp, array.dtype)
+        # How much rounding alone may change a value, relative to it.
+        self.noise = 16.0 * self.eps
         self.dtype = self.xp.real(array).dtype if self.complex else array.dtype
+        self._key = (self.name, str(self.dtype), str(self.device))
         self.mutable = self.name not in ("jax", "dask")
-        self.host = self.name == "numpy" or (
+        self.reads_are_free = self.name == "numpy" or (
             self.name == "torch" and array.device.type == "cpu"
         )
 
@@ -93,10 +98,10 @@ class Backend:
         return self.name == "numpy" or compat.device(array) == self.device
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Backend) and repr(self) == repr(other)
+        return isinstance(other, Backend) and self._key == other._key
 
     def __hash__(self) -> int:
-        return hash(repr(self))
+        return hash(self._key)
 
     def __repr__(self) -> str:
         return f"Backend({self.name}, {self.dtype}, {self.device})"
@@ -107,8 +112,7 @@ class Backend:
         return self.name == "jax"
 
     @property
-    def shares_host_memory(self) -> bool:
-        """Whether the arrays are NumPy's own."""
+    def is_numpy(self) -> bool:
         return self.name == "numpy"
 
     def max_abs(self, array: Array) -> Array:
@@ -147,18 +151,17 @@ class Backend:
 
     def read(self, numbers: Sequence[Array]) -> list[float]:
         """Several 0-d arrays as floats: one transfer where the arrays live on a device."""
-        if self.host:
+        if self.reads_are_free:
             return [float(number) for number in numbers]
-        return self.to_host(self.join(numbers)).tolist()
+        arrays = [number for number in numbers if is_array(number)]
+        found = iter(self.to_host(self.join(arrays)).tolist() if arrays else ())
+        return [next(found) if is_array(number) else float(number) for number in numbers]
 
     def join(self, parts: Sequence[Array]) -> Array:
         """0-d and 1-d arrays, end to end, in this dtype and on this device."""
         xp = self.xp
         flat = [
-            xp.reshape(
-                xp.astype(part, self.dtype) if is_array(part) else self.full((), part), (-1,)
-            )
-            for part in parts
+            xp.reshape(xp.astype(part, self.dtype, copy=False), (-1,)) for part in parts
         ]
         return xp.concat(flat)
 
@@ -177,7 +180,7 @@ class Backend:
             return buffer
         if self.name == "jax":
             return _jax_write_row()(buffer, index, row)
-        return self._write_by_where(buffer, index, row)
+        return xpx.at(buffer, (index, ...)).set(row)
 
     def write_difference(self, buffer: Array, index: int, a: Array, b: Array) -> Array:
         """`buffer` (k, n) with row `index` overwritten by a - b."""
@@ -210,10 +213,6 @@ class Backend:
         places = xp.arange(buffer.shape[1], device=self.device)
         here = (places[None, :] == index[:, None]) & mask[:, None]
         return xp.where(here[:, :, None], rows[:, None, :], buffer)
-
-    def _write_by_where(self, buffer: Array, index: int, row: Array) -> Array:
-        places = self.xp.arange(buffer.shape[0], device=self.device)
-        return self.xp.where((places == index)[:, None], row[None, :], buffer)
 
     @staticmethod
     def copy(array: Array) -> Array:
@@ -295,7 +294,7 @@ def _is_traced(array: Array) -> bool:
     return jax is not None and isinstance(array, jax.core.Tracer)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def _jax_jit(function: Callable, static: int, donate: int | None) -> Callable:
     jax = importlib.import_module("jax")
     donated = () if donate is None else (donate,)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lbfgs_xp import stopping
-from lbfgs_xp.backend import Array, Backend, is_array
+from lbfgs_xp.backend import Array, is_array
 from lbfgs_xp.objective import Objective
 from lbfgs_xp.progress import Live
 from lbfgs_xp.result import Best, Record, Result, State, Status
@@ -130,8 +130,9 @@ def minimize(
         ftol=_tolerance("ftol", ftol),
         xtol=_tolerance("xtol", xtol),
         maxiter=_count("maxiter", maxiter),
-        maxfun=_count("maxfun", maxfun),
+        maxfun=_count("maxfun", maxfun, least=1),
         eps=backend.eps,
+        noise=backend.noise,
         largest=backend.largest,
     )
     deadline = time.perf_counter() + _seconds("maxtime", maxtime)
@@ -190,7 +191,7 @@ class _Run:
         compiled = space.batched and not space.reproducible
         prepare = space.backend.jit if compiled else functools.partial
         self._init = prepare(_init, solver, space)
-        self._after = prepare(_after, solver, space, criteria)
+        self._after = prepare(_after, solver, space, criteria.xtol > 0.0)
 
     def begin(self, x: Array, state: State | None) -> None:
         """Evaluates the start, or where an earlier run stands."""
@@ -198,10 +199,7 @@ class _Run:
         start, pairs = x, None
         if state is not None:
             state = _checked(state, x, solver)
-            # A state may serve several runs, and a run overwrites its pairs in place.
-            pairs = type(state.solver.pairs)(
-                *(_copied(part) for part in state.solver.pairs)
-            )
+            pairs = solver.pairs(space, state.solver)
             if space.equal(x, state.best.x):
                 start = state.solver.x
         untouched = space.backend.own(start)
@@ -211,10 +209,12 @@ class _Run:
                 "fun changed x in place; wanted a function that leaves its argument as it is"
             )
         inner = self._init(start, value, gradient, pairs)
-        best = Best(start, inner.value, gradient, inner.gradient_norm, aux)
+        best = Best(start, inner.value, gradient, inner.gradient_norm)
+        self.aux = aux
         if state is not None and start is not x and space.equal(inner.value, state.solver.value):
-            inner = state.solver._replace(pairs=pairs)
-            best = state.best
+            # A state may serve several runs, and a run overwrites its pairs in place.
+            inner = solver.resume(state.solver)
+            best, self.aux = state.best, state.aux
         progress = stopping.start(
             space.scalars, self.criteria, inner.value, inner.gradient_norm, objective.nfev
         )
@@ -231,7 +231,9 @@ class _Run:
         before = self.objective.nfev
         value, gradient, aux = self.outside(self.objective, self.now.solver.trial)
         count = self.objective.nfev - before
-        self.now = self._after(self.now, value, gradient, aux, count)
+        self.now, better = self._after(self.now, self.criteria, value, gradient, count)
+        if self.objective.has_aux:
+            self.aux = _pick_aux(self.space, better, aux, self.aux)
         return self.space.batched or self.now.solver.accepted
 
     def end(self, status: Status) -> None:
@@ -246,8 +248,10 @@ class _Run:
     def record(self) -> Record:
         assert self.now is not None
         state, p = self.now.solver, self.now.progress
+        # A copy, for the callback may do with it what it likes.
+        x = self.space.backend.own(state.x)
         return Record(
-            self.objective.layout.to_tree(state.x),
+            self.objective.layout.to_tree(x),
             self._public(state.value),
             self._public(state.gradient_norm),
             self._public(state.step),
@@ -280,9 +284,9 @@ class _Run:
             success=self._public(success),
             status=self._public(status),
             message=message,
-            aux=best.aux,
+            aux=self.aux,
             hess_inv=self.solver.inverse_hessian(space, state),
-            state=State(state, best),
+            state=State(state, best, self.aux),
         )
 
     def _public(self, scalar: Any) -> Any:
@@ -295,29 +299,29 @@ def _init(solver: Any, space: Space, x: Array, value: Any, gradient: Array, pair
 
 
 def _after(
-    solver: Any, space: Space, criteria: Criteria, now: _Now, value: Any, gradient: Array,
-    aux: Any, count: int,
-) -> _Now:
-    """Where a run stands once value and gradient at the trial are known. Pure, but for the
-    buffers of the pairs."""
+    solver: Any, space: Space, measure_steps: bool, now: _Now, criteria: Criteria, value: Any,
+    gradient: Array, count: int,
+) -> tuple[_Now, Any]:
+    """Where a run stands once value and gradient at the trial are known, and whether the trial is
+    the best point. Pure, but for the buffers of the pairs."""
     fn, old = space.scalars, now.solver
     running = now.progress.status == _RUNNING
     state = solver.step(space, old, value, gradient, running)
-    step = size = 0.0
-    if criteria.xtol > 0.0:
+    step, size = 0.0, None
+    if measure_steps:
         step, size = space.read(space.max_abs(state.x - old.x), space.max_abs(state.x))
     progress = stopping.update(
         fn, criteria, now.progress, old, state, step, size, count
     )
-    best = _better(space, criteria, now.best, old.trial, state, gradient, aux, running)
-    return _Now(state, progress, best)
+    best, better = _better(space, criteria, now.best, old.trial, state, gradient, running)
+    return _Now(state, progress, best), better
 
 
 def _better(
     space: Space, criteria: Criteria, best: Best, trial: Array, state: Any, gradient: Array,
-    aux: Any, running: Any,
-) -> Best:
-    """The best point, now that the trial was seen.
+    running: Any,
+) -> tuple[Best, Any]:
+    """The best point, now that the trial was seen, and whether it is the trial.
 
     The lower value wins; of two that agree to rounding, the smaller gradient of an iterate.
     """
@@ -326,25 +330,25 @@ def _better(
     running = running & fn.isfinite(value)
     taken = state.accepted & (state.value == value)
     if fn.every(taken & running & (value < best.value)):
-        return Best(trial, value, gradient, state.gradient_norm, aux)
+        return Best(trial, value, gradient, state.gradient_norm), True
     norm = fn.where(taken, state.gradient_norm, math.inf)
-    close = value <= best.value + criteria.eps * fn.abs(best.value)
+    close = value <= best.value + criteria.noise * fn.abs(best.value)
     better = running & ((value < best.value) | (close & (norm < best.gradient_norm)))
     if fn.every(fn.logical_not(better)):
-        return best
-    return Best(
+        return best, False
+    best = Best(
         space.pick(better, trial, best.x),
         fn.where(better, value, best.value),
         space.pick(better, gradient, best.gradient),
         fn.where(better, norm, best.gradient_norm),
-        _pick_aux(space, better, aux, best.aux),
     )
+    return best, better
 
 
 def _pick_aux(space: Space, better: Any, new: Any, old: Any) -> Any:
     """The auxiliary output of the better point; in a batch, of each problem on its own."""
     if not space.batched:
-        return new
+        return new if better else old
     return map_leaves(functools.partial(_pick_rows, space, better), new, old)
 
 
@@ -396,11 +400,11 @@ def _is_number(value: Any) -> bool:
     return real and float(value) >= 0.0
 
 
-def _count(name: str, value: Any) -> int:
+def _count(name: str, value: Any, least: int = 0) -> int:
     if value is None:
         return _UNLIMITED
-    if not _is_number(value) or (math.isfinite(value) and value != int(value)):
-        raise ValueError(f"{name} is {value!r}; wanted an integer of at least 0, or None")
+    if not _is_number(value) or value < least or (math.isfinite(value) and value != int(value)):
+        raise ValueError(f"{name} is {value!r}; wanted an integer of at least {least}, or None")
     return int(min(float(value), _UNLIMITED))
 
 
@@ -424,10 +428,6 @@ def _checked(state: Any, x: Array, solver: Any) -> State:
         )
     solver.check_state(state.solver)
     return state
-
-
-def _copied(part: Any) -> Any:
-    return Backend.copy(part) if is_array(part) else part
 
 
 def _attach(error: BaseException, result: Result) -> None:

@@ -53,10 +53,8 @@ class Objective:
     def __call__(self, x: Array) -> tuple[Any, Array, Any]:
         """(value, gradient, aux) at the vector x: (...), (..., n), anything."""
         value, gradient, aux = self._evaluate(x)
-        shape = getattr(value, "shape", ())
-        if shape != self.layout.batch or not isinstance(value, float):
-            value = self._check_value(value)
-        return value, gradient, aux
+        # Like the gradient, the values of a batch may be in a buffer that fun fills again.
+        return self.backend.own(value) if self.layout.batch else value, gradient, aux
 
     def _choose(self, jac: Any) -> Callable:
         if jac is True:
@@ -92,9 +90,12 @@ class Objective:
             raise TypeError(
                 f"fun returned {_describe(out)}; wanted, with jac=True, the pair (value, gradient)"
             ) from None
+        del out  # or it would hold the gradient
         aux = None
         if self.has_aux:
             value, aux = self._split(value)
+        if self.layout.batch or not isinstance(value, float):
+            value = self._check_value(value)
         return value, self._gradient(gradient, x), aux
 
     def _separate(self, x: Array) -> tuple[Any, Array, Any]:
@@ -201,11 +202,12 @@ class Objective:
         Counted on the way that a real gradient takes, since interpreters differ.
         """
         fun, jac, self._alone = self.fun, self.jac, 0
-        like = self.layout.leaves[0]
+        like, value = self.layout.leaves[0], np.zeros(self.layout.batch)
+        value_and_aux = (value, None) if self.has_aux else value
         if self._evaluate == self._both:
-            self.fun = lambda x, *args: ((0.0, None) if self.has_aux else 0.0, np.empty_like(like))
+            self.fun = lambda x, *args: (value_and_aux, np.empty_like(like))
         elif self._evaluate == self._separate:
-            self.fun = lambda x, *args: (0.0, None) if self.has_aux else 0.0
+            self.fun = lambda x, *args: value_and_aux
             self.jac = lambda x, *args: np.empty_like(like)
         else:
             return -1

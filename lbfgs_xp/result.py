@@ -39,8 +39,8 @@ class Status(enum.IntEnum):
     LINE_SEARCH = (
         7,
         False,
-        "no step along the direction of descent lowers the value: function and gradient disagree "
-        "(lx.check_gradient tells), or the function has a kink or a jump here",
+        "steps along the direction of descent do not lower the value: function and gradient "
+        "disagree (lx.check_gradient tells), or the function has a kink or a jump here",
     )
     NOT_FINITE = 8, False, "the value or the gradient at the start is not finite"
     UNBOUNDED = 9, False, "the value falls without bound along the direction of search"
@@ -58,7 +58,6 @@ class Best(NamedTuple):
     value: Any
     gradient: Any
     gradient_norm: Any
-    aux: Any
 
 
 class State(NamedTuple):
@@ -66,6 +65,7 @@ class State(NamedTuple):
 
     solver: Any
     best: Best
+    aux: Any
 
 
 class Record(NamedTuple):

@@ -86,11 +86,13 @@ class Space:
         self.backend = backend
         self.xp = backend.xp
         self.batched = batched
-        self.remote = not (batched or backend.host or self.reproducible)
-        self.on_host = not batched or self.reproducible or backend.shares_host_memory
+        self.remote = not (batched or backend.reads_are_free or self.reproducible)
+        self.on_host = not batched or self.reproducible or backend.is_numpy
         self.small = np if self.on_host else backend.xp
         self.scalars = scalars.of(self.small_zeros(()) if batched else 0.0)
-        if backend.shares_host_memory and not (batched or self.reproducible):
+        # What a subclass says of a reduction must hold, so it gets none of these.
+        plain = type(self) is Space and not batched
+        if backend.is_numpy and plain:
             # On a small problem the time goes in calls, so nothing stands between them and NumPy.
             dot = np.ndarray.dot
             vars(self).update(dot=dot, products=dot, combine=dot, matvec=dot, read_one=float)
@@ -98,7 +100,7 @@ class Space:
             if backend.dtype == np.float64:
                 vars(self).update(fetch=_same, send=_same)
 
-        if backend.compiles and not (batched or self.reproducible):
+        if backend.compiles and plain:
             vars(self).update(descend=backend.jit(_descend, backend))
 
     def __eq__(self, other: object) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from typing import Any, NamedTuple
 
 from lbfgs_xp.result import Status
@@ -21,17 +19,17 @@ _LINE_SEARCH = int(Status.LINE_SEARCH)
 _NOT_FINITE = int(Status.NOT_FINITE)
 _UNBOUNDED = int(Status.UNBOUNDED)
 
-# Roundings of the value within which a change tells nothing.
-_NOISE = 4.0
 # Iterations without a change that tells something, before the floor is taken as reached.
 _PATIENCE = 8
 # Iterations in a row whose change must be small for the value or the step to have settled.
 _SETTLED = 2
 
 
-@dataclasses.dataclass(frozen=True)
-class Criteria:
-    """Tolerances and budgets; `eps` and `largest` belong to the dtype."""
+class Criteria(NamedTuple):
+    """Tolerances and budgets.
+
+    eps, noise, largest : what `Backend` says of the dtype.
+    """
 
     gtol: float
     ftol: float
@@ -39,6 +37,7 @@ class Criteria:
     maxiter: int
     maxfun: int
     eps: float
+    noise: float
     largest: float
 
 
@@ -88,7 +87,7 @@ def update(
     """Where it stands after one more evaluation. Problems that have stopped stay as they are.
 
     old, new : the solver's states before and after.
-    step, size : infinity norms of the step and of x; both 0 where xtol is.
+    step, size : infinity norms of the step and of x; 0 and None where xtol is 0.
     """
     running = p.status == _RUNNING
     nfev = fn.where(running, p.nfev + evaluations, p.nfev)
@@ -98,13 +97,10 @@ def update(
     accepted = new.accepted & running
     value, norm, before = new.value, new.gradient_norm, old.value
     magnitude = fn.maximum(fn.abs(before), fn.abs(value))
-    lower = accepted & (value < p.reference - _NOISE * criteria.eps * magnitude)
-    small = short = False
-    if criteria.ftol > 0.0:
-        small = fn.abs(before - value) <= criteria.ftol * magnitude
-    if criteria.xtol > 0.0:
-        short = step <= criteria.xtol * fn.maximum(size, 1.0)
-    endless = new.unbounded | (value < -criteria.eps * criteria.largest)
+    lower = accepted & (value < p.reference - criteria.noise * magnitude)
+    small = (criteria.ftol > 0.0) & (fn.abs(before - value) <= criteria.ftol * magnitude)
+    short = step < 0.0 if size is None else step <= criteria.xtol * fn.maximum(size, 1.0)
+    endless = new.unbounded | (value < -0.01 * criteria.largest)
     flat = norm <= criteria.gtol
     if fn.every(lower & fn.logical_not(small | short | endless | flat)):
         # Most iterations of one problem: nothing to note but the decrease.
@@ -129,8 +125,8 @@ def update(
     stalled = fn.where(lower | (norm < 0.9 * p.lowest_norm), 0, p.stalled + 1)
     # No progress is what rounding explains where little decrease was to be had, or where the
     # gradient has fallen so far that rounding may make up what is left of it. Else it is an error.
-    rounding = (new.decrement <= _NOISE * criteria.eps * scale) | (
-        norm <= math.sqrt(criteria.eps) * p.highest_norm
+    rounding = (new.decrement <= criteria.noise * scale) | (
+        norm <= criteria.eps**0.5 * p.highest_norm
     )
     given_up = fn.where(
         rounding, fn.full(_PRECISION, value), _LINE_SEARCH

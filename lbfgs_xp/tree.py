@@ -129,7 +129,10 @@ class Layout:
 
 def map_leaves(function: Callable, tree: Any, *others: Any) -> Any:
     """`function` over the leaves of trees of one structure."""
-    return optree.tree_map(function, tree, *others, namespace=_NAMESPACE)
+    leaves, structure = _flatten(tree)
+    rest = [_flatten(other)[0] for other in others]
+    mapped = [function(*each) for each in zip(leaves, *rest, strict=True)]
+    return optree.tree_unflatten(structure, mapped)
 
 
 def _flatten(tree: Any) -> tuple[list[Any], Any]:

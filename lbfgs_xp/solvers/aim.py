@@ -28,9 +28,8 @@ def quasi_newton(
     else:
         c = curvature.coefficients(space, pairs, with_gradient)
         direction = space.descend(c, pairs.rows, pairs.gamma, weighted(gradient, weights))
-        if weights is not None:
-            direction = direction * weights
-        elif space.remote:
+        direction = weighted(direction, weights)
+        if space.remote:
             # From the numbers at hand: one more product would be one more wait.
             return direction, float(c @ with_gradient) - pairs.gamma * squared
     return direction, space.read_one(space.dot(gradient, direction))

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from lbfgs_xp.backend import Array
+from lbfgs_xp.backend import Array, Backend, is_array
 from lbfgs_xp.space import Space
 
 # From this many variables on, reading the rows costs more than a few calls do.
@@ -66,6 +66,11 @@ def empty(
     )
 
 
+def copied(pairs: Pairs) -> Pairs:
+    """Pairs that can be overwritten while the old ones stay as they are."""
+    return Pairs(*(Backend.copy(part) if is_array(part) else part for part in pairs))
+
+
 def coefficients(space: Space, pairs: Pairs, with_gradient: Array) -> Array:
     """c (..., 2m) such that -H g = c W - gamma g, from `with_gradient` = W g."""
     m = pairs.diagonal.shape[-1]
@@ -87,12 +92,12 @@ def by_age(space: Space, pairs: Pairs) -> tuple[Array, Array]:
     """S and Y, (..., m, n) each, the oldest pair first; zero rows stand for pairs not there."""
     xp, m = space.xp, pairs.diagonal.shape[-1]
     places = xp.arange(m, device=space.backend.device)
+    kept = space.send(pairs.diagonal)[..., None] > 0
+    rows = xp.where(xp.concat([kept, kept], axis=-2), pairs.rows, xp.zeros_like(pairs.rows))
     if not space.batched:
         order = (places + pairs.slot) % m
-        return xp.take(pairs.rows, order, axis=0), xp.take(pairs.rows, order + m, axis=0)
+        return xp.take(rows, order, axis=0), xp.take(rows, order + m, axis=0)
     order = (places + space.send(pairs.slot)[:, None]) % m
-    kept = space.send(pairs.diagonal)[..., None] > 0
-    rows = xp.where(xp.concat([kept, kept], axis=1), pairs.rows, xp.zeros_like(pairs.rows))
     s = xp.take_along_axis(rows, order[:, :, None], axis=1)
     return s, xp.take_along_axis(rows, (order + m)[:, :, None], axis=1)
 
@@ -173,6 +178,17 @@ def forget(space: Space, pairs: Pairs, gamma: float) -> Pairs:
     return empty(space, n, m, (), gamma)
 
 
+def vacated(space: Space, pairs: Pairs) -> Pairs:
+    """A copy without the pair in the next slot, whose rows a trial has overwritten."""
+    rows, inverse, gram, diagonal, gamma, slot, count = copied(pairs)
+    m = len(diagonal)
+    nothing = space.backend.zeros((rows.shape[1],))
+    rows = space.backend.write_row(rows, slot, nothing)
+    rows = space.backend.write_row(rows, slot + m, nothing)
+    inverse[slot] = inverse[:, slot] = gram[slot] = gram[:, slot] = diagonal[slot] = 0.0
+    return Pairs(rows, inverse, gram, diagonal, gamma, slot, min(count, m - 1))
+
+
 # --- a batch: a slot for each problem ----------------------------------------------------------
 
 
@@ -204,7 +220,7 @@ def accept_many(
     rho = fn.where(good, rho, 0.0)
     inverse = fn.where(row, 0.0, pairs.inverse)
     new = space.matvec(inverse, change[..., :m]) * -rho[..., None]
-    new = fn.where(own, rho[..., None], new)
+    new = fn.where(own, rho[..., None], fn.where(good[..., None], new, 0.0))
     cross = fn.where(good[..., None], change[..., m:], 0.0)
     gram = fn.where(row, cross[..., None, :], pairs.gram)
     kept = mask & good
@@ -224,7 +240,8 @@ def accept_many(
 def forget_many(space: Space, pairs: Pairs, mask: Array, gamma: float) -> Pairs:
     """`forget`, for the problems in `mask`.
 
-    Their rows stay: they are finite, and every coefficient of theirs is 0.
+    Their rows stay: only accepted iterates are written, so they are finite, and every coefficient
+    of theirs is 0.
     """
     fn = space.scalars
     wide = mask[..., None, None]

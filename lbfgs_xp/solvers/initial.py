@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,7 @@ class Initial:
     def __init__(self, given: Any, scale: bool):
         if isinstance(given, (bool, str)):
             raise TypeError(f"initial_inverse_hessian is {given!r}; wanted {_WANTED}")
-        number = isinstance(given, (int, float))
+        number = isinstance(given, numbers.Real)
         if number and not (math.isfinite(given) and given > 0):
             raise ValueError(f"initial_inverse_hessian is {given!r}; wanted {_WANTED}")
         self.gamma = float(given) if number else 1.0

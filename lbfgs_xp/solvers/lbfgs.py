@@ -113,7 +113,20 @@ class LBFGS:
 
     def inverse_hessian(self, space: Space, state: LBFGSState) -> InverseHessian:
         """The inverse Hessian at the state's iterate, as an operator."""
-        return InverseHessian(space, state.pairs, state.weights, self.initial.function)
+        return InverseHessian(
+            space, self.pairs(space, state), state.weights, self.initial.function
+        )
+
+    def pairs(self, space: Space, state: LBFGSState) -> Pairs:
+        """A copy of the state's pairs, to start another run from."""
+        # On a device the trial under way has been written over the oldest pair.
+        if space.remote and state.search.evaluations > 0:
+            return curvature.vacated(space, state.pairs)
+        return curvature.copied(state.pairs)
+
+    def resume(self, state: LBFGSState) -> LBFGSState:
+        """The same state, with pairs of its own to overwrite."""
+        return state._replace(pairs=curvature.copied(state.pairs))
 
     def check_state(self, state: Any) -> None:
         """Refuses a state that is not one of a solver like this."""

@@ -14,7 +14,7 @@ from lbfgs_xp.line_search import ACCEPTED, STUCK
 from lbfgs_xp.solvers import curvature
 from lbfgs_xp.solvers.aim import descent, quasi_newton, weighted
 from lbfgs_xp.solvers.curvature import Pairs
-from lbfgs_xp.solvers.state import NOISE, LBFGSState, Lowest
+from lbfgs_xp.solvers.state import LBFGSState, Lowest
 from lbfgs_xp.space import Space
 
 
@@ -65,7 +65,7 @@ def step(
         space, pairs, space.fetch(with_change), alpha * search.dphi0, taken, solver.scale_initial
     )
     # At rounding level steepest descent would do no better.
-    at_floor = decrement <= fn.abs(state.value) * (NOISE * eps)
+    at_floor = decrement <= fn.abs(state.value) * space.backend.noise
     reset = lost & had & fn.logical_not(at_floor)
     pairs = curvature.forget_many(space, pairs, reset, solver.initial.gamma)
 
@@ -124,7 +124,7 @@ def _aim(
     plain, plain_slope, first = descent(space, solver.initial, weights, x, value, gradient, norm)
     direction = space.pick(bare, plain, direction)
     slope = fn.where(bare, plain_slope, slope)
-    noise = fn.abs(value) * (NOISE * space.backend.eps)
+    noise = fn.abs(value) * space.backend.noise
     search = solver.line_search.begin(value, slope, fn.where(bare, first, 1.0), noise)
     return LBFGSState(
         x, value, gradient, norm, alpha, direction, search, x, seen,

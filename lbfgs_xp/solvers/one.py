@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from lbfgs_xp.backend import Array
+from lbfgs_xp.backend import Array, is_array
 from lbfgs_xp.line_search import ACCEPTED, SEARCHING, Search
 from lbfgs_xp.solvers import curvature
 from lbfgs_xp.solvers.aim import descent, quasi_newton, weighted
 from lbfgs_xp.solvers.curvature import Pairs
-from lbfgs_xp.solvers.state import NOISE, LBFGSState, Lowest
+from lbfgs_xp.solvers.state import LBFGSState, Lowest
 from lbfgs_xp.space import Space
 
 
@@ -87,7 +87,7 @@ def _give_up(
     """No lower point on this line: drop the memory, or where there is none, fail."""
     decrement = -0.5 * search.dphi0 if state.pairs.count else state.decrement
     # At rounding level steepest descent would do no better.
-    at_floor = decrement <= abs(state.value) * (NOISE * space.backend.eps)
+    at_floor = decrement <= abs(state.value) * space.backend.noise
     if state.pairs.count == 0 or at_floor:
         return state._replace(
             search=search, seen=seen, decrement=decrement, accepted=False, failed=True
@@ -120,7 +120,7 @@ def _aim(
             space, solver.initial, weights, x, value, gradient, norm
         )
     search = solver.line_search.begin(
-        value, slope, first, abs(value) * (NOISE * space.backend.eps)
+        value, slope, first, abs(value) * space.backend.noise
     )
     return LBFGSState(
         x, value, gradient, norm, alpha, direction, search,
@@ -149,17 +149,20 @@ def _offer(
 ) -> tuple[float, float, Search, tuple]:
     """All numbers of an evaluation and of the iteration it may end, in one read.
 
-    The trial's pair is written before it is known whether the trial will be accepted: the slot is
-    free, and a second wait for the device would cost more.
+    The trial's pair is written before it is known whether the trial will be accepted. The oldest
+    pair may be lost so; but it has made its last direction, and a second wait for the device would
+    cost more.
     """
     pairs, search = state.pairs, state.search
     measure = space.backend.jit(_measure, space, donate=1)
+    known = None if is_array(value) else float(value)
     rows, joined = measure(
-        pairs.rows, pairs.slot, search.alpha, value, gradient, state.gradient, state.direction,
-        state.weights,
+        pairs.rows, pairs.slot, search.alpha, value if known is None else gradient[0], gradient,
+        state.gradient, state.direction, state.weights,
     )
     numbers = space.fetch(joined)
     phi, dphi, dphi0, norm, squared = numbers[:5].tolist()
+    phi = phi if known is None else known
     with_gradient, with_change = numbers[5:].reshape(2, -1)
     # The search was begun with the slope that the small numbers gave.
     if search.evaluations == 0 and dphi0 < 0.0:

@@ -8,9 +8,6 @@ from lbfgs_xp.backend import Array
 from lbfgs_xp.line_search import Search
 from lbfgs_xp.solvers.curvature import Pairs
 
-# How many roundings of the value may hide which of two points is lower.
-NOISE = 16.0
-
 
 class Lowest(NamedTuple):
     """The lowest trial of the search under way: what a search that gets stuck falls back on."""
@@ -31,10 +28,11 @@ class LBFGSState(NamedTuple):
     lowest : the lowest trial of this search.
     pairs : the curvature pairs.
     with_gradient : W g of the current iterate (see `curvature`), or None.
-    squared : g . g, or inf where nobody asked for it.
+    squared : g . g, where `curvature.products` asked for it.
     weights : square roots of the diagonal of the initial inverse Hessian, or None.
     decrement : the decrease that the last quasi-Newton step promised, -g . d / 2.
-    accepted : whether the last evaluation ended an iteration.
+    accepted : whether the last evaluation ended an iteration. (This and what follows speak of the
+        last evaluation; they are False for problems that took no part in it.)
     failed : whether not even steepest descent found a lower point.
     unbounded : whether the largest step that the search allows still went down, along a
         direction of unit size.
