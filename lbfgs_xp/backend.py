@@ -100,6 +100,10 @@ class Backend:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Backend) and self._key == other._key
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Modules cannot be pickled; an array knows its own.
+        return Backend, (self.zeros(()),)
+
     def __hash__(self) -> int:
         return hash(self._key)
 
@@ -248,15 +252,18 @@ class Backend:
     def differentiates(self) -> bool:
         return self.name in ("torch", "jax")
 
-    def value_and_gradient(self, fun: Callable, compiled: bool) -> Callable:
-        """x -> (value, gradient, aux) by automatic differentiation of x -> (value, aux).
+    def value_and_gradient(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
+        """(args, x) -> (value, gradient, aux) by automatic differentiation.
 
-        For a batch, `fun` gives one value for each row; the rows being independent, the gradient
-        of the sum holds the gradient of each. JAX compiles the whole where `compiled`.
+        `evaluate(fun, *static, args, x)` gives (value, aux). For a batch the value holds one number
+        for each row; the rows being independent, the gradient of the sum holds the gradient of
+        each. Where `fun` is compiled by JAX, so is the whole, once for all calls.
         """
         if self.name == "torch":
-            return functools.partial(_torch_gradient, fun)
-        return _jax_gradient(fun, compiled)
+            return functools.partial(_torch_gradient, evaluate, fun, *static)
+        if self.is_compiled(fun):
+            return self.jit(_jax_gradient, evaluate, fun, *static)
+        return functools.partial(_jax_gradient, evaluate, fun, *static)
 
     @staticmethod
     def is_compiled(fun: Callable) -> bool:
@@ -271,6 +278,8 @@ def _limits(xp: Namespace, dtype: Any) -> tuple[bool, float, float]:
     if not is_complex and not xp.isdtype(dtype, "real floating"):
         raise TypeError(f"x0 has dtype {dtype}; wanted a real or complex floating-point dtype")
     limits = xp.finfo(dtype)
+    if limits.bits < 32:
+        raise TypeError(f"x0 has dtype {dtype}; wanted one of at least 32 bits, such as float32")
     return is_complex, float(limits.eps), float(limits.max)
 
 
@@ -307,11 +316,17 @@ def _jax_write_row() -> Callable:
     return jax.jit(lambda buffer, index, row: buffer.at[index].set(row), donate_argnums=0)
 
 
-def _torch_gradient(fun: Callable, x: Array) -> tuple[Array, Array, Any]:
+def _torch_gradient(evaluate: Callable, *arguments: Any) -> tuple[Array, Array, Any]:
     torch = sys.modules["torch"]
+    *rest, x = arguments
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "minimize was called under torch.inference_mode, which forbids autograd; wanted a call "
+            "outside of it, or jac= a function or True"
+        )
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
-        value, aux = fun(x)
+        value, aux = evaluate(*rest, x)
         if not isinstance(value, torch.Tensor) or not value.requires_grad:
             raise TypeError(
                 f"fun returned a value ({type(value).__name__}) that does not depend on x through "
@@ -322,22 +337,16 @@ def _torch_gradient(fun: Callable, x: Array) -> tuple[Array, Array, Any]:
     return value.detach(), gradient, aux
 
 
-def _jax_gradient(fun: Callable, compiled: bool) -> Callable:
+def _jax_gradient(evaluate: Callable, *arguments: Any) -> tuple[Array, Array, Any]:
     jax = importlib.import_module("jax")
+    *rest, x = arguments
 
     def total(x: Array) -> tuple[Array, tuple[Array, Any]]:
-        value, aux = fun(x)
+        value, aux = evaluate(*rest, x)
         return value.sum(), (value, aux)
 
-    differentiate = jax.value_and_grad(total, has_aux=True)
-    if compiled:
-        differentiate = jax.jit(differentiate)
-
-    def value_and_gradient(x: Array) -> tuple[Array, Array, Any]:
-        (_, (value, aux)), gradient = differentiate(x)
-        return value, gradient, aux
-
-    return value_and_gradient
+    (_, (value, aux)), gradient = jax.value_and_grad(total, has_aux=True)(x)
+    return value, gradient, aux
 
 
 # --- what is installed -------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def tables(out: Any, quick: bool) -> None:
         for name in backend.installed()
         for device, array in backend.samples(name)
     ]
-    patience = 2.0 if quick else 5.0
+    patience = 15.0
     slow: dict[str, str] = {}
     for case in cases(quick):
         shown = _empty_table(case.title, wide=out.width >= 110)

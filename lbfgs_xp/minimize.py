@@ -92,7 +92,8 @@ def minimize(
         round as IEEE 754 tells, if fun does its part (see `lx.fixed_sum`). Slower.
     callback : function
         callback(record) after each iteration (for a batch: after each evaluation that ended an
-        iteration of some problem), with a `Record`; returning True stops the run.
+        iteration of some problem), with a `Record`; returning True (of Python or of an array
+        library) stops the run.
     progress : bool
         Show one live line in the terminal.
     state : State
@@ -155,7 +156,7 @@ def minimize(
                     continue
                 record = run.record()
                 live.show(record)
-                if callback is not None and run.outside(callback, record) is True:
+                if callback is not None and _is_true(run.outside(callback, record)):
                     run.end(Status.CALLBACK)
         except KeyboardInterrupt:
             if run.now is None:
@@ -209,7 +210,7 @@ class _Run:
                 "fun changed x in place; wanted a function that leaves its argument as it is"
             )
         inner = self._init(start, value, gradient, pairs)
-        best = Best(start, inner.value, gradient, inner.gradient_norm)
+        best = Best(start, inner.value, gradient, inner.gradient_norm, inner.value)
         self.aux = aux
         if state is not None and start is not x and space.equal(inner.value, state.solver.value):
             # A state may serve several runs, and a run overwrites its pairs in place.
@@ -285,7 +286,7 @@ class _Run:
             status=self._public(status),
             message=message,
             aux=self.aux,
-            hess_inv=self.solver.inverse_hessian(space, state),
+            hess_inv=self.solver.inverse_hessian(space, state).named(layout.to_tree),
             state=State(state, best, self.aux),
         )
 
@@ -323,24 +324,28 @@ def _better(
 ) -> tuple[Best, Any]:
     """The best point, now that the trial was seen, and whether it is the trial.
 
-    The lower value wins; of two that agree to rounding, the smaller gradient of an iterate.
+    The lower value wins; of those that agree with the lowest to rounding, the smallest gradient of
+    an iterate.
     """
     fn = space.scalars
     value = state.seen
-    running = running & fn.isfinite(value)
     taken = state.accepted & (state.value == value)
-    if fn.every(taken & running & (value < best.value)):
-        return Best(trial, value, gradient, state.gradient_norm), True
+    slack = 2.0 * criteria.noise
+    if fn.every(taken & running & (value < best.lowest - slack * fn.abs(best.lowest))):
+        return Best(trial, value, gradient, state.gradient_norm, value), True
+    running = running & fn.isfinite(value)
+    lowest = fn.where(running & (value < best.lowest), value, best.lowest)
+    limit = lowest + slack * fn.abs(lowest)
     norm = fn.where(taken, state.gradient_norm, math.inf)
-    close = value <= best.value + criteria.noise * fn.abs(best.value)
-    better = running & ((value < best.value) | (close & (norm < best.gradient_norm)))
+    better = running & (value <= limit) & ((norm < best.gradient_norm) | (best.value > limit))
     if fn.every(fn.logical_not(better)):
-        return best, False
+        return best._replace(lowest=lowest), False
     best = Best(
         space.pick(better, trial, best.x),
         fn.where(better, value, best.value),
         space.pick(better, gradient, best.gradient),
         fn.where(better, norm, best.gradient_norm),
+        lowest,
     )
     return best, better
 
@@ -428,6 +433,13 @@ def _checked(state: Any, x: Array, solver: Any) -> State:
         )
     solver.check_state(state.solver)
     return state
+
+
+def _is_true(outcome: Any) -> bool:
+    """Whether a callback has returned True, or a truth value of an array library."""
+    if is_array(outcome) and outcome.ndim == 0:
+        return bool(outcome)
+    return outcome is True
 
 
 def _attach(error: BaseException, result: Result) -> None:

@@ -75,7 +75,7 @@ class Objective:
                 f"{self.backend.name} has no automatic differentiation: {_WAYS_OUT}"
             )
         self._differentiated = self.backend.value_and_gradient(
-            self._value_and_aux, self.backend.is_compiled(self.fun)
+            _value_and_aux, self.fun, self.has_aux, self.layout
         )
         return self._automatic
 
@@ -93,19 +93,20 @@ class Objective:
         del out  # or it would hold the gradient
         aux = None
         if self.has_aux:
-            value, aux = self._split(value)
+            value, aux = _split(value)
         if self.layout.batch or not isinstance(value, float):
-            value = self._check_value(value)
+            value = self.backend.constant(_checked_value(value, self.layout))
         return value, self._gradient(gradient, x), aux
 
     def _separate(self, x: Array) -> tuple[Any, Array, Any]:
         value, aux = self._value(x)
+        value = self.backend.constant(value)
         gradient = self.jac(self.layout.to_tree(x), *self.args)
         return value, self._gradient(gradient, x), aux
 
     def _automatic(self, x: Array) -> tuple[Any, Array, Any]:
         self.nfev += 1
-        value, gradient, aux = self._differentiated(x)
+        value, gradient, aux = self._differentiated(self.args, x)
         return value, gradient, map_leaves(self.backend.constant, aux) if self.has_aux else None
 
     def _differences(self, x: Array) -> tuple[Any, Array, Any]:
@@ -132,49 +133,7 @@ class Objective:
 
     def _value(self, x: Array) -> tuple[Any, Any]:
         self.nfev += 1
-        return self._value_and_aux(x)
-
-    def _value_and_aux(self, x: Array) -> tuple[Any, Any]:
-        out = self.fun(self.layout.to_tree(x), *self.args)
-        value, aux = self._split(out) if self.has_aux else (out, None)
-        return self._check_value(value), aux
-
-    def _split(self, out: Any) -> tuple[Any, Any]:
-        try:
-            value, aux = out
-        except (TypeError, ValueError):
-            raise TypeError(
-                f"fun returned {_describe(out)}; wanted, with has_aux=True, the pair (value, aux)"
-            ) from None
-        return value, aux
-
-    def _check_value(self, value: Any) -> Any:
-        batch = self.layout.batch
-        if isinstance(value, tuple):
-            raise TypeError(
-                f"fun returned {_describe(value)}; wanted a value alone "
-                "(jac=True or has_aux=True take a pair)"
-            )
-        if isinstance(value, (bool, int, float, np.floating, np.integer)) and not batch:
-            return float(value)
-        if not is_array(value):
-            raise TypeError(
-                f"fun returned {_describe(value)}; wanted "
-                + (f"an array of shape {batch}" if batch else "a real number")
-            )
-        if (library := self.backend.name_of(value)) != self.backend.name:
-            raise TypeError(
-                f"fun returned an array of {library}; wanted one of {self.backend.name}, like x0"
-            )
-        shape = tuple(value.shape)
-        if shape != batch:
-            raise ValueError(
-                f"fun returned an array of shape {shape}; wanted "
-                + (f"{batch}, one value for each row of x0" if batch else "a single number (0-d)")
-            )
-        if not self.layout.xp.isdtype(value.dtype, "real floating"):
-            raise TypeError(f"fun returned dtype {value.dtype}; wanted a real floating-point dtype")
-        return value
+        return _value_and_aux(self.fun, self.has_aux, self.layout, self.args, x)
 
     def _gradient(self, gradient: Any, x: Array) -> Array:
         """The user's gradient as a vector that nobody else can change later."""
@@ -214,6 +173,54 @@ class Objective:
         references = self._evaluate(like)[1]
         self.fun, self.jac, self.nfev = fun, jac, 0
         return references
+
+
+def _value_and_aux(
+    fun: Callable, has_aux: bool, layout: Layout, args: tuple, x: Array
+) -> tuple[Any, Any]:
+    """What fun says of the vector x, checked."""
+    out = fun(layout.to_tree(x), *args)
+    value, aux = _split(out) if has_aux else (out, None)
+    return _checked_value(value, layout), aux
+
+
+def _split(out: Any) -> tuple[Any, Any]:
+    try:
+        value, aux = out
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"fun returned {_describe(out)}; wanted, with has_aux=True, the pair (value, aux)"
+        ) from None
+    return value, aux
+
+
+def _checked_value(value: Any, layout: Layout) -> Any:
+    batch, backend = layout.batch, layout.backend
+    if isinstance(value, tuple):
+        raise TypeError(
+            f"fun returned {_describe(value)}; wanted a value alone "
+            "(jac=True or has_aux=True take a pair)"
+        )
+    if isinstance(value, (bool, int, float, np.floating, np.integer)) and not batch:
+        return float(value)
+    if not is_array(value):
+        raise TypeError(
+            f"fun returned {_describe(value)}; wanted "
+            + (f"an array of shape {batch}" if batch else "a real number")
+        )
+    if (library := backend.name_of(value)) != backend.name:
+        raise TypeError(
+            f"fun returned an array of {library}; wanted one of {backend.name}, like x0"
+        )
+    shape = tuple(value.shape)
+    if shape != batch:
+        raise ValueError(
+            f"fun returned an array of shape {shape}; wanted "
+            + (f"{batch}, one value for each row of x0" if batch else "a single number (0-d)")
+        )
+    if not layout.xp.isdtype(value.dtype, "real floating"):
+        raise TypeError(f"fun returned dtype {value.dtype}; wanted a real floating-point dtype")
+    return value
 
 
 def _describe(out: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import enum
 from typing import Any, NamedTuple
@@ -52,12 +53,13 @@ class Status(enum.IntEnum):
 
 
 class Best(NamedTuple):
-    """The best point seen: vectors (..., n), scalars (...)."""
+    """The best point seen: vectors (..., n), scalars (...); `lowest` is the lowest value seen."""
 
     x: Any
     value: Any
     gradient: Any
     gradient_norm: Any
+    lowest: Any
 
 
 class State(NamedTuple):
@@ -136,5 +138,8 @@ class Result:
             value = getattr(self, field.name)
             # A Status prints as its name here, since the message has a line of its own.
             text = value.name if isinstance(value, Status) else str(value)
+            if isinstance(value, list):
+                counts = collections.Counter(value)
+                text = "\n".join(f"{count} x {message}" for message, count in counts.items())
             rows.append(f"{field.name:>14}: " + text.replace("\n", "\n" + " " * 16))
         return "\n".join(rows)

@@ -110,6 +110,9 @@ class Space:
             and (self.backend, self.batched) == (other.backend, other.batched)
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.backend, self.batched)
+
     def __hash__(self) -> int:
         return hash((type(self), self.backend, self.batched))
 

@@ -33,7 +33,6 @@ class Layout:
         self.batched = batched
         backends = _check_leaves(leaves, batched)
         self.backend = backends[0]
-        self.xp = self.backend.xp
         self.leaves = leaves
         self.shapes = [tuple(leaf.shape) for leaf in leaves]
         self.complex = [backend.complex for backend in backends]
@@ -53,6 +52,21 @@ class Layout:
         )
         self.shape = (*self.batch, self.size)
 
+    @property
+    def xp(self) -> Any:
+        return self.backend.xp
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Layout) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @property
+    def _key(self) -> tuple:
+        dtypes = tuple(str(leaf.dtype) for leaf in self.leaves)
+        return self.structure, tuple(self.shapes), dtypes, self.batched, self.backend
+
     def start(self) -> Array:
         """The vector of x0, which nobody else can change."""
         vector = self.leaves[0] if self.plain else self._join(self.leaves)
@@ -60,6 +74,8 @@ class Layout:
 
     def to_vector(self, tree: Any, what: str) -> Array:
         """The vector of `tree`, which `what` names in errors ("x0", "the gradient", ...)."""
+        if self.backend.is_numpy and self.structure.is_leaf() and isinstance(tree, (list, tuple)):
+            tree = _as_parameters(tree)
         leaves, structure = _flatten(tree)
         if structure != self.structure:
             raise ValueError(

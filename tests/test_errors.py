@@ -256,7 +256,8 @@ def test_gradient_is_not_complex() -> None:
 @pytest.mark.parametrize("name", ["gtol", "ftol", "xtol", "maxtime", "maxiter", "maxfun"])
 @pytest.mark.parametrize("bad", [-1, -1e-9, float("nan"), "1", True, [1.0]], ids=repr)
 def test_tolerances_and_budgets(name: str, bad: Any) -> None:
-    words = [f"{name} is", re.escape(repr(bad)), "at least 0"]
+    least = "at least 1" if name == "maxfun" else "at least 0"
+    words = [f"{name} is", re.escape(repr(bad)), least]
     fails(lambda: solve(**{name: bad}), ValueError, *words)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lbfgs_xp.backend import Array
+import numpy as np
+
+from lbfgs_xp.backend import Array, is_array
 from lbfgs_xp.solvers import curvature
 from lbfgs_xp.solvers.curvature import Pairs
 from lbfgs_xp.solvers.two_loop import two_loop
@@ -15,12 +17,19 @@ from lbfgs_xp.space import Space
 class InverseHessian:
     """The inverse Hessian that L-BFGS has gathered, never formed unless asked.
 
-    It acts on the real vector of all variables in the order in which they lie in memory (complex
-    variables: real parts, then imaginary parts).
+    It acts on the real vector of all variables: an array in the order of its memory, leaves one
+    after the other (those of a dict by sorted keys), the real parts of a complex leaf before its
+    imaginary parts. `unravel` gives a vector, such as the diagonal, the structure of x.
+
+    It holds the curvature that the steps of the run have seen, no more: with few pairs it is far
+    from the inverse of the Hessian in other directions, and without any it is a multiple of the
+    identity. For standard errors let the memory be some times n, and check them.
 
     Attributes
     ----------
     shape : (n, n), or (B, n, n) for a batch.
+    dtype : of the vectors.
+    unravel : function, from a vector (..., n) to the structure of x.
 
     Examples
     --------
@@ -39,6 +48,16 @@ class InverseHessian:
         self._function = function
         *batch, _, n = pairs.rows.shape
         self.shape = (*batch, n, n)
+        self.dtype = space.backend.dtype
+        self.unravel: Callable = _same
+
+    def named(self, unravel: Callable) -> InverseHessian:
+        """The same operator, with `unravel` for the variables of a user."""
+        self.unravel = unravel
+        return self
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return self._space.backend.to_host(self.todense()).astype(dtype or np.float64)
 
     def __repr__(self) -> str:
         return f"InverseHessian(shape={self.shape}, pairs={self._pairs.count})"
@@ -46,6 +65,8 @@ class InverseHessian:
     def __matmul__(self, other: Array) -> Array:
         """H v for a vector (..., n), or for the columns of a matrix (n, k) of one problem."""
         n = self.shape[-1]
+        if not is_array(other):
+            other = self._space.backend.from_host(np.asarray(other, dtype=float))
         if other.ndim == 2 and not self._space.batched and other.shape[0] == n:
             xp = self._space.xp
             columns = [self._apply(other[:, k]) for k in range(other.shape[1])]
@@ -57,8 +78,13 @@ class InverseHessian:
             )
         return self._apply(other)
 
+    def __rmatmul__(self, other: Array) -> Array:
+        """v H: H is symmetric."""
+        return self @ other
+
     def diagonal(self) -> Array:
-        """The diagonal, (..., n): the squares of standard errors, where fun is -log likelihood."""
+        """The diagonal, (..., n): where fun is -log likelihood, the squares of standard errors, as
+        far as the pairs tell (see above)."""
         if self._function is not None:
             return self._space.xp.linalg.diagonal(self.todense())
         rows, middle = self._middle()
@@ -111,3 +137,7 @@ class InverseHessian:
             unit = unit + space.small.astype(places == j, unit.dtype)
             columns.append(-curvature.coefficients(space, self._pairs, unit))
         return self._pairs.rows, space.send(space.small.stack(columns, axis=-1))
+
+
+def _same(vector: Array) -> Array:
+    return vector

@@ -1,0 +1,227 @@
+"""What a result says is so, and what a run was given stays as it was."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from backends import Backend
+
+import lbfgs_xp as lx
+from lbfgs_xp.backend import Backend as Library
+
+
+def two_gaussians(seed: int) -> Any:
+    """Half of chi squared of a sum of two Gaussians: a minimum far from 0, flat to rounding."""
+    rng = np.random.default_rng(seed)
+    t = np.linspace(-5.0, 5.0, 120)
+
+    def model(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        value, columns = np.zeros_like(t), []
+        for a, m, w in (p[:3], p[3:]):
+            z = (t - m) / w
+            e = np.exp(-0.5 * z * z)
+            value = value + a * e
+            columns += [e, a * e * z / w, a * e * z * z / w]
+        return value, np.stack(columns)
+
+    truth = np.asarray([2.0, -1.0, 0.8, 1.2, 1.5, 1.1])
+    data = model(truth)[0] + 0.05 * rng.standard_normal(t.size)
+
+    def fun(p: np.ndarray) -> tuple[float, np.ndarray]:
+        value, columns = model(p)
+        r = (value - data) / 0.05
+        return 0.5 * float(r @ r), columns @ (r / 0.05)
+
+    return fun, truth + 0.2 * rng.standard_normal(6)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_small_gradient_is_that_of_the_point_returned(seed: int) -> None:
+    fun, start = two_gaussians(seed)
+    seen = []
+
+    def counted(x: np.ndarray) -> tuple[float, np.ndarray]:
+        seen.append(fun(x)[0])
+        return fun(x)
+
+    res = lx.minimize(counted, start, jac=True)
+    if res.status is lx.Status.GRADIENT:
+        assert res.gradient_norm <= 1.5e-8
+    assert res.fun <= min(seen) * (1 + 64 * 2.3e-16)
+    assert res.nfev == len(seen)
+
+
+@pytest.mark.parametrize("yes", [True, np.True_, np.asarray(True)], ids=repr)
+def test_any_true_stops(yes: Any) -> None:
+    p = lx.problems.rosenbrock(4)
+    res = lx.minimize(p.value_and_gradient, p.x0, jac=True, callback=lambda _: yes)
+    assert res.status is lx.Status.CALLBACK
+    assert res.nit == 1
+
+
+def test_a_callback_may_change_its_record() -> None:
+    p = lx.problems.rosenbrock(4)
+
+    def spoil(record: lx.Record) -> None:
+        record.x[...] = 7.0
+
+    clean = lx.minimize(p.value_and_gradient, p.x0, jac=True)
+    spoiled = lx.minimize(p.value_and_gradient, p.x0, jac=True, callback=spoil)
+    np.testing.assert_array_equal(spoiled.x, clean.x)
+
+
+@pytest.mark.parametrize("container", [list, tuple], ids=["list", "tuple"])
+def test_a_container_that_is_used_again(container: type) -> None:
+    p = lx.problems.rosenbrock(10)
+    buffer = np.empty(10)
+    kept: Any = container([0.0, buffer])
+
+    def fun(x: np.ndarray) -> Any:
+        value, gradient = p.value_and_gradient(x)
+        buffer[...] = gradient
+        if container is list:
+            kept[0] = float(value)
+            return kept
+        return float(value), kept[1]
+
+    clean = lx.minimize(p.value_and_gradient, p.x0, jac=True)
+    res = lx.minimize(fun, p.x0, jac=True)
+    assert (res.nit, res.nfev) == (clean.nit, clean.nfev)
+    np.testing.assert_array_equal(res.x, clean.x)
+
+
+def test_values_of_a_batch_in_one_buffer() -> None:
+    values = np.empty(2)
+
+    def fun(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        values[...] = np.where(np.all(x == 1.0, axis=1), 3.0, 1e6)
+        return values, 2.0 * x
+
+    res = lx.minimize(fun, np.ones((2, 3)), jac=True, batched=True, maxfun=3)
+    np.testing.assert_array_equal(res.fun, 3.0)
+    np.testing.assert_array_equal(res.x, 1.0)
+
+
+def test_fun_must_not_change_x() -> None:
+    def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
+        x -= 1.0
+        return float(x @ x), 2 * x
+
+    with pytest.raises(ValueError, match="changed x in place"):
+        lx.minimize(fun, np.zeros(3), jac=True)
+
+
+@pytest.mark.parametrize("maxfun", [8, 11, 16, 19, 23])
+@pytest.mark.parametrize("memory", [1, 3])
+def test_inverse_hessian_in_the_middle_of_a_search(
+    backend: Backend, memory: int, maxfun: int
+) -> None:
+    """It is positive definite and made of whole pairs, wherever the budget ran out."""
+    p = lx.problems.rosenbrock(4, xp=backend.xp, device=backend.device, dtype="float64")
+    method = lx.LBFGS(memory_size=memory)
+    res = lx.minimize(p.value_and_gradient, p.x0, jac=True, method=method, maxfun=maxfun)
+    dense = backend.to_numpy(res.hess_inv.todense())
+    assert np.all(np.linalg.eigvalsh(dense) > 0)
+    vector = backend.asarray([1.0, -2.0, 0.5, 3.0])
+    product = backend.to_numpy(res.hess_inv @ vector)
+    np.testing.assert_allclose(dense @ backend.to_numpy(vector), product, rtol=1e-9, atol=1e-12)
+    # Its newest pair is whole: H y = s (the secant equation).
+    pairs = res.hess_inv._pairs
+    newest = (pairs.slot - 1) % memory
+    rows = backend.to_numpy(pairs.rows)
+    np.testing.assert_allclose(
+        dense @ rows[newest + memory], rows[newest], rtol=1e-8, atol=1e-10
+    )
+
+
+def test_a_search_ended_by_nan_leaves_the_pairs_whole(backend: Backend) -> None:
+    p = lx.problems.rosenbrock(2, xp=backend.xp, device=backend.device, dtype="float64")
+    calls = 0
+
+    def fun(x: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        value, gradient = p.value_and_gradient(x)
+        return (value, gradient) if calls < 12 else (value * float("nan"), gradient * float("nan"))
+
+    res = lx.minimize(fun, p.x0, jac=True, maxfun=13)
+    assert np.all(np.isfinite(backend.to_numpy(res.hess_inv.todense())))
+
+
+def test_a_space_of_ones_own_is_used() -> None:
+    calls: list[str] = []
+
+    class Counting(lx.Space):
+        def dot(self, u: Any, v: Any) -> Any:
+            calls.append("dot")
+            return super().dot(u, v)
+
+        def products(self, rows: Any, vector: Any) -> Any:
+            calls.append("products")
+            return super().products(rows, vector)
+
+    p = lx.problems.rosenbrock(2)
+    space, solver = Counting(p.x0), lx.LBFGS()
+    state = solver.init(space, p.x0, *p.value_and_gradient(p.x0))
+    for _ in range(5):
+        state = solver.step(space, state, *p.value_and_gradient(state.trial))
+    assert {"dot", "products"} <= set(calls)
+
+
+def test_results_can_be_kept(backend: Backend) -> None:
+    if backend.is_strict:
+        pytest.skip("arrays of array-api-strict cannot be pickled on every device")
+    p = lx.problems.rosenbrock(4, xp=backend.xp, device=backend.device, dtype="float64")
+    res = lx.minimize(p.value_and_gradient, p.x0, jac=True, maxiter=10)
+    for kept in (copy.deepcopy(res), pickle.loads(pickle.dumps(res))):
+        np.testing.assert_array_equal(backend.to_numpy(kept.x), backend.to_numpy(res.x))
+        np.testing.assert_array_equal(
+            backend.to_numpy(kept.hess_inv.todense()), backend.to_numpy(res.hess_inv.todense())
+        )
+        on = lx.minimize(p.value_and_gradient, kept.x, jac=True, state=kept.state, maxiter=5)
+        same = lx.minimize(p.value_and_gradient, res.x, jac=True, state=res.state, maxiter=5)
+        np.testing.assert_array_equal(backend.to_numpy(on.x), backend.to_numpy(same.x))
+
+
+def test_error_bars_find_their_parameters() -> None:
+    scale = {"z": np.full(1, 1.0), "a": np.full(2, 4.0)}
+
+    def fun(p: dict[str, np.ndarray]) -> Any:
+        value = sum(float(np.sum(scale[k] * p[k] ** 2)) / 2 for k in p)
+        return value, {k: scale[k] * p[k] for k in p}
+
+    res = lx.minimize(fun, {"z": np.ones(1), "a": np.asarray([1.0, 3.0])}, jac=True)
+    variances = res.hess_inv.unravel(res.hess_inv.diagonal())
+    np.testing.assert_allclose(variances["z"], 1.0, rtol=0.05)
+    np.testing.assert_allclose(variances["a"], 0.25, rtol=0.2)
+
+
+def test_a_compiled_function_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    jax = pytest.importorskip("jax")
+    traced = 0
+
+    def fun(x: Any) -> Any:
+        nonlocal traced
+        traced += 1
+        return ((x - 1.0) ** 2).sum()
+
+    compiled = jax.jit(fun)
+    for _ in range(3):
+        assert lx.minimize(compiled, jax.numpy.zeros(3)).success
+    assert traced <= 2
+
+
+@pytest.mark.parametrize("dtype", ["float16"])
+def test_half_precision_is_refused(dtype: str) -> None:
+    with pytest.raises(TypeError, match="float16.*32 bits"):
+        lx.minimize(lambda x: (x @ x, 2 * x), np.ones(3, dtype=dtype), jac=True)
+
+
+def test_the_key_of_a_library_is_its_dtype_and_device() -> None:
+    a, b = Library(np.ones(2)), Library(np.ones(3))
+    assert a == b and hash(a) == hash(b)
+    assert a != Library(np.ones(2, dtype=np.float32))
