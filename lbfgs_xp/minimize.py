@@ -19,6 +19,7 @@ from lbfgs_xp.backend import Array, is_array
 from lbfgs_xp.objective import Objective
 from lbfgs_xp.progress import Live
 from lbfgs_xp.result import Best, Record, Result, State, Status
+from lbfgs_xp.solvers.contract import Solver
 from lbfgs_xp.solvers.lbfgs import LBFGS
 from lbfgs_xp.space import FixedOrderSpace, Space
 from lbfgs_xp.stopping import Criteria, Progress
@@ -98,8 +99,8 @@ def minimize(
         Show one live line in the terminal.
     state : State
         `res.state` of an earlier run, to go on from. With that run's x as x0 and the same fun, 30
-        iterations and then 30 give the same iterates as 60. With another x0 or fun, the run starts
-        there with the curvature gathered so far.
+        iterations and then 30 give the same iterates as 60, for one evaluation more. With another
+        x0 or fun, the run starts there with the curvature gathered so far.
 
     Returns
     -------
@@ -180,8 +181,8 @@ class _Now(NamedTuple):
 class _Run:
     """One call of `minimize`, under way."""
 
-    def __init__(self, solver: Any, space: Space, objective: Objective, criteria: Criteria):
-        self.solver = solver
+    def __init__(self, solver: Solver, space: Space, objective: Objective, criteria: Criteria):
+        self.solver: Any = solver
         self.space = space
         self.objective = objective
         self.criteria = criteria
@@ -286,9 +287,16 @@ class _Run:
             status=self._public(status),
             message=message,
             aux=self.aux,
-            hess_inv=self.solver.inverse_hessian(space, state).named(layout.to_tree),
+            hess_inv=self._inverse_hessian(),
             state=State(state, best, self.aux),
         )
+
+    def _inverse_hessian(self) -> Any:
+        assert self.now is not None
+        make = getattr(self.solver, "inverse_hessian", None)
+        if make is None:
+            return None
+        return make(self.space, self.now.solver).named(self.objective.layout.to_tree)
 
     def _public(self, scalar: Any) -> Any:
         """A scalar of each problem as the user sees it."""
@@ -296,7 +304,8 @@ class _Run:
 
 
 def _init(solver: Any, space: Space, x: Array, value: Any, gradient: Array, pairs: Any) -> Any:
-    return solver.init(space, x, value, gradient, pairs)
+    more = () if pairs is None else (pairs,)
+    return solver.init(space, x, value, gradient, *more)
 
 
 def _after(
@@ -387,7 +396,7 @@ def _solver(method: Any, bounds: Any) -> Any:
         raise TypeError(
             f"method is {method!r}; wanted a name, or a solver object such as lx.LBFGS()"
         )
-    if bounds is not None and not method.supports_bounds:
+    if bounds is not None and not getattr(method, "supports_bounds", False):
         raise ValueError(
             f"bounds were passed, but {type(method).__name__} takes none; wanted bounds=None"
         )
@@ -431,6 +440,8 @@ def _checked(state: Any, x: Array, solver: Any) -> State:
             f"{getattr(old, 'dtype', None)} {tuple(getattr(old, 'shape', ()))}; "
             f"wanted {x.dtype} {tuple(x.shape)}, like x0"
         )
+    if not hasattr(solver, "check_state"):
+        raise ValueError(f"state was passed, but {type(solver).__name__} cannot go on from one")
     solver.check_state(state.solver)
     return state
 

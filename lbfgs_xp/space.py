@@ -214,7 +214,7 @@ class Space:
     # --- the small algebra ---------------------------------------------------------------------
 
     def vecmat(self, vector: Array, matrix: Array) -> Array:
-        """The same with the transposed matrices."""
+        """`matvec` with the transposed matrices."""
         transposed = matrix.T if not self.batched else self.small.matrix_transpose(matrix)
         return self.matvec(transposed, vector)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -225,3 +225,42 @@ def test_the_key_of_a_library_is_its_dtype_and_device() -> None:
     a, b = Library(np.ones(2)), Library(np.ones(3))
     assert a == b and hash(a) == hash(b)
     assert a != Library(np.ones(2, dtype=np.float32))
+
+
+def test_a_solver_of_ones_own() -> None:
+    """The contract in solvers/contract.py is all that `minimize` asks."""
+
+    class State(NamedTuple):
+        x: Any
+        value: Any
+        gradient: Any
+        gradient_norm: Any
+        step: Any
+        trial: Any
+        seen: Any
+        decrement: Any
+        accepted: Any
+        failed: Any
+        unbounded: Any
+
+    class Descent:
+        """Steps of a fixed length along the negative gradient."""
+
+        def init(self, space: lx.Space, x: Any, value: Any, gradient: Any) -> State:
+            value, norm = space.read(value, space.max_abs(gradient))
+            trial = x - 0.1 * gradient
+            return State(
+                x, value, gradient, norm, 0.0, trial, value, np.inf, False, False, False
+            )
+
+        def step(
+            self, space: lx.Space, state: State, value: Any, gradient: Any, active: Any = True
+        ) -> State:
+            return self.init(space, state.trial, value, gradient)._replace(accepted=True)
+
+    res = lx.minimize(
+        lambda x: (x @ x, 2 * x), np.ones(3), jac=True, method=Descent(), gtol=1e-6
+    )
+    assert res.status is lx.Status.GRADIENT and res.hess_inv is None
+    with pytest.raises(ValueError, match="bounds were passed, but Descent"):
+        lx.minimize(lambda x: x, np.ones(3), method=Descent(), bounds=(0, 1))
