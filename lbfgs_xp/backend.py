@@ -343,6 +343,11 @@ def _jax_gradient(evaluate: Callable, *arguments: Any) -> tuple[Array, Array, An
 
     def total(x: Array) -> tuple[Array, tuple[Array, Any]]:
         value, aux = evaluate(*rest, x)
+        if not is_array(value):
+            raise TypeError(
+                f"fun returned a {type(value).__name__}, which does not depend on x; wanted an "
+                "array made from x, or jac= a function or True"
+            )
         return value.sum(), (value, aux)
 
     (_, (value, aux)), gradient = jax.value_and_grad(total, has_aux=True)(x)

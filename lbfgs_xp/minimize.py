@@ -29,6 +29,8 @@ from lbfgs_xp.tree import Layout, map_leaves
 _UNLIMITED = 2**31 - 1
 
 _RUNNING = int(Status.RUNNING)
+# How often a run may set out again from its best point.
+_DEPARTURES = 10
 
 METHODS: dict[str, Callable[[], Any]] = {"lbfgs": LBFGS}
 
@@ -149,7 +151,7 @@ def minimize(
     with Live(progress) as live, np.errstate(all="ignore"):
         try:
             run.begin(layout.start(), state)
-            while run.running():
+            while run.running() or run.go_on_from_best():
                 if time.perf_counter() >= deadline:
                     run.end(Status.TIME)
                     break
@@ -187,6 +189,7 @@ class _Run:
         self.objective = objective
         self.criteria = criteria
         self.now: _Now | None = None
+        self._departures = 0
         # Runs the user's functions as the caller of `minimize` would.
         self.outside = contextvars.copy_context().run
         # One problem runs on Python floats and branches, which nothing can compile.
@@ -200,7 +203,7 @@ class _Run:
         space, solver, objective = self.space, self.solver, self.objective
         start, pairs = x, None
         if state is not None:
-            state = _checked(state, x, solver)
+            state = _checked(state, x, solver, space)
             pairs = solver.pairs(space, state.solver)
             if space.equal(x, state.best.x):
                 start = state.solver.x
@@ -213,7 +216,13 @@ class _Run:
         inner = self._init(start, value, gradient, pairs)
         best = Best(start, inner.value, gradient, inner.gradient_norm, inner.value)
         self.aux = aux
-        if state is not None and start is not x and space.equal(inner.value, state.solver.value):
+        if (
+            state is not None
+            and start is not x
+            and state.method == solver
+            and space.equal(inner.value, state.solver.value)
+            and space.equal(inner.gradient, state.solver.gradient)
+        ):
             # A state may serve several runs, and a run overwrites its pairs in place.
             inner = solver.resume(state.solver)
             best, self.aux = state.best, state.aux
@@ -237,6 +246,26 @@ class _Run:
         if self.objective.has_aux:
             self.aux = _pick_aux(self.space, better, aux, self.aux)
         return self.space.batched or self.now.solver.accepted
+
+    def go_on_from_best(self) -> bool:
+        """Sets out again from the best point where a run has settled elsewhere.
+
+        A trial that was passed over may be lower than all that came after it, in another valley.
+        """
+        assert self.now is not None
+        space, fn, (state, p, best) = self.space, self.space.scalars, self.now
+        limit = best.value + 4.0 * self.criteria.noise * fn.abs(best.value)
+        elsewhere = p.status == _RUNNING
+        for status in (Status.GRADIENT, Status.VALUE, Status.STEP, Status.PRECISION):
+            elsewhere = elsewhere | (p.status == int(status))
+        elsewhere = elsewhere & (state.value > limit)
+        if self._departures >= _DEPARTURES or not space.any(elsewhere):
+            return False
+        self._departures += 1
+        fresh = self._init(best.x, space.send(best.value), best.gradient, None)
+        status = fn.where(elsewhere, _RUNNING, p.status)
+        self.now = _Now(space.merge(elsewhere, fresh, state), p._replace(status=status), best)
+        return True
 
     def end(self, status: Status) -> None:
         """Ends what still runs."""
@@ -288,7 +317,7 @@ class _Run:
             message=message,
             aux=self.aux,
             hess_inv=self._inverse_hessian(),
-            state=State(state, best, self.aux),
+            state=State(self.solver, space, state, best, self.aux),
         )
 
     def _inverse_hessian(self) -> Any:
@@ -333,8 +362,7 @@ def _better(
 ) -> tuple[Best, Any]:
     """The best point, now that the trial was seen, and whether it is the trial.
 
-    The lower value wins; of those that agree with the lowest to rounding, the smallest gradient of
-    an iterate.
+    The lower value wins; of those that agree with the lowest to rounding, the smallest gradient.
     """
     fn = space.scalars
     value = state.seen
@@ -342,11 +370,14 @@ def _better(
     slack = 2.0 * criteria.noise
     if fn.every(taken & running & (value < best.lowest - slack * fn.abs(best.lowest))):
         return Best(trial, value, gradient, state.gradient_norm, value), True
-    running = running & fn.isfinite(value)
-    lowest = fn.where(running & (value < best.lowest), value, best.lowest)
+    near = running & (value <= best.lowest + slack * fn.abs(best.lowest))
+    if fn.every(fn.logical_not(near)):
+        return best, False
+    norm = space.read_one(space.max_abs(gradient))
+    usable = near & fn.isfinite(value) & fn.isfinite(norm)
+    lowest = fn.where(usable & (value < best.lowest), value, best.lowest)
     limit = lowest + slack * fn.abs(lowest)
-    norm = fn.where(taken, state.gradient_norm, math.inf)
-    better = running & (value <= limit) & ((norm < best.gradient_norm) | (best.value > limit))
+    better = usable & (value <= limit) & ((norm < best.gradient_norm) | (best.value > limit))
     if fn.every(fn.logical_not(better)):
         return best._replace(lowest=lowest), False
     best = Best(
@@ -410,16 +441,16 @@ def _tolerance(name: str, value: Any) -> float:
 
 
 def _is_number(value: Any) -> bool:
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return real and float(value) >= 0.0
+    at_least_0: Any = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return bool(at_least_0 and not value < 0 and value == value)
 
 
 def _count(name: str, value: Any, least: int = 0) -> int:
     if value is None:
         return _UNLIMITED
-    if not _is_number(value) or value < least or (math.isfinite(value) and value != int(value)):
+    if not _is_number(value) or value < least or not (value == math.inf or value == int(value)):
         raise ValueError(f"{name} is {value!r}; wanted an integer of at least {least}, or None")
-    return int(min(float(value), _UNLIMITED))
+    return int(min(value, _UNLIMITED))
 
 
 def _seconds(name: str, value: Any) -> float:
@@ -430,7 +461,7 @@ def _seconds(name: str, value: Any) -> float:
     return float(value)
 
 
-def _checked(state: Any, x: Array, solver: Any) -> State:
+def _checked(state: Any, x: Array, solver: Any, space: Space) -> State:
     if not isinstance(state, State):
         raise TypeError(f"state is a {type(state).__name__}; wanted the `state` of a Result")
     old = getattr(state.solver, "x", None)
@@ -439,6 +470,10 @@ def _checked(state: Any, x: Array, solver: Any) -> State:
             "state belongs to other variables: "
             f"{getattr(old, 'dtype', None)} {tuple(getattr(old, 'shape', ()))}; "
             f"wanted {x.dtype} {tuple(x.shape)}, like x0"
+        )
+    if state.space != space:
+        raise ValueError(
+            f"state comes from a run in {state.space!r}; wanted one in {space!r}, as this run is"
         )
     if not hasattr(solver, "check_state"):
         raise ValueError(f"state was passed, but {type(solver).__name__} cannot go on from one")

@@ -100,7 +100,6 @@ class Objective:
 
     def _separate(self, x: Array) -> tuple[Any, Array, Any]:
         value, aux = self._value(x)
-        value = self.backend.constant(value)
         gradient = self.jac(self.layout.to_tree(x), *self.args)
         return value, self._gradient(gradient, x), aux
 
@@ -133,7 +132,8 @@ class Objective:
 
     def _value(self, x: Array) -> tuple[Any, Any]:
         self.nfev += 1
-        return _value_and_aux(self.fun, self.has_aux, self.layout, self.args, x)
+        value, aux = _value_and_aux(self.fun, self.has_aux, self.layout, self.args, x)
+        return self.backend.constant(value), aux
 
     def _gradient(self, gradient: Any, x: Array) -> Array:
         """The user's gradient as a vector that nobody else can change later."""

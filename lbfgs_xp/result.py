@@ -41,7 +41,8 @@ class Status(enum.IntEnum):
         7,
         False,
         "steps along the direction of descent do not lower the value: function and gradient "
-        "disagree (lx.check_gradient tells), or the function has a kink or a jump here",
+        "disagree (lx.check_gradient tells), or the function has a kink, a jump or large rounding "
+        "errors here",
     )
     NOT_FINITE = 8, False, "the value or the gradient at the start is not finite"
     UNBOUNDED = 9, False, "the value falls without bound along the direction of search"
@@ -63,8 +64,15 @@ class Best(NamedTuple):
 
 
 class State(NamedTuple):
-    """All that is needed to go on: `lx.minimize(..., state=res.state)`."""
+    """All that is needed to go on: `lx.minimize(..., state=res.state)`.
 
+    method, space : the solver and the space of the run.
+    solver : where the solver stands.
+    best, aux : the best point so far.
+    """
+
+    method: Any
+    space: Any
     solver: Any
     best: Best
     aux: Any

@@ -13,7 +13,7 @@ import array_api_compat as compat
 import numpy as np
 
 from lbfgs_xp import scalars
-from lbfgs_xp.backend import Array, Backend
+from lbfgs_xp.backend import Array, Backend, is_array
 
 
 def fixed_sum(x: Array, axis: int = -1) -> Array:
@@ -103,6 +103,9 @@ class Space:
         if backend.compiles and plain:
             vars(self).update(descend=backend.jit(_descend, backend))
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.backend!r}, batched={self.batched})"
+
     def __eq__(self, other: object) -> bool:
         return (
             type(self) is type(other)
@@ -168,6 +171,18 @@ class Space:
         if not self.batched:
             return new if mask else old
         return self.xp.where(self.send(mask)[..., None], new, old)
+
+    def merge(self, mask: Any, new: Any, old: Any) -> Any:
+        """Named tuples of vectors and scalars: `new` where the problem's mask holds."""
+        if not self.batched:
+            return new if mask else old
+        if isinstance(new, tuple):
+            return type(new)(*(self.merge(mask, a, b) for a, b in zip(new, old, strict=True)))
+        if not is_array(new):
+            return old
+        on_host = isinstance(new, np.ndarray)
+        xp, mask = (np, mask) if on_host and self.on_host else (self.xp, self.send(mask))
+        return xp.where(xp.reshape(mask, (-1, *(1,) * (new.ndim - 1))), new, old)
 
     # --- between vectors and scalars -----------------------------------------------------------
 

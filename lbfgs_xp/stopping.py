@@ -51,7 +51,6 @@ class Progress(NamedTuple):
     reference : the value then.
     lowest_norm : the smallest gradient norm so far.
     highest_norm : the largest.
-    scale : the largest |value| so far, as a measure of the terms that make up the value.
     """
 
     status: Any
@@ -63,7 +62,6 @@ class Progress(NamedTuple):
     reference: Any
     lowest_norm: Any
     highest_norm: Any
-    scale: Any
 
 
 def start(fn: Scalars, criteria: Criteria, value: Any, norm: Any, nfev: int) -> Progress:
@@ -76,7 +74,7 @@ def start(fn: Scalars, criteria: Criteria, value: Any, norm: Any, nfev: int) -> 
     return _budgets(
         fn,
         criteria,
-        Progress(status, zero, zero + nfev, zero, zero, zero, value, norm, norm, fn.abs(value)),
+        Progress(status, zero, zero + nfev, zero, zero, zero, value, norm, norm),
     )
 
 
@@ -109,14 +107,13 @@ def update(
             criteria,
             Progress(
                 p.status, p.nit + 1, nfev, 0, 0, 0, value, min(norm, p.lowest_norm),
-                max(norm, p.highest_norm), max(magnitude, p.scale),
+                max(norm, p.highest_norm),
             ),
         )
 
     nit = fn.where(accepted, p.nit + 1, p.nit)
     lowest_norm = fn.where(accepted, fn.minimum(norm, p.lowest_norm), p.lowest_norm)
     highest_norm = fn.where(accepted, fn.maximum(norm, p.highest_norm), p.highest_norm)
-    scale = fn.where(accepted, fn.maximum(magnitude, p.scale), p.scale)
 
     # A step too short to change anything settles nothing.
     moved = (value != before) | (norm != old.gradient_norm)
@@ -125,8 +122,8 @@ def update(
     stalled = fn.where(lower | (norm < 0.9 * p.lowest_norm), 0, p.stalled + 1)
     # No progress is what rounding explains where little decrease was to be had, or where the
     # gradient has fallen so far that rounding may make up what is left of it. Else it is an error.
-    rounding = (new.decrement <= criteria.noise * scale) | (
-        norm <= criteria.eps**0.5 * p.highest_norm
+    rounding = (new.decrement <= criteria.noise * magnitude) | (
+        norm <= 1e3 * criteria.eps * p.highest_norm
     )
     given_up = fn.where(
         rounding, fn.full(_PRECISION, value), _LINE_SEARCH
@@ -148,7 +145,6 @@ def update(
         fn.where(lower, value, p.reference),
         lowest_norm,
         highest_norm,
-        scale,
     )
     return _budgets(fn, criteria, after)
 

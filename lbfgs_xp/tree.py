@@ -121,6 +121,7 @@ class Layout:
                     f"{self.backend.name}, like x0"
                 )
             leaf = np.asarray(leaf)
+        _refuse_mask(leaf, what)
         if isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "biufc":
             raise TypeError(f"{what} has dtype {leaf.dtype}; wanted {like.dtype}, like x0")
         if type(leaf) is not type(like) and (other := Backend.name_of(leaf)) != self.backend.name:
@@ -198,10 +199,16 @@ def _as_parameters(x0: Any) -> Any:
     return x0
 
 
+def _refuse_mask(leaf: Any, what: str) -> None:
+    if isinstance(leaf, np.ma.MaskedArray):
+        raise TypeError(f"{what} is a masked array; wanted a plain one, such as {what}.data")
+
+
 def _check_leaves(leaves: list[Any], batched: bool) -> list[Backend]:
     if not leaves:
         raise ValueError("x0 holds no arrays; wanted at least one")
     for leaf in leaves:
+        _refuse_mask(leaf, "x0")
         if not is_array(leaf):
             raise TypeError(
                 f"x0 holds a {type(leaf).__name__}; wanted arrays of NumPy, PyTorch, JAX, CuPy or "

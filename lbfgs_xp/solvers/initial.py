@@ -67,7 +67,7 @@ class Initial:
     def descent(self, space: Space, gradient: Array, weights: Any) -> Array:
         """-H g before any pair."""
         if self.function is not None:
-            return -self.function(gradient)
+            return -self.function(space.backend.own(gradient))
         if weights is not None:
             return -(gradient * weights * weights)
         return -self.gamma * gradient

@@ -14,7 +14,7 @@ from lbfgs_xp.line_search import ACCEPTED, STUCK
 from lbfgs_xp.solvers import curvature
 from lbfgs_xp.solvers.aim import descent, quasi_newton, weighted
 from lbfgs_xp.solvers.curvature import Pairs
-from lbfgs_xp.solvers.state import LBFGSState, Lowest
+from lbfgs_xp.solvers.state import LBFGSState, Lowest, endless
 from lbfgs_xp.space import Space
 
 
@@ -69,9 +69,7 @@ def step(
     reset = lost & had & fn.logical_not(at_floor)
     pairs = curvature.forget_many(space, pairs, reset, solver.initial.gamma)
 
-    unbounded = taken & (alpha >= rule.alpha_max) & fn.logical_not(had)
-    if not solver.initial.scales_first:
-        unbounded = fn.full(False, phi)
+    unbounded = taken & fn.logical_not(had) & (pairs.count == 0) & endless(solver, alpha)
     after = _aim(
         solver, space, x, new_value, phi, gradient, norm, fn.where(taken, alpha, state.step),
         pairs, state.weights, decrement, space.fetch(with_gradient), taken,

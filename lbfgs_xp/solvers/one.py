@@ -9,7 +9,7 @@ from lbfgs_xp.line_search import ACCEPTED, SEARCHING, Search
 from lbfgs_xp.solvers import curvature
 from lbfgs_xp.solvers.aim import descent, quasi_newton, weighted
 from lbfgs_xp.solvers.curvature import Pairs
-from lbfgs_xp.solvers.state import LBFGSState, Lowest
+from lbfgs_xp.solvers.state import LBFGSState, Lowest, endless
 from lbfgs_xp.space import Space
 
 
@@ -77,7 +77,7 @@ def _arrive(
     return _aim(
         solver, space, x, value, seen, gradient, norm, alpha, pairs, state.weights, decrement,
         with_gradient, squared,
-        bare and solver.initial.scales_first and alpha >= solver.line_search.alpha_max,
+        bare and pairs.count == 0 and endless(solver, alpha),
     )
 
 

@@ -8,6 +8,9 @@ from lbfgs_xp.backend import Array
 from lbfgs_xp.line_search import Search
 from lbfgs_xp.solvers.curvature import Pairs
 
+# A limit of the step below this one is a wish of the user's, and proves nothing.
+_FAR = 1e9
+
 
 class Lowest(NamedTuple):
     """The lowest trial of the search under way: what a search that gets stuck falls back on."""
@@ -35,7 +38,7 @@ class LBFGSState(NamedTuple):
         last evaluation; they are False for problems that took no part in it.)
     failed : whether not even steepest descent found a lower point.
     unbounded : whether the largest step that the search allows still went down, along a
-        direction of unit size.
+        direction of unit size, and met no positive curvature.
     """
 
     x: Array
@@ -56,3 +59,10 @@ class LBFGSState(NamedTuple):
     accepted: Any
     failed: Any
     unbounded: Any
+
+
+def endless(solver: Any, alpha: Any) -> Any:
+    """Whether a first step was so long that a function that went down all the way has no bound."""
+    if not solver.initial.scales_first or solver.line_search.alpha_max < _FAR:
+        return alpha < 0.0
+    return alpha >= solver.line_search.alpha_max
