@@ -264,3 +264,111 @@ def test_a_solver_of_ones_own() -> None:
     assert res.status is lx.Status.GRADIENT and res.hess_inv is None
     with pytest.raises(ValueError, match="bounds were passed, but Descent"):
         lx.minimize(lambda x: x, np.ones(3), method=Descent(), bounds=(0, 1))
+
+
+# --- what a hostile user found ------------------------------------------------------------------
+
+
+def bowl(centre: float) -> Any:
+    return lambda x: (np.sum((x - centre) ** 2), 2.0 * (x - centre))
+
+
+def test_a_limited_step_is_no_proof_of_no_bound() -> None:
+    method = lx.LBFGS(line_search=lx.MoreThuente(alpha_max=1.0))
+    res = lx.minimize(bowl(3.0), np.full(3, -7.0), jac=True, method=method)
+    assert res.status is lx.Status.GRADIENT
+    far = lx.minimize(bowl(2e13), np.asarray([1e13]), jac=True)
+    assert far.status is lx.Status.GRADIENT
+    line = lx.minimize(lambda x: (np.sum(x), np.ones_like(x)), np.zeros(3), jac=True)
+    assert line.status is lx.Status.UNBOUNDED
+
+
+@pytest.mark.parametrize("x0", [[1.0, 3.0], [1e4, 2.0]])
+def test_one_wrong_sign_is_not_rounding(x0: list[float]) -> None:
+    def fun(x: np.ndarray) -> Any:
+        return x[0] ** 4 + (x[1] - 1) ** 2, np.asarray([4 * x[0] ** 3, -2 * (x[1] - 1)])
+
+    res = lx.minimize(fun, np.asarray(x0), jac=True)
+    assert res.status is lx.Status.LINE_SEARCH and not res.success
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_lower_valley_seen_on_the_way_is_gone_back_to(batched: bool) -> None:
+    w = 15.5
+
+    def fun(x: np.ndarray) -> Any:
+        return np.sin(w * x[..., 0]) + 0.05 * x[..., 0] ** 2, w * np.cos(w * x) + 0.1 * x
+
+    for start in np.linspace(-3.0, 3.0, 60):
+        x0 = np.full((1, 1) if batched else (1,), start)
+        res = lx.minimize(fun, x0, jac=True, batched=batched)
+        if np.all(res.success):
+            assert np.max(np.abs(res.jac)) < 1e-5
+
+
+def test_a_point_without_a_gradient_is_not_the_best() -> None:
+    def fun(x: np.ndarray) -> Any:
+        return (2 * x[0] ** 2 if x[0] > -2 else -5.0), np.where(x > -2, 4 * x, np.nan)
+
+    res = lx.minimize(fun, np.ones(1), jac=True, method=lx.LBFGS(scale_initial=False))
+    assert res.success and abs(res.x[0]) < 1e-6
+
+
+def test_another_function_with_the_same_value() -> None:
+    first = lx.minimize(bowl(0.0), np.ones(2), jac=True)
+
+    def fun(x: np.ndarray) -> Any:
+        return (x[0] - 1) ** 2 - 1 + x[1] ** 2, np.asarray([2 * (x[0] - 1), 2 * x[1]])
+
+    res = lx.minimize(fun, first.x, jac=True, state=first.state)
+    np.testing.assert_allclose(res.x, [1.0, 0.0], atol=1e-7)
+
+
+def test_another_line_search_goes_on_from_the_pairs() -> None:
+    p = lx.problems.rosenbrock(6)
+    method = lx.LBFGS(line_search="bisection")
+    for maxfun in (12, 13, 14, 15):
+        first = lx.minimize(p.value_and_gradient, p.x0, jac=True, method=method, maxfun=maxfun)
+        for name in ("more_thuente", "hager_zhang", "strong_wolfe"):
+            res = lx.minimize(
+                p.value_and_gradient, first.x, jac=True, state=first.state,
+                method=lx.LBFGS(line_search=name),
+            )
+            assert res.success
+
+
+def test_a_state_of_another_kind_of_run() -> None:
+    p = lx.problems.rosenbrock(4)
+    x0 = p.starts(2, seed=1)
+    first = lx.minimize(p.value_and_gradient, x0, jac=True, batched=True, maxiter=3)
+    with pytest.raises(ValueError, match="state comes from a run in Space"):
+        lx.minimize(
+            p.value_and_gradient, first.x, jac=True, batched=True, state=first.state,
+            reproducible=True,
+        )
+
+
+def test_differences_leave_no_graph() -> None:
+    torch = pytest.importorskip("torch")
+    w = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    start = torch.zeros(3, dtype=torch.float64)
+    res = lx.minimize(lambda x: ((w * x - 3) ** 2).sum(), start, jac="3-point")
+    assert not res.x.requires_grad
+
+
+def test_masked_arrays_are_refused() -> None:
+    masked = np.ma.array([1.0, 2.0], mask=[False, True])
+    with pytest.raises(TypeError, match="masked"):
+        lx.minimize(bowl(0.0), masked, jac=True)
+    with pytest.raises(TypeError, match="masked"):
+        lx.minimize(lambda x: (1.0, masked), np.ones(2), jac=True)
+
+
+def test_a_matrix_function_may_change_its_vector() -> None:
+    def inverse(v: np.ndarray) -> np.ndarray:
+        v *= 0.1
+        return v
+
+    method = lx.LBFGS(initial_inverse_hessian=inverse)
+    res = lx.minimize(bowl(3.0), np.zeros(3), jac=True, method=method, maxfun=1)
+    np.testing.assert_array_equal(res.jac, -6.0)
