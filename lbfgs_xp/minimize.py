@@ -255,17 +255,15 @@ class _Run:
         assert self.now is not None
         space, fn, (state, p, best) = self.space, self.space.scalars, self.now
         limit = best.value + 4.0 * self.criteria.noise * fn.abs(best.value)
-        elsewhere = p.status == _RUNNING
-        for status in (Status.GRADIENT, Status.VALUE, Status.STEP, Status.PRECISION):
-            elsewhere = elsewhere | (p.status == int(status))
-        elsewhere = elsewhere & (state.value > limit)
+        elsewhere = _succeeded(p.status) & (state.value > limit)
         if self._departures >= _DEPARTURES or not space.any(elsewhere):
             return False
         self._departures += 1
         fresh = self._init(best.x, space.send(best.value), best.gradient, None)
-        status = fn.where(elsewhere, _RUNNING, p.status)
-        self.now = _Now(space.merge(elsewhere, fresh, state), p._replace(status=status), best)
-        return True
+        p = p._replace(status=fn.where(elsewhere, _RUNNING, p.status))
+        p = stopping.budgets(fn, self.criteria, p)
+        self.now = _Now(space.merge(elsewhere, fresh, state), p, best)
+        return self.running()
 
     def end(self, status: Status) -> None:
         """Ends what still runs."""
@@ -296,15 +294,13 @@ class _Run:
         state, p, best = self.now
         status: Any
         message: Any
+        success = _succeeded(p.status)
         norm = space.read(space.max_abs(best.gradient))[0]
         if space.batched:
-            success = space.scalars.full(False, norm)
-            for status in Status:
-                success = success | ((p.status == int(status)) & status.success)
             status, message = p.status, _messages(space, p.status)
         else:
             status = next(member for member in Status if member == p.status)
-            success, message = status.success, status.message
+            message = status.message
         return Result(
             x=layout.to_tree(best.x),
             fun=self._public(best.value),
@@ -398,10 +394,18 @@ def _pick_aux(space: Space, better: Any, new: Any, old: Any) -> Any:
 
 
 def _pick_rows(space: Space, mask: Array, new: Any, old: Any) -> Any:
-    mask = space.send(mask)
     if not is_array(new) or tuple(new.shape[:1]) != tuple(mask.shape):
         return new
-    return space.xp.where(space.xp.reshape(mask, (-1, *(1,) * (new.ndim - 1))), new, old)
+    return space.pick_rows(mask, new, old)
+
+
+def _succeeded(status: Any) -> Any:
+    """Which problems ended where they were meant to, from the integers of their statuses."""
+    success = status != status
+    for member in Status:
+        if member.success:
+            success = success | (status == int(member))
+    return success
 
 
 def _messages(space: Space, status: Array) -> list[str]:

@@ -47,7 +47,7 @@ class Objective:
         self.jac: Any = None
         self._evaluate = self._choose(jac)
         self._alone = -1
-        if self.backend.name == "numpy" and layout.plain:
+        if self.backend.is_numpy and layout.plain:
             self._alone = self._references_of_a_fresh_array()
 
     def __call__(self, x: Array) -> tuple[Any, Array, Any]:

@@ -180,6 +180,10 @@ class Space:
             return type(new)(*(self.merge(mask, a, b) for a, b in zip(new, old, strict=True)))
         if not is_array(new):
             return old
+        return self.pick_rows(mask, new, old)
+
+    def pick_rows(self, mask: Array, new: Array, old: Array) -> Array:
+        """Arrays (B, ...) of the device or of the small algebra: `new` where the mask holds."""
         on_host = isinstance(new, np.ndarray)
         xp, mask = (np, mask) if on_host and self.on_host else (self.xp, self.send(mask))
         return xp.where(xp.reshape(mask, (-1, *(1,) * (new.ndim - 1))), new, old)

@@ -71,7 +71,7 @@ def start(fn: Scalars, criteria: Criteria, value: Any, norm: Any, nfev: int) -> 
     status = fn.where(norm <= criteria.gtol, _GRADIENT, status)
     usable = fn.isfinite(value) & fn.isfinite(norm)
     status = fn.where(usable, status, _NOT_FINITE)
-    return _budgets(
+    return budgets(
         fn,
         criteria,
         Progress(status, zero, zero + nfev, zero, zero, zero, value, norm, norm),
@@ -90,7 +90,7 @@ def update(
     running = p.status == _RUNNING
     nfev = fn.where(running, p.nfev + evaluations, p.nfev)
     if fn.every(fn.logical_not(new.accepted | new.failed)):
-        return _budgets(fn, criteria, p._replace(nfev=nfev))
+        return budgets(fn, criteria, p._replace(nfev=nfev))
 
     accepted = new.accepted & running
     value, norm, before = new.value, new.gradient_norm, old.value
@@ -102,7 +102,7 @@ def update(
     flat = norm <= criteria.gtol
     if fn.every(lower & fn.logical_not(small | short | endless | flat)):
         # Most iterations of one problem: nothing to note but the decrease.
-        return _budgets(
+        return budgets(
             fn,
             criteria,
             Progress(
@@ -146,10 +146,11 @@ def update(
         lowest_norm,
         highest_norm,
     )
-    return _budgets(fn, criteria, after)
+    return budgets(fn, criteria, after)
 
 
-def _budgets(fn: Scalars, criteria: Criteria, p: Progress) -> Progress:
+def budgets(fn: Scalars, criteria: Criteria, p: Progress) -> Progress:
+    """Ends what still runs and has spent its iterations or evaluations."""
     spent = (p.nfev >= criteria.maxfun) | (p.nit >= criteria.maxiter)
     if fn.every(fn.logical_not(spent)):
         return p

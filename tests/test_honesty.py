@@ -372,3 +372,21 @@ def test_a_matrix_function_may_change_its_vector() -> None:
     method = lx.LBFGS(initial_inverse_hessian=inverse)
     res = lx.minimize(bowl(3.0), np.zeros(3), jac=True, method=method, maxfun=1)
     np.testing.assert_array_equal(res.jac, -6.0)
+
+
+def test_going_back_keeps_the_budget() -> None:
+    w = 15.5
+
+    def fun(x: np.ndarray) -> Any:
+        return float(np.sin(w * x[0]) + 0.05 * x[0] ** 2), w * np.cos(w * x) + 0.1 * x
+
+    whole = lx.minimize(fun, np.asarray([-1.5]), jac=True)
+    for maxfun in range(1, whole.nfev + 1):
+        calls = []
+
+        def counted(x: np.ndarray, calls: list[float] = calls) -> Any:
+            calls.append(x[0])
+            return fun(x)
+
+        res = lx.minimize(counted, np.asarray([-1.5]), jac=True, maxfun=maxfun)
+        assert res.nfev == len(calls) <= maxfun
