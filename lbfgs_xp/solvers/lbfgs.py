@@ -112,15 +112,16 @@ class LBFGS:
         return one.step(self, space, state, value, gradient)
 
     def inverse_hessian(self, space: Space, state: LBFGSState) -> InverseHessian:
-        """The inverse Hessian at the state's iterate, as an operator."""
-        return InverseHessian(
-            space, self.pairs(space, state), state.weights, self.initial.function
-        )
+        """The inverse Hessian at the state's iterate, as an operator.
+
+        It shares the pairs of the state: whoever goes on from the state is done with it.
+        """
+        pairs = self.pairs(space, state) if _overwritten(space, state) else state.pairs
+        return InverseHessian(space, pairs, state.weights, self.initial.function)
 
     def pairs(self, space: Space, state: LBFGSState) -> Pairs:
         """A copy of the state's pairs, to start another run from."""
-        # On a device the trial under way has been written over the oldest pair.
-        if space.remote and state.search.evaluations > 0:
+        if _overwritten(space, state):
             return curvature.vacated(space, state.pairs)
         return curvature.copied(state.pairs)
 
@@ -149,3 +150,8 @@ class LBFGS:
         given = self.initial_inverse_hessian
         given = given if given is None or isinstance(given, (int, float)) else id(given)
         return self.memory_size, self.line_search, given, self.scale_initial
+
+
+def _overwritten(space: Space, state: LBFGSState) -> bool:
+    """Whether the trial under way lies over the oldest pair, as it does on a device."""
+    return space.remote and state.search.evaluations > 0
