@@ -29,6 +29,7 @@ from lbfgs_xp.tree import Layout, map_leaves
 _UNLIMITED = 2**31 - 1
 
 _RUNNING = int(Status.RUNNING)
+_SUCCESSES = [int(member) for member in Status if member.success]
 # How often a run may set out again from its best point.
 _DEPARTURES = 10
 
@@ -299,7 +300,7 @@ class _Run:
         if space.batched:
             status, message = p.status, _messages(space, p.status)
         else:
-            status = next(member for member in Status if member == p.status)
+            status = Status(p.status)
             message = status.message
         return Result(
             x=layout.to_tree(best.x),
@@ -402,9 +403,8 @@ def _pick_rows(space: Space, mask: Array, new: Any, old: Any) -> Any:
 def _succeeded(status: Any) -> Any:
     """Which problems ended where they were meant to, from the integers of their statuses."""
     success = status != status
-    for member in Status:
-        if member.success:
-            success = success | (status == int(member))
+    for code in _SUCCESSES:
+        success = success | (status == code)
     return success
 
 

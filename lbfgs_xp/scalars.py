@@ -138,7 +138,8 @@ def _maximum(a: Scalar, b: Scalar) -> Scalar:
 
 
 def _clip(value: Scalar, low: Scalar, high: Scalar) -> Scalar:
-    return _minimum(_maximum(value, low), high)
+    value = value if value > low or value != value else low
+    return value if value < high or value != value else high
 
 
 def _sqrt(a: Scalar) -> Scalar:

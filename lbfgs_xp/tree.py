@@ -13,6 +13,8 @@ import optree
 from lbfgs_xp.backend import Array, Backend, is_array
 
 _NAMESPACE = "lbfgs_xp"
+# The structure of a single array, which is what most runs have.
+_LEAF = optree.tree_structure(0, none_is_leaf=True, namespace=_NAMESPACE)
 
 
 class Layout:
@@ -153,6 +155,8 @@ def map_leaves(function: Callable, tree: Any, *others: Any) -> Any:
 
 
 def _flatten(tree: Any) -> tuple[list[Any], Any]:
+    if is_array(tree):
+        return [tree], _LEAF
     while True:
         leaves, structure = optree.tree_flatten(tree, namespace=_NAMESPACE, none_is_leaf=True)
         classes = {type(leaf) for leaf in leaves if _is_plain_dataclass(leaf)}

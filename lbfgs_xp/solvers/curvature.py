@@ -79,7 +79,7 @@ def coefficients(space: Space, pairs: Pairs, with_gradient: Array) -> Array:
     inner = with_gradient[..., m:] - space.matvec(pairs.gram, p)
     inner *= gamma
     inner -= pairs.diagonal * p
-    return space.small.concat((space.vecmat(inner, pairs.inverse), gamma * p), axis=-1)
+    return space.small.concat((space.vecmat(inner, pairs.inverse), p * gamma), axis=-1)
 
 
 def apply(space: Space, pairs: Pairs, vector: Array) -> Array:

@@ -135,7 +135,10 @@ def begin(
 ) -> LBFGSState:
     """The state at the start of a run; `pairs` may be those of an earlier one."""
     inner = weighted(gradient, weights)
-    with_gradient = space.fetch(space.products(pairs.rows, inner))
+    if pairs.count:
+        with_gradient = space.fetch(space.products(pairs.rows, inner))
+    else:
+        with_gradient = space.small_zeros(pairs.rows.shape[:1])  # without touching the rows
     squared = space.read_one(space.dot(inner, inner))
     state = _aim(
         solver, space, x, value, value, gradient, norm, 0.0, pairs, weights, float("inf"),
