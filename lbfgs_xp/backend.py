@@ -64,17 +64,17 @@ class Backend:
         Whether a row of an array can be overwritten in place.
     """
 
-    def __init__(self, array: Array):
+    def __init__(self, array: Array, what: str = "x0"):
         if _is_traced(array):
             raise TypeError(
-                "x0 is traced (by jax.jit, grad or vmap); wanted an array with values: the loop "
-                "of a minimisation runs in Python, so call it outside of compiled functions, and "
-                "use batched=True in place of vmap"
+                f"{what} is traced (by jax.jit, grad or vmap); wanted an array with values: call "
+                "lbfgs_xp outside of compiled functions (its loops run in Python; what can be "
+                "compiled, it compiles itself), and use batched=True in place of vmap"
             )
         self.xp: Namespace = compat.array_namespace(array)
         self.name = _library(self.xp)
         self.device = compat.device(array)
-        self.complex, self.eps, self.largest = _limits(self.xp, array.dtype)
+        self.complex, self.eps, self.largest = _limits(self.xp, array.dtype, what)
         # How much rounding alone may change a value, relative to it.
         self.noise = 16.0 * self.eps
         self.dtype = self.xp.real(array).dtype if self.complex else array.dtype
@@ -236,13 +236,76 @@ class Backend:
             return array.detach().clone()
         return self.xp.asarray(array, copy=True) if self.mutable else array
 
+    # --- one array, whatever its shape, as real numbers in a row -------------------------------
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether NumPy can work on the very memory of an array."""
+        return self.name == "numpy" or (self.name == "torch" and self.device.type == "cpu")
+
+    def real_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of `to_real` of an array of this shape."""
+        return (*shape, 2) if self.complex else shape
+
+    def to_real(self, array: Array) -> Array:
+        """A real array as it is; a complex one (...) as its parts (..., 2)."""
+        array = self.constant(array)
+        xp = self.xp
+        return xp.stack([xp.real(array), xp.imag(array)], axis=-1) if self.complex else array
+
+    def from_real(self, array: Array, dtype: Any) -> Array:
+        """The other way."""
+        if not self.complex:
+            return array
+        re, im = (self.xp.astype(array[..., i], dtype) for i in (0, 1))
+        return re + im * 1j
+
+    def vector(self, array: Array) -> Array:
+        """All its real numbers, in one row."""
+        return self.xp.reshape(self.to_real(array), (-1,))
+
+    def flat_view(self, array: Array) -> np.ndarray:
+        """`vector` for NumPy: of the same memory where that is contiguous, else a copy."""
+        if self.name == "torch":
+            torch = sys.modules["torch"]
+            if array.layout is not torch.strided:
+                raise TypeError(f"an array has the layout {array.layout}; wanted a dense one")
+            array = array.detach().resolve_conj().resolve_neg()
+            array = torch.view_as_real(array).numpy() if self.complex else array.numpy()
+            return array.reshape(-1)
+        array = array.reshape(-1)
+        return array.view(self.dtype) if self.complex else array
+
+    def overwritable(self, array: Array) -> bool:
+        """Whether `flat_view` leads to the memory of the array."""
+        if self.name == "torch":
+            return array.is_contiguous() and not (array.is_conj() or array.is_neg())
+        return array.flags.c_contiguous and array.flags.writeable
+
+    def overwrite(self, array: Array, new: Array) -> Array:
+        """`new`, written over `array` in place where the library allows."""
+        if not self.mutable:
+            return new
+        self.constant(array)[...] = new
+        return array
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        return self.xp.empty(shape, dtype=dtype, device=self.device)
+
+    @staticmethod
+    def tracked(array: Array, like: Array) -> Array:
+        """`array`, recorded by autograd where `like` is."""
+        if getattr(like, "requires_grad", False) and not array.requires_grad:
+            array.requires_grad_(True)
+        return array
+
     # --- compiling, differentiating ------------------------------------------------------------
 
-    def jit(self, function: Callable, *static: Any, donate: int | None = None) -> Callable:
+    def jit(self, function: Callable, *static: Any, donate: tuple[int, ...] = ()) -> Callable:
         """`function` with its first arguments `static`: compiled by JAX, elsewhere as it is.
 
         What is compiled once serves every later call with equal (hashable) static arguments. The
-        argument at position `donate` may be overwritten.
+        arguments at the positions `donate` may be overwritten.
         """
         if self.name == "jax":
             function = _jax_jit(function, len(static), donate)
@@ -272,14 +335,14 @@ class Backend:
 
 
 @functools.cache
-def _limits(xp: Namespace, dtype: Any) -> tuple[bool, float, float]:
+def _limits(xp: Namespace, dtype: Any, what: str) -> tuple[bool, float, float]:
     """Whether the dtype is complex; eps and the largest number of its parts."""
     is_complex = xp.isdtype(dtype, "complex floating")
     if not is_complex and not xp.isdtype(dtype, "real floating"):
-        raise TypeError(f"x0 has dtype {dtype}; wanted a real or complex floating-point dtype")
+        raise TypeError(f"{what} has dtype {dtype}; wanted a real or complex floating-point dtype")
     limits = xp.finfo(dtype)
     if limits.bits < 32:
-        raise TypeError(f"x0 has dtype {dtype}; wanted one of at least 32 bits, such as float32")
+        raise TypeError(f"{what} has dtype {dtype}; wanted one of at least 32 bits, such as float32")
     return is_complex, float(limits.eps), float(limits.max)
 
 
@@ -304,10 +367,9 @@ def _is_traced(array: Array) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def _jax_jit(function: Callable, static: int, donate: int | None) -> Callable:
+def _jax_jit(function: Callable, static: int, donate: tuple[int, ...]) -> Callable:
     jax = importlib.import_module("jax")
-    donated = () if donate is None else (donate,)
-    return jax.jit(function, static_argnums=tuple(range(static)), donate_argnums=donated)
+    return jax.jit(function, static_argnums=tuple(range(static)), donate_argnums=donate)
 
 
 @functools.cache

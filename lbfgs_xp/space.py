@@ -6,6 +6,9 @@ arrays for a batch. No other module sums over the variables.
 
 from __future__ import annotations
 
+import functools
+import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,6 +59,21 @@ def fixed_sum(x: Array, axis: int = -1) -> Array:
         size //= 2
         x = x[..., :size] + x[..., size:]
     return x[..., 0]
+
+
+def norm(parts: Sequence[tuple[Space, Array]]) -> Any:
+    """The Euclidean norm of several vectors together, each with its space.
+
+    A float where reading one costs nothing or bits matter; else it stays on the device. For
+    batches (B,).
+    """
+    space = parts[0][0]
+    squares = [own.dot(vector, vector) for own, vector in parts]
+    if not space.batched and (space.backend.reads_are_free or space.reproducible):
+        return math.sqrt(sum(space.backend.read(squares)))
+    total = functools.reduce(operator.add, squares)
+    # Not every library rounds its square root as IEEE 754 tells; NumPy does.
+    return space.send(np.sqrt(space.fetch(total))) if space.on_host else space.xp.sqrt(total)
 
 
 class Space:

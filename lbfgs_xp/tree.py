@@ -29,7 +29,7 @@ class Layout:
     """
 
     def __init__(self, x0: Any, batched: bool):
-        leaves, self.structure = _flatten(_as_parameters(x0))
+        leaves, self.structure = flatten(_as_parameters(x0))
         self.batched = batched
         backends = _check_leaves(leaves, batched)
         self.backend = backends[0]
@@ -76,7 +76,7 @@ class Layout:
         """The vector of `tree`, which `what` names in errors ("x0", "the gradient", ...)."""
         if self.backend.is_numpy and self.structure.is_leaf() and isinstance(tree, (list, tuple)):
             tree = _as_parameters(tree)
-        leaves, structure = _flatten(tree)
+        leaves, structure = flatten(tree)
         if structure != self.structure:
             raise ValueError(
                 f"{what} has the structure {structure}; wanted that of x0, {self.structure}"
@@ -109,7 +109,7 @@ class Layout:
                 re = xp.astype(piece[..., :half], like.dtype)
                 piece = re + xp.astype(piece[..., half:], like.dtype) * 1j
             leaves.append(xp.reshape(piece, shape))
-        return optree.tree_unflatten(self.structure, leaves)
+        return unflatten(self.structure, leaves)
 
     def check(self, leaf: Any, index: int, what: str) -> Array:
         """`leaf` as an array like leaf `index` of x0, or a clear error."""
@@ -146,20 +146,31 @@ class Layout:
 
 def map_leaves(function: Callable, tree: Any, *others: Any) -> Any:
     """`function` over the leaves of trees of one structure."""
-    leaves, structure = _flatten(tree)
-    rest = [_flatten(other)[0] for other in others]
+    leaves, structure = flatten(tree)
+    rest = [flatten(other)[0] for other in others]
     mapped = [function(*each) for each in zip(leaves, *rest, strict=True)]
-    return optree.tree_unflatten(structure, mapped)
+    return unflatten(structure, mapped)
 
 
-def _flatten(tree: Any) -> tuple[list[Any], Any]:
+def flatten(tree: Any) -> tuple[list[Any], Any]:
+    """The leaves of nested parameters, and how they are nested."""
     while True:
-        leaves, structure = optree.tree_flatten(tree, namespace=_NAMESPACE, none_is_leaf=True)
+        leaves, structure = optree.treeflatten(tree, namespace=_NAMESPACE, none_is_leaf=True)
         classes = {type(leaf) for leaf in leaves if _is_plain_dataclass(leaf)}
         if not classes:
             return leaves, structure
         for cls in classes:
             _register(cls)
+
+
+def unflatten(structure: Any, leaves: list[Any]) -> Any:
+    """The parameters that have these leaves."""
+    return optree.tree_unflatten(structure, leaves)
+
+
+def paths(structure: Any) -> list[str]:
+    """Where each leaf is, such as "layers.0.bias"; "" where the one leaf is all there is."""
+    return [".".join(map(str, path)) for path in structure.paths()]
 
 
 def _register(cls: type) -> None:
@@ -186,7 +197,7 @@ def _as_parameters(x0: Any) -> Any:
     """x0 itself, or a NumPy array where it is a number or a (nested) list of numbers."""
     if is_array(x0):
         return x0
-    leaves, _ = _flatten(x0)
+    leaves, _ = flatten(x0)
     if isinstance(x0, (list, tuple, int, float, complex, np.generic)) and all(
         isinstance(leaf, (int, float, complex, np.generic)) for leaf in leaves
     ):
@@ -204,21 +215,25 @@ def _refuse_mask(leaf: Any, what: str) -> None:
         raise TypeError(f"{what} is a masked array; wanted a plain one, such as {what}.data")
 
 
-def _check_leaves(leaves: list[Any], batched: bool) -> list[Backend]:
+def backends_of(leaves: list[Any], what: str) -> list[Backend]:
+    """The backend of each leaf; `what` names the parameters in errors."""
     if not leaves:
-        raise ValueError("x0 holds no arrays; wanted at least one")
+        raise ValueError(f"{what} holds no arrays; wanted at least one")
     for leaf in leaves:
-        _refuse_mask(leaf, "x0")
+        _refuse_mask(leaf, what)
         if not is_array(leaf):
             raise TypeError(
-                f"x0 holds a {type(leaf).__name__}; wanted arrays of NumPy, PyTorch, JAX, CuPy or "
-                "another library of the array API standard"
+                f"{what} holds a {type(leaf).__name__}; wanted arrays of NumPy, PyTorch, JAX, CuPy "
+                "or another library of the array API standard"
             )
-    if len(leaves) > 1:
-        names = {Backend.name_of(leaf) for leaf in leaves}
-        if len(names) > 1:
-            raise TypeError(f"x0 mixes arrays of {', '.join(sorted(names))}; wanted one library")
-    backends = [Backend(leaf) for leaf in leaves]
+    names = {Backend.name_of(leaf) for leaf in leaves}
+    if len(names) > 1:
+        raise TypeError(f"{what} mixes arrays of {', '.join(sorted(names))}; wanted one library")
+    return [Backend(leaf, what) for leaf in leaves]
+
+
+def _check_leaves(leaves: list[Any], batched: bool) -> list[Backend]:
+    backends = backends_of(leaves, "x0")
     for what, error in (("device", ValueError), ("dtype", TypeError)):
         found = {getattr(backend, what) for backend in backends}
         if len(found) > 1:
