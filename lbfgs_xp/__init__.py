@@ -4,7 +4,7 @@ NumPy, PyTorch, CuPy, JAX and every other library that follows the Python array 
 any device; one problem or a batch of them; bitwise reproducible on demand.
 """
 
-from lbfgs_xp import problems
+from lbfgs_xp import problems, schedules
 from lbfgs_xp.line_search import (
     Armijo,
     Bisection,
@@ -44,5 +44,6 @@ __all__ = [
     "line_search",
     "minimize",
     "problems",
+    "schedules",
     "two_loop",
 ]

@@ -86,6 +86,7 @@ LATE: dict[str, list[str]] = {
     "demo": ["matplotlib", "rich"],
     "minimize": ["rich"],
     "progress": ["rich"],
+    "schedules": ["matplotlib"],  # to draw one
     "scipy": ["scipy"],
 }
 # schedules know numbers alone
