@@ -5,6 +5,24 @@ any device; one problem or a batch of them; bitwise reproducible on demand.
 """
 
 from lbfgs_xp import problems, schedules
+from lbfgs_xp.first_order import (
+    ASGD,
+    SGD,
+    AdaBelief,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    FirstOrder,
+    Lion,
+    NAdam,
+    OptimizerState,
+    RAdam,
+    RMSProp,
+    Rprop,
+    Yogi,
+)
 from lbfgs_xp.line_search import (
     Armijo,
     Bisection,
@@ -46,4 +64,20 @@ __all__ = [
     "problems",
     "schedules",
     "two_loop",
+    "ASGD",
+    "SGD",
+    "AdaBelief",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "FirstOrder",
+    "Lion",
+    "NAdam",
+    "OptimizerState",
+    "RAdam",
+    "RMSProp",
+    "Rprop",
+    "Yogi",
 ]

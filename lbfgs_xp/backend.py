@@ -249,16 +249,20 @@ class Backend:
 
     def to_real(self, array: Array) -> Array:
         """A real array as it is; a complex one (...) as its parts (..., 2)."""
-        array = self.constant(array)
-        xp = self.xp
-        return xp.stack([xp.real(array), xp.imag(array)], axis=-1) if self.complex else array
+        array, xp = self.constant(array), self.xp
+        if not self._is_complex(array.dtype):
+            return array
+        return xp.stack([xp.real(array), xp.imag(array)], axis=-1)
 
     def from_real(self, array: Array, dtype: Any) -> Array:
-        """The other way."""
-        if not self.complex:
+        """The other way, to an array of this dtype."""
+        if not self._is_complex(dtype):
             return array
         re, im = (self.xp.astype(array[..., i], dtype) for i in (0, 1))
         return re + im * 1j
+
+    def _is_complex(self, dtype: Any) -> bool:
+        return self.complex and self.xp.isdtype(dtype, "complex floating")
 
     def vector(self, array: Array) -> Array:
         """All its real numbers, in one row."""
@@ -271,10 +275,10 @@ class Backend:
             if array.layout is not torch.strided:
                 raise TypeError(f"an array has the layout {array.layout}; wanted a dense one")
             array = array.detach().resolve_conj().resolve_neg()
-            array = torch.view_as_real(array).numpy() if self.complex else array.numpy()
-            return array.reshape(-1)
+            array = torch.view_as_real(array) if array.is_complex() else array
+            return array.numpy().reshape(-1)
         array = array.reshape(-1)
-        return array.view(self.dtype) if self.complex else array
+        return array.view(self.dtype) if array.dtype.kind == "c" else array
 
     def overwritable(self, array: Array) -> bool:
         """Whether `flat_view` leads to the memory of the array."""
@@ -342,7 +346,9 @@ def _limits(xp: Namespace, dtype: Any, what: str) -> tuple[bool, float, float]:
         raise TypeError(f"{what} has dtype {dtype}; wanted a real or complex floating-point dtype")
     limits = xp.finfo(dtype)
     if limits.bits < 32:
-        raise TypeError(f"{what} has dtype {dtype}; wanted one of at least 32 bits, such as float32")
+        raise TypeError(
+            f"{what} has dtype {dtype}; wanted one of at least 32 bits, such as float32"
+        )
     return is_complex, float(limits.eps), float(limits.max)
 
 

@@ -29,6 +29,8 @@ from lbfgs_xp.tree import Layout, map_leaves
 _UNLIMITED = 2**31 - 1
 
 _RUNNING = int(Status.RUNNING)
+# Iterations without a change that tells something, before the floor is taken as reached.
+_PATIENCE = 8
 # How often a run may set out again from its best point.
 _DEPARTURES = 10
 
@@ -126,8 +128,9 @@ def minimize(
     >>> res.x, res.status.name
     (array([3., 3.]), 'GRADIENT')
     """
-    solver = _solver(method, bounds)
     layout = Layout(x0, batched)
+    solver = _solver(method, bounds, layout)
+    monotone = getattr(solver, "monotone", True)
     backend = layout.backend
     criteria = Criteria(
         gtol=_tolerance("gtol", math.sqrt(backend.eps) if gtol is None else gtol),
@@ -138,6 +141,8 @@ def minimize(
         eps=backend.eps,
         noise=backend.noise,
         largest=backend.largest,
+        patience=_PATIENCE if monotone else _UNLIMITED,
+        failure=int(Status.LINE_SEARCH if monotone else Status.DIVERGED),
     )
     deadline = time.perf_counter() + _seconds("maxtime", maxtime)
     if callback is not None and not callable(callback):
@@ -193,7 +198,7 @@ class _Run:
         # Runs the user's functions as the caller of `minimize` would.
         self.outside = contextvars.copy_context().run
         # One problem runs on Python floats and branches, which nothing can compile.
-        compiled = space.batched and not space.reproducible
+        compiled = space.batched and not space.reproducible and getattr(solver, "compiles", True)
         prepare = space.backend.jit if compiled else functools.partial
         self._init = prepare(_init, solver, space)
         self._after = prepare(_after, solver, space, criteria.xtol > 0.0)
@@ -253,6 +258,8 @@ class _Run:
         A trial that was passed over may be lower than all that came after it, in another valley.
         """
         assert self.now is not None
+        if not getattr(self.solver, "monotone", True):
+            return False
         space, fn, (state, p, best) = self.space, self.space.scalars, self.now
         limit = best.value + 4.0 * self.criteria.noise * fn.abs(best.value)
         elsewhere = _succeeded(p.status) & (state.value > limit)
@@ -417,7 +424,7 @@ def _messages(space: Space, status: Array) -> list[str]:
 # --- the arguments -----------------------------------------------------------------------------
 
 
-def _solver(method: Any, bounds: Any) -> Any:
+def _solver(method: Any, bounds: Any, layout: Layout) -> Any:
     if isinstance(method, str):
         if method not in METHODS:
             near = difflib.get_close_matches(method.lower().replace("-", ""), METHODS, 1, 0.4)
@@ -427,6 +434,9 @@ def _solver(method: Any, bounds: Any) -> Any:
                 f"or a solver object{hint}"
             )
         method = METHODS[method]()
+    # An optimizer of nested parameters is no solver yet, but makes one.
+    if hasattr(method, "solver") and not isinstance(method, type):
+        return _solver(method.solver(layout), bounds, layout)
     if isinstance(method, type) or not all(hasattr(method, name) for name in ("init", "step")):
         raise TypeError(
             f"method is {method!r}; wanted a name, or a solver object such as lx.LBFGS()"

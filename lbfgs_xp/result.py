@@ -48,6 +48,12 @@ class Status(enum.IntEnum):
     UNBOUNDED = 9, False, "the value falls without bound along the direction of search"
     CALLBACK = 10, False, "stopped by the callback"
     INTERRUPTED = 11, False, "interrupted from the keyboard"
+    DIVERGED = (
+        12,
+        False,
+        "a step led to where the value or the gradient is not finite: the learning rate may be too "
+        "large; the best point before that is kept",
+    )
 
     def __str__(self) -> str:
         return self.message

@@ -155,7 +155,7 @@ def map_leaves(function: Callable, tree: Any, *others: Any) -> Any:
 def flatten(tree: Any) -> tuple[list[Any], Any]:
     """The leaves of nested parameters, and how they are nested."""
     while True:
-        leaves, structure = optree.treeflatten(tree, namespace=_NAMESPACE, none_is_leaf=True)
+        leaves, structure = optree.tree_flatten(tree, namespace=_NAMESPACE, none_is_leaf=True)
         classes = {type(leaf) for leaf in leaves if _is_plain_dataclass(leaf)}
         if not classes:
             return leaves, structure

@@ -29,6 +29,13 @@ class _Moments(FirstOrder):
         """1 - beta^t for both: what the means, begun at 0, lack (Kingma & Ba 2015, section 3)."""
         return 1.0 - self.betas[0] ** t, 1.0 - self.betas[1] ** t
 
+    def numbers(self, t: int, rate: float, carried: tuple) -> tuple[tuple, tuple]:
+        """Learning rate and eps for m and v as they are: the corrections taken out of the
+        elementwise part, as in section 2 of the paper."""
+        first, second = self.corrections(t)
+        root = math.sqrt(second)
+        return (rate * root / first, self.eps * root), carried
+
     def moments(self, g: Array, m: Array, v: Array) -> tuple[Array, Array]:
         """m ← beta1 m + (1 - beta1) g, v ← beta2 v + (1 - beta2) g²."""
         beta1, beta2 = self.betas
@@ -73,12 +80,6 @@ class Adam(_Moments):
 
     def slots(self) -> dict[str, float]:
         return super().slots() | ({"max_exp_avg_sq": 0.0} if self.amsgrad else {})
-
-    def numbers(self, t: int, rate: float, carried: tuple) -> tuple[tuple, tuple]:
-        # The corrections taken out of the elementwise part, as in section 2 of the paper.
-        first, second = self.corrections(t)
-        root = math.sqrt(second)
-        return (rate * root / first, self.eps * root), carried
 
     def formula(
         self, fn: Any, x: Array, g: Array, slots: tuple, numbers: tuple
@@ -283,11 +284,6 @@ class Yogi(_Moments):
     def slots(self) -> dict[str, float]:
         return dict.fromkeys(super().slots(), self.initial_accumulator_value)
 
-    def numbers(self, t: int, rate: float, carried: tuple) -> tuple[tuple, tuple]:
-        first, second = self.corrections(t)
-        root = math.sqrt(second)
-        return (rate * root / first, self.eps * root), carried
-
     def formula(
         self, fn: Any, x: Array, g: Array, slots: tuple, numbers: tuple
     ) -> tuple[Array, tuple]:
@@ -303,11 +299,9 @@ class Yogi(_Moments):
 class AdaBelief(_Moments):
     """AdaBelief (Zhuang et al. 2020), as in optax.
 
-        v ← beta2 v + (1 - beta2) (g - m)² + eps_root
         m ← beta1 m + (1 - beta1) g
+        v ← beta2 v + (1 - beta2) (g - m)² + eps_root
         x ← x - learning_rate m̂ / (√v̂ + eps)
-
-    with the m of the step before in the first line.
 
     Parameters
     ----------
@@ -331,17 +325,12 @@ class AdaBelief(_Moments):
         super()._check()
         self._number("eps_root")
 
-    def numbers(self, t: int, rate: float, carried: tuple) -> tuple[tuple, tuple]:
-        first, second = self.corrections(t)
-        root = math.sqrt(second)
-        return (rate * root / first, self.eps * root), carried
-
     def formula(
         self, fn: Any, x: Array, g: Array, slots: tuple, numbers: tuple
     ) -> tuple[Array, tuple]:
         (rate, eps), (m, v) = numbers, slots
         beta1, beta2 = self.betas
+        m = m + (1.0 - beta1) * (g - m)
         surprise = g - m
-        m = m + (1.0 - beta1) * surprise
         v = v + (1.0 - beta2) * (surprise * surprise - v) + self.eps_root
         return x - rate * m / (fn.sqrt(v) + eps), (m, v)

@@ -105,7 +105,8 @@ class Rprop(FirstOrder):
         (unit,), (before, size) = numbers, slots
         agreement = g * before
         turned = agreement < 0.0
-        factor = fn.where(turned, self.etas[0], fn.where(agreement > 0.0, self.etas[1], unit))
-        size = fn.clip(size * factor, *self.step_sizes)
+        shorter, longer = self.etas[0] * size, self.etas[1] * size
+        size = fn.where(turned, shorter, fn.where(agreement > 0.0, longer, unit * size))
+        size = fn.clip(size, *self.step_sizes)
         g = fn.where(turned, 0.0, g)
         return x - size * fn.sign(g), (g, size)

@@ -161,8 +161,8 @@ def _allocate(recorder: Recorder, outputs: Sequence[Any], slots: int, numbers: i
         dying = {o.index for o in operands if isinstance(o, Symbol) and last[o.index] == i}
         released = [place[v] for v in dying if place[v] >= inputs]
         free += [r for v in dying - kept if (r := place[v]) in released]
-        k = home.get(i)
-        if k is not None and last.get(k, -1) <= i and k not in kept:
+        k = home.get(i, -1)
+        if k >= 0 and last.get(k, -1) <= i and k not in kept:
             out = k
         else:
             boolean = operation in _BOOLEAN

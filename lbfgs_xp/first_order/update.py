@@ -7,7 +7,7 @@ once; CuPy fuses it into one kernel; every other library runs the formula as it 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from lbfgs_xp import scalars, tree
@@ -41,7 +41,7 @@ def init(optimizer: Any, params: Any) -> OptimizerState:
         0,
         slots,
         tuple(rule.carried() for rule in optimizer.variants),
-        tuple(_plateau(rule.learning_rate) for rule in optimizer.variants),
+        tuple(plateau_of(rule.learning_rate) for rule in optimizer.variants),
         plan,
     )
 
@@ -62,87 +62,90 @@ def update(
             "grads holds NaN or infinite components; parameters and state are as they were "
             '(on_nonfinite="raise")'
         )
-    numbers, carried, plateaus = _numbers(optimizer, state, value)
-    rules = tuple(optimizer.variants[i].rule for i in plan.variants)
-    each = [numbers[i] for i in plan.variants]
-    clip = optimizer.clip_norm
-    how = _compiled if plan.backends[0].compiles and not reproducible else _one_by_one
-    new_xs, slots = how(rules, plan.backends, clip, xs, gs, state.slots, each, in_place, reproducible)
-    new = OptimizerState(state.step + 1, slots, carried, plateaus, plan)
-    if in_place and new_xs is xs:
-        return params, new
-    return tree.unflatten(plan.structure, new_xs), new
+    numbers, carried, plateaus = numbers_of(
+        optimizer.variants, state.step, state.carried, state.plateaus, value
+    )
+    space = FixedOrderSpace if reproducible else Space
+    new, slots = apply(
+        tuple(optimizer.variants[i].rule for i in plan.variants),
+        tuple(space(backend) for backend in plan.backends),
+        optimizer.clip_norm,
+        xs,
+        gs,
+        state.slots,
+        [numbers[i] for i in plan.variants],
+        (in_place, in_place),
+    )
+    new = [b.tracked(leaf, x) for b, leaf, x in zip(plan.backends, new, xs, strict=True)]
+    state = OptimizerState(state.step + 1, slots, carried, plateaus, plan)
+    return tree.unflatten(plan.structure, new), state
 
 
 # --- the ways to run a rule --------------------------------------------------------------------
 
 
-def _compiled(
-    rules: tuple, backends: tuple[Backend, ...], clip: float | None, xs: list[Array],
-    gs: list[Array], slots: Any, numbers: list, in_place: bool, reproducible: bool,
-) -> tuple[list[Array], Any]:
-    """All leaves in one program."""
-    donate = (3, 5) if in_place else ()
-    run = backends[0].jit(_plainly, rules, backends, clip, donate=donate)
-    return run(xs, gs, slots, numbers)
+def apply(
+    rules: tuple, spaces: tuple[Space, ...], clip: float | None, xs: list[Array], gs: list[Array],
+    slots: tuple, numbers: list[tuple], in_place: tuple[bool, bool],
+) -> tuple[list[Array], tuple]:
+    """The new xs and slots of several leaves (or of vectors (B, n) of a batch), one rule for each.
 
-
-def _plainly(
-    rules: tuple, backends: tuple[Backend, ...], clip: float | None, xs: list[Array],
-    gs: list[Array], slots: Any, numbers: list,
-) -> tuple[list[Array], Any]:
-    factor = _factor(clip, backends, gs, False)
+    in_place : whether xs, and whether slots, may be overwritten.
+    """
+    if spaces[0].backend.compiles and not spaces[0].reproducible:
+        donate = tuple(i for i, may in zip((3, 5), in_place, strict=True) if may)
+        run = spaces[0].backend.jit(_as_it_stands, rules, spaces, clip, donate=donate)
+        return run(xs, gs, slots, numbers)
+    if not spaces[0].backend.shares_memory or spaces[0].batched:
+        new, kept = _as_it_stands(rules, spaces, clip, xs, gs, slots, numbers)
+        if in_place[0]:
+            new = [s.backend.overwrite(x, n) for s, x, n in zip(spaces, xs, new, strict=True)]
+        return new, kept
+    factor = _clip_factor(clip, spaces, gs)
     done = [
-        _formula(rule, backend, x, g, s, _inserted(n, factor))
-        for rule, backend, x, g, s, n in zip(rules, backends, xs, gs, slots, numbers, strict=True)
+        _in_blocks(rule, space.backend, x, g, s, _inserted(n, factor), in_place)
+        for rule, space, x, g, s, n in zip(rules, spaces, xs, gs, slots, numbers, strict=True)
     ]
     return [x for x, _ in done], tuple(s for _, s in done)
 
 
-def _one_by_one(
-    rules: tuple, backends: tuple[Backend, ...], clip: float | None, xs: list[Array],
-    gs: list[Array], slots: Any, numbers: list, in_place: bool, reproducible: bool,
-) -> tuple[list[Array], Any]:
-    factor = _factor(clip, backends, gs, reproducible)
-    done = []
-    for rule, backend, x, g, s, n in zip(rules, backends, xs, gs, slots, numbers, strict=True):
-        n = _inserted(n, factor)
-        if backend.shares_memory:
-            done.append(_blocked(rule, backend, x, g, s, n, in_place))
-            continue
-        new, s = _formula(rule, backend, x, g, s, n)
-        done.append((backend.overwrite(x, new) if in_place else new, s))
-    return [x for x, _ in done], tuple(s for _, s in done)
+def _as_it_stands(
+    rules: tuple, spaces: tuple[Space, ...], clip: float | None, xs: list[Array], gs: list[Array],
+    slots: tuple, numbers: list[tuple],
+) -> tuple[list[Array], tuple]:
+    """Each formula on whole arrays."""
+    factor = _clip_factor(clip, spaces, gs)
+    new, kept = [], []
+    for rule, space, x, g, own, n in zip(rules, spaces, xs, gs, slots, numbers, strict=True):
+        backend = space.backend
+        real = backend.to_real(x)
+        moved, own = rule.whole_formula(
+            scalars.of(real), real, backend.to_real(g), own, _inserted(n, factor)
+        )
+        new.append(backend.from_real(moved, x.dtype))
+        kept.append(own)
+    return new, tuple(kept)
 
 
-def _formula(
-    rule: Any, backend: Backend, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple
-) -> tuple[Array, tuple[Array, ...]]:
-    """The formula as it stands, on whole arrays."""
-    real = backend.to_real(x)
-    new, slots = rule.whole_formula(scalars.of(real), real, backend.to_real(g), slots, numbers)
-    return backend.tracked(backend.from_real(new, x.dtype), x), slots
-
-
-def _blocked(
+def _in_blocks(
     rule: Any, backend: Backend, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple,
-    in_place: bool,
+    in_place: tuple[bool, bool],
 ) -> tuple[Array, tuple[Array, ...]]:
     """The recorded formula, block by block."""
-    there = in_place and backend.overwritable(x)
-    new_x = x if there else backend.empty(x.shape, x.dtype)
-    new_slots = slots if in_place else tuple(backend.empty(s.shape, s.dtype) for s in slots)
+    there = in_place[0] and backend.overwritable(x)
+    new = x if there else backend.empty(x.shape, x.dtype)
+    kept = slots if in_place[1] else tuple(backend.empty(s.shape, s.dtype) for s in slots)
     blocks.run(
         rule.tape,
-        [backend.flat_view(array) for array in (new_x, *new_slots)],
+        [backend.flat_view(array) for array in (new, *kept)],
         [backend.flat_view(array) for array in (x, *slots)],
         backend.flat_view(g),
         numbers,
-        (there, *(in_place for _ in slots)),
+        (there, *(in_place[1] for _ in slots)),
     )
-    if in_place and not there:
-        return backend.overwrite(x, new_x), slots
-    return backend.tracked(new_x, x), new_slots
+    if in_place[0] and not there:
+        new = backend.overwrite(x, new)
+    return new, kept
 
 
 def _inserted(numbers: tuple, factor: Any) -> tuple:
@@ -150,23 +153,24 @@ def _inserted(numbers: tuple, factor: Any) -> tuple:
     return numbers if factor is None else (numbers[0], factor, *numbers[1:])
 
 
-def _factor(
-    clip: float | None, backends: Sequence[Backend], gs: list[Array], reproducible: bool
-) -> Any:
-    """min(1, clip / norm) over all leaves together, or None."""
+def _clip_factor(clip: float | None, spaces: tuple[Space, ...], gs: list[Array]) -> Any:
+    """min(1, clip / norm) over all leaves together, for each problem; or None."""
     if clip is None:
         return None
-    space = FixedOrderSpace if reproducible else Space
-    total = norm([(space(b), b.vector(g)) for b, g in zip(backends, gs, strict=True)])
+    vectors = [g if s.batched else s.backend.vector(g) for s, g in zip(spaces, gs, strict=True)]
+    total = norm(list(zip(spaces, vectors, strict=True)))
     if not is_array(total):
         return min(1.0, clip / total) if total > 0.0 else 1.0
-    return scalars.of(total).minimum(clip / total, 1.0)
+    factor = scalars.of(total).minimum(clip / total, 1.0)
+    return factor[..., None] if spaces[0].batched else factor
 
 
 def _all_finite(plan: Plan, gs: list[Array]) -> bool:
     """Whether every gradient is finite: one read."""
     sizes = [
-        Space(b).max_abs(b.vector(g)) for b, g in zip(plan.backends, gs, strict=True) if g.size
+        Space(backend).max_abs(backend.vector(g))
+        for backend, g in zip(plan.backends, gs, strict=True)
+        if 0 not in g.shape
     ]
     return all(map(math.isfinite, plan.backends[0].read(sizes)))
 
@@ -174,16 +178,14 @@ def _all_finite(plan: Plan, gs: list[Array]) -> bool:
 # --- numbers -----------------------------------------------------------------------------------
 
 
-def _numbers(
-    optimizer: Any, state: OptimizerState, value: Any
+def numbers_of(
+    variants: tuple, step: int, old_carried: tuple, old_plateaus: tuple, value: Any
 ) -> tuple[list[tuple], tuple[tuple, ...], tuple]:
-    """The numbers of this step for each group of settings, and what is carried on."""
+    """For each group of settings the numbers of this step, and what is carried on."""
     numbers, carried, plateaus = [], [], []
-    for rule, old, plateau in zip(
-        optimizer.variants, state.carried, state.plateaus, strict=True
-    ):
-        rate, plateau = rate_of(rule.learning_rate, state.step, plateau, value)
-        own, new = rule.all_numbers(state.step + 1, rate, old)
+    for rule, old, plateau in zip(variants, old_carried, old_plateaus, strict=True):
+        rate, plateau = rate_of(rule.learning_rate, step, plateau, value)
+        own, new = rule.all_numbers(step + 1, rate, old)
         numbers.append(own)
         carried.append(new)
         plateaus.append(plateau)
@@ -199,7 +201,7 @@ def rate_of(schedule: Any, step: int, plateau: Any, value: Any) -> tuple[float, 
     return plateau.learning_rate, plateau
 
 
-def _plateau(schedule: Any) -> Any:
+def plateau_of(schedule: Any) -> Any:
     return schedule.init() if hasattr(schedule, "init") else None
 
 
@@ -254,14 +256,15 @@ def _checked_plan(optimizer: Any, state: Any) -> Plan:
         )
     plan = state.plan
     names = [tuple(rule.slots()) for rule in optimizer.variants]
-    if (
-        plan.optimizer != type(optimizer).__name__
-        or len(state.carried) != len(names)
-        or any(names[i] != own for i, own in zip(plan.variants, plan.names, strict=True))
-    ):
+    if len(state.carried) != len(names):
+        raise ValueError(
+            f"state has {len(state.carried) - 1} groups of settings; wanted {len(names) - 1}"
+        )
+    wanted = [names[i] for i in plan.variants]
+    if plan.optimizer != type(optimizer).__name__ or list(plan.names) != wanted:
         raise ValueError(
             f"state is that of {_described(plan.optimizer, plan.names)}; wanted that of "
-            f"{_described(type(optimizer).__name__, [names[i] for i in plan.variants if i < len(names)])}"
+            + _described(type(optimizer).__name__, wanted)
         )
     return plan
 
