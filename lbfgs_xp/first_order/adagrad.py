@@ -105,7 +105,7 @@ class RMSProp(FirstOrder):
         self, fn: Any, x: Array, g: Array, slots: tuple, numbers: tuple
     ) -> tuple[Array, tuple]:
         (rate,), (v, *others) = numbers, slots
-        v = v + (1.0 - self.alpha) * (g * g - v)
+        v = self.alpha * v + (1.0 - self.alpha) * g * g
         spread, kept = v, [v]
         if self.centered:
             m = others[0]
@@ -159,7 +159,7 @@ class Adadelta(FirstOrder):
         self, fn: Any, x: Array, g: Array, slots: tuple, numbers: tuple
     ) -> tuple[Array, tuple]:
         (rate,), (v, u) = numbers, slots
-        v = v + (1.0 - self.rho) * (g * g - v)
+        v = self.rho * v + (1.0 - self.rho) * g * g
         d = fn.sqrt(u + self.eps) / fn.sqrt(v + self.eps) * g
-        u = u + (1.0 - self.rho) * (d * d - u)
+        u = self.rho * u + (1.0 - self.rho) * d * d
         return x - rate * d, (v, u)

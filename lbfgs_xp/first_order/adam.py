@@ -39,7 +39,7 @@ class _Moments(FirstOrder):
     def moments(self, g: Array, m: Array, v: Array) -> tuple[Array, Array]:
         """m ← beta1 m + (1 - beta1) g, v ← beta2 v + (1 - beta2) g²."""
         beta1, beta2 = self.betas
-        return m + (1.0 - beta1) * (g - m), v + (1.0 - beta2) * (g * g - v)
+        return m + (1.0 - beta1) * (g - m), beta2 * v + (1.0 - beta2) * g * g
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,5 +332,5 @@ class AdaBelief(_Moments):
         beta1, beta2 = self.betas
         m = m + (1.0 - beta1) * (g - m)
         surprise = g - m
-        v = v + (1.0 - beta2) * (surprise * surprise - v) + self.eps_root
+        v = beta2 * v + (1.0 - beta2) * surprise * surprise + self.eps_root
         return x - rate * m / (fn.sqrt(v) + eps), (m, v)

@@ -181,7 +181,9 @@ def _allocate(recorder: Recorder, outputs: Sequence[Any], slots: int, numbers: i
     copies = {k: _registers((output,), place)[0] for k, output in enumerate(outputs)}
     copies = {k: register for k, register in copies.items() if register != k}
     while copies:
-        k = next(k for k in copies if k not in copies.values())
+        k = next((k for k in copies if k not in copies.values()), -1)
+        if k < 0:
+            raise NotImplementedError("a formula whose outputs change places among themselves")
         steps.append(Step("positive", (copies.pop(k),), k))
     assert count + 1 + numbers == inputs
     return Tape(slots, numbers, tuple(steps), tuple(scratch))

@@ -159,9 +159,7 @@ def _clip_factor(clip: float | None, spaces: tuple[Space, ...], gs: list[Array])
         return None
     vectors = [g if s.batched else s.backend.vector(g) for s, g in zip(spaces, gs, strict=True)]
     total = norm(list(zip(spaces, vectors, strict=True)))
-    if not is_array(total):
-        return min(1.0, clip / total) if total > 0.0 else 1.0
-    factor = scalars.of(total).minimum(clip / total, 1.0)
+    factor = clip / scalars.of(total).maximum(total, clip)
     return factor[..., None] if spaces[0].batched else factor
 
 
