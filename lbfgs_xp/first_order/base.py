@@ -124,6 +124,11 @@ class FirstOrder:
 
     def solver(self, layout: Layout) -> Descent:
         """The same rule as a solver for `lx.minimize`."""
+        if self.maximize:
+            raise ValueError(
+                "maximize=True was passed to a minimisation; wanted maximize=False and a function "
+                "with the opposite sign"
+            )
         return Descent(self, update.segments(self, layout))
 
     # --- what a rule tells of itself -----------------------------------------------------------
