@@ -559,12 +559,11 @@ class OneCycle(Schedule):
         bends = [(0, initial), (peak, self.learning_rate), (end, final)]
         if self.three_phase:
             bends.insert(2, (2 * peak, initial))
-        step = min(step, end)
         for (start, before), (stop, after) in zip(bends, bends[1:], strict=False):
             if step <= stop and start < stop:
                 share = (step - start) / (stop - start)
                 return _blend(before, after, _SHAPES[self.shape](share))
-        return final  # one step alone
+        return final
 
     @property
     def span(self) -> int:
@@ -861,6 +860,8 @@ class ReduceOnPlateau(Schedule):
 def _number(value: Any) -> float | None:
     """One real number of any library, as a float; None for anything else."""
     if isinstance(value, bool) or not hasattr(value, "__float__"):
+        return None
+    if getattr(value, "shape", ()) != ():  # an array, be it of one number
         return None
     try:
         return float(value)

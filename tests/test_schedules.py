@@ -600,6 +600,7 @@ def test_bad_steps(schedule: Schedule, step: Any, error: type[Exception]) -> Non
         ([0.1], TypeError),
         (0.1 + 0j, TypeError),
         (np.asarray([0.1, 0.2]), TypeError),
+        (np.asarray([0.1]), TypeError),
         (S.Cosine, TypeError),
     ],
     ids=repr,
