@@ -690,8 +690,9 @@ def test_plot(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.array_equal(line.get_ydata(), rates(schedule, 41))
     assert ax.get_xlabel() == "step" and ax.get_ylabel() == "learning rate"
 
+    figures = plt.get_fignums()
     assert S.Constant(0.1).plot(steps=7, ax=ax) is ax  # into the same axes
-    assert len(ax.get_lines()) == 2 and len(plt.get_fignums()) == 1
+    assert len(ax.get_lines()) == 2 and plt.get_fignums() == figures
     assert len(ax.get_lines()[1].get_xdata()) == 8
 
     (line,) = S.Constant(0.1).plot(steps=10**6).get_lines()  # not a million points
