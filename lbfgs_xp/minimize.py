@@ -206,11 +206,12 @@ class _Run:
     def begin(self, x: Array, state: State | None) -> None:
         """Evaluates the start, or where an earlier run stands."""
         space, solver, objective = self.space, self.solver, self.objective
-        start, pairs = x, None
+        start, pairs, there = x, None, False
         if state is not None:
             state = _checked(state, x, solver, space)
             pairs = solver.pairs(space, state.solver)
-            if space.equal(x, state.best.x):
+            there = space.equal(x, state.best.x)
+            if there:
                 start = state.solver.x
         untouched = space.backend.own(start)
         value, gradient, aux = self.outside(objective, start)
@@ -223,7 +224,7 @@ class _Run:
         self.aux = aux
         if (
             state is not None
-            and start is not x
+            and there
             and state.method == solver
             and space.equal(inner.value, state.solver.value)
             and space.equal(inner.gradient, state.solver.gradient)

@@ -65,17 +65,15 @@ def norm(parts: Sequence[tuple[Space, Array]]) -> Any:
     """The Euclidean norm of several vectors together, each with its space.
 
     A float where reading one costs nothing or bits matter; else it stays on the device. For
-    batches (B,).
+    batches (B,), in the small algebra.
     """
     space = parts[0][0]
     squares = [own.dot(vector, vector) for own, vector in parts]
     if not space.batched and (space.backend.reads_are_free or space.reproducible):
         return math.sqrt(sum(space.backend.read(squares)))
     total = functools.reduce(operator.add, squares)
-    if space.reproducible:
-        # Not every library rounds its square root as IEEE 754 tells; NumPy does.
-        return space.send(np.sqrt(space.fetch(total)))
-    return space.xp.sqrt(total)
+    # Not every library rounds its square root as IEEE 754 tells; NumPy does.
+    return np.sqrt(space.fetch(total)) if space.batched and space.on_host else space.xp.sqrt(total)
 
 
 class Space:

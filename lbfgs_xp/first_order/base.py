@@ -38,7 +38,7 @@ class FirstOrder:
     clip_norm : float
         The gradient of all leaves together is scaled down to at most this Euclidean norm.
     clip_value : float
-        Each component is clipped to [-clip_value, clip_value], before anything else.
+        After that, each component is clipped to [-clip_value, clip_value].
     maximize : bool
         Climb instead of descending.
     on_nonfinite : "ignore", "raise" or "skip"
@@ -169,11 +169,11 @@ class FirstOrder:
     ) -> tuple[Array, tuple[Array, ...]]:
         """`formula`, after clipping and weight decay. numbers: shrinkage, [clip factor,] own."""
         shrinkage, *own = numbers
-        if self.clip_value is not None:
-            g = fn.clip(g, -self.clip_value, self.clip_value)
         if self.clip_norm is not None:
             factor, *own = own
             g = factor * g
+        if self.clip_value is not None:
+            g = fn.clip(g, -self.clip_value, self.clip_value)
         if self.maximize:
             g = -g
         if self.weight_decay and self.decoupled_weight_decay:

@@ -96,12 +96,15 @@ def apply(
         donate = tuple(i for i, may in zip((3, 5), in_place, strict=True) if may)
         run = spaces[0].backend.jit(_as_it_stands, rules, spaces, clip, donate=donate)
         return run(xs, gs, slots, numbers)
-    if not spaces[0].backend.shares_memory or spaces[0].batched:
+    if not spaces[0].backend.shares_memory:
         new, kept = _as_it_stands(rules, spaces, clip, xs, gs, slots, numbers)
         if in_place[0]:
             new = [s.backend.overwrite(x, n) for s, x, n in zip(spaces, xs, new, strict=True)]
         return new, kept
     factor = _clip_factor(clip, spaces, gs)
+    if factor is not None and spaces[0].batched:
+        # Each problem has its own, so it cannot be one of the numbers.
+        gs, factor = [factor * g for g in gs], 1.0
     done = [
         _in_blocks(rule, space.backend, x, g, s, _inserted(n, factor), in_place)
         for rule, space, x, g, s, n in zip(rules, spaces, xs, gs, slots, numbers, strict=True)
@@ -160,7 +163,7 @@ def _clip_factor(clip: float | None, spaces: tuple[Space, ...], gs: list[Array])
     vectors = [g if s.batched else s.backend.vector(g) for s, g in zip(spaces, gs, strict=True)]
     total = norm(list(zip(spaces, vectors, strict=True)))
     factor = clip / scalars.of(total).maximum(total, clip)
-    return factor[..., None] if spaces[0].batched else factor
+    return spaces[0].spread(factor)
 
 
 def _all_finite(plan: Plan, gs: list[Array]) -> bool:
