@@ -202,9 +202,10 @@ class _Run:
         self.outside = contextvars.copy_context().run
         more: dict[str, Any] = {}
         if getattr(solver, "needs_hessian", False):
-            more["hessian"] = functools.partial(self.outside, objective.hessian(hess))
-        # One problem runs on Python floats and branches, which nothing can compile; nor can it
-        # the user's functions.
+            hessian = objective.hessian(hess)
+            more["hessian"] = lambda x: self.outside(hessian, x)
+        # One problem runs on Python floats and branches, which nothing can compile, and a Hessian
+        # is a function of the user's.
         compiled = space.batched and not (space.reproducible or more)
         prepare = space.backend.jit if compiled else functools.partial
         self._init = functools.partial(prepare(_init, solver, space), **more)

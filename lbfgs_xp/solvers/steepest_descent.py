@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 from lbfgs_xp.line_search import Bisection, LineSearch
@@ -17,10 +16,10 @@ class SteepestDescent(Descent):
 
     The first trial of the first search is scaled as that of L-BFGS; from then on it is the step of
     Barzilai & Borwein (1988, Two-point step size gradient methods, eq. 5), s . s / s . y, which for
-    steepest descent is the minimum that the slopes of the last search put on its line. A lax rule
-    mostly takes that step as it is, which is faster by far than the classical method; a strict one,
-    such as `lx.MoreThuente(c2=0.01)`, goes to the minimum on each line: the classical method, whose
-    values fall by ((k - 1) / (k + 1))^2 in each iteration where the Hessian has condition k.
+    steepest descent is where the slopes of the last search put the minimum of its line. A lax rule
+    mostly takes that step as it is. A strict one, such as `lx.MoreThuente(c2=0.01)`, goes to the
+    minimum of each line: the classical method, whose values fall by ((k - 1) / (k + 1))^2 in each
+    iteration where the Hessian has condition k.
 
     Products g . g must be within the range of the dtype.
 
@@ -52,7 +51,4 @@ class SteepestDescent(Descent):
     def aim(self, space: Space, point: Point, secant: Any, steepest: Any, **more: Any) -> Aim:
         fn, aim = space.scalars, steepest_descent(space, point)
         known = fn.isfinite(secant) & (secant > 0.0)
-        return aim._replace(
-            first=fn.where(known, secant, aim.first),
-            promised=fn.where(known, -0.5 * secant * aim.slope, math.inf),
-        )
+        return aim._replace(first=fn.where(known, secant, aim.first))
