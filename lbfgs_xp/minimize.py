@@ -282,7 +282,7 @@ class _Run:
             return False
         self._departures += 1
         self._departed = best.value
-        fresh = self._init(best.x, space.send(best.value), best.gradient, None)
+        fresh = self._init(best.x, self._public(best.value), best.gradient, None)
         p = p._replace(status=fn.where(elsewhere, _RUNNING, p.status))
         p = stopping.budgets(fn, self.criteria, p)
         self.now = _Now(space.merge(elsewhere, fresh, state), p, best)

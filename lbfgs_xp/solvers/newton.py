@@ -99,7 +99,10 @@ class Newton(Descent):
         fn, gradient = space.scalars, point.gradient
         eigenvalues, rows = space.eigh(hessian(point.x))
         along = space.fetch(space.products(rows, gradient))
-        direction = space.combine(space.send(-along / self._modified(space, eigenvalues)), rows)
+        modified = self._modified(space, eigenvalues)
+        # Singular: nan, without a warning.
+        modified = space.small.where(modified == 0.0, math.nan * modified, modified)
+        direction = space.combine(space.send(-along / modified), rows)
         slope = space.read_one(space.dot(gradient, direction))
         downhill = slope < 0.0
         promised = fn.where(downhill, -0.5 * slope, math.inf)
