@@ -123,9 +123,9 @@ def symmetric(seed: int, eigenvalues: list[float]) -> np.ndarray:
 
 @pytest.mark.parametrize("method", [lx.Newton(), lx.Newton(modify="shift"), PURE])
 def test_one_step_to_the_minimum_of_a_quadratic(backend: Backend, method: lx.Newton) -> None:
-    H, b = symmetric(0, [0.1, 1.0, 3.0, 7.0, 40.0]), np.arange(1.0, 6.0)
+    H, b = symmetric(0, [0.1, 3.0, 7.0, 40.0]), np.arange(1.0, 5.0)
     case = quadratic(backend, H, b)
-    res = case.solve(backend.asarray(np.ones(5)), method, gtol=1e-9)
+    res = case.solve(backend.asarray(np.ones(4)), method, gtol=1e-9)
     assert (res.status, res.nit, res.nfev, res.nhev) == (Status.GRADIENT, 1, 2, 2)
     np.testing.assert_allclose(backend.to_numpy(res.x), np.linalg.solve(H, b), rtol=1e-10)
 
@@ -249,10 +249,10 @@ def test_modified_hessians(backend: Backend, modify: str, floor: float | None) -
             wanted.append(np.linalg.solve(shifted, -gradient))
     method = lx.Newton(modify=modify, floor=floor)
     # The fourth is singular: its direction is as exact as its least eigenvalue.
-    for k in (0, 1, 2, 4) if floor is None else range(5):
+    for k in (0, 1, 2, 4) if floor is None else (0, 1, 2, 3, 4):
         found = first_direction(backend, method, H[k], g[k])
         np.testing.assert_allclose(found, wanted[k], rtol=1e-4 if k == 4 else 1e-8)
-    if floor is not None:
+    if floor is not None and not backend.is_jax:  # where new shapes take seconds
         found = first_direction(backend, method, H, g)
         np.testing.assert_allclose(found, np.stack(wanted), rtol=1e-4)
 
@@ -266,6 +266,8 @@ def test_without_a_usable_hessian_steepest_descent(
     H = np.asarray([np.full((2, 2), bad), np.diag([2.0, 4.0])])
     method = lx.Newton(modify=modify)
     np.testing.assert_array_equal(first_direction(backend, method, H[0], g[0]), -g[0])
+    if backend.is_jax:
+        return
     wanted = [-g[0], [-1.5, -1.0]]
     np.testing.assert_allclose(first_direction(backend, method, H, g), wanted, rtol=1e-14)
 
