@@ -49,7 +49,7 @@ class Status(enum.IntEnum):
     CALLBACK = 10, False, "stopped by the callback"
     INTERRUPTED = 11, False, "interrupted from the keyboard"
     HIGHER = (
-        12,
+        13,
         False,
         "settled at a saddle, at a maximum or in a valley that lies higher than the best point "
         "seen, which is the one returned",

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from lbfgs_xp.backend import Array
 from lbfgs_xp.line_search import ACCEPTED, STUCK, LineSearch, Search, rule_of
-from lbfgs_xp.solvers import aim as lbfgs
+from lbfgs_xp.solvers.aim import descent
 from lbfgs_xp.solvers.initial import Initial
 from lbfgs_xp.solvers.state import Lowest
 from lbfgs_xp.space import Space
@@ -176,10 +176,10 @@ class Descent(ABC):
 
 
 def steepest_descent(space: Space, point: Point) -> Aim:
-    """Along -g, where nothing is known of the scale: the first step is as long as that of L-BFGS
-    (see `lbfgs_xp.solvers.aim.descent`)."""
+    """Along -g, with a first step for when nothing is known of the scale: as long as that of
+    L-BFGS (see `lbfgs_xp.solvers.aim.descent`)."""
     fn, (x, value, gradient, norm) = space.scalars, point
-    _, _, length = lbfgs.descent(space, _UNSCALED, None, x, value, gradient, norm)
+    _, _, length = descent(space, _UNSCALED, None, x, value, gradient, norm)
     slope = space.read_one(space.dot(gradient, -gradient))
     return Aim(
         -gradient, slope, fn.divide(length, norm), fn.full(math.inf, value), fn.full(True, value)
