@@ -37,6 +37,7 @@ from lbfgs_xp.minimize import minimize
 from lbfgs_xp.objective import check_gradient
 from lbfgs_xp.result import Record, Result, State, Status
 from lbfgs_xp.solvers.lbfgs import LBFGS
+from lbfgs_xp.solvers.newton import Newton
 from lbfgs_xp.solvers.two_loop import two_loop
 from lbfgs_xp.space import FixedOrderSpace, Space, fixed_sum
 
@@ -51,6 +52,7 @@ __all__ = [
     "HagerZhang",
     "LineSearch",
     "MoreThuente",
+    "Newton",
     "Record",
     "Result",
     "Space",

@@ -332,6 +332,29 @@ class Backend:
             return self.jit(_jax_gradient, evaluate, fun, *static)
         return functools.partial(_jax_gradient, evaluate, fun, *static)
 
+    def hessian(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
+        """(args, x) -> the matrices (..., n, n), by differentiating twice.
+
+        The arguments are those of `value_and_gradient`. Rows of a batch being independent, row i of
+        each problem's matrix is the gradient of the sum of the i-th components of all gradients.
+        """
+        if self.name == "torch":
+            return functools.partial(_torch_hessian, evaluate, fun, *static)
+        if self.is_compiled(fun):
+            return self.jit(_jax_hessian, evaluate, fun, *static)
+        return functools.partial(_jax_hessian, evaluate, fun, *static)
+
+    def eigh(self, matrix: Array) -> tuple[Array, Array]:
+        """Eigenvalues in ascending order and eigenvectors, as columns, of symmetric matrices."""
+        eigh = getattr(getattr(self.xp, "linalg", None), "eigh", None)
+        if eigh is None:
+            raise TypeError(
+                f"{self.name} has no linalg.eigh; wanted x0 of a library with the linear algebra "
+                "extension of the array API standard, or a method that needs no Hessian"
+            )
+        eigenvalues, eigenvectors = eigh(matrix)
+        return eigenvalues, eigenvectors
+
     @staticmethod
     def is_compiled(fun: Callable) -> bool:
         """Whether `fun` is the outcome of jax.jit, and so a pure function by its author's word."""
@@ -385,6 +408,29 @@ def _jax_write_row() -> Callable:
 
 
 def _torch_gradient(evaluate: Callable, *arguments: Any) -> tuple[Array, Array, Any]:
+    _, value, gradient, aux = _torch_record(evaluate, *arguments)
+    return value.detach(), gradient, aux
+
+
+def _torch_hessian(evaluate: Callable, *arguments: Any) -> Array:
+    torch = sys.modules["torch"]
+    x, _, gradient, _ = _torch_record(evaluate, *arguments, twice=True)
+    # A linear function has no second derivative to trace.
+    if not gradient.requires_grad:
+        return torch.diag_embed(torch.zeros_like(gradient))
+    rows = [
+        torch.autograd.grad(
+            gradient[..., i].sum(), x, retain_graph=True, allow_unused=True, materialize_grads=True
+        )[0]
+        for i in range(x.shape[-1])
+    ]
+    return torch.stack(rows, dim=-2)
+
+
+def _torch_record(
+    evaluate: Callable, *arguments: Any, twice: bool = False
+) -> tuple[Array, Array, Array, Any]:
+    """x, value, gradient and aux; the gradient can be differentiated once more if `twice`."""
     torch = sys.modules["torch"]
     *rest, x = arguments
     if torch.is_inference_mode_enabled():
@@ -401,8 +447,8 @@ def _torch_gradient(evaluate: Callable, *arguments: Any) -> tuple[Array, Array, 
                 "torch operations, so autograd finds no gradient; wanted a tensor made from x, or "
                 "jac= a function or True"
             )
-        (gradient,) = torch.autograd.grad(value.sum(), x)
-    return value.detach(), gradient, aux
+        (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=twice)
+    return x, value, gradient, aux
 
 
 def _jax_gradient(evaluate: Callable, *arguments: Any) -> tuple[Array, Array, Any]:
@@ -420,6 +466,20 @@ def _jax_gradient(evaluate: Callable, *arguments: Any) -> tuple[Array, Array, An
 
     (_, (value, aux)), gradient = jax.value_and_grad(total, has_aux=True)(x)
     return value, gradient, aux
+
+
+def _jax_hessian(evaluate: Callable, *arguments: Any) -> Array:
+    jax = importlib.import_module("jax")
+    *rest, x = arguments
+
+    def total(x: Array) -> Array:
+        return evaluate(*rest, x)[0].sum()
+
+    def row(unit: Array) -> Array:
+        return pull(jax.numpy.broadcast_to(unit, x.shape))[0]
+
+    _, pull = jax.vjp(jax.grad(total), x)
+    return jax.vmap(row, out_axes=-2)(jax.numpy.eye(x.shape[-1], dtype=x.dtype))
 
 
 # --- what is installed -------------------------------------------------------------------------

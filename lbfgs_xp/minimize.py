@@ -21,6 +21,7 @@ from lbfgs_xp.progress import Live
 from lbfgs_xp.result import Best, Record, Result, State, Status
 from lbfgs_xp.solvers.contract import Solver
 from lbfgs_xp.solvers.lbfgs import LBFGS
+from lbfgs_xp.solvers.newton import Newton
 from lbfgs_xp.space import FixedOrderSpace, Space
 from lbfgs_xp.stopping import Criteria, Progress
 from lbfgs_xp.tree import Layout, map_leaves
@@ -34,7 +35,7 @@ _PATIENCE = 8
 # How often a run may set out again from its best point.
 _DEPARTURES = 10
 
-METHODS: dict[str, Callable[[], Any]] = {"lbfgs": LBFGS}
+METHODS: dict[str, Callable[[], Any]] = {"lbfgs": LBFGS, "newton": Newton}
 
 
 def minimize(
@@ -44,6 +45,7 @@ def minimize(
     *,
     method: Any = "lbfgs",
     jac: Any = None,
+    hess: Callable | None = None,
     has_aux: bool = False,
     bounds: Any = None,
     gtol: float | None = None,
@@ -70,12 +72,16 @@ def minimize(
     args : tuple
         Further arguments of fun (and jac).
     method : str or solver
-        "lbfgs", or a solver object such as `lx.LBFGS(memory_size=20)`.
+        "lbfgs", "newton", or a solver object such as `lx.LBFGS(memory_size=20)`.
     jac : None, True, function, "2-point" or "3-point"
         None: automatic differentiation (PyTorch, JAX). True: fun returns (value, gradient). A
         function: jac(x, *args) -> gradient, of the structure of x. For complex x the gradient is
         df/d(re) + i df/d(im). "2-point", "3-point": finite differences, n or 2n more evaluations
         each.
+    hess : None or function
+        For methods that need the Hessian (`lx.Newton`) of real x. None: automatic differentiation
+        (PyTorch, JAX). A function: hess(x, *args) -> (n, n), for a batch (B, n, n); where x is not
+        one vector, over all its numbers in a row, n in all, in the order of its leaves.
     has_aux : bool
         Whether fun returns (value, aux) in place of value; `res.aux` is that of the best point.
     bounds : None
@@ -129,7 +135,7 @@ def minimize(
     (array([3., 3.]), 'GRADIENT')
     """
     layout = Layout(x0, batched)
-    solver = _solver(method, bounds, layout)
+    solver = _solver(method, bounds, hess, layout)
     monotone = getattr(solver, "monotone", True)
     backend = layout.backend
     criteria = Criteria(
@@ -149,7 +155,7 @@ def minimize(
         raise TypeError(f"callback is a {type(callback).__name__}; wanted a function or None")
     space = (FixedOrderSpace if reproducible else Space)(backend, batched)
     objective = Objective(fun, args, jac, has_aux, layout)
-    run = _Run(solver, space, objective, criteria)
+    run = _Run(solver, space, objective, criteria, hess)
     watched = progress or callback is not None
     # Trials that overflow are ordinary, so NumPy's warnings are off; but not inside the user's
     # functions, which run in the context of the caller.
@@ -188,7 +194,9 @@ class _Now(NamedTuple):
 class _Run:
     """One call of `minimize`, under way."""
 
-    def __init__(self, solver: Solver, space: Space, objective: Objective, criteria: Criteria):
+    def __init__(
+        self, solver: Solver, space: Space, objective: Objective, criteria: Criteria, hess: Any
+    ):
         self.solver: Any = solver
         self.space = space
         self.objective = objective
@@ -197,11 +205,19 @@ class _Run:
         self._departures = 0
         # Runs the user's functions as the caller of `minimize` would.
         self.outside = contextvars.copy_context().run
-        # One problem runs on Python floats and branches, which nothing can compile.
-        compiled = space.batched and not space.reproducible and getattr(solver, "compiles", True)
+        more: dict[str, Any] = {}
+        if getattr(solver, "needs_hessian", False):
+            hessian = objective.hessian(hess)
+            more["hessian"] = lambda x: self.outside(hessian, x)
+        # One problem runs on Python floats and branches, which nothing can compile, and a Hessian
+        # is a function of the user's.
+        compilable = getattr(solver, "compiles", True) and not more
+        compiled = space.batched and compilable and not space.reproducible
         prepare = space.backend.jit if compiled else functools.partial
-        self._init = prepare(_init, solver, space)
-        self._after = prepare(_after, solver, space, criteria.xtol > 0.0)
+        self._init = functools.partial(prepare(_init, solver, space), **more)
+        self._after = functools.partial(
+            prepare(_after, solver, space, criteria.xtol > 0.0), **more
+        )
 
     def begin(self, x: Array, state: State | None) -> None:
         """Evaluates the start, or where an earlier run stands."""
@@ -236,6 +252,7 @@ class _Run:
             space.scalars, self.criteria, inner.value, inner.gradient_norm, objective.nfev
         )
         self.now = _Now(inner, progress, best)
+        self._departed = inner.value
 
     def running(self) -> bool:
         """Whether some problem has not stopped: the one read of an evaluation of a batch."""
@@ -257,6 +274,7 @@ class _Run:
         """Sets out again from the best point where a run has settled elsewhere.
 
         A trial that was passed over may be lower than all that came after it, in another valley.
+        From a point that it has set out from before, the run would only go the same way again.
         """
         assert self.now is not None
         if not getattr(self.solver, "monotone", True):
@@ -264,10 +282,16 @@ class _Run:
         space, fn, (state, p, best) = self.space, self.space.scalars, self.now
         limit = best.value + 4.0 * self.criteria.noise * fn.abs(best.value)
         elsewhere = _succeeded(p.status) & (state.value > limit)
+        if not space.any(elsewhere):
+            return False
+        p = p._replace(status=fn.where(elsewhere, int(Status.HIGHER), p.status))
+        self.now = self.now._replace(progress=p)
+        elsewhere = elsewhere & (best.value < self._departed)
         if self._departures >= _DEPARTURES or not space.any(elsewhere):
             return False
         self._departures += 1
-        fresh = self._init(best.x, space.send(best.value), best.gradient, None)
+        self._departed = best.value
+        fresh = self._init(best.x, self._public(best.value), best.gradient, None)
         p = p._replace(status=fn.where(elsewhere, _RUNNING, p.status))
         p = stopping.budgets(fn, self.criteria, p)
         self.now = _Now(space.merge(elsewhere, fresh, state), p, best)
@@ -316,6 +340,7 @@ class _Run:
             gradient_norm=self._public(norm),
             nit=self._public(p.nit),
             nfev=self._public(p.nfev),
+            nhev=self.objective.nhev,
             success=self._public(success),
             status=self._public(status),
             message=message,
@@ -336,20 +361,22 @@ class _Run:
         return self.space.send(scalar) if self.space.batched else scalar
 
 
-def _init(solver: Any, space: Space, x: Array, value: Any, gradient: Array, pairs: Any) -> Any:
-    more = () if pairs is None else (pairs,)
-    return solver.init(space, x, value, gradient, *more)
+def _init(
+    solver: Any, space: Space, x: Array, value: Any, gradient: Array, pairs: Any, **more: Any
+) -> Any:
+    known = () if pairs is None else (pairs,)
+    return solver.init(space, x, value, gradient, *known, **more)
 
 
 def _after(
     solver: Any, space: Space, measure_steps: bool, now: _Now, criteria: Criteria, value: Any,
-    gradient: Array, count: int,
+    gradient: Array, count: int, **more: Any,
 ) -> tuple[_Now, Any]:
     """Where a run stands once value and gradient at the trial are known, and whether the trial is
     the best point. Pure, but for the buffers of the pairs."""
     fn, old = space.scalars, now.solver
     running = now.progress.status == _RUNNING
-    state = solver.step(space, old, value, gradient, running)
+    state = solver.step(space, old, value, gradient, running, **more)
     step, size = 0.0, None
     if measure_steps:
         step, size = space.read(space.max_abs(state.x - old.x), space.max_abs(state.x))
@@ -425,7 +452,7 @@ def _messages(space: Space, status: Array) -> list[str]:
 # --- the arguments -----------------------------------------------------------------------------
 
 
-def _solver(method: Any, bounds: Any, layout: Layout) -> Any:
+def _solver(method: Any, bounds: Any, hess: Any, layout: Layout) -> Any:
     if isinstance(method, str):
         if method not in METHODS:
             near = difflib.get_close_matches(method.lower().replace("-", ""), METHODS, 1, 0.4)
@@ -437,7 +464,7 @@ def _solver(method: Any, bounds: Any, layout: Layout) -> Any:
         method = METHODS[method]()
     # An optimizer of nested parameters is no solver yet, but makes one.
     if hasattr(method, "solver") and not isinstance(method, type):
-        return _solver(method.solver(layout), bounds, layout)
+        return _solver(method.solver(layout), bounds, hess, layout)
     if isinstance(method, type) or not all(hasattr(method, name) for name in ("init", "step")):
         raise TypeError(
             f"method is {method!r}; wanted a name, or a solver object such as lx.LBFGS()"
@@ -446,6 +473,12 @@ def _solver(method: Any, bounds: Any, layout: Layout) -> Any:
         raise ValueError(
             f"bounds were passed, but {type(method).__name__} takes none; wanted bounds=None"
         )
+    if hess is not None and not getattr(method, "needs_hessian", False):
+        raise ValueError(
+            f"hess was passed, but {type(method).__name__} needs none; wanted hess=None"
+        )
+    if not (hess is None or callable(hess)):
+        raise TypeError(f"hess is a {type(hess).__name__}; wanted a function of x, or None")
     return method
 
 

@@ -54,6 +54,12 @@ class Status(enum.IntEnum):
         "a step led to where the value or the gradient is not finite: the learning rate may be too "
         "large; the best point before that is kept",
     )
+    HIGHER = (
+        13,
+        False,
+        "settled at a saddle, at a maximum or in a valley that lies higher than the best point "
+        "seen, which is the one returned",
+    )
 
     def __str__(self) -> str:
         return self.message
@@ -121,6 +127,8 @@ class Result:
         The largest absolute component of `jac`.
     nit, nfev : int, or arrays (B,)
         Accepted iterations; evaluations of fun (those for finite differences included).
+    nhev : int
+        How often the Hessian was formed (for a batch: those of all problems at once).
     success, status, message
         Whether and why the run ended; see `lx.Status`.
     aux : Any
@@ -140,6 +148,7 @@ class Result:
     success: Any
     status: Any
     message: Any
+    nhev: int = 0
     aux: Any = None
     hess_inv: Any = dataclasses.field(default=None, repr=False)
     state: Any = dataclasses.field(default=None, repr=False)
@@ -147,9 +156,10 @@ class Result:
     def __repr__(self) -> str:
         rows = []
         for field in dataclasses.fields(self):
-            if not field.repr or (field.name == "aux" and self.aux is None):
-                continue
             value = getattr(self, field.name)
+            unused = value is None if field.name == "aux" else field.name == "nhev" and not value
+            if not field.repr or unused:
+                continue
             # A Status prints as its name here, since the message has a line of its own.
             text = value.name if isinstance(value, Status) else str(value)
             if isinstance(value, list):

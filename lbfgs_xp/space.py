@@ -170,6 +170,16 @@ class Space:
             return matrix @ vector
         return (matrix @ vector[..., None])[..., 0]
 
+    def eigh(self, matrix: Array) -> tuple[Array, Array]:
+        """Symmetric matrices (..., n, n): eigenvalues (..., n), ascending, for the small algebra,
+        and eigenvectors as rows (..., n, n). The eigenvalues are nan where the matrix is not
+        finite."""
+        xp = self.xp
+        finite = xp.all(xp.isfinite(matrix), axis=(-2, -1))[..., None, None]
+        values, vectors = self.backend.eigh(xp.where(finite, matrix, xp.zeros_like(matrix)))
+        values = xp.where(finite[..., 0], values, xp.full_like(values, math.nan))
+        return self.fetch(values), xp.matrix_transpose(vectors)
+
     # --- elementwise, on vectors ---------------------------------------------------------------
 
     def move(self, x: Array, alpha: Any, direction: Array) -> Array:
@@ -290,6 +300,12 @@ class FixedOrderSpace(Space):
 
     def matvec(self, matrix: Array, vector: Array) -> Array:
         return fixed_sum(matrix * vector[..., None, :])
+
+    def eigh(self, matrix: Array) -> tuple[Array, Array]:
+        """On the host, by NumPy for every library: no two libraries' eigenvectors agree in all
+        bits."""
+        values, rows = Space(np.zeros(()), self.batched).eigh(self.fetch(matrix))
+        return values, self.send(rows)
 
 
 def _descend(

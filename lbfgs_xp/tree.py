@@ -111,8 +111,10 @@ class Layout:
             leaves.append(xp.reshape(piece, shape))
         return unflatten(self.structure, leaves)
 
-    def check(self, leaf: Any, index: int, what: str) -> Array:
-        """`leaf` as an array like leaf `index` of x0, or a clear error."""
+    def check(
+        self, leaf: Any, index: int, what: str, shape: tuple[int, ...] | None = None
+    ) -> Array:
+        """`leaf` as an array like leaf `index` of x0 (or of `shape`), or a clear error."""
         like = self.leaves[index]
         if not is_array(leaf):
             if self.backend.name != "numpy":
@@ -128,10 +130,9 @@ class Layout:
             raise TypeError(
                 f"{what} is an array of {other}; wanted one of {self.backend.name}, like x0"
             )
-        if tuple(leaf.shape) != self.shapes[index]:
-            raise ValueError(
-                f"{what} has shape {tuple(leaf.shape)}; wanted {self.shapes[index]}, like x0"
-            )
+        if tuple(leaf.shape) != (self.shapes[index] if shape is None else shape):
+            wanted = f"{self.shapes[index]}, like x0" if shape is None else shape
+            raise ValueError(f"{what} has shape {tuple(leaf.shape)}; wanted {wanted}")
         if not self.backend.holds(leaf):
             raise ValueError(
                 f"{what} is on device {Backend.device_of(leaf)}; wanted {self.backend.device}, "

@@ -37,6 +37,9 @@ class SolverState(Protocol):
 class Solver(Protocol):
     """A frozen, hashable set of settings.
 
+    A solver with `needs_hessian` (taken as False) is handed to `init` and `step` as the keyword
+    `hessian` a function from x to its Hessian (..., n, n), symmetric; such a one is not compiled.
+
     A solver may also have `supports_bounds` (taken as False), `inverse_hessian(space, state)`, and
     for `minimize(..., state=)` the methods `check_state(state)`, `pairs(space, state)`,
     `resume(state)` and an argument `pairs` of `init`.
