@@ -4,7 +4,7 @@ NumPy, PyTorch, CuPy, JAX and every other library that follows the Python array 
 any device; one problem or a batch of them; bitwise reproducible on demand.
 """
 
-from lbfgs_xp import problems
+from lbfgs_xp import problems, projections
 from lbfgs_xp.line_search import (
     Armijo,
     Bisection,
@@ -19,6 +19,7 @@ from lbfgs_xp.minimize import minimize
 from lbfgs_xp.objective import check_gradient
 from lbfgs_xp.result import Record, Result, State, Status
 from lbfgs_xp.solvers.lbfgs import LBFGS
+from lbfgs_xp.solvers.projected_gradient import ProjectedGradient
 from lbfgs_xp.solvers.two_loop import two_loop
 from lbfgs_xp.space import FixedOrderSpace, Space, fixed_sum
 
@@ -33,6 +34,7 @@ __all__ = [
     "HagerZhang",
     "LineSearch",
     "MoreThuente",
+    "ProjectedGradient",
     "Record",
     "Result",
     "Space",
@@ -44,5 +46,6 @@ __all__ = [
     "line_search",
     "minimize",
     "problems",
+    "projections",
     "two_loop",
 ]

@@ -62,10 +62,12 @@ class Backend:
         The distance from 1 to the next number of the dtype; its largest number.
     mutable : bool
         Whether a row of an array can be overwritten in place.
+
+    An array that JAX is tracing has neither values nor a device; it will do where `traced`.
     """
 
-    def __init__(self, array: Array):
-        if _is_traced(array):
+    def __init__(self, array: Array, traced: bool = False):
+        if _is_traced(array) and not traced:
             raise TypeError(
                 "x0 is traced (by jax.jit, grad or vmap); wanted an array with values: the loop "
                 "of a minimisation runs in Python, so call it outside of compiled functions, and "
@@ -95,7 +97,7 @@ class Backend:
 
     def holds(self, array: Array) -> bool:
         """Whether an array of this library lies on this device."""
-        return self.name == "numpy" or compat.device(array) == self.device
+        return self.name == "numpy" or self.device in (None, compat.device(array))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Backend) and self._key == other._key
@@ -152,6 +154,31 @@ class Backend:
             # asarray with a device takes ten times as long.
             return sys.modules["jax"].device_put(values.astype(dtype), self.device)
         return self.xp.asarray(values, dtype=dtype, device=self.device)
+
+    def adopt(self, values: Any, what: str) -> Array:
+        """Numbers, lists, NumPy arrays, or arrays of this library and device, in this dtype.
+
+        Errors name them `what`.
+        """
+        if isinstance(values, (np.ndarray, np.generic)) or not is_array(values):
+            try:
+                host = np.array(values)
+            except ValueError as error:
+                raise ValueError(f"{what} is a ragged list ({error}); wanted numbers") from None
+            if host.dtype.kind not in "iuf":
+                raise TypeError(f"{what} is {values!r}; wanted real numbers")
+            return self.from_host(host)
+        if (library := self.name_of(values)) != self.name:
+            raise TypeError(
+                f"{what} is an array of {library}; wanted one of {self.name}, like x, or of NumPy"
+            )
+        if not self.holds(values):
+            raise ValueError(
+                f"{what} is on device {compat.device(values)}; wanted {self.device}, like x"
+            )
+        if not self.xp.isdtype(values.dtype, ("real floating", "integral")):
+            raise TypeError(f"{what} has dtype {values.dtype}; wanted real numbers")
+        return self.xp.astype(values, self.dtype, copy=False)
 
     def read(self, numbers: Sequence[Array]) -> list[float]:
         """Several 0-d arrays as floats: one transfer where the arrays live on a device."""

@@ -19,8 +19,6 @@ _LINE_SEARCH = int(Status.LINE_SEARCH)
 _NOT_FINITE = int(Status.NOT_FINITE)
 _UNBOUNDED = int(Status.UNBOUNDED)
 
-# Iterations without a change that tells something, before the floor is taken as reached.
-_PATIENCE = 8
 # Iterations in a row whose change must be small for the value or the step to have settled.
 _SETTLED = 2
 
@@ -29,6 +27,8 @@ class Criteria(NamedTuple):
     """Tolerances and budgets.
 
     eps, noise, largest : what `Backend` says of the dtype.
+    patience : iterations without a change that tells something, before the floor is taken as
+        reached.
     """
 
     gtol: float
@@ -39,6 +39,7 @@ class Criteria(NamedTuple):
     eps: float
     noise: float
     largest: float
+    patience: int = 8
 
 
 class Progress(NamedTuple):
@@ -128,7 +129,7 @@ def update(
     given_up = fn.where(
         rounding, fn.full(_PRECISION, value), _LINE_SEARCH
     )
-    status = fn.where(stalled >= _PATIENCE, given_up, p.status)
+    status = fn.where(stalled >= criteria.patience, given_up, p.status)
     status = fn.where(settled_step >= _SETTLED, _STEP, status)
     status = fn.where(settled_value >= _SETTLED, _VALUE, status)
     status = fn.where(endless, _UNBOUNDED, status)
