@@ -5,6 +5,13 @@ any device; one problem or a batch of them; bitwise reproducible on demand.
 """
 
 from lbfgs_xp import problems, projections
+from lbfgs_xp.constraints import (
+    ConstrainedResult,
+    ConstrainedStatus,
+    Multipliers,
+    augmented_lagrangian,
+    quadratic_penalty,
+)
 from lbfgs_xp.line_search import (
     Armijo,
     Bisection,
@@ -29,11 +36,14 @@ __all__ = [
     "LBFGS",
     "Armijo",
     "Bisection",
+    "ConstrainedResult",
+    "ConstrainedStatus",
     "Fixed",
     "FixedOrderSpace",
     "HagerZhang",
     "LineSearch",
     "MoreThuente",
+    "Multipliers",
     "ProjectedGradient",
     "Record",
     "Result",
@@ -41,11 +51,13 @@ __all__ = [
     "State",
     "Status",
     "StrongWolfe",
+    "augmented_lagrangian",
     "check_gradient",
     "fixed_sum",
     "line_search",
     "minimize",
     "problems",
     "projections",
+    "quadratic_penalty",
     "two_loop",
 ]

@@ -41,6 +41,13 @@ def is_array(value: object) -> bool:
     return compat.is_array_api_obj(value)
 
 
+def is_true(outcome: Any) -> bool:
+    """Whether a callback has returned True, or a truth value of an array library."""
+    if is_array(outcome) and outcome.ndim == 0:
+        return bool(outcome)
+    return outcome is True
+
+
 class Backend:
     """One array library, one device, one real floating-point dtype.
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lbfgs_xp import stopping
-from lbfgs_xp.backend import Array, is_array
+from lbfgs_xp.backend import Array, is_array, is_true
 from lbfgs_xp.objective import Objective
 from lbfgs_xp.progress import Live
 from lbfgs_xp.projections import Box
@@ -170,7 +170,7 @@ def minimize(
                     continue
                 record = run.record()
                 live.show(record)
-                if callback is not None and _is_true(run.outside(callback, record)):
+                if callback is not None and is_true(run.outside(callback, record)):
                     run.end(Status.CALLBACK)
         except KeyboardInterrupt:
             if run.now is None:
@@ -511,13 +511,6 @@ def _checked(state: Any, x: Array, solver: Any, space: Space) -> State:
         raise ValueError(f"state was passed, but {type(solver).__name__} cannot go on from one")
     solver.check_state(state.solver)
     return state
-
-
-def _is_true(outcome: Any) -> bool:
-    """Whether a callback has returned True, or a truth value of an array library."""
-    if is_array(outcome) and outcome.ndim == 0:
-        return bool(outcome)
-    return outcome is True
 
 
 def _attach(error: BaseException, result: Result) -> None:

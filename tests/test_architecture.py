@@ -51,12 +51,13 @@ OURS: dict[str, list[str]] = {
     "first_order": ["first_order.*"],
     "first_order.*": ["backend", "first_order.*", "schedules", "space"],
     "minimize": ["*"],
+    "constraints": ["backend", "minimize", "result", "space", "tree"],
     "torch": ["*"],
     "scipy": ["*"],
 }
 # Modules that only these may import.
 ONLY_FOR = {
-    "minimize": ["", "__main__", "torch", "scipy"],
+    "minimize": ["", "__main__", "constraints", "torch", "scipy"],
     "__main__": [],
     "demo": ["__main__"],
     "torch": [],

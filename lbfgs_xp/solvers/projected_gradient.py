@@ -134,8 +134,9 @@ class ProjectedGradient:
 
     @property
     def patience(self) -> int:
-        """How many iterations may pass without a lower value: more than the memory allows for."""
-        return 8 + 2 * (self.memory_size - 1)
+        """How many iterations may pass without a lower value: some times the memory, for values
+        that have risen may take that long to fall again."""
+        return 8 * self.memory_size
 
     def with_bounds(self, box: Box) -> ProjectedGradient:
         """The same solver within a box."""
