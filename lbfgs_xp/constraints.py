@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from lbfgs_xp.backend import Array, is_array, is_true
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import Reason, Result, Status, table
+from lbfgs_xp.scalars import FLOATS
 from lbfgs_xp.space import FixedOrderSpace, Space
 from lbfgs_xp.tree import Layout
 
@@ -367,8 +368,9 @@ class _Problem:
             sizes += [max_abs(beyond), max_abs(change)]
             multipliers.append(multiplier + change)
         value, *sizes = self.space.read(f, *sizes)
-        change = max(sizes[1::2]) / self.penalty
-        return value, max(sizes[::2]), change, Multipliers(*multipliers)
+        violation = FLOATS.maximum(*sizes[::2])  # where one is nan, nan
+        change = FLOATS.maximum(*sizes[1::2]) / self.penalty
+        return value, violation, change, Multipliers(*multipliers)
 
     @staticmethod
     def _pair(out: Any) -> tuple[Any, Any]:

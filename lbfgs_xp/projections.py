@@ -215,13 +215,14 @@ class L2Ball(Projection):
         offset = x
         if not _is(self.center, 0.0):
             offset = x - _like(space, self.center, "center", x)
-        # Divided by the largest component, so that no square overflows.
-        size = _nonzero(space, space.max_abs(offset))
-        offset = offset / size[..., None]
+        # In units of the largest component, so that no square overflows.
+        unit = _unit(space, space.max_abs(offset))
+        offset = offset * (1.0 / unit)[..., None]
         parts = xp.abs(offset)
         length = space.sqrt(space.dot(parts, parts))
-        inside = size * length * (1.0 / self.radius) - 1.0 <= space.backend.noise
-        nearest = offset * (self.radius / length)[..., None]
+        radius = space.backend.full((), self.radius)
+        inside = length <= (1.0 + space.backend.noise) * (radius / unit)
+        nearest = offset * (radius / length)[..., None]
         if not _is(self.center, 0.0):
             nearest = nearest + _like(space, self.center, "center", x)
         return xp.where(inside[..., None], x, nearest)
@@ -256,16 +257,16 @@ class Halfspace(Projection):
     def project(self, space: Space, x: Array) -> Array:
         xp = space.xp
         normal = _like(space, self.normal, "normal", x)
-        # normal and x are divided by their largest components, so that no product overflows.
-        height = space.max_abs(normal)
-        normal = normal / height
-        size = _nonzero(space, space.max_abs(x))
-        level = self.offset / height / size
-        scaled = space.dot(xp.broadcast_to(normal, x.shape), x / size[..., None])
-        excess = scaled - level
-        inside = excess <= space.backend.noise * (xp.abs(scaled) + xp.abs(level))
-        step = excess / space.dot(normal, normal)
-        nearest = x - (step[..., None] * normal) * size[..., None]
+        # In units of the largest components, so that no product overflows.
+        per_normal = 1.0 / _unit(space, space.max_abs(normal))
+        unit = _unit(space, space.max_abs(x), least=1.0)
+        normal = normal * per_normal
+        level = self.offset * per_normal * (1.0 / unit)
+        height = space.dot(xp.broadcast_to(normal, x.shape), x * (1.0 / unit)[..., None])
+        excess = height - level
+        inside = excess <= space.backend.noise * (xp.abs(height) + xp.abs(level))
+        step = excess * (1.0 / space.dot(normal, normal))
+        nearest = x - (step[..., None] * normal) * unit[..., None]
         return xp.where(inside[..., None], x, nearest)
 
 
@@ -283,7 +284,7 @@ def _onto_simplex(space: Space, x: Array, total: float) -> Array:
     descending = xp.maximum((descending - largest) * (1.0 / total), floor)
     x = xp.maximum((x - largest) * (1.0 / total), floor)
     counts = xp.arange(1, x.shape[-1] + 1, dtype=x.dtype, device=space.backend.device)
-    candidates = (space.cumulative_sum(descending) - 1.0) / counts
+    candidates = (space.cumulative_sum(descending) - 1.0) * (1.0 / counts)
     threshold = xp.max(candidates, axis=-1, keepdims=True)
     # Sums of many numbers have rounded: once more with those that are left.
     left = xp.astype(x > threshold, x.dtype)
@@ -343,9 +344,14 @@ def _like(space: Space, setting: Any, name: str, x: Array) -> Array:
     return space.backend.adopt(setting, name)
 
 
-def _nonzero(space: Space, size: Array) -> Array:
-    """Sizes to divide by."""
-    return space.xp.where(size > 0.0, size, space.xp.ones_like(size))
+def _unit(space: Space, size: Array, least: float = 0.0) -> Array:
+    """Units to measure by: the sizes, as far as their reciprocals have full precision.
+
+    Vectors are multiplied by the reciprocal: compilers do the same with a division, and not all.
+    """
+    xp, full = space.xp, space.backend.full
+    tiny = 4.0 * float(xp.finfo(size.dtype).smallest_normal)
+    return xp.minimum(xp.maximum(size, full((), max(least, tiny))), full((), 1.0 / tiny))
 
 
 def _fingerprint(setting: Any) -> Any:

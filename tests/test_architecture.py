@@ -51,7 +51,7 @@ OURS: dict[str, list[str]] = {
     "first_order": ["first_order.*"],
     "first_order.*": ["backend", "first_order.*", "schedules", "space"],
     "minimize": ["*"],
-    "constraints": ["backend", "minimize", "result", "space", "tree"],
+    "constraints": ["backend", "minimize", "result", "scalars", "space", "tree"],
     "torch": ["*"],
     "scipy": ["*"],
 }
