@@ -280,7 +280,7 @@ class Backend:
         """
         if self.name == "jax":
             function = _jax_jit(function, len(static), donate)
-        return functools.partial(function, *static)
+        return functools.partial(function, *static) if static else function
 
     @property
     def differentiates(self) -> bool:

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from lbfgs_xp.backend import Array, is_array, is_true
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import Reason, Result, Status, table
@@ -200,7 +202,8 @@ def augmented_lagrangian(
     (Hestenes 1969, Powell 1969, Rockafellar 1973; Nocedal & Wright 2006, Framework 17.3 and section
     17.4). The penalty parameter rho grows only where the violation has not fallen to a quarter.
 
-    One problem at a time; there is no `batched`.
+    One problem at a time; there is no `batched`. On JAX hand over functions that are compiled, all
+    of them, and what is minimised is compiled as a whole.
 
     Parameters
     ----------
@@ -227,7 +230,8 @@ def augmented_lagrangian(
         How far the constraints may be violated. Default: the square root of the dtype's eps,
         1.5e-8 for float64 and 3.5e-4 for float32.
     gtol, maxiter_inner : float, int
-        `gtol` and `maxiter` of the inner solves.
+        `gtol` and `maxiter` of the inner solves. One that ends at its last iteration is taken up
+        again in the next outer iteration.
     maxiter, maxfun, maxtime : int, int, float in seconds; None for no limit
         Budgets of the whole: outer iterations, evaluations of fun, time.
     reproducible : bool
@@ -269,12 +273,7 @@ def augmented_lagrangian(
 
 
 class _Problem:
-    """fun with the terms of its constraints, as a function for `minimize`.
-
-    Attributes
-    ----------
-    multipliers, penalty : what the terms are made with; 0.0 stands for no multipliers.
-    """
+    """fun with the terms of its constraints, as a function for `minimize`."""
 
     def __init__(
         self, fun: Callable, x0: Any, inequality: Any, equality: Any, jac: Any,
@@ -301,16 +300,17 @@ class _Problem:
         self.layout = Layout(x0, batched=False)
         self.backend = self.layout.backend
         self.space = (FixedOrderSpace if reproducible else Space)(self.backend)
-        self.reproducible = reproducible
         self.fun = fun
         self.fun_jac = jac
         self.jac = True if explicit else jac
         self.functions = (inequality, equality)
         self.jacobians = (inequality_jac, equality_jac)
-        self.multipliers = Multipliers(0.0, 0.0)
-        self.penalty = math.nan
+        self.merit: Callable = self.evaluate
+        given = [f for f in (fun, inequality, equality) if f is not None]
+        if jac is None and all(map(self.backend.is_compiled, given)):
+            self.merit = self.backend.jit(self.merit)
 
-    def __call__(self, x: Any, *args: Any) -> Any:
+    def evaluate(self, x: Any, multipliers: Multipliers, penalty: float, *args: Any) -> Any:
         """((value, (value of fun, constraints)), gradient), or without the gradient."""
         f, gradient = self.fun(x, *args), None
         if self.fun_jac is True:
@@ -321,56 +321,63 @@ class _Problem:
             raise TypeError(f"fun returned a {type(f).__name__}; wanted a real number")
         if gradient is not None:
             gradient = self.layout.to_vector(gradient, "the gradient")
-        value, found = f, []
+        value: Any = f
+        found: list[Any] = []
         for name, function, jacobian, multiplier in zip(
-            Multipliers._fields, self.functions, self.jacobians, self.multipliers, strict=True
+            Multipliers._fields, self.functions, self.jacobians, multipliers, strict=True
         ):
-            c = None
-            if function is not None:
-                c = self._numbers(function(x, *args), name)
-                change = self.change(name, c, multiplier)
+            if function is None:
+                found.append(None)
+                continue
+            c = self._numbers(function(x, *args), name)
+            matrix = None if jacobian is None else jacobian(x, *args)
+            found.append(c)
+            # Trials that overflow are ordinary.
+            with np.errstate(all="ignore"):
+                change = self.change(name, c, multiplier, penalty)
                 weights = multiplier + change
                 terms = self.space.dot(change, multiplier + weights)
-                value = value + (0.5 / self.penalty) * terms
-                if jacobian is not None:
-                    matrix = self._matrix(jacobian(x, *args), c, f"{name}_jac")
+                value = value + (0.5 / penalty) * terms
+                if matrix is not None:
+                    matrix = self._matrix(matrix, c, f"{name}_jac")
                     gradient = gradient + self.space.combine(weights, matrix)
-            found.append(c)
         out = value, (f, *found)
         return out if gradient is None else (out, self.layout.to_tree(gradient))
 
-    def change(self, name: str, c: Array, multiplier: Any) -> Array:
+    def change(self, name: str, c: Array, multiplier: Any, penalty: float) -> Array:
         """By how much the next multipliers differ from these: rho c; or for an inequality, whose
         multiplier stays positive, max(0, multiplier + rho c) - multiplier.
 
         Divided by rho that is 0 just where c = 0; or where c <= 0, multiplier >= 0 and one of the
         two is 0.
         """
-        change = self.penalty * c
+        change = penalty * c
         if name == "equality":
             return change
         return self.space.xp.maximum(change, self.space.xp.zeros_like(change) - multiplier)
 
-    def measure(self, aux: tuple) -> tuple[float, float, float, Multipliers]:
+    def measure(
+        self, aux: tuple, multipliers: Multipliers, penalty: float
+    ) -> tuple[float, float, float, Multipliers]:
         """The value of fun; the violation; the largest change of a multiplier, divided by rho; and
         the next multipliers."""
         f, *found = aux
         xp, max_abs = self.space.xp, self.space.max_abs
         sizes: list[Any] = []
-        multipliers: list[Any] = []
-        for name, c, multiplier in zip(Multipliers._fields, found, self.multipliers, strict=True):
+        after: list[Any] = []
+        for name, c, multiplier in zip(Multipliers._fields, found, multipliers, strict=True):
             if c is None:
                 sizes += [0.0, 0.0]
-                multipliers.append(None)
+                after.append(None)
                 continue
-            change = self.change(name, c, multiplier)
+            change = self.change(name, c, multiplier, penalty)
             beyond = xp.maximum(c, xp.zeros_like(c)) if name == "inequality" else c
             sizes += [max_abs(beyond), max_abs(change)]
-            multipliers.append(multiplier + change)
+            after.append(multiplier + change)
         value, *sizes = self.space.read(f, *sizes)
         violation = FLOATS.maximum(*sizes[::2])  # where one is nan, nan
-        change = FLOATS.maximum(*sizes[1::2]) / self.penalty
-        return value, violation, change, Multipliers(*multipliers)
+        change = FLOATS.maximum(*sizes[1::2]) / penalty
+        return value, violation, change, Multipliers(*after)
 
     @staticmethod
     def _pair(out: Any) -> tuple[Any, Any]:
@@ -433,18 +440,18 @@ def _solve(
     if not isinstance(args, tuple):
         args = (args,)
     start = time.perf_counter()
-    problem.penalty = float(penalty)
     best: ConstrainedResult | None = None
     x, nfev, previous = x0, 0, math.inf
     # The violation when it last fell by half, and the penalty then.
-    milestone, since = math.inf, problem.penalty
+    milestone, since = math.inf, penalty
+    multipliers = Multipliers(0.0, 0.0)  # of any number of constraints
 
     def measured(inner: Result) -> tuple[ConstrainedResult, float]:
-        value, violation, change, multipliers = problem.measure(inner.aux)
+        value, violation, change, after = problem.measure(inner.aux, multipliers, penalty)
         running = ConstrainedStatus.RUNNING
         result = ConstrainedResult(
-            inner.x, value, violation, multipliers, problem.penalty, nit, nfev + inner.nfev, False,
-            running, running.message, inner,
+            inner.x, value, violation, after, penalty, nit, nfev + inner.nfev, False, running,
+            running.message, inner,
         )
         return result, change
 
@@ -464,18 +471,21 @@ def _solve(
         while True:
             nit += 1
             inner = minimize(
-                problem, x, args, method=method, jac=problem.jac, has_aux=True, bounds=bounds,
-                gtol=gtol, maxiter=maxiter_inner,
+                problem.merit, x, (multipliers, penalty, *args), method=method, jac=problem.jac,
+                has_aux=True, bounds=bounds, gtol=gtol, maxiter=maxiter_inner,
                 maxfun=None if maxfun is None else maxfun - nfev,
                 maxtime=None if maxtime is None else max(
                     0.0, maxtime - (time.perf_counter() - start)
                 ),
-                reproducible=problem.reproducible,
+                reproducible=problem.space.reproducible,
             )
             new, change = measured(inner)
             nfev = new.nfev
             if inner.success and change <= ctol:
                 return end(new, ConstrainedStatus.CONVERGED)
+            if inner.status is Status.NOT_FINITE and best is not None:
+                # The last inner solve has run off to where a larger penalty overflows.
+                return end(best, ConstrainedStatus.UNBOUNDED)
             best = better(best, new)
             if inner.status in _ENDS:
                 return end(best, _ENDS[inner.status])
@@ -488,6 +498,10 @@ def _solve(
             if maxfun is not None and nfev >= maxfun:
                 return end(best, ConstrainedStatus.EVALUATIONS)
 
+            if inner.status is Status.ITERATIONS:
+                # Not yet where multipliers and violation tell something.
+                x = inner.x
+                continue
             grows = not has_multipliers or change > _ENOUGH * previous
             if inner.status is Status.UNBOUNDED:
                 # With a larger penalty there may be a minimum; not from out there.
@@ -495,13 +509,13 @@ def _solve(
             else:
                 x, previous = inner.x, change
                 if has_multipliers:
-                    problem.multipliers = new.multipliers
+                    multipliers = new.multipliers
                 if new.violation <= max(ctol, 0.5 * milestone):
-                    milestone, since = new.violation, problem.penalty
+                    milestone, since = new.violation, penalty
             if grows:
-                problem.penalty *= growth
+                penalty *= growth
             # In a larger penalty fun is lost by rounding.
-            if problem.penalty > since / math.sqrt(eps):
+            if penalty > since / math.sqrt(eps):
                 unbounded = inner.status is Status.UNBOUNDED
                 return end(
                     best,

@@ -66,7 +66,13 @@ class Projection(ABC):
                 "order"
             )
         with np.errstate(all="ignore"):
-            return self.project(Space(backend, batched=x.ndim > 1), x)
+            return self.nearest(Space(backend, batched=x.ndim > 1), x)
+
+    def nearest(self, space: Space, x: Array) -> Array:
+        """`project`, compiled where the library can and the bits may differ."""
+        if space.reproducible:
+            return self.project(space, x)
+        return space.backend.jit(_project, self, space)(x)
 
     @abstractmethod
     def project(self, space: Space, x: Array) -> Array:
@@ -268,6 +274,10 @@ class Halfspace(Projection):
         step = excess * (1.0 / space.dot(normal, normal))
         nearest = x - (step[..., None] * normal) * unit[..., None]
         return xp.where(inside[..., None], x, nearest)
+
+
+def _project(projection: Projection, space: Space, x: Array) -> Array:
+    return projection.project(space, x)
 
 
 def _onto_simplex(space: Space, x: Array, total: float) -> Array:

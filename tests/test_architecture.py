@@ -69,6 +69,7 @@ ONLY_FOR = {
 LIBRARIES: dict[str, list[str]] = {
     "__main__": ["numpy"],
     "backend": ["array_api_compat", "array_api_extra", "numpy"],
+    "constraints": ["numpy"],
     "demo": ["numpy"],
     "minimize": ["numpy"],
     "objective": ["numpy"],

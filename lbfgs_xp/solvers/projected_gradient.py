@@ -152,7 +152,7 @@ class ProjectedGradient:
         if projection is None:
             return x
         if isinstance(projection, Projection):
-            return projection.project(space, x)
+            return projection.nearest(space, x)
         nearest = projection(x)
         if not is_array(nearest) or (nearest.shape, nearest.dtype) != (x.shape, x.dtype):
             what = f"{nearest.dtype} {tuple(nearest.shape)}" if is_array(nearest) else repr(nearest)
