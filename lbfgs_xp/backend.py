@@ -41,6 +41,13 @@ def is_array(value: object) -> bool:
     return compat.is_array_api_obj(value)
 
 
+def is_true(outcome: Any) -> bool:
+    """Whether a callback has returned True, or a truth value of an array library."""
+    if is_array(outcome) and outcome.ndim == 0:
+        return bool(outcome)
+    return outcome is True
+
+
 class Backend:
     """One array library, one device, one real floating-point dtype.
 
@@ -62,10 +69,12 @@ class Backend:
         The distance from 1 to the next number of the dtype; its largest number.
     mutable : bool
         Whether a row of an array can be overwritten in place.
+
+    An array that JAX is tracing has neither values nor a device; it will do where `traced`.
     """
 
-    def __init__(self, array: Array, what: str = "x0"):
-        if _is_traced(array):
+    def __init__(self, array: Array, what: str = "x0", traced: bool = False):
+        if _is_traced(array) and not traced:
             raise TypeError(
                 f"{what} is traced (by jax.jit, grad or vmap); wanted an array with values: call "
                 "lbfgs_xp outside of compiled functions (its loops run in Python; what can be "
@@ -95,7 +104,7 @@ class Backend:
 
     def holds(self, array: Array) -> bool:
         """Whether an array of this library lies on this device."""
-        return self.name == "numpy" or compat.device(array) == self.device
+        return self.name == "numpy" or self.device in (None, compat.device(array))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Backend) and self._key == other._key
@@ -152,6 +161,31 @@ class Backend:
             # asarray with a device takes ten times as long.
             return sys.modules["jax"].device_put(values.astype(dtype), self.device)
         return self.xp.asarray(values, dtype=dtype, device=self.device)
+
+    def adopt(self, values: Any, what: str) -> Array:
+        """Numbers, lists, NumPy arrays, or arrays of this library and device, in this dtype.
+
+        Errors name them `what`.
+        """
+        if isinstance(values, (np.ndarray, np.generic)) or not is_array(values):
+            try:
+                host = np.array(values)
+            except ValueError as error:
+                raise ValueError(f"{what} is a ragged list ({error}); wanted numbers") from None
+            if host.dtype.kind not in "iuf":
+                raise TypeError(f"{what} is {values!r}; wanted real numbers")
+            return self.from_host(host)
+        if (library := self.name_of(values)) != self.name:
+            raise TypeError(
+                f"{what} is an array of {library}; wanted one of {self.name}, like x, or of NumPy"
+            )
+        if not self.holds(values):
+            raise ValueError(
+                f"{what} is on device {compat.device(values)}; wanted {self.device}, like x"
+            )
+        if not self.xp.isdtype(values.dtype, ("real floating", "integral")):
+            raise TypeError(f"{what} has dtype {values.dtype}; wanted real numbers")
+        return self.xp.astype(values, self.dtype, copy=False)
 
     def read(self, numbers: Sequence[Array]) -> list[float]:
         """Several 0-d arrays as floats: one transfer where the arrays live on a device."""
@@ -313,7 +347,7 @@ class Backend:
         """
         if self.name == "jax":
             function = _jax_jit(function, len(static), donate)
-        return functools.partial(function, *static)
+        return functools.partial(function, *static) if static else function
 
     @property
     def differentiates(self) -> bool:

@@ -15,13 +15,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lbfgs_xp import stopping
-from lbfgs_xp.backend import Array, is_array
+from lbfgs_xp.backend import Array, is_array, is_true
 from lbfgs_xp.objective import Objective
 from lbfgs_xp.progress import Live
+from lbfgs_xp.projections import Box
 from lbfgs_xp.result import Best, Record, Result, State, Status
-from lbfgs_xp.solvers.contract import Solver
+from lbfgs_xp.solvers.contract import Solver, optimality
 from lbfgs_xp.solvers.lbfgs import LBFGS
 from lbfgs_xp.solvers.newton import Newton
+from lbfgs_xp.solvers.projected_gradient import ProjectedGradient
 from lbfgs_xp.space import FixedOrderSpace, Space
 from lbfgs_xp.stopping import Criteria, Progress
 from lbfgs_xp.tree import Layout, map_leaves
@@ -35,7 +37,11 @@ _PATIENCE = 8
 # How often a run may set out again from its best point.
 _DEPARTURES = 10
 
-METHODS: dict[str, Callable[[], Any]] = {"lbfgs": LBFGS, "newton": Newton}
+METHODS: dict[str, Callable[[], Any]] = {
+    "lbfgs": LBFGS,
+    "newton": Newton,
+    "projected_gradient": ProjectedGradient,
+}
 
 
 def minimize(
@@ -72,7 +78,8 @@ def minimize(
     args : tuple
         Further arguments of fun (and jac).
     method : str or solver
-        "lbfgs", "newton", or a solver object such as `lx.LBFGS(memory_size=20)`.
+        "lbfgs", "newton", "projected_gradient", or an object such as `lx.LBFGS(memory_size=20)` or
+        `lx.Adam(1e-2)`.
     jac : None, True, function, "2-point" or "3-point"
         None: automatic differentiation (PyTorch, JAX). True: fun returns (value, gradient). A
         function: jac(x, *args) -> gradient, of the structure of x. For complex x the gradient is
@@ -84,11 +91,14 @@ def minimize(
         one vector, over all its numbers in a row, n in all, in the order of its leaves.
     has_aux : bool
         Whether fun returns (value, aux) in place of value; `res.aux` is that of the best point.
-    bounds : None
-        For methods that take bounds; L-BFGS takes none.
+    bounds : None or (lower, upper)
+        For methods that take bounds, such as "projected_gradient"; L-BFGS takes none. Each side is
+        None, a number, an array that broadcasts to x0, or of the structure of x0 with such leaves.
+        Infinities are no bounds. A start outside is moved to the nearest point inside.
     gtol : float
-        Stop where the largest component of the gradient is at most this. Default: the square root
-        of the dtype's eps, 1.5e-8 for float64 and 3.5e-4 for float32.
+        Stop where the largest component of the gradient is at most this; under constraints, of
+        P(x - gradient) - x, with P the projection. Default: the square root of the dtype's eps,
+        1.5e-8 for float64 and 3.5e-4 for float32.
     ftol, xtol : float
         Stop where in two iterations running the value changes by at most ftol |value|, or x by
         at most xtol max(1, largest |x|). With 0, the default, a run goes on until the gradient is
@@ -137,6 +147,8 @@ def minimize(
     layout = Layout(x0, batched)
     solver = _solver(method, bounds, hess, layout)
     monotone = getattr(solver, "monotone", True)
+    if bounds is not None:
+        solver = _bounded(solver, bounds, layout)
     backend = layout.backend
     criteria = Criteria(
         gtol=_tolerance("gtol", math.sqrt(backend.eps) if gtol is None else gtol),
@@ -147,7 +159,7 @@ def minimize(
         eps=backend.eps,
         noise=backend.noise,
         largest=backend.largest,
-        patience=_PATIENCE if monotone else _UNLIMITED,
+        patience=getattr(solver, "patience", _PATIENCE),
         failure=int(Status.LINE_SEARCH if monotone else Status.DIVERGED),
     )
     deadline = time.perf_counter() + _seconds("maxtime", maxtime)
@@ -170,7 +182,7 @@ def minimize(
                     continue
                 record = run.record()
                 live.show(record)
-                if callback is not None and _is_true(run.outside(callback, record)):
+                if callback is not None and is_true(run.outside(callback, record)):
                     run.end(Status.CALLBACK)
         except KeyboardInterrupt:
             if run.now is None:
@@ -222,13 +234,15 @@ class _Run:
     def begin(self, x: Array, state: State | None) -> None:
         """Evaluates the start, or where an earlier run stands."""
         space, solver, objective = self.space, self.solver, self.objective
-        start, pairs, there = x, None, False
+        start, pairs, earlier = x, None, None
         if state is not None:
             state = _checked(state, x, solver, space)
             pairs = solver.pairs(space, state.solver)
-            there = space.equal(x, state.best.x)
-            if there:
-                start = state.solver.x
+            earlier = state if space.equal(x, state.best.x) else None
+        if earlier is not None:
+            start = earlier.solver.x
+        elif hasattr(solver, "project"):
+            start = solver.project(space, x)
         untouched = space.backend.own(start)
         value, gradient, aux = self.outside(objective, start)
         if not space.equal(start, untouched):
@@ -239,15 +253,14 @@ class _Run:
         best = Best(start, inner.value, gradient, inner.gradient_norm, inner.value)
         self.aux = aux
         if (
-            state is not None
-            and there
-            and state.method == solver
-            and space.equal(inner.value, state.solver.value)
-            and space.equal(inner.gradient, state.solver.gradient)
+            earlier is not None
+            and earlier.method == solver
+            and space.equal(inner.value, earlier.solver.value)
+            and space.equal(inner.gradient, earlier.solver.gradient)
         ):
             # A state may serve several runs, and a run overwrites its pairs in place.
-            inner = solver.resume(state.solver)
-            best, self.aux = state.best, state.aux
+            inner = solver.resume(earlier.solver)
+            best, self.aux = earlier.best, earlier.aux
         progress = stopping.start(
             space.scalars, self.criteria, inner.value, inner.gradient_norm, objective.nfev
         )
@@ -327,7 +340,7 @@ class _Run:
         status: Any
         message: Any
         success = _succeeded(p.status)
-        norm = space.read(space.max_abs(best.gradient))[0]
+        norm = space.read(optimality(self.solver, space, best.x, best.gradient))[0]
         if space.batched:
             status, message = p.status, _messages(space, p.status)
         else:
@@ -383,13 +396,14 @@ def _after(
     progress = stopping.update(
         fn, criteria, now.progress, old, state, step, size, count
     )
-    best, better = _better(space, criteria, now.best, old.trial, state, gradient, running)
+    measure = functools.partial(optimality, solver, space, old.trial, gradient)
+    best, better = _better(space, criteria, now.best, old.trial, state, gradient, measure, running)
     return _Now(state, progress, best), better
 
 
 def _better(
     space: Space, criteria: Criteria, best: Best, trial: Array, state: Any, gradient: Array,
-    running: Any,
+    measure: Callable[[], Array], running: Any,
 ) -> tuple[Best, Any]:
     """The best point, now that the trial was seen, and whether it is the trial.
 
@@ -404,7 +418,7 @@ def _better(
     near = running & (value <= best.lowest + slack * fn.abs(best.lowest))
     if fn.every(fn.logical_not(near)):
         return best, False
-    norm = space.read_one(space.max_abs(gradient))
+    norm = space.read_one(measure())
     usable = near & fn.isfinite(value) & fn.isfinite(norm)
     lowest = fn.where(usable & (value < best.lowest), value, best.lowest)
     limit = lowest + slack * fn.abs(lowest)
@@ -471,7 +485,8 @@ def _solver(method: Any, bounds: Any, hess: Any, layout: Layout) -> Any:
         )
     if bounds is not None and not getattr(method, "supports_bounds", False):
         raise ValueError(
-            f"bounds were passed, but {type(method).__name__} takes none; wanted bounds=None"
+            f"bounds were passed, but {type(method).__name__} takes none; wanted bounds=None, or "
+            'a method that takes them, such as "projected_gradient"'
         )
     if hess is not None and not getattr(method, "needs_hessian", False):
         raise ValueError(
@@ -480,6 +495,19 @@ def _solver(method: Any, bounds: Any, hess: Any, layout: Layout) -> Any:
     if not (hess is None or callable(hess)):
         raise TypeError(f"hess is a {type(hess).__name__}; wanted a function of x, or None")
     return method
+
+
+def _bounded(solver: Any, bounds: Any, layout: Layout) -> Any:
+    """The solver within the bounds, which now are vectors."""
+    if not isinstance(bounds, tuple) or len(bounds) != 2:
+        raise TypeError(
+            f"bounds is {bounds!r}; wanted the pair (lower, upper), each None, a number, or "
+            "numbers for the variables"
+        )
+    if any(layout.complex):
+        raise TypeError("bounds were passed, but x0 is complex; complex numbers have no order")
+    lower = layout.spread(bounds[0], "the lower bound", -math.inf)
+    return solver.with_bounds(Box(lower, layout.spread(bounds[1], "the upper bound", math.inf)))
 
 
 def _tolerance(name: str, value: Any) -> float:
@@ -527,13 +555,6 @@ def _checked(state: Any, x: Array, solver: Any, space: Space) -> State:
         raise ValueError(f"state was passed, but {type(solver).__name__} cannot go on from one")
     solver.check_state(state.solver)
     return state
-
-
-def _is_true(outcome: Any) -> bool:
-    """Whether a callback has returned True, or a truth value of an array library."""
-    if is_array(outcome) and outcome.ndim == 0:
-        return bool(outcome)
-    return outcome is True
 
 
 def _attach(error: BaseException, result: Result) -> None:

@@ -164,6 +164,26 @@ class Space:
         """The infinity norm over the last axis: (..., n) -> (...); nan where u has one."""
         return self.backend.max_abs(u)
 
+    def sum(self, u: Array) -> Array:
+        """The sum over the last axis: (..., n) -> (...)."""
+        return self.xp.sum(u, axis=-1)
+
+    def cumulative_sum(self, u: Array) -> Array:
+        """The sums of the first 1, 2, ... n elements: (..., n) -> (..., n).
+
+        From sums of the last 1, 2, 4, ... elements (Hillis & Steele 1986): one order for every
+        library, and errors that grow like log2(n), not n.
+        """
+        reach = 1
+        while reach < u.shape[-1]:
+            u = self.xp.concat([u[..., :reach], u[..., reach:] + u[..., :-reach]], axis=-1)
+            reach *= 2
+        return u
+
+    def sqrt(self, u: Array) -> Array:
+        """Square roots of numbers that were reduced."""
+        return self.xp.sqrt(u)
+
     def matvec(self, matrix: Array, vector: Array) -> Array:
         """Small matrices times small vectors: (..., m, m), (..., m) -> (..., m)."""
         if not self.batched:
@@ -291,6 +311,13 @@ class FixedOrderSpace(Space):
 
     def dot(self, u: Array, v: Array) -> Array:
         return fixed_sum(u * v)
+
+    def sum(self, u: Array) -> Array:
+        return fixed_sum(u)
+
+    def sqrt(self, u: Array) -> Array:
+        # On the host: not every library rounds its square roots correctly.
+        return self.send(np.sqrt(self.fetch(u)))
 
     def products(self, rows: Array, vector: Array) -> Array:
         return fixed_sum(rows * vector[..., None, :])

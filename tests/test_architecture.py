@@ -33,6 +33,7 @@ OURS: dict[str, list[str]] = {
     "result": ["backend", "tree"],
     "stopping": ["result", "scalars"],
     "progress": ["result", "stopping"],
+    "projections": ["backend", "space"],
     "objective": ["backend", "tree"],
     "problems": ["backend", "space"],
     "solvers.curvature": ["backend", "scalars", "space"],
@@ -41,6 +42,7 @@ OURS: dict[str, list[str]] = {
         "backend",
         "line_search",
         "line_search.*",
+        "projections",
         "result",
         "scalars",
         "solvers.*",
@@ -49,12 +51,13 @@ OURS: dict[str, list[str]] = {
     "first_order": ["first_order.*"],
     "first_order.*": ["backend", "first_order.*", "schedules", "space"],
     "minimize": ["*"],
+    "constraints": ["backend", "minimize", "result", "scalars", "space", "tree"],
     "torch": ["*"],
     "scipy": ["*"],
 }
 # Modules that only these may import.
 ONLY_FOR = {
-    "minimize": ["", "__main__", "torch", "scipy"],
+    "minimize": ["", "__main__", "constraints", "torch", "scipy"],
     "__main__": [],
     "demo": ["__main__"],
     "torch": [],
@@ -66,10 +69,12 @@ ONLY_FOR = {
 LIBRARIES: dict[str, list[str]] = {
     "__main__": ["numpy"],
     "backend": ["array_api_compat", "array_api_extra", "numpy"],
+    "constraints": ["numpy"],
     "demo": ["numpy"],
     "minimize": ["numpy"],
     "objective": ["numpy"],
     "problems": ["array_api_compat", "numpy"],
+    "projections": ["array_api_compat", "numpy"],
     "result": ["numpy"],
     "scalars": ["array_api_compat"],
     "schedules": [],

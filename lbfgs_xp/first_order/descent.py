@@ -53,8 +53,9 @@ class Descent:
     optimizer: Any
     segments: tuple[tuple[int, int, int], ...]
 
-    # The value may rise from step to step.
+    # The value may rise from step to step, for as long as it likes.
     monotone = False
+    patience = 2**31 - 1
     # The learning rate of a step is a matter of the host.
     compiles = False
 
