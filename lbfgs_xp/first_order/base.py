@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from lbfgs_xp.backend import Array
 from lbfgs_xp.first_order import update
-from lbfgs_xp.first_order.descent import Descent
 from lbfgs_xp.first_order.state import OptimizerState
+from lbfgs_xp.first_order.stepping import Stepping
 from lbfgs_xp.first_order.tape import Tape, record
 from lbfgs_xp.schedules import as_schedule
 from lbfgs_xp.tree import Layout
@@ -122,14 +122,14 @@ class FirstOrder:
         """
         return update.update(self, params, grads, state, value, in_place, reproducible)
 
-    def solver(self, layout: Layout) -> Descent:
+    def solver(self, layout: Layout) -> Any:
         """The same rule as a solver for `lx.minimize`."""
         if self.maximize:
             raise ValueError(
                 "maximize=True was passed to a minimisation; wanted maximize=False and a function "
                 "with the opposite sign"
             )
-        return Descent(self, update.segments(self, layout))
+        return Stepping(self, update.segments(self, layout))
 
     # --- what a rule tells of itself -----------------------------------------------------------
 
