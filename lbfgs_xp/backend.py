@@ -41,6 +41,13 @@ def is_array(value: object) -> bool:
     return compat.is_array_api_obj(value)
 
 
+def is_true(outcome: Any) -> bool:
+    """Whether a callback has returned True, or a truth value of an array library."""
+    if is_array(outcome) and outcome.ndim == 0:
+        return bool(outcome)
+    return outcome is True
+
+
 class Backend:
     """One array library, one device, one real floating-point dtype.
 
@@ -62,19 +69,21 @@ class Backend:
         The distance from 1 to the next number of the dtype; its largest number.
     mutable : bool
         Whether a row of an array can be overwritten in place.
+
+    An array that JAX is tracing has neither values nor a device; it will do where `traced`.
     """
 
-    def __init__(self, array: Array):
-        if _is_traced(array):
+    def __init__(self, array: Array, what: str = "x0", traced: bool = False):
+        if _is_traced(array) and not traced:
             raise TypeError(
-                "x0 is traced (by jax.jit, grad or vmap); wanted an array with values: the loop "
-                "of a minimisation runs in Python, so call it outside of compiled functions, and "
-                "use batched=True in place of vmap"
+                f"{what} is traced (by jax.jit, grad or vmap); wanted an array with values: call "
+                "lbfgs_xp outside of compiled functions (its loops run in Python; what can be "
+                "compiled, it compiles itself), and use batched=True in place of vmap"
             )
         self.xp: Namespace = compat.array_namespace(array)
         self.name = _library(self.xp)
         self.device = compat.device(array)
-        self.complex, self.eps, self.largest = _limits(self.xp, array.dtype)
+        self.complex, self.eps, self.largest = _limits(self.xp, array.dtype, what)
         # How much rounding alone may change a value, relative to it.
         self.noise = 16.0 * self.eps
         self.dtype = self.xp.real(array).dtype if self.complex else array.dtype
@@ -94,7 +103,7 @@ class Backend:
 
     def holds(self, array: Array) -> bool:
         """Whether an array of this library lies on this device."""
-        return self.name == "numpy" or compat.device(array) == self.device
+        return self.name == "numpy" or self.device in (None, compat.device(array))
 
     @functools.cached_property
     def _key(self) -> tuple[str, str, str]:
@@ -152,6 +161,31 @@ class Backend:
             # asarray with a device takes ten times as long.
             return sys.modules["jax"].device_put(values.astype(dtype), self.device)
         return self.xp.asarray(values, dtype=dtype, device=self.device)
+
+    def adopt(self, values: Any, what: str) -> Array:
+        """Numbers, lists, NumPy arrays, or arrays of this library and device, in this dtype.
+
+        Errors name them `what`.
+        """
+        if isinstance(values, (np.ndarray, np.generic)) or not is_array(values):
+            try:
+                host = np.array(values)
+            except ValueError as error:
+                raise ValueError(f"{what} is a ragged list ({error}); wanted numbers") from None
+            if host.dtype.kind not in "iuf":
+                raise TypeError(f"{what} is {values!r}; wanted real numbers")
+            return self.from_host(host)
+        if (library := self.name_of(values)) != self.name:
+            raise TypeError(
+                f"{what} is an array of {library}; wanted one of {self.name}, like x, or of NumPy"
+            )
+        if not self.holds(values):
+            raise ValueError(
+                f"{what} is on device {compat.device(values)}; wanted {self.device}, like x"
+            )
+        if not self.xp.isdtype(values.dtype, ("real floating", "integral")):
+            raise TypeError(f"{what} has dtype {values.dtype}; wanted real numbers")
+        return self.xp.astype(values, self.dtype, copy=False)
 
     def read(self, numbers: Sequence[Array]) -> list[float]:
         """Several 0-d arrays as floats: one transfer where the arrays live on a device."""
@@ -236,17 +270,84 @@ class Backend:
             return array.detach().clone()
         return self.xp.asarray(array, copy=True) if self.mutable else array
 
+    # --- one array, whatever its shape, as real numbers in a row -------------------------------
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether NumPy can work on the very memory of an array."""
+        return self.name == "numpy" or (self.name == "torch" and self.device.type == "cpu")
+
+    def real_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of `to_real` of an array of this shape."""
+        return (*shape, 2) if self.complex else shape
+
+    def to_real(self, array: Array) -> Array:
+        """A real array as it is; a complex one (...) as its parts (..., 2)."""
+        array, xp = self.constant(array), self.xp
+        if not self._is_complex(array.dtype):
+            return array
+        return xp.stack([xp.real(array), xp.imag(array)], axis=-1)
+
+    def from_real(self, array: Array, dtype: Any) -> Array:
+        """The other way, to an array of this dtype."""
+        if not self._is_complex(dtype):
+            return array
+        re, im = (self.xp.astype(array[..., i], dtype) for i in (0, 1))
+        return re + im * 1j
+
+    def _is_complex(self, dtype: Any) -> bool:
+        return self.complex and self.xp.isdtype(dtype, "complex floating")
+
+    def vector(self, array: Array) -> Array:
+        """All its real numbers, in one row."""
+        return self.xp.reshape(self.to_real(array), (-1,))
+
+    def flat_view(self, array: Array) -> np.ndarray:
+        """`vector` for NumPy: of the same memory where that is contiguous, else a copy."""
+        if self.name == "torch":
+            torch = sys.modules["torch"]
+            if array.layout is not torch.strided:
+                raise TypeError(f"an array has the layout {array.layout}; wanted a dense one")
+            array = array.detach().resolve_conj().resolve_neg()
+            array = torch.view_as_real(array) if array.is_complex() else array
+            return array.numpy().reshape(-1)
+        array = array.reshape(-1)
+        return array.view(self.dtype) if array.dtype.kind == "c" else array
+
+    def overwritable(self, array: Array) -> bool:
+        """Whether `flat_view` leads to the memory of the array."""
+        if self.name == "torch":
+            return array.is_contiguous() and not (array.is_conj() or array.is_neg())
+        return array.flags.c_contiguous and array.flags.writeable
+
+    def overwrite(self, array: Array, new: Array) -> Array:
+        """`new`, written over `array` in place where the library allows."""
+        if not self.mutable:
+            return new
+        self.constant(array)[...] = new
+        return array
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        return self.xp.empty(shape, dtype=dtype, device=self.device)
+
+    @staticmethod
+    def tracked(array: Array, like: Array) -> Array:
+        """`array`, recorded by autograd where `like` is."""
+        if getattr(like, "requires_grad", False) and not array.requires_grad:
+            array.requires_grad_(True)
+        return array
+
     # --- compiling, differentiating ------------------------------------------------------------
 
-    def jit(self, function: Callable, *static: Any, donate: int | None = None) -> Callable:
+    def jit(self, function: Callable, *static: Any, donate: tuple[int, ...] = ()) -> Callable:
         """`function` with its first arguments `static`: compiled by JAX, elsewhere as it is.
 
         What is compiled once serves every later call with equal (hashable) static arguments. The
-        argument at position `donate` may be overwritten.
+        arguments at the positions `donate` may be overwritten.
         """
         if self.name == "jax":
             function = _jax_jit(function, len(static), donate)
-        return functools.partial(function, *static)
+        return functools.partial(function, *static) if static else function
 
     @property
     def differentiates(self) -> bool:
@@ -265,6 +366,29 @@ class Backend:
             return self.jit(_jax_gradient, evaluate, fun, *static)
         return functools.partial(_jax_gradient, evaluate, fun, *static)
 
+    def hessian(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
+        """(args, x) -> the matrices (..., n, n), by differentiating twice.
+
+        The arguments are those of `value_and_gradient`. Rows of a batch being independent, row i of
+        each problem's matrix is the gradient of the sum of the i-th components of all gradients.
+        """
+        if self.name == "torch":
+            return functools.partial(_torch_hessian, evaluate, fun, *static)
+        if self.is_compiled(fun):
+            return self.jit(_jax_hessian, evaluate, fun, *static)
+        return functools.partial(_jax_hessian, evaluate, fun, *static)
+
+    def eigh(self, matrix: Array) -> tuple[Array, Array]:
+        """Eigenvalues in ascending order and eigenvectors, as columns, of symmetric matrices."""
+        eigh = getattr(getattr(self.xp, "linalg", None), "eigh", None)
+        if eigh is None:
+            raise TypeError(
+                f"{self.name} has no linalg.eigh; wanted x0 of a library with the linear algebra "
+                "extension of the array API standard, or a method that needs no Hessian"
+            )
+        eigenvalues, eigenvectors = eigh(matrix)
+        return eigenvalues, eigenvectors
+
     @staticmethod
     def is_compiled(fun: Callable) -> bool:
         """Whether `fun` is the outcome of jax.jit, and so a pure function by its author's word."""
@@ -272,14 +396,16 @@ class Backend:
 
 
 @functools.cache
-def _limits(xp: Namespace, dtype: Any) -> tuple[bool, float, float]:
+def _limits(xp: Namespace, dtype: Any, what: str) -> tuple[bool, float, float]:
     """Whether the dtype is complex; eps and the largest number of its parts."""
     is_complex = xp.isdtype(dtype, "complex floating")
     if not is_complex and not xp.isdtype(dtype, "real floating"):
-        raise TypeError(f"x0 has dtype {dtype}; wanted a real or complex floating-point dtype")
+        raise TypeError(f"{what} has dtype {dtype}; wanted a real or complex floating-point dtype")
     limits = xp.finfo(dtype)
     if limits.bits < 32:
-        raise TypeError(f"x0 has dtype {dtype}; wanted one of at least 32 bits, such as float32")
+        raise TypeError(
+            f"{what} has dtype {dtype}; wanted one of at least 32 bits, such as float32"
+        )
     return is_complex, float(limits.eps), float(limits.max)
 
 
@@ -304,10 +430,9 @@ def _is_traced(array: Array) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def _jax_jit(function: Callable, static: int, donate: int | None) -> Callable:
+def _jax_jit(function: Callable, static: int, donate: tuple[int, ...]) -> Callable:
     jax = importlib.import_module("jax")
-    donated = () if donate is None else (donate,)
-    return jax.jit(function, static_argnums=tuple(range(static)), donate_argnums=donated)
+    return jax.jit(function, static_argnums=tuple(range(static)), donate_argnums=donate)
 
 
 @functools.cache
@@ -317,6 +442,29 @@ def _jax_write_row() -> Callable:
 
 
 def _torch_gradient(evaluate: Callable, *arguments: Any) -> tuple[Array, Array, Any]:
+    _, value, gradient, aux = _torch_record(evaluate, *arguments)
+    return value.detach(), gradient, aux
+
+
+def _torch_hessian(evaluate: Callable, *arguments: Any) -> Array:
+    torch = sys.modules["torch"]
+    x, _, gradient, _ = _torch_record(evaluate, *arguments, twice=True)
+    # A linear function has no second derivative to trace.
+    if not gradient.requires_grad:
+        return torch.diag_embed(torch.zeros_like(gradient))
+    rows = [
+        torch.autograd.grad(
+            gradient[..., i].sum(), x, retain_graph=True, allow_unused=True, materialize_grads=True
+        )[0]
+        for i in range(x.shape[-1])
+    ]
+    return torch.stack(rows, dim=-2)
+
+
+def _torch_record(
+    evaluate: Callable, *arguments: Any, twice: bool = False
+) -> tuple[Array, Array, Array, Any]:
+    """x, value, gradient and aux; the gradient can be differentiated once more if `twice`."""
     torch = sys.modules["torch"]
     *rest, x = arguments
     if torch.is_inference_mode_enabled():
@@ -333,8 +481,8 @@ def _torch_gradient(evaluate: Callable, *arguments: Any) -> tuple[Array, Array, 
                 "torch operations, so autograd finds no gradient; wanted a tensor made from x, or "
                 "jac= a function or True"
             )
-        (gradient,) = torch.autograd.grad(value.sum(), x)
-    return value.detach(), gradient, aux
+        (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=twice)
+    return x, value, gradient, aux
 
 
 def _jax_gradient(evaluate: Callable, *arguments: Any) -> tuple[Array, Array, Any]:
@@ -352,6 +500,20 @@ def _jax_gradient(evaluate: Callable, *arguments: Any) -> tuple[Array, Array, An
 
     (_, (value, aux)), gradient = jax.value_and_grad(total, has_aux=True)(x)
     return value, gradient, aux
+
+
+def _jax_hessian(evaluate: Callable, *arguments: Any) -> Array:
+    jax = importlib.import_module("jax")
+    *rest, x = arguments
+
+    def total(x: Array) -> Array:
+        return evaluate(*rest, x)[0].sum()
+
+    def row(unit: Array) -> Array:
+        return pull(jax.numpy.broadcast_to(unit, x.shape))[0]
+
+    _, pull = jax.vjp(jax.grad(total), x)
+    return jax.vmap(row, out_axes=-2)(jax.numpy.eye(x.shape[-1], dtype=x.dtype))
 
 
 # --- what is installed -------------------------------------------------------------------------

@@ -5,25 +5,32 @@ from __future__ import annotations
 import collections
 import dataclasses
 import enum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 
-class Status(enum.IntEnum):
-    """Why a run stopped. Each member is its own message: `str(status)` is the sentence.
-
-    `status.success` tells whether the run ended where it was meant to: at a small gradient, where
-    value or step have settled, or at the floor of what the dtype can tell apart.
-    """
+class Reason(enum.IntEnum):
+    """Why something stopped. Each member is its own message: `str(reason)` is the sentence."""
 
     message: str
     success: bool
 
-    def __new__(cls, code: int, success: bool, message: str) -> Status:
+    def __new__(cls, code: int, success: bool, message: str) -> Self:
         member = int.__new__(cls, code)
         member._value_ = code
         member.success = success
         member.message = message
         return member
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class Status(Reason):
+    """Why a run stopped. Each member is its own message: `str(status)` is the sentence.
+
+    `status.success` tells whether the run ended where it was meant to: at a small gradient, where
+    value or step have settled, or at the floor of what the dtype can tell apart.
+    """
 
     RUNNING = -1, False, "still running"
     GRADIENT = 0, True, "the gradient is small: its largest component is at most gtol"
@@ -48,9 +55,18 @@ class Status(enum.IntEnum):
     UNBOUNDED = 9, False, "the value falls without bound along the direction of search"
     CALLBACK = 10, False, "stopped by the callback"
     INTERRUPTED = 11, False, "interrupted from the keyboard"
-
-    def __str__(self) -> str:
-        return self.message
+    DIVERGED = (
+        12,
+        False,
+        "a step led to where the value or the gradient is not finite: the learning rate may be too "
+        "large; the best point before that is kept",
+    )
+    HIGHER = (
+        13,
+        False,
+        "settled at a saddle, at a maximum or in a valley that lies higher than the best point "
+        "seen, which is the one returned",
+    )
 
 
 class Best(NamedTuple):
@@ -115,6 +131,8 @@ class Result:
         The largest absolute component of `jac`.
     nit, nfev : int, or arrays (B,)
         Accepted iterations; evaluations of fun (those for finite differences included).
+    nhev : int
+        How often the Hessian was formed (for a batch: those of all problems at once).
     success, status, message
         Whether and why the run ended; see `lx.Status`.
     aux : Any
@@ -134,20 +152,27 @@ class Result:
     success: Any
     status: Any
     message: Any
+    nhev: int = 0
     aux: Any = None
     hess_inv: Any = dataclasses.field(default=None, repr=False)
     state: Any = dataclasses.field(default=None, repr=False)
 
     def __repr__(self) -> str:
-        rows = []
-        for field in dataclasses.fields(self):
-            if not field.repr or (field.name == "aux" and self.aux is None):
-                continue
-            value = getattr(self, field.name)
-            # A Status prints as its name here, since the message has a line of its own.
-            text = value.name if isinstance(value, Status) else str(value)
-            if isinstance(value, list):
-                counts = collections.Counter(value)
-                text = "\n".join(f"{count} x {message}" for message, count in counts.items())
-            rows.append(f"{field.name:>14}: " + text.replace("\n", "\n" + " " * 16))
-        return "\n".join(rows)
+        return table(self)
+
+
+def table(result: Any) -> str:
+    """The fields of a result, one a line."""
+    rows = []
+    for field in dataclasses.fields(result):
+        value = getattr(result, field.name)
+        unused = value is None if field.name == "aux" else field.name == "nhev" and not value
+        if not field.repr or unused:
+            continue
+        # A status prints as its name here, since the message has a line of its own.
+        text = value.name if isinstance(value, Reason) else str(value)
+        if isinstance(value, list):
+            counts = collections.Counter(value)
+            text = "\n".join(f"{count} x {message}" for message, count in counts.items())
+        rows.append(f"{field.name:>14}: " + text.replace("\n", "\n" + " " * 16))
+    return "\n".join(rows)

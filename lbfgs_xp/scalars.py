@@ -44,6 +44,7 @@ class Scalars:
         self.xp = xp
         self.abs: Callable[[Scalar], Scalar] = xp.abs
         self.sqrt: Callable[[Scalar], Scalar] = xp.sqrt
+        self.sign: Callable[[Scalar], Scalar] = xp.sign
         self.isfinite: Callable[[Scalar], Mask] = xp.isfinite
         self.logical_not: Callable[[Mask], Mask] = xp.logical_not
 

@@ -15,12 +15,9 @@ _STEP = int(Status.STEP)
 _PRECISION = int(Status.PRECISION)
 _ITERATIONS = int(Status.ITERATIONS)
 _EVALUATIONS = int(Status.EVALUATIONS)
-_LINE_SEARCH = int(Status.LINE_SEARCH)
 _NOT_FINITE = int(Status.NOT_FINITE)
 _UNBOUNDED = int(Status.UNBOUNDED)
 
-# Iterations without a change that tells something, before the floor is taken as reached.
-_PATIENCE = 8
 # Iterations in a row whose change must be small for the value or the step to have settled.
 _SETTLED = 2
 
@@ -29,6 +26,9 @@ class Criteria(NamedTuple):
     """Tolerances and budgets.
 
     eps, noise, largest : what `Backend` says of the dtype.
+    patience : iterations without a change that tells something, before the floor is taken as
+        reached.
+    failure : the status of a failed step that rounding does not explain.
     """
 
     gtol: float
@@ -39,6 +39,8 @@ class Criteria(NamedTuple):
     eps: float
     noise: float
     largest: float
+    patience: int
+    failure: int
 
 
 class Progress(NamedTuple):
@@ -126,9 +128,9 @@ def update(
         norm <= 1e3 * criteria.eps * p.highest_norm
     )
     given_up = fn.where(
-        rounding, fn.full(_PRECISION, value), _LINE_SEARCH
+        rounding, fn.full(_PRECISION, value), criteria.failure
     )
-    status = fn.where(stalled >= _PATIENCE, given_up, p.status)
+    status = fn.where(stalled >= criteria.patience, given_up, p.status)
     status = fn.where(settled_step >= _SETTLED, _STEP, status)
     status = fn.where(settled_value >= _SETTLED, _VALUE, status)
     status = fn.where(endless, _UNBOUNDED, status)

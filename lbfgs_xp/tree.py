@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,7 @@ class Layout:
     """
 
     def __init__(self, x0: Any, batched: bool):
-        leaves, self.structure = _flatten(_as_parameters(x0))
+        leaves, self.structure = flatten(_as_parameters(x0))
         self.batched = batched
         backends = _check_leaves(leaves, batched)
         self.backend = backends[0]
@@ -78,13 +79,42 @@ class Layout:
         """The vector of `tree`, which `what` names in errors ("x0", "the gradient", ...)."""
         if self.backend.is_numpy and self.structure.is_leaf() and isinstance(tree, (list, tuple)):
             tree = _as_parameters(tree)
-        leaves, structure = _flatten(tree)
+        leaves, structure = flatten(tree)
         if structure != self.structure:
             raise ValueError(
                 f"{what} has the structure {structure}; wanted that of x0, {self.structure}"
             )
         leaves = [self.check(leaf, i, what) for i, leaf in enumerate(leaves)]
         return leaves[0] if self.plain else self._join(leaves)
+
+    def spread(self, tree: Any, what: str, missing: float) -> Any:
+        """Numbers for all variables: one float, or an array that broadcasts to the vector.
+
+        tree : None for `missing`, a number, or of the structure of x0 with leaves that are None,
+            numbers or arrays that broadcast to those of x0.
+        """
+        if tree is None:
+            return missing
+        if isinstance(tree, numbers.Real) and not isinstance(tree, bool):
+            return float(tree)
+        if self.structure.is_leaf() and isinstance(tree, (list, tuple)):
+            tree = np.asarray(tree)
+        leaves, structure = flatten(tree)
+        if structure != self.structure:
+            raise ValueError(
+                f"{what} has the structure {structure}; wanted None, a number, or the structure "
+                f"of x0, {self.structure}"
+            )
+        arrays = []
+        for leaf, shape in zip(leaves, self.shapes, strict=True):
+            array = self.backend.adopt(missing if leaf is None else leaf, what)
+            try:
+                arrays.append(self.xp.broadcast_to(array, shape))
+            except (ValueError, RuntimeError):
+                raise ValueError(
+                    f"{what} has shape {tuple(array.shape)}; wanted one that broadcasts to {shape}"
+                ) from None
+        return array if self.plain else self._join(arrays)
 
     def _join(self, leaves: list[Array]) -> Array:
         xp = self.xp
@@ -111,10 +141,12 @@ class Layout:
                 re = xp.astype(piece[..., :half], like.dtype)
                 piece = re + xp.astype(piece[..., half:], like.dtype) * 1j
             leaves.append(xp.reshape(piece, shape))
-        return optree.tree_unflatten(self.structure, leaves)
+        return unflatten(self.structure, leaves)
 
-    def check(self, leaf: Any, index: int, what: str) -> Array:
-        """`leaf` as an array like leaf `index` of x0, or a clear error."""
+    def check(
+        self, leaf: Any, index: int, what: str, shape: tuple[int, ...] | None = None
+    ) -> Array:
+        """`leaf` as an array like leaf `index` of x0 (or of `shape`), or a clear error."""
         like = self.leaves[index]
         if not is_array(leaf):
             if self.backend.name != "numpy":
@@ -130,10 +162,9 @@ class Layout:
             raise TypeError(
                 f"{what} is an array of {other}; wanted one of {self.backend.name}, like x0"
             )
-        if tuple(leaf.shape) != self.shapes[index]:
-            raise ValueError(
-                f"{what} has shape {tuple(leaf.shape)}; wanted {self.shapes[index]}, like x0"
-            )
+        if tuple(leaf.shape) != (self.shapes[index] if shape is None else shape):
+            wanted = f"{self.shapes[index]}, like x0" if shape is None else shape
+            raise ValueError(f"{what} has shape {tuple(leaf.shape)}; wanted {wanted}")
         if not self.backend.holds(leaf):
             raise ValueError(
                 f"{what} is on device {Backend.device_of(leaf)}; wanted {self.backend.device}, "
@@ -148,13 +179,14 @@ class Layout:
 
 def map_leaves(function: Callable, tree: Any, *others: Any) -> Any:
     """`function` over the leaves of trees of one structure."""
-    leaves, structure = _flatten(tree)
-    rest = [_flatten(other)[0] for other in others]
+    leaves, structure = flatten(tree)
+    rest = [flatten(other)[0] for other in others]
     mapped = [function(*each) for each in zip(leaves, *rest, strict=True)]
-    return optree.tree_unflatten(structure, mapped)
+    return unflatten(structure, mapped)
 
 
-def _flatten(tree: Any) -> tuple[list[Any], Any]:
+def flatten(tree: Any) -> tuple[list[Any], Any]:
+    """The leaves of nested parameters, and how they are nested."""
     if is_array(tree):
         return [tree], _LEAF
     while True:
@@ -164,6 +196,16 @@ def _flatten(tree: Any) -> tuple[list[Any], Any]:
             return leaves, structure
         for cls in classes:
             _register(cls)
+
+
+def unflatten(structure: Any, leaves: list[Any]) -> Any:
+    """The parameters that have these leaves."""
+    return optree.tree_unflatten(structure, leaves)
+
+
+def paths(structure: Any) -> list[str]:
+    """Where each leaf is, such as "layers.0.bias"; "" where the one leaf is all there is."""
+    return [".".join(map(str, path)) for path in structure.paths()]
 
 
 def _register(cls: type) -> None:
@@ -190,7 +232,7 @@ def _as_parameters(x0: Any) -> Any:
     """x0 itself, or a NumPy array where it is a number or a (nested) list of numbers."""
     if is_array(x0):
         return x0
-    leaves, _ = _flatten(x0)
+    leaves, _ = flatten(x0)
     if isinstance(x0, (list, tuple, int, float, complex, np.generic)) and all(
         isinstance(leaf, (int, float, complex, np.generic)) for leaf in leaves
     ):
@@ -208,21 +250,25 @@ def _refuse_mask(leaf: Any, what: str) -> None:
         raise TypeError(f"{what} is a masked array; wanted a plain one, such as {what}.data")
 
 
-def _check_leaves(leaves: list[Any], batched: bool) -> list[Backend]:
+def backends_of(leaves: list[Any], what: str) -> list[Backend]:
+    """The backend of each leaf; `what` names the parameters in errors."""
     if not leaves:
-        raise ValueError("x0 holds no arrays; wanted at least one")
+        raise ValueError(f"{what} holds no arrays; wanted at least one")
     for leaf in leaves:
-        _refuse_mask(leaf, "x0")
+        _refuse_mask(leaf, what)
         if not is_array(leaf):
             raise TypeError(
-                f"x0 holds a {type(leaf).__name__}; wanted arrays of NumPy, PyTorch, JAX, CuPy or "
-                "another library of the array API standard"
+                f"{what} holds a {type(leaf).__name__}; wanted arrays of NumPy, PyTorch, JAX, CuPy "
+                "or another library of the array API standard"
             )
-    if len(leaves) > 1:
-        names = {Backend.name_of(leaf) for leaf in leaves}
-        if len(names) > 1:
-            raise TypeError(f"x0 mixes arrays of {', '.join(sorted(names))}; wanted one library")
-    backends = [Backend(leaf) for leaf in leaves]
+    names = {Backend.name_of(leaf) for leaf in leaves}
+    if len(names) > 1:
+        raise TypeError(f"{what} mixes arrays of {', '.join(sorted(names))}; wanted one library")
+    return [Backend(leaf, what) for leaf in leaves]
+
+
+def _check_leaves(leaves: list[Any], batched: bool) -> list[Backend]:
+    backends = backends_of(leaves, "x0")
     for what, error in (("device", ValueError), ("dtype", TypeError)):
         found = {getattr(backend, what) for backend in backends}
         if len(found) > 1:

@@ -33,6 +33,7 @@ OURS: dict[str, list[str]] = {
     "result": ["backend", "tree"],
     "stopping": ["result", "scalars"],
     "progress": ["result", "stopping"],
+    "projections": ["backend", "space"],
     "objective": ["backend", "tree"],
     "problems": ["backend", "space"],
     "solvers.curvature": ["backend", "scalars", "space"],
@@ -41,20 +42,31 @@ OURS: dict[str, list[str]] = {
         "backend",
         "line_search",
         "line_search.*",
+        "projections",
         "result",
         "scalars",
         "solvers.*",
         "space",
     ],
     "first_order": ["first_order.*"],
-    "first_order.*": ["backend", "first_order.*", "schedules", "space"],
+    "first_order.tape": [],
+    "first_order.blocks": ["first_order.tape"],
+    "first_order.sgd": [
+        "backend",
+        "first_order.*",
+        "line_search",
+        "solvers.steepest_descent",
+        "tree",
+    ],
+    "first_order.*": ["backend", "first_order.*", "scalars", "schedules", "space", "tree"],
     "minimize": ["*"],
+    "constraints": ["backend", "minimize", "result", "scalars", "space", "tree"],
     "torch": ["*"],
     "scipy": ["*"],
 }
 # Modules that only these may import.
 ONLY_FOR = {
-    "minimize": ["", "__main__", "torch", "scipy"],
+    "minimize": ["", "__main__", "constraints", "torch", "scipy"],
     "__main__": [],
     "demo": ["__main__"],
     "torch": [],
@@ -66,10 +78,13 @@ ONLY_FOR = {
 LIBRARIES: dict[str, list[str]] = {
     "__main__": ["numpy"],
     "backend": ["array_api_compat", "array_api_extra", "numpy"],
+    "constraints": ["numpy"],
     "demo": ["numpy"],
+    "first_order.blocks": ["numpy"],
     "minimize": ["numpy"],
     "objective": ["numpy"],
     "problems": ["array_api_compat", "numpy"],
+    "projections": ["array_api_compat", "numpy"],
     "result": ["numpy"],
     "scalars": ["array_api_compat"],
     "schedules": [],
@@ -86,6 +101,7 @@ LATE: dict[str, list[str]] = {
     "demo": ["matplotlib", "rich"],
     "minimize": ["rich"],
     "progress": ["rich"],
+    "schedules": ["matplotlib"],  # to draw one
     "scipy": ["scipy"],
 }
 # schedules know numbers alone

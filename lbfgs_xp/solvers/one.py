@@ -157,7 +157,7 @@ def _offer(
     cost more.
     """
     pairs, search = state.pairs, state.search
-    measure = space.backend.jit(_measure, space, donate=1)
+    measure = space.backend.jit(_measure, space, donate=(1,))
     known = None if is_array(value) else float(value)
     rows, joined = measure(
         pairs.rows, pairs.slot, search.alpha, value if known is None else gradient[0], gradient,

@@ -1,0 +1,37 @@
+"""First-order optimizers: elementwise rules, each written as in its paper."""
+
+from lbfgs_xp.first_order.adagrad import Adadelta, Adagrad, RMSProp
+from lbfgs_xp.first_order.adam import (
+    AdaBelief,
+    Adam,
+    Adamax,
+    AdamW,
+    NAdam,
+    RAdam,
+    Yogi,
+)
+from lbfgs_xp.first_order.asgd import ASGD
+from lbfgs_xp.first_order.base import FirstOrder
+from lbfgs_xp.first_order.sgd import SGD, GradientDescent
+from lbfgs_xp.first_order.sign import Lion, Rprop
+from lbfgs_xp.first_order.state import OptimizerState
+
+__all__ = [
+    "ASGD",
+    "SGD",
+    "AdaBelief",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "FirstOrder",
+    "GradientDescent",
+    "Lion",
+    "NAdam",
+    "OptimizerState",
+    "RAdam",
+    "RMSProp",
+    "Rprop",
+    "Yogi",
+]

@@ -1,0 +1,98 @@
+"""Runs a tape on NumPy arrays: block after block in the cache, on all cores."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from lbfgs_xp.first_order.tape import Step, Tape
+
+# Bytes of a block. Smaller ones would stay nearer to the processor, but the threads would then
+# wait for the interpreter lock, which each operation takes and gives back.
+_BLOCK = 2**19
+# Beyond that many threads the interpreter lock is what they wait for.
+_MOST_THREADS = 8
+
+
+def run(
+    tape: Tape, outputs: Sequence[np.ndarray], inputs: Sequence[np.ndarray], g: np.ndarray,
+    numbers: Sequence[float], same: Sequence[bool],
+) -> None:
+    """Fills `outputs` (x, then the slots); all are 1-d and of one dtype. `same` tells which of
+    them lie in the memory of their inputs."""
+    n = g.shape[0]
+    block = max(_BLOCK // g.itemsize, 1)
+    blocks = -(-n // block)
+    workers = min(_threads(), blocks)
+    fresh = [(a, b) for a, b, both in zip(outputs, inputs, same, strict=True) if not both]
+    work = functools.partial(_run_span, tape, outputs, fresh, g, tuple(numbers), block)
+    if workers < 2:
+        work(0, n)
+        return
+    edges = [block * (blocks * i // workers) for i in range(workers)] + [n]
+    pool = _pool()
+    others = [pool.submit(work, *span) for span in zip(edges[1:-1], edges[2:], strict=True)]
+    try:
+        work(edges[0], edges[1])
+    finally:
+        for other in others:
+            other.result()
+
+
+def _run_span(
+    tape: Tape, outputs: Sequence[np.ndarray], fresh: list, g: np.ndarray,
+    numbers: tuple[float, ...], block: int, start: int, stop: int,
+) -> None:
+    size = min(block, stop - start)
+    scratch = [np.empty(size, bool if boolean else g.dtype) for boolean in tape.scratch]
+    # Each thread has warnings of its own.
+    with np.errstate(all="ignore"):
+        for i in range(start, stop, block):
+            j = min(i + block, stop)
+            for new, old in fresh:
+                new[i:j] = old[i:j]
+            parts = [output[i:j] for output in outputs]
+            registers = [*parts, g[i:j], *numbers, *(s[: j - i] for s in scratch)]
+            for step in tape.steps:
+                _operate(step, registers)
+
+
+def _operate(step: Step, registers: list[Any]) -> None:
+    operands = [registers[o] if type(o) is int else o for o in step.operands]
+    out = registers[step.out]
+    if step.operation == "where":
+        mask, a, b = operands
+        if b is not out:
+            np.copyto(out, b)
+        np.copyto(out, a, where=mask)
+    else:
+        _ufunc(step.operation)(*operands, out=out)
+
+
+@functools.cache
+def _ufunc(name: str) -> Callable:
+    return getattr(np, name)
+
+
+@functools.cache
+def _threads() -> int:
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    if told.isdigit() and int(told) > 0:
+        return min(int(told), _MOST_THREADS)
+    available = getattr(os, "sched_getaffinity", None)
+    return min(len(available(0)) if available else os.cpu_count() or 1, _MOST_THREADS)
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_MOST_THREADS, "lbfgs_xp")
+
+
+if hasattr(os, "register_at_fork"):
+    # The threads of a pool do not follow into a forked process.
+    os.register_at_fork(after_in_child=_pool.cache_clear)

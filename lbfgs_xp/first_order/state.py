@@ -1,0 +1,44 @@
+"""Where a first-order optimizer stands."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from lbfgs_xp.backend import Array, Backend
+
+
+class Plan(NamedTuple):
+    """What `init` learnt of the parameters.
+
+    optimizer : the name of the optimizer's class.
+    structure : how the leaves are nested.
+    backends, shapes, dtypes : of each leaf.
+    variants : for each leaf, which settings are its own: 0, or the place of its group.
+    names : for each leaf, the names of its slots.
+    """
+
+    optimizer: str
+    structure: Any
+    backends: tuple[Backend, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[Any, ...]
+    variants: tuple[int, ...]
+    names: tuple[tuple[str, ...], ...]
+
+
+class OptimizerState(NamedTuple):
+    """What an optimizer remembers from update to update.
+
+    step : int, the updates so far.
+    slots : for each leaf, the arrays that the rule keeps (see `plan.names`), of the shape of the
+        leaf; of a complex leaf (..., 2), real and imaginary parts.
+    carried : for each group of settings, the numbers that the rule keeps.
+    plateaus : for each group, the state of its `ReduceOnPlateau`, or None.
+    plan : what is known of the parameters.
+    """
+
+    step: int
+    slots: tuple[tuple[Array, ...], ...]
+    carried: tuple[tuple[float, ...], ...]
+    plateaus: tuple[Any, ...]
+    plan: Plan

@@ -1,0 +1,177 @@
+"""A first-order rule as a solver for `lx.minimize`: one step from every point evaluated."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+from lbfgs_xp.backend import Array, Backend
+from lbfgs_xp.first_order import update
+from lbfgs_xp.space import Space
+
+
+class Memory(NamedTuple):
+    """What the rule keeps.
+
+    updates : updates so far.
+    slots : for each stretch of the vector, the rule's arrays.
+    carried, plateaus : for each group of settings, as in `OptimizerState`.
+    """
+
+    updates: int
+    slots: tuple[tuple[Array, ...], ...]
+    carried: tuple[tuple[float, ...], ...]
+    plateaus: tuple[Any, ...]
+
+
+class SteppingState(NamedTuple):
+    """Where a run stands: `SolverState`, and the rule's memory."""
+
+    x: Array
+    value: Any
+    gradient: Array
+    gradient_norm: Any
+    step: Any
+    trial: Array
+    seen: Any
+    decrement: Any
+    accepted: Any
+    failed: Any
+    unbounded: Any
+    memory: Memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Stepping:
+    """Steps of a first-order optimizer.
+
+    optimizer : FirstOrder
+    segments : (start, stop, group) of the stretches of x with settings of their own.
+    """
+
+    optimizer: Any
+    segments: tuple[tuple[int, int, int], ...]
+
+    # The value may rise from step to step, for as long as it likes.
+    monotone = False
+    patience = 2**31 - 1
+    # The learning rate of a step is a matter of the host.
+    compiles = False
+
+    def init(
+        self, space: Space, x: Array, value: Any, gradient: Array, memory: Memory | None = None
+    ) -> SteppingState:
+        """The state at x, a vector (..., n), where value and gradient are known."""
+        fn = space.scalars
+        value, size = space.read(value, space.max_abs(gradient))
+        if memory is None:
+            memory = self._fresh(space, x)
+        no = fn.full(False, value)
+        state = SteppingState(
+            x, value, gradient, size, fn.full(0.0, value), x, value, fn.full(math.inf, value),
+            no, no, no, memory,
+        )
+        return self._advanced(space, state, fn.logical_not(no))
+
+    def step(
+        self, space: Space, state: SteppingState, value: Any, gradient: Array, active: Any = True
+    ) -> SteppingState:
+        """The state after value and gradient at `state.trial` were seen."""
+        fn = space.scalars
+        value, size = space.read(value, space.max_abs(gradient))
+        usable = fn.isfinite(value) & fn.isfinite(size)
+        accepted = active & usable
+        # With noise in the function another look at the same point may help.
+        again = self.optimizer.on_nonfinite == "skip"
+        failed = fn.full(False, value) if again else active & fn.logical_not(usable)
+        state = state._replace(
+            x=space.pick(accepted, state.trial, state.x),
+            value=fn.where(accepted, value, state.value),
+            gradient=space.pick(accepted, gradient, state.gradient),
+            gradient_norm=fn.where(accepted, size, state.gradient_norm),
+            seen=value,
+            accepted=accepted,
+            failed=failed,
+        )
+        return self._advanced(space, state, accepted) if space.any(accepted) else state
+
+    def _fresh(self, space: Space, x: Array) -> Memory:
+        variants, batch = self.optimizer.variants, x.shape[:-1]
+        slots = tuple(
+            tuple(
+                space.backend.full((*batch, stop - start), fill)
+                for fill in variants[group].slots().values()
+            )
+            for start, stop, group in self.segments
+        )
+        return Memory(
+            0,
+            slots,
+            tuple(rule.carried() for rule in variants),
+            tuple(update.plateau_of(rule.learning_rate) for rule in variants),
+        )
+
+    def _advanced(self, space: Space, state: SteppingState, moving: Any) -> SteppingState:
+        """The state with the next trial, where `moving`."""
+        old = state.memory
+        if space.batched and any(plateau is not None for plateau in old.plateaus):
+            raise ValueError(
+                "ReduceOnPlateau was passed with batched=True; wanted a schedule of the step "
+                "alone, for the problems of a batch share one learning rate"
+            )
+        optimizer, variants = self.optimizer, self.optimizer.variants
+        numbers, carried, plateaus = update.numbers_of(
+            variants, old.updates, old.carried, old.plateaus, None if space.batched else state.value
+        )
+        groups = [group for _, _, group in self.segments]
+        new, slots = update.apply(
+            tuple(variants[group].rule for group in groups),
+            (space,) * len(groups),
+            optimizer.clip_norm,
+            self._pieces(state.x),
+            self._pieces(state.gradient),
+            old.slots,
+            [numbers[group] for group in groups],
+            (False, not space.batched),
+        )
+        trial = new[0] if len(new) == 1 else space.xp.concat(new, axis=-1)
+        if space.batched:
+            trial = space.pick(moving, trial, state.trial)
+            slots = tuple(
+                tuple(space.pick(moving, a, b) for a, b in zip(own, before, strict=True))
+                for own, before in zip(slots, old.slots, strict=True)
+            )
+        rate, _ = update.rate_of(self.optimizer.learning_rate, old.updates, plateaus[0], None)
+        return state._replace(
+            trial=trial,
+            step=space.scalars.full(rate, state.value),
+            memory=Memory(old.updates + 1, slots, carried, plateaus),
+        )
+
+    def _pieces(self, vector: Array) -> list[Array]:
+        if len(self.segments) == 1:
+            return [vector]
+        return [vector[..., start:stop] for start, stop, _ in self.segments]
+
+    # --- going on from an earlier run ----------------------------------------------------------
+
+    def check_state(self, state: Any) -> None:
+        """Refuses a state that is not one of a solver like this."""
+        memory = getattr(state, "memory", None)
+        kept = [tuple(self.optimizer.variants[group].slots()) for _, _, group in self.segments]
+        if not isinstance(memory, Memory) or list(map(len, memory.slots)) != list(map(len, kept)):
+            raise ValueError(
+                f"state is a {type(state).__name__} of another method; wanted that of "
+                f"{type(self.optimizer).__name__}"
+            )
+
+    def pairs(self, space: Space, state: SteppingState) -> Memory:
+        """A copy of what the rule keeps, to start another run from."""
+        return self.resume(state).memory
+
+    def resume(self, state: SteppingState) -> SteppingState:
+        """The same state, with arrays of its own to overwrite."""
+        memory = state.memory
+        kept = tuple(tuple(Backend.copy(s) for s in own) for own in memory.slots)
+        return state._replace(memory=memory._replace(slots=kept))

@@ -1,0 +1,301 @@
+"""One update of all leaves: the one place that runs a rule.
+
+NumPy and torch on the CPU run the recorded formula in blocks; JAX compiles it for all leaves at
+once; CuPy fuses it into one kernel; every other library runs the formula as it stands.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from lbfgs_xp import scalars, tree
+from lbfgs_xp.backend import Array, Backend, is_array
+from lbfgs_xp.first_order import blocks
+from lbfgs_xp.first_order.state import OptimizerState, Plan
+from lbfgs_xp.space import FixedOrderSpace, Space, norm
+
+
+def init(optimizer: Any, params: Any) -> OptimizerState:
+    """`FirstOrder.init`."""
+    leaves, structure = tree.flatten(params)
+    backends = tree.backends_of(leaves, "params")
+    chosen = _variants(optimizer, tree.paths(structure), structure)
+    rules = [optimizer.variants[i] for i in chosen]
+    fills = [rule.slots() for rule in rules]
+    plan = Plan(
+        type(optimizer).__name__,
+        structure,
+        tuple(backends),
+        tuple(tuple(leaf.shape) for leaf in leaves),
+        tuple(leaf.dtype for leaf in leaves),
+        tuple(chosen),
+        tuple(tuple(fill) for fill in fills),
+    )
+    slots = tuple(
+        tuple(backend.full(backend.real_shape(shape), value) for value in fill.values())
+        for backend, shape, fill in zip(backends, plan.shapes, fills, strict=True)
+    )
+    return OptimizerState(
+        0,
+        slots,
+        tuple(rule.carried() for rule in optimizer.variants),
+        tuple(plateau_of(rule.learning_rate) for rule in optimizer.variants),
+        plan,
+    )
+
+
+def update(
+    optimizer: Any, params: Any, grads: Any, state: OptimizerState, value: Any, in_place: bool,
+    reproducible: bool,
+) -> tuple[Any, OptimizerState]:
+    """`FirstOrder.update`."""
+    plan = _checked_plan(optimizer, state)
+    xs = _checked_leaves(params, plan, "params")
+    gs = _checked_leaves(grads, plan, "grads")
+    policy = optimizer.on_nonfinite
+    if policy != "ignore" and not _all_finite(plan, gs):
+        if policy == "skip":
+            return params, state
+        raise FloatingPointError(
+            "grads holds NaN or infinite components; parameters and state are as they were "
+            '(on_nonfinite="raise")'
+        )
+    numbers, carried, plateaus = numbers_of(
+        optimizer.variants, state.step, state.carried, state.plateaus, value
+    )
+    space = FixedOrderSpace if reproducible else Space
+    new, slots = apply(
+        tuple(optimizer.variants[i].rule for i in plan.variants),
+        tuple(space(backend) for backend in plan.backends),
+        optimizer.clip_norm,
+        xs,
+        gs,
+        state.slots,
+        [numbers[i] for i in plan.variants],
+        (in_place, in_place),
+    )
+    new = [b.tracked(leaf, x) for b, leaf, x in zip(plan.backends, new, xs, strict=True)]
+    state = OptimizerState(state.step + 1, slots, carried, plateaus, plan)
+    return tree.unflatten(plan.structure, new), state
+
+
+# --- the ways to run a rule --------------------------------------------------------------------
+
+
+def apply(
+    rules: tuple, spaces: tuple[Space, ...], clip: float | None, xs: list[Array], gs: list[Array],
+    slots: tuple, numbers: list[tuple], in_place: tuple[bool, bool],
+) -> tuple[list[Array], tuple]:
+    """The new xs and slots of several leaves (or of vectors (B, n) of a batch), one rule for each.
+
+    in_place : whether xs, and whether slots, may be overwritten.
+    """
+    if spaces[0].backend.compiles and not spaces[0].reproducible:
+        donate = tuple(i for i, may in zip((3, 5), in_place, strict=True) if may)
+        run = spaces[0].backend.jit(_as_it_stands, rules, spaces, clip, donate=donate)
+        return run(xs, gs, slots, numbers)
+    if not spaces[0].backend.shares_memory:
+        new, kept = _as_it_stands(rules, spaces, clip, xs, gs, slots, numbers)
+        if in_place[0]:
+            new = [s.backend.overwrite(x, n) for s, x, n in zip(spaces, xs, new, strict=True)]
+        return new, kept
+    factor = _clip_factor(clip, spaces, gs)
+    if factor is not None and spaces[0].batched:
+        # Each problem has its own, so it cannot be one of the numbers.
+        gs, factor = [factor * g for g in gs], 1.0
+    done = [
+        _in_blocks(rule, space.backend, x, g, s, _inserted(n, factor), in_place)
+        for rule, space, x, g, s, n in zip(rules, spaces, xs, gs, slots, numbers, strict=True)
+    ]
+    return [x for x, _ in done], tuple(s for _, s in done)
+
+
+def _as_it_stands(
+    rules: tuple, spaces: tuple[Space, ...], clip: float | None, xs: list[Array], gs: list[Array],
+    slots: tuple, numbers: list[tuple],
+) -> tuple[list[Array], tuple]:
+    """Each formula on whole arrays."""
+    factor = _clip_factor(clip, spaces, gs)
+    new, kept = [], []
+    for rule, space, x, g, own, n in zip(rules, spaces, xs, gs, slots, numbers, strict=True):
+        backend = space.backend
+        real = backend.to_real(x)
+        moved, own = rule.whole_formula(
+            scalars.of(real), real, backend.to_real(g), own, _inserted(n, factor)
+        )
+        new.append(backend.from_real(moved, x.dtype))
+        kept.append(own)
+    return new, tuple(kept)
+
+
+def _in_blocks(
+    rule: Any, backend: Backend, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple,
+    in_place: tuple[bool, bool],
+) -> tuple[Array, tuple[Array, ...]]:
+    """The recorded formula, block by block."""
+    there = in_place[0] and backend.overwritable(x)
+    new = x if there else backend.empty(x.shape, x.dtype)
+    kept = slots if in_place[1] else tuple(backend.empty(s.shape, s.dtype) for s in slots)
+    blocks.run(
+        rule.tape,
+        [backend.flat_view(array) for array in (new, *kept)],
+        [backend.flat_view(array) for array in (x, *slots)],
+        backend.flat_view(g),
+        numbers,
+        (there, *(in_place[1] for _ in slots)),
+    )
+    if in_place[0] and not there:
+        new = backend.overwrite(x, new)
+    return new, kept
+
+
+def _inserted(numbers: tuple, factor: Any) -> tuple:
+    """The numbers with the clip factor in its place, second."""
+    return numbers if factor is None else (numbers[0], factor, *numbers[1:])
+
+
+def _clip_factor(clip: float | None, spaces: tuple[Space, ...], gs: list[Array]) -> Any:
+    """min(1, clip / norm) over all leaves together, for each problem; or None."""
+    if clip is None:
+        return None
+    vectors = [g if s.batched else s.backend.vector(g) for s, g in zip(spaces, gs, strict=True)]
+    total = norm(list(zip(spaces, vectors, strict=True)))
+    factor = clip / scalars.of(total).maximum(total, clip)
+    return spaces[0].spread(factor)
+
+
+def _all_finite(plan: Plan, gs: list[Array]) -> bool:
+    """Whether every gradient is finite: one read."""
+    sizes = [
+        Space(backend).max_abs(backend.vector(g))
+        for backend, g in zip(plan.backends, gs, strict=True)
+        if 0 not in g.shape
+    ]
+    return all(map(math.isfinite, plan.backends[0].read(sizes)))
+
+
+# --- numbers -----------------------------------------------------------------------------------
+
+
+def numbers_of(
+    variants: tuple, step: int, old_carried: tuple, old_plateaus: tuple, value: Any
+) -> tuple[list[tuple], tuple[tuple, ...], tuple]:
+    """For each group of settings the numbers of this step, and what is carried on."""
+    numbers, carried, plateaus = [], [], []
+    for rule, old, plateau in zip(variants, old_carried, old_plateaus, strict=True):
+        rate, plateau = rate_of(rule.learning_rate, step, plateau, value)
+        own, new = rule.all_numbers(step + 1, rate, old)
+        numbers.append(own)
+        carried.append(new)
+        plateaus.append(plateau)
+    return numbers, tuple(carried), tuple(plateaus)
+
+
+def rate_of(schedule: Any, step: int, plateau: Any, value: Any) -> tuple[float, Any]:
+    """The learning rate of a step that begins at `value`, and the new state of a plateau."""
+    if plateau is None:
+        return schedule(step), None
+    if value is not None:
+        plateau = schedule.update(plateau, float(value))
+    return plateau.learning_rate, plateau
+
+
+def plateau_of(schedule: Any) -> Any:
+    return schedule.init() if hasattr(schedule, "init") else None
+
+
+# --- what belongs together ---------------------------------------------------------------------
+
+
+def segments(optimizer: Any, layout: Any) -> tuple[tuple[int, int, int], ...]:
+    """(start, stop, group) of stretches of the layout's vector with settings of their own."""
+    chosen = _variants(optimizer, tree.paths(layout.structure), layout.structure)
+    found: list[tuple[int, int, int]] = []
+    start = 0
+    for size, group in zip(layout.sizes, chosen, strict=True):
+        if found and found[-1][2] == group:
+            found[-1] = (found[-1][0], start + size, group)
+        else:
+            found.append((start, start + size, group))
+        start += size
+    return tuple(found)
+
+
+def _variants(optimizer: Any, paths: list[str], structure: Any) -> list[int]:
+    """For each leaf the place of its settings in `optimizer.variants`."""
+    labels: Any = optimizer.labels
+    if labels is None:
+        return [0] * len(paths)
+    if callable(labels):
+        found = [labels(path) for path in paths]
+    else:
+        found, nesting = tree.flatten(labels)
+        if nesting != structure:
+            raise ValueError(
+                f"labels are nested as {nesting}; wanted a string for each leaf of the "
+                f"parameters, {structure}"
+            )
+    for path, label in zip(paths, found, strict=True):
+        if not isinstance(label, str):
+            raise TypeError(f"the label of {path or 'the leaf'} is {label!r}; wanted a string")
+    known = [label for label, _ in optimizer.groups]
+    if unused := set(known) - set(found):
+        raise ValueError(
+            f"groups has settings for {', '.join(sorted(unused))}, a label that no leaf has; the "
+            f"labels are {', '.join(sorted(set(found)))}"
+        )
+    return [known.index(label) + 1 if label in known else 0 for label in found]
+
+
+def _checked_plan(optimizer: Any, state: Any) -> Plan:
+    if not isinstance(state, OptimizerState):
+        raise TypeError(
+            f"state is a {type(state).__name__}; wanted what {type(optimizer).__name__}(...)"
+            ".init(params) or the last update returned"
+        )
+    plan = state.plan
+    names = [tuple(rule.slots()) for rule in optimizer.variants]
+    if len(state.carried) != len(names):
+        raise ValueError(
+            f"state has {len(state.carried) - 1} groups of settings; wanted {len(names) - 1}"
+        )
+    wanted = [names[i] for i in plan.variants]
+    if plan.optimizer != type(optimizer).__name__ or list(plan.names) != wanted:
+        raise ValueError(
+            f"state is that of {_described(plan.optimizer, plan.names)}; wanted that of "
+            + _described(type(optimizer).__name__, wanted)
+        )
+    return plan
+
+
+def _described(name: str, slots: Sequence[tuple[str, ...]]) -> str:
+    kept = sorted({slot for own in slots for slot in own})
+    return f"{name} with the slots {', '.join(kept)}" if kept else f"{name} without slots"
+
+
+def _checked_leaves(params: Any, plan: Plan, what: str) -> list[Array]:
+    leaves, structure = tree.flatten(params)
+    if structure != plan.structure:
+        raise ValueError(
+            f"{what} has the structure {structure}; wanted that which init was given, "
+            f"{plan.structure}"
+        )
+    for leaf, backend, shape, dtype in zip(
+        leaves, plan.backends, plan.shapes, plan.dtypes, strict=True
+    ):
+        if not is_array(leaf):
+            raise TypeError(f"{what} holds a {type(leaf).__name__}; wanted arrays")
+        if (library := Backend.name_of(leaf)) != backend.name:
+            raise TypeError(f"{what} holds an array of {library}; wanted {backend.name}")
+        if leaf.dtype != dtype or tuple(leaf.shape) != shape:
+            raise ValueError(
+                f"{what} holds {leaf.dtype} {tuple(leaf.shape)}; wanted {dtype} {shape}, "
+                "as init was given"
+            )
+        if not backend.holds(leaf):
+            raise ValueError(
+                f"{what} is on device {Backend.device_of(leaf)}; wanted {backend.device}"
+            )
+    return leaves

@@ -1,0 +1,1019 @@
+"""Learning-rate schedules: `schedule(step)` is the learning rate at that step.
+
+A schedule is a small frozen object. It keeps no count of its own, so it may be asked for any step
+in any order, shared, compared, hashed and pickled. Steps are counted from 0; after its end a
+schedule stays at its last value. `ReduceOnPlateau` is the exception: it looks at values instead of
+steps, and its state is passed in and out.
+
+One word means one thing in all of them:
+
+* `learning_rate`: the rate that all else is relative to, the highest unless a factor raises it;
+* `initial`, `final`: the rates at step 0, where that is another one, and at the end;
+* `minimum`: a rate below which it never goes;
+* `steps`: how many steps until the end; `warmup_steps` of them rise in a straight line;
+* `delay`: how many steps pass before anything changes;
+* `factor`: what the rate is multiplied by, and `every`: how many steps from one factor to the next;
+* `boundaries`: the steps at which something changes, increasing;
+* `power`, `shape`: the exponent and the form of a curve.
+
+>>> from lbfgs_xp import schedules
+>>> schedule = schedules.Cosine(0.1, steps=1000, warmup_steps=200)
+>>> [round(schedule(step), 3) for step in (0, 100, 200, 600, 1000, 5000)]
+[0.0, 0.05, 0.1, 0.05, 0.0, 0.0]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import Any, NamedTuple, NoReturn
+
+__all__ = [
+    "Constant",
+    "Cosine",
+    "CosineRestarts",
+    "Cyclic",
+    "Exponential",
+    "Factor",
+    "Function",
+    "InverseSquareRoot",
+    "Linear",
+    "MultiStep",
+    "OneCycle",
+    "PiecewiseConstant",
+    "PlateauState",
+    "Polynomial",
+    "Product",
+    "ReduceOnPlateau",
+    "Schedule",
+    "Sequence",
+    "StepDecay",
+    "Warmup",
+    "WarmupStableDecay",
+    "as_schedule",
+]
+
+
+def as_schedule(value: Any, name: str = "learning_rate") -> Schedule:
+    """A number, a schedule or a function from step to rate, as a schedule.
+
+    A number of at least 0 becomes `Constant`, a schedule stays as it is, any other callable becomes
+    `Function`. `name` is what an error calls the value.
+
+    Raises ValueError for a number that is negative, NaN or infinite, TypeError for anything else.
+
+    >>> as_schedule(0.1)
+    Constant(learning_rate=0.1)
+    >>> as_schedule(lambda step: 1.0 / (1 + step))(3)
+    0.25
+    """
+    if isinstance(value, Schedule):
+        return value
+    if _rate(value) is not None:
+        return Constant(value)
+    if callable(value) and not isinstance(value, type):
+        return Function(value)
+    error = TypeError if _number(value) is None else ValueError
+    raise error(
+        f"{name} is {value!r}; wanted a number of at least 0, a schedule such as "
+        "lx.schedules.Cosine(0.1, steps=1000), or a function from step to learning rate"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """What all schedules share: calling one, drawing it, and the checks of its settings.
+
+    To write a schedule, derive a frozen dataclass and implement `rate`; `span` is optional. Fields
+    that bear one of the names above are checked.
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True)
+    ... class Harmonic(Schedule):
+    ...     learning_rate: float
+    ...     def rate(self, step):
+    ...         return self.learning_rate / (1 + step)
+    >>> Harmonic(0.1)(4)
+    0.02
+    """
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name not in _WANTED or (value is None and field.default is None):
+                continue
+            convert, wanted = _WANTED[field.name]
+            converted = convert(value)
+            if converted is None:
+                raise ValueError(f"{field.name} is {value!r}; wanted {wanted}")
+            object.__setattr__(self, field.name, converted)  # the dataclass is frozen
+        minimum, highest = getattr(self, "minimum", 0.0), getattr(self, "learning_rate", math.inf)
+        if minimum > highest:
+            raise ValueError(f"minimum is {minimum}; wanted at most learning_rate, {highest}")
+
+    def __call__(self, step: int) -> float:
+        """The learning rate at `step`, an integer of at least 0.
+
+        Raises TypeError for a step that is no integer, ValueError for one that is negative, and
+        where the rate is not a finite number of at least 0.
+        """
+        count = _integer(step)
+        if count is None:
+            raise TypeError(f"step is {step!r}; wanted an integer, counted from 0")
+        if count < 0:
+            raise ValueError(f"step is {step!r}; wanted at least 0")
+        given = self.rate(count)
+        rate = _rate(given)
+        if rate is None:
+            raise ValueError(
+                f"{self!r} gives {given!r} at step {count}; wanted a finite number of at least 0"
+            )
+        return rate
+
+    def rate(self, step: int) -> float:
+        """The learning rate at a step that is known to be an integer of at least 0."""
+        raise NotImplementedError(f"{type(self).__name__} needs a method rate(step)")
+
+    @property
+    def span(self) -> int:
+        """How many steps show what it does: until its end, or over a few cycles."""
+        return 100
+
+    def plot(self, steps: int | None = None, ax: Any = None) -> Any:
+        """Draws the rate at the steps 0 to `steps`, `span` where that is None.
+
+        ax : the matplotlib Axes to draw into; a new figure where it is None.
+
+        Returns the Axes. Raises ImportError where matplotlib is not installed.
+        """
+        last = self.span if steps is None else _integer(steps)
+        if last is None or last < 1:
+            raise ValueError(f"steps is {steps!r}; wanted an integer of at least 1")
+        # more points than any screen shows, and no more
+        shown = range(0, last + 1, 1 + last // 10_000)
+        rates = [self(step) for step in shown]
+        if ax is None:
+            try:
+                import matplotlib.pyplot as plt
+            except ImportError:
+                raise ImportError(
+                    "plot needs matplotlib, which is not installed: pip install 'lbfgs_xp[plot]'"
+                ) from None
+            ax = plt.figure().add_subplot()
+        ax.plot(shown, rates, label=type(self).__name__)
+        ax.set_xlabel("step")
+        ax.set_ylabel("learning rate")
+        return ax
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """The same rate at every step; `optax.constant_schedule`.
+
+    >>> Constant(0.1)(1000)
+    0.1
+    """
+
+    learning_rate: float
+
+    def rate(self, step: int) -> float:
+        return self.learning_rate
+
+
+@dataclass(frozen=True)
+class Function(Schedule):
+    """Any function from step to learning rate, a schedule of optax for one.
+
+    What it returns must be a finite number of at least 0.
+
+    >>> Function(lambda step: 0.1 / (1 + step))(4)
+    0.02
+    """
+
+    function: Callable[[int], float]
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise TypeError(
+                f"function is {self.function!r}; wanted a function from step to learning rate"
+            )
+
+    def rate(self, step: int) -> float:
+        return self.function(step)
+
+
+# ---- falling by factors -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Exponential(Schedule):
+    """learning_rate factor^((step - delay) / every), which does not go past `final`.
+
+    staircase : whether the exponent is rounded down, so that the rate changes in jumps.
+    final : where the rate stops: a lower bound if factor < 1, else an upper one; None for no bound.
+
+    `torch.optim.lr_scheduler.ExponentialLR(gamma=factor)`, and `optax.exponential_decay`, whose
+    names are init_value, decay_rate, transition_steps (every), transition_begin (delay), end_value.
+
+    >>> Exponential(0.1, 0.5, every=10)(20)
+    0.025
+    """
+
+    learning_rate: float
+    factor: float
+    _: KW_ONLY
+    every: int = 1
+    staircase: bool = False
+    delay: int = 0
+    final: float | None = None
+
+    def rate(self, step: int) -> float:
+        passed = max(step - self.delay, 0)
+        count = passed // self.every if self.staircase else passed / self.every
+        rate = self.learning_rate * _power(self.factor, count)
+        if self.final is None:
+            return rate
+        return max(rate, self.final) if self.factor < 1.0 else min(rate, self.final)
+
+    @property
+    def span(self) -> int:
+        return self.delay + _hundredfold(self.factor, self.every)
+
+
+@dataclass(frozen=True)
+class Factor(Schedule):
+    """max(minimum, learning_rate factor^(step // every)): one factor, with a floor.
+
+    >>> schedule = Factor(0.1, 0.5, every=10, minimum=0.03)
+    >>> schedule(9), schedule(10), schedule(1000)
+    (0.1, 0.05, 0.03)
+    """
+
+    learning_rate: float
+    factor: float
+    _: KW_ONLY
+    every: int = 1
+    minimum: float = 0.0
+
+    def rate(self, step: int) -> float:
+        return max(self.minimum, self.learning_rate * _power(self.factor, step // self.every))
+
+    @property
+    def span(self) -> int:
+        return _hundredfold(self.factor, self.every)
+
+
+@dataclass(frozen=True)
+class StepDecay(Schedule):
+    """learning_rate factor^(step // every).
+
+    `torch.optim.lr_scheduler.StepLR(step_size=every, gamma=factor)`.
+
+    >>> [round(StepDecay(0.1, 30)(step), 6) for step in (29, 30, 60)]
+    [0.1, 0.01, 0.001]
+    """
+
+    learning_rate: float
+    every: int
+    factor: float = 0.1
+
+    def rate(self, step: int) -> float:
+        return self.learning_rate * _power(self.factor, step // self.every)
+
+    @property
+    def span(self) -> int:
+        return _hundredfold(self.factor, self.every)
+
+
+@dataclass(frozen=True)
+class MultiStep(Schedule):
+    """learning_rate factor^k, where k of the boundaries are at or before the step.
+
+    `torch.optim.lr_scheduler.MultiStepLR(milestones=boundaries, gamma=factor)`.
+
+    >>> [round(MultiStep(0.1, (30, 80))(step), 6) for step in (29, 30, 80)]
+    [0.1, 0.01, 0.001]
+    """
+
+    learning_rate: float
+    boundaries: tuple[int, ...]
+    factor: float = 0.1
+
+    def rate(self, step: int) -> float:
+        return self.learning_rate * _power(self.factor, _passed(self.boundaries, step))
+
+    @property
+    def span(self) -> int:
+        return _beyond(self.boundaries)
+
+
+@dataclass(frozen=True)
+class PiecewiseConstant(Schedule):
+    """learning_rate times the product of the factors whose boundaries are at or before the step.
+
+    factors : as many numbers of at least 0 as there are boundaries.
+
+    `optax.piecewise_constant_schedule(boundaries_and_scales=dict(zip(boundaries, factors)))`.
+
+    >>> [PiecewiseConstant(0.1, (30, 80), (0.5, 2.0))(step) for step in (29, 30, 80)]
+    [0.1, 0.05, 0.1]
+    """
+
+    learning_rate: float
+    boundaries: tuple[int, ...]
+    factors: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.factors) != len(self.boundaries):
+            raise ValueError(
+                f"factors is {self.factors!r}; wanted one for each of the boundaries "
+                f"{self.boundaries!r}"
+            )
+
+    def rate(self, step: int) -> float:
+        return self.learning_rate * math.prod(self.factors[: _passed(self.boundaries, step)])
+
+    @property
+    def span(self) -> int:
+        return _beyond(self.boundaries)
+
+
+@dataclass(frozen=True)
+class InverseSquareRoot(Schedule):
+    """learning_rate min(t / warmup_steps, sqrt(warmup_steps / t)) with t = step + 1.
+
+    It rises to `learning_rate` at t = warmup_steps and falls from there. That is the schedule of
+    Vaswani et al. (2017), *Attention is all you need*, section 5.3, for
+    learning_rate = 1 / sqrt(d_model warmup_steps).
+
+    >>> schedule = InverseSquareRoot(0.1, warmup_steps=100)
+    >>> schedule(49), schedule(99), schedule(399)
+    (0.05, 0.1, 0.05)
+    """
+
+    learning_rate: float
+    warmup_steps: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warmup_steps < 1:
+            raise ValueError(f"warmup_steps is {self.warmup_steps!r}; wanted at least 1")
+
+    def rate(self, step: int) -> float:
+        t = step + 1
+        return self.learning_rate * min(t / self.warmup_steps, math.sqrt(self.warmup_steps / t))
+
+    @property
+    def span(self) -> int:
+        return 10 * self.warmup_steps
+
+
+# ---- from one rate to another -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Linear(Schedule):
+    """A straight line from `initial` at step `delay` to `final`, `steps` later; up or down.
+
+    `torch.optim.lr_scheduler.LinearLR`, whose initial is lr start_factor, final lr end_factor and
+    steps total_iters; and `optax.linear_schedule`, whose names are init_value, end_value,
+    transition_steps and transition_begin (delay).
+
+    >>> [Linear(0.3, 0.1, 10)(step) for step in (0, 5, 10, 15)]
+    [0.3, 0.2, 0.1, 0.1]
+    """
+
+    initial: float
+    final: float
+    steps: int
+    _: KW_ONLY
+    delay: int = 0
+
+    def rate(self, step: int) -> float:
+        return _blend(self.initial, self.final, 1.0 - _share(step - self.delay, self.steps))
+
+    @property
+    def span(self) -> int:
+        return self.delay + self.steps
+
+
+@dataclass(frozen=True)
+class Polynomial(Schedule):
+    """final + (learning_rate - final) (1 - t / steps)^power with t = step - delay.
+
+    `torch.optim.lr_scheduler.PolynomialLR(total_iters=steps)`, and `optax.polynomial_schedule`,
+    whose names are init_value, end_value, transition_steps and transition_begin (delay).
+
+    >>> [Polynomial(0.1, 10, power=2.0)(step) for step in (0, 5, 10)]
+    [0.1, 0.025, 0.0]
+    """
+
+    learning_rate: float
+    steps: int
+    _: KW_ONLY
+    power: float = 1.0
+    final: float = 0.0
+    delay: int = 0
+
+    def rate(self, step: int) -> float:
+        left = 1.0 - _share(step - self.delay, self.steps)
+        return _blend(self.learning_rate, self.final, left**self.power)
+
+    @property
+    def span(self) -> int:
+        return self.delay + self.steps
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """Half a wave from `learning_rate` down to `final`, at will after a linear warmup.
+
+    final + (learning_rate - final) ((1 + cos(pi s)) / 2)^power, where s is the share of the steps
+    after the warmup. Loshchilov & Hutter (2017), *SGDR*, eq. 5.
+
+    steps : the whole length, warmup included.
+    initial : the rate at step 0 of a warmup.
+
+    `torch.optim.lr_scheduler.CosineAnnealingLR(T_max=steps, eta_min=final)`, which rises again
+    after T_max where this one stays; `optax.cosine_decay_schedule(decay_steps=steps,
+    exponent=power)` with alpha = final / learning_rate; `optax.warmup_cosine_decay_schedule`, whose
+    init_value is initial, peak_value learning_rate, end_value final and decay_steps steps.
+
+    >>> [round(Cosine(0.1, 100, final=0.02)(step), 6) for step in (0, 50, 100, 150)]
+    [0.1, 0.06, 0.02, 0.02]
+    """
+
+    learning_rate: float
+    steps: int
+    _: KW_ONLY
+    final: float = 0.0
+    power: float = 1.0
+    warmup_steps: int = 0
+    initial: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warmup_steps >= self.steps:
+            raise ValueError(
+                f"warmup_steps is {self.warmup_steps}; wanted less than steps, {self.steps}"
+            )
+
+    def rate(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return _blend(self.initial, self.learning_rate, 1.0 - step / self.warmup_steps)
+        share = _share(step - self.warmup_steps, self.steps - self.warmup_steps)
+        return _blend(self.learning_rate, self.final, _cosine(share) ** self.power)
+
+    @property
+    def span(self) -> int:
+        return self.steps
+
+
+@dataclass(frozen=True)
+class WarmupStableDecay(Schedule):
+    """A linear warmup, a plateau at `learning_rate`, and a decay to `final`.
+
+    shape : the form of the decay, "linear", "cosine" or "1-sqrt", the last being 1 - sqrt(s) after
+        the share s of it (Hägele et al. 2024, *Scaling laws and compute-optimal training beyond
+        fixed training durations*, section 3).
+    initial : the rate at step 0 of the warmup.
+
+    `optax.join_schedules` of linear_schedule, constant_schedule and linear_schedule.
+
+    >>> schedule = WarmupStableDecay(0.1, warmup_steps=10, stable_steps=80, decay_steps=10)
+    >>> [round(schedule(step), 6) for step in (0, 5, 10, 90, 95, 100)]
+    [0.0, 0.05, 0.1, 0.1, 0.05, 0.0]
+    """
+
+    learning_rate: float
+    warmup_steps: int
+    stable_steps: int
+    decay_steps: int
+    _: KW_ONLY
+    shape: str = "linear"
+    initial: float = 0.0
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of(self, "shape", _SHAPES)
+
+    def rate(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return _blend(self.initial, self.learning_rate, 1.0 - step / self.warmup_steps)
+        share = _share(step - self.warmup_steps - self.stable_steps, self.decay_steps)
+        return _blend(self.learning_rate, self.final, _SHAPES[self.shape](share))
+
+    @property
+    def span(self) -> int:
+        return self.warmup_steps + self.stable_steps + self.decay_steps
+
+
+@dataclass(frozen=True)
+class OneCycle(Schedule):
+    """Up from `initial` to `learning_rate` and down to `final`, each along the same shape.
+
+    Smith & Topin (2018), *Super-convergence*.
+
+    steps : the length; the last step, steps - 1, has the rate `final`.
+    warmup_fraction : the share of the steps until the peak, which is at step
+        warmup_fraction steps - 1.
+    shape : "cosine" or "linear".
+    three_phase : whether it comes down as it went up, to `initial`, before it goes on to `final`.
+    initial : by default learning_rate / 25.
+    final : by default initial / 10000.
+
+    `torch.optim.lr_scheduler.OneCycleLR`, whose max_lr is learning_rate, total_steps steps,
+    pct_start warmup_fraction, anneal_strategy shape, div_factor learning_rate / initial and
+    final_div_factor initial / final. `optax.cosine_onecycle_schedule` and, with three phases,
+    `optax.linear_onecycle_schedule` have their end at transition_steps = steps - 1, and the same
+    values where their bends fall on the same steps.
+
+    >>> [round(OneCycle(0.1, 100)(step), 6) for step in (0, 29, 99)]
+    [0.004, 0.1, 0.0]
+    """
+
+    learning_rate: float
+    steps: int
+    _: KW_ONLY
+    warmup_fraction: float = 0.3
+    shape: str = "cosine"
+    three_phase: bool = False
+    initial: float | None = None
+    final: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of(self, "shape", ("cosine", "linear"))
+        if self.three_phase and self.warmup_fraction > 0.5:
+            raise ValueError(
+                f"warmup_fraction is {self.warmup_fraction!r}; wanted at most 0.5 with three_phase"
+            )
+
+    def rate(self, step: int) -> float:
+        initial = self.learning_rate / 25.0 if self.initial is None else self.initial
+        final = initial / 1e4 if self.final is None else self.final
+        peak, end = self.warmup_fraction * self.steps - 1, self.steps - 1
+        bends = [(0, initial), (peak, self.learning_rate), (end, final)]
+        if self.three_phase:
+            bends.insert(2, (2 * peak, initial))
+        for (start, before), (stop, after) in zip(bends, bends[1:], strict=False):
+            if step <= stop and start < stop:
+                share = (step - start) / (stop - start)
+                return _blend(before, after, _SHAPES[self.shape](share))
+        return final
+
+    @property
+    def span(self) -> int:
+        return self.steps
+
+
+# ---- cycles -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CosineRestarts(Schedule):
+    """Cosine decays from `learning_rate` towards `minimum`, one after the other.
+
+    Loshchilov & Hutter (2017), *SGDR: stochastic gradient descent with warm restarts*.
+
+    period : the length of the first decay.
+    growth : how many times as long as the one before each decay is, an integer of at least 1.
+
+    `torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(T_0=period, T_mult=growth,
+    eta_min=minimum)`.
+
+    >>> [round(CosineRestarts(0.1, 10, growth=2)(step), 6) for step in (0, 5, 10, 20, 30)]
+    [0.1, 0.05, 0.1, 0.05, 0.1]
+    """
+
+    learning_rate: float
+    period: int
+    _: KW_ONLY
+    growth: int = 1
+    minimum: float = 0.0
+
+    def rate(self, step: int) -> float:
+        period = self.period
+        if self.growth == 1:
+            step %= period
+        while step >= period:
+            step -= period
+            period *= self.growth
+        return _blend(self.learning_rate, self.minimum, _cosine(step / period))
+
+    @property
+    def span(self) -> int:
+        return self.period * (1 + self.growth + self.growth**2)
+
+
+@dataclass(frozen=True)
+class Cyclic(Schedule):
+    """Up from `minimum` to `learning_rate` in a straight line, down again, and so on.
+
+    Smith (2017), *Cyclical learning rates for training neural networks*.
+
+    up_steps, down_steps : the steps of each rise and each fall; down_steps is up_steps by default.
+    shape : "triangular"; "triangular2", where each cycle is half as high as the one before; or
+        "exp_range", where the height is multiplied by `factor` at each step.
+    factor : is used by "exp_range" alone.
+
+    `torch.optim.lr_scheduler.CyclicLR`, whose base_lr is minimum, max_lr learning_rate,
+    step_size_up up_steps, step_size_down down_steps, mode shape and gamma factor.
+
+    >>> [round(Cyclic(0.1, 10, minimum=0.02)(step), 6) for step in (0, 5, 10, 20)]
+    [0.02, 0.06, 0.1, 0.02]
+    """
+
+    learning_rate: float
+    up_steps: int
+    _: KW_ONLY
+    minimum: float
+    down_steps: int | None = None
+    shape: str = "triangular"
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of(self, "shape", ("triangular", "triangular2", "exp_range"))
+
+    def rate(self, step: int) -> float:
+        up, down = self.up_steps, self.down_steps or self.up_steps
+        cycle, t = divmod(step, up + down)
+        height = t / up if t <= up else (up + down - t) / down
+        if self.shape == "triangular2":
+            height *= 0.5**cycle
+        elif self.shape == "exp_range":
+            height *= _power(self.factor, step)
+        return _blend(self.learning_rate, self.minimum, height)
+
+    @property
+    def span(self) -> int:
+        return 3 * (self.up_steps + (self.down_steps or self.up_steps))
+
+
+# ---- of other schedules -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Warmup(Schedule):
+    """A straight line up to the first rate of another schedule, which then begins.
+
+    schedule : what comes after the warmup, its step 0 at step `warmup_steps`; or a number.
+    start_factor : the rate at step 0, as a share of that first rate, from 0 to 1.
+
+    `torch.optim.lr_scheduler.SequentialLR` of LinearLR(start_factor, total_iters=warmup_steps) and
+    another. To multiply a warmup into a schedule that runs meanwhile, see `Product`.
+
+    >>> schedule = Warmup(Exponential(0.1, 0.5), 10)
+    >>> [schedule(step) for step in (0, 5, 10, 11)]
+    [0.0, 0.05, 0.1, 0.05]
+    """
+
+    schedule: Schedule
+    warmup_steps: int
+    _: KW_ONLY
+    start_factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "schedule", _inner(self.schedule, "schedule"))
+
+    def rate(self, step: int) -> float:
+        if step >= self.warmup_steps:
+            return self.schedule(step - self.warmup_steps)
+        return self.schedule(0) * _blend(self.start_factor, 1.0, 1.0 - step / self.warmup_steps)
+
+    @property
+    def span(self) -> int:
+        return self.warmup_steps + self.schedule.span
+
+
+@dataclass(frozen=True)
+class Sequence(Schedule):
+    """One schedule after the other; each begins with its step 0 at its boundary.
+
+    schedules : schedules or numbers.
+    boundaries : where the second, the third, ... begin, one less than there are schedules.
+
+    `torch.optim.lr_scheduler.SequentialLR(milestones=boundaries)` and `optax.join_schedules`.
+
+    >>> schedule = Sequence((Linear(0.0, 0.1, 10), 0.1, Exponential(0.1, 0.5)), (10, 20))
+    >>> [schedule(step) for step in (5, 15, 20, 21)]
+    [0.05, 0.1, 0.1, 0.05]
+    """
+
+    schedules: tuple[Schedule, ...]
+    boundaries: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "schedules", _inner_ones(self.schedules))
+        if len(self.boundaries) != len(self.schedules) - 1:
+            raise ValueError(
+                f"boundaries is {self.boundaries!r}; wanted one less than the "
+                f"{len(self.schedules)} schedules"
+            )
+
+    def rate(self, step: int) -> float:
+        passed = _passed(self.boundaries, step)
+        start = self.boundaries[passed - 1] if passed else 0
+        return self.schedules[passed](step - start)
+
+    @property
+    def span(self) -> int:
+        return sum(self.boundaries[-1:]) + self.schedules[-1].span
+
+
+@dataclass(frozen=True)
+class Product(Schedule):
+    """The product of the rates of several schedules: one gives the rate, the others are factors.
+
+    schedules : schedules or numbers.
+
+    `torch.optim.lr_scheduler.ChainedScheduler` of those that multiply the rate.
+
+    >>> Product((Exponential(0.1, 0.5), Linear(0.5, 1.0, 10)))(10) == 0.1 * 0.5**10
+    True
+    """
+
+    schedules: tuple[Schedule, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "schedules", _inner_ones(self.schedules))
+
+    def rate(self, step: int) -> float:
+        return math.prod(schedule(step) for schedule in self.schedules)
+
+    @property
+    def span(self) -> int:
+        return max(schedule.span for schedule in self.schedules)
+
+
+# ---- of values ----------------------------------------------------------------------------------
+
+
+class PlateauState(NamedTuple):
+    """What `ReduceOnPlateau` knows after some values.
+
+    learning_rate : the rate to use now.
+    best : the best value so far.
+    bad : values in a row that were no better.
+    cooldown : how many more values are not to count as bad.
+    """
+
+    learning_rate: float
+    best: float
+    bad: int
+    cooldown: int
+
+
+@dataclass(frozen=True)
+class ReduceOnPlateau(Schedule):
+    """Multiplies the rate by `factor` once a value has not become better for a while.
+
+    It depends on values, not on steps, so it is not called: `init` gives a state, `update` the next
+    one, and `state.learning_rate` is the rate.
+
+    patience : how many values in a row may be no better; the next one reduces the rate.
+    threshold, threshold_mode : by how much a value must be better than the best one to count:
+        relative to it ("rel") or as a difference ("abs").
+    cooldown : how many values after a reduction do not count as bad.
+    mode : "min" where lower values are better, "max" where higher ones are. NaN is never better.
+    eps : a reduction by no more than this is not made.
+
+    `torch.optim.lr_scheduler.ReduceLROnPlateau(min_lr=minimum)`.
+
+    >>> schedule = ReduceOnPlateau(0.1, factor=0.5, patience=1)
+    >>> state = schedule.init()
+    >>> for loss in (3.0, 2.0, 2.0, 2.0):
+    ...     state = schedule.update(state, loss)
+    >>> state
+    PlateauState(learning_rate=0.05, best=2.0, bad=0, cooldown=0)
+    """
+
+    learning_rate: float
+    factor: float = 0.1
+    patience: int = 10
+    threshold: float = 1e-4
+    threshold_mode: str = "rel"
+    cooldown: int = 0
+    minimum: float = 0.0
+    mode: str = "min"
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of(self, "threshold_mode", ("rel", "abs"))
+        _one_of(self, "mode", ("min", "max"))
+        if self.factor >= 1.0:
+            raise ValueError(f"factor is {self.factor!r}; wanted less than 1")
+
+    def __call__(self, step: int) -> NoReturn:
+        raise TypeError(
+            "ReduceOnPlateau depends on values, not on the step: begin with state = "
+            "schedule.init(), go on with state = schedule.update(state, value), and take "
+            "state.learning_rate"
+        )
+
+    def init(self) -> PlateauState:
+        """The state before any value."""
+        return PlateauState(
+            self.learning_rate, math.inf if self.mode == "min" else -math.inf, 0, 0
+        )
+
+    def update(self, state: PlateauState, value: float) -> PlateauState:
+        """The state after one more value, a number.
+
+        Raises TypeError where `state` or `value` is something else.
+        """
+        if not isinstance(state, PlateauState):
+            raise TypeError(f"state is {state!r}; wanted what init() or update(...) returned")
+        number = _number(value)
+        if number is None:
+            raise TypeError(f"value is {value!r}; wanted a number")
+
+        rate, best, bad, cooldown = state
+        if self._better(number, best):
+            best, bad = number, 0
+        else:
+            bad += 1
+        if cooldown > 0:
+            cooldown, bad = cooldown - 1, 0
+        if bad > self.patience:
+            reduced = max(self.factor * rate, self.minimum)
+            rate = reduced if rate - reduced > self.eps else rate
+            cooldown, bad = self.cooldown, 0
+        return PlateauState(rate, best, bad, cooldown)
+
+    def _better(self, value: float, best: float) -> bool:
+        margin = -self.threshold if self.mode == "min" else self.threshold
+        bar = best * (1.0 + margin) if self.threshold_mode == "rel" else best + margin
+        return value < bar if self.mode == "min" else value > bar
+
+
+# ---- the settings -------------------------------------------------------------------------------
+
+
+def _number(value: Any) -> float | None:
+    """One real number of any library, as a float; None for anything else."""
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        return None
+    if getattr(value, "shape", ()) != ():  # an array, be it of one number
+        return None
+    try:
+        return float(value)
+    except (OverflowError, TypeError, ValueError):
+        return None
+
+
+def _integer(value: Any) -> int | None:
+    """One integer of any library, as an int; None for anything else."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        return None
+    try:
+        return value.__index__()
+    except TypeError:  # an array of many
+        return None
+
+
+def _within(low: float, high: float) -> Callable[[Any], float | None]:
+    """Takes numbers of at least `low` and at most `high`."""
+
+    def convert(value: Any) -> float | None:
+        number = _number(value)
+        return number if number is not None and low <= number <= high else None
+
+    return convert
+
+
+def _at_least(low: int) -> Callable[[Any], int | None]:
+    """Takes integers of at least `low`."""
+
+    def convert(value: Any) -> int | None:
+        number = _integer(value)
+        return number if number is not None and low <= number else None
+
+    return convert
+
+
+def _flag(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def _each(convert: Callable[[Any], Any]) -> Callable[[Any], tuple | None]:
+    """Takes sequences of which each item is taken by `convert`."""
+
+    def convert_all(value: Any) -> tuple | None:
+        if not isinstance(value, Iterable):
+            return None
+        items = tuple(convert(item) for item in value)
+        return None if None in items else items
+
+    return convert_all
+
+
+def _increasing(value: Any) -> tuple[int, ...] | None:
+    items = _each(_at_least(0))(value)
+    return items if items is not None and list(items) == sorted(set(items)) else None
+
+
+_LARGEST = math.nextafter(math.inf, 0.0)
+_rate = _within(0.0, _LARGEST)
+
+# Name of a field -> how it is understood, and what an error says is wanted.
+_WANTED: dict[str, tuple[Callable[[Any], Any], str]] = {
+    **dict.fromkeys(
+        ("learning_rate", "initial", "final", "minimum", "threshold", "eps"),
+        (_rate, "a finite number of at least 0"),
+    ),
+    **dict.fromkeys(
+        ("factor", "power"),
+        (_within(math.nextafter(0.0, 1.0), _LARGEST), "a finite number above 0"),
+    ),
+    **dict.fromkeys(
+        ("start_factor", "warmup_fraction"), (_within(0.0, 1.0), "a number from 0 to 1")
+    ),
+    **dict.fromkeys(
+        ("steps", "every", "period", "growth", "up_steps", "down_steps", "decay_steps"),
+        (_at_least(1), "an integer of at least 1"),
+    ),
+    **dict.fromkeys(
+        ("warmup_steps", "stable_steps", "delay", "patience", "cooldown"),
+        (_at_least(0), "an integer of at least 0"),
+    ),
+    **dict.fromkeys(("staircase", "three_phase"), (_flag, "True or False")),
+    "factors": (_each(_rate), "a sequence of finite numbers of at least 0"),
+    "boundaries": (_increasing, "a sequence of increasing integers of at least 0"),
+}
+
+
+def _one_of(schedule: Schedule, name: str, choices: Iterable[str]) -> None:
+    value = getattr(schedule, name)
+    if value not in tuple(choices):
+        raise ValueError(f"{name} is {value!r}; wanted one of {', '.join(map(repr, choices))}")
+
+
+def _inner(value: Any, name: str) -> Schedule:
+    """A schedule within another one."""
+    if isinstance(value, ReduceOnPlateau):
+        raise TypeError(f"{name} is {value!r}; wanted a schedule that depends on the step alone")
+    return as_schedule(value, name)
+
+
+def _inner_ones(values: Any) -> tuple[Schedule, ...]:
+    if not isinstance(values, Iterable) or isinstance(values, str):
+        raise TypeError(f"schedules is {values!r}; wanted a sequence of schedules")
+    found = tuple(_inner(value, f"schedules[{i}]") for i, value in enumerate(values))
+    if not found:
+        raise ValueError(f"schedules is {values!r}; wanted at least one")
+    return found
+
+
+# ---- arithmetic ---------------------------------------------------------------------------------
+
+
+def _blend(start: float, end: float, left: float) -> float:
+    """From `start`, where all of the way is left, to `end`, where nothing is; exact at both."""
+    return left * start + (1.0 - left) * end
+
+
+def _share(passed: int, steps: int) -> float:
+    """Which share of the steps has passed, from 0 to 1."""
+    return min(max(passed, 0), steps) / steps
+
+
+def _cosine(share: float) -> float:
+    return 0.5 * (1.0 + math.cos(math.pi * share))
+
+
+# What is left of the way after a share of the steps.
+_SHAPES: dict[str, Callable[[float], float]] = {
+    "linear": lambda share: 1.0 - share,
+    "cosine": _cosine,
+    "1-sqrt": lambda share: 1.0 - math.sqrt(share),
+}
+
+
+def _power(base: float, exponent: float) -> float:
+    try:
+        return base**exponent
+    except OverflowError:
+        return math.inf
+
+
+def _passed(boundaries: tuple[int, ...], step: int) -> int:
+    """How many boundaries are at or before the step."""
+    return sum(boundary <= step for boundary in boundaries)
+
+
+def _hundredfold(factor: float, every: int) -> int:
+    """After how many steps factors have changed the rate by a hundred."""
+    return every * math.ceil(math.log(100.0) / abs(math.log(factor))) if factor != 1.0 else 100
+
+
+def _beyond(boundaries: tuple[int, ...]) -> int:
+    """A quarter past the last boundary."""
+    return 1 + sum(boundaries[-1:]) * 5 // 4
