@@ -32,6 +32,10 @@ Mask = Any
 """A Python bool, or a boolean array of shape ``(B,)``. Negate with ``logical_not``, not ``~``."""
 T = TypeVar("T")
 
+named = tuple.__new__
+"""`named(T, (a, b))` is `T(a, b)` for a named tuple T, in half the time; on a small problem this
+tells."""
+
 
 class Scalars:
     """The functions, first as they are for arrays of the namespace ``xp``.
