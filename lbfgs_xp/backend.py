@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import array_api_compat as compat
+import array_api_compat.numpy as compat_numpy
 import array_api_extra as xpx
 import numpy as np
 
@@ -38,7 +39,7 @@ _PIECE = 2**14
 
 def is_array(value: object) -> bool:
     """Whether `value` is an array of a library that follows the standard."""
-    return compat.is_array_api_obj(value)
+    return isinstance(value, np.ndarray) or compat.is_array_api_obj(value)
 
 
 def is_true(outcome: Any) -> bool:
@@ -80,9 +81,9 @@ class Backend:
                 "lbfgs_xp outside of compiled functions (its loops run in Python; what can be "
                 "compiled, it compiles itself), and use batched=True in place of vmap"
             )
-        self.xp: Namespace = compat.array_namespace(array)
+        self.xp: Namespace = _namespace(array)
         self.name = _library(self.xp)
-        self.device = compat.device(array)
+        self.device = _device(array)
         self.complex, self.eps, self.largest = _limits(self.xp, array.dtype, what)
         # How much rounding alone may change a value, relative to it.
         self.noise = 16.0 * self.eps
@@ -95,7 +96,7 @@ class Backend:
     @staticmethod
     def name_of(array: Array) -> str:
         """The name of the library of `array`."""
-        return _library(compat.array_namespace(array))
+        return _library(_namespace(array))
 
     @staticmethod
     def device_of(array: Array) -> Any:
@@ -207,6 +208,8 @@ class Backend:
         return self.xp.full(shape, value, dtype=self.dtype, device=self.device)
 
     def zeros(self, shape: tuple[int, ...]) -> Array:
+        if self.name == "numpy":
+            return np.zeros(shape, self.dtype)
         return self.xp.zeros(shape, dtype=self.dtype, device=self.device)
 
     # --- buffers -------------------------------------------------------------------------------
@@ -220,11 +223,13 @@ class Backend:
             return _jax_write_row()(buffer, index, row)
         return xpx.at(buffer, (index, ...)).set(row)
 
-    def write_difference(self, buffer: Array, index: int, a: Array, b: Array) -> Array:
-        """`buffer` (k, n) with row `index` overwritten by a - b."""
+    def write_pair(self, buffer: Array, index: int, s: Array, new: Array, old: Array) -> Array:
+        """`buffer` (2m, n) with row `index` overwritten by s, row m + index by new - old."""
+        other = index + buffer.shape[0] // 2
         if self.name != "numpy":
-            return self.write_row(buffer, index, a - b)
-        np.subtract(a, b, buffer[index])
+            return self.write_row(self.write_row(buffer, index, s), other, new - old)
+        buffer[index] = s
+        np.subtract(new, old, buffer[other])
         return buffer
 
     def subtract_scaled(self, u: Array, factor: Any, v: Array) -> Array:
@@ -393,6 +398,17 @@ class Backend:
     def is_compiled(fun: Callable) -> bool:
         """Whether `fun` is the outcome of jax.jit, and so a pure function by its author's word."""
         return hasattr(fun, "lower") and hasattr(fun, "trace")
+
+
+# For the most frequent type without a look at every library there is.
+
+
+def _namespace(array: Array) -> Namespace:
+    return compat_numpy if type(array) is np.ndarray else compat.array_namespace(array)
+
+
+def _device(array: Array) -> Any:
+    return "cpu" if type(array) is np.ndarray else compat.device(array)
 
 
 @functools.cache

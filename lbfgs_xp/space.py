@@ -116,7 +116,7 @@ class Space:
             vars(self).update(dot=dot, products=dot, combine=dot, matvec=dot, vecmat=dot)
             vars(self).update(max_abs=backend.max_abs, any=_same, read_one=float)
             if backend.dtype == np.float64:
-                vars(self).update(fetch=_same, send=_same)
+                vars(self).update(fetch=_same, send=_same, small_products=dot)
 
         if backend.compiles and plain:
             vars(self).update(descend=backend.jit(_descend, backend))
@@ -149,6 +149,10 @@ class Space:
             return rows @ vector
         return (rows @ vector[..., None])[..., 0]
 
+    def small_products(self, rows: Array, vector: Array) -> Array:
+        """`products`, for the small algebra."""
+        return self.fetch(self.products(rows, vector))
+
     def combine(self, coefficients: Array, rows: Array) -> Array:
         """sum_k coefficients[k] rows[k]: (..., k), (..., k, n) -> (..., n)."""
         if not self.batched:
@@ -158,7 +162,8 @@ class Space:
     def descend(self, coefficients: Array, rows: Array, gamma: Any, gradient: Array) -> Array:
         """coefficients rows - gamma gradient; coefficients and gamma of the small algebra."""
         sum_ = self.combine(self.send(coefficients), rows)
-        return self.backend.subtract_scaled(sum_, self.spread(gamma), gradient)
+        gamma = self.spread(gamma) if self.batched else gamma
+        return self.backend.subtract_scaled(sum_, gamma, gradient)
 
     def max_abs(self, u: Array) -> Array:
         """The infinity norm over the last axis: (..., n) -> (...); nan where u has one."""
@@ -204,7 +209,9 @@ class Space:
 
     def move(self, x: Array, alpha: Any, direction: Array) -> Array:
         """x + alpha direction, a product and then a sum: rounded twice on every library."""
-        return x + self.scale(alpha, direction)
+        if self.batched:
+            return x + self.spread(alpha) * direction
+        return x + (direction if alpha == 1.0 else alpha * direction)
 
     def scale(self, factor: Any, u: Array) -> Array:
         """factor u, one factor for each problem."""
@@ -289,7 +296,8 @@ class Space:
 
     def per_problem(self, scalar: Any) -> Any:
         """A scalar of each problem, ready to multiply small vectors (..., m)."""
-        return scalar[..., None] if self.batched else scalar
+        # NumPy takes an array without dimensions faster than a float.
+        return scalar[..., None] if self.batched else np.asarray(scalar)
 
     def small_zeros(self, shape: tuple[int, ...]) -> Array:
         """Zeros: float64 on the host, the vectors' dtype on a device."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import numpy as np
@@ -61,6 +60,8 @@ class LBFGS:
     line_search: LineSearch | str = MoreThuente()
     initial_inverse_hessian: Any = None
     scale_initial: bool = True
+    # `initial_inverse_hessian`, understood.
+    initial: Initial = dataclasses.field(init=False, repr=False, compare=False)
 
     supports_bounds = False
 
@@ -73,12 +74,7 @@ class LBFGS:
         set_ = object.__setattr__  # the dataclass is frozen
         set_(self, "memory_size", int(m))
         set_(self, "line_search", rule_of(self.line_search))
-        _ = self.initial  # bad input is refused here
-
-    @functools.cached_property
-    def initial(self) -> Initial:
-        """`initial_inverse_hessian`, understood."""
-        return Initial(self.initial_inverse_hessian, self.scale_initial)
+        set_(self, "initial", Initial(self.initial_inverse_hessian, self.scale_initial))
 
     def init(
         self, space: Space, x: Array, value: Any, gradient: Array, pairs: Pairs | None = None
