@@ -15,7 +15,7 @@ from lbfgs_xp.backend import Array, Backend, is_array
 
 _NAMESPACE = "lbfgs_xp"
 # The structure of a single array, which is what most runs have.
-_LEAF = optree.tree_structure(0, none_is_leaf=True, namespace=_NAMESPACE)
+_LEAF = optree.treespec_leaf(none_is_leaf=True, namespace=_NAMESPACE)
 
 
 class Layout:
@@ -49,7 +49,7 @@ class Layout:
             raise ValueError(f"x0 is empty (shapes {self.shapes}); wanted at least one number")
         # The common case, one real array that is the vector already, costs nothing.
         self.plain = (
-            self.structure.is_leaf()
+            self.structure is _LEAF
             and not self.complex[0]
             and len(self.shapes[0]) == 1 + len(self.batch)
         )
