@@ -350,6 +350,15 @@ class Backend:
         return functools.partial(function, *static) if static else function
 
     @property
+    def fuses(self) -> bool:
+        """Whether `elementwise` is there: a kernel of a text in C++."""
+        return self.name == "cupy"
+
+    def elementwise(self, inputs: str, outputs: str, body: str) -> Callable:
+        """The kernel that computes `body` for each element of its arrays."""
+        return _cupy_elementwise(inputs, outputs, body)
+
+    @property
     def differentiates(self) -> bool:
         return self.name in ("torch", "jax")
 
@@ -459,6 +468,13 @@ def _torch_hessian(evaluate: Callable, *arguments: Any) -> Array:
         for i in range(x.shape[-1])
     ]
     return torch.stack(rows, dim=-2)
+
+
+@functools.cache
+def _cupy_elementwise(inputs: str, outputs: str, body: str) -> Callable:
+    cupy = importlib.import_module("cupy")
+    # Products and sums are not contracted, so that each rounds as it does elsewhere.
+    return cupy.ElementwiseKernel(inputs, outputs, body, "lbfgs_xp", options=("--fmad=false",))
 
 
 def _torch_record(

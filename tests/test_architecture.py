@@ -50,6 +50,7 @@ OURS: dict[str, list[str]] = {
     ],
     "first_order": ["first_order.*"],
     "first_order.tape": [],
+    "first_order.kernel": ["first_order.tape"],
     "first_order.blocks": ["first_order.tape"],
     "first_order.sgd": [
         "backend",

@@ -13,6 +13,7 @@ from typing import Any
 from lbfgs_xp import scalars, tree
 from lbfgs_xp.backend import Array, Backend, is_array
 from lbfgs_xp.first_order import blocks
+from lbfgs_xp.first_order.kernel import kernel
 from lbfgs_xp.first_order.state import OptimizerState, Plan
 from lbfgs_xp.space import FixedOrderSpace, Space, norm
 
@@ -96,7 +97,7 @@ def apply(
         donate = tuple(i for i, may in zip((3, 5), in_place, strict=True) if may)
         run = spaces[0].backend.jit(_as_it_stands, rules, spaces, clip, donate=donate)
         return run(xs, gs, slots, numbers)
-    if not spaces[0].backend.shares_memory:
+    if not (spaces[0].backend.shares_memory or spaces[0].backend.fuses):
         new, kept = _as_it_stands(rules, spaces, clip, xs, gs, slots, numbers)
         if in_place[0]:
             new = [s.backend.overwrite(x, n) for s, x, n in zip(spaces, xs, new, strict=True)]
@@ -105,8 +106,9 @@ def apply(
     if factor is not None and spaces[0].batched:
         # Each problem has its own, so it cannot be one of the numbers.
         gs, factor = [factor * g for g in gs], 1.0
+    run_one = _fused if spaces[0].backend.fuses else _in_blocks
     done = [
-        _in_blocks(rule, space.backend, x, g, s, _inserted(n, factor), in_place)
+        run_one(rule, space.backend, x, g, s, _inserted(n, factor), in_place)
         for rule, space, x, g, s, n in zip(rules, spaces, xs, gs, slots, numbers, strict=True)
     ]
     return [x for x, _ in done], tuple(s for _, s in done)
@@ -149,6 +151,20 @@ def _in_blocks(
     if in_place[0] and not there:
         new = backend.overwrite(x, new)
     return new, kept
+
+
+def _fused(
+    rule: Any, backend: Backend, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple,
+    in_place: tuple[bool, bool],
+) -> tuple[Array, tuple[Array, ...]]:
+    """The recorded formula as one kernel."""
+    run = backend.elementwise(*kernel(rule.tape))
+    real = backend.to_real(x)
+    new = backend.empty(real.shape, real.dtype)
+    kept = slots if in_place[1] else tuple(backend.empty(s.shape, s.dtype) for s in slots)
+    run(real, *slots, backend.to_real(g), *numbers, new, *kept)
+    new = backend.from_real(new, x.dtype)
+    return backend.overwrite(x, new) if in_place[0] else new, kept
 
 
 def _inserted(numbers: tuple, factor: Any) -> tuple:
