@@ -530,6 +530,10 @@ def test_traced_arrays() -> None:
     opt = lx.Adam()
     with pytest.raises(TypeError, match="params is traced"):
         jax.jit(opt.init)(jax.numpy.zeros(2))
+    x = jax.numpy.zeros(2)
+    state = opt.init(x)
+    with pytest.raises(TypeError, match="grads is traced"):
+        jax.jit(lambda g: opt.update(x, g, state)[0])(x)
 
 
 # --- as torch and JAX users hold them ----------------------------------------------------------
@@ -559,8 +563,8 @@ def test_jax_compiles_once() -> None:
     state = opt.init(x)
     for _ in range(2):  # arrays that JAX made itself are placed otherwise than those of the user
         x, state = opt.update(x, x, state)
-    compiled = state.plan.backends[0].jit(
-        update._as_it_stands, (opt.rule,), (lx.Space(state.plan.backends[0]),), None
+    compiled = state.plan.spaces[0].backend.jit(
+        update._as_it_stands, (opt.rule,), state.plan.spaces, None
     )
     size = compiled.func._cache_size()
     for _ in range(3):

@@ -25,10 +25,12 @@ def init(optimizer: Any, params: Any) -> OptimizerState:
     chosen = _variants(optimizer, tree.paths(structure), structure)
     rules = [optimizer.variants[i] for i in chosen]
     fills = [rule.slots() for rule in rules]
+    spaces = {backend: Space(backend) for backend in backends}
     plan = Plan(
         type(optimizer).__name__,
         structure,
-        tuple(backends),
+        tuple(spaces[backend] for backend in backends),
+        tuple(type(leaf) for leaf in leaves),
         tuple(tuple(leaf.shape) for leaf in leaves),
         tuple(leaf.dtype for leaf in leaves),
         tuple(chosen),
@@ -66,10 +68,12 @@ def update(
     numbers, carried, plateaus = numbers_of(
         optimizer.variants, state.step, state.carried, state.plateaus, value
     )
-    space = FixedOrderSpace if reproducible else Space
+    spaces = plan.spaces
+    if reproducible:
+        spaces = tuple(FixedOrderSpace(space.backend) for space in spaces)
     new, slots = apply(
         tuple(optimizer.variants[i].rule for i in plan.variants),
-        tuple(space(backend) for backend in plan.backends),
+        spaces,
         optimizer.clip_norm,
         xs,
         gs,
@@ -77,7 +81,7 @@ def update(
         [numbers[i] for i in plan.variants],
         (in_place, in_place),
     )
-    new = [b.tracked(leaf, x) for b, leaf, x in zip(plan.backends, new, xs, strict=True)]
+    new = [s.backend.tracked(leaf, x) for s, leaf, x in zip(spaces, new, xs, strict=True)]
     state = OptimizerState(state.step + 1, slots, carried, plateaus, plan)
     return tree.unflatten(plan.structure, new), state
 
@@ -185,11 +189,11 @@ def _clip_factor(clip: float | None, spaces: tuple[Space, ...], gs: list[Array])
 def _all_finite(plan: Plan, gs: list[Array]) -> bool:
     """Whether every gradient is finite: one read."""
     sizes = [
-        Space(backend).max_abs(backend.vector(g))
-        for backend, g in zip(plan.backends, gs, strict=True)
+        space.max_abs(space.backend.vector(g))
+        for space, g in zip(plan.spaces, gs, strict=True)
         if 0 not in g.shape
     ]
-    return all(map(math.isfinite, plan.backends[0].read(sizes)))
+    return all(map(math.isfinite, plan.spaces[0].backend.read(sizes)))
 
 
 # --- numbers -----------------------------------------------------------------------------------
@@ -298,12 +302,16 @@ def _checked_leaves(params: Any, plan: Plan, what: str) -> list[Array]:
             f"{what} has the structure {structure}; wanted that which init was given, "
             f"{plan.structure}"
         )
-    for leaf, backend, shape, dtype in zip(
-        leaves, plan.backends, plan.shapes, plan.dtypes, strict=True
+    for leaf, space, kind, shape, dtype in zip(
+        leaves, plan.spaces, plan.types, plan.shapes, plan.dtypes, strict=True
     ):
+        backend = space.backend
+        fits = type(leaf) is kind and leaf.dtype == dtype and leaf.shape == shape
+        if fits and backend.holds(leaf):
+            continue
         if not is_array(leaf):
             raise TypeError(f"{what} holds a {type(leaf).__name__}; wanted arrays")
-        if (library := Backend.name_of(leaf)) != backend.name:
+        if (library := Backend(leaf, what).name) != backend.name:
             raise TypeError(f"{what} holds an array of {library}; wanted {backend.name}")
         if leaf.dtype != dtype or tuple(leaf.shape) != shape:
             raise ValueError(
