@@ -87,7 +87,7 @@ class Backend:
         # How much rounding alone may change a value, relative to it.
         self.noise = 16.0 * self.eps
         self.dtype = self.xp.real(array).dtype if self.complex else array.dtype
-        self._key = (self.name, str(self.dtype), str(self.device))
+        self._key = (self.name, str(self.dtype), self.complex, str(self.device))
         self.mutable = self.name not in ("jax", "dask")
         self.reads_are_free = self.name == "numpy" or (
             self.name == "torch" and array.device.type == "cpu"
