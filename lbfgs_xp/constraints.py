@@ -11,6 +11,7 @@ an inequality is not active. Nocedal & Wright (2006), chapter 17, has c(x) >= 0 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import numbers
@@ -249,8 +250,8 @@ def augmented_lagrangian(
     TypeError, ValueError
         for arguments outside these ranges: what was passed, what is wanted.
     Exception
-        What the functions raise goes through, with the `ConstrainedResult` so far attached as the
-        attribute `result`, where there is any.
+        What the functions raise goes through, with the `ConstrainedResult` so far, where there is
+        any, attached as the attribute `result`.
 
     Examples
     --------
@@ -530,7 +531,9 @@ def _solve(
         if isinstance(reached, Result):
             best = better(best, measured(reached)[0])
         if best is not None:
-            error.result = best  # type: ignore[attr-defined]
+            # Some exceptions take no attributes; they go through as they are.
+            with contextlib.suppress(Exception):
+                error.result = best  # type: ignore[attr-defined]
         raise
 
 

@@ -241,8 +241,8 @@ class _Run:
             earlier = state if space.equal(x, state.best.x) else None
         if earlier is not None:
             start = earlier.solver.x
-        elif hasattr(solver, "project"):
-            start = solver.project(space, x)
+        if hasattr(solver, "project") and (earlier is None or earlier.method != solver):
+            start = solver.project(space, start)
         untouched = space.backend.own(start)
         value, gradient, aux = self.outside(objective, start)
         if not space.equal(start, untouched):

@@ -33,7 +33,12 @@ class Status(Reason):
     """
 
     RUNNING = -1, False, "still running"
-    GRADIENT = 0, True, "the gradient is small: its largest component is at most gtol"
+    GRADIENT = (
+        0,
+        True,
+        "the gradient is small: its largest component (under constraints, that of the projected "
+        "gradient) is at most gtol",
+    )
     VALUE = 1, True, "the value has settled: its relative change is at most ftol"
     STEP = 2, True, "the step has settled: its largest component is at most xtol (relative to x)"
     PRECISION = (
@@ -128,7 +133,8 @@ class Result:
     jac : of the structure of x
         Its gradient.
     gradient_norm : float, or array (B,)
-        The largest absolute component of `jac`.
+        The largest absolute component of `jac`; of a solver that projects, of P(x - jac) - x, with
+        P the projection.
     nit, nfev : int, or arrays (B,)
         Accepted iterations; evaluations of fun (those for finite differences included).
     nhev : int
