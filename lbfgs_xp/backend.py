@@ -275,7 +275,7 @@ class Backend:
     @property
     def shares_memory(self) -> bool:
         """Whether NumPy can work on the very memory of an array."""
-        return self.name == "numpy" or (self.name == "torch" and self.device.type == "cpu")
+        return self.reads_are_free
 
     def real_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of `to_real` of an array of this shape."""
@@ -308,9 +308,10 @@ class Backend:
             torch = sys.modules["torch"]
             if array.layout is not torch.strided:
                 raise TypeError(f"an array has the layout {array.layout}; wanted a dense one")
-            array = array.detach().resolve_conj().resolve_neg()
-            array = torch.view_as_real(array) if array.is_complex() else array
-            return array.numpy().reshape(-1)
+            array = array.detach()
+            if array.is_complex():
+                array = torch.view_as_real(array.resolve_conj())
+            return array.resolve_neg().numpy().reshape(-1)
         array = array.reshape(-1)
         return array.view(self.dtype) if array.dtype.kind == "c" else array
 

@@ -564,7 +564,7 @@ def test_jax_compiles_once() -> None:
     for _ in range(2):  # arrays that JAX made itself are placed otherwise than those of the user
         x, state = opt.update(x, x, state)
     compiled = state.plan.spaces[0].backend.jit(
-        update._as_it_stands, (opt.rule,), state.plan.spaces, None
+        update._all_at_once, (opt.rule,), state.plan.spaces, None
     )
     size = compiled.func._cache_size()
     for _ in range(3):

@@ -222,3 +222,39 @@ def test_errors() -> None:
         lx.minimize(fun, res.x, jac=True, state=res.state)
     with pytest.raises(ValueError, match="takes none; wanted bounds=None"):
         lx.minimize(fun, np.ones(2), jac=True, method=lx.Adam(), bounds=(0, 1))
+
+
+# --- GradientDescent, with a rate or with a line search ----------------------------------------
+
+
+def test_gradient_descent_with_a_rate_is_sgd(backend: Backend) -> None:
+    fun, x0 = quadratic(backend), backend.asarray(START)
+    how: dict = {"jac": True, "maxiter": 30, "gtol": 0.0}
+    schedule = schedules.Exponential(0.1, 0.99)
+    one = lx.minimize(fun, x0, method=lx.GradientDescent(schedule), **how)
+    other = lx.minimize(fun, x0, method=lx.SGD(schedule), **how)
+    assert np.array_equal(backend.to_numpy(one.x), backend.to_numpy(other.x))
+
+
+@pytest.mark.parametrize("rule", [lx.Bisection(), lx.Armijo(), "more_thuente", None])
+def test_gradient_descent_with_a_line_search(backend: Backend, rule: Any) -> None:
+    from lbfgs_xp.solvers.steepest_descent import SteepestDescent
+
+    fun, x0 = quadratic(backend), backend.asarray(START)
+    opt = lx.GradientDescent(line_search=rule)
+    res = lx.minimize(fun, x0, jac=True, method=opt)
+    assert res.success
+    np.testing.assert_allclose(backend.to_numpy(res.x), np.ones(N), atol=1e-6)
+    same = lx.minimize(fun, x0, jac=True, method=SteepestDescent(rule or lx.Bisection()))
+    assert np.array_equal(backend.to_numpy(res.x), backend.to_numpy(same.x))
+
+
+def test_gradient_descent_takes_one_of_the_two() -> None:
+    with pytest.raises(ValueError, match="wanted one of the two"):
+        lx.GradientDescent(0.1, line_search=lx.Bisection())
+    with pytest.raises(ValueError, match="clip_norm is 1.0; it takes a learning rate"):
+        lx.GradientDescent(clip_norm=1.0)
+    with pytest.raises(TypeError, match="needs the function"):
+        lx.GradientDescent().init(np.zeros(2))
+    with pytest.raises(ValueError, match="bisecton"):
+        lx.GradientDescent(line_search="bisecton")

@@ -80,7 +80,7 @@ def test_a_tape_computes_its_formula(seed: int, in_place: bool) -> None:
         return
     old = [array.copy() for array in (x, *slots)]
     new = old if in_place else [np.empty(N) for _ in old]
-    blocks.run(tape, new, old, g, NUMBERS, [in_place] * len(old))
+    blocks.run(tape, new, old, g, NUMBERS)
     for found, wanted in zip(new, (expected_x, *expected), strict=True):
         assert np.array_equal(found, wanted)
 
@@ -88,7 +88,7 @@ def test_a_tape_computes_its_formula(seed: int, in_place: bool) -> None:
 def test_outputs_that_are_inputs_change_places() -> None:
     tape = record(lambda fn, x, g, slots, numbers: (slots[0], (g, x + g)), 2, 0)
     x, g, a, b = np.arange(8.0).reshape(4, 2)
-    blocks.run(tape, [x, a, b], [x, a, b], g, (), [True] * 3)
+    blocks.run(tape, [x, a, b], [x, a, b], g, ())
     assert np.array_equal(np.stack([x, a, b]), [[4.0, 5.0], [2.0, 3.0], [2.0, 4.0]])
 
 
@@ -145,7 +145,7 @@ def test_kernels_compute_what_the_tapes_do(dtype: str, tmp_path: Path) -> None:
         slots = [np.abs(s) for s in slots]
         numbers = rng.uniform(0.1, 0.9, tape.numbers)
         expected = [np.empty_like(x) for _ in (x, *slots)]
-        blocks.run(tape, expected, [x, *slots], g, numbers.tolist(), [False] * len(expected))
+        blocks.run(tape, expected, [x, *slots], g, numbers.tolist())
         found = [np.empty_like(x) for _ in expected]
         ins = (pointer * (len(slots) + 2))(*(a.ctypes.data for a in (x, *slots, g)))
         outs = (pointer * len(found))(*(a.ctypes.data for a in found))

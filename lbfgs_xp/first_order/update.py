@@ -99,62 +99,81 @@ def apply(
     """
     if spaces[0].backend.compiles and not spaces[0].reproducible:
         donate = tuple(i for i, may in zip((3, 5), in_place, strict=True) if may)
-        run = spaces[0].backend.jit(_as_it_stands, rules, spaces, clip, donate=donate)
+        run = spaces[0].backend.jit(_all_at_once, rules, spaces, clip, donate=donate)
         return run(xs, gs, slots, numbers)
-    if not (spaces[0].backend.shares_memory or spaces[0].backend.fuses):
-        new, kept = _as_it_stands(rules, spaces, clip, xs, gs, slots, numbers)
-        if in_place[0]:
-            new = [s.backend.overwrite(x, n) for s, x, n in zip(spaces, xs, new, strict=True)]
-        return new, kept
     factor = _clip_factor(clip, spaces, gs)
     if factor is not None and spaces[0].batched:
         # Each problem has its own, so it cannot be one of the numbers.
         gs, factor = [factor * g for g in gs], 1.0
-    run_one = _fused if spaces[0].backend.fuses else _in_blocks
-    done = [
-        run_one(rule, space.backend, x, g, s, _inserted(n, factor), in_place)
-        for rule, space, x, g, s, n in zip(rules, spaces, xs, gs, slots, numbers, strict=True)
-    ]
-    return [x for x, _ in done], tuple(s for _, s in done)
-
-
-def _as_it_stands(
-    rules: tuple, spaces: tuple[Space, ...], clip: float | None, xs: list[Array], gs: list[Array],
-    slots: tuple, numbers: list[tuple],
-) -> tuple[list[Array], tuple]:
-    """Each formula on whole arrays."""
-    factor = _clip_factor(clip, spaces, gs)
+    numbers = _inserted(numbers, factor)
+    if all(space.backend.shares_memory for space in spaces):
+        return _in_blocks(rules, spaces, xs, gs, slots, numbers, in_place)
     new, kept = [], []
     for rule, space, x, g, own, n in zip(rules, spaces, xs, gs, slots, numbers, strict=True):
-        backend = space.backend
-        real = backend.to_real(x)
-        moved, own = rule.whole_formula(
-            scalars.of(real), real, backend.to_real(g), own, _inserted(n, factor)
-        )
-        new.append(backend.from_real(moved, x.dtype))
+        run = _fused if space.backend.fuses else _as_it_stands
+        x, own = run(rule, space.backend, x, g, own, n, in_place)
+        new.append(x)
         kept.append(own)
     return new, tuple(kept)
 
 
-def _in_blocks(
+def _all_at_once(
+    rules: tuple, spaces: tuple[Space, ...], clip: float | None, xs: list[Array], gs: list[Array],
+    slots: tuple, numbers: list[tuple],
+) -> tuple[list[Array], tuple]:
+    """What is compiled as one program."""
+    numbers = _inserted(numbers, _clip_factor(clip, spaces, gs))
+    new, kept = [], []
+    for rule, space, x, g, own, n in zip(rules, spaces, xs, gs, slots, numbers, strict=True):
+        x, own = _as_it_stands(rule, space.backend, x, g, own, n, (False, False))
+        new.append(x)
+        kept.append(own)
+    return new, tuple(kept)
+
+
+def _as_it_stands(
     rule: Any, backend: Backend, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple,
     in_place: tuple[bool, bool],
 ) -> tuple[Array, tuple[Array, ...]]:
-    """The recorded formula, block by block."""
-    there = in_place[0] and backend.overwritable(x)
-    new = x if there else backend.empty(x.shape, x.dtype)
-    kept = slots if in_place[1] else tuple(backend.empty(s.shape, s.dtype) for s in slots)
-    blocks.run(
-        rule.tape,
-        [backend.flat_view(array) for array in (new, *kept)],
-        [backend.flat_view(array) for array in (x, *slots)],
-        backend.flat_view(g),
-        numbers,
-        (there, *(in_place[1] for _ in slots)),
-    )
-    if in_place[0] and not there:
-        new = backend.overwrite(x, new)
-    return new, kept
+    """The formula on whole arrays."""
+    real = backend.to_real(x)
+    new, slots = rule.whole_formula(scalars.of(real), real, backend.to_real(g), slots, numbers)
+    new = backend.from_real(new, x.dtype)
+    return backend.overwrite(x, new) if in_place[0] else new, slots
+
+
+def _in_blocks(
+    rules: tuple, spaces: tuple[Space, ...], xs: list[Array], gs: list[Array], slots: tuple,
+    numbers: list[tuple], in_place: tuple[bool, bool],
+) -> tuple[list[Array], tuple]:
+    """The recorded formulas, block by block; small leaves with one rule together."""
+    new, kept = [], []
+    work: dict[Any, list[tuple[int, blocks.Leaf]]] = {}
+    for i, (rule, space, x, own) in enumerate(zip(rules, spaces, xs, slots, strict=True)):
+        backend = space.backend
+        there = in_place[0] and backend.overwritable(x)
+        new.append(x if there else backend.empty(x.shape, x.dtype))
+        kept.append(
+            own if in_place[1] else tuple(backend.empty(s.shape, s.dtype) for s in own)
+        )
+        old = [backend.flat_view(array) for array in (x, *own)]
+        goals = [
+            view if same is array else backend.flat_view(same)
+            for view, array, same in zip(old, (x, *own), (new[i], *kept[i]), strict=True)
+        ]
+        together = (id(rule), id(numbers[i]), old[0].dtype)
+        key = together if old[0].size <= blocks.SMALL else i
+        leaf = blocks.Leaf(goals, old, backend.flat_view(gs[i]))
+        work.setdefault(key, []).append((i, leaf))
+    for each in work.values():
+        first, _ = each[0]
+        blocks.run_together(rules[first].tape, [leaf for _, leaf in each], numbers[first])
+    if in_place[0]:
+        new = [
+            there if there is x else space.backend.overwrite(x, there)
+            for space, x, there in zip(spaces, xs, new, strict=True)
+        ]
+    return new, tuple(kept)
 
 
 def _fused(
@@ -171,9 +190,13 @@ def _fused(
     return backend.overwrite(x, new) if in_place[0] else new, kept
 
 
-def _inserted(numbers: tuple, factor: Any) -> tuple:
-    """The numbers with the clip factor in its place, second."""
-    return numbers if factor is None else (numbers[0], factor, *numbers[1:])
+def _inserted(numbers: list[tuple], factor: Any) -> list[tuple]:
+    """The numbers of each leaf with the clip factor in its place, second."""
+    if factor is None:
+        return numbers
+    # Leaves that share their numbers go on sharing them.
+    made = {id(own): (own[0], factor, *own[1:]) for own in numbers}
+    return [made[id(own)] for own in numbers]
 
 
 def _clip_factor(clip: float | None, spaces: tuple[Space, ...], gs: list[Array]) -> Any:
@@ -187,13 +210,13 @@ def _clip_factor(clip: float | None, spaces: tuple[Space, ...], gs: list[Array])
 
 
 def _all_finite(plan: Plan, gs: list[Array]) -> bool:
-    """Whether every gradient is finite: one read."""
-    sizes = [
-        space.max_abs(space.backend.vector(g))
-        for space, g in zip(plan.spaces, gs, strict=True)
-        if 0 not in g.shape
-    ]
-    return all(map(math.isfinite, plan.spaces[0].backend.read(sizes)))
+    """Whether every gradient is finite: one read for each device."""
+    sizes: dict[Backend, list[Array]] = {}
+    for space, g in zip(plan.spaces, gs, strict=True):
+        if 0 not in g.shape:
+            size = space.max_abs(space.backend.vector(g))
+            sizes.setdefault(space.backend, []).append(size)
+    return all(math.isfinite(size) for b, own in sizes.items() for size in b.read(own))
 
 
 # --- numbers -----------------------------------------------------------------------------------
