@@ -39,6 +39,7 @@ from lbfgs_xp.result import Record, Result, State, Status
 from lbfgs_xp.solvers.lbfgs import LBFGS
 from lbfgs_xp.solvers.two_loop import two_loop
 from lbfgs_xp.space import FixedOrderSpace, Space, fixed_sum
+from lbfgs_xp.training import History, TrainRecord, TrainResult, TrainState, train
 
 __version__ = "0.1.0"
 
@@ -80,4 +81,9 @@ __all__ = [
     "RMSProp",
     "Rprop",
     "Yogi",
+    "History",
+    "TrainRecord",
+    "TrainResult",
+    "TrainState",
+    "train",
 ]

@@ -55,6 +55,8 @@ class Status(enum.IntEnum):
         "large; the best point before that is kept",
     )
 
+    EPOCHS = 13, True, "all epochs are done"
+
     def __str__(self) -> str:
         return self.message
 
@@ -145,15 +147,20 @@ class Result:
     state: Any = dataclasses.field(default=None, repr=False)
 
     def __repr__(self) -> str:
-        rows = []
-        for field in dataclasses.fields(self):
-            if not field.repr or (field.name == "aux" and self.aux is None):
-                continue
-            value = getattr(self, field.name)
-            # A Status prints as its name here, since the message has a line of its own.
-            text = value.name if isinstance(value, Status) else str(value)
-            if isinstance(value, list):
-                counts = collections.Counter(value)
-                text = "\n".join(f"{count} x {message}" for message, count in counts.items())
-            rows.append(f"{field.name:>14}: " + text.replace("\n", "\n" + " " * 16))
-        return "\n".join(rows)
+        return table(self)
+
+
+def table(result: Any) -> str:
+    """The fields of a result, one a line."""
+    rows = []
+    for field in dataclasses.fields(result):
+        value = getattr(result, field.name)
+        if not field.repr or (field.name == "aux" and value is None):
+            continue
+        # A Status prints as its name here, since the message has a line of its own.
+        text = value.name if isinstance(value, Status) else str(value)
+        if isinstance(value, list):
+            counts = collections.Counter(value)
+            text = "\n".join(f"{count} x {message}" for message, count in counts.items())
+        rows.append(f"{field.name:>14}: " + text.replace("\n", "\n" + " " * 16))
+    return "\n".join(rows)

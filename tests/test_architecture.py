@@ -48,13 +48,28 @@ OURS: dict[str, list[str]] = {
     ],
     "first_order": ["first_order.*"],
     "first_order.*": ["backend", "first_order.*", "schedules", "space"],
+    "loss": ["backend", "tree"],
+    "batches": ["backend", "tree"],
     "minimize": ["*"],
+    "training": [
+        "backend",
+        "batches",
+        "first_order",
+        "first_order.*",
+        "loss",
+        "minimize",
+        "progress",
+        "result",
+        "space",
+        "tree",
+    ],
     "torch": ["*"],
     "scipy": ["*"],
 }
 # Modules that only these may import.
 ONLY_FOR = {
-    "minimize": ["", "__main__", "torch", "scipy"],
+    "minimize": ["", "__main__", "training", "torch", "scipy"],
+    "training": ["", "__main__", "torch"],
     "__main__": [],
     "demo": ["__main__"],
     "torch": [],
@@ -66,7 +81,9 @@ ONLY_FOR = {
 LIBRARIES: dict[str, list[str]] = {
     "__main__": ["numpy"],
     "backend": ["array_api_compat", "array_api_extra", "numpy"],
+    "batches": ["numpy"],
     "demo": ["numpy"],
+    "loss": ["numpy"],
     "minimize": ["numpy"],
     "objective": ["numpy"],
     "problems": ["array_api_compat", "numpy"],
@@ -76,6 +93,7 @@ LIBRARIES: dict[str, list[str]] = {
     "solvers.*": ["array_api_compat", "numpy"],
     "space": ["array_api_compat", "numpy"],
     "tree": ["numpy", "optree"],
+    "training": ["numpy"],
     "torch": ["torch"],  # a face: whoever imports it has torch
     "scipy": ["numpy"],
 }
