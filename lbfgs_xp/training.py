@@ -374,7 +374,9 @@ class _Run:
         self.updates += res.nit
         if res.status is Status.INTERRUPTED:
             raise KeyboardInterrupt
-        return first[0], res.state.solver.step
+        # The gradient may be what is not finite.
+        value = math.nan if res.status is Status.NOT_FINITE else first[0]
+        return value, res.state.solver.step
 
     def _read(self) -> bool:
         """Notes the losses, with one wait where they are on a device; whether all are finite."""
