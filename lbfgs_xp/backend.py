@@ -162,9 +162,14 @@ class Backend:
         return [next(found) if is_array(number) else float(number) for number in numbers]
 
     def read_many(self, numbers: Sequence[Any]) -> list[float]:
-        """`read` of very many numbers: one wait, and nothing that is compiled for their count."""
-        if not self.compiles:
+        """`read` of very many numbers, of any device: one wait, and nothing compiled for their
+        count."""
+        if self.reads_are_free:
             return self.read(numbers)
+        if not self.compiles:
+            return self.read(
+                [compat.to_device(n, self.device) if is_array(n) else n for n in numbers]
+            )
         for number in numbers:
             if is_array(number):
                 number.copy_to_host_async()

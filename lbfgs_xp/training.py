@@ -317,15 +317,16 @@ class _Run:
         for batch, rows in batches.epoch(self.epoch, len(self.seen)):
             if time.perf_counter() >= self.deadline:
                 self.status = Status.TIME
-                return
+                break
             value, rate = self.advance(batch)
             self.seen.append((value, rows, rate))
             if watches and not math.isfinite(value):
                 break
-        finite = self._read()
-        if not (finite and self._finite()):
+        self._read()
+        if not self.tolerant and not self._finite():
             self.stand(*self.kept)
             self.status = Status.DIVERGED
+        if self.status is not Status.RUNNING:
             return
         mean = _mean(self.seen)
         self.history["epoch_loss"].append(mean)
@@ -336,7 +337,7 @@ class _Run:
 
     def _update(self, batch: Any) -> tuple[Any, float]:
         """Updates of a first-order optimizer: the loss before them, the last learning rate."""
-        first = None
+        first: Any = None
         if self.memory is None:
             self.memory = self.method.init(self.params)
         for _ in range(self.count):
@@ -378,23 +379,21 @@ class _Run:
         value = math.nan if res.status is Status.NOT_FINITE else first[0]
         return value, res.state.solver.step
 
-    def _read(self) -> bool:
-        """Notes the losses, with one wait where they are on a device; whether all are finite."""
+    def _read(self) -> None:
+        """Notes the losses, with one wait where they are on a device."""
         losses = self.backend.read_many([value for value, _, _ in self.seen])
         self.seen = [(x, n, rate) for x, (_, n, rate) in zip(losses, self.seen, strict=True)]
         new, self.noted = self.seen[self.noted :], len(self.seen)
-        strange = [i for i, (x, _, _) in enumerate(new) if not math.isfinite(x)]
-        if strange and not self.tolerant:
-            # What comes after tells nothing.
-            new = new[: strange[0] + 1]
+        if not self.tolerant:
+            # What comes after the first loss that is not finite tells nothing.
+            new = new[: next((i for i, seen in enumerate(new, 1) if not _is_finite(seen)), None)]
         self.history["loss"] += [x for x, _, _ in new]
         self.history["learning_rate"] += [rate for _, _, rate in new]
-        return self.tolerant or not strange
 
     def _finite(self) -> bool:
-        """Whether all parameters are."""
-        if self.tolerant:
-            return True
+        """Whether all losses of the epoch and all parameters are."""
+        if not all(map(_is_finite, self.seen)):
+            return False
         leaves, _ = flatten(self.params)
         with np.errstate(all="ignore"):
             sizes = self.backend.jit(_largest, self.spaces)(leaves)
@@ -450,11 +449,15 @@ def _largest(spaces: tuple[Space, ...], leaves: list[Any]) -> list[Any]:
     ]
 
 
+def _is_finite(seen: tuple[float, int, float]) -> bool:
+    return math.isfinite(seen[0])
+
+
 def _mean(seen: Sequence[tuple[float, int, float]]) -> float:
     """The mean over all rows of the batches whose loss is finite, rounded once."""
-    finite = [(x, n) for x, n, _ in seen if math.isfinite(x)]
-    rows = sum(n for _, n in finite)
-    return math.fsum(x * n for x, n in finite) / rows if rows else math.nan
+    finite = list(filter(_is_finite, seen))
+    rows = sum(n for _, n, _ in finite)
+    return math.fsum(x * n for x, n, _ in finite) / rows if rows else math.nan
 
 
 def _line(record: TrainRecord) -> str:

@@ -126,6 +126,18 @@ def test_dataclasses_of_arrays() -> None:
     np.testing.assert_allclose([res.params.x, res.params.y], [3.0, -1.0], rtol=1e-8)
 
 
+def test_parameters_that_are_numpy_scalars() -> None:
+    def loss(p: Any, batch: Any) -> tuple[Any, Any]:
+        r = p["a"] * batch - 2.0
+        return np.mean(r * r), {"a": 2.0 * np.mean(r * batch)}
+
+    res = lx.train(
+        loss, {"a": np.float64(0.0)}, np.ones(6), jac=True, method=lx.SGD(0.2), batch_size=2,
+        epochs=20,
+    )
+    assert res.params["a"] == pytest.approx(2.0, rel=1e-9)
+
+
 def test_batches_of_an_iterable() -> None:
     """As they are, in their order; the mean of an epoch weighs them by their rows."""
     batches = [(X[:10], Y[:10]), (X[10:], Y[10:])]
@@ -555,6 +567,19 @@ def test_a_budget_of_seconds() -> None:
     assert (res.status, res.updates, res.epochs) == (Status.TIME, 0, 0)
     assert math.isnan(res.loss) and len(res.history.loss) == 0
     assert (res.params == 0.0).all()
+
+
+def test_a_run_that_is_not_finite_and_out_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The losses of a device are read at the end alone, but then they are."""
+    clock = iter(range(100))
+    monkeypatch.setattr("lbfgs_xp.training.time.perf_counter", lambda: float(next(clock)))
+    device = Backend.STRICT_DEVICE
+    start, data = device.asarray(np.zeros(3)), data_of(device)
+    res = lx.train(
+        lambda p, batch: (math.nan * p[0], p), start, data, jac=True, batch_size=5, maxtime=4.5
+    )
+    assert res.status is Status.DIVERGED and len(res.history.loss) == 1
+    assert same(res.params, start, device)
 
 
 def test_interrupted_between_updates(backend: Backend) -> None:
