@@ -4,7 +4,14 @@ NumPy, PyTorch, CuPy, JAX and every other library that follows the Python array 
 any device; one problem or a batch of them; bitwise reproducible on demand.
 """
 
-from lbfgs_xp import problems, schedules
+from lbfgs_xp import problems, projections, schedules
+from lbfgs_xp.constraints import (
+    ConstrainedResult,
+    ConstrainedStatus,
+    Multipliers,
+    augmented_lagrangian,
+    quadratic_penalty,
+)
 from lbfgs_xp.first_order import (
     ASGD,
     SGD,
@@ -15,6 +22,7 @@ from lbfgs_xp.first_order import (
     Adamax,
     AdamW,
     FirstOrder,
+    GradientDescent,
     Lion,
     NAdam,
     OptimizerState,
@@ -37,6 +45,8 @@ from lbfgs_xp.minimize import minimize
 from lbfgs_xp.objective import check_gradient
 from lbfgs_xp.result import Record, Result, State, Status
 from lbfgs_xp.solvers.lbfgs import LBFGS
+from lbfgs_xp.solvers.newton import Newton
+from lbfgs_xp.solvers.projected_gradient import ProjectedGradient
 from lbfgs_xp.solvers.two_loop import two_loop
 from lbfgs_xp.space import FixedOrderSpace, Space, fixed_sum
 from lbfgs_xp.training import History, TrainRecord, TrainResult, TrainState, train
@@ -47,23 +57,31 @@ __all__ = [
     "LBFGS",
     "Armijo",
     "Bisection",
+    "ConstrainedResult",
+    "ConstrainedStatus",
     "Fixed",
     "FixedOrderSpace",
     "HagerZhang",
     "LineSearch",
     "MoreThuente",
+    "Newton",
+    "Multipliers",
+    "ProjectedGradient",
     "Record",
     "Result",
     "Space",
     "State",
     "Status",
     "StrongWolfe",
+    "augmented_lagrangian",
     "check_gradient",
     "fixed_sum",
     "line_search",
     "minimize",
     "problems",
     "schedules",
+    "projections",
+    "quadratic_penalty",
     "two_loop",
     "ASGD",
     "SGD",
@@ -74,6 +92,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "FirstOrder",
+    "GradientDescent",
     "Lion",
     "NAdam",
     "OptimizerState",

@@ -41,6 +41,13 @@ def is_array(value: object) -> bool:
     return compat.is_array_api_obj(value)
 
 
+def is_true(outcome: Any) -> bool:
+    """Whether a callback has returned True, or a truth value of an array library."""
+    if is_array(outcome) and outcome.ndim == 0:
+        return bool(outcome)
+    return outcome is True
+
+
 class Backend:
     """One array library, one device, one real floating-point dtype.
 
@@ -62,10 +69,12 @@ class Backend:
         The distance from 1 to the next number of the dtype; its largest number.
     mutable : bool
         Whether a row of an array can be overwritten in place.
+
+    An array that JAX is tracing has neither values nor a device; it will do where `traced`.
     """
 
-    def __init__(self, array: Array, what: str = "x0"):
-        if _is_traced(array):
+    def __init__(self, array: Array, what: str = "x0", traced: bool = False):
+        if _is_traced(array) and not traced:
             raise TypeError(
                 f"{what} is traced (by jax.jit, grad or vmap); wanted an array with values: call "
                 "lbfgs_xp outside of compiled functions (its loops run in Python; what can be "
@@ -78,7 +87,7 @@ class Backend:
         # How much rounding alone may change a value, relative to it.
         self.noise = 16.0 * self.eps
         self.dtype = self.xp.real(array).dtype if self.complex else array.dtype
-        self._key = (self.name, str(self.dtype), str(self.device))
+        self._key = (self.name, str(self.dtype), self.complex, str(self.device))
         self.mutable = self.name not in ("jax", "dask")
         self.reads_are_free = self.name == "numpy" or (
             self.name == "torch" and array.device.type == "cpu"
@@ -95,7 +104,7 @@ class Backend:
 
     def holds(self, array: Array) -> bool:
         """Whether an array of this library lies on this device."""
-        return self.name == "numpy" or compat.device(array) == self.device
+        return self.name == "numpy" or self.device in (None, compat.device(array))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Backend) and self._key == other._key
@@ -152,6 +161,31 @@ class Backend:
             # asarray with a device takes ten times as long.
             return sys.modules["jax"].device_put(values.astype(dtype), self.device)
         return self.xp.asarray(values, dtype=dtype, device=self.device)
+
+    def adopt(self, values: Any, what: str) -> Array:
+        """Numbers, lists, NumPy arrays, or arrays of this library and device, in this dtype.
+
+        Errors name them `what`.
+        """
+        if isinstance(values, (np.ndarray, np.generic)) or not is_array(values):
+            try:
+                host = np.array(values)
+            except ValueError as error:
+                raise ValueError(f"{what} is a ragged list ({error}); wanted numbers") from None
+            if host.dtype.kind not in "iuf":
+                raise TypeError(f"{what} is {values!r}; wanted real numbers")
+            return self.from_host(host)
+        if (library := self.name_of(values)) != self.name:
+            raise TypeError(
+                f"{what} is an array of {library}; wanted one of {self.name}, like x, or of NumPy"
+            )
+        if not self.holds(values):
+            raise ValueError(
+                f"{what} is on device {compat.device(values)}; wanted {self.device}, like x"
+            )
+        if not self.xp.isdtype(values.dtype, ("real floating", "integral")):
+            raise TypeError(f"{what} has dtype {values.dtype}; wanted real numbers")
+        return self.xp.astype(values, self.dtype, copy=False)
 
     def read(self, numbers: Sequence[Array]) -> list[float]:
         """Several 0-d arrays as floats: one transfer where the arrays live on a device."""
@@ -355,7 +389,16 @@ class Backend:
         """
         if self.name == "jax":
             function = _jax_jit(function, len(static), donate)
-        return functools.partial(function, *static)
+        return functools.partial(function, *static) if static else function
+
+    @property
+    def fuses(self) -> bool:
+        """Whether `elementwise` is there: a kernel of a text in C++."""
+        return self.name == "cupy"
+
+    def elementwise(self, inputs: str, outputs: str, body: str) -> Callable:
+        """The kernel that computes `body` for each element of its arrays."""
+        return _cupy_elementwise(inputs, outputs, body)
 
     @property
     def differentiates(self) -> bool:
@@ -387,6 +430,29 @@ class Backend:
                 _jax_compiled, self.jit(_jax_gradients, len(static), evaluate, *static)
             )
         return functools.partial(_jax_gradients, len(static), evaluate, *static)
+
+    def hessian(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
+        """(args, x) -> the matrices (..., n, n), by differentiating twice.
+
+        The arguments are those of `value_and_gradient`. Rows of a batch being independent, row i of
+        each problem's matrix is the gradient of the sum of the i-th components of all gradients.
+        """
+        if self.name == "torch":
+            return functools.partial(_torch_hessian, evaluate, fun, *static)
+        if self.is_compiled(fun):
+            return self.jit(_jax_hessian, evaluate, fun, *static)
+        return functools.partial(_jax_hessian, evaluate, fun, *static)
+
+    def eigh(self, matrix: Array) -> tuple[Array, Array]:
+        """Eigenvalues in ascending order and eigenvectors, as columns, of symmetric matrices."""
+        eigh = getattr(getattr(self.xp, "linalg", None), "eigh", None)
+        if eigh is None:
+            raise TypeError(
+                f"{self.name} has no linalg.eigh; wanted x0 of a library with the linear algebra "
+                "extension of the array API standard, or a method that needs no Hessian"
+            )
+        eigenvalues, eigenvectors = eigh(matrix)
+        return eigenvalues, eigenvectors
 
     @staticmethod
     def is_compiled(fun: Callable) -> bool:
@@ -454,6 +520,36 @@ def _jax_rows() -> Callable:
 
 
 def _torch_gradient(evaluate: Callable, *arguments: Any) -> tuple[Array, Array, Any]:
+    _, value, gradient, aux = _torch_record(evaluate, *arguments)
+    return value.detach(), gradient, aux
+
+
+def _torch_hessian(evaluate: Callable, *arguments: Any) -> Array:
+    torch = sys.modules["torch"]
+    x, _, gradient, _ = _torch_record(evaluate, *arguments, twice=True)
+    # A linear function has no second derivative to trace.
+    if not gradient.requires_grad:
+        return torch.diag_embed(torch.zeros_like(gradient))
+    rows = [
+        torch.autograd.grad(
+            gradient[..., i].sum(), x, retain_graph=True, allow_unused=True, materialize_grads=True
+        )[0]
+        for i in range(x.shape[-1])
+    ]
+    return torch.stack(rows, dim=-2)
+
+
+@functools.cache
+def _cupy_elementwise(inputs: str, outputs: str, body: str) -> Callable:
+    cupy = importlib.import_module("cupy")
+    # Products and sums are not contracted, so that each rounds as it does elsewhere.
+    return cupy.ElementwiseKernel(inputs, outputs, body, "lbfgs_xp", options=("--fmad=false",))
+
+
+def _torch_record(
+    evaluate: Callable, *arguments: Any, twice: bool = False
+) -> tuple[Array, Array, Array, Any]:
+    """x, value, gradient and aux; the gradient can be differentiated once more if `twice`."""
     torch = sys.modules["torch"]
     *rest, x = arguments
     if torch.is_inference_mode_enabled():
@@ -470,8 +566,8 @@ def _torch_gradient(evaluate: Callable, *arguments: Any) -> tuple[Array, Array, 
                 "torch operations, so autograd finds no gradient; wanted a tensor made from x, or "
                 "jac= a function or True"
             )
-        (gradient,) = torch.autograd.grad(value.sum(), x)
-    return value.detach(), gradient, aux
+        (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=twice)
+    return x, value, gradient, aux
 
 
 def _jax_gradient(evaluate: Callable, *arguments: Any) -> tuple[Array, Array, Any]:
@@ -540,6 +636,20 @@ def _jax_compiled(function: Callable, *arguments: Any) -> Any:
             "has no branches on their values; compile=False runs it as it is"
         )
         raise
+
+
+def _jax_hessian(evaluate: Callable, *arguments: Any) -> Array:
+    jax = importlib.import_module("jax")
+    *rest, x = arguments
+
+    def total(x: Array) -> Array:
+        return evaluate(*rest, x)[0].sum()
+
+    def row(unit: Array) -> Array:
+        return pull(jax.numpy.broadcast_to(unit, x.shape))[0]
+
+    _, pull = jax.vjp(jax.grad(total), x)
+    return jax.vmap(row, out_axes=-2)(jax.numpy.eye(x.shape[-1], dtype=x.dtype))
 
 
 # --- what is installed -------------------------------------------------------------------------

@@ -15,12 +15,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lbfgs_xp import stopping
-from lbfgs_xp.backend import Array, is_array
+from lbfgs_xp.backend import Array, is_array, is_true
 from lbfgs_xp.objective import Objective
 from lbfgs_xp.progress import Live
+from lbfgs_xp.projections import Box
 from lbfgs_xp.result import Best, Record, Result, State, Status
-from lbfgs_xp.solvers.contract import Solver
+from lbfgs_xp.solvers.contract import Solver, optimality
 from lbfgs_xp.solvers.lbfgs import LBFGS
+from lbfgs_xp.solvers.newton import Newton
+from lbfgs_xp.solvers.projected_gradient import ProjectedGradient
 from lbfgs_xp.space import FixedOrderSpace, Space
 from lbfgs_xp.stopping import Criteria, Progress
 from lbfgs_xp.tree import Layout, map_leaves
@@ -34,7 +37,11 @@ _PATIENCE = 8
 # How often a run may set out again from its best point.
 _DEPARTURES = 10
 
-METHODS: dict[str, Callable[[], Any]] = {"lbfgs": LBFGS}
+METHODS: dict[str, Callable[[], Any]] = {
+    "lbfgs": LBFGS,
+    "newton": Newton,
+    "projected_gradient": ProjectedGradient,
+}
 
 
 def minimize(
@@ -44,6 +51,7 @@ def minimize(
     *,
     method: Any = "lbfgs",
     jac: Any = None,
+    hess: Callable | None = None,
     has_aux: bool = False,
     bounds: Any = None,
     gtol: float | None = None,
@@ -70,19 +78,27 @@ def minimize(
     args : tuple
         Further arguments of fun (and jac).
     method : str or solver
-        "lbfgs", or a solver object such as `lx.LBFGS(memory_size=20)`.
+        "lbfgs", "newton", "projected_gradient", or an object such as `lx.LBFGS(memory_size=20)` or
+        `lx.Adam(1e-2)`.
     jac : None, True, function, "2-point" or "3-point"
         None: automatic differentiation (PyTorch, JAX). True: fun returns (value, gradient). A
         function: jac(x, *args) -> gradient, of the structure of x. For complex x the gradient is
         df/d(re) + i df/d(im). "2-point", "3-point": finite differences, n or 2n more evaluations
         each.
+    hess : None or function
+        For methods that need the Hessian (`lx.Newton`) of real x. None: automatic differentiation
+        (PyTorch, JAX). A function: hess(x, *args) -> (n, n), for a batch (B, n, n); where x is not
+        one vector, over all its numbers in a row, n in all, in the order of its leaves.
     has_aux : bool
         Whether fun returns (value, aux) in place of value; `res.aux` is that of the best point.
-    bounds : None
-        For methods that take bounds; L-BFGS takes none.
+    bounds : None or (lower, upper)
+        For methods that take bounds, such as "projected_gradient"; L-BFGS takes none. Each side is
+        None, a number, an array that broadcasts to x0, or of the structure of x0 with such leaves.
+        Infinities are no bounds. A start outside is moved to the nearest point inside.
     gtol : float
-        Stop where the largest component of the gradient is at most this. Default: the square root
-        of the dtype's eps, 1.5e-8 for float64 and 3.5e-4 for float32.
+        Stop where the largest component of the gradient is at most this; under constraints, of
+        P(x - gradient) - x, with P the projection. Default: the square root of the dtype's eps,
+        1.5e-8 for float64 and 3.5e-4 for float32.
     ftol, xtol : float
         Stop where in two iterations running the value changes by at most ftol |value|, or x by
         at most xtol max(1, largest |x|). With 0, the default, a run goes on until the gradient is
@@ -129,8 +145,10 @@ def minimize(
     (array([3., 3.]), 'GRADIENT')
     """
     layout = Layout(x0, batched)
-    solver = _solver(method, bounds, layout)
+    solver = _solver(method, bounds, hess, layout)
     monotone = getattr(solver, "monotone", True)
+    if bounds is not None:
+        solver = _bounded(solver, bounds, layout)
     backend = layout.backend
     criteria = Criteria(
         gtol=_tolerance("gtol", math.sqrt(backend.eps) if gtol is None else gtol),
@@ -141,7 +159,7 @@ def minimize(
         eps=backend.eps,
         noise=backend.noise,
         largest=backend.largest,
-        patience=_PATIENCE if monotone else _UNLIMITED,
+        patience=getattr(solver, "patience", _PATIENCE),
         failure=int(Status.LINE_SEARCH if monotone else Status.DIVERGED),
     )
     deadline = time.perf_counter() + _seconds("maxtime", maxtime)
@@ -149,7 +167,7 @@ def minimize(
         raise TypeError(f"callback is a {type(callback).__name__}; wanted a function or None")
     space = (FixedOrderSpace if reproducible else Space)(backend, batched)
     objective = Objective(fun, args, jac, has_aux, layout)
-    run = _Run(solver, space, objective, criteria)
+    run = _Run(solver, space, objective, criteria, hess)
     watched = progress or callback is not None
     # Trials that overflow are ordinary, so NumPy's warnings are off; but not inside the user's
     # functions, which run in the context of the caller.
@@ -164,7 +182,7 @@ def minimize(
                     continue
                 record = run.record()
                 live.show(record)
-                if callback is not None and _is_true(run.outside(callback, record)):
+                if callback is not None and is_true(run.outside(callback, record)):
                     run.end(Status.CALLBACK)
         except KeyboardInterrupt:
             if run.now is None:
@@ -188,7 +206,9 @@ class _Now(NamedTuple):
 class _Run:
     """One call of `minimize`, under way."""
 
-    def __init__(self, solver: Solver, space: Space, objective: Objective, criteria: Criteria):
+    def __init__(
+        self, solver: Solver, space: Space, objective: Objective, criteria: Criteria, hess: Any
+    ):
         self.solver: Any = solver
         self.space = space
         self.objective = objective
@@ -197,21 +217,32 @@ class _Run:
         self._departures = 0
         # Runs the user's functions as the caller of `minimize` would.
         self.outside = contextvars.copy_context().run
-        # One problem runs on Python floats and branches, which nothing can compile.
-        compiled = space.batched and not space.reproducible and getattr(solver, "compiles", True)
+        more: dict[str, Any] = {}
+        if getattr(solver, "needs_hessian", False):
+            hessian = objective.hessian(hess)
+            more["hessian"] = lambda x: self.outside(hessian, x)
+        # One problem runs on Python floats and branches, which nothing can compile, and a Hessian
+        # is a function of the user's.
+        compilable = getattr(solver, "compiles", True) and not more
+        compiled = space.batched and compilable and not space.reproducible
         prepare = space.backend.jit if compiled else functools.partial
-        self._init = prepare(_init, solver, space)
-        self._after = prepare(_after, solver, space, criteria.xtol > 0.0)
+        self._init = functools.partial(prepare(_init, solver, space), **more)
+        self._after = functools.partial(
+            prepare(_after, solver, space, criteria.xtol > 0.0), **more
+        )
 
     def begin(self, x: Array, state: State | None) -> None:
         """Evaluates the start, or where an earlier run stands."""
         space, solver, objective = self.space, self.solver, self.objective
-        start, pairs = x, None
+        start, pairs, earlier = x, None, None
         if state is not None:
             state = _checked(state, x, solver, space)
             pairs = solver.pairs(space, state.solver)
-            if space.equal(x, state.best.x):
-                start = state.solver.x
+            earlier = state if space.equal(x, state.best.x) else None
+        if earlier is not None:
+            start = earlier.solver.x
+        if hasattr(solver, "project") and (earlier is None or earlier.method != solver):
+            start = solver.project(space, start)
         untouched = space.backend.own(start)
         value, gradient, aux = self.outside(objective, start)
         if not space.equal(start, untouched):
@@ -222,19 +253,19 @@ class _Run:
         best = Best(start, inner.value, gradient, inner.gradient_norm, inner.value)
         self.aux = aux
         if (
-            state is not None
-            and start is not x
-            and state.method == solver
-            and space.equal(inner.value, state.solver.value)
-            and space.equal(inner.gradient, state.solver.gradient)
+            earlier is not None
+            and earlier.method == solver
+            and space.equal(inner.value, earlier.solver.value)
+            and space.equal(inner.gradient, earlier.solver.gradient)
         ):
             # A state may serve several runs, and a run overwrites its pairs in place.
-            inner = solver.resume(state.solver)
-            best, self.aux = state.best, state.aux
+            inner = solver.resume(earlier.solver)
+            best, self.aux = earlier.best, earlier.aux
         progress = stopping.start(
             space.scalars, self.criteria, inner.value, inner.gradient_norm, objective.nfev
         )
         self.now = _Now(inner, progress, best)
+        self._departed = inner.value
 
     def running(self) -> bool:
         """Whether some problem has not stopped: the one read of an evaluation of a batch."""
@@ -256,6 +287,7 @@ class _Run:
         """Sets out again from the best point where a run has settled elsewhere.
 
         A trial that was passed over may be lower than all that came after it, in another valley.
+        From a point that it has set out from before, the run would only go the same way again.
         """
         assert self.now is not None
         if not getattr(self.solver, "monotone", True):
@@ -263,10 +295,16 @@ class _Run:
         space, fn, (state, p, best) = self.space, self.space.scalars, self.now
         limit = best.value + 4.0 * self.criteria.noise * fn.abs(best.value)
         elsewhere = _succeeded(p.status) & (state.value > limit)
+        if not space.any(elsewhere):
+            return False
+        p = p._replace(status=fn.where(elsewhere, int(Status.HIGHER), p.status))
+        self.now = self.now._replace(progress=p)
+        elsewhere = elsewhere & (best.value < self._departed)
         if self._departures >= _DEPARTURES or not space.any(elsewhere):
             return False
         self._departures += 1
-        fresh = self._init(best.x, space.send(best.value), best.gradient, None)
+        self._departed = best.value
+        fresh = self._init(best.x, self._public(best.value), best.gradient, None)
         p = p._replace(status=fn.where(elsewhere, _RUNNING, p.status))
         p = stopping.budgets(fn, self.criteria, p)
         self.now = _Now(space.merge(elsewhere, fresh, state), p, best)
@@ -302,7 +340,7 @@ class _Run:
         status: Any
         message: Any
         success = _succeeded(p.status)
-        norm = space.read(space.max_abs(best.gradient))[0]
+        norm = space.read(optimality(self.solver, space, best.x, best.gradient))[0]
         if space.batched:
             status, message = p.status, _messages(space, p.status)
         else:
@@ -315,6 +353,7 @@ class _Run:
             gradient_norm=self._public(norm),
             nit=self._public(p.nit),
             nfev=self._public(p.nfev),
+            nhev=self.objective.nhev,
             success=self._public(success),
             status=self._public(status),
             message=message,
@@ -335,33 +374,36 @@ class _Run:
         return self.space.send(scalar) if self.space.batched else scalar
 
 
-def _init(solver: Any, space: Space, x: Array, value: Any, gradient: Array, pairs: Any) -> Any:
-    more = () if pairs is None else (pairs,)
-    return solver.init(space, x, value, gradient, *more)
+def _init(
+    solver: Any, space: Space, x: Array, value: Any, gradient: Array, pairs: Any, **more: Any
+) -> Any:
+    known = () if pairs is None else (pairs,)
+    return solver.init(space, x, value, gradient, *known, **more)
 
 
 def _after(
     solver: Any, space: Space, measure_steps: bool, now: _Now, criteria: Criteria, value: Any,
-    gradient: Array, count: int,
+    gradient: Array, count: int, **more: Any,
 ) -> tuple[_Now, Any]:
     """Where a run stands once value and gradient at the trial are known, and whether the trial is
     the best point. Pure, but for the buffers of the pairs."""
     fn, old = space.scalars, now.solver
     running = now.progress.status == _RUNNING
-    state = solver.step(space, old, value, gradient, running)
+    state = solver.step(space, old, value, gradient, running, **more)
     step, size = 0.0, None
     if measure_steps:
         step, size = space.read(space.max_abs(state.x - old.x), space.max_abs(state.x))
     progress = stopping.update(
         fn, criteria, now.progress, old, state, step, size, count
     )
-    best, better = _better(space, criteria, now.best, old.trial, state, gradient, running)
+    measure = functools.partial(optimality, solver, space, old.trial, gradient)
+    best, better = _better(space, criteria, now.best, old.trial, state, gradient, measure, running)
     return _Now(state, progress, best), better
 
 
 def _better(
     space: Space, criteria: Criteria, best: Best, trial: Array, state: Any, gradient: Array,
-    running: Any,
+    measure: Callable[[], Array], running: Any,
 ) -> tuple[Best, Any]:
     """The best point, now that the trial was seen, and whether it is the trial.
 
@@ -376,7 +418,7 @@ def _better(
     near = running & (value <= best.lowest + slack * fn.abs(best.lowest))
     if fn.every(fn.logical_not(near)):
         return best, False
-    norm = space.read_one(space.max_abs(gradient))
+    norm = space.read_one(measure())
     usable = near & fn.isfinite(value) & fn.isfinite(norm)
     lowest = fn.where(usable & (value < best.lowest), value, best.lowest)
     limit = lowest + slack * fn.abs(lowest)
@@ -424,7 +466,7 @@ def _messages(space: Space, status: Array) -> list[str]:
 # --- the arguments -----------------------------------------------------------------------------
 
 
-def _solver(method: Any, bounds: Any, layout: Layout) -> Any:
+def _solver(method: Any, bounds: Any, hess: Any, layout: Layout) -> Any:
     if isinstance(method, str):
         if method not in METHODS:
             near = difflib.get_close_matches(method.lower().replace("-", ""), METHODS, 1, 0.4)
@@ -436,16 +478,36 @@ def _solver(method: Any, bounds: Any, layout: Layout) -> Any:
         method = METHODS[method]()
     # An optimizer of nested parameters is no solver yet, but makes one.
     if hasattr(method, "solver") and not isinstance(method, type):
-        return _solver(method.solver(layout), bounds, layout)
+        return _solver(method.solver(layout), bounds, hess, layout)
     if isinstance(method, type) or not all(hasattr(method, name) for name in ("init", "step")):
         raise TypeError(
             f"method is {method!r}; wanted a name, or a solver object such as lx.LBFGS()"
         )
     if bounds is not None and not getattr(method, "supports_bounds", False):
         raise ValueError(
-            f"bounds were passed, but {type(method).__name__} takes none; wanted bounds=None"
+            f"bounds were passed, but {type(method).__name__} takes none; wanted bounds=None, or "
+            'a method that takes them, such as "projected_gradient"'
         )
+    if hess is not None and not getattr(method, "needs_hessian", False):
+        raise ValueError(
+            f"hess was passed, but {type(method).__name__} needs none; wanted hess=None"
+        )
+    if not (hess is None or callable(hess)):
+        raise TypeError(f"hess is a {type(hess).__name__}; wanted a function of x, or None")
     return method
+
+
+def _bounded(solver: Any, bounds: Any, layout: Layout) -> Any:
+    """The solver within the bounds, which now are vectors."""
+    if not isinstance(bounds, tuple) or len(bounds) != 2:
+        raise TypeError(
+            f"bounds is {bounds!r}; wanted the pair (lower, upper), each None, a number, or "
+            "numbers for the variables"
+        )
+    if any(layout.complex):
+        raise TypeError("bounds were passed, but x0 is complex; complex numbers have no order")
+    lower = layout.spread(bounds[0], "the lower bound", -math.inf)
+    return solver.with_bounds(Box(lower, layout.spread(bounds[1], "the upper bound", math.inf)))
 
 
 def _tolerance(name: str, value: Any) -> float:
@@ -493,13 +555,6 @@ def _checked(state: Any, x: Array, solver: Any, space: Space) -> State:
         raise ValueError(f"state was passed, but {type(solver).__name__} cannot go on from one")
     solver.check_state(state.solver)
     return state
-
-
-def _is_true(outcome: Any) -> bool:
-    """Whether a callback has returned True, or a truth value of an array library."""
-    if is_array(outcome) and outcome.ndim == 0:
-        return bool(outcome)
-    return outcome is True
 
 
 def _attach(error: BaseException, result: Result) -> None:

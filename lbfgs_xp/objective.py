@@ -29,8 +29,8 @@ class Objective:
 
     Attributes
     ----------
-    nfev : int
-        How often `fun` was called.
+    nfev, nhev : int
+        How often `fun` was called; how often the Hessian was formed.
     """
 
     def __init__(self, fun: Callable, args: tuple, jac: Any, has_aux: bool, layout: Layout):
@@ -43,7 +43,7 @@ class Objective:
         self.fun = fun
         self.args = args
         self.has_aux = has_aux
-        self.nfev = 0
+        self.nfev = self.nhev = 0
         self.jac: Any = None
         self._evaluate = self._choose(jac)
         self._alone = -1
@@ -55,6 +55,39 @@ class Objective:
         value, gradient, aux = self._evaluate(x)
         # Like the gradient, the values of a batch may be in a buffer that fun fills again.
         return self.backend.own(value) if self.layout.batch else value, gradient, aux
+
+    def hessian(self, hess: Callable | None) -> Callable[[Array], Array]:
+        """The function from the vector x to its Hessian, symmetric matrices (..., n, n).
+
+        hess : as in `lx.minimize`; None: automatic differentiation.
+        """
+        layout = self.layout
+        if any(layout.complex):
+            raise TypeError(
+                "x0 is complex; wanted real x0 for a method that needs the Hessian, which is that "
+                "of real variables"
+            )
+        if hess is None and not self.backend.differentiates:
+            raise ValueError(
+                f"{self.backend.name} has no automatic differentiation: give hess= a function that "
+                "returns the Hessian; or an x0 of a library that differentiates; or choose a "
+                'method that needs no Hessian, such as "lbfgs"'
+            )
+        if hess is None:
+            value = _first_and_aux if self._evaluate == self._both else _value_and_aux
+            differentiated = self.backend.hessian(value, self.fun, self.has_aux, layout)
+        shape = (*layout.batch, layout.size, layout.size)
+
+        def evaluate(x: Array) -> Array:
+            self.nhev += 1
+            if hess is None:
+                matrix = differentiated(self.args, x)
+            else:
+                matrix = hess(layout.to_tree(x), *self.args)
+                matrix = self.backend.constant(layout.check(matrix, 0, "the Hessian", shape))
+            return 0.5 * (matrix + layout.xp.matrix_transpose(matrix))
+
+        return evaluate
 
     def _choose(self, jac: Any) -> Callable:
         if jac is True:
@@ -182,6 +215,17 @@ def _value_and_aux(
     out = fun(layout.to_tree(x), *args)
     value, aux = _split(out) if has_aux else (out, None)
     return _checked_value(value, layout), aux
+
+
+def _first_and_aux(
+    fun: Callable, has_aux: bool, layout: Layout, args: tuple, x: Array
+) -> tuple[Any, Any]:
+    """`_value_and_aux` of a function that returns its gradient as well."""
+    return _value_and_aux(_first, has_aux, layout, (fun, *args), x)
+
+
+def _first(x: Any, fun: Callable, *args: Any) -> Any:
+    return fun(x, *args)[0]
 
 
 def _split(out: Any) -> tuple[Any, Any]:

@@ -5,28 +5,40 @@ from __future__ import annotations
 import collections
 import dataclasses
 import enum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 
-class Status(enum.IntEnum):
-    """Why a run stopped. Each member is its own message: `str(status)` is the sentence.
-
-    `status.success` tells whether the run ended where it was meant to: at a small gradient, where
-    value or step have settled, or at the floor of what the dtype can tell apart.
-    """
+class Reason(enum.IntEnum):
+    """Why something stopped. Each member is its own message: `str(reason)` is the sentence."""
 
     message: str
     success: bool
 
-    def __new__(cls, code: int, success: bool, message: str) -> Status:
+    def __new__(cls, code: int, success: bool, message: str) -> Self:
         member = int.__new__(cls, code)
         member._value_ = code
         member.success = success
         member.message = message
         return member
 
+    def __str__(self) -> str:
+        return self.message
+
+
+class Status(Reason):
+    """Why a run stopped. Each member is its own message: `str(status)` is the sentence.
+
+    `status.success` tells whether the run ended where it was meant to: at a small gradient, where
+    value or step have settled, or at the floor of what the dtype can tell apart.
+    """
+
     RUNNING = -1, False, "still running"
-    GRADIENT = 0, True, "the gradient is small: its largest component is at most gtol"
+    GRADIENT = (
+        0,
+        True,
+        "the gradient is small: its largest component (under constraints, that of the projected "
+        "gradient) is at most gtol",
+    )
     VALUE = 1, True, "the value has settled: its relative change is at most ftol"
     STEP = 2, True, "the step has settled: its largest component is at most xtol (relative to x)"
     PRECISION = (
@@ -54,11 +66,13 @@ class Status(enum.IntEnum):
         "a step led to where the value or the gradient is not finite: the learning rate may be too "
         "large; the best point before that is kept",
     )
-
-    EPOCHS = 13, True, "all epochs are done"
-
-    def __str__(self) -> str:
-        return self.message
+    HIGHER = (
+        13,
+        False,
+        "settled at a saddle, at a maximum or in a valley that lies higher than the best point "
+        "seen, which is the one returned",
+    )
+    EPOCHS = 14, True, "all epochs are done"
 
 
 class Best(NamedTuple):
@@ -120,9 +134,12 @@ class Result:
     jac : of the structure of x
         Its gradient.
     gradient_norm : float, or array (B,)
-        The largest absolute component of `jac`.
+        The largest absolute component of `jac`; of a solver that projects, of P(x - jac) - x, with
+        P the projection.
     nit, nfev : int, or arrays (B,)
         Accepted iterations; evaluations of fun (those for finite differences included).
+    nhev : int
+        How often the Hessian was formed (for a batch: those of all problems at once).
     success, status, message
         Whether and why the run ended; see `lx.Status`.
     aux : Any
@@ -142,6 +159,7 @@ class Result:
     success: Any
     status: Any
     message: Any
+    nhev: int = 0
     aux: Any = None
     hess_inv: Any = dataclasses.field(default=None, repr=False)
     state: Any = dataclasses.field(default=None, repr=False)
@@ -155,10 +173,11 @@ def table(result: Any) -> str:
     rows = []
     for field in dataclasses.fields(result):
         value = getattr(result, field.name)
-        if not field.repr or (field.name == "aux" and value is None):
+        unused = value is None if field.name == "aux" else field.name == "nhev" and not value
+        if not field.repr or unused:
             continue
-        # A Status prints as its name here, since the message has a line of its own.
-        text = value.name if isinstance(value, Status) else str(value)
+        # A status prints as its name here, since the message has a line of its own.
+        text = value.name if isinstance(value, Reason) else str(value)
         if isinstance(value, list):
             counts = collections.Counter(value)
             text = "\n".join(f"{count} x {message}" for message, count in counts.items())

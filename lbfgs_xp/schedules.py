@@ -74,7 +74,7 @@ def as_schedule(value: Any, name: str = "learning_rate") -> Schedule:
         return Constant(value)
     if callable(value) and not isinstance(value, type):
         return Function(value)
-    error = ValueError if isinstance(value, (int, float)) else TypeError
+    error = TypeError if _number(value) is None else ValueError
     raise error(
         f"{name} is {value!r}; wanted a number of at least 0, a schedule such as "
         "lx.schedules.Cosine(0.1, steps=1000), or a function from step to learning rate"
@@ -108,6 +108,9 @@ class Schedule:
             if converted is None:
                 raise ValueError(f"{field.name} is {value!r}; wanted {wanted}")
             object.__setattr__(self, field.name, converted)  # the dataclass is frozen
+        minimum, highest = getattr(self, "minimum", 0.0), getattr(self, "learning_rate", math.inf)
+        if minimum > highest:
+            raise ValueError(f"minimum is {minimum}; wanted at most learning_rate, {highest}")
 
     def __call__(self, step: int) -> float:
         """The learning rate at `step`, an integer of at least 0.
@@ -556,12 +559,11 @@ class OneCycle(Schedule):
         bends = [(0, initial), (peak, self.learning_rate), (end, final)]
         if self.three_phase:
             bends.insert(2, (2 * peak, initial))
-        step = min(step, end)
         for (start, before), (stop, after) in zip(bends, bends[1:], strict=False):
             if step <= stop and start < stop:
                 share = (step - start) / (stop - start)
                 return _blend(before, after, _SHAPES[self.shape](share))
-        return final  # one step alone
+        return final
 
     @property
     def span(self) -> int:
@@ -621,7 +623,7 @@ class Cyclic(Schedule):
     `torch.optim.lr_scheduler.CyclicLR`, whose base_lr is minimum, max_lr learning_rate,
     step_size_up up_steps, step_size_down down_steps, mode shape and gamma factor.
 
-    >>> [Cyclic(0.1, 10, minimum=0.02)(step) for step in (0, 5, 10, 20)]
+    >>> [round(Cyclic(0.1, 10, minimum=0.02)(step), 6) for step in (0, 5, 10, 20)]
     [0.02, 0.06, 0.1, 0.02]
     """
 
@@ -858,6 +860,8 @@ class ReduceOnPlateau(Schedule):
 def _number(value: Any) -> float | None:
     """One real number of any library, as a float; None for anything else."""
     if isinstance(value, bool) or not hasattr(value, "__float__"):
+        return None
+    if getattr(value, "shape", ()) != ():  # an array, be it of one number
         return None
     try:
         return float(value)

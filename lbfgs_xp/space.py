@@ -65,17 +65,15 @@ def norm(parts: Sequence[tuple[Space, Array]]) -> Any:
     """The Euclidean norm of several vectors together, each with its space.
 
     A float where reading one costs nothing or bits matter; else it stays on the device. For
-    batches (B,).
+    batches (B,), in the small algebra.
     """
     space = parts[0][0]
     squares = [own.dot(vector, vector) for own, vector in parts]
     if not space.batched and (space.backend.reads_are_free or space.reproducible):
         return math.sqrt(sum(space.backend.read(squares)))
     total = functools.reduce(operator.add, squares)
-    if space.reproducible:
-        # Not every library rounds its square root as IEEE 754 tells; NumPy does.
-        return space.send(np.sqrt(space.fetch(total)))
-    return space.xp.sqrt(total)
+    # Not every library rounds its square root as IEEE 754 tells; NumPy does.
+    return np.sqrt(space.fetch(total)) if space.batched and space.on_host else space.xp.sqrt(total)
 
 
 class Space:
@@ -166,11 +164,41 @@ class Space:
         """The infinity norm over the last axis: (..., n) -> (...); nan where u has one."""
         return self.backend.max_abs(u)
 
+    def sum(self, u: Array) -> Array:
+        """The sum over the last axis: (..., n) -> (...)."""
+        return self.xp.sum(u, axis=-1)
+
+    def cumulative_sum(self, u: Array) -> Array:
+        """The sums of the first 1, 2, ... n elements: (..., n) -> (..., n).
+
+        From sums of the last 1, 2, 4, ... elements (Hillis & Steele 1986): one order for every
+        library, and errors that grow like log2(n), not n.
+        """
+        reach = 1
+        while reach < u.shape[-1]:
+            u = self.xp.concat([u[..., :reach], u[..., reach:] + u[..., :-reach]], axis=-1)
+            reach *= 2
+        return u
+
+    def sqrt(self, u: Array) -> Array:
+        """Square roots of numbers that were reduced."""
+        return self.xp.sqrt(u)
+
     def matvec(self, matrix: Array, vector: Array) -> Array:
         """Small matrices times small vectors: (..., m, m), (..., m) -> (..., m)."""
         if not self.batched:
             return matrix @ vector
         return (matrix @ vector[..., None])[..., 0]
+
+    def eigh(self, matrix: Array) -> tuple[Array, Array]:
+        """Symmetric matrices (..., n, n): eigenvalues (..., n), ascending, for the small algebra,
+        and eigenvectors as rows (..., n, n). The eigenvalues are nan where the matrix is not
+        finite."""
+        xp = self.xp
+        finite = xp.all(xp.isfinite(matrix), axis=(-2, -1))[..., None, None]
+        values, vectors = self.backend.eigh(xp.where(finite, matrix, xp.zeros_like(matrix)))
+        values = xp.where(finite[..., 0], values, xp.full_like(values, math.nan))
+        return self.fetch(values), xp.matrix_transpose(vectors)
 
     # --- elementwise, on vectors ---------------------------------------------------------------
 
@@ -284,6 +312,13 @@ class FixedOrderSpace(Space):
     def dot(self, u: Array, v: Array) -> Array:
         return fixed_sum(u * v)
 
+    def sum(self, u: Array) -> Array:
+        return fixed_sum(u)
+
+    def sqrt(self, u: Array) -> Array:
+        # On the host: not every library rounds its square roots correctly.
+        return self.send(np.sqrt(self.fetch(u)))
+
     def products(self, rows: Array, vector: Array) -> Array:
         return fixed_sum(rows * vector[..., None, :])
 
@@ -292,6 +327,12 @@ class FixedOrderSpace(Space):
 
     def matvec(self, matrix: Array, vector: Array) -> Array:
         return fixed_sum(matrix * vector[..., None, :])
+
+    def eigh(self, matrix: Array) -> tuple[Array, Array]:
+        """On the host, by NumPy for every library: no two libraries' eigenvectors agree in all
+        bits."""
+        values, rows = Space(np.zeros(()), self.batched).eigh(self.fetch(matrix))
+        return values, self.send(rows)
 
 
 def _descend(

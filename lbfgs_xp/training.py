@@ -288,10 +288,9 @@ class _Run:
         self.count = count
         self.reproducible = reproducible
         self.deadline = deadline
-        first = isinstance(method, FirstOrder)
-        self.advance = self._update if first else self._iterate
+        self.advance = self._update if _has_updates(method) else self._iterate
         # Batches whose loss or gradient is not finite are passed over.
-        self.tolerant = first and method.on_nonfinite == "skip"
+        self.tolerant = getattr(method, "on_nonfinite", "") == "skip"
         self.status = Status.RUNNING
         self.history: dict[str, list[float]] = {
             field.name: [] for field in dataclasses.fields(History)
@@ -369,7 +368,8 @@ class _Run:
         res = minimize(
             fun, self.params, (batch,), jac=True, method=self.method, gtol=0.0,
             maxiter=self.count, maxtime=max(self.deadline - time.perf_counter(), 0.0),
-            reproducible=self.reproducible, state=self.memory,
+            reproducible=self.reproducible,
+            state=self.memory if hasattr(self.method, "check_state") else None,
         )
         self.params, self.memory = res.x, res.state
         self.updates += res.nit
@@ -477,7 +477,7 @@ def _method(method: Any) -> Any:
                 f"method is {method!r}; wanted one of {', '.join(map(repr, sorted(_METHODS)))}, "
                 "or an optimizer or solver object"
             )
-        return _METHODS[method]()
+        method = _METHODS[method]()
     if isinstance(method, type) or not (
         isinstance(method, FirstOrder) or all(hasattr(method, name) for name in ("init", "step"))
     ):
@@ -485,7 +485,14 @@ def _method(method: Any) -> Any:
             f"method is {method!r}; wanted a name, an optimizer such as lx.Adam() or a solver such "
             "as lx.LBFGS()"
         )
+    if getattr(method, "needs_hessian", False):
+        raise ValueError(f"method is {method!r}; wanted one that needs no Hessian")
     return method
+
+
+def _has_updates(method: Any) -> bool:
+    """Whether it is an optimizer that updates parameters without looking at the loss again."""
+    return isinstance(method, FirstOrder) and method.learning_rate is not None
 
 
 def _count(name: str, value: Any, least: int) -> int:
@@ -520,8 +527,8 @@ def _checked(state: Any, method: Any) -> TrainState:
         return TrainState(0, 0, (), None, None)
     if not isinstance(state, TrainState):
         raise TypeError(f"state is a {type(state).__name__}; wanted the `state` of a TrainResult")
-    first = isinstance(method, FirstOrder)
-    if state.memory is not None and isinstance(state.memory, OptimizerState) != first:
+    updated = isinstance(state.memory, OptimizerState)
+    if state.memory is not None and updated != _has_updates(method):
         raise ValueError(
             "state comes from a run with another kind of method; wanted one of "
             f"{type(method).__name__}"

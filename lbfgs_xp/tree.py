@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -84,6 +85,35 @@ class Layout:
         leaves = [self.check(leaf, i, what) for i, leaf in enumerate(leaves)]
         return leaves[0] if self.plain else self._join(leaves)
 
+    def spread(self, tree: Any, what: str, missing: float) -> Any:
+        """Numbers for all variables: one float, or an array that broadcasts to the vector.
+
+        tree : None for `missing`, a number, or of the structure of x0 with leaves that are None,
+            numbers or arrays that broadcast to those of x0.
+        """
+        if tree is None:
+            return missing
+        if isinstance(tree, numbers.Real) and not isinstance(tree, bool):
+            return float(tree)
+        leaves, structure = flatten(tree)
+        if self.structure.is_leaf() and isinstance(tree, (list, tuple)):
+            leaves, structure = [tree], self.structure
+        if structure != self.structure:
+            raise ValueError(
+                f"{what} has the structure {structure}; wanted None, a number, or the structure "
+                f"of x0, {self.structure}"
+            )
+        arrays = []
+        for leaf, shape in zip(leaves, self.shapes, strict=True):
+            array = self.backend.adopt(missing if leaf is None else leaf, what)
+            try:
+                arrays.append(self.xp.broadcast_to(array, shape))
+            except (ValueError, RuntimeError):
+                raise ValueError(
+                    f"{what} has shape {tuple(array.shape)}; wanted one that broadcasts to {shape}"
+                ) from None
+        return array if self.plain else self._join(arrays)
+
     def _join(self, leaves: list[Array]) -> Array:
         xp = self.xp
         pieces = []
@@ -111,8 +141,10 @@ class Layout:
             leaves.append(xp.reshape(piece, shape))
         return unflatten(self.structure, leaves)
 
-    def check(self, leaf: Any, index: int, what: str) -> Array:
-        """`leaf` as an array like leaf `index` of x0, or a clear error."""
+    def check(
+        self, leaf: Any, index: int, what: str, shape: tuple[int, ...] | None = None
+    ) -> Array:
+        """`leaf` as an array like leaf `index` of x0 (or of `shape`), or a clear error."""
         like = self.leaves[index]
         if not is_array(leaf):
             if self.backend.name != "numpy":
@@ -128,10 +160,9 @@ class Layout:
             raise TypeError(
                 f"{what} is an array of {other}; wanted one of {self.backend.name}, like x0"
             )
-        if tuple(leaf.shape) != self.shapes[index]:
-            raise ValueError(
-                f"{what} has shape {tuple(leaf.shape)}; wanted {self.shapes[index]}, like x0"
-            )
+        if tuple(leaf.shape) != (self.shapes[index] if shape is None else shape):
+            wanted = f"{self.shapes[index]}, like x0" if shape is None else shape
+            raise ValueError(f"{what} has shape {tuple(leaf.shape)}; wanted {wanted}")
         if not self.backend.holds(leaf):
             raise ValueError(
                 f"{what} is on device {Backend.device_of(leaf)}; wanted {self.backend.device}, "

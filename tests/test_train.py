@@ -470,6 +470,16 @@ def test_lbfgs_on_batches_keeps_its_curvature() -> None:
     assert res.state.memory.solver.pairs.count == 8  # more than the two that one batch gives
 
 
+@pytest.mark.parametrize(
+    "method", ["projected_gradient", lx.GradientDescent(line_search="bisection")], ids=str
+)
+def test_other_solvers(method: Any) -> None:
+    res = lx.train(
+        squares, np.zeros(3), (X, Y), jac=True, method=method, epochs=3, updates_per_batch=30
+    )
+    np.testing.assert_allclose(res.params, SOLUTION, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["torch", "jax"])
 def test_lbfgs_with_automatic_gradients(name: str) -> None:
     backend = Backend(name)
@@ -728,7 +738,8 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"params": {}}, ValueError, "params holds no arrays"),
     ({"jac": None}, ValueError, "numpy has no automatic differentiation: give jac="),
     ({"jac": "2-point"}, ValueError, "jac is '2-point'; wanted None"),
-    ({"method": "newton"}, ValueError, "method is 'newton'; wanted one of .*'adam'.*'lbfgs'"),
+    ({"method": "adm"}, ValueError, "method is 'adm'; wanted one of .*'adam'.*'lbfgs'"),
+    ({"method": "newton"}, ValueError, r"method is Newton\(.*; wanted one that needs no Hessian"),
     ({"method": lx.Adam}, TypeError, "method is <class.*Adam'>; wanted"),
     ({"method": 3}, TypeError, "method is 3; wanted"),
     ({"batch_size": 0}, ValueError, "batch_size is 0; wanted an integer of at least 1"),

@@ -12,7 +12,7 @@ from lbfgs_xp.first_order.adam import (
 )
 from lbfgs_xp.first_order.asgd import ASGD
 from lbfgs_xp.first_order.base import FirstOrder
-from lbfgs_xp.first_order.sgd import SGD
+from lbfgs_xp.first_order.sgd import SGD, GradientDescent
 from lbfgs_xp.first_order.sign import Lion, Rprop
 from lbfgs_xp.first_order.state import OptimizerState
 
@@ -26,6 +26,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "FirstOrder",
+    "GradientDescent",
     "Lion",
     "NAdam",
     "OptimizerState",

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from lbfgs_xp.backend import Array
 from lbfgs_xp.first_order import update
-from lbfgs_xp.first_order.descent import Descent
 from lbfgs_xp.first_order.state import OptimizerState
+from lbfgs_xp.first_order.stepping import Stepping
 from lbfgs_xp.first_order.tape import Tape, record
 from lbfgs_xp.schedules import as_schedule
 from lbfgs_xp.tree import Layout
@@ -38,7 +38,7 @@ class FirstOrder:
     clip_norm : float
         The gradient of all leaves together is scaled down to at most this Euclidean norm.
     clip_value : float
-        Each component is clipped to [-clip_value, clip_value], before anything else.
+        After that, each component is clipped to [-clip_value, clip_value].
     maximize : bool
         Climb instead of descending.
     on_nonfinite : "ignore", "raise" or "skip"
@@ -122,9 +122,14 @@ class FirstOrder:
         """
         return update.update(self, params, grads, state, value, in_place, reproducible)
 
-    def solver(self, layout: Layout) -> Descent:
+    def solver(self, layout: Layout) -> Any:
         """The same rule as a solver for `lx.minimize`."""
-        return Descent(self, update.segments(self, layout))
+        if self.maximize:
+            raise ValueError(
+                "maximize=True was passed to a minimisation; wanted maximize=False and a function "
+                "with the opposite sign"
+            )
+        return Stepping(self, update.segments(self, layout))
 
     # --- what a rule tells of itself -----------------------------------------------------------
 
@@ -164,11 +169,11 @@ class FirstOrder:
     ) -> tuple[Array, tuple[Array, ...]]:
         """`formula`, after clipping and weight decay. numbers: shrinkage, [clip factor,] own."""
         shrinkage, *own = numbers
-        if self.clip_value is not None:
-            g = fn.clip(g, -self.clip_value, self.clip_value)
         if self.clip_norm is not None:
             factor, *own = own
             g = factor * g
+        if self.clip_value is not None:
+            g = fn.clip(g, -self.clip_value, self.clip_value)
         if self.maximize:
             g = -g
         if self.weight_decay and self.decoupled_weight_decay:

@@ -7,6 +7,82 @@ from typing import Any
 
 from lbfgs_xp.backend import Array
 from lbfgs_xp.first_order.base import FirstOrder
+from lbfgs_xp.first_order.state import OptimizerState
+from lbfgs_xp.line_search import Bisection, LineSearch, rule_of
+from lbfgs_xp.solvers.steepest_descent import SteepestDescent
+from lbfgs_xp.tree import Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientDescent(FirstOrder):
+    """Gradient descent: with a learning rate, or with a line search.
+
+        x ← x - learning_rate g
+
+    Parameters
+    ----------
+    learning_rate : float or schedule
+    line_search : LineSearch or str
+        A rule such as `lx.Bisection()`, or its name, in place of a learning rate; for
+        `lx.minimize`. The first trial of a search is the step of Barzilai & Borwein (1988). With
+        neither of the two: `lx.Bisection()`.
+    **settings
+        With a learning rate: weight decay, clipping and groups, see `lx.FirstOrder`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lbfgs_xp as lx
+    >>> def fun(x):
+    ...     return x[0] ** 2 + 5.0 * x[1] ** 2, np.asarray([2.0, 10.0]) * x
+    >>> steepest = lx.GradientDescent(line_search=lx.Bisection())
+    >>> lx.minimize(fun, np.ones(2), jac=True, method=steepest).success
+    True
+    >>> res = lx.minimize(fun, np.ones(2), jac=True, method=lx.GradientDescent(0.1))
+    >>> res.success
+    True
+    """
+
+    learning_rate: Any = None
+    line_search: LineSearch | str | None = None
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__  # the dataclass is frozen
+        if self.learning_rate is not None:
+            if self.line_search is not None:
+                raise ValueError(
+                    f"learning_rate is {self.learning_rate!r} and line_search is "
+                    f"{self.line_search!r}; wanted one of the two"
+                )
+            super().__post_init__()
+            return
+        rule = Bisection() if self.line_search is None else rule_of(self.line_search)
+        set_(self, "line_search", rule)
+        for field in dataclasses.fields(FirstOrder):
+            if getattr(self, field.name) != field.default:
+                raise ValueError(
+                    f"{field.name} is {getattr(self, field.name)!r}; it takes a learning rate, "
+                    f"wanted {field.default!r} with a line search"
+                )
+
+    def init(self, params: Any) -> OptimizerState:
+        if self.learning_rate is None:
+            raise TypeError(
+                "GradientDescent with a line search has no steps of its own, for it needs the "
+                "function; wanted lx.minimize(..., method=this), or a learning rate"
+            )
+        return super().init(params)
+
+    def solver(self, layout: Layout) -> Any:
+        if self.line_search is not None:
+            return SteepestDescent(self.line_search)
+        return super().solver(layout)
+
+    def formula(
+        self, fn: Any, x: Array, g: Array, slots: tuple, numbers: tuple
+    ) -> tuple[Array, tuple]:
+        (rate,) = numbers
+        return x - rate * g, ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 from lbfgs_xp import scalars, tree
 from lbfgs_xp.backend import Array, Backend, is_array
 from lbfgs_xp.first_order import blocks
+from lbfgs_xp.first_order.kernel import kernel
 from lbfgs_xp.first_order.state import OptimizerState, Plan
 from lbfgs_xp.space import FixedOrderSpace, Space, norm
 
@@ -24,10 +25,12 @@ def init(optimizer: Any, params: Any) -> OptimizerState:
     chosen = _variants(optimizer, tree.paths(structure), structure)
     rules = [optimizer.variants[i] for i in chosen]
     fills = [rule.slots() for rule in rules]
+    spaces = {backend: Space(backend) for backend in backends}
     plan = Plan(
         type(optimizer).__name__,
         structure,
-        tuple(backends),
+        tuple(spaces[backend] for backend in backends),
+        tuple(type(leaf) for leaf in leaves),
         tuple(tuple(leaf.shape) for leaf in leaves),
         tuple(leaf.dtype for leaf in leaves),
         tuple(chosen),
@@ -65,10 +68,12 @@ def update(
     numbers, carried, plateaus = numbers_of(
         optimizer.variants, state.step, state.carried, state.plateaus, value
     )
-    space = FixedOrderSpace if reproducible else Space
+    spaces = plan.spaces
+    if reproducible:
+        spaces = tuple(FixedOrderSpace(space.backend) for space in spaces)
     new, slots = apply(
         tuple(optimizer.variants[i].rule for i in plan.variants),
-        tuple(space(backend) for backend in plan.backends),
+        spaces,
         optimizer.clip_norm,
         xs,
         gs,
@@ -76,7 +81,7 @@ def update(
         [numbers[i] for i in plan.variants],
         (in_place, in_place),
     )
-    new = [b.tracked(leaf, x) for b, leaf, x in zip(plan.backends, new, xs, strict=True)]
+    new = [s.backend.tracked(leaf, x) for s, leaf, x in zip(spaces, new, xs, strict=True)]
     state = OptimizerState(state.step + 1, slots, carried, plateaus, plan)
     return tree.unflatten(plan.structure, new), state
 
@@ -96,14 +101,18 @@ def apply(
         donate = tuple(i for i, may in zip((3, 5), in_place, strict=True) if may)
         run = spaces[0].backend.jit(_as_it_stands, rules, spaces, clip, donate=donate)
         return run(xs, gs, slots, numbers)
-    if not spaces[0].backend.shares_memory or spaces[0].batched:
+    if not (spaces[0].backend.shares_memory or spaces[0].backend.fuses):
         new, kept = _as_it_stands(rules, spaces, clip, xs, gs, slots, numbers)
         if in_place[0]:
             new = [s.backend.overwrite(x, n) for s, x, n in zip(spaces, xs, new, strict=True)]
         return new, kept
     factor = _clip_factor(clip, spaces, gs)
+    if factor is not None and spaces[0].batched:
+        # Each problem has its own, so it cannot be one of the numbers.
+        gs, factor = [factor * g for g in gs], 1.0
+    run_one = _fused if spaces[0].backend.fuses else _in_blocks
     done = [
-        _in_blocks(rule, space.backend, x, g, s, _inserted(n, factor), in_place)
+        run_one(rule, space.backend, x, g, s, _inserted(n, factor), in_place)
         for rule, space, x, g, s, n in zip(rules, spaces, xs, gs, slots, numbers, strict=True)
     ]
     return [x for x, _ in done], tuple(s for _, s in done)
@@ -148,6 +157,20 @@ def _in_blocks(
     return new, kept
 
 
+def _fused(
+    rule: Any, backend: Backend, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple,
+    in_place: tuple[bool, bool],
+) -> tuple[Array, tuple[Array, ...]]:
+    """The recorded formula as one kernel."""
+    run = backend.elementwise(*kernel(rule.tape))
+    real = backend.to_real(x)
+    new = backend.empty(real.shape, real.dtype)
+    kept = slots if in_place[1] else tuple(backend.empty(s.shape, s.dtype) for s in slots)
+    run(real, *slots, backend.to_real(g), *numbers, new, *kept)
+    new = backend.from_real(new, x.dtype)
+    return backend.overwrite(x, new) if in_place[0] else new, kept
+
+
 def _inserted(numbers: tuple, factor: Any) -> tuple:
     """The numbers with the clip factor in its place, second."""
     return numbers if factor is None else (numbers[0], factor, *numbers[1:])
@@ -160,17 +183,17 @@ def _clip_factor(clip: float | None, spaces: tuple[Space, ...], gs: list[Array])
     vectors = [g if s.batched else s.backend.vector(g) for s, g in zip(spaces, gs, strict=True)]
     total = norm(list(zip(spaces, vectors, strict=True)))
     factor = clip / scalars.of(total).maximum(total, clip)
-    return factor[..., None] if spaces[0].batched else factor
+    return spaces[0].spread(factor)
 
 
 def _all_finite(plan: Plan, gs: list[Array]) -> bool:
     """Whether every gradient is finite: one read."""
     sizes = [
-        Space(backend).max_abs(backend.vector(g))
-        for backend, g in zip(plan.backends, gs, strict=True)
+        space.max_abs(space.backend.vector(g))
+        for space, g in zip(plan.spaces, gs, strict=True)
         if 0 not in g.shape
     ]
-    return all(map(math.isfinite, plan.backends[0].read(sizes)))
+    return all(map(math.isfinite, plan.spaces[0].backend.read(sizes)))
 
 
 # --- numbers -----------------------------------------------------------------------------------
@@ -279,12 +302,16 @@ def _checked_leaves(params: Any, plan: Plan, what: str) -> list[Array]:
             f"{what} has the structure {structure}; wanted that which init was given, "
             f"{plan.structure}"
         )
-    for leaf, backend, shape, dtype in zip(
-        leaves, plan.backends, plan.shapes, plan.dtypes, strict=True
+    for leaf, space, kind, shape, dtype in zip(
+        leaves, plan.spaces, plan.types, plan.shapes, plan.dtypes, strict=True
     ):
+        backend = space.backend
+        fits = type(leaf) is kind and leaf.dtype == dtype and leaf.shape == shape
+        if fits and backend.holds(leaf):
+            continue
         if not is_array(leaf):
             raise TypeError(f"{what} holds a {type(leaf).__name__}; wanted arrays")
-        if (library := Backend.name_of(leaf)) != backend.name:
+        if (library := Backend(leaf, what).name) != backend.name:
             raise TypeError(f"{what} holds an array of {library}; wanted {backend.name}")
         if leaf.dtype != dtype or tuple(leaf.shape) != shape:
             raise ValueError(

@@ -37,9 +37,22 @@ class SolverState(Protocol):
 class Solver(Protocol):
     """A frozen, hashable set of settings.
 
-    A solver may also have `supports_bounds` (taken as False), `inverse_hessian(space, state)`, and
-    for `minimize(..., state=)` the methods `check_state(state)`, `pairs(space, state)`,
-    `resume(state)` and an argument `pairs` of `init`.
+    A solver may also have
+
+    supports_bounds : whether it takes bounds (taken as False), and then `with_bounds(box)`, the
+        same solver within a `Box` of vectors.
+    project(space, x) : the nearest feasible point. The start is projected, and what counts as its
+        gradient is project(x - gradient) - x (see `optimality`).
+    patience : how many iterations may pass without a lower value or gradient before no more is
+        expected (taken as 8).
+    needs_hessian : whether `init` and `step` are handed, as the keyword `hessian`, a function from
+        x to its Hessian (..., n, n), symmetric (taken as False). Such a solver is not compiled.
+    compiles : whether JAX can compile `init` and `step` for a batch (taken as True).
+    monotone : whether the value falls from iterate to iterate (taken as True). Where it need not, a
+        run that ends above its best point has not failed, and only what is not finite is a failure.
+    inverse_hessian(space, state)
+    check_state(state), pairs(space, state), resume(state) and an argument `pairs` of `init`, for
+        `minimize(..., state=)`.
     """
 
     def init(self, space: Space, x: Array, value: Any, gradient: Array) -> SolverState:
@@ -55,3 +68,17 @@ class Solver(Protocol):
         buffers of the old state may be overwritten: go on from the new one.
         """
         ...
+
+
+def optimality(solver: Any, space: Space, x: Array, gradient: Array) -> Array:
+    """The number for each problem that is 0 at a solution, and that `gtol` bounds.
+
+    The largest component of the gradient; or, of a solver that projects, of
+    project(x - gradient) - x, which is the same where no constraint is near.
+    """
+    if hasattr(solver, "project"):
+        ahead = x - gradient
+        nearest = solver.project(space, ahead)
+        # Where the projection changes nothing, without the rounding of x - gradient.
+        gradient = space.xp.where(nearest == ahead, gradient, x - nearest)
+    return space.max_abs(gradient)

@@ -25,7 +25,7 @@ class Memory(NamedTuple):
     plateaus: tuple[Any, ...]
 
 
-class DescentState(NamedTuple):
+class SteppingState(NamedTuple):
     """Where a run stands: `SolverState`, and the rule's memory."""
 
     x: Array
@@ -43,7 +43,7 @@ class DescentState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Descent:
+class Stepping:
     """Steps of a first-order optimizer.
 
     optimizer : FirstOrder
@@ -53,29 +53,30 @@ class Descent:
     optimizer: Any
     segments: tuple[tuple[int, int, int], ...]
 
-    # The value may rise from step to step.
+    # The value may rise from step to step, for as long as it likes.
     monotone = False
+    patience = 2**31 - 1
     # The learning rate of a step is a matter of the host.
     compiles = False
 
     def init(
         self, space: Space, x: Array, value: Any, gradient: Array, memory: Memory | None = None
-    ) -> DescentState:
+    ) -> SteppingState:
         """The state at x, a vector (..., n), where value and gradient are known."""
         fn = space.scalars
         value, size = space.read(value, space.max_abs(gradient))
         if memory is None:
             memory = self._fresh(space, x)
         no = fn.full(False, value)
-        state = DescentState(
+        state = SteppingState(
             x, value, gradient, size, fn.full(0.0, value), x, value, fn.full(math.inf, value),
             no, no, no, memory,
         )
         return self._advanced(space, state, fn.logical_not(no))
 
     def step(
-        self, space: Space, state: DescentState, value: Any, gradient: Array, active: Any = True
-    ) -> DescentState:
+        self, space: Space, state: SteppingState, value: Any, gradient: Array, active: Any = True
+    ) -> SteppingState:
         """The state after value and gradient at `state.trial` were seen."""
         fn = space.scalars
         value, size = space.read(value, space.max_abs(gradient))
@@ -111,7 +112,7 @@ class Descent:
             tuple(update.plateau_of(rule.learning_rate) for rule in variants),
         )
 
-    def _advanced(self, space: Space, state: DescentState, moving: Any) -> DescentState:
+    def _advanced(self, space: Space, state: SteppingState, moving: Any) -> SteppingState:
         """The state with the next trial, where `moving`."""
         old = state.memory
         if space.batched and any(plateau is not None for plateau in old.plateaus):
@@ -165,11 +166,11 @@ class Descent:
                 f"{type(self.optimizer).__name__}"
             )
 
-    def pairs(self, space: Space, state: DescentState) -> Memory:
+    def pairs(self, space: Space, state: SteppingState) -> Memory:
         """A copy of what the rule keeps, to start another run from."""
         return self.resume(state).memory
 
-    def resume(self, state: DescentState) -> DescentState:
+    def resume(self, state: SteppingState) -> SteppingState:
         """The same state, with arrays of its own to overwrite."""
         memory = state.memory
         kept = tuple(tuple(Backend.copy(s) for s in own) for own in memory.slots)

@@ -1,0 +1,186 @@
+"""What all methods of a direction and a line search share, but for the direction.
+
+A method derives from `Descent` and says in `aim` where to go from an iterate. Everything here is
+written once for one problem and for a batch, with the functions of `space.scalars`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+from lbfgs_xp.backend import Array
+from lbfgs_xp.line_search import ACCEPTED, STUCK, LineSearch, Search, rule_of
+from lbfgs_xp.solvers.aim import descent
+from lbfgs_xp.solvers.initial import Initial
+from lbfgs_xp.solvers.state import Lowest
+from lbfgs_xp.space import Space
+
+# A function that goes down for so long, without a bend, has no bound.
+_FAR = 1e9
+# Nothing is known of the scale of f and x.
+_UNSCALED = Initial(None, True)
+
+
+class Point(NamedTuple):
+    """An iterate: x and gradient (..., n), the value, and the gradient's largest component."""
+
+    x: Array
+    value: Any
+    gradient: Array
+    norm: Any
+
+
+class Aim(NamedTuple):
+    """Where to go from an iterate.
+
+    direction, slope : d and g . d, which has to be negative.
+    first : the first step to try.
+    promised : the decrease that this step promises by a quadratic model; inf without a model.
+    steepest : whether d is that of steepest descent, so that there is none better.
+    """
+
+    direction: Array
+    slope: Any
+    first: Any
+    promised: Any
+    steepest: Any
+
+
+class DescentState(NamedTuple):
+    """Where a run stands. Vectors are (..., n); scalars are floats, or arrays (B,) for a batch.
+
+    x, value, gradient, gradient_norm, step, trial, seen, decrement, accepted, failed, unbounded :
+        see `lbfgs_xp.solvers.contract`.
+    direction, search : the line search under way.
+    lowest : its lowest trial.
+    promised, steepest : see `Aim`.
+    """
+
+    x: Array
+    value: Any
+    gradient: Array
+    gradient_norm: Any
+    step: Any
+    direction: Array
+    search: Search
+    trial: Array
+    seen: Any
+    lowest: Lowest
+    promised: Any
+    steepest: Any
+    decrement: Any
+    accepted: Any
+    failed: Any
+    unbounded: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Descent(ABC):
+    """A direction and a line search (Nocedal & Wright, chapter 3)."""
+
+    line_search: LineSearch | str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "line_search", rule_of(self.line_search))
+
+    @abstractmethod
+    def aim(self, space: Space, point: Point, secant: Any, steepest: Any, **more: Any) -> Aim:
+        """Where to go from `point`.
+
+        secant : the step at which the slopes of the search that led here put the minimum on its
+            line; nan where they do not.
+        steepest : a mask: where no other direction will do, the last one having led nowhere.
+        more : what `init` and `step` are handed beyond the contract.
+        """
+
+    def init(
+        self, space: Space, x: Array, value: Any, gradient: Array, **more: Any
+    ) -> DescentState:
+        """The state at x, a vector (..., n), where value and gradient are known."""
+        value, norm = space.read(value, space.max_abs(gradient))
+        full = space.scalars.full
+        point, no = Point(x, value, gradient, norm), full(False, value)
+        aim = self.aim(space, point, full(math.nan, value), no, **more)
+        return self._set_out(space, point, full(0.0, value), aim)
+
+    def step(
+        self, space: Space, state: DescentState, value: Any, gradient: Array, active: Any = True,
+        **more: Any,
+    ) -> DescentState:
+        """The state after value and gradient at `state.trial` were seen, where `active`.
+
+        Trials that overflow are ordinary; `minimize` calls this under `numpy.errstate`.
+        """
+        fn, old = space.scalars, state.search
+        rule: Any = self.line_search
+        phi, dphi = space.read(value, space.dot(gradient, state.direction))
+        search = fn.choose(active, rule.advance(old, phi, dphi), old)
+
+        accepted = active & (search.status == ACCEPTED)
+        stuck = active & (search.status == STUCK)
+        lower = active & (search.best_phi < old.best_phi)
+        lowest = space.merge(lower | accepted, Lowest(old.alpha, phi, gradient), state.lowest)
+        # Stuck, but lower than the start: the lowest trial is the new iterate.
+        taken = accepted | (stuck & (search.best_phi < search.phi0))
+        lost = stuck & fn.logical_not(taken)
+        decrement = fn.where(taken | lost, state.promised, state.decrement)
+        # At rounding level steepest descent would do no better.
+        at_floor = decrement <= fn.abs(state.value) * space.backend.noise
+        again = lost & fn.logical_not(state.steepest | at_floor)
+
+        after = state._replace(
+            search=search, trial=space.move(state.x, search.alpha, state.direction), lowest=lowest
+        )
+        unbounded = fn.full(False, phi)
+        turned = taken | again
+        if not fn.every(fn.logical_not(turned)):
+            alpha, end, end_gradient = lowest
+            new_x = space.pick(taken, space.move(state.x, alpha, state.direction), state.x)
+            new_gradient = space.pick(taken, end_gradient, state.gradient)
+            norm, dphi, size = space.read(
+                space.max_abs(new_gradient), space.dot(end_gradient, state.direction),
+                space.max_abs(state.direction),
+            )
+            bend = dphi - old.dphi0
+            bent = bend > space.backend.eps * -old.dphi0
+            secant = fn.where(taken & bent, fn.divide(alpha * -old.dphi0, bend), math.nan)
+            far = (alpha >= rule.alpha_max) & (alpha * size >= _FAR)
+            unbounded = taken & far & fn.logical_not(bent)
+            point = Point(new_x, fn.where(taken, end, state.value), new_gradient, norm)
+            fresh = self._set_out(
+                space, point, fn.where(taken, alpha, state.step),
+                self.aim(space, point, secant, again, **more),
+            )
+            after = space.merge(turned, fresh, after)
+        return after._replace(
+            seen=phi, decrement=decrement, accepted=taken,
+            failed=lost & fn.logical_not(again), unbounded=unbounded,
+        )
+
+    def _set_out(self, space: Space, point: Point, step: Any, aim: Aim) -> DescentState:
+        """The state at `point` with a search begun towards `aim`."""
+        full, (x, value, gradient, norm) = space.scalars.full, point
+        noise = space.scalars.abs(value) * space.backend.noise
+        rule: Any = self.line_search
+        search = rule.begin(value, aim.slope, aim.first, noise)
+        no = full(False, value)
+        return DescentState(
+            x, value, gradient, norm, step, aim.direction, search,
+            space.move(x, search.alpha, aim.direction), value,
+            Lowest(full(0.0, value), value, gradient), aim.promised, aim.steepest,
+            full(math.inf, value), no, no, no,
+        )
+
+
+def steepest_descent(space: Space, point: Point) -> Aim:
+    """Along -g, with a first step for when nothing is known of the scale: as long as that of
+    L-BFGS (see `lbfgs_xp.solvers.aim.descent`)."""
+    fn, (x, value, gradient, norm) = space.scalars, point
+    _, _, length = descent(space, _UNSCALED, None, x, value, gradient, norm)
+    slope = space.read_one(space.dot(gradient, -gradient))
+    return Aim(
+        -gradient, slope, fn.divide(length, norm), fn.full(math.inf, value), fn.full(True, value)
+    )

@@ -1,0 +1,264 @@
+"""Spectral projected gradients: minimisation over a convex set that can be projected on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lbfgs_xp.backend import Array, is_array
+from lbfgs_xp.line_search import ACCEPTED, STUCK, Armijo, Search
+from lbfgs_xp.projections import Box, Projection
+from lbfgs_xp.solvers.contract import optimality
+from lbfgs_xp.space import Space
+
+# How far a step along the gradient may reach, relative to max(1, largest |x|).
+_FAR = 1e10
+
+
+class ProjectedGradientState(NamedTuple):
+    """Where a run stands. Vectors are (..., n); scalars are floats, or arrays (B,) for a batch.
+
+    x, value, gradient, step : the current iterate, and the step length that led to it.
+    gradient_norm : the largest component of P(x - gradient) - x.
+    direction, search : P(x - scale gradient) - x, and the search along it.
+    squared : direction . direction.
+    trial : where value and gradient are wanted next.
+    seen : the value at the last trial.
+    recent, slot : the values of the last iterates (..., memory_size), and where the next one goes.
+    scale : the length lambda of the step along the gradient, before it is projected.
+    decrement : half the decrease that the slope promises.
+    accepted, failed, unbounded : see `SolverState`.
+    """
+
+    x: Array
+    value: Any
+    gradient: Array
+    gradient_norm: Any
+    step: Any
+    direction: Array
+    search: Search
+    squared: Any
+    trial: Array
+    seen: Any
+    recent: Array
+    slot: Any
+    scale: Any
+    decrement: Any
+    accepted: Any
+    failed: Any
+    unbounded: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class ProjectedGradient:
+    """Spectral projected gradients (Birgin, Martinez & Raydan 2000, Algorithm SPG2).
+
+    A search along d = P(x - lambda g) - x, with P the projection and lambda the step length of
+    Barzilai & Borwein (1988), s . s / s . y. The value need not fall with every step: it must be
+    lower than the largest of the last `memory_size` values (Grippo, Lampariello & Lucidi 1986).
+    Every point at which the function is evaluated lies in the set, a start outside being projected
+    first. (Finite differences look around such points.)
+
+    A run has converged where the largest component of P(x - g) - x is at most gtol; that is
+    `res.gradient_norm`. Without constraints P(x - g) - x is -g.
+
+    Parameters
+    ----------
+    projection : projection, function or None
+        One of `lx.projections`; or a function that maps a vector (..., n) to the nearest point of a
+        convex set (on JAX in a batch: one that can be compiled); or None, for the `bounds` of
+        `lx.minimize`, and for no constraints without those. It sees the variables as one real
+        vector: nested parameters end to end, flattened, of complex ones first all real and then
+        all imaginary parts.
+    step_size : float or None
+        A constant lambda in place of Barzilai and Borwein's.
+    memory_size : int
+        How many values the decrease is measured against, at least 1: with 1 each step goes down.
+    line_search : Armijo
+        How the search shortens its step, which is 1 at first.
+
+    Raises
+    ------
+    ValueError, TypeError
+        for values outside these ranges, naming what was passed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lbfgs_xp as lx
+    >>> def fun(x):
+    ...     return np.sum((x - 3.0) ** 2), 2.0 * (x - 3.0)
+    >>> solver = lx.ProjectedGradient(lx.projections.Simplex())
+    >>> lx.minimize(fun, np.zeros(2), jac=True, method=solver).x
+    array([0.5, 0.5])
+    >>> bounds = None, np.asarray([1.0, 5.0])
+    >>> lx.minimize(fun, np.zeros(2), jac=True, method="projected_gradient", bounds=bounds).x
+    array([1., 3.])
+    """
+
+    projection: Projection | Callable[[Array], Array] | None = None
+    _: dataclasses.KW_ONLY
+    step_size: float | None = None
+    memory_size: int = 10
+    line_search: Armijo = Armijo()
+
+    supports_bounds = True
+
+    def __post_init__(self) -> None:
+        m, step = self.memory_size, self.step_size
+        if self.projection is not None and not callable(self.projection):
+            raise TypeError(
+                f"projection is {self.projection!r}; wanted one of lx.projections, a function of a "
+                "vector, or None"
+            )
+        if isinstance(self.projection, type):
+            raise TypeError(
+                f"projection is the class {self.projection.__name__}; wanted an object, such as "
+                f"{self.projection.__name__}(...)"
+            )
+        if isinstance(m, bool) or not isinstance(m, (int, np.integer)) or m < 1:
+            raise ValueError(f"memory_size is {m!r}; wanted an integer of at least 1")
+        number = isinstance(step, (int, float, np.number)) and not isinstance(step, bool)
+        if step is not None and not (number and 0.0 < step < math.inf):
+            raise ValueError(f"step_size is {step!r}; wanted a finite number above 0, or None")
+        if not isinstance(self.line_search, Armijo):
+            raise TypeError(
+                f"line_search is {self.line_search!r}; wanted an lx.Armijo(...), for no other rule "
+                "stays within the set"
+            )
+        object.__setattr__(self, "memory_size", int(m))
+
+    @property
+    def patience(self) -> int:
+        """How many iterations may pass without a lower value: some times the memory, for values
+        that have risen may take that long to fall again."""
+        return 8 * self.memory_size
+
+    def with_bounds(self, box: Box) -> ProjectedGradient:
+        """The same solver within a box."""
+        if self.projection is not None:
+            raise ValueError(
+                f"bounds were passed, and so was projection={self.projection!r}; wanted one of them"
+            )
+        return dataclasses.replace(self, projection=box)
+
+    def project(self, space: Space, x: Array) -> Array:
+        """The nearest feasible point to each vector x (..., n)."""
+        projection = self.projection
+        if projection is None:
+            return x
+        if isinstance(projection, Projection):
+            return projection.nearest(space, x)
+        nearest = projection(x)
+        if not is_array(nearest) or (nearest.shape, nearest.dtype) != (x.shape, x.dtype):
+            what = f"{nearest.dtype} {tuple(nearest.shape)}" if is_array(nearest) else repr(nearest)
+            raise ValueError(
+                f"projection returned {what}; wanted {x.dtype} {tuple(x.shape)}, like its argument"
+            )
+        return nearest
+
+    def init(
+        self, space: Space, x: Array, value: Any, gradient: Array, pairs: None = None
+    ) -> ProjectedGradientState:
+        """The state at x, a feasible vector (..., n), where value and gradient are known."""
+        fn = space.scalars
+        value, size, width = space.read(value, space.max_abs(gradient), space.max_abs(x))
+        # At first a step as long as x itself, since nothing is known of the scale of f.
+        scale = fn.where(size > 0.0, fn.divide(fn.maximum(width, 1.0), size), 1.0)
+        recent = space.small_zeros((*x.shape[:-1], self.memory_size)) - math.inf
+        no = fn.full(False, value)
+        return self._aim(
+            space, x, value, gradient, size, scale, recent, fn.full(0, value), fn.full(0.0, value),
+            value, no, no,
+        )
+
+    def step(
+        self, space: Space, state: ProjectedGradientState, value: Any, gradient: Array,
+        active: Any = True,
+    ) -> ProjectedGradientState:
+        """The state after value and gradient at `state.trial` were seen, where `active`."""
+        fn = space.scalars
+        phi, dphi, change, size, width = space.read(
+            value,
+            space.dot(gradient, state.direction),
+            # Not as a difference of two slopes, which cancels.
+            space.dot(gradient - state.gradient, state.direction),
+            space.max_abs(gradient),
+            space.max_abs(state.trial),
+        )
+        alpha = state.search.alpha
+        search = fn.choose(active, self.line_search.advance(state.search, phi, dphi), state.search)
+        taken = active & (search.status == ACCEPTED)
+        failed = active & (search.status == STUCK)
+        onwards = state._replace(
+            search=search,
+            trial=space.pick(
+                taken | failed | fn.logical_not(active),
+                state.trial,
+                space.move(state.x, search.alpha, state.direction),
+            ),
+            seen=phi,
+            accepted=taken,
+            failed=failed,
+        )
+        if fn.every(fn.logical_not(taken)):
+            return onwards
+        # Barzilai & Borwein: s . s / s . y with s = alpha d. Where the curvature is not positive,
+        # longer steps; but only as long as numbers stay finite.
+        scale = fn.divide(alpha * state.squared, change)
+        scale = fn.where((change > 0.0) & fn.isfinite(scale), scale, 10.0 * state.scale)
+        scale = fn.minimum(scale, fn.divide(_FAR * fn.maximum(width, 1.0), size))
+        arrived = self._aim(
+            space, state.trial, phi, gradient, size, scale, state.recent, state.slot, alpha, phi,
+            taken, failed,
+        )
+        return space.merge(taken, arrived, onwards)
+
+    def _aim(
+        self, space: Space, x: Array, value: Any, gradient: Array, size: Any, scale: Any,
+        recent: Array, slot: Any, alpha: Any, seen: Any, accepted: Any, failed: Any,
+    ) -> ProjectedGradientState:
+        """The state at x with a direction from there, and a search begun along it."""
+        fn = space.scalars
+        if self.step_size is not None:
+            scale = fn.full(float(self.step_size), value)
+        trial = self.project(space, x - space.scale(scale, gradient))
+        direction = trial - x
+        norm, slope, squared = space.read(
+            optimality(self, space, x, gradient),
+            space.dot(gradient, direction),
+            space.dot(direction, direction),
+        )
+        # A constraint may hide that a gradient is not finite.
+        norm = fn.where(fn.isfinite(size), norm, size)
+        here = space.small_arange(self.memory_size) == space.per_problem(slot)
+        recent = space.small.where(here, space.per_problem(value), recent)
+        highest = space.small.max(recent, axis=-1)
+        noise = fn.abs(highest) * space.backend.noise
+        return ProjectedGradientState(
+            x, value, gradient, norm, alpha, direction,
+            self.line_search.begin(highest, slope, 1.0, noise), squared, trial, seen, recent,
+            (slot + 1) % self.memory_size, scale, -0.5 * slope, accepted, failed,
+            fn.full(False, value),
+        )
+
+    def check_state(self, state: Any) -> None:
+        """Refuses a state that is not one of a solver like this."""
+        held = state.recent.shape[-1] if isinstance(state, ProjectedGradientState) else 0
+        if held != self.memory_size:
+            what = f"{held} values" if held else f"a {type(state).__name__}"
+            raise ValueError(
+                f"state holds {what}; wanted that of ProjectedGradient with "
+                f"memory_size={self.memory_size}"
+            )
+
+    def pairs(self, space: Space, state: ProjectedGradientState) -> None:
+        """Nothing of a run serves another but its iterate."""
+
+    def resume(self, state: ProjectedGradientState) -> ProjectedGradientState:
+        """The same state: nothing in it is overwritten."""
+        return state

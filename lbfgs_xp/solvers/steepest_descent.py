@@ -1,0 +1,54 @@
+"""Steepest descent with a line search."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from lbfgs_xp.line_search import Bisection, LineSearch
+from lbfgs_xp.solvers.descent import Aim, Descent, Point, steepest_descent
+from lbfgs_xp.space import Space
+
+
+@dataclasses.dataclass(frozen=True)
+class SteepestDescent(Descent):
+    """Along the negative gradient, as far as a line search says (Nocedal & Wright, section 3.3).
+
+    The first trial of the first search is scaled as that of L-BFGS; from then on it is the step of
+    Barzilai & Borwein (1988, Two-point step size gradient methods, eq. 5), s . s / s . y, which for
+    steepest descent is where the slopes of the last search put the minimum of its line. A lax rule
+    mostly takes that step as it is. A strict one, such as `lx.MoreThuente(c2=0.01)`, goes to the
+    minimum of each line: the classical method, whose values fall by ((k - 1) / (k + 1))^2 in each
+    iteration where the Hessian has condition k.
+
+    Products g . g must be within the range of the dtype.
+
+    Parameters
+    ----------
+    line_search : LineSearch or str
+        A rule such as `lx.HagerZhang()`, or its name. With `lx.Fixed(0.1)` each step is -0.1 g.
+
+    Raises
+    ------
+    ValueError, TypeError
+        for another line search, naming what was passed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lbfgs_xp as lx
+    >>> from lbfgs_xp.solvers.steepest_descent import SteepestDescent
+    >>> scales = np.asarray([1.0, 10.0])
+    >>> def fun(x):
+    ...     return 0.5 * (x @ (scales * x)), scales * x
+    >>> res = lx.minimize(fun, np.ones(2), jac=True, method=SteepestDescent())
+    >>> res.success, bool(np.allclose(res.x, 0.0, atol=1e-7))
+    (True, True)
+    """
+
+    line_search: LineSearch | str = Bisection()
+
+    def aim(self, space: Space, point: Point, secant: Any, steepest: Any, **more: Any) -> Aim:
+        fn, aim = space.scalars, steepest_descent(space, point)
+        known = fn.isfinite(secant) & (secant > 0.0)
+        return aim._replace(first=fn.where(known, secant, aim.first))
