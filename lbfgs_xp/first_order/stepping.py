@@ -109,7 +109,7 @@ class Stepping:
             0,
             slots,
             tuple(rule.carried() for rule in variants),
-            tuple(update.plateau_of(rule.learning_rate) for rule in variants),
+            tuple(rule.learning_rate.init() for rule in variants),
         )
 
     def _advanced(self, space: Space, state: SteppingState, moving: Any) -> SteppingState:
@@ -142,7 +142,7 @@ class Stepping:
                 tuple(space.pick(moving, a, b) for a, b in zip(own, before, strict=True))
                 for own, before in zip(slots, old.slots, strict=True)
             )
-        rate, _ = update.rate_of(self.optimizer.learning_rate, old.updates, plateaus[0], None)
+        rate, _ = optimizer.learning_rate.follow(plateaus[0], old.updates, None)
         return state._replace(
             trial=trial,
             step=space.scalars.full(rate, state.value),

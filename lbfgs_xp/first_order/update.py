@@ -44,7 +44,7 @@ def init(optimizer: Any, params: Any) -> OptimizerState:
         0,
         slots,
         tuple(rule.carried() for rule in optimizer.variants),
-        tuple(plateau_of(rule.learning_rate) for rule in optimizer.variants),
+        tuple(rule.learning_rate.init() for rule in optimizer.variants),
         plan,
     )
 
@@ -205,25 +205,12 @@ def numbers_of(
     """For each group of settings the numbers of this step, and what is carried on."""
     numbers, carried, plateaus = [], [], []
     for rule, old, plateau in zip(variants, old_carried, old_plateaus, strict=True):
-        rate, plateau = rate_of(rule.learning_rate, step, plateau, value)
+        rate, plateau = rule.learning_rate.follow(plateau, step, value)
         own, new = rule.all_numbers(step + 1, rate, old)
         numbers.append(own)
         carried.append(new)
         plateaus.append(plateau)
     return numbers, tuple(carried), tuple(plateaus)
-
-
-def rate_of(schedule: Any, step: int, plateau: Any, value: Any) -> tuple[float, Any]:
-    """The learning rate of a step that begins at `value`, and the new state of a plateau."""
-    if plateau is None:
-        return schedule(step), None
-    if value is not None:
-        plateau = schedule.update(plateau, float(value))
-    return plateau.learning_rate, plateau
-
-
-def plateau_of(schedule: Any) -> Any:
-    return schedule.init() if hasattr(schedule, "init") else None
 
 
 # --- what belongs together ---------------------------------------------------------------------
