@@ -16,7 +16,6 @@ from lbfgs_xp import first_order
 from lbfgs_xp.backend import Backend, is_array
 from lbfgs_xp.batches import batches_of
 from lbfgs_xp.first_order import FirstOrder, OptimizerState
-from lbfgs_xp.first_order.update import rate_of
 from lbfgs_xp.loss import Loss
 from lbfgs_xp.minimize import METHODS, minimize
 from lbfgs_xp.progress import Live
@@ -352,7 +351,7 @@ class _Run:
             if self.memory.step > old.step:  # else the update was skipped
                 self.told, self.overwrites = None, True
                 self.updates += 1
-        rate, _ = rate_of(self.method.learning_rate, old.step, self.memory.plateaus[0], None)
+        rate, _ = self.method.learning_rate.follow(self.memory.plateaus[0], old.step, None)
         return first, rate
 
     def _iterate(self, batch: Any) -> tuple[Any, float]:

@@ -68,7 +68,6 @@ OURS: dict[str, list[str]] = {
         "backend",
         "batches",
         "first_order",
-        "first_order.*",
         "loss",
         "minimize",
         "progress",
