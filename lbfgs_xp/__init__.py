@@ -49,6 +49,7 @@ from lbfgs_xp.solvers.newton import Newton
 from lbfgs_xp.solvers.projected_gradient import ProjectedGradient
 from lbfgs_xp.solvers.two_loop import two_loop
 from lbfgs_xp.space import FixedOrderSpace, Space, fixed_sum
+from lbfgs_xp.training import History, TrainRecord, TrainResult, TrainState, train
 
 __version__ = "0.1.0"
 
@@ -99,4 +100,9 @@ __all__ = [
     "RMSProp",
     "Rprop",
     "Yogi",
+    "History",
+    "TrainRecord",
+    "TrainResult",
+    "TrainState",
+    "train",
 ]

@@ -72,6 +72,7 @@ class Status(Reason):
         "settled at a saddle, at a maximum or in a valley that lies higher than the best point "
         "seen, which is the one returned",
     )
+    EPOCHS = 14, True, "all epochs are done"
 
 
 class Best(NamedTuple):
