@@ -45,6 +45,7 @@ OURS: dict[str, list[str]] = {
         "projections",
         "result",
         "scalars",
+        "schedules",
         "solvers.*",
         "space",
     ],
