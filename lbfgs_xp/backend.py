@@ -357,6 +357,9 @@ class Backend:
         array = array.reshape(-1)
         return array.view(self.dtype) if array.dtype.kind == "c" else array
 
+    def writable(self, array: Array) -> bool:
+        return self.name != "numpy" or array.flags.writeable
+
     def overwritable(self, array: Array) -> bool:
         """Whether `flat_view` leads to the memory of the array."""
         if self.name == "torch":
@@ -567,7 +570,14 @@ def _torch_record(
                 "torch operations, so autograd finds no gradient; wanted a tensor made from x, or "
                 "jac= a function or True"
             )
-        (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=twice)
+        (gradient,) = torch.autograd.grad(
+            value.sum(), x, create_graph=twice, allow_unused=True
+        )
+    if gradient is None:
+        raise TypeError(
+            "fun returned a value that does not depend on x, though on other tensors that require "
+            "a gradient; wanted a tensor made from x"
+        )
     return x, value, gradient, aux
 
 
@@ -605,9 +615,18 @@ def _torch_gradients(evaluate: Callable, *arguments: Any) -> tuple[Array, list[A
                 "through torch operations, so autograd finds no gradient; wanted a tensor made "
                 "from params, or jac= a function or True"
             )
-        # A parameter that the loss does not use has gradient 0.
-        gradients = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
-    return value.detach(), list(gradients)
+        gradients = torch.autograd.grad(value, leaves, allow_unused=True)
+    if all(gradient is None for gradient in gradients):
+        raise TypeError(
+            "loss uses none of params, so there is nothing to train: a module has parameters of "
+            "its own; wanted torch.func.functional_call(module, params, ...) in the loss, with the "
+            "names of module.named_parameters()"
+        )
+    # A parameter that the loss does not use has gradient 0.
+    return value.detach(), [
+        torch.zeros_like(leaf) if gradient is None else gradient
+        for leaf, gradient in zip(leaves, gradients, strict=True)
+    ]
 
 
 def _jax_gradients(count: int, evaluate: Callable, *arguments: Any) -> tuple[Array, list[Array]]:

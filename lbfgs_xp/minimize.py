@@ -146,7 +146,7 @@ def minimize(
     """
     layout = Layout(x0, batched)
     solver = _solver(method, bounds, hess, layout)
-    monotone = getattr(solver, "monotone", True)
+    searches = getattr(solver, "searches", True)
     if bounds is not None:
         solver = _bounded(solver, bounds, layout)
     backend = layout.backend
@@ -160,7 +160,7 @@ def minimize(
         noise=backend.noise,
         largest=backend.largest,
         patience=getattr(solver, "patience", _PATIENCE),
-        failure=int(Status.LINE_SEARCH if monotone else Status.DIVERGED),
+        failure=int(Status.LINE_SEARCH if searches else Status.DIVERGED),
     )
     deadline = time.perf_counter() + _seconds("maxtime", maxtime)
     if callback is not None and not callable(callback):
@@ -290,7 +290,7 @@ class _Run:
         From a point that it has set out from before, the run would only go the same way again.
         """
         assert self.now is not None
-        if not getattr(self.solver, "monotone", True):
+        if not getattr(self.solver, "searches", True):
             return False
         space, fn, (state, p, best) = self.space, self.space.scalars, self.now
         limit = best.value + 4.0 * self.criteria.noise * fn.abs(best.value)

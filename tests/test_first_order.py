@@ -598,3 +598,79 @@ def test_optimizers_are_values() -> None:
     changed = dataclasses.replace(lx.Adam(labels=str, groups=groups), learning_rate=0.5)
     assert [variant.learning_rate(0) for variant in changed.variants] == [0.5, 0.5]
     assert [variant.eps for variant in changed.variants] == [1e-8, 1e-3]
+
+
+# --- what a hostile user found -----------------------------------------------------------------
+
+
+def test_a_gradient_that_is_the_parameter_itself(backend: Backend) -> None:
+    if backend is Backend.NUMPY_READONLY:
+        pytest.skip("arrays that cannot be overwritten")
+    opt = lx.Lion(0.1)
+    fresh, same = backend.asarray([1.0, -2.0]), backend.asarray([1.0, -2.0])
+    new, state = opt.update(fresh, fresh, opt.init(fresh))
+    there, held = opt.update(same, same, opt.init(same), in_place=True)
+    assert np.array_equal(backend.to_numpy(new), backend.to_numpy(there))
+    for a, b in zip(state.slots[0], held.slots[0], strict=True):
+        assert np.array_equal(backend.to_numpy(a), backend.to_numpy(b))
+
+
+def test_read_only_parameters_are_refused_before_anything_changes() -> None:
+    x = np.ones(3)
+    x.flags.writeable = False
+    opt = lx.Adam()
+    state = opt.init(x)
+    with pytest.raises(ValueError, match="params holds a read-only array"):
+        opt.update(x, np.ones(3), state, in_place=True)
+    assert not np.any(state.slots[0][0])
+
+
+def test_clipping_overflows_without_a_warning(backend: Backend) -> None:
+    x = backend.asarray([0.0, 0.0], "float32")
+    g = backend.asarray([1e25, -1e25], "float32")
+    opt = lx.SGD(1.0, clip_norm=1.0)
+    new, _ = opt.update(x, g, opt.init(x))
+    assert np.all(np.isfinite(backend.to_numpy(new)))
+
+
+def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several threads, whatever the machine: the same bits as one."""
+    from lbfgs_xp.first_order import blocks
+
+    rng = np.random.default_rng(0)
+    x, g = rng.standard_normal((2, 5 * 2**16 + 3))
+    found = []
+    for count in (1, 3, 8):
+        monkeypatch.setattr(blocks, "_threads", lambda count=count: count)
+        opt = lx.RMSProp(0.01, centered=True, momentum=0.9)
+        new, state = opt.update(x, g, opt.init(x))
+        found.append((new, *state.slots[0]))
+    for other in found[1:]:
+        assert all(np.array_equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_a_rule_of_ones_own(backend: Backend) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Signum(lx.FirstOrder):
+        learning_rate: Any = 1e-3
+        beta: float = 0.9
+
+        def slots(self) -> dict[str, float]:
+            return {"mean": 0.0}
+
+        def formula(self, fn: Any, x: Any, g: Any, slots: Any, numbers: Any) -> Any:
+            (rate,), (m,) = numbers, slots
+            m = self.beta * m + (1.0 - self.beta) * g
+            return x - rate * fn.sign(m), (m,)
+
+    x = backend.asarray([1.0, -1.0])
+    opt = Signum(0.25)
+    new, state = opt.update(x, x, opt.init(x))
+    assert np.array_equal(backend.to_numpy(new), [0.75, -0.75])
+    close(backend.to_numpy(state.slots[0][0]), np.asarray([0.1, -0.1]))
+
+
+def test_a_name_that_is_nearly_right() -> None:
+    with pytest.raises(AttributeError, match="did you mean lx.RMSProp"):
+        lx.RMSprop  # noqa: B018
+    assert not hasattr(lx, "nothing_of_the_kind")

@@ -13,7 +13,6 @@ from typing import Any
 from lbfgs_xp import scalars, tree
 from lbfgs_xp.backend import Array, Backend, is_array
 from lbfgs_xp.first_order import blocks
-from lbfgs_xp.first_order.kernel import kernel
 from lbfgs_xp.first_order.state import OptimizerState, Plan
 from lbfgs_xp.space import FixedOrderSpace, Space, norm
 
@@ -22,6 +21,11 @@ def init(optimizer: Any, params: Any) -> OptimizerState:
     """`FirstOrder.init`."""
     leaves, structure = tree.flatten(params)
     backends = tree.backends_of(leaves, "params")
+    if backends[0].compiles and len({str(backend.device) for backend in backends}) > 1:
+        raise ValueError(
+            f"params is on devices {', '.join(sorted({str(b.device) for b in backends}))}; wanted "
+            "one, for all leaves are updated by one compiled program"
+        )
     chosen = _variants(optimizer, tree.paths(structure), structure)
     rules = [optimizer.variants[i] for i in chosen]
     fills = [rule.slots() for rule in rules]
@@ -65,6 +69,8 @@ def update(
             "grads holds NaN or infinite components; parameters and state are as they were "
             '(on_nonfinite="raise")'
         )
+    if in_place:
+        gs = _apart(plan, xs, gs)
     numbers, carried, plateaus = numbers_of(
         optimizer.variants, state.step, state.carried, state.plateaus, value
     )
@@ -84,6 +90,21 @@ def update(
     new = [s.backend.tracked(leaf, x) for s, leaf, x in zip(spaces, new, xs, strict=True)]
     state = OptimizerState(state.step + 1, slots, carried, plateaus, plan)
     return tree.unflatten(plan.structure, new), state
+
+
+def _apart(plan: Plan, xs: list[Array], gs: list[Array]) -> list[Array]:
+    """The gradients, none of them in the memory of a parameter, which will be overwritten."""
+    for space, x in zip(plan.spaces, xs, strict=True):
+        if not space.backend.writable(x):
+            raise ValueError(
+                "params holds a read-only array; wanted one that can be overwritten, or "
+                "in_place=False"
+            )
+    taken = {space.backend.memory(x) for space, x in zip(plan.spaces, xs, strict=True)}
+    return [
+        space.backend.copy(g) if space.backend.memory(g) in taken else g
+        for space, g in zip(plan.spaces, gs, strict=True)
+    ]
 
 
 # --- the ways to run a rule --------------------------------------------------------------------
@@ -181,11 +202,13 @@ def _fused(
     in_place: tuple[bool, bool],
 ) -> tuple[Array, tuple[Array, ...]]:
     """The recorded formula as one kernel."""
-    run = backend.elementwise(*kernel(rule.tape))
+    run = backend.elementwise(*rule.kernel)
     real = backend.to_real(x)
     new = backend.empty(real.shape, real.dtype)
     kept = slots if in_place[1] else tuple(backend.empty(s.shape, s.dtype) for s in slots)
-    run(real, *slots, backend.to_real(g), *numbers, new, *kept)
+    # A kernel takes numbers as float64, be they on the device.
+    double = [backend.xp.astype(n, backend.xp.float64) if is_array(n) else n for n in numbers]
+    run(real, *slots, backend.to_real(g), *double, new, *kept)
     new = backend.from_real(new, x.dtype)
     return backend.overwrite(x, new) if in_place[0] else new, kept
 
