@@ -4,6 +4,8 @@ NumPy, PyTorch, CuPy, JAX and every other library that follows the Python array 
 any device; one problem or a batch of them; bitwise reproducible on demand.
 """
 
+from typing import Any
+
 from lbfgs_xp import problems, projections, schedules
 from lbfgs_xp.constraints import (
     ConstrainedResult,
@@ -49,40 +51,13 @@ from lbfgs_xp.solvers.newton import Newton
 from lbfgs_xp.solvers.projected_gradient import ProjectedGradient
 from lbfgs_xp.solvers.two_loop import two_loop
 from lbfgs_xp.space import FixedOrderSpace, Space, fixed_sum
+from lbfgs_xp.training import History, TrainRecord, TrainResult, TrainState, train
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "LBFGS",
-    "Armijo",
-    "Bisection",
-    "ConstrainedResult",
-    "ConstrainedStatus",
-    "Fixed",
-    "FixedOrderSpace",
-    "HagerZhang",
-    "LineSearch",
-    "MoreThuente",
-    "Newton",
-    "Multipliers",
-    "ProjectedGradient",
-    "Record",
-    "Result",
-    "Space",
-    "State",
-    "Status",
-    "StrongWolfe",
-    "augmented_lagrangian",
-    "check_gradient",
-    "fixed_sum",
-    "line_search",
-    "minimize",
-    "problems",
-    "schedules",
-    "projections",
-    "quadratic_penalty",
-    "two_loop",
     "ASGD",
+    "LBFGS",
     "SGD",
     "AdaBelief",
     "Adadelta",
@@ -90,13 +65,52 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "Armijo",
+    "Bisection",
+    "ConstrainedResult",
+    "ConstrainedStatus",
     "FirstOrder",
+    "Fixed",
+    "FixedOrderSpace",
     "GradientDescent",
+    "HagerZhang",
+    "History",
+    "LineSearch",
     "Lion",
+    "MoreThuente",
+    "Multipliers",
     "NAdam",
+    "Newton",
     "OptimizerState",
+    "ProjectedGradient",
     "RAdam",
     "RMSProp",
+    "Record",
+    "Result",
     "Rprop",
+    "Space",
+    "State",
+    "Status",
+    "StrongWolfe",
+    "TrainRecord",
+    "TrainResult",
+    "TrainState",
     "Yogi",
+    "augmented_lagrangian",
+    "check_gradient",
+    "fixed_sum",
+    "line_search",
+    "minimize",
+    "problems",
+    "projections",
+    "quadratic_penalty",
+    "schedules",
+    "train",
+    "two_loop",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    near = {public.lower(): public for public in __all__}.get(name.lower())
+    hint = f"; did you mean lx.{near}?" if near else ""
+    raise AttributeError(f"lbfgs_xp has no {name!r}{hint}")

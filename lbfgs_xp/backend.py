@@ -83,7 +83,7 @@ class Backend:
             )
         self.xp: Namespace = _namespace(array)
         self.name = _library(self.xp)
-        self.device = _device(array)
+        self.device = compat.device(array)
         self.complex, self.eps, self.largest = _limits(self.xp, array.dtype, what)
         # How much rounding alone may change a value, relative to it.
         self.noise = 16.0 * self.eps
@@ -107,8 +107,8 @@ class Backend:
         return self.name == "numpy" or self.device in (None, compat.device(array))
 
     @functools.cached_property
-    def _key(self) -> tuple[str, str, str]:
-        return self.name, str(self.dtype), str(self.device)
+    def _key(self) -> tuple[Any, ...]:
+        return self.name, str(self.dtype), self.complex, str(self.device)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Backend) and self._key == other._key
@@ -196,6 +196,20 @@ class Backend:
         found = iter(self.to_host(self.join(arrays)).tolist() if arrays else ())
         return [next(found) if is_array(number) else float(number) for number in numbers]
 
+    def read_many(self, numbers: Sequence[Any]) -> list[float]:
+        """`read` of very many numbers, of any device: one wait, and nothing compiled for their
+        count."""
+        if self.reads_are_free:
+            return self.read(numbers)
+        if not self.compiles:
+            return self.read(
+                [compat.to_device(n, self.device) if is_array(n) else n for n in numbers]
+            )
+        for number in numbers:
+            if is_array(number):
+                number.copy_to_host_async()
+        return [float(self.to_host(n)) if is_array(n) else float(n) for n in numbers]
+
     def join(self, parts: Sequence[Array]) -> Array:
         """0-d and 1-d arrays, end to end, in this dtype and on this device."""
         xp = self.xp
@@ -203,6 +217,23 @@ class Backend:
             xp.reshape(xp.astype(part, self.dtype, copy=False), (-1,)) for part in parts
         ]
         return xp.concat(flat)
+
+    def rows(
+        self, arrays: list[Array], order: Array | None, start: int, stop: int
+    ) -> list[Array]:
+        """Of each array the rows order[start:stop], or, without an order, [start:stop]."""
+        if self.name == "jax":
+            return _jax_rows()(arrays, order, start, stop - start)
+        if order is None:
+            return [array[start:stop, ...] for array in arrays]
+        chosen = order[start:stop]
+        if self.name == "torch":
+            return [array[chosen] for array in arrays]
+        return [self.xp.take(array, chosen, axis=0) for array in arrays]
+
+    def order(self, indices: np.ndarray) -> Array:
+        """Indices of the host as an integer array of this library on this device."""
+        return self.from_host(indices, self.xp.asarray(0).dtype)
 
     def full(self, shape: tuple[int, ...], value: float) -> Array:
         return self.xp.full(shape, value, dtype=self.dtype, device=self.device)
@@ -275,12 +306,23 @@ class Backend:
             return array.detach().clone()
         return self.xp.asarray(array, copy=True) if self.mutable else array
 
+    def memory(self, array: Array) -> Any:
+        """What two arrays have in common if they may lie in the same memory."""
+        if self.name == "numpy":
+            while isinstance(array.base, np.ndarray):
+                array = array.base
+        elif self.name == "torch" and array.layout is sys.modules["torch"].strided:
+            return array.untyped_storage().data_ptr()
+        elif self.name == "cupy":
+            return array.data.mem.ptr
+        return id(array)
+
     # --- one array, whatever its shape, as real numbers in a row -------------------------------
 
     @property
     def shares_memory(self) -> bool:
         """Whether NumPy can work on the very memory of an array."""
-        return self.name == "numpy" or (self.name == "torch" and self.device.type == "cpu")
+        return self.reads_are_free
 
     def real_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of `to_real` of an array of this shape."""
@@ -313,11 +355,15 @@ class Backend:
             torch = sys.modules["torch"]
             if array.layout is not torch.strided:
                 raise TypeError(f"an array has the layout {array.layout}; wanted a dense one")
-            array = array.detach().resolve_conj().resolve_neg()
-            array = torch.view_as_real(array) if array.is_complex() else array
-            return array.numpy().reshape(-1)
+            array = array.detach()
+            if array.is_complex():
+                array = torch.view_as_real(array.resolve_conj())
+            return array.resolve_neg().numpy().reshape(-1)
         array = array.reshape(-1)
         return array.view(self.dtype) if array.dtype.kind == "c" else array
+
+    def writable(self, array: Array) -> bool:
+        return self.name != "numpy" or array.flags.writeable
 
     def overwritable(self, array: Array) -> bool:
         """Whether `flat_view` leads to the memory of the array."""
@@ -355,6 +401,15 @@ class Backend:
         return functools.partial(function, *static) if static else function
 
     @property
+    def fuses(self) -> bool:
+        """Whether `elementwise` is there: a kernel of a text in C++."""
+        return self.name == "cupy"
+
+    def elementwise(self, inputs: str, outputs: str, body: str) -> Callable:
+        """The kernel that computes `body` for each element of its arrays."""
+        return _cupy_elementwise(inputs, outputs, body)
+
+    @property
     def differentiates(self) -> bool:
         return self.name in ("torch", "jax")
 
@@ -370,6 +425,20 @@ class Backend:
         if self.is_compiled(fun):
             return self.jit(_jax_gradient, evaluate, fun, *static)
         return functools.partial(_jax_gradient, evaluate, fun, *static)
+
+    def value_and_gradients(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
+        """(leaves, batch) -> (value, gradients), one for each leaf, by automatic differentiation.
+
+        `evaluate(*static, leaves, batch)` gives the value, a 0-d array. For complex leaves the
+        gradients are df/d(re) + i df/d(im). JAX compiles the whole where `compiled`.
+        """
+        if self.name == "torch":
+            return functools.partial(_torch_gradients, evaluate, *static)
+        if compiled:
+            return functools.partial(
+                _jax_compiled, self.jit(_jax_gradients, len(static), evaluate, *static)
+            )
+        return functools.partial(_jax_gradients, len(static), evaluate, *static)
 
     def hessian(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
         """(args, x) -> the matrices (..., n, n), by differentiating twice.
@@ -400,15 +469,9 @@ class Backend:
         return hasattr(fun, "lower") and hasattr(fun, "trace")
 
 
-# For the most frequent type without a look at every library there is.
-
-
 def _namespace(array: Array) -> Namespace:
+    # For the most frequent type without a look at every library there is.
     return compat_numpy if type(array) is np.ndarray else compat.array_namespace(array)
-
-
-def _device(array: Array) -> Any:
-    return "cpu" if type(array) is np.ndarray else compat.device(array)
 
 
 @functools.cache
@@ -457,6 +520,19 @@ def _jax_write_row() -> Callable:
     return jax.jit(lambda buffer, index, row: buffer.at[index].set(row), donate_argnums=0)
 
 
+@functools.cache
+def _jax_rows() -> Callable:
+    jax = importlib.import_module("jax")
+
+    def rows(arrays: list[Array], order: Array | None, start: int, count: int) -> list[Array]:
+        if order is None:
+            return [jax.lax.dynamic_slice_in_dim(array, start, count) for array in arrays]
+        chosen = jax.lax.dynamic_slice_in_dim(order, start, count)
+        return [jax.numpy.take(array, chosen, axis=0, mode="clip") for array in arrays]
+
+    return jax.jit(rows, static_argnums=3)
+
+
 def _torch_gradient(evaluate: Callable, *arguments: Any) -> tuple[Array, Array, Any]:
     _, value, gradient, aux = _torch_record(evaluate, *arguments)
     return value.detach(), gradient, aux
@@ -475,6 +551,13 @@ def _torch_hessian(evaluate: Callable, *arguments: Any) -> Array:
         for i in range(x.shape[-1])
     ]
     return torch.stack(rows, dim=-2)
+
+
+@functools.cache
+def _cupy_elementwise(inputs: str, outputs: str, body: str) -> Callable:
+    cupy = importlib.import_module("cupy")
+    # Products and sums are not contracted, so that each rounds as it does elsewhere.
+    return cupy.ElementwiseKernel(inputs, outputs, body, "lbfgs_xp", options=("--fmad=false",))
 
 
 def _torch_record(
@@ -497,7 +580,14 @@ def _torch_record(
                 "torch operations, so autograd finds no gradient; wanted a tensor made from x, or "
                 "jac= a function or True"
             )
-        (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=twice)
+        (gradient,) = torch.autograd.grad(
+            value.sum(), x, create_graph=twice, allow_unused=True
+        )
+    if gradient is None:
+        raise TypeError(
+            "fun returned a value that does not depend on x, though on other tensors that require "
+            "a gradient; wanted a tensor made from x"
+        )
     return x, value, gradient, aux
 
 
@@ -516,6 +606,66 @@ def _jax_gradient(evaluate: Callable, *arguments: Any) -> tuple[Array, Array, An
 
     (_, (value, aux)), gradient = jax.value_and_grad(total, has_aux=True)(x)
     return value, gradient, aux
+
+
+def _torch_gradients(evaluate: Callable, *arguments: Any) -> tuple[Array, list[Array]]:
+    torch = sys.modules["torch"]
+    *static, leaves, batch = arguments
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "train was called under torch.inference_mode, which forbids autograd; wanted a call "
+            "outside of it, or jac= a function or True"
+        )
+    with torch.enable_grad():
+        leaves = [leaf.detach().requires_grad_(True) for leaf in leaves]
+        value = evaluate(*static, leaves, batch)
+        if not isinstance(value, torch.Tensor) or not value.requires_grad:
+            raise TypeError(
+                f"loss returned a value ({type(value).__name__}) that does not depend on params "
+                "through torch operations, so autograd finds no gradient; wanted a tensor made "
+                "from params, or jac= a function or True"
+            )
+        gradients = torch.autograd.grad(value, leaves, allow_unused=True)
+    if all(gradient is None for gradient in gradients):
+        raise TypeError(
+            "loss uses none of params, so there is nothing to train: a module has parameters of "
+            "its own; wanted torch.func.functional_call(module, params, ...) in the loss, with the "
+            "names of module.named_parameters()"
+        )
+    # A parameter that the loss does not use has gradient 0.
+    return value.detach(), [
+        torch.zeros_like(leaf) if gradient is None else gradient
+        for leaf, gradient in zip(leaves, gradients, strict=True)
+    ]
+
+
+def _jax_gradients(count: int, evaluate: Callable, *arguments: Any) -> tuple[Array, list[Array]]:
+    jax = importlib.import_module("jax")
+    static, (leaves, batch) = arguments[:count], arguments[count:]
+
+    def value_of(leaves: list[Array]) -> Array:
+        value = evaluate(*static, leaves, batch)
+        if not is_array(value):
+            raise TypeError(
+                f"loss returned a {type(value).__name__}, which does not depend on params; wanted "
+                "an array made from params, or jac= a function or True"
+            )
+        return value
+
+    value, gradients = jax.value_and_grad(value_of)(leaves)
+    # JAX gives df/d(re) - i df/d(im).
+    return value, [g.conj() if jax.numpy.iscomplexobj(g) else g for g in gradients]
+
+
+def _jax_compiled(function: Callable, *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except TypeError as error:
+        error.add_note(
+            "lbfgs_xp: jax.jit compiles the loss, which then takes arrays and numbers alone and "
+            "has no branches on their values; compile=False runs it as it is"
+        )
+        raise
 
 
 def _jax_hessian(evaluate: Callable, *arguments: Any) -> Array:

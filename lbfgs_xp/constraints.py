@@ -11,6 +11,7 @@ an inequality is not active. Nocedal & Wright (2006), chapter 17, has c(x) >= 0 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import numbers
@@ -48,7 +49,7 @@ class ConstrainedStatus(Reason):
     INNER = (
         5,
         False,
-        "the constraints hold to ctol, but the inner solve failed: `inner` of the result tells why",
+        "the inner solve failed: `inner` of the result tells why",
     )
     UNBOUNDED = 6, False, "the value falls without bound, however large the penalty"
     NOT_FINITE = 7, False, "the value, a constraint or a gradient at the start is not finite"
@@ -61,6 +62,7 @@ _ENDS = {
     Status.TIME: ConstrainedStatus.TIME,
     Status.NOT_FINITE: ConstrainedStatus.NOT_FINITE,
     Status.INTERRUPTED: ConstrainedStatus.INTERRUPTED,
+    Status.DIVERGED: ConstrainedStatus.INNER,
 }
 
 
@@ -228,7 +230,8 @@ def augmented_lagrangian(
         The first rho, above 0; and the factor by which it grows, above 1.
     ctol : float
         How far the constraints may be violated. Default: the square root of the dtype's eps,
-        1.5e-8 for float64 and 3.5e-4 for float32.
+        1.5e-8 for float64 and 3.5e-4 for float32; with jac="2-point", whose gradients are not
+        good enough for that, eps^(1/3) in its place and for gtol: 6e-6 and 5e-3.
     gtol, maxiter_inner : float, int
         `gtol` and `maxiter` of the inner solves. One that ends at its last iteration is taken up
         again in the next outer iteration.
@@ -249,8 +252,8 @@ def augmented_lagrangian(
     TypeError, ValueError
         for arguments outside these ranges: what was passed, what is wanted.
     Exception
-        What the functions raise goes through, with the `ConstrainedResult` so far attached as the
-        attribute `result`, where there is any.
+        What the functions raise goes through, with the `ConstrainedResult` so far, where there is
+        any, attached as the attribute `result`.
 
     Examples
     --------
@@ -427,8 +430,11 @@ def _solve(
     callback: Callable[[ConstrainedResult], Any] | None,
 ) -> ConstrainedResult:
     eps = problem.backend.eps
+    rough = problem.jac == "2-point"
     if ctol is None:
-        ctol = eps ** (1 / 2 if has_multipliers else 1 / 3)
+        ctol = eps ** (1 / 2 if has_multipliers and not rough else 1 / 3)
+    if gtol is None and rough:
+        gtol = eps ** (1 / 3)
     _above("penalty", penalty, 0.0)
     _above("growth", growth, 1.0)
     _at_least("ctol", ctol, 0)
@@ -516,10 +522,13 @@ def _solve(
                 penalty *= growth
             # In a larger penalty fun is lost by rounding.
             if penalty > since / math.sqrt(eps):
-                unbounded = inner.status is Status.UNBOUNDED
+                if inner.status is Status.UNBOUNDED:
+                    return end(best, ConstrainedStatus.UNBOUNDED)
+                # Where the inner solves fail, or the violation is next to nothing, nothing is said
+                # of the constraints.
+                unclear = not inner.success or best.violation <= eps ** (1 / 3)
                 return end(
-                    best,
-                    ConstrainedStatus.UNBOUNDED if unbounded else ConstrainedStatus.INFEASIBLE,
+                    best, ConstrainedStatus.INNER if unclear else ConstrainedStatus.INFEASIBLE
                 )
     except KeyboardInterrupt:
         if best is None:
@@ -530,7 +539,9 @@ def _solve(
         if isinstance(reached, Result):
             best = better(best, measured(reached)[0])
         if best is not None:
-            error.result = best  # type: ignore[attr-defined]
+            # Some exceptions take no attributes; they go through as they are.
+            with contextlib.suppress(Exception):
+                error.result = best  # type: ignore[attr-defined]
         raise
 
 

@@ -148,7 +148,7 @@ def minimize(
     """
     layout = Layout(x0, batched)
     solver = _solver(method, bounds, hess, layout)
-    monotone = getattr(solver, "monotone", True)
+    searches = getattr(solver, "searches", True)
     if bounds is not None:
         solver = _bounded(solver, bounds, layout)
     backend = layout.backend
@@ -162,7 +162,7 @@ def minimize(
         noise=backend.noise,
         largest=backend.largest,
         patience=getattr(solver, "patience", _PATIENCE),
-        failure=int(Status.LINE_SEARCH if monotone else Status.DIVERGED),
+        failure=int(Status.LINE_SEARCH if searches else Status.DIVERGED),
     )
     deadline = time.perf_counter() + _seconds("maxtime", maxtime)
     if callback is not None and not callable(callback):
@@ -243,8 +243,8 @@ class _Run:
             earlier = state if space.equal(x, state.best.x) else None
         if earlier is not None:
             start = earlier.solver.x
-        elif hasattr(solver, "project"):
-            start = solver.project(space, x)
+        if hasattr(solver, "project") and (earlier is None or earlier.method != solver):
+            start = solver.project(space, start)
         untouched = space.backend.own(start)
         value, gradient, aux = self.outside(objective, start)
         if not space.equal(start, untouched):
@@ -292,7 +292,7 @@ class _Run:
         From a point that it has set out from before, the run would only go the same way again.
         """
         assert self.now is not None
-        if not getattr(self.solver, "monotone", True):
+        if not getattr(self.solver, "searches", True):
             return False
         space, fn, (state, p, best) = self.space, self.space.scalars, self.now
         limit = best.value + 4.0 * self.criteria.noise * fn.abs(best.value)

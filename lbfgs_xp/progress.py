@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from lbfgs_xp.result import Record
 
 
 class Live:
-    """One line in the terminal that follows a run; nothing at all where `shown` is False."""
+    """One line in the terminal that follows a run; nothing at all where `shown` is False.
 
-    def __init__(self, shown: bool):
+    line : what it says of a record; the progress of `minimize` unless told.
+    """
+
+    def __init__(self, shown: bool, line: Callable[[Any], str] | None = None):
+        self._line = line or _line
         self._live: Any = None
         self._next = 0.0
         if shown:
@@ -30,10 +35,10 @@ class Live:
             self._live.refresh()
             self._live.stop()
 
-    def show(self, record: Record) -> None:
+    def show(self, record: Any) -> None:
         if self._live is None:
             return
-        self._live.update(_line(record))
+        self._live.update(self._line(record))
         # Drawing costs more than a small iteration.
         if time.perf_counter() >= self._next:
             self._live.refresh()

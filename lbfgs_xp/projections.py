@@ -227,10 +227,15 @@ class L2Ball(Projection):
         parts = xp.abs(offset)
         length = space.sqrt(space.dot(parts, parts))
         radius = space.backend.full((), self.radius)
-        inside = length <= (1.0 + space.backend.noise) * (radius / unit)
+        reach = radius / unit
+        slack = space.backend.noise * reach
         nearest = offset * (radius / length)[..., None]
         if not _is(self.center, 0.0):
-            nearest = nearest + _like(space, self.center, "center", x)
+            center = _like(space, self.center, "center", x)
+            nearest = nearest + center
+            # x - center has the rounding errors of both.
+            slack = slack + space.backend.noise * (space.max_abs(center) / unit)
+        inside = length <= reach + slack
         return xp.where(inside[..., None], x, nearest)
 
 
@@ -270,7 +275,10 @@ class Halfspace(Projection):
         level = self.offset * per_normal * (1.0 / unit)
         height = space.dot(xp.broadcast_to(normal, x.shape), x * (1.0 / unit)[..., None])
         excess = height - level
-        inside = excess <= space.backend.noise * (xp.abs(height) + xp.abs(level))
+        # What rounding may add to a sum of these terms.
+        sizes = xp.abs(xp.broadcast_to(normal, x.shape)), xp.abs(x * (1.0 / unit)[..., None])
+        terms = space.dot(*sizes)
+        inside = excess <= space.backend.noise * (terms + xp.abs(level))
         step = excess * (1.0 / space.dot(normal, normal))
         nearest = x - (step[..., None] * normal) * unit[..., None]
         return xp.where(inside[..., None], x, nearest)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import collections
 import dataclasses
 import enum
+import math
 from typing import Any, NamedTuple, Self
+
+from lbfgs_xp.backend import is_array
 
 
 class Reason(enum.IntEnum):
@@ -33,7 +36,12 @@ class Status(Reason):
     """
 
     RUNNING = -1, False, "still running"
-    GRADIENT = 0, True, "the gradient is small: its largest component is at most gtol"
+    GRADIENT = (
+        0,
+        True,
+        "the gradient is small: its largest component (under constraints, that of the projected "
+        "gradient) is at most gtol",
+    )
     VALUE = 1, True, "the value has settled: its relative change is at most ftol"
     STEP = 2, True, "the step has settled: its largest component is at most xtol (relative to x)"
     PRECISION = (
@@ -67,6 +75,7 @@ class Status(Reason):
         "settled at a saddle, at a maximum or in a valley that lies higher than the best point "
         "seen, which is the one returned",
     )
+    EPOCHS = 14, True, "all epochs are done"
 
 
 class Best(NamedTuple):
@@ -128,7 +137,8 @@ class Result:
     jac : of the structure of x
         Its gradient.
     gradient_norm : float, or array (B,)
-        The largest absolute component of `jac`.
+        The largest absolute component of `jac`; of a solver that projects, of P(x - jac) - x, with
+        P the projection.
     nit, nfev : int, or arrays (B,)
         Accepted iterations; evaluations of fun (those for finite differences included).
     nhev : int
@@ -161,6 +171,10 @@ class Result:
         return table(self)
 
 
+# Numbers of an array that are written out.
+_SHOWN = 100
+
+
 def table(result: Any) -> str:
     """The fields of a result, one a line."""
     rows = []
@@ -171,6 +185,8 @@ def table(result: Any) -> str:
             continue
         # A status prints as its name here, since the message has a line of its own.
         text = value.name if isinstance(value, Reason) else str(value)
+        if is_array(value) and math.prod(value.shape) > _SHOWN:
+            text = f"{value.dtype} array of shape {tuple(value.shape)}"
         if isinstance(value, list):
             counts = collections.Counter(value)
             text = "\n".join(f"{count} x {message}" for message, count in counts.items())

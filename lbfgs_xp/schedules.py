@@ -135,6 +135,14 @@ class Schedule:
         """The learning rate at a step that is known to be an integer of at least 0."""
         raise NotImplementedError(f"{type(self).__name__} needs a method rate(step)")
 
+    def init(self) -> Any:
+        """What is known before the first step: nothing, for a schedule of the step alone."""
+        return None
+
+    def follow(self, state: Any, step: int, value: Any) -> tuple[float, Any]:
+        """The rate of a step that starts at `value` (None: unknown), and the state after it."""
+        return self(step), state
+
     @property
     def span(self) -> int:
         """How many steps show what it does: until its end, or over a few cycles."""
@@ -847,6 +855,10 @@ class ReduceOnPlateau(Schedule):
             rate = reduced if rate - reduced > self.eps else rate
             cooldown, bad = self.cooldown, 0
         return PlateauState(rate, best, bad, cooldown)
+
+    def follow(self, state: PlateauState, step: int, value: Any) -> tuple[float, PlateauState]:
+        state = state if value is None else self.update(state, value)
+        return state.learning_rate, state
 
     def _better(self, value: float, best: float) -> bool:
         margin = -self.threshold if self.mode == "min" else self.threshold

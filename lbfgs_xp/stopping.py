@@ -15,6 +15,7 @@ _STEP = int(Status.STEP)
 _PRECISION = int(Status.PRECISION)
 _ITERATIONS = int(Status.ITERATIONS)
 _EVALUATIONS = int(Status.EVALUATIONS)
+_LINE_SEARCH = int(Status.LINE_SEARCH)
 _NOT_FINITE = int(Status.NOT_FINITE)
 _UNBOUNDED = int(Status.UNBOUNDED)
 
@@ -119,7 +120,7 @@ def update(
         norm <= 1e3 * criteria.eps * p.highest_norm
     )
     given_up = fn.where(
-        rounding, fn.full(_PRECISION, value), criteria.failure
+        rounding & (criteria.failure == _LINE_SEARCH), fn.full(_PRECISION, value), criteria.failure
     )
     status = fn.where(stalled >= criteria.patience, given_up, p.status)
     status = fn.where(settled_step >= _SETTLED, _STEP, status)

@@ -97,9 +97,9 @@ class Layout:
             return missing
         if isinstance(tree, numbers.Real) and not isinstance(tree, bool):
             return float(tree)
-        if self.structure.is_leaf() and isinstance(tree, (list, tuple)):
-            tree = np.asarray(tree)
         leaves, structure = flatten(tree)
+        if self.structure.is_leaf() and isinstance(tree, (list, tuple)):
+            leaves, structure = [tree], self.structure
         if structure != self.structure:
             raise ValueError(
                 f"{what} has the structure {structure}; wanted None, a number, or the structure "

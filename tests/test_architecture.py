@@ -45,11 +45,13 @@ OURS: dict[str, list[str]] = {
         "projections",
         "result",
         "scalars",
+        "schedules",
         "solvers.*",
         "space",
     ],
     "first_order": ["first_order.*"],
     "first_order.tape": [],
+    "first_order.kernel": ["first_order.tape"],
     "first_order.blocks": ["first_order.tape"],
     "first_order.sgd": [
         "backend",
@@ -59,14 +61,28 @@ OURS: dict[str, list[str]] = {
         "tree",
     ],
     "first_order.*": ["backend", "first_order.*", "scalars", "schedules", "space", "tree"],
+    "loss": ["backend", "tree"],
+    "batches": ["backend", "tree"],
     "minimize": ["*"],
     "constraints": ["backend", "minimize", "result", "scalars", "space", "tree"],
+    "training": [
+        "backend",
+        "batches",
+        "first_order",
+        "loss",
+        "minimize",
+        "progress",
+        "result",
+        "space",
+        "tree",
+    ],
     "torch": ["*"],
     "scipy": ["*"],
 }
 # Modules that only these may import.
 ONLY_FOR = {
-    "minimize": ["", "__main__", "constraints", "torch", "scipy"],
+    "minimize": ["", "__main__", "constraints", "training", "torch", "scipy"],
+    "training": ["", "__main__", "torch"],
     "__main__": [],
     "demo": ["__main__"],
     "torch": [],
@@ -78,9 +94,11 @@ ONLY_FOR = {
 LIBRARIES: dict[str, list[str]] = {
     "__main__": ["numpy"],
     "backend": ["array_api_compat", "array_api_extra", "numpy"],
+    "batches": ["numpy"],
     "constraints": ["numpy"],
     "demo": ["numpy"],
     "first_order.blocks": ["numpy"],
+    "loss": ["numpy"],
     "minimize": ["numpy"],
     "objective": ["numpy"],
     "problems": ["array_api_compat", "numpy"],
@@ -91,6 +109,7 @@ LIBRARIES: dict[str, list[str]] = {
     "solvers.*": ["array_api_compat", "numpy"],
     "space": ["array_api_compat", "numpy"],
     "tree": ["numpy", "optree"],
+    "training": ["numpy"],
     "torch": ["torch"],  # a face: whoever imports it has torch
     "scipy": ["numpy"],
 }

@@ -178,7 +178,7 @@ def test_plateau_sees_the_values() -> None:
         fun, np.zeros(1), jac=True, method=opt, maxiter=6,
         callback=lambda record: rates.append(record.step),
     )
-    assert rates == [1.0, 0.5, 0.5, 0.25, 0.25, 0.125]
+    assert rates == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
     with pytest.raises(ValueError, match="ReduceOnPlateau was passed with batched=True"):
         lx.minimize(
             lambda x: (x[:, 0], np.ones((2, 1))), np.zeros((2, 1)), jac=True, method=opt,
@@ -222,3 +222,80 @@ def test_errors() -> None:
         lx.minimize(fun, res.x, jac=True, state=res.state)
     with pytest.raises(ValueError, match="takes none; wanted bounds=None"):
         lx.minimize(fun, np.ones(2), jac=True, method=lx.Adam(), bounds=(0, 1))
+
+
+# --- GradientDescent, with a rate or with a line search ----------------------------------------
+
+
+def test_gradient_descent_with_a_rate_is_sgd(backend: Backend) -> None:
+    fun, x0 = quadratic(backend), backend.asarray(START)
+    how: dict = {"jac": True, "maxiter": 30, "gtol": 0.0}
+    schedule = schedules.Exponential(0.1, 0.99)
+    one = lx.minimize(fun, x0, method=lx.GradientDescent(schedule), **how)
+    other = lx.minimize(fun, x0, method=lx.SGD(schedule), **how)
+    assert np.array_equal(backend.to_numpy(one.x), backend.to_numpy(other.x))
+
+
+@pytest.mark.parametrize("rule", [lx.Bisection(), lx.Armijo(), "more_thuente", None])
+def test_gradient_descent_with_a_line_search(backend: Backend, rule: Any) -> None:
+    from lbfgs_xp.solvers.steepest_descent import SteepestDescent
+
+    fun, x0 = quadratic(backend), backend.asarray(START)
+    opt = lx.GradientDescent(line_search=rule)
+    res = lx.minimize(fun, x0, jac=True, method=opt)
+    assert res.success
+    np.testing.assert_allclose(backend.to_numpy(res.x), np.ones(N), atol=1e-6)
+    same = lx.minimize(fun, x0, jac=True, method=SteepestDescent(rule or lx.Bisection()))
+    assert np.array_equal(backend.to_numpy(res.x), backend.to_numpy(same.x))
+
+
+def test_gradient_descent_takes_one_of_the_two() -> None:
+    with pytest.raises(ValueError, match="wanted one of the two"):
+        lx.GradientDescent(0.1, line_search=lx.Bisection())
+    with pytest.raises(ValueError, match="clip_norm is 1.0; it takes a learning rate"):
+        lx.GradientDescent(clip_norm=1.0)
+    with pytest.raises(TypeError, match="needs the function"):
+        lx.GradientDescent().init(np.zeros(2))
+    with pytest.raises(ValueError, match="bisecton"):
+        lx.GradientDescent(line_search="bisecton")
+
+
+# --- what a hostile user found -----------------------------------------------------------------
+
+
+def test_skip_ends_where_nothing_changes() -> None:
+    def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
+        if x[0] > 0.5:
+            return float(x @ x), 2.0 * x
+        return np.nan, np.full(2, np.nan)
+
+    opt = lx.SGD(0.1, on_nonfinite="skip")
+    res = lx.minimize(fun, np.ones(2), jac=True, method=opt, maxiter=100)
+    assert res.status is lx.Status.DIVERGED and res.nfev < 30
+    with pytest.raises(ValueError, match="on_nonfinite is 'skip' with batched=True"):
+        lx.minimize(
+            lambda x: ((x * x).sum(-1), 2.0 * x), np.ones((2, 2)), jac=True, method=opt,
+            batched=True,
+        )
+
+
+def test_a_value_that_is_not_finite_is_never_a_success() -> None:
+    seen = iter([(1e30, 1e20), (5.0, 1e3), (np.nan, 1e3)])
+
+    def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
+        value, slope = next(seen)
+        return value, np.full(1, slope)
+
+    res = lx.minimize(fun, np.ones(1), jac=True, method=lx.SGD(1e-3))
+    assert res.status is lx.Status.DIVERGED and res.fun == 5.0
+
+
+def test_a_record_tells_the_rate_that_led_there() -> None:
+    steps, points = [], []
+    lx.minimize(
+        lambda x: (float(x[0]), np.ones(1)), np.zeros(1), jac=True, gtol=0.0, maxiter=4,
+        method=lx.SGD(lambda step: float(step + 1)),
+        callback=lambda record: (steps.append(record.step), points.append(float(record.x[0]))),
+    )
+    assert steps == [1.0, 2.0, 3.0, 4.0]
+    assert points == [-1.0, -3.0, -6.0, -10.0]

@@ -267,6 +267,12 @@ def test_going_on_equals_not_stopping() -> None:
     # the run goes on from its last iterate, and its best point may be another
     assert np.array_equal(second.state.solver.x, whole.state.solver.x)
     assert np.array_equal(second.x, whole.x)
+    # within other bounds it sets out from the nearest point
+    kwargs["bounds"] = (0.9, 1.0)
+    watched = Watched(problem.value_and_gradient)
+    other = lx.minimize(watched, first.x, state=state, **kwargs)
+    assert other.success and np.allclose(other.x, 1.0)
+    assert all(np.all((x >= 0.9) & (x <= 1.0)) for x in watched.seen)
     with pytest.raises(ValueError, match="state holds a LBFGSState; wanted that of Projected"):
         state = lx.minimize(problem.value_and_gradient, problem.x0, jac=True, maxiter=1).state
         lx.minimize(problem.value_and_gradient, problem.x0, state=state, **kwargs)
@@ -310,6 +316,7 @@ def solve(bounds: Any = None, x0: Any = None, **settings: Any) -> Any:
         (lambda: solve((math.nan, 0.0)), "lower has entries that are nan"),
         (lambda: solve(([0.0, 1.0], None)), r"the lower bound has shape \(2,\); wanted .* \(3,\)"),
         (lambda: solve((None, "a")), "the upper bound"),
+        (lambda: solve((None, [1.0, [2.0]])), "the upper bound is a ragged list"),
         (lambda: solve([(0, 1)] * 3), r"wanted the pair \(lower, upper\)"),
         (lambda: solve(3.0), "bounds is 3.0; wanted the pair"),
         (lambda: solve((0.0, 1.0), np.zeros(3, dtype=complex)), "x0 is complex"),

@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,21 +15,48 @@ from lbfgs_xp.first_order.tape import Step, Tape
 # Bytes of a block. Smaller ones would stay nearer to the processor, but the threads would then
 # wait for the interpreter lock, which each operation takes and gives back.
 _BLOCK = 2**19
+# Elements of a leaf that is better joined with others: the calls cost more than the numbers.
+SMALL = 2**14
 # Beyond that many threads the interpreter lock is what they wait for.
 _MOST_THREADS = 8
 
 
+class Leaf(NamedTuple):
+    """The arrays of one leaf, all 1-d and of one dtype: the new x and slots, the old ones, which
+    may be the same, and the gradient."""
+
+    outputs: Sequence[np.ndarray]
+    inputs: Sequence[np.ndarray]
+    g: np.ndarray
+
+
+def run_together(tape: Tape, leaves: Sequence[Leaf], numbers: Sequence[float]) -> None:
+    """Fills the outputs of several leaves of one dtype, end to end as one."""
+    if len(leaves) == 1:
+        run(tape, *leaves[0], numbers)
+        return
+    inputs = zip(*(leaf.inputs for leaf in leaves), strict=True)
+    joined = [np.concatenate(parts) for parts in inputs]
+    run(tape, joined, joined, np.concatenate([leaf.g for leaf in leaves]), numbers)
+    start = 0
+    for leaf in leaves:
+        stop = start + leaf.g.shape[0]
+        for output, new in zip(leaf.outputs, joined, strict=True):
+            output[...] = new[start:stop]
+        start = stop
+
+
 def run(
     tape: Tape, outputs: Sequence[np.ndarray], inputs: Sequence[np.ndarray], g: np.ndarray,
-    numbers: Sequence[float], same: Sequence[bool],
+    numbers: Sequence[float],
 ) -> None:
-    """Fills `outputs` (x, then the slots); all are 1-d and of one dtype. `same` tells which of
-    them lie in the memory of their inputs."""
+    """Fills `outputs` (x, then the slots), each of which may be its input; all are 1-d and of one
+    dtype."""
     n = g.shape[0]
     block = max(_BLOCK // g.itemsize, 1)
     blocks = -(-n // block)
     workers = min(_threads(), blocks)
-    fresh = [(a, b) for a, b, both in zip(outputs, inputs, same, strict=True) if not both]
+    fresh = [(new, old) for new, old in zip(outputs, inputs, strict=True) if new is not old]
     work = functools.partial(_run_span, tape, outputs, fresh, g, tuple(numbers), block)
     if workers < 2:
         work(0, n)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from lbfgs_xp.backend import Array, Backend
+from lbfgs_xp.backend import Array
+from lbfgs_xp.space import Space
 
 
 class Plan(NamedTuple):
@@ -12,14 +13,15 @@ class Plan(NamedTuple):
 
     optimizer : the name of the optimizer's class.
     structure : how the leaves are nested.
-    backends, shapes, dtypes : of each leaf.
+    spaces, types, shapes, dtypes : of each leaf.
     variants : for each leaf, which settings are its own: 0, or the place of its group.
     names : for each leaf, the names of its slots.
     """
 
     optimizer: str
     structure: Any
-    backends: tuple[Backend, ...]
+    spaces: tuple[Space, ...]
+    types: tuple[Any, ...]
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[Any, ...]
     variants: tuple[int, ...]

@@ -21,13 +21,20 @@ def init(optimizer: Any, params: Any) -> OptimizerState:
     """`FirstOrder.init`."""
     leaves, structure = tree.flatten(params)
     backends = tree.backends_of(leaves, "params")
+    if backends[0].compiles and len({str(backend.device) for backend in backends}) > 1:
+        raise ValueError(
+            f"params is on devices {', '.join(sorted({str(b.device) for b in backends}))}; wanted "
+            "one, for all leaves are updated by one compiled program"
+        )
     chosen = _variants(optimizer, tree.paths(structure), structure)
     rules = [optimizer.variants[i] for i in chosen]
     fills = [rule.slots() for rule in rules]
+    spaces = {backend: Space(backend) for backend in backends}
     plan = Plan(
         type(optimizer).__name__,
         structure,
-        tuple(backends),
+        tuple(spaces[backend] for backend in backends),
+        tuple(type(leaf) for leaf in leaves),
         tuple(tuple(leaf.shape) for leaf in leaves),
         tuple(leaf.dtype for leaf in leaves),
         tuple(chosen),
@@ -41,7 +48,7 @@ def init(optimizer: Any, params: Any) -> OptimizerState:
         0,
         slots,
         tuple(rule.carried() for rule in optimizer.variants),
-        tuple(plateau_of(rule.learning_rate) for rule in optimizer.variants),
+        tuple(rule.learning_rate.init() for rule in optimizer.variants),
         plan,
     )
 
@@ -62,13 +69,17 @@ def update(
             "grads holds NaN or infinite components; parameters and state are as they were "
             '(on_nonfinite="raise")'
         )
+    if in_place:
+        gs = _apart(plan, xs, gs)
     numbers, carried, plateaus = numbers_of(
         optimizer.variants, state.step, state.carried, state.plateaus, value
     )
-    space = FixedOrderSpace if reproducible else Space
+    spaces = plan.spaces
+    if reproducible:
+        spaces = tuple(FixedOrderSpace(space.backend) for space in spaces)
     new, slots = apply(
         tuple(optimizer.variants[i].rule for i in plan.variants),
-        tuple(space(backend) for backend in plan.backends),
+        spaces,
         optimizer.clip_norm,
         xs,
         gs,
@@ -76,9 +87,24 @@ def update(
         [numbers[i] for i in plan.variants],
         (in_place, in_place),
     )
-    new = [b.tracked(leaf, x) for b, leaf, x in zip(plan.backends, new, xs, strict=True)]
+    new = [s.backend.tracked(leaf, x) for s, leaf, x in zip(spaces, new, xs, strict=True)]
     state = OptimizerState(state.step + 1, slots, carried, plateaus, plan)
     return tree.unflatten(plan.structure, new), state
+
+
+def _apart(plan: Plan, xs: list[Array], gs: list[Array]) -> list[Array]:
+    """The gradients, none of them in the memory of a parameter, which will be overwritten."""
+    for space, x in zip(plan.spaces, xs, strict=True):
+        if not space.backend.writable(x):
+            raise ValueError(
+                "params holds a read-only array; wanted one that can be overwritten, or "
+                "in_place=False"
+            )
+    taken = {space.backend.memory(x) for space, x in zip(plan.spaces, xs, strict=True)}
+    return [
+        space.backend.copy(g) if space.backend.memory(g) in taken else g
+        for space, g in zip(plan.spaces, gs, strict=True)
+    ]
 
 
 # --- the ways to run a rule --------------------------------------------------------------------
@@ -94,66 +120,106 @@ def apply(
     """
     if spaces[0].backend.compiles and not spaces[0].reproducible:
         donate = tuple(i for i, may in zip((3, 5), in_place, strict=True) if may)
-        run = spaces[0].backend.jit(_as_it_stands, rules, spaces, clip, donate=donate)
+        run = spaces[0].backend.jit(_all_at_once, rules, spaces, clip, donate=donate)
         return run(xs, gs, slots, numbers)
-    if not spaces[0].backend.shares_memory:
-        new, kept = _as_it_stands(rules, spaces, clip, xs, gs, slots, numbers)
-        if in_place[0]:
-            new = [s.backend.overwrite(x, n) for s, x, n in zip(spaces, xs, new, strict=True)]
-        return new, kept
     factor = _clip_factor(clip, spaces, gs)
     if factor is not None and spaces[0].batched:
         # Each problem has its own, so it cannot be one of the numbers.
         gs, factor = [factor * g for g in gs], 1.0
-    done = [
-        _in_blocks(rule, space.backend, x, g, s, _inserted(n, factor), in_place)
-        for rule, space, x, g, s, n in zip(rules, spaces, xs, gs, slots, numbers, strict=True)
-    ]
-    return [x for x, _ in done], tuple(s for _, s in done)
-
-
-def _as_it_stands(
-    rules: tuple, spaces: tuple[Space, ...], clip: float | None, xs: list[Array], gs: list[Array],
-    slots: tuple, numbers: list[tuple],
-) -> tuple[list[Array], tuple]:
-    """Each formula on whole arrays."""
-    factor = _clip_factor(clip, spaces, gs)
+    numbers = _inserted(numbers, factor)
+    if all(space.backend.shares_memory for space in spaces):
+        return _in_blocks(rules, spaces, xs, gs, slots, numbers, in_place)
     new, kept = [], []
     for rule, space, x, g, own, n in zip(rules, spaces, xs, gs, slots, numbers, strict=True):
-        backend = space.backend
-        real = backend.to_real(x)
-        moved, own = rule.whole_formula(
-            scalars.of(real), real, backend.to_real(g), own, _inserted(n, factor)
-        )
-        new.append(backend.from_real(moved, x.dtype))
+        run = _fused if space.backend.fuses else _as_it_stands
+        x, own = run(rule, space.backend, x, g, own, n, in_place)
+        new.append(x)
         kept.append(own)
     return new, tuple(kept)
 
 
-def _in_blocks(
+def _all_at_once(
+    rules: tuple, spaces: tuple[Space, ...], clip: float | None, xs: list[Array], gs: list[Array],
+    slots: tuple, numbers: list[tuple],
+) -> tuple[list[Array], tuple]:
+    """What is compiled as one program."""
+    numbers = _inserted(numbers, _clip_factor(clip, spaces, gs))
+    new, kept = [], []
+    for rule, space, x, g, own, n in zip(rules, spaces, xs, gs, slots, numbers, strict=True):
+        x, own = _as_it_stands(rule, space.backend, x, g, own, n, (False, False))
+        new.append(x)
+        kept.append(own)
+    return new, tuple(kept)
+
+
+def _as_it_stands(
     rule: Any, backend: Backend, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple,
     in_place: tuple[bool, bool],
 ) -> tuple[Array, tuple[Array, ...]]:
-    """The recorded formula, block by block."""
-    there = in_place[0] and backend.overwritable(x)
-    new = x if there else backend.empty(x.shape, x.dtype)
+    """The formula on whole arrays."""
+    real = backend.to_real(x)
+    new, slots = rule.whole_formula(scalars.of(real), real, backend.to_real(g), slots, numbers)
+    new = backend.from_real(new, x.dtype)
+    return backend.overwrite(x, new) if in_place[0] else new, slots
+
+
+def _in_blocks(
+    rules: tuple, spaces: tuple[Space, ...], xs: list[Array], gs: list[Array], slots: tuple,
+    numbers: list[tuple], in_place: tuple[bool, bool],
+) -> tuple[list[Array], tuple]:
+    """The recorded formulas, block by block; small leaves with one rule together."""
+    new, kept = [], []
+    work: dict[Any, list[tuple[int, blocks.Leaf]]] = {}
+    for i, (rule, space, x, own) in enumerate(zip(rules, spaces, xs, slots, strict=True)):
+        backend = space.backend
+        there = in_place[0] and backend.overwritable(x)
+        new.append(x if there else backend.empty(x.shape, x.dtype))
+        kept.append(
+            own if in_place[1] else tuple(backend.empty(s.shape, s.dtype) for s in own)
+        )
+        old = [backend.flat_view(array) for array in (x, *own)]
+        goals = [
+            view if same is array else backend.flat_view(same)
+            for view, array, same in zip(old, (x, *own), (new[i], *kept[i]), strict=True)
+        ]
+        together = (id(rule), id(numbers[i]), old[0].dtype)
+        key = together if old[0].size <= blocks.SMALL else i
+        leaf = blocks.Leaf(goals, old, backend.flat_view(gs[i]))
+        work.setdefault(key, []).append((i, leaf))
+    for each in work.values():
+        first, _ = each[0]
+        blocks.run_together(rules[first].tape, [leaf for _, leaf in each], numbers[first])
+    if in_place[0]:
+        new = [
+            there if there is x else space.backend.overwrite(x, there)
+            for space, x, there in zip(spaces, xs, new, strict=True)
+        ]
+    return new, tuple(kept)
+
+
+def _fused(
+    rule: Any, backend: Backend, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple,
+    in_place: tuple[bool, bool],
+) -> tuple[Array, tuple[Array, ...]]:
+    """The recorded formula as one kernel."""
+    run = backend.elementwise(*rule.kernel)
+    real = backend.to_real(x)
+    new = backend.empty(real.shape, real.dtype)
     kept = slots if in_place[1] else tuple(backend.empty(s.shape, s.dtype) for s in slots)
-    blocks.run(
-        rule.tape,
-        [backend.flat_view(array) for array in (new, *kept)],
-        [backend.flat_view(array) for array in (x, *slots)],
-        backend.flat_view(g),
-        numbers,
-        (there, *(in_place[1] for _ in slots)),
-    )
-    if in_place[0] and not there:
-        new = backend.overwrite(x, new)
-    return new, kept
+    # A kernel takes numbers as float64, be they on the device.
+    double = [backend.xp.astype(n, backend.xp.float64) if is_array(n) else n for n in numbers]
+    run(real, *slots, backend.to_real(g), *double, new, *kept)
+    new = backend.from_real(new, x.dtype)
+    return backend.overwrite(x, new) if in_place[0] else new, kept
 
 
-def _inserted(numbers: tuple, factor: Any) -> tuple:
-    """The numbers with the clip factor in its place, second."""
-    return numbers if factor is None else (numbers[0], factor, *numbers[1:])
+def _inserted(numbers: list[tuple], factor: Any) -> list[tuple]:
+    """The numbers of each leaf with the clip factor in its place, second."""
+    if factor is None:
+        return numbers
+    # Leaves that share their numbers go on sharing them.
+    made = {id(own): (own[0], factor, *own[1:]) for own in numbers}
+    return [made[id(own)] for own in numbers]
 
 
 def _clip_factor(clip: float | None, spaces: tuple[Space, ...], gs: list[Array]) -> Any:
@@ -167,13 +233,13 @@ def _clip_factor(clip: float | None, spaces: tuple[Space, ...], gs: list[Array])
 
 
 def _all_finite(plan: Plan, gs: list[Array]) -> bool:
-    """Whether every gradient is finite: one read."""
-    sizes = [
-        Space(backend).max_abs(backend.vector(g))
-        for backend, g in zip(plan.backends, gs, strict=True)
-        if 0 not in g.shape
-    ]
-    return all(map(math.isfinite, plan.backends[0].read(sizes)))
+    """Whether every gradient is finite: one read for each device."""
+    sizes: dict[Backend, list[Array]] = {}
+    for space, g in zip(plan.spaces, gs, strict=True):
+        if 0 not in g.shape:
+            size = space.max_abs(space.backend.vector(g))
+            sizes.setdefault(space.backend, []).append(size)
+    return all(math.isfinite(size) for b, own in sizes.items() for size in b.read(own))
 
 
 # --- numbers -----------------------------------------------------------------------------------
@@ -185,25 +251,12 @@ def numbers_of(
     """For each group of settings the numbers of this step, and what is carried on."""
     numbers, carried, plateaus = [], [], []
     for rule, old, plateau in zip(variants, old_carried, old_plateaus, strict=True):
-        rate, plateau = rate_of(rule.learning_rate, step, plateau, value)
+        rate, plateau = rule.learning_rate.follow(plateau, step, value)
         own, new = rule.all_numbers(step + 1, rate, old)
         numbers.append(own)
         carried.append(new)
         plateaus.append(plateau)
     return numbers, tuple(carried), tuple(plateaus)
-
-
-def rate_of(schedule: Any, step: int, plateau: Any, value: Any) -> tuple[float, Any]:
-    """The learning rate of a step that begins at `value`, and the new state of a plateau."""
-    if plateau is None:
-        return schedule(step), None
-    if value is not None:
-        plateau = schedule.update(plateau, float(value))
-    return plateau.learning_rate, plateau
-
-
-def plateau_of(schedule: Any) -> Any:
-    return schedule.init() if hasattr(schedule, "init") else None
 
 
 # --- what belongs together ---------------------------------------------------------------------
@@ -282,12 +335,16 @@ def _checked_leaves(params: Any, plan: Plan, what: str) -> list[Array]:
             f"{what} has the structure {structure}; wanted that which init was given, "
             f"{plan.structure}"
         )
-    for leaf, backend, shape, dtype in zip(
-        leaves, plan.backends, plan.shapes, plan.dtypes, strict=True
+    for leaf, space, kind, shape, dtype in zip(
+        leaves, plan.spaces, plan.types, plan.shapes, plan.dtypes, strict=True
     ):
+        backend = space.backend
+        fits = type(leaf) is kind and leaf.dtype == dtype and leaf.shape == shape
+        if fits and backend.holds(leaf):
+            continue
         if not is_array(leaf):
             raise TypeError(f"{what} holds a {type(leaf).__name__}; wanted arrays")
-        if (library := Backend.name_of(leaf)) != backend.name:
+        if (library := Backend(leaf, what).name) != backend.name:
             raise TypeError(f"{what} holds an array of {library}; wanted {backend.name}")
         if leaf.dtype != dtype or tuple(leaf.shape) != shape:
             raise ValueError(

@@ -10,7 +10,7 @@ from lbfgs_xp.scalars import named
 from lbfgs_xp.solvers import curvature
 from lbfgs_xp.solvers.aim import descent, quasi_newton, weighted
 from lbfgs_xp.solvers.curvature import Pairs
-from lbfgs_xp.solvers.state import LBFGSState, Lowest, endless
+from lbfgs_xp.solvers.state import LBFGSState, Lowest, Pace, endless
 from lbfgs_xp.space import Space
 
 
@@ -77,8 +77,9 @@ def _arrive(
     decrement = state.decrement if bare else -0.5 * search.dphi0
     pairs = curvature.accept(space, pairs, with_change, slope, solver.scale_initial)
     return _aim(
-        solver, space, x, value, seen, gradient, norm, alpha, pairs, weights, decrement,
-        with_gradient, squared, bare and pairs.count == 0 and endless(solver, alpha),
+        solver, space, x, value, seen, gradient, norm, alpha, pairs, weights, state.pace,
+        decrement, with_gradient, squared,
+        bare and pairs.count == 0 and endless(solver, alpha),
     )
 
 
@@ -96,14 +97,14 @@ def _give_up(
     pairs = curvature.forget(space, state.pairs, solver.initial.gamma)
     after = _aim(
         solver, space, state.x, state.value, seen, state.gradient, state.gradient_norm,
-        state.step, pairs, state.weights, decrement, None, 0.0, False,
+        state.step, pairs, state.weights, state.pace, decrement, None, 0.0, False,
     )
     return after._replace(accepted=False)
 
 
 def _aim(
     solver: Any, space: Space, x: Array, value: float, seen: float, gradient: Array,
-    norm: float, alpha: float, pairs: Pairs, weights: Any, decrement: float,
+    norm: float, alpha: float, pairs: Pairs, weights: Any, pace: Pace | None, decrement: float,
     with_gradient: Any, squared: float, unbounded: bool,
 ) -> LBFGSState:
     """The state at x with a direction from there, and a search begun along it."""
@@ -120,13 +121,18 @@ def _aim(
         direction, slope, first = descent(
             space, solver.initial, weights, x, value, gradient, norm
         )
+    if pace is not None:
+        rate, memory = solver.learning_rate.follow(pace.memory, pace.iteration, value)
+        pace = Pace(pace.iteration + 1, memory)
+        # A schedule may end at 0, where no search can begin.
+        first *= rate if rate > 0.0 else space.backend.eps
     search = solver.line_search.begin(
         value, slope, first, abs(value) * space.backend.noise
     )
     trial, lowest = space.move(x, search.alpha, direction), named(Lowest, (0.0, value, gradient))
     return named(LBFGSState, (
         x, value, gradient, norm, alpha, direction, search, trial, seen, lowest, pairs,
-        with_gradient, squared, weights, decrement, True, False, unbounded,
+        with_gradient, squared, weights, pace, decrement, True, False, unbounded,
     ))
 
 
@@ -142,8 +148,8 @@ def begin(
         with_gradient = space.small_zeros(pairs.rows.shape[:1])  # without touching the rows
     squared = space.read_one(space.dot(inner, inner))
     state = _aim(
-        solver, space, x, value, value, gradient, norm, 0.0, pairs, weights, float("inf"),
-        with_gradient, squared, False,
+        solver, space, x, value, value, gradient, norm, 0.0, pairs, weights, solver.pace,
+        float("inf"), with_gradient, squared, False,
     )
     return state._replace(accepted=False)
 
