@@ -1,4 +1,6 @@
-"""lbfgs_xp: L-BFGS and line searches for arrays of any library.
+"""lbfgs_xp: optimisation for arrays of any library.
+
+L-BFGS and line searches, Newton, constraints, first-order optimizers, schedules, training.
 
 NumPy, PyTorch, CuPy, JAX and every other library that follows the Python array API standard, on
 any device; one problem or a batch of them; bitwise reproducible on demand.

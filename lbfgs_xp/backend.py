@@ -115,7 +115,7 @@ class Backend:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Modules cannot be pickled; an array knows its own.
-        return Backend, (self.zeros(()),)
+        return Backend, (self.zeros(()) + (0j if self.complex else 0.0),)
 
     def __hash__(self) -> int:
         return hash(self._key)
@@ -363,7 +363,23 @@ class Backend:
         return array.view(self.dtype) if array.dtype.kind == "c" else array
 
     def writable(self, array: Array) -> bool:
-        return self.name != "numpy" or array.flags.writeable
+        """Whether each element has memory of its own, that may be overwritten."""
+        if self.name == "torch":
+            return all(s != 0 or n < 2 for s, n in zip(array.stride(), array.shape, strict=True))
+        return self.name != "numpy" or (isinstance(array, np.ndarray) and array.flags.writeable)
+
+    def overlap(self, a: Array, b: Array) -> bool:
+        """Whether two arrays may share elements."""
+        if self.memory(a) != self.memory(b):
+            return False
+        if not (self.shares_memory and self.overwritable(a) and self.overwritable(b)):
+            return True
+        return np.may_share_memory(self.flat_view(a), self.flat_view(b))
+
+    def touched(self, array: Array) -> None:
+        """Tells autograd that the memory of an array was written past it."""
+        if self.name == "torch":
+            array.detach().reshape(-1)[:0].zero_()
 
     def overwritable(self, array: Array) -> bool:
         """Whether `flat_view` leads to the memory of the array."""

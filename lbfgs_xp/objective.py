@@ -87,7 +87,8 @@ class Objective:
             if hess is None:
                 matrix = differentiated(self.args, x)
             else:
-                matrix = hess(layout.to_tree(x), *self.args)
+                # A copy, for a function that is called once an iteration may well change it.
+                matrix = hess(layout.to_tree(self.backend.own(x)), *self.args)
                 matrix = self.backend.constant(layout.check(matrix, 0, "the Hessian", shape))
             return 0.5 * (matrix + layout.xp.matrix_transpose(matrix))
 

@@ -234,7 +234,8 @@ class L2Ball(Projection):
             center = _like(space, self.center, "center", x)
             nearest = nearest + center
             # x - center has the rounding errors of both.
-            slack = slack + space.backend.noise * (space.max_abs(center) / unit)
+            size = space.max_abs(xp.broadcast_to(center, x.shape))
+            slack = slack + space.backend.noise * (size / unit)
         inside = length <= reach + slack
         return xp.where(inside[..., None], x, nearest)
 
@@ -267,6 +268,10 @@ class Halfspace(Projection):
 
     def project(self, space: Space, x: Array) -> Array:
         xp = space.xp
+        if self.normal.shape != tuple(x.shape[-1:]):
+            raise ValueError(
+                f"normal has shape {self.normal.shape}; wanted {tuple(x.shape[-1:])}, like x"
+            )
         normal = _like(space, self.normal, "normal", x)
         # In units of the largest components, so that no product overflows.
         per_normal = 1.0 / _unit(space, space.max_abs(normal))

@@ -70,7 +70,16 @@ def norm(parts: Sequence[tuple[Space, Array]]) -> Any:
     space = parts[0][0]
     squares = [own.dot(vector, vector) for own, vector in parts]
     if not space.batched and (space.backend.reads_are_free or space.reproducible):
-        return math.sqrt(sum(space.backend.read(squares)))
+        total = sum(space.backend.read(squares))
+        if 0.0 < total < math.inf:
+            return math.sqrt(total)
+        # The squares are out of range, or all are 0.
+        sizes = [own.max_abs(vector) for own, vector in parts if 0 not in vector.shape]
+        unit = max(space.backend.read(sizes), default=0.0)
+        if not 0.0 < unit < math.inf:
+            return unit
+        scaled = [(own, v * (1.0 / unit)) for own, v in parts]
+        return unit * math.sqrt(sum(space.backend.read([own.dot(v, v) for own, v in scaled])))
     total = functools.reduce(operator.add, squares)
     # Not every library rounds its square root as IEEE 754 tells; NumPy does.
     return np.sqrt(space.fetch(total)) if space.batched and space.on_host else space.xp.sqrt(total)

@@ -256,7 +256,9 @@ def train(
         deadline,
     )
     own = unflatten(structure, [b.own(x) for b, x in zip(backends, leaves, strict=True)])
-    run.stand(own, _checked(state, run.method))
+    state = _checked(state, run.method)
+    batches.check([rows for _, rows, _ in state.seen])
+    run.stand(own, state)
     last = run.epoch + epochs
     with Live(progress, _line) as live:
         try:
@@ -329,6 +331,8 @@ class _Run:
             if watches and not math.isfinite(value):
                 break
         self._read()
+        if self.tolerant and not any(map(_is_finite, self.seen)):
+            self.status = Status.DIVERGED
         if not self.tolerant and not self._finite():
             self.stand(*self.kept)
             self.status = Status.DIVERGED

@@ -216,7 +216,7 @@ def test_errors() -> None:
     with pytest.raises(TypeError, match="wanted a name, or a solver object"):
         lx.minimize(fun, np.ones(2), jac=True, method=lx.Adam)
     res = lx.minimize(fun, np.ones(2), jac=True, method=lx.Adam(), maxiter=2)
-    with pytest.raises(ValueError, match="of another method; wanted that of Lion"):
+    with pytest.raises(ValueError, match="state is that of Adam; wanted that of Lion"):
         lx.minimize(fun, res.x, jac=True, method=lx.Lion(), state=res.state)
     with pytest.raises(ValueError, match="LBFGS"):
         lx.minimize(fun, res.x, jac=True, state=res.state)
@@ -299,3 +299,31 @@ def test_a_record_tells_the_rate_that_led_there() -> None:
     )
     assert steps == [1.0, 2.0, 3.0, 4.0]
     assert points == [-1.0, -3.0, -6.0, -10.0]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lx.Adadelta(),
+        lx.Rprop(),
+        lx.RAdam(),
+        lx.NAdam(),
+        lx.Adam(0.1, amsgrad=True),
+        lx.Adam(0.1, labels=lambda path: "a", groups={"a": {}}),
+        lx.Adam(schedules.ReduceOnPlateau(0.1)),
+    ],
+    ids=["Adadelta", "Rprop", "RAdam", "NAdam", "amsgrad", "groups", "plateau"],
+)
+def test_states_of_other_rules_are_refused(other: Any) -> None:
+    def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
+        return float(x @ x), 2.0 * x
+
+    res = lx.minimize(fun, np.ones(2), jac=True, method=lx.Adam(0.1), maxiter=5)
+    with pytest.raises(ValueError, match="state is that of Adam; wanted that of"):
+        lx.minimize(fun, res.x, jac=True, method=other, state=res.state)
+
+
+def test_groups_do_not_climb() -> None:
+    opt = lx.SGD(0.1, labels=lambda path: "w", groups={"w": {"maximize": True}})
+    with pytest.raises(ValueError, match="maximize=True"):
+        lx.minimize(lambda x: (float(x @ x), 2.0 * x), np.ones(2), jac=True, method=opt)

@@ -856,3 +856,45 @@ def test_a_record_can_be_gone_on_from() -> None:
     params, state = states[2]
     rest = lx.train(loss, params, data, epochs=3, state=state, **how)
     assert np.array_equal(rest.params, whole.params) and rest.epochs == 6
+
+
+def test_values_that_lie_in_the_parameters(backend: Backend) -> None:
+    if backend is Backend.NUMPY_READONLY:
+        pytest.skip("the same as NumPy")
+
+    def loss(p: Any, batch: Any) -> tuple[Any, Any]:
+        return p[0], backend.asarray([1.0, 0.0])
+
+    res = lx.train(
+        loss, backend.asarray([0.0, 0.0]), backend.asarray(np.zeros((4, 1))), jac=True,
+        method=lx.SGD(1.0), batch_size=1,
+    )
+    assert res.history.loss.tolist() == [0.0, -1.0, -2.0, -3.0]
+
+
+def test_another_batch_size_in_the_middle_of_an_epoch() -> None:
+    calls = []
+
+    def loss(p: np.ndarray, batch: np.ndarray) -> tuple[float, np.ndarray]:
+        calls.append(len(batch))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return float(p @ p), 2.0 * p
+
+    data = np.zeros((10, 1))
+    how: dict = {"jac": True, "method": lx.SGD(0.1)}
+    res = lx.train(loss, np.ones(1), data, batch_size=2, **how)
+    assert res.status is lx.Status.INTERRUPTED
+    for size in (None, 5):
+        with pytest.raises(ValueError, match="wanted the same data and batch_size"):
+            lx.train(loss, res.params, data, batch_size=size, state=res.state, **how)
+    rest = lx.train(loss, res.params, data, batch_size=2, state=res.state, **how)
+    assert rest.updates == 5
+
+
+def test_skipping_everything_is_no_success() -> None:
+    res = lx.train(
+        lambda p, b: (np.nan, p * np.nan), np.ones(2), np.zeros((4, 1)), jac=True,
+        method=lx.SGD(0.1, on_nonfinite="skip"), batch_size=2,
+    )
+    assert res.status is lx.Status.DIVERGED and np.array_equal(res.params, np.ones(2))

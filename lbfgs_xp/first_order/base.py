@@ -129,7 +129,7 @@ class FirstOrder:
 
     def solver(self, layout: Layout) -> Any:
         """The same rule as a solver for `lx.minimize`."""
-        if self.maximize:
+        if any(variant.maximize for variant in self.variants):
             raise ValueError(
                 "maximize=True was passed to a minimisation; wanted maximize=False and a function "
                 "with the opposite sign"

@@ -17,11 +17,13 @@ _LOOKS = 10
 class Memory(NamedTuple):
     """What the rule keeps.
 
+    kind : of what rule it is: the name, and for each stretch the names of its slots.
     updates : updates so far.
     slots : for each stretch of the vector, the rule's arrays.
     carried, plateaus : for each group of settings, as in `OptimizerState`.
     """
 
+    kind: tuple
     updates: int
     slots: tuple[tuple[Array, ...], ...]
     carried: tuple[tuple[float, ...], ...]
@@ -136,6 +138,7 @@ class Stepping:
             for start, stop, group in self.segments
         )
         return Memory(
+            self._kind,
             0,
             slots,
             tuple(rule.carried() for rule in variants),
@@ -171,7 +174,7 @@ class Stepping:
         return state._replace(
             trial=trial,
             rate=rate,
-            memory=Memory(old.updates + 1, slots, carried, plateaus),
+            memory=Memory(old.kind, old.updates + 1, slots, carried, plateaus),
         )
 
     def _pieces(self, vector: Array) -> list[Array]:
@@ -184,12 +187,21 @@ class Stepping:
     def check_state(self, state: Any) -> None:
         """Refuses a state that is not one of a solver like this."""
         memory = getattr(state, "memory", None)
-        kept = [tuple(self.optimizer.variants[group].slots()) for _, _, group in self.segments]
-        if not isinstance(memory, Memory) or list(map(len, memory.slots)) != list(map(len, kept)):
+        if not isinstance(memory, Memory) or memory.kind != self._kind:
+            whose = memory.kind[0] if isinstance(memory, Memory) else "another method"
             raise ValueError(
-                f"state is a {type(state).__name__} of another method; wanted that of "
-                f"{type(self.optimizer).__name__}"
+                f"state is that of {whose}; wanted that of {self._kind[0]}, with the same slots, "
+                "groups and kind of learning rate"
             )
+
+    @property
+    def _kind(self) -> tuple:
+        variants = self.optimizer.variants
+        return (
+            type(self.optimizer).__name__,
+            tuple(rule.learning_rate.init() is None for rule in variants),
+            tuple((*place, tuple(variants[place[2]].slots())) for place in self.segments),
+        )
 
     def pairs(self, space: Space, state: SteppingState) -> Memory:
         """A copy of what the rule keeps, to start another run from."""

@@ -21,10 +21,11 @@ def init(optimizer: Any, params: Any) -> OptimizerState:
     """`FirstOrder.init`."""
     leaves, structure = tree.flatten(params)
     backends = tree.backends_of(leaves, "params")
-    if backends[0].compiles and len({str(backend.device) for backend in backends}) > 1:
+    devices = sorted({str(backend.device) for backend in backends})
+    if len(devices) > 1 and (backends[0].compiles or optimizer.clip_norm is not None):
         raise ValueError(
-            f"params is on devices {', '.join(sorted({str(b.device) for b in backends}))}; wanted "
-            "one, for all leaves are updated by one compiled program"
+            f"params is on devices {', '.join(devices)}; wanted one, with clip_norm or where all "
+            "leaves are updated by one compiled program"
         )
     chosen = _variants(optimizer, tree.paths(structure), structure)
     rules = [optimizer.variants[i] for i in chosen]
@@ -94,13 +95,20 @@ def update(
 
 def _apart(plan: Plan, xs: list[Array], gs: list[Array]) -> list[Array]:
     """The gradients, none of them in the memory of a parameter, which will be overwritten."""
+    taken: dict[Any, list[Array]] = {}
     for space, x in zip(plan.spaces, xs, strict=True):
-        if not space.backend.writable(x):
+        backend = space.backend
+        if not backend.writable(x):
             raise ValueError(
-                "params holds a read-only array; wanted one that can be overwritten, or "
-                "in_place=False"
+                "params holds an array that cannot be overwritten (it is read-only, broadcast or a "
+                "NumPy scalar); wanted another, or in_place=False"
             )
-    taken = {space.backend.memory(x) for space, x in zip(plan.spaces, xs, strict=True)}
+        others = taken.setdefault(backend.memory(x), [])
+        if any(backend.overlap(x, other) for other in others):
+            raise ValueError(
+                "params holds the same memory twice; wanted each array once, or in_place=False"
+            )
+        others.append(x)
     return [
         space.backend.copy(g) if space.backend.memory(g) in taken else g
         for space, g in zip(plan.spaces, gs, strict=True)
@@ -190,6 +198,8 @@ def _in_blocks(
         first, _ = each[0]
         blocks.run_together(rules[first].tape, [leaf for _, leaf in each], numbers[first])
     if in_place[0]:
+        for space, x in zip(spaces, xs, strict=True):
+            space.backend.touched(x)
         new = [
             there if there is x else space.backend.overwrite(x, there)
             for space, x, there in zip(spaces, xs, new, strict=True)
@@ -313,6 +323,12 @@ def _checked_plan(optimizer: Any, state: Any) -> Plan:
     if len(state.carried) != len(names):
         raise ValueError(
             f"state has {len(state.carried) - 1} groups of settings; wanted {len(names) - 1}"
+        )
+    told = [rule.learning_rate.init() is not None for rule in optimizer.variants]
+    if told != [plateau is not None for plateau in state.plateaus]:
+        raise ValueError(
+            "state is that of another kind of learning rate; wanted ReduceOnPlateau in both, or in "
+            "neither"
         )
     wanted = [names[i] for i in plan.variants]
     if plan.optimizer != type(optimizer).__name__ or list(plan.names) != wanted:
