@@ -225,8 +225,7 @@ class _Run:
             more["hessian"] = lambda x: self.outside(hessian, x)
         # One problem runs on Python floats and branches, which nothing can compile, and a Hessian
         # is a function of the user's.
-        compilable = getattr(solver, "compiles", True) and not more
-        compiled = space.batched and compilable and not space.reproducible
+        compiled = space.batched and _compilable(solver) and not space.reproducible
         prepare = space.backend.jit if compiled else functools.partial
         self._init = functools.partial(prepare(_init, solver, space), **more)
         self._after = functools.partial(
@@ -389,20 +388,59 @@ def _after(
 ) -> tuple[_Now, Any]:
     """Where a run stands once value and gradient at the trial are known, and whether the trial is
     the best point. Pure, but for the buffers of the pairs."""
-    fn, old = space.scalars, now.solver
     running = now.progress.status == _RUNNING
     if hessian is None:
-        state = solver.step(space, old, value, gradient, running)
+        state = solver.step(space, now.solver, value, gradient, running)
     else:
-        state = solver.step(space, old, value, gradient, running, hessian=hessian)
+        state = solver.step(space, now.solver, value, gradient, running, hessian=hessian)
+    first: tuple = (solver, space, measure_steps)
+    rest = (criteria, now.progress, now.best)
+    if space.batched and not (space.reproducible or _compilable(solver)):
+        # What can be compiled of the iteration, apart from the solver.
+        account = space.backend.jit(_account, *first)
+        progress, best, better = account(*rest, _seen(now.solver), _seen(state), gradient, count)
+    else:
+        progress, best, better = _account(*first, *rest, now.solver, state, gradient, count)
+    return named(_Now, (state, progress, best)), better
+
+
+class _Seen(NamedTuple):
+    """What `_account` looks at: see `lbfgs_xp.solvers.contract`."""
+
+    x: Array
+    value: Any
+    gradient_norm: Any
+    trial: Array
+    seen: Any
+    decrement: Any
+    accepted: Any
+    failed: Any
+    unbounded: Any
+
+
+def _seen(state: Any) -> _Seen:
+    return _Seen(*(getattr(state, name) for name in _Seen._fields))
+
+
+def _compilable(solver: Any) -> bool:
+    """Whether a step can be compiled: a Hessian is a function of the user's, and some solvers work
+    on the host."""
+    return getattr(solver, "compiles", True) and not getattr(solver, "needs_hessian", False)
+
+
+def _account(
+    solver: Any, space: Space, measure_steps: bool, criteria: Criteria, progress: Progress,
+    best: Best, old: Any, new: Any, gradient: Array, count: int,
+) -> tuple[Progress, Best, Any]:
+    """What a step means for the run, and whether the trial is the best point."""
+    fn = space.scalars
+    running = progress.status == _RUNNING
     step, size = 0.0, None
     if measure_steps:
-        step, size = space.read(space.max_abs(state.x - old.x), space.max_abs(state.x))
-    progress = stopping.update(
-        fn, criteria, now.progress, old, state, step, size, count
-    )
-    best, better = _better(solver, space, criteria, now.best, old.trial, state, gradient, running)
-    return named(_Now, (state, progress, best)), better
+        step, size = space.read(space.max_abs(new.x - old.x), space.max_abs(new.x))
+    progress = stopping.update(fn, criteria, progress, old, new, step, size, count)
+    best, better = _better(solver, space, criteria, best, old.trial, new, gradient, running)
+    return progress, best, better
 
 
 def _better(
