@@ -32,14 +32,14 @@ class Loss:
         for chunk in chunks:
             # In units of the first chunk, so that one chunk alone, or equal ones, round once.
             rows = _rows(chunk)
+            if rows == 0:
+                raise ValueError("data holds a batch without rows; wanted one row at least")
             unit = unit or rows
             weight = rows / unit if self.mean else 1.0
             loss = weight * self._of(chunk)
             loss.backward()
             total = loss.detach() if total is None else total + loss.detach()
             weights += weight
-        if total is None:
-            raise ValueError("data gave no batch; wanted one at least")
         if self.mean and weights != 1.0:
             total = total / weights
             for p in self.flat.params:
@@ -70,9 +70,8 @@ class Source:
         for name, size in (("batch_size", batch_size), ("chunk_size", chunk_size)):
             if size is not None:
                 count(name, size, 1)
-        self.batch_size, self.chunk_size, self.seed, self.device = (
-            batch_size, chunk_size, seed, device,
-        )
+        self.batch_size, self.chunk_size = batch_size, chunk_size
+        self.seed, self.device = seed, device
         self.items: Any = None
         self.tensors: tuple[Tensor, ...] = ()
         if isinstance(data, Tensor) or (
@@ -102,7 +101,7 @@ class Source:
     def chunks(self) -> Iterator[tuple]:
         """All data, once."""
         if self.items is not None:
-            found: Any = map(_chunk, self.items)
+            found: Any = self._each()
         elif self.tensors:
             size = self.chunk_size or len(self.tensors[0])
             found = zip(*(tensor.split(size) for tensor in self.tensors), strict=True)
@@ -114,15 +113,23 @@ class Source:
         """Batches for Adam, without end, each as chunks."""
         generator = torch.Generator().manual_seed(self.seed)
         while True:
-            if self.whole:
-                yield self.chunks()
-            elif self.items is not None:
+            if self.items is not None:
                 for chunk in self.chunks():
                     yield [chunk]
-            else:
+            elif self.batch_size is not None:
                 order = torch.randperm(len(self.tensors[0]), generator=generator)
-                for rows in order.split(self.batch_size or 1):
+                for rows in order.split(self.batch_size):
                     yield [self._moved(tuple(t[rows.to(t.device)] for t in self.tensors))]
+            else:
+                yield self.chunks()
+
+    def _each(self) -> Iterator[tuple]:
+        empty = True
+        for item in self.items:
+            empty = False
+            yield _chunk(item)
+        if empty:
+            raise ValueError(f"data, a {type(self.items).__name__}, gave nothing; wanted a batch")
 
     def _moved(self, chunk: tuple) -> tuple:
         return map_leaves(

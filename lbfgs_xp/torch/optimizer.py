@@ -171,9 +171,8 @@ class LBFGS(torch.optim.Optimizer):
         """What is kept from step to step: tensors and plain numbers, at the first parameter, where
         torch has it. See `Step`."""
         memory: dict[str, Any] = self.state[self._all()[0]]
-        fresh = {"func_evals": 0, "n_iter": 0, "where": [], "pairs": None, "pending": None}
-        for key, value in ({"retry": None} | fresh).items():
-            memory.setdefault(key, value)
+        if not memory:
+            memory.update(func_evals=0, n_iter=0, where=[], pairs=None, pending=None, retry=None)
         return memory
 
 

@@ -87,6 +87,10 @@ class Step:
         elif s.lr == 0.0:
             self.status = Status.STEP
         while self.status is Status.RUNNING:
+            if self.nfev >= max(s.max_eval, 2):
+                self._settle(state)
+                self.status = Status.EVALUATIONS
+                break
             if state.search.evaluations == 0:
                 state = self._set_out(state)
                 if state.search.dphi0 > -s.tolerance_change:
@@ -96,10 +100,6 @@ class Step:
                     # Like torch: on another batch the value here would serve nothing.
                     self.nit, self.moved, self.status = self.nit + 1, True, Status.ITERATIONS
                     break
-            if self.nfev >= max(s.max_eval, 2):
-                self._settle(state)
-                self.status = Status.EVALUATIONS
-                break
             self.flat.write(state.trial)
             before, state = state, self._tell(state, *self._evaluate())
             self._judge(before, state)
@@ -136,8 +136,11 @@ class Step:
         self.space = space = Space(x)
         self.loss = None
         value, gradient = self._evaluate()
-        pairs, pending = self._unpacked(x), self.memory["pending"]
-        if pending is not None and self.memory["where"] == self.flat.where:
+        pairs, pending = self._known(x), self.memory["pending"]
+        if pairs is None:
+            room = min(_ROOM, self.settings.history_size)
+            pairs = curvature.empty(space, len(x), room, (), self.solver.initial.gamma)
+        elif pending is not None:
             old = self._init(pending["x"], pending["value"], pending["gradient"], pairs)
             old = old._replace(direction=pending["direction"])
             old = _begin_at(self.solver, space, old, pending["step"])
@@ -197,8 +200,6 @@ class Step:
             self.status = Status.STEP
         elif abs(state.value - before.value) < s.tolerance_change:
             self.status = Status.VALUE
-        elif state.unbounded:
-            self.status = Status.UNBOUNDED
         elif self.nit == s.max_iter:
             self.status = Status.ITERATIONS
 
@@ -225,16 +226,17 @@ class Step:
             for key, part in pairs._asdict().items()
         }
 
-    def _unpacked(self, x: Tensor) -> Pairs:
-        """The pairs of the last step, where they are about this vector; else room for some."""
-        saved, most = self.memory["pairs"], self.settings.history_size
-        if saved is not None and self.memory["where"] == self.flat.where:
-            rows = saved["rows"]
-            like = (x.shape, x.dtype, x.device) == (rows.shape[1:], rows.dtype, rows.device)
-            if like and len(saved["diagonal"]) <= most:
-                small = ("inverse", "gram", "diagonal")
-                return Pairs(**saved | {key: saved[key].numpy() for key in small})
-        return curvature.empty(self.space, len(x), min(_ROOM, most), (), 1.0)
+    def _known(self, x: Tensor) -> Pairs | None:
+        """The pairs of the last step, where they are about this vector."""
+        saved = self.memory["pairs"]
+        if saved is None or self.memory["where"] != self.flat.where:
+            return None
+        rows, room = saved["rows"], len(saved["diagonal"])
+        if rows[0].shape != x.shape or rows.dtype != x.dtype or rows.device != x.device:
+            return None
+        if room > self.settings.history_size:
+            return None
+        return Pairs(**saved | {k: saved[k].numpy() for k in ("inverse", "gram", "diagonal")})
 
 
 def _begin_at(

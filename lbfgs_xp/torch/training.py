@@ -166,14 +166,14 @@ def train_with_lbfgs(
         raise ValueError("line_search_fn is None; wanted the name of a rule, or a rule")
     if not isinstance(progress, bool):
         raise TypeError(f"progress is {progress!r}; wanted True or False")
+    flat = Flat(model.parameters())
+    if not flat.params:
+        raise ValueError("the model has no parameter that requires a gradient; wanted one at least")
     optimizer = LBFGS(
         model.parameters(), max_iter=max_iter, history_size=history_size,
         line_search_fn=line_search_fn, tolerance_change=0.0,
         tolerance_grad=tol if until in ("either", "gradient") else 0.0,
     )
-    flat = Flat(model.parameters())
-    if not flat.params:
-        raise ValueError("the model has no parameter that requires a gradient; wanted one at least")
     source = Source(data, batch_size, chunk_size, seed, flat.params[0].device)
     loss = Loss(model, loss_fn, reduction, flat)
     with Live(progress, _line) as live:
