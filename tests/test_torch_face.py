@@ -573,7 +573,7 @@ def test_an_interrupt_within_the_solver_drops_what_may_be_torn(
         run.opt.step(run)
     assert run.value == value
     assert next(iter(run.opt.state.values()))["pairs"] is None
-    run.steps(20)
+    run.steps(60)
     assert run.value < 1e-8
 
 

@@ -45,8 +45,9 @@ class LBFGS(torch.optim.Optimizer):
     maximize : bool
         Whether the loss is to rise.
 
-    The iterates are those of `torch.optim.LBFGS` (version 2) up to rounding, as long as its search
-    ends where "strong_wolfe" does. Trials that are not finite are shortened.
+    With None and a closure that stays the same, the iterates are those of `torch.optim.LBFGS` up to
+    rounding; with "strong_wolfe" as well, until the two searches differ in a trial. Trials that are
+    not finite are shortened.
 
     `result`, a `StepResult`, tells why the last step ended; it is None before the first.
 
@@ -140,6 +141,7 @@ class LBFGS(torch.optim.Optimizer):
         packed = super().state_dict()
         packed["state"] = map_leaves(_copied, packed["state"])
         for group in packed["param_groups"]:
+            group["lr"] = _copied(group["lr"])
             if isinstance(group["line_search_fn"], LineSearch):
                 del group["line_search_fn"]
         return packed
