@@ -20,6 +20,7 @@ from lbfgs_xp.objective import Objective
 from lbfgs_xp.progress import Live
 from lbfgs_xp.projections import Box
 from lbfgs_xp.result import Best, Record, Result, State, Status
+from lbfgs_xp.scalars import named
 from lbfgs_xp.solvers.contract import Solver, optimality
 from lbfgs_xp.solvers.lbfgs import LBFGS
 from lbfgs_xp.solvers.newton import Newton
@@ -32,6 +33,7 @@ from lbfgs_xp.tree import Layout, map_leaves
 _UNLIMITED = 2**31 - 1
 
 _RUNNING = int(Status.RUNNING)
+_SUCCESSES = [int(member) for member in Status if member.success]
 # Iterations without a change that tells something, before the floor is taken as reached.
 _PATIENCE = 8
 # How often a run may set out again from its best point.
@@ -146,7 +148,7 @@ def minimize(
     """
     layout = Layout(x0, batched)
     solver = _solver(method, bounds, hess, layout)
-    monotone = getattr(solver, "monotone", True)
+    searches = getattr(solver, "searches", True)
     if bounds is not None:
         solver = _bounded(solver, bounds, layout)
     backend = layout.backend
@@ -160,7 +162,7 @@ def minimize(
         noise=backend.noise,
         largest=backend.largest,
         patience=getattr(solver, "patience", _PATIENCE),
-        failure=int(Status.LINE_SEARCH if monotone else Status.DIVERGED),
+        failure=int(Status.LINE_SEARCH if searches else Status.DIVERGED),
     )
     deadline = time.perf_counter() + _seconds("maxtime", maxtime)
     if callback is not None and not callable(callback):
@@ -276,7 +278,7 @@ class _Run:
         """One evaluation and what follows from it; whether an iteration may have ended."""
         assert self.now is not None
         before = self.objective.nfev
-        value, gradient, aux = self.outside(self.objective, self.now.solver.trial)
+        value, gradient, aux = self.outside(self.objective.evaluate, self.now.solver.trial)
         count = self.objective.nfev - before
         self.now, better = self._after(self.now, self.criteria, value, gradient, count)
         if self.objective.has_aux:
@@ -290,7 +292,7 @@ class _Run:
         From a point that it has set out from before, the run would only go the same way again.
         """
         assert self.now is not None
-        if not getattr(self.solver, "monotone", True):
+        if not getattr(self.solver, "searches", True):
             return False
         space, fn, (state, p, best) = self.space, self.space.scalars, self.now
         limit = best.value + 4.0 * self.criteria.noise * fn.abs(best.value)
@@ -344,7 +346,7 @@ class _Run:
         if space.batched:
             status, message = p.status, _messages(space, p.status)
         else:
-            status = next(member for member in Status if member == p.status)
+            status = Status(p.status)  # type: ignore[call-arg]
             message = status.message
         return Result(
             x=layout.to_tree(best.x),
@@ -383,27 +385,29 @@ def _init(
 
 def _after(
     solver: Any, space: Space, measure_steps: bool, now: _Now, criteria: Criteria, value: Any,
-    gradient: Array, count: int, **more: Any,
+    gradient: Array, count: int, hessian: Any = None,
 ) -> tuple[_Now, Any]:
     """Where a run stands once value and gradient at the trial are known, and whether the trial is
     the best point. Pure, but for the buffers of the pairs."""
     fn, old = space.scalars, now.solver
     running = now.progress.status == _RUNNING
-    state = solver.step(space, old, value, gradient, running, **more)
+    if hessian is None:
+        state = solver.step(space, old, value, gradient, running)
+    else:
+        state = solver.step(space, old, value, gradient, running, hessian=hessian)
     step, size = 0.0, None
     if measure_steps:
         step, size = space.read(space.max_abs(state.x - old.x), space.max_abs(state.x))
     progress = stopping.update(
         fn, criteria, now.progress, old, state, step, size, count
     )
-    measure = functools.partial(optimality, solver, space, old.trial, gradient)
-    best, better = _better(space, criteria, now.best, old.trial, state, gradient, measure, running)
-    return _Now(state, progress, best), better
+    best, better = _better(solver, space, criteria, now.best, old.trial, state, gradient, running)
+    return named(_Now, (state, progress, best)), better
 
 
 def _better(
-    space: Space, criteria: Criteria, best: Best, trial: Array, state: Any, gradient: Array,
-    measure: Callable[[], Array], running: Any,
+    solver: Any, space: Space, criteria: Criteria, best: Best, trial: Array, state: Any,
+    gradient: Array, running: Any,
 ) -> tuple[Best, Any]:
     """The best point, now that the trial was seen, and whether it is the trial.
 
@@ -414,11 +418,11 @@ def _better(
     taken = state.accepted & (state.value == value)
     slack = 2.0 * criteria.noise
     if fn.every(taken & running & (value < best.lowest - slack * fn.abs(best.lowest))):
-        return Best(trial, value, gradient, state.gradient_norm, value), True
+        return named(Best, (trial, value, gradient, state.gradient_norm, value)), True
     near = running & (value <= best.lowest + slack * fn.abs(best.lowest))
     if fn.every(fn.logical_not(near)):
         return best, False
-    norm = space.read_one(measure())
+    norm = space.read_one(optimality(solver, space, trial, gradient))
     usable = near & fn.isfinite(value) & fn.isfinite(norm)
     lowest = fn.where(usable & (value < best.lowest), value, best.lowest)
     limit = lowest + slack * fn.abs(lowest)
@@ -451,9 +455,8 @@ def _pick_rows(space: Space, mask: Array, new: Any, old: Any) -> Any:
 def _succeeded(status: Any) -> Any:
     """Which problems ended where they were meant to, from the integers of their statuses."""
     success = status != status
-    for member in Status:
-        if member.success:
-            success = success | (status == int(member))
+    for code in _SUCCESSES:
+        success = success | (status == code)
     return success
 
 

@@ -419,3 +419,107 @@ def test_user_owned_loop(backend: Backend) -> None:
         state = solver.step(space, state, *p.value_and_gradient(state.trial))
     assert state.gradient_norm <= 1e-8
     np.testing.assert_allclose(backend.to_numpy(state.x), 1.0, atol=1e-6)
+
+
+# --- the learning rate -------------------------------------------------------------------------
+
+
+def bowl(x: Any) -> tuple[Any, Any]:
+    return lx.fixed_sum(x * x * x * x + x * x), 4.0 * (x * x * x) + 2.0 * x
+
+
+@pytest.mark.parametrize(
+    "rate",
+    [0.5, lx.schedules.Exponential(1.0, 0.9), lambda step: 1.0 / (1 + step)],
+    ids=["number", "schedule", "function"],
+)
+def test_learning_rate_is_the_step_of_a_fixed_search(backend: Backend, rate: Any) -> None:
+    solver = lx.LBFGS(line_search=lx.Fixed(), learning_rate=rate, scale_initial=False)
+    steps: list[float] = []
+    lx.minimize(
+        bowl, backend.asarray([0.1, -0.2, 0.3]), jac=True, method=solver, maxiter=8, gtol=0.0,
+        callback=lambda record: steps.append(record.step),
+    )
+    assert steps == [solver.learning_rate(k) for k in range(8)]
+
+
+def test_learning_rate_is_the_first_trial(backend: Backend) -> None:
+    """Armijo takes a short step as it is, so the first trials can be seen."""
+    solver = lx.LBFGS(line_search=lx.Armijo(), learning_rate=0.25, scale_initial=False)
+    steps: list[float] = []
+    res = lx.minimize(
+        bowl, backend.asarray([0.1, -0.2, 0.3]), jac=True, method=solver,
+        callback=lambda record: steps.append(record.step),
+    )
+    assert res.success and set(steps[1:-1]) == {0.25}
+
+
+def test_learning_rate_of_a_plateau() -> None:
+    plateau = lx.schedules.ReduceOnPlateau(
+        1.0, factor=0.5, patience=0, threshold=10.0, threshold_mode="abs"
+    )
+    solver = lx.LBFGS(line_search=lx.Fixed(), learning_rate=plateau, scale_initial=False)
+    steps: list[float] = []
+    lx.minimize(
+        lambda x: (float(x[0]), np.ones(1)), np.zeros(1) + 1.0, jac=True, method=solver, maxiter=4,
+        callback=lambda record: steps.append(record.step),
+    )
+    assert steps == [1.0, 0.5, 0.25, 0.125]
+
+
+def test_learning_rate_that_ends_at_0() -> None:
+    solver = lx.LBFGS(line_search=lx.Fixed(), learning_rate=lx.schedules.Linear(1.0, 0.0, steps=3))
+    res = lx.minimize(bowl, np.ones(3), jac=True, method=solver, maxiter=30)
+    assert np.isfinite(res.fun) and res.fun < 6.0
+
+
+@pytest.mark.parametrize("reproducible", [False, True])
+def test_learning_rate_of_a_batch(backend: Backend, reproducible: bool) -> None:
+    x0 = np.asarray([[0.1, -0.2, 0.3], [1.0, 2.0, -0.5]])
+    how: dict = {
+        "jac": True,
+        "method": lx.LBFGS(learning_rate=0.5),
+        "reproducible": reproducible,
+        "gtol": 1e-6,
+    }
+    together = lx.minimize(bowl, backend.asarray(x0), batched=True, **how)
+    for row in range(2):
+        alone = lx.minimize(bowl, backend.asarray(x0[row]), **how)
+        found = backend.to_numpy(together.x)[row]
+        np.testing.assert_allclose(found, backend.to_numpy(alone.x), atol=1e-6)
+        if reproducible:
+            assert np.array_equal(found, backend.to_numpy(alone.x))
+    solver = lx.LBFGS(learning_rate=lx.schedules.Cosine(1.0, steps=10))
+    with pytest.raises(ValueError, match=r"learning_rate is Cosine.* with batched=True"):
+        lx.minimize(bowl, backend.asarray(x0), jac=True, batched=True, method=solver)
+
+
+def test_learning_rate_goes_on() -> None:
+    solver = lx.LBFGS(line_search=lx.Fixed(), learning_rate=lx.schedules.Exponential(0.5, 0.9))
+    how: dict = {"jac": True, "method": solver, "gtol": 0.0}
+    x0 = np.asarray([0.1, -0.2, 0.3])
+    whole = lx.minimize(bowl, x0, maxiter=10, **how)
+    half = lx.minimize(bowl, x0, maxiter=5, **how)
+    rest = lx.minimize(bowl, half.x, maxiter=5, state=half.state, **how)
+    assert np.array_equal(rest.x, whole.x)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), "fast"])
+def test_learning_rate_that_is_none(rate: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="learning_rate is"):
+        lx.LBFGS(learning_rate=rate)
+
+
+def test_states_have_all_their_fields() -> None:
+    """Named tuples that are made without their constructor, where nobody counts the fields."""
+
+    def whole(value: Any) -> None:
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            assert len(value) == len(value._fields)
+            for part in value:
+                whole(part)
+
+    p = lx.problems.chained_rosenbrock(6)
+    for maxfun in range(1, 30):
+        res = lx.minimize(p.value_and_gradient, p.x0, jac=True, maxfun=maxfun)
+        whole(res.state)

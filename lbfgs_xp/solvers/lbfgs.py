@@ -10,11 +10,12 @@ import numpy as np
 
 from lbfgs_xp.backend import Array
 from lbfgs_xp.line_search import LineSearch, MoreThuente, rule_of
+from lbfgs_xp.schedules import Constant, as_schedule
 from lbfgs_xp.solvers import curvature, many, one
 from lbfgs_xp.solvers.curvature import Pairs
 from lbfgs_xp.solvers.initial import Initial
 from lbfgs_xp.solvers.inverse_hessian import InverseHessian
-from lbfgs_xp.solvers.state import LBFGSState
+from lbfgs_xp.solvers.state import LBFGSState, Pace
 from lbfgs_xp.space import Space
 
 
@@ -41,6 +42,10 @@ class LBFGS:
         at which the linear model predicts a value of -|f|, at most max(1, largest |x|); and the
         first search ends at the first sufficient decrease that shows curvature, since all it is
         for is to find the scale.
+    learning_rate : float above 0, schedule or function
+        The first trial of each line search, in units of the quasi-Newton step; with
+        `line_search=lx.Fixed()` the step itself. Steps of a schedule are iterations. For a batch,
+        a number.
 
     Raises
     ------
@@ -61,6 +66,9 @@ class LBFGS:
     line_search: LineSearch | str = MoreThuente()
     initial_inverse_hessian: Any = None
     scale_initial: bool = True
+    learning_rate: Any = 1.0
+    # `initial_inverse_hessian`, understood.
+    initial: Initial = dataclasses.field(init=False, repr=False, compare=False)
 
     supports_bounds = False
 
@@ -73,12 +81,16 @@ class LBFGS:
         set_ = object.__setattr__  # the dataclass is frozen
         set_(self, "memory_size", int(m))
         set_(self, "line_search", rule_of(self.line_search))
-        _ = self.initial  # bad input is refused here
+        set_(self, "learning_rate", as_schedule(self.learning_rate))
+        if self.learning_rate == Constant(0.0):
+            raise ValueError("learning_rate is 0; wanted a number above 0, or a schedule")
+        set_(self, "initial", Initial(self.initial_inverse_hessian, self.scale_initial))
 
     @functools.cached_property
-    def initial(self) -> Initial:
-        """`initial_inverse_hessian`, understood."""
-        return Initial(self.initial_inverse_hessian, self.scale_initial)
+    def pace(self) -> Pace | None:
+        """Where the learning rate stands at the start; None where it is always 1."""
+        rate = self.learning_rate
+        return None if rate == Constant(1.0) else Pace(0, rate.init())
 
     def init(
         self, space: Space, x: Array, value: Any, gradient: Array, pairs: Pairs | None = None
@@ -91,6 +103,11 @@ class LBFGS:
         if pairs is None:
             pairs = curvature.empty(
                 space, n, self.memory_size, tuple(batch), self.initial.gamma
+            )
+        if space.batched and not isinstance(self.learning_rate, Constant):
+            raise ValueError(
+                f"learning_rate is {self.learning_rate!r} with batched=True; wanted a number, for "
+                "the problems of a batch are at iterations of their own"
             )
         weights = self.initial.weights(space, x)
         value, norm = space.read(value, space.max_abs(gradient))
@@ -112,15 +129,16 @@ class LBFGS:
         return one.step(self, space, state, value, gradient)
 
     def inverse_hessian(self, space: Space, state: LBFGSState) -> InverseHessian:
-        """The inverse Hessian at the state's iterate, as an operator."""
-        return InverseHessian(
-            space, self.pairs(space, state), state.weights, self.initial.function
-        )
+        """The inverse Hessian at the state's iterate, as an operator.
+
+        It shares the pairs of the state: whoever goes on from the state is done with it.
+        """
+        pairs = self.pairs(space, state) if _overwritten(space, state) else state.pairs
+        return InverseHessian(space, pairs, state.weights, self.initial.function)
 
     def pairs(self, space: Space, state: LBFGSState) -> Pairs:
         """A copy of the state's pairs, to start another run from."""
-        # On a device the trial under way has been written over the oldest pair.
-        if space.remote and state.search.evaluations > 0:
+        if _overwritten(space, state):
             return curvature.vacated(space, state.pairs)
         return curvature.copied(state.pairs)
 
@@ -148,4 +166,10 @@ class LBFGS:
         # Arrays and functions are the same setting only where they are the same object.
         given = self.initial_inverse_hessian
         given = given if given is None or isinstance(given, (int, float)) else id(given)
-        return self.memory_size, self.line_search, given, self.scale_initial
+        rate = self.learning_rate
+        return self.memory_size, self.line_search, given, self.scale_initial, rate
+
+
+def _overwritten(space: Space, state: LBFGSState) -> bool:
+    """Whether the trial under way lies over the oldest pair, as it does on a device."""
+    return space.remote and state.search.evaluations > 0

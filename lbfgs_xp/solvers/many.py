@@ -123,9 +123,12 @@ def _aim(
     direction = space.pick(bare, plain, direction)
     slope = fn.where(bare, plain_slope, slope)
     noise = fn.abs(value) * space.backend.noise
-    search = solver.line_search.begin(value, slope, fn.where(bare, first, 1.0), noise)
+    first = fn.where(bare, first, 1.0)
+    if solver.pace is not None:
+        first = first * solver.learning_rate(0)
+    search = solver.line_search.begin(value, slope, first, noise)
     return LBFGSState(
         x, value, gradient, norm, alpha, direction, search, x, seen,
-        Lowest(fn.full(0.0, value), value, gradient), pairs, None, 0.0, weights, decrement,
-        accepted, failed, unbounded,
+        Lowest(fn.full(0.0, value), value, gradient), pairs, None, 0.0, weights, None,
+        decrement, accepted, failed, unbounded,
     )

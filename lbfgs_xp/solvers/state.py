@@ -20,6 +20,13 @@ class Lowest(NamedTuple):
     gradient: Array
 
 
+class Pace(NamedTuple):
+    """Where a learning rate stands: the iterations so far, and what its schedule remembers."""
+
+    iteration: int
+    memory: Any
+
+
 class LBFGSState(NamedTuple):
     """Where a run stands. Vectors are (..., n); scalars are floats, or arrays (B,) for a batch.
 
@@ -33,6 +40,7 @@ class LBFGSState(NamedTuple):
     with_gradient : W g of the current iterate (see `curvature`), or None.
     squared : g . g, where `curvature.products` asked for it.
     weights : square roots of the diagonal of the initial inverse Hessian, or None.
+    pace : of the learning rate, one problem; None where it is always 1.
     decrement : the decrease that the last quasi-Newton step promised, -g . d / 2.
     accepted : whether the last evaluation ended an iteration. (This and what follows speak of the
         last evaluation; they are False for problems that took no part in it.)
@@ -55,6 +63,7 @@ class LBFGSState(NamedTuple):
     with_gradient: Any
     squared: Any
     weights: Any
+    pace: Pace | None
     decrement: Any
     accepted: Any
     failed: Any
