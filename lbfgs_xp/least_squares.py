@@ -1,0 +1,310 @@
+"""Nonlinear least squares: the loop around Levenberg-Marquardt, and the checks of the arguments."""
+
+from __future__ import annotations
+
+import contextvars
+import dataclasses
+import math
+import numbers
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lbfgs_xp import robust
+from lbfgs_xp.backend import Array
+from lbfgs_xp.projections import Box
+from lbfgs_xp.residuals import Residuals
+from lbfgs_xp.result import Status, table
+from lbfgs_xp.solvers import levenberg_marquardt as lm
+from lbfgs_xp.space import Space
+from lbfgs_xp.tree import Layout
+
+_RUNNING = int(Status.RUNNING)
+
+
+@dataclasses.dataclass(frozen=True)
+class LeastSquaresResult:
+    """The outcome of `lx.least_squares`.
+
+    For a batch of B problems `cost`, `optimality`, `nit`, `success` and `status` are arrays (B,) of
+    the library of x0; `status` then holds the integers of `lx.Status`.
+
+    Attributes
+    ----------
+    x : of the structure, library, device and dtype of x0
+        The point with the lowest cost.
+    cost : float, or array (B,)
+        Half the sum of the losses of the residuals; of their squares, without a loss.
+    fun : array (m,), or (B, m)
+        The residuals at x.
+    jac : array (m, p), or (B, m, p)
+        Their Jacobian, in the order in which the leaves of x0 lie in a row.
+    optimality : float, or array (B,)
+        |Q^T r| / |r|, with Q an orthonormal basis of the columns of the Jacobian (those of
+        parameters that rest at a bound left out): the share of the residuals that a change of the
+        parameters could still take away.
+    nit : int, or array (B,)
+        Steps taken.
+    nfev, njev : int
+        Calls of residuals (those for differences included), and of the Jacobian.
+    success, status, message
+        Whether and why the run ended; see `lx.Status`. `GRADIENT` means optimality <= gtol.
+    """
+
+    x: Any
+    cost: Any
+    fun: Any = dataclasses.field(repr=False)
+    jac: Any = dataclasses.field(repr=False)
+    optimality: Any
+    nit: Any
+    nfev: int
+    njev: int
+    success: Any
+    status: Any
+    message: Any
+
+    def __repr__(self) -> str:
+        return table(self)
+
+
+def least_squares(
+    residuals: Callable,
+    x0: Any,
+    args: tuple = (),
+    *,
+    jac: Any = None,
+    bounds: Any = None,
+    loss: str = "linear",
+    f_scale: float = 1.0,
+    gtol: float | None = None,
+    ftol: float = 0.0,
+    xtol: float = 0.0,
+    maxiter: int | None = 10_000,
+    maxfun: int | None = None,
+    maxtime: float | None = None,
+    damping: float = 1e-3,
+    acceleration: bool = False,
+    batched: bool = False,
+) -> LeastSquaresResult:
+    """Minimise half the sum of the squares of residuals, for one problem or for many at once.
+
+    By Levenberg and Marquardt's method; see `lbfgs_xp.solvers.levenberg_marquardt`.
+
+    Parameters
+    ----------
+    residuals : function
+        residuals(x, *args) -> real array (m,); for a batch (B, m).
+    x0 : array of any shape, float; or a nested dict, list, tuple or dataclass of them
+        The start. Its library and device are those of the whole run.
+    args : tuple
+        Further arguments of residuals (and jac).
+    jac : None, function, "2-point" or "3-point"
+        None: automatic differentiation (PyTorch, JAX). A function: jac(x, *args) -> (m, p), for a
+        batch (B, m, p), over all p numbers of x in the order of its leaves. "2-point", "3-point":
+        finite differences, p or 2p more evaluations each.
+    bounds : None or (lower, upper)
+        Each side is None, a number, an array that broadcasts to x0, or of the structure of x0 with
+        such leaves. Infinities are no bounds. A start outside is moved to the nearest point inside.
+    loss : "linear", "soft_l1", "huber" or "cauchy"
+        What a residual r costs: with z = (r / f_scale)^2, half f_scale^2 times z,
+        2 (sqrt(1 + z) - 1), z up to 1 and 2 sqrt(z) - 1 from there, or log(1 + z).
+    f_scale : float
+        From what size on a residual is an outlier, in the unit of the residuals.
+    gtol : float
+        Stop where `optimality` of the result is at most this: the step that is left is then, for
+        each parameter, at most gtol sqrt(m - p) of its standard error. Default: the square root
+        of the dtype's eps, 1.5e-8 for float64.
+    ftol, xtol : float
+        Stop where in two steps running the cost falls by at most ftol cost, or x, in the scale of
+        its parameters, moves by at most xtol |x|. With 0, the default, a run goes on until the
+        gradient is small or the dtype cannot tell a better point.
+    maxiter, maxfun, maxtime : int, int, float in seconds; None for no limit
+        Budgets; maxfun and maxtime for a batch as a whole.
+    damping : float
+        The damping at the start, relative to the squared norms of the columns of the Jacobian.
+        Larger: shorter first steps.
+    acceleration : bool
+        Whether steps follow the curvature of the residuals, for one more evaluation each. It helps
+        along narrow curved valleys.
+    batched : bool
+        x0 is (B, ...) and residuals maps it to (B, m): B independent problems, each with its own
+        damping and status.
+
+    Returns
+    -------
+    LeastSquaresResult
+
+    Raises
+    ------
+    TypeError, ValueError
+        for arguments outside these ranges: what was passed, what is wanted.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lbfgs_xp as lx
+    >>> def rosenbrock(x):
+    ...     return np.stack([10.0 * (x[1] - x[0] ** 2), 1.0 - x[0]])
+    >>> res = lx.least_squares(rosenbrock, np.asarray([-1.2, 1.0]), jac="3-point")
+    >>> bool(np.allclose(res.x, 1.0)), res.success
+    (True, True)
+    """
+    if not isinstance(args, tuple):
+        args = (args,)
+    layout = Layout(x0, batched)
+    compiled = layout.backend.is_compiled(residuals)
+    objective = Residuals(residuals, args, jac, layout, compiled)
+    settings = lm.Settings(
+        robust.check(loss),
+        positive("f_scale", f_scale),
+        positive("damping", damping),
+        tolerance("gtol", math.sqrt(layout.backend.eps) if gtol is None else gtol),
+        tolerance("ftol", ftol),
+        tolerance("xtol", xtol),
+        count("maxiter", maxiter, 0),
+    )
+    limit = count("maxfun", maxfun, 1)
+    deadline = time.perf_counter() + (math.inf if maxtime is None else tolerance("maxtime", maxtime))
+    box = bounds_of(bounds, layout)
+    return solve(objective, settings, box, limit, deadline, acceleration)
+
+
+def solve(
+    objective: Residuals, settings: lm.Settings, box: Any, maxfun: float, deadline: float,
+    acceleration: bool,
+) -> LeastSquaresResult:
+    """The loop: one read for each evaluation, of the residuals or of their Jacobian."""
+    layout = objective.layout
+    backend, xp = layout.backend, layout.xp
+    # One problem is a batch of one: the same text serves both.
+    space = Space(backend, batched=True)
+    prepare = backend.jit
+    advance = prepare(lm.advance, settings, space)
+    judge = prepare(lm.judge, settings, space)
+    accelerate = prepare(lm.accelerate, space)
+    # Trials that overflow are ordinary, so NumPy's warnings are off; but not inside the user's
+    # functions, which run in the context of the caller.
+    outside = contextvars.copy_context().run
+
+    with np.errstate(all="ignore"):
+        x = xp.reshape(layout.start(), (-1, layout.size))
+        if box is not None:
+            x = xp.minimum(xp.maximum(x, box[0]), box[1])
+        untouched = backend.own(x)
+        residuals = outside(objective, x)
+        if not space.equal(x, untouched):
+            raise ValueError(
+                "residuals changed x in place; wanted a function that leaves its argument as it is"
+            )
+        jacobian = outside(objective.jacobian, x, residuals)
+        state = prepare(lm.begin, settings, space)(x, residuals, jacobian, box)
+        end = None
+        try:
+            while space.any(state.status == _RUNNING):
+                if objective.nfev >= maxfun:
+                    end = Status.EVALUATIONS
+                elif time.perf_counter() >= deadline:
+                    end = Status.TIME
+                if end is not None:
+                    break
+                if acceleration:
+                    state = accelerate(state, outside(objective, lm.probe(state)), box)
+                residuals = outside(objective, state.trial)
+                verdict = judge(state, residuals)
+                found = None
+                if space.any(verdict.accepted):
+                    # Where no trial was accepted the Jacobian there is not wanted, and must not
+                    # be looked for: it may be where the model has no value.
+                    at = space.pick(verdict.accepted, state.trial, state.x)
+                    known = space.pick(verdict.accepted, residuals, state.residuals)
+                    found = outside(objective.jacobian, at, known)
+                state = advance(state, verdict, residuals, found, box)
+        except KeyboardInterrupt:
+            end = Status.INTERRUPTED
+    status = state.status
+    if end is not None:
+        status = space.scalars.where(status == _RUNNING, int(end), status)
+    return _result(objective, state._replace(status=status))
+
+
+def _result(objective: Residuals, state: lm.LMState) -> LeastSquaresResult:
+    layout, backend = objective.layout, objective.backend
+    codes = backend.to_host(state.status)
+    statuses = [next(member for member in Status if member == code) for code in codes]
+    success = backend.from_host(np.asarray([s.success for s in statuses]), backend.xp.bool)
+
+    def public(numbers: Array, kind: Callable) -> Any:
+        return numbers if layout.batched else kind(backend.to_host(numbers)[0])
+
+    def of_one(array: Array) -> Array:
+        return array if layout.batched else array[0, ...]
+
+    messages = [s.message for s in statuses]
+    return LeastSquaresResult(
+        x=layout.to_tree(of_one(state.x)),
+        cost=public(state.value, float),
+        fun=of_one(state.residuals),
+        jac=of_one(state.jacobian),
+        optimality=public(state.linear.optimality, float),
+        nit=public(state.nit, int),
+        nfev=objective.nfev,
+        njev=objective.njev,
+        success=public(success, bool),
+        status=state.status if layout.batched else statuses[0],
+        message=messages if layout.batched else messages[0],
+    )
+
+
+# --- the arguments -----------------------------------------------------------------------------
+
+
+def bounds_of(bounds: Any, layout: Layout) -> Any:
+    """None, or the bounds as two arrays (B, p)."""
+    if bounds is None:
+        return None
+    if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
+        raise TypeError(
+            f"bounds is {bounds!r}; wanted the pair (lower, upper), each None, a number, or "
+            "numbers for the parameters"
+        )
+    box = Box(
+        layout.spread(bounds[0], "the lower bound", -math.inf),
+        layout.spread(bounds[1], "the upper bound", math.inf),
+    )
+    shape = (*layout.batch, layout.size) if layout.batched else (1, layout.size)
+    xp, backend = layout.xp, layout.backend
+    return tuple(
+        xp.broadcast_to(backend.adopt(side, "bounds"), shape)
+        for side in (box.lower, box.upper)
+    )
+
+
+def tolerance(name: str, value: Any) -> float:
+    """A number of at least 0, or a clear error."""
+    if not _is_number(value) or not value >= 0:
+        raise ValueError(f"{name} is {value!r}; wanted a number of at least 0")
+    return float(value)
+
+
+def positive(name: str, value: Any) -> float:
+    """A number above 0, or a clear error."""
+    if not _is_number(value) or not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value!r}; wanted a number above 0")
+    return float(value)
+
+
+def count(name: str, value: Any, least: int) -> int:
+    """An integer of at least `least`; None for no limit. Or a clear error."""
+    # Counts of a batch are 32-bit integers.
+    unlimited = 2**31 - 1
+    if value is None:
+        return unlimited
+    if not _is_number(value) or not value >= least or value not in (math.inf, int(min(value, 1e18))):
+        raise ValueError(f"{name} is {value!r}; wanted an integer of at least {least}, or None")
+    return int(min(value, unlimited))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
