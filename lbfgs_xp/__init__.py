@@ -12,6 +12,7 @@ from lbfgs_xp.constraints import (
     augmented_lagrangian,
     quadratic_penalty,
 )
+from lbfgs_xp.curve_fit import CurveFit, curve_fit
 from lbfgs_xp.first_order import (
     ASGD,
     SGD,
@@ -31,6 +32,7 @@ from lbfgs_xp.first_order import (
     Rprop,
     Yogi,
 )
+from lbfgs_xp.least_squares import LeastSquaresResult, least_squares
 from lbfgs_xp.line_search import (
     Armijo,
     Bisection,
@@ -59,9 +61,11 @@ __all__ = [
     "Bisection",
     "ConstrainedResult",
     "ConstrainedStatus",
+    "CurveFit",
     "Fixed",
     "FixedOrderSpace",
     "HagerZhang",
+    "LeastSquaresResult",
     "LineSearch",
     "MoreThuente",
     "Newton",
@@ -75,7 +79,9 @@ __all__ = [
     "StrongWolfe",
     "augmented_lagrangian",
     "check_gradient",
+    "curve_fit",
     "fixed_sum",
+    "least_squares",
     "line_search",
     "minimize",
     "problems",

@@ -11,6 +11,7 @@ import functools
 import importlib
 import importlib.metadata
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -683,6 +684,7 @@ def _torch_jacobian(evaluate: Callable, *arguments: Any) -> Array:
             "a fit was called under torch.inference_mode, which forbids autograd; wanted a call "
             'outside of it, or jac= a function, "2-point" or "3-point"'
         )
+    _torch_forward()
     x = x.detach()
 
     def column(unit: Array) -> Array:
@@ -690,6 +692,15 @@ def _torch_jacobian(evaluate: Callable, *arguments: Any) -> Array:
         return slope
 
     return torch.func.vmap(column, out_dims=-1)(torch.eye(x.shape[-1]).to(x)).detach()
+
+
+@functools.cache
+def _torch_forward() -> None:
+    """What forward differentiation imports when first used, without the warnings of that."""
+    torch = sys.modules["torch"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.func.jvp(torch.sin, (torch.ones(()),), (torch.ones(()),))
 
 
 def _jax_jacobian(evaluate: Callable, *arguments: Any) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import dataclasses
+import functools
 import math
 import numbers
 import time
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lbfgs_xp import robust
-from lbfgs_xp.backend import Array
+from lbfgs_xp.backend import Array, Backend
 from lbfgs_xp.projections import Box
 from lbfgs_xp.residuals import Residuals
 from lbfgs_xp.result import Status, table
@@ -22,6 +23,8 @@ from lbfgs_xp.space import Space
 from lbfgs_xp.tree import Layout
 
 _RUNNING = int(Status.RUNNING)
+# Elements of a Jacobian up to which the host does the algebra of one problem.
+_SMALL = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +88,7 @@ def least_squares(
     maxfun: int | None = None,
     maxtime: float | None = None,
     damping: float = 1e-3,
-    acceleration: bool = False,
+    acceleration: bool = True,
     batched: bool = False,
 ) -> LeastSquaresResult:
     """Minimise half the sum of the squares of residuals, for one problem or for many at once.
@@ -114,8 +117,8 @@ def least_squares(
         From what size on a residual is an outlier, in the unit of the residuals.
     gtol : float
         Stop where `optimality` of the result is at most this: the step that is left is then, for
-        each parameter, at most gtol sqrt(m - p) of its standard error. Default: the square root
-        of the dtype's eps, 1.5e-8 for float64.
+        each parameter, at most gtol sqrt(m - p) of its standard error. Default: eps^0.6 of
+        the dtype, 4e-10 for float64.
     ftol, xtol : float
         Stop where in two steps running the cost falls by at most ftol cost, or x, in the scale of
         its parameters, moves by at most xtol |x|. With 0, the default, a run goes on until the
@@ -126,8 +129,8 @@ def least_squares(
         The damping at the start, relative to the squared norms of the columns of the Jacobian.
         Larger: shorter first steps.
     acceleration : bool
-        Whether steps follow the curvature of the residuals, for one more evaluation each. It helps
-        along narrow curved valleys.
+        Whether steps follow the curvature of the residuals, for one more evaluation each. Along
+        narrow curved valleys that saves most of the steps.
     batched : bool
         x0 is (B, ...) and residuals maps it to (B, m): B independent problems, each with its own
         damping and status.
@@ -154,51 +157,71 @@ def least_squares(
     if not isinstance(args, tuple):
         args = (args,)
     layout = Layout(x0, batched)
-    compiled = layout.backend.is_compiled(residuals)
-    objective = Residuals(residuals, args, jac, layout, compiled)
+    objective = Residuals(residuals, args, jac, layout, layout.backend.is_compiled(residuals))
+    return solve(
+        objective, bounds, loss, f_scale, gtol, ftol, xtol, maxiter, maxfun, maxtime, damping,
+        acceleration,
+    )
+
+
+def solve(
+    objective: Residuals, bounds: Any, loss: str, f_scale: float, gtol: float | None, ftol: float,
+    xtol: float, maxiter: int | None, maxfun: int | None, maxtime: float | None, damping: float,
+    acceleration: bool,
+) -> LeastSquaresResult:
+    """`least_squares` of an objective that is ready."""
+    layout = objective.layout
     settings = lm.Settings(
         robust.check(loss),
         positive("f_scale", f_scale),
         positive("damping", damping),
-        tolerance("gtol", math.sqrt(layout.backend.eps) if gtol is None else gtol),
+        tolerance("gtol", layout.backend.eps**0.6 if gtol is None else gtol),
         tolerance("ftol", ftol),
         tolerance("xtol", xtol),
         count("maxiter", maxiter, 0),
     )
     limit = count("maxfun", maxfun, 1)
-    deadline = time.perf_counter() + (math.inf if maxtime is None else tolerance("maxtime", maxtime))
+    seconds = math.inf if maxtime is None else tolerance("maxtime", maxtime)
+    deadline = time.perf_counter() + seconds
     box = bounds_of(bounds, layout)
-    return solve(objective, settings, box, limit, deadline, acceleration)
+    return _run(objective, settings, box, limit, deadline, acceleration)
 
 
-def solve(
+def _run(
     objective: Residuals, settings: lm.Settings, box: Any, maxfun: float, deadline: float,
     acceleration: bool,
 ) -> LeastSquaresResult:
     """The loop: one read for each evaluation, of the residuals or of their Jacobian."""
     layout = objective.layout
-    backend, xp = layout.backend, layout.xp
-    # One problem is a batch of one: the same text serves both.
-    space = Space(backend, batched=True)
-    prepare = backend.jit
-    advance = prepare(lm.advance, settings, space)
-    judge = prepare(lm.judge, settings, space)
-    accelerate = prepare(lm.accelerate, space)
+    backend, outer = layout.backend, layout.backend
     # Trials that overflow are ordinary, so NumPy's warnings are off; but not inside the user's
     # functions, which run in the context of the caller.
     outside = contextvars.copy_context().run
-
     with np.errstate(all="ignore"):
-        x = xp.reshape(layout.start(), (-1, layout.size))
+        x = backend.xp.reshape(layout.start(), (-1, layout.size))
         if box is not None:
-            x = xp.minimum(xp.maximum(x, box[0]), box[1])
+            x = backend.xp.minimum(backend.xp.maximum(x, box[0]), box[1])
         untouched = backend.own(x)
         residuals = outside(objective, x)
-        if not space.equal(x, untouched):
+        if not bool(backend.to_host(backend.xp.all((x == untouched) | (x != x)))):
             raise ValueError(
                 "residuals changed x in place; wanted a function that leaves its argument as it is"
             )
         jacobian = outside(objective.jacobian, x, residuals)
+
+        # A small problem is quicker on the host, where nothing waits or is compiled.
+        send = fetch = _same
+        if not layout.batched and math.prod(jacobian.shape) <= _SMALL:
+            send, fetch = functools.partial(outer.from_host, dtype=outer.dtype), outer.to_host
+            x, residuals, jacobian = fetch(x), fetch(residuals), fetch(jacobian)
+            box = None if box is None else tuple(map(fetch, box))
+            backend = Backend(x)
+        # One problem is a batch of one: the same text serves both.
+        space = Space(backend, batched=True)
+        prepare = backend.jit
+        advance = prepare(lm.advance, settings, space)
+        judge = prepare(lm.judge, settings, space)
+        accelerate = prepare(lm.accelerate, space)
         state = prepare(lm.begin, settings, space)(x, residuals, jacobian, box)
         end = None
         try:
@@ -210,51 +233,44 @@ def solve(
                 if end is not None:
                     break
                 if acceleration:
-                    state = accelerate(state, outside(objective, lm.probe(state)), box)
-                residuals = outside(objective, state.trial)
+                    bent = fetch(outside(objective, send(lm.probe(state))))
+                    state = accelerate(state, bent, box)
+                residuals = fetch(outside(objective, send(state.trial)))
                 verdict = judge(state, residuals)
                 found = None
                 if space.any(verdict.accepted):
-                    # Where no trial was accepted the Jacobian there is not wanted, and must not
-                    # be looked for: it may be where the model has no value.
+                    # Where the trial was not accepted the model may have no value.
                     at = space.pick(verdict.accepted, state.trial, state.x)
                     known = space.pick(verdict.accepted, residuals, state.residuals)
-                    found = outside(objective.jacobian, at, known)
+                    found = fetch(outside(objective.jacobian, send(at), send(known)))
                 state = advance(state, verdict, residuals, found, box)
         except KeyboardInterrupt:
             end = Status.INTERRUPTED
-    status = state.status
+    codes = state.status
     if end is not None:
-        status = space.scalars.where(status == _RUNNING, int(end), status)
-    return _result(objective, state._replace(status=status))
-
-
-def _result(objective: Residuals, state: lm.LMState) -> LeastSquaresResult:
-    layout, backend = objective.layout, objective.backend
-    codes = backend.to_host(state.status)
-    statuses = [next(member for member in Status if member == code) for code in codes]
-    success = backend.from_host(np.asarray([s.success for s in statuses]), backend.xp.bool)
-
-    def public(numbers: Array, kind: Callable) -> Any:
-        return numbers if layout.batched else kind(backend.to_host(numbers)[0])
-
-    def of_one(array: Array) -> Array:
-        return array if layout.batched else array[0, ...]
-
-    messages = [s.message for s in statuses]
-    return LeastSquaresResult(
-        x=layout.to_tree(of_one(state.x)),
-        cost=public(state.value, float),
-        fun=of_one(state.residuals),
-        jac=of_one(state.jacobian),
-        optimality=public(state.linear.optimality, float),
-        nit=public(state.nit, int),
-        nfev=objective.nfev,
-        njev=objective.njev,
-        success=public(success, bool),
-        status=state.status if layout.batched else statuses[0],
-        message=messages if layout.batched else messages[0],
+        codes = space.scalars.where(codes == _RUNNING, int(end), codes)
+    statuses = [next(s for s in Status if s == code) for code in backend.to_host(codes)]
+    messages = [status.message for status in statuses]
+    if layout.batched:
+        success = outer.from_host(np.asarray([s.success for s in statuses]), outer.xp.bool)
+        return LeastSquaresResult(
+            layout.to_tree(state.x), state.value, state.residuals, state.jacobian,
+            state.linear.optimality, state.nit, objective.nfev, objective.njev, success, codes,
+            messages,
+        )
+    numbers = (state.value, state.linear.optimality, state.nit)
+    cost, optimality, nit = (backend.to_host(number)[0] for number in numbers)
+    x, residuals, jacobian = (
+        send(array)[0, ...] for array in (state.x, state.residuals, state.jacobian)
     )
+    return LeastSquaresResult(
+        layout.to_tree(x), float(cost), residuals, jacobian, float(optimality), int(nit),
+        objective.nfev, objective.njev, statuses[0].success, statuses[0], messages[0],
+    )
+
+
+def _same(array: Array) -> Array:
+    return array
 
 
 # --- the arguments -----------------------------------------------------------------------------
@@ -301,7 +317,8 @@ def count(name: str, value: Any, least: int) -> int:
     unlimited = 2**31 - 1
     if value is None:
         return unlimited
-    if not _is_number(value) or not value >= least or value not in (math.inf, int(min(value, 1e18))):
+    whole = _is_number(value) and (value == math.inf or value == value // 1)
+    if not whole or value < least:
         raise ValueError(f"{name} is {value!r}; wanted an integer of at least {least}, or None")
     return int(min(value, unlimited))
 

@@ -213,6 +213,16 @@ class Space:
         matrix = xp.where(one & (matrix == 0.0), xp.ones_like(matrix), matrix)
         return self.backend.linalg("solve")(matrix, vector[..., None])[..., 0]
 
+    def svd(self, matrix: Array) -> tuple[Array, Array]:
+        """Matrices (..., m, p): singular values (..., k), descending, and right singular vectors as
+        rows (..., k, p), k = min(m, p)."""
+        _, values, rows = self.backend.linalg("svd")(matrix, full_matrices=False)
+        return values, rows
+
+    def gram(self, rows: Array) -> Array:
+        """The sum over the rows of their outer products: (..., k, p) -> (..., p, p)."""
+        return self.xp.matrix_transpose(rows) @ rows
+
     # --- elementwise, on vectors ---------------------------------------------------------------
 
     def move(self, x: Array, alpha: Any, direction: Array) -> Array:

@@ -121,6 +121,6 @@ MODELS: dict[str, Callable] = {
     "Misra1b": lambda xp, x, b1, b2: b1 * (1 - (1 + b2 * x / 2) ** -2),
     "Misra1c": lambda xp, x, b1, b2: b1 * (1 - (1 + 2 * b2 * x) ** -0.5),
     "Misra1d": lambda xp, x, b1, b2: b1 * b2 * x / (1 + b2 * x),
-    "Nelson": lambda xp, x, b1, b2, b3: b1 - b2 * x[0] * xp.exp(-b3 * x[1]),
+    "Nelson": lambda xp, x, b1, b2, b3: b1 - b2 * x[0, ...] * xp.exp(-b3 * x[1, ...]),
     "Roszman1": roszman,
 }

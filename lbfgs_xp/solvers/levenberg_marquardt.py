@@ -11,8 +11,8 @@ does not matter; mu follows the ratio of actual to predicted decrease (Nielsen 1
 parameter in Marquardt's method). Geodesic acceleration: Transtrum & Sethna (2012), Improvements to
 the Levenberg-Marquardt algorithm for nonlinear least-squares minimization.
 
-Everything is a batch: vectors are (B, p), residuals (B, m), scalars (B,), and a branch is a `where`.
-Nothing is read back to the host, and JAX compiles these functions.
+Everything is a batch: vectors are (B, p), residuals (B, m), scalars (B,), and a branch is a
+`where`. Nothing is read back to the host, and JAX compiles these functions.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def judge(settings: Settings, space: Space, state: LMState, residuals: Array) ->
     predicted = state.predicted
     ratio = decrease / fn.where(predicted > 0.0, predicted, 1.0)
     good = (predicted > 0.0) & (decrease > _ENOUGH * predicted)
-    noise = space.backend.noise * state.value
+    noise = _noise(space, state)
     hidden = (predicted > 0.0) & (predicted <= noise) & (fn.abs(decrease) <= noise)
     accepted = (state.status == _RUNNING) & fn.isfinite(value) & (good | hidden)
     return Verdict(accepted, hidden, fn.where(hidden, 1.0, ratio), decrease, value)
@@ -191,8 +191,7 @@ def advance(
     jacobian: Any, box: Any,
 ) -> LMState:
     """The state after a trial; jacobian: that at the trial, or None if none was accepted."""
-    xp, fn = space.xp, space.scalars
-    old = state
+    fn, old = space.scalars, state
     running = state.status == _RUNNING
     accepted = verdict.accepted
     if jacobian is None:
@@ -220,17 +219,15 @@ def advance(
     small = verdict.decrease <= settings.ftol * old.value
     small = small & (old.predicted <= settings.ftol * old.value) & (settings.ftol > 0.0)
     short = (length <= settings.xtol * size) & (settings.xtol > 0.0)
-    better = linear.optimality <= 0.5 * old.linear.optimality
+    better = linear.optimality <= 0.9 * old.linear.optimality
     small_value = fn.where(accepted & small, old.small_value + 1, 0)
     small_step = fn.where(accepted & short, old.small_step + 1, 0)
     stalled = fn.where(accepted & verdict.hidden & fn.logical_not(better), old.stalled + 1, 0)
     left = _norm(space, old.linear.q)
-    spread = space.sum(xp.abs(scale * old.x))
     rounding = (
-        (old.predicted <= space.backend.noise * old.value)
+        (old.predicted <= _noise(space, old))
         | (left <= 1e3 * eps * old.largest)
-        # The model's own rounding, at the least that of its parameters.
-        | (left <= space.backend.noise * spread)
+        | (left <= 16.0 * _blur(space, old))
     )
     exhausted = refused & ((length <= eps * size) | (mu >= 1.0 / (eps * eps)))
     status = old.status
@@ -325,6 +322,17 @@ def _try(space: Space, state: LMState, step: Array, box: Any) -> LMState:
     change = space.products(linear.R, step * linear.scale)
     predicted = -space.dot(change, linear.q + 0.5 * change)
     return state._replace(step=step, trial=trial, predicted=predicted)
+
+
+def _blur(space: Space, state: LMState) -> Array:
+    """What rounding does to the residuals: at the least what that of the parameters does."""
+    return space.backend.eps * space.sum(space.xp.abs(state.linear.scale * state.x))
+
+
+def _noise(space: Space, state: LMState) -> Array:
+    """What rounding does to the value."""
+    value = state.value
+    return space.backend.noise * value + space.xp.sqrt(2.0 * value) * _blur(space, state)
 
 
 def _limited(settings: Settings, space: Space, state: LMState) -> LMState:
