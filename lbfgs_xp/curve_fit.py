@@ -277,14 +277,21 @@ def _report(
     found: LeastSquaresResult, layout: Layout, y: Array, weights: Any, loss: str, f_scale: float,
     absolute_sigma: bool,
 ) -> CurveFit:
-    xp, backend = layout.xp, layout.backend
-    space = Space(backend, batched=True)
     m, p = found.jac.shape[-2:]
-    weighted = xp.reshape(found.fun, (-1, m))
+    weighted, jacobian = found.fun, found.jac
+    residuals = _unweighted(weights, -weighted, layout.backend)
+    backend: Backend = layout.backend
+    send: Callable = _same
+    if not layout.batched:
+        # On the host, as is all the algebra of one problem that is small.
+        send, fetch = backend.from_host, backend.to_host
+        y, weighted, jacobian = fetch(y), fetch(weighted), fetch(jacobian)
+        weights = None if weights is None else fetch(weights)
+        backend = Backend(y)
+    xp, space = backend.xp, Space(backend, batched=True)
+    weighted, jacobian = xp.reshape(weighted, (-1, m)), xp.reshape(jacobian, (-1, m, p))
     rows, _ = robust.weights(xp, loss, f_scale, weighted, backend.eps)
-    covariance, loose = _covariance(
-        space, xp.reshape(found.jac, (-1, m, p)) * rows[..., None], max(m, p)
-    )
+    covariance, loose = _covariance(space, jacobian * rows[..., None], max(m, p))
     chi2 = 2.0 * space.sum(robust.cost(xp, loss, f_scale, weighted))
     reduced = chi2 / (m - p) if m > p else xp.full_like(chi2, math.nan)
     if not absolute_sigma and m > p:
@@ -306,7 +313,7 @@ def _report(
         return numbers if layout.batched else float(backend.to_host(numbers)[0])
 
     def of_one(array: Array) -> Array:
-        return array if layout.batched else array[0, ...]
+        return send(array if layout.batched else array[0, ...])
 
     return CurveFit(
         x=found.x,
@@ -315,7 +322,7 @@ def _report(
         chi2=public(chi2),
         reduced_chi2=public(reduced),
         r2=public(r2),
-        residuals=_unweighted(weights, -found.fun, backend),
+        residuals=residuals,
         nit=found.nit,
         nfev=found.nfev,
         njev=found.njev,
@@ -323,6 +330,10 @@ def _report(
         status=found.status,
         message=found.message,
     )
+
+
+def _same(array: Array) -> Array:
+    return array
 
 
 def _covariance(space: Space, jacobian: Array, size: int) -> tuple[Array, Array]:

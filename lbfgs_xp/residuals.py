@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -42,9 +43,11 @@ class Residuals:
         if any(layout.complex):
             raise TypeError("x0 is complex; wanted real x0 for least squares")
         self.layout, self.backend = layout, layout.backend
-        self.fun, self.args, self.jac = fun, args, jac
+        self.args, self.jac = args, jac
         self.nfev = self.njev = 0
         self._automatic: Callable | None = None
+        evaluate: Any = self.backend.jit if compiled else functools.partial
+        self._evaluate = evaluate(_evaluate, fun, layout)
         if callable(jac) or (isinstance(jac, str) and jac in ("2-point", "3-point")):
             return
         if jac is not None:
@@ -61,7 +64,7 @@ class Residuals:
     def __call__(self, x: Array) -> Array:
         """The residuals (B, m) at x (B, p)."""
         self.nfev += 1
-        found = _evaluate(self.fun, self.layout, self.args, self._to_user(x))
+        found = self._evaluate(self.args, self._to_user(x))
         found = self.backend.own(self.backend.constant(found))
         return self.layout.xp.reshape(found, (x.shape[0], -1))
 

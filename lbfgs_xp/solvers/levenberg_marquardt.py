@@ -79,7 +79,9 @@ class LMState(NamedTuple):
     x, residuals, jacobian, value, linear : the iterate, and what is known there.
     mu, growth : the damping, and the factor by which the next refusal raises it.
     step, trial, predicted : the step under trial, x + step, the decrease that the linear residuals
-        promise.
+        tell.
+    promise : `predicted` of the first step from the iterate. Later ones are damped more, and tell
+        of little decrease even where much is left.
     status, nit : integers.
     small_value, small_step, stalled : how many steps in a row were small, or hidden by rounding.
     largest : the largest norm of Q^T r so far.
@@ -95,6 +97,7 @@ class LMState(NamedTuple):
     step: Array
     trial: Array
     predicted: Array
+    promise: Array
     status: Array
     nit: Array
     small_value: Array
@@ -127,8 +130,8 @@ def begin(
     status = fn.where(usable, status, int(Status.NOT_FINITE))
     damping = fn.full(settings.damping, value)
     state = LMState(
-        x, residuals, jacobian, value, linear, damping, fn.full(2.0, value), x, x, value, status,
-        zero, zero, zero, zero, size,
+        x, residuals, jacobian, value, linear, damping, fn.full(2.0, value), x, x, value, value,
+        status, zero, zero, zero, zero, size,
     )
     return aim(space, _limited(settings, space, state), box)
 
@@ -181,7 +184,7 @@ def judge(settings: Settings, space: Space, state: LMState, residuals: Array) ->
     ratio = decrease / fn.where(predicted > 0.0, predicted, 1.0)
     good = (predicted > 0.0) & (decrease > _ENOUGH * predicted)
     noise = _noise(space, state)
-    hidden = (predicted > 0.0) & (predicted <= noise) & (fn.abs(decrease) <= noise)
+    hidden = (predicted > 0.0) & (_promise(fn, state) <= noise) & (fn.abs(decrease) <= noise)
     accepted = (state.status == _RUNNING) & fn.isfinite(value) & (good | hidden)
     return Verdict(accepted, hidden, fn.where(hidden, 1.0, ratio), decrease, value)
 
@@ -225,7 +228,7 @@ def advance(
     stalled = fn.where(accepted & verdict.hidden & fn.logical_not(better), old.stalled + 1, 0)
     left = _norm(space, old.linear.q)
     rounding = (
-        (old.predicted <= _noise(space, old))
+        (_promise(fn, old) <= _noise(space, old))
         | (left <= 1e3 * eps * old.largest)
         | (left <= 16.0 * _blur(space, old))
     )
@@ -244,7 +247,7 @@ def advance(
         space.pick(accepted, residuals, old.residuals),
         space.pick_rows(accepted, jacobian, old.jacobian),
         fn.where(accepted, verdict.value, old.value),
-        linear, mu, growth, old.step, old.trial, old.predicted, status,
+        linear, mu, growth, old.step, old.trial, old.predicted, _promise(fn, old), status,
         fn.where(accepted, old.nit + 1, old.nit),
         small_value, small_step, stalled,
         fn.maximum(old.largest, _norm(space, linear.q)),
@@ -322,6 +325,10 @@ def _try(space: Space, state: LMState, step: Array, box: Any) -> LMState:
     change = space.products(linear.R, step * linear.scale)
     predicted = -space.dot(change, linear.q + 0.5 * change)
     return state._replace(step=step, trial=trial, predicted=predicted)
+
+
+def _promise(fn: Any, state: LMState) -> Array:
+    return fn.where(state.growth == 2.0, state.predicted, state.promise)
 
 
 def _blur(space: Space, state: LMState) -> Array:
