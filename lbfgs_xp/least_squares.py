@@ -219,6 +219,7 @@ def _run(
         # One problem is a batch of one: the same text serves both.
         space = Space(backend, batched=True)
         prepare = backend.jit
+        aim = prepare(lm.aim, space)
         advance = prepare(lm.advance, settings, space)
         judge = prepare(lm.judge, settings, space)
         accelerate = prepare(lm.accelerate, space)
@@ -232,6 +233,7 @@ def _run(
                     end = Status.TIME
                 if end is not None:
                     break
+                state = aim(state, box)
                 if acceleration:
                     bent = fetch(outside(objective, send(lm.probe(state))))
                     state = accelerate(state, bent, box)

@@ -8,7 +8,8 @@ from typing import Any
 import nist
 import numpy as np
 import pytest
-from backends import Backend
+from backends import CPU, GPU, Backend
+from conftest import backend_params
 
 import lbfgs_xp as lx
 
@@ -50,6 +51,10 @@ def compiled(name: str) -> Any:
     return jax.jit(nist.read(name).model(jax.numpy))
 
 
+LIBRARIES = [Backend.NUMPY, Backend.STRICT, *(b for b in [*CPU, *GPU] if b.has_autodiff)]
+
+
+@pytest.mark.parametrize("backend", backend_params(LIBRARIES), indirect=True)
 @pytest.mark.parametrize("start", [0, 1])
 @pytest.mark.parametrize("name", nist.MODELS)
 def test_certified(backend: Backend, name: str, start: int) -> None:

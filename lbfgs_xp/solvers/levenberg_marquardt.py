@@ -119,7 +119,7 @@ class Verdict(NamedTuple):
 def begin(
     settings: Settings, space: Space, x: Array, residuals: Array, jacobian: Array, box: Any
 ) -> LMState:
-    """The state at the start; box: None, or the bounds (lower, upper), each (B, p)."""
+    """The state at the start, to be aimed; box: None, or the bounds (lower, upper), each (B, p)."""
     fn = space.scalars
     value = space.sum(robust.cost(space.xp, settings.loss, settings.f_scale, residuals))
     linear = _linearize(settings, space, x, residuals, jacobian, box, None, value)
@@ -133,7 +133,7 @@ def begin(
         x, residuals, jacobian, value, linear, damping, fn.full(2.0, value), x, x, value, value,
         status, zero, zero, zero, zero, size,
     )
-    return aim(space, _limited(settings, space, state), box)
+    return _limited(settings, space, state)
 
 
 def aim(space: Space, state: LMState, box: Any) -> LMState:
@@ -193,7 +193,7 @@ def advance(
     settings: Settings, space: Space, state: LMState, verdict: Verdict, residuals: Array,
     jacobian: Any, box: Any,
 ) -> LMState:
-    """The state after a trial; jacobian: that at the trial, or None if none was accepted."""
+    """The state after a trial, to be aimed; jacobian: that there, or None if none was accepted."""
     fn, old = space.scalars, state
     running = state.status == _RUNNING
     accepted = verdict.accepted
@@ -252,7 +252,7 @@ def advance(
         small_value, small_step, stalled,
         fn.maximum(old.largest, _norm(space, linear.q)),
     )
-    return aim(space, _limited(settings, space, state), box)
+    return _limited(settings, space, state)
 
 
 def _linearize(
