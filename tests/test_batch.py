@@ -368,7 +368,9 @@ def test_one_bad_row_harms_no_other(backend: Backend, kind: str) -> None:
     settings = {"reproducible": reproducible, **SETTINGS}
     clean = run(p, x0, **settings)
     row = 1
-    res = lx.minimize(spoiled(backend, p, kind, row), x0, jac=True, batched=True, method="lbfgs", **settings)
+    res = lx.minimize(
+        spoiled(backend, p, kind, row), x0, jac=True, batched=True, method="lbfgs", **settings
+    )
     status = host(backend, res.status)
     assert status[row] == WANTED[kind], Status(int(status[row])).name
     assert not host(backend, res.success)[row]
@@ -407,7 +409,7 @@ def test_going_on_with_one_bad_row(kind: str) -> None:
         x0[1] = NAN
     else:
         fun = spoiled(Backend.NUMPY, p, kind, 1)
-    settings: dict[str, Any] = {"jac": True, "batched": True, "gtol": 0.0}
+    settings: dict[str, Any] = {"jac": True, "batched": True, "gtol": 0.0, "method": "lbfgs"}
     whole = lx.minimize(fun, x0, maxiter=60, **settings)
     half = lx.minimize(fun, x0, maxiter=30, **settings)
     rest = lx.minimize(fun, half.x, maxiter=30, state=half.state, **settings)
@@ -505,7 +507,8 @@ def test_aux_of_each_row(backend_: Backend) -> None:
 
     for maxfun in (1, 2, 4, 9, None):
         res = lx.minimize(
-            fun, p.starts(3, scale=1.0), jac=True, batched=True, method="lbfgs", has_aux=True, maxfun=maxfun
+            fun, p.starts(3, scale=1.0), jac=True, batched=True, method="lbfgs", has_aux=True,
+            maxfun=maxfun,
         )
         np.testing.assert_array_equal(host(backend_, res.aux["x"]), host(backend_, res.x))
         np.testing.assert_array_equal(
