@@ -50,6 +50,7 @@ from lbfgs_xp.line_search import (
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.objective import check_gradient
 from lbfgs_xp.result import Record, Result, State, Status
+from lbfgs_xp.solvers.bfgs import BFGS
 from lbfgs_xp.solvers.lbfgs import LBFGS
 from lbfgs_xp.solvers.newton import Newton
 from lbfgs_xp.solvers.projected_gradient import ProjectedGradient
@@ -61,6 +62,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ASGD",
+    "BFGS",
     "LBFGS",
     "SGD",
     "AdaBelief",

@@ -21,6 +21,7 @@ from lbfgs_xp.progress import Live
 from lbfgs_xp.projections import Box
 from lbfgs_xp.result import Best, Record, Result, State, Status
 from lbfgs_xp.scalars import named
+from lbfgs_xp.solvers.bfgs import BFGS
 from lbfgs_xp.solvers.contract import Solver, optimality
 from lbfgs_xp.solvers.lbfgs import LBFGS
 from lbfgs_xp.solvers.newton import Newton
@@ -38,9 +39,12 @@ _SUCCESSES = [int(member) for member in Status if member.success]
 _PATIENCE = 8
 # How often a run may set out again from its best point.
 _DEPARTURES = 10
+# Up to so many variables, twice the memory of L-BFGS, one matrix is less work than the pairs.
+_DENSE = 20
 
 METHODS: dict[str, Callable[[], Any]] = {
     "lbfgs": LBFGS,
+    "bfgs": BFGS,
     "newton": Newton,
     "projected_gradient": ProjectedGradient,
 }
@@ -51,7 +55,7 @@ def minimize(
     x0: Any,
     args: tuple = (),
     *,
-    method: Any = "lbfgs",
+    method: Any = None,
     jac: Any = None,
     hess: Callable | None = None,
     has_aux: bool = False,
@@ -79,9 +83,10 @@ def minimize(
         The start. Its library and device are those of the whole run.
     args : tuple
         Further arguments of fun (and jac).
-    method : str or solver
-        "lbfgs", "newton", "projected_gradient", or an object such as `lx.LBFGS(memory_size=20)` or
-        `lx.Adam(1e-2)`.
+    method : None, str or solver
+        "lbfgs", "bfgs", "newton", "projected_gradient", or an object such as
+        `lx.LBFGS(memory_size=20)` or `lx.Adam(1e-2)`. "auto": BFGS for a batch of problems of at
+        most 20 variables each, else L-BFGS. None: "auto" for a batch, else "lbfgs".
     jac : None, True, function, "2-point" or "3-point"
         None: automatic differentiation (PyTorch, JAX). True: fun returns (value, gradient). A
         function: jac(x, *args) -> gradient, of the structure of x. For complex x the gradient is
@@ -511,12 +516,14 @@ def _messages(space: Space, status: Array) -> list[str]:
 
 
 def _solver(method: Any, bounds: Any, hess: Any, layout: Layout) -> Any:
+    if method is None or method == "auto":
+        method = "bfgs" if layout.batch and layout.size <= _DENSE else "lbfgs"
     if isinstance(method, str):
         if method not in METHODS:
             near = difflib.get_close_matches(method.lower().replace("-", ""), METHODS, 1, 0.4)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"method is {method!r}; wanted one of {', '.join(map(repr, METHODS))} "
+                f"method is {method!r}; wanted one of {', '.join(map(repr, [*METHODS, 'auto']))} "
                 f"or a solver object{hint}"
             )
         method = METHODS[method]()

@@ -162,6 +162,10 @@ class Space:
         """`products`, for the small algebra."""
         return self.fetch(self.products(rows, vector))
 
+    def matmul(self, a: Array, b: Array) -> Array:
+        """Products of matrices: (..., k, n), (..., n, p) -> (..., k, p)."""
+        return a @ b
+
     def combine(self, coefficients: Array, rows: Array) -> Array:
         """sum_k coefficients[k] rows[k]: (..., k), (..., k, n) -> (..., n)."""
         if not self.batched:
@@ -263,6 +267,8 @@ class Space:
         """Named tuples of vectors and scalars: `new` where the problem's mask holds."""
         if not self.batched:
             return new if mask else old
+        if new is old:
+            return old
         if isinstance(new, tuple):
             return type(new)(*(self.merge(mask, a, b) for a, b in zip(new, old, strict=True)))
         if not is_array(new):
@@ -307,6 +313,13 @@ class Space:
         if not self.batched:
             return mask
         return bool(mask.any() if self.on_host else self.backend.to_host(self.xp.any(mask)))
+
+    def none(self, mask: Any) -> bool:
+        """Whether the mask holds for no problem; False as well where asking would wait for a
+        device."""
+        if not self.batched:
+            return not mask
+        return self.on_host and not mask.any()
 
     def equal(self, u: Any, v: Any) -> bool:
         """Whether two vectors, or two scalars of each problem, are the same numbers (nan is nan):
@@ -363,6 +376,9 @@ class FixedOrderSpace(Space):
 
     def products(self, rows: Array, vector: Array) -> Array:
         return fixed_sum(rows * vector[..., None, :])
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        return fixed_sum(a[..., :, None, :] * self.xp.matrix_transpose(b)[..., None, :, :])
 
     def combine(self, coefficients: Array, rows: Array) -> Array:
         return fixed_sum(coefficients[..., :, None] * rows, axis=-2)

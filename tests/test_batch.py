@@ -27,6 +27,7 @@ def make(name: str, backend: Backend, dtype: str = "float64", **more: Any) -> pr
 
 
 def run(p: problems.Problem, x0: Any, batched: bool = True, **settings: Any) -> lx.Result:
+    settings = {"method": "lbfgs", **settings}
     return lx.minimize(p.value_and_gradient, x0, jac=True, batched=batched, **settings)
 
 
@@ -309,11 +310,11 @@ def test_interrupt_and_callback_end_what_still_runs() -> None:
 
     error: BaseException = KeyboardInterrupt()
     count = 0
-    res = lx.minimize(fun, starts, jac=True, batched=True)
+    res = lx.minimize(fun, starts, jac=True, batched=True, method="lbfgs")
     assert list(res.status) == [Status.INTERRUPTED, Status.GRADIENT, Status.INTERRUPTED]
     error, count = ZeroDivisionError(), 0
     with pytest.raises(ZeroDivisionError) as caught:
-        lx.minimize(fun, starts, jac=True, batched=True)
+        lx.minimize(fun, starts, jac=True, batched=True, method="lbfgs")
     np.testing.assert_array_equal(caught.value.result.x, res.x)  # type: ignore[attr-defined]
 
 
@@ -367,7 +368,9 @@ def test_one_bad_row_harms_no_other(backend: Backend, kind: str) -> None:
     settings = {"reproducible": reproducible, **SETTINGS}
     clean = run(p, x0, **settings)
     row = 1
-    res = lx.minimize(spoiled(backend, p, kind, row), x0, jac=True, batched=True, **settings)
+    res = lx.minimize(
+        spoiled(backend, p, kind, row), x0, jac=True, batched=True, method="lbfgs", **settings
+    )
     status = host(backend, res.status)
     assert status[row] == WANTED[kind], Status(int(status[row])).name
     assert not host(backend, res.success)[row]
@@ -406,7 +409,7 @@ def test_going_on_with_one_bad_row(kind: str) -> None:
         x0[1] = NAN
     else:
         fun = spoiled(Backend.NUMPY, p, kind, 1)
-    settings: dict[str, Any] = {"jac": True, "batched": True, "gtol": 0.0}
+    settings: dict[str, Any] = {"jac": True, "batched": True, "gtol": 0.0, "method": "lbfgs"}
     whole = lx.minimize(fun, x0, maxiter=60, **settings)
     half = lx.minimize(fun, x0, maxiter=30, **settings)
     rest = lx.minimize(fun, half.x, maxiter=30, state=half.state, **settings)
@@ -428,7 +431,7 @@ def test_matrices_as_rows(backend: Backend) -> None:
         return xp.sum(xp.sum(d * d, axis=-1), axis=-1), 2.0 * d
 
     x0 = backend.asarray(np.zeros((4, 2, 3)))
-    res = lx.minimize(fun, x0, jac=True, batched=True, reproducible=backend.is_jax)
+    res = lx.minimize(fun, x0, jac=True, batched=True, method="lbfgs", reproducible=backend.is_jax)
     assert tuple(res.x.shape) == tuple(res.jac.shape) == (4, 2, 3)
     assert np.all(host(backend, res.success))
     np.testing.assert_allclose(host(backend, res.x), host(backend, target), atol=1e-6)
@@ -440,7 +443,7 @@ def test_numbers_as_rows(backend: Backend) -> None:
     targets = backend.asarray([1.0, -2.0, 30.0])
     res = lx.minimize(
         lambda x: ((x - targets) ** 2, 2.0 * (x - targets)), backend.asarray(np.zeros(3)),
-        jac=True, batched=True, reproducible=backend.is_jax,
+        jac=True, batched=True, method="lbfgs", reproducible=backend.is_jax,
     )
     assert tuple(res.x.shape) == (3,)
     np.testing.assert_allclose(host(backend, res.x), host(backend, targets), atol=1e-6)
@@ -458,7 +461,7 @@ def test_dict_of_arrays(backend: Backend) -> None:
     x0 = {"w": backend.asarray(np.zeros((3, 2))), "b": backend.asarray(np.zeros(3))}
     for jac in [gradient, "3-point", *([None] if backend.has_autodiff else [])]:
         res = lx.minimize(
-            value, x0, jac=jac, batched=True, gtol=1e-6, reproducible=backend.is_jax
+            value, x0, jac=jac, batched=True, method="lbfgs", gtol=1e-6, reproducible=backend.is_jax
         )
         assert np.all(host(backend, res.success))
         assert set(res.x) == {"w", "b"} and tuple(res.x["b"].shape) == (3,)
@@ -475,7 +478,7 @@ def test_complex_rows(backend: Backend) -> None:
         return xp.sum(xp.real(d) ** 2 + xp.imag(d) ** 2, axis=-1), 2.0 * d
 
     z0 = backend.asarray(np.zeros((2, 2)), "complex128")
-    res = lx.minimize(fun, z0, jac=True, batched=True, reproducible=backend.is_jax)
+    res = lx.minimize(fun, z0, jac=True, batched=True, method="lbfgs", reproducible=backend.is_jax)
     assert res.x.dtype == z0.dtype and np.all(host(backend, res.success))
     np.testing.assert_allclose(host(backend, res.x), host(backend, targets), atol=1e-6)
 
@@ -485,7 +488,7 @@ def test_autodiff(backend: Backend) -> None:
         pytest.skip(f"{backend} has no automatic differentiation")
     p = make("rosenbrock", backend)
     x0 = p.starts(B)
-    res = lx.minimize(p.fun, x0, batched=True, **SETTINGS)
+    res = lx.minimize(p.fun, x0, batched=True, method="lbfgs", **SETTINGS)
     given = run(p, x0, **SETTINGS)
     assert np.all(host(backend, res.status) == Status.GRADIENT)
     np.testing.assert_allclose(host(backend, res.x), host(backend, given.x), atol=1e-5)
@@ -504,7 +507,8 @@ def test_aux_of_each_row(backend_: Backend) -> None:
 
     for maxfun in (1, 2, 4, 9, None):
         res = lx.minimize(
-            fun, p.starts(3, scale=1.0), jac=True, batched=True, has_aux=True, maxfun=maxfun
+            fun, p.starts(3, scale=1.0), jac=True, batched=True, method="lbfgs", has_aux=True,
+            maxfun=maxfun,
         )
         np.testing.assert_array_equal(host(backend_, res.aux["x"]), host(backend_, res.x))
         np.testing.assert_array_equal(
@@ -525,7 +529,7 @@ def test_buffers_are_reused() -> None:
 
     for reproducible in (False, True):
         settings: dict[str, Any] = {"gtol": 1e-8, "reproducible": reproducible}
-        res = lx.minimize(fun, x0, jac=True, batched=True, **settings)
+        res = lx.minimize(fun, x0, jac=True, batched=True, method="lbfgs", **settings)
         wanted = run(p, x0, **settings)
         for name in ("x", "fun", "jac", "nit", "nfev", "status"):
             np.testing.assert_array_equal(getattr(res, name), getattr(wanted, name))
@@ -546,7 +550,7 @@ def test_torch_buffers_are_reused() -> None:
         g.copy_(gradient)
         return f, g
 
-    res = lx.minimize(fun, x0, jac=True, batched=True, gtol=1e-8)
+    res = lx.minimize(fun, x0, jac=True, batched=True, method="lbfgs", gtol=1e-8)
     wanted = run(p, x0, gtol=1e-8)
     for name in ("x", "fun", "jac", "nit", "nfev", "status"):
         found = getattr(res, name), getattr(wanted, name)

@@ -349,6 +349,7 @@ def test_uphill_direction_drops_the_memory(backend_: Backend, batched: bool) -> 
     p = problems.rosenbrock(4, xp=backend_.xp, device=backend_.device, dtype="float64")
     x0 = p.starts(3) if batched else p.x0
     run: dict[str, Any] = {"jac": True, "batched": batched, "reproducible": True}
+    run["method"] = "lbfgs"
     first = lx.minimize(p.value_and_gradient, x0, maxiter=3, **run)
     spoiled = with_gamma(first, -1e6)
     elsewhere = x0 + 0.5

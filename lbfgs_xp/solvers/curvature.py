@@ -243,6 +243,8 @@ def forget_many(space: Space, pairs: Pairs, mask: Array, gamma: float) -> Pairs:
     Their rows stay: only accepted iterates are written, so they are finite, and every coefficient
     of theirs is 0.
     """
+    if space.none(mask):
+        return pairs
     fn = space.scalars
     wide = mask[..., None, None]
     return Pairs(

@@ -1,7 +1,8 @@
 """What all methods of a direction and a line search share, but for the direction.
 
-A method derives from `Descent` and says in `aim` where to go from an iterate. Everything here is
-written once for one problem and for a batch, with the functions of `space.scalars`.
+A method derives from `Descent` and says in `aim` where to go from an iterate, and in `learn` what a
+step has taught it. Everything here is written once for one problem and for a batch, with the
+functions of `space.scalars`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Aim(NamedTuple):
     first : the first step to try.
     promised : the decrease that this step promises by a quadratic model; inf without a model.
     steepest : whether d is that of steepest descent, so that there is none better.
+    memory : what the method has learned; None for one that keeps nothing.
     """
 
     direction: Array
@@ -47,6 +49,7 @@ class Aim(NamedTuple):
     first: Any
     promised: Any
     steepest: Any
+    memory: Any = None
 
 
 class DescentState(NamedTuple):
@@ -56,7 +59,7 @@ class DescentState(NamedTuple):
         see `lbfgs_xp.solvers.contract`.
     direction, search : the line search under way.
     lowest : its lowest trial.
-    promised, steepest : see `Aim`.
+    promised, steepest, memory : see `Aim`.
     """
 
     x: Array
@@ -71,6 +74,7 @@ class DescentState(NamedTuple):
     lowest: Lowest
     promised: Any
     steepest: Any
+    memory: Any
     decrement: Any
     accepted: Any
     failed: Any
@@ -83,6 +87,10 @@ class Descent(ABC):
 
     line_search: LineSearch | str
 
+    # Whether all that a search along steepest descent is for is to find the scale, so that it ends
+    # at the first lower trial that shows curvature.
+    probes = False
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "line_search", rule_of(self.line_search))
 
@@ -93,8 +101,18 @@ class Descent(ABC):
         secant : the step at which the slopes of the search that led here put the minimum on its
             line; nan where they do not.
         steepest : a mask: where no other direction will do, the last one having led nowhere.
-        more : what `init` and `step` are handed beyond the contract.
+        more : what `learn` returned, as `memory`, and what `init` and `step` are handed beyond the
+            contract.
         """
+
+    def learn(
+        self, space: Space, state: DescentState, point: Point, alpha: Any, slope: Any, taken: Any
+    ) -> Any:
+        """The state's memory, with what the step to `point` has shown, where it was `taken`.
+
+        alpha, slope : of the step: alpha state.direction, and the slope of the line at its end.
+        """
+        return state.memory
 
     def init(
         self, space: Space, x: Array, value: Any, gradient: Array, **more: Any
@@ -104,7 +122,8 @@ class Descent(ABC):
         full = space.scalars.full
         point, no = Point(x, value, gradient, norm), full(False, value)
         aim = self.aim(space, point, full(math.nan, value), no, **more)
-        return self._set_out(space, point, full(0.0, value), aim)
+        state = self._set_out(space, point, full(0.0, value), aim)
+        return state._replace(trial=space.move(x, state.search.alpha, state.direction))
 
     def step(
         self, space: Space, state: DescentState, value: Any, gradient: Array, active: Any = True,
@@ -120,8 +139,11 @@ class Descent(ABC):
         search = fn.choose(active, rule.advance(old, phi, dphi), old)
 
         accepted = active & (search.status == ACCEPTED)
-        stuck = active & (search.status == STUCK)
         lower = active & (search.best_phi < old.best_phi)
+        if self.probes:
+            bent = dphi - old.dphi0 > space.backend.eps * -old.dphi0
+            accepted = accepted | (lower & state.steepest & bent)
+        stuck = active & (search.status == STUCK) & fn.logical_not(accepted)
         lowest = space.merge(lower | accepted, Lowest(old.alpha, phi, gradient), state.lowest)
         # Stuck, but lower than the start: the lowest trial is the new iterate.
         taken = accepted | (stuck & (search.best_phi < search.phi0))
@@ -131,9 +153,7 @@ class Descent(ABC):
         at_floor = decrement <= fn.abs(state.value) * space.backend.noise
         again = lost & fn.logical_not(state.steepest | at_floor)
 
-        after = state._replace(
-            search=search, trial=space.move(state.x, search.alpha, state.direction), lowest=lowest
-        )
+        after = state._replace(search=search, lowest=lowest)
         unbounded = fn.full(False, phi)
         turned = taken | again
         if not fn.every(fn.logical_not(turned)):
@@ -150,18 +170,22 @@ class Descent(ABC):
             far = (alpha >= rule.alpha_max) & (alpha * size >= _FAR)
             unbounded = taken & far & fn.logical_not(bent)
             point = Point(new_x, fn.where(taken, end, state.value), new_gradient, norm)
-            fresh = self._set_out(
-                space, point, fn.where(taken, alpha, state.step),
-                self.aim(space, point, secant, again, **more),
-            )
-            after = space.merge(turned, fresh, after)
+            memory = self.learn(space, state, point, alpha, dphi, taken)
+            aim = self.aim(space, point, secant, again, memory=memory, **more)
+            fresh = self._set_out(space, point, fn.where(taken, alpha, state.step), aim)
+            # Where a search goes on it keeps its line; all else is that of every problem.
+            after = space.merge(turned, fresh, fresh._replace(
+                direction=state.direction, search=search, lowest=lowest,
+                promised=state.promised, steepest=state.steepest,
+            ))
         return after._replace(
-            seen=phi, decrement=decrement, accepted=taken,
-            failed=lost & fn.logical_not(again), unbounded=unbounded,
+            trial=space.move(after.x, after.search.alpha, after.direction), seen=phi,
+            decrement=decrement, accepted=taken, failed=lost & fn.logical_not(again),
+            unbounded=unbounded,
         )
 
     def _set_out(self, space: Space, point: Point, step: Any, aim: Aim) -> DescentState:
-        """The state at `point` with a search begun towards `aim`."""
+        """The state at `point` with a search begun towards `aim`, but for its trial."""
         full, (x, value, gradient, norm) = space.scalars.full, point
         noise = space.scalars.abs(value) * space.backend.noise
         rule: Any = self.line_search
@@ -169,9 +193,8 @@ class Descent(ABC):
         no = full(False, value)
         return DescentState(
             x, value, gradient, norm, step, aim.direction, search,
-            space.move(x, search.alpha, aim.direction), value,
-            Lowest(full(0.0, value), value, gradient), aim.promised, aim.steepest,
-            full(math.inf, value), no, no, no,
+            x, value, Lowest(full(0.0, value), value, gradient), aim.promised, aim.steepest,
+            aim.memory, full(math.inf, value), no, no, no,
         )
 
 

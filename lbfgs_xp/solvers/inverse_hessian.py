@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -14,44 +15,40 @@ from lbfgs_xp.solvers.two_loop import two_loop
 from lbfgs_xp.space import Space
 
 
-class InverseHessian:
-    """The inverse Hessian that L-BFGS has gathered, never formed unless asked.
+class Operator(ABC):
+    """A symmetric matrix for each problem.
 
     It acts on the real vector of all variables: an array in the order of its memory, leaves one
     after the other (those of a dict by sorted keys), the real parts of a complex leaf before its
     imaginary parts. `unravel` gives a vector, such as the diagonal, the structure of x.
-
-    It holds the curvature that the steps of the run have seen, no more: with few pairs it is far
-    from the inverse of the Hessian in other directions, and without any it is a multiple of the
-    identity. For standard errors let the memory be some times n, and check them.
 
     Attributes
     ----------
     shape : (n, n), or (B, n, n) for a batch.
     dtype : of the vectors.
     unravel : function, from a vector (..., n) to the structure of x.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import lbfgs_xp as lx
-    >>> a = np.asarray([1.0, 4.0])
-    >>> res = lx.minimize(lambda x: (x @ (a * x) / 2, a * x), np.ones(2), jac=True)
-    >>> bool(np.allclose(res.hess_inv.todense(), np.diag(1 / a), atol=1e-3))
-    True
     """
 
-    def __init__(self, space: Space, pairs: Pairs, weights: Any, function: Callable | None):
+    def __init__(self, space: Space, shape: tuple[int, ...]):
         self._space = space
-        self._pairs = pairs
-        self._weights = weights
-        self._function = function
-        *batch, _, n = pairs.rows.shape
-        self.shape = (*batch, n, n)
+        self.shape = shape
         self.dtype = space.backend.dtype
         self.unravel: Callable = _same
 
-    def named(self, unravel: Callable) -> InverseHessian:
+    @abstractmethod
+    def todense(self) -> Array:
+        """The matrix, (..., n, n)."""
+
+    @abstractmethod
+    def _apply(self, vector: Array) -> Array:
+        """H v: (..., n) -> (..., n)."""
+
+    def diagonal(self) -> Array:
+        """The diagonal, (..., n): where fun is -log likelihood, the squares of standard errors, as
+        far as the run tells."""
+        return self._space.xp.linalg.diagonal(self.todense())
+
+    def named(self, unravel: Callable) -> Operator:
         """The same operator, with `unravel` for the variables of a user."""
         self.unravel = unravel
         return self
@@ -60,7 +57,7 @@ class InverseHessian:
         return self._space.backend.to_host(self.todense()).astype(dtype or np.float64)
 
     def __repr__(self) -> str:
-        return f"InverseHessian(shape={self.shape}, pairs={self._pairs.count})"
+        return f"{type(self).__name__}(shape={self.shape})"
 
     def __matmul__(self, other: Array) -> Array:
         """H v for a vector (..., n), or for the columns of a matrix (n, k) of one problem."""
@@ -82,17 +79,42 @@ class InverseHessian:
         """v H: H is symmetric."""
         return self @ other
 
+
+class InverseHessian(Operator):
+    """The inverse Hessian that L-BFGS has gathered, never formed unless asked.
+
+    It holds the curvature that the steps of the run have seen, no more: with few pairs it is far
+    from the inverse of the Hessian in other directions, and without any it is a multiple of the
+    identity. For standard errors let the memory be some times n, and check them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lbfgs_xp as lx
+    >>> a = np.asarray([1.0, 4.0])
+    >>> res = lx.minimize(lambda x: (x @ (a * x) / 2, a * x), np.ones(2), jac=True)
+    >>> bool(np.allclose(res.hess_inv.todense(), np.diag(1 / a), atol=1e-3))
+    True
+    """
+
+    def __init__(self, space: Space, pairs: Pairs, weights: Any, function: Callable | None):
+        *batch, _, n = pairs.rows.shape
+        super().__init__(space, (*batch, n, n))
+        self._pairs = pairs
+        self._weights = weights
+        self._function = function
+
+    def __repr__(self) -> str:
+        return f"InverseHessian(shape={self.shape}, pairs={self._pairs.count})"
+
     def diagonal(self) -> Array:
-        """The diagonal, (..., n): where fun is -log likelihood, the squares of standard errors, as
-        far as the pairs tell (see above)."""
         if self._function is not None:
-            return self._space.xp.linalg.diagonal(self.todense())
+            return super().diagonal()
         rows, middle = self._middle()
         diagonal = self._space.xp.sum(rows * (middle @ rows), axis=-2) + self._gamma()
         return diagonal if self._weights is None else diagonal * self._weights**2
 
     def todense(self) -> Array:
-        """The matrix, (..., n, n)."""
         xp, space = self._space.xp, self._space
         identity = xp.eye(
             self.shape[-1], dtype=space.backend.dtype, device=space.backend.device
@@ -137,6 +159,23 @@ class InverseHessian:
             unit = unit + space.small.astype(places == j, unit.dtype)
             columns.append(-curvature.coefficients(space, self._pairs, unit))
         return self._pairs.rows, space.send(space.small.stack(columns, axis=-1))
+
+
+class DenseInverseHessian(Operator):
+    """The inverse Hessian that BFGS has gathered, of the curvature that all its steps have seen.
+
+    Before any step it is the initial one.
+    """
+
+    def __init__(self, space: Space, matrix: Array):
+        super().__init__(space, tuple(matrix.shape))
+        self._matrix = matrix
+
+    def todense(self) -> Array:
+        return self._space.backend.copy(self._matrix)
+
+    def _apply(self, vector: Array) -> Array:
+        return self._space.products(self._matrix, vector)
 
 
 def _same(vector: Array) -> Array:

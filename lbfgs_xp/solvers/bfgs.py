@@ -1,0 +1,252 @@
+"""BFGS: quasi-Newton steps with the inverse Hessian as one matrix."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import numbers
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lbfgs_xp.backend import Array, Backend, is_array
+from lbfgs_xp.line_search import LineSearch, MoreThuente
+from lbfgs_xp.solvers.aim import descent
+from lbfgs_xp.solvers.descent import Aim, Descent, DescentState, Point
+from lbfgs_xp.solvers.initial import Initial
+from lbfgs_xp.solvers.inverse_hessian import DenseInverseHessian
+from lbfgs_xp.space import Space
+
+
+class Estimate(NamedTuple):
+    """What has been learned of the inverse Hessian.
+
+    matrix : H, (..., n, n).
+    product : H g, (..., n), with the gradient of the current iterate.
+    bare : whether H is the initial one still.
+    """
+
+    matrix: Array
+    product: Array
+    bare: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class BFGS(Descent):
+    """BFGS with a dense inverse Hessian (Nocedal & Wright, Algorithm 6.1).
+
+    The direction is -H g; each step s and change of the gradient y improve H by two products of
+    vectors (eq. 6.17). Memory: n^2 numbers and some vectors. For n up to some twenty, as in a batch
+    of small fits, that is less work than the vectors of `lx.LBFGS`; and no pair is ever lost.
+
+    Parameters
+    ----------
+    line_search : LineSearch or str
+        A rule such as `lx.HagerZhang()`, or its name.
+    initial_inverse_hessian : None, float, array (n,) or (n, n)
+        H before any step: the identity, a multiple of it, a positive diagonal, or a symmetric
+        positive definite matrix, over all variables in a row. The same for each problem of a batch.
+    scale_initial : bool
+        Whether H is multiplied by s . y / y . Hy before its first update (eq. 6.20, where H is the
+        identity). With True and no `initial_inverse_hessian` the first step is scaled as well, as
+        that of `lx.LBFGS`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        for values outside these ranges, naming what was passed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lbfgs_xp as lx
+    >>> a = np.asarray([1.0, 4.0])
+    >>> res = lx.minimize(lambda x: (x @ (a * x) / 2, a * x), np.ones(2), jac=True, method="bfgs")
+    >>> bool(np.allclose(res.x, 0.0))
+    True
+    >>> bool(np.allclose(res.hess_inv.todense(), np.diag(1 / a), atol=1e-3))
+    True
+    """
+
+    line_search: LineSearch | str = MoreThuente()
+    initial_inverse_hessian: Any = None
+    scale_initial: bool = True
+
+    supports_bounds = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.scale_initial, bool):
+            raise TypeError(f"scale_initial is {self.scale_initial!r}; wanted True or False")
+        _ = self._given  # bad input is refused here
+
+    @functools.cached_property
+    def probes(self) -> bool:  # type: ignore[override]
+        return self.scale_initial and self.initial_inverse_hessian is None
+
+    @functools.cached_property
+    def _given(self) -> np.ndarray:
+        """`initial_inverse_hessian` on the host, in float64: (), (n,) or (n, n)."""
+        given = self.initial_inverse_hessian
+        if given is None:
+            return np.ones(())
+        if is_array(given):
+            given = Backend(given, "initial_inverse_hessian").to_host(given)
+        elif isinstance(given, (bool, str)) or not isinstance(given, (numbers.Real, list, tuple)):
+            raise TypeError(f"initial_inverse_hessian is {given!r}; wanted {_WANTED}")
+        host = np.asarray(given, dtype=np.float64)
+        if host.ndim < 2:
+            fine = bool(np.all(np.isfinite(host) & (host > 0.0)))
+        else:
+            fine = _is_definite(host)
+        if not fine:
+            shown = given if host.ndim == 0 else f"an array of shape {host.shape}"
+            raise ValueError(f"initial_inverse_hessian is {shown}; wanted {_WANTED}")
+        return host
+
+    def init(
+        self, space: Space, x: Array, value: Any, gradient: Array,
+        pairs: Estimate | None = None, **more: Any,
+    ) -> DescentState:
+        """The state at x, a vector (..., n), where value and gradient are known.
+
+        `pairs` is the estimate of an earlier run, to start from.
+        """
+        if pairs is None:
+            bare = space.scalars.full(True, space.read_one(space.max_abs(gradient)))
+            matrix = space.xp.broadcast_to(
+                self._initial(space, x.shape[-1]), (*x.shape, x.shape[-1])
+            )
+        else:
+            matrix, _, bare = pairs
+        product = space.products(matrix, gradient)
+        return super().init(
+            space, x, value, gradient, memory=Estimate(matrix, product, bare), **more
+        )
+
+    def learn(
+        self, space: Space, state: DescentState, point: Point, alpha: Any, slope: Any, taken: Any
+    ) -> Estimate:
+        """Nocedal & Wright, eq. 6.17, as H + s w' + w s'."""
+        matrix, product, bare = state.memory
+        if space.none(taken):
+            return state.memory
+        fn, xp, g = space.scalars, space.xp, point.gradient
+        s, y = space.scale(alpha, state.direction), g - state.gradient
+        both = space.matmul(matrix, xp.stack([y, g], axis=-1))
+        v, product = both[..., 0], both[..., 1]
+        curvature, bend, along = space.read(space.dot(s, y), space.dot(y, v), space.dot(v, g))
+        # The test of L-BFGS: relative to s . g, whatever the units of x and f.
+        rho = fn.divide(1.0, curvature)
+        good = taken & (curvature > -space.backend.eps * (alpha * state.search.dphi0))
+        good = good & (rho < math.inf) & (bend > 0.0) & (bend < math.inf)
+        first = good & bare
+        if self.scale_initial and not space.none(first):
+            # Eq. 6.20. Everything that holds H is multiplied.
+            factor = fn.where(first, fn.divide(curvature, bend), 1.0)
+            bend, along = factor * bend, factor * along
+            v, product = space.scale(factor, v), space.scale(factor, product)
+            matrix = space.spread(space.per_problem(factor)) * matrix
+        share, ahead = 0.5 * (rho + rho * (rho * bend)), alpha * slope
+        w = space.scale(share, s) - space.scale(rho, v)
+        w = space.pick(good, w, xp.zeros_like(w))
+        matrix = matrix + space.matmul(xp.stack([s, w], axis=-1), xp.stack([w, s], axis=-2))
+        beside = fn.where(good, share * ahead - rho * along, 0.0)
+        product = product + (space.scale(beside, s) + space.scale(ahead, w))
+        return Estimate(matrix, product, bare & fn.logical_not(good))
+
+    def aim(
+        self, space: Space, point: Point, secant: Any, steepest: Any,
+        memory: Estimate | None = None, **more: Any,
+    ) -> Aim:
+        assert memory is not None
+        fn, (x, value, gradient, norm) = space.scalars, point
+        direction = -memory.product
+        slope = space.read_one(space.dot(gradient, direction))
+        # Nothing is gained by a direction without descent; it goes together with what was learned.
+        # At a gradient of 0 there is none, and nothing is wrong.
+        wrong = steepest | (fn.logical_not(slope < 0.0) & (norm > 0.0))
+        wrong = wrong & fn.logical_not(memory.bare)
+        if not space.none(wrong):
+            initial = self._initial(space, x.shape[-1])
+            start = space.xp.broadcast_to(initial, memory.matrix.shape)
+            plain = space.products(start, gradient)
+            memory = Estimate(
+                space.pick_rows(wrong, start, memory.matrix) if space.batched else start,
+                space.pick(wrong, plain, memory.product), memory.bare | wrong,
+            )
+            direction = -memory.product
+            slope = space.read_one(space.dot(gradient, direction))
+        first = fn.full(1.0, slope)
+        promised = fn.where(memory.bare, math.inf, -0.5 * slope)
+        if self.probes and not space.none(memory.bare):
+            plain, plain_slope, length = descent(
+                space, _UNSCALED, None, x, value, gradient, norm
+            )
+            direction = space.pick(memory.bare, plain, direction)
+            slope = fn.where(memory.bare, plain_slope, slope)
+            first = fn.where(memory.bare, length, first)
+        return Aim(direction, slope, first, promised, memory.bare, memory)
+
+    def inverse_hessian(self, space: Space, state: DescentState) -> DenseInverseHessian:
+        """The inverse Hessian at the state's iterate, as an operator."""
+        return DenseInverseHessian(space, state.memory.matrix)
+
+    def pairs(self, space: Space, state: DescentState) -> Estimate:
+        """The state's estimate, to start another run from."""
+        return state.memory
+
+    def resume(self, state: DescentState) -> DescentState:
+        """The same state: nothing in it is overwritten."""
+        return state
+
+    def check_state(self, state: Any) -> None:
+        """Refuses a state that is not one of a solver like this."""
+        if not isinstance(getattr(state, "memory", None), Estimate):
+            raise ValueError(f"state holds a {type(state).__name__} without an inverse Hessian; "
+                             "wanted that of BFGS")
+
+    def _initial(self, space: Space, n: int) -> Array:
+        """H before any step, (n, n)."""
+        given = self._given
+        if given.ndim and given.shape[0] != n:
+            raise ValueError(
+                f"initial_inverse_hessian has shape {given.shape}; wanted ({n},) or ({n}, {n}), "
+                f"for {n} variables"
+            )
+        return space.backend.from_host(given if given.ndim == 2 else given * np.eye(n))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BFGS) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @property
+    def _key(self) -> tuple:
+        # Arrays are the same setting only where they are the same object.
+        given = self.initial_inverse_hessian
+        given = given if given is None or isinstance(given, (int, float)) else id(given)
+        return self.line_search, given, self.scale_initial
+
+
+# Nothing is known of the scale of f and x.
+_UNSCALED = Initial(None, True)
+
+_WANTED = (
+    "None, a positive number, an array (n,) of positive numbers (the diagonal), or a symmetric "
+    "positive definite array (n, n)"
+)
+
+
+def _is_definite(matrix: np.ndarray) -> bool:
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        return False
+    if not np.all(np.isfinite(matrix)) or not np.allclose(matrix, matrix.T, rtol=1e-6, atol=0.0):
+        return False
+    try:
+        np.linalg.cholesky(matrix)
+    except np.linalg.LinAlgError:
+        return False
+    return True
