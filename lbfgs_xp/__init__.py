@@ -43,6 +43,7 @@ from lbfgs_xp.line_search import (
 )
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.objective import check_gradient
+from lbfgs_xp.phases import Limits, Phase
 from lbfgs_xp.result import Record, Result, State, Status
 from lbfgs_xp.solvers.lbfgs import LBFGS
 from lbfgs_xp.solvers.newton import Newton
@@ -62,10 +63,12 @@ __all__ = [
     "Fixed",
     "FixedOrderSpace",
     "HagerZhang",
+    "Limits",
     "LineSearch",
     "MoreThuente",
     "Newton",
     "Multipliers",
+    "Phase",
     "ProjectedGradient",
     "Record",
     "Result",

@@ -148,6 +148,9 @@ class Result:
         The solver's inverse Hessian at its last iterate: `@`, `diagonal()`, `todense()`.
     state : State
         Pass it as `state=` to go on.
+    phases : tuple of Result
+        One for each method that was begun, with the iterations and evaluations of its own and the
+        best point so far; more than one where `method` is a list.
     """
 
     x: Any
@@ -163,6 +166,7 @@ class Result:
     aux: Any = None
     hess_inv: Any = dataclasses.field(default=None, repr=False)
     state: Any = dataclasses.field(default=None, repr=False)
+    phases: tuple = dataclasses.field(default=(), repr=False)
 
     def __repr__(self) -> str:
         return table(self)
