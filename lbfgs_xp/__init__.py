@@ -1,8 +1,12 @@
-"""lbfgs_xp: L-BFGS and line searches for arrays of any library.
+"""lbfgs_xp: optimisation for arrays of any library.
+
+L-BFGS and line searches, Newton, constraints, first-order optimizers, schedules, training.
 
 NumPy, PyTorch, CuPy, JAX and every other library that follows the Python array API standard, on
 any device; one problem or a batch of them; bitwise reproducible on demand.
 """
+
+from typing import Any
 
 from lbfgs_xp import problems, projections, schedules
 from lbfgs_xp.constraints import (
@@ -55,38 +59,8 @@ from lbfgs_xp.training import History, TrainRecord, TrainResult, TrainState, tra
 __version__ = "0.1.0"
 
 __all__ = [
-    "LBFGS",
-    "Armijo",
-    "Bisection",
-    "ConstrainedResult",
-    "ConstrainedStatus",
-    "Fixed",
-    "FixedOrderSpace",
-    "HagerZhang",
-    "Limits",
-    "LineSearch",
-    "MoreThuente",
-    "Newton",
-    "Multipliers",
-    "Phase",
-    "ProjectedGradient",
-    "Record",
-    "Result",
-    "Space",
-    "State",
-    "Status",
-    "StrongWolfe",
-    "augmented_lagrangian",
-    "check_gradient",
-    "fixed_sum",
-    "line_search",
-    "minimize",
-    "problems",
-    "schedules",
-    "projections",
-    "quadratic_penalty",
-    "two_loop",
     "ASGD",
+    "LBFGS",
     "SGD",
     "AdaBelief",
     "Adadelta",
@@ -94,18 +68,54 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "Armijo",
+    "Bisection",
+    "ConstrainedResult",
+    "ConstrainedStatus",
     "FirstOrder",
+    "Fixed",
+    "FixedOrderSpace",
     "GradientDescent",
+    "HagerZhang",
+    "History",
+    "Limits",
+    "LineSearch",
     "Lion",
+    "MoreThuente",
+    "Multipliers",
     "NAdam",
+    "Newton",
     "OptimizerState",
+    "Phase",
+    "ProjectedGradient",
     "RAdam",
     "RMSProp",
+    "Record",
+    "Result",
     "Rprop",
-    "Yogi",
-    "History",
+    "Space",
+    "State",
+    "Status",
+    "StrongWolfe",
     "TrainRecord",
     "TrainResult",
     "TrainState",
+    "Yogi",
+    "augmented_lagrangian",
+    "check_gradient",
+    "fixed_sum",
+    "line_search",
+    "minimize",
+    "problems",
+    "projections",
+    "quadratic_penalty",
+    "schedules",
     "train",
+    "two_loop",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    near = {public.lower(): public for public in __all__}.get(name.lower())
+    hint = f"; did you mean lx.{near}?" if near else ""
+    raise AttributeError(f"lbfgs_xp has no {name!r}{hint}")

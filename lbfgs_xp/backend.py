@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import array_api_compat as compat
+import array_api_compat.numpy as compat_numpy
 import array_api_extra as xpx
 import numpy as np
 
@@ -38,7 +39,7 @@ _PIECE = 2**14
 
 def is_array(value: object) -> bool:
     """Whether `value` is an array of a library that follows the standard."""
-    return compat.is_array_api_obj(value)
+    return isinstance(value, np.ndarray) or compat.is_array_api_obj(value)
 
 
 def is_true(outcome: Any) -> bool:
@@ -80,14 +81,13 @@ class Backend:
                 "lbfgs_xp outside of compiled functions (its loops run in Python; what can be "
                 "compiled, it compiles itself), and use batched=True in place of vmap"
             )
-        self.xp: Namespace = compat.array_namespace(array)
+        self.xp: Namespace = _namespace(array)
         self.name = _library(self.xp)
         self.device = compat.device(array)
         self.complex, self.eps, self.largest = _limits(self.xp, array.dtype, what)
         # How much rounding alone may change a value, relative to it.
         self.noise = 16.0 * self.eps
         self.dtype = self.xp.real(array).dtype if self.complex else array.dtype
-        self._key = (self.name, str(self.dtype), self.complex, str(self.device))
         self.mutable = self.name not in ("jax", "dask")
         self.reads_are_free = self.name == "numpy" or (
             self.name == "torch" and array.device.type == "cpu"
@@ -96,7 +96,7 @@ class Backend:
     @staticmethod
     def name_of(array: Array) -> str:
         """The name of the library of `array`."""
-        return _library(compat.array_namespace(array))
+        return _library(_namespace(array))
 
     @staticmethod
     def device_of(array: Array) -> Any:
@@ -106,12 +106,16 @@ class Backend:
         """Whether an array of this library lies on this device."""
         return self.name == "numpy" or self.device in (None, compat.device(array))
 
+    @functools.cached_property
+    def _key(self) -> tuple[Any, ...]:
+        return self.name, str(self.dtype), self.complex, str(self.device)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Backend) and self._key == other._key
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Modules cannot be pickled; an array knows its own.
-        return Backend, (self.zeros(()),)
+        return Backend, (self.zeros(()) + (0j if self.complex else 0.0),)
 
     def __hash__(self) -> int:
         return hash(self._key)
@@ -130,13 +134,10 @@ class Backend:
 
     def max_abs(self, array: Array) -> Array:
         """The largest absolute element along the last axis; nan where there is one."""
-        if self.name != "numpy":
+        if self.name != "numpy" or array.ndim != 1:
             return self.xp.max(self.xp.abs(array), axis=-1)
-        # Without the wrappers of np.max, and without a temporary that outgrows the cache.
-        if array.size < _CACHED:
-            return np.maximum.reduce(np.abs(array), axis=-1)
-        low, high = np.minimum.reduce(array, axis=-1), np.maximum.reduce(array, axis=-1)
-        return np.maximum(high, -low)
+        # No temporary, and arguments come faster than values. Both are the place of a nan.
+        return max(abs(array[array.argmax()]), abs(array[array.argmin()]))
 
     # --- between the host and the device -------------------------------------------------------
 
@@ -238,6 +239,8 @@ class Backend:
         return self.xp.full(shape, value, dtype=self.dtype, device=self.device)
 
     def zeros(self, shape: tuple[int, ...]) -> Array:
+        if self.name == "numpy":
+            return np.zeros(shape, self.dtype)
         return self.xp.zeros(shape, dtype=self.dtype, device=self.device)
 
     # --- buffers -------------------------------------------------------------------------------
@@ -251,17 +254,19 @@ class Backend:
             return _jax_write_row()(buffer, index, row)
         return xpx.at(buffer, (index, ...)).set(row)
 
-    def write_difference(self, buffer: Array, index: int, a: Array, b: Array) -> Array:
-        """`buffer` (k, n) with row `index` overwritten by a - b."""
+    def write_pair(self, buffer: Array, index: int, s: Array, new: Array, old: Array) -> Array:
+        """`buffer` (2m, n) with row `index` overwritten by s, row m + index by new - old."""
+        other = index + buffer.shape[0] // 2
         if self.name != "numpy":
-            return self.write_row(buffer, index, a - b)
-        np.subtract(a, b, buffer[index])
+            return self.write_row(self.write_row(buffer, index, s), other, new - old)
+        buffer[index] = s
+        np.subtract(new, old, buffer[other])
         return buffer
 
     def subtract_scaled(self, u: Array, factor: Any, v: Array) -> Array:
         """u - factor v, in place of u where the library allows."""
         if self.name != "numpy" or u.size < _CACHED:
-            u -= factor * v
+            u -= v * factor
             return u
         # In pieces, so that the product does not leave the cache.
         for i in range(0, u.shape[0], _PIECE):
@@ -356,6 +361,25 @@ class Backend:
             return array.resolve_neg().numpy().reshape(-1)
         array = array.reshape(-1)
         return array.view(self.dtype) if array.dtype.kind == "c" else array
+
+    def writable(self, array: Array) -> bool:
+        """Whether each element has memory of its own, that may be overwritten."""
+        if self.name == "torch":
+            return all(s != 0 or n < 2 for s, n in zip(array.stride(), array.shape, strict=True))
+        return self.name != "numpy" or (isinstance(array, np.ndarray) and array.flags.writeable)
+
+    def overlap(self, a: Array, b: Array) -> bool:
+        """Whether two arrays may share elements."""
+        if self.memory(a) != self.memory(b):
+            return False
+        if not (self.shares_memory and self.overwritable(a) and self.overwritable(b)):
+            return True
+        return np.may_share_memory(self.flat_view(a), self.flat_view(b))
+
+    def touched(self, array: Array) -> None:
+        """Tells autograd that the memory of an array was written past it."""
+        if self.name == "torch":
+            array.detach().reshape(-1)[:0].zero_()
 
     def overwritable(self, array: Array) -> bool:
         """Whether `flat_view` leads to the memory of the array."""
@@ -459,6 +483,11 @@ class Backend:
     def is_compiled(fun: Callable) -> bool:
         """Whether `fun` is the outcome of jax.jit, and so a pure function by its author's word."""
         return hasattr(fun, "lower") and hasattr(fun, "trace")
+
+
+def _namespace(array: Array) -> Namespace:
+    # For the most frequent type without a look at every library there is.
+    return compat_numpy if type(array) is np.ndarray else compat.array_namespace(array)
 
 
 @functools.cache
@@ -567,7 +596,14 @@ def _torch_record(
                 "torch operations, so autograd finds no gradient; wanted a tensor made from x, or "
                 "jac= a function or True"
             )
-        (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=twice)
+        (gradient,) = torch.autograd.grad(
+            value.sum(), x, create_graph=twice, allow_unused=True
+        )
+    if gradient is None:
+        raise TypeError(
+            "fun returned a value that does not depend on x, though on other tensors that require "
+            "a gradient; wanted a tensor made from x"
+        )
     return x, value, gradient, aux
 
 
@@ -605,9 +641,18 @@ def _torch_gradients(evaluate: Callable, *arguments: Any) -> tuple[Array, list[A
                 "through torch operations, so autograd finds no gradient; wanted a tensor made "
                 "from params, or jac= a function or True"
             )
-        # A parameter that the loss does not use has gradient 0.
-        gradients = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
-    return value.detach(), list(gradients)
+        gradients = torch.autograd.grad(value, leaves, allow_unused=True)
+    if all(gradient is None for gradient in gradients):
+        raise TypeError(
+            "loss uses none of params, so there is nothing to train: a module has parameters of "
+            "its own; wanted torch.func.functional_call(module, params, ...) in the loss, with the "
+            "names of module.named_parameters()"
+        )
+    # A parameter that the loss does not use has gradient 0.
+    return value.detach(), [
+        torch.zeros_like(leaf) if gradient is None else gradient
+        for leaf, gradient in zip(leaves, gradients, strict=True)
+    ]
 
 
 def _jax_gradients(count: int, evaluate: Callable, *arguments: Any) -> tuple[Array, list[Array]]:

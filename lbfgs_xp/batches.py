@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,15 @@ class Rows:
         self.batch_size = self.size if batch_size is None else batch_size
         self.seed = seed
 
+    def check(self, done: Sequence[int]) -> None:
+        """Refuses to go on with an epoch of which batches of other sizes are done."""
+        wanted = [min(self.batch_size, self.size)] * len(done)
+        if list(done) != wanted:
+            raise ValueError(
+                f"state stands in an epoch with batches of {', '.join(map(str, done))} rows; "
+                f"wanted the same data and batch_size, which is {wanted[0]} here"
+            )
+
     def epoch(self, number: int, done: int) -> Iterator[tuple[Any, int]]:
         size, step = self.size, self.batch_size
         if step >= size:
@@ -82,6 +91,9 @@ class Stream:
 
     def __init__(self, data: Any):
         self.data = data
+
+    def check(self, done: Sequence[int]) -> None:
+        """What is done of an epoch is the iterable's own affair."""
 
     def epoch(self, number: int, done: int) -> Iterator[tuple[Any, int]]:
         found = 0

@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lbfgs_xp.backend import Array, is_array, is_true
+from lbfgs_xp.backend import Array, Backend, is_array, is_true
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import Reason, Result, Status, table
 from lbfgs_xp.scalars import FLOATS
 from lbfgs_xp.space import FixedOrderSpace, Space
-from lbfgs_xp.tree import Layout
+from lbfgs_xp.tree import Layout, map_leaves
 
 # The penalty grows where the violation has not fallen to this share.
 _ENOUGH = 0.25
@@ -41,7 +41,7 @@ class ConstrainedStatus(Reason):
         1,
         False,
         "the violation does not fall however large the penalty: the constraints contradict each "
-        "other, or hold nowhere near",
+        "other, hold nowhere near, or have a scale far from that of fun",
     )
     ITERATIONS = 2, False, "the budget of outer iterations (maxiter) is spent"
     EVALUATIONS = 3, False, "the budget of evaluations (maxfun) is spent"
@@ -49,7 +49,7 @@ class ConstrainedStatus(Reason):
     INNER = (
         5,
         False,
-        "the constraints hold to ctol, but the inner solve failed: `inner` of the result tells why",
+        "the inner solve failed: `inner` of the result tells why",
     )
     UNBOUNDED = 6, False, "the value falls without bound, however large the penalty"
     NOT_FINITE = 7, False, "the value, a constraint or a gradient at the start is not finite"
@@ -62,6 +62,7 @@ _ENDS = {
     Status.TIME: ConstrainedStatus.TIME,
     Status.NOT_FINITE: ConstrainedStatus.NOT_FINITE,
     Status.INTERRUPTED: ConstrainedStatus.INTERRUPTED,
+    Status.DIVERGED: ConstrainedStatus.INNER,
 }
 
 
@@ -229,7 +230,8 @@ def augmented_lagrangian(
         The first rho, above 0; and the factor by which it grows, above 1.
     ctol : float
         How far the constraints may be violated. Default: the square root of the dtype's eps,
-        1.5e-8 for float64 and 3.5e-4 for float32.
+        1.5e-8 for float64 and 3.5e-4 for float32; with jac="2-point", whose gradients are not
+        good enough for that, eps^(1/3) in its place and for gtol: 6e-6 and 5e-3.
     gtol, maxiter_inner : float, int
         `gtol` and `maxiter` of the inner solves. One that ends at its last iteration is taken up
         again in the next outer iteration.
@@ -428,12 +430,18 @@ def _solve(
     callback: Callable[[ConstrainedResult], Any] | None,
 ) -> ConstrainedResult:
     eps = problem.backend.eps
+    rough = problem.jac == "2-point"
     if ctol is None:
-        ctol = eps ** (1 / 2 if has_multipliers else 1 / 3)
+        ctol = eps ** (1 / 2 if has_multipliers and not rough else 1 / 3)
+    if gtol is None and rough:
+        gtol = eps ** (1 / 3)
     _above("penalty", penalty, 0.0)
     _above("growth", growth, 1.0)
     _at_least("ctol", ctol, 0)
-    _at_least("maxiter", maxiter, 1)
+    for name, count in (("maxiter", maxiter), ("maxiter_inner", maxiter_inner)):
+        _at_least(name, count, 1)
+        if count != int(count):
+            raise ValueError(f"{name} is {count!r}; wanted an integer")
     _at_least("maxfun", math.inf if maxfun is None else maxfun, 1)
     _at_least("maxtime", math.inf if maxtime is None else maxtime, 0)
     if callback is not None and not callable(callback):
@@ -490,7 +498,7 @@ def _solve(
             best = better(best, new)
             if inner.status in _ENDS:
                 return end(best, _ENDS[inner.status])
-            if callback is not None and is_true(callback(best)):
+            if callback is not None and is_true(callback(_apart(best))):
                 return end(best, ConstrainedStatus.CALLBACK)
             if inner.status is Status.LINE_SEARCH and change <= ctol:
                 return end(best, ConstrainedStatus.INNER)
@@ -517,10 +525,12 @@ def _solve(
                 penalty *= growth
             # In a larger penalty fun is lost by rounding.
             if penalty > since / math.sqrt(eps):
-                unbounded = inner.status is Status.UNBOUNDED
+                if inner.status is Status.UNBOUNDED:
+                    return end(best, ConstrainedStatus.UNBOUNDED)
+                # Where next to nothing is left of it, the inner solves are what fails.
+                solved = best.violation <= eps ** (1 / 3)
                 return end(
-                    best,
-                    ConstrainedStatus.UNBOUNDED if unbounded else ConstrainedStatus.INFEASIBLE,
+                    best, ConstrainedStatus.INNER if solved else ConstrainedStatus.INFEASIBLE
                 )
     except KeyboardInterrupt:
         if best is None:
@@ -539,6 +549,15 @@ def _solve(
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _apart(result: ConstrainedResult) -> ConstrainedResult:
+    """A result whose arrays the receiver may change."""
+    x, multipliers = map_leaves(
+        lambda leaf: Backend.copy(leaf) if is_array(leaf) else leaf,
+        (result.x, tuple(result.multipliers)),
+    )
+    return dataclasses.replace(result, x=x, multipliers=Multipliers(*multipliers))
 
 
 def _above(name: str, value: Any, least: float) -> None:

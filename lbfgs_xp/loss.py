@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lbfgs_xp.backend import Array, Backend, is_array
-from lbfgs_xp.tree import flatten, map_leaves, unflatten
+from lbfgs_xp.tree import flatten, unflatten
 
 
 class Loss:
@@ -55,8 +55,7 @@ class Loss:
                 ) from None
         else:
             value, gradients = self.loss(params, batch), self.jac(params, batch)
-        value = self.backend.constant(_checked(value, self.backend))
-        return value, self._apart(gradients, params)
+        return self._kept(_checked(value, self.backend)), gradients
 
     def _automatic(self, params: Any, batch: Any) -> tuple[Array, Any]:
         leaves, structure = flatten(params)
@@ -68,18 +67,14 @@ class Loss:
             self.compiled, _evaluate, self.loss, self.backend, structure, nesting
         )
         value, gradients = differentiated(leaves, batch)
-        return value, unflatten(structure, gradients)
+        return self._kept(value), unflatten(structure, gradients)
 
-    def _apart(self, gradients: Any, params: Any) -> Any:
-        """The gradients, none of them in the memory of a parameter, which will be overwritten."""
-        memory = self.backend.memory
-        taken = {memory(leaf) for leaf in flatten(params)[0]}
-
-        def apart(gradient: Any) -> Any:
-            shared = is_array(gradient) and memory(gradient) in taken
-            return Backend.copy(gradient) if shared else gradient
-
-        return map_leaves(apart, gradients)
+    def _kept(self, value: Any) -> Any:
+        """A value that no later update changes: it may be a part of the parameters, or a buffer of
+        the user's."""
+        if self.backend.reads_are_free:
+            return self.backend.read([value])[0]
+        return self.backend.own(value) if is_array(value) else value
 
 
 def _evaluate(

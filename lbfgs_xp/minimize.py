@@ -20,6 +20,7 @@ from lbfgs_xp.phases import Limits, joined, phases_of
 from lbfgs_xp.progress import Live
 from lbfgs_xp.projections import Box
 from lbfgs_xp.result import Best, Record, Result, State, Status
+from lbfgs_xp.scalars import named
 from lbfgs_xp.solvers.contract import optimality
 from lbfgs_xp.solvers.lbfgs import LBFGS
 from lbfgs_xp.solvers.newton import Newton
@@ -32,6 +33,7 @@ from lbfgs_xp.tree import Layout, map_leaves
 _UNLIMITED = 2**31 - 1
 
 _RUNNING = int(Status.RUNNING)
+_SUCCESSES = [int(member) for member in Status if member.success]
 # Iterations without a change that tells something, before the floor is taken as reached.
 _PATIENCE = 8
 # How often a run may set out again from its best point.
@@ -232,8 +234,7 @@ class _Run:
             more["hessian"] = lambda x: self.outside(hessian, x)
         # One problem runs on Python floats and branches, which nothing can compile, and a Hessian
         # is a function of the user's.
-        compilable = getattr(solver, "compiles", True) and not more
-        compiled = space.batched and compilable and not space.reproducible
+        compiled = space.batched and _compilable(solver) and not space.reproducible
         prepare = space.backend.jit if compiled else functools.partial
         init = prepare(_init, solver, space)
         after = prepare(_after, solver, space, stage.criteria.xtol > 0.0)
@@ -291,7 +292,7 @@ class _Run:
         """One evaluation and what follows from it; whether an iteration may have ended."""
         assert self.now is not None
         before = self.objective.nfev
-        value, gradient, aux = self.outside(self.objective, self.now.solver.trial)
+        value, gradient, aux = self.outside(self.objective.evaluate, self.now.solver.trial)
         count = self.objective.nfev - before
         self.now, better = self._after(self.now, self.criteria, value, gradient, count)
         if self.objective.has_aux:
@@ -305,7 +306,7 @@ class _Run:
         From a point that it has set out from before, the run would only go the same way again.
         """
         assert self.now is not None
-        if not getattr(self.solver, "monotone", True):
+        if not getattr(self.solver, "searches", True):
             return False
         space, fn, (state, p, best) = self.space, self.space.scalars, self.now
         limit = best.value + 4.0 * self.criteria.noise * fn.abs(best.value)
@@ -390,7 +391,7 @@ class _Run:
         if space.batched:
             status, message = p.status, _messages(space, p.status)
         else:
-            status = next(member for member in Status if member == p.status)
+            status = Status(p.status)  # type: ignore[call-arg]
             message = status.message
         return Result(
             x=layout.to_tree(best.x),
@@ -429,27 +430,68 @@ def _init(
 
 def _after(
     solver: Any, space: Space, measure_steps: bool, now: _Now, criteria: Criteria, value: Any,
-    gradient: Array, count: int, **more: Any,
+    gradient: Array, count: int, hessian: Any = None,
 ) -> tuple[_Now, Any]:
     """Where a run stands once value and gradient at the trial are known, and whether the trial is
     the best point. Pure, but for the buffers of the pairs."""
-    fn, old = space.scalars, now.solver
     running = now.progress.status == _RUNNING
-    state = solver.step(space, old, value, gradient, running, **more)
+    if hessian is None:
+        state = solver.step(space, now.solver, value, gradient, running)
+    else:
+        state = solver.step(space, now.solver, value, gradient, running, hessian=hessian)
+    first: tuple = (solver, space, measure_steps)
+    rest = (criteria, now.progress, now.best)
+    if space.batched and not (space.reproducible or _compilable(solver)):
+        # What can be compiled of the iteration, apart from the solver.
+        account = space.backend.jit(_account, *first)
+        progress, best, better = account(*rest, _seen(now.solver), _seen(state), gradient, count)
+    else:
+        progress, best, better = _account(*first, *rest, now.solver, state, gradient, count)
+    return named(_Now, (state, progress, best)), better
+
+
+class _Seen(NamedTuple):
+    """What `_account` looks at: see `lbfgs_xp.solvers.contract`."""
+
+    x: Array
+    value: Any
+    gradient_norm: Any
+    trial: Array
+    seen: Any
+    decrement: Any
+    accepted: Any
+    failed: Any
+    unbounded: Any
+
+
+def _seen(state: Any) -> _Seen:
+    return _Seen(*(getattr(state, name) for name in _Seen._fields))
+
+
+def _compilable(solver: Any) -> bool:
+    """Whether a step can be compiled: a Hessian is a function of the user's, and some solvers work
+    on the host."""
+    return getattr(solver, "compiles", True) and not getattr(solver, "needs_hessian", False)
+
+
+def _account(
+    solver: Any, space: Space, measure_steps: bool, criteria: Criteria, progress: Progress,
+    best: Best, old: Any, new: Any, gradient: Array, count: int,
+) -> tuple[Progress, Best, Any]:
+    """What a step means for the run, and whether the trial is the best point."""
+    fn = space.scalars
+    running = progress.status == _RUNNING
     step, size = 0.0, None
     if measure_steps:
-        step, size = space.read(space.max_abs(state.x - old.x), space.max_abs(state.x))
-    progress = stopping.update(
-        fn, criteria, now.progress, old, state, step, size, count
-    )
-    measure = functools.partial(optimality, solver, space, old.trial, gradient)
-    best, better = _better(space, criteria, now.best, old.trial, state, gradient, measure, running)
-    return _Now(state, progress, best), better
+        step, size = space.read(space.max_abs(new.x - old.x), space.max_abs(new.x))
+    progress = stopping.update(fn, criteria, progress, old, new, step, size, count)
+    best, better = _better(solver, space, criteria, best, old.trial, new, gradient, running)
+    return progress, best, better
 
 
 def _better(
-    space: Space, criteria: Criteria, best: Best, trial: Array, state: Any, gradient: Array,
-    measure: Callable[[], Array], running: Any,
+    solver: Any, space: Space, criteria: Criteria, best: Best, trial: Array, state: Any,
+    gradient: Array, running: Any,
 ) -> tuple[Best, Any]:
     """The best point, now that the trial was seen, and whether it is the trial.
 
@@ -460,11 +502,11 @@ def _better(
     taken = state.accepted & (state.value == value)
     slack = 2.0 * criteria.noise
     if fn.every(taken & running & (value < best.lowest - slack * fn.abs(best.lowest))):
-        return Best(trial, value, gradient, state.gradient_norm, value), True
+        return named(Best, (trial, value, gradient, state.gradient_norm, value)), True
     near = running & (value <= best.lowest + slack * fn.abs(best.lowest))
     if fn.every(fn.logical_not(near)):
         return best, False
-    norm = space.read_one(measure())
+    norm = space.read_one(optimality(solver, space, trial, gradient))
     usable = near & fn.isfinite(value) & fn.isfinite(norm)
     lowest = fn.where(usable & (value < best.lowest), value, best.lowest)
     limit = lowest + slack * fn.abs(lowest)
@@ -497,9 +539,8 @@ def _pick_rows(space: Space, mask: Array, new: Any, old: Any) -> Any:
 def _succeeded(status: Any) -> Any:
     """Which problems ended where they were meant to, from the integers of their statuses."""
     success = status != status
-    for member in Status:
-        if member.success:
-            success = success | (status == int(member))
+    for code in _SUCCESSES:
+        success = success | (status == code)
     return success
 
 
@@ -524,7 +565,7 @@ def _stages(
     if not (hess is None or callable(hess)):
         raise TypeError(f"hess is a {type(hess).__name__}; wanted a function of x, or None")
     for solver, own in zip(solvers, (phase.limits for phase in phases), strict=True):
-        monotone = getattr(solver, "monotone", True)
+        searches = getattr(solver, "searches", True)
         criteria = Criteria(
             gtol=_first(own.gtol, whole.gtol, math.sqrt(backend.eps)),
             ftol=_first(own.ftol, whole.ftol, 0.0),
@@ -535,7 +576,7 @@ def _stages(
             noise=backend.noise,
             largest=backend.largest,
             patience=getattr(solver, "patience", _PATIENCE),
-            failure=int(Status.LINE_SEARCH if monotone else Status.DIVERGED),
+            failure=int(Status.LINE_SEARCH if searches else Status.DIVERGED),
         )
         stages.append(_Stage(solver, criteria, _first(own.maxtime, math.inf)))
     return stages

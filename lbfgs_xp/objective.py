@@ -46,15 +46,19 @@ class Objective:
         self.nfev = self.nhev = 0
         self.jac: Any = None
         self._evaluate = self._choose(jac)
+        # Like the gradient, the values of a batch may be in a buffer that fun fills again.
+        self.evaluate = self._kept if layout.batch else self._evaluate
         self._alone = -1
         if self.backend.is_numpy and layout.plain:
             self._alone = self._references_of_a_fresh_array()
 
     def __call__(self, x: Array) -> tuple[Any, Array, Any]:
         """(value, gradient, aux) at the vector x: (...), (..., n), anything."""
+        return self.evaluate(x)
+
+    def _kept(self, x: Array) -> tuple[Any, Array, Any]:
         value, gradient, aux = self._evaluate(x)
-        # Like the gradient, the values of a batch may be in a buffer that fun fills again.
-        return self.backend.own(value) if self.layout.batch else value, gradient, aux
+        return self.backend.own(value), gradient, aux
 
     def hessian(self, hess: Callable | None) -> Callable[[Array], Array]:
         """The function from the vector x to its Hessian, symmetric matrices (..., n, n).
@@ -83,7 +87,8 @@ class Objective:
             if hess is None:
                 matrix = differentiated(self.args, x)
             else:
-                matrix = hess(layout.to_tree(x), *self.args)
+                # A copy, for a function that is called once an iteration may well change it.
+                matrix = hess(layout.to_tree(self.backend.own(x)), *self.args)
                 matrix = self.backend.constant(layout.check(matrix, 0, "the Hessian", shape))
             return 0.5 * (matrix + layout.xp.matrix_transpose(matrix))
 
@@ -194,7 +199,8 @@ class Objective:
         Counted on the way that a real gradient takes, since interpreters differ.
         """
         fun, jac, self._alone = self.fun, self.jac, 0
-        like, value = self.layout.leaves[0], np.zeros(self.layout.batch)
+        like, batch = self.layout.leaves[0], self.layout.batch
+        value = np.zeros(batch) if batch else 0.0
         value_and_aux = (value, None) if self.has_aux else value
         if self._evaluate == self._both:
             self.fun = lambda x, *args: (value_and_aux, np.empty_like(like))

@@ -227,10 +227,16 @@ class L2Ball(Projection):
         parts = xp.abs(offset)
         length = space.sqrt(space.dot(parts, parts))
         radius = space.backend.full((), self.radius)
-        inside = length <= (1.0 + space.backend.noise) * (radius / unit)
+        reach = radius / unit
+        slack = space.backend.noise * reach
         nearest = offset * (radius / length)[..., None]
         if not _is(self.center, 0.0):
-            nearest = nearest + _like(space, self.center, "center", x)
+            center = _like(space, self.center, "center", x)
+            nearest = nearest + center
+            # x - center has the rounding errors of both.
+            size = space.max_abs(xp.broadcast_to(center, x.shape))
+            slack = slack + space.backend.noise * (size / unit)
+        inside = length <= reach + slack
         return xp.where(inside[..., None], x, nearest)
 
 
@@ -262,6 +268,10 @@ class Halfspace(Projection):
 
     def project(self, space: Space, x: Array) -> Array:
         xp = space.xp
+        if self.normal.shape != tuple(x.shape[-1:]):
+            raise ValueError(
+                f"normal has shape {self.normal.shape}; wanted {tuple(x.shape[-1:])}, like x"
+            )
         normal = _like(space, self.normal, "normal", x)
         # In units of the largest components, so that no product overflows.
         per_normal = 1.0 / _unit(space, space.max_abs(normal))
@@ -270,7 +280,10 @@ class Halfspace(Projection):
         level = self.offset * per_normal * (1.0 / unit)
         height = space.dot(xp.broadcast_to(normal, x.shape), x * (1.0 / unit)[..., None])
         excess = height - level
-        inside = excess <= space.backend.noise * (xp.abs(height) + xp.abs(level))
+        # What rounding may add to a sum of these terms.
+        sizes = xp.abs(xp.broadcast_to(normal, x.shape)), xp.abs(x * (1.0 / unit)[..., None])
+        terms = space.dot(*sizes)
+        inside = excess <= space.backend.noise * (terms + xp.abs(level))
         step = excess * (1.0 / space.dot(normal, normal))
         nearest = x - (step[..., None] * normal) * unit[..., None]
         return xp.where(inside[..., None], x, nearest)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import collections
 import dataclasses
 import enum
+import math
 from typing import Any, NamedTuple, Self
+
+from lbfgs_xp.backend import is_array
 
 
 class Reason(enum.IntEnum):
@@ -172,6 +175,10 @@ class Result:
         return table(self)
 
 
+# Numbers of an array that are written out.
+_SHOWN = 100
+
+
 def table(result: Any) -> str:
     """The fields of a result, one a line."""
     rows = []
@@ -182,6 +189,8 @@ def table(result: Any) -> str:
             continue
         # A status prints as its name here, since the message has a line of its own.
         text = value.name if isinstance(value, Reason) else str(value)
+        if is_array(value) and math.prod(value.shape) > _SHOWN:
+            text = f"{value.dtype} array of shape {tuple(value.shape)}"
         if isinstance(value, list):
             counts = collections.Counter(value)
             text = "\n".join(f"{count} x {message}" for message, count in counts.items())

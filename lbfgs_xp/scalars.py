@@ -32,6 +32,10 @@ Mask = Any
 """A Python bool, or a boolean array of shape ``(B,)``. Negate with ``logical_not``, not ``~``."""
 T = TypeVar("T")
 
+named = tuple.__new__
+"""`named(T, (a, b))` is `T(a, b)` for a named tuple T, in half the time; on a small problem this
+tells."""
+
 
 class Scalars:
     """The functions, first as they are for arrays of the namespace ``xp``.
@@ -139,7 +143,8 @@ def _maximum(a: Scalar, b: Scalar) -> Scalar:
 
 
 def _clip(value: Scalar, low: Scalar, high: Scalar) -> Scalar:
-    return _minimum(_maximum(value, low), high)
+    value = value if value > low or value != value else low
+    return value if value < high or value != value else high
 
 
 def _sqrt(a: Scalar) -> Scalar:

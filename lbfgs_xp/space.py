@@ -70,7 +70,16 @@ def norm(parts: Sequence[tuple[Space, Array]]) -> Any:
     space = parts[0][0]
     squares = [own.dot(vector, vector) for own, vector in parts]
     if not space.batched and (space.backend.reads_are_free or space.reproducible):
-        return math.sqrt(sum(space.backend.read(squares)))
+        total = sum(space.backend.read(squares))
+        if 0.0 < total < math.inf:
+            return math.sqrt(total)
+        # The squares are out of range, or all are 0.
+        sizes = [own.max_abs(vector) for own, vector in parts if 0 not in vector.shape]
+        unit = max(space.backend.read(sizes), default=0.0)
+        if not 0.0 < unit < math.inf:
+            return unit
+        scaled = [(own, v * (1.0 / unit)) for own, v in parts]
+        return unit * math.sqrt(sum(space.backend.read([own.dot(v, v) for own, v in scaled])))
     total = functools.reduce(operator.add, squares)
     # Not every library rounds its square root as IEEE 754 tells; NumPy does.
     return np.sqrt(space.fetch(total)) if space.batched and space.on_host else space.xp.sqrt(total)
@@ -113,10 +122,10 @@ class Space:
         if backend.is_numpy and plain:
             # On a small problem the time goes in calls, so nothing stands between them and NumPy.
             dot = np.ndarray.dot
-            vars(self).update(dot=dot, products=dot, combine=dot, matvec=dot, read_one=float)
-            vars(self).update(max_abs=backend.max_abs, any=_same)
+            vars(self).update(dot=dot, products=dot, combine=dot, matvec=dot, vecmat=dot)
+            vars(self).update(max_abs=backend.max_abs, any=_same, read_one=float)
             if backend.dtype == np.float64:
-                vars(self).update(fetch=_same, send=_same)
+                vars(self).update(fetch=_same, send=_same, small_products=dot)
 
         if backend.compiles and plain:
             vars(self).update(descend=backend.jit(_descend, backend))
@@ -149,6 +158,10 @@ class Space:
             return rows @ vector
         return (rows @ vector[..., None])[..., 0]
 
+    def small_products(self, rows: Array, vector: Array) -> Array:
+        """`products`, for the small algebra."""
+        return self.fetch(self.products(rows, vector))
+
     def combine(self, coefficients: Array, rows: Array) -> Array:
         """sum_k coefficients[k] rows[k]: (..., k), (..., k, n) -> (..., n)."""
         if not self.batched:
@@ -158,7 +171,8 @@ class Space:
     def descend(self, coefficients: Array, rows: Array, gamma: Any, gradient: Array) -> Array:
         """coefficients rows - gamma gradient; coefficients and gamma of the small algebra."""
         sum_ = self.combine(self.send(coefficients), rows)
-        return self.backend.subtract_scaled(sum_, self.spread(gamma), gradient)
+        gamma = self.spread(gamma) if self.batched else gamma
+        return self.backend.subtract_scaled(sum_, gamma, gradient)
 
     def max_abs(self, u: Array) -> Array:
         """The infinity norm over the last axis: (..., n) -> (...); nan where u has one."""
@@ -204,7 +218,9 @@ class Space:
 
     def move(self, x: Array, alpha: Any, direction: Array) -> Array:
         """x + alpha direction, a product and then a sum: rounded twice on every library."""
-        return x + self.scale(alpha, direction)
+        if self.batched:
+            return x + self.spread(alpha) * direction
+        return x + (direction if alpha == 1.0 else alpha * direction)
 
     def scale(self, factor: Any, u: Array) -> Array:
         """factor u, one factor for each problem."""
@@ -274,6 +290,8 @@ class Space:
         one read."""
         if isinstance(u, float):
             return u == v or (u != u and v != v)
+        if self.backend.reads_are_free and bool((u == v).all()):
+            return True
         xp = compat.array_namespace(u)
         same = xp.all((u == v) | ((u != u) & (v != v)))
         return bool(self.backend.to_host(same) if xp is self.xp else same)
@@ -287,7 +305,8 @@ class Space:
 
     def per_problem(self, scalar: Any) -> Any:
         """A scalar of each problem, ready to multiply small vectors (..., m)."""
-        return scalar[..., None] if self.batched else scalar
+        # NumPy takes an array without dimensions faster than a float.
+        return scalar[..., None] if self.batched else np.asarray(scalar)
 
     def small_zeros(self, shape: tuple[int, ...]) -> Array:
         """Zeros: float64 on the host, the vectors' dtype on a device."""

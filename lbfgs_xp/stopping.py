@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from lbfgs_xp.result import Status
-from lbfgs_xp.scalars import Scalars
+from lbfgs_xp.scalars import FLOATS, Scalars, named
 
 # Plain integers: members of an enum are slow to look up, and no library takes them in `where`.
 _RUNNING = int(Status.RUNNING)
@@ -15,6 +15,7 @@ _STEP = int(Status.STEP)
 _PRECISION = int(Status.PRECISION)
 _ITERATIONS = int(Status.ITERATIONS)
 _EVALUATIONS = int(Status.EVALUATIONS)
+_LINE_SEARCH = int(Status.LINE_SEARCH)
 _NOT_FINITE = int(Status.NOT_FINITE)
 _UNBOUNDED = int(Status.UNBOUNDED)
 
@@ -104,6 +105,8 @@ def update(
     old, new : the solver's states before and after.
     step, size : infinity norms of the step and of x; 0 and None where xtol is 0.
     """
+    if fn is FLOATS and (after := _lower_and_no_more(criteria, p, old, new, evaluations)):
+        return after
     running = p.status == _RUNNING
     nfev = fn.where(running, p.nfev + evaluations, p.nfev)
     if fn.every(fn.logical_not(new.accepted | new.failed)):
@@ -117,17 +120,6 @@ def update(
     short = step < 0.0 if size is None else step <= criteria.xtol * fn.maximum(size, 1.0)
     endless = new.unbounded | (value < -0.01 * criteria.largest)
     flat = norm <= criteria.gtol
-    if fn.every(lower & fn.logical_not(small | short | endless | flat)):
-        # Most iterations of one problem: nothing to note but the decrease.
-        return budgets(
-            fn,
-            criteria,
-            Progress(
-                p.status, p.nit + 1, nfev, 0, 0, 0, value, min(norm, p.lowest_norm),
-                max(norm, p.highest_norm),
-            ),
-        )
-
     nit = fn.where(accepted, p.nit + 1, p.nit)
     lowest_norm = fn.where(accepted, fn.minimum(norm, p.lowest_norm), p.lowest_norm)
     highest_norm = fn.where(accepted, fn.maximum(norm, p.highest_norm), p.highest_norm)
@@ -143,7 +135,7 @@ def update(
         norm <= 1e3 * criteria.eps * p.highest_norm
     )
     given_up = fn.where(
-        rounding, fn.full(_PRECISION, value), criteria.failure
+        rounding & (criteria.failure == _LINE_SEARCH), fn.full(_PRECISION, value), criteria.failure
     )
     status = fn.where(stalled >= criteria.patience, given_up, p.status)
     status = fn.where(settled_step >= _SETTLED, _STEP, status)
@@ -164,6 +156,30 @@ def update(
         highest_norm,
     )
     return budgets(fn, criteria, after)
+
+
+def _lower_and_no_more(
+    criteria: Criteria, p: Progress, old: Any, new: Any, evaluations: int
+) -> Progress | None:
+    """`update` of one problem where there is nothing to note but a lower value, as after most
+    iterations; None elsewhere."""
+    gtol, ftol, xtol, maxiter, maxfun, _, noise, largest, *_ = criteria
+    status, nit, nfev, _, _, _, reference, lowest_norm, highest_norm = p
+    value, norm = new.value, new.gradient_norm
+    nit, nfev = nit + 1, nfev + evaluations
+    if (
+        status == _RUNNING
+        and new.accepted
+        and value < reference - noise * max(abs(old.value), abs(value))
+        and value >= -0.01 * largest
+        and norm > gtol
+        and nit < maxiter
+        and nfev < maxfun
+        and not (ftol or xtol or new.unbounded)
+    ):
+        norms = min(norm, lowest_norm), max(norm, highest_norm)
+        return named(Progress, (status, nit, nfev, 0, 0, 0, value, *norms))
+    return None
 
 
 def budgets(fn: Scalars, criteria: Criteria, p: Progress) -> Progress:

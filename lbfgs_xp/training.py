@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lbfgs_xp.backend import Backend, is_array
+from lbfgs_xp.backend import Backend, is_true
 from lbfgs_xp.batches import batches_of
 from lbfgs_xp.first_order import FirstOrder, OptimizerState
 from lbfgs_xp.loss import Loss
@@ -30,6 +30,7 @@ class TrainRecord(NamedTuple):
     loss : the mean loss of the epoch, see `History`.
     learning_rate : that of its last update.
     params : a copy of the parameters.
+    state : `TrainResult.state`, to save and to go on from.
     """
 
     epoch: int
@@ -37,6 +38,7 @@ class TrainRecord(NamedTuple):
     loss: float
     learning_rate: float
     params: Any
+    state: TrainState
 
 
 class TrainState(NamedTuple):
@@ -215,6 +217,12 @@ def train(
     """
     leaves, structure = flatten(params)
     backends = backends_of(leaves, "params")
+    if len({getattr(leaf, "requires_grad", None) for leaf in leaves}) > 1:
+        raise ValueError(
+            "params holds frozen tensors (requires_grad=False) beside others; wanted those that "
+            "are trained alone, such as {k: p for k, p in model.named_parameters() if "
+            "p.requires_grad}"
+        )
     for name, value in (
         ("shuffle", shuffle), ("reproducible", reproducible), ("compile", compile),
         ("progress", progress),
@@ -241,7 +249,9 @@ def train(
         deadline,
     )
     own = unflatten(structure, [b.own(x) for b, x in zip(backends, leaves, strict=True)])
-    run.stand(own, _checked(state, run.method))
+    state = _checked(state, run.method)
+    batches.check([rows for _, rows, _ in state.seen])
+    run.stand(own, state)
     last = run.epoch + epochs
     with Live(progress, _line) as live:
         try:
@@ -255,7 +265,7 @@ def train(
                     continue
                 record = run.record()
                 live.show(record)
-                stops = [_is_true(call(record)) for call in callbacks]
+                stops = [is_true(call(record)) for call in callbacks]
                 if any(stops) and run.status is Status.RUNNING:
                     run.status = Status.CALLBACK
         except KeyboardInterrupt:
@@ -314,6 +324,8 @@ class _Run:
             if watches and not math.isfinite(value):
                 break
         self._read()
+        if self.tolerant and not any(map(_is_finite, self.seen)):
+            self.status = Status.DIVERGED
         if not self.tolerant and not self._finite():
             self.stand(*self.kept)
             self.status = Status.DIVERGED
@@ -406,6 +418,7 @@ class _Run:
             self.history["epoch_loss"][-1],
             self.history["learning_rate"][-1],
             map_leaves(Backend.copy, self.params),
+            self.kept[1],
         )
 
     def result(self) -> TrainResult:
@@ -526,11 +539,6 @@ def _checked(state: Any, method: Any) -> TrainState:
             f"{type(method).__name__}"
         )
     return state
-
-
-def _is_true(outcome: Any) -> bool:
-    """Whether a callback has returned True, or a truth value of an array library."""
-    return outcome is True or (is_array(outcome) and outcome.ndim == 0 and bool(outcome))
 
 
 def _attach(error: BaseException, result: TrainResult) -> None:

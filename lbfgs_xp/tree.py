@@ -14,6 +14,8 @@ import optree
 from lbfgs_xp.backend import Array, Backend, is_array
 
 _NAMESPACE = "lbfgs_xp"
+# The structure of a single array, which is what most runs have.
+_LEAF = optree.treespec_leaf(none_is_leaf=True, namespace=_NAMESPACE)
 
 
 class Layout:
@@ -47,7 +49,7 @@ class Layout:
             raise ValueError(f"x0 is empty (shapes {self.shapes}); wanted at least one number")
         # The common case, one real array that is the vector already, costs nothing.
         self.plain = (
-            self.structure.is_leaf()
+            self.structure is _LEAF
             and not self.complex[0]
             and len(self.shapes[0]) == 1 + len(self.batch)
         )
@@ -185,6 +187,8 @@ def map_leaves(function: Callable, tree: Any, *others: Any) -> Any:
 
 def flatten(tree: Any) -> tuple[list[Any], Any]:
     """The leaves of nested parameters, and how they are nested."""
+    if is_array(tree):
+        return [tree], _LEAF
     while True:
         leaves, structure = optree.tree_flatten(tree, namespace=_NAMESPACE, none_is_leaf=True)
         classes = {type(leaf) for leaf in leaves if _is_plain_dataclass(leaf)}

@@ -100,6 +100,7 @@ LIBRARIES: dict[str, list[str]] = {
     "batches": ["numpy"],
     "constraints": ["numpy"],
     "demo": ["numpy"],
+    "first_order.base": ["numpy"],
     "first_order.blocks": ["numpy"],
     "loss": ["numpy"],
     "minimize": ["numpy"],

@@ -422,3 +422,25 @@ def test_a_result_prints_line_by_line() -> None:
         "message",
     ]
     assert "status: CONVERGED" in lines[8]
+
+
+def test_a_failure_of_the_inner_solve_says_nothing_of_the_constraints() -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        res = lx.augmented_lagrangian(
+            lambda x: (x**4).sum(), 3.0 * np.ones(2), jac=lambda x: 4.0 * x**3,
+            equality=lambda x: x[0] - 1.0, equality_jac=lambda x: np.array([[1.0, 0.0]]),
+            method=lx.SGD(1.0), maxiter_inner=50,
+        )
+    assert res.status.name == "INNER" and res.inner.status is lx.Status.DIVERGED
+
+
+def test_differences_end_where_they_can() -> None:
+    """Hock & Schittkowski, problem 71, by 2-point differences."""
+    res = lx.augmented_lagrangian(
+        lambda x: x[0] * x[3] * (x[0] + x[1] + x[2]) + x[2], np.array([1.0, 5.0, 5.0, 1.0]),
+        jac="2-point", bounds=(1.0, 5.0), method="projected_gradient",
+        inequality=lambda x: 25.0 - np.prod(x), equality=lambda x: x @ x - 40.0,
+    )
+    assert res.success
+    np.testing.assert_allclose(res.x, [1.0, 4.7429994, 3.8211503, 1.3794082], atol=1e-4)
+    np.testing.assert_allclose(res.fun, 17.0140173, atol=1e-5)

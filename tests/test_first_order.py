@@ -514,7 +514,7 @@ def test_read_only_in_place() -> None:
     x = np.ones(3)
     x.flags.writeable = False
     opt = lx.Adam()
-    with pytest.raises(ValueError, match="read-only"):
+    with pytest.raises(ValueError, match="cannot be overwritten"):
         opt.update(x, np.ones(3), opt.init(x), in_place=True)
 
 
@@ -598,3 +598,155 @@ def test_optimizers_are_values() -> None:
     changed = dataclasses.replace(lx.Adam(labels=str, groups=groups), learning_rate=0.5)
     assert [variant.learning_rate(0) for variant in changed.variants] == [0.5, 0.5]
     assert [variant.eps for variant in changed.variants] == [1e-8, 1e-3]
+
+
+# --- what a hostile user found -----------------------------------------------------------------
+
+
+def test_a_gradient_that_is_the_parameter_itself(backend: Backend) -> None:
+    if backend is Backend.NUMPY_READONLY:
+        pytest.skip("arrays that cannot be overwritten")
+    opt = lx.Lion(0.1)
+    fresh, same = backend.asarray([1.0, -2.0]), backend.asarray([1.0, -2.0])
+    new, state = opt.update(fresh, fresh, opt.init(fresh))
+    there, held = opt.update(same, same, opt.init(same), in_place=True)
+    assert np.array_equal(backend.to_numpy(new), backend.to_numpy(there))
+    for a, b in zip(state.slots[0], held.slots[0], strict=True):
+        assert np.array_equal(backend.to_numpy(a), backend.to_numpy(b))
+
+
+def test_read_only_parameters_are_refused_before_anything_changes() -> None:
+    x = np.ones(3)
+    x.flags.writeable = False
+    opt = lx.Adam()
+    state = opt.init(x)
+    with pytest.raises(ValueError, match="cannot be overwritten"):
+        opt.update(x, np.ones(3), state, in_place=True)
+    assert not np.any(state.slots[0][0])
+
+
+def test_clipping_overflows_without_a_warning(backend: Backend) -> None:
+    x = backend.asarray([0.0, 0.0], "float32")
+    g = backend.asarray([1e25, -1e25], "float32")
+    opt = lx.SGD(1.0, clip_norm=1.0)
+    new, _ = opt.update(x, g, opt.init(x))
+    assert np.all(np.isfinite(backend.to_numpy(new)))
+
+
+def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several threads, whatever the machine: the same bits as one."""
+    from lbfgs_xp.first_order import blocks
+
+    rng = np.random.default_rng(0)
+    x, g = rng.standard_normal((2, 5 * 2**16 + 3))
+    found = []
+    for count in (1, 3, 8):
+        monkeypatch.setattr(blocks, "_threads", lambda count=count: count)
+        opt = lx.RMSProp(0.01, centered=True, momentum=0.9)
+        new, state = opt.update(x, g, opt.init(x))
+        found.append((new, *state.slots[0]))
+    for other in found[1:]:
+        assert all(np.array_equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_a_rule_of_ones_own(backend: Backend) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Signum(lx.FirstOrder):
+        learning_rate: Any = 1e-3
+        beta: float = 0.9
+
+        def slots(self) -> dict[str, float]:
+            return {"mean": 0.0}
+
+        def formula(self, fn: Any, x: Any, g: Any, slots: Any, numbers: Any) -> Any:
+            (rate,), (m,) = numbers, slots
+            m = self.beta * m + (1.0 - self.beta) * g
+            return x - rate * fn.sign(m), (m,)
+
+    x = backend.asarray([1.0, -1.0])
+    opt = Signum(0.25)
+    new, state = opt.update(x, x, opt.init(x))
+    assert np.array_equal(backend.to_numpy(new), [0.75, -0.75])
+    close(backend.to_numpy(state.slots[0][0]), np.asarray([0.1, -0.1]))
+
+
+def test_a_name_that_is_nearly_right() -> None:
+    with pytest.raises(AttributeError, match="did you mean lx.RMSProp"):
+        lx.RMSprop  # noqa: B018
+    assert not hasattr(lx, "nothing_of_the_kind")
+
+
+def test_memory_that_is_held_twice(backend: Backend) -> None:
+    if backend is Backend.NUMPY_READONLY:
+        pytest.skip("arrays that cannot be overwritten")
+    x = backend.asarray([1.0, 2.0])
+    g = [backend.asarray([1.0, 1.0]), backend.asarray([2.0, 2.0])]
+    opt = lx.SGD(0.5)
+    state = opt.init([x, x])
+    with pytest.raises(ValueError, match="the same memory twice"):
+        opt.update([x, x], g, state, in_place=True)
+    one, other = opt.update([x, x], g, state)[0]
+    assert np.array_equal(backend.to_numpy(one), [0.5, 1.5])
+    assert np.array_equal(backend.to_numpy(other), [0.0, 1.0])
+
+
+def test_parts_of_one_array() -> None:
+    whole = np.arange(6.0)
+    params = [whole[:3], whole[3:]]
+    opt = lx.SGD(1.0)
+    opt.update(params, [np.ones(3), np.ones(3)], opt.init(params), in_place=True)
+    assert np.array_equal(whole, np.arange(6.0) - 1.0)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 1)])
+def test_broadcast_tensors_are_refused_in_place(shape: tuple[int, ...]) -> None:
+    torch = pytest.importorskip("torch")
+    x = torch.ones(shape).expand((*shape[:-1], 4))
+    opt = lx.SGD(0.5)
+    with pytest.raises(ValueError, match="cannot be overwritten"):
+        opt.update(x, torch.ones(x.shape), opt.init(x), in_place=True)
+
+
+def test_autograd_notices_an_update_in_place() -> None:
+    torch = pytest.importorskip("torch")
+    w = torch.ones(3, requires_grad=True)
+    loss = (w**3).sum()
+    opt = lx.Adam(0.1)
+    opt.update(w, torch.ones(3), opt.init(w), in_place=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_states_of_complex_parameters_can_be_pickled(backend: Backend) -> None:
+    if backend.is_strict:
+        pytest.skip("arrays of array-api-strict cannot be pickled")
+    opt = lx.SGD(1.0, momentum=0.5, clip_norm=1.0)
+    z, g = backend.asarray([3.0 + 1j, 4.0], "complex128"), backend.asarray([1j, 2.0], "complex128")
+    state = opt.init(z)
+    expected, _ = opt.update(z, g, state)
+    found, _ = opt.update(z, g, pickle.loads(pickle.dumps(state)))
+    assert np.array_equal(backend.to_numpy(found), backend.to_numpy(expected))
+
+
+def test_norms_out_of_range() -> None:
+    for dtype, size in (("float32", 1e30), ("float64", 1e200), ("float64", 1e-200)):
+        x = np.zeros(2, dtype)
+        g = np.asarray([3.0 * size, 4.0 * size], dtype)
+        opt = lx.SGD(1.0, clip_norm=size)
+        new, _ = opt.update(x, g, opt.init(x))
+        np.testing.assert_allclose(new / size, [-0.6, -0.8], rtol=1e-6)
+
+
+def test_clipping_wants_one_device() -> None:
+    params = [Backend.STRICT.asarray([1.0]), Backend.STRICT_DEVICE.asarray([1.0])]
+    opt = lx.Adam()
+    opt.update(params, params, opt.init(params))
+    with pytest.raises(ValueError, match="params is on devices"):
+        lx.Adam(clip_norm=1.0).init(params)
+
+
+def test_a_state_without_a_plateau() -> None:
+    x = np.ones(2)
+    state = lx.Adam(0.1).init(x)
+    with pytest.raises(ValueError, match="another kind of learning rate"):
+        lx.Adam(schedules.ReduceOnPlateau(0.1)).update(x, x, state)

@@ -178,7 +178,7 @@ def test_plateau_sees_the_values() -> None:
         fun, np.zeros(1), jac=True, method=opt, maxiter=6,
         callback=lambda record: rates.append(record.step),
     )
-    assert rates == [1.0, 0.5, 0.5, 0.25, 0.25, 0.125]
+    assert rates == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
     with pytest.raises(ValueError, match="ReduceOnPlateau was passed with batched=True"):
         lx.minimize(
             lambda x: (x[:, 0], np.ones((2, 1))), np.zeros((2, 1)), jac=True, method=opt,
@@ -216,7 +216,7 @@ def test_errors() -> None:
     with pytest.raises(TypeError, match="wanted a name, or a solver object"):
         lx.minimize(fun, np.ones(2), jac=True, method=lx.Adam)
     res = lx.minimize(fun, np.ones(2), jac=True, method=lx.Adam(), maxiter=2)
-    with pytest.raises(ValueError, match="of another method; wanted that of Lion"):
+    with pytest.raises(ValueError, match="state is that of Adam; wanted that of Lion"):
         lx.minimize(fun, res.x, jac=True, method=lx.Lion(), state=res.state)
     with pytest.raises(ValueError, match="LBFGS"):
         lx.minimize(fun, res.x, jac=True, state=res.state)
@@ -258,3 +258,72 @@ def test_gradient_descent_takes_one_of_the_two() -> None:
         lx.GradientDescent().init(np.zeros(2))
     with pytest.raises(ValueError, match="bisecton"):
         lx.GradientDescent(line_search="bisecton")
+
+
+# --- what a hostile user found -----------------------------------------------------------------
+
+
+def test_skip_ends_where_nothing_changes() -> None:
+    def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
+        if x[0] > 0.5:
+            return float(x @ x), 2.0 * x
+        return np.nan, np.full(2, np.nan)
+
+    opt = lx.SGD(0.1, on_nonfinite="skip")
+    res = lx.minimize(fun, np.ones(2), jac=True, method=opt, maxiter=100)
+    assert res.status is lx.Status.DIVERGED and res.nfev < 30
+    with pytest.raises(ValueError, match="on_nonfinite is 'skip' with batched=True"):
+        lx.minimize(
+            lambda x: ((x * x).sum(-1), 2.0 * x), np.ones((2, 2)), jac=True, method=opt,
+            batched=True,
+        )
+
+
+def test_a_value_that_is_not_finite_is_never_a_success() -> None:
+    seen = iter([(1e30, 1e20), (5.0, 1e3), (np.nan, 1e3)])
+
+    def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
+        value, slope = next(seen)
+        return value, np.full(1, slope)
+
+    res = lx.minimize(fun, np.ones(1), jac=True, method=lx.SGD(1e-3))
+    assert res.status is lx.Status.DIVERGED and res.fun == 5.0
+
+
+def test_a_record_tells_the_rate_that_led_there() -> None:
+    steps, points = [], []
+    lx.minimize(
+        lambda x: (float(x[0]), np.ones(1)), np.zeros(1), jac=True, gtol=0.0, maxiter=4,
+        method=lx.SGD(lambda step: float(step + 1)),
+        callback=lambda record: (steps.append(record.step), points.append(float(record.x[0]))),
+    )
+    assert steps == [1.0, 2.0, 3.0, 4.0]
+    assert points == [-1.0, -3.0, -6.0, -10.0]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lx.Adadelta(),
+        lx.Rprop(),
+        lx.RAdam(),
+        lx.NAdam(),
+        lx.Adam(0.1, amsgrad=True),
+        lx.Adam(0.1, labels=lambda path: "a", groups={"a": {}}),
+        lx.Adam(schedules.ReduceOnPlateau(0.1)),
+    ],
+    ids=["Adadelta", "Rprop", "RAdam", "NAdam", "amsgrad", "groups", "plateau"],
+)
+def test_states_of_other_rules_are_refused(other: Any) -> None:
+    def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
+        return float(x @ x), 2.0 * x
+
+    res = lx.minimize(fun, np.ones(2), jac=True, method=lx.Adam(0.1), maxiter=5)
+    with pytest.raises(ValueError, match="state is that of Adam; wanted that of"):
+        lx.minimize(fun, res.x, jac=True, method=other, state=res.state)
+
+
+def test_groups_do_not_climb() -> None:
+    opt = lx.SGD(0.1, labels=lambda path: "w", groups={"w": {"maximize": True}})
+    with pytest.raises(ValueError, match="maximize=True"):
+        lx.minimize(lambda x: (float(x @ x), 2.0 * x), np.ones(2), jac=True, method=opt)

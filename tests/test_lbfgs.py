@@ -508,3 +508,18 @@ def test_learning_rate_goes_on() -> None:
 def test_learning_rate_that_is_none(rate: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="learning_rate is"):
         lx.LBFGS(learning_rate=rate)
+
+
+def test_states_have_all_their_fields() -> None:
+    """Named tuples that are made without their constructor, where nobody counts the fields."""
+
+    def whole(value: Any) -> None:
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            assert len(value) == len(value._fields)
+            for part in value:
+                whole(part)
+
+    p = lx.problems.chained_rosenbrock(6)
+    for maxfun in range(1, 30):
+        res = lx.minimize(p.value_and_gradient, p.x0, jac=True, maxfun=maxfun)
+        whole(res.state)

@@ -278,3 +278,8 @@ def test_settings_of_another_library() -> None:
     torch = pytest.importorskip("torch")
     with pytest.raises(TypeError, match="lower is an array of torch; wanted one of numpy"):
         Box(torch.zeros(3))(np.zeros(3))
+
+
+def test_a_normal_of_another_length() -> None:
+    with pytest.raises(ValueError, match="normal has shape"):
+        lx.projections.Halfspace([1.0], 1.0)(np.ones(3))

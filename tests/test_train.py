@@ -813,3 +813,88 @@ def test_states_of_another_method() -> None:
         lx.train(squares, res.params, (X, Y), jac=True, method="lbfgs", state=res.state)
     with pytest.raises(ValueError, match="state is that of Adam .*; wanted that of SGD"):
         lx.train(squares, res.params, (X, Y), jac=True, method="sgd", state=res.state)
+
+
+# --- what a newcomer stumbled over -------------------------------------------------------------
+
+
+def test_a_module_with_parameters_of_its_own() -> None:
+    torch = pytest.importorskip("torch")
+    module = torch.nn.Linear(2, 1)
+    x, y = torch.ones(4, 2), torch.ones(4, 1)
+    with pytest.raises(TypeError, match="functional_call"):
+        lx.train(
+            lambda p, b: ((module(b[0]) - b[1]) ** 2).mean(),
+            dict(module.named_parameters()),
+            (x, y),
+        )
+
+
+def test_frozen_parameters_are_named() -> None:
+    torch = pytest.importorskip("torch")
+    module = torch.nn.Linear(2, 1)
+    module.bias.requires_grad_(False)
+    with pytest.raises(ValueError, match="frozen tensors"):
+        lx.train(
+            lambda p, b: (p["weight"] ** 2).sum() + p["bias"].sum(),
+            dict(module.named_parameters()), torch.ones(4, 2),
+        )
+
+
+def test_a_record_can_be_gone_on_from() -> None:
+    states = []
+
+    def loss(p: np.ndarray, batch: np.ndarray) -> tuple[float, np.ndarray]:
+        return float(np.mean((p - batch) ** 2)), 2.0 * (p - batch.mean(keepdims=True))
+
+    data = np.linspace(0.0, 1.0, 12)
+    how: dict = {"jac": True, "method": lx.Adam(0.1), "batch_size": 5}
+    whole = lx.train(
+        loss, np.zeros(1), data, epochs=6,
+        callback=lambda record: states.append((record.params, record.state)), **how,
+    )
+    params, state = states[2]
+    rest = lx.train(loss, params, data, epochs=3, state=state, **how)
+    assert np.array_equal(rest.params, whole.params) and rest.epochs == 6
+
+
+def test_values_that_lie_in_the_parameters(backend: Backend) -> None:
+    if backend is Backend.NUMPY_READONLY:
+        pytest.skip("the same as NumPy")
+
+    def loss(p: Any, batch: Any) -> tuple[Any, Any]:
+        return p[0], backend.asarray([1.0, 0.0])
+
+    res = lx.train(
+        loss, backend.asarray([0.0, 0.0]), backend.asarray(np.zeros((4, 1))), jac=True,
+        method=lx.SGD(1.0), batch_size=1,
+    )
+    assert res.history.loss.tolist() == [0.0, -1.0, -2.0, -3.0]
+
+
+def test_another_batch_size_in_the_middle_of_an_epoch() -> None:
+    calls = []
+
+    def loss(p: np.ndarray, batch: np.ndarray) -> tuple[float, np.ndarray]:
+        calls.append(len(batch))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return float(p @ p), 2.0 * p
+
+    data = np.zeros((10, 1))
+    how: dict = {"jac": True, "method": lx.SGD(0.1)}
+    res = lx.train(loss, np.ones(1), data, batch_size=2, **how)
+    assert res.status is lx.Status.INTERRUPTED
+    for size in (None, 5):
+        with pytest.raises(ValueError, match="wanted the same data and batch_size"):
+            lx.train(loss, res.params, data, batch_size=size, state=res.state, **how)
+    rest = lx.train(loss, res.params, data, batch_size=2, state=res.state, **how)
+    assert rest.updates == 5
+
+
+def test_skipping_everything_is_no_success() -> None:
+    res = lx.train(
+        lambda p, b: (np.nan, p * np.nan), np.ones(2), np.zeros((4, 1)), jac=True,
+        method=lx.SGD(0.1, on_nonfinite="skip"), batch_size=2,
+    )
+    assert res.status is lx.Status.DIVERGED and np.array_equal(res.params, np.ones(2))

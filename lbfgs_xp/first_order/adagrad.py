@@ -60,7 +60,7 @@ class Adagrad(FirstOrder):
 
 @dataclasses.dataclass(frozen=True)
 class RMSProp(FirstOrder):
-    """RMSProp (Tieleman & Hinton 2012; centered: Graves 2013, eq. 38 to 41).
+    """RMSProp (Tieleman & Hinton 2012; centered: Graves 2013, with eps outside the root).
 
         v ← alpha v + (1 - alpha) g²
         m ← alpha m + (1 - alpha) g             (centered: v - m² in place of v below)
@@ -72,7 +72,7 @@ class RMSProp(FirstOrder):
     learning_rate : float or schedule
     alpha : float in [0, 1)
     eps : float
-    momentum : float of at least 0
+    momentum : float in [0, 1)
     centered : bool
     **settings
         Weight decay, clipping and groups: see `lx.FirstOrder`.

@@ -212,7 +212,7 @@ class RAdam(_Moments):
         x ← x - learning_rate m̂                     before
 
     r_t² = (ρ_t - 4) (ρ_t - 2) ρ_∞ / ((ρ_∞ - 4) (ρ_∞ - 2) ρ_t); eps is added before v is corrected,
-    as torch does.
+    and 5 takes the place of the paper's 4, both as torch does.
 
     Parameters
     ----------

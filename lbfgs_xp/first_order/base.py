@@ -9,8 +9,11 @@ import numbers
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lbfgs_xp.backend import Array
 from lbfgs_xp.first_order import update
+from lbfgs_xp.first_order.kernel import Kernel, kernel
 from lbfgs_xp.first_order.state import OptimizerState
 from lbfgs_xp.first_order.stepping import Stepping
 from lbfgs_xp.first_order.tape import Tape, record
@@ -89,7 +92,8 @@ class FirstOrder(Method):
         """The state before the first update.
 
         params : an array of any shape, float or complex, or a nested dict, list, tuple or
-            dataclass of them, of one library. Leaves may differ in dtype and device.
+            dataclass of them, of one library. Leaves may differ in dtype, and in device where
+            the library is not JAX; clip_norm wants one device.
         """
         return update.init(self, params)
 
@@ -109,7 +113,7 @@ class FirstOrder(Method):
             at a step without one.
         in_place : bool
             Whether params and the arrays of the state may be overwritten (on JAX: donated). The
-            old ones are then gone; nothing is allocated.
+            old ones are then gone. On NumPy and torch's CPU nothing large is allocated.
         reproducible : bool
             The same bits on every library (JAX then compiles nothing, and sums of clip_norm are
             taken in a fixed order).
@@ -121,11 +125,12 @@ class FirstOrder(Method):
         FloatingPointError
             for a gradient that is not finite, with on_nonfinite="raise".
         """
-        return update.update(self, params, grads, state, value, in_place, reproducible)
+        with np.errstate(all="ignore"):
+            return update.update(self, params, grads, state, value, in_place, reproducible)
 
     def solver(self, layout: Layout) -> Any:
         """The same rule as a solver for `lx.minimize`."""
-        if self.maximize:
+        if any(variant.maximize for variant in self.variants):
             raise ValueError(
                 "maximize=True was passed to a minimisation; wanted maximize=False and a function "
                 "with the opposite sign"
@@ -185,8 +190,7 @@ class FirstOrder(Method):
 
     @functools.cached_property
     def rule(self) -> FirstOrder:
-        """The settings that the formula depends on, and no others: what is compiled for these
-        serves every learning rate."""
+        """The settings without the learning rate: what is compiled for these serves every rate."""
         return dataclasses.replace(self, learning_rate=0.0, labels=None, groups=())
 
     @functools.cached_property
@@ -196,6 +200,11 @@ class FirstOrder(Method):
         numbers, _ = self.all_numbers(1, 0.0, self.carried())
         count = len(numbers) + (self.clip_norm is not None)
         return record(self.whole_formula, len(slots), count)
+
+    @functools.cached_property
+    def kernel(self) -> Kernel:
+        """The recording, for libraries that compile its text."""
+        return kernel(self.tape)
 
     @functools.cached_property
     def variants(self) -> tuple[FirstOrder, ...]:

@@ -62,8 +62,12 @@ def run(
         work(0, n)
         return
     edges = [block * (blocks * i // workers) for i in range(workers)] + [n]
-    pool = _pool()
-    others = [pool.submit(work, *span) for span in zip(edges[1:-1], edges[2:], strict=True)]
+    pool, spans = _pool(), list(zip(edges[1:-1], edges[2:], strict=True))
+    try:
+        others = [pool.submit(work, *span) for span in spans]
+    except RuntimeError:  # the interpreter is shutting down, and takes no more work
+        work(0, n)
+        return
     try:
         work(edges[0], edges[1])
     finally:

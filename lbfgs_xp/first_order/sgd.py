@@ -55,6 +55,8 @@ class GradientDescent(FirstOrder):
                     f"{self.line_search!r}; wanted one of the two"
                 )
             super().__post_init__()
+            if any(variant.learning_rate is None for variant in self.variants):
+                raise ValueError("learning_rate of a group is None; wanted a number or a schedule")
             return
         rule = Bisection() if self.line_search is None else rule_of(self.line_search)
         set_(self, "line_search", rule)

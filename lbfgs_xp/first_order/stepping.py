@@ -10,15 +10,20 @@ from lbfgs_xp.backend import Array, Backend
 from lbfgs_xp.first_order import update
 from lbfgs_xp.space import Space
 
+# How often a trial that is not finite is looked at again.
+_LOOKS = 10
+
 
 class Memory(NamedTuple):
     """What the rule keeps.
 
+    kind : of what rule it is: the name, and for each stretch the names of its slots.
     updates : updates so far.
     slots : for each stretch of the vector, the rule's arrays.
     carried, plateaus : for each group of settings, as in `OptimizerState`.
     """
 
+    kind: tuple
     updates: int
     slots: tuple[tuple[Array, ...], ...]
     carried: tuple[tuple[float, ...], ...]
@@ -26,7 +31,12 @@ class Memory(NamedTuple):
 
 
 class SteppingState(NamedTuple):
-    """Where a run stands: `SolverState`, and the rule's memory."""
+    """Where a run stands: see `lbfgs_xp.solvers.contract`; and
+
+    rate : the learning rate of the step to `trial`.
+    refused : how often running the trial was not finite, and looked at again.
+    memory : what the rule keeps.
+    """
 
     x: Array
     value: Any
@@ -39,6 +49,8 @@ class SteppingState(NamedTuple):
     accepted: Any
     failed: Any
     unbounded: Any
+    rate: float
+    refused: int
     memory: Memory
 
 
@@ -54,7 +66,7 @@ class Stepping:
     segments: tuple[tuple[int, int, int], ...]
 
     # The value may rise from step to step, for as long as it likes.
-    monotone = False
+    searches = False
     patience = 2**31 - 1
     # The learning rate of a step is a matter of the host.
     compiles = False
@@ -64,13 +76,15 @@ class Stepping:
     ) -> SteppingState:
         """The state at x, a vector (..., n), where value and gradient are known."""
         fn = space.scalars
+        if space.batched:
+            self._check_shared()
         value, size = space.read(value, space.max_abs(gradient))
         if memory is None:
             memory = self._fresh(space, x)
         no = fn.full(False, value)
         state = SteppingState(
             x, value, gradient, size, fn.full(0.0, value), x, value, fn.full(math.inf, value),
-            no, no, no, memory,
+            no, no, no, 0.0, 0, memory,
         )
         return self._advanced(space, state, fn.logical_not(no))
 
@@ -82,19 +96,37 @@ class Stepping:
         value, size = space.read(value, space.max_abs(gradient))
         usable = fn.isfinite(value) & fn.isfinite(size)
         accepted = active & usable
-        # With noise in the function another look at the same point may help.
-        again = self.optimizer.on_nonfinite == "skip"
-        failed = fn.full(False, value) if again else active & fn.logical_not(usable)
+        failed = active & fn.logical_not(usable)
+        refused = 0
+        if self.optimizer.on_nonfinite == "skip" and failed:
+            # With noise in the function another look at the same point may help.
+            refused = state.refused + 1
+            failed = refused > _LOOKS
         state = state._replace(
             x=space.pick(accepted, state.trial, state.x),
             value=fn.where(accepted, value, state.value),
             gradient=space.pick(accepted, gradient, state.gradient),
             gradient_norm=fn.where(accepted, size, state.gradient_norm),
+            step=fn.where(accepted, fn.full(state.rate, value), state.step),
             seen=value,
+            refused=refused,
             accepted=accepted,
             failed=failed,
         )
         return self._advanced(space, state, accepted) if space.any(accepted) else state
+
+    def _check_shared(self) -> None:
+        """Refuses what the problems of a batch, which share their steps, cannot have."""
+        if any(rule.learning_rate.init() is not None for rule in self.optimizer.variants):
+            raise ValueError(
+                "ReduceOnPlateau was passed with batched=True; wanted a schedule of the step "
+                "alone, for the problems of a batch share one learning rate"
+            )
+        if self.optimizer.on_nonfinite == "skip":
+            raise ValueError(
+                "on_nonfinite is 'skip' with batched=True; wanted 'ignore', for the problems of a "
+                "batch take their steps together"
+            )
 
     def _fresh(self, space: Space, x: Array) -> Memory:
         variants, batch = self.optimizer.variants, x.shape[:-1]
@@ -106,6 +138,7 @@ class Stepping:
             for start, stop, group in self.segments
         )
         return Memory(
+            self._kind,
             0,
             slots,
             tuple(rule.carried() for rule in variants),
@@ -115,11 +148,6 @@ class Stepping:
     def _advanced(self, space: Space, state: SteppingState, moving: Any) -> SteppingState:
         """The state with the next trial, where `moving`."""
         old = state.memory
-        if space.batched and any(plateau is not None for plateau in old.plateaus):
-            raise ValueError(
-                "ReduceOnPlateau was passed with batched=True; wanted a schedule of the step "
-                "alone, for the problems of a batch share one learning rate"
-            )
         optimizer, variants = self.optimizer, self.optimizer.variants
         numbers, carried, plateaus = update.numbers_of(
             variants, old.updates, old.carried, old.plateaus, None if space.batched else state.value
@@ -145,8 +173,8 @@ class Stepping:
         rate, _ = optimizer.learning_rate.follow(plateaus[0], old.updates, None)
         return state._replace(
             trial=trial,
-            step=space.scalars.full(rate, state.value),
-            memory=Memory(old.updates + 1, slots, carried, plateaus),
+            rate=rate,
+            memory=Memory(old.kind, old.updates + 1, slots, carried, plateaus),
         )
 
     def _pieces(self, vector: Array) -> list[Array]:
@@ -159,12 +187,21 @@ class Stepping:
     def check_state(self, state: Any) -> None:
         """Refuses a state that is not one of a solver like this."""
         memory = getattr(state, "memory", None)
-        kept = [tuple(self.optimizer.variants[group].slots()) for _, _, group in self.segments]
-        if not isinstance(memory, Memory) or list(map(len, memory.slots)) != list(map(len, kept)):
+        if not isinstance(memory, Memory) or memory.kind != self._kind:
+            whose = memory.kind[0] if isinstance(memory, Memory) else "another method"
             raise ValueError(
-                f"state is a {type(state).__name__} of another method; wanted that of "
-                f"{type(self.optimizer).__name__}"
+                f"state is that of {whose}; wanted that of {self._kind[0]}, with the same slots, "
+                "groups and kind of learning rate"
             )
+
+    @property
+    def _kind(self) -> tuple:
+        variants = self.optimizer.variants
+        return (
+            type(self.optimizer).__name__,
+            tuple(rule.learning_rate.init() is None for rule in variants),
+            tuple((*place, tuple(variants[place[2]].slots())) for place in self.segments),
+        )
 
     def pairs(self, space: Space, state: SteppingState) -> Memory:
         """A copy of what the rule keeps, to start another run from."""

@@ -13,7 +13,6 @@ from typing import Any
 from lbfgs_xp import scalars, tree
 from lbfgs_xp.backend import Array, Backend, is_array
 from lbfgs_xp.first_order import blocks
-from lbfgs_xp.first_order.kernel import kernel
 from lbfgs_xp.first_order.state import OptimizerState, Plan
 from lbfgs_xp.space import FixedOrderSpace, Space, norm
 
@@ -22,6 +21,12 @@ def init(optimizer: Any, params: Any) -> OptimizerState:
     """`FirstOrder.init`."""
     leaves, structure = tree.flatten(params)
     backends = tree.backends_of(leaves, "params")
+    devices = sorted({str(backend.device) for backend in backends})
+    if len(devices) > 1 and (backends[0].compiles or optimizer.clip_norm is not None):
+        raise ValueError(
+            f"params is on devices {', '.join(devices)}; wanted one, with clip_norm or where all "
+            "leaves are updated by one compiled program"
+        )
     chosen = _variants(optimizer, tree.paths(structure), structure)
     rules = [optimizer.variants[i] for i in chosen]
     fills = [rule.slots() for rule in rules]
@@ -65,6 +70,8 @@ def update(
             "grads holds NaN or infinite components; parameters and state are as they were "
             '(on_nonfinite="raise")'
         )
+    if in_place:
+        gs = _apart(plan, xs, gs)
     numbers, carried, plateaus = numbers_of(
         optimizer.variants, state.step, state.carried, state.plateaus, value
     )
@@ -84,6 +91,28 @@ def update(
     new = [s.backend.tracked(leaf, x) for s, leaf, x in zip(spaces, new, xs, strict=True)]
     state = OptimizerState(state.step + 1, slots, carried, plateaus, plan)
     return tree.unflatten(plan.structure, new), state
+
+
+def _apart(plan: Plan, xs: list[Array], gs: list[Array]) -> list[Array]:
+    """The gradients, none of them in the memory of a parameter, which will be overwritten."""
+    taken: dict[Any, list[Array]] = {}
+    for space, x in zip(plan.spaces, xs, strict=True):
+        backend = space.backend
+        if not backend.writable(x):
+            raise ValueError(
+                "params holds an array that cannot be overwritten (it is read-only, broadcast or a "
+                "NumPy scalar); wanted another, or in_place=False"
+            )
+        others = taken.setdefault(backend.memory(x), [])
+        if any(backend.overlap(x, other) for other in others):
+            raise ValueError(
+                "params holds the same memory twice; wanted each array once, or in_place=False"
+            )
+        others.append(x)
+    return [
+        space.backend.copy(g) if space.backend.memory(g) in taken else g
+        for space, g in zip(plan.spaces, gs, strict=True)
+    ]
 
 
 # --- the ways to run a rule --------------------------------------------------------------------
@@ -169,6 +198,8 @@ def _in_blocks(
         first, _ = each[0]
         blocks.run_together(rules[first].tape, [leaf for _, leaf in each], numbers[first])
     if in_place[0]:
+        for space, x in zip(spaces, xs, strict=True):
+            space.backend.touched(x)
         new = [
             there if there is x else space.backend.overwrite(x, there)
             for space, x, there in zip(spaces, xs, new, strict=True)
@@ -181,11 +212,13 @@ def _fused(
     in_place: tuple[bool, bool],
 ) -> tuple[Array, tuple[Array, ...]]:
     """The recorded formula as one kernel."""
-    run = backend.elementwise(*kernel(rule.tape))
+    run = backend.elementwise(*rule.kernel)
     real = backend.to_real(x)
     new = backend.empty(real.shape, real.dtype)
     kept = slots if in_place[1] else tuple(backend.empty(s.shape, s.dtype) for s in slots)
-    run(real, *slots, backend.to_real(g), *numbers, new, *kept)
+    # A kernel takes numbers as float64, be they on the device.
+    double = [backend.xp.astype(n, backend.xp.float64) if is_array(n) else n for n in numbers]
+    run(real, *slots, backend.to_real(g), *double, new, *kept)
     new = backend.from_real(new, x.dtype)
     return backend.overwrite(x, new) if in_place[0] else new, kept
 
@@ -290,6 +323,12 @@ def _checked_plan(optimizer: Any, state: Any) -> Plan:
     if len(state.carried) != len(names):
         raise ValueError(
             f"state has {len(state.carried) - 1} groups of settings; wanted {len(names) - 1}"
+        )
+    told = [rule.learning_rate.init() is not None for rule in optimizer.variants]
+    if told != [plateau is not None for plateau in state.plateaus]:
+        raise ValueError(
+            "state is that of another kind of learning rate; wanted ReduceOnPlateau in both, or in "
+            "neither"
         )
     wanted = [names[i] for i in plan.variants]
     if plan.optimizer != type(optimizer).__name__ or list(plan.names) != wanted:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lbfgs_xp import scalars
-from lbfgs_xp.scalars import Mask, Scalar, Scalars
+from lbfgs_xp.scalars import Mask, Scalar, Scalars, named
 
 SEARCHING = 0
 """Evaluate at `Search.alpha` and advance."""
@@ -123,9 +123,9 @@ class LineSearch(ABC):
         There is nothing to search where the slope is not negative, or phi0, dphi0 or alpha0 not
         finite, or alpha0 not positive: the search is STUCK at once, with best_alpha = 0.
         """
-        fn = scalars.of(phi0)
-        if fn is scalars.FLOATS:
+        if isinstance(phi0, (float, int)):
             return self._begin(float(phi0), float(dphi0), float(alpha0), float(noise))
+        fn = scalars.of(phi0)
         phi0 = fn.full(phi0, phi0)
         dphi0 = fn.full(_real(dphi0), phi0)
         alpha0 = fn.full(_real(alpha0), phi0)
@@ -165,9 +165,9 @@ class LineSearch(ABC):
         * The search is STUCK once the budget is spent, or where no new step is left to try. It
           never asks for the same point again: take `best_alpha` if `best_phi` < `phi0`.
         """
+        if isinstance(search.phi0, float):
+            return self._advance_one(search, float(phi), float(dphi))
         fn = scalars.of(search.phi0)
-        if fn is scalars.FLOATS:
-            return self._advance_one(fn, search, float(phi), float(dphi))
         with fn.quiet():
             phi, dphi = fn.full(_real(phi), search.phi0), fn.full(_real(dphi), search.phi0)
             return self._advance(fn, search, phi, dphi)
@@ -201,26 +201,47 @@ class LineSearch(ABC):
         status = SEARCHING if usable else STUCK
         alpha = self.start(scalars.FLOATS, alpha0)
         origin, phi0 = (phi0, 0.0) if noise > 0.0 else (0.0, phi0)
-        return Search(
+        return named(Search, (
             alpha if usable else 0.0, status, 0, origin, phi0, dphi0, noise, 0.0, phi0, math.inf,
             False, alpha,
-        )
+        ))
 
-    def _advance_one(self, fn: Scalars, search: Search, phi: float, dphi: float) -> Search:
-        """`_advance`, with the shortest way to the most frequent end: the first trial will do."""
-        alpha, status, evaluations, origin, phi0, dphi0, noise, _, best_phi, *rest = search
-        low = phi - origin
-        if (
-            status == SEARCHING
-            and noise <= phi0 - low < math.inf
-            and low < best_phi
-            and math.isfinite(dphi)
-            and self.accepts(fn, search, low, dphi)
+    def _advance_one(self, search: Search, phi: float, dphi: float) -> Search:
+        """`_advance` for one problem, without detours where the trial is finite and rounding does
+        not hide whether it is lower."""
+        fn = scalars.FLOATS
+        (
+            alpha, status, evaluations, origin, phi0, dphi0, noise, best_alpha, best_phi, cap,
+            contrary, inner,
+        ) = search
+        seen = phi - origin
+        if status != SEARCHING or not (
+            noise <= abs(seen - phi0) < math.inf and math.isfinite(dphi)
         ):
-            return Search(
-                alpha, ACCEPTED, evaluations + 1, origin, phi0, dphi0, noise, alpha, low, *rest
-            )
-        return self._advance(fn, search, phi, dphi)
+            return self._advance(fn, search, phi, dphi)
+        evaluations += 1
+        if seen < best_phi:
+            best_alpha, best_phi = alpha, seen
+        if self.accepts(fn, search, seen, dphi):
+            status = ACCEPTED
+        else:
+            contrary = seen > phi0 and dphi < 0.0
+            if isinstance(inner, float):
+                search = search._replace(inner=self.first(fn, phi0, dphi0, inner))
+            step, stuck, inner = self.next(fn, search, seen, dphi)
+            if not step < cap:
+                anchor = best_alpha if best_alpha < cap else 0.0
+                step = anchor + 0.5 * (cap - anchor)
+            step = fn.minimum(step, self.alpha_max)
+            stuck = stuck or evaluations >= self.max_evaluations
+            if stuck or not step > 0.0 or step in (alpha, best_alpha):
+                status = STUCK
+            else:
+                alpha = step
+        return named(Search, (
+            alpha, status, evaluations, origin, phi0, dphi0, noise, best_alpha, best_phi, cap,
+            contrary, inner,
+        ))
 
     def _advance(self, fn: Scalars, search: Search, phi: Scalar, dphi: Scalar) -> Search:
         (
@@ -244,12 +265,6 @@ class LineSearch(ABC):
         best_alpha = fn.where(lower, alpha, best_alpha)
         best_phi = fn.where(lower, phi, best_phi)
         evaluations = fn.where(searching, evaluations + 1, evaluations)
-        if fn.every(accepted):
-            return Search(
-                alpha, ACCEPTED, evaluations, origin, phi0, dphi0, noise, best_alpha, best_phi,
-                cap, contrary, inner,
-            )
-
         too_far = searching & fn.logical_not(finite)
         contrary = fn.where(finite & fn.logical_not(near), raised & (dphi < 0.0), contrary)
         cap = fn.where(too_far, fn.minimum(cap, alpha), cap)

@@ -27,8 +27,10 @@ def quasi_newton(
         direction = -two_loop(gradient, s, y, initial.function, dot=space.dot)
     else:
         c = curvature.coefficients(space, pairs, with_gradient)
-        direction = space.descend(c, pairs.rows, pairs.gamma, weighted(gradient, weights))
-        direction = weighted(direction, weights)
+        if weights is None:
+            direction = space.descend(c, pairs.rows, pairs.gamma, gradient)
+        else:
+            direction = space.descend(c, pairs.rows, pairs.gamma, gradient * weights) * weights
         if space.remote:
             # From the numbers at hand: one more product would be one more wait.
             return direction, float(c @ with_gradient) - pairs.gamma * squared

@@ -48,8 +48,8 @@ class Solver(Protocol):
     needs_hessian : whether `init` and `step` are handed, as the keyword `hessian`, a function from
         x to its Hessian (..., n, n), symmetric (taken as False). Such a solver is not compiled.
     compiles : whether JAX can compile `init` and `step` for a batch (taken as True).
-    monotone : whether the value falls from iterate to iterate (taken as True). Where it need not, a
-        run that ends above its best point has not failed, and only what is not finite is a failure.
+    searches : whether it looks for lower points (taken as True). Where it does not, a run that ends
+        above its best point is no failure, and only what is not finite is one.
     inverse_hessian(space, state)
     check_state(state), pairs(space, state), resume(state) and an argument `pairs` of `init`, for
         `minimize(..., state=)`.

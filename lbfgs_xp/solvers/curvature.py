@@ -21,6 +21,7 @@ import math
 from typing import Any, NamedTuple
 
 from lbfgs_xp.backend import Array, Backend, is_array
+from lbfgs_xp.scalars import named
 from lbfgs_xp.space import Space
 
 # From this many variables on, reading the rows costs more than a few calls do.
@@ -79,12 +80,13 @@ def coefficients(space: Space, pairs: Pairs, with_gradient: Array) -> Array:
     inner = with_gradient[..., m:] - space.matvec(pairs.gram, p)
     inner *= gamma
     inner -= pairs.diagonal * p
-    return space.small.concat((space.vecmat(inner, pairs.inverse), gamma * p), axis=-1)
+    p *= gamma
+    return space.small.concat((space.vecmat(inner, pairs.inverse), p), axis=-1)
 
 
 def apply(space: Space, pairs: Pairs, vector: Array) -> Array:
     """H v: (..., n) -> (..., n)."""
-    c = coefficients(space, pairs, space.fetch(space.products(pairs.rows, vector)))
+    c = coefficients(space, pairs, space.small_products(pairs.rows, vector))
     return space.scale(pairs.gamma, vector) - space.combine(space.send(c), pairs.rows)
 
 
@@ -107,9 +109,7 @@ def by_age(space: Space, pairs: Pairs) -> tuple[Array, Array]:
 
 def write(space: Space, pairs: Pairs, s: Array, new: Array, old: Array) -> Pairs:
     """Puts s and y = new - old in the rows of the next slot; only `accept` makes them count."""
-    backend, slot = space.backend, pairs.slot
-    rows = backend.write_row(pairs.rows, slot, s)
-    rows = backend.write_difference(rows, slot + len(pairs.diagonal), new, old)
+    rows = space.backend.write_pair(pairs.rows, pairs.slot, s, new, old)
     return pairs if rows is pairs.rows else pairs._replace(rows=rows)
 
 
@@ -127,12 +127,12 @@ def products(
     """
     rows, slot, m = pairs.rows, pairs.slot, len(pairs.diagonal)
     y = rows[slot + m, :]
-    with_gradient = space.fetch(space.products(rows, gradient))
+    with_gradient = space.small_products(rows, gradient)
     if rows.shape[1] < _LARGE or space.reproducible or space.backend.eps > _DOUBLE:
-        return with_gradient, space.fetch(space.products(rows, y)), math.inf
+        return with_gradient, space.small_products(rows, y), math.inf
     size = space.read_one(space.dot(y, y))
     if before is None or not size > _CANCELS * squared:
-        change = space.fetch(space.products(rows, y))
+        change = space.small_products(rows, y)
     else:
         change = with_gradient - before
         change[slot], change[slot + m] = with_gradient[slot] - slope, size
@@ -148,27 +148,27 @@ def accept(space: Space, pairs: Pairs, change: Array, slope: float, scale: bool)
     """
     rows, inverse, gram, diagonal, gamma, slot, count = pairs
     m = len(diagonal)
-    curvature, size = float(change[slot]), float(change[slot + m])
+    curvature, size = change.item(slot), change.item(slot + m)
     inverse[slot] = 0.0
     if not (
         curvature > space.backend.eps * abs(slope)
-        and 0.0 < size < math.inf
-        and 0.0 < curvature / size < math.inf
-        and 1.0 / curvature < math.inf
+        and size > 0.0
+        and 0.0 < (ratio := curvature / size) < math.inf
+        and (rho := 1.0 / curvature) < math.inf
+        and size < math.inf
     ):
         inverse[:, slot] = gram[slot] = gram[:, slot] = diagonal[slot] = 0.0
         return pairs._replace(count=min(count, m - 1))
-    rho = 1.0 / curvature
     column = space.matvec(inverse, change[:m])
     column *= -rho
     column[slot] = rho
     inverse[:, slot] = column
     gram[slot] = gram[:, slot] = change[m:]
     diagonal[slot] = curvature
-    return Pairs(
-        rows, inverse, gram, diagonal, curvature / size if scale else gamma, (slot + 1) % m,
+    return named(Pairs, (
+        rows, inverse, gram, diagonal, ratio if scale else gamma, (slot + 1) % m,
         count + 1 if count < m else m,
-    )
+    ))
 
 
 def forget(space: Space, pairs: Pairs, gamma: float) -> Pairs:

@@ -68,6 +68,8 @@ class LBFGS(Method):
     initial_inverse_hessian: Any = None
     scale_initial: bool = True
     learning_rate: Any = 1.0
+    # `initial_inverse_hessian`, understood.
+    initial: Initial = dataclasses.field(init=False, repr=False, compare=False)
 
     supports_bounds = False
 
@@ -83,18 +85,13 @@ class LBFGS(Method):
         set_(self, "learning_rate", as_schedule(self.learning_rate))
         if self.learning_rate == Constant(0.0):
             raise ValueError("learning_rate is 0; wanted a number above 0, or a schedule")
-        _ = self.initial  # bad input is refused here
+        set_(self, "initial", Initial(self.initial_inverse_hessian, self.scale_initial))
 
     @functools.cached_property
     def pace(self) -> Pace | None:
         """Where the learning rate stands at the start; None where it is always 1."""
         rate = self.learning_rate
         return None if rate == Constant(1.0) else Pace(0, rate.init())
-
-    @functools.cached_property
-    def initial(self) -> Initial:
-        """`initial_inverse_hessian`, understood."""
-        return Initial(self.initial_inverse_hessian, self.scale_initial)
 
     def init(
         self, space: Space, x: Array, value: Any, gradient: Array, pairs: Pairs | None = None
@@ -133,15 +130,16 @@ class LBFGS(Method):
         return one.step(self, space, state, value, gradient)
 
     def inverse_hessian(self, space: Space, state: LBFGSState) -> InverseHessian:
-        """The inverse Hessian at the state's iterate, as an operator."""
-        return InverseHessian(
-            space, self.pairs(space, state), state.weights, self.initial.function
-        )
+        """The inverse Hessian at the state's iterate, as an operator.
+
+        It shares the pairs of the state: whoever goes on from the state is done with it.
+        """
+        pairs = self.pairs(space, state) if _overwritten(space, state) else state.pairs
+        return InverseHessian(space, pairs, state.weights, self.initial.function)
 
     def pairs(self, space: Space, state: LBFGSState) -> Pairs:
         """A copy of the state's pairs, to start another run from."""
-        # On a device the trial under way has been written over the oldest pair.
-        if space.remote and state.search.evaluations > 0:
+        if _overwritten(space, state):
             return curvature.vacated(space, state.pairs)
         return curvature.copied(state.pairs)
 
@@ -171,3 +169,8 @@ class LBFGS(Method):
         given = given if given is None or isinstance(given, (int, float)) else id(given)
         rate = self.learning_rate
         return self.memory_size, self.line_search, given, self.scale_initial, rate
+
+
+def _overwritten(space: Space, state: LBFGSState) -> bool:
+    """Whether the trial under way lies over the oldest pair, as it does on a device."""
+    return space.remote and state.search.evaluations > 0

@@ -6,6 +6,7 @@ from typing import Any
 
 from lbfgs_xp.backend import Array, is_array
 from lbfgs_xp.line_search import ACCEPTED, SEARCHING, Search
+from lbfgs_xp.scalars import named
 from lbfgs_xp.solvers import curvature
 from lbfgs_xp.solvers.aim import descent, quasi_newton, weighted
 from lbfgs_xp.solvers.curvature import Pairs
@@ -60,22 +61,23 @@ def _arrive(
     value: float, seen: float, gradient: Array, offered: Any,
 ) -> LBFGSState:
     """The state at a new iterate."""
+    weights, slope = state.weights, alpha * search.dphi0
     if offered is None:
-        pairs = _write(space, state, alpha, gradient)
+        s, new, old = space.scale(alpha, state.direction), gradient, state.gradient
+        if weights is not None:
+            s, new, old = s / weights, new * weights, old * weights
+        pairs = curvature.write(space, state.pairs, s, new, old)
         with_gradient, with_change, squared = curvature.products(
-            space, pairs, weighted(gradient, state.weights), alpha * search.dphi0,
-            state.with_gradient, state.squared,
+            space, pairs, new, slope, state.with_gradient, state.squared
         )
         norm = space.read_one(space.max_abs(gradient))
     else:
         pairs, with_gradient, with_change, norm, squared = offered
     bare = pairs.count == 0
     decrement = state.decrement if bare else -0.5 * search.dphi0
-    pairs = curvature.accept(
-        space, pairs, with_change, alpha * search.dphi0, solver.scale_initial
-    )
+    pairs = curvature.accept(space, pairs, with_change, slope, solver.scale_initial)
     return _aim(
-        solver, space, x, value, seen, gradient, norm, alpha, pairs, state.weights, state.pace,
+        solver, space, x, value, seen, gradient, norm, alpha, pairs, weights, state.pace,
         decrement, with_gradient, squared,
         bare and pairs.count == 0 and endless(solver, alpha),
     )
@@ -127,11 +129,11 @@ def _aim(
     search = solver.line_search.begin(
         value, slope, first, abs(value) * space.backend.noise
     )
-    return LBFGSState(
-        x, value, gradient, norm, alpha, direction, search,
-        space.move(x, search.alpha, direction), seen, Lowest(0.0, value, gradient), pairs,
+    trial, lowest = space.move(x, search.alpha, direction), named(Lowest, (0.0, value, gradient))
+    return named(LBFGSState, (
+        x, value, gradient, norm, alpha, direction, search, trial, seen, lowest, pairs,
         with_gradient, squared, weights, pace, decrement, True, False, unbounded,
-    )
+    ))
 
 
 def begin(
@@ -140,7 +142,10 @@ def begin(
 ) -> LBFGSState:
     """The state at the start of a run; `pairs` may be those of an earlier one."""
     inner = weighted(gradient, weights)
-    with_gradient = space.fetch(space.products(pairs.rows, inner))
+    if pairs.count:
+        with_gradient = space.small_products(pairs.rows, inner)
+    else:
+        with_gradient = space.small_zeros(pairs.rows.shape[:1])  # without touching the rows
     squared = space.read_one(space.dot(inner, inner))
     state = _aim(
         solver, space, x, value, value, gradient, norm, 0.0, pairs, weights, solver.pace,
@@ -199,9 +204,3 @@ def _measure(
         ]
     )
 
-
-def _write(space: Space, state: LBFGSState, alpha: float, gradient: Array) -> Pairs:
-    s, old, weights = space.scale(alpha, state.direction), state.gradient, state.weights
-    if weights is not None:
-        s, gradient, old = s / weights, gradient * weights, old * weights
-    return curvature.write(space, state.pairs, s, gradient, old)
