@@ -439,14 +439,17 @@ def _after(
         state = solver.step(space, now.solver, value, gradient, running)
     else:
         state = solver.step(space, now.solver, value, gradient, running, hessian=hessian)
-    first: tuple = (solver, space, measure_steps)
-    rest = (criteria, now.progress, now.best)
     if space.batched and not (space.reproducible or _compilable(solver)):
         # What can be compiled of the iteration, apart from the solver.
-        account = space.backend.jit(_account, *first)
-        progress, best, better = account(*rest, _seen(now.solver), _seen(state), gradient, count)
+        account = space.backend.jit(_account, solver, space, measure_steps)
+        progress, best, better = account(
+            criteria, now.progress, now.best, _seen(now.solver), _seen(state), gradient, count
+        )
     else:
-        progress, best, better = _account(*first, *rest, now.solver, state, gradient, count)
+        progress, best, better = _account(
+            solver, space, measure_steps, criteria, now.progress, now.best, now.solver, state,
+            gradient, count,
+        )
     return named(_Now, (state, progress, best)), better
 
 

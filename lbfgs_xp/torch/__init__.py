@@ -1,0 +1,12 @@
+"""For those who come from PyTorch: `LBFGS` in place of `torch.optim.LBFGS`, and training with it.
+
+    from lbfgs_xp.torch import LBFGS, train_with_lbfgs
+
+`import lbfgs_xp` alone does not import torch.
+"""
+
+from lbfgs_xp.torch.optimizer import LBFGS
+from lbfgs_xp.torch.step import StepResult
+from lbfgs_xp.torch.training import Phase, TrainingResult, train_with_lbfgs
+
+__all__ = ["LBFGS", "Phase", "StepResult", "TrainingResult", "train_with_lbfgs"]

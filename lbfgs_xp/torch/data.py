@@ -1,0 +1,155 @@
+"""A loss over data that may be larger than memory: gradients are added up chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lbfgs_xp.torch.flat import Flat
+from lbfgs_xp.torch.settings import count
+from lbfgs_xp.tree import flatten, map_leaves
+
+
+class Loss:
+    """The loss of some chunks together, with its gradient left in the parameters."""
+
+    def __init__(self, model: torch.nn.Module, loss_fn: Callable, reduction: Any, flat: Flat):
+        if reduction is None:
+            reduction = getattr(loss_fn, "reduction", "mean")
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction is {reduction!r}; wanted 'mean' or 'sum'")
+        self.model, self.loss_fn, self.flat = model, loss_fn, flat
+        self.mean = reduction == "mean"
+
+    def __call__(self, chunks: Iterable[tuple]) -> Tensor:
+        for p in self.flat.params:
+            p.grad = None
+        total: Any = None
+        unit = weights = 0.0
+        for chunk in chunks:
+            # In units of the first chunk, so that one chunk alone, or equal ones, round once.
+            rows = _rows(chunk)
+            if rows == 0:
+                raise ValueError("data holds a batch without rows; wanted one row at least")
+            unit = unit or rows
+            weight = rows / unit if self.mean else 1.0
+            loss = weight * self._of(chunk)
+            loss.backward()
+            total = loss.detach() if total is None else total + loss.detach()
+            weights += weight
+        if self.mean and weights != 1.0:
+            total = total / weights
+            for p in self.flat.params:
+                if p.grad is not None:
+                    p.grad.div_(weights)
+        return total
+
+    def _of(self, chunk: tuple) -> Tensor:
+        if len(chunk) == 2:
+            loss = self.loss_fn(self.model(chunk[0]), chunk[1])
+        else:
+            loss = self.loss_fn(self.model, *chunk)
+        if not isinstance(loss, Tensor) or loss.ndim > 0:
+            what = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise TypeError(f"loss_fn returned {what}; wanted a tensor with a single number (0-d)")
+        return loss
+
+
+class Source:
+    """Data as chunks: tuples (inputs, targets), (points,) or (), on the device of the model.
+
+    whole : whether a batch of Adam is all data.
+    """
+
+    def __init__(
+        self, data: Any, batch_size: int | None, chunk_size: int | None, seed: int, device: Any
+    ):
+        for name, size in (("batch_size", batch_size), ("chunk_size", chunk_size)):
+            if size is not None:
+                count(name, size, 1)
+        self.batch_size, self.chunk_size = batch_size, chunk_size
+        self.seed, self.device = seed, device
+        self.items: Any = None
+        self.tensors: tuple[Tensor, ...] = ()
+        if isinstance(data, Tensor) or (
+            isinstance(data, tuple) and all(isinstance(each, Tensor) for each in data)
+        ):
+            self.tensors = _chunk(data)
+            shapes = [tuple(tensor.shape) for tensor in self.tensors]
+            if len({shape[:1] for shape in shapes}) > 1 or shapes[0][:1] in ((), (0,)):
+                raise ValueError(
+                    f"data has the shapes {shapes}; wanted one first axis, the number of rows, and "
+                    "one row at least"
+                )
+        elif batch_size is not None or chunk_size is not None:
+            raise ValueError(
+                f"batch_size is {batch_size!r} and chunk_size is {chunk_size!r}, but data, a "
+                f"{type(data).__name__}, has no rows to draw; wanted None for both, or tensors"
+            )
+        elif data is not None:
+            if not isinstance(data, Iterable) or isinstance(data, Iterator):
+                raise TypeError(
+                    f"data is a {type(data).__name__}; wanted a tensor, a pair (inputs, targets) "
+                    "of tensors, an iterable of those that begins anew each time, or None"
+                )
+            self.items = data
+        self.whole = self.items is None and batch_size is None
+
+    def chunks(self) -> Iterator[tuple]:
+        """All data, once."""
+        if self.items is not None:
+            found: Any = self._each()
+        elif self.tensors:
+            size = self.chunk_size or len(self.tensors[0])
+            found = zip(*(tensor.split(size) for tensor in self.tensors), strict=True)
+        else:
+            found = [()]
+        return map(self._moved, found)
+
+    def batches(self) -> Iterator[Iterable[tuple]]:
+        """Batches for Adam, without end, each as chunks."""
+        generator = torch.Generator().manual_seed(self.seed)
+        while True:
+            if self.items is not None:
+                for chunk in self.chunks():
+                    yield [chunk]
+            elif self.batch_size is not None:
+                order = torch.randperm(len(self.tensors[0]), generator=generator)
+                for rows in order.split(self.batch_size):
+                    yield [self._moved(tuple(t[rows.to(t.device)] for t in self.tensors))]
+            else:
+                yield self.chunks()
+
+    def _each(self) -> Iterator[tuple]:
+        empty = True
+        for item in self.items:
+            empty = False
+            yield _chunk(item)
+        if empty:
+            raise ValueError(f"data, a {type(self.items).__name__}, gave nothing; wanted a batch")
+
+    def _moved(self, chunk: tuple) -> tuple:
+        return map_leaves(
+            lambda leaf: leaf.to(self.device) if isinstance(leaf, Tensor) else leaf, chunk
+        )
+
+
+def _chunk(item: Any) -> tuple:
+    """What a list of data holds, or a DataLoader gives, as a tuple."""
+    if isinstance(item, (tuple, list)) and len(item) in (1, 2):
+        return tuple(item)
+    if isinstance(item, Tensor):
+        return (item,)
+    of = f" of {len(item)}" if isinstance(item, (tuple, list)) else ""
+    raise TypeError(
+        f"data holds a {type(item).__name__}{of}; wanted a tensor, or a pair (inputs, targets)"
+    )
+
+
+def _rows(chunk: tuple) -> int:
+    """The first axis of the first tensor; 1 where there is none."""
+    leaves = (leaf for leaf in flatten(chunk)[0] if isinstance(leaf, Tensor) and leaf.ndim)
+    return next((len(leaf) for leaf in leaves), 1)

@@ -1,0 +1,59 @@
+"""Parameters of torch as one vector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from lbfgs_xp.backend import Backend
+
+
+class Flat:
+    """The parameters that require a gradient, each of them once, as one real vector.
+
+    where : their places among all parameters.
+    """
+
+    def __init__(self, params: Iterable[Tensor]):
+        unique = list({id(p): p for p in params}.values())
+        self.where = [i for i, p in enumerate(unique) if p.requires_grad]
+        self.params = [unique[i] for i in self.where]
+        self.sizes = [_real(p).numel() for p in self.params]
+        for what, found in (
+            ("devices", {str(p.device) for p in self.params}),
+            ("dtypes", {str(_real(p).dtype) for p in self.params}),
+        ):
+            if len(found) > 1:
+                raise ValueError(
+                    f"the parameters are of the {what} {', '.join(sorted(found))}; wanted one"
+                )
+        for p in self.params[:1]:
+            Backend(p, "a parameter")  # refuses 16 bits
+
+    @torch.no_grad()
+    def read(self) -> Tensor:
+        return torch.cat([_real(p).reshape(-1) for p in self.params])
+
+    @torch.no_grad()
+    def write(self, vector: Tensor) -> None:
+        for p, piece in zip(self.params, vector.split(self.sizes), strict=True):
+            real = _real(p)
+            real.copy_(piece.view_as(real))
+
+    @torch.no_grad()
+    def gradient(self) -> Tensor:
+        pieces = []
+        for p, size in zip(self.params, self.sizes, strict=True):
+            g = p.grad
+            if g is None:
+                pieces.append(_real(p).new_zeros(size))
+                continue
+            dense = g if g.layout is torch.strided else g.to_dense()
+            pieces.append(_real(dense.resolve_conj()).reshape(-1))
+        return torch.cat(pieces)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor

@@ -1,0 +1,78 @@
+"""The settings of the optimizer, understood."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from typing import Any
+
+from torch import Tensor
+
+from lbfgs_xp.line_search import Fixed, rule_of
+from lbfgs_xp.solvers import lbfgs
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What every group says alike."""
+
+    lr: Any
+    max_iter: int
+    max_eval: Any
+    tolerance_grad: float
+    tolerance_change: float
+    history_size: int
+    line_search_fn: Any
+    maximize: bool
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__  # the dataclass is frozen
+        if isinstance(self.lr, Tensor) and self.lr.numel() == 1:
+            set_(self, "lr", float(self.lr))
+        for name in ("lr", "tolerance_grad", "tolerance_change"):
+            number(name, getattr(self, name))
+        count("max_iter", self.max_iter, 1)
+        if self.max_eval is None:
+            set_(self, "max_eval", max(self.max_iter * 5 // 4, 1))
+        count("max_eval", self.max_eval, 1)
+        count("history_size", self.history_size, 1)
+        if self.line_search_fn is not None:
+            rule_of(self.line_search_fn)
+        if not isinstance(self.maximize, bool):
+            raise TypeError(f"maximize is {self.maximize!r}; wanted True or False")
+
+    @classmethod
+    def of(cls, groups: list[dict[str, Any]]) -> Settings:
+        first, *others = [
+            cls(**{field.name: group[field.name] for field in dataclasses.fields(cls)})
+            for group in groups
+        ]
+        for other in others:
+            for name, value in vars(first).items():
+                if (odd := getattr(other, name)) != value:
+                    raise ValueError(
+                        f"{name} is {value!r} in one group of parameters and {odd!r} in another; "
+                        "wanted the same in all, since one step moves them together"
+                    )
+        return first
+
+    @property
+    def fixed(self) -> bool:
+        return self.line_search_fn is None
+
+    def solver(self) -> lbfgs.LBFGS:
+        rule = Fixed() if self.fixed else rule_of(self.line_search_fn)
+        # H is the identity at first, as in torch.
+        return lbfgs.LBFGS(self.history_size, rule, initial_inverse_hessian=1.0)
+
+
+def number(name: str, value: Any) -> None:
+    is_number: Any = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (is_number and 0 <= value < math.inf):
+        raise ValueError(f"{name} is {value!r}; wanted a finite number of at least 0")
+
+
+def count(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ValueError(f"{name} is {value!r}; wanted an integer of at least {least}")
