@@ -4,47 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import difflib
 import functools
-import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lbfgs_xp import first_order, stopping
+from lbfgs_xp import stopping
 from lbfgs_xp.backend import Array, is_array, is_true
+from lbfgs_xp.methods import Plan, Stage, plan_of
 from lbfgs_xp.objective import Objective
-from lbfgs_xp.phases import Limits, joined, phases_of
+from lbfgs_xp.phases import Limits, joined
 from lbfgs_xp.progress import Live
-from lbfgs_xp.projections import Box
 from lbfgs_xp.result import Best, Record, Result, State, Status
 from lbfgs_xp.scalars import named
 from lbfgs_xp.solvers.contract import optimality
-from lbfgs_xp.solvers.lbfgs import LBFGS
-from lbfgs_xp.solvers.newton import Newton
-from lbfgs_xp.solvers.projected_gradient import ProjectedGradient
 from lbfgs_xp.space import FixedOrderSpace, Space
 from lbfgs_xp.stopping import Criteria, Progress
 from lbfgs_xp.tree import Layout, map_leaves
 
-# Counts of a batch are 32-bit integers.
-_UNLIMITED = 2**31 - 1
-
 _RUNNING = int(Status.RUNNING)
 _SUCCESSES = [int(member) for member in Status if member.success]
-# Iterations without a change that tells something, before the floor is taken as reached.
-_PATIENCE = 8
 # How often a run may set out again from its best point.
 _DEPARTURES = 10
-
-METHODS: dict[str, Callable[[], Any]] = {
-    "lbfgs": LBFGS,
-    "newton": Newton,
-    "projected_gradient": ProjectedGradient,
-    **first_order.NAMES,
-}
 
 
 def minimize(
@@ -152,17 +135,17 @@ def minimize(
     (array([3., 3.]), 'GRADIENT')
     """
     layout = Layout(x0, batched)
-    whole = Limits(maxiter, maxfun, maxtime, gtol, ftol, xtol)
-    stages = _stages(method, bounds, hess, layout, whole)
+    limits = Limits(maxiter, maxfun, maxtime, gtol, ftol, xtol)
+    plan = plan_of(method, limits, bounds, hess, layout)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback is a {type(callback).__name__}; wanted a function or None")
-    if state is not None and len(stages) > 1:
+    if state is not None and len(plan.stages) > 1:
         raise ValueError(
-            f"state was passed with {len(stages)} phases; wanted the one method to go on with"
+            f"state was passed with {len(plan.stages)} phases; wanted the one method to go on with"
         )
     space = (FixedOrderSpace if reproducible else Space)(layout.backend, batched)
     objective = Objective(fun, args, jac, has_aux, layout)
-    run = _Run(stages, whole, space, objective, hess)
+    run = _Run(plan, space, objective, hess)
     watched = progress or callback is not None
     # Trials that overflow are ordinary, so NumPy's warnings are off; but not inside the user's
     # functions, which run in the context of the caller.
@@ -199,33 +182,23 @@ class _Now(NamedTuple):
     best: Best
 
 
-class _Stage(NamedTuple):
-    """A phase, ready to run; its budgets count from its start."""
-
-    solver: Any
-    criteria: Criteria
-    maxtime: float
-
-
 class _Run:
     """One call of `minimize`, under way."""
 
-    def __init__(
-        self, stages: list[_Stage], whole: Limits, space: Space, objective: Objective, hess: Any
-    ):
+    def __init__(self, plan: Plan, space: Space, objective: Objective, hess: Any):
+        self.plan = plan
         self.space = space
         self.objective = objective
         self.now: _Now | None = None
         # Runs the user's functions as the caller of `minimize` would.
         self.outside = contextvars.copy_context().run
-        self._budgets = _least(whole.maxiter), _least(whole.maxfun)
-        self._end = time.perf_counter() + _first(whole.maxtime, math.inf)
+        self._last_deadline = time.perf_counter() + plan.maxtime
         # All of them now, so that what a later phase lacks is told before the first one runs.
-        self._ahead = [(stage, self._prepared(stage, hess)) for stage in stages]
+        self._ahead = [(stage, *self._prepared(stage, hess)) for stage in plan.stages]
         self._ended: list[Result] = []
         self._enter()
 
-    def _prepared(self, stage: _Stage, hess: Any) -> tuple[Callable, Callable]:
+    def _prepared(self, stage: Stage, hess: Any) -> tuple[Callable, Callable]:
         """`_init` and `_after` of a phase."""
         solver, space = stage.solver, self.space
         more: dict[str, Any] = {}
@@ -242,9 +215,9 @@ class _Run:
 
     def _enter(self) -> None:
         """Makes the next phase the one under way."""
-        stage, (self._init, self._after) = self._ahead.pop(0)
+        stage, self._init, self._after = self._ahead.pop(0)
         self.solver, self.criteria = stage.solver, stage.criteria
-        self.deadline = min(self._end, time.perf_counter() + stage.maxtime)
+        self.deadline = min(self._last_deadline, time.perf_counter() + stage.maxtime)
         self._departures = 0
 
     def begin(self, x: Array, state: State | None) -> None:
@@ -331,25 +304,22 @@ class _Run:
         assert self.now is not None
         if not self._ahead:
             return False
-        ended, aux, (_, p, best) = self._phase(), self.aux, self.now
-        space, before, solver = self.space, self.objective.nfev, self._ahead[0][0].solver
-        x, value, gradient, lowest = best.x, self._public(best.value), best.gradient, best.lowest
+        space, objective, (_, p, best) = self.space, self.objective, self.now
+        fn, ended, before = space.scalars, self._phase(), objective.nfev
+        x, value, gradient, aux = best.x, self._public(best.value), best.gradient, self.aux
+        solver = self._ahead[0][0].solver
         if hasattr(solver, "project"):
             x = solver.project(space, x)
         moved = not space.equal(x, best.x)
         if moved:
-            value, gradient, aux = self.outside(self.objective, x)
-        self._enter()
+            value, gradient, aux = self.outside(objective, x)
         self._ended.append(ended)
-        self.criteria = stopping.later(space.scalars, self.criteria, p, *self._budgets)
+        self._enter()
+        self.criteria = stopping.later(fn, self.criteria, p, self.plan.maxiter, self.plan.maxfun)
         inner = self._init(x, value, gradient, None)
-        best = Best(
-            x, inner.value, gradient, inner.gradient_norm, inner.value if moved else lowest
-        )
-        p = stopping.start(
-            space.scalars, self.criteria, inner.value, inner.gradient_norm,
-            self.objective.nfev - before, p,
-        )
+        norm, count = inner.gradient_norm, objective.nfev - before
+        p = stopping.start(fn, self.criteria, inner.value, norm, count, p)
+        best = Best(x, inner.value, gradient, norm, inner.value if moved else best.lowest)
         self.now, self.aux, self._departed = _Now(inner, p, best), aux, inner.value
         return self.running() or self.next_phase()
 
@@ -377,7 +347,8 @@ class _Run:
         )
 
     def result(self) -> Result:
-        return joined([*self._ended, self._phase()])
+        last = self._phase()
+        return last if len(self.plan.stages) == 1 else joined([*self._ended, last])
 
     def _phase(self) -> Result:
         """The result of the phase under way; its counts are those of the run so far."""
@@ -554,84 +525,6 @@ def _messages(space: Space, status: Array) -> list[str]:
 
 
 # --- the arguments -----------------------------------------------------------------------------
-
-
-def _stages(
-    method: Any, bounds: Any, hess: Any, layout: Layout, whole: Limits
-) -> list[_Stage]:
-    """What the phases of a run are made of, from the arguments of `minimize`."""
-    phases, backend, stages = phases_of(method), layout.backend, []
-    solvers = [_solver(phase.method, bounds, layout) for phase in phases]
-    if hess is not None and not any(getattr(s, "needs_hessian", False) for s in solvers):
-        names = ", ".join(type(solver).__name__ for solver in solvers)
-        raise ValueError(f"hess was passed, but {names} needs none; wanted hess=None")
-    if not (hess is None or callable(hess)):
-        raise TypeError(f"hess is a {type(hess).__name__}; wanted a function of x, or None")
-    for solver, own in zip(solvers, (phase.limits for phase in phases), strict=True):
-        searches = getattr(solver, "searches", True)
-        criteria = Criteria(
-            gtol=_first(own.gtol, whole.gtol, math.sqrt(backend.eps)),
-            ftol=_first(own.ftol, whole.ftol, 0.0),
-            xtol=_first(own.xtol, whole.xtol, 0.0),
-            maxiter=_least(own.maxiter, whole.maxiter),
-            maxfun=_least(own.maxfun, whole.maxfun),
-            eps=backend.eps,
-            noise=backend.noise,
-            largest=backend.largest,
-            patience=getattr(solver, "patience", _PATIENCE),
-            failure=int(Status.LINE_SEARCH if searches else Status.DIVERGED),
-        )
-        stages.append(_Stage(solver, criteria, _first(own.maxtime, math.inf)))
-    return stages
-
-
-def _first(*values: float | None) -> float:
-    """The first that is given."""
-    return next(value for value in values if value is not None)
-
-
-def _least(*counts: int | None) -> int:
-    """The smallest that is given."""
-    return min([_UNLIMITED, *(count for count in counts if count is not None)])
-
-
-def _solver(method: Any, bounds: Any, layout: Layout) -> Any:
-    """The solver that a method stands for, within the bounds."""
-    if isinstance(method, str):
-        if method not in METHODS:
-            near = difflib.get_close_matches(method.lower().replace("-", ""), METHODS, 1, 0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"method is {method!r}; wanted one of {', '.join(map(repr, METHODS))} "
-                f"or a solver object{hint}"
-            )
-        method = METHODS[method]()
-    # An optimizer of nested parameters is no solver yet, but makes one.
-    if hasattr(method, "solver") and not isinstance(method, type):
-        return _solver(method.solver(layout), bounds, layout)
-    if isinstance(method, type) or not all(hasattr(method, name) for name in ("init", "step")):
-        raise TypeError(
-            f"method is {method!r}; wanted a name, or a solver object such as lx.LBFGS()"
-        )
-    if bounds is not None and not getattr(method, "supports_bounds", False):
-        raise ValueError(
-            f"bounds were passed, but {type(method).__name__} takes none; wanted bounds=None, or "
-            'a method that takes them, such as "projected_gradient"'
-        )
-    return method if bounds is None else _bounded(method, bounds, layout)
-
-
-def _bounded(solver: Any, bounds: Any, layout: Layout) -> Any:
-    """The solver within the bounds, which now are vectors."""
-    if not isinstance(bounds, tuple) or len(bounds) != 2:
-        raise TypeError(
-            f"bounds is {bounds!r}; wanted the pair (lower, upper), each None, a number, or "
-            "numbers for the variables"
-        )
-    if any(layout.complex):
-        raise TypeError("bounds were passed, but x0 is complex; complex numbers have no order")
-    lower = layout.spread(bounds[0], "the lower bound", -math.inf)
-    return solver.with_bounds(Box(lower, layout.spread(bounds[1], "the upper bound", math.inf)))
 
 
 def _checked(state: Any, x: Array, solver: Any, space: Space) -> State:

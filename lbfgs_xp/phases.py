@@ -36,10 +36,8 @@ class Limits:
     xtol: float | None = None
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            name, value = field.name, getattr(self, field.name)
-            if value is None:
-                continue
+        given = [(name, value) for name, value in vars(self).items() if value is not None]
+        for name, value in given:
             counts = name in ("maxiter", "maxfun")
             least = 1 if name == "maxfun" else 0
             if not _is_number(value) or value < least or counts and value % 1.0 > 0.0:

@@ -152,8 +152,8 @@ class Result:
     state : State
         Pass it as `state=` to go on.
     phases : tuple of Result
-        One for each method that was begun, with the iterations and evaluations of its own and the
-        best point so far; more than one where `method` is a list.
+        Where `method` lists several: one for each that was begun, with the iterations and
+        evaluations of its own and the best point so far. Else empty.
     """
 
     x: Any

@@ -16,7 +16,8 @@ from lbfgs_xp.backend import Backend, is_true
 from lbfgs_xp.batches import batches_of
 from lbfgs_xp.first_order import FirstOrder, OptimizerState
 from lbfgs_xp.loss import Loss
-from lbfgs_xp.minimize import METHODS, minimize
+from lbfgs_xp.methods import METHODS
+from lbfgs_xp.minimize import minimize
 from lbfgs_xp.progress import Live
 from lbfgs_xp.result import Status, table
 from lbfgs_xp.space import Space

@@ -66,6 +66,15 @@ OURS: dict[str, list[str]] = {
     "first_order.*": ["backend", "first_order.*", "scalars", "schedules", "space", "tree"],
     "loss": ["backend", "tree"],
     "batches": ["backend", "tree"],
+    "methods": [
+        "first_order",
+        "phases",
+        "projections",
+        "result",
+        "solvers.*",
+        "stopping",
+        "tree",
+    ],
     "minimize": ["*"],
     "constraints": ["backend", "minimize", "result", "scalars", "space", "tree"],
     "training": [
@@ -73,6 +82,7 @@ OURS: dict[str, list[str]] = {
         "batches",
         "first_order",
         "loss",
+        "methods",
         "minimize",
         "progress",
         "result",

@@ -91,7 +91,7 @@ def test_float32(backend: Backend) -> None:
     x0 = backend.asarray(START, "float32")
     res = solve([ADAM.until(maxiter=20), "lbfgs"], rosenbrock(backend), x0)
     assert res.x.dtype == x0.dtype
-    assert backend.to_numpy(res.success).all()
+    assert res.success
     np.testing.assert_allclose(backend.to_numpy(res.x), 1.0, atol=2e-2)
 
 
@@ -213,7 +213,7 @@ def test_newton_after_lbfgs() -> None:
     )
     assert res.success and [p.nhev for p in res.phases] == [0, res.nhev] and res.nhev > 0
     assert res.hess_inv is None and res.phases[0].hess_inv is not None
-    with pytest.raises(ValueError, match="hess was passed, but LBFGS, Stepping needs none"):
+    with pytest.raises(ValueError, match="hess was passed, but LBFGS and Stepping needs none"):
         solve([LBFGS, "adam"], hess=hess)
     calls: list[Any] = []
     with pytest.raises(ValueError, match="give hess="):
@@ -312,8 +312,7 @@ def test_interrupts_and_errors_keep_what_there_is() -> None:
 def test_names(name: str) -> None:
     hess = {"hess": lambda x: 2.0 * np.eye(2)} if name == "newton" else {}
     res = solve(name, bowl, np.ones(2), maxiter=3, **hess)
-    assert res.nit > 0 and res.fun < 2.0 and len(res.phases) == 1
-    assert not res.phases[0].phases and res.phases[0].x is res.x
+    assert res.nit > 0 and res.fun < 2.0 and res.phases == ()
 
 
 def test_every_method_has_phases() -> None:
