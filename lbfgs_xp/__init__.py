@@ -16,6 +16,7 @@ from lbfgs_xp.constraints import (
     augmented_lagrangian,
     quadratic_penalty,
 )
+from lbfgs_xp.curve_fit import CurveFit, curve_fit
 from lbfgs_xp.first_order import (
     ASGD,
     SGD,
@@ -35,6 +36,7 @@ from lbfgs_xp.first_order import (
     Rprop,
     Yogi,
 )
+from lbfgs_xp.least_squares import LeastSquaresResult, least_squares
 from lbfgs_xp.line_search import (
     Armijo,
     Bisection,
@@ -72,12 +74,14 @@ __all__ = [
     "Bisection",
     "ConstrainedResult",
     "ConstrainedStatus",
+    "CurveFit",
     "FirstOrder",
     "Fixed",
     "FixedOrderSpace",
     "GradientDescent",
     "HagerZhang",
     "History",
+    "LeastSquaresResult",
     "Limits",
     "LineSearch",
     "Lion",
@@ -103,7 +107,9 @@ __all__ = [
     "Yogi",
     "augmented_lagrangian",
     "check_gradient",
+    "curve_fit",
     "fixed_sum",
+    "least_squares",
     "line_search",
     "minimize",
     "problems",

@@ -11,6 +11,7 @@ import functools
 import importlib
 import importlib.metadata
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -468,6 +469,28 @@ class Backend:
             return self.jit(_jax_hessian, evaluate, fun, *static)
         return functools.partial(_jax_hessian, evaluate, fun, *static)
 
+    def jacobian(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
+        """(args, x) -> the Jacobian (..., m, p), by forward differentiation.
+
+        `evaluate(*static, args, x)` maps vectors (..., p) to (..., m). Rows of a batch being
+        independent, one direction serves all of them. JAX compiles the whole where `compiled`.
+        """
+        if self.name == "torch":
+            return functools.partial(_torch_jacobian, evaluate, *static)
+        if compiled:
+            return self.jit(_jax_jacobian, evaluate, *static)
+        return functools.partial(_jax_jacobian, evaluate, *static)
+
+    def linalg(self, name: str) -> Callable:
+        """A function of the linear algebra extension of the standard."""
+        found = getattr(getattr(self.xp, "linalg", None), name, None)
+        if found is None:
+            raise TypeError(
+                f"{self.name} has no linalg.{name}; wanted arrays of a library with the linear "
+                "algebra extension of the array API standard"
+            )
+        return found
+
     def eigh(self, matrix: Array) -> tuple[Array, Array]:
         """Eigenvalues in ascending order and eigenvectors, as columns, of symmetric matrices."""
         eigh = getattr(getattr(self.xp, "linalg", None), "eigh", None)
@@ -696,6 +719,44 @@ def _jax_hessian(evaluate: Callable, *arguments: Any) -> Array:
 
     _, pull = jax.vjp(jax.grad(total), x)
     return jax.vmap(row, out_axes=-2)(jax.numpy.eye(x.shape[-1], dtype=x.dtype))
+
+
+def _torch_jacobian(evaluate: Callable, *arguments: Any) -> Array:
+    torch = sys.modules["torch"]
+    *rest, x = arguments
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "a fit was called under torch.inference_mode, which forbids autograd; wanted a call "
+            'outside of it, or jac= a function, "2-point" or "3-point"'
+        )
+    _torch_forward()
+    x = x.detach()
+
+    def column(unit: Array) -> Array:
+        value, slope = torch.func.jvp(lambda x: evaluate(*rest, x), (x,), (unit.expand_as(x),))
+        return slope
+
+    return torch.func.vmap(column, out_dims=-1)(torch.eye(x.shape[-1]).to(x)).detach()
+
+
+@functools.cache
+def _torch_forward() -> None:
+    """What forward differentiation imports when first used, without the warnings of that."""
+    torch = sys.modules["torch"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.func.jvp(torch.sin, (torch.ones(()),), (torch.ones(()),))
+
+
+def _jax_jacobian(evaluate: Callable, *arguments: Any) -> Array:
+    jax = importlib.import_module("jax")
+    *rest, x = arguments
+    _, push = jax.linearize(lambda x: evaluate(*rest, x), x)
+
+    def column(unit: Array) -> Array:
+        return push(jax.numpy.broadcast_to(unit, x.shape))
+
+    return jax.vmap(column, out_axes=-1)(jax.numpy.eye(x.shape[-1], dtype=x.dtype))
 
 
 # --- what is installed -------------------------------------------------------------------------

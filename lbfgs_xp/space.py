@@ -214,6 +214,29 @@ class Space:
         values = xp.where(finite[..., 0], values, xp.full_like(values, math.nan))
         return self.fetch(values), xp.matrix_transpose(vectors)
 
+    def qr(self, matrix: Array) -> tuple[Array, Array]:
+        """Matrices (..., m, p), m >= p, as Q (..., m, p), orthonormal columns, times R (..., p, p),
+        upper triangular."""
+        q, r = self.backend.linalg("qr")(matrix)
+        return q, r
+
+    def solve_upper(self, matrix: Array, vector: Array) -> Array:
+        """R^-1 v of upper triangular R (..., p, p), v (..., p); a 0 on the diagonal counts as 1."""
+        xp = self.xp
+        one = xp.eye(matrix.shape[-1], dtype=xp.bool, device=self.backend.device)
+        matrix = xp.where(one & (matrix == 0.0), xp.ones_like(matrix), matrix)
+        return self.backend.linalg("solve")(matrix, vector[..., None])[..., 0]
+
+    def svd(self, matrix: Array) -> tuple[Array, Array]:
+        """Matrices (..., m, p): singular values (..., k), descending, and right singular vectors as
+        rows (..., k, p), k = min(m, p)."""
+        _, values, rows = self.backend.linalg("svd")(matrix, full_matrices=False)
+        return values, rows
+
+    def gram(self, rows: Array) -> Array:
+        """The sum over the rows of their outer products: (..., k, p) -> (..., p, p)."""
+        return self.xp.matrix_transpose(rows) @ rows
+
     # --- elementwise, on vectors ---------------------------------------------------------------
 
     def move(self, x: Array, alpha: Any, direction: Array) -> Array:

@@ -39,6 +39,7 @@ OURS: dict[str, list[str]] = {
     "problems": ["backend", "space"],
     "solvers.curvature": ["backend", "scalars", "space"],
     "solvers": ["solvers.*"],
+    "solvers.levenberg_marquardt": ["backend", "result", "robust", "space"],
     "solvers.*": [
         "backend",
         "line_search",
@@ -64,6 +65,28 @@ OURS: dict[str, list[str]] = {
     ],
     "first_order.base": ["backend", "first_order.*", "phases", "schedules", "tree"],
     "first_order.*": ["backend", "first_order.*", "scalars", "schedules", "space", "tree"],
+    "robust": ["backend"],
+    "residuals": ["backend", "tree"],
+    "least_squares": [
+        "backend",
+        "projections",
+        "residuals",
+        "result",
+        "robust",
+        "solvers.levenberg_marquardt",
+        "space",
+        "tree",
+    ],
+    "curve_fit": [
+        "backend",
+        "least_squares",
+        "minimize",
+        "residuals",
+        "result",
+        "robust",
+        "space",
+        "tree",
+    ],
     "loss": ["backend", "tree"],
     "batches": ["backend", "tree"],
     "methods": [
@@ -95,7 +118,7 @@ OURS: dict[str, list[str]] = {
 }
 # Modules that only these may import.
 ONLY_FOR = {
-    "minimize": ["", "__main__", "constraints", "training", "torch", "scipy"],
+    "minimize": ["", "__main__", "constraints", "curve_fit", "training", "torch", "scipy"],
     "training": ["", "__main__", "torch"],
     "__main__": [],
     "demo": ["__main__"],
@@ -110,9 +133,11 @@ LIBRARIES: dict[str, list[str]] = {
     "backend": ["array_api_compat", "array_api_extra", "numpy"],
     "batches": ["numpy"],
     "constraints": ["numpy"],
+    "curve_fit": ["numpy"],
     "demo": ["numpy"],
     "first_order.base": ["numpy"],
     "first_order.blocks": ["numpy"],
+    "least_squares": ["numpy"],
     "loss": ["numpy"],
     "minimize": ["numpy"],
     "objective": ["numpy"],

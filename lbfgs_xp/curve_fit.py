@@ -1,0 +1,437 @@
+"""Fits of a curve to data, with the uncertainties of its parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lbfgs_xp import robust
+from lbfgs_xp.backend import Array, Backend, is_array
+from lbfgs_xp.least_squares import LeastSquaresResult, positive, solve
+from lbfgs_xp.minimize import minimize
+from lbfgs_xp.residuals import Residuals
+from lbfgs_xp.result import table
+from lbfgs_xp.space import Space
+from lbfgs_xp.tree import Layout, map_leaves
+
+METHODS = ("lm", "lbfgs")
+
+
+@dataclasses.dataclass(frozen=True)
+class CurveFit:
+    """The outcome of `lx.curve_fit`.
+
+    For a batch of B fits the numbers are arrays (B,) of the library of y, and `status` holds the
+    integers of `lx.Status`.
+
+    Attributes
+    ----------
+    x : of the structure of p0
+        The parameters.
+    covariance : array (p, p), or (B, p, p)
+        Their covariance, over all p numbers in the order of the leaves of p0. Where the data do not
+        determine all parameters, of those directions that they do determine; infinite where there
+        are no more data than parameters and absolute_sigma is False.
+    stderr : of the structure of p0
+        Their standard deviations, the square roots of the diagonal of `covariance`; infinite for
+        parameters that the data do not determine.
+    chi2 : float, or array (B,)
+        The sum of ((y - model) / sigma)^2, or of the losses in place of the squares.
+    reduced_chi2 : float, or array (B,)
+        chi2 / (m - p), for m data; nan where m <= p.
+    r2 : float, or array (B,)
+        1 - sum of squares / sum of squares of the best constant: 1 for a perfect fit.
+    residuals : array (m,), or (B, m)
+        y - model, in the unit of y.
+    nit : int, or array (B,)
+        Steps taken.
+    nfev, njev : int
+        Calls of the model (those for differences included), and of its Jacobian.
+    success, status, message
+        Whether and why the fit ended; see `lx.Status`.
+    """
+
+    x: Any
+    covariance: Any = dataclasses.field(repr=False)
+    stderr: Any
+    chi2: Any
+    reduced_chi2: Any
+    r2: Any
+    residuals: Any = dataclasses.field(repr=False)
+    nit: Any
+    nfev: int
+    njev: int
+    success: Any
+    status: Any
+    message: Any
+
+    def __repr__(self) -> str:
+        return table(self)
+
+
+def curve_fit(
+    model: Callable,
+    x: Any,
+    y: Any,
+    p0: Any,
+    *,
+    sigma: Any = None,
+    absolute_sigma: bool = False,
+    bounds: Any = None,
+    loss: str = "linear",
+    f_scale: float = 1.0,
+    method: str = "lm",
+    jac: Any = None,
+    gtol: float | None = None,
+    ftol: float = 0.0,
+    xtol: float = 0.0,
+    maxiter: int | None = 10_000,
+    maxfun: int | None = None,
+    maxtime: float | None = None,
+    damping: float = 1e-3,
+    acceleration: bool = True,
+    batched: bool = False,
+) -> CurveFit:
+    """Fit the parameters of a model to data by least squares.
+
+    Parameters
+    ----------
+    model : function
+        model(x, *params) -> (m,), like y. With a dict as p0, model(x, **params).
+    x : array, list, or whatever the model takes
+        Handed to the model; lists and NumPy arrays as arrays of the library of y.
+    y : array (m,), or (B, m) for a batch
+        The data. Their library, device and dtype are those of the whole fit.
+    p0 : numbers (p,), or a dict (nested or not) of numbers and arrays
+        The start. For a batch (B, p), or leaves (B, ...); (p,) and plain numbers serve all rows.
+    sigma : None, or an array
+        Standard deviations of y, of a shape that broadcasts to it; or for one fit the covariance
+        (m, m) of the data.
+    absolute_sigma : bool
+        Whether sigma is meant as it is. Otherwise it tells relative weights only, and the
+        covariance is scaled by reduced_chi2.
+    bounds : None or (lower, upper)
+        Each side is None, a number, an array that broadcasts to p0, or of the structure of p0.
+    loss, f_scale
+        As in `lx.least_squares`, for residuals (y - model) / sigma.
+    method : "lm" or "lbfgs"
+        Levenberg-Marquardt, or `lx.minimize` on half of chi2 (without bounds), to compare with.
+    jac : None, function, "2-point" or "3-point"
+        None: automatic differentiation (PyTorch, JAX). A function: jac(x, *params) of the
+        arguments of the model -> (m, p), for a batch (B, m, p). Or finite differences.
+    gtol, ftol, xtol, maxiter, maxfun, maxtime, damping, acceleration
+        As in `lx.least_squares`; for "lbfgs" the first six as in `lx.minimize`.
+    batched : bool
+        y is (B, m): B independent fits. Each parameter then arrives at the model with the shape
+        (B, 1), so that it broadcasts against x of shape (m,) or (B, m); a leaf (B, k) as (B, 1, k).
+
+    Returns
+    -------
+    CurveFit
+
+    Raises
+    ------
+    TypeError, ValueError
+        for arguments outside these ranges: what was passed, what is wanted.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lbfgs_xp as lx
+    >>> x = np.linspace(0.0, 4.0, 20)
+    >>> y = 3.0 * np.exp(-0.5 * x) + 0.01 * np.cos(40.0 * x)
+    >>> fit = lx.curve_fit(lambda x, a, k: a * np.exp(-k * x), x, y, [1.0, 1.0], jac="3-point")
+    >>> fit.x.round(2), bool(fit.stderr[0] < 0.01)
+    (array([3. , 0.5]), True)
+    """
+    if not callable(model):
+        raise TypeError(f"model is a {type(model).__name__}; wanted a function of x and parameters")
+    if method not in METHODS:
+        near = difflib.get_close_matches(str(method).lower(), METHODS, 1, 0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"method is {method!r}; wanted one of 'lm', 'lbfgs'{hint}")
+    y = _data(y, batched)
+    backend = Backend(y, "y")
+    if isinstance(x, (list, np.ndarray)):
+        x = backend.adopt(x, "x")
+    layout = Layout(_start(p0, backend, y.shape[:1] if batched else None), batched)
+    weights = _weights(sigma, y, backend, batched)
+    curve = _Curve(model, batched)
+    slopes = _Slopes(jac, batched) if callable(jac) else jac
+    objective = Residuals(curve, (x, y, weights), slopes, layout, backend.is_compiled(model))
+    if method == "lm":
+        found = solve(
+            objective, bounds, loss, f_scale, gtol, ftol, xtol, maxiter, maxfun, maxtime, damping,
+            acceleration,
+        )
+    else:
+        if bounds is not None:
+            raise ValueError('bounds were passed, but "lbfgs" takes none; wanted method="lm"')
+        settings = dict(
+            gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime
+        )
+        found = _by_minimize(
+            objective, robust.check(loss), positive("f_scale", f_scale), settings
+        )
+    with np.errstate(all="ignore"):
+        return _report(found, layout, y, weights, loss, f_scale, absolute_sigma)
+
+
+def _apply(weights: Any, residuals: Array) -> Array:
+    """Residuals in units of sigma; with correlated data, those of uncorrelated combinations."""
+    if weights is None:
+        return residuals
+    return weights @ residuals if _correlated(weights, residuals) else weights * residuals
+
+
+def _correlated(weights: Array, residuals: Array) -> bool:
+    return bool(weights.ndim == 2 and residuals.ndim == 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Curve:
+    """The residuals of a model, as a function of parameters and data."""
+
+    model: Callable
+    batched: bool
+
+    def __call__(self, params: Any, x: Any, y: Array, weights: Any) -> Array:
+        positional, named = _arguments(params, self.batched)
+        found = self.model(x, *positional, **named)
+        if not is_array(found) or (shape := tuple(found.shape)) != tuple(y.shape):
+            what = f"an array of shape {shape}" if is_array(found) else f"a {type(found).__name__}"
+            raise ValueError(f"model returned {what}; wanted {tuple(y.shape)}, like y")
+        return _apply(weights, found - y)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Slopes:
+    """The Jacobian of those residuals, from that of the model."""
+
+    jac: Callable
+    batched: bool
+
+    def __call__(self, params: Any, x: Any, y: Array, weights: Any) -> Array:
+        positional, named = _arguments(params, self.batched)
+        found = self.jac(x, *positional, **named)
+        if weights is None or not is_array(found) or found.ndim != y.ndim + 1:
+            return found  # a wrong shape is told of where it is checked
+        return weights @ found if _correlated(weights, y) else weights[..., None] * found
+
+
+def _arguments(params: Any, batched: bool) -> tuple[list[Any], dict[str, Any]]:
+    """The parameters as the model takes them: positional, and by name."""
+    if is_array(params):
+        each = range(params.shape[-1])
+        return [params[:, i, None] if batched else params[i] for i in each], {}
+    if batched:
+        params = map_leaves(lambda leaf: leaf[:, None, ...], params)
+    return ([], params) if isinstance(params, dict) else (list(params), {})
+
+
+def _by_minimize(
+    objective: Residuals, loss: str, f_scale: float, settings: dict[str, Any]
+) -> LeastSquaresResult:
+    """The fit by `minimize`."""
+    layout, xp = objective.layout, objective.layout.xp
+    space = Space(layout.backend, batched=True)
+
+    def fun(vector: Array) -> tuple[Any, Array]:
+        x = xp.reshape(vector, (-1, layout.size))
+        residuals = objective(x)
+        jacobian = objective.jacobian(x, residuals)
+        rows, others = robust.weights(xp, loss, f_scale, residuals, layout.backend.eps)
+        value = space.sum(robust.cost(xp, loss, f_scale, residuals))
+        columns = xp.matrix_transpose(jacobian)
+        gradient = space.products(columns, rows * others * residuals)
+        return (value, gradient) if layout.batched else (value[0], gradient[0, ...])
+
+    res = minimize(fun, layout.start(), jac=True, batched=layout.batched, **settings)
+    x = xp.reshape(res.x, (-1, layout.size))
+    residuals = objective(x)
+    jacobian = objective.jacobian(x, residuals)
+    return LeastSquaresResult(
+        x=layout.to_tree(res.x),
+        cost=res.fun,
+        fun=residuals if layout.batched else residuals[0, ...],
+        jac=jacobian if layout.batched else jacobian[0, ...],
+        optimality=res.gradient_norm,
+        nit=res.nit,
+        nfev=objective.nfev,
+        njev=objective.njev,
+        success=res.success,
+        status=res.status,
+        message=res.message,
+    )
+
+
+# --- the report --------------------------------------------------------------------------------
+
+
+def _report(
+    found: LeastSquaresResult, layout: Layout, y: Array, weights: Any, loss: str, f_scale: float,
+    absolute_sigma: bool,
+) -> CurveFit:
+    m, p = found.jac.shape[-2:]
+    weighted, jacobian = found.fun, found.jac
+    residuals = _unweighted(weights, -weighted, layout.backend)
+    backend: Backend = layout.backend
+    send: Callable = _same
+    if not layout.batched:
+        # On the host, as is all the algebra of one problem that is small.
+        send, fetch = backend.from_host, backend.to_host
+        y, weighted, jacobian = fetch(y), fetch(weighted), fetch(jacobian)
+        weights = None if weights is None else fetch(weights)
+        backend = Backend(y)
+    xp, space = backend.xp, Space(backend, batched=True)
+    weighted, jacobian = xp.reshape(weighted, (-1, m)), xp.reshape(jacobian, (-1, m, p))
+    rows, _ = robust.weights(xp, loss, f_scale, weighted, backend.eps)
+    covariance, loose = _covariance(space, jacobian * rows[..., None], max(m, p))
+    chi2 = 2.0 * space.sum(robust.cost(xp, loss, f_scale, weighted))
+    reduced = chi2 / (m - p) if m > p else xp.full_like(chi2, math.nan)
+    if not absolute_sigma and m > p:
+        covariance = covariance * reduced[:, None, None]
+    elif not absolute_sigma:
+        covariance = xp.full_like(covariance, math.inf)
+    one = xp.eye(p, dtype=xp.bool, device=backend.device)
+    variances = xp.max(xp.where(one, covariance, xp.full_like(covariance, -math.inf)), axis=-1)
+    stderr = xp.where(loose, xp.full_like(variances, math.inf), xp.sqrt(variances))
+
+    # The best constant, in the same weights.
+    unit = xp.reshape(xp.broadcast_to(_apply(weights, xp.ones_like(y)), y.shape), (-1, m))
+    data = xp.reshape(_apply(weights, y), (-1, m))
+    level = space.dot(unit, data) / space.dot(unit, unit)
+    rest = data - level[:, None] * unit
+    r2 = 1.0 - space.dot(weighted, weighted) / space.dot(rest, rest)
+
+    def public(numbers: Array) -> Any:
+        return numbers if layout.batched else float(backend.to_host(numbers)[0])
+
+    def of_one(array: Array) -> Array:
+        return send(array if layout.batched else array[0, ...])
+
+    return CurveFit(
+        x=found.x,
+        covariance=of_one(covariance),
+        stderr=layout.to_tree(of_one(stderr)),
+        chi2=public(chi2),
+        reduced_chi2=public(reduced),
+        r2=public(r2),
+        residuals=residuals,
+        nit=found.nit,
+        nfev=found.nfev,
+        njev=found.njev,
+        success=found.success,
+        status=found.status,
+        message=found.message,
+    )
+
+
+def _same(array: Array) -> Array:
+    return array
+
+
+def _covariance(space: Space, jacobian: Array, size: int) -> tuple[Array, Array]:
+    """(J^T J)^-1, or where that is singular the pseudo-inverse; and which parameters are loose.
+
+    In the scale of the columns, so that the units of the parameters do not matter.
+    """
+    xp, eps = space.xp, space.backend.eps
+    finite = xp.all(xp.isfinite(jacobian), axis=(-2, -1))
+    jacobian = xp.where(finite[:, None, None], jacobian, xp.zeros_like(jacobian))
+    columns = xp.matrix_transpose(jacobian)
+    norms = xp.sqrt(space.dot(columns, columns))
+    norms = xp.where(norms > 0.0, norms, xp.ones_like(norms))
+    values, rows = space.svd(jacobian / norms[:, None, :])
+    kept = values > size * eps * values[:, :1]
+    values = xp.where(kept, values, xp.ones_like(values))
+    rows = xp.where(kept[..., None], rows, xp.zeros_like(rows))
+    squares = xp.matrix_transpose(rows * rows)
+    loose = 1.0 - space.sum(squares) > math.sqrt(eps)
+    covariance = space.gram(rows / values[..., None] / norms[:, None, :])
+    return covariance, loose
+
+
+# --- the arguments -----------------------------------------------------------------------------
+
+
+def _data(y: Any, batched: bool) -> Array:
+    if not is_array(y):
+        y = np.asarray(y)
+    if isinstance(y, np.ndarray) and y.dtype.kind in "iu":
+        y = y.astype(np.float64)
+    shape = tuple(y.shape)
+    if len(shape) != 1 + batched or 0 in shape:
+        hint = "; batched=True takes (B, m)" if len(shape) == 2 and not batched else ""
+        wanted = "(B, m)" if batched else "(m,)"
+        raise ValueError(f"y has shape {shape}; wanted {wanted}, not empty{hint}")
+    if Backend(y, "y").complex:
+        raise TypeError(f"y has dtype {y.dtype}; wanted real numbers")
+    return y
+
+
+def _start(p0: Any, backend: Backend, batch: tuple[int, ...] | None) -> Any:
+    """p0 with arrays of the backend as leaves, one row for each problem."""
+
+    def adopt(leaf: Any, least: int) -> Array:
+        leaf = backend.adopt(leaf, "p0")
+        if batch is None:
+            return leaf
+        if leaf.ndim < least:
+            leaf = backend.xp.broadcast_to(leaf, (*batch, *leaf.shape))
+        if tuple(leaf.shape[:1]) != tuple(batch):
+            raise ValueError(
+                f"p0 has an array of shape {tuple(leaf.shape)}; wanted the first axis {batch[0]}, "
+                "like y"
+            )
+        return leaf
+
+    if isinstance(p0, dict):
+        return map_leaves(lambda leaf: adopt(leaf, 1), p0)
+    if isinstance(p0, (list, tuple)) and any(is_array(leaf) and leaf.ndim > 0 for leaf in p0):
+        return tuple(adopt(leaf, 1) for leaf in p0)
+    leaf = adopt(p0, 2)
+    if leaf.ndim != (1 if batch is None else 2):
+        wanted = "(p,)" if batch is None else "(p,) or (B, p)"
+        raise ValueError(f"p0 has shape {tuple(leaf.shape)}; wanted numbers {wanted}, or a dict")
+    return leaf
+
+
+def _weights(sigma: Any, y: Array, backend: Backend, batched: bool) -> Any:
+    """1 / sigma, broadcast to y; of a covariance (m, m) the inverse Cholesky factor; or None."""
+    if sigma is None:
+        return None
+    sigma = backend.adopt(sigma, "sigma")
+    xp, shape = backend.xp, tuple(y.shape)
+    if not batched and tuple(sigma.shape) == (*shape, *shape):
+        host = backend.to_host(sigma).astype(np.float64)
+        try:
+            factor = np.linalg.cholesky(host)
+        except np.linalg.LinAlgError:
+            raise ValueError(
+                "sigma is a matrix that is not positive definite; wanted the covariance of the data"
+            ) from None
+        return backend.from_host(np.linalg.inv(factor))
+    try:
+        sigma = xp.broadcast_to(sigma, shape)
+    except (ValueError, RuntimeError):
+        wanted = f"one that broadcasts to {shape}, like y"
+        if not batched:
+            wanted += f", or the covariance {(*shape, *shape)}"
+        raise ValueError(f"sigma has shape {tuple(sigma.shape)}; wanted {wanted}") from None
+    if not np.all(backend.to_host(sigma) > 0.0):
+        raise ValueError("sigma has entries that are not above 0; wanted standard deviations")
+    return 1.0 / sigma
+
+
+def _unweighted(weights: Any, residuals: Array, backend: Backend) -> Array:
+    if weights is None:
+        return residuals
+    if _correlated(weights, residuals):
+        return backend.linalg("solve")(weights, residuals)
+    return residuals / weights

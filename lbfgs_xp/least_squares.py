@@ -1,0 +1,329 @@
+"""Nonlinear least squares: the loop around Levenberg-Marquardt, and the checks of the arguments."""
+
+from __future__ import annotations
+
+import contextvars
+import dataclasses
+import functools
+import math
+import numbers
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lbfgs_xp import robust
+from lbfgs_xp.backend import Array, Backend
+from lbfgs_xp.projections import Box
+from lbfgs_xp.residuals import Residuals
+from lbfgs_xp.result import Status, table
+from lbfgs_xp.solvers import levenberg_marquardt as lm
+from lbfgs_xp.space import Space
+from lbfgs_xp.tree import Layout
+
+_RUNNING = int(Status.RUNNING)
+# Elements of a Jacobian up to which the host does the algebra of one problem.
+_SMALL = 2**16
+
+
+@dataclasses.dataclass(frozen=True)
+class LeastSquaresResult:
+    """The outcome of `lx.least_squares`.
+
+    For a batch of B problems `cost`, `optimality`, `nit`, `success` and `status` are arrays (B,) of
+    the library of x0; `status` then holds the integers of `lx.Status`.
+
+    Attributes
+    ----------
+    x : of the structure, library, device and dtype of x0
+        The point with the lowest cost.
+    cost : float, or array (B,)
+        Half the sum of the losses of the residuals; of their squares, without a loss.
+    fun : array (m,), or (B, m)
+        The residuals at x.
+    jac : array (m, p), or (B, m, p)
+        Their Jacobian, in the order in which the leaves of x0 lie in a row.
+    optimality : float, or array (B,)
+        |Q^T r| / |r|, with Q an orthonormal basis of the columns of the Jacobian (those of
+        parameters that rest at a bound left out): the share of the residuals that a change of the
+        parameters could still take away.
+    nit : int, or array (B,)
+        Steps taken.
+    nfev, njev : int
+        Calls of residuals (those for differences included), and of the Jacobian.
+    success, status, message
+        Whether and why the run ended; see `lx.Status`. `GRADIENT` means optimality <= gtol.
+    """
+
+    x: Any
+    cost: Any
+    fun: Any = dataclasses.field(repr=False)
+    jac: Any = dataclasses.field(repr=False)
+    optimality: Any
+    nit: Any
+    nfev: int
+    njev: int
+    success: Any
+    status: Any
+    message: Any
+
+    def __repr__(self) -> str:
+        return table(self)
+
+
+def least_squares(
+    residuals: Callable,
+    x0: Any,
+    args: tuple = (),
+    *,
+    jac: Any = None,
+    bounds: Any = None,
+    loss: str = "linear",
+    f_scale: float = 1.0,
+    gtol: float | None = None,
+    ftol: float = 0.0,
+    xtol: float = 0.0,
+    maxiter: int | None = 10_000,
+    maxfun: int | None = None,
+    maxtime: float | None = None,
+    damping: float = 1e-3,
+    acceleration: bool = True,
+    batched: bool = False,
+) -> LeastSquaresResult:
+    """Minimise half the sum of the squares of residuals, for one problem or for many at once.
+
+    By Levenberg and Marquardt's method; see `lbfgs_xp.solvers.levenberg_marquardt`.
+
+    Parameters
+    ----------
+    residuals : function
+        residuals(x, *args) -> real array (m,); for a batch (B, m).
+    x0 : array of any shape, float; or a nested dict, list, tuple or dataclass of them
+        The start. Its library and device are those of the whole run.
+    args : tuple
+        Further arguments of residuals (and jac).
+    jac : None, function, "2-point" or "3-point"
+        None: automatic differentiation (PyTorch, JAX). A function: jac(x, *args) -> (m, p), for a
+        batch (B, m, p), over all p numbers of x in the order of its leaves. "2-point", "3-point":
+        finite differences, p or 2p more evaluations each.
+    bounds : None or (lower, upper)
+        Each side is None, a number, an array that broadcasts to x0, or of the structure of x0 with
+        such leaves. Infinities are no bounds. A start outside is moved to the nearest point inside.
+    loss : "linear", "soft_l1", "huber" or "cauchy"
+        What a residual r costs: with z = (r / f_scale)^2, half f_scale^2 times z,
+        2 (sqrt(1 + z) - 1), z up to 1 and 2 sqrt(z) - 1 from there, or log(1 + z).
+    f_scale : float
+        From what size on a residual is an outlier, in the unit of the residuals.
+    gtol : float
+        Stop where `optimality` of the result is at most this: the step that is left is then, for
+        each parameter, at most gtol sqrt(m - p) of its standard error. Default: eps^0.6 of
+        the dtype, 4e-10 for float64.
+    ftol, xtol : float
+        Stop where in two steps running the cost falls by at most ftol cost, or x, in the scale of
+        its parameters, moves by at most xtol |x|. With 0, the default, a run goes on until the
+        gradient is small or the dtype cannot tell a better point.
+    maxiter, maxfun, maxtime : int, int, float in seconds; None for no limit
+        Budgets; maxfun and maxtime for a batch as a whole.
+    damping : float
+        The damping at the start, relative to the squared norms of the columns of the Jacobian.
+        Larger: shorter first steps.
+    acceleration : bool
+        Whether steps follow the curvature of the residuals, for one more evaluation each. Along
+        narrow curved valleys that saves most of the steps.
+    batched : bool
+        x0 is (B, ...) and residuals maps it to (B, m): B independent problems, each with its own
+        damping and status.
+
+    Returns
+    -------
+    LeastSquaresResult
+
+    Raises
+    ------
+    TypeError, ValueError
+        for arguments outside these ranges: what was passed, what is wanted.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lbfgs_xp as lx
+    >>> def rosenbrock(x):
+    ...     return np.stack([10.0 * (x[1] - x[0] ** 2), 1.0 - x[0]])
+    >>> res = lx.least_squares(rosenbrock, np.asarray([-1.2, 1.0]), jac="3-point")
+    >>> bool(np.allclose(res.x, 1.0)), res.success
+    (True, True)
+    """
+    if not isinstance(args, tuple):
+        args = (args,)
+    layout = Layout(x0, batched)
+    objective = Residuals(residuals, args, jac, layout, layout.backend.is_compiled(residuals))
+    return solve(
+        objective, bounds, loss, f_scale, gtol, ftol, xtol, maxiter, maxfun, maxtime, damping,
+        acceleration,
+    )
+
+
+def solve(
+    objective: Residuals, bounds: Any, loss: str, f_scale: float, gtol: float | None, ftol: float,
+    xtol: float, maxiter: int | None, maxfun: int | None, maxtime: float | None, damping: float,
+    acceleration: bool,
+) -> LeastSquaresResult:
+    """`least_squares` of an objective that is ready."""
+    layout = objective.layout
+    settings = lm.Settings(
+        robust.check(loss),
+        positive("f_scale", f_scale),
+        positive("damping", damping),
+        tolerance("gtol", layout.backend.eps**0.6 if gtol is None else gtol),
+        tolerance("ftol", ftol),
+        tolerance("xtol", xtol),
+        count("maxiter", maxiter, 0),
+    )
+    limit = count("maxfun", maxfun, 1)
+    seconds = math.inf if maxtime is None else tolerance("maxtime", maxtime)
+    deadline = time.perf_counter() + seconds
+    box = bounds_of(bounds, layout)
+    return _run(objective, settings, box, limit, deadline, acceleration)
+
+
+def _run(
+    objective: Residuals, settings: lm.Settings, box: Any, maxfun: float, deadline: float,
+    acceleration: bool,
+) -> LeastSquaresResult:
+    """The loop: one read for each evaluation, of the residuals or of their Jacobian."""
+    layout = objective.layout
+    backend, outer = layout.backend, layout.backend
+    # Trials that overflow are ordinary, so NumPy's warnings are off; but not inside the user's
+    # functions, which run in the context of the caller.
+    outside = contextvars.copy_context().run
+    with np.errstate(all="ignore"):
+        x = backend.xp.reshape(layout.start(), (-1, layout.size))
+        if box is not None:
+            x = backend.xp.minimum(backend.xp.maximum(x, box[0]), box[1])
+        untouched = backend.own(x)
+        residuals = outside(objective, x)
+        if not bool(backend.to_host(backend.xp.all((x == untouched) | (x != x)))):
+            raise ValueError(
+                "residuals changed x in place; wanted a function that leaves its argument as it is"
+            )
+        jacobian = outside(objective.jacobian, x, residuals)
+
+        # A small problem is quicker on the host, where nothing waits or is compiled.
+        send = fetch = _same
+        if not layout.batched and math.prod(jacobian.shape) <= _SMALL:
+            send, fetch = functools.partial(outer.from_host, dtype=outer.dtype), outer.to_host
+            x, residuals, jacobian = fetch(x), fetch(residuals), fetch(jacobian)
+            box = None if box is None else tuple(map(fetch, box))
+            backend = Backend(x)
+        # One problem is a batch of one: the same text serves both.
+        space = Space(backend, batched=True)
+        prepare = backend.jit
+        aim = prepare(lm.aim, space)
+        advance = prepare(lm.advance, settings, space)
+        judge = prepare(lm.judge, settings, space)
+        accelerate = prepare(lm.accelerate, space)
+        state = prepare(lm.begin, settings, space)(x, residuals, jacobian, box)
+        end = None
+        try:
+            while space.any(state.status == _RUNNING):
+                if objective.nfev >= maxfun:
+                    end = Status.EVALUATIONS
+                elif time.perf_counter() >= deadline:
+                    end = Status.TIME
+                if end is not None:
+                    break
+                state = aim(state, box)
+                if acceleration:
+                    bent = fetch(outside(objective, send(lm.probe(state))))
+                    state = accelerate(state, bent, box)
+                residuals = fetch(outside(objective, send(state.trial)))
+                verdict = judge(state, residuals)
+                found = None
+                if space.any(verdict.accepted):
+                    # Where the trial was not accepted the model may have no value.
+                    at = space.pick(verdict.accepted, state.trial, state.x)
+                    known = space.pick(verdict.accepted, residuals, state.residuals)
+                    found = fetch(outside(objective.jacobian, send(at), send(known)))
+                state = advance(state, verdict, residuals, found, box)
+        except KeyboardInterrupt:
+            end = Status.INTERRUPTED
+    codes = state.status
+    if end is not None:
+        codes = space.scalars.where(codes == _RUNNING, int(end), codes)
+    statuses = [next(s for s in Status if s == code) for code in backend.to_host(codes)]
+    messages = [status.message for status in statuses]
+    if layout.batched:
+        success = outer.from_host(np.asarray([s.success for s in statuses]), outer.xp.bool)
+        return LeastSquaresResult(
+            layout.to_tree(state.x), state.value, state.residuals, state.jacobian,
+            state.linear.optimality, state.nit, objective.nfev, objective.njev, success, codes,
+            messages,
+        )
+    numbers = (state.value, state.linear.optimality, state.nit)
+    cost, optimality, nit = (backend.to_host(number)[0] for number in numbers)
+    x, residuals, jacobian = (
+        send(array)[0, ...] for array in (state.x, state.residuals, state.jacobian)
+    )
+    return LeastSquaresResult(
+        layout.to_tree(x), float(cost), residuals, jacobian, float(optimality), int(nit),
+        objective.nfev, objective.njev, statuses[0].success, statuses[0], messages[0],
+    )
+
+
+def _same(array: Array) -> Array:
+    return array
+
+
+# --- the arguments -----------------------------------------------------------------------------
+
+
+def bounds_of(bounds: Any, layout: Layout) -> Any:
+    """None, or the bounds as two arrays (B, p)."""
+    if bounds is None:
+        return None
+    if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
+        raise TypeError(
+            f"bounds is {bounds!r}; wanted the pair (lower, upper), each None, a number, or "
+            "numbers for the parameters"
+        )
+    box = Box(
+        layout.spread(bounds[0], "the lower bound", -math.inf),
+        layout.spread(bounds[1], "the upper bound", math.inf),
+    )
+    shape = (*layout.batch, layout.size) if layout.batched else (1, layout.size)
+    xp, backend = layout.xp, layout.backend
+    return tuple(
+        xp.broadcast_to(backend.adopt(side, "bounds"), shape)
+        for side in (box.lower, box.upper)
+    )
+
+
+def tolerance(name: str, value: Any) -> float:
+    """A number of at least 0, or a clear error."""
+    if not _is_number(value) or not value >= 0:
+        raise ValueError(f"{name} is {value!r}; wanted a number of at least 0")
+    return float(value)
+
+
+def positive(name: str, value: Any) -> float:
+    """A number above 0, or a clear error."""
+    if not _is_number(value) or not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value!r}; wanted a number above 0")
+    return float(value)
+
+
+def count(name: str, value: Any, least: int) -> int:
+    """An integer of at least `least`; None for no limit. Or a clear error."""
+    # Counts of a batch are 32-bit integers.
+    unlimited = 2**31 - 1
+    if value is None:
+        return unlimited
+    whole = _is_number(value) and (value == math.inf or value == value // 1)
+    if not whole or value < least:
+        raise ValueError(f"{name} is {value!r}; wanted an integer of at least {least}, or None")
+    return int(min(value, unlimited))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

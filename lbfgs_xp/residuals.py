@@ -1,0 +1,130 @@
+"""The residuals and their Jacobian, of whatever form, as functions of vectors (B, p)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from lbfgs_xp.backend import Array, is_array
+from lbfgs_xp.tree import Layout
+
+_WAYS_OUT = (
+    "give jac= a function that returns the Jacobian (m, p); or "
+    'jac="2-point" or "3-point" for finite differences; or x0 of a library that differentiates'
+)
+
+
+class Residuals:
+    """Evaluates residuals and Jacobian, and counts the evaluations.
+
+    One problem is the batch of size 1 here: vectors are (B, p), residuals (B, m), Jacobians
+    (B, m, p).
+
+    Parameters
+    ----------
+    fun, args, jac
+        As in `lx.least_squares`.
+    layout : Layout
+        Between the user's parameters and the vector.
+    compiled : bool
+        Whether JAX may compile fun.
+
+    Attributes
+    ----------
+    nfev, njev : int
+        How often fun was called, those calls for differences included; how often the Jacobian was
+        formed.
+    """
+
+    def __init__(self, fun: Callable, args: tuple, jac: Any, layout: Layout, compiled: bool):
+        if not callable(fun):
+            raise TypeError(f"residuals is a {type(fun).__name__}; wanted a function of x")
+        if any(layout.complex):
+            raise TypeError("x0 is complex; wanted real x0 for least squares")
+        self.layout, self.backend = layout, layout.backend
+        self.args, self.jac = args, jac
+        self.nfev = self.njev = 0
+        self._automatic: Callable | None = None
+        evaluate: Any = self.backend.jit if compiled else functools.partial
+        self._evaluate = evaluate(_evaluate, fun, layout)
+        if callable(jac) or (isinstance(jac, str) and jac in ("2-point", "3-point")):
+            return
+        if jac is not None:
+            raise ValueError(
+                f"jac is {jac!r}; wanted None (automatic differentiation), a function, "
+                '"2-point" or "3-point"'
+            )
+        if not self.backend.differentiates:
+            raise ValueError(
+                f"{self.backend.name} has no automatic differentiation: {_WAYS_OUT}"
+            )
+        self._automatic = self.backend.jacobian(compiled, _evaluate, fun, layout)
+
+    def __call__(self, x: Array) -> Array:
+        """The residuals (B, m) at x (B, p)."""
+        self.nfev += 1
+        found = self._evaluate(self.args, self._to_user(x))
+        found = self.backend.own(self.backend.constant(found))
+        return self.layout.xp.reshape(found, (x.shape[0], -1))
+
+    def jacobian(self, x: Array, residuals: Array) -> Array:
+        """The Jacobian (B, m, p) at x (B, p), where the residuals are known."""
+        self.njev += 1
+        xp, layout = self.layout.xp, self.layout
+        shape = (*residuals.shape, x.shape[-1])
+        if self._automatic is not None:
+            jacobian = self._automatic(self.args, self._to_user(x))
+        elif callable(self.jac):
+            jacobian = self.jac(layout.to_tree(self._to_user(x)), *self.args)
+            wanted = shape if layout.batched else shape[1:]
+            jacobian = self.backend.constant(layout.check(jacobian, 0, "the Jacobian", wanted))
+            jacobian = self.backend.own(jacobian)
+        else:
+            jacobian = self._differences(x, residuals, self.jac == "3-point")
+        return xp.reshape(jacobian, shape)
+
+    def _differences(self, x: Array, residuals: Array, central: bool) -> Array:
+        """Finite differences (Nocedal & Wright, section 8.1), a parameter at a time.
+
+        Steps are relative to each parameter, however small it is: those of a fit may be of very
+        different sizes.
+        """
+        xp = self.layout.xp
+        size = xp.abs(x)
+        h = self.backend.eps ** (1 / 3 if central else 1 / 2)
+        steps = h * xp.where(size > 0.0, size, xp.ones_like(x))
+        places = xp.arange(x.shape[-1], device=self.backend.device)
+        columns = []
+        for i in range(x.shape[-1]):
+            here = places == i
+            ahead = xp.where(here, x + steps, x)
+            behind = xp.where(here, x - steps, x) if central else x
+            rise = self(ahead) - (self(behind) if central else residuals)
+            columns.append(rise / (ahead - behind)[:, i, None])
+        return xp.stack(columns, axis=-1)
+
+    def _to_user(self, x: Array) -> Array:
+        return x if self.layout.batched else x[0, ...]
+
+
+def _evaluate(fun: Callable, layout: Layout, args: tuple, x: Array) -> Array:
+    """What fun says of the vector x (..., p), checked: (..., m)."""
+    out = fun(layout.to_tree(x), *args)
+    backend, batch = layout.backend, layout.batch
+    wanted = f"an array {batch + ('m',)}".replace("'", "")
+    if not is_array(out):
+        raise TypeError(f"residuals returned a {type(out).__name__}; wanted {wanted}")
+    if (library := backend.name_of(out)) != backend.name:
+        raise TypeError(
+            f"residuals returned an array of {library}; wanted one of {backend.name}, like x0"
+        )
+    shape = tuple(out.shape)
+    if len(shape) <= len(batch) or shape[: len(batch)] != batch or 0 in shape:
+        raise ValueError(f"residuals returned an array of shape {shape}; wanted {wanted}")
+    if not layout.xp.isdtype(out.dtype, "real floating"):
+        raise TypeError(
+            f"residuals returned dtype {out.dtype}; wanted a real floating-point dtype"
+        )
+    out = layout.xp.astype(out, backend.dtype, copy=False)
+    return layout.xp.reshape(out, (*batch, -1))

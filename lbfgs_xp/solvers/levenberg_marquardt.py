@@ -1,0 +1,361 @@
+"""Levenberg-Marquardt: Gauss-Newton steps, damped in the scale of each parameter.
+
+From the iterate x, where the residuals are r and their Jacobian J = Q R, a step s minimises
+
+    |r + J s|^2 + mu |D s|^2,
+
+a problem of size 2p x p once Q^T r and R are known; it is solved by a second QR decomposition, for
+the normal equations would square the condition number. D holds the largest norm that each column of
+J has had (More 1978, The Levenberg-Marquardt algorithm, section 6), so that the unit of a parameter
+does not matter; mu follows the ratio of actual to predicted decrease (Nielsen 1999, Damping
+parameter in Marquardt's method). Geodesic acceleration: Transtrum & Sethna (2012), Improvements to
+the Levenberg-Marquardt algorithm for nonlinear least-squares minimization.
+
+Everything is a batch: vectors are (B, p), residuals (B, m), scalars (B,), and a branch is a
+`where`. Nothing is read back to the host, and JAX compiles these functions.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from lbfgs_xp import robust
+from lbfgs_xp.backend import Array
+from lbfgs_xp.result import Status
+from lbfgs_xp.space import Space
+
+_RUNNING = int(Status.RUNNING)
+# A trial is refused where it does not bring this share of the decrease that was predicted.
+_ENOUGH = 1e-4
+# The least curvature of a robust loss, relative to that of least squares with the same weights.
+_LEAST_BEND = 0.01
+# Where acceleration looks for the second derivative, along the step; and how long, relative to the
+# step, twice the acceleration may be (Transtrum & Sethna, section 5).
+_PROBE = 0.1
+_LONGEST = 0.75
+# Steps in a row that must be small, or must tell nothing new, before a run stops.
+_SETTLED = 2
+_PATIENCE = 3
+
+
+class Settings(NamedTuple):
+    """What does not change in a run; the tolerances are those of `lx.least_squares`."""
+
+    loss: str
+    f_scale: float
+    damping: float
+    gtol: float
+    ftol: float
+    xtol: float
+    maxiter: int
+
+
+class Linear(NamedTuple):
+    """The residuals near x as a linear function, in parameters scaled by D: r + Q R D (step).
+
+    Q, R : (B, m, p), (B, p, p), of J / D with weighted rows; columns of frozen parameters are 0.
+    q : Q^T r (B, p), of the weighted residuals.
+    row_weights : (B, m), the factors of the rows.
+    scale : D (B, p).
+    frozen : (B, p), parameters at a bound that the gradient pushes against.
+    optimality : (B,), the norm of the part of r that a change of the parameters could take away,
+        relative to the norm of r.
+    finite : (B,)
+    """
+
+    Q: Array
+    R: Array
+    q: Array
+    row_weights: Array
+    scale: Array
+    frozen: Array
+    optimality: Array
+    finite: Array
+
+
+class LMState(NamedTuple):
+    """Where a run stands.
+
+    x, residuals, jacobian, value, linear : the iterate, and what is known there.
+    mu, growth : the damping, and the factor by which the next refusal raises it.
+    step, trial, predicted : the step under trial, x + step, the decrease that the linear residuals
+        tell.
+    promise : `predicted` of the first step from the iterate. Later ones are damped more, and tell
+        of little decrease even where much is left.
+    status, nit : integers.
+    small_value, small_step, stalled : how many steps in a row were small, or hidden by rounding.
+    largest : the largest norm of Q^T r so far.
+    """
+
+    x: Array
+    residuals: Array
+    jacobian: Array
+    value: Array
+    linear: Linear
+    mu: Array
+    growth: Array
+    step: Array
+    trial: Array
+    predicted: Array
+    promise: Array
+    status: Array
+    nit: Array
+    small_value: Array
+    small_step: Array
+    stalled: Array
+    largest: Array
+
+
+class Verdict(NamedTuple):
+    """What the residuals at the trial say: scalars (B,)."""
+
+    accepted: Array
+    hidden: Array
+    ratio: Array
+    decrease: Array
+    value: Array
+
+
+def begin(
+    settings: Settings, space: Space, x: Array, residuals: Array, jacobian: Array, box: Any
+) -> LMState:
+    """The state at the start, to be aimed; box: None, or the bounds (lower, upper), each (B, p)."""
+    fn = space.scalars
+    value = space.sum(robust.cost(space.xp, settings.loss, settings.f_scale, residuals))
+    linear = _linearize(settings, space, x, residuals, jacobian, box, None, value)
+    zero = fn.full(0, value)
+    size = _norm(space, linear.q)
+    status = fn.where(linear.optimality <= settings.gtol, int(Status.GRADIENT), zero + _RUNNING)
+    usable = fn.isfinite(value) & linear.finite
+    status = fn.where(usable, status, int(Status.NOT_FINITE))
+    damping = fn.full(settings.damping, value)
+    state = LMState(
+        x, residuals, jacobian, value, linear, damping, fn.full(2.0, value), x, x, value, value,
+        status, zero, zero, zero, zero, size,
+    )
+    return _limited(settings, space, state)
+
+
+def aim(space: Space, state: LMState, box: Any) -> LMState:
+    """The state with a step from its iterate."""
+    xp, linear = space.xp, state.linear
+    z = _damped(space, linear.R, linear.q, state.mu)
+    step = xp.where(linear.frozen, xp.zeros_like(z), z / linear.scale)
+    if box is not None:
+        # What would leave the box goes to its bound, and the others are solved for once more.
+        beyond = _into(space, state.x + step, box) != state.x + step
+        fixed = xp.where(beyond, _into(space, state.x + step, box) - state.x, xp.zeros_like(step))
+        free = xp.where(beyond[:, None, :], xp.zeros_like(linear.R), linear.R)
+        q = linear.q + space.products(linear.R, fixed * linear.scale)
+        z = _damped(space, free, q, state.mu)
+        step = xp.where(beyond, fixed, z / linear.scale)
+        step = xp.where(linear.frozen, xp.zeros_like(step), step)
+    return _try(space, state, step, box)
+
+
+def probe(state: LMState) -> Array:
+    """Where acceleration wants the residuals."""
+    return state.x + _PROBE * (state.trial - state.x)
+
+
+def accelerate(space: Space, state: LMState, residuals: Array, box: Any) -> LMState:
+    """The state whose step bends along with the residuals; those at `probe` are given."""
+    xp, linear = space.xp, state.linear
+    z = state.step * linear.scale
+    change = (residuals - state.residuals) * (1.0 / _PROBE) * linear.row_weights
+    along = _transposed(space, linear.Q, change) - space.products(linear.R, z)
+    bent = 0.5 * _damped(space, linear.R, (2.0 / _PROBE) * along, state.mu)
+    # twice the whole acceleration, of which half enters the step
+    short = 4.0 * _norm(space, bent) <= _LONGEST * _norm(space, z)
+    step = space.pick(short, state.step + bent / linear.scale, state.step)
+    step = xp.where(linear.frozen, xp.zeros_like(step), step)
+    return _try(space, state, step, box)._replace(predicted=state.predicted)
+
+
+def judge(settings: Settings, space: Space, state: LMState, residuals: Array) -> Verdict:
+    """Whether the trial, with these residuals, is the next iterate."""
+    xp, fn = space.xp, space.scalars
+    # Term by term first: the difference of the sums would lose digits.
+    old, new = (
+        robust.cost(xp, settings.loss, settings.f_scale, r) for r in (state.residuals, residuals)
+    )
+    value, decrease = space.sum(new), space.sum(old - new)
+    predicted = state.predicted
+    ratio = decrease / fn.where(predicted > 0.0, predicted, 1.0)
+    good = (predicted > 0.0) & (decrease > _ENOUGH * predicted)
+    noise = _noise(space, state)
+    hidden = (predicted > 0.0) & (_promise(fn, state) <= noise) & (fn.abs(decrease) <= noise)
+    accepted = (state.status == _RUNNING) & fn.isfinite(value) & (good | hidden)
+    return Verdict(accepted, hidden, fn.where(hidden, 1.0, ratio), decrease, value)
+
+
+def advance(
+    settings: Settings, space: Space, state: LMState, verdict: Verdict, residuals: Array,
+    jacobian: Any, box: Any,
+) -> LMState:
+    """The state after a trial, to be aimed; jacobian: that there, or None if none was accepted."""
+    fn, old = space.scalars, state
+    running = state.status == _RUNNING
+    accepted = verdict.accepted
+    if jacobian is None:
+        accepted = accepted & fn.logical_not(accepted)
+        linear, jacobian = old.linear, old.jacobian
+    else:
+        linear = _linearize(
+            settings, space, state.trial, residuals, jacobian, box, old.linear.scale, verdict.value
+        )
+        accepted = accepted & linear.finite
+        linear = space.merge(accepted, linear, old.linear)
+    refused = running & fn.logical_not(accepted)
+
+    # Nielsen's rule; at eps^2 the damping no longer matters.
+    eps = space.backend.eps
+    fall = 2.0 * fn.clip(verdict.ratio, 0.0, 1.0) - 1.0
+    eased = old.mu * fn.maximum(1.0 - fall * fall * fall, 1.0 / 3.0)
+    mu = fn.where(accepted, fn.maximum(eased, eps * eps), old.mu)
+    mu = fn.where(refused, old.mu * old.growth, mu)
+    growth = fn.where(refused, 2.0 * old.growth, fn.full(2.0, mu))
+
+    # Where it stops. Lengths are in the scale of the parameters.
+    scale = old.linear.scale
+    length, size = space.max_abs(scale * old.step), space.max_abs(scale * old.x)
+    small = verdict.decrease <= settings.ftol * old.value
+    small = small & (old.predicted <= settings.ftol * old.value) & (settings.ftol > 0.0)
+    short = (length <= settings.xtol * size) & (settings.xtol > 0.0)
+    better = linear.optimality <= 0.9 * old.linear.optimality
+    small_value = fn.where(accepted & small, old.small_value + 1, 0)
+    small_step = fn.where(accepted & short, old.small_step + 1, 0)
+    stalled = fn.where(accepted & verdict.hidden & fn.logical_not(better), old.stalled + 1, 0)
+    left = _norm(space, old.linear.q)
+    rounding = (
+        (_promise(fn, old) <= _noise(space, old))
+        | (left <= 1e3 * eps * old.largest)
+        | (left <= 16.0 * _blur(space, old))
+    )
+    exhausted = refused & ((length <= eps * size) | (mu >= 1.0 / (eps * eps)))
+    status = old.status
+    status = fn.where(exhausted & rounding, int(Status.PRECISION), status)
+    status = fn.where(exhausted & fn.logical_not(rounding), int(Status.LINE_SEARCH), status)
+    status = fn.where(accepted & (stalled >= _PATIENCE), int(Status.PRECISION), status)
+    status = fn.where(small_step >= _SETTLED, int(Status.STEP), status)
+    status = fn.where(small_value >= _SETTLED, int(Status.VALUE), status)
+    status = fn.where(accepted & (linear.optimality <= settings.gtol), int(Status.GRADIENT), status)
+    status = fn.where(running, status, old.status)
+
+    state = LMState(
+        space.pick(accepted, old.trial, old.x),
+        space.pick(accepted, residuals, old.residuals),
+        space.pick_rows(accepted, jacobian, old.jacobian),
+        fn.where(accepted, verdict.value, old.value),
+        linear, mu, growth, old.step, old.trial, old.predicted, _promise(fn, old), status,
+        fn.where(accepted, old.nit + 1, old.nit),
+        small_value, small_step, stalled,
+        fn.maximum(old.largest, _norm(space, linear.q)),
+    )
+    return _limited(settings, space, state)
+
+
+def _linearize(
+    settings: Settings, space: Space, x: Array, residuals: Array, jacobian: Array, box: Any,
+    largest: Any, value: Array,
+) -> Linear:
+    """The linear residuals at x; `largest` is D of the iterate before."""
+    xp, backend = space.xp, space.backend
+    finite = xp.all(xp.isfinite(jacobian), axis=(-2, -1)) & xp.all(xp.isfinite(residuals), axis=-1)
+    # What is not finite must not reach a decomposition, where it might harm other problems.
+    jacobian = xp.where(finite[:, None, None], jacobian, xp.zeros_like(jacobian))
+    residuals = space.pick(finite, residuals, xp.zeros_like(residuals))
+    of_rows, of_residuals = robust.weights(
+        xp, settings.loss, settings.f_scale, residuals, _LEAST_BEND
+    )
+    columns = xp.matrix_transpose(jacobian * of_rows[..., None])
+    weighted = residuals * of_residuals
+
+    # Sums of squares may overflow where the norms do not.
+    highest = space.max_abs(columns)
+    unit = xp.where(highest > 0.0, highest, xp.ones_like(highest))
+    columns = columns / unit[..., None]
+    norms = xp.sqrt(space.dot(columns, columns))
+    columns = columns / xp.where(norms > 0.0, norms, xp.ones_like(norms))[..., None]
+    norms = norms * unit
+    scale = norms if largest is None else xp.maximum(norms, largest)
+    scale = xp.where(scale > 0.0, scale, xp.ones_like(scale))
+
+    frozen = xp.zeros(x.shape, dtype=xp.bool, device=backend.device)
+    if box is not None:
+        slope = space.products(columns, weighted)
+        frozen = ((x <= box[0]) & (slope >= 0.0)) | ((x >= box[1]) & (slope <= 0.0))
+        columns = xp.where(frozen[..., None], xp.zeros_like(columns), columns)
+
+    p, m = columns.shape[-2:]
+    if m < p:
+        columns = xp.concat([columns, backend.zeros((x.shape[0], p, p - m))], axis=-1)
+        weighted = xp.concat([weighted, backend.zeros((x.shape[0], p - m))], axis=-1)
+    Q, R = space.qr(xp.matrix_transpose(columns))
+    q = _transposed(space, Q, weighted)
+    # A column that depends on those before it leaves rounding on the diagonal, and its column of Q
+    # is arbitrary.
+    one = xp.eye(p, dtype=R.dtype, device=backend.device)
+    diagonal = space.sum(xp.abs(R * one))
+    seen = diagonal > max(m, p) * backend.eps
+    part = _norm(space, xp.where(seen, q, xp.zeros_like(q)))
+    whole = xp.sqrt(2.0 * value)
+    optimality = part / xp.where(whole > 0.0, whole, xp.ones_like(whole))
+    return Linear(
+        Q[:, :m, :], R * (norms / scale)[:, None, :], q, of_rows, scale, frozen, optimality, finite
+    )
+
+
+def _damped(space: Space, R: Array, q: Array, mu: Array) -> Array:
+    """The z that minimises |q + R z|^2 + mu |z|^2."""
+    xp, p = space.xp, R.shape[-1]
+    one = xp.eye(p, dtype=R.dtype, device=space.backend.device)
+    stacked = xp.concat([R, xp.sqrt(mu)[:, None, None] * one], axis=-2)
+    Q, R = space.qr(stacked)
+    return space.solve_upper(R, -_transposed(space, Q[:, :p, :], q))
+
+
+def _try(space: Space, state: LMState, step: Array, box: Any) -> LMState:
+    """The state with this step under trial."""
+    linear = state.linear
+    trial = state.x + step
+    if box is not None:
+        trial = _into(space, trial, box)
+        step = trial - state.x
+    change = space.products(linear.R, step * linear.scale)
+    predicted = -space.dot(change, linear.q + 0.5 * change)
+    return state._replace(step=step, trial=trial, predicted=predicted)
+
+
+def _promise(fn: Any, state: LMState) -> Array:
+    return fn.where(state.growth == 2.0, state.predicted, state.promise)
+
+
+def _blur(space: Space, state: LMState) -> Array:
+    """What rounding does to the residuals: at the least what that of the parameters does."""
+    return space.backend.eps * space.sum(space.xp.abs(state.linear.scale * state.x))
+
+
+def _noise(space: Space, state: LMState) -> Array:
+    """What rounding does to the value."""
+    value = state.value
+    return space.backend.noise * value + space.xp.sqrt(2.0 * value) * _blur(space, state)
+
+
+def _limited(settings: Settings, space: Space, state: LMState) -> LMState:
+    spent = (state.status == _RUNNING) & (state.nit >= settings.maxiter)
+    status = space.scalars.where(spent, int(Status.ITERATIONS), state.status)
+    return state._replace(status=status)
+
+
+def _into(space: Space, x: Array, box: Any) -> Array:
+    return space.xp.minimum(space.xp.maximum(x, box[0]), box[1])
+
+
+def _transposed(space: Space, Q: Array, u: Array) -> Array:
+    """Q^T u: (B, m, p), (B, m) -> (B, p)."""
+    return space.products(space.xp.matrix_transpose(Q), u)
+
+
+def _norm(space: Space, u: Array) -> Array:
+    return space.xp.sqrt(space.dot(u, u))

@@ -1,0 +1,305 @@
+"""Fits with uncertainties: beside SciPy, in batches, with bounds, losses and named parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from backends import Backend
+
+import lbfgs_xp as lx
+from lbfgs_xp import Status
+
+X = np.linspace(0.0, 4.0, 40)
+TRUE = np.asarray([2.5, 1.3, 0.5])
+START = np.asarray([1.0, 1.0, 1.0])
+Y = TRUE[0] * np.exp(-TRUE[1] * X) + TRUE[2] + 0.05 * np.random.default_rng(0).normal(size=40)
+SIGMA = np.linspace(0.5, 2.0, 40) * 0.05
+
+
+def decay(backend: Backend | None = None) -> Any:
+    xp = np if backend is None else backend.xp
+    return lambda x, a, k, c: a * xp.exp(-k * x) + c
+
+
+def jac_of(backend: Backend) -> Any:
+    return None if backend.has_autodiff else "3-point"
+
+
+def fit(backend: Backend, y: Any = Y, p0: Any = START, **settings: Any) -> lx.CurveFit:
+    settings = {"jac": jac_of(backend), **settings}
+    return lx.curve_fit(decay(backend), backend.asarray(X), backend.asarray(y), p0, **settings)
+
+
+def scipy_fit(**settings: Any) -> tuple[np.ndarray, np.ndarray]:
+    optimize = pytest.importorskip("scipy.optimize")
+    tight = {"xtol": 1e-14, "ftol": 1e-14, "gtol": 1e-14}
+    return optimize.curve_fit(decay(), X, Y, START, **tight, **settings)
+
+
+def check(backend: Backend, res: lx.CurveFit, wanted: tuple[np.ndarray, np.ndarray]) -> None:
+    assert res.success, res.message
+    x, covariance = backend.to_numpy(res.x), backend.to_numpy(res.covariance)
+    np.testing.assert_allclose(x, wanted[0], rtol=1e-6)
+    np.testing.assert_allclose(covariance, wanted[1], rtol=1e-5)
+    np.testing.assert_allclose(backend.to_numpy(res.stderr), np.sqrt(np.diag(wanted[1])), rtol=1e-5)
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("kind", ["none", "deviations", "covariance"])
+def test_like_scipy(backend: Backend, kind: str, absolute: bool) -> None:
+    nearby = np.exp(-np.abs(X[:, None] - X)) * np.outer(SIGMA, SIGMA)
+    sigma = {"none": None, "deviations": SIGMA, "covariance": nearby}[kind]
+    res = fit(backend, sigma=sigma, absolute_sigma=absolute)
+    check(backend, res, scipy_fit(sigma=sigma, absolute_sigma=absolute))
+    inverse = np.eye(40) if sigma is None else np.linalg.inv(
+        np.diag(sigma**2) if sigma.ndim == 1 else sigma
+    )
+    rest = Y - decay()(X, *backend.to_numpy(res.x))
+    np.testing.assert_allclose(backend.to_numpy(res.residuals), rest, atol=1e-12)
+    assert res.chi2 == pytest.approx(rest @ inverse @ rest, rel=1e-9)
+    assert res.reduced_chi2 == pytest.approx(res.chi2 / 37)
+
+
+def test_r2() -> None:
+    """In a straight line it is the squared correlation."""
+    y = 2.0 * X + np.cos(5.0 * X)
+    res = lx.curve_fit(lambda x, a, b: a + b * x, X, y, [0.0, 0.0], jac="3-point")
+    assert res.r2 == pytest.approx(np.corrcoef(X, y)[0, 1] ** 2, rel=1e-10)
+
+
+@pytest.mark.parametrize("loss", ["soft_l1", "huber", "cauchy"])
+def test_losses_like_scipy(backend: Backend, loss: str) -> None:
+    y = Y.copy()
+    y[[5, 20, 33]] += [3.0, -2.0, 4.0]
+    optimize = pytest.importorskip("scipy.optimize")
+    wanted = optimize.curve_fit(
+        decay(), X, y, START, method="trf", loss=loss, f_scale=0.1, jac="3-point",
+        xtol=1e-15, ftol=1e-15, gtol=1e-12, x_scale="jac",
+    )
+    res = fit(backend, y, loss=loss, f_scale=0.1)
+    assert res.success
+    np.testing.assert_allclose(backend.to_numpy(res.x), wanted[0], rtol=1e-5)
+    np.testing.assert_allclose(backend.to_numpy(res.covariance), wanted[1], rtol=1e-3)
+    plain = fit(backend, y)
+    error, worse = (np.max(np.abs(backend.to_numpy(r.x) - TRUE)) for r in (res, plain))
+    assert error < 0.2 < worse
+
+
+def test_bounds_like_scipy(backend: Backend) -> None:
+    bounds = ([0.0, 0.0, 0.7], [2.2, 10.0, np.inf])
+    optimize = pytest.importorskip("scipy.optimize")
+    wanted, _ = optimize.curve_fit(
+        decay(), X, Y, START, bounds=bounds, xtol=1e-15, ftol=1e-15, gtol=1e-15
+    )
+    res = fit(backend, bounds=bounds)
+    x = backend.to_numpy(res.x)
+    assert res.success
+    assert x[2] == 0.7 and x[0] <= 2.2
+    np.testing.assert_allclose(x, wanted, rtol=1e-6)
+
+
+def test_bounds_that_bind_on_the_way() -> None:
+    """From a start at a bound that does not bind at the solution."""
+    free = fit(Backend.NUMPY)
+    res = fit(Backend.NUMPY, p0=[0.0, 5.0, 0.0], bounds=([0.0, 0.0, 0.0], [3.0, 5.0, 1.0]))
+    np.testing.assert_allclose(res.x, free.x, rtol=1e-8)
+
+
+def test_named_parameters(backend: Backend) -> None:
+    xp = backend.xp
+
+    def model(x: Any, a: Any, inner: Any) -> Any:
+        return a * xp.exp(-inner["k"] * x) + inner["c"]
+
+    start = {"a": 1.0, "inner": {"k": 1.0, "c": 1.0}}
+    res = lx.curve_fit(
+        model, backend.asarray(X), backend.asarray(Y), start, jac=jac_of(backend),
+        bounds=({"a": 0.0, "inner": {"k": None, "c": 0.0}}, None),
+    )
+    plain = fit(backend)
+    x = backend.to_numpy(plain.x)
+    stderr = backend.to_numpy(plain.stderr)
+    assert float(res.x["a"]) == pytest.approx(x[0], rel=1e-7)
+    assert float(res.x["inner"]["k"]) == pytest.approx(x[1], rel=1e-7)
+    assert float(res.stderr["inner"]["k"]) == pytest.approx(stderr[1], rel=1e-5)
+
+
+def test_jacobian_given(backend: Backend) -> None:
+    xp = backend.xp
+
+    def jac(x: Any, a: Any, k: Any, c: Any) -> Any:
+        e = xp.exp(-k * x)
+        return xp.stack([e, -a * x * e, xp.ones_like(x)], axis=-1)
+
+    res = fit(backend, jac=jac, sigma=SIGMA)
+    check(backend, res, scipy_fit(sigma=SIGMA))
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_rows_of_a_batch(backend: Backend, named: bool) -> None:
+    """Each row is as it would be alone; one of nan harms no other."""
+    rng = np.random.default_rng(1)
+    rows = np.asarray([[2.5, 1.3, 0.5], [1.0, 0.4, -1.0], [4.0, 3.0, 0.0], [1.0, 1.0, 1.0]])
+    y = np.stack([decay()(X, *row) for row in rows]) + 0.05 * rng.normal(size=(4, 40))
+    y[3, 7] = np.nan
+    p0: Any = {"a": 1.0, "k": 1.0, "c": 1.0} if named else START
+    res = fit(backend, y, p0, batched=True, sigma=SIGMA)
+    x, stderr = ([r["a"], r["k"], r["c"]] if named else [r] for r in (res.x, res.stderr))
+    x, stderr = (
+        np.stack([backend.to_numpy(v) for v in side], axis=-1).reshape(4, 3) for side in (x, stderr)
+    )
+    assert backend.to_numpy(res.success).tolist() == [True, True, True, False]
+    assert int(backend.to_numpy(res.status)[3]) == Status.NOT_FINITE
+    for i in range(3):
+        alone = fit(Backend.NUMPY, y[i], sigma=SIGMA)
+        np.testing.assert_allclose(x[i], alone.x, rtol=1e-7)
+        np.testing.assert_allclose(stderr[i], alone.stderr, rtol=1e-5)
+        assert float(backend.to_numpy(res.chi2)[i]) == pytest.approx(alone.chi2, rel=1e-9)
+        assert float(backend.to_numpy(res.r2)[i]) == pytest.approx(alone.r2, rel=1e-9)
+
+
+def test_trials_without_a_value_are_refused() -> None:
+    """The logarithm ends where the first Gauss-Newton step leads."""
+
+    def model(x: Any, a: Any, b: Any) -> Any:
+        with np.errstate(invalid="ignore"):
+            return a * np.log(x + b)
+
+    y = model(X, 2.0, 0.01)
+    res = lx.curve_fit(model, X, y, [1.0, 3.0], jac="3-point")
+    assert res.success
+    np.testing.assert_allclose(res.x, [2.0, 0.01], rtol=1e-6)
+
+
+def test_parameters_that_the_data_do_not_determine() -> None:
+    """a + b is known, a and b are not; c is."""
+    y = 3.0 + 2.0 * X + 0.1 * np.cos(9.0 * X)
+    rows = np.stack([np.ones(40), np.ones(40), X], axis=-1)
+    res = lx.curve_fit(
+        lambda x, a, b, c: a + b + c * x, X, y, START, jac=lambda x, a, b, c: rows
+    )
+    line = lx.curve_fit(lambda x, a, c: a + c * x, X, y, [1.0, 1.0], jac="3-point")
+    assert res.success
+    assert np.isinf(res.stderr[:2]).all()
+    np.testing.assert_allclose(res.x[0] + res.x[1], line.x[0], rtol=1e-8)
+    assert res.stderr[2] == pytest.approx(line.stderr[1] * np.sqrt(38 / 37), rel=1e-6)
+
+
+def test_as_many_data_as_parameters() -> None:
+    y = decay()(X[[0, 9, 30]], *TRUE)
+    res = lx.curve_fit(decay(), X[[0, 9, 30]], y, START, jac="3-point")
+    np.testing.assert_allclose(res.x, TRUE, rtol=1e-8)
+    assert np.isinf(res.stderr).all() and np.isnan(res.reduced_chi2)
+    res = lx.curve_fit(
+        decay(), X[[0, 9, 30]], y, START, jac="3-point", sigma=0.1, absolute_sigma=True
+    )
+    assert np.isfinite(res.stderr).all()
+
+
+def test_by_lbfgs(backend: Backend) -> None:
+    res = fit(backend, method="lbfgs", sigma=SIGMA)
+    wanted = scipy_fit(sigma=SIGMA)
+    assert res.success
+    np.testing.assert_allclose(backend.to_numpy(res.x), wanted[0], rtol=1e-5)
+    np.testing.assert_allclose(backend.to_numpy(res.covariance), wanted[1], rtol=1e-4)
+
+
+def test_acceleration_saves_steps() -> None:
+    """Along the valley of Rosenbrock's function, and to the same end."""
+
+    def residuals(x: Any) -> Any:
+        return np.stack([100.0 * (x[1] - x[0] ** 2), 1.0 - x[0]])
+
+    x0 = np.asarray([-1.2, 1.0])
+    plain, bent = (
+        lx.least_squares(residuals, x0, jac="3-point", acceleration=a) for a in (False, True)
+    )
+    for res in (plain, bent):
+        np.testing.assert_allclose(res.x, 1.0, rtol=1e-8)
+    assert bent.nit < plain.nit
+
+
+def test_units_do_not_matter() -> None:
+    """Steps are the same in other units, up to rounding."""
+    scale = np.asarray([1e-6, 1e3, 1e9])
+    model = decay()
+
+    def other(x: Any, *p: Any) -> Any:
+        return model(x, *(v * s for v, s in zip(p, scale, strict=True)))
+
+    plain = fit(Backend.NUMPY)
+    res = lx.curve_fit(other, X, Y, START / scale, jac="3-point")
+    assert res.nit == plain.nit
+    np.testing.assert_allclose(res.x * scale, plain.x, rtol=1e-9)
+    np.testing.assert_allclose(res.stderr * scale, plain.stderr, rtol=1e-6)
+
+
+def test_float32(backend: Backend) -> None:
+    x, y = (backend.asarray(v, "float32") for v in (X, Y))
+    jac = None if backend.has_autodiff else "3-point"
+    res = lx.curve_fit(decay(backend), x, y, START, jac=jac)
+    assert res.x.dtype == res.covariance.dtype == y.dtype
+    assert res.success
+    np.testing.assert_allclose(backend.to_numpy(res.x), fit(Backend.NUMPY).x, rtol=2e-3)
+
+
+@pytest.mark.parametrize("budget", ["maxiter", "maxfun", "maxtime"])
+def test_budgets(budget: str) -> None:
+    limit = {"maxiter": 2, "maxfun": 2, "maxtime": 0.0}[budget]
+    res = fit(Backend.NUMPY, **{budget: limit})
+    wanted = {
+        "maxiter": Status.ITERATIONS, "maxfun": Status.EVALUATIONS, "maxtime": Status.TIME
+    }
+    assert res.status is wanted[budget] and not res.success
+    assert budget != "maxiter" or res.nit == 2
+
+
+def test_tolerances() -> None:
+    assert fit(Backend.NUMPY, ftol=1e-2, gtol=0.0).status is Status.VALUE
+    assert fit(Backend.NUMPY, xtol=1e-2, gtol=0.0).status is Status.STEP
+    assert fit(Backend.NUMPY, gtol=0.0).status is Status.PRECISION
+
+
+def test_a_wrong_jacobian_is_told() -> None:
+    def jac(x: Any, a: Any, k: Any, c: Any) -> Any:
+        return -np.stack([np.exp(-k * x), -a * x * np.exp(-k * x), np.ones_like(x)], axis=-1)
+
+    assert fit(Backend.NUMPY, jac=jac).status is Status.LINE_SEARCH
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"jac": None}, ValueError, "no automatic differentiation"),
+        ({"jac": "4-point"}, ValueError, "jac is '4-point'"),
+        ({"loss": "tukey"}, ValueError, "loss is 'tukey'"),
+        ({"method": "lbgfs"}, ValueError, "did you mean 'lbfgs'"),
+        ({"f_scale": 0.0}, ValueError, "f_scale is 0.0"),
+        ({"gtol": -1.0}, ValueError, "gtol is -1.0"),
+        ({"maxiter": 1.5}, ValueError, "maxiter is 1.5"),
+        ({"bounds": 3}, TypeError, "bounds is 3"),
+        ({"bounds": (2.0, 1.0)}, ValueError, "wanted lower <= upper"),
+        ({"bounds": (0.0, 1.0), "method": "lbfgs"}, ValueError, 'wanted method="lm"'),
+        ({"sigma": np.zeros(40)}, ValueError, "not above 0"),
+        ({"sigma": np.ones(7)}, ValueError, "sigma has shape"),
+        ({"sigma": -np.eye(40)}, ValueError, "not positive definite"),
+        ({"p0": [[1.0, 1.0, 1.0]]}, ValueError, "p0 has shape"),
+        ({"y": np.stack([Y, Y])}, ValueError, "batched=True"),
+        ({"y": Y[:7]}, ValueError, "like y"),
+        ({"jac": lambda x, a, k, c: np.ones((40, 2))}, ValueError, "the Jacobian has shape"),
+    ],
+)
+def test_errors(settings: Any, error: type, words: str) -> None:
+    with pytest.raises(error, match=words):
+        fit(Backend.NUMPY, **settings)
+
+
+def test_errors_of_residuals() -> None:
+    with pytest.raises(TypeError, match="residuals returned a float"):
+        lx.least_squares(lambda x: 1.0, np.ones(2), jac="2-point")
+    with pytest.raises(ValueError, match=r"shape \(\); wanted"):
+        lx.least_squares(lambda x: x[0], np.ones(2), jac=lambda x: np.eye(2))
+    with pytest.raises(TypeError, match="x0 is complex"):
+        lx.least_squares(lambda x: x, np.ones(2) * 1j, jac="2-point")
