@@ -49,6 +49,7 @@ from lbfgs_xp.line_search import (
 )
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.objective import check_gradient
+from lbfgs_xp.phases import Limits, Phase
 from lbfgs_xp.result import Record, Result, State, Status
 from lbfgs_xp.solvers.bfgs import BFGS
 from lbfgs_xp.solvers.lbfgs import LBFGS
@@ -83,6 +84,7 @@ __all__ = [
     "HagerZhang",
     "History",
     "LeastSquaresResult",
+    "Limits",
     "LineSearch",
     "Lion",
     "MoreThuente",
@@ -90,6 +92,7 @@ __all__ = [
     "NAdam",
     "Newton",
     "OptimizerState",
+    "Phase",
     "ProjectedGradient",
     "RAdam",
     "RMSProp",

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import difflib
 import functools
-import math
-import numbers
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,38 +13,21 @@ import numpy as np
 
 from lbfgs_xp import stopping
 from lbfgs_xp.backend import Array, is_array, is_true
+from lbfgs_xp.methods import Plan, Stage, plan_of
 from lbfgs_xp.objective import Objective
+from lbfgs_xp.phases import Limits, joined
 from lbfgs_xp.progress import Live
-from lbfgs_xp.projections import Box
 from lbfgs_xp.result import Best, Record, Result, State, Status
 from lbfgs_xp.scalars import named
-from lbfgs_xp.solvers.bfgs import BFGS
-from lbfgs_xp.solvers.contract import Solver, optimality
-from lbfgs_xp.solvers.lbfgs import LBFGS
-from lbfgs_xp.solvers.newton import Newton
-from lbfgs_xp.solvers.projected_gradient import ProjectedGradient
+from lbfgs_xp.solvers.contract import optimality
 from lbfgs_xp.space import FixedOrderSpace, Space
 from lbfgs_xp.stopping import Criteria, Progress
 from lbfgs_xp.tree import Layout, map_leaves
 
-# Counts of a batch are 32-bit integers.
-_UNLIMITED = 2**31 - 1
-
 _RUNNING = int(Status.RUNNING)
 _SUCCESSES = [int(member) for member in Status if member.success]
-# Iterations without a change that tells something, before the floor is taken as reached.
-_PATIENCE = 8
 # How often a run may set out again from its best point.
 _DEPARTURES = 10
-# Up to so many variables, twice the memory of L-BFGS, one matrix is less work than the pairs.
-_DENSE = 20
-
-METHODS: dict[str, Callable[[], Any]] = {
-    "lbfgs": LBFGS,
-    "bfgs": BFGS,
-    "newton": Newton,
-    "projected_gradient": ProjectedGradient,
-}
 
 
 def minimize(
@@ -83,10 +63,14 @@ def minimize(
         The start. Its library and device are those of the whole run.
     args : tuple
         Further arguments of fun (and jac).
-    method : None, str or solver
-        "lbfgs", "bfgs", "newton", "projected_gradient", or an object such as
+    method : None, str, optimizer, solver, or a list of phases
+        "lbfgs", "bfgs", "newton", "projected_gradient", "adam", ..., or an object such as
         `lx.LBFGS(memory_size=20)` or `lx.Adam(1e-2)`. "auto": BFGS for a batch of problems of at
-        most 20 variables each, else L-BFGS. None: "auto" for a batch, else "lbfgs".
+        most 20 variables each, else L-BFGS. None: "auto" for a batch, else "lbfgs". A list of
+        methods follow each other: `[lx.Adam(1e-3).until(maxiter=1000), lx.LBFGS()]`. Each begins
+        at the best point so
+        far and ends by limits of its own (`until`, `lx.Phase`), or by those below. Budgets below
+        are those of the whole run.
     jac : None, True, function, "2-point" or "3-point"
         None: automatic differentiation (PyTorch, JAX). True: fun returns (value, gradient). A
         function: jac(x, *args) -> gradient, of the structure of x. For complex x the gradient is
@@ -127,7 +111,8 @@ def minimize(
     state : State
         `res.state` of an earlier run, to go on from. With that run's x as x0 and the same fun, 30
         iterations and then 30 give the same iterates as 60, for one evaluation more. With another
-        x0 or fun, the run starts there with the curvature gathered so far.
+        x0 or fun, the run starts there with the curvature gathered so far. A list of phases cannot
+        go on; its last method can, with the state that the list ended with.
 
     Returns
     -------
@@ -152,45 +137,34 @@ def minimize(
     (array([3., 3.]), 'GRADIENT')
     """
     layout = Layout(x0, batched)
-    solver = _solver(method, bounds, hess, layout)
-    searches = getattr(solver, "searches", True)
-    if bounds is not None:
-        solver = _bounded(solver, bounds, layout)
-    backend = layout.backend
-    criteria = Criteria(
-        gtol=_tolerance("gtol", math.sqrt(backend.eps) if gtol is None else gtol),
-        ftol=_tolerance("ftol", ftol),
-        xtol=_tolerance("xtol", xtol),
-        maxiter=_count("maxiter", maxiter),
-        maxfun=_count("maxfun", maxfun, least=1),
-        eps=backend.eps,
-        noise=backend.noise,
-        largest=backend.largest,
-        patience=getattr(solver, "patience", _PATIENCE),
-        failure=int(Status.LINE_SEARCH if searches else Status.DIVERGED),
-    )
-    deadline = time.perf_counter() + _seconds("maxtime", maxtime)
+    limits = Limits(maxiter, maxfun, maxtime, gtol, ftol, xtol)
+    plan = plan_of(method, limits, bounds, hess, layout)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback is a {type(callback).__name__}; wanted a function or None")
-    space = (FixedOrderSpace if reproducible else Space)(backend, batched)
+    if state is not None and len(plan.stages) > 1:
+        raise ValueError(
+            f"state was passed with {len(plan.stages)} phases; wanted the one method to go on with"
+        )
+    space = (FixedOrderSpace if reproducible else Space)(layout.backend, batched)
     objective = Objective(fun, args, jac, has_aux, layout)
-    run = _Run(solver, space, objective, criteria, hess)
+    run = _Run(plan, space, objective, hess)
     watched = progress or callback is not None
     # Trials that overflow are ordinary, so NumPy's warnings are off; but not inside the user's
     # functions, which run in the context of the caller.
     with Live(progress) as live, np.errstate(all="ignore"):
         try:
             run.begin(layout.start(), state)
-            while run.running() or run.go_on_from_best():
-                if time.perf_counter() >= deadline:
+            while run.running() or run.go_on_from_best() or run.next_phase():
+                if time.perf_counter() >= run.deadline:
                     run.end(Status.TIME)
-                    break
+                    continue
                 if not run.advance() or not watched:
                     continue
                 record = run.record()
                 live.show(record)
                 if callback is not None and is_true(run.outside(callback, record)):
                     run.end(Status.CALLBACK)
+                    break
         except KeyboardInterrupt:
             if run.now is None:
                 raise
@@ -213,29 +187,40 @@ class _Now(NamedTuple):
 class _Run:
     """One call of `minimize`, under way."""
 
-    def __init__(
-        self, solver: Solver, space: Space, objective: Objective, criteria: Criteria, hess: Any
-    ):
-        self.solver: Any = solver
+    def __init__(self, plan: Plan, space: Space, objective: Objective, hess: Any):
+        self.plan = plan
         self.space = space
         self.objective = objective
-        self.criteria = criteria
         self.now: _Now | None = None
-        self._departures = 0
         # Runs the user's functions as the caller of `minimize` would.
         self.outside = contextvars.copy_context().run
+        self._last_deadline = time.perf_counter() + plan.maxtime
+        # All of them now, so that what a later phase lacks is told before the first one runs.
+        self._ahead = [(stage, *self._prepared(stage, hess)) for stage in plan.stages]
+        self._ended: list[Result] = []
+        self._enter()
+
+    def _prepared(self, stage: Stage, hess: Any) -> tuple[Callable, Callable]:
+        """`_init` and `_after` of a phase."""
+        solver, space = stage.solver, self.space
         more: dict[str, Any] = {}
         if getattr(solver, "needs_hessian", False):
-            hessian = objective.hessian(hess)
+            hessian = self.objective.hessian(hess)
             more["hessian"] = lambda x: self.outside(hessian, x)
         # One problem runs on Python floats and branches, which nothing can compile, and a Hessian
         # is a function of the user's.
         compiled = space.batched and _compilable(solver) and not space.reproducible
         prepare = space.backend.jit if compiled else functools.partial
-        self._init = functools.partial(prepare(_init, solver, space), **more)
-        self._after = functools.partial(
-            prepare(_after, solver, space, criteria.xtol > 0.0), **more
-        )
+        init = prepare(_init, solver, space)
+        after = prepare(_after, solver, space, stage.criteria.xtol > 0.0)
+        return functools.partial(init, **more), functools.partial(after, **more)
+
+    def _enter(self) -> None:
+        """Makes the next phase the one under way."""
+        stage, self._init, self._after = self._ahead.pop(0)
+        self.solver, self.criteria = stage.solver, stage.criteria
+        self.deadline = min(self._last_deadline, time.perf_counter() + stage.maxtime)
+        self._departures = 0
 
     def begin(self, x: Array, state: State | None) -> None:
         """Evaluates the start, or where an earlier run stands."""
@@ -316,6 +301,30 @@ class _Run:
         self.now = _Now(space.merge(elsewhere, fresh, state), p, best)
         return self.running()
 
+    def next_phase(self) -> bool:
+        """Goes on with the next method that has something left to do, at the best point so far."""
+        assert self.now is not None
+        if not self._ahead:
+            return False
+        space, objective, (_, p, best) = self.space, self.objective, self.now
+        fn, ended, before = space.scalars, self._phase(), objective.nfev
+        x, value, gradient, aux = best.x, self._public(best.value), best.gradient, self.aux
+        solver = self._ahead[0][0].solver
+        if hasattr(solver, "project"):
+            x = solver.project(space, x)
+        moved = not space.equal(x, best.x)
+        if moved:
+            value, gradient, aux = self.outside(objective, x)
+        self._ended.append(ended)
+        self._enter()
+        self.criteria = stopping.later(fn, self.criteria, p, self.plan.maxiter, self.plan.maxfun)
+        inner = self._init(x, value, gradient, None)
+        norm, count = inner.gradient_norm, objective.nfev - before
+        p = stopping.start(fn, self.criteria, inner.value, norm, count, p)
+        best = Best(x, inner.value, gradient, norm, inner.value if moved else best.lowest)
+        self.now, self.aux, self._departed = _Now(inner, p, best), aux, inner.value
+        return self.running() or self.next_phase()
+
     def end(self, status: Status) -> None:
         """Ends what still runs."""
         assert self.now is not None
@@ -340,6 +349,11 @@ class _Run:
         )
 
     def result(self) -> Result:
+        last = self._phase()
+        return last if len(self.plan.stages) == 1 else joined([*self._ended, last])
+
+    def _phase(self) -> Result:
+        """The result of the phase under way; its counts are those of the run so far."""
         assert self.now is not None
         space, layout = self.space, self.objective.layout
         state, p, best = self.now
@@ -513,79 +527,6 @@ def _messages(space: Space, status: Array) -> list[str]:
 
 
 # --- the arguments -----------------------------------------------------------------------------
-
-
-def _solver(method: Any, bounds: Any, hess: Any, layout: Layout) -> Any:
-    if method is None or method == "auto":
-        method = "bfgs" if layout.batch and layout.size <= _DENSE else "lbfgs"
-    if isinstance(method, str):
-        if method not in METHODS:
-            near = difflib.get_close_matches(method.lower().replace("-", ""), METHODS, 1, 0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"method is {method!r}; wanted one of {', '.join(map(repr, [*METHODS, 'auto']))} "
-                f"or a solver object{hint}"
-            )
-        method = METHODS[method]()
-    # An optimizer of nested parameters is no solver yet, but makes one.
-    if hasattr(method, "solver") and not isinstance(method, type):
-        return _solver(method.solver(layout), bounds, hess, layout)
-    if isinstance(method, type) or not all(hasattr(method, name) for name in ("init", "step")):
-        raise TypeError(
-            f"method is {method!r}; wanted a name, or a solver object such as lx.LBFGS()"
-        )
-    if bounds is not None and not getattr(method, "supports_bounds", False):
-        raise ValueError(
-            f"bounds were passed, but {type(method).__name__} takes none; wanted bounds=None, or "
-            'a method that takes them, such as "projected_gradient"'
-        )
-    if hess is not None and not getattr(method, "needs_hessian", False):
-        raise ValueError(
-            f"hess was passed, but {type(method).__name__} needs none; wanted hess=None"
-        )
-    if not (hess is None or callable(hess)):
-        raise TypeError(f"hess is a {type(hess).__name__}; wanted a function of x, or None")
-    return method
-
-
-def _bounded(solver: Any, bounds: Any, layout: Layout) -> Any:
-    """The solver within the bounds, which now are vectors."""
-    if not isinstance(bounds, tuple) or len(bounds) != 2:
-        raise TypeError(
-            f"bounds is {bounds!r}; wanted the pair (lower, upper), each None, a number, or "
-            "numbers for the variables"
-        )
-    if any(layout.complex):
-        raise TypeError("bounds were passed, but x0 is complex; complex numbers have no order")
-    lower = layout.spread(bounds[0], "the lower bound", -math.inf)
-    return solver.with_bounds(Box(lower, layout.spread(bounds[1], "the upper bound", math.inf)))
-
-
-def _tolerance(name: str, value: Any) -> float:
-    if not _is_number(value):
-        raise ValueError(f"{name} is {value!r}; wanted a number of at least 0")
-    return float(value)
-
-
-def _is_number(value: Any) -> bool:
-    at_least_0: Any = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return bool(at_least_0 and not value < 0 and value == value)
-
-
-def _count(name: str, value: Any, least: int = 0) -> int:
-    if value is None:
-        return _UNLIMITED
-    if not _is_number(value) or value < least or not (value == math.inf or value == int(value)):
-        raise ValueError(f"{name} is {value!r}; wanted an integer of at least {least}, or None")
-    return int(min(value, _UNLIMITED))
-
-
-def _seconds(name: str, value: Any) -> float:
-    if value is None:
-        return math.inf
-    if not _is_number(value):
-        raise ValueError(f"{name} is {value!r}; wanted a number of seconds of at least 0, or None")
-    return float(value)
 
 
 def _checked(state: Any, x: Array, solver: Any, space: Space) -> State:

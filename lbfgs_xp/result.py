@@ -151,6 +151,9 @@ class Result:
         The solver's inverse Hessian at its last iterate: `@`, `diagonal()`, `todense()`.
     state : State
         Pass it as `state=` to go on.
+    phases : tuple of Result
+        Where `method` lists several: one for each that was begun, with the iterations and
+        evaluations of its own and the best point so far. Else empty.
     """
 
     x: Any
@@ -166,6 +169,7 @@ class Result:
     aux: Any = None
     hess_inv: Any = dataclasses.field(default=None, repr=False)
     state: Any = dataclasses.field(default=None, repr=False)
+    phases: tuple = dataclasses.field(default=(), repr=False)
 
     def __repr__(self) -> str:
         return table(self)

@@ -67,17 +67,32 @@ class Progress(NamedTuple):
     highest_norm: Any
 
 
-def start(fn: Scalars, criteria: Criteria, value: Any, norm: Any, nfev: int) -> Progress:
-    """Where a run stands after the evaluation at its start."""
+def start(
+    fn: Scalars, criteria: Criteria, value: Any, norm: Any, nfev: int,
+    before: Progress | None = None,
+) -> Progress:
+    """Where a run stands after `nfev` evaluations at its start; where there is one `before`, this
+    is a phase that follows it."""
     zero = fn.full(0, value)
     status = fn.full(_RUNNING, value)
     status = fn.where(norm <= criteria.gtol, _GRADIENT, status)
     usable = fn.isfinite(value) & fn.isfinite(norm)
     status = fn.where(usable, status, _NOT_FINITE)
-    return budgets(
-        fn,
-        criteria,
-        Progress(status, zero, zero + nfev, zero, zero, zero, value, norm, norm),
+    p = Progress(status, zero, zero + nfev, zero, zero, zero, value, norm, norm)
+    if before is not None:
+        # Nothing but a function without a bound is left as it is.
+        status = fn.where(before.status == _UNBOUNDED, _UNBOUNDED, status)
+        p = p._replace(status=status, nit=before.nit, nfev=before.nfev + nfev)
+    return budgets(fn, criteria, p)
+
+
+def later(fn: Scalars, criteria: Criteria, p: Progress, maxiter: int, maxfun: int) -> Criteria:
+    """Those of a phase that begins after p: its budgets count from there, and end at the latest
+    with those of the whole run, maxiter and maxfun."""
+    # In this order, for what a batch counts with has 32 bits.
+    return criteria._replace(
+        maxiter=fn.minimum(p.nit, maxiter - criteria.maxiter) + criteria.maxiter,
+        maxfun=fn.minimum(p.nfev, maxfun - criteria.maxfun) + criteria.maxfun,
     )
 
 

@@ -12,22 +12,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lbfgs_xp import first_order
 from lbfgs_xp.backend import Backend, is_true
 from lbfgs_xp.batches import batches_of
 from lbfgs_xp.first_order import FirstOrder, OptimizerState
 from lbfgs_xp.loss import Loss
-from lbfgs_xp.minimize import METHODS, minimize
+from lbfgs_xp.methods import METHODS
+from lbfgs_xp.minimize import minimize
 from lbfgs_xp.progress import Live
 from lbfgs_xp.result import Status, table
 from lbfgs_xp.space import Space
 from lbfgs_xp.tree import backends_of, flatten, map_leaves, unflatten
-
-_METHODS: dict[str, Callable[[], Any]] = METHODS | {
-    name.lower(): cls
-    for name, cls in vars(first_order).items()
-    if isinstance(cls, type) and issubclass(cls, FirstOrder) and cls is not FirstOrder
-}
 
 
 class TrainRecord(NamedTuple):
@@ -484,12 +478,12 @@ def _line(record: TrainRecord) -> str:
 
 def _method(method: Any) -> Any:
     if isinstance(method, str):
-        if method not in _METHODS:
+        if method not in METHODS:
             raise ValueError(
-                f"method is {method!r}; wanted one of {', '.join(map(repr, sorted(_METHODS)))}, "
+                f"method is {method!r}; wanted one of {', '.join(map(repr, sorted(METHODS)))}, "
                 "or an optimizer or solver object"
             )
-        method = _METHODS[method]()
+        method = METHODS[method]()
     if isinstance(method, type) or not (
         isinstance(method, FirstOrder) or all(hasattr(method, name) for name in ("init", "step"))
     ):

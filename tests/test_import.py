@@ -11,7 +11,7 @@ import pytest
 HEAVY = ["cupy", "dask", "jax", "matplotlib", "optax", "rich", "scipy", "torch"]
 
 
-@pytest.mark.parametrize("module", ["lbfgs_xp", "lbfgs_xp.problems"])
+@pytest.mark.parametrize("module", ["lbfgs_xp", "lbfgs_xp.problems", "lbfgs_xp.scipy"])
 def test_import_leaves_others_alone(module: str) -> None:
     """Nothing is imported that the user has not imported."""
     program = f"import sys, {module}; print(*sorted({set(HEAVY)!r} & set(sys.modules)))"

@@ -16,8 +16,27 @@ from lbfgs_xp.first_order.sgd import SGD, GradientDescent
 from lbfgs_xp.first_order.sign import Lion, Rprop
 from lbfgs_xp.first_order.state import OptimizerState
 
+NAMES: dict[str, type[FirstOrder]] = {
+    "gradient_descent": GradientDescent,
+    "sgd": SGD,
+    "adagrad": Adagrad,
+    "rmsprop": RMSProp,
+    "adadelta": Adadelta,
+    "adam": Adam,
+    "adamw": AdamW,
+    "adamax": Adamax,
+    "nadam": NAdam,
+    "radam": RAdam,
+    "yogi": Yogi,
+    "adabelief": AdaBelief,
+    "lion": Lion,
+    "rprop": Rprop,
+    "asgd": ASGD,
+}
+
 __all__ = [
     "ASGD",
+    "NAMES",
     "SGD",
     "AdaBelief",
     "Adadelta",

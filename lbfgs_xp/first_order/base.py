@@ -17,6 +17,7 @@ from lbfgs_xp.first_order.kernel import Kernel, kernel
 from lbfgs_xp.first_order.state import OptimizerState
 from lbfgs_xp.first_order.stepping import Stepping
 from lbfgs_xp.first_order.tape import Tape, record
+from lbfgs_xp.phases import Method
 from lbfgs_xp.schedules import as_schedule
 from lbfgs_xp.tree import Layout
 
@@ -26,7 +27,7 @@ _GLOBAL = ("clip_norm", "on_nonfinite", "groups", "labels")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FirstOrder:
+class FirstOrder(Method):
     """The settings that every first-order optimizer has beside its own.
 
     Parameters

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from lbfgs_xp.backend import Array
 from lbfgs_xp.line_search import ACCEPTED, STUCK, LineSearch, Search, rule_of
+from lbfgs_xp.phases import Method
 from lbfgs_xp.solvers.aim import descent
 from lbfgs_xp.solvers.initial import Initial
 from lbfgs_xp.solvers.state import Lowest
@@ -82,7 +83,7 @@ class DescentState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Descent(ABC):
+class Descent(Method, ABC):
     """A direction and a line search (Nocedal & Wright, chapter 3)."""
 
     line_search: LineSearch | str

@@ -10,6 +10,7 @@ import numpy as np
 
 from lbfgs_xp.backend import Array
 from lbfgs_xp.line_search import LineSearch, MoreThuente, rule_of
+from lbfgs_xp.phases import Method
 from lbfgs_xp.schedules import Constant, as_schedule
 from lbfgs_xp.solvers import curvature, many, one
 from lbfgs_xp.solvers.curvature import Pairs
@@ -20,7 +21,7 @@ from lbfgs_xp.space import Space
 
 
 @dataclasses.dataclass(frozen=True)
-class LBFGS:
+class LBFGS(Method):
     """Limited-memory BFGS (Liu & Nocedal 1989; Nocedal & Wright, Algorithm 7.5).
 
     The direction is -H g, where H comes from the last `memory_size` pairs of steps and changes of

@@ -11,6 +11,7 @@ import numpy as np
 
 from lbfgs_xp.backend import Array, is_array
 from lbfgs_xp.line_search import ACCEPTED, STUCK, Armijo, Search
+from lbfgs_xp.phases import Method
 from lbfgs_xp.projections import Box, Projection
 from lbfgs_xp.solvers.contract import optimality
 from lbfgs_xp.space import Space
@@ -54,7 +55,7 @@ class ProjectedGradientState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class ProjectedGradient:
+class ProjectedGradient(Method):
     """Spectral projected gradients (Birgin, Martinez & Raydan 2000, Algorithm SPG2).
 
     A search along d = P(x - lambda g) - x, with P the projection and lambda the step length of

@@ -1,0 +1,133 @@
+"""Phases: methods that follow each other in one run, and what a phase is limited by."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import numbers
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Budgets and tolerances, as in `lx.minimize`; None where there is none.
+
+    Parameters
+    ----------
+    maxiter, maxfun : int
+        Iterations, at least 0; evaluations, at least 1.
+    maxtime : float
+        Seconds, at least 0.
+    gtol, ftol, xtol : float
+        At least 0.
+
+    Raises
+    ------
+    ValueError
+        for values outside these ranges, naming what was passed.
+    """
+
+    maxiter: int | None = None
+    maxfun: int | None = None
+    maxtime: float | None = None
+    gtol: float | None = None
+    ftol: float | None = None
+    xtol: float | None = None
+
+    def __post_init__(self) -> None:
+        given = [(name, value) for name, value in vars(self).items() if value is not None]
+        for name, value in given:
+            counts = name in ("maxiter", "maxfun")
+            least = 1 if name == "maxfun" else 0
+            if not _is_number(value) or value < least or counts and value % 1.0 > 0.0:
+                kind = "an integer" if counts else "a number"
+                kind += " of seconds" if name == "maxtime" else ""
+                raise ValueError(f"{name} is {value!r}; wanted {kind} of at least {least}, or None")
+            value = float(value)
+            if counts:
+                value = None if value == math.inf else int(value)
+            object.__setattr__(self, name, value)  # the dataclass is frozen
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A method of `lx.minimize` and the limits of its part of a run.
+
+    Parameters
+    ----------
+    method : str, optimizer or solver
+    limits : Limits
+        Budgets count from the start of the phase. What is None is left to the arguments of
+        `lx.minimize`.
+
+    Examples
+    --------
+    >>> import lbfgs_xp as lx
+    >>> phase = lx.LBFGS().until(maxiter=100, ftol=1e-9)
+    >>> phase == lx.Phase(lx.LBFGS(), lx.Limits(maxiter=100, ftol=1e-9))
+    True
+    """
+
+    method: Any
+    limits: Limits = Limits()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.method, (Phase, list, tuple)):
+            raise TypeError(f"method is {self.method!r}; wanted one method, without limits")
+        if not isinstance(self.limits, Limits):
+            raise TypeError(f"limits is {self.limits!r}; wanted lx.Limits(...)")
+
+
+class Method:
+    """What every method object can do."""
+
+    def until(
+        self,
+        *,
+        maxiter: int | None = None,
+        maxfun: int | None = None,
+        maxtime: float | None = None,
+        gtol: float | None = None,
+        ftol: float | None = None,
+        xtol: float | None = None,
+    ) -> Phase:
+        """This method as a phase of a run, with budgets and tolerances of its own.
+
+        See `lx.minimize` for what they mean, and `lx.Phase`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import lbfgs_xp as lx
+        >>> problem = lx.problems.rosenbrock(2)
+        >>> res = lx.minimize(problem.value_and_gradient, problem.x0, jac=True,
+        ...                   method=[lx.Adam(0.1).until(maxiter=50), lx.LBFGS()])
+        >>> [phase.status.name for phase in res.phases]
+        ['ITERATIONS', 'GRADIENT']
+        """
+        return Phase(self, Limits(maxiter, maxfun, maxtime, gtol, ftol, xtol))
+
+
+def phases_of(method: Any) -> list[Phase]:
+    """`method` of `lx.minimize` as phases: one, or those of a list."""
+    methods = method if isinstance(method, (list, tuple)) else [method]
+    if not methods:
+        raise ValueError(f"method is {method!r}; wanted at least one method")
+    return [each if isinstance(each, Phase) else Phase(each) for each in methods]
+
+
+def joined(results: list[Any]) -> Any:
+    """The last of several results whose counts go on from one to the next, with `phases`."""
+    own = results[:1]
+    for before, after in itertools.pairwise(results):
+        counts = {name: getattr(after, name) - getattr(before, name) for name in _COUNTS}
+        own.append(dataclasses.replace(after, **counts))
+    return dataclasses.replace(results[-1], phases=tuple(own))
+
+
+_COUNTS = ("nit", "nfev", "nhev")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and value == value

@@ -1,0 +1,253 @@
+"""Methods for `scipy.optimize.minimize`.
+
+Its `method` may be a function: `lbfgs` or `projected_gradient` of this module. They take the
+arguments and the options of SciPy's own "L-BFGS-B", with its defaults, and give what it gives.
+SciPy hands every start over as an array of NumPy; for other libraries there is `lx.minimize`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lbfgs_xp.minimize import minimize
+from lbfgs_xp.result import Record, Status
+from lbfgs_xp.solvers.lbfgs import LBFGS
+from lbfgs_xp.solvers.projected_gradient import ProjectedGradient
+
+__all__ = ["lbfgs", "projected_gradient"]
+
+# As SciPy has them: spent budgets, and StopIteration.
+_CODES = {Status.ITERATIONS: 1, Status.EVALUATIONS: 1, Status.CALLBACK: 99}
+
+
+def lbfgs(fun: Callable, x0: Any, args: tuple = (), *, maxcor: int = 10, **settings: Any) -> Any:
+    """L-BFGS, as `method` of `scipy.optimize.minimize`.
+
+    Parameters
+    ----------
+    fun, x0, args, jac, callback
+        As in `scipy.optimize.minimize`. jac=None: SciPy's forward differences. callback takes x, or
+        one argument that is called intermediate_result; StopIteration ends the run.
+    bounds, constraints
+        There are none for this method; finite bounds are for `projected_gradient`.
+
+    Options
+    -------
+    maxcor : int
+        How many pairs (s, y) are kept.
+    gtol : float, 1e-5
+        Stop where the largest component of the gradient is at most this.
+    ftol : float, 2.2e-9
+        Stop where in two iterations running the value changes by at most ftol |value|.
+    tol : float
+        Both of them, where they are not given.
+    maxiter, maxfun : int, 15000
+        Iterations; calls of fun, those for differences included.
+    eps : float, 1e-8
+        The step of the differences.
+    disp : bool
+        Print how the run has ended.
+
+    Returns
+    -------
+    OptimizeResult
+        x (the best point seen), fun, jac, nit, nfev, njev, success, message; status, 0 for a
+        success, 1 for a budget that is spent, 99 for StopIteration and 2 else; hess_inv, a
+        `LinearOperator` that has `todense` too.
+
+    Raises
+    ------
+    ValueError
+        for bounds or constraints; TypeError and ValueError as `lx.minimize` does.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import scipy.optimize
+    >>> from lbfgs_xp.scipy import lbfgs
+    >>> def fun(x):
+    ...     return np.sum((x - 3.0) ** 2), 2.0 * (x - 3.0)
+    >>> scipy.optimize.minimize(fun, np.zeros(2), jac=True, method=lbfgs, options={"maxcor": 5}).x
+    array([3., 3.])
+    """
+    return _solve(LBFGS(memory_size=maxcor), fun, x0, args, **settings)
+
+
+def projected_gradient(fun: Callable, x0: Any, args: tuple = (), **settings: Any) -> Any:
+    """`lx.ProjectedGradient`, for bounds, as `method` of `scipy.optimize.minimize`.
+
+    Parameters
+    ----------
+    bounds : scipy.optimize.Bounds, or pairs (low, high) with None for no bound
+        fun is called within them alone, for differences too.
+    everything else
+        As for `lbfgs`, but that there is neither maxcor nor hess_inv. What gtol limits is the
+        projected gradient.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import scipy.optimize
+    >>> from lbfgs_xp.scipy import projected_gradient
+    >>> def fun(x):
+    ...     return np.sum((x - 3.0) ** 2), 2.0 * (x - 3.0)
+    >>> scipy.optimize.minimize(fun, np.zeros(2), jac=True, method=projected_gradient,
+    ...                         bounds=[(0.0, 1.0), (None, 5.0)]).x
+    array([1., 3.])
+    """
+    return _solve(ProjectedGradient(), fun, x0, args, **settings)
+
+
+def _solve(
+    solver: Any, fun: Callable, x0: Any, args: tuple, *, jac: Any = None, hess: Any = None,
+    hessp: Any = None, bounds: Any = None, constraints: Any = (), callback: Any = None,
+    gtol: float | None = None, ftol: float | None = None, tol: float | None = None,
+    maxiter: int | None = 15_000, maxfun: int | None = 15_000, eps: float = 1e-8,
+    disp: bool = False, **unknown: Any,
+) -> Any:
+    from scipy.optimize import OptimizeResult, OptimizeWarning
+
+    # The caller of scipy.optimize.minimize is at level 4.
+    if unknown:
+        names = ", ".join(unknown)
+        warnings.warn(f"Unknown solver options: {names}", OptimizeWarning, stacklevel=4)
+    for name, given in (("hess", hess), ("hessp", hessp)):
+        if given is not None:
+            warnings.warn(f"{name} is not used by this method", RuntimeWarning, stacklevel=4)
+    if not (isinstance(constraints, (list, tuple)) and len(constraints) == 0):
+        raise ValueError(
+            "constraints were passed to a method that takes none; wanted constraints=(), or "
+            "lx.augmented_lagrangian"
+        )
+    start = np.atleast_1d(np.asarray(x0, dtype=np.float64))
+    lower, upper = _sides(bounds, start.size)
+    bounded = bool(np.any(np.isfinite(lower)) or np.any(np.isfinite(upper)))
+    if bounded and not solver.supports_bounds:
+        raise ValueError(
+            "bounds were passed to lbfgs, which takes none; wanted bounds=None, or "
+            "method=lbfgs_xp.scipy.projected_gradient"
+        )
+    evaluate = _Evaluate(fun, jac, args if isinstance(args, tuple) else (args,), eps, lower, upper)
+    # Forward differences take n calls more for each gradient.
+    calls = 1 if callable(jac) else 1 + start.size
+    res = minimize(
+        evaluate, start, jac=True, method=solver,
+        bounds=(lower, upper) if bounded else None,
+        gtol=next(t for t in (gtol, tol, 1e-5) if t is not None),
+        ftol=next(t for t in (ftol, tol, 2.2e-9) if t is not None),
+        maxiter=maxiter,
+        maxfun=None if maxfun is None else max(maxfun // calls, 1),
+        callback=None if callback is None else _watch(callback, OptimizeResult),
+    )
+    if disp:
+        print(
+            f"{res.message}\n"
+            f"    value {res.fun:.9g}, {res.nit} iterations, {evaluate.nfev} evaluations"
+        )
+    found = OptimizeResult(
+        x=res.x, fun=res.fun, jac=res.jac, nit=res.nit, nfev=evaluate.nfev, njev=res.nfev,
+        success=res.success, status=0 if res.success else _CODES.get(res.status, 2),
+        message=res.message,
+    )
+    if res.hess_inv is not None:
+        found.hess_inv = _operator(res.hess_inv)
+    return found
+
+
+class _Evaluate:
+    """x -> (value, gradient), and how often fun was called."""
+
+    def __init__(
+        self, fun: Callable, jac: Any, args: tuple, eps: float, lower: np.ndarray, upper: np.ndarray
+    ):
+        self.fun, self.jac, self.args = fun, jac, args
+        self.eps, self.lower, self.upper = eps, lower, upper
+        self.nfev = 0
+
+    def __call__(self, x: np.ndarray) -> tuple[Any, np.ndarray]:
+        value = self.value(x)
+        if callable(self.jac):
+            return value, np.atleast_1d(self.jac(np.copy(x), *self.args))
+        return value, self.differences(x, value)
+
+    def value(self, x: np.ndarray) -> Any:
+        self.nfev += 1
+        value = self.fun(np.copy(x), *self.args)
+        return value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
+
+    def differences(self, x: np.ndarray, value: Any) -> np.ndarray:
+        """Forward differences, backward where a bound is in the way; 0 for fixed variables."""
+        from scipy.optimize import approx_fprime
+
+        before, ahead = x - self.lower, self.upper - x
+        steps = np.where(ahead >= np.minimum(before, self.eps), ahead, -before)
+        steps = np.clip(steps, -self.eps, self.eps)
+        free = steps != 0.0
+        gradient = np.zeros_like(x)
+
+        def value_at(part: np.ndarray) -> Any:
+            point = np.copy(x)
+            point[free] = part
+            # SciPy asks for the value at x itself once more.
+            return value if np.array_equal(point, x) else self.value(
+                np.clip(point, self.lower, self.upper)
+            )
+
+        if free.any():
+            gradient[free] = approx_fprime(x[free], value_at, steps[free])
+        return gradient
+
+
+def _watch(callback: Callable, result: Callable) -> Callable[[Record], bool]:
+    """SciPy's callback as one of ours."""
+    try:
+        named = set(inspect.signature(callback).parameters) == {"intermediate_result"}
+    except ValueError:    # a function in C
+        named = False
+
+    def watch(record: Record) -> bool:
+        try:
+            if named:
+                callback(intermediate_result=result(x=record.x, fun=record.fun))
+            else:
+                callback(record.x)
+        except StopIteration:
+            return True
+        return False
+
+    return watch
+
+
+def _sides(bounds: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The lower and upper bounds, of SciPy's `Bounds` or of n pairs."""
+    if bounds is None:
+        bounds = [(None, None)] * n
+    if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
+        return np.asarray(bounds.lb, dtype=np.float64), np.asarray(bounds.ub, dtype=np.float64)
+    pairs = list(bounds)
+    if len(pairs) != n or any(np.shape(pair) != (2,) for pair in pairs):
+        raise ValueError(
+            f"bounds is {bounds!r}; wanted scipy.optimize.Bounds(...) or {n} pairs (low, high), "
+            "one for each variable"
+        )
+    lower = [-math.inf if low is None else low for low, _ in pairs]
+    upper = [math.inf if high is None else high for _, high in pairs]
+    return np.asarray(lower, dtype=np.float64), np.asarray(upper, dtype=np.float64)
+
+
+def _operator(inverse: Any) -> Any:
+    """`res.hess_inv` of ours as SciPy's operator."""
+    from scipy.sparse.linalg import LinearOperator
+
+    def apply(vector: np.ndarray) -> np.ndarray:
+        return inverse @ np.ravel(vector)
+
+    operator = LinearOperator(inverse.shape, matvec=apply, rmatvec=apply, dtype=np.float64)
+    operator.todense = inverse.todense
+    return operator
