@@ -68,9 +68,8 @@ def minimize(
         `lx.LBFGS(memory_size=20)` or `lx.Adam(1e-2)`. "auto": BFGS for a batch of problems of at
         most 20 variables each, else L-BFGS. None: "auto" for a batch, else "lbfgs". A list of
         methods follow each other: `[lx.Adam(1e-3).until(maxiter=1000), lx.LBFGS()]`. Each begins
-        at the best point so
-        far and ends by limits of its own (`until`, `lx.Phase`), or by those below. Budgets below
-        are those of the whole run.
+        at the best point so far and ends by limits of its own (`until`, `lx.Phase`), or by those
+        below. Budgets below are those of the whole run.
     jac : None, True, function, "2-point" or "3-point"
         None: automatic differentiation (PyTorch, JAX). True: fun returns (value, gradient). A
         function: jac(x, *args) -> gradient, of the structure of x. For complex x the gradient is

@@ -392,7 +392,6 @@ def test_auto_takes_the_dense_matrix_for_small_problems_of_a_batch() -> None:
         ("identity", TypeError),
         (lambda v: v, TypeError),
     ],
-    ids=str,
 )
 def test_initial_matrix_that_is_none(given: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=r"initial_inverse_hessian is .*; wanted None, a positive"):
