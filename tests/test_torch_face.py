@@ -822,7 +822,7 @@ def test_the_live_line(capsys: pytest.CaptureFixture[str]) -> None:
     ({"loss_fn": lambda a, b: (a - b) ** 2}, r"loss_fn returned \(40, 2\); wanted a tensor with"),
     ({"loss_fn": lambda a, b: 3.0}, "loss_fn returned float; wanted a tensor with a single number"),
     ({"model": torch.nn.Identity()}, "model has no parameter"),
-], ids=str)
+])
 def test_bad_arguments_of_training_are_refused(settings: dict, message: str) -> None:
     arguments: dict[str, Any] = {"model": linear(), "loss_fn": mse, "data": line()} | settings
     with pytest.raises((ValueError, TypeError), match=message):
