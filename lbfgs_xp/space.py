@@ -341,8 +341,7 @@ class Space:
 
     def per_problem(self, scalar: Any) -> Any:
         """A scalar of each problem, ready to multiply small vectors (..., m)."""
-        # NumPy takes an array without dimensions faster than a float.
-        return scalar[..., None] if self.batched else np.asarray(scalar)
+        return scalar[..., None] if self.batched else scalar
 
     def small_zeros(self, shape: tuple[int, ...]) -> Array:
         """Zeros: float64 on the host, the vectors' dtype on a device."""

@@ -20,6 +20,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from lbfgs_xp.backend import Array, Backend, is_array
 from lbfgs_xp.scalars import named
 from lbfgs_xp.space import Space
@@ -75,7 +77,8 @@ def copied(pairs: Pairs) -> Pairs:
 def coefficients(space: Space, pairs: Pairs, with_gradient: Array) -> Array:
     """c (..., 2m) such that -H g = c W - gamma g, from `with_gradient` = W g."""
     m = pairs.diagonal.shape[-1]
-    gamma = space.per_problem(pairs.gamma)
+    # NumPy takes an array without dimensions faster than a float.
+    gamma = space.per_problem(pairs.gamma) if space.batched else np.asarray(pairs.gamma)
     p = space.matvec(pairs.inverse, with_gradient[..., :m])
     inner = with_gradient[..., m:] - space.matvec(pairs.gram, p)
     inner *= gamma
