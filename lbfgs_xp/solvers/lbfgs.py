@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,8 @@ from lbfgs_xp.solvers.initial import Initial
 from lbfgs_xp.solvers.inverse_hessian import InverseHessian
 from lbfgs_xp.solvers.state import LBFGSState, Pace
 from lbfgs_xp.space import Space
+
+_ALWAYS_0, _ALWAYS_1 = Constant(0.0), Constant(1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ class LBFGS(Method):
     line_search: LineSearch | str = MoreThuente()
     initial_inverse_hessian: Any = None
     scale_initial: bool = True
-    learning_rate: Any = 1.0
+    learning_rate: Any = _ALWAYS_1
     # `initial_inverse_hessian`, understood.
     initial: Initial = dataclasses.field(init=False, repr=False, compare=False)
 
@@ -83,15 +84,15 @@ class LBFGS(Method):
         set_(self, "memory_size", int(m))
         set_(self, "line_search", rule_of(self.line_search))
         set_(self, "learning_rate", as_schedule(self.learning_rate))
-        if self.learning_rate == Constant(0.0):
+        if self.learning_rate == _ALWAYS_0:
             raise ValueError("learning_rate is 0; wanted a number above 0, or a schedule")
         set_(self, "initial", Initial(self.initial_inverse_hessian, self.scale_initial))
 
-    @functools.cached_property
+    @property
     def pace(self) -> Pace | None:
         """Where the learning rate stands at the start; None where it is always 1."""
         rate = self.learning_rate
-        return None if rate == Constant(1.0) else Pace(0, rate.init())
+        return None if rate == _ALWAYS_1 else Pace(0, rate.init())
 
     def init(
         self, space: Space, x: Array, value: Any, gradient: Array, pairs: Pairs | None = None
