@@ -110,12 +110,6 @@ def by_age(space: Space, pairs: Pairs) -> tuple[Array, Array]:
 # --- one problem: in place, with branches ------------------------------------------------------
 
 
-def write(space: Space, pairs: Pairs, s: Array, new: Array, old: Array) -> Pairs:
-    """Puts s and y = new - old in the rows of the next slot; only `accept` makes them count."""
-    rows = space.backend.write_pair(pairs.rows, pairs.slot, s, new, old)
-    return pairs if rows is pairs.rows else pairs._replace(rows=rows)
-
-
 def products(
     space: Space, pairs: Pairs, gradient: Array, slope: float, before: Any, squared: float
 ) -> tuple[Array, Array, float]:

@@ -66,7 +66,11 @@ def _arrive(
         s, new, old = space.scale(alpha, state.direction), gradient, state.gradient
         if weights is not None:
             s, new, old = s / weights, new * weights, old * weights
-        pairs = curvature.write(space, state.pairs, s, new, old)
+        # Only `accept` makes them count.
+        pairs = state.pairs
+        rows = space.backend.write_pair(pairs.rows, pairs.slot, s, new, old)
+        if rows is not pairs.rows:
+            pairs = pairs._replace(rows=rows)
         with_gradient, with_change, squared = curvature.products(
             space, pairs, new, slope, state.with_gradient, state.squared
         )
