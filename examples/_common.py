@@ -1,0 +1,82 @@
+"""What the examples share: their arguments, the array library, a progress line, pictures."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# Okabe & Ito (2008): distinct for colour-blind eyes. Give curves different dashes or markers too.
+BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, YELLOW, BLACK = (
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000",
+)
+COLORS = [BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK]
+DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 2))]
+
+BACKENDS = ("numpy", "torch", "jax", "cupy")
+
+
+class Library(NamedTuple):
+    """An array library: its name and its array API namespace."""
+
+    name: str
+    xp: Any
+
+    def array(self, values: Any, dtype: str = "float64") -> Any:
+        """The values as an array of the library, on its GPU if it is CuPy."""
+        return self.xp.asarray(values, dtype=getattr(self.xp, dtype))
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+    """--backend, --quick and --out; an example adds what is its own."""
+    made = argparse.ArgumentParser(description=doc.splitlines()[0])
+    made.add_argument("--backend", choices=BACKENDS, default="numpy", help="default: numpy")
+    made.add_argument("--quick", action="store_true", help="less of everything: some seconds")
+    made.add_argument(
+        "--out", type=Path, default=Path("pictures"), metavar="FOLDER",
+        help="where pictures go, if matplotlib is there; default: pictures",
+    )
+    return made
+
+
+def library(name: str) -> Library:
+    """The array library of that name, or the end of the script where it is not installed."""
+    if name == "jax":
+        os.environ.setdefault("JAX_ENABLE_X64", "1")    # float64, as in the other libraries
+    try:
+        module = importlib.import_module("jax.numpy" if name == "jax" else name)
+    except ImportError:
+        sys.exit(f"--backend {name}: {name} is not installed")
+    if name == "torch":
+        module = importlib.import_module("array_api_compat.torch")
+    elif name == "cupy":
+        module = importlib.import_module("array_api_compat.cupy")
+    return Library(name, module)
+
+
+def progress(text: str = "") -> None:
+    """One live line on a terminal; nothing elsewhere. Without text it is wiped away."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def figure(width: float, height: float) -> Any:
+    """A matplotlib figure, or None where matplotlib is not installed."""
+    try:
+        made = importlib.import_module("matplotlib.figure")
+    except ImportError:
+        print("matplotlib is not installed: no picture")
+        return None
+    return made.Figure(figsize=(width, height), layout="constrained")
+
+
+def save(picture: Any, folder: Path, name: str) -> None:
+    """Writes the picture to folder/name.png and says so."""
+    progress()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.png"
+    picture.savefig(path, dpi=110)
+    print(f"picture: {path}")
