@@ -36,7 +36,7 @@ _MODULES = {
 # Elements of an array that fits in the cache of one core.
 _CACHED = 2**17
 _PIECE = 2**14
-# Columns below which a call for each row costs more than a transposed copy.
+# Numbers of a row below which NumPy's loops run along many rows rather than along each.
 _NARROW = 32
 
 
@@ -137,9 +137,8 @@ class Backend:
 
     def max_abs(self, array: Array) -> Array:
         """The largest absolute element along the last axis; nan where there is one."""
-        if self.is_numpy and array.ndim == 2 and array.shape[1] < _NARROW:
-            # Many short rows: along the columns, or each row costs a call.
-            return np.maximum.reduce(np.ascontiguousarray(np.abs(array).T), axis=0)
+        if self.is_numpy and _is_narrow(array.shape):
+            return np.maximum.reduce(np.asfortranarray(np.abs(array)), axis=-1)
         if self.name != "numpy" or array.ndim != 1:
             return self.xp.max(self.xp.abs(array), axis=-1)
         # No temporary, and arguments come faster than values. Both are the place of a nan.
@@ -241,9 +240,9 @@ class Backend:
     def take(array: Array, order: Array) -> Array:
         """The rows array[order] of an array of any library; `order` is of the same."""
         if isinstance(array, np.ndarray):
-            # Along the last axis where the rows lie across the memory.
-            across = array.ndim > 1 and array.flags.f_contiguous
-            return array.T.take(order, axis=-1).T if across else array.take(order, axis=0)
+            if array.ndim > 1 and array.flags.f_contiguous:
+                return array.T.take(order, axis=-1).T
+            return array.take(order, axis=0)
         xp = _namespace(array)
         return array[order] if compat.is_torch_namespace(xp) else xp.take(array, order, axis=0)
 
@@ -324,9 +323,13 @@ class Backend:
         return value.detach() if self.name == "torch" and is_array(value) else value
 
     def own(self, array: Array) -> Array:
-        """`array`, or a copy where someone else could change it in place."""
+        """`array`, or a copy where someone else could change it in place.
+
+        The copy of many short rows of NumPy is in Fortran's order: an operation then runs along all
+        of them, not along each.
+        """
         if self.name == "numpy":
-            return array.copy()
+            return array.copy("F" if _is_narrow(array.shape) else "C")
         if self.name == "torch":
             return array.detach().clone()
         return self.xp.asarray(array, copy=True) if self.mutable else array
@@ -530,6 +533,11 @@ class Backend:
     def is_compiled(fun: Callable) -> bool:
         """Whether `fun` is the outcome of jax.jit, and so a pure function by its author's word."""
         return hasattr(fun, "lower") and hasattr(fun, "trace")
+
+
+def _is_narrow(shape: tuple[int, ...]) -> bool:
+    """Whether these are many short rows."""
+    return len(shape) == 2 and shape[1] < _NARROW and shape[1] < shape[0]
 
 
 def _namespace(array: Array) -> Namespace:

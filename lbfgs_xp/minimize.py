@@ -541,17 +541,17 @@ def _better(
     taken = state.accepted & (state.value == value)
     slack = 2.0 * criteria.noise
     if fn.every(taken & running & (value < best.lowest - slack * fn.abs(best.lowest))):
-        return named(Best, (trial, value, gradient, state.gradient_norm, value)), True
+        return named(Best, (trial, value, gradient, state.gradient_norm, value)), taken
     near = running & (value <= best.lowest + slack * fn.abs(best.lowest))
     if fn.every(fn.logical_not(near)):
-        return best, False
+        return best, near
     norm = space.read_one(optimality(solver, space, trial, gradient))
     usable = near & fn.isfinite(value) & fn.isfinite(norm)
     lowest = fn.where(usable & (value < best.lowest), value, best.lowest)
     limit = lowest + slack * fn.abs(lowest)
     better = usable & (value <= limit) & ((norm < best.gradient_norm) | (best.value > limit))
     if fn.every(fn.logical_not(better)):
-        return best._replace(lowest=lowest), False
+        return best._replace(lowest=lowest), better
     best = Best(
         space.pick(better, trial, best.x),
         fn.where(better, value, best.value),

@@ -9,7 +9,7 @@ from lbfgs_xp.backend import Array, Backend
 from lbfgs_xp.space import Space
 
 # Rows leave once so much of the batch is done: more often would be copying for nothing.
-_DONE = 0.1
+_DONE = 0.2
 # Every new size is compiled anew, for seconds. So few of them, and none that saves nothing.
 _COMPILED_SIZES = tuple(1024 * 4**power for power in range(12))
 

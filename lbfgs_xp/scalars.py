@@ -16,13 +16,15 @@ array([1., 0., 1.])
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
+import operator
 import sys
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, TypeVar
 
-from array_api_compat import array_namespace
+import numpy as np
+from array_api_compat import array_namespace, is_numpy_namespace
 
 __all__ = ["FLOATS", "Mask", "Scalar", "Scalars", "of"]
 
@@ -43,6 +45,9 @@ class Scalars:
     Any argument of `where`, `minimum`, `maximum` and `clip` may be a Python number as long as one
     of the others is an array, whose dtype and device the result then has.
     """
+
+    picks = False
+    """Whether rows can be picked by a mask, at no cost but that of a copy."""
 
     def __init__(self, xp: Any) -> None:
         self.xp = xp
@@ -97,16 +102,13 @@ class Scalars:
         return a / b
 
     def every(self, mask: Mask) -> bool:
-        """Whether an early exit may be taken: the bool itself, and never for an array.
-
-        Asking an array would wait for its device.
-        """
+        """Whether an early exit may be taken: never where asking would wait for a device."""
         return False
 
     def select(self, cases: list[tuple[Mask, Callable[[], T]]], default: Callable[[], T]) -> T:
         """The result of the first case whose mask holds, else of `default`.
 
-        On floats that one function alone is called, on arrays all of them.
+        On floats that one function alone is called, on arrays those that may be needed.
         """
         result = default()
         for mask, function in reversed(cases):
@@ -115,15 +117,75 @@ class Scalars:
 
     def choose(self, mask: Mask, new: T, old: T) -> T:
         """`where` through (nested) named tuples of scalars."""
-        if isinstance(new, tuple):
-            pairs = zip(new, old, strict=True)  # type: ignore[call-overload]
-            return type(new)(*(self.choose(mask, a, b) for a, b in pairs))
-        return self.where(mask, new, old)
+        return _mapped(lambda a, b: b if a is b else self.where(mask, a, b), new, old)
+
+    def some(self, mask: Mask, function: Callable[..., T], told: tuple, old: T) -> T:
+        """`function(*told)` in the rows where `mask`, and `old` in the others; all of them (nested)
+        named tuples of scalars. The first of what is told is what the function changes, and differs
+        from `old` in other rows alone. Where rows can be picked, only they are computed."""
+        return self.choose(mask, function(*told), old)
 
     def quiet(self) -> contextlib.AbstractContextManager[Any]:
         """Without NumPy's warnings about NaN and infinity, which `where` drops afterwards."""
         numpy = sys.modules.get("numpy")
         return contextlib.nullcontext() if numpy is None else numpy.errstate(all="ignore")
+
+
+_KINDS = {bool: np.bool_, int: np.int32}
+
+
+class _Host(Scalars):
+    """The same functions over NumPy arrays, which mix with Python numbers."""
+
+    picks = True
+
+    def __init__(self, xp: Any) -> None:
+        super().__init__(xp)
+        vars(self).update(where=np.where, minimum=np.minimum, maximum=np.maximum)
+
+    def full(self, value: Any, like: Scalar) -> Scalar:
+        if isinstance(value, (bool, int, float)):
+            kind = type(value)
+            return np.full(like.shape, value, like.dtype if kind is float else _KINDS[kind])
+        return super().full(value, like)
+
+    def every(self, mask: Mask) -> bool:
+        return bool(mask.all())
+
+    def select(self, cases: list[tuple[Mask, Callable[[], T]]], default: Callable[[], T]) -> T:
+        found = [(mask, function) for mask, function in cases if mask.any()]
+        # Where the first cases are all there is, the last of them may stand for the rest.
+        rest = functools.reduce(np.logical_or, (mask for mask, _ in found), np.False_)
+        result = found.pop()[1]() if np.all(rest) else default()
+        for mask, function in reversed(found):
+            result = self.choose(mask, function(), result)
+        return result
+
+    def some(self, mask: Mask, function: Callable[..., T], told: tuple, old: T) -> T:
+        rows = np.flatnonzero(mask)
+        if len(rows) == 0:
+            return old
+        if len(rows) == len(mask):
+            return function(*told)
+        picked = _mapped(operator.itemgetter(rows), told)
+        new = function(*picked)
+
+        def put(old: Scalar, new: Scalar, told: Scalar) -> Scalar:
+            if new is told:
+                return old
+            both = old.copy()
+            both[rows] = new
+            return both
+
+        return _mapped(put, old, new, picked[0])
+
+
+def _mapped(function: Callable, tree: Any, *others: Any) -> Any:
+    """`function` over the scalars of (nested) named tuples."""
+    if isinstance(tree, tuple):
+        columns = zip(tree, *others, strict=True)
+        return named(type(tree), [_mapped(function, *each) for each in columns])
+    return function(tree, *others)
 
 
 def _full(value: Any, like: Scalar) -> Scalar:
@@ -196,7 +258,11 @@ class _Floats(Scalars):
 
 FLOATS: Scalars = _Floats()
 
-_arrays_of = lru_cache(maxsize=None)(Scalars)
+
+@functools.cache
+def _arrays_of(xp: Any) -> Scalars:
+    return _Host(xp) if is_numpy_namespace(xp) else Scalars(xp)
+
 
 
 def of(value: Scalar) -> Scalars:

@@ -18,6 +18,9 @@ import numpy as np
 from lbfgs_xp import scalars
 from lbfgs_xp.backend import Array, Backend, is_array
 
+# Numbers of a row from which on it pays to call a routine for each row.
+_NARROW = 32
+
 
 def fixed_sum(x: Array, axis: int = -1) -> Array:
     """The sum along one axis in an order that depends on its length alone.
@@ -119,6 +122,7 @@ class Space:
         self.scalars = scalars.of(self.small_zeros(()) if batched else 0.0)
         # What a subclass says of a reduction must hold, so it gets none of these.
         plain = type(self) is Space and not batched
+        self._many_on_numpy = backend.is_numpy and batched
         if backend.is_numpy and plain:
             # On a small problem the time goes in calls, so nothing stands between them and NumPy.
             dot = np.ndarray.dot
@@ -146,30 +150,63 @@ class Space:
     def __hash__(self) -> int:
         return hash((type(self), self.backend, self.batched))
 
+    def _are_short(self, rows: Array) -> bool:
+        """Whether these are so short that einsum, which runs along all of them, beats a call for
+        each."""
+        return self._many_on_numpy and rows.shape[-1] < _NARROW
+
     # --- reductions ----------------------------------------------------------------------------
 
     def dot(self, u: Array, v: Array) -> Array:
         """u . v over the last axis: (..., n), (..., n) -> (...)."""
+        if self._are_short(u):
+            return np.einsum("bn,bn->b", u, v)
         return self.xp.vecdot(u, v)
 
     def products(self, rows: Array, vector: Array) -> Array:
         """The product of every row with the vector: (..., k, n), (..., n) -> (..., k)."""
         if not self.batched:
             return rows @ vector
+        if self._are_short(rows):
+            return np.einsum("bkn,bn->bk", rows, vector)
         return (rows @ vector[..., None])[..., 0]
 
     def small_products(self, rows: Array, vector: Array) -> Array:
         """`products`, for the small algebra."""
         return self.fetch(self.products(rows, vector))
 
-    def matmul(self, a: Array, b: Array) -> Array:
-        """Products of matrices: (..., k, n), (..., n, p) -> (..., k, p)."""
-        return a @ b
+    def add_outer(self, factor: Any, matrix: Array, u: Array, v: Array) -> Array:
+        """factor matrix + u v' + v u', of symmetric matrices (..., n, n) and vectors (..., n).
+
+        In place of the matrices of a batch on NumPy.
+        """
+        if self._are_short(u):
+            # One row of all matrices at a time, for the products to stay in the cache.
+            factor, u, v = self.send(factor), u.T, v.T
+            one, other = np.empty_like(u), np.empty_like(u)
+            for i, row in enumerate(matrix.T):
+                np.multiply(u[i], v, out=one)
+                one += np.multiply(v[i], u, out=other)
+                row *= factor
+                row += one
+            return matrix
+        if self.batched:
+            matrix = self.spread(self.per_problem(factor)) * matrix
+        elif factor != 1.0:
+            matrix = factor * matrix
+        product = u[..., :, None] * v[..., None, :]
+        return matrix + (product + self.xp.matrix_transpose(product))
+
+    def own_matrices(self, matrix: Array) -> Array:
+        """Matrices (..., n, n) that `add_outer` may overwrite."""
+        return np.array(matrix, order="F") if self._are_short(matrix) else matrix
 
     def combine(self, coefficients: Array, rows: Array) -> Array:
         """sum_k coefficients[k] rows[k]: (..., k), (..., k, n) -> (..., n)."""
         if not self.batched:
             return coefficients @ rows
+        if self._are_short(rows):
+            return np.einsum("bk,bkn->bn", coefficients, rows)
         return (coefficients[..., None, :] @ rows)[..., 0, :]
 
     def descend(self, coefficients: Array, rows: Array, gamma: Any, gradient: Array) -> Array:
@@ -206,6 +243,8 @@ class Space:
         """Small matrices times small vectors: (..., m, m), (..., m) -> (..., m)."""
         if not self.batched:
             return matrix @ vector
+        if self._are_short(matrix):
+            return np.einsum("bij,bj->bi", matrix, vector)
         return (matrix @ vector[..., None])[..., 0]
 
     def eigh(self, matrix: Array) -> tuple[Array, Array]:
@@ -267,13 +306,17 @@ class Space:
         """Named tuples of vectors and scalars: `new` where the problem's mask holds."""
         if not self.batched:
             return new if mask else old
-        if new is old:
-            return old
-        return _mapped(functools.partial(self.pick_rows, mask), new, old)
+
+        def pick(new: Array, old: Array) -> Array:
+            return old if new is old else self.pick_rows(mask, new, old)
+
+        return _mapped(pick, new, old)
 
     def pick_rows(self, mask: Array, new: Array, old: Array) -> Array:
         """Arrays (B, ...) of the device or of the small algebra: `new` where the mask holds."""
         on_host = isinstance(new, np.ndarray)
+        if on_host and new.ndim == 1:
+            return np.where(mask, new, old)
         xp, mask = (np, mask) if on_host and self.on_host else (self.xp, self.send(mask))
         return xp.where(xp.reshape(mask, (-1, *(1,) * (new.ndim - 1))), new, old)
 
@@ -321,6 +364,8 @@ class Space:
         if not self.on_host:
             return array
         kind = array.dtype.kind
+        if self.backend.is_numpy and (kind == "b" or array.dtype == self.backend.dtype):
+            return array
         dtypes = {"b": self.xp.bool, "i": self.xp.int64}
         return self.backend.from_host(array, dtypes.get(kind, self.backend.dtype))
 
@@ -398,9 +443,6 @@ class FixedOrderSpace(Space):
 
     def products(self, rows: Array, vector: Array) -> Array:
         return fixed_sum(rows * vector[..., None, :])
-
-    def matmul(self, a: Array, b: Array) -> Array:
-        return fixed_sum(a[..., :, None, :] * self.xp.matrix_transpose(b)[..., None, :, :])
 
     def combine(self, coefficients: Array, rows: Array) -> Array:
         return fixed_sum(coefficients[..., :, None] * rows, axis=-2)

@@ -71,7 +71,7 @@ def test_iterates_are_those_of_the_formula(name: str, count: int, kind: str, rul
     given, scale = initial.get(kind), kind != "identity"
     H = np.eye(4) if given is None else np.asarray(given)
     H = H * np.eye(4) if H.ndim < 2 else H
-    solver = lx.BFGS(rule, given, scale)
+    solver = lx.BFGS(rule, given, scale, rescale=False)
     wanted, last = textbook(p, x0, rule_of(rule), H, scale, count)
     seen: list[np.ndarray] = []
     res = run(
@@ -126,8 +126,9 @@ def test_the_minima_of_scipy() -> None:
     """And no more evaluations than its BFGS, or our L-BFGS."""
     optimize = pytest.importorskip("scipy.optimize")
     totals = np.zeros(3)
+    methods = lx.BFGS(rescale=False), "lbfgs"
     for name, p in SET.items():
-        ours, limited = (run(p, p.x0, gtol=1e-6, method=m) for m in ("bfgs", "lbfgs"))
+        ours, limited = (run(p, p.x0, gtol=1e-6, method=m) for m in methods)
         theirs = optimize.minimize(
             p.value_and_gradient, p.x0, jac=True, method="BFGS", options={"gtol": 1e-6}
         )
@@ -137,6 +138,22 @@ def test_the_minima_of_scipy() -> None:
         print(f"{name:14} {ours.nfev:5} {limited.nfev:5} {theirs.nfev:5}")
         totals += ours.nfev, limited.nfev, theirs.nfev
     assert totals[0] <= 1.1 * totals[1] and totals[0] <= 1.1 * totals[2]
+
+
+def test_rescaling_saves_evaluations() -> None:
+    """Over many starts: of the network, which has many minima, one start tells nothing."""
+    for name, most in {
+        "rosenbrock-10": 0.85, "chained-10": 0.95, "quadratic": 0.95, "logistic": 1.05, "mlp": 1.0,
+    }.items():
+        p = SET[name]
+        x0 = p.starts(100, scale=0.3 if name == "mlp" else 1.0, seed=3)
+        rescaled, plain = (
+            run(p, x0, batched=True, gtol=1e-6, maxiter=2000, method=lx.BFGS(rescale=rescale))
+            for rescale in (True, False)
+        )
+        counts = np.median(rescaled.nfev), np.median(plain.nfev)
+        assert counts[0] <= most * counts[1], (name, *counts)
+        assert np.median(rescaled.fun) <= np.median(plain.fun) + 1e-8
 
 
 # --- batches, bits -----------------------------------------------------------------------------

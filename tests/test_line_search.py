@@ -7,6 +7,7 @@ import importlib
 import math
 import random
 
+import array_api_compat
 import numpy as np
 import pytest
 
@@ -649,8 +650,36 @@ def test_scalars_in_every_place():
     ):
         assert result.dtype == np.float32 and result.shape == (2,)
     assert fn.full(True, x).dtype == np.bool_ and fn.full(7, x).dtype == np.int32
-    assert fn.every(x > 0) is False
     assert scalars.FLOATS.every(True) is True
+
+
+def test_early_exits_are_taken_where_asking_costs_nothing():
+    x = np.asarray([1.0, 5.0])
+    assert scalars.of(x).every(x > 0) is True and scalars.of(x).every(x > 2.0) is False
+    torch = pytest.importorskip("torch")
+    x = torch.asarray([1.0, 5.0])
+    assert scalars.of(x).every(x > 0) is False
+
+
+def test_picked_rows_are_those_of_all():
+    """`some` and `select` of NumPy, which compute the rows that are wanted, beside those that
+    compute all."""
+    x = np.linspace(-2.0, 3.0, 11)
+    host, plain = scalars.of(x), scalars.Scalars(array_api_compat.array_namespace(x))
+    told, old = (x, (2.0 * x, x)), (0.0 * x, (x, x))
+
+    def function(tree):
+        a, (b, c) = tree
+        return a + 1.0, (b * a, c)
+
+    for mask in (x > 0.5, x > 9.0, x < 9.0):
+        found, wanted = (fn.some(mask, function, (told,), old) for fn in (host, plain))
+        for a, b in zip((found[0], *found[1]), (wanted[0], *wanted[1]), strict=True):
+            np.testing.assert_array_equal(a, b)
+        cases = [(mask, lambda: x), (x > 0.0, lambda: -x)]
+        np.testing.assert_array_equal(
+            host.select(cases, lambda: x * x), plain.select(cases, lambda: x * x)
+        )
 
 
 @pytest.mark.parametrize(

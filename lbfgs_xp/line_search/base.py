@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class Search(NamedTuple):
     cap: the smallest step whose trial was not finite, infinite before there is any.
     contrary: whether the last trial that rounding did not hide was higher although the slope there
         was negative: where steps get short, value and slope then contradict each other.
-    inner: the rule's own state.
+    inner: the rule's own state; before the first trial that is not accepted it tells nothing.
     """
 
     alpha: Scalar
@@ -113,12 +114,15 @@ class LineSearch(ABC):
 
     # ---- the face -------------------------------------------------------------------------------
 
-    def begin(self, phi0: Scalar, dphi0: Scalar, alpha0: Scalar, noise: Scalar = 0.0) -> Search:
+    def begin(
+        self, phi0: Scalar, dphi0: Scalar, alpha0: Scalar, noise: Scalar = 0.0, inner: Any = None
+    ) -> Search:
         """Start a search from the value and the slope at 0; `alpha0` is the first step to try.
 
         phi0, dphi0: Python numbers, or arrays of shape (B,).
         alpha0, noise: the same, or Python numbers for a whole batch. Where a value lies closer than
         `noise` to `phi0`, the slopes stand in for it (see `advance`).
+        inner: that of an earlier search of the rule for a batch of this size, to save making one.
 
         There is nothing to search where the slope is not negative, or phi0, dphi0 or alpha0 not
         finite, or alpha0 not positive: the search is STUCK at once, with best_alpha = 0.
@@ -147,7 +151,7 @@ class LineSearch(ABC):
             phi0,
             fn.full(math.inf, phi0),
             fn.full(False, phi0),
-            self.first(fn, phi0, dphi0, alpha),
+            self.first(fn, phi0, dphi0, alpha) if inner is None else inner,
         )
 
     def advance(self, search: Search, phi: Scalar, dphi: Scalar) -> Search:
@@ -170,7 +174,8 @@ class LineSearch(ABC):
         fn = scalars.of(search.phi0)
         with fn.quiet():
             phi, dphi = fn.full(_real(phi), search.phi0), fn.full(_real(dphi), search.phi0)
-            return self._advance(fn, search, phi, dphi)
+            advance = self._advance_many if fn.picks else self._advance
+            return advance(fn, search, phi, dphi)
 
     # ---- what a rule says -----------------------------------------------------------------------
 
@@ -243,6 +248,24 @@ class LineSearch(ABC):
             contrary, inner,
         ))
 
+    def _advance_many(self, fn: Scalars, search: Search, phi: Scalar, dphi: Scalar) -> Search:
+        """`_advance` where rows can be picked: most are accepted, and need no more than this."""
+        searching = search.status == SEARCHING
+        seen = phi - search.origin
+        away = fn.abs(seen - search.phi0)
+        plain = (search.noise <= away) & fn.isfinite(away) & fn.isfinite(dphi)
+        accepted = searching & plain & self.accepts(fn, search, seen, dphi)
+        lower = accepted & (seen < search.best_phi)
+        ended = search._replace(
+            status=fn.where(accepted, ACCEPTED, search.status),
+            evaluations=fn.where(accepted, search.evaluations + 1, search.evaluations),
+            best_alpha=fn.where(lower, search.alpha, search.best_alpha),
+            best_phi=fn.where(lower, seen, search.best_phi),
+        )
+        others = searching & fn.logical_not(accepted)
+        advance = functools.partial(self._advance, fn)
+        return fn.some(others, advance, (search, phi, dphi), ended)
+
     def _advance(self, fn: Scalars, search: Search, phi: Scalar, dphi: Scalar) -> Search:
         (
             alpha, status, evaluations, origin, phi0, dphi0, noise, best_alpha, best_phi, cap,
@@ -275,8 +298,11 @@ class LineSearch(ABC):
         stuck = evaluations >= self.max_evaluations
         if not fn.every(too_far):
             if isinstance(inner, float):
-                search = search._replace(inner=self.first(fn, phi0, dphi0, inner))
-            step, halted, moved = self.next(fn, search, phi, dphi)
+                inner = self.first(fn, phi0, dphi0, inner)
+            elif not isinstance(phi, float):
+                fresh = self.first(fn, phi0, dphi0, alpha)
+                inner = fn.choose(search.evaluations == 0, fresh, inner)
+            step, halted, moved = self.next(fn, search._replace(inner=inner), phi, dphi)
             proposal = fn.where(finite, step, proposal)
             stuck = stuck | (finite & halted)
             inner = fn.choose(finite, moved, inner)

@@ -6,6 +6,8 @@ import math
 from typing import Any
 
 from lbfgs_xp.backend import Array
+from lbfgs_xp.line_search import STUCK, LineSearch, Search
+from lbfgs_xp.scalars import Scalars
 from lbfgs_xp.solvers import curvature
 from lbfgs_xp.solvers.curvature import Pairs
 from lbfgs_xp.solvers.initial import Initial
@@ -59,6 +61,18 @@ def descent(
     known = (fall > 0.0) & (fall < math.inf)
     length = fn.where(known, fn.where(size > 0.0, fn.minimum(fall, limit), fall), limit)
     return direction, slope, length
+
+
+def advance(
+    fn: Scalars, rule: LineSearch, search: Search, phi: Any, dphi: Any, active: Any
+) -> Search:
+    """The searches, advanced where `active`."""
+    if active is True:
+        return rule.advance(search, phi, dphi)
+    # Rows that are done stay as they are.
+    told = search._replace(status=fn.where(active, search.status, STUCK))
+    after = rule.advance(told, phi, dphi)
+    return after._replace(status=fn.where(active, after.status, search.status))
 
 
 def weighted(vector: Array, weights: Any) -> Array:

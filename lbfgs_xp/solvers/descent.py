@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from lbfgs_xp.backend import Array
 from lbfgs_xp.line_search import ACCEPTED, STUCK, LineSearch, Search, rule_of
 from lbfgs_xp.phases import Method
-from lbfgs_xp.solvers.aim import descent
+from lbfgs_xp.solvers.aim import advance, descent
 from lbfgs_xp.solvers.initial import Initial
 from lbfgs_xp.solvers.state import Lowest
 from lbfgs_xp.space import Space
@@ -137,7 +137,7 @@ class Descent(Method, ABC):
         fn, old = space.scalars, state.search
         rule: Any = self.line_search
         phi, dphi = space.read(value, space.dot(gradient, state.direction))
-        search = fn.choose(active, rule.advance(old, phi, dphi), old)
+        search = advance(fn, rule, old, phi, dphi, active)
 
         accepted = active & (search.status == ACCEPTED)
         lower = active & (search.best_phi < old.best_phi)
@@ -173,9 +173,11 @@ class Descent(Method, ABC):
             point = Point(new_x, fn.where(taken, end, state.value), new_gradient, norm)
             memory = self.learn(space, state, point, alpha, dphi, taken)
             aim = self.aim(space, point, secant, again, memory=memory, **more)
-            fresh = self._set_out(space, point, fn.where(taken, alpha, state.step), aim)
+            fresh = self._set_out(
+                space, point, fn.where(taken, alpha, state.step), aim, search.inner
+            )
             # Where a search goes on it keeps its line; all else is that of every problem.
-            after = space.merge(turned, fresh, fresh._replace(
+            after = fresh if fn.every(turned) else space.merge(turned, fresh, fresh._replace(
                 direction=state.direction, search=search, lowest=lowest,
                 promised=state.promised, steepest=state.steepest,
             ))
@@ -185,12 +187,14 @@ class Descent(Method, ABC):
             unbounded=unbounded,
         )
 
-    def _set_out(self, space: Space, point: Point, step: Any, aim: Aim) -> DescentState:
+    def _set_out(
+        self, space: Space, point: Point, step: Any, aim: Aim, inner: Any = None
+    ) -> DescentState:
         """The state at `point` with a search begun towards `aim`, but for its trial."""
         full, (x, value, gradient, norm) = space.scalars.full, point
         noise = space.scalars.abs(value) * space.backend.noise
         rule: Any = self.line_search
-        search = rule.begin(value, aim.slope, aim.first, noise)
+        search = rule.begin(value, aim.slope, aim.first, noise, inner)
         no = full(False, value)
         return DescentState(
             x, value, gradient, norm, step, aim.direction, search,

@@ -12,7 +12,7 @@ from typing import Any
 from lbfgs_xp.backend import Array
 from lbfgs_xp.line_search import ACCEPTED, STUCK
 from lbfgs_xp.solvers import curvature
-from lbfgs_xp.solvers.aim import descent, quasi_newton, weighted
+from lbfgs_xp.solvers.aim import advance, descent, quasi_newton, weighted
 from lbfgs_xp.solvers.curvature import Pairs
 from lbfgs_xp.solvers.state import LBFGSState, Lowest, endless
 from lbfgs_xp.space import Space
@@ -26,7 +26,7 @@ def step(
     rule, eps = solver.line_search, space.backend.eps
     old, alpha, pairs = state.search, state.search.alpha, state.pairs
     phi, dphi = space.read(value, space.dot(gradient, state.direction))
-    search = fn.choose(active, rule.advance(old, phi, dphi), old)
+    search = advance(fn, rule, old, phi, dphi, active)
 
     lower = active & (search.best_phi < old.best_phi)
     accepted = active & (search.status == ACCEPTED)
@@ -73,7 +73,7 @@ def step(
     after = _aim(
         solver, space, x, new_value, phi, gradient, norm, fn.where(taken, alpha, state.step),
         pairs, state.weights, decrement, space.fetch(with_gradient), taken,
-        lost & fn.logical_not(reset), unbounded,
+        lost & fn.logical_not(reset), unbounded, search.inner,
     )
     # Where a search goes on, or has failed, it keeps its line.
     turned = taken | reset
@@ -109,7 +109,7 @@ def begin(
 def _aim(
     solver: Any, space: Space, x: Array, value: Any, seen: Any, gradient: Array, norm: Any,
     alpha: Any, pairs: Pairs, weights: Any, decrement: Any, with_gradient: Array, accepted: Any,
-    failed: Any, unbounded: Any,
+    failed: Any, unbounded: Any, inner: Any = None,
 ) -> LBFGSState:
     """The state at x with a direction from there, and a search begun along it."""
     fn = space.scalars
@@ -126,7 +126,7 @@ def _aim(
     first = fn.where(bare, first, 1.0)
     if solver.pace is not None:
         first = first * solver.learning_rate(0)
-    search = solver.line_search.begin(value, slope, first, noise)
+    search = solver.line_search.begin(value, slope, first, noise, inner)
     return LBFGSState(
         x, value, gradient, norm, alpha, direction, search, x, seen,
         Lowest(fn.full(0.0, value), value, gradient), pairs, None, 0.0, weights, None,
