@@ -17,7 +17,8 @@ import pytest
 import lbfgs_xp
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+PAGES = [path for path in sorted(ROOT.glob("docs/**/*.md")) if "_build" not in path.parts]
+DOCUMENTS = [ROOT / "README.md", *PAGES]
 FENCE = re.compile(r"^```(python\b[^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 # faces that need a library which the package itself does not
@@ -25,7 +26,7 @@ NEEDS = {"lbfgs_xp.torch": "torch", "lbfgs_xp.scipy": "scipy"}
 MODULES = ["lbfgs_xp"] + [m.name for m in pkgutil.walk_packages(lbfgs_xp.__path__, "lbfgs_xp.")]
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_blocks_run(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # files that a block writes
     monkeypatch.setenv("MPLBACKEND", "Agg")
