@@ -84,12 +84,12 @@ $(VENV)/.docs: $(STAMP)
 	@touch $@
 
 docs: $(VENV)/.docs
-	PYTHONPATH=. $(QUIET) $(BIN)/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
+	PYTHONPATH="$(CURDIR)" $(QUIET) $(BIN)/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
 	@echo 'open docs/_build/html/index.html'
 
 gallery: $(STAMP)
-	PYTHONPATH=. $(QUIET) $(BIN)/python docs/figures.py
-	PYTHONPATH=. $(QUIET) $(BIN)/python docs/make_gallery.py $(if $(QUICK),--quick) $(EXAMPLES)
+	PYTHONPATH="$(CURDIR)" $(QUIET) $(BIN)/python docs/figures.py
+	PYTHONPATH="$(CURDIR)" $(QUIET) $(BIN)/python docs/make_gallery.py $(if $(QUICK),--quick) $(EXAMPLES)
 
 clean:
 	rm -rf $(VENV) build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import lbfgs_xp  # noqa: E402
+import lbfgs_xp
 
 project = "lbfgs_xp"
 author = "lbfgs_xp contributors"
