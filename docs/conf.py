@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -30,9 +32,12 @@ exclude_patterns = ["_build", "jupyter_execute"]
 
 myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3
+os.environ.pop("MPLBACKEND", None)  # pictures of a notebook go into its page
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
+
+mathjax3_config = {"chtml": {"scale": 0.94}}
 
 autosummary_generate = False  # the pages of api/ are written by hand
 autodoc_member_order = "bysource"
@@ -71,14 +76,24 @@ copybutton_prompt_is_regexp = True
 _CODE = re.compile(r"(`[^`]*`)")
 _NAMES = r"[a-z_]\w*(?:, [a-z_]\w*)*"
 _ITEM = re.compile(rf"({_NAMES}) ?: (.*)")
-_LONG = re.compile(r"([A-Z]\w+)\([^()]*\)")
+_PUBLIC = re.compile(r"`lx\.(\w+)`")
+_OBJECT = re.compile(r"([A-Z]\w+)\([^()]{30,}\)")
+_MODULE = re.compile(r"<module '([\w.]+)'[^>]*>")
 
 
 def _plain(line: str) -> str:
     """Docstrings are plain text: |f| and x* mean what they say, not markup."""
     parts = _CODE.split(line)
     parts[::2] = [re.sub(r"([|*])", r"\\\1", part) for part in parts[::2]]
-    return "".join(parts)
+    return _PUBLIC.sub(_link, "".join(parts))
+
+
+def _link(found: re.Match) -> str:
+    """`lx.minimize` leads to its entry."""
+    public = getattr(lbfgs_xp, found[1], None)
+    if found[1] not in lbfgs_xp.__all__ or isinstance(public, ModuleType):
+        return found[0]
+    return f":py:obj:`lx.{found[1]} <lbfgs_xp.{found[1]}>`"
 
 
 def _docstring(app, what, name, obj, options, lines) -> None:
@@ -110,8 +125,11 @@ def _docstring(app, what, name, obj, options, lines) -> None:
 
 
 def _signature(app, what, name, obj, options, signature, returns):
-    """Settings that are objects are shown as in the source, without their own defaults."""
-    return signature and _LONG.sub(r"\1()", signature), returns
+    """Defaults that are objects are shown as in the source: LBFGS(), np."""
+    if signature:
+        signature = _OBJECT.sub(r"\1()", signature)
+        signature = _MODULE.sub(lambda found: {"numpy": "np"}.get(found[1], found[1]), signature)
+    return signature, returns
 
 
 def setup(app) -> None:
