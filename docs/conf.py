@@ -6,9 +6,11 @@ import os
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from docutils import nodes
+from sphinx.addnodes import pending_xref
 
 import lbfgs_xp
 
@@ -76,44 +78,46 @@ copybutton_prompt_is_regexp = True
 _CODE = re.compile(r"(`[^`]*`)")
 _NAMES = r"[a-z_]\w*(?:, [a-z_]\w*)*"
 _ITEM = re.compile(rf"({_NAMES}) ?: (.*)")
-_PUBLIC = re.compile(r"`lx\.(\w+)`")
+_PUBLIC = re.compile(r"lx\.([\w.]+)(?:\(.*\))?")
 _OBJECT = re.compile(r"([A-Z]\w+)\([^()]{30,}\)")
 _MODULE = re.compile(r"<module '([\w.]+)'[^>]*>")
 
 
 def _plain(line: str) -> str:
-    """Docstrings are plain text: |f| and x* mean what they say, not markup."""
+    """Docstrings are plain text: |f| and x* mean what they say, not markup. Bullets stay."""
+    bullet, line = ("* ", line[2:]) if line.startswith("* ") else ("", line)
     parts = _CODE.split(line)
     parts[::2] = [re.sub(r"([|*])", r"\\\1", part) for part in parts[::2]]
-    return _PUBLIC.sub(_link, "".join(parts))
-
-
-def _link(found: re.Match) -> str:
-    """`lx.minimize` leads to its entry."""
-    public = getattr(lbfgs_xp, found[1], None)
-    if found[1] not in lbfgs_xp.__all__ or isinstance(public, ModuleType):
-        return found[0]
-    return f":py:obj:`lx.{found[1]} <lbfgs_xp.{found[1]}>`"
+    return bullet + "".join(parts)
 
 
 def _docstring(app, what, name, obj, options, lines) -> None:
-    """Escapes what would be markup; paragraphs of `name : what it is` become lists."""
+    """Makes markup of a docstring in plain text.
+
+    Paragraphs of `name : what it is` become lists; what is indented ahead of the sections, such
+    as a formula, becomes a literal block.
+    """
     out: list[str] = []
-    in_list = False
-    section = ""
+    section, in_list, literal = "", False, False
     for number, line in enumerate(lines):
         above = lines[number - 1].strip() if number else ""
         if line.startswith("---"):
             section = above
+        indented = line.startswith("    ") and not section
+        literal = literal and (indented or not line.strip())
+        if indented and not above and not in_list and not literal:
+            out += ["::", ""]
+            literal = True
+        item = None if section else _ITEM.fullmatch(line)
         if line.lstrip().startswith((">>>", "...")):
             if line.startswith(">>>") and not above and section not in ("", "Examples"):
                 section = "Examples"
                 out += [section, "-" * len(section)]
-            out.append(line)
             in_list = False
-            continue
-        item = None if section else _ITEM.fullmatch(line)
-        if item and (in_list or not above):
+            out.append(line)
+        elif literal:
+            out.append(line)
+        elif item and (in_list or not above):
             out += [] if in_list else [""]
             names = ", ".join(f"**{part}**" for part in item[1].split(", "))
             out.append(f"* {names}: {_plain(item[2])}")
@@ -132,7 +136,26 @@ def _signature(app, what, name, obj, options, signature, returns):
     return signature, returns
 
 
+def _links(app, doctree) -> None:
+    """`lx.minimize` and `lx.LBFGS(memory_size=20)`, wherever they are, lead to the reference."""
+    public = set(lbfgs_xp.__all__)
+    for module in ("problems", "projections", "schedules"):
+        public |= {f"{module}.{name}" for name in vars(getattr(lbfgs_xp, module))}
+    for literal in list(doctree.findall(nodes.literal)):
+        found = _PUBLIC.fullmatch(literal.astext())
+        inside = isinstance(literal.parent, (nodes.title, nodes.reference, pending_xref))
+        if found is None or inside or found[1] not in public:
+            continue
+        link = pending_xref(
+            "", refdomain="py", reftype="obj", reftarget=f"lbfgs_xp.{found[1]}",
+            refdoc=app.env.docname, refwarn=True,
+        )
+        literal.replace_self(link)
+        link += literal
+
+
 def setup(app) -> None:
     # Before napoleon, whose markup has stars of its own.
     app.connect("autodoc-process-docstring", _docstring, priority=400)
     app.connect("autodoc-process-signature", _signature)
+    app.connect("doctree-read", _links)
