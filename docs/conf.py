@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import re
 import sys
@@ -125,6 +126,9 @@ def _docstring(app, what, name, obj, options, lines) -> None:
         else:
             in_list = in_list and bool(line.strip())
             out.append("  " + _plain(line.strip()) if in_list else _plain(line))
+    if what == "class" and issubclass(obj, enum.Enum):
+        members = (f"* **{m.name}** ({m.value}): {_plain(str(m))}" for m in obj)
+        out += ["", *members, ""]
     lines[:] = out
 
 
