@@ -3,12 +3,14 @@
 # make test-gpu  the tests marked gpu, with this machine's own python3
 # make demo      python -m lbfgs_xp demo
 # make bench     every script in benchmarks/
+# make docs      the site, into docs/_build/html
+# make gallery   runs the examples and writes docs/gallery; QUICK=1 for less of everything
 # make clean     removes what the others made
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := test
-.PHONY: venv test lint types unit test-gpu demo bench clean
+.PHONY: venv test lint types unit test-gpu demo bench docs gallery clean
 
 # the first interpreter of at least 3.11; PYTHON=/path/to/python overrides
 find_python = for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -76,6 +78,19 @@ bench: $(VENV)/.bench
 	  echo "== $$script"; TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python "$$script"; \
 	done
 
+# Sphinx, its theme and MathJax
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs
+	PYTHONPATH="$(CURDIR)" $(QUIET) $(BIN)/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
+	@echo 'open docs/_build/html/index.html'
+
+gallery: $(STAMP)
+	PYTHONPATH="$(CURDIR)" $(QUIET) $(BIN)/python docs/figures.py
+	PYTHONPATH="$(CURDIR)" $(QUIET) $(BIN)/python docs/make_gallery.py $(if $(QUICK),--quick) $(EXAMPLES)
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find lbfgs_xp tests -name __pycache__ -type d -prune -exec rm -rf {} +

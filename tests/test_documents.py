@@ -1,4 +1,4 @@
-"""What the documents show must run: README, docs/*.md and the docstrings.
+"""What the documents show must run: README, the pages and notebooks of docs, the docstrings.
 
 The ```python blocks of one file run in order and share their names. A block whose info string
 contains `no-run` is only shown; one that contains `gpu` needs CUDA and is only shown too.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import importlib.util
+import json
 import pkgutil
 import re
 from pathlib import Path
@@ -17,7 +19,8 @@ import pytest
 import lbfgs_xp
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+PAGES = [path for path in sorted(ROOT.glob("docs/**/*.md")) if "_build" not in path.parts]
+DOCUMENTS = [ROOT / "README.md", *PAGES]
 FENCE = re.compile(r"^```(python\b[^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 # faces that need a library which the package itself does not
@@ -25,7 +28,7 @@ NEEDS = {"lbfgs_xp.torch": "torch", "lbfgs_xp.scipy": "scipy"}
 MODULES = ["lbfgs_xp"] + [m.name for m in pkgutil.walk_packages(lbfgs_xp.__path__, "lbfgs_xp.")]
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_blocks_run(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # files that a block writes
     monkeypatch.setenv("MPLBACKEND", "Agg")
@@ -56,3 +59,46 @@ def test_docstrings_run(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     for test in doctest.DocTestFinder(exclude_empty=True).find(module):
         runner.run(test, out=report.append)
     assert runner.failures == 0, "".join(report)
+
+
+NOTEBOOKS = [path for path in sorted(ROOT.glob("docs/**/*.ipynb")) if "_build" not in path.parts]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebooks_run(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    plt = pytest.importorskip("matplotlib.pyplot")
+    names: dict[str, object] = {"__name__": "__notebook__"}
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"] and cell["execution_count"] is None, "strip the outputs"
+            exec(compile("".join(cell["source"]), f"{path.name}, {cell['id']}", "exec"), names)
+            plt.close("all")
+
+
+def test_reference_is_complete() -> None:
+    """Every public name has its entry in docs/api, and every entry is of something that exists."""
+    directive = re.compile(r"^\.\. (currentmodule|auto(?:function|class|module)):: (\S+)", re.M)
+    found = set()
+    for page in ROOT.glob("docs/api/*.rst"):
+        module = ""
+        for kind, name in directive.findall(page.read_text(encoding="utf-8")):
+            if kind == "currentmodule":
+                module = name
+            else:
+                found.add(name if kind == "automodule" else f"{module}.{name}")
+    wanted = {f"lbfgs_xp.problems.{name}" for name in ("Problem", *lbfgs_xp.problems.ALL)}
+    for name in ("lbfgs_xp", "lbfgs_xp.projections", "lbfgs_xp.schedules", *NEEDS):
+        if name not in NEEDS or importlib.util.find_spec(NEEDS[name]):
+            wanted |= {f"{name}.{public}" for public in importlib.import_module(name).__all__}
+    missing = sorted(wanted - found)
+    assert not missing
+    assert all(_resolves(name) for name in found if not name.startswith(tuple(NEEDS)))
+
+
+def _resolves(name: str) -> bool:
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True

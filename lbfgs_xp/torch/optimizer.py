@@ -45,17 +45,19 @@ class LBFGS(torch.optim.Optimizer):
     maximize : bool
         Whether the loss is to rise.
 
-    With None and a closure that stays the same, the iterates are those of `torch.optim.LBFGS` up to
-    rounding; with "strong_wolfe" as well, until the two searches differ in a trial. Trials that are
-    not finite are shortened.
-
-    `result`, a `StepResult`, tells why the last step ended; it is None before the first.
-
     Raises
     ------
     TypeError, ValueError
         for settings out of range, groups that disagree, and parameters of several devices or
         dtypes: what was passed, what is wanted.
+
+    Notes
+    -----
+    With None and a closure that stays the same, the iterates are those of `torch.optim.LBFGS` up to
+    rounding; with "strong_wolfe" as well, until the two searches differ in a trial. Trials that are
+    not finite are shortened.
+
+    `result`, a `StepResult`, tells why the last step ended; it is None before the first.
 
     Examples
     --------
