@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import array_api_compat
+import numpy as np
+
 # Okabe & Ito (2008): distinct for colour-blind eyes. Give curves different dashes or markers too.
 BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, YELLOW, BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000",
@@ -29,11 +32,22 @@ class Library(NamedTuple):
         """The values as an array of the library, on its GPU if it is CuPy."""
         return self.xp.asarray(values, dtype=getattr(self.xp, dtype))
 
+    def compiled(self, function: Any) -> Any:
+        """The function, compiled if the library is JAX, which is slow otherwise."""
+        return importlib.import_module("jax").jit(function) if self.name == "jax" else function
 
-def parser(doc: str) -> argparse.ArgumentParser:
+
+def host(values: Any) -> np.ndarray:
+    """Numbers of any library as an array of NumPy, for printing and drawing."""
+    if array_api_compat.is_torch_array(values) or array_api_compat.is_cupy_array(values):
+        values = array_api_compat.to_device(values, "cpu")
+    return np.asarray(values)
+
+
+def parser(doc: str, backends: tuple[str, ...] = BACKENDS) -> argparse.ArgumentParser:
     """--backend, --quick and --out; an example adds what is its own."""
     made = argparse.ArgumentParser(description=doc.splitlines()[0])
-    made.add_argument("--backend", choices=BACKENDS, default="numpy", help="default: numpy")
+    made.add_argument("--backend", choices=backends, default="numpy", help="default: numpy")
     made.add_argument("--quick", action="store_true", help="less of everything: some seconds")
     made.add_argument(
         "--out", type=Path, default=Path("pictures"), metavar="FOLDER",
