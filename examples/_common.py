@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import array_api_compat
 import numpy as np
 
 # Okabe & Ito (2008): distinct for colour-blind eyes. Give curves different dashes or markers too.
@@ -33,15 +32,13 @@ class Library(NamedTuple):
         return self.xp.asarray(values, dtype=getattr(self.xp, dtype))
 
     def compiled(self, function: Any) -> Any:
-        """The function, compiled if the library is JAX, which is slow otherwise."""
+        """The function, which JAX compiles and other libraries run as it is."""
         return importlib.import_module("jax").jit(function) if self.name == "jax" else function
 
 
-def host(values: Any) -> np.ndarray:
-    """Numbers of any library as an array of NumPy, for printing and drawing."""
-    if array_api_compat.is_torch_array(values) or array_api_compat.is_cupy_array(values):
-        values = array_api_compat.to_device(values, "cpu")
-    return np.asarray(values)
+def host(array: Any) -> np.ndarray:
+    """The array as one of NumPy, for pictures and tables."""
+    return np.asarray(array.get() if hasattr(array, "get") else array)    # CuPy has `get`
 
 
 def parser(doc: str, backends: tuple[str, ...] = BACKENDS) -> argparse.ArgumentParser:
