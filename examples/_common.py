@@ -41,10 +41,10 @@ def host(array: Any) -> np.ndarray:
     return np.asarray(array.get() if hasattr(array, "get") else array)    # CuPy has `get`
 
 
-def parser(doc: str, backends: tuple[str, ...] = BACKENDS) -> argparse.ArgumentParser:
+def parser(doc: str) -> argparse.ArgumentParser:
     """--backend, --quick and --out; an example adds what is its own."""
     made = argparse.ArgumentParser(description=doc.splitlines()[0])
-    made.add_argument("--backend", choices=backends, default="numpy", help="default: numpy")
+    made.add_argument("--backend", choices=BACKENDS, default="numpy", help="default: numpy")
     made.add_argument("--quick", action="store_true", help="less of everything: some seconds")
     made.add_argument(
         "--out", type=Path, default=Path("pictures"), metavar="FOLDER",
