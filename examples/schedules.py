@@ -99,6 +99,8 @@ def draw(runs: dict[str, list[Run]]) -> Any:
     picture = shared.figure(15.0, 11.0)
     if picture is None:
         return None
+    picture.suptitle("shaded: the learning rate; lines: the loss above the minimum, one for each "
+                     "order of the batches; in the titles: where they end, in the mean")
     panels = picture.subplots(4, 5, sharex=True, sharey=True)
     for (name, found), ax in zip(runs.items(), panels.flat, strict=True):
         rates = found[0].rates
