@@ -1,16 +1,14 @@
-"""Rosenbrock's valley with the arrays of any library: python examples/rosenbrock.py torch"""
+"""Rosenbrock's valley with the arrays of any library: python examples/rosenbrock.py"""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
+import _common as shared
 import array_api_compat
-import numpy as np
 
 import lbfgs_xp as lx
-
-LIBRARIES = ("numpy", "torch", "jax", "cupy", "array_api_strict")
 
 
 def value_and_gradient(x: Any) -> tuple[Any, Any]:
@@ -20,32 +18,11 @@ def value_and_gradient(x: Any) -> tuple[Any, Any]:
     return 100.0 * t * t + u * u, xp.stack([-400.0 * x[0] * t - 2.0 * u, 200.0 * t])
 
 
-def start(library: str) -> Any:
-    """The usual start (-1.2, 1) as an array of that library."""
-    if library == "torch":
-        import torch
-
-        return torch.tensor([-1.2, 1.0], dtype=torch.float64)
-    if library == "jax":
-        import jax
-
-        jax.config.update("jax_enable_x64", True)  # float64; JAX has float32 unless told
-        return jax.numpy.asarray([-1.2, 1.0])
-    if library == "cupy":
-        import cupy
-
-        return cupy.asarray([-1.2, 1.0])
-    if library == "array_api_strict":
-        import array_api_strict
-
-        return array_api_strict.asarray([-1.2, 1.0])
-    return np.asarray([-1.2, 1.0])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("library", nargs="?", default="numpy", choices=LIBRARIES)
-    x0 = start(parser.parse_args().library)
+    libraries = (*shared.BACKENDS, "array_api_strict")
+    parser.add_argument("--backend", choices=libraries, default="numpy", help="default: numpy")
+    x0 = shared.library(parser.parse_args().backend).array([-1.2, 1.0])
     print(lx.minimize(value_and_gradient, x0, jac=True))
 
 

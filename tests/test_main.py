@@ -1,8 +1,7 @@
-"""The command line and the examples."""
+"""The command line."""
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -108,49 +107,6 @@ def test_demo_leaves_out_what_is_slow_or_fails(
     monkeypatch.setattr(demo, "cases", lambda quick: cases[2:])
     demo.tables(demo.console(), True)
     assert "ArithmeticError: no [such] luck" in " ".join(capsys.readouterr().out.split())
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["rosenbrock.py"],
-        ["rosenbrock.py", "array_api_strict"],
-        ["fit_decay.py"],
-        ["batch_of_fits.py", "--problems", "50"],
-    ],
-    ids=" ".join,
-)
-def test_examples_run(command: list[str]) -> None:
-    if command[-1] in ("array_api_strict",):
-        pytest.importorskip(command[-1])
-    done = run(ROOT / "examples" / command[0], *command[1:])
-    assert done.returncode == 0, done.stderr
-    assert "the gradient is small" in done.stdout
-
-
-def test_example_of_phases(tmp_path: Path) -> None:
-    pytest.importorskip("torch")
-    savemat = pytest.importorskip("scipy.io").savemat
-    script = ROOT / "examples" / "burgers_pinn.py"
-    short = ["--quick", "--dtype", "float64", "--out", str(tmp_path)]
-    done = run(script, *short, "--evaluations", "300")
-    assert done.returncode == 0, done.stderr
-    found = re.findall(r"300 evaluations, .*loss (\S+)  relative L2 error (\S+)", done.stdout)
-    (loss, error), (loss_alone, error_alone) = [map(float, each) for each in found]
-    assert loss < 0.5 * loss_alone and error < error_alone
-    assert (tmp_path / "burgers_float64.png").stat().st_size > 10_000
-    # The network meets the start values u = 1, 0, -1 exactly: half of them is wrong by as much.
-    half = {"x": [[-0.5], [0.0], [0.5]], "t": [[0.0]], "usol": [[0.5], [0.0], [-0.5]]}
-    savemat(tmp_path / "half.mat", half)
-    done = run(script, *short, "--evaluations", "4", "--data", str(tmp_path / "half.mat"))
-    assert done.stdout.count("relative L2 error 1.00e+00") == 2, done.stderr
-    done = run(script, "--data", "nowhere.mat")
-    assert done.returncode == 2 and "nowhere.mat: no such file" in done.stderr
-
-
-def test_every_example_is_run() -> None:
-    tested = {"rosenbrock.py", "fit_decay.py", "batch_of_fits.py", "burgers_pinn.py"}
-    assert {path.name for path in (ROOT / "examples").glob("*.py")} == tested
 
 
 def test_module_runs() -> None:
