@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 # Okabe & Ito (2008): distinct for colour-blind eyes. Give curves different dashes or markers too.
 BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, YELLOW, BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000",
@@ -28,6 +30,15 @@ class Library(NamedTuple):
     def array(self, values: Any, dtype: str = "float64") -> Any:
         """The values as an array of the library, on its GPU if it is CuPy."""
         return self.xp.asarray(values, dtype=getattr(self.xp, dtype))
+
+    def compiled(self, function: Any) -> Any:
+        """The function, which JAX compiles and other libraries run as it is."""
+        return importlib.import_module("jax").jit(function) if self.name == "jax" else function
+
+
+def host(array: Any) -> np.ndarray:
+    """The array as one of NumPy, for pictures and tables."""
+    return np.asarray(array.get() if hasattr(array, "get") else array)    # CuPy has `get`
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
