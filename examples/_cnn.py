@@ -18,7 +18,6 @@ from _common import Library, host
 
 Array = Any
 CLASSES = 10
-CHANNELS = (8, 16)
 
 
 class Tables(NamedTuple):
@@ -52,10 +51,13 @@ class CNN:
     lib : the array library.
     side : that of the square images: 28, or 8, for which the kernels are smaller.
     dtype : "float32" or "float64".
+    channels : how many numbers of a pixel come out of either convolution.
     """
 
-    def __init__(self, lib: Library, side: int, dtype: str):
-        self.lib, self.xp, self.dtype = lib, lib.xp, dtype
+    def __init__(
+        self, lib: Library, side: int, dtype: str, channels: tuple[int, int] = (8, 16)
+    ):
+        self.lib, self.xp, self.dtype, self.channels = lib, lib.xp, dtype, channels
         self.kernel, stride = (5, 2) if side >= 16 else (3, 1)
         first = tables(lib, side, self.kernel, stride)
         second = tables(lib, first.side, self.kernel, stride)
@@ -67,7 +69,7 @@ class CNN:
         """Weights as Glorot & Bengio (2010) draw them, the same for every library."""
         rng = np.random.default_rng(seed)
         area = self.kernel**2
-        c, d = CHANNELS
+        c, d = self.channels
         # What goes into a number and how many it goes into, of each layer.
         fans = [
             (area, area * c),
@@ -125,7 +127,7 @@ class CNN:
             gradient.append({"weight": rows[k].T @ delta, "bias": xp.sum(delta, axis=0)})
             if k == 0:
                 break
-            back = xp.reshape(delta @ params[k]["weight"].T, (m, -1, CHANNELS[k - 1]))
+            back = xp.reshape(delta @ params[k]["weight"].T, (m, -1, self.channels[k - 1]))
             if k < 2:
                 back = self._scattered(back, self.tables[k].scatter)
             back = back * (1.0 - outputs[k - 1] * outputs[k - 1])

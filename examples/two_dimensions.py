@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from _common import (
-    BLUE, GREEN, VERMILION, Library, figure, host, library, parser, progress, save,
-)
+from _common import BLUE, GREEN, VERMILION, Library, figure, host, library, parser, progress, save
 
 import lbfgs_xp as lx
 
