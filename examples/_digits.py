@@ -84,4 +84,5 @@ def _scaled(images: np.ndarray, labels: np.ndarray, largest: float) -> Digits:
             f"images have shape {images.shape} and labels {labels.shape}; wanted (m, side, side) "
             "and (m,)"
         )
-    return Digits((images / largest).reshape(len(images), -1).astype(np.float32), labels)
+    shades = (images / np.float32(largest)).astype(np.float32)
+    return Digits(shades.reshape(len(images), -1), labels)

@@ -1,11 +1,12 @@
 """A small network trained on one fixed batch of digits: python examples/cnn_fixed_batch.py
 
 SGD with momentum, Adam and L-BFGS set out from the same weights and see the same images each time,
-so the objective never changes: what L-BFGS asks for. The rates of SGD and Adam are the best of
-those tried (1, 2 and 5 times a power of ten). The network can tell all images of the batch apart,
-so the loss has no minimum but nears 0 as the weights grow; a run ends where the gradient is small.
+so the objective never changes: what L-BFGS asks for. The network can learn all images of the batch
+by heart, so the loss has no minimum but nears 0 as the weights grow; a run ends where the gradient
+is small.
 
---data FOLDER takes the digits of MNIST; without it they are the small ones of scikit-learn. With
+--data FOLDER takes the digits of MNIST; without it they are the small ones of scikit-learn, for
+which the rates of SGD and Adam are the best of those tried: 1, 2 and 5 times a power of ten. With
 JAX the time of a method includes what it has compiled on the way.
 """
 
@@ -61,7 +62,7 @@ def draw(runs: dict[str, Run], title: str, folder: Path) -> None:
     by_iteration, by_time = picture.subplots(1, 2, sharey=True)
     for (name, run), color, dash in zip(runs.items(), COLORS, DASHES, strict=False):
         style: dict[str, Any] = {"color": color, "linestyle": dash, "linewidth": 1.8}
-        label = f"{name}: {run.losses[-1]:.1e} after {run.result.nit}"
+        label = f"{name}: {run.losses[-1]:.1e} after {run.result.nit} iterations"
         by_iteration.semilogy(range(1, len(run.losses) + 1), run.losses, **style, label=label)
         label = f"{name}: {run.seconds[-1]:.1f} s"
         by_time.semilogy(run.seconds, run.losses, **style, label=label)

@@ -4,14 +4,20 @@ SGD with momentum and Adam make one update on each batch, L-BFGS ten or one. The
 of each batch before the updates on it, so of images that this epoch has not seen yet. The rates of
 SGD and Adam are the best of those tried (1, 2 and 5 times a power of ten) for one epoch of MNIST.
 
-L-BFGS is made for one objective, and each batch is another. To see what comes of that, take
---data FOLDER with the files of MNIST; without it the digits are the small ones of scikit-learn,
-few enough that a batch is a good part of them all.
+L-BFGS is made for one objective, and each batch is another. On MNIST (--data FOLDER with its files)
+ten updates fit the batch at hand at the cost of the others: in the fourth epoch they took the loss
+of a batch from 1.1 to 0.002 on average, and the share of the test set that is told right fell from
+94 % after the first epoch to 86 %. One update on each batch kept up with SGD and Adam at first, for
+twice the evaluations, and ended at 96.6 %; SGD came to 98.1 %. On the small digits of scikit-learn,
+which serve without --data, a batch is a good part of them all, and ten updates on each did best.
+
+MNIST takes some minutes, most of them for the ten updates.
 """
 
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,14 +101,16 @@ def train(network: CNN, data: Any, test: Digits, name: str, epochs: int) -> Run:
 def lesson(runs: dict[str, Run]) -> str:
     """What the run shows of L-BFGS."""
     ten = runs[TEN]
-    seen = (
+    text = (
         f"In the last epoch ten updates of L-BFGS took the loss of a batch from {ten.before:.2g} "
-        f"to {ten.after:.2g} on average;\nSGD met its batches at {runs[SGD].before:.2g}, Adam at "
+        f"to {ten.after:.2g} on average; SGD met its batches at {runs[SGD].before:.2g}, Adam at "
         f"{runs[ADAM].before:.2g}, L-BFGS with one update on each at {runs[ONE].before:.2g}. "
     )
     if ten.before > max(runs[SGD].before, runs[ADAM].before):
-        return seen + "So it fits\nthe batch at hand, at the cost of the others."
-    return seen + "So what\nit learns of a batch holds for the others too, in this run."
+        text += "So they fit the batch at hand at the cost of the others."
+    else:
+        text += "So what they learn of a batch holds for the others too, in this run."
+    return textwrap.fill(text, 100)
 
 
 # --- the picture -------------------------------------------------------------------------------
@@ -134,7 +142,7 @@ def draw(runs: dict[str, Run], title: str, folder: Path) -> None:
         )
         if name == TEN:
             style |= {"linestyle": ":", "linewidth": 1.2}
-            label = "the same, each batch after its updates"
+            label = "L-BFGS, ten: each batch after them"
             last = smooth(run.last, window)
             by_update.plot(share * run.result.updates, last, **style, label=label)
             by_time.plot(seconds, last, **style)
@@ -143,10 +151,11 @@ def draw(runs: dict[str, Run], title: str, folder: Path) -> None:
     by_update.set(title="loss by update", xlabel="updates", ylabel="mean cross-entropy of a batch")
     by_time.set(title="loss by time", xlabel="seconds")
     by_epoch.set(
-        title="test set", xlabel="epochs", ylabel="told wrong, %", yscale="log", xticks=epochs[1:]
+        title="test set", xlabel="epochs", ylabel="told wrong, %", yscale="log", xticks=epochs[1:],
     )
     by_epoch.yaxis.set_major_formatter("{x:g}")
     by_epoch.yaxis.set_minor_formatter("{x:g}")
+    by_epoch.tick_params(axis="y", which="minor", labelsize="small")
     for axes in (by_update, by_time, by_epoch):
         axes.grid(color="#DDDDDD", linewidth=0.6)
     picture.legend(loc="outside lower center", ncols=3, frameon=False)
