@@ -168,7 +168,7 @@ def main() -> None:
     arguments.add_argument("--data", type=Path, metavar="FOLDER", help="the files of MNIST")
     arguments.add_argument("--epochs", type=int, help="default: 2 if quick, else 4")
     options = arguments.parse_args()
-    epochs = options.epochs or (2 if options.quick else 4)
+    epochs = (2 if options.quick else 4) if options.epochs is None else options.epochs
     lib = library(options.backend)
     train_set, test_set = digits(options.data)
     if options.quick:

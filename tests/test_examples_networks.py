@@ -50,12 +50,26 @@ def some_digits(side: int, count: int = 5) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("side", [6, 17])
-def test_gradient(module: Any, backend: Backend, side: int) -> None:
+def test_gradient(module: Any, side: int) -> None:
     """Both kernels: 3 in steps of 1, and 5 in steps of 2, which leave a row of pixels over."""
-    network = network_of(module, backend, side)
+    network = network_of(module, Backend.NUMPY, side)
     batch = network.batch(*some_digits(side))
     check = lx.check_gradient(network.value_and_gradient, network.start(), True, (batch,))
     assert check.error < 1e-7
+
+
+@pytest.mark.parametrize("side", [8, 17])
+def test_every_library_agrees(module: Any, backend: Backend, side: int) -> None:
+    results = []
+    for each in (Backend.NUMPY, backend):
+        network = network_of(module, each, side)
+        value, layers = network.value_and_gradient(
+            network.start(), network.batch(*some_digits(side))
+        )
+        results.append([value, *(layer[k] for layer in layers for k in ("weight", "bias"))])
+    for wanted, found in zip(*results, strict=True):
+        assert backend.xp.float64 == found.dtype
+        np.testing.assert_allclose(backend.to_numpy(found), wanted, rtol=1e-12, atol=1e-14)
 
 
 def convolved(image: np.ndarray, layer: dict[str, Any], kernel: int, stride: int) -> np.ndarray:
