@@ -148,8 +148,11 @@ def draw(runs: dict[str, Run], title: str, folder: Path) -> None:
             by_time.plot(seconds, last, **style)
     for axes in (by_update, by_time):
         axes.set(xscale="log", yscale="log")
-    by_update.set(title="loss by update", xlabel="updates", ylabel="mean cross-entropy of a batch")
-    by_time.set(title="loss by time", xlabel="seconds")
+    by_update.set(
+        title="loss by update, running mean", xlabel="updates",
+        ylabel="mean cross-entropy of a batch",
+    )
+    by_time.set(title="loss by time, running mean", xlabel="seconds")
     by_epoch.set(
         title="test set", xlabel="epochs", ylabel="told wrong, %", yscale="log", xticks=epochs[1:],
     )
