@@ -22,6 +22,10 @@ def test_every_example_is_run() -> None:
     tested = {
         "batch_of_fits.py", "burgers_pinn.py", "fit_decay.py", "line_searches.py", "rosenbrock.py",
         "schedules.py", "sparse_features.py",
+        # test_examples_networks.py
+        "two_dimensions.py", "cnn_fixed_batch.py", "cnn_minibatches.py",
+        # test_example_gaussian_peaks.py
+        "gaussian_peaks.py",
     }
     assert {path.name for path in FOLDER.glob("[!_]*.py")} == tested
 
