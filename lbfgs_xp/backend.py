@@ -132,6 +132,15 @@ class Backend:
         return self.name == "jax"
 
     @property
+    def near(self) -> int:
+        """Numbers of an array that is worked on piece by piece: few enough to stay in the caches,
+        many enough that calls cost little beside the work."""
+        if self.name == "numpy":
+            return 2**19
+        on_cpu = self.reads_are_free or "cpu" in str(self.device).lower()
+        return 2**22 if on_cpu else 2**28
+
+    @property
     def is_numpy(self) -> bool:
         return self.name == "numpy"
 

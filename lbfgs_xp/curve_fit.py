@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,14 +13,17 @@ import numpy as np
 
 from lbfgs_xp import robust
 from lbfgs_xp.backend import Array, Backend, is_array
-from lbfgs_xp.least_squares import LeastSquaresResult, positive, solve
+from lbfgs_xp.least_squares import LeastSquaresResult, bounds_of, plan, run
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.residuals import Residuals
 from lbfgs_xp.result import table
-from lbfgs_xp.space import Space
+from lbfgs_xp.solvers.levenberg_marquardt import FEW
+from lbfgs_xp.space import Space, join, take
 from lbfgs_xp.tree import Layout, map_leaves
 
 METHODS = ("lm", "lbfgs")
+# The least rows of a piece of a batch: below, the calls from Python cost more than the memory.
+_LEAST = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +100,7 @@ def curve_fit(
     damping: float = 1e-3,
     acceleration: bool = True,
     batched: bool = False,
+    compact: bool = True,
 ) -> CurveFit:
     """Fit the parameters of a model to data by least squares.
 
@@ -129,6 +134,11 @@ def curve_fit(
     batched : bool
         y is (B, m): B independent fits. Each parameter then arrives at the model with the shape
         (B, 1), so that it broadcasts against x of shape (m,) or (B, m); a leaf (B, k) as (B, 1, k).
+    compact : bool
+        For a batch: whether the model may be called with some of its rows alone, in place of all B:
+        a piece at a time, and without those whose fit has ended. Of x (or the arrays in it) it then
+        gets those rows where there are two or more axes and the first counts B. False for a model
+        that holds other data of each row.
 
     Returns
     -------
@@ -164,22 +174,63 @@ def curve_fit(
     curve = _Curve(model, batched)
     slopes = _Slopes(jac, batched) if callable(jac) else jac
     objective = Residuals(curve, (x, y, weights), slopes, layout, backend.is_compiled(model))
+    how = plan(
+        backend, loss, f_scale, gtol, ftol, xtol, maxiter, maxfun, maxtime, damping, acceleration,
+        compact and batched,
+    )
+    box = bounds_of(bounds, layout)
     if method == "lm":
-        found = solve(
-            objective, bounds, loss, f_scale, gtol, ftol, xtol, maxiter, maxfun, maxtime, damping,
-            acceleration,
-        )
-    else:
-        if bounds is not None:
-            raise ValueError('bounds were passed, but "lbfgs" takes none; wanted method="lm"')
-        settings = dict(
-            gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime
-        )
-        found = _by_minimize(
-            objective, robust.check(loss), positive("f_scale", f_scale), settings
-        )
-    with np.errstate(all="ignore"):
-        return _report(found, layout, y, weights, loss, f_scale, absolute_sigma)
+        def fit(rows: Any) -> CurveFit:
+            """The fits of these rows; None for all."""
+            part, inside = objective, box
+            if rows is not None:
+                part, inside = objective.take(rows), take(Space(backend), rows, box)
+            return _report(run(part, inside, how), part, how.settings, absolute_sigma)
+
+        whole = y.shape[0]
+        pieces = _pieces(backend, whole, y.shape[-1] * layout.size) if how.compact else [None]
+        return _joined([fit(rows) for rows in pieces], Space(backend), whole)
+    if bounds is not None:
+        raise ValueError('bounds were passed, but "lbfgs" takes none; wanted method="lm"')
+    settings = dict(
+        gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime
+    )
+    found = _by_minimize(objective, how.settings.loss, how.settings.f_scale, settings)
+    return _report(found, objective, how.settings, absolute_sigma)
+
+
+def _pieces(backend: Backend, rows: int, numbers: int) -> list[Any]:
+    """The rows of a batch in pieces of one size, each with as much of the Jacobian, of so many
+    numbers for each row, as stays near the processor. [None] where one piece holds all."""
+    most = max(backend.near // numbers, _LEAST)
+    if rows <= most:
+        return [None]
+    size = -(-rows // -(-rows // most))
+    # The last begins earlier, to be as large as the others.
+    return [np.arange(size) + min(start, rows - size) for start in range(0, rows, size)]
+
+
+def _joined(fits: list[CurveFit], space: Space, rows: int) -> CurveFit:
+    """The fits of the pieces of a batch as one."""
+    if len(fits) == 1:
+        return fits[0]
+    size = len(fits[0].message)
+    # Rows of the last piece that are those of the one before.
+    over = size * len(fits) - rows
+
+    def joined(*parts: Array) -> Array:
+        return space.xp.concat([*parts[:-1], parts[-1][over:, ...]], axis=0)
+
+    together: dict[str, Any] = {}
+    for field in dataclasses.fields(CurveFit):
+        parts = [getattr(fit, field.name) for fit in fits]
+        if field.name in ("nfev", "njev"):
+            together[field.name] = max(parts)
+        elif field.name == "message":
+            together[field.name] = [*itertools.chain(*parts[:-1]), *parts[-1][over:]]
+        else:
+            together[field.name] = map_leaves(joined, *parts)
+    return CurveFit(**together)
 
 
 def _apply(weights: Any, residuals: Array) -> Array:
@@ -273,10 +324,12 @@ def _by_minimize(
 # --- the report --------------------------------------------------------------------------------
 
 
+@np.errstate(all="ignore")
 def _report(
-    found: LeastSquaresResult, layout: Layout, y: Array, weights: Any, loss: str, f_scale: float,
-    absolute_sigma: bool,
+    found: LeastSquaresResult, objective: Residuals, settings: Any, absolute_sigma: bool
 ) -> CurveFit:
+    layout, (_, y, weights) = objective.layout, objective.args
+    loss, f_scale = settings.loss, settings.f_scale
     m, p = found.jac.shape[-2:]
     weighted, jacobian = found.fun, found.jac
     residuals = _unweighted(weights, -weighted, layout.backend)
@@ -290,8 +343,10 @@ def _report(
         backend = Backend(y)
     xp, space = backend.xp, Space(backend, batched=True)
     weighted, jacobian = xp.reshape(weighted, (-1, m)), xp.reshape(jacobian, (-1, m, p))
-    rows, _ = robust.weights(xp, loss, f_scale, weighted, backend.eps)
-    covariance, loose = _covariance(space, jacobian * rows[..., None], max(m, p))
+    if loss != "linear":
+        rows, _ = robust.weights(xp, loss, f_scale, weighted, backend.eps)
+        jacobian = jacobian * rows[..., None]
+    covariance, loose = _covariance(space, jacobian)
     chi2 = 2.0 * space.sum(robust.cost(xp, loss, f_scale, weighted))
     reduced = chi2 / (m - p) if m > p else xp.full_like(chi2, math.nan)
     if not absolute_sigma and m > p:
@@ -336,11 +391,29 @@ def _same(array: Array) -> Array:
     return array
 
 
-def _covariance(space: Space, jacobian: Array, size: int) -> tuple[Array, Array]:
-    """(J^T J)^-1, or where that is singular the pseudo-inverse; and which parameters are loose.
+def _covariance(space: Space, jacobian: Array) -> tuple[Array, Array]:
+    """(J^T J)^-1, or where that is singular the pseudo-inverse; and which parameters are loose."""
+    xp, p = space.xp, jacobian.shape[-1]
+    if p > FEW:
+        return _pseudo_inverse(space, jacobian)
+    gram, norms, kept = space.normal_matrix(jacobian)
+    one = xp.eye(p, dtype=gram.dtype, device=space.backend.device)
+    rows, least = space.eliminate(xp.concat([gram, xp.broadcast_to(one, gram.shape)], axis=-1))
+    covariance = space.gram(rows[..., p:] / norms[:, None, :])
+    loose = xp.zeros(norms.shape, dtype=xp.bool, device=space.backend.device)
+    sound = space.backend.to_host((least > space.safe_pivot) & xp.all(kept, axis=-1))
+    if sound.all():
+        return covariance, loose
+    rest = np.flatnonzero(~sound)
+    exact = _pseudo_inverse(space, take(space, rest, jacobian))
+    places = np.arange(sound.size)
+    places[rest] = sound.size + np.arange(rest.size)
+    return take(space, places, join(space, [(covariance, loose), exact]))
 
-    In the scale of the columns, so that the units of the parameters do not matter.
-    """
+
+def _pseudo_inverse(space: Space, jacobian: Array) -> tuple[Array, Array]:
+    """`_covariance` by singular values, in the scale of the columns, so that the units of the
+    parameters do not matter."""
     xp, eps = space.xp, space.backend.eps
     finite = xp.all(xp.isfinite(jacobian), axis=(-2, -1))
     jacobian = xp.where(finite[:, None, None], jacobian, xp.zeros_like(jacobian))
@@ -348,7 +421,7 @@ def _covariance(space: Space, jacobian: Array, size: int) -> tuple[Array, Array]
     norms = xp.sqrt(space.dot(columns, columns))
     norms = xp.where(norms > 0.0, norms, xp.ones_like(norms))
     values, rows = space.svd(jacobian / norms[:, None, :])
-    kept = values > size * eps * values[:, :1]
+    kept = values > max(jacobian.shape[-2:]) * eps * values[:, :1]
     values = xp.where(kept, values, xp.ones_like(values))
     rows = xp.where(kept[..., None], rows, xp.zeros_like(rows))
     squares = xp.matrix_transpose(rows * rows)

@@ -9,7 +9,7 @@ import math
 import numbers
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,12 +19,15 @@ from lbfgs_xp.projections import Box
 from lbfgs_xp.residuals import Residuals
 from lbfgs_xp.result import Status, table
 from lbfgs_xp.solvers import levenberg_marquardt as lm
-from lbfgs_xp.space import Space
+from lbfgs_xp.space import Space, join, take
 from lbfgs_xp.tree import Layout
 
 _RUNNING = int(Status.RUNNING)
+_STATUSES = {int(status): status for status in Status}
 # Elements of a Jacobian up to which the host does the algebra of one problem.
 _SMALL = 2**16
+# Problems below which a batch is not made smaller.
+_FEWEST = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +93,7 @@ def least_squares(
     damping: float = 1e-3,
     acceleration: bool = True,
     batched: bool = False,
+    compact: bool = False,
 ) -> LeastSquaresResult:
     """Minimise half the sum of the squares of residuals, for one problem or for many at once.
 
@@ -134,6 +138,10 @@ def least_squares(
     batched : bool
         x0 is (B, ...) and residuals maps it to (B, m): B independent problems, each with its own
         damping and status.
+    compact : bool
+        For a batch: whether residuals and jac may be called with some of the rows alone, in place
+        of all B, so that those that have ended cost nothing more. Of `args` they then get those
+        rows of arrays with two or more axes whose first counts B.
 
     Returns
     -------
@@ -158,40 +166,129 @@ def least_squares(
         args = (args,)
     layout = Layout(x0, batched)
     objective = Residuals(residuals, args, jac, layout, layout.backend.is_compiled(residuals))
-    return solve(
-        objective, bounds, loss, f_scale, gtol, ftol, xtol, maxiter, maxfun, maxtime, damping,
-        acceleration,
+    how = plan(
+        layout.backend, loss, f_scale, gtol, ftol, xtol, maxiter, maxfun, maxtime, damping,
+        acceleration, compact,
     )
+    return run(objective, bounds_of(bounds, layout), how)
 
 
-def solve(
-    objective: Residuals, bounds: Any, loss: str, f_scale: float, gtol: float | None, ftol: float,
-    xtol: float, maxiter: int | None, maxfun: int | None, maxtime: float | None, damping: float,
-    acceleration: bool,
-) -> LeastSquaresResult:
-    """`least_squares` of an objective that is ready."""
-    layout = objective.layout
+class Plan(NamedTuple):
+    """How to run: the settings and the budgets, checked."""
+
+    settings: lm.Settings
+    maxfun: float
+    deadline: float
+    acceleration: bool
+    compact: bool
+
+
+def plan(
+    backend: Backend, loss: str, f_scale: float, gtol: float | None, ftol: float, xtol: float,
+    maxiter: int | None, maxfun: int | None, maxtime: float | None, damping: float,
+    acceleration: bool, compact: bool,
+) -> Plan:
     settings = lm.Settings(
         robust.check(loss),
         positive("f_scale", f_scale),
         positive("damping", damping),
-        tolerance("gtol", layout.backend.eps**0.6 if gtol is None else gtol),
+        tolerance("gtol", backend.eps**0.6 if gtol is None else gtol),
         tolerance("ftol", ftol),
         tolerance("xtol", xtol),
         count("maxiter", maxiter, 0),
     )
-    limit = count("maxfun", maxfun, 1)
     seconds = math.inf if maxtime is None else tolerance("maxtime", maxtime)
-    deadline = time.perf_counter() + seconds
-    box = bounds_of(bounds, layout)
-    return _run(objective, settings, box, limit, deadline, acceleration)
+    return Plan(
+        settings, count("maxfun", maxfun, 1), time.perf_counter() + seconds, bool(acceleration),
+        bool(compact),
+    )
 
 
-def _run(
-    objective: Residuals, settings: lm.Settings, box: Any, maxfun: float, deadline: float,
-    acceleration: bool,
-) -> LeastSquaresResult:
-    """The loop: one read for each evaluation, of the residuals or of their Jacobian."""
+class _Outcome(NamedTuple):
+    """What remains of each problem."""
+
+    x: Array
+    value: Array
+    residuals: Array
+    jacobian: Array
+    optimality: Array
+    nit: Array
+    status: Array
+
+
+def _outcome(state: lm.LMState) -> _Outcome:
+    return _Outcome(
+        state.x, state.value, state.residuals, state.jacobian, state.linear.optimality, state.nit,
+        state.status,
+    )
+
+
+class _Steps:
+    """The functions of `levenberg_marquardt`, for one space."""
+
+    def __init__(self, settings: lm.Settings, space: Space):
+        self.space, prepare = space, space.backend.jit
+        self.begin = prepare(lm.begin, settings, space)
+        self.going = prepare(lm.going, space)
+        self.aim = prepare(lm.aim, space)
+        self.accelerate = prepare(lm.accelerate, settings, space)
+        self.judge = prepare(lm.judge, settings, space)
+        self.advance = prepare(lm.advance, settings, space)
+        self._linearize = prepare(lm.linearize, settings, space)
+        self._decompose = prepare(lm.decompose, settings, space)
+
+    def linearize(
+        self, x: Array, residuals: Array, jacobian: Array, box: Any, largest: Any
+    ) -> tuple[lm.Linear, bool]:
+        """The linear residuals; and whether all are finite for certain. One read."""
+        space = self.space
+        arguments = (x, residuals, jacobian, box, largest)
+        if x.shape[-1] > lm.FEW:
+            return self._decompose(*arguments), False
+        linear = self._linearize(*arguments)
+        unsound = ~space.backend.to_host(linear.sound)
+        if not unsound.any():
+            return linear, True
+        # Few as a rule, and each costs as much as ten others.
+        rows = _padded(space.backend, np.flatnonzero(unsound), unsound.size)
+        exact = self._decompose(*take(space, rows, arguments))
+        where = np.arange(unsound.size)
+        where[rows] = unsound.size + np.arange(rows.size)
+        return take(space, where, join(space, [linear, exact])), False
+
+
+def _padded(backend: Backend, rows: np.ndarray, size: int) -> np.ndarray:
+    """The rows, the last repeated where each new shape would be compiled anew."""
+    if not backend.compiles:
+        return rows
+    wanted = size
+    while wanted // 4 >= rows.size and wanted > _FEWEST:
+        wanted //= 4
+    return np.concatenate([rows, np.full(wanted - rows.size, rows[-1])])
+
+
+def _kept(backend: Backend, going: np.ndarray) -> Any:
+    """An order of the rows, those that go on first, and how many of them to keep; or None where it
+    is better to keep all."""
+    size, left = going.size, np.count_nonzero(going)
+    if size < _FEWEST:
+        return None
+    wanted = int(left)
+    if backend.compiles:
+        # Few shapes, for each is compiled anew.
+        wanted = size
+        while wanted // 4 >= left and wanted > _FEWEST:
+            wanted //= 4
+    if wanted > 0.8 * size:
+        return None
+    return np.argsort(going == 0, kind="stable"), wanted
+
+
+def run(objective: Residuals, box: Any, plan: Plan) -> LeastSquaresResult:
+    """The loop: one read for each evaluation, of the residuals or of their Jacobian.
+
+    Problems that have ended leave the batch, where `plan.compact`.
+    """
     layout = objective.layout
     backend, outer = layout.backend, layout.backend
     # Trials that overflow are ordinary, so NumPy's warnings are off; but not inside the user's
@@ -218,52 +315,68 @@ def _run(
             backend = Backend(x)
         # One problem is a batch of one: the same text serves both.
         space = Space(backend, batched=True)
-        prepare = backend.jit
-        aim = prepare(lm.aim, space)
-        advance = prepare(lm.advance, settings, space)
-        judge = prepare(lm.judge, settings, space)
-        accelerate = prepare(lm.accelerate, space)
-        state = prepare(lm.begin, settings, space)(x, residuals, jacobian, box)
+        steps = _Steps(plan.settings, space)
+        linear: Any = None
+        linear, _ = steps.linearize(x, residuals, jacobian, box, None)
+        state = steps.begin(x, residuals, jacobian, linear)
+        rows = np.arange(x.shape[0])
+        ended: list[_Outcome] = []
+        places: list[np.ndarray] = []
         end = None
         try:
-            while space.any(state.status == _RUNNING):
-                if objective.nfev >= maxfun:
+            while (going := backend.to_host(steps.going(state))).any():
+                if objective.nfev >= plan.maxfun:
                     end = Status.EVALUATIONS
-                elif time.perf_counter() >= deadline:
+                elif time.perf_counter() >= plan.deadline:
                     end = Status.TIME
                 if end is not None:
                     break
-                state = aim(state, box)
-                if acceleration:
+                if plan.compact and (kept := _kept(backend, going)) is not None:
+                    order, size = kept
+                    ended.append(take(space, order[size:], _outcome(state)))
+                    places.append(rows[order[size:]])
+                    order = order[:size]
+                    objective, rows = objective.take(order), rows[order]
+                    state, box = take(space, order, (state, box))
+                    going = going[order]
+                state = steps.aim(state, box)
+                if plan.acceleration and (going == 2).any():
                     bent = fetch(outside(objective, send(lm.probe(state))))
-                    state = accelerate(state, bent, box)
+                    state = steps.accelerate(state, bent, box)
                 residuals = fetch(outside(objective, send(state.trial)))
-                verdict = judge(state, residuals)
-                found = None
+                verdict = steps.judge(state, residuals)
+                found: Any = None
+                linear = None
                 if space.any(verdict.accepted):
                     # Where the trial was not accepted the model may have no value.
                     at = space.pick(verdict.accepted, state.trial, state.x)
                     known = space.pick(verdict.accepted, residuals, state.residuals)
                     found = fetch(outside(objective.jacobian, send(at), send(known)))
-                state = advance(state, verdict, residuals, found, box)
+                    linear, finite = steps.linearize(at, known, found, box, state.linear.scale)
+                    if not finite:
+                        found = space.pick_rows(linear.finite, found, state.jacobian)
+                state = steps.advance(state, verdict, residuals, found, linear)
         except KeyboardInterrupt:
             end = Status.INTERRUPTED
-    codes = state.status
-    if end is not None:
-        codes = space.scalars.where(codes == _RUNNING, int(end), codes)
-    statuses = [next(s for s in Status if s == code) for code in backend.to_host(codes)]
+        if end is not None:
+            status = space.scalars.where(state.status == _RUNNING, int(end), state.status)
+            state = state._replace(status=status)
+        outcome = join(space, [*ended, _outcome(state)])
+        if ended:
+            outcome = take(space, np.argsort(np.concatenate([*places, rows])), outcome)
+    statuses = [_STATUSES[int(code)] for code in backend.to_host(outcome.status)]
     messages = [status.message for status in statuses]
     if layout.batched:
         success = outer.from_host(np.asarray([s.success for s in statuses]), outer.xp.bool)
         return LeastSquaresResult(
-            layout.to_tree(state.x), state.value, state.residuals, state.jacobian,
-            state.linear.optimality, state.nit, objective.nfev, objective.njev, success, codes,
-            messages,
+            layout.to_tree(outcome.x), outcome.value, outcome.residuals, outcome.jacobian,
+            outcome.optimality, outcome.nit, objective.nfev, objective.njev, success,
+            outcome.status, messages,
         )
-    numbers = (state.value, state.linear.optimality, state.nit)
+    numbers = (outcome.value, outcome.optimality, outcome.nit)
     cost, optimality, nit = (backend.to_host(number)[0] for number in numbers)
     x, residuals, jacobian = (
-        send(array)[0, ...] for array in (state.x, state.residuals, state.jacobian)
+        send(array)[0, ...] for array in (outcome.x, outcome.residuals, outcome.jacobian)
     )
     return LeastSquaresResult(
         layout.to_tree(x), float(cost), residuals, jacobian, float(optimality), int(nit),

@@ -6,8 +6,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from lbfgs_xp.backend import Array, is_array
-from lbfgs_xp.tree import Layout
+import numpy as np
+
+from lbfgs_xp.backend import Array, Backend, is_array
+from lbfgs_xp.tree import Layout, map_leaves, unflatten
 
 _WAYS_OUT = (
     "give jac= a function that returns the Jacobian (m, p); or "
@@ -43,7 +45,7 @@ class Residuals:
         if any(layout.complex):
             raise TypeError("x0 is complex; wanted real x0 for least squares")
         self.layout, self.backend = layout, layout.backend
-        self.args, self.jac = args, jac
+        self.fun, self.args, self.jac, self.compiled = fun, args, jac, compiled
         self.nfev = self.njev = 0
         self._automatic: Callable | None = None
         evaluate: Any = self.backend.jit if compiled else functools.partial
@@ -60,6 +62,22 @@ class Residuals:
                 f"{self.backend.name} has no automatic differentiation: {_WAYS_OUT}"
             )
         self._automatic = self.backend.jacobian(compiled, _evaluate, fun, layout)
+
+    def take(self, rows: np.ndarray) -> Residuals:
+        """The same for these rows alone: of x0, and of each array among the arguments whose first
+        of two or more axes counts the rows. The counts go on."""
+        (size,) = self.layout.batch
+
+        def chosen(leaf: Any) -> Any:
+            if not is_array(leaf) or leaf.ndim < 2 or leaf.shape[0] != size:
+                return leaf
+            return _rows(leaf, rows)
+
+        leaves = [_rows(leaf, rows) for leaf in self.layout.leaves]
+        layout = Layout(unflatten(self.layout.structure, leaves), True)
+        part = Residuals(self.fun, map_leaves(chosen, self.args), self.jac, layout, self.compiled)
+        part.nfev, part.njev = self.nfev, self.njev
+        return part
 
     def __call__(self, x: Array) -> Array:
         """The residuals (B, m) at x (B, p)."""
@@ -106,6 +124,12 @@ class Residuals:
 
     def _to_user(self, x: Array) -> Array:
         return x if self.layout.batched else x[0, ...]
+
+
+def _rows(array: Array, rows: np.ndarray) -> Array:
+    """Those rows of an array of any library."""
+    backend = Backend(array, "args", traced=True)
+    return backend.xp.take(array, backend.order(rows), axis=0)
 
 
 def _evaluate(fun: Callable, layout: Layout, args: tuple, x: Array) -> Array:

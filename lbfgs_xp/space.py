@@ -85,6 +85,27 @@ def norm(parts: Sequence[tuple[Space, Array]]) -> Any:
     return np.sqrt(space.fetch(total)) if space.batched and space.on_host else space.xp.sqrt(total)
 
 
+def take(space: Space, rows: np.ndarray, tree: Any) -> Any:
+    """(Nested) tuples of arrays (B, ...): those rows of each, in that order; None stays None."""
+    if tree is None:
+        return None
+    if isinstance(tree, tuple):
+        parts = [take(space, rows, part) for part in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    return space.xp.take(tree, space.backend.order(rows), axis=0)
+
+
+def join(space: Space, trees: Sequence[Any]) -> Any:
+    """The rows of tuples of one structure, end to end."""
+    first = trees[0]
+    if len(trees) == 1 or first is None:
+        return first
+    if isinstance(first, tuple):
+        parts = [join(space, each) for each in zip(*trees, strict=True)]
+        return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
+    return space.xp.concat(list(trees), axis=0)
+
+
 class Space:
     """The plain space: the library's own products, fastest.
 
@@ -224,12 +245,52 @@ class Space:
         q, r = self.backend.linalg("qr")(matrix)
         return q, r
 
-    def solve_upper(self, matrix: Array, vector: Array) -> Array:
-        """R^-1 v of upper triangular R (..., p, p), v (..., p); a 0 on the diagonal counts as 1."""
+    def solve_upper(self, matrix: Array, vector: Array, transposed: bool = False) -> Array:
+        """R^-1 v, or R^-T v, of upper triangular R (..., p, p), v (..., p); a 0 on the diagonal
+        counts as 1."""
         xp = self.xp
         one = xp.eye(matrix.shape[-1], dtype=xp.bool, device=self.backend.device)
         matrix = xp.where(one & (matrix == 0.0), xp.ones_like(matrix), matrix)
+        matrix = xp.matrix_transpose(matrix) if transposed else matrix
         return self.backend.linalg("solve")(matrix, vector[..., None])[..., 0]
+
+    def normal_matrix(self, matrix: Array) -> tuple[Array, Array, Array]:
+        """A^T A for A (..., m, p) with its columns scaled to the length 1; their lengths (..., p),
+        and which of these lie so that no digits are lost in squares."""
+        xp = self.xp
+        product = self.matmul(xp.matrix_transpose(matrix), matrix)
+        one = xp.eye(matrix.shape[-1], dtype=product.dtype, device=self.backend.device)
+        norms = xp.sqrt(self.sum(product * one))
+        unit = xp.where(norms > 0.0, norms, xp.ones_like(norms))
+        limit = self.backend.largest**0.25
+        kept = (norms > 1.0 / limit) & (norms < limit)
+        return product / unit[..., None, :] / unit[..., None], norms, kept
+
+    @property
+    def safe_pivot(self) -> float:
+        """The least pivot of `eliminate`, of a matrix with ones on its diagonal, that leaves two
+        thirds of the digits to what is solved for."""
+        return self.backend.eps ** (1 / 6)
+
+    def eliminate(self, matrix: Array) -> tuple[Array, Array]:
+        """Symmetric matrices and columns beside them, [A, C] (..., p, p + k), as [R, R^-T C] with
+        A = R^T R, R upper triangular; and the least diagonal element of R, (...).
+
+        That is 0 where A is not positive definite, and the rest arbitrary there; no matrix harms
+        another, as in LAPACK it may.
+        """
+        xp, rows, least = self.xp, [], None
+        p = matrix.shape[-2]
+        for k in range(p):
+            pivot = matrix[..., 0, 0]
+            root = xp.sqrt(xp.where(pivot > 0.0, pivot, xp.zeros_like(pivot)))
+            least = root if least is None else xp.minimum(least, root)
+            row = matrix[..., 0, :] / xp.where(root > 0.0, root, xp.ones_like(root))[..., None]
+            zeros = self.backend.zeros((*row.shape[:-1], k))
+            rows.append(xp.concat([zeros, row], axis=-1))
+            if k < p - 1:
+                matrix = matrix[..., 1:, 1:] - row[..., 1 : p - k, None] * row[..., None, 1:]
+        return xp.stack(rows, axis=-2), least
 
     def svd(self, matrix: Array) -> tuple[Array, Array]:
         """Matrices (..., m, p): singular values (..., k), descending, and right singular vectors as
