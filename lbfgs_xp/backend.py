@@ -314,11 +314,12 @@ class Backend:
         return value.detach() if self.name == "torch" and is_array(value) else value
 
     def own(self, array: Array) -> Array:
-        """`array`, or a copy where someone else could change it in place."""
+        """`array`, or a copy where someone else could change it in place, row after row."""
         if self.name == "numpy":
             return array.copy()
         if self.name == "torch":
-            return array.detach().clone()
+            torch = sys.modules["torch"]
+            return array.detach().clone(memory_format=torch.contiguous_format)
         return self.xp.asarray(array, copy=True) if self.mutable else array
 
     def memory(self, array: Array) -> Any:

@@ -18,7 +18,7 @@ from lbfgs_xp.minimize import minimize
 from lbfgs_xp.residuals import Residuals
 from lbfgs_xp.result import table
 from lbfgs_xp.solvers.levenberg_marquardt import FEW
-from lbfgs_xp.space import Space, join, take
+from lbfgs_xp.space import Space, put, take
 from lbfgs_xp.tree import Layout, map_leaves
 
 METHODS = ("lm", "lbfgs")
@@ -396,7 +396,7 @@ def _covariance(space: Space, jacobian: Array) -> tuple[Array, Array]:
     xp, p = space.xp, jacobian.shape[-1]
     if p > FEW:
         return _pseudo_inverse(space, jacobian)
-    gram, norms, kept = space.normal_matrix(jacobian)
+    gram, norms, kept = space.normal_matrix(xp.matrix_transpose(jacobian))
     one = xp.eye(p, dtype=gram.dtype, device=space.backend.device)
     rows, least = space.eliminate(xp.concat([gram, xp.broadcast_to(one, gram.shape)], axis=-1))
     covariance = space.gram(rows[..., p:] / norms[:, None, :])
@@ -406,9 +406,7 @@ def _covariance(space: Space, jacobian: Array) -> tuple[Array, Array]:
         return covariance, loose
     rest = np.flatnonzero(~sound)
     exact = _pseudo_inverse(space, take(space, rest, jacobian))
-    places = np.arange(sound.size)
-    places[rest] = sound.size + np.arange(rest.size)
-    return take(space, places, join(space, [(covariance, loose), exact]))
+    return put(space, rest, exact, (covariance, loose))
 
 
 def _pseudo_inverse(space: Space, jacobian: Array) -> tuple[Array, Array]:

@@ -19,7 +19,7 @@ from lbfgs_xp.projections import Box
 from lbfgs_xp.residuals import Residuals
 from lbfgs_xp.result import Status, table
 from lbfgs_xp.solvers import levenberg_marquardt as lm
-from lbfgs_xp.space import Space, join, take
+from lbfgs_xp.space import Space, join, put, take
 from lbfgs_xp.tree import Layout
 
 _RUNNING = int(Status.RUNNING)
@@ -210,7 +210,7 @@ class _Outcome(NamedTuple):
     x: Array
     value: Array
     residuals: Array
-    jacobian: Array
+    columns: Array
     optimality: Array
     nit: Array
     status: Array
@@ -218,7 +218,7 @@ class _Outcome(NamedTuple):
 
 def _outcome(state: lm.LMState) -> _Outcome:
     return _Outcome(
-        state.x, state.value, state.residuals, state.jacobian, state.linear.optimality, state.nit,
+        state.x, state.value, state.residuals, state.columns, state.linear.optimality, state.nit,
         state.status,
     )
 
@@ -230,31 +230,44 @@ class _Steps:
         self.space, prepare = space, space.backend.jit
         self.begin = prepare(lm.begin, settings, space)
         self.going = prepare(lm.going, space)
-        self.aim = prepare(lm.aim, space)
+        self._aim = prepare(lm.aim, False, space)
+        self._aim_exactly = prepare(lm.aim, True, space)
         self.accelerate = prepare(lm.accelerate, settings, space)
         self.judge = prepare(lm.judge, settings, space)
         self.advance = prepare(lm.advance, settings, space)
         self._linearize = prepare(lm.linearize, settings, space)
         self._decompose = prepare(lm.decompose, settings, space)
 
+    def aim(self, state: lm.LMState, box: Any, going: np.ndarray) -> lm.LMState:
+        """The state with a step to try."""
+        hard = going >= lm.HARD
+        if not hard.any():
+            return self._aim(state, box)
+        if hard.all():
+            return self._aim_exactly(state, box)
+        rows = _padded(self.space.backend, np.flatnonzero(hard), hard.size)
+        new = self._aim(state, box)
+        exact = self._aim_exactly(*take(self.space, rows, (state, box)))
+        return _replaced(self.space, rows, exact, new, "factor", "step", "trial", "predicted")
+
     def linearize(
-        self, x: Array, residuals: Array, jacobian: Array, box: Any, largest: Any
+        self, x: Array, residuals: Array, columns: Array, box: Any, largest: Any
     ) -> tuple[lm.Linear, bool]:
         """The linear residuals; and whether all are finite for certain. One read."""
         space = self.space
-        arguments = (x, residuals, jacobian, box, largest)
+        arguments = (x, residuals, columns, box, largest)
         if x.shape[-1] > lm.FEW:
             return self._decompose(*arguments), False
         linear = self._linearize(*arguments)
-        unsound = ~space.backend.to_host(linear.sound)
-        if not unsound.any():
+        hard = space.backend.to_host(linear.hard)
+        if not hard.any():
             return linear, True
+        if hard.all():
+            return self._decompose(*arguments), False
         # Few as a rule, and each costs as much as ten others.
-        rows = _padded(space.backend, np.flatnonzero(unsound), unsound.size)
+        rows = _padded(space.backend, np.flatnonzero(hard), hard.size)
         exact = self._decompose(*take(space, rows, arguments))
-        where = np.arange(unsound.size)
-        where[rows] = unsound.size + np.arange(rows.size)
-        return take(space, where, join(space, [linear, exact])), False
+        return put(space, rows, exact, linear), False
 
 
 def _padded(backend: Backend, rows: np.ndarray, size: int) -> np.ndarray:
@@ -284,6 +297,24 @@ def _kept(backend: Backend, going: np.ndarray) -> Any:
     return np.argsort(going == 0, kind="stable"), wanted
 
 
+def _curved(backend: Backend, going: np.ndarray) -> Any:
+    """The rows that look for curvature; None where it is better to ask for all."""
+    rows = np.flatnonzero(going & lm.CURVED)
+    if going.size < _FEWEST or 2 * rows.size > going.size:
+        return None
+    return _padded(backend, rows, going.size)
+
+
+def _replaced(
+    space: Space, rows: np.ndarray, new: lm.LMState, old: lm.LMState, *names: str
+) -> lm.LMState:
+    """The old state with those of its rows that are in `new`, in the fields of these names."""
+    parts = put(
+        space, rows, *(tuple(getattr(state, name) for name in names) for state in (new, old))
+    )
+    return old._replace(**dict(zip(names, parts, strict=True)))
+
+
 def run(objective: Residuals, box: Any, plan: Plan) -> LeastSquaresResult:
     """The loop: one read for each evaluation, of the residuals or of their Jacobian.
 
@@ -304,21 +335,21 @@ def run(objective: Residuals, box: Any, plan: Plan) -> LeastSquaresResult:
             raise ValueError(
                 "residuals changed x in place; wanted a function that leaves its argument as it is"
             )
-        jacobian = outside(objective.jacobian, x, residuals)
+        columns = outside(objective.columns, x, residuals)
 
         # A small problem is quicker on the host, where nothing waits or is compiled.
         send = fetch = _same
-        if not layout.batched and math.prod(jacobian.shape) <= _SMALL:
+        if not layout.batched and math.prod(columns.shape) <= _SMALL:
             send, fetch = functools.partial(outer.from_host, dtype=outer.dtype), outer.to_host
-            x, residuals, jacobian = fetch(x), fetch(residuals), fetch(jacobian)
+            x, residuals, columns = fetch(x), fetch(residuals), fetch(columns)
             box = None if box is None else tuple(map(fetch, box))
             backend = Backend(x)
         # One problem is a batch of one: the same text serves both.
         space = Space(backend, batched=True)
         steps = _Steps(plan.settings, space)
         linear: Any = None
-        linear, _ = steps.linearize(x, residuals, jacobian, box, None)
-        state = steps.begin(x, residuals, jacobian, linear)
+        linear, _ = steps.linearize(x, residuals, columns, box, None)
+        state = steps.begin(x, residuals, columns, linear)
         rows = np.arange(x.shape[0])
         ended: list[_Outcome] = []
         places: list[np.ndarray] = []
@@ -339,10 +370,17 @@ def run(objective: Residuals, box: Any, plan: Plan) -> LeastSquaresResult:
                     objective, rows = objective.take(order), rows[order]
                     state, box = take(space, order, (state, box))
                     going = going[order]
-                state = steps.aim(state, box)
-                if plan.acceleration and (going == 2).any():
-                    bent = fetch(outside(objective, send(lm.probe(state))))
-                    state = steps.accelerate(state, bent, box)
+                state = steps.aim(state, box, going)
+                if plan.acceleration and (going & lm.CURVED).any():
+                    curved = _curved(backend, going) if plan.compact else None
+                    near = (state, box) if curved is None else take(space, curved, (state, box))
+                    there = objective if curved is None else objective.take(curved)
+                    bent = fetch(outside(there, send(lm.probe(near[0]))))
+                    objective.nfev = there.nfev
+                    near = steps.accelerate(near[0], bent, near[1])
+                    state = near if curved is None else _replaced(
+                        space, curved, near, state, "step", "trial"
+                    )
                 residuals = fetch(outside(objective, send(state.trial)))
                 verdict = steps.judge(state, residuals)
                 found: Any = None
@@ -351,10 +389,10 @@ def run(objective: Residuals, box: Any, plan: Plan) -> LeastSquaresResult:
                     # Where the trial was not accepted the model may have no value.
                     at = space.pick(verdict.accepted, state.trial, state.x)
                     known = space.pick(verdict.accepted, residuals, state.residuals)
-                    found = fetch(outside(objective.jacobian, send(at), send(known)))
+                    found = fetch(outside(objective.columns, send(at), send(known)))
                     linear, finite = steps.linearize(at, known, found, box, state.linear.scale)
                     if not finite:
-                        found = space.pick_rows(linear.finite, found, state.jacobian)
+                        found = space.pick_rows(linear.finite, found, state.columns)
                 state = steps.advance(state, verdict, residuals, found, linear)
         except KeyboardInterrupt:
             end = Status.INTERRUPTED
@@ -364,19 +402,20 @@ def run(objective: Residuals, box: Any, plan: Plan) -> LeastSquaresResult:
         outcome = join(space, [*ended, _outcome(state)])
         if ended:
             outcome = take(space, np.argsort(np.concatenate([*places, rows])), outcome)
+    jacobian = backend.xp.matrix_transpose(outcome.columns)
     statuses = [_STATUSES[int(code)] for code in backend.to_host(outcome.status)]
     messages = [status.message for status in statuses]
     if layout.batched:
         success = outer.from_host(np.asarray([s.success for s in statuses]), outer.xp.bool)
         return LeastSquaresResult(
-            layout.to_tree(outcome.x), outcome.value, outcome.residuals, outcome.jacobian,
+            layout.to_tree(outcome.x), outcome.value, outcome.residuals, jacobian,
             outcome.optimality, outcome.nit, objective.nfev, objective.njev, success,
             outcome.status, messages,
         )
     numbers = (outcome.value, outcome.optimality, outcome.nit)
     cost, optimality, nit = (backend.to_host(number)[0] for number in numbers)
     x, residuals, jacobian = (
-        send(array)[0, ...] for array in (outcome.x, outcome.residuals, outcome.jacobian)
+        send(array)[0, ...] for array in (outcome.x, outcome.residuals, jacobian)
     )
     return LeastSquaresResult(
         layout.to_tree(x), float(cost), residuals, jacobian, float(optimality), int(nit),

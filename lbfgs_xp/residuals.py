@@ -86,8 +86,13 @@ class Residuals:
         found = self.backend.own(self.backend.constant(found))
         return self.layout.xp.reshape(found, (x.shape[0], -1))
 
+    def columns(self, x: Array, residuals: Array) -> Array:
+        """The columns of the Jacobian (B, p, m) at x (B, p), where the residuals are known."""
+        jacobian = self.jacobian(x, residuals)
+        return self.backend.own(self.layout.xp.matrix_transpose(jacobian))
+
     def jacobian(self, x: Array, residuals: Array) -> Array:
-        """The Jacobian (B, m, p) at x (B, p), where the residuals are known."""
+        """The Jacobian (B, m, p), which may be an array of the user's."""
         self.njev += 1
         xp, layout = self.layout.xp, self.layout
         shape = (*residuals.shape, x.shape[-1])
@@ -97,7 +102,6 @@ class Residuals:
             jacobian = self.jac(layout.to_tree(self._to_user(x)), *self.args)
             wanted = shape if layout.batched else shape[1:]
             jacobian = self.backend.constant(layout.check(jacobian, 0, "the Jacobian", wanted))
-            jacobian = self.backend.own(jacobian)
         else:
             jacobian = self._differences(x, residuals, self.jac == "3-point")
         return xp.reshape(jacobian, shape)

@@ -106,6 +106,14 @@ def join(space: Space, trees: Sequence[Any]) -> Any:
     return space.xp.concat(list(trees), axis=0)
 
 
+def put(space: Space, rows: np.ndarray, new: Any, old: Any) -> Any:
+    """Tuples `old` with those of their rows replaced by `new`, whose first axis counts `rows`."""
+    size = (old[0] if isinstance(old, tuple) else old).shape[0]
+    places = np.arange(size)
+    places[rows] = size + np.arange(rows.size)
+    return take(space, places, join(space, [old, new]))
+
+
 class Space:
     """The plain space: the library's own products, fastest.
 
@@ -254,12 +262,12 @@ class Space:
         matrix = xp.matrix_transpose(matrix) if transposed else matrix
         return self.backend.linalg("solve")(matrix, vector[..., None])[..., 0]
 
-    def normal_matrix(self, matrix: Array) -> tuple[Array, Array, Array]:
-        """A^T A for A (..., m, p) with its columns scaled to the length 1; their lengths (..., p),
-        and which of these lie so that no digits are lost in squares."""
+    def normal_matrix(self, rows: Array) -> tuple[Array, Array, Array]:
+        """A A^T for A (..., p, m) with its rows scaled to the length 1; their lengths (..., p), and
+        which of these lie so that no digits are lost in squares."""
         xp = self.xp
-        product = self.matmul(xp.matrix_transpose(matrix), matrix)
-        one = xp.eye(matrix.shape[-1], dtype=product.dtype, device=self.backend.device)
+        product = self.matmul(rows, xp.matrix_transpose(rows))
+        one = xp.eye(rows.shape[-2], dtype=product.dtype, device=self.backend.device)
         norms = xp.sqrt(self.sum(product * one))
         unit = xp.where(norms > 0.0, norms, xp.ones_like(norms))
         limit = self.backend.largest**0.25
@@ -273,24 +281,37 @@ class Space:
         return self.backend.eps ** (1 / 6)
 
     def eliminate(self, matrix: Array) -> tuple[Array, Array]:
-        """Symmetric matrices and columns beside them, [A, C] (..., p, p + k), as [R, R^-T C] with
-        A = R^T R, R upper triangular; and the least diagonal element of R, (...).
+        """Symmetric matrices and columns beside them, [A, C] (B, p, p + k), as [R, R^-T C] with
+        A = R^T R, R upper triangular; and the least diagonal element of R, (B,).
 
         That is 0 where A is not positive definite, and the rest arbitrary there; no matrix harms
         another, as in LAPACK it may.
         """
         xp, rows, least = self.xp, [], None
         p = matrix.shape[-2]
+        # The problems along the last axis: there, one operation runs over all of them.
+        rest = self.backend.own(xp.moveaxis(matrix, 0, -1))
         for k in range(p):
-            pivot = matrix[..., 0, 0]
+            pivot = rest[0, 0, :]
             root = xp.sqrt(xp.where(pivot > 0.0, pivot, xp.zeros_like(pivot)))
             least = root if least is None else xp.minimum(least, root)
-            row = matrix[..., 0, :] / xp.where(root > 0.0, root, xp.ones_like(root))[..., None]
-            zeros = self.backend.zeros((*row.shape[:-1], k))
-            rows.append(xp.concat([zeros, row], axis=-1))
+            row = rest[0, ...] / xp.where(root > 0.0, root, xp.ones_like(root))
+            rows.append(xp.concat([self.backend.zeros((k, row.shape[-1])), row], axis=0))
             if k < p - 1:
-                matrix = matrix[..., 1:, 1:] - row[..., 1 : p - k, None] * row[..., None, 1:]
-        return xp.stack(rows, axis=-2), least
+                rest = rest[1:, 1:, :] - row[1 : p - k, None, :] * row[None, 1:, :]
+        return xp.moveaxis(xp.stack(rows, axis=0), -1, 0), least
+
+    def substitute(self, matrix: Array, vector: Array) -> Array:
+        """`solve_upper` for many small R (B, p, p), v (B, p)."""
+        xp, p = self.xp, matrix.shape[-1]
+        solved: list[Array] = []
+        for i in reversed(range(p)):
+            rest = vector[:, i]
+            for j, known in zip(range(p - 1, i, -1), solved, strict=True):
+                rest = rest - matrix[:, i, j] * known
+            pivot = matrix[:, i, i]
+            solved.append(rest / xp.where(pivot == 0.0, xp.ones_like(pivot), pivot))
+        return xp.stack(solved[::-1], axis=-1)
 
     def svd(self, matrix: Array) -> tuple[Array, Array]:
         """Matrices (..., m, p): singular values (..., k), descending, and right singular vectors as

@@ -36,9 +36,11 @@ _LEAST_BEND = 0.01
 _PROBE = 0.1
 _LONGEST = 0.75
 # It looks where the last decrease differed by more than this share from what was predicted.
-_CURVED = 0.1
+_CURVED = 0.25
 # Parameters up to which the normal equations are tried; their elimination is written out.
 FEW = 16
+# Of `going`.
+CURVED, HARD = 2, 4
 # Steps in a row that must be small, or must tell nothing new, before a run stops.
 _SETTLED = 2
 _PATIENCE = 3
@@ -66,7 +68,7 @@ class Linear(NamedTuple):
     optimality : (B,), the norm of the part of r that a change of the parameters could take away,
         relative to the norm of r.
     finite : (B,)
-    sound : (B,), whether the digits are those of a QR decomposition.
+    hard : (B,), whether the normal equations lose too many digits.
     """
 
     R: Array
@@ -75,13 +77,14 @@ class Linear(NamedTuple):
     frozen: Array
     optimality: Array
     finite: Array
-    sound: Array
+    hard: Array
 
 
 class LMState(NamedTuple):
     """Where a run stands.
 
-    x, residuals, jacobian, value, linear : the iterate, and what is known there.
+    x, residuals, columns, value, linear : the iterate, and what is known there; columns are those
+        of the Jacobian (B, p, m).
     mu, growth : the damping, and the factor by which the next refusal raises it.
     factor : (B, p, p), R of the damped problem that gave the step.
     step, trial, predicted : the step under trial, x + step, the decrease that the linear residuals
@@ -96,7 +99,7 @@ class LMState(NamedTuple):
 
     x: Array
     residuals: Array
-    jacobian: Array
+    columns: Array
     value: Array
     linear: Linear
     mu: Array
@@ -126,7 +129,7 @@ class Verdict(NamedTuple):
 
 
 def begin(
-    settings: Settings, space: Space, x: Array, residuals: Array, jacobian: Array, linear: Linear
+    settings: Settings, space: Space, x: Array, residuals: Array, columns: Array, linear: Linear
 ) -> LMState:
     """The state at the start, to be aimed; `linear` is that of `linearize`."""
     fn = space.scalars
@@ -138,24 +141,26 @@ def begin(
     status = fn.where(usable, status, int(Status.NOT_FINITE))
     damping = fn.full(settings.damping, value)
     state = LMState(
-        x, residuals, jacobian, value, linear, damping, fn.full(2.0, value), linear.R, x, x, value,
-        value, fn.full(True, value), status, zero, zero, zero, zero, size,
+        x, residuals, columns, value, linear, damping, fn.full(2.0, value), linear.R, x, x, value,
+        value, fn.full(False, value), status, zero, zero, zero, zero, size,
     )
     return _limited(settings, space, state)
 
 
 def going(space: Space, state: LMState) -> Array:
-    """What the loop must know of each problem: 0 if it has ended, 2 if it wants to look for
-    curvature, else 1."""
+    """What the loop must know of each problem: 0 if it has ended, else the sum of 1, of `CURVED` if
+    it wants to look for curvature, and of `HARD` if `aim` is to be exact."""
     fn = space.scalars
-    one = fn.full(1, state.value)
-    return fn.where(state.status == _RUNNING, fn.where(state.curved, one + 1, one), one - 1)
+    zero = fn.full(0, state.value)
+    kind = 1 + fn.where(state.curved, zero + CURVED, zero)
+    kind = kind + fn.where(state.linear.hard, zero + HARD, zero)
+    return fn.where(state.status == _RUNNING, kind, zero)
 
 
-def aim(space: Space, state: LMState, box: Any) -> LMState:
-    """The state with a step from its iterate."""
+def aim(exact: bool, space: Space, state: LMState, box: Any) -> LMState:
+    """The state with a step from its iterate: `factor`, `step`, `trial` and `predicted`."""
     xp, linear = space.xp, state.linear
-    z, factor = _damped(space, linear.R, linear.q, state.mu)
+    z, factor = _damped(exact, space, linear.R, linear.q, state.mu)
     step = z / linear.scale
     if box is not None:
         step = xp.where(linear.frozen, xp.zeros_like(z), step)
@@ -164,7 +169,7 @@ def aim(space: Space, state: LMState, box: Any) -> LMState:
         fixed = xp.where(beyond, _into(space, state.x + step, box) - state.x, xp.zeros_like(step))
         free = xp.where(beyond[:, None, :], xp.zeros_like(linear.R), linear.R)
         q = linear.q + space.products(linear.R, fixed * linear.scale)
-        z, factor = _damped(space, free, q, state.mu)
+        z, factor = _damped(exact, space, free, q, state.mu)
         step = xp.where(beyond, fixed, z / linear.scale)
         step = xp.where(linear.frozen, xp.zeros_like(step), step)
     return _try(space, state._replace(factor=factor), step, box)
@@ -178,16 +183,18 @@ def probe(state: LMState) -> Array:
 def accelerate(
     settings: Settings, space: Space, state: LMState, residuals: Array, box: Any
 ) -> LMState:
-    """The state whose step bends along with the residuals; those at `probe` are given."""
+    """The state whose step bends along with the residuals; those at `probe` are given.
+
+    Only `step` and `trial` change.
+    """
     xp, linear = space.xp, state.linear
     z = state.step * linear.scale
     change = (residuals - state.residuals) * (1.0 / _PROBE)
     if settings.loss != "linear":
         rows, _ = _weights(settings, space, state.residuals)
         change = change * rows * rows
-    columns = xp.matrix_transpose(state.jacobian)
     linear_change = space.products(xp.matrix_transpose(linear.R), space.products(linear.R, z))
-    along = space.products(columns, change) / linear.scale - linear_change
+    along = space.products(state.columns, change) / linear.scale - linear_change
     if box is not None:
         still = linear.frozen | (state.trial <= box[0]) | (state.trial >= box[1])
         along = xp.where(still, xp.zeros_like(along), along)
@@ -225,19 +232,19 @@ def judge(settings: Settings, space: Space, state: LMState, residuals: Array) ->
 
 def advance(
     settings: Settings, space: Space, state: LMState, verdict: Verdict, residuals: Array,
-    jacobian: Any, linear: Any,
+    columns: Any, linear: Any,
 ) -> LMState:
     """The state after a trial, to be aimed.
 
-    jacobian, linear : those at the trial where it was accepted, elsewhere those at the iterate; or
+    columns, linear : those at the trial where it was accepted, elsewhere those at the iterate; or
         None if none was accepted.
     """
     fn, old = space.scalars, state
     running = state.status == _RUNNING
     accepted = verdict.accepted
-    if jacobian is None:
+    if columns is None:
         accepted = accepted & fn.logical_not(accepted)
-        linear, jacobian = old.linear, old.jacobian
+        linear, columns = old.linear, old.columns
     else:
         accepted = accepted & linear.finite
         linear = space.merge(accepted, linear, old.linear)
@@ -280,7 +287,7 @@ def advance(
     state = LMState(
         space.pick(accepted, old.trial, old.x),
         space.pick(accepted, residuals, old.residuals),
-        jacobian,
+        columns,
         fn.where(accepted, verdict.value, old.value),
         linear, mu, growth, old.factor, old.step, old.trial, old.predicted, _promise(fn, old),
         refused | (fn.abs(verdict.ratio - 1.0) > _CURVED), status,
@@ -292,20 +299,20 @@ def advance(
 
 
 def linearize(
-    settings: Settings, space: Space, x: Array, residuals: Array, jacobian: Array, box: Any,
+    settings: Settings, space: Space, x: Array, residuals: Array, columns: Array, box: Any,
     largest: Any,
 ) -> Linear:
     """The linear residuals at x, by the normal equations; `largest` is D of the iterate before.
 
-    What is not `sound` is to be had from `decompose`.
+    What is `hard` is to be had from `decompose`.
     """
     xp, p = space.xp, x.shape[-1]
-    columns, weighted = jacobian, residuals
+    weighted = residuals
     if settings.loss != "linear":
         of_rows, of_residuals = _weights(settings, space, residuals)
-        columns, weighted = jacobian * of_rows[..., None], residuals * of_residuals
+        columns, weighted = columns * of_rows[:, None, :], residuals * of_residuals
     gram, norms, kept = space.normal_matrix(columns)
-    slope = _transposed(space, columns, weighted)
+    slope = space.products(columns, weighted)
     slope = slope / xp.where(norms > 0.0, norms, xp.ones_like(norms))
     frozen = _frozen(space, x, slope, box)
     if box is not None:
@@ -318,21 +325,22 @@ def linearize(
     sound = (least > space.safe_pivot) & xp.all(kept | frozen, axis=-1)
     part = _norm(space, q)
     sound = sound & xp.isfinite(part)
-    return _linear(settings, space, residuals, R, q, part, norms, largest, frozen, sound, sound)
+    hard = xp.logical_not(sound)
+    return _linear(settings, space, residuals, R, q, part, norms, largest, frozen, sound, hard)
 
 
 def decompose(
-    settings: Settings, space: Space, x: Array, residuals: Array, jacobian: Array, box: Any,
+    settings: Settings, space: Space, x: Array, residuals: Array, columns: Array, box: Any,
     largest: Any,
 ) -> Linear:
     """`linearize` by a QR decomposition, for any Jacobian."""
     xp, backend = space.xp, space.backend
-    finite = xp.all(xp.isfinite(jacobian), axis=(-2, -1)) & xp.all(xp.isfinite(residuals), axis=-1)
+    finite = xp.all(xp.isfinite(columns), axis=(-2, -1)) & xp.all(xp.isfinite(residuals), axis=-1)
     # What is not finite must not reach a decomposition, where it might harm other problems.
-    jacobian = xp.where(finite[:, None, None], jacobian, xp.zeros_like(jacobian))
+    columns = xp.where(finite[:, None, None], columns, xp.zeros_like(columns))
     residuals = space.pick(finite, residuals, xp.zeros_like(residuals))
     of_rows, of_residuals = _weights(settings, space, residuals)
-    columns = xp.matrix_transpose(jacobian * of_rows[..., None])
+    columns = columns * of_rows[:, None, :]
     weighted = residuals * of_residuals
 
     # Sums of squares may overflow where the norms do not.
@@ -357,13 +365,13 @@ def decompose(
     diagonal = space.sum(xp.abs(R * one))
     seen = diagonal > max(m, p) * backend.eps
     part = _norm(space, xp.where(seen, q, xp.zeros_like(q)))
-    sound = xp.ones_like(finite)
-    return _linear(settings, space, residuals, R, q, part, norms, largest, frozen, finite, sound)
+    hard = xp.ones_like(finite)
+    return _linear(settings, space, residuals, R, q, part, norms, largest, frozen, finite, hard)
 
 
 def _linear(
     settings: Settings, space: Space, residuals: Array, R: Array, q: Array, part: Array,
-    norms: Array, largest: Any, frozen: Array, finite: Array, sound: Array,
+    norms: Array, largest: Any, frozen: Array, finite: Array, hard: Array,
 ) -> Linear:
     """From R of columns of unit length, and the norm of what of q counts."""
     xp = space.xp
@@ -373,7 +381,7 @@ def _linear(
     cost = robust.cost(xp, settings.loss, settings.f_scale, residuals)
     whole = xp.sqrt(2.0 * space.sum(cost))
     optimality = part / xp.where(whole > 0.0, whole, xp.ones_like(whole))
-    return Linear(R, q, scale, frozen, optimality, finite, sound)
+    return Linear(R, q, scale, frozen, optimality, finite, hard)
 
 
 def _weights(settings: Settings, space: Space, residuals: Array) -> tuple[Array, Array]:
@@ -387,13 +395,19 @@ def _frozen(space: Space, x: Array, slope: Array, box: Any) -> Array:
     return ((x <= box[0]) & (slope >= 0.0)) | ((x >= box[1]) & (slope <= 0.0))
 
 
-def _damped(space: Space, R: Array, q: Array, mu: Array) -> tuple[Array, Array]:
+def _damped(exact: bool, space: Space, R: Array, q: Array, mu: Array) -> tuple[Array, Array]:
     """The z that minimises |q + R z|^2 + mu |z|^2, and R of that problem."""
     xp, p = space.xp, R.shape[-1]
     one = xp.eye(p, dtype=R.dtype, device=space.backend.device)
-    stacked = xp.concat([R, xp.sqrt(mu)[:, None, None] * one], axis=-2)
-    Q, factor = space.qr(stacked)
-    return space.solve_upper(factor, -_transposed(space, Q[:, :p, :], q)), factor
+    if exact:
+        stacked = xp.concat([R, xp.sqrt(mu)[:, None, None] * one], axis=-2)
+        Q, factor = space.qr(stacked)
+        return space.solve_upper(factor, -_transposed(space, Q[:, :p, :], q)), factor
+    transposed = xp.matrix_transpose(R)
+    normal = space.matmul(transposed, R) + mu[:, None, None] * one
+    right = space.products(transposed, -q)
+    rows, _ = space.eliminate(xp.concat([normal, right[..., None]], axis=-1))
+    return space.substitute(rows[..., :p], rows[..., p]), rows[..., :p]
 
 
 def _try(space: Space, state: LMState, step: Array, box: Any) -> LMState:
