@@ -136,7 +136,7 @@ class Backend:
         """Numbers of an array that is worked on piece by piece: few enough to stay in the caches,
         many enough that calls cost little beside the work."""
         if self.name == "numpy":
-            return 2**19
+            return 2**20
         on_cpu = self.reads_are_free or "cpu" in str(self.device).lower()
         return 2**22 if on_cpu else 2**28
 
@@ -257,6 +257,15 @@ class Backend:
         if self.name == "numpy":
             return np.zeros(shape, self.dtype)
         return self.xp.zeros(shape, dtype=self.dtype, device=self.device)
+
+    def keep_memory(self) -> None:
+        """Makes the C library keep the memory of arrays up to 32 MiB in the process.
+
+        It learns from the largest block that was freed. Otherwise it gives large arrays back to the
+        system as soon as they are dropped, and fetching the pages again costs more than arithmetic.
+        """
+        if self.name == "numpy":
+            np.empty(2**25 - 2**14, np.uint8)
 
     # --- buffers -------------------------------------------------------------------------------
 

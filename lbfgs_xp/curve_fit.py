@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import difflib
 import itertools
 import math
 from collections.abc import Callable
+from concurrent import futures
 from typing import Any
 
 import numpy as np
 
 from lbfgs_xp import robust
 from lbfgs_xp.backend import Array, Backend, is_array
-from lbfgs_xp.least_squares import LeastSquaresResult, bounds_of, plan, run
+from lbfgs_xp.least_squares import LeastSquaresResult, bounds_of, count, plan, run
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.residuals import Residuals
 from lbfgs_xp.result import table
@@ -101,6 +103,7 @@ def curve_fit(
     acceleration: bool = True,
     batched: bool = False,
     compact: bool = True,
+    threads: int = 1,
 ) -> CurveFit:
     """Fit the parameters of a model to data by least squares.
 
@@ -139,6 +142,9 @@ def curve_fit(
         a piece at a time, and without those whose fit has ended. Of x (or the arrays in it) it then
         gets those rows where there are two or more axes and the first counts B. False for a model
         that holds other data of each row.
+    threads : int
+        How many pieces of a large batch to fit at a time, each in a thread of its own, from which
+        it calls the model. Worth it for NumPy, which runs on one core.
 
     Returns
     -------
@@ -165,6 +171,7 @@ def curve_fit(
         near = difflib.get_close_matches(str(method).lower(), METHODS, 1, 0.4)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"method is {method!r}; wanted one of 'lm', 'lbfgs'{hint}")
+    threads = count("threads", threads, 1)
     y = _data(y, batched)
     backend = Backend(y, "y")
     if isinstance(x, (list, np.ndarray)):
@@ -187,9 +194,12 @@ def curve_fit(
                 part, inside = objective.take(rows), take(Space(backend), rows, box)
             return _report(run(part, inside, how), part, how.settings, absolute_sigma)
 
-        whole = y.shape[0]
-        pieces = _pieces(backend, whole, y.shape[-1] * layout.size) if how.compact else [None]
-        return _joined([fit(rows) for rows in pieces], Space(backend), whole)
+        if not how.compact:
+            return fit(None)
+        pieces = _pieces(backend, y.shape[0], y.shape[-1] * layout.size, threads)
+        if len(pieces) > 1:
+            backend.keep_memory()
+        return _joined(_mapped(fit, pieces, threads), Space(backend), y.shape[0])
     if bounds is not None:
         raise ValueError('bounds were passed, but "lbfgs" takes none; wanted method="lm"')
     settings = dict(
@@ -199,15 +209,24 @@ def curve_fit(
     return _report(found, objective, how.settings, absolute_sigma)
 
 
-def _pieces(backend: Backend, rows: int, numbers: int) -> list[Any]:
+def _pieces(backend: Backend, rows: int, numbers: int, threads: int) -> list[Any]:
     """The rows of a batch in pieces of one size, each with as much of the Jacobian, of so many
     numbers for each row, as stays near the processor. [None] where one piece holds all."""
-    most = max(backend.near // numbers, _LEAST)
-    if rows <= most:
+    most = min(max(backend.near // numbers, _LEAST), -(-rows // threads))
+    if rows <= max(most, _LEAST):
         return [None]
     size = -(-rows // -(-rows // most))
     # The last begins earlier, to be as large as the others.
     return [np.arange(size) + min(start, rows - size) for start in range(0, rows, size)]
+
+
+def _mapped(fit: Callable, pieces: list[Any], threads: int) -> list[CurveFit]:
+    """The fits of the pieces, in threads that see the context of the caller."""
+    if threads == 1 or len(pieces) == 1:
+        return [fit(rows) for rows in pieces]
+    contexts = [contextvars.copy_context() for _ in pieces]
+    with futures.ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(lambda context, rows: context.run(fit, rows), contexts, pieces))
 
 
 def _joined(fits: list[CurveFit], space: Space, rows: int) -> CurveFit:

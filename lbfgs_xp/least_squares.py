@@ -28,6 +28,8 @@ _STATUSES = {int(status): status for status in Status}
 _SMALL = 2**16
 # Problems below which a batch is not made smaller.
 _FEWEST = 64
+# And where each size is compiled anew.
+_FEWEST_COMPILED = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,25 +276,22 @@ def _padded(backend: Backend, rows: np.ndarray, size: int) -> np.ndarray:
     """The rows, the last repeated where each new shape would be compiled anew."""
     if not backend.compiles:
         return rows
-    wanted = size
-    while wanted // 4 >= rows.size and wanted > _FEWEST:
-        wanted //= 4
-    return np.concatenate([rows, np.full(wanted - rows.size, rows[-1])])
+    return np.concatenate([rows, np.full(_quarters(size, rows.size) - rows.size, rows[-1])])
+
+
+def _quarters(size: int, least: int) -> int:
+    """The size, or what is left of it after quarterings that leave room for `least`."""
+    while size // 4 >= max(least, _FEWEST_COMPILED):
+        size //= 4
+    return size
 
 
 def _kept(backend: Backend, going: np.ndarray) -> Any:
     """An order of the rows, those that go on first, and how many of them to keep; or None where it
     is better to keep all."""
-    size, left = going.size, np.count_nonzero(going)
-    if size < _FEWEST:
-        return None
-    wanted = int(left)
-    if backend.compiles:
-        # Few shapes, for each is compiled anew.
-        wanted = size
-        while wanted // 4 >= left and wanted > _FEWEST:
-            wanted //= 4
-    if wanted > 0.8 * size:
+    size, left = going.size, int(np.count_nonzero(going))
+    wanted = _quarters(size, left) if backend.compiles else left
+    if size < _FEWEST or wanted > 0.8 * size:
         return None
     return np.argsort(going == 0, kind="stable"), wanted
 
@@ -300,9 +299,8 @@ def _kept(backend: Backend, going: np.ndarray) -> Any:
 def _curved(backend: Backend, going: np.ndarray) -> Any:
     """The rows that look for curvature; None where it is better to ask for all."""
     rows = np.flatnonzero(going & lm.CURVED)
-    if going.size < _FEWEST or 2 * rows.size > going.size:
-        return None
-    return _padded(backend, rows, going.size)
+    few = going.size >= _FEWEST and 2 * rows.size <= going.size
+    return rows if few and not backend.compiles else None
 
 
 def _replaced(

@@ -87,12 +87,15 @@ def norm(parts: Sequence[tuple[Space, Array]]) -> Any:
 
 def take(space: Space, rows: np.ndarray, tree: Any) -> Any:
     """(Nested) tuples of arrays (B, ...): those rows of each, in that order; None stays None."""
-    if tree is None:
-        return None
-    if isinstance(tree, tuple):
-        parts = [take(space, rows, part) for part in tree]
-        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
-    return space.xp.take(tree, space.backend.order(rows), axis=0)
+    return space.backend.jit(_take, space)(space.backend.order(rows), tree)
+
+
+def put(space: Space, rows: np.ndarray, new: Any, old: Any) -> Any:
+    """Tuples `old` with those of their rows replaced by `new`, whose first axis counts `rows`."""
+    size = (old[0] if isinstance(old, tuple) else old).shape[0]
+    places = np.arange(size)
+    places[rows] = size + np.arange(rows.size)
+    return space.backend.jit(_put, space)(space.backend.order(places), new, old)
 
 
 def join(space: Space, trees: Sequence[Any]) -> Any:
@@ -101,17 +104,24 @@ def join(space: Space, trees: Sequence[Any]) -> Any:
     if len(trees) == 1 or first is None:
         return first
     if isinstance(first, tuple):
-        parts = [join(space, each) for each in zip(*trees, strict=True)]
-        return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
+        return _like(first, [join(space, each) for each in zip(*trees, strict=True)])
     return space.xp.concat(list(trees), axis=0)
 
 
-def put(space: Space, rows: np.ndarray, new: Any, old: Any) -> Any:
-    """Tuples `old` with those of their rows replaced by `new`, whose first axis counts `rows`."""
-    size = (old[0] if isinstance(old, tuple) else old).shape[0]
-    places = np.arange(size)
-    places[rows] = size + np.arange(rows.size)
-    return take(space, places, join(space, [old, new]))
+def _take(space: Space, order: Array, tree: Any) -> Any:
+    if tree is None:
+        return None
+    if isinstance(tree, tuple):
+        return _like(tree, [_take(space, order, part) for part in tree])
+    return space.xp.take(tree, order, axis=0)
+
+
+def _put(space: Space, places: Array, new: Any, old: Any) -> Any:
+    return _take(space, places, join(space, [old, new]))
+
+
+def _like(tree: tuple, parts: list[Any]) -> tuple:
+    return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
 
 
 class Space:
@@ -264,15 +274,25 @@ class Space:
 
     def normal_matrix(self, rows: Array) -> tuple[Array, Array, Array]:
         """A A^T for A (..., p, m) with its rows scaled to the length 1; their lengths (..., p), and
-        which of these lie so that no digits are lost in squares."""
+        which of these lie so that no digits are lost in squares. Below the diagonal there may be
+        zeros."""
         xp = self.xp
-        product = self.matmul(rows, xp.matrix_transpose(rows))
+        product = self._products_of_rows(rows)
         one = xp.eye(rows.shape[-2], dtype=product.dtype, device=self.backend.device)
         norms = xp.sqrt(self.sum(product * one))
         unit = xp.where(norms > 0.0, norms, xp.ones_like(norms))
         limit = self.backend.largest**0.25
         kept = (norms > 1.0 / limit) & (norms < limit)
         return product / unit[..., None, :] / unit[..., None], norms, kept
+
+    def _products_of_rows(self, rows: Array) -> Array:
+        if not self.backend.is_numpy:
+            return self.matmul(rows, self.xp.matrix_transpose(rows))
+        # For matrices as small as these, half of the products one by one take half the time.
+        product = np.zeros((*rows.shape[:-1], rows.shape[-2]), rows.dtype)
+        for i in range(rows.shape[-2]):
+            product[..., i, i:] = self.xp.vecdot(rows[..., i:, :], rows[..., i : i + 1, :])
+        return product
 
     @property
     def safe_pivot(self) -> float:
@@ -282,7 +302,8 @@ class Space:
 
     def eliminate(self, matrix: Array) -> tuple[Array, Array]:
         """Symmetric matrices and columns beside them, [A, C] (B, p, p + k), as [R, R^-T C] with
-        A = R^T R, R upper triangular; and the least diagonal element of R, (B,).
+        A = R^T R, R upper triangular; and the least diagonal element of R, (B,). What is below the
+        diagonal of A does not count.
 
         That is 0 where A is not positive definite, and the rest arbitrary there; no matrix harms
         another, as in LAPACK it may.
