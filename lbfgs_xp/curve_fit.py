@@ -119,7 +119,7 @@ def curve_fit(
         The start. For a batch (B, p), or leaves (B, ...); (p,) and plain numbers serve all rows.
     sigma : None, or an array
         Standard deviations of y, of a shape that broadcasts to it; or for one fit the covariance
-        (m, m) of the data.
+        (m, m) of the data. An infinite one leaves its point out (whose residual is then nan).
     absolute_sigma : bool
         Whether sigma is meant as it is. Otherwise it tells relative weights only, and the
         covariance is scaled by reduced_chi2.
@@ -131,7 +131,8 @@ def curve_fit(
         Levenberg-Marquardt, or `lx.minimize` on half of chi2 (without bounds), to compare with.
     jac : None, function, "2-point" or "3-point"
         None: automatic differentiation (PyTorch, JAX). A function: jac(x, *params) of the
-        arguments of the model -> (m, p), for a batch (B, m, p). Or finite differences.
+        arguments of the model -> (m, p), for a batch (B, m, p), in the order of the leaves of p0
+        (of a dict: of its sorted keys). Or finite differences.
     gtol, ftol, xtol, maxiter, maxfun, maxtime, damping, acceleration
         As in `lx.least_squares`; for "lbfgs" the first six as in `lx.minimize`.
     batched : bool
@@ -171,7 +172,8 @@ def curve_fit(
         near = difflib.get_close_matches(str(method).lower(), METHODS, 1, 0.4)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"method is {method!r}; wanted one of 'lm', 'lbfgs'{hint}")
-    threads = count("threads", threads, 1)
+    if threads is None or count("threads", threads, 1) != threads:
+        raise ValueError(f"threads is {threads!r}; wanted an integer of at least 1")
     y = _data(y, batched)
     backend = Backend(y, "y")
     if isinstance(x, (list, np.ndarray)):
@@ -276,7 +278,8 @@ class _Curve:
         if not is_array(found) or (shape := tuple(found.shape)) != tuple(y.shape):
             what = f"an array of shape {shape}" if is_array(found) else f"a {type(found).__name__}"
             raise ValueError(f"model returned {what}; wanted {tuple(y.shape)}, like y")
-        return _apply(weights, found - y)
+        with np.errstate(all="ignore"):
+            return _apply(weights, found - y)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -486,6 +489,8 @@ def _start(p0: Any, backend: Backend, batch: tuple[int, ...] | None) -> Any:
     if isinstance(p0, (list, tuple)) and any(is_array(leaf) and leaf.ndim > 0 for leaf in p0):
         return tuple(adopt(leaf, 1) for leaf in p0)
     leaf = adopt(p0, 2)
+    if 0 in leaf.shape:
+        raise ValueError(f"p0 has shape {tuple(leaf.shape)}; wanted at least one number")
     if leaf.ndim != (1 if batch is None else 2):
         wanted = "(p,)" if batch is None else "(p,) or (B, p)"
         raise ValueError(f"p0 has shape {tuple(leaf.shape)}; wanted numbers {wanted}, or a dict")
@@ -500,6 +505,10 @@ def _weights(sigma: Any, y: Array, backend: Backend, batched: bool) -> Any:
     xp, shape = backend.xp, tuple(y.shape)
     if not batched and tuple(sigma.shape) == (*shape, *shape):
         host = backend.to_host(sigma).astype(np.float64)
+        if not np.allclose(host, host.T, rtol=1e-6, atol=0.0):
+            raise ValueError(
+                "sigma is a matrix that is not symmetric; wanted the covariance of the data"
+            )
         try:
             factor = np.linalg.cholesky(host)
         except np.linalg.LinAlgError:
@@ -516,7 +525,11 @@ def _weights(sigma: Any, y: Array, backend: Backend, batched: bool) -> Any:
         raise ValueError(f"sigma has shape {tuple(sigma.shape)}; wanted {wanted}") from None
     if not np.all(backend.to_host(sigma) > 0.0):
         raise ValueError("sigma has entries that are not above 0; wanted standard deviations")
-    return 1.0 / sigma
+    with np.errstate(all="ignore"):
+        weights = 1.0 / sigma
+    if not np.all(np.isfinite(backend.to_host(weights))):
+        raise ValueError(f"sigma has entries too small for {backend.dtype}: 1 / sigma overflows")
+    return weights
 
 
 def _unweighted(weights: Any, residuals: Array, backend: Backend) -> Array:

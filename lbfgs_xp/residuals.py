@@ -15,6 +15,9 @@ _WAYS_OUT = (
     "give jac= a function that returns the Jacobian (m, p); or "
     'jac="2-point" or "3-point" for finite differences; or x0 of a library that differentiates'
 )
+_PARTIAL = (
+    "lbfgs_xp: called with some of the rows of the batch alone; compact=False calls with all"
+)
 
 
 class Residuals:
@@ -47,6 +50,7 @@ class Residuals:
         self.layout, self.backend = layout, layout.backend
         self.fun, self.args, self.jac, self.compiled = fun, args, jac, compiled
         self.nfev = self.njev = 0
+        self.partial = False
         self._automatic: Callable | None = None
         evaluate: Any = self.backend.jit if compiled else functools.partial
         self._evaluate = evaluate(_evaluate, fun, layout)
@@ -76,13 +80,18 @@ class Residuals:
         leaves = [_rows(leaf, rows) for leaf in self.layout.leaves]
         layout = Layout(unflatten(self.layout.structure, leaves), True)
         part = Residuals(self.fun, map_leaves(chosen, self.args), self.jac, layout, self.compiled)
-        part.nfev, part.njev = self.nfev, self.njev
+        part.nfev, part.njev, part.partial = self.nfev, self.njev, True
         return part
 
     def __call__(self, x: Array) -> Array:
         """The residuals (B, m) at x (B, p)."""
         self.nfev += 1
-        found = self._evaluate(self.args, self._to_user(x))
+        try:
+            found = self._evaluate(self.args, self._to_user(x))
+        except Exception as error:
+            if self.partial:
+                error.add_note(_PARTIAL)
+            raise
         found = self.backend.own(self.backend.constant(found))
         return self.layout.xp.reshape(found, (x.shape[0], -1))
 
@@ -122,8 +131,9 @@ class Residuals:
             here = places == i
             ahead = xp.where(here, x + steps, x)
             behind = xp.where(here, x - steps, x) if central else x
-            rise = self(ahead) - (self(behind) if central else residuals)
-            columns.append(rise / (ahead - behind)[:, i, None])
+            high, low = self(ahead), self(behind) if central else residuals
+            with np.errstate(all="ignore"):    # values that are not finite
+                columns.append((high - low) / (ahead - behind)[:, i, None])
         return xp.stack(columns, axis=-1)
 
     def _to_user(self, x: Array) -> Array:

@@ -137,7 +137,9 @@ def begin(
     zero = fn.full(0, value)
     size = _norm(space, linear.q)
     status = fn.where(linear.optimality <= settings.gtol, int(Status.GRADIENT), zero + _RUNNING)
-    usable = fn.isfinite(value) & linear.finite
+    # Residuals whose squares vanish are as useless as those whose squares overflow.
+    vanished = (value == 0.0) & (space.max_abs(residuals) > 0.0)
+    usable = fn.isfinite(value) & linear.finite & fn.logical_not(vanished)
     status = fn.where(usable, status, int(Status.NOT_FINITE))
     damping = fn.full(settings.damping, value)
     state = LMState(
