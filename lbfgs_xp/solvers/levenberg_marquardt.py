@@ -44,6 +44,9 @@ CURVED, HARD = 2, 4
 # Steps in a row that must be small, or must tell nothing new, before a run stops.
 _SETTLED = 2
 _PATIENCE = 3
+# The same while much is left that a change of the parameters could take away: the damping, which
+# falls to a third with each such step, may be all that hides it.
+_LONG_PATIENCE = 30
 
 
 class Settings(NamedTuple):
@@ -271,8 +274,13 @@ def advance(
     small_step = fn.where(accepted & short, old.small_step + 1, 0)
     stalled = fn.where(accepted & verdict.hidden & fn.logical_not(better), old.stalled + 1, 0)
     left = _norm(space, old.linear.q)
+    noise = _noise(space, old)
+    # Damped tenfold a step follows the gradient, whatever the curvature; this is its gain.
+    slope = _transposed(space, old.linear.R, old.linear.q)
+    gain = 0.05 * space.dot(slope, slope)
     rounding = (
-        (_promise(fn, old) <= _noise(space, old))
+        (_promise(fn, old) <= noise)
+        | (gain <= 16.0 * noise)
         | (left <= 1e3 * eps * old.largest)
         | (left <= 16.0 * _blur(space, old))
     )
@@ -280,7 +288,9 @@ def advance(
     status = old.status
     status = fn.where(exhausted & rounding, int(Status.PRECISION), status)
     status = fn.where(exhausted & fn.logical_not(rounding), int(Status.LINE_SEARCH), status)
-    status = fn.where(accepted & (stalled >= _PATIENCE), int(Status.PRECISION), status)
+    rest = linear.optimality * linear.optimality * old.value
+    patience = fn.where(rest <= 16.0 * noise, _PATIENCE, fn.full(_LONG_PATIENCE, stalled))
+    status = fn.where(accepted & (stalled >= patience), int(Status.PRECISION), status)
     status = fn.where(small_step >= _SETTLED, int(Status.STEP), status)
     status = fn.where(small_value >= _SETTLED, int(Status.VALUE), status)
     status = fn.where(accepted & (linear.optimality <= settings.gtol), int(Status.GRADIENT), status)
@@ -430,7 +440,10 @@ def _promise(fn: Any, state: LMState) -> Array:
 
 def _blur(space: Space, state: LMState) -> Array:
     """What rounding does to the residuals: at the least what that of the parameters does."""
-    return space.backend.eps * space.sum(space.xp.abs(state.linear.scale * state.x))
+    xp, R = space.xp, state.linear.R
+    columns = xp.matrix_transpose(R)
+    norms = xp.sqrt(space.dot(columns, columns)) * state.linear.scale
+    return space.backend.eps * space.sum(xp.abs(norms * state.x))
 
 
 def _noise(space: Space, state: LMState) -> Array:
