@@ -12,6 +12,7 @@ from concurrent import futures
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from lbfgs_xp import robust
 from lbfgs_xp.backend import Array, Backend, is_array
@@ -49,7 +50,7 @@ class CurveFit:
     chi2 : float, or array (B,)
         The sum of ((y - model) / sigma)^2, or of the losses in place of the squares.
     reduced_chi2 : float, or array (B,)
-        chi2 / (m - p), for m data; nan where m <= p.
+        chi2 / (m - p), for m data and p parameters that are not fixed; nan where m <= p.
     r2 : float, or array (B,)
         1 - sum of squares / sum of squares of the best constant: 1 for a perfect fit.
     residuals : array (m,), or (B, m)
@@ -124,7 +125,8 @@ def curve_fit(
         Whether sigma is meant as it is. Otherwise it tells relative weights only, and the
         covariance is scaled by reduced_chi2.
     bounds : None or (lower, upper)
-        Each side is None, a number, an array that broadcasts to p0, or of the structure of p0.
+        Each side is None, a number, an array that broadcasts to p0, or of the structure of p0. A
+        parameter whose bounds are equal is fixed: its covariances are 0.
     loss, f_scale
         As in `lx.least_squares`, for residuals (y - model) / sigma.
     method : "lm" or "lbfgs"
@@ -182,7 +184,10 @@ def curve_fit(
     weights = _weights(sigma, y, backend, batched)
     curve = _Curve(model, batched)
     slopes = _Slopes(jac, batched) if callable(jac) else jac
-    objective = Residuals(curve, (x, y, weights), slopes, layout, backend.is_compiled(model))
+    objective = Residuals(
+        curve, (x, y, weights), slopes, layout, backend.is_compiled(model),
+        fresh=callable(jac) and batched and weights is not None,
+    )
     how = plan(
         backend, loss, f_scale, gtol, ftol, xtol, maxiter, maxfun, maxtime, damping, acceleration,
         compact and batched,
@@ -194,7 +199,7 @@ def curve_fit(
             part, inside = objective, box
             if rows is not None:
                 part, inside = objective.take(rows), take(Space(backend), rows, box)
-            return _report(run(part, inside, how), part, how.settings, absolute_sigma)
+            return _report(run(part, inside, how), part, inside, how.settings, absolute_sigma)
 
         if not how.compact:
             return fit(None)
@@ -208,7 +213,7 @@ def curve_fit(
         gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime
     )
     found = _by_minimize(objective, how.settings.loss, how.settings.f_scale, settings)
-    return _report(found, objective, how.settings, absolute_sigma)
+    return _report(found, objective, None, how.settings, absolute_sigma)
 
 
 def _pieces(backend: Backend, rows: int, numbers: int, threads: int) -> list[Any]:
@@ -294,7 +299,11 @@ class _Slopes:
         found = self.jac(x, *positional, **named)
         if weights is None or not is_array(found) or found.ndim != y.ndim + 1:
             return found  # a wrong shape is told of where it is checked
-        return weights @ found if _correlated(weights, y) else weights[..., None] * found
+        if _correlated(weights, y):
+            return weights @ found
+        # Column after column, as they are wanted.
+        transpose = array_namespace(found).matrix_transpose
+        return transpose(weights[..., None, :] * transpose(found))
 
 
 def _arguments(params: Any, batched: bool) -> tuple[list[Any], dict[str, Any]]:
@@ -348,7 +357,7 @@ def _by_minimize(
 
 @np.errstate(all="ignore")
 def _report(
-    found: LeastSquaresResult, objective: Residuals, settings: Any, absolute_sigma: bool
+    found: LeastSquaresResult, objective: Residuals, box: Any, settings: Any, absolute_sigma: bool
 ) -> CurveFit:
     layout, (_, y, weights) = objective.layout, objective.args
     loss, f_scale = settings.loss, settings.f_scale
@@ -357,24 +366,33 @@ def _report(
     residuals = _unweighted(weights, -weighted, layout.backend)
     backend: Backend = layout.backend
     send: Callable = _same
+    fixed = None if box is None else box[0] == box[1]
     if not layout.batched:
         # On the host, as is all the algebra of one problem that is small.
         send, fetch = backend.from_host, backend.to_host
         y, weighted, jacobian = fetch(y), fetch(weighted), fetch(jacobian)
         weights = None if weights is None else fetch(weights)
+        fixed = None if fixed is None else fetch(fixed)
         backend = Backend(y)
     xp, space = backend.xp, Space(backend, batched=True)
     weighted, jacobian = xp.reshape(weighted, (-1, m)), xp.reshape(jacobian, (-1, m, p))
     if loss != "linear":
         rows, _ = robust.weights(xp, loss, f_scale, weighted, backend.eps)
         jacobian = jacobian * rows[..., None]
+    free = xp.full_like(weighted[:, 0], p)
+    if fixed is not None:
+        jacobian = xp.where(fixed[:, None, :], xp.zeros_like(jacobian), jacobian)
+        free = free - space.sum(xp.astype(fixed, free.dtype))
     covariance, loose = _covariance(space, jacobian)
+    if fixed is not None:
+        loose = loose & xp.logical_not(fixed)
     chi2 = 2.0 * space.sum(robust.cost(xp, loss, f_scale, weighted))
-    reduced = chi2 / (m - p) if m > p else xp.full_like(chi2, math.nan)
-    if not absolute_sigma and m > p:
-        covariance = covariance * reduced[:, None, None]
-    elif not absolute_sigma:
-        covariance = xp.full_like(covariance, math.inf)
+    over = m - free
+    reduced = xp.where(over > 0.0, chi2 / over, xp.full_like(chi2, math.nan))
+    if not absolute_sigma:
+        unknown = xp.full_like(covariance, math.inf)
+        known = (over > 0.0)[:, None, None]
+        covariance = xp.where(known, covariance * reduced[:, None, None], unknown)
     one = xp.eye(p, dtype=xp.bool, device=backend.device)
     variances = xp.max(xp.where(one, covariance, xp.full_like(covariance, -math.inf)), axis=-1)
     stderr = xp.where(loose, xp.full_like(variances, math.inf), xp.sqrt(variances))

@@ -34,6 +34,8 @@ class Residuals:
         Between the user's parameters and the vector.
     compiled : bool
         Whether JAX may compile fun.
+    fresh : bool
+        Whether jac returns a new array each time, one that lies column after column.
 
     Attributes
     ----------
@@ -42,13 +44,17 @@ class Residuals:
         formed.
     """
 
-    def __init__(self, fun: Callable, args: tuple, jac: Any, layout: Layout, compiled: bool):
+    def __init__(
+        self, fun: Callable, args: tuple, jac: Any, layout: Layout, compiled: bool,
+        fresh: bool = False,
+    ):
         if not callable(fun):
             raise TypeError(f"residuals is a {type(fun).__name__}; wanted a function of x")
         if any(layout.complex):
             raise TypeError("x0 is complex; wanted real x0 for least squares")
         self.layout, self.backend = layout, layout.backend
-        self.fun, self.args, self.jac, self.compiled = fun, args, jac, compiled
+        self.fun, self.args, self.jac = fun, args, jac
+        self.compiled, self.fresh = compiled, fresh
         self.nfev = self.njev = 0
         self.partial = False
         self._automatic: Callable | None = None
@@ -79,7 +85,8 @@ class Residuals:
 
         leaves = [_rows(leaf, rows) for leaf in self.layout.leaves]
         layout = Layout(unflatten(self.layout.structure, leaves), True)
-        part = Residuals(self.fun, map_leaves(chosen, self.args), self.jac, layout, self.compiled)
+        args = map_leaves(chosen, self.args)
+        part = Residuals(self.fun, args, self.jac, layout, self.compiled, self.fresh)
         part.nfev, part.njev, part.partial = self.nfev, self.njev, True
         return part
 
@@ -97,8 +104,8 @@ class Residuals:
 
     def columns(self, x: Array, residuals: Array) -> Array:
         """The columns of the Jacobian (B, p, m) at x (B, p), where the residuals are known."""
-        jacobian = self.jacobian(x, residuals)
-        return self.backend.own(self.layout.xp.matrix_transpose(jacobian))
+        columns = self.layout.xp.matrix_transpose(self.jacobian(x, residuals))
+        return columns if self.fresh else self.backend.own(columns)
 
     def jacobian(self, x: Array, residuals: Array) -> Array:
         """The Jacobian (B, m, p), which may be an array of the user's."""

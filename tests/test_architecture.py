@@ -134,7 +134,7 @@ LIBRARIES: dict[str, list[str]] = {
     "backend": ["array_api_compat", "array_api_extra", "numpy"],
     "batches": ["numpy"],
     "constraints": ["numpy"],
-    "curve_fit": ["numpy"],
+    "curve_fit": ["array_api_compat", "numpy"],
     "demo": ["numpy"],
     "first_order.base": ["numpy"],
     "first_order.blocks": ["numpy"],

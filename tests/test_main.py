@@ -149,7 +149,9 @@ def test_example_of_phases(tmp_path: Path) -> None:
 
 
 def test_every_example_is_run() -> None:
-    tested = {"rosenbrock.py", "fit_decay.py", "batch_of_fits.py", "burgers_pinn.py"}
+    tested = {
+        "rosenbrock.py", "fit_decay.py", "batch_of_fits.py", "burgers_pinn.py", "gaussian_peaks.py"
+    }
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == tested
 
 
