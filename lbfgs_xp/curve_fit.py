@@ -58,7 +58,8 @@ class CurveFit:
     nit : int, or array (B,)
         Steps taken.
     nfev, njev : int
-        Calls of the model (those for differences included), and of its Jacobian.
+        Calls of the model (those for differences included), and of its Jacobian; of a batch in
+        pieces, those of the piece with the most.
     success, status, message
         Whether and why the fit ended; see `lx.Status`.
     """

@@ -130,13 +130,13 @@ def least_squares(
         its parameters, moves by at most xtol |x|. With 0, the default, a run goes on until the
         gradient is small or the dtype cannot tell a better point.
     maxiter, maxfun, maxtime : int, int, float in seconds; None for no limit
-        Budgets; maxfun and maxtime for a batch as a whole.
+        Budgets; maxfun and maxtime for a batch as a whole (in `curve_fit` maxfun for each piece).
     damping : float
         The damping at the start, relative to the squared norms of the columns of the Jacobian.
         Larger: shorter first steps.
     acceleration : bool
-        Whether steps follow the curvature of the residuals, for one more evaluation each. Along
-        narrow curved valleys that saves most of the steps.
+        Whether steps follow the curvature of the residuals, for one more evaluation each, after a
+        step that their slopes told badly. Along narrow curved valleys that saves most of the steps.
     batched : bool
         x0 is (B, ...) and residuals maps it to (B, m): B independent problems, each with its own
         damping and status.

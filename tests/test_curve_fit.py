@@ -179,9 +179,10 @@ def peaks(rows: int) -> tuple[Any, np.ndarray, np.ndarray]:
     return model, y, start
 
 
-@pytest.mark.parametrize(
-    "library", [Backend.NUMPY, Backend.STRICT, Backend.TORCH, Backend.JAX], ids=str
-)
+FEW = [Backend.NUMPY, Backend.STRICT, Backend.TORCH]
+
+
+@pytest.mark.parametrize("library", [*FEW, Backend.JAX], ids=str)
 def test_ended_rows_leave_and_pieces_are_joined(
     library: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,6 +279,7 @@ def test_models_that_hold_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert other.jac.shape == (30, 40, 3)
 
 
+@pytest.mark.parametrize("backend", [*FEW, Backend.NUMPY_READONLY], ids=str)
 def test_jacobian_given_to_a_batch(backend: Backend) -> None:
     """With weights; and rows whose normal equations lose their digits beside others."""
     xp = backend.xp
