@@ -16,10 +16,10 @@ from array_api_compat import array_namespace
 
 from lbfgs_xp import robust
 from lbfgs_xp.backend import Array, Backend, is_array
-from lbfgs_xp.least_squares import LeastSquaresResult, bounds_of, count, plan, run
+from lbfgs_xp.least_squares import LeastSquaresResult, Plan, bounds_of, count, plan, run
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.residuals import Residuals
-from lbfgs_xp.result import table
+from lbfgs_xp.result import Status, table
 from lbfgs_xp.solvers.levenberg_marquardt import FEW
 from lbfgs_xp.space import Space, put, take
 from lbfgs_xp.tree import Layout, map_leaves
@@ -148,7 +148,8 @@ def curve_fit(
         that holds other data of each row.
     threads : int
         How many pieces of a large batch to fit at a time, each in a thread of its own, from which
-        it calls the model. Worth it for NumPy, which runs on one core.
+        it calls the model. Worth it for NumPy, which runs on one core. An interrupt from the
+        keyboard then goes through.
 
     Returns
     -------
@@ -195,7 +196,7 @@ def curve_fit(
     )
     box = bounds_of(bounds, layout)
     if method == "lm":
-        def fit(rows: Any) -> CurveFit:
+        def fit(rows: Any, how: Plan) -> CurveFit:
             """The fits of these rows; None for all."""
             part, inside = objective, box
             if rows is not None:
@@ -203,11 +204,11 @@ def curve_fit(
             return _report(run(part, inside, how), part, inside, how.settings, absolute_sigma)
 
         if not how.compact:
-            return fit(None)
+            return fit(None, how)
         pieces = _pieces(backend, y.shape[0], y.shape[-1] * layout.size, threads)
         if len(pieces) > 1:
             backend.keep_memory()
-        return _joined(_mapped(fit, pieces, threads), Space(backend), y.shape[0])
+        return _joined(_mapped(fit, pieces, how, threads), Space(backend), y.shape[0])
     if bounds is not None:
         raise ValueError('bounds were passed, but "lbfgs" takes none; wanted method="lm"')
     settings = dict(
@@ -228,13 +229,21 @@ def _pieces(backend: Backend, rows: int, numbers: int, threads: int) -> list[Any
     return [np.arange(size) + min(start, rows - size) for start in range(0, rows, size)]
 
 
-def _mapped(fit: Callable, pieces: list[Any], threads: int) -> list[CurveFit]:
+def _mapped(fit: Callable, pieces: list[Any], how: Plan, threads: int) -> list[CurveFit]:
     """The fits of the pieces, in threads that see the context of the caller."""
     if threads == 1 or len(pieces) == 1:
-        return [fit(rows) for rows in pieces]
-    contexts = [contextvars.copy_context() for _ in pieces]
-    with futures.ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda context, rows: context.run(fit, rows), contexts, pieces))
+        fits = []
+        for rows in pieces:
+            fits.append(fit(rows, how))
+            if Status.INTERRUPTED.message in fits[-1].message:
+                how = how._replace(end=Status.INTERRUPTED)
+        return fits
+    pool = futures.ThreadPoolExecutor(threads)
+    try:
+        tasks = [pool.submit(contextvars.copy_context().run, fit, rows, how) for rows in pieces]
+        return [task.result() for task in tasks]
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _joined(fits: list[CurveFit], space: Space, rows: int) -> CurveFit:

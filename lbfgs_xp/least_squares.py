@@ -176,13 +176,14 @@ def least_squares(
 
 
 class Plan(NamedTuple):
-    """How to run: the settings and the budgets, checked."""
+    """How to run: the settings and the budgets, checked; `end` is why to end at once, if so."""
 
     settings: lm.Settings
     maxfun: float
     deadline: float
     acceleration: bool
     compact: bool
+    end: Status | None = None
 
 
 def plan(
@@ -351,12 +352,12 @@ def run(objective: Residuals, box: Any, plan: Plan) -> LeastSquaresResult:
         rows = np.arange(x.shape[0])
         ended: list[_Outcome] = []
         places: list[np.ndarray] = []
-        end = None
+        end = plan.end
         try:
             while (going := backend.to_host(steps.going(state))).any():
-                if objective.nfev >= plan.maxfun:
+                if end is None and objective.nfev >= plan.maxfun:
                     end = Status.EVALUATIONS
-                elif time.perf_counter() >= plan.deadline:
+                elif end is None and time.perf_counter() >= plan.deadline:
                     end = Status.TIME
                 if end is not None:
                     break

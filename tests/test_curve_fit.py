@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 from typing import Any
@@ -249,6 +250,23 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(seen) > 1
     np.testing.assert_array_equal(one.x, two.x)
     np.testing.assert_array_equal(one.status, two.status)
+
+
+def test_interrupts_end_all_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["lbfgs_xp.curve_fit"], "_LEAST", 16)
+    monkeypatch.setattr(type(fit_backend(Backend.NUMPY)), "near", 16 * 120)
+    model, y, start = peaks(100)
+    calls = itertools.count()
+
+    def interrupted(x: Any, *parameters: Any) -> Any:
+        if next(calls) == 200:
+            raise KeyboardInterrupt
+        return model(np)(x, *parameters)
+
+    res = lx.curve_fit(interrupted, X, y, start, batched=True, jac="3-point")
+    assert 0 < np.count_nonzero(res.status == Status.INTERRUPTED) < 90
+    assert res.status[-1] == Status.INTERRUPTED and res.x.shape == (100, 3)
+    assert next(calls) <= 201 + 7 * 7    # the start and its Jacobian, in each piece that is left
 
 
 def test_models_that_hold_rows(monkeypatch: pytest.MonkeyPatch) -> None:
