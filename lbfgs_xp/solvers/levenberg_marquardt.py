@@ -136,7 +136,7 @@ def begin(
 ) -> LMState:
     """The state at the start, to be aimed; `linear` is that of `linearize`."""
     fn = space.scalars
-    value = space.sum(robust.cost(space.xp, settings.loss, settings.f_scale, residuals))
+    value = _cost(settings, space, residuals)
     zero = fn.full(0, value)
     size = _norm(space, linear.q)
     status = fn.where(linear.optimality <= settings.gtol, int(Status.GRADIENT), zero + _RUNNING)
@@ -217,8 +217,7 @@ def judge(settings: Settings, space: Space, state: LMState, residuals: Array) ->
     xp, fn = space.xp, space.scalars
     # Term by term first: the difference of the sums would lose digits.
     if settings.loss == "linear":
-        value = 0.5 * space.dot(residuals, residuals)
-        old = state.residuals
+        value, old = _cost(settings, space, residuals), state.residuals
         decrease = 0.5 * space.dot(old - residuals, old + residuals)
     else:
         old, new = (
@@ -390,10 +389,15 @@ def _linear(
     scale = norms if largest is None else xp.maximum(norms, largest)
     scale = xp.where(scale > 0.0, scale, xp.ones_like(scale))
     R = xp.where(frozen[:, None, :], xp.zeros_like(R), R * (norms / scale)[:, None, :])
-    cost = robust.cost(xp, settings.loss, settings.f_scale, residuals)
-    whole = xp.sqrt(2.0 * space.sum(cost))
+    whole = xp.sqrt(2.0 * _cost(settings, space, residuals))
     optimality = part / xp.where(whole > 0.0, whole, xp.ones_like(whole))
     return Linear(R, q, scale, frozen, optimality, finite, hard)
+
+
+def _cost(settings: Settings, space: Space, residuals: Array) -> Array:
+    if settings.loss == "linear":
+        return 0.5 * space.dot(residuals, residuals)
+    return space.sum(robust.cost(space.xp, settings.loss, settings.f_scale, residuals))
 
 
 def _weights(settings: Settings, space: Space, residuals: Array) -> tuple[Array, Array]:
