@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import difflib
+import itertools
 import math
 from collections.abc import Callable
+from concurrent import futures
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from lbfgs_xp import robust
 from lbfgs_xp.backend import Array, Backend, is_array
-from lbfgs_xp.least_squares import LeastSquaresResult, positive, solve
+from lbfgs_xp.least_squares import LeastSquaresResult, Plan, bounds_of, count, plan, run
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.residuals import Residuals
-from lbfgs_xp.result import table
-from lbfgs_xp.space import Space
+from lbfgs_xp.result import Status, table
+from lbfgs_xp.solvers.levenberg_marquardt import FEW
+from lbfgs_xp.space import Space, put, take
 from lbfgs_xp.tree import Layout, map_leaves
 
 METHODS = ("lm", "lbfgs")
+# The least rows of a piece of a batch: below, the calls from Python cost more than the memory.
+_LEAST = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +50,7 @@ class CurveFit:
     chi2 : float, or array (B,)
         The sum of ((y - model) / sigma)^2, or of the losses in place of the squares.
     reduced_chi2 : float, or array (B,)
-        chi2 / (m - p), for m data; nan where m <= p.
+        chi2 / (m - p), for m data and p parameters that are not fixed; nan where m <= p.
     r2 : float, or array (B,)
         1 - sum of squares / sum of squares of the best constant: 1 for a perfect fit.
     residuals : array (m,), or (B, m)
@@ -51,7 +58,8 @@ class CurveFit:
     nit : int, or array (B,)
         Steps taken.
     nfev, njev : int
-        Calls of the model (those for differences included), and of its Jacobian.
+        Calls of the model (those for differences included), and of its Jacobian; of a batch in
+        pieces, those of the piece with the most.
     success, status, message
         Whether and why the fit ended; see `lx.Status`.
     """
@@ -96,6 +104,8 @@ def curve_fit(
     damping: float = 1e-3,
     acceleration: bool = True,
     batched: bool = False,
+    compact: bool = True,
+    threads: int = 1,
 ) -> CurveFit:
     """Fit the parameters of a model to data by least squares.
 
@@ -111,24 +121,35 @@ def curve_fit(
         The start. For a batch (B, p), or leaves (B, ...); (p,) and plain numbers serve all rows.
     sigma : None, or an array
         Standard deviations of y, of a shape that broadcasts to it; or for one fit the covariance
-        (m, m) of the data.
+        (m, m) of the data. An infinite one leaves its point out (whose residual is then nan).
     absolute_sigma : bool
         Whether sigma is meant as it is. Otherwise it tells relative weights only, and the
         covariance is scaled by reduced_chi2.
     bounds : None or (lower, upper)
-        Each side is None, a number, an array that broadcasts to p0, or of the structure of p0.
+        Each side is None, a number, an array that broadcasts to p0, or of the structure of p0. A
+        parameter whose bounds are equal is fixed: its covariances are 0.
     loss, f_scale
         As in `lx.least_squares`, for residuals (y - model) / sigma.
     method : "lm" or "lbfgs"
         Levenberg-Marquardt, or `lx.minimize` on half of chi2 (without bounds), to compare with.
     jac : None, function, "2-point" or "3-point"
         None: automatic differentiation (PyTorch, JAX). A function: jac(x, *params) of the
-        arguments of the model -> (m, p), for a batch (B, m, p). Or finite differences.
+        arguments of the model -> (m, p), for a batch (B, m, p), in the order of the leaves of p0
+        (of a dict: of its sorted keys). Or finite differences.
     gtol, ftol, xtol, maxiter, maxfun, maxtime, damping, acceleration
         As in `lx.least_squares`; for "lbfgs" the first six as in `lx.minimize`.
     batched : bool
         y is (B, m): B independent fits. Each parameter then arrives at the model with the shape
         (B, 1), so that it broadcasts against x of shape (m,) or (B, m); a leaf (B, k) as (B, 1, k).
+    compact : bool
+        For a batch: whether the model may be called with some of its rows alone, in place of all B:
+        a piece at a time, and without those whose fit has ended. Of x (or the arrays in it) it then
+        gets those rows where there are two or more axes and the first counts B. False for a model
+        that holds other data of each row.
+    threads : int
+        How many pieces of a large batch to fit at a time, each in a thread of its own, from which
+        it calls the model. Worth it for NumPy, which runs on one core. An interrupt from the
+        keyboard then goes through.
 
     Returns
     -------
@@ -155,6 +176,8 @@ def curve_fit(
         near = difflib.get_close_matches(str(method).lower(), METHODS, 1, 0.4)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"method is {method!r}; wanted one of 'lm', 'lbfgs'{hint}")
+    if threads is None or count("threads", threads, 1) != threads:
+        raise ValueError(f"threads is {threads!r}; wanted an integer of at least 1")
     y = _data(y, batched)
     backend = Backend(y, "y")
     if isinstance(x, (list, np.ndarray)):
@@ -163,23 +186,87 @@ def curve_fit(
     weights = _weights(sigma, y, backend, batched)
     curve = _Curve(model, batched)
     slopes = _Slopes(jac, batched) if callable(jac) else jac
-    objective = Residuals(curve, (x, y, weights), slopes, layout, backend.is_compiled(model))
+    objective = Residuals(
+        curve, (x, y, weights), slopes, layout, backend.is_compiled(model),
+        fresh=callable(jac) and batched and weights is not None,
+    )
+    how = plan(
+        backend, loss, f_scale, gtol, ftol, xtol, maxiter, maxfun, maxtime, damping, acceleration,
+        compact and batched,
+    )
+    box = bounds_of(bounds, layout)
     if method == "lm":
-        found = solve(
-            objective, bounds, loss, f_scale, gtol, ftol, xtol, maxiter, maxfun, maxtime, damping,
-            acceleration,
-        )
-    else:
-        if bounds is not None:
-            raise ValueError('bounds were passed, but "lbfgs" takes none; wanted method="lm"')
-        settings = dict(
-            gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime
-        )
-        found = _by_minimize(
-            objective, robust.check(loss), positive("f_scale", f_scale), settings
-        )
-    with np.errstate(all="ignore"):
-        return _report(found, layout, y, weights, loss, f_scale, absolute_sigma)
+        def fit(rows: Any, how: Plan) -> CurveFit:
+            """The fits of these rows; None for all."""
+            part, inside = objective, box
+            if rows is not None:
+                part, inside = objective.take(rows), take(Space(backend), rows, box)
+            return _report(run(part, inside, how), part, inside, how.settings, absolute_sigma)
+
+        if not how.compact:
+            return fit(None, how)
+        pieces = _pieces(backend, y.shape[0], y.shape[-1] * layout.size, threads)
+        if len(pieces) > 1:
+            backend.keep_memory()
+        return _joined(_mapped(fit, pieces, how, threads), Space(backend), y.shape[0])
+    if bounds is not None:
+        raise ValueError('bounds were passed, but "lbfgs" takes none; wanted method="lm"')
+    settings = dict(
+        gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime
+    )
+    found = _by_minimize(objective, how.settings.loss, how.settings.f_scale, settings)
+    return _report(found, objective, None, how.settings, absolute_sigma)
+
+
+def _pieces(backend: Backend, rows: int, numbers: int, threads: int) -> list[Any]:
+    """The rows of a batch in pieces of one size, each with as much of the Jacobian, of so many
+    numbers for each row, as stays near the processor. [None] where one piece holds all."""
+    most = min(max(backend.near // numbers, _LEAST), -(-rows // threads))
+    if rows <= max(most, _LEAST):
+        return [None]
+    size = -(-rows // -(-rows // most))
+    # The last begins earlier, to be as large as the others.
+    return [np.arange(size) + min(start, rows - size) for start in range(0, rows, size)]
+
+
+def _mapped(fit: Callable, pieces: list[Any], how: Plan, threads: int) -> list[CurveFit]:
+    """The fits of the pieces, in threads that see the context of the caller."""
+    if threads == 1 or len(pieces) == 1:
+        fits = []
+        for rows in pieces:
+            fits.append(fit(rows, how))
+            if Status.INTERRUPTED.message in fits[-1].message:
+                how = how._replace(end=Status.INTERRUPTED)
+        return fits
+    pool = futures.ThreadPoolExecutor(threads)
+    try:
+        tasks = [pool.submit(contextvars.copy_context().run, fit, rows, how) for rows in pieces]
+        return [task.result() for task in tasks]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _joined(fits: list[CurveFit], space: Space, rows: int) -> CurveFit:
+    """The fits of the pieces of a batch as one."""
+    if len(fits) == 1:
+        return fits[0]
+    size = len(fits[0].message)
+    # Rows of the last piece that are those of the one before.
+    over = size * len(fits) - rows
+
+    def joined(*parts: Array) -> Array:
+        return space.xp.concat([*parts[:-1], parts[-1][over:, ...]], axis=0)
+
+    together: dict[str, Any] = {}
+    for field in dataclasses.fields(CurveFit):
+        parts = [getattr(fit, field.name) for fit in fits]
+        if field.name in ("nfev", "njev"):
+            together[field.name] = max(parts)
+        elif field.name == "message":
+            together[field.name] = [*itertools.chain(*parts[:-1]), *parts[-1][over:]]
+        else:
+            together[field.name] = map_leaves(joined, *parts)
+    return CurveFit(**together)
 
 
 def _apply(weights: Any, residuals: Array) -> Array:
@@ -206,7 +293,8 @@ class _Curve:
         if not is_array(found) or (shape := tuple(found.shape)) != tuple(y.shape):
             what = f"an array of shape {shape}" if is_array(found) else f"a {type(found).__name__}"
             raise ValueError(f"model returned {what}; wanted {tuple(y.shape)}, like y")
-        return _apply(weights, found - y)
+        with np.errstate(all="ignore"):
+            return _apply(weights, found - y)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +309,11 @@ class _Slopes:
         found = self.jac(x, *positional, **named)
         if weights is None or not is_array(found) or found.ndim != y.ndim + 1:
             return found  # a wrong shape is told of where it is checked
-        return weights @ found if _correlated(weights, y) else weights[..., None] * found
+        if _correlated(weights, y):
+            return weights @ found
+        # Column after column, as they are wanted.
+        transpose = array_namespace(found).matrix_transpose
+        return transpose(weights[..., None, :] * transpose(found))
 
 
 def _arguments(params: Any, batched: bool) -> tuple[list[Any], dict[str, Any]]:
@@ -273,31 +365,44 @@ def _by_minimize(
 # --- the report --------------------------------------------------------------------------------
 
 
+@np.errstate(all="ignore")
 def _report(
-    found: LeastSquaresResult, layout: Layout, y: Array, weights: Any, loss: str, f_scale: float,
-    absolute_sigma: bool,
+    found: LeastSquaresResult, objective: Residuals, box: Any, settings: Any, absolute_sigma: bool
 ) -> CurveFit:
+    layout, (_, y, weights) = objective.layout, objective.args
+    loss, f_scale = settings.loss, settings.f_scale
     m, p = found.jac.shape[-2:]
     weighted, jacobian = found.fun, found.jac
     residuals = _unweighted(weights, -weighted, layout.backend)
     backend: Backend = layout.backend
     send: Callable = _same
+    fixed = None if box is None else box[0] == box[1]
     if not layout.batched:
         # On the host, as is all the algebra of one problem that is small.
         send, fetch = backend.from_host, backend.to_host
         y, weighted, jacobian = fetch(y), fetch(weighted), fetch(jacobian)
         weights = None if weights is None else fetch(weights)
+        fixed = None if fixed is None else fetch(fixed)
         backend = Backend(y)
     xp, space = backend.xp, Space(backend, batched=True)
     weighted, jacobian = xp.reshape(weighted, (-1, m)), xp.reshape(jacobian, (-1, m, p))
-    rows, _ = robust.weights(xp, loss, f_scale, weighted, backend.eps)
-    covariance, loose = _covariance(space, jacobian * rows[..., None], max(m, p))
+    if loss != "linear":
+        rows, _ = robust.weights(xp, loss, f_scale, weighted, backend.eps)
+        jacobian = jacobian * rows[..., None]
+    free = xp.full_like(weighted[:, 0], p)
+    if fixed is not None:
+        jacobian = xp.where(fixed[:, None, :], xp.zeros_like(jacobian), jacobian)
+        free = free - space.sum(xp.astype(fixed, free.dtype))
+    covariance, loose = _covariance(space, jacobian)
+    if fixed is not None:
+        loose = loose & xp.logical_not(fixed)
     chi2 = 2.0 * space.sum(robust.cost(xp, loss, f_scale, weighted))
-    reduced = chi2 / (m - p) if m > p else xp.full_like(chi2, math.nan)
-    if not absolute_sigma and m > p:
-        covariance = covariance * reduced[:, None, None]
-    elif not absolute_sigma:
-        covariance = xp.full_like(covariance, math.inf)
+    over = m - free
+    reduced = xp.where(over > 0.0, chi2 / over, xp.full_like(chi2, math.nan))
+    if not absolute_sigma:
+        unknown = xp.full_like(covariance, math.inf)
+        known = (over > 0.0)[:, None, None]
+        covariance = xp.where(known, covariance * reduced[:, None, None], unknown)
     one = xp.eye(p, dtype=xp.bool, device=backend.device)
     variances = xp.max(xp.where(one, covariance, xp.full_like(covariance, -math.inf)), axis=-1)
     stderr = xp.where(loose, xp.full_like(variances, math.inf), xp.sqrt(variances))
@@ -336,11 +441,27 @@ def _same(array: Array) -> Array:
     return array
 
 
-def _covariance(space: Space, jacobian: Array, size: int) -> tuple[Array, Array]:
-    """(J^T J)^-1, or where that is singular the pseudo-inverse; and which parameters are loose.
+def _covariance(space: Space, jacobian: Array) -> tuple[Array, Array]:
+    """(J^T J)^-1, or where that is singular the pseudo-inverse; and which parameters are loose."""
+    xp, p = space.xp, jacobian.shape[-1]
+    if p > FEW:
+        return _pseudo_inverse(space, jacobian)
+    gram, norms, kept = space.normal_matrix(xp.matrix_transpose(jacobian))
+    one = xp.eye(p, dtype=gram.dtype, device=space.backend.device)
+    rows, least = space.eliminate(xp.concat([gram, xp.broadcast_to(one, gram.shape)], axis=-1))
+    covariance = space.gram(rows[..., p:] / norms[:, None, :])
+    loose = xp.zeros(norms.shape, dtype=xp.bool, device=space.backend.device)
+    sound = space.backend.to_host((least > space.safe_pivot) & xp.all(kept, axis=-1))
+    if sound.all():
+        return covariance, loose
+    rest = np.flatnonzero(~sound)
+    exact = _pseudo_inverse(space, take(space, rest, jacobian))
+    return put(space, rest, exact, (covariance, loose))
 
-    In the scale of the columns, so that the units of the parameters do not matter.
-    """
+
+def _pseudo_inverse(space: Space, jacobian: Array) -> tuple[Array, Array]:
+    """`_covariance` by singular values, in the scale of the columns, so that the units of the
+    parameters do not matter."""
     xp, eps = space.xp, space.backend.eps
     finite = xp.all(xp.isfinite(jacobian), axis=(-2, -1))
     jacobian = xp.where(finite[:, None, None], jacobian, xp.zeros_like(jacobian))
@@ -348,7 +469,7 @@ def _covariance(space: Space, jacobian: Array, size: int) -> tuple[Array, Array]
     norms = xp.sqrt(space.dot(columns, columns))
     norms = xp.where(norms > 0.0, norms, xp.ones_like(norms))
     values, rows = space.svd(jacobian / norms[:, None, :])
-    kept = values > size * eps * values[:, :1]
+    kept = values > max(jacobian.shape[-2:]) * eps * values[:, :1]
     values = xp.where(kept, values, xp.ones_like(values))
     rows = xp.where(kept[..., None], rows, xp.zeros_like(rows))
     squares = xp.matrix_transpose(rows * rows)
@@ -396,6 +517,8 @@ def _start(p0: Any, backend: Backend, batch: tuple[int, ...] | None) -> Any:
     if isinstance(p0, (list, tuple)) and any(is_array(leaf) and leaf.ndim > 0 for leaf in p0):
         return tuple(adopt(leaf, 1) for leaf in p0)
     leaf = adopt(p0, 2)
+    if 0 in leaf.shape:
+        raise ValueError(f"p0 has shape {tuple(leaf.shape)}; wanted at least one number")
     if leaf.ndim != (1 if batch is None else 2):
         wanted = "(p,)" if batch is None else "(p,) or (B, p)"
         raise ValueError(f"p0 has shape {tuple(leaf.shape)}; wanted numbers {wanted}, or a dict")
@@ -410,6 +533,10 @@ def _weights(sigma: Any, y: Array, backend: Backend, batched: bool) -> Any:
     xp, shape = backend.xp, tuple(y.shape)
     if not batched and tuple(sigma.shape) == (*shape, *shape):
         host = backend.to_host(sigma).astype(np.float64)
+        if not np.allclose(host, host.T, rtol=1e-6, atol=0.0):
+            raise ValueError(
+                "sigma is a matrix that is not symmetric; wanted the covariance of the data"
+            )
         try:
             factor = np.linalg.cholesky(host)
         except np.linalg.LinAlgError:
@@ -426,7 +553,11 @@ def _weights(sigma: Any, y: Array, backend: Backend, batched: bool) -> Any:
         raise ValueError(f"sigma has shape {tuple(sigma.shape)}; wanted {wanted}") from None
     if not np.all(backend.to_host(sigma) > 0.0):
         raise ValueError("sigma has entries that are not above 0; wanted standard deviations")
-    return 1.0 / sigma
+    with np.errstate(all="ignore"):
+        weights = 1.0 / sigma
+    if not np.all(np.isfinite(backend.to_host(weights))):
+        raise ValueError(f"sigma has entries too small for {backend.dtype}: 1 / sigma overflows")
+    return weights
 
 
 def _unweighted(weights: Any, residuals: Array, backend: Backend) -> Array:

@@ -9,7 +9,7 @@ import math
 import numbers
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,8 +23,13 @@ from lbfgs_xp.space import Space
 from lbfgs_xp.tree import Layout
 
 _RUNNING = int(Status.RUNNING)
+_STATUSES = {int(status): status for status in Status}
 # Elements of a Jacobian up to which the host does the algebra of one problem.
 _SMALL = 2**16
+# Problems below which a batch is not made smaller.
+_FEWEST = 64
+# And where each size is compiled anew.
+_FEWEST_COMPILED = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +95,7 @@ def least_squares(
     damping: float = 1e-3,
     acceleration: bool = True,
     batched: bool = False,
+    compact: bool = False,
 ) -> LeastSquaresResult:
     """Minimise half the sum of the squares of residuals, for one problem or for many at once.
 
@@ -124,16 +130,20 @@ def least_squares(
         its parameters, moves by at most xtol |x|. With 0, the default, a run goes on until the
         gradient is small or the dtype cannot tell a better point.
     maxiter, maxfun, maxtime : int, int, float in seconds; None for no limit
-        Budgets; maxfun and maxtime for a batch as a whole.
+        Budgets; maxfun and maxtime for a batch as a whole (in `curve_fit` maxfun for each piece).
     damping : float
         The damping at the start, relative to the squared norms of the columns of the Jacobian.
         Larger: shorter first steps.
     acceleration : bool
-        Whether steps follow the curvature of the residuals, for one more evaluation each. Along
-        narrow curved valleys that saves most of the steps.
+        Whether steps follow the curvature of the residuals, for one more evaluation each, after a
+        step that their slopes told badly. Along narrow curved valleys that saves most of the steps.
     batched : bool
         x0 is (B, ...) and residuals maps it to (B, m): B independent problems, each with its own
         damping and status.
+    compact : bool
+        For a batch: whether residuals and jac may be called with some of the rows alone, in place
+        of all B, so that those that have ended cost nothing more. Of `args` they then get those
+        rows of arrays with two or more axes whose first counts B.
 
     Returns
     -------
@@ -158,40 +168,165 @@ def least_squares(
         args = (args,)
     layout = Layout(x0, batched)
     objective = Residuals(residuals, args, jac, layout, layout.backend.is_compiled(residuals))
-    return solve(
-        objective, bounds, loss, f_scale, gtol, ftol, xtol, maxiter, maxfun, maxtime, damping,
-        acceleration,
+    how = plan(
+        layout.backend, loss, f_scale, gtol, ftol, xtol, maxiter, maxfun, maxtime, damping,
+        acceleration, compact,
     )
+    return run(objective, bounds_of(bounds, layout), how)
 
 
-def solve(
-    objective: Residuals, bounds: Any, loss: str, f_scale: float, gtol: float | None, ftol: float,
-    xtol: float, maxiter: int | None, maxfun: int | None, maxtime: float | None, damping: float,
-    acceleration: bool,
-) -> LeastSquaresResult:
-    """`least_squares` of an objective that is ready."""
-    layout = objective.layout
+class Plan(NamedTuple):
+    """How to run: the settings and the budgets, checked; `end` is why to end at once, if so."""
+
+    settings: lm.Settings
+    maxfun: float
+    deadline: float
+    acceleration: bool
+    compact: bool
+    end: Status | None = None
+
+
+def plan(
+    backend: Backend, loss: str, f_scale: float, gtol: float | None, ftol: float, xtol: float,
+    maxiter: int | None, maxfun: int | None, maxtime: float | None, damping: float,
+    acceleration: bool, compact: bool,
+) -> Plan:
     settings = lm.Settings(
         robust.check(loss),
         positive("f_scale", f_scale),
         positive("damping", damping),
-        tolerance("gtol", layout.backend.eps**0.6 if gtol is None else gtol),
+        tolerance("gtol", backend.eps**0.6 if gtol is None else gtol),
         tolerance("ftol", ftol),
         tolerance("xtol", xtol),
         count("maxiter", maxiter, 0),
     )
-    limit = count("maxfun", maxfun, 1)
     seconds = math.inf if maxtime is None else tolerance("maxtime", maxtime)
-    deadline = time.perf_counter() + seconds
-    box = bounds_of(bounds, layout)
-    return _run(objective, settings, box, limit, deadline, acceleration)
+    return Plan(
+        settings, count("maxfun", maxfun, 1), time.perf_counter() + seconds, bool(acceleration),
+        bool(compact),
+    )
 
 
-def _run(
-    objective: Residuals, settings: lm.Settings, box: Any, maxfun: float, deadline: float,
-    acceleration: bool,
-) -> LeastSquaresResult:
-    """The loop: one read for each evaluation, of the residuals or of their Jacobian."""
+class _Outcome(NamedTuple):
+    """What remains of each problem."""
+
+    x: Array
+    value: Array
+    residuals: Array
+    columns: Array
+    optimality: Array
+    nit: Array
+    status: Array
+
+
+def _outcome(state: lm.LMState) -> _Outcome:
+    return _Outcome(
+        state.x, state.value, state.residuals, state.columns, state.linear.optimality, state.nit,
+        state.status,
+    )
+
+
+class _Steps:
+    """The functions of `levenberg_marquardt`, for one space."""
+
+    def __init__(self, settings: lm.Settings, space: Space):
+        self.space, prepare = space, space.backend.jit
+        self.begin = prepare(lm.begin, settings, space)
+        self.going = prepare(lm.going, space)
+        self._aim = prepare(lm.aim, False, space)
+        self._aim_exactly = prepare(lm.aim, True, space)
+        self.accelerate = prepare(lm.accelerate, settings, space)
+        self.judge = prepare(lm.judge, settings, space)
+        self.advance = prepare(lm.advance, settings, space)
+        self._linearize = prepare(lm.linearize, settings, space)
+        self._decompose = prepare(lm.decompose, settings, space)
+
+    def aim(self, state: lm.LMState, box: Any, going: np.ndarray) -> lm.LMState:
+        """The state with a step to try."""
+        hard = going >= lm.HARD
+        if not hard.any():
+            return self._aim(state, box)
+        if hard.all():
+            return self._aim_exactly(state, box)
+        rows = _padded(self.space.backend, np.flatnonzero(hard), hard.size)
+        new = self._aim(state, box)
+        exact = self._aim_exactly(*self.space.take((state, box), rows))
+        return _replaced(self.space, rows, exact, new, "factor", "step", "trial", "predicted")
+
+    def linearize(
+        self, x: Array, residuals: Array, columns: Array, box: Any, largest: Any
+    ) -> tuple[lm.Linear, bool]:
+        """The linear residuals; and whether all are finite for certain. One read."""
+        space = self.space
+        arguments = (x, residuals, columns, box, largest)
+        if x.shape[-1] > lm.FEW:
+            return self._decompose(*arguments), False
+        linear = self._linearize(*arguments)
+        hard = space.backend.to_host(linear.hard)
+        if not hard.any():
+            return linear, True
+        if hard.all():
+            return self._decompose(*arguments), False
+        # Few as a rule, and each costs as much as ten others.
+        rows = _padded(space.backend, np.flatnonzero(hard), hard.size)
+        exact = self._decompose(*space.take(arguments, rows))
+        return _put(space, rows, exact, linear), False
+
+
+def _padded(backend: Backend, rows: np.ndarray, size: int) -> np.ndarray:
+    """The rows, the last repeated where each new shape would be compiled anew."""
+    if not backend.compiles:
+        return rows
+    return np.concatenate([rows, np.full(_quarters(size, rows.size) - rows.size, rows[-1])])
+
+
+def _quarters(size: int, least: int) -> int:
+    """The size, or what is left of it after quarterings that leave room for `least`."""
+    while size // 4 >= max(least, _FEWEST_COMPILED):
+        size //= 4
+    return size
+
+
+def _kept(backend: Backend, going: np.ndarray) -> Any:
+    """An order of the rows, those that go on first, and how many of them to keep; or None where it
+    is better to keep all."""
+    size, left = going.size, int(np.count_nonzero(going))
+    wanted = _quarters(size, left) if backend.compiles else left
+    if size < _FEWEST or wanted > 0.8 * size:
+        return None
+    return np.argsort(going == 0, kind="stable"), wanted
+
+
+def _curved(backend: Backend, going: np.ndarray) -> Any:
+    """The rows that look for curvature; None where it is better to ask for all."""
+    rows = np.flatnonzero(going & lm.CURVED)
+    few = going.size >= _FEWEST and 2 * rows.size <= going.size
+    return rows if few and not backend.compiles else None
+
+
+def _replaced(
+    space: Space, rows: np.ndarray, new: lm.LMState, old: lm.LMState, *names: str
+) -> lm.LMState:
+    """The old state with those of its rows that are in `new`, in the fields of these names."""
+    parts = _put(
+        space, rows, *(tuple(getattr(state, name) for name in names) for state in (new, old))
+    )
+    return old._replace(**dict(zip(names, parts, strict=True)))
+
+
+def _put(space: Space, rows: np.ndarray, new: tuple, old: tuple) -> Any:
+    """Tuples `old` with those of their rows replaced by `new`, whose first axis counts `rows`."""
+    size = old[0].shape[0]
+    places = np.arange(size)
+    places[rows] = size + np.arange(rows.size)
+    return space.take(space.join([old, new]), places)
+
+
+def run(objective: Residuals, box: Any, plan: Plan) -> LeastSquaresResult:
+    """The loop: one read for each evaluation, of the residuals or of their Jacobian.
+
+    Problems that have ended leave the batch, where `plan.compact`.
+    """
     layout = objective.layout
     backend, outer = layout.backend, layout.backend
     # Trials that overflow are ordinary, so NumPy's warnings are off; but not inside the user's
@@ -207,63 +342,87 @@ def _run(
             raise ValueError(
                 "residuals changed x in place; wanted a function that leaves its argument as it is"
             )
-        jacobian = outside(objective.jacobian, x, residuals)
+        columns = outside(objective.columns, x, residuals)
 
         # A small problem is quicker on the host, where nothing waits or is compiled.
         send = fetch = _same
-        if not layout.batched and math.prod(jacobian.shape) <= _SMALL:
+        if not layout.batched and math.prod(columns.shape) <= _SMALL:
             send, fetch = functools.partial(outer.from_host, dtype=outer.dtype), outer.to_host
-            x, residuals, jacobian = fetch(x), fetch(residuals), fetch(jacobian)
+            x, residuals, columns = fetch(x), fetch(residuals), fetch(columns)
             box = None if box is None else tuple(map(fetch, box))
             backend = Backend(x)
         # One problem is a batch of one: the same text serves both.
         space = Space(backend, batched=True)
-        prepare = backend.jit
-        aim = prepare(lm.aim, space)
-        advance = prepare(lm.advance, settings, space)
-        judge = prepare(lm.judge, settings, space)
-        accelerate = prepare(lm.accelerate, space)
-        state = prepare(lm.begin, settings, space)(x, residuals, jacobian, box)
-        end = None
+        steps = _Steps(plan.settings, space)
+        linear: Any = None
+        linear, _ = steps.linearize(x, residuals, columns, box, None)
+        state = steps.begin(x, residuals, columns, linear)
+        rows = np.arange(x.shape[0])
+        ended: list[_Outcome] = []
+        places: list[np.ndarray] = []
+        end = plan.end
         try:
-            while space.any(state.status == _RUNNING):
-                if objective.nfev >= maxfun:
+            while (going := backend.to_host(steps.going(state))).any():
+                if end is None and objective.nfev >= plan.maxfun:
                     end = Status.EVALUATIONS
-                elif time.perf_counter() >= deadline:
+                elif end is None and time.perf_counter() >= plan.deadline:
                     end = Status.TIME
                 if end is not None:
                     break
-                state = aim(state, box)
-                if acceleration:
-                    bent = fetch(outside(objective, send(lm.probe(state))))
-                    state = accelerate(state, bent, box)
+                if plan.compact and (kept := _kept(backend, going)) is not None:
+                    order, size = kept
+                    ended.append(space.take(_outcome(state), order[size:]))
+                    places.append(rows[order[size:]])
+                    order = order[:size]
+                    objective, rows = objective.take(order), rows[order]
+                    state, box = space.take((state, box), order)
+                    going = going[order]
+                state = steps.aim(state, box, going)
+                if plan.acceleration and (going & lm.CURVED).any():
+                    curved = _curved(backend, going) if plan.compact else None
+                    near = (state, box) if curved is None else space.take((state, box), curved)
+                    there = objective if curved is None else objective.take(curved)
+                    bent = fetch(outside(there, send(lm.probe(near[0]))))
+                    objective.nfev = there.nfev
+                    near = steps.accelerate(near[0], bent, near[1])
+                    state = near if curved is None else _replaced(
+                        space, curved, near, state, "step", "trial"
+                    )
                 residuals = fetch(outside(objective, send(state.trial)))
-                verdict = judge(state, residuals)
-                found = None
+                verdict = steps.judge(state, residuals)
+                found: Any = None
+                linear = None
                 if space.any(verdict.accepted):
                     # Where the trial was not accepted the model may have no value.
                     at = space.pick(verdict.accepted, state.trial, state.x)
                     known = space.pick(verdict.accepted, residuals, state.residuals)
-                    found = fetch(outside(objective.jacobian, send(at), send(known)))
-                state = advance(state, verdict, residuals, found, box)
+                    found = fetch(outside(objective.columns, send(at), send(known)))
+                    linear, finite = steps.linearize(at, known, found, box, state.linear.scale)
+                    if not finite:
+                        found = space.pick_rows(linear.finite, found, state.columns)
+                state = steps.advance(state, verdict, residuals, found, linear)
         except KeyboardInterrupt:
             end = Status.INTERRUPTED
-    codes = state.status
-    if end is not None:
-        codes = space.scalars.where(codes == _RUNNING, int(end), codes)
-    statuses = [next(s for s in Status if s == code) for code in backend.to_host(codes)]
+        if end is not None:
+            status = space.scalars.where(state.status == _RUNNING, int(end), state.status)
+            state = state._replace(status=status)
+        outcome = space.join([*ended, _outcome(state)])
+        if ended:
+            outcome = space.take(outcome, np.argsort(np.concatenate([*places, rows])))
+    jacobian = backend.xp.matrix_transpose(outcome.columns)
+    statuses = [_STATUSES[int(code)] for code in backend.to_host(outcome.status)]
     messages = [status.message for status in statuses]
     if layout.batched:
         success = outer.from_host(np.asarray([s.success for s in statuses]), outer.xp.bool)
         return LeastSquaresResult(
-            layout.to_tree(state.x), state.value, state.residuals, state.jacobian,
-            state.linear.optimality, state.nit, objective.nfev, objective.njev, success, codes,
-            messages,
+            layout.to_tree(outcome.x), outcome.value, outcome.residuals, jacobian,
+            outcome.optimality, outcome.nit, objective.nfev, objective.njev, success,
+            outcome.status, messages,
         )
-    numbers = (state.value, state.linear.optimality, state.nit)
+    numbers = (outcome.value, outcome.optimality, outcome.nit)
     cost, optimality, nit = (backend.to_host(number)[0] for number in numbers)
     x, residuals, jacobian = (
-        send(array)[0, ...] for array in (state.x, state.residuals, state.jacobian)
+        send(array)[0, ...] for array in (outcome.x, outcome.residuals, jacobian)
     )
     return LeastSquaresResult(
         layout.to_tree(x), float(cost), residuals, jacobian, float(optimality), int(nit),

@@ -6,12 +6,17 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from lbfgs_xp.backend import Array, is_array
-from lbfgs_xp.tree import Layout
+import numpy as np
+
+from lbfgs_xp.backend import Array, Backend, is_array
+from lbfgs_xp.tree import Layout, map_leaves, unflatten
 
 _WAYS_OUT = (
     "give jac= a function that returns the Jacobian (m, p); or "
     'jac="2-point" or "3-point" for finite differences; or x0 of a library that differentiates'
+)
+_PARTIAL = (
+    "lbfgs_xp: called with some of the rows of the batch alone; compact=False calls with all"
 )
 
 
@@ -29,6 +34,8 @@ class Residuals:
         Between the user's parameters and the vector.
     compiled : bool
         Whether JAX may compile fun.
+    fresh : bool
+        Whether jac returns a new array each time, one that lies column after column.
 
     Attributes
     ----------
@@ -37,14 +44,19 @@ class Residuals:
         formed.
     """
 
-    def __init__(self, fun: Callable, args: tuple, jac: Any, layout: Layout, compiled: bool):
+    def __init__(
+        self, fun: Callable, args: tuple, jac: Any, layout: Layout, compiled: bool,
+        fresh: bool = False,
+    ):
         if not callable(fun):
             raise TypeError(f"residuals is a {type(fun).__name__}; wanted a function of x")
         if any(layout.complex):
             raise TypeError("x0 is complex; wanted real x0 for least squares")
         self.layout, self.backend = layout, layout.backend
-        self.args, self.jac = args, jac
+        self.fun, self.args, self.jac = fun, args, jac
+        self.compiled, self.fresh = compiled, fresh
         self.nfev = self.njev = 0
+        self.partial = False
         self._automatic: Callable | None = None
         evaluate: Any = self.backend.jit if compiled else functools.partial
         self._evaluate = evaluate(_evaluate, fun, layout)
@@ -61,15 +73,42 @@ class Residuals:
             )
         self._automatic = self.backend.jacobian(compiled, _evaluate, fun, layout)
 
+    def take(self, rows: np.ndarray) -> Residuals:
+        """The same for these rows alone: of x0, and of each array among the arguments whose first
+        of two or more axes counts the rows. The counts go on."""
+        (size,) = self.layout.batch
+
+        def chosen(leaf: Any) -> Any:
+            if not is_array(leaf) or leaf.ndim < 2 or leaf.shape[0] != size:
+                return leaf
+            return _rows(leaf, rows)
+
+        leaves = [_rows(leaf, rows) for leaf in self.layout.leaves]
+        layout = Layout(unflatten(self.layout.structure, leaves), True)
+        args = map_leaves(chosen, self.args)
+        part = Residuals(self.fun, args, self.jac, layout, self.compiled, self.fresh)
+        part.nfev, part.njev, part.partial = self.nfev, self.njev, True
+        return part
+
     def __call__(self, x: Array) -> Array:
         """The residuals (B, m) at x (B, p)."""
         self.nfev += 1
-        found = self._evaluate(self.args, self._to_user(x))
+        try:
+            found = self._evaluate(self.args, self._to_user(x))
+        except Exception as error:
+            if self.partial:
+                error.add_note(_PARTIAL)
+            raise
         found = self.backend.own(self.backend.constant(found))
         return self.layout.xp.reshape(found, (x.shape[0], -1))
 
+    def columns(self, x: Array, residuals: Array) -> Array:
+        """The columns of the Jacobian (B, p, m) at x (B, p), where the residuals are known."""
+        columns = self.layout.xp.matrix_transpose(self.jacobian(x, residuals))
+        return columns if self.fresh else self.backend.own(columns)
+
     def jacobian(self, x: Array, residuals: Array) -> Array:
-        """The Jacobian (B, m, p) at x (B, p), where the residuals are known."""
+        """The Jacobian (B, m, p), which may be an array of the user's."""
         self.njev += 1
         xp, layout = self.layout.xp, self.layout
         shape = (*residuals.shape, x.shape[-1])
@@ -79,7 +118,6 @@ class Residuals:
             jacobian = self.jac(layout.to_tree(self._to_user(x)), *self.args)
             wanted = shape if layout.batched else shape[1:]
             jacobian = self.backend.constant(layout.check(jacobian, 0, "the Jacobian", wanted))
-            jacobian = self.backend.own(jacobian)
         else:
             jacobian = self._differences(x, residuals, self.jac == "3-point")
         return xp.reshape(jacobian, shape)
@@ -100,12 +138,19 @@ class Residuals:
             here = places == i
             ahead = xp.where(here, x + steps, x)
             behind = xp.where(here, x - steps, x) if central else x
-            rise = self(ahead) - (self(behind) if central else residuals)
-            columns.append(rise / (ahead - behind)[:, i, None])
+            high, low = self(ahead), self(behind) if central else residuals
+            with np.errstate(all="ignore"):    # values that are not finite
+                columns.append((high - low) / (ahead - behind)[:, i, None])
         return xp.stack(columns, axis=-1)
 
     def _to_user(self, x: Array) -> Array:
         return x if self.layout.batched else x[0, ...]
+
+
+def _rows(array: Array, rows: np.ndarray) -> Array:
+    """Those rows of an array of any library."""
+    backend = Backend(array, "args", traced=True)
+    return backend.xp.take(array, backend.order(rows), axis=0)
 
 
 def _evaluate(fun: Callable, layout: Layout, args: tuple, x: Array) -> Array:

@@ -47,9 +47,9 @@ class Rows(NamedTuple):
         """
         if self.here is None:
             return known
-        numbers = space.small.concat([*(numbers for numbers, _ in self.left), self.here])
+        numbers = space.join([*(numbers for numbers, _ in self.left), self.here])
         parts = [*(of_left(part) for _, part in self.left), known]
-        return space.gather(parts, space.small.argsort(numbers))
+        return space.take(space.join(parts), space.small.argsort(numbers))
 
 
 def size_of(backend: Backend, size: int, running: int) -> int:

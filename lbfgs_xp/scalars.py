@@ -141,6 +141,7 @@ class _Host(Scalars):
 
     def __init__(self, xp: Any) -> None:
         super().__init__(xp)
+        # Each array less is time saved.
         vars(self).update(where=np.where, minimum=np.minimum, maximum=np.maximum)
 
     def full(self, value: Any, like: Scalar) -> Scalar:

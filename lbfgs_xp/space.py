@@ -175,6 +175,10 @@ class Space:
         """`products`, for the small algebra."""
         return self.fetch(self.products(rows, vector))
 
+    def matmul(self, a: Array, b: Array) -> Array:
+        """Products of matrices: (..., k, n), (..., n, p) -> (..., k, p)."""
+        return a @ b
+
     def add_outer(self, factor: Any, matrix: Array, u: Array, v: Array) -> Array:
         """factor matrix + u v' + v u', of symmetric matrices (..., n, n) and vectors (..., n).
 
@@ -263,12 +267,76 @@ class Space:
         q, r = self.backend.linalg("qr")(matrix)
         return q, r
 
-    def solve_upper(self, matrix: Array, vector: Array) -> Array:
-        """R^-1 v of upper triangular R (..., p, p), v (..., p); a 0 on the diagonal counts as 1."""
+    def solve_upper(self, matrix: Array, vector: Array, transposed: bool = False) -> Array:
+        """R^-1 v, or R^-T v, of upper triangular R (..., p, p), v (..., p); a 0 on the diagonal
+        counts as 1."""
         xp = self.xp
         one = xp.eye(matrix.shape[-1], dtype=xp.bool, device=self.backend.device)
         matrix = xp.where(one & (matrix == 0.0), xp.ones_like(matrix), matrix)
+        matrix = xp.matrix_transpose(matrix) if transposed else matrix
         return self.backend.linalg("solve")(matrix, vector[..., None])[..., 0]
+
+    def normal_matrix(self, rows: Array) -> tuple[Array, Array, Array]:
+        """A A^T for A (..., p, m) with its rows scaled to the length 1; their lengths (..., p), and
+        which of these lie so that no digits are lost in squares. Below the diagonal there may be
+        zeros."""
+        xp = self.xp
+        product = self._products_of_rows(rows)
+        one = xp.eye(rows.shape[-2], dtype=product.dtype, device=self.backend.device)
+        norms = xp.sqrt(self.sum(product * one))
+        unit = xp.where(norms > 0.0, norms, xp.ones_like(norms))
+        limit = self.backend.largest**0.25
+        kept = (norms > 1.0 / limit) & (norms < limit)
+        return product / unit[..., None, :] / unit[..., None], norms, kept
+
+    def _products_of_rows(self, rows: Array) -> Array:
+        if not self.backend.is_numpy:
+            return self.matmul(rows, self.xp.matrix_transpose(rows))
+        # For matrices as small as these, half of the products one by one take half the time.
+        product = np.zeros((*rows.shape[:-1], rows.shape[-2]), rows.dtype)
+        for i in range(rows.shape[-2]):
+            product[..., i, i:] = self.xp.vecdot(rows[..., i:, :], rows[..., i : i + 1, :])
+        return product
+
+    @property
+    def safe_pivot(self) -> float:
+        """The least pivot of `eliminate`, of a matrix with ones on its diagonal, that leaves two
+        thirds of the digits to what is solved for."""
+        return self.backend.eps ** (1 / 6)
+
+    def eliminate(self, matrix: Array) -> tuple[Array, Array]:
+        """Symmetric matrices and columns beside them, [A, C] (B, p, p + k), as [R, R^-T C] with
+        A = R^T R, R upper triangular; and the least diagonal element of R, (B,). What is below the
+        diagonal of A does not count.
+
+        That is 0 where A is not positive definite, and the rest arbitrary there; no matrix harms
+        another, as in LAPACK it may.
+        """
+        xp, rows, least = self.xp, [], None
+        p = matrix.shape[-2]
+        # The problems along the last axis: there, one operation runs over all of them.
+        rest = self.backend.own(xp.moveaxis(matrix, 0, -1))
+        for k in range(p):
+            pivot = rest[0, 0, :]
+            root = xp.sqrt(xp.where(pivot > 0.0, pivot, xp.zeros_like(pivot)))
+            least = root if least is None else xp.minimum(least, root)
+            row = rest[0, ...] / xp.where(root > 0.0, root, xp.ones_like(root))
+            rows.append(xp.concat([self.backend.zeros((k, row.shape[-1])), row], axis=0))
+            if k < p - 1:
+                rest = rest[1:, 1:, :] - row[1 : p - k, None, :] * row[None, 1:, :]
+        return xp.moveaxis(xp.stack(rows, axis=0), -1, 0), least
+
+    def substitute(self, matrix: Array, vector: Array) -> Array:
+        """`solve_upper` for many small R (B, p, p), v (B, p)."""
+        xp, p = self.xp, matrix.shape[-1]
+        solved: list[Array] = []
+        for i in reversed(range(p)):
+            rest = vector[:, i]
+            for j, known in zip(range(p - 1, i, -1), solved, strict=True):
+                rest = rest - matrix[:, i, j] * known
+            pivot = matrix[:, i, i]
+            solved.append(rest / xp.where(pivot == 0.0, xp.ones_like(pivot), pivot))
+        return xp.stack(solved[::-1], axis=-1)
 
     def svd(self, matrix: Array) -> tuple[Array, Array]:
         """Matrices (..., m, p): singular values (..., k), descending, and right singular vectors as
@@ -321,22 +389,22 @@ class Space:
         return xp.where(xp.reshape(mask, (-1, *(1,) * (new.ndim - 1))), new, old)
 
     def take(self, tree: Any, order: Array) -> Any:
-        """The rows `order`, of the small algebra, of all arrays (B, ...) of (nested) tuples."""
-        places = self.send(order)
+        """The rows `order`, of the host or of the small algebra, of all arrays (B, ...) of (nested)
+        tuples."""
+        places = self.backend.order(order) if isinstance(order, np.ndarray) else order
 
         def rows(array: Array) -> Array:
             return self.backend.take(array, order if isinstance(array, np.ndarray) else places)
 
         return _mapped(rows, tree)
 
-    def gather(self, trees: Sequence[Any], order: Array) -> Any:
-        """`take` from the arrays of several trees, joined along their rows."""
-        places = self.send(order)
+    def join(self, trees: Sequence[Any]) -> Any:
+        """The rows of several trees, end to end."""
+        if len(trees) == 1:
+            return trees[0]
 
         def rows(*arrays: Array) -> Array:
-            on_host = isinstance(arrays[0], np.ndarray)
-            joined = (np if on_host else self.xp).concat(arrays, axis=0)
-            return self.backend.take(joined, order if on_host else places)
+            return (np if isinstance(arrays[0], np.ndarray) else self.xp).concat(arrays, axis=0)
 
         return _mapped(rows, *trees)
 
@@ -443,6 +511,9 @@ class FixedOrderSpace(Space):
 
     def products(self, rows: Array, vector: Array) -> Array:
         return fixed_sum(rows * vector[..., None, :])
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        return fixed_sum(a[..., :, None, :] * self.xp.matrix_transpose(b)[..., None, :, :])
 
     def combine(self, coefficients: Array, rows: Array) -> Array:
         return fixed_sum(coefficients[..., :, None] * rows, axis=-2)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -160,6 +163,215 @@ def test_rows_of_a_batch(backend: Backend, named: bool) -> None:
         assert float(backend.to_numpy(res.r2)[i]) == pytest.approx(alone.r2, rel=1e-9)
 
 
+def peaks(rows: int) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Peaks on a background, from starts near and far; one row of nan, one of zeros."""
+    rng = np.random.default_rng(3)
+    truth = np.stack(
+        [rng.uniform(2.0, 9.0, rows), rng.uniform(1.0, 3.0, rows), rng.uniform(0.3, 0.6, rows)],
+        axis=-1,
+    )
+
+    def model(xp: Any) -> Any:
+        return lambda x, a, b, c: a * xp.exp(-(((x - b) / c) ** 2))
+
+    y = model(np)(X, *(truth[:, i, None] for i in range(3))) + 0.05 * rng.normal(size=(rows, 40))
+    y[5, 3], y[6] = np.nan, 0.0
+    start = truth + np.where(np.arange(rows)[:, None] % 3 == 0, 0.3, 0.02)
+    return model, y, start
+
+
+FEW = [Backend.NUMPY, Backend.STRICT, Backend.TORCH]
+
+
+@pytest.mark.parametrize("library", [*FEW, Backend.JAX], ids=str)
+def test_ended_rows_leave_and_pieces_are_joined(
+    library: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever rows the model sees together, each fit is what it is alone."""
+    module = sys.modules["lbfgs_xp.least_squares"]
+    monkeypatch.setattr(module, "_FEWEST", 16)
+    monkeypatch.setattr(module, "_FEWEST_COMPILED", 8)
+    monkeypatch.setattr(sys.modules["lbfgs_xp.curve_fit"], "_LEAST", 64)
+    monkeypatch.setattr(type(fit_backend(library)), "near", 64 * 120)
+    rows = 99
+    model, y, start = peaks(rows)
+    sizes = set()
+
+    def seen(x: Any, *parameters: Any) -> Any:
+        sizes.add((tuple(x.shape), tuple(parameters[0].shape)))
+        return model(library.xp)(x, *parameters)
+
+    watched: Any = seen
+    if library.is_jax:
+        import jax
+
+        watched = jax.jit(seen)
+    x = np.tile(X, (rows, 1))
+    arguments = [library.asarray(v) for v in (x, y, start)]
+    settings = dict(batched=True, jac=jac_of(library), sigma=np.tile(SIGMA, (rows, 1)))
+    res = lx.curve_fit(watched, *arguments, bounds=(0.0, None), **settings)
+    assert all(one[:1] == other[:1] and other[1:] == (1,) for one, other in sizes)
+    counts = {one[0] for one, _ in sizes}
+    assert max(counts) == 50 and len(counts) > (1 if library.is_jax else 2)
+    success = library.to_numpy(res.success)
+    assert success.tolist() == [i != 5 for i in range(rows)]
+    assert len(res.message) == rows and res.covariance.shape == (rows, 3, 3)
+    whole = lx.curve_fit(
+        model(np), x, y, start, bounds=(0.0, None), compact=False, **{**settings, "jac": "3-point"}
+    )
+    ordinary = [i for i in range(rows) if i not in (5, 6)]
+    for name in ("x", "stderr", "chi2", "residuals"):
+        one, other = library.to_numpy(getattr(res, name)), getattr(whole, name)
+        np.testing.assert_allclose(one[ordinary], other[ordinary], rtol=1e-6, atol=1e-8)
+    alone = lx.curve_fit(
+        model(np), X, y[80], start[80], sigma=SIGMA, jac="3-point", bounds=(0.0, None)
+    )
+    np.testing.assert_allclose(library.to_numpy(res.x)[80], alone.x, rtol=1e-7)
+
+
+def fit_backend(library: Backend) -> Any:
+    from lbfgs_xp.backend import Backend as OfLibrary
+
+    return OfLibrary(library.asarray([1.0]))
+
+
+def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["lbfgs_xp.curve_fit"], "_LEAST", 16)
+    model, y, start = peaks(100)
+    seen = set()
+
+    def watched(x: Any, *parameters: Any) -> Any:
+        seen.add(threading.get_ident())
+        return model(np)(x, *parameters)
+
+    one, two = (
+        lx.curve_fit(watched, X, y, start, batched=True, jac="3-point", threads=n) for n in (1, 2)
+    )
+    assert len(seen) > 1
+    np.testing.assert_array_equal(one.x, two.x)
+    np.testing.assert_array_equal(one.status, two.status)
+
+
+def test_interrupts_end_all_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["lbfgs_xp.curve_fit"], "_LEAST", 16)
+    monkeypatch.setattr(type(fit_backend(Backend.NUMPY)), "near", 16 * 120)
+    model, y, start = peaks(100)
+    calls = itertools.count()
+
+    def interrupted(x: Any, *parameters: Any) -> Any:
+        if next(calls) == 200:
+            raise KeyboardInterrupt
+        return model(np)(x, *parameters)
+
+    res = lx.curve_fit(interrupted, X, y, start, batched=True, jac="3-point")
+    assert 0 < np.count_nonzero(res.status == Status.INTERRUPTED) < 90
+    assert res.status[-1] == Status.INTERRUPTED and res.x.shape == (100, 3)
+    assert next(calls) <= 201 + 7 * 7    # the start and its Jacobian, in each piece that is left
+
+
+def test_models_that_hold_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["lbfgs_xp.least_squares"], "_FEWEST", 16)
+    model, y, start = peaks(30)
+    offsets = np.arange(30.0)[:, None]
+
+    def shifted(x: Any, *parameters: Any) -> Any:
+        return model(np)(x, *parameters) + offsets
+
+    with pytest.raises(ValueError) as error:
+        lx.curve_fit(shifted, X, y + offsets, start, batched=True, jac="3-point")
+    assert any("compact=False" in note for note in error.value.__notes__)
+    res = lx.curve_fit(
+        shifted, X, y + offsets, start, batched=True, jac="3-point", compact=False
+    )
+    assert np.count_nonzero(res.success) == 29
+    # An argument of their own, and least squares of any kind.
+    res = lx.curve_fit(
+        lambda x, *parameters: model(np)(x[0], *parameters) + x[1], (X, offsets), y + offsets,
+        start, batched=True, jac="3-point",
+    )
+    other = lx.least_squares(
+        lambda p, data: model(np)(X, *(p[:, i, None] for i in range(3))) - data, start, (y,),
+        jac="3-point", batched=True, compact=True,
+    )
+    np.testing.assert_allclose(res.x[:5], other.x[:5], rtol=1e-7)
+    assert other.jac.shape == (30, 40, 3)
+
+
+@pytest.mark.parametrize("backend", [*FEW, Backend.NUMPY_READONLY], ids=str)
+def test_jacobian_given_to_a_batch(backend: Backend) -> None:
+    """With weights; and rows whose normal equations lose their digits beside others."""
+    xp = backend.xp
+
+    def jac(x: Any, a: Any, k: Any, c: Any) -> Any:
+        e = xp.exp(-k * x)
+        return xp.stack([e, -a * x * e, xp.ones_like(e)], axis=-1)
+
+    rng = np.random.default_rng(5)
+    # A slow decay looks like a straight line: a, k and c nearly depend on each other.
+    rates = np.asarray([1.0, 0.003, 2.0, 0.002])
+    y = 2.0 * np.exp(-rates[:, None] * X) + 1e-6 * rng.normal(size=(4, 40))
+    start = np.stack([np.full(4, 1.9), rates * 1.1, np.full(4, 0.1)], axis=-1)
+    res = fit(backend, y, start, batched=True, jac=jac, sigma=SIGMA)
+    assert backend.to_numpy(res.success).all()
+    for i in range(4):
+        alone = fit(Backend.NUMPY, y[i], start[i], jac="3-point", sigma=SIGMA)
+        np.testing.assert_allclose(backend.to_numpy(res.x)[i], alone.x, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(backend.to_numpy(res.stderr)[i], alone.stderr, rtol=1e-3)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_fixed_parameters(batched: bool) -> None:
+    """Equal bounds: as if the model had fewer parameters."""
+    bounds = ([-np.inf, 1.3, -np.inf], [np.inf, 1.3, np.inf])
+    settings = dict(jac="3-point", sigma=SIGMA)
+    data = (np.stack([Y, 2.0 * Y]),) if batched else (Y,)
+    res = fit(Backend.NUMPY, *data, bounds=bounds, batched=batched, **settings)
+    fewer = lx.curve_fit(
+        lambda x, a, c: decay()(x, a, 1.3, c), X, *data, [1.0, 1.0], batched=batched, **settings
+    )
+    np.testing.assert_allclose(res.x[..., [0, 2]], fewer.x, rtol=1e-8)
+    np.testing.assert_allclose(res.stderr[..., [0, 2]], fewer.stderr, rtol=1e-6)
+    np.testing.assert_allclose(res.reduced_chi2, fewer.reduced_chi2, rtol=1e-9)
+    assert (res.x[..., 1] == 1.3).all() and (res.stderr[..., 1] == 0.0).all()
+
+
+def test_far_away_is_no_precision_floor() -> None:
+    """Bard's function (More, Garbow & Hillstrom 1981, problem 8) from a hundred times its start:
+    the columns of the Jacobian are there of quite another size than at the end."""
+    u = np.arange(1.0, 16.0)
+    v, w = 16.0 - u, np.minimum(u, 16.0 - u)
+    y = [0.14, 0.18, 0.22, 0.25, 0.29, 0.32, 0.35, 0.39, 0.37, 0.58, 0.73, 0.96, 1.34, 2.1, 4.39]
+    for factor in (1.0, 100.0):
+        res = lx.least_squares(
+            lambda x: y - (x[0] + u / (v * x[1] + w * x[2])), np.full(3, factor), jac="3-point"
+        )
+        assert res.success and 2.0 * res.cost == pytest.approx(8.21487e-3, rel=1e-5)
+
+
+@pytest.mark.parametrize("factor", [1e-200, 1e200])
+def test_squares_out_of_range_are_no_success(factor: float) -> None:
+    res = fit(Backend.NUMPY, factor * Y, factor * START)
+    assert res.status is Status.NOT_FINITE
+
+
+def test_infinite_data_give_no_warning() -> None:
+    y = Y.copy()
+    y[3] = np.inf
+    assert fit(Backend.NUMPY, y).status is Status.NOT_FINITE
+
+
+def test_infinite_deviations_leave_points_out() -> None:
+    y, out = Y.copy(), np.arange(40) < 5
+    y[out] = 100.0
+    sigma = np.where(out, np.inf, 0.05)
+    res = fit(Backend.NUMPY, y, sigma=sigma, absolute_sigma=True)
+    rest = lx.curve_fit(
+        decay(), X[5:], Y[5:], START, jac="3-point", sigma=0.05, absolute_sigma=True
+    )
+    np.testing.assert_allclose(res.x, rest.x, rtol=1e-8)
+    np.testing.assert_allclose(res.stderr, rest.stderr, rtol=1e-6)
+
+
 def test_trials_without_a_value_are_refused() -> None:
     """The logarithm ends where the first Gauss-Newton step leads."""
 
@@ -285,6 +497,11 @@ def test_a_wrong_jacobian_is_told() -> None:
         ({"sigma": np.zeros(40)}, ValueError, "not above 0"),
         ({"sigma": np.ones(7)}, ValueError, "sigma has shape"),
         ({"sigma": -np.eye(40)}, ValueError, "not positive definite"),
+        ({"sigma": np.eye(40) + np.eye(40, k=1)}, ValueError, "not symmetric"),
+        ({"sigma": np.full(40, 1e-310)}, ValueError, "too small"),
+        ({"threads": 0}, ValueError, "threads is 0"),
+        ({"threads": None}, ValueError, "threads is None"),
+        ({"p0": []}, ValueError, r"p0 has shape \(0,\)"),
         ({"p0": [[1.0, 1.0, 1.0]]}, ValueError, "p0 has shape"),
         ({"y": np.stack([Y, Y])}, ValueError, "batched=True"),
         ({"y": Y[:7]}, ValueError, "like y"),

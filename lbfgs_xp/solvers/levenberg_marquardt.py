@@ -4,12 +4,14 @@ From the iterate x, where the residuals are r and their Jacobian J = Q R, a step
 
     |r + J s|^2 + mu |D s|^2,
 
-a problem of size 2p x p once Q^T r and R are known; it is solved by a second QR decomposition, for
-the normal equations would square the condition number. D holds the largest norm that each column of
-J has had (More 1978, The Levenberg-Marquardt algorithm, section 6), so that the unit of a parameter
-does not matter; mu follows the ratio of actual to predicted decrease (Nielsen 1999, Damping
-parameter in Marquardt's method). Geodesic acceleration: Transtrum & Sethna (2012), Improvements to
-the Levenberg-Marquardt algorithm for nonlinear least-squares minimization.
+a problem of size 2p x p once R and Q^T r are known, solved by a QR decomposition of its own. R and
+Q^T r come from the normal equations where those keep enough digits (no column of J lies close to
+the space of those before it), and from a QR decomposition of J elsewhere. D holds the largest norm
+that each column of J has had (More 1978, The Levenberg-Marquardt algorithm, section 6), so that the
+unit of a parameter does not matter; mu follows the ratio of actual to predicted decrease (Nielsen
+1999, Damping parameter in Marquardt's method). Geodesic acceleration: Transtrum & Sethna (2012),
+Improvements to the Levenberg-Marquardt algorithm for nonlinear least-squares minimization; here
+only after a step that the linear residuals told badly.
 
 Everything is a batch: vectors are (B, p), residuals (B, m), scalars (B,), and a branch is a
 `where`. Nothing is read back to the host, and JAX compiles these functions.
@@ -33,9 +35,18 @@ _LEAST_BEND = 0.01
 # step, twice the acceleration may be (Transtrum & Sethna, section 5).
 _PROBE = 0.1
 _LONGEST = 0.75
+# It looks where the last decrease differed by more than this share from what was predicted.
+_CURVED = 0.25
+# Parameters up to which the normal equations are tried; their elimination is written out.
+FEW = 16
+# Of `going`.
+CURVED, HARD = 2, 4
 # Steps in a row that must be small, or must tell nothing new, before a run stops.
 _SETTLED = 2
 _PATIENCE = 3
+# The same while much is left that a change of the parameters could take away: the damping, which
+# falls to a third with each such step, may be all that hides it.
+_LONG_PATIENCE = 30
 
 
 class Settings(NamedTuple):
@@ -53,33 +64,35 @@ class Settings(NamedTuple):
 class Linear(NamedTuple):
     """The residuals near x as a linear function, in parameters scaled by D: r + Q R D (step).
 
-    Q, R : (B, m, p), (B, p, p), of J / D with weighted rows; columns of frozen parameters are 0.
+    R : (B, p, p), of J / D with weighted rows; columns of frozen parameters are 0.
     q : Q^T r (B, p), of the weighted residuals.
-    row_weights : (B, m), the factors of the rows.
     scale : D (B, p).
     frozen : (B, p), parameters at a bound that the gradient pushes against.
     optimality : (B,), the norm of the part of r that a change of the parameters could take away,
         relative to the norm of r.
     finite : (B,)
+    hard : (B,), whether the normal equations lose too many digits.
     """
 
-    Q: Array
     R: Array
     q: Array
-    row_weights: Array
     scale: Array
     frozen: Array
     optimality: Array
     finite: Array
+    hard: Array
 
 
 class LMState(NamedTuple):
     """Where a run stands.
 
-    x, residuals, jacobian, value, linear : the iterate, and what is known there.
+    x, residuals, columns, value, linear : the iterate, and what is known there; columns are those
+        of the Jacobian (B, p, m).
     mu, growth : the damping, and the factor by which the next refusal raises it.
+    factor : (B, p, p), R of the damped problem that gave the step.
     step, trial, predicted : the step under trial, x + step, the decrease that the linear residuals
         tell.
+    curved : whether the last step was refused, or told badly.
     promise : `predicted` of the first step from the iterate. Later ones are damped more, and tell
         of little decrease even where much is left.
     status, nit : integers.
@@ -89,15 +102,17 @@ class LMState(NamedTuple):
 
     x: Array
     residuals: Array
-    jacobian: Array
+    columns: Array
     value: Array
     linear: Linear
     mu: Array
     growth: Array
+    factor: Array
     step: Array
     trial: Array
     predicted: Array
     promise: Array
+    curved: Array
     status: Array
     nit: Array
     small_value: Array
@@ -117,40 +132,52 @@ class Verdict(NamedTuple):
 
 
 def begin(
-    settings: Settings, space: Space, x: Array, residuals: Array, jacobian: Array, box: Any
+    settings: Settings, space: Space, x: Array, residuals: Array, columns: Array, linear: Linear
 ) -> LMState:
-    """The state at the start, to be aimed; box: None, or the bounds (lower, upper), each (B, p)."""
+    """The state at the start, to be aimed; `linear` is that of `linearize`."""
     fn = space.scalars
-    value = space.sum(robust.cost(space.xp, settings.loss, settings.f_scale, residuals))
-    linear = _linearize(settings, space, x, residuals, jacobian, box, None, value)
+    value = _cost(settings, space, residuals)
     zero = fn.full(0, value)
     size = _norm(space, linear.q)
     status = fn.where(linear.optimality <= settings.gtol, int(Status.GRADIENT), zero + _RUNNING)
-    usable = fn.isfinite(value) & linear.finite
+    # Residuals whose squares vanish are as useless as those whose squares overflow.
+    vanished = (value == 0.0) & (space.max_abs(residuals) > 0.0)
+    usable = fn.isfinite(value) & linear.finite & fn.logical_not(vanished)
     status = fn.where(usable, status, int(Status.NOT_FINITE))
     damping = fn.full(settings.damping, value)
     state = LMState(
-        x, residuals, jacobian, value, linear, damping, fn.full(2.0, value), x, x, value, value,
-        status, zero, zero, zero, zero, size,
+        x, residuals, columns, value, linear, damping, fn.full(2.0, value), linear.R, x, x, value,
+        value, fn.full(False, value), status, zero, zero, zero, zero, size,
     )
     return _limited(settings, space, state)
 
 
-def aim(space: Space, state: LMState, box: Any) -> LMState:
-    """The state with a step from its iterate."""
+def going(space: Space, state: LMState) -> Array:
+    """What the loop must know of each problem: 0 if it has ended, else the sum of 1, of `CURVED` if
+    it wants to look for curvature, and of `HARD` if `aim` is to be exact."""
+    fn = space.scalars
+    zero = fn.full(0, state.value)
+    kind = 1 + fn.where(state.curved, zero + CURVED, zero)
+    kind = kind + fn.where(state.linear.hard, zero + HARD, zero)
+    return fn.where(state.status == _RUNNING, kind, zero)
+
+
+def aim(exact: bool, space: Space, state: LMState, box: Any) -> LMState:
+    """The state with a step from its iterate: `factor`, `step`, `trial` and `predicted`."""
     xp, linear = space.xp, state.linear
-    z = _damped(space, linear.R, linear.q, state.mu)
-    step = xp.where(linear.frozen, xp.zeros_like(z), z / linear.scale)
+    z, factor = _damped(exact, space, linear.R, linear.q, state.mu)
+    step = z / linear.scale
     if box is not None:
+        step = xp.where(linear.frozen, xp.zeros_like(z), step)
         # What would leave the box goes to its bound, and the others are solved for once more.
         beyond = _into(space, state.x + step, box) != state.x + step
         fixed = xp.where(beyond, _into(space, state.x + step, box) - state.x, xp.zeros_like(step))
         free = xp.where(beyond[:, None, :], xp.zeros_like(linear.R), linear.R)
         q = linear.q + space.products(linear.R, fixed * linear.scale)
-        z = _damped(space, free, q, state.mu)
+        z, factor = _damped(exact, space, free, q, state.mu)
         step = xp.where(beyond, fixed, z / linear.scale)
         step = xp.where(linear.frozen, xp.zeros_like(step), step)
-    return _try(space, state, step, box)
+    return _try(space, state._replace(factor=factor), step, box)
 
 
 def probe(state: LMState) -> Array:
@@ -158,17 +185,30 @@ def probe(state: LMState) -> Array:
     return state.x + _PROBE * (state.trial - state.x)
 
 
-def accelerate(space: Space, state: LMState, residuals: Array, box: Any) -> LMState:
-    """The state whose step bends along with the residuals; those at `probe` are given."""
+def accelerate(
+    settings: Settings, space: Space, state: LMState, residuals: Array, box: Any
+) -> LMState:
+    """The state whose step bends along with the residuals; those at `probe` are given.
+
+    Only `step` and `trial` change.
+    """
     xp, linear = space.xp, state.linear
     z = state.step * linear.scale
-    change = (residuals - state.residuals) * (1.0 / _PROBE) * linear.row_weights
-    along = _transposed(space, linear.Q, change) - space.products(linear.R, z)
-    bent = 0.5 * _damped(space, linear.R, (2.0 / _PROBE) * along, state.mu)
-    # twice the whole acceleration, of which half enters the step
+    change = (residuals - state.residuals) * (1.0 / _PROBE)
+    if settings.loss != "linear":
+        rows, _ = _weights(settings, space, state.residuals)
+        change = change * rows * rows
+    linear_change = space.products(xp.matrix_transpose(linear.R), space.products(linear.R, z))
+    along = space.products(state.columns, change) / linear.scale - linear_change
+    if box is not None:
+        still = linear.frozen | (state.trial <= box[0]) | (state.trial >= box[1])
+        along = xp.where(still, xp.zeros_like(along), along)
+    # Half of 2 / _PROBE: half of the acceleration enters the step.
+    along = space.solve_upper(state.factor, along * (-1.0 / _PROBE), transposed=True)
+    bent = space.solve_upper(state.factor, along)
+    # twice the whole acceleration
     short = 4.0 * _norm(space, bent) <= _LONGEST * _norm(space, z)
-    step = space.pick(short, state.step + bent / linear.scale, state.step)
-    step = xp.where(linear.frozen, xp.zeros_like(step), step)
+    step = space.pick(short & state.curved, state.step + bent / linear.scale, state.step)
     return _try(space, state, step, box)._replace(predicted=state.predicted)
 
 
@@ -176,10 +216,15 @@ def judge(settings: Settings, space: Space, state: LMState, residuals: Array) ->
     """Whether the trial, with these residuals, is the next iterate."""
     xp, fn = space.xp, space.scalars
     # Term by term first: the difference of the sums would lose digits.
-    old, new = (
-        robust.cost(xp, settings.loss, settings.f_scale, r) for r in (state.residuals, residuals)
-    )
-    value, decrease = space.sum(new), space.sum(old - new)
+    if settings.loss == "linear":
+        value, old = _cost(settings, space, residuals), state.residuals
+        decrease = 0.5 * space.dot(old - residuals, old + residuals)
+    else:
+        old, new = (
+            robust.cost(xp, settings.loss, settings.f_scale, r)
+            for r in (state.residuals, residuals)
+        )
+        value, decrease = space.sum(new), space.sum(old - new)
     predicted = state.predicted
     ratio = decrease / fn.where(predicted > 0.0, predicted, 1.0)
     good = (predicted > 0.0) & (decrease > _ENOUGH * predicted)
@@ -191,19 +236,20 @@ def judge(settings: Settings, space: Space, state: LMState, residuals: Array) ->
 
 def advance(
     settings: Settings, space: Space, state: LMState, verdict: Verdict, residuals: Array,
-    jacobian: Any, box: Any,
+    columns: Any, linear: Any,
 ) -> LMState:
-    """The state after a trial, to be aimed; jacobian: that there, or None if none was accepted."""
+    """The state after a trial, to be aimed.
+
+    columns, linear : those at the trial where it was accepted, elsewhere those at the iterate; or
+        None if none was accepted.
+    """
     fn, old = space.scalars, state
     running = state.status == _RUNNING
     accepted = verdict.accepted
-    if jacobian is None:
+    if columns is None:
         accepted = accepted & fn.logical_not(accepted)
-        linear, jacobian = old.linear, old.jacobian
+        linear, columns = old.linear, old.columns
     else:
-        linear = _linearize(
-            settings, space, state.trial, residuals, jacobian, box, old.linear.scale, verdict.value
-        )
         accepted = accepted & linear.finite
         linear = space.merge(accepted, linear, old.linear)
     refused = running & fn.logical_not(accepted)
@@ -227,8 +273,13 @@ def advance(
     small_step = fn.where(accepted & short, old.small_step + 1, 0)
     stalled = fn.where(accepted & verdict.hidden & fn.logical_not(better), old.stalled + 1, 0)
     left = _norm(space, old.linear.q)
+    noise = _noise(space, old)
+    # Damped tenfold a step follows the gradient, whatever the curvature; this is its gain.
+    slope = _transposed(space, old.linear.R, old.linear.q)
+    gain = 0.05 * space.dot(slope, slope)
     rounding = (
-        (_promise(fn, old) <= _noise(space, old))
+        (_promise(fn, old) <= noise)
+        | (gain <= 16.0 * noise)
         | (left <= 1e3 * eps * old.largest)
         | (left <= 16.0 * _blur(space, old))
     )
@@ -236,7 +287,9 @@ def advance(
     status = old.status
     status = fn.where(exhausted & rounding, int(Status.PRECISION), status)
     status = fn.where(exhausted & fn.logical_not(rounding), int(Status.LINE_SEARCH), status)
-    status = fn.where(accepted & (stalled >= _PATIENCE), int(Status.PRECISION), status)
+    rest = linear.optimality * linear.optimality * old.value
+    patience = fn.where(rest <= 16.0 * noise, _PATIENCE, fn.full(_LONG_PATIENCE, stalled))
+    status = fn.where(accepted & (stalled >= patience), int(Status.PRECISION), status)
     status = fn.where(small_step >= _SETTLED, int(Status.STEP), status)
     status = fn.where(small_value >= _SETTLED, int(Status.VALUE), status)
     status = fn.where(accepted & (linear.optimality <= settings.gtol), int(Status.GRADIENT), status)
@@ -245,9 +298,10 @@ def advance(
     state = LMState(
         space.pick(accepted, old.trial, old.x),
         space.pick(accepted, residuals, old.residuals),
-        space.pick_rows(accepted, jacobian, old.jacobian),
+        columns,
         fn.where(accepted, verdict.value, old.value),
-        linear, mu, growth, old.step, old.trial, old.predicted, _promise(fn, old), status,
+        linear, mu, growth, old.factor, old.step, old.trial, old.predicted, _promise(fn, old),
+        refused | (fn.abs(verdict.ratio - 1.0) > _CURVED), status,
         fn.where(accepted, old.nit + 1, old.nit),
         small_value, small_step, stalled,
         fn.maximum(old.largest, _norm(space, linear.q)),
@@ -255,20 +309,49 @@ def advance(
     return _limited(settings, space, state)
 
 
-def _linearize(
-    settings: Settings, space: Space, x: Array, residuals: Array, jacobian: Array, box: Any,
-    largest: Any, value: Array,
+def linearize(
+    settings: Settings, space: Space, x: Array, residuals: Array, columns: Array, box: Any,
+    largest: Any,
 ) -> Linear:
-    """The linear residuals at x; `largest` is D of the iterate before."""
+    """The linear residuals at x, by the normal equations; `largest` is D of the iterate before.
+
+    What is `hard` is to be had from `decompose`.
+    """
+    xp, p = space.xp, x.shape[-1]
+    weighted = residuals
+    if settings.loss != "linear":
+        of_rows, of_residuals = _weights(settings, space, residuals)
+        columns, weighted = columns * of_rows[:, None, :], residuals * of_residuals
+    gram, norms, kept = space.normal_matrix(columns)
+    slope = space.products(columns, weighted)
+    slope = slope / xp.where(norms > 0.0, norms, xp.ones_like(norms))
+    frozen = _frozen(space, x, slope, box)
+    if box is not None:
+        one = xp.eye(p, dtype=gram.dtype, device=space.backend.device)
+        out = frozen[:, None, :] | frozen[..., None]
+        gram = xp.where(out, xp.broadcast_to(one, gram.shape), gram)
+        slope = xp.where(frozen, xp.zeros_like(slope), slope)
+    rows, least = space.eliminate(xp.concat([gram, slope[..., None]], axis=-1))
+    R, q = rows[..., :p], rows[..., p]
+    sound = (least > space.safe_pivot) & xp.all(kept | frozen, axis=-1)
+    part = _norm(space, q)
+    sound = sound & xp.isfinite(part)
+    hard = xp.logical_not(sound)
+    return _linear(settings, space, residuals, R, q, part, norms, largest, frozen, sound, hard)
+
+
+def decompose(
+    settings: Settings, space: Space, x: Array, residuals: Array, columns: Array, box: Any,
+    largest: Any,
+) -> Linear:
+    """`linearize` by a QR decomposition, for any Jacobian."""
     xp, backend = space.xp, space.backend
-    finite = xp.all(xp.isfinite(jacobian), axis=(-2, -1)) & xp.all(xp.isfinite(residuals), axis=-1)
+    finite = xp.all(xp.isfinite(columns), axis=(-2, -1)) & xp.all(xp.isfinite(residuals), axis=-1)
     # What is not finite must not reach a decomposition, where it might harm other problems.
-    jacobian = xp.where(finite[:, None, None], jacobian, xp.zeros_like(jacobian))
+    columns = xp.where(finite[:, None, None], columns, xp.zeros_like(columns))
     residuals = space.pick(finite, residuals, xp.zeros_like(residuals))
-    of_rows, of_residuals = robust.weights(
-        xp, settings.loss, settings.f_scale, residuals, _LEAST_BEND
-    )
-    columns = xp.matrix_transpose(jacobian * of_rows[..., None])
+    of_rows, of_residuals = _weights(settings, space, residuals)
+    columns = columns * of_rows[:, None, :]
     weighted = residuals * of_residuals
 
     # Sums of squares may overflow where the norms do not.
@@ -278,14 +361,8 @@ def _linearize(
     norms = xp.sqrt(space.dot(columns, columns))
     columns = columns / xp.where(norms > 0.0, norms, xp.ones_like(norms))[..., None]
     norms = norms * unit
-    scale = norms if largest is None else xp.maximum(norms, largest)
-    scale = xp.where(scale > 0.0, scale, xp.ones_like(scale))
-
-    frozen = xp.zeros(x.shape, dtype=xp.bool, device=backend.device)
-    if box is not None:
-        slope = space.products(columns, weighted)
-        frozen = ((x <= box[0]) & (slope >= 0.0)) | ((x >= box[1]) & (slope <= 0.0))
-        columns = xp.where(frozen[..., None], xp.zeros_like(columns), columns)
+    frozen = _frozen(space, x, space.products(columns, weighted), box)
+    columns = xp.where(frozen[..., None], xp.zeros_like(columns), columns)
 
     p, m = columns.shape[-2:]
     if m < p:
@@ -299,20 +376,54 @@ def _linearize(
     diagonal = space.sum(xp.abs(R * one))
     seen = diagonal > max(m, p) * backend.eps
     part = _norm(space, xp.where(seen, q, xp.zeros_like(q)))
-    whole = xp.sqrt(2.0 * value)
+    hard = xp.ones_like(finite)
+    return _linear(settings, space, residuals, R, q, part, norms, largest, frozen, finite, hard)
+
+
+def _linear(
+    settings: Settings, space: Space, residuals: Array, R: Array, q: Array, part: Array,
+    norms: Array, largest: Any, frozen: Array, finite: Array, hard: Array,
+) -> Linear:
+    """From R of columns of unit length, and the norm of what of q counts."""
+    xp = space.xp
+    scale = norms if largest is None else xp.maximum(norms, largest)
+    scale = xp.where(scale > 0.0, scale, xp.ones_like(scale))
+    R = xp.where(frozen[:, None, :], xp.zeros_like(R), R * (norms / scale)[:, None, :])
+    whole = xp.sqrt(2.0 * _cost(settings, space, residuals))
     optimality = part / xp.where(whole > 0.0, whole, xp.ones_like(whole))
-    return Linear(
-        Q[:, :m, :], R * (norms / scale)[:, None, :], q, of_rows, scale, frozen, optimality, finite
-    )
+    return Linear(R, q, scale, frozen, optimality, finite, hard)
 
 
-def _damped(space: Space, R: Array, q: Array, mu: Array) -> Array:
-    """The z that minimises |q + R z|^2 + mu |z|^2."""
+def _cost(settings: Settings, space: Space, residuals: Array) -> Array:
+    if settings.loss == "linear":
+        return 0.5 * space.dot(residuals, residuals)
+    return space.sum(robust.cost(space.xp, settings.loss, settings.f_scale, residuals))
+
+
+def _weights(settings: Settings, space: Space, residuals: Array) -> tuple[Array, Array]:
+    return robust.weights(space.xp, settings.loss, settings.f_scale, residuals, _LEAST_BEND)
+
+
+def _frozen(space: Space, x: Array, slope: Array, box: Any) -> Array:
+    """Parameters at a bound that the slope pushes against."""
+    if box is None:
+        return space.xp.zeros(x.shape, dtype=space.xp.bool, device=space.backend.device)
+    return ((x <= box[0]) & (slope >= 0.0)) | ((x >= box[1]) & (slope <= 0.0))
+
+
+def _damped(exact: bool, space: Space, R: Array, q: Array, mu: Array) -> tuple[Array, Array]:
+    """The z that minimises |q + R z|^2 + mu |z|^2, and R of that problem."""
     xp, p = space.xp, R.shape[-1]
     one = xp.eye(p, dtype=R.dtype, device=space.backend.device)
-    stacked = xp.concat([R, xp.sqrt(mu)[:, None, None] * one], axis=-2)
-    Q, R = space.qr(stacked)
-    return space.solve_upper(R, -_transposed(space, Q[:, :p, :], q))
+    if exact:
+        stacked = xp.concat([R, xp.sqrt(mu)[:, None, None] * one], axis=-2)
+        Q, factor = space.qr(stacked)
+        return space.solve_upper(factor, -_transposed(space, Q[:, :p, :], q)), factor
+    transposed = xp.matrix_transpose(R)
+    normal = space.matmul(transposed, R) + mu[:, None, None] * one
+    right = space.products(transposed, -q)
+    rows, _ = space.eliminate(xp.concat([normal, right[..., None]], axis=-1))
+    return space.substitute(rows[..., :p], rows[..., p]), rows[..., :p]
 
 
 def _try(space: Space, state: LMState, step: Array, box: Any) -> LMState:
@@ -333,7 +444,10 @@ def _promise(fn: Any, state: LMState) -> Array:
 
 def _blur(space: Space, state: LMState) -> Array:
     """What rounding does to the residuals: at the least what that of the parameters does."""
-    return space.backend.eps * space.sum(space.xp.abs(state.linear.scale * state.x))
+    xp, R = space.xp, state.linear.R
+    columns = xp.matrix_transpose(R)
+    norms = xp.sqrt(space.dot(columns, columns)) * state.linear.scale
+    return space.backend.eps * space.sum(xp.abs(norms * state.x))
 
 
 def _noise(space: Space, state: LMState) -> Array:
