@@ -143,7 +143,8 @@ class Backend:
         if self.name != "numpy" or array.ndim != 1:
             return self.xp.max(self.xp.abs(array), axis=-1)
         # No temporary, and arguments come faster than values. Both are the place of a nan.
-        return max(abs(array[array.argmax()]), abs(array[array.argmin()]))
+        high, low = abs(array[array.argmax()]), abs(array[array.argmin()])
+        return low if low > high else high
 
     # --- between the host and the device -------------------------------------------------------
 

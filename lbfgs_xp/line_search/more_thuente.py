@@ -77,20 +77,11 @@ class MoreThuente(LineSearch):
         return decreased & (fn.abs(dphi) <= self.c2 * -search.dphi0)
 
     def first(self, fn: Scalars, phi0: Scalar, dphi0: Scalar, alpha0: Scalar) -> Bracket:
-        no = fn.full(False, phi0)
-        zero = fn.full(0.0, phi0)
+        no, zero = fn.full(False, phi0), fn.full(0.0, phi0)
         start = Point(zero, phi0, dphi0)
-        width = self.alpha_max - self.alpha_min
-        return Bracket(
-            no,
-            no,
-            start,
-            start,
-            zero,
-            alpha0 + GROW_MAX * alpha0,
-            fn.full(width, phi0),
-            fn.full(width / 0.5, phi0),
-        )
+        width = fn.full(self.alpha_max - self.alpha_min, phi0)
+        high = alpha0 + GROW_MAX * alpha0
+        return Bracket(no, no, start, start, zero, high, width, width / 0.5)
 
     def next(
         self, fn: Scalars, search: Search, phi: Scalar, dphi: Scalar

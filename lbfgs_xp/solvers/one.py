@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from lbfgs_xp.backend import Array, is_array
@@ -71,10 +72,10 @@ def _arrive(
         rows = space.backend.write_pair(pairs.rows, pairs.slot, s, new, old)
         if rows is not pairs.rows:
             pairs = pairs._replace(rows=rows)
+        norm = space.read_one(space.max_abs(gradient))
         with_gradient, with_change, squared = curvature.products(
             space, pairs, new, slope, state.with_gradient, state.squared
         )
-        norm = space.read_one(space.max_abs(gradient))
     else:
         pairs, with_gradient, with_change, norm, squared = offered
     bare = pairs.count == 0
@@ -150,10 +151,10 @@ def begin(
         with_gradient = space.small_products(pairs.rows, inner)
     else:
         with_gradient = space.small_zeros(pairs.rows.shape[:1])  # without touching the rows
-    squared = space.read_one(space.dot(inner, inner))
+    squared = space.read_one(space.dot(inner, inner)) if space.remote else math.inf
     state = _aim(
         solver, space, x, value, value, gradient, norm, 0.0, pairs, weights, solver.pace,
-        float("inf"), with_gradient, squared, False,
+        math.inf, with_gradient, squared, False,
     )
     return state._replace(accepted=False)
 
