@@ -165,9 +165,8 @@ def accept(space: Space, pairs: Pairs, change: Array, slope: float, scale: bool)
         inverse[:, slot] = gram[slot] = gram[:, slot] = diagonal[slot] = 0.0
         return pairs._replace(count=min(count, m - 1))
     column = space.matvec(inverse, change[:m])
-    column *= -rho
-    column[slot] = rho
-    inverse[:, slot] = column
+    np.multiply(column, np.asarray(-rho), inverse[:, slot])
+    inverse[slot, slot] = rho
     gram[slot] = gram[:, slot] = change[m:]
     diagonal[slot] = curvature
     return named(Pairs, (

@@ -39,13 +39,10 @@ def step(
 
     lowest = Lowest(old.alpha, phi, gradient) if lower else state.lowest
     if search.status == SEARCHING:
-        return state._replace(
-            search=search,
-            trial=space.move(state.x, search.alpha, state.direction),
-            seen=phi,
-            lowest=lowest,
-            accepted=False,
-        )
+        trial = space.move(state.x, search.alpha, state.direction)
+        return named(LBFGSState, (
+            *state[:6], search, trial, phi, lowest, *state[10:16], False, *state[17:]
+        ))
     if not search.best_phi < search.phi0:
         return _give_up(solver, space, state, search, phi)
     # Stuck, but lower than the start: the lowest trial is the new iterate.
@@ -134,9 +131,9 @@ def _aim(
     search = solver.line_search.begin(
         value, slope, first, abs(value) * space.backend.noise
     )
-    trial, lowest = space.move(x, search.alpha, direction), named(Lowest, (0.0, value, gradient))
+    trial = space.move(x, search.alpha, direction)
     return named(LBFGSState, (
-        x, value, gradient, norm, alpha, direction, search, trial, seen, lowest, pairs,
+        x, value, gradient, norm, alpha, direction, search, trial, seen, None, pairs,
         with_gradient, squared, weights, pace, decrement, True, False, unbounded,
     ))
 
