@@ -238,6 +238,25 @@ class Backend:
             return [array[chosen] for array in arrays]
         return [self.xp.take(array, chosen, axis=0) for array in arrays]
 
+    @staticmethod
+    def take(array: Array, order: Array) -> Array:
+        """The rows array[order] of an array of any library; `order` is of the same."""
+        if isinstance(array, np.ndarray):
+            # Along the last axis where the rows lie across the memory.
+            across = array.ndim > 1 and array.flags.f_contiguous
+            return array.T.take(order, axis=-1).T if across else array.take(order, axis=0)
+        xp = _namespace(array)
+        return array[order] if compat.is_torch_namespace(xp) else xp.take(array, order, axis=0)
+
+    def rows_of(self, array: Array, order: Array) -> Array:
+        """`take` from an array of any library, by numbers of this one."""
+        if type(array) is not type(order) or not self.holds(array):
+            xp, host = _namespace(array), self.to_host(order)
+            order = host if isinstance(array, np.ndarray) else xp.asarray(
+                host, device=compat.device(array)
+            )
+        return self.take(array, order)
+
     def order(self, indices: np.ndarray) -> Array:
         """Indices of the host as an integer array of this library on this device."""
         return self.from_host(indices, self.xp.asarray(0).dtype)

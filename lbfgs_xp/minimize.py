@@ -12,17 +12,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lbfgs_xp import stopping
-from lbfgs_xp.backend import Array, is_array, is_true
+from lbfgs_xp.backend import Array, Backend, is_array, is_true
 from lbfgs_xp.methods import Plan, Stage, plan_of
 from lbfgs_xp.objective import Objective
 from lbfgs_xp.phases import Limits, joined
 from lbfgs_xp.progress import Live
 from lbfgs_xp.result import Best, Record, Result, State, Status
+from lbfgs_xp.rows import Rows, size_of
 from lbfgs_xp.scalars import named
 from lbfgs_xp.solvers.contract import optimality
 from lbfgs_xp.space import FixedOrderSpace, Space
 from lbfgs_xp.stopping import Criteria, Progress
-from lbfgs_xp.tree import Layout, map_leaves
+from lbfgs_xp.tree import Layout, flatten, unflatten
 
 _RUNNING = int(Status.RUNNING)
 _SUCCESSES = [int(member) for member in Status if member.success]
@@ -47,6 +48,7 @@ def minimize(
     maxfun: int | None = None,
     maxtime: float | None = None,
     batched: bool = False,
+    pass_rows: bool = False,
     reproducible: bool = False,
     callback: Callable[[Record], Any] | None = None,
     progress: bool = False,
@@ -97,7 +99,13 @@ def minimize(
         Budgets, for each problem of a batch. maxfun is honoured inside the line search.
     batched : bool
         x0 is (B, ...) and fun maps it to (B,): B independent problems, each with its own memory,
-        line search and status.
+        line search and status. Problems that are done leave the batch, so that fun is soon handed
+        fewer rows than B. Arrays in args whose first axis is B belong to the rows: fun is handed
+        the entries of its rows. (On JAX, which compiles for each shape, a batch shrinks to 1024,
+        4096, 16384, ... rows only; some of those are done already.)
+    pass_rows : bool
+        For a batch: fun (and jac, hess) are called as fun(x, rows, *args), with the numbers of the
+        rows of x, an array (k,) of integers like x; and args are handed over as they are.
     reproducible : bool
         Every sum in a fixed order: the same bits on every library whose elementary operations
         round as IEEE 754 tells, if fun does its part (see `lx.fixed_sum`). Slower.
@@ -145,7 +153,7 @@ def minimize(
             f"state was passed with {len(plan.stages)} phases; wanted the one method to go on with"
         )
     space = (FixedOrderSpace if reproducible else Space)(layout.backend, batched)
-    objective = Objective(fun, args, jac, has_aux, layout)
+    objective = Objective(fun, args, jac, has_aux, layout, pass_rows)
     run = _Run(plan, space, objective, hess)
     watched = progress or callback is not None
     # Trials that overflow are ordinary, so NumPy's warnings are off; but not inside the user's
@@ -170,6 +178,7 @@ def minimize(
             run.end(Status.INTERRUPTED)
         except Exception as error:
             if run.now is not None:
+                _explain(error, run.rows, run.layout)
                 _attach(error, run.result())
             raise
     return run.result()
@@ -190,7 +199,9 @@ class _Run:
         self.plan = plan
         self.space = space
         self.objective = objective
-        self.now: _Now | None = None
+        self.layout = objective.layout
+        self.now: Any = None    # a _Now, once the start is known
+        self.rows = Rows()
         # Runs the user's functions as the caller of `minimize` would.
         self.outside = contextvars.copy_context().run
         self._last_deadline = time.perf_counter() + plan.maxtime
@@ -200,7 +211,7 @@ class _Run:
         self._enter()
 
     def _prepared(self, stage: Stage, hess: Any) -> tuple[Callable, Callable]:
-        """`_init` and `_after` of a phase."""
+        """Of a phase: `_init`, and from its solver to `_after`."""
         solver, space = stage.solver, self.space
         more: dict[str, Any] = {}
         if getattr(solver, "needs_hessian", False):
@@ -210,14 +221,19 @@ class _Run:
         # is a function of the user's.
         compiled = space.batched and _compilable(solver) and not space.reproducible
         prepare = space.backend.jit if compiled else functools.partial
-        init = prepare(_init, solver, space)
-        after = prepare(_after, solver, space, stage.criteria.xtol > 0.0)
-        return functools.partial(init, **more), functools.partial(after, **more)
+
+        def after(solver: Any) -> Callable:
+            return functools.partial(
+                prepare(_after, solver, space, stage.criteria.xtol > 0.0), **more
+            )
+
+        return functools.partial(prepare(_init, solver, space), **more), after
 
     def _enter(self) -> None:
         """Makes the next phase the one under way."""
-        stage, self._init, self._after = self._ahead.pop(0)
+        stage, self._init, self._after_of = self._ahead.pop(0)
         self.solver, self.criteria = stage.solver, stage.criteria
+        self._after = self._after_of(self.solver)
         self.deadline = min(self._last_deadline, time.perf_counter() + stage.maxtime)
         self._departures = 0
 
@@ -239,6 +255,9 @@ class _Run:
             raise ValueError(
                 "fun changed x in place; wanted a function that leaves its argument as it is"
             )
+        self._aux_places = []
+        if space.batched:
+            self._aux_places = _places_of_rows(aux, space, self.layout.batch[0])
         inner = self._init(start, value, gradient, pairs)
         best = Best(start, inner.value, gradient, inner.gradient_norm, inner.value)
         self.aux = aux
@@ -258,20 +277,69 @@ class _Run:
         self._departed = inner.value
 
     def running(self) -> bool:
-        """Whether some problem has not stopped: the one read of an evaluation of a batch."""
-        assert self.now is not None
-        return self.space.any(self.now.progress.status == _RUNNING)
+        """Whether some problem has not stopped: the one read of an evaluation of a batch, from
+        which rows leave where enough are done."""
+        space, status = self.space, self.now.progress.status
+        if not space.batched:
+            return status == _RUNNING
+        running = status == _RUNNING
+        count, size = space.count(running), status.shape[0]
+        fewer = size_of(space.backend, size, count)
+        if count > 0 and fewer < size:
+            self._go_on_with(*self.rows.part(space, self._known(), running, fewer))
+        return count > 0
+
+    def _whole(self) -> None:
+        """Puts the rows that have left back into the batch."""
+        if self.rows.here is not None:
+            self._go_on_with(Rows(), self.rows.join(self.space, self._known()))
+
+    def _known(self) -> tuple[_Now, Criteria, tuple]:
+        """All that has an entry for each row of the batch."""
+        return self.now, self.criteria, self._aux_of_rows()
+
+    def _go_on_with(self, rows: Rows, known: tuple[_Now, Criteria, tuple]) -> None:
+        """Makes these rows, of which this is known, the batch."""
+        space, (now, criteria, aux) = self.space, known
+        # In one statement, which no interruption can part.
+        self.rows, self.now, self.criteria, self.aux = rows, now, criteria, self._with_aux(aux)
+        self.objective.of_rows(None if rows.here is None else space.send(rows.here))
+        if hasattr(self.solver, "of_rows"):
+            solver, (count,) = self.solver, self.layout.batch
+            if rows.here is not None:
+                solver = solver.of_rows(space, count, rows.here)
+            self._after = self._after_of(solver)
+
+    def _aux_of_rows(self) -> tuple:
+        """Those leaves of the auxiliary output that have an entry for each row."""
+        leaves, _ = flatten(self.aux)
+        return tuple(leaves[place] for place in self._aux_places)
+
+    def _with_aux(self, of_rows: tuple) -> Any:
+        """The auxiliary output with these leaves in their places."""
+        leaves, structure = flatten(self.aux)
+        for place, leaf in zip(self._aux_places, of_rows, strict=True):
+            leaves[place] = leaf
+        return unflatten(structure, leaves)
 
     def advance(self) -> bool:
         """One evaluation and what follows from it; whether an iteration may have ended."""
-        assert self.now is not None
         before = self.objective.nfev
         value, gradient, aux = self.outside(self.objective.evaluate, self.now.solver.trial)
         count = self.objective.nfev - before
         self.now, better = self._after(self.now, self.criteria, value, gradient, count)
         if self.objective.has_aux:
-            self.aux = _pick_aux(self.space, better, aux, self.aux)
+            self._take_up(aux, better)
         return self.space.batched or self.now.solver.accepted
+
+    def _take_up(self, aux: Any, better: Any) -> None:
+        """The auxiliary output of the better point; in a batch, of each problem on its own."""
+        if not self.space.batched:
+            self.aux = aux if better else self.aux
+            return
+        before, self.aux = self._aux_of_rows(), aux
+        picked = self.space.merge(better, self._aux_of_rows(), before)
+        self.aux = self._with_aux(picked)
 
     def go_on_from_best(self) -> bool:
         """Sets out again from the best point where a run has settled elsewhere.
@@ -279,7 +347,7 @@ class _Run:
         A trial that was passed over may be lower than all that came after it, in another valley.
         From a point that it has set out from before, the run would only go the same way again.
         """
-        assert self.now is not None
+        self._whole()
         if not getattr(self.solver, "searches", True):
             return False
         space, fn, (state, p, best) = self.space, self.space.scalars, self.now
@@ -302,7 +370,7 @@ class _Run:
 
     def next_phase(self) -> bool:
         """Goes on with the next method that has something left to do, at the best point so far."""
-        assert self.now is not None
+        self._whole()
         if not self._ahead:
             return False
         space, objective, (_, p, best) = self.space, self.objective, self.now
@@ -326,7 +394,6 @@ class _Run:
 
     def end(self, status: Status) -> None:
         """Ends what still runs."""
-        assert self.now is not None
         p = self.now.progress
         ended = self.space.scalars.where(
             p.status == _RUNNING, int(status), p.status
@@ -334,18 +401,10 @@ class _Run:
         self.now = self.now._replace(progress=p._replace(status=ended))
 
     def record(self) -> Record:
-        assert self.now is not None
-        state, p = self.now.solver, self.now.progress
+        shown = self.rows.join(self.space, _shown(self.now), lambda left: _shown(left[0]))
         # A copy, for the callback may do with it what it likes.
-        x = self.space.backend.own(state.x)
-        return Record(
-            self.objective.layout.to_tree(x),
-            self._public(state.value),
-            self._public(state.gradient_norm),
-            self._public(state.step),
-            self._public(p.nit),
-            self._public(p.nfev),
-        )
+        x = self.space.backend.own(shown.x)
+        return Record(self.layout.to_tree(x), *(self._public(scalar) for scalar in shown[1:]))
 
     def result(self) -> Result:
         last = self._phase()
@@ -353,8 +412,8 @@ class _Run:
 
     def _phase(self) -> Result:
         """The result of the phase under way; its counts are those of the run so far."""
-        assert self.now is not None
-        space, layout = self.space, self.objective.layout
+        self._whole()
+        space, layout = self.space, self.layout
         state, p, best = self.now
         status: Any
         message: Any
@@ -382,15 +441,20 @@ class _Run:
         )
 
     def _inverse_hessian(self) -> Any:
-        assert self.now is not None
         make = getattr(self.solver, "inverse_hessian", None)
         if make is None:
             return None
-        return make(self.space, self.now.solver).named(self.objective.layout.to_tree)
+        return make(self.space, self.now.solver).named(self.layout.to_tree)
 
     def _public(self, scalar: Any) -> Any:
         """A scalar of each problem as the user sees it."""
         return self.space.send(scalar) if self.space.batched else scalar
+
+
+def _shown(now: _Now) -> Record:
+    """What a record shows of a run."""
+    state, p = now.solver, now.progress
+    return Record(state.x, state.value, state.gradient_norm, state.step, p.nit, p.nfev)
 
 
 def _init(
@@ -499,17 +563,14 @@ def _better(
     return best, better
 
 
-def _pick_aux(space: Space, better: Any, new: Any, old: Any) -> Any:
-    """The auxiliary output of the better point; in a batch, of each problem on its own."""
-    if not space.batched:
-        return new if better else old
-    return map_leaves(functools.partial(_pick_rows, space, better), new, old)
-
-
-def _pick_rows(space: Space, mask: Array, new: Any, old: Any) -> Any:
-    if not is_array(new) or tuple(new.shape[:1]) != tuple(mask.shape):
-        return new
-    return space.pick_rows(mask, new, old)
+def _places_of_rows(aux: Any, space: Space, count: int) -> list[int]:
+    """Which leaves of an auxiliary output have an entry for each of so many rows."""
+    names = {space.backend.name, "numpy"}
+    leaves, _ = flatten(aux)
+    return [
+        place for place, leaf in enumerate(leaves)
+        if is_array(leaf) and tuple(leaf.shape[:1]) == (count,) and Backend.name_of(leaf) in names
+    ]
 
 
 def _succeeded(status: Any) -> Any:
@@ -547,6 +608,18 @@ def _checked(state: Any, x: Array, solver: Any, space: Space) -> State:
         raise ValueError(f"state was passed, but {type(solver).__name__} cannot go on from one")
     solver.check_state(state.solver)
     return state
+
+
+def _explain(error: BaseException, rows: Rows, layout: Layout) -> None:
+    """Says what may have surprised a function of a batch."""
+    if rows.here is None:
+        return
+    with contextlib.suppress(Exception):
+        error.add_note(
+            f"lbfgs_xp: fun was handed {len(rows.here)} of the {layout.batch[0]} rows of x0, for "
+            "those that are done leave the batch; hand it data of the rows as args=, or take the "
+            "numbers of its rows with pass_rows=True"
+        )
 
 
 def _attach(error: BaseException, result: Result) -> None:

@@ -22,29 +22,40 @@ class Objective:
 
     Parameters
     ----------
-    fun, args, jac, has_aux
+    fun, args, jac, has_aux, pass_rows
         As in `lx.minimize`.
     layout : Layout
         Between the user's parameters and the vector.
 
     Attributes
     ----------
+    layout : Layout
+        That of the problems in the batch.
     nfev, nhev : int
         How often `fun` was called; how often the Hessian was formed.
     """
 
-    def __init__(self, fun: Callable, args: tuple, jac: Any, has_aux: bool, layout: Layout):
+    def __init__(
+        self, fun: Callable, args: tuple, jac: Any, has_aux: bool, layout: Layout,
+        pass_rows: bool = False,
+    ):
         if not callable(fun):
             raise TypeError(f"fun is a {type(fun).__name__}; wanted a function of x")
         if not isinstance(args, tuple):
             args = (args,)
-        self.layout = layout
+        if pass_rows and not layout.batch:
+            raise ValueError("pass_rows is True for one problem; wanted it with batched=True")
+        self.layout = self._whole = layout
+        self._all_args = args
+        self._pass_rows = pass_rows
         self.backend = layout.backend
         self.fun = fun
         self.args = args
         self.has_aux = has_aux
         self.nfev = self.nhev = 0
         self.jac: Any = None
+        if layout.batch:
+            self.of_rows(None)
         self._evaluate = self._choose(jac)
         # Like the gradient, the values of a batch may be in a buffer that fun fills again.
         self.evaluate = self._kept if layout.batch else self._evaluate
@@ -56,6 +67,23 @@ class Objective:
         """(value, gradient, aux) at the vector x: (...), (..., n), anything."""
         return self.evaluate(x)
 
+    def of_rows(self, here: Array | None) -> None:
+        """From now on x holds the problems with these numbers, (k,); None: all of them."""
+        count = self._whole.batch[0]
+        self.layout = self._whole if here is None else self._whole.of_rows(here.shape[0])
+
+        def rows(leaf: Any) -> Any:
+            belongs = is_array(leaf) and tuple(leaf.shape[:1]) == (count,)
+            return self.backend.rows_of(leaf, here) if belongs else leaf
+
+        if self._pass_rows:
+            numbers = self.backend.order(np.arange(count)) if here is None else here
+            self.args = (numbers, *self._all_args)
+        elif here is None:
+            self.args = self._all_args
+        else:
+            self.args = tuple(map_leaves(rows, arg) for arg in self._all_args)
+
     def _kept(self, x: Array) -> tuple[Any, Array, Any]:
         value, gradient, aux = self._evaluate(x)
         return self.backend.own(value), gradient, aux
@@ -65,8 +93,7 @@ class Objective:
 
         hess : as in `lx.minimize`; None: automatic differentiation.
         """
-        layout = self.layout
-        if any(layout.complex):
+        if any(self.layout.complex):
             raise TypeError(
                 "x0 is complex; wanted real x0 for a method that needs the Hessian, which is that "
                 "of real variables"
@@ -77,14 +104,14 @@ class Objective:
                 "returns the Hessian; or an x0 of a library that differentiates; or choose a "
                 'method that needs no Hessian, such as "lbfgs"'
             )
-        if hess is None:
-            value = _first_and_aux if self._evaluate == self._both else _value_and_aux
-            differentiated = self.backend.hessian(value, self.fun, self.has_aux, layout)
-        shape = (*layout.batch, layout.size, layout.size)
+        value = _first_and_aux if self._evaluate == self._both else _value_and_aux
 
         def evaluate(x: Array) -> Array:
+            layout = self.layout
+            shape = (*layout.batch, layout.size, layout.size)
             self.nhev += 1
             if hess is None:
+                differentiated = self.backend.hessian(value, self.fun, self.has_aux, layout)
                 matrix = differentiated(self.args, x)
             else:
                 # A copy, for a function that is called once an iteration may well change it.
@@ -112,9 +139,6 @@ class Objective:
             raise ValueError(
                 f"{self.backend.name} has no automatic differentiation: {_WAYS_OUT}"
             )
-        self._differentiated = self.backend.value_and_gradient(
-            _value_and_aux, self.fun, self.has_aux, self.layout
-        )
         return self._automatic
 
     # --- the four ways to a gradient -----------------------------------------------------------
@@ -143,7 +167,10 @@ class Objective:
 
     def _automatic(self, x: Array) -> tuple[Any, Array, Any]:
         self.nfev += 1
-        value, gradient, aux = self._differentiated(self.args, x)
+        differentiated = self.backend.value_and_gradient(
+            _value_and_aux, self.fun, self.has_aux, self.layout
+        )
+        value, gradient, aux = differentiated(self.args, x)
         return value, gradient, map_leaves(self.backend.constant, aux) if self.has_aux else None
 
     def _differences(self, x: Array) -> tuple[Any, Array, Any]:

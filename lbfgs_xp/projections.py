@@ -37,6 +37,7 @@ from lbfgs_xp.space import Space
 __all__ = ["Box", "Halfspace", "L1Ball", "L2Ball", "NonNegative", "Projection", "Simplex"]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Projection(ABC):
     """A convex set, as the function that maps a point to the nearest point of the set.
 
@@ -77,6 +78,17 @@ class Projection(ABC):
     @abstractmethod
     def project(self, space: Space, x: Array) -> Array:
         """The nearest points to x (..., n), with the sums of `space`."""
+
+    def of_rows(self, space: Space, count: int, here: Array) -> Projection:
+        """The sets of those of `count` problems that have these numbers: the settings (count, ...)
+        have an entry for each problem."""
+        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        own = {
+            name: space.backend.rows_of(value, space.send(here))
+            for name, value in settings.items()
+            if is_array(value) and value.ndim == 2 and value.shape[0] == count
+        }
+        return dataclasses.replace(self, **own) if own else self
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Projection) and self._key == other._key

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import array_api_compat as compat
@@ -269,17 +269,33 @@ class Space:
             return new if mask else old
         if new is old:
             return old
-        if isinstance(new, tuple):
-            return type(new)(*(self.merge(mask, a, b) for a, b in zip(new, old, strict=True)))
-        if not is_array(new):
-            return old
-        return self.pick_rows(mask, new, old)
+        return _mapped(functools.partial(self.pick_rows, mask), new, old)
 
     def pick_rows(self, mask: Array, new: Array, old: Array) -> Array:
         """Arrays (B, ...) of the device or of the small algebra: `new` where the mask holds."""
         on_host = isinstance(new, np.ndarray)
         xp, mask = (np, mask) if on_host and self.on_host else (self.xp, self.send(mask))
         return xp.where(xp.reshape(mask, (-1, *(1,) * (new.ndim - 1))), new, old)
+
+    def take(self, tree: Any, order: Array) -> Any:
+        """The rows `order`, of the small algebra, of all arrays (B, ...) of (nested) tuples."""
+        places = self.send(order)
+
+        def rows(array: Array) -> Array:
+            return self.backend.take(array, order if isinstance(array, np.ndarray) else places)
+
+        return _mapped(rows, tree)
+
+    def gather(self, trees: Sequence[Any], order: Array) -> Any:
+        """`take` from the arrays of several trees, joined along their rows."""
+        places = self.send(order)
+
+        def rows(*arrays: Array) -> Array:
+            on_host = isinstance(arrays[0], np.ndarray)
+            joined = (np if on_host else self.xp).concat(arrays, axis=0)
+            return self.backend.take(joined, order if on_host else places)
+
+        return _mapped(rows, *trees)
 
     # --- between vectors and scalars -----------------------------------------------------------
 
@@ -313,6 +329,13 @@ class Space:
         if not self.batched:
             return mask
         return bool(mask.any() if self.on_host else self.backend.to_host(self.xp.any(mask)))
+
+    def count(self, mask: Array) -> int:
+        """For how many problems of a batch the mask holds: one read."""
+        if self.on_host:
+            return int(np.count_nonzero(mask))
+        xp = self.xp
+        return int(self.backend.to_host(xp.sum(xp.astype(mask, xp.int32))))
 
     def none(self, mask: Any) -> bool:
         """Whether the mask holds for no problem; False as well where asking would wait for a
@@ -401,3 +424,12 @@ def _descend(
 
 def _same(value: Any) -> Any:
     return value
+
+
+def _mapped(function: Callable, tree: Any, *others: Any) -> Any:
+    """`function` over the arrays of (nested) tuples of one structure. What is no array is that of
+    the last one."""
+    if isinstance(tree, tuple):
+        columns = zip(tree, *others, strict=True)
+        return tuple.__new__(type(tree), [_mapped(function, *each) for each in columns])
+    return function(tree, *others) if is_array(tree) else (tree, *others)[-1]

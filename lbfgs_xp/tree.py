@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import numbers
@@ -69,6 +70,14 @@ class Layout:
     def _key(self) -> tuple:
         dtypes = tuple(str(leaf.dtype) for leaf in self.leaves)
         return self.structure, tuple(self.shapes), dtypes, self.batched, self.backend
+
+    def of_rows(self, count: int) -> Layout:
+        """The layout of a batch of so many of the problems."""
+        layout = copy.copy(self)
+        layout.batch = (count,)
+        layout.shapes = [(count, *shape[1:]) for shape in self.shapes]
+        layout.shape = (count, self.size)
+        return layout
 
     def start(self) -> Array:
         """The vector of x0, which nobody else can change."""

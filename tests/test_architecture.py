@@ -35,6 +35,7 @@ OURS: dict[str, list[str]] = {
     "stopping": ["result", "scalars"],
     "progress": ["result", "stopping"],
     "projections": ["backend", "space"],
+    "rows": ["backend", "space"],
     "objective": ["backend", "tree"],
     "problems": ["backend", "space"],
     "solvers.curvature": ["backend", "scalars", "space"],

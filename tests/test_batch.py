@@ -322,13 +322,13 @@ def test_interrupt_and_callback_end_what_still_runs() -> None:
 
 
 def spoiled(backend: Backend, p: problems.Problem, kind: str, row: int) -> Callable:
-    """The problem's function, made bad in one row."""
+    """The problem's function of x and the rows, made bad in one row."""
     xp = backend.xp
-    rows = xp.arange(B, device=backend.device)
-    bad = rows == row
+    starts = backend.asarray(host(backend, STARTS(p)))
 
-    def fun(x: Any) -> Any:
+    def fun(x: Any, rows: Any) -> Any:
         value, gradient = p.value_and_gradient(x)
+        bad = rows == row
         if kind == "nan":
             other, slope = xp.full_like(value, NAN), gradient * NAN
         elif kind == "inf":
@@ -338,7 +338,7 @@ def spoiled(backend: Backend, p: problems.Problem, kind: str, row: int) -> Calla
         elif kind == "wrong sign":
             other, slope = value, -gradient
         elif kind == "nan trials":
-            start = xp.all(x == backend.asarray(host(backend, STARTS(p))), axis=-1)
+            start = xp.all(x == xp.take(starts, rows, axis=0), axis=-1)
             none = xp.full_like(value, NAN)
             other = xp.where(start, value, none)
             slope = xp.where(start[:, None], gradient, gradient * NAN)
@@ -369,7 +369,8 @@ def test_one_bad_row_harms_no_other(backend: Backend, kind: str) -> None:
     clean = run(p, x0, **settings)
     row = 1
     res = lx.minimize(
-        spoiled(backend, p, kind, row), x0, jac=True, batched=True, method="lbfgs", **settings
+        spoiled(backend, p, kind, row), x0, jac=True, batched=True, pass_rows=True,
+        method="lbfgs", **settings,
     )
     status = host(backend, res.status)
     assert status[row] == WANTED[kind], Status(int(status[row])).name
@@ -409,7 +410,9 @@ def test_going_on_with_one_bad_row(kind: str) -> None:
         x0[1] = NAN
     else:
         fun = spoiled(Backend.NUMPY, p, kind, 1)
-    settings: dict[str, Any] = {"jac": True, "batched": True, "gtol": 0.0, "method": "lbfgs"}
+    settings: dict[str, Any] = {
+        "jac": True, "batched": True, "gtol": 0.0, "method": "lbfgs", "pass_rows": kind != "start",
+    }
     whole = lx.minimize(fun, x0, maxiter=60, **settings)
     half = lx.minimize(fun, x0, maxiter=30, **settings)
     rest = lx.minimize(fun, half.x, maxiter=30, state=half.state, **settings)
@@ -524,8 +527,9 @@ def test_buffers_are_reused() -> None:
     f, g = np.empty(B), np.empty((B, 6))
 
     def fun(x: np.ndarray) -> Any:
-        f[:], g[:] = p.value_and_gradient(x)
-        return f, g
+        k = len(x)
+        f[:k], g[:k] = p.value_and_gradient(x)
+        return f[:k], g[:k]
 
     for reproducible in (False, True):
         settings: dict[str, Any] = {"gtol": 1e-8, "reproducible": reproducible}
@@ -546,9 +550,10 @@ def test_torch_buffers_are_reused() -> None:
 
     def fun(x: Any) -> Any:
         value, gradient = p.value_and_gradient(x)
-        f.copy_(value)
-        g.copy_(gradient)
-        return f, g
+        k = len(x)
+        f[:k].copy_(value)
+        g[:k].copy_(gradient)
+        return f[:k], g[:k]
 
     res = lx.minimize(fun, x0, jac=True, batched=True, method="lbfgs", gtol=1e-8)
     wanted = run(p, x0, gtol=1e-8)

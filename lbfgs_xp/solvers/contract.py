@@ -50,6 +50,8 @@ class Solver(Protocol):
     compiles : whether JAX can compile `init` and `step` for a batch (taken as True).
     searches : whether it looks for lower points (taken as True). Where it does not, a run that ends
         above its best point is no failure, and only what is not finite is one.
+    of_rows(space, count, here) : the same solver for those of `count` problems that have these
+        numbers, where it has settings of single problems.
     inverse_hessian(space, state)
     check_state(state), pairs(space, state), resume(state) and an argument `pairs` of `init`, for
         `minimize(..., state=)`.

@@ -41,7 +41,7 @@ class Initial:
         self.scales_first = scale and given is None
 
     def weights(self, space: Space, x: Array) -> Any:
-        """The square roots of the diagonal, like x or its last axis; None where there is none."""
+        """The square roots of the diagonal, like x; None where there is none."""
         if self.diagonal is None:
             return None
         backend = space.backend
@@ -62,7 +62,9 @@ class Initial:
                 "diagonal of a positive definite matrix"
             )
         roots = np.sqrt(diagonal)
-        return backend.from_host(roots if roots.shape == x.shape else roots.reshape(-1))
+        roots = roots if roots.shape == x.shape else roots.reshape(-1)
+        # In a batch each problem has its own.
+        return backend.from_host(np.broadcast_to(roots, x.shape))
 
     def descent(self, space: Space, gradient: Array, weights: Any) -> Array:
         """-H g before any pair."""

@@ -147,6 +147,12 @@ class ProjectedGradient(Method):
             )
         return dataclasses.replace(self, projection=box)
 
+    def of_rows(self, space: Space, count: int, here: Array) -> ProjectedGradient:
+        """The same solver for those of `count` problems that have these numbers."""
+        if not isinstance(self.projection, Projection):
+            return self
+        return dataclasses.replace(self, projection=self.projection.of_rows(space, count, here))
+
     def project(self, space: Space, x: Array) -> Array:
         """The nearest feasible point to each vector x (..., n)."""
         projection = self.projection

@@ -1,0 +1,60 @@
+"""The rows of a batch that are under way. Those that are done leave it, and join it in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from lbfgs_xp.backend import Array, Backend
+from lbfgs_xp.space import Space
+
+# Rows leave once so much of the batch is done: more often would be copying for nothing.
+_DONE = 0.1
+# Every new size is compiled anew, for seconds. So few of them, and none that saves nothing.
+_COMPILED_SIZES = tuple(1024 * 4**power for power in range(12))
+
+
+class Rows(NamedTuple):
+    """Which of the B rows make up the batch. Numbers and masks are of the small algebra.
+
+    here : the numbers of the rows, (k,); None for all of them.
+    left : of each group that has left, the numbers, and all that is known of it.
+    """
+
+    here: Array | None = None
+    left: tuple[tuple[Array, Any], ...] = ()
+
+    def part(self, space: Space, known: Any, running: Array, size: int) -> tuple[Rows, Any]:
+        """The `size` rows that stay, and what is known of them. The others leave.
+
+        known : (nested) tuples of arrays with one entry for each row.
+        running : a mask, (k,); where rows that are done fill up the size, they stay as well.
+        """
+        xp = space.small
+        done = xp.astype(xp.logical_not(running), xp.int32)
+        order = xp.argsort(done, stable=True)
+        stay, leave = order[:size], order[size:]
+        numbers = space.small_arange(running.shape[0]) if self.here is None else self.here
+        here, gone = space.take(numbers, stay), space.take(numbers, leave)
+        return (
+            Rows(here, (*self.left, (gone, space.take(known, leave)))), space.take(known, stay)
+        )
+
+    def join(self, space: Space, known: Any, of_left: Callable = lambda known: known) -> Any:
+        """What is known of all B rows, in their order.
+
+        of_left : from what is known of a group that has left to what `known` is of the others.
+        """
+        if self.here is None:
+            return known
+        numbers = space.small.concat([*(numbers for numbers, _ in self.left), self.here])
+        parts = [*(of_left(part) for _, part in self.left), known]
+        return space.gather(parts, space.small.argsort(numbers))
+
+
+def size_of(backend: Backend, size: int, running: int) -> int:
+    """How many rows a batch of `size` goes on with where so many still run."""
+    if not backend.compiles:
+        return running if running <= (1.0 - _DONE) * size else size
+    least = next((s for s in _COMPILED_SIZES if s >= running), size)
+    return least if 2 * least <= size else size
