@@ -283,10 +283,10 @@ class Backend:
     def write_pair(self, buffer: Array, index: int, s: Array, new: Array, old: Array) -> Array:
         """`buffer` (2m, n) with row `index` overwritten by s, row m + index by new - old."""
         other = index + buffer.shape[0] // 2
-        if self.name != "numpy":
+        if self.name not in ("numpy", "torch"):
             return self.write_row(self.write_row(buffer, index, s), other, new - old)
         buffer[index] = s
-        np.subtract(new, old, buffer[other])
+        self.xp.subtract(new, old, out=buffer[other])
         return buffer
 
     def subtract_scaled(self, u: Array, factor: Any, v: Array) -> Array:

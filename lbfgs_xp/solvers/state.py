@@ -58,7 +58,7 @@ class LBFGSState(NamedTuple):
     search: Search
     trial: Array
     seen: Any
-    lowest: Lowest | None
+    lowest: Any
     pairs: Pairs
     with_gradient: Any
     squared: Any
