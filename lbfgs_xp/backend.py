@@ -151,7 +151,8 @@ class Backend:
         if self.name != "numpy" or array.ndim != 1:
             return self.xp.max(self.xp.abs(array), axis=-1)
         # No temporary, and arguments come faster than values. Both are the place of a nan.
-        return max(abs(array[array.argmax()]), abs(array[array.argmin()]))
+        high, low = abs(array[array.argmax()]), abs(array[array.argmin()])
+        return low if low > high else high
 
     # --- between the host and the device -------------------------------------------------------
 
@@ -299,10 +300,10 @@ class Backend:
     def write_pair(self, buffer: Array, index: int, s: Array, new: Array, old: Array) -> Array:
         """`buffer` (2m, n) with row `index` overwritten by s, row m + index by new - old."""
         other = index + buffer.shape[0] // 2
-        if self.name != "numpy":
+        if self.name not in ("numpy", "torch"):
             return self.write_row(self.write_row(buffer, index, s), other, new - old)
         buffer[index] = s
-        np.subtract(new, old, buffer[other])
+        self.xp.subtract(new, old, out=buffer[other])
         return buffer
 
     def subtract_scaled(self, u: Array, factor: Any, v: Array) -> Array:

@@ -21,7 +21,7 @@ from lbfgs_xp.minimize import minimize
 from lbfgs_xp.residuals import Residuals
 from lbfgs_xp.result import Status, table
 from lbfgs_xp.solvers.levenberg_marquardt import FEW
-from lbfgs_xp.space import Space, put, take
+from lbfgs_xp.space import Space
 from lbfgs_xp.tree import Layout, map_leaves
 
 METHODS = ("lm", "lbfgs")
@@ -200,7 +200,7 @@ def curve_fit(
             """The fits of these rows; None for all."""
             part, inside = objective, box
             if rows is not None:
-                part, inside = objective.take(rows), take(Space(backend), rows, box)
+                part, inside = objective.take(rows), Space(backend).take(box, rows)
             return _report(run(part, inside, how), part, inside, how.settings, absolute_sigma)
 
         if not how.compact:
@@ -333,17 +333,30 @@ def _by_minimize(
     layout, xp = objective.layout, objective.layout.xp
     space = Space(layout.backend, batched=True)
 
-    def fun(vector: Array) -> tuple[Any, Array]:
-        x = xp.reshape(vector, (-1, layout.size))
-        residuals = objective(x)
-        jacobian = objective.jacobian(x, residuals)
+    here: tuple[Any, Residuals] = None, objective
+
+    def part_of(rows: Any) -> Residuals:
+        """The residuals of the rows that are left in the batch."""
+        nonlocal here
+        if rows is not here[0]:
+            numbers = layout.backend.to_host(rows)
+            whole = len(numbers) == layout.batch[0]
+            here = rows, objective if whole else objective.take(numbers)
+        return here[1]
+
+    def fun(vector: Array, rows: Any = None) -> tuple[Any, Array]:
+        x, part = xp.reshape(vector, (-1, layout.size)), part_of(rows)
+        residuals = part(x)
+        jacobian = part.jacobian(x, residuals)
+        objective.nfev, objective.njev = part.nfev, part.njev
         rows, others = robust.weights(xp, loss, f_scale, residuals, layout.backend.eps)
         value = space.sum(robust.cost(xp, loss, f_scale, residuals))
         columns = xp.matrix_transpose(jacobian)
         gradient = space.products(columns, rows * others * residuals)
         return (value, gradient) if layout.batched else (value[0], gradient[0, ...])
 
-    res = minimize(fun, layout.start(), jac=True, batched=layout.batched, **settings)
+    batched = layout.batched
+    res = minimize(fun, layout.start(), jac=True, batched=batched, pass_rows=batched, **settings)
     x = xp.reshape(res.x, (-1, layout.size))
     residuals = objective(x)
     jacobian = objective.jacobian(x, residuals)
@@ -455,8 +468,8 @@ def _covariance(space: Space, jacobian: Array) -> tuple[Array, Array]:
     if sound.all():
         return covariance, loose
     rest = np.flatnonzero(~sound)
-    exact = _pseudo_inverse(space, take(space, rest, jacobian))
-    return put(space, rest, exact, (covariance, loose))
+    exact = _pseudo_inverse(space, space.take(jacobian, rest))
+    return space.put(rest, exact, (covariance, loose))
 
 
 def _pseudo_inverse(space: Space, jacobian: Array) -> tuple[Array, Array]:

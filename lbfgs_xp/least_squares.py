@@ -270,7 +270,7 @@ class _Steps:
         # Few as a rule, and each costs as much as ten others.
         rows = _padded(space.backend, np.flatnonzero(hard), hard.size)
         exact = self._decompose(*space.take(arguments, rows))
-        return _put(space, rows, exact, linear), False
+        return space.put(rows, exact, linear), False
 
 
 def _padded(backend: Backend, rows: np.ndarray, size: int) -> np.ndarray:
@@ -308,18 +308,10 @@ def _replaced(
     space: Space, rows: np.ndarray, new: lm.LMState, old: lm.LMState, *names: str
 ) -> lm.LMState:
     """The old state with those of its rows that are in `new`, in the fields of these names."""
-    parts = _put(
-        space, rows, *(tuple(getattr(state, name) for name in names) for state in (new, old))
+    parts = space.put(
+        rows, *(tuple(getattr(state, name) for name in names) for state in (new, old))
     )
     return old._replace(**dict(zip(names, parts, strict=True)))
-
-
-def _put(space: Space, rows: np.ndarray, new: tuple, old: tuple) -> Any:
-    """Tuples `old` with those of their rows replaced by `new`, whose first axis counts `rows`."""
-    size = old[0].shape[0]
-    places = np.arange(size)
-    places[rows] = size + np.arange(rows.size)
-    return space.take(space.join([old, new]), places)
 
 
 def run(objective: Residuals, box: Any, plan: Plan) -> LeastSquaresResult:

@@ -540,9 +540,10 @@ def _better(
     value = state.seen
     taken = state.accepted & (state.value == value)
     slack = 2.0 * criteria.noise
-    if fn.every(taken & running & (value < best.lowest - slack * fn.abs(best.lowest))):
+    margin = slack * fn.abs(best.lowest)
+    if fn.every(taken & running & (value < best.lowest - margin)):
         return named(Best, (trial, value, gradient, state.gradient_norm, value)), taken
-    near = running & (value <= best.lowest + slack * fn.abs(best.lowest))
+    near = running & (value <= best.lowest + margin)
     if fn.every(fn.logical_not(near)):
         return best, near
     norm = space.read_one(optimality(solver, space, trial, gradient))

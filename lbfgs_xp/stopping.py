@@ -105,7 +105,7 @@ def update(
     old, new : the solver's states before and after.
     step, size : infinity norms of the step and of x; 0 and None where xtol is 0.
     """
-    if fn is FLOATS and (after := _lower_and_no_more(criteria, p, old, new, evaluations)):
+    if fn is FLOATS and (after := _ordinary(criteria, p, old, new, evaluations)):
         return after
     running = p.status == _RUNNING
     nfev = fn.where(running, p.nfev + evaluations, p.nfev)
@@ -158,27 +158,31 @@ def update(
     return budgets(fn, criteria, after)
 
 
-def _lower_and_no_more(
+def _ordinary(
     criteria: Criteria, p: Progress, old: Any, new: Any, evaluations: int
 ) -> Progress | None:
-    """`update` of one problem where there is nothing to note but a lower value, as after most
-    iterations; None elsewhere."""
+    """`update` of one problem where there is nothing to note but a lower value, or one more trial
+    of a search, as nearly always; None elsewhere."""
     gtol, ftol, xtol, maxiter, maxfun, _, noise, largest, *_ = criteria
     status, nit, nfev, _, _, _, reference, lowest_norm, highest_norm = p
+    nfev += evaluations
+    if status != _RUNNING or nfev >= maxfun:
+        return None
+    if not new.accepted:
+        return None if new.failed else named(Progress, (status, nit, nfev, *p[3:]))
     value, norm = new.value, new.gradient_norm
-    nit, nfev = nit + 1, nfev + evaluations
     if (
-        status == _RUNNING
-        and new.accepted
-        and value < reference - noise * max(abs(old.value), abs(value))
+        value < reference - noise * max(abs(old.value), abs(value))
         and value >= -0.01 * largest
         and norm > gtol
-        and nit < maxiter
-        and nfev < maxfun
+        and nit + 1 < maxiter
         and not (ftol or xtol or new.unbounded)
     ):
-        norms = min(norm, lowest_norm), max(norm, highest_norm)
-        return named(Progress, (status, nit, nfev, 0, 0, 0, value, *norms))
+        lowest_norm = norm if norm < lowest_norm else lowest_norm
+        highest_norm = norm if norm > highest_norm else highest_norm
+        return named(
+            Progress, (status, nit + 1, nfev, 0, 0, 0, value, lowest_norm, highest_norm)
+        )
     return None
 
 

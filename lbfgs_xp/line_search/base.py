@@ -232,7 +232,7 @@ class LineSearch(ABC):
         else:
             contrary = seen > phi0 and dphi < 0.0
             if isinstance(inner, float):
-                search = search._replace(inner=self.first(fn, phi0, dphi0, inner))
+                search = named(Search, (*search[:-1], self.first(fn, phi0, dphi0, inner)))
             step, stuck, inner = self.next(fn, search, seen, dphi)
             if not step < cap:
                 anchor = best_alpha if best_alpha < cap else 0.0

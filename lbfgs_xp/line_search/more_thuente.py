@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from lbfgs_xp.line_search.base import LineSearch, Point, Search, require
 from lbfgs_xp.line_search.interpolation import cubic_from, cubic_terms, quadratic, secant
-from lbfgs_xp.scalars import Mask, Scalar, Scalars
+from lbfgs_xp.scalars import Mask, Scalar, Scalars, named
 
 # The constants of MINPACK-2: how far a step without a bracket may go, in lengths of the last one,
 # and how much of a bracket may be left after two steps before it is halved.
@@ -77,20 +77,11 @@ class MoreThuente(LineSearch):
         return decreased & (fn.abs(dphi) <= self.c2 * -search.dphi0)
 
     def first(self, fn: Scalars, phi0: Scalar, dphi0: Scalar, alpha0: Scalar) -> Bracket:
-        no = fn.full(False, phi0)
-        zero = fn.full(0.0, phi0)
-        start = Point(zero, phi0, dphi0)
-        width = self.alpha_max - self.alpha_min
-        return Bracket(
-            no,
-            no,
-            start,
-            start,
-            zero,
-            alpha0 + GROW_MAX * alpha0,
-            fn.full(width, phi0),
-            fn.full(width / 0.5, phi0),
-        )
+        no, zero = fn.full(False, phi0), fn.full(0.0, phi0)
+        start = named(Point, (zero, phi0, dphi0))
+        width = fn.full(self.alpha_max - self.alpha_min, phi0)
+        high = alpha0 + GROW_MAX * alpha0
+        return named(Bracket, (no, no, start, start, zero, high, width, width / 0.5))
 
     def next(
         self, fn: Scalars, search: Search, phi: Scalar, dphi: Scalar
@@ -109,7 +100,7 @@ class MoreThuente(LineSearch):
         # The first stage looks for a minimiser of psi, which is phi less its promised decrease,
         # while the trial is lower but not low enough.
         use_psi = fn.logical_not(second_stage | decreased) & (phi <= x.phi)
-        trial = Point(alpha, phi, dphi)
+        trial = named(Point, (alpha, phi, dphi))
         if fn.every(fn.logical_not(use_psi)):
             step, x, y, found = _step(fn, x, y, trial, found, low, high)
         else:
@@ -130,7 +121,8 @@ class MoreThuente(LineSearch):
         high = fn.where(found, fn.maximum(x.alpha, y.alpha), step + GROW_MAX * ahead)
         step = fn.clip(step, self.alpha_min, self.alpha_max)
         stuck = stuck | (found & self._no_room(step, low, high))
-        return step, stuck, Bracket(found, second_stage, x, y, low, high, width, older_width)
+        inner = named(Bracket, (found, second_stage, x, y, low, high, width, older_width))
+        return step, stuck, inner
 
     def _no_room(self, step: Scalar, low: Scalar, high: Scalar) -> Mask:
         return (step <= low) | (step >= high) | (high - low <= self.xtol * high)

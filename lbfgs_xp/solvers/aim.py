@@ -22,7 +22,8 @@ def quasi_newton(
     """-H g and its slope.
 
     with_gradient : (..., 2m), the products of the pairs' rows with the (weighted) gradient.
-    squared : g . g, which only one problem on a device needs.
+    squared : g . g of one problem, which spares a product with the direction; infinite where it
+        was not asked for, and anything for a batch.
     """
     if initial.function is not None:
         s, y = curvature.by_age(space, pairs)
@@ -33,9 +34,13 @@ def quasi_newton(
             direction = space.descend(c, pairs.rows, pairs.gamma, gradient)
         else:
             direction = space.descend(c, pairs.rows, pairs.gamma, gradient * weights) * weights
-        if space.remote:
-            # From the numbers at hand: one more product would be one more wait.
-            return direction, float(c @ with_gradient) - pairs.gamma * squared
+        if not space.batched and squared < math.inf:
+            # From the numbers at hand, where few digits cancel. On a device in any case: one more
+            # product would be one more wait.
+            level = pairs.gamma * squared
+            slope = float(c @ with_gradient) - level
+            if space.remote or slope < -curvature.CANCELS * level:
+                return direction, slope
     return direction, space.read_one(space.dot(gradient, direction))
 
 

@@ -31,6 +31,8 @@ _LARGE = 4096
 _DOUBLE = 1e-15
 # The least (|y| / |g|)^2 at which W y is taken as a difference.
 _CANCELS = 1e-4
+# The least part of gamma g . g at which g . H g is taken as a difference.
+CANCELS = 1e-2
 
 
 class Pairs(NamedTuple):
@@ -76,15 +78,21 @@ def copied(pairs: Pairs) -> Pairs:
 
 def coefficients(space: Space, pairs: Pairs, with_gradient: Array) -> Array:
     """c (..., 2m) such that -H g = c W - gamma g, from `with_gradient` = W g."""
-    m = pairs.diagonal.shape[-1]
+    _, inverse, gram, diagonal, gamma, _, _ = pairs
+    m = diagonal.shape[-1]
     # NumPy takes an array without dimensions faster than a float.
-    gamma = space.per_problem(pairs.gamma) if space.batched else np.asarray(pairs.gamma)
-    p = space.matvec(pairs.inverse, with_gradient[..., :m])
-    inner = with_gradient[..., m:] - space.matvec(pairs.gram, p)
+    gamma = space.per_problem(gamma) if space.batched else np.asarray(gamma)
+    p = space.matvec(inverse, with_gradient[..., :m])
+    inner = with_gradient[..., m:] - space.matvec(gram, p)
     inner *= gamma
-    inner -= pairs.diagonal * p
-    p *= gamma
-    return space.small.concat((space.vecmat(inner, pairs.inverse), p), axis=-1)
+    inner -= diagonal * p
+    inner = space.vecmat(inner, inverse)
+    if space.batched:
+        return space.small.concat((inner, p * gamma), axis=-1)
+    c = np.empty(2 * m)
+    c[:m] = inner
+    np.multiply(p, gamma, c[m:])
+    return c
 
 
 def apply(space: Space, pairs: Pairs, vector: Array) -> Array:
@@ -124,16 +132,17 @@ def products(
     """
     rows, slot, m = pairs.rows, pairs.slot, len(pairs.diagonal)
     y = rows[slot + m, :]
-    with_gradient = space.small_products(rows, gradient)
     if rows.shape[1] < _LARGE or space.reproducible or space.backend.eps > _DOUBLE:
-        return with_gradient, space.small_products(rows, y), math.inf
-    size = space.read_one(space.dot(y, y))
+        return space.small_products(rows, gradient), space.small_products(rows, y), math.inf
+    # These first, while y and g are in the cache; the rows drive them out.
+    size, square = space.read(space.dot(y, y), space.dot(gradient, gradient))
+    with_gradient = space.small_products(rows, gradient)
     if before is None or not size > _CANCELS * squared:
         change = space.small_products(rows, y)
     else:
         change = with_gradient - before
         change[slot], change[slot + m] = with_gradient[slot] - slope, size
-    return with_gradient, change, space.read_one(space.dot(gradient, gradient))
+    return with_gradient, change, square
 
 
 def accept(space: Space, pairs: Pairs, change: Array, slope: float, scale: bool) -> Pairs:
@@ -149,17 +158,15 @@ def accept(space: Space, pairs: Pairs, change: Array, slope: float, scale: bool)
     inverse[slot] = 0.0
     if not (
         curvature > space.backend.eps * abs(slope)
-        and size > 0.0
+        and 0.0 < size < math.inf
         and 0.0 < (ratio := curvature / size) < math.inf
         and (rho := 1.0 / curvature) < math.inf
-        and size < math.inf
     ):
         inverse[:, slot] = gram[slot] = gram[:, slot] = diagonal[slot] = 0.0
         return pairs._replace(count=min(count, m - 1))
     column = space.matvec(inverse, change[:m])
-    column *= -rho
-    column[slot] = rho
-    inverse[:, slot] = column
+    np.multiply(column, np.asarray(-rho), inverse[:, slot])
+    inverse[slot, slot] = rho
     gram[slot] = gram[:, slot] = change[m:]
     diagonal[slot] = curvature
     return named(Pairs, (

@@ -64,7 +64,7 @@ class Initial:
         roots = np.sqrt(diagonal)
         roots = roots if roots.shape == x.shape else roots.reshape(-1)
         # In a batch each problem has its own.
-        return backend.from_host(np.broadcast_to(roots, x.shape))
+        return backend.from_host(np.broadcast_to(roots, x.shape).copy())
 
     def descent(self, space: Space, gradient: Array, weights: Any) -> Array:
         """-H g before any pair."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from lbfgs_xp.backend import Array, is_array
@@ -38,13 +39,10 @@ def step(
 
     lowest = Lowest(old.alpha, phi, gradient) if lower else state.lowest
     if search.status == SEARCHING:
-        return state._replace(
-            search=search,
-            trial=space.move(state.x, search.alpha, state.direction),
-            seen=phi,
-            lowest=lowest,
-            accepted=False,
-        )
+        trial = space.move(state.x, search.alpha, state.direction)
+        return named(LBFGSState, (
+            *state[:6], search, trial, phi, lowest, *state[10:16], False, *state[17:]
+        ))
     if not search.best_phi < search.phi0:
         return _give_up(solver, space, state, search, phi)
     # Stuck, but lower than the start: the lowest trial is the new iterate.
@@ -71,10 +69,10 @@ def _arrive(
         rows = space.backend.write_pair(pairs.rows, pairs.slot, s, new, old)
         if rows is not pairs.rows:
             pairs = pairs._replace(rows=rows)
+        norm = space.read_one(space.max_abs(gradient))
         with_gradient, with_change, squared = curvature.products(
             space, pairs, new, slope, state.with_gradient, state.squared
         )
-        norm = space.read_one(space.max_abs(gradient))
     else:
         pairs, with_gradient, with_change, norm, squared = offered
     bare = pairs.count == 0
@@ -133,9 +131,9 @@ def _aim(
     search = solver.line_search.begin(
         value, slope, first, abs(value) * space.backend.noise
     )
-    trial, lowest = space.move(x, search.alpha, direction), named(Lowest, (0.0, value, gradient))
+    trial = space.move(x, search.alpha, direction)
     return named(LBFGSState, (
-        x, value, gradient, norm, alpha, direction, search, trial, seen, lowest, pairs,
+        x, value, gradient, norm, alpha, direction, search, trial, seen, None, pairs,
         with_gradient, squared, weights, pace, decrement, True, False, unbounded,
     ))
 
@@ -150,10 +148,10 @@ def begin(
         with_gradient = space.small_products(pairs.rows, inner)
     else:
         with_gradient = space.small_zeros(pairs.rows.shape[:1])  # without touching the rows
-    squared = space.read_one(space.dot(inner, inner))
+    squared = space.read_one(space.dot(inner, inner)) if space.remote else math.inf
     state = _aim(
         solver, space, x, value, value, gradient, norm, 0.0, pairs, weights, solver.pace,
-        float("inf"), with_gradient, squared, False,
+        math.inf, with_gradient, squared, False,
     )
     return state._replace(accepted=False)
 

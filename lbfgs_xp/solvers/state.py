@@ -35,7 +35,7 @@ class LBFGSState(NamedTuple):
     direction, search : the line search under way.
     trial : x + alpha direction, where value and gradient are wanted next.
     seen : the value at the last trial.
-    lowest : the lowest trial of this search.
+    lowest : the lowest trial of this search; of one problem, None before there is any.
     pairs : the curvature pairs.
     with_gradient : W g of the current iterate (see `curvature`), or None.
     squared : g . g, where `curvature.products` asked for it.
@@ -58,7 +58,7 @@ class LBFGSState(NamedTuple):
     search: Search
     trial: Array
     seen: Any
-    lowest: Lowest
+    lowest: Any
     pairs: Pairs
     with_gradient: Any
     squared: Any
