@@ -162,7 +162,7 @@ class Space:
     def dot(self, u: Array, v: Array) -> Array:
         """u . v over the last axis: (..., n), (..., n) -> (...)."""
         if self._are_short(u):
-            return np.einsum("bn,bn->b", u, v)
+            return np.einsum("...n,...n->...", u, v)
         if u.ndim == v.ndim == 1:
             return u @ v  # PyTorch's vecdot takes twenty times as long on a small vector
         return self.xp.vecdot(u, v)
@@ -172,7 +172,7 @@ class Space:
         if not self.batched:
             return rows @ vector
         if self._are_short(rows):
-            return np.einsum("bkn,bn->bk", rows, vector)
+            return np.einsum("...kn,...n->...k", rows, vector)
         return (rows @ vector[..., None])[..., 0]
 
     def small_products(self, rows: Array, vector: Array) -> Array:
@@ -214,7 +214,7 @@ class Space:
         if not self.batched:
             return coefficients @ rows
         if self._are_short(rows):
-            return np.einsum("bk,bkn->bn", coefficients, rows)
+            return np.einsum("...k,...kn->...n", coefficients, rows)
         return (coefficients[..., None, :] @ rows)[..., 0, :]
 
     def descend(self, coefficients: Array, rows: Array, gamma: Any, gradient: Array) -> Array:
@@ -252,7 +252,7 @@ class Space:
         if not self.batched:
             return matrix @ vector
         if self._are_short(matrix):
-            return np.einsum("bij,bj->bi", matrix, vector)
+            return np.einsum("...ij,...j->...i", matrix, vector)
         return (matrix @ vector[..., None])[..., 0]
 
     def eigh(self, matrix: Array) -> tuple[Array, Array]:

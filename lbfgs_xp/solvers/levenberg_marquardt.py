@@ -11,7 +11,8 @@ that each column of J has had (More 1978, The Levenberg-Marquardt algorithm, sec
 unit of a parameter does not matter; mu follows the ratio of actual to predicted decrease (Nielsen
 1999, Damping parameter in Marquardt's method). Geodesic acceleration: Transtrum & Sethna (2012),
 Improvements to the Levenberg-Marquardt algorithm for nonlinear least-squares minimization; here
-only after a step that the linear residuals told badly.
+only after a step that the linear residuals told badly. The first step is damped until it is no
+longer than x itself, in the scale of D, as trust regions begin (More 1978, section 6).
 
 Everything is a batch: vectors are (B, p), residuals (B, m), scalars (B,), and a branch is a
 `where`. Nothing is read back to the host, and JAX compiles these functions.
@@ -29,6 +30,8 @@ from lbfgs_xp.space import Space
 _RUNNING = int(Status.RUNNING)
 # A trial is refused where it does not bring this share of the decrease that was predicted.
 _ENOUGH = 1e-4
+# How often the first damping may be raised, and by how much each time.
+_RAISES, _RAISE = 5, 30.0
 # The least curvature of a robust loss, relative to that of least squares with the same weights.
 _LEAST_BEND = 0.01
 # Where acceleration looks for the second derivative, along the step; and how long, relative to the
@@ -144,12 +147,22 @@ def begin(
     vanished = (value == 0.0) & (space.max_abs(residuals) > 0.0)
     usable = fn.isfinite(value) & linear.finite & fn.logical_not(vanished)
     status = fn.where(usable, status, int(Status.NOT_FINITE))
-    damping = fn.full(settings.damping, value)
+    damping = _cautious(space, x, linear, fn.full(settings.damping, value))
     state = LMState(
         x, residuals, columns, value, linear, damping, fn.full(2.0, value), linear.R, x, x, value,
         value, fn.full(False, value), status, zero, zero, zero, zero, size,
     )
     return _limited(settings, space, state)
+
+
+def _cautious(space: Space, x: Array, linear: Linear, mu: Any) -> Any:
+    """The damping, raised where the first step would be longer than x itself, in the scale of the
+    parameters: so far the linear residuals tell little."""
+    size = _norm(space, linear.scale * x)
+    for _ in range(_RAISES):
+        z, _ = _damped(False, space, linear.R, linear.q, mu)
+        mu = space.scalars.where((size > 0.0) & (_norm(space, z) > size), _RAISE * mu, mu)
+    return mu
 
 
 def going(space: Space, state: LMState) -> Array:
