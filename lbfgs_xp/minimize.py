@@ -616,7 +616,7 @@ def _explain(error: BaseException, rows: Rows, layout: Layout) -> None:
         return
     with contextlib.suppress(Exception):
         error.add_note(
-            f"lbfgs_xp: fun was handed {len(rows.here)} of the {layout.batch[0]} rows of x0, for "
+            f"lbfgs_xp: fun was handed {rows.here.shape[0]} of the {layout.batch[0]} rows of x0, for "
             "those that are done leave the batch; hand it data of the rows as args=, or take the "
             "numbers of its rows with pass_rows=True"
         )

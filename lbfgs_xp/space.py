@@ -552,9 +552,11 @@ def _same(value: Any) -> Any:
 
 
 def _mapped(function: Callable, tree: Any, *others: Any) -> Any:
-    """`function` over the arrays of (nested) tuples of one structure. What is no array is that of
-    the last one."""
+    """`function` over the arrays (B, ...) of (nested) tuples of one structure. All else is as in
+    the last of them."""
     if isinstance(tree, tuple):
         columns = zip(tree, *others, strict=True)
         return tuple.__new__(type(tree), [_mapped(function, *each) for each in columns])
-    return function(tree, *others) if is_array(tree) else (tree, *others)[-1]
+    # JAX makes 0-d arrays of the numbers that all problems share.
+    several = is_array(tree) and tree.ndim > 0
+    return function(tree, *others) if several else (tree, *others)[-1]

@@ -147,7 +147,7 @@ LIBRARIES: dict[str, list[str]] = {
     "projections": ["array_api_compat", "numpy"],
     "residuals": ["numpy"],
     "result": ["numpy"],
-    "scalars": ["array_api_compat"],
+    "scalars": ["array_api_compat", "numpy"],
     "schedules": [],
     "solvers.*": ["array_api_compat", "numpy"],
     "space": ["array_api_compat", "numpy"],
