@@ -3,7 +3,10 @@
 The extended Rosenbrock function in 6 variables from B random starts, float64, until the largest
 component of each gradient is at most 1e-6. SciPy's L-BFGS-B solves a sample of the starts, one
 after the other, which gives its rate. What a library compiles is compiled before the clock starts;
-each figure is the best of a few runs.
+each figure is the best of a few runs. Where PyTorch or JAX see a GPU, or CuPy is installed, each
+device is a contender of its own.
+
+    python benchmarks/batched.py --plot batched.png    # for B = 1, 10, ... 1,000,000, as a picture
 """
 
 from __future__ import annotations
@@ -18,16 +21,17 @@ from _common import print_machine, print_table
 
 import lbfgs_xp as lx
 from lbfgs_xp import problems
+from lbfgs_xp.backend import Backend
 
 GTOL = 1e-6
 REPEATS = 3
 SAMPLE = 300
 
 
-def best_time(solve: Callable[[], Any], repeats: int = REPEATS) -> tuple[float, Any]:
+def best_time(solve: Callable[[], Any]) -> tuple[float, Any]:
     """Seconds, the least of some runs, and what the last one returned."""
     times = []
-    for _ in range(repeats):
+    for _ in range(REPEATS):
         start = time.perf_counter()
         result = solve()
         times.append(time.perf_counter() - start)
@@ -51,9 +55,11 @@ def scipy_loop(x0: np.ndarray) -> tuple[float, float]:
     return min(SAMPLE, len(x0)) / seconds, float(np.mean(evaluations))
 
 
-def ours(xp: Any, method: str, x0: np.ndarray, wrap: Callable) -> tuple[float, float]:
-    p = problems.rosenbrock(x0.shape[1], xp=xp, dtype="float64")
-    fun, start = wrap(p.value_and_gradient), xp.asarray(x0)
+def ours(
+    xp: Any, method: str, x0: np.ndarray, wrap: Callable, device: Any
+) -> tuple[float, float]:
+    p = problems.rosenbrock(x0.shape[1], xp=xp, device=device, dtype="float64")
+    fun, start = wrap(p.value_and_gradient), xp.asarray(x0, device=device)
 
     def solve() -> lx.Result:
         res = lx.minimize(fun, start, jac=True, method=method, batched=True, gtol=GTOL)
@@ -62,7 +68,8 @@ def ours(xp: Any, method: str, x0: np.ndarray, wrap: Callable) -> tuple[float, f
 
     solve()
     seconds, res = best_time(solve)
-    return len(x0) / seconds, float(np.mean(np.asarray(res.nfev)))
+    evaluations = Backend(start).to_host(res.nfev)
+    return len(x0) / seconds, float(np.mean(evaluations))
 
 
 def optax_vmap(x0: np.ndarray) -> tuple[float, float]:
@@ -107,22 +114,15 @@ def optax_vmap(x0: np.ndarray) -> tuple[float, float]:
     return len(x0) / seconds, float("nan")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-B", type=int, default=10_000, help="how many problems")
-    parser.add_argument("-n", type=int, default=6, help="variables of each, even")
-    arguments = parser.parse_args()
-    shape = arguments.B, arguments.n
-    x0 = np.random.default_rng(0).uniform(-2.0, 2.0, size=shape)
-
-    contenders: dict[str, Callable[[], tuple[float, float]]] = {
-        "SciPy L-BFGS-B, a loop": lambda: scipy_loop(x0)
-    }
-    libraries: dict[str, tuple[Any, Callable]] = {"NumPy": (np, lambda fun: fun)}
+def libraries() -> dict[str, tuple[Any, Callable, Any]]:
+    """Name -> namespace, what makes a function fast, device: for each library and device found."""
+    found: dict[str, tuple[Any, Callable, Any]] = {"NumPy": (np, lambda fun: fun, None)}
     try:
         import torch
 
-        libraries["torch"] = torch, lambda fun: fun
+        found["torch"] = torch, lambda fun: fun, "cpu"
+        if torch.cuda.is_available():
+            found["torch, GPU"] = torch, lambda fun: fun, "cuda"
     except ImportError:
         print("torch: not installed, left out")
     try:
@@ -130,20 +130,43 @@ def main() -> None:
         import jax.numpy as jnp
 
         jax.config.update("jax_enable_x64", True)
-        libraries["JAX, jitted"] = jnp, jax.jit
+        found["JAX, jitted"] = jnp, jax.jit, jax.devices("cpu")[0]
+        if jax.default_backend() != "cpu":
+            found["JAX, jitted, GPU"] = jnp, jax.jit, jax.devices()[0]
     except ImportError:
         print("JAX: not installed, left out")
-    for library, (xp, wrap) in libraries.items():
-        for method in ("bfgs", "lbfgs"):
-            contenders[f"{method}, {library}"] = (
-                lambda xp=xp, method=method, wrap=wrap: ours(xp, method, x0, wrap)
-            )
-    contenders["optax.lbfgs, JAX vmap"] = lambda: optax_vmap(x0)
+    try:
+        import array_api_compat.cupy as cupy
 
+        found["CuPy"] = cupy, lambda fun: fun, None
+    except ImportError:
+        pass
+    return found
+
+
+def contenders() -> dict[str, Callable[[np.ndarray], tuple[float, float]]]:
+    """Name -> a function from the starts to problems a second and evaluations."""
+    found: dict[str, Callable] = {"SciPy L-BFGS-B, a loop": scipy_loop}
+    for library, (xp, wrap, device) in libraries().items():
+        for method in ("bfgs", "lbfgs"):
+            found[f"{method}, {library}"] = (
+                lambda x0, xp=xp, method=method, wrap=wrap, device=device: ours(
+                    xp, method, x0, wrap, device
+                )
+            )
+    found["optax.lbfgs, JAX vmap"] = optax_vmap
+    return found
+
+
+def starts(count: int, size: int) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-2.0, 2.0, size=(count, size))
+
+
+def compare(count: int, size: int) -> None:
     rows, base = [], None
-    for name, run in contenders.items():
+    for name, run in contenders().items():
         try:
-            rate, evaluations = run()
+            rate, evaluations = run(starts(count, size))
         except ImportError as error:
             print(f"{name}: {error.name} is not installed, left out")
             continue
@@ -152,9 +175,60 @@ def main() -> None:
         counted = f"{evaluations:.0f}" if evaluations == evaluations else "-"
         rows.append([name, f"{rate:.0f}", factor, counted])
     print_table(
-        f"Rosenbrock, n = {shape[1]}, {shape[0]} problems, gtol = {GTOL:g}",
+        f"Rosenbrock, n = {size}, {count} problems, gtol = {GTOL:g}",
         ["", "problems / s", "x SciPy", "evaluations"], rows,
     )
+
+
+def plot(path: str, size: int, most: float) -> None:
+    """The rates for B = 1, 10, ... 1,000,000, each contender as long as a run takes `most` s."""
+    from matplotlib.figure import Figure
+
+    global REPEATS
+    REPEATS = 1
+    figure = Figure(figsize=(8.5, 5.0), layout="constrained")
+    axes = figure.subplots()
+    # Okabe & Ito: distinct for colour-blind eyes; a colour for each library, dashes for L-BFGS.
+    colors = iter(["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"])
+    color: dict[str, str] = {}
+    for name, run in contenders().items():
+        found: list[tuple[int, float]] = []
+        try:
+            for count in (10**power for power in range(7)):
+                rate, _ = run(starts(count, size))
+                found.append((count, rate))
+                print(f"{name}: B = {count}, {rate:.0f} problems / s", flush=True)
+                # A tenfold batch takes up to ten times as long, or runs once to warm up as well.
+                if 20.0 * count / rate > most:
+                    break
+        except ImportError as error:
+            print(f"{name}: {error.name} is not installed, left out")
+            continue
+        method, _, library = name.partition(", ")
+        if library not in color:
+            color[library] = "#000000" if method.startswith("SciPy") else next(colors)
+        dash = "--" if method.startswith("lbfgs") else ":" if "optax" in method else "-"
+        axes.loglog(*zip(*found, strict=True), dash, color=color[library], marker="o",
+                    markersize=3.5, label=name)
+    axes.set(xlabel="problems at once", ylabel="problems / s",
+             title=f"Rosenbrock, n = {size}, gtol = {GTOL:g}")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110)
+    print(f"picture: {path}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-B", type=int, default=10_000, help="how many problems")
+    parser.add_argument("-n", type=int, default=6, help="variables of each, even")
+    parser.add_argument("--plot", metavar="FILE", help="B = 1 to 1,000,000, as a picture")
+    parser.add_argument("--seconds", type=float, default=60.0, help="the longest run of a plot")
+    arguments = parser.parse_args()
+    if arguments.plot:
+        plot(arguments.plot, arguments.n, arguments.seconds)
+    else:
+        compare(arguments.B, arguments.n)
     print_machine()
 
 

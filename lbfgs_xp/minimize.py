@@ -614,11 +614,12 @@ def _explain(error: BaseException, rows: Rows, layout: Layout) -> None:
     """Says what may have surprised a function of a batch."""
     if rows.here is None:
         return
+    left, all_ = rows.here.shape[0], layout.batch[0]
     with contextlib.suppress(Exception):
         error.add_note(
-            f"lbfgs_xp: fun was handed {rows.here.shape[0]} of the {layout.batch[0]} rows of x0, for "
-            "those that are done leave the batch; hand it data of the rows as args=, or take the "
-            "numbers of its rows with pass_rows=True"
+            f"lbfgs_xp: fun was handed {left} of the {all_} rows of x0, for those that are done leave "
+            "the batch; hand it data of the rows as args=, or take the numbers of its rows with "
+            "pass_rows=True"
         )
 
 
