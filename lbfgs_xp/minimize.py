@@ -617,9 +617,9 @@ def _explain(error: BaseException, rows: Rows, layout: Layout) -> None:
     left, all_ = rows.here.shape[0], layout.batch[0]
     with contextlib.suppress(Exception):
         error.add_note(
-            f"lbfgs_xp: fun was handed {left} of the {all_} rows of x0, for those that are done leave "
-            "the batch; hand it data of the rows as args=, or take the numbers of its rows with "
-            "pass_rows=True"
+            f"lbfgs_xp: fun was handed {left} of the {all_} rows of x0, for those that are done "
+            "leave the batch; hand it data of the rows as args=, or take the numbers of its rows "
+            "with pass_rows=True"
         )
 
 
