@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import _common as common
+import _common as shared
 import numpy as np
 
 import lbfgs_xp as lx
@@ -139,7 +139,7 @@ def bounds_of(truth: np.ndarray) -> np.ndarray:
 class Fitter:
     """`lx.curve_fit` of peaks with one array library."""
 
-    def __init__(self, library: common.Library, dtype: str, threads: int):
+    def __init__(self, library: shared.Library, dtype: str, threads: int):
         self.library, self.dtype, self.threads = library, dtype, threads
         xp = library.xp
         self.model, self.derivatives = model_of(xp), derivatives_of(xp)
@@ -232,7 +232,7 @@ def draw(
     peaks: Peaks, x: np.ndarray, scatters: list[Scatter], speeds: list[tuple[int, float]],
     loop: float | None, label: str, folder: Path,
 ) -> None:
-    figure = common.figure(12.0, 8.0)
+    figure = shared.figure(12.0, 8.0)
     if figure is None:
         return
     left, right = figure.subfigures(1, 2, width_ratios=[1.0, 1.6])
@@ -257,7 +257,7 @@ def draw(
     top, bottom = right.subplots(2, 1)
     marks = "os^Dv"
     for k in (0, 2, 3, 4):
-        color = common.COLORS[k]
+        color = shared.COLORS[k]
         relative = np.asarray(LEVELS, dtype=float) ** (NAMES[k] == "photons")
         name = f"{NAMES[k]} ({UNITS[k]})"
         top.plot(LEVELS, [s.least[k] for s in scatters] / relative, "-", color=color)
@@ -274,20 +274,20 @@ def draw(
     top.legend(frameon=False, ncols=2, fontsize=9)
 
     counts, rates = zip(*speeds, strict=True)
-    bottom.plot(counts, rates, "o-", color=common.BLUE, label=label)
+    bottom.plot(counts, rates, "o-", color=shared.BLUE, label=label)
     if loop is not None:
-        bottom.axhline(1.0 / loop, color=common.VERMILION, linestyle="--", label="SciPy in a loop")
+        bottom.axhline(1.0 / loop, color=shared.VERMILION, linestyle="--", label="SciPy in a loop")
     bottom.set(
         xscale="log", yscale="log", xlabel="fits at once", ylabel="fits per second",
         title="throughput",
     )
     bottom.yaxis.set_minor_formatter("")
     bottom.legend(frameon=False)
-    common.save(figure, folder, "gaussian_peaks")
+    shared.save(figure, folder, "gaussian_peaks")
 
 
 def main() -> None:
-    parser = common.parser(__doc__)
+    parser = shared.parser(__doc__)
     parser.add_argument("--peaks", type=int, help="default: 100000, or 2000 with --quick")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float64")
     parser.add_argument(
@@ -298,7 +298,7 @@ def main() -> None:
     count = options.peaks or (2000 if options.quick else 100_000)
     if count < 10 * len(LEVELS):
         parser.error(f"--peaks {count}; wanted at least {10 * len(LEVELS)}")
-    library = common.library(options.backend)
+    library = shared.library(options.backend)
     fitter = Fitter(library, options.dtype, options.threads if library.name == "numpy" else 1)
     peaks = simulate(count)
 
@@ -308,10 +308,10 @@ def main() -> None:
     fitter.fit(head(peaks, sizes[0]))    # imports, compiles
     speeds = []
     for size in sizes:
-        common.progress(f"{size} peaks at once")
+        shared.progress(f"{size} peaks at once")
         fits, seconds = fitter.fit(head(peaks, size))
         speeds.append((size, size / seconds))
-    common.progress()
+    shared.progress()
     x, stderr = fitter.host(fits.x), fitter.host(fits.stderr)
     good = fitter.host(fits.success) > 0
     label = f"lbfgs_xp, {library.name}, {options.dtype}"

@@ -37,7 +37,7 @@ _MODULES = {
 _CACHED = 2**17
 _PIECE = 2**14
 # Numbers of a row below which NumPy's loops run along many rows rather than along each.
-_NARROW = 32
+NARROW = 32
 
 
 def is_array(value: object) -> bool:
@@ -278,7 +278,7 @@ class Backend:
         return self.xp.zeros(shape, dtype=self.dtype, device=self.device)
 
     def keep_memory(self) -> None:
-        """Makes the C library keep the memory of arrays up to 32 MiB in the process.
+        """Makes glibc keep the memory of arrays up to 32 MiB in the process, for all its threads.
 
         It learns from the largest block that was freed. Otherwise it gives large arrays back to the
         system as soon as they are dropped, and fetching the pages again costs more than arithmetic.
@@ -557,7 +557,7 @@ class Backend:
 
 def _is_narrow(shape: tuple[int, ...]) -> bool:
     """Whether these are many short rows."""
-    return len(shape) == 2 and shape[1] < _NARROW and shape[1] < shape[0]
+    return len(shape) == 2 and shape[1] < NARROW and shape[1] < shape[0]
 
 
 def _namespace(array: Array) -> Namespace:

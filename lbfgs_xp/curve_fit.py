@@ -214,7 +214,7 @@ def curve_fit(
     settings = dict(
         gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime
     )
-    found = _by_minimize(objective, how.settings.loss, how.settings.f_scale, settings)
+    found = _by_minimize(objective, how, settings)
     return _report(found, objective, None, how.settings, absolute_sigma)
 
 
@@ -327,32 +327,44 @@ def _arguments(params: Any, batched: bool) -> tuple[list[Any], dict[str, Any]]:
 
 
 def _by_minimize(
-    objective: Residuals, loss: str, f_scale: float, settings: dict[str, Any]
+    objective: Residuals, how: Plan, settings: dict[str, Any]
 ) -> LeastSquaresResult:
     """The fit by `minimize`."""
     layout, xp = objective.layout, objective.layout.xp
+    loss, f_scale = how.settings.loss, how.settings.f_scale
     space = Space(layout.backend, batched=True)
 
-    here: tuple[Any, Residuals] = None, objective
+    # The rows in the batch, as numbers of the host; of all rows the last x.
+    here: tuple[Any, Any, Residuals] = None, None, objective
+    latest = xp.reshape(layout.start(), (-1, layout.size))
 
-    def part_of(rows: Any) -> Residuals:
-        """The residuals of the rows that are left in the batch."""
-        nonlocal here
+    def evaluate(x: Array, rows: Any) -> tuple[Array, Array]:
+        """The residuals and their Jacobian in those rows."""
+        nonlocal here, latest
         if rows is not here[0]:
             numbers = layout.backend.to_host(rows)
-            whole = len(numbers) == layout.batch[0]
-            here = rows, objective if whole else objective.take(numbers)
-        return here[1]
+            if len(numbers) == layout.batch[0]:
+                here = rows, None, objective
+            else:
+                here = rows, numbers, objective.take(numbers) if how.compact else objective
+        _, numbers, part = here
+        if numbers is None or how.compact:
+            residuals = part(x)
+            found = residuals, part.jacobian(x, residuals)
+        else:
+            latest = space.put(numbers, x, latest)
+            residuals = part(latest)
+            found = space.take((residuals, part.jacobian(latest, residuals)), numbers)
+        objective.nfev, objective.njev = part.nfev, part.njev
+        return found
 
     def fun(vector: Array, rows: Any = None) -> tuple[Any, Array]:
-        x, part = xp.reshape(vector, (-1, layout.size)), part_of(rows)
-        residuals = part(x)
-        jacobian = part.jacobian(x, residuals)
-        objective.nfev, objective.njev = part.nfev, part.njev
-        rows, others = robust.weights(xp, loss, f_scale, residuals, layout.backend.eps)
-        value = space.sum(robust.cost(xp, loss, f_scale, residuals))
-        columns = xp.matrix_transpose(jacobian)
-        gradient = space.products(columns, rows * others * residuals)
+        residuals, jacobian = evaluate(xp.reshape(vector, (-1, layout.size)), rows)
+        with np.errstate(all="ignore"):    # far away they may overflow
+            squares, others = robust.weights(xp, loss, f_scale, residuals, layout.backend.eps)
+            value = space.sum(robust.cost(xp, loss, f_scale, residuals))
+            columns = xp.matrix_transpose(jacobian)
+            gradient = space.products(columns, squares * others * residuals)
         return (value, gradient) if layout.batched else (value[0], gradient[0, ...])
 
     batched = layout.batched

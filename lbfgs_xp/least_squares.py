@@ -362,13 +362,13 @@ def run(objective: Residuals, box: Any, plan: Plan) -> LeastSquaresResult:
                 if end is not None:
                     break
                 if plan.compact and (kept := _kept(backend, going)) is not None:
-                    order, size = kept
-                    ended.append(space.take(_outcome(state), order[size:]))
-                    places.append(rows[order[size:]])
-                    order = order[:size]
-                    objective, rows = objective.take(order), rows[order]
-                    state, box = space.take((state, box), order)
-                    going = going[order]
+                    order, leave = kept[0][: kept[1]], kept[0][kept[1] :]
+                    more = [*ended, space.take(_outcome(state), leave)], [*places, rows[leave]]
+                    rest = objective.take(order), rows[order], going[order]
+                    # In one statement, which no interruption can part.
+                    (ended, places), (objective, rows, going), (state, box) = (
+                        more, rest, space.take((state, box), order)
+                    )
                 state = steps.aim(state, box, going)
                 if plan.acceleration and (going & lm.CURVED).any():
                     curved = _curved(backend, going) if plan.compact else None

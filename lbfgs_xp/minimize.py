@@ -102,7 +102,8 @@ def minimize(
         line search and status. Problems that are done leave the batch, so that fun is soon handed
         fewer rows than B. Arrays in args whose first axis is B belong to the rows: fun is handed
         the entries of its rows. (On JAX, which compiles for each shape, a batch shrinks to 1024,
-        4096, 16384, ... rows only; some of those are done already.)
+        4096, 16384, ... rows only; some of those are done already.) All other functions of
+        vectors, such as a projection, see the rows that are left as well.
     pass_rows : bool
         For a batch: fun (and jac, hess) are called as fun(x, rows, *args), with the numbers of the
         rows of x, an array (k,) of integers like x; and args are handed over as they are.
@@ -617,7 +618,7 @@ def _explain(error: BaseException, rows: Rows, layout: Layout) -> None:
     left, all_ = rows.here.shape[0], layout.batch[0]
     with contextlib.suppress(Exception):
         error.add_note(
-            f"lbfgs_xp: fun was handed {left} of the {all_} rows of x0, for those that are done "
+            f"lbfgs_xp: functions were handed {left} of the {all_} rows, for those that are done "
             "leave the batch; hand it data of the rows as args=, or take the numbers of its rows "
             "with pass_rows=True"
         )
@@ -628,7 +629,8 @@ def _attach(error: BaseException, result: Result) -> None:
     # Some exceptions take no attributes; they go through as they are.
     with contextlib.suppress(Exception):
         error.result = result  # type: ignore[attr-defined]
+        value = "the values" if is_array(result.fun) else f"value {result.fun}"
         error.add_note(
-            f"lbfgs_xp: the best point so far, with value {result.fun}, is in the attribute "
-            "`result` of this exception"
+            f"lbfgs_xp: the best point so far, with {value}, is in the attribute `result` of this "
+            "exception"
         )

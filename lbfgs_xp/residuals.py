@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lbfgs_xp.backend import Array, Backend, is_array
+from lbfgs_xp.backend import Array, is_array
 from lbfgs_xp.tree import Layout, map_leaves, unflatten
 
 _WAYS_OUT = (
@@ -78,12 +78,14 @@ class Residuals:
         of two or more axes counts the rows. The counts go on."""
         (size,) = self.layout.batch
 
+        order = self.backend.order(rows)
+
         def chosen(leaf: Any) -> Any:
             if not is_array(leaf) or leaf.ndim < 2 or leaf.shape[0] != size:
                 return leaf
-            return _rows(leaf, rows)
+            return self.backend.rows_of(leaf, order)
 
-        leaves = [_rows(leaf, rows) for leaf in self.layout.leaves]
+        leaves = [self.backend.take(leaf, order) for leaf in self.layout.leaves]
         layout = Layout(unflatten(self.layout.structure, leaves), True)
         args = map_leaves(chosen, self.args)
         part = Residuals(self.fun, args, self.jac, layout, self.compiled, self.fresh)
@@ -145,12 +147,6 @@ class Residuals:
 
     def _to_user(self, x: Array) -> Array:
         return x if self.layout.batched else x[0, ...]
-
-
-def _rows(array: Array, rows: np.ndarray) -> Array:
-    """Those rows of an array of any library."""
-    backend = Backend(array, "args", traced=True)
-    return backend.xp.take(array, backend.order(rows), axis=0)
 
 
 def _evaluate(fun: Callable, layout: Layout, args: tuple, x: Array) -> Array:

@@ -19,7 +19,6 @@ import contextlib
 import functools
 import math
 import operator
-import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -127,8 +126,7 @@ class Scalars:
 
     def quiet(self) -> contextlib.AbstractContextManager[Any]:
         """Without NumPy's warnings about NaN and infinity, which `where` drops afterwards."""
-        numpy = sys.modules.get("numpy")
-        return contextlib.nullcontext() if numpy is None else numpy.errstate(all="ignore")
+        return np.errstate(all="ignore")
 
 
 _KINDS = {bool: np.bool_, int: np.int32}

@@ -16,10 +16,7 @@ import array_api_compat as compat
 import numpy as np
 
 from lbfgs_xp import scalars
-from lbfgs_xp.backend import Array, Backend, is_array
-
-# Numbers of a row from which on it pays to call a routine for each row.
-_NARROW = 32
+from lbfgs_xp.backend import NARROW, Array, Backend, is_array
 
 
 def fixed_sum(x: Array, axis: int = -1) -> Array:
@@ -155,7 +152,7 @@ class Space:
     def _are_short(self, rows: Array) -> bool:
         """Whether these are so short that einsum, which runs along all of them, beats a call for
         each."""
-        return self._many_on_numpy and rows.shape[-1] < _NARROW
+        return self._many_on_numpy and rows.shape[-1] < NARROW
 
     # --- reductions ----------------------------------------------------------------------------
 
@@ -556,7 +553,7 @@ def _mapped(function: Callable, tree: Any, *others: Any) -> Any:
     the last of them."""
     if isinstance(tree, tuple):
         columns = zip(tree, *others, strict=True)
-        return tuple.__new__(type(tree), [_mapped(function, *each) for each in columns])
+        return scalars.named(type(tree), [_mapped(function, *each) for each in columns])
     # JAX makes 0-d arrays of the numbers that all problems share.
     several = is_array(tree) and tree.ndim > 0
     return function(tree, *others) if several else (tree, *others)[-1]

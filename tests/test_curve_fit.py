@@ -238,16 +238,17 @@ def fit_backend(library: Backend) -> Any:
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["lbfgs_xp.curve_fit"], "_LEAST", 16)
     model, y, start = peaks(100)
-    seen = set()
+    how: dict[str, Any] = {"batched": True, "jac": "3-point"}
+    both, seen = threading.Barrier(2, timeout=60.0), threading.local()
 
     def watched(x: Any, *parameters: Any) -> Any:
-        seen.add(threading.get_ident())
+        if not hasattr(seen, "this_thread"):
+            seen.this_thread = True
+            both.wait()    # or the second thread never comes
         return model(np)(x, *parameters)
 
-    one, two = (
-        lx.curve_fit(watched, X, y, start, batched=True, jac="3-point", threads=n) for n in (1, 2)
-    )
-    assert len(seen) > 1
+    one = lx.curve_fit(model(np), X, y, start, threads=1, **how)
+    two = lx.curve_fit(watched, X, y, start, threads=2, **how)
     np.testing.assert_array_equal(one.x, two.x)
     np.testing.assert_array_equal(one.status, two.status)
 
@@ -520,3 +521,38 @@ def test_errors_of_residuals() -> None:
         lx.least_squares(lambda x: x[0], np.ones(2), jac=lambda x: np.eye(2))
     with pytest.raises(TypeError, match="x0 is complex"):
         lx.least_squares(lambda x: x, np.ones(2) * 1j, jac="2-point")
+
+
+def test_lbfgs_of_a_batch_whose_rows_leave() -> None:
+    """Models that are handed the rows that are left, and such that hold data of all rows."""
+    model, y, start = peaks(60)
+    shift = np.linspace(0.0, 1.0, 60)[:, None]
+
+    def holds(x: Any, *parameters: Any) -> Any:
+        assert parameters[0].shape[0] == 60
+        return model(np)(x, *parameters) + shift
+
+    how: dict[str, Any] = {"batched": True, "jac": "3-point", "method": "lbfgs", "gtol": 1e-3}
+    sizes = set()
+
+    def watched(x: Any, *parameters: Any) -> Any:
+        sizes.add(parameters[0].shape[0])
+        return model(np)(x, *parameters)
+
+    left = lx.curve_fit(watched, X, y, start, **how)
+    whole = lx.curve_fit(holds, X, y + shift, start, compact=False, **how)
+    assert min(sizes) < max(sizes) == 60
+    np.testing.assert_allclose(left.x, whole.x, rtol=1e-2, atol=1e-2)
+    np.testing.assert_array_equal(left.status, whole.status)
+    assert np.count_nonzero(left.success) == 59    # the data of one are nan
+
+
+def test_data_of_the_rows_may_be_integers() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 20, size=(64, 12))
+    slopes = np.logspace(-2.0, 1.0, 64)
+    y = np.exp(-slopes[:, None] * x / 20.0)
+    res = lx.curve_fit(
+        lambda x, k: np.exp(-k * x / 20.0), x, y, [0.5], batched=True, jac="3-point"
+    )
+    np.testing.assert_allclose(res.x[:, 0], slopes, rtol=1e-6)

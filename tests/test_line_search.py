@@ -689,3 +689,31 @@ def test_picked_rows_are_those_of_all():
 def test_examples(module):
     result = doctest.testmod(importlib.import_module(f"lbfgs_xp.{module}"))
     assert result.attempted and not result.failed
+
+
+@pytest.mark.parametrize("rule", NAMES)
+def test_trials_that_are_not_finite_in_all_rows(rule):
+    """Where no row sees a value, each row is still its single search."""
+    made = rule_of(rule)
+
+    def phi(a):
+        return (math.inf, math.inf) if a > 0.3 else ((a - 0.25) ** 2, 2.0 * (a - 0.25))
+
+    def alone(alpha):
+        search, seen = made.begin(*phi(0.0), alpha), []
+        while search.status == SEARCHING:
+            seen.append(search.alpha)
+            search = made.advance(search, *phi(search.alpha))
+        return seen, search.status
+
+    starts = np.asarray([1.0, 7.0])
+    values = np.asarray([phi(0.0)] * 2)
+    search = made.begin(values[:, 0], values[:, 1], starts)
+    trials = [[], []]
+    while (search.status == SEARCHING).any():
+        for i in np.flatnonzero(search.status == SEARCHING):
+            trials[i].append(float(search.alpha[i]))
+        found = np.asarray([phi(float(a)) for a in search.alpha])
+        search = made.advance(search, found[:, 0], found[:, 1])
+    for i, alpha in enumerate(starts):
+        assert (trials[i], int(search.status[i])) == alone(float(alpha))

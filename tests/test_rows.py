@@ -194,7 +194,7 @@ def test_an_end_while_rows_are_gone_loses_nothing(backend: Backend, how: str) ->
         res = lx.minimize(until, x0, (target,), **settings)
     except ArithmeticError as error:
         res = error.result  # type: ignore[attr-defined]
-        assert any("rows of x0" in note for note in error.__notes__)
+        assert any("leave the batch" in note for note in error.__notes__)
     status = backend.to_numpy(res.status)
     ended = {
         "interrupt": Status.INTERRUPTED, "error": Status.RUNNING,

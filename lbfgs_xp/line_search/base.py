@@ -46,7 +46,7 @@ class Search(NamedTuple):
     cap: the smallest step whose trial was not finite, infinite before there is any.
     contrary: whether the last trial that rounding did not hide was higher although the slope there
         was negative: where steps get short, value and slope then contradict each other.
-    inner: the rule's own state; before the first trial that is not accepted it tells nothing.
+    inner: the rule's own state.
     """
 
     alpha: Scalar
@@ -114,15 +114,12 @@ class LineSearch(ABC):
 
     # ---- the face -------------------------------------------------------------------------------
 
-    def begin(
-        self, phi0: Scalar, dphi0: Scalar, alpha0: Scalar, noise: Scalar = 0.0, inner: Any = None
-    ) -> Search:
+    def begin(self, phi0: Scalar, dphi0: Scalar, alpha0: Scalar, noise: Scalar = 0.0) -> Search:
         """Start a search from the value and the slope at 0; `alpha0` is the first step to try.
 
         phi0, dphi0: Python numbers, or arrays of shape (B,).
         alpha0, noise: the same, or Python numbers for a whole batch. Where a value lies closer than
         `noise` to `phi0`, the slopes stand in for it (see `advance`).
-        inner: that of an earlier search of the rule for a batch of this size, to save making one.
 
         There is nothing to search where the slope is not negative, or phi0, dphi0 or alpha0 not
         finite, or alpha0 not positive: the search is STUCK at once, with best_alpha = 0.
@@ -151,7 +148,7 @@ class LineSearch(ABC):
             phi0,
             fn.full(math.inf, phi0),
             fn.full(False, phi0),
-            self.first(fn, phi0, dphi0, alpha) if inner is None else inner,
+            self.first(fn, phi0, dphi0, alpha),
         )
 
     def advance(self, search: Search, phi: Scalar, dphi: Scalar) -> Search:
@@ -299,9 +296,6 @@ class LineSearch(ABC):
         if not fn.every(too_far):
             if isinstance(inner, float):
                 inner = self.first(fn, phi0, dphi0, inner)
-            elif not isinstance(phi, float):
-                fresh = self.first(fn, phi0, dphi0, alpha)
-                inner = fn.choose(search.evaluations == 0, fresh, inner)
             step, halted, moved = self.next(fn, search._replace(inner=inner), phi, dphi)
             proposal = fn.where(finite, step, proposal)
             stuck = stuck | (finite & halted)

@@ -14,6 +14,9 @@ from lbfgs_xp.solvers.initial import Initial
 from lbfgs_xp.solvers.two_loop import two_loop
 from lbfgs_xp.space import Space
 
+# The least part of gamma g . g that g . H g must be, to be taken as a difference.
+_KEPT = 1e-2
+
 
 def quasi_newton(
     space: Space, initial: Initial, weights: Any, pairs: Pairs, gradient: Array,
@@ -39,7 +42,7 @@ def quasi_newton(
             # product would be one more wait.
             level = pairs.gamma * squared
             slope = float(c @ with_gradient) - level
-            if space.remote or slope < -curvature.CANCELS * level:
+            if space.remote or slope < -_KEPT * level:
                 return direction, slope
     return direction, space.read_one(space.dot(gradient, direction))
 

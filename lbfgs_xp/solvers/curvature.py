@@ -31,8 +31,6 @@ _LARGE = 4096
 _DOUBLE = 1e-15
 # The least (|y| / |g|)^2 at which W y is taken as a difference.
 _CANCELS = 1e-4
-# The least part of gamma g . g at which g . H g is taken as a difference.
-CANCELS = 1e-2
 
 
 class Pairs(NamedTuple):

@@ -173,9 +173,7 @@ class Descent(Method, ABC):
             point = Point(new_x, fn.where(taken, end, state.value), new_gradient, norm)
             memory = self.learn(space, state, point, alpha, dphi, taken)
             aim = self.aim(space, point, secant, again, memory=memory, **more)
-            fresh = self._set_out(
-                space, point, fn.where(taken, alpha, state.step), aim, search.inner
-            )
+            fresh = self._set_out(space, point, fn.where(taken, alpha, state.step), aim)
             # Where a search goes on it keeps its line; all else is that of every problem.
             after = fresh if fn.every(turned) else space.merge(turned, fresh, fresh._replace(
                 direction=state.direction, search=search, lowest=lowest,
@@ -187,14 +185,12 @@ class Descent(Method, ABC):
             unbounded=unbounded,
         )
 
-    def _set_out(
-        self, space: Space, point: Point, step: Any, aim: Aim, inner: Any = None
-    ) -> DescentState:
+    def _set_out(self, space: Space, point: Point, step: Any, aim: Aim) -> DescentState:
         """The state at `point` with a search begun towards `aim`, but for its trial."""
         full, (x, value, gradient, norm) = space.scalars.full, point
         noise = space.scalars.abs(value) * space.backend.noise
         rule: Any = self.line_search
-        search = rule.begin(value, aim.slope, aim.first, noise, inner)
+        search = rule.begin(value, aim.slope, aim.first, noise)
         no = full(False, value)
         return DescentState(
             x, value, gradient, norm, step, aim.direction, search,

@@ -4,10 +4,10 @@ From the iterate x, where the residuals are r and their Jacobian J = Q R, a step
 
     |r + J s|^2 + mu |D s|^2,
 
-a problem of size 2p x p once R and Q^T r are known, solved by a QR decomposition of its own. R and
-Q^T r come from the normal equations where those keep enough digits (no column of J lies close to
-the space of those before it), and from a QR decomposition of J elsewhere. D holds the largest norm
-that each column of J has had (More 1978, The Levenberg-Marquardt algorithm, section 6), so that the
+a problem of size 2p x p once R and Q^T r are known. These come from the normal equations where
+those keep enough digits (no column of J lies close to the space of those before it), and from a QR
+decomposition of J elsewhere; so does the step. D holds the largest norm that each column of J has
+had (More 1978, The Levenberg-Marquardt algorithm, section 6), so that the
 unit of a parameter does not matter; mu follows the ratio of actual to predicted decrease (Nielsen
 1999, Damping parameter in Marquardt's method). Geodesic acceleration: Transtrum & Sethna (2012),
 Improvements to the Levenberg-Marquardt algorithm for nonlinear least-squares minimization; here
@@ -183,8 +183,9 @@ def aim(exact: bool, space: Space, state: LMState, box: Any) -> LMState:
     if box is not None:
         step = xp.where(linear.frozen, xp.zeros_like(z), step)
         # What would leave the box goes to its bound, and the others are solved for once more.
-        beyond = _into(space, state.x + step, box) != state.x + step
-        fixed = xp.where(beyond, _into(space, state.x + step, box) - state.x, xp.zeros_like(step))
+        inside = _into(space, state.x + step, box)
+        beyond = inside != state.x + step
+        fixed = xp.where(beyond, inside - state.x, xp.zeros_like(step))
         free = xp.where(beyond[:, None, :], xp.zeros_like(linear.R), linear.R)
         q = linear.q + space.products(linear.R, fixed * linear.scale)
         z, factor = _damped(exact, space, free, q, state.mu)

@@ -73,7 +73,7 @@ def step(
     after = _aim(
         solver, space, x, new_value, phi, gradient, norm, fn.where(taken, alpha, state.step),
         pairs, state.weights, decrement, space.fetch(with_gradient), taken,
-        lost & fn.logical_not(reset), unbounded, search.inner,
+        lost & fn.logical_not(reset), unbounded,
     )
     # Where a search goes on, or has failed, it keeps its line.
     turned = taken | reset
@@ -109,7 +109,7 @@ def begin(
 def _aim(
     solver: Any, space: Space, x: Array, value: Any, seen: Any, gradient: Array, norm: Any,
     alpha: Any, pairs: Pairs, weights: Any, decrement: Any, with_gradient: Array, accepted: Any,
-    failed: Any, unbounded: Any, inner: Any = None,
+    failed: Any, unbounded: Any,
 ) -> LBFGSState:
     """The state at x with a direction from there, and a search begun along it."""
     fn = space.scalars
@@ -126,7 +126,7 @@ def _aim(
     first = fn.where(bare, first, 1.0)
     if solver.pace is not None:
         first = first * solver.learning_rate(0)
-    search = solver.line_search.begin(value, slope, first, noise, inner)
+    search = solver.line_search.begin(value, slope, first, noise)
     return LBFGSState(
         x, value, gradient, norm, alpha, direction, search, x, seen,
         Lowest(fn.full(0.0, value), value, gradient), pairs, None, 0.0, weights, None,

@@ -13,6 +13,7 @@ from lbfgs_xp.backend import Array, is_array
 from lbfgs_xp.line_search import ACCEPTED, STUCK, Armijo, Search
 from lbfgs_xp.phases import Method
 from lbfgs_xp.projections import Box, Projection
+from lbfgs_xp.solvers.aim import advance
 from lbfgs_xp.solvers.contract import optimality
 from lbfgs_xp.space import Space
 
@@ -198,7 +199,7 @@ class ProjectedGradient(Method):
             space.max_abs(state.trial),
         )
         alpha = state.search.alpha
-        search = fn.choose(active, self.line_search.advance(state.search, phi, dphi), state.search)
+        search = advance(fn, self.line_search, state.search, phi, dphi, active)
         taken = active & (search.status == ACCEPTED)
         failed = active & (search.status == STUCK)
         onwards = state._replace(
