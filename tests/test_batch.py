@@ -567,3 +567,31 @@ def test_many_rows_at_once() -> None:
     res = run(p, p.starts(2000, scale=3.0), gtol=1e-6)
     assert np.mean(res.success) == 1.0
     assert np.max(res.gradient_norm) <= 1e-6
+
+
+# --- data of the rows --------------------------------------------------------------------------
+
+
+def quartic(x: np.ndarray, target: np.ndarray) -> Any:
+    d = x - target
+    return (d**4 + d**2).sum(-1), 4.0 * d**3 + 2.0 * d
+
+
+# Far rows take longer than near ones, so that rows leave again and again.
+TARGETS = 10.0 ** np.linspace(-3.0, 2.0, 20)[:, None] * np.asarray([1.0, -2.0, 3.0])
+
+
+def test_args_without_rows_stay_the_objects_they_are() -> None:
+    log: list[int] = []
+    counts = {"calls": 0}
+
+    def fun(x: np.ndarray, target: np.ndarray, log: list[int], counts: dict[str, int]) -> Any:
+        log.append(len(x))
+        counts["calls"] += 1
+        return quartic(x, target)
+
+    x0 = np.zeros_like(TARGETS)
+    res = lx.minimize(fun, x0, (TARGETS, log, counts), jac=True, batched=True)
+    assert res.success.all()
+    assert log[-1] < len(x0) == log[0]
+    assert counts["calls"] == len(log) == max(res.nfev)
