@@ -214,7 +214,7 @@ def curve_fit(
     settings = dict(
         gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime
     )
-    found = _by_minimize(objective, how.settings.loss, how.settings.f_scale, settings)
+    found = _by_minimize(objective, how.settings.loss, how.settings.f_scale, settings, how.compact)
     return _report(found, objective, None, how.settings, absolute_sigma)
 
 
@@ -327,11 +327,12 @@ def _arguments(params: Any, batched: bool) -> tuple[list[Any], dict[str, Any]]:
 
 
 def _by_minimize(
-    objective: Residuals, loss: str, f_scale: float, settings: dict[str, Any]
+    objective: Residuals, loss: str, f_scale: float, settings: dict[str, Any], compact: bool
 ) -> LeastSquaresResult:
-    """The fit by `minimize`."""
+    """The fit by `minimize`; unless `compact`, the model is called with all rows each time."""
     layout, xp = objective.layout, objective.layout.xp
     space = Space(layout.backend, batched=True)
+    start = xp.reshape(layout.start(), (-1, layout.size))
 
     here: tuple[Any, Residuals] = None, objective
 
@@ -345,10 +346,18 @@ def _by_minimize(
         return here[1]
 
     def fun(vector: Array, rows: Any = None) -> tuple[Any, Array]:
-        x, part = xp.reshape(vector, (-1, layout.size)), part_of(rows)
+        x = xp.reshape(vector, (-1, layout.size))
+        few = x.shape[0] < start.shape[0]
+        if few and not compact:
+            numbers = layout.backend.to_host(rows)
+            x, part = space.put(numbers, x, start), objective
+        else:
+            part = part_of(rows)
         residuals = part(x)
         jacobian = part.jacobian(x, residuals)
         objective.nfev, objective.njev = part.nfev, part.njev
+        if few and not compact:
+            residuals, jacobian = space.take((residuals, jacobian), numbers)
         rows, others = robust.weights(xp, loss, f_scale, residuals, layout.backend.eps)
         value = space.sum(robust.cost(xp, loss, f_scale, residuals))
         columns = xp.matrix_transpose(jacobian)

@@ -284,6 +284,14 @@ def test_models_that_hold_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         shifted, X, y + offsets, start, batched=True, jac="3-point", compact=False
     )
     assert np.count_nonzero(res.success) == 29
+    fits = [
+        lx.curve_fit(
+            model_, X, y_, start, batched=True, jac="3-point", method="lbfgs", compact=compact,
+            gtol=1e-6,
+        )
+        for model_, y_, compact in ((shifted, y + offsets, False), (model(np), y, True))
+    ]
+    np.testing.assert_allclose(fits[0].chi2, fits[1].chi2, rtol=1e-6)
     # An argument of their own, and least squares of any kind.
     res = lx.curve_fit(
         lambda x, *parameters: model(np)(x[0], *parameters) + x[1], (X, offsets), y + offsets,
