@@ -322,6 +322,24 @@ class _Run:
             leaves[place] = leaf
         return unflatten(structure, leaves)
 
+    def _only_those_of_rows(self, aux: Any) -> None:
+        """Looks at what is new of the auxiliary output: a leaf that keeps its B entries when rows
+        have left is not theirs."""
+        if (after := flatten(aux)[1]) != (before := flatten(self.aux)[1]):
+            raise ValueError(
+                f"fun returned aux of the structure {after}; wanted {before}, as before, since "
+                "each row keeps that of its best point"
+            )
+        found = set(_places_of_rows(aux, self.space, self.now.progress.status.shape[0]))
+        kept = [i for i, place in enumerate(self._aux_places) if place in found]
+        if len(kept) < len(self._aux_places):
+            self._aux_places = [self._aux_places[i] for i in kept]
+            left = tuple(
+                (numbers, (now, criteria, tuple(of_rows[i] for i in kept)))
+                for numbers, (now, criteria, of_rows) in self.rows.left
+            )
+            self.rows = self.rows._replace(left=left)
+
     def advance(self) -> bool:
         """One evaluation and what follows from it; whether an iteration may have ended."""
         before = self.objective.nfev
@@ -337,6 +355,7 @@ class _Run:
         if not self.space.batched:
             self.aux = aux if better else self.aux
             return
+        self._only_those_of_rows(aux)
         before, self.aux = self._aux_of_rows(), aux
         picked = self.space.merge(better, self._aux_of_rows(), before)
         self.aux = self._with_aux(picked)

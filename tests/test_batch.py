@@ -595,3 +595,31 @@ def test_args_without_rows_stay_the_objects_they_are() -> None:
     assert res.success.all()
     assert log[-1] < len(x0) == log[0]
     assert counts["calls"] == len(log) == max(res.nfev)
+
+
+def test_aux_that_only_happens_to_be_as_long_as_the_batch() -> None:
+    table = np.arange(20.0)
+    for method in ("bfgs", "lbfgs"):
+
+        def fun(x: np.ndarray, target: np.ndarray) -> Any:
+            value, gradient = quartic(x, target)
+            return (value, {"of rows": x + 1.0, "table": table}), gradient
+
+        res = lx.minimize(
+            fun, np.zeros_like(TARGETS), (TARGETS,), jac=True, batched=True, has_aux=True,
+            method=method,
+        )
+        np.testing.assert_array_equal(res.aux["of rows"], res.x + 1.0)
+        np.testing.assert_array_equal(res.aux["table"], table)
+
+
+def test_aux_of_another_structure_is_refused() -> None:
+    def fun(x: np.ndarray, target: np.ndarray) -> Any:
+        value, gradient = quartic(x, target)
+        return (value, list(value)), gradient
+
+    with pytest.raises(ValueError, match="aux of the structure") as error:
+        lx.minimize(
+            fun, np.zeros_like(TARGETS), (TARGETS,), jac=True, batched=True, has_aux=True
+        )
+    assert error.value.result.x.shape == TARGETS.shape    # type: ignore[attr-defined]
