@@ -245,9 +245,17 @@ def _operator(inverse: Any) -> Any:
     """`res.hess_inv` of ours as SciPy's operator."""
     from scipy.sparse.linalg import LinearOperator
 
-    def apply(vector: np.ndarray) -> np.ndarray:
-        return inverse @ np.ravel(vector)
-
+    apply = _Product(inverse)
     operator = LinearOperator(inverse.shape, matvec=apply, rmatvec=apply, dtype=np.float64)
     operator.todense = inverse.todense
     return operator
+
+
+class _Product:
+    """v -> H v; unlike a function made where it is needed, it can be pickled."""
+
+    def __init__(self, inverse: Any):
+        self.inverse = inverse
+
+    def __call__(self, vector: np.ndarray) -> np.ndarray:
+        return self.inverse @ np.ravel(vector)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from typing import Any
 
@@ -275,3 +276,11 @@ def test_hess_inv_is_an_operator() -> None:
     np.testing.assert_allclose(operator.dot(v[:, None]), dense @ v[:, None])
     np.testing.assert_allclose(operator.T @ v, dense.T @ v)
     np.testing.assert_allclose(operator @ np.eye(p.n), dense)
+
+
+def test_results_can_be_pickled() -> None:
+    res = solve()
+    again = pickle.loads(pickle.dumps(res))
+    v = np.arange(4.0)
+    np.testing.assert_array_equal(again.hess_inv @ v, res.hess_inv @ v)
+    np.testing.assert_array_equal(again.hess_inv.todense(), res.hess_inv.todense())
