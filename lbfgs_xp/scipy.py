@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import numbers
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -179,7 +180,12 @@ class _Evaluate:
     def value(self, x: np.ndarray) -> Any:
         self.nfev += 1
         value = self.fun(np.copy(x), *self.args)
-        return value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
+        value = value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
+        if not isinstance(value, numbers.Real):
+            shape = getattr(value, "shape", None)
+            what = f"a {type(value).__name__}" + (f" of shape {shape}" if shape else "")
+            raise TypeError(f"fun returned {what}; wanted a real number")
+        return value
 
     def differences(self, x: np.ndarray, value: Any) -> np.ndarray:
         """Forward differences, backward where a bound is in the way; 0 for fixed variables."""
