@@ -11,6 +11,7 @@ import functools
 import importlib
 import importlib.metadata
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -788,7 +789,12 @@ def _torch_jacobian(evaluate: Callable, *arguments: Any) -> Array:
         value, slope = torch.func.jvp(lambda x: evaluate(*rest, x), (x,), (unit.expand_as(x),))
         return slope
 
-    return torch.func.vmap(column, out_dims=-1)(torch.eye(x.shape[-1]).to(x)).detach()
+    with _FORWARD:
+        return torch.func.vmap(column, out_dims=-1)(torch.eye(x.shape[-1]).to(x)).detach()
+
+
+# What torch keeps of forward differentiation is that of all threads together.
+_FORWARD = threading.RLock()
 
 
 @functools.cache

@@ -235,6 +235,18 @@ def fit_backend(library: Backend) -> Any:
     return OfLibrary(library.asarray([1.0]))
 
 
+def test_threads_that_differentiate_with_torch() -> None:
+    """Forward differentiation of torch is not for two threads at a time."""
+    model, y, start = peaks(1200)
+    arguments = [Backend.TORCH.asarray(v) for v in (X, y, start)]
+    fits = [
+        lx.curve_fit(model(Backend.TORCH.xp), *arguments, batched=True, maxiter=8, threads=n)
+        for n in (1, 4)
+    ]
+    np.testing.assert_array_equal(fits[0].nit, fits[1].nit)
+    np.testing.assert_allclose(fits[0].x, fits[1].x, rtol=1e-6)
+
+
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["lbfgs_xp.curve_fit"], "_LEAST", 16)
     model, y, start = peaks(100)
