@@ -235,6 +235,21 @@ def fit_backend(library: Backend) -> Any:
     return OfLibrary(library.asarray([1.0]))
 
 
+def test_many_threads_make_no_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["lbfgs_xp.curve_fit"], "_LEAST", 16)
+    model, y, start = peaks(100)
+    sizes = []
+
+    def watched(x: Any, *parameters: Any) -> Any:
+        sizes.append(len(parameters[0]))
+        return model(np)(x, *parameters)
+
+    res = lx.curve_fit(watched, X, y, start, batched=True, jac="3-point", threads=1000, maxiter=0)
+    assert res.x.shape == (100, 3)
+    # In seven pieces, the last of which begins earlier.
+    assert set(sizes) == {15}
+
+
 def test_threads_that_differentiate_with_torch() -> None:
     """Forward differentiation of torch is not for two threads at a time."""
     model, y, start = peaks(1200)
