@@ -782,7 +782,6 @@ def _torch_jacobian(evaluate: Callable, *arguments: Any) -> Array:
             "a fit was called under torch.inference_mode, which forbids autograd; wanted a call "
             'outside of it, or jac= a function, "2-point" or "3-point"'
         )
-    _torch_forward()
     x = x.detach()
 
     def column(unit: Array) -> Array:
@@ -790,6 +789,7 @@ def _torch_jacobian(evaluate: Callable, *arguments: Any) -> Array:
         return slope
 
     with _FORWARD:
+        _torch_forward()
         return torch.func.vmap(column, out_dims=-1)(torch.eye(x.shape[-1]).to(x)).detach()
 
 
