@@ -358,10 +358,11 @@ def _by_minimize(
         objective.nfev, objective.njev = part.nfev, part.njev
         if few and not compact:
             residuals, jacobian = space.take((residuals, jacobian), numbers)
-        rows, others = robust.weights(xp, loss, f_scale, residuals, layout.backend.eps)
-        value = space.sum(robust.cost(xp, loss, f_scale, residuals))
-        columns = xp.matrix_transpose(jacobian)
-        gradient = space.products(columns, rows * others * residuals)
+        with np.errstate(all="ignore"):    # trials that overflow
+            rows, others = robust.weights(xp, loss, f_scale, residuals, layout.backend.eps)
+            value = space.sum(robust.cost(xp, loss, f_scale, residuals))
+            columns = xp.matrix_transpose(jacobian)
+            gradient = space.products(columns, rows * others * residuals)
         return (value, gradient) if layout.batched else (value[0], gradient[0, ...])
 
     batched = layout.batched

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
+import warnings
 from typing import Any
 
 import numpy as np
@@ -233,6 +234,22 @@ def fit_backend(library: Backend) -> Any:
     from lbfgs_xp.backend import Backend as OfLibrary
 
     return OfLibrary(library.asarray([1.0]))
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_trials_that_overflow_are_no_matter_of_warnings(batched: bool) -> None:
+    def model(x: Any, a: Any, b: Any) -> Any:
+        return a + b * x + np.where(a > 0.4, 1e200, 0.0)
+
+    x, p0 = np.linspace(0.0, 1.0, 20), [0.0, 0.0]
+    y = np.ones((3, 20)) if batched else np.ones(20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for method in ("lm", "lbfgs"):
+            res = lx.curve_fit(
+                model, x, y, p0, jac="3-point", method=method, batched=batched, maxiter=50
+            )
+            assert np.all(np.isfinite(res.chi2))
 
 
 def test_many_threads_make_no_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
