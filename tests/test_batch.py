@@ -623,3 +623,25 @@ def test_aux_of_another_structure_is_refused() -> None:
             fun, np.zeros_like(TARGETS), (TARGETS,), jac=True, batched=True, has_aux=True
         )
     assert error.value.result.x.shape == TARGETS.shape    # type: ignore[attr-defined]
+
+
+def test_an_interrupt_between_point_and_aux_parts_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fun(x: np.ndarray, target: np.ndarray) -> Any:
+        value, gradient = quartic(x, target)
+        return (value, x + 1.0), gradient
+
+    plain, calls = lx.Space.merge, 0
+
+    def merge(self: Any, mask: Any, new: Any, old: Any) -> Any:
+        nonlocal calls
+        calls += type(new) is tuple    # what has an entry for each row of aux
+        if calls == 5:
+            raise KeyboardInterrupt
+        return plain(self, mask, new, old)
+
+    monkeypatch.setattr(lx.Space, "merge", merge)
+    res = lx.minimize(
+        fun, np.zeros_like(TARGETS), (TARGETS,), jac=True, batched=True, has_aux=True
+    )
+    assert calls == 5 and Status.INTERRUPTED in res.status
+    np.testing.assert_array_equal(res.aux, res.x + 1.0)
