@@ -11,6 +11,7 @@ import functools
 import importlib
 import importlib.metadata
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -781,14 +782,19 @@ def _torch_jacobian(evaluate: Callable, *arguments: Any) -> Array:
             "a fit was called under torch.inference_mode, which forbids autograd; wanted a call "
             'outside of it, or jac= a function, "2-point" or "3-point"'
         )
-    _torch_forward()
     x = x.detach()
 
     def column(unit: Array) -> Array:
         value, slope = torch.func.jvp(lambda x: evaluate(*rest, x), (x,), (unit.expand_as(x),))
         return slope
 
-    return torch.func.vmap(column, out_dims=-1)(torch.eye(x.shape[-1]).to(x)).detach()
+    with _FORWARD:
+        _torch_forward()
+        return torch.func.vmap(column, out_dims=-1)(torch.eye(x.shape[-1]).to(x)).detach()
+
+
+# What torch keeps of forward differentiation is that of all threads together.
+_FORWARD = threading.RLock()
 
 
 @functools.cache

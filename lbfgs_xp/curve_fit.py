@@ -221,8 +221,8 @@ def curve_fit(
 def _pieces(backend: Backend, rows: int, numbers: int, threads: int) -> list[Any]:
     """The rows of a batch in pieces of one size, each with as much of the Jacobian, of so many
     numbers for each row, as stays near the processor. [None] where one piece holds all."""
-    most = min(max(backend.near // numbers, _LEAST), -(-rows // threads))
-    if rows <= max(most, _LEAST):
+    most = max(min(backend.near // numbers, -(-rows // threads)), _LEAST)
+    if rows <= most:
         return [None]
     size = -(-rows // -(-rows // most))
     # The last begins earlier, to be as large as the others.

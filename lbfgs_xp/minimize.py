@@ -297,13 +297,14 @@ class _Run:
 
     def _known(self) -> tuple[_Now, Criteria, tuple]:
         """All that has an entry for each row of the batch."""
-        return self.now, self.criteria, self._aux_of_rows()
+        return self.now, self.criteria, self._aux_of_rows(self.aux)
 
     def _go_on_with(self, rows: Rows, known: tuple[_Now, Criteria, tuple]) -> None:
         """Makes these rows, of which this is known, the batch."""
-        space, (now, criteria, aux) = self.space, known
+        space, (now, criteria, of_rows) = self.space, known
+        aux = self._with_aux(self.aux, of_rows)
         # In one statement, which no interruption can part.
-        self.rows, self.now, self.criteria, self.aux = rows, now, criteria, self._with_aux(aux)
+        self.rows, self.now, self.criteria, self.aux = rows, now, criteria, aux
         self.objective.of_rows(None if rows.here is None else space.send(rows.here))
         if hasattr(self.solver, "of_rows"):
             solver, (count,) = self.solver, self.layout.batch
@@ -311,36 +312,55 @@ class _Run:
                 solver = solver.of_rows(space, count, rows.here)
             self._after = self._after_of(solver)
 
-    def _aux_of_rows(self) -> tuple:
-        """Those leaves of the auxiliary output that have an entry for each row."""
-        leaves, _ = flatten(self.aux)
+    def _aux_of_rows(self, aux: Any) -> tuple:
+        """Those leaves of an auxiliary output that have an entry for each row."""
+        leaves, _ = flatten(aux)
         return tuple(leaves[place] for place in self._aux_places)
 
-    def _with_aux(self, of_rows: tuple) -> Any:
-        """The auxiliary output with these leaves in their places."""
-        leaves, structure = flatten(self.aux)
+    def _with_aux(self, aux: Any, of_rows: tuple) -> Any:
+        """An auxiliary output with these leaves in their places."""
+        leaves, structure = flatten(aux)
         for place, leaf in zip(self._aux_places, of_rows, strict=True):
             leaves[place] = leaf
         return unflatten(structure, leaves)
+
+    def _only_those_of_rows(self, aux: Any) -> None:
+        """Looks at what is new of the auxiliary output: a leaf that keeps its B entries when rows
+        have left is not theirs."""
+        if (after := flatten(aux)[1]) != (before := flatten(self.aux)[1]):
+            raise ValueError(
+                f"fun returned aux of the structure {after}; wanted {before}, as before, since "
+                "each row keeps that of its best point"
+            )
+        found = set(_places_of_rows(aux, self.space, self.now.progress.status.shape[0]))
+        kept = [i for i, place in enumerate(self._aux_places) if place in found]
+        if len(kept) < len(self._aux_places):
+            self._aux_places = [self._aux_places[i] for i in kept]
+            left = tuple(
+                (numbers, (now, criteria, tuple(of_rows[i] for i in kept)))
+                for numbers, (now, criteria, of_rows) in self.rows.left
+            )
+            self.rows = self.rows._replace(left=left)
 
     def advance(self) -> bool:
         """One evaluation and what follows from it; whether an iteration may have ended."""
         before = self.objective.nfev
         value, gradient, aux = self.outside(self.objective.evaluate, self.now.solver.trial)
         count = self.objective.nfev - before
-        self.now, better = self._after(self.now, self.criteria, value, gradient, count)
+        now, better = self._after(self.now, self.criteria, value, gradient, count)
         if self.objective.has_aux:
-            self._take_up(aux, better)
+            aux = self._with(aux, better)
+        # In one statement, which no interruption can part.
+        self.now, self.aux = now, aux
         return self.space.batched or self.now.solver.accepted
 
-    def _take_up(self, aux: Any, better: Any) -> None:
+    def _with(self, aux: Any, better: Any) -> Any:
         """The auxiliary output of the better point; in a batch, of each problem on its own."""
         if not self.space.batched:
-            self.aux = aux if better else self.aux
-            return
-        before, self.aux = self._aux_of_rows(), aux
-        picked = self.space.merge(better, self._aux_of_rows(), before)
-        self.aux = self._with_aux(picked)
+            return aux if better else self.aux
+        self._only_those_of_rows(aux)
+        picked = self.space.merge(better, self._aux_of_rows(aux), self._aux_of_rows(self.aux))
+        return self._with_aux(aux, picked)
 
     def go_on_from_best(self) -> bool:
         """Sets out again from the best point where a run has settled elsewhere.

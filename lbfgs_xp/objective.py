@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lbfgs_xp.backend import Array, is_array
-from lbfgs_xp.tree import Layout, map_leaves
+from lbfgs_xp.tree import Layout, flatten, map_leaves
 
 _WAYS_OUT = (
     "give jac= a function that returns the gradient; or jac=True, fun then returning "
@@ -72,9 +72,16 @@ class Objective:
         count = self._whole.batch[0]
         self.layout = self._whole if here is None else self._whole.of_rows(here.shape[0])
 
-        def rows(leaf: Any) -> Any:
-            belongs = is_array(leaf) and tuple(leaf.shape[:1]) == (count,)
-            return self.backend.rows_of(leaf, here) if belongs else leaf
+        def belongs(leaf: Any) -> bool:
+            return is_array(leaf) and tuple(leaf.shape[:1]) == (count,)
+
+        def rows(arg: Any) -> Any:
+            # What holds nothing of the rows stays the object that it is, for fun may write into it.
+            if not any(map(belongs, flatten(arg)[0])):
+                return arg
+            return map_leaves(
+                lambda leaf: self.backend.rows_of(leaf, here) if belongs(leaf) else leaf, arg
+            )
 
         if self._pass_rows:
             numbers = self.backend.order(np.arange(count)) if here is None else here
@@ -82,7 +89,7 @@ class Objective:
         elif here is None:
             self.args = self._all_args
         else:
-            self.args = tuple(map_leaves(rows, arg) for arg in self._all_args)
+            self.args = tuple(map(rows, self._all_args))
 
     def _kept(self, x: Array) -> tuple[Any, Array, Any]:
         value, gradient, aux = self._evaluate(x)

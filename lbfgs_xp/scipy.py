@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import numbers
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -179,7 +180,12 @@ class _Evaluate:
     def value(self, x: np.ndarray) -> Any:
         self.nfev += 1
         value = self.fun(np.copy(x), *self.args)
-        return value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
+        value = value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
+        if not isinstance(value, numbers.Real):
+            shape = getattr(value, "shape", None)
+            what = f"a {type(value).__name__}" + (f" of shape {shape}" if shape else "")
+            raise TypeError(f"fun returned {what}; wanted a real number")
+        return value
 
     def differences(self, x: np.ndarray, value: Any) -> np.ndarray:
         """Forward differences, backward where a bound is in the way; 0 for fixed variables."""
@@ -245,9 +251,17 @@ def _operator(inverse: Any) -> Any:
     """`res.hess_inv` of ours as SciPy's operator."""
     from scipy.sparse.linalg import LinearOperator
 
-    def apply(vector: np.ndarray) -> np.ndarray:
-        return inverse @ np.ravel(vector)
-
+    apply = _Product(inverse)
     operator = LinearOperator(inverse.shape, matvec=apply, rmatvec=apply, dtype=np.float64)
     operator.todense = inverse.todense
     return operator
+
+
+class _Product:
+    """v -> H v; unlike a function made where it is needed, it can be pickled."""
+
+    def __init__(self, inverse: Any):
+        self.inverse = inverse
+
+    def __call__(self, vector: np.ndarray) -> np.ndarray:
+        return self.inverse @ np.ravel(vector)

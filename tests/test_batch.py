@@ -567,3 +567,81 @@ def test_many_rows_at_once() -> None:
     res = run(p, p.starts(2000, scale=3.0), gtol=1e-6)
     assert np.mean(res.success) == 1.0
     assert np.max(res.gradient_norm) <= 1e-6
+
+
+# --- data of the rows --------------------------------------------------------------------------
+
+
+def quartic(x: np.ndarray, target: np.ndarray) -> Any:
+    d = x - target
+    return (d**4 + d**2).sum(-1), 4.0 * d**3 + 2.0 * d
+
+
+# Far rows take longer than near ones, so that rows leave again and again.
+TARGETS = 10.0 ** np.linspace(-3.0, 2.0, 20)[:, None] * np.asarray([1.0, -2.0, 3.0])
+
+
+def test_args_without_rows_stay_the_objects_they_are() -> None:
+    log: list[int] = []
+    counts = {"calls": 0}
+
+    def fun(x: np.ndarray, target: np.ndarray, log: list[int], counts: dict[str, int]) -> Any:
+        log.append(len(x))
+        counts["calls"] += 1
+        return quartic(x, target)
+
+    x0 = np.zeros_like(TARGETS)
+    res = lx.minimize(fun, x0, (TARGETS, log, counts), jac=True, batched=True)
+    assert res.success.all()
+    assert log[-1] < len(x0) == log[0]
+    assert counts["calls"] == len(log) == max(res.nfev)
+
+
+def test_aux_that_only_happens_to_be_as_long_as_the_batch() -> None:
+    table = np.arange(20.0)
+    for method in ("bfgs", "lbfgs"):
+
+        def fun(x: np.ndarray, target: np.ndarray) -> Any:
+            value, gradient = quartic(x, target)
+            return (value, {"of rows": x + 1.0, "table": table}), gradient
+
+        res = lx.minimize(
+            fun, np.zeros_like(TARGETS), (TARGETS,), jac=True, batched=True, has_aux=True,
+            method=method,
+        )
+        np.testing.assert_array_equal(res.aux["of rows"], res.x + 1.0)
+        np.testing.assert_array_equal(res.aux["table"], table)
+
+
+def test_aux_of_another_structure_is_refused() -> None:
+    def fun(x: np.ndarray, target: np.ndarray) -> Any:
+        value, gradient = quartic(x, target)
+        return (value, list(value)), gradient
+
+    with pytest.raises(ValueError, match="aux of the structure") as error:
+        lx.minimize(
+            fun, np.zeros_like(TARGETS), (TARGETS,), jac=True, batched=True, has_aux=True
+        )
+    assert error.value.result.x.shape == TARGETS.shape    # type: ignore[attr-defined]
+
+
+def test_an_interrupt_between_point_and_aux_parts_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fun(x: np.ndarray, target: np.ndarray) -> Any:
+        value, gradient = quartic(x, target)
+        return (value, x + 1.0), gradient
+
+    plain, calls = lx.Space.merge, 0
+
+    def merge(self: Any, mask: Any, new: Any, old: Any) -> Any:
+        nonlocal calls
+        calls += type(new) is tuple    # what has an entry for each row of aux
+        if calls == 5:
+            raise KeyboardInterrupt
+        return plain(self, mask, new, old)
+
+    monkeypatch.setattr(lx.Space, "merge", merge)
+    res = lx.minimize(
+        fun, np.zeros_like(TARGETS), (TARGETS,), jac=True, batched=True, has_aux=True
+    )
+    assert calls == 5 and Status.INTERRUPTED in res.status
+    np.testing.assert_array_equal(res.aux, res.x + 1.0)

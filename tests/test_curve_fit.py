@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
+import warnings
 from typing import Any
 
 import numpy as np
@@ -235,6 +236,49 @@ def fit_backend(library: Backend) -> Any:
     return OfLibrary(library.asarray([1.0]))
 
 
+@pytest.mark.parametrize("batched", [False, True])
+def test_trials_that_overflow_are_no_matter_of_warnings(batched: bool) -> None:
+    def model(x: Any, a: Any, b: Any) -> Any:
+        return a + b * x + np.where(a > 0.4, 1e200, 0.0)
+
+    x, p0 = np.linspace(0.0, 1.0, 20), [0.0, 0.0]
+    y = np.ones((3, 20)) if batched else np.ones(20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for method in ("lm", "lbfgs"):
+            res = lx.curve_fit(
+                model, x, y, p0, jac="3-point", method=method, batched=batched, maxiter=50
+            )
+            assert np.all(np.isfinite(res.chi2))
+
+
+def test_many_threads_make_no_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["lbfgs_xp.curve_fit"], "_LEAST", 16)
+    model, y, start = peaks(100)
+    sizes = []
+
+    def watched(x: Any, *parameters: Any) -> Any:
+        sizes.append(len(parameters[0]))
+        return model(np)(x, *parameters)
+
+    res = lx.curve_fit(watched, X, y, start, batched=True, jac="3-point", threads=1000, maxiter=0)
+    assert res.x.shape == (100, 3)
+    # In seven pieces, the last of which begins earlier.
+    assert set(sizes) == {15}
+
+
+def test_threads_that_differentiate_with_torch() -> None:
+    """Forward differentiation of torch is not for two threads at a time."""
+    model, y, start = peaks(1200)
+    arguments = [Backend.TORCH.asarray(v) for v in (X, y, start)]
+    fits = [
+        lx.curve_fit(model(Backend.TORCH.xp), *arguments, batched=True, maxiter=8, threads=n)
+        for n in (1, 4)
+    ]
+    np.testing.assert_array_equal(fits[0].nit, fits[1].nit)
+    np.testing.assert_allclose(fits[0].x, fits[1].x, rtol=1e-6)
+
+
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["lbfgs_xp.curve_fit"], "_LEAST", 16)
     model, y, start = peaks(100)
@@ -285,6 +329,14 @@ def test_models_that_hold_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         shifted, X, y + offsets, start, batched=True, jac="3-point", compact=False
     )
     assert np.count_nonzero(res.success) == 29
+    fits = [
+        lx.curve_fit(
+            model_, X, y_, start, batched=True, jac="3-point", method="lbfgs", compact=compact,
+            gtol=1e-6,
+        )
+        for model_, y_, compact in ((shifted, y + offsets, False), (model(np), y, True))
+    ]
+    np.testing.assert_allclose(fits[0].chi2, fits[1].chi2, rtol=1e-6)
     # An argument of their own, and least squares of any kind.
     res = lx.curve_fit(
         lambda x, *parameters: model(np)(x[0], *parameters) + x[1], (X, offsets), y + offsets,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from typing import Any
 
@@ -105,6 +106,13 @@ def test_what_fun_may_return_and_do() -> None:
         return value
 
     np.testing.assert_allclose(solve(lbfgs, overwrites, np.zeros(2)).x, 3.0)
+
+
+@pytest.mark.parametrize("value", [None, "text", 1j, np.ones(2), (1.0, 2.0)], ids=str)
+@pytest.mark.parametrize("jac", [None, lambda x: x], ids=["differences", "jac"])
+def test_values_that_are_no_numbers_are_refused(value: Any, jac: Any) -> None:
+    with pytest.raises(TypeError, match="fun returned a .*; wanted a real number"):
+        solve(lbfgs, lambda x: value, np.ones(2), jac=jac)
 
 
 def test_it_serves_scipys_global_methods() -> None:
@@ -275,3 +283,11 @@ def test_hess_inv_is_an_operator() -> None:
     np.testing.assert_allclose(operator.dot(v[:, None]), dense @ v[:, None])
     np.testing.assert_allclose(operator.T @ v, dense.T @ v)
     np.testing.assert_allclose(operator @ np.eye(p.n), dense)
+
+
+def test_results_can_be_pickled() -> None:
+    res = solve()
+    again = pickle.loads(pickle.dumps(res))
+    v = np.arange(4.0)
+    np.testing.assert_array_equal(again.hess_inv @ v, res.hess_inv @ v)
+    np.testing.assert_array_equal(again.hess_inv.todense(), res.hess_inv.todense())
