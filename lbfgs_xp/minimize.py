@@ -18,7 +18,7 @@ from lbfgs_xp.objective import Objective
 from lbfgs_xp.phases import Limits, joined
 from lbfgs_xp.progress import Live
 from lbfgs_xp.result import Best, Record, Result, State, Status
-from lbfgs_xp.rows import Rows, size_of
+from lbfgs_xp.rows import Rows, Sizes
 from lbfgs_xp.scalars import named
 from lbfgs_xp.solvers.contract import optimality
 from lbfgs_xp.space import FixedOrderSpace, Space
@@ -176,6 +176,7 @@ def minimize(
         except KeyboardInterrupt:
             if run.now is None:
                 raise
+            run.mend()
             run.end(Status.INTERRUPTED)
         except Exception as error:
             if run.now is not None:
@@ -202,7 +203,8 @@ class _Run:
         self.objective = objective
         self.layout = objective.layout
         self.now: Any = None    # a _Now, once the start is known
-        self.rows = Rows()
+        self.rows, self.sizes = Rows(), Sizes(space.backend)
+        self._stepping = False
         # Runs the user's functions as the caller of `minimize` would.
         self.outside = contextvars.copy_context().run
         self._last_deadline = time.perf_counter() + plan.maxtime
@@ -285,10 +287,12 @@ class _Run:
             return status == _RUNNING
         running = status == _RUNNING
         count, size = space.count(running), status.shape[0]
-        fewer = size_of(space.backend, size, count)
-        if count > 0 and fewer < size:
+        if count == 0:
+            return False
+        fewer = self.sizes.next(size, count)
+        if fewer < size:
             self._go_on_with(*self.rows.part(space, self._known(), running, fewer))
-        return count > 0
+        return True
 
     def _whole(self) -> None:
         """Puts the rows that have left back into the batch."""
@@ -347,12 +351,25 @@ class _Run:
         before = self.objective.nfev
         value, gradient, aux = self.outside(self.objective.evaluate, self.now.solver.trial)
         count = self.objective.nfev - before
+        self._stepping = True
         now, better = self._after(self.now, self.criteria, value, gradient, count)
+        self._stepping = False
         if self.objective.has_aux:
             aux = self._with(aux, better)
         # In one statement, which no interruption can part.
         self.now, self.aux = now, aux
         return self.space.batched or self.now.solver.accepted
+
+    def mend(self) -> None:
+        """After an interruption within a step, which may have overwritten half of what the solver
+        has learned: it sets out afresh from its iterate."""
+        if not self._stepping:
+            return
+        self._whole()
+        state = self.now.solver
+        value = self._public(state.value)
+        fresh = self._init(state.x, value, state.gradient, None)
+        self.now, self._stepping = self.now._replace(solver=fresh), False
 
     def _with(self, aux: Any, better: Any) -> Any:
         """The auxiliary output of the better point; in a batch, of each problem on its own."""

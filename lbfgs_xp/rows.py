@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from lbfgs_xp.backend import Array, Backend
 from lbfgs_xp.space import Space
 
-# Rows leave once so much of the batch is done: more often would be copying for nothing.
-_DONE = 0.2
+# Rows leave once so much of the batch is done, or once more than this share of all rows evaluated
+# so far was done already: more often would be copying for nothing.
+_DONE, _VAIN = 0.2, 0.05
 # Every new size is compiled anew, for seconds. So few of them, and none that saves nothing.
 _COMPILED_SIZES = tuple(1024 * 4**power for power in range(12))
 
@@ -52,9 +53,20 @@ class Rows(NamedTuple):
         return space.take(space.join(parts), space.small.argsort(numbers))
 
 
-def size_of(backend: Backend, size: int, running: int) -> int:
-    """How many rows a batch of `size` goes on with where so many still run."""
-    if not backend.compiles:
-        return running if running <= (1.0 - _DONE) * size else size
-    least = next((s for s in _COMPILED_SIZES if s >= running), size)
-    return least if 2 * least <= size else size
+class Sizes:
+    """How many rows a batch goes on with."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self._seen = self._vain = 0.0
+
+    def next(self, size: int, running: int) -> int:
+        """The size of the batch for the next evaluation, of `size` rows now."""
+        if self.backend.compiles:
+            least = next((s for s in _COMPILED_SIZES if s >= running), size)
+            return least if 2 * least <= size else size
+        vain = self._vain + (size - running) > _VAIN * (self._seen + size)
+        if vain or running <= (1.0 - _DONE) * size:
+            size = running
+        self._seen, self._vain = self._seen + size, self._vain + (size - running)
+        return size

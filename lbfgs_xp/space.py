@@ -413,7 +413,12 @@ class Space:
             return trees[0]
 
         def rows(*arrays: Array) -> Array:
-            return (np if isinstance(arrays[0], np.ndarray) else self.xp).concat(arrays, axis=0)
+            if not isinstance(arrays[0], np.ndarray):
+                return self.xp.concat(arrays, axis=0)
+            # The order in memory stays, for the order of sums depends on it.
+            if any(array.flags.fnc for array in arrays):
+                return np.concat([array.T for array in arrays], axis=-1).T
+            return np.concat(arrays, axis=0)
 
         return _mapped(rows, *trees)
 

@@ -10,7 +10,6 @@ from backends import Backend
 
 import lbfgs_xp as lx
 from lbfgs_xp import Status, problems, rows
-from lbfgs_xp.solvers.bfgs import BFGS
 
 B = 40
 
@@ -38,7 +37,7 @@ def wells(backend: Backend) -> Any:
     return fun
 
 
-METHODS = [lx.LBFGS(memory_size=3), BFGS(), lx.ProjectedGradient(), lx.Adam(0.3)]
+METHODS = [lx.LBFGS(memory_size=3), lx.BFGS(), lx.ProjectedGradient(), lx.Adam(0.3)]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
@@ -213,6 +212,32 @@ def test_an_end_while_rows_are_gone_loses_nothing(backend: Backend, how: str) ->
         assert bool(backend.to_numpy(more.success).all())
 
 
+@pytest.mark.parametrize("call", range(3, 25, 3))
+@pytest.mark.parametrize("batched", [False, True])
+def test_an_interrupt_within_a_step_tears_nothing(
+    monkeypatch: pytest.MonkeyPatch, call: int, batched: bool
+) -> None:
+    """The matrices of a batch are overwritten in place: half of an update is none."""
+    p, calls, add_outer = problems.rosenbrock(6), 0, lx.Space.add_outer
+
+    def torn(space: lx.Space, factor: Any, matrix: np.ndarray, u: Any, v: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            matrix[..., :2] *= -7.0
+            raise KeyboardInterrupt
+        return add_outer(space, factor, matrix, u, v)
+
+    monkeypatch.setattr(lx.Space, "add_outer", torn)
+    x0 = np.random.default_rng(1).uniform(-2.0, 2.0, size=(20, 6))
+    how: dict[str, Any] = {"jac": True, "batched": batched, "method": "bfgs"}
+    res = lx.minimize(p.value_and_gradient, x0 if batched else x0[0], **how)
+    assert np.all(np.asarray(res.status) == Status.INTERRUPTED)
+    more = lx.minimize(p.value_and_gradient, res.x, state=res.state, **how)
+    assert np.all(np.asarray(more.status) == Status.GRADIENT)
+    np.testing.assert_allclose(more.x, 1.0, atol=1e-6)
+
+
 @pytest.mark.parametrize("method", ["lbfgs", "bfgs"])
 def test_going_on_equals_not_stopping(method: str) -> None:
     fun, target = wells(Backend.NUMPY), targets(Backend.NUMPY)
@@ -272,9 +297,21 @@ def test_phases_begin_with_all_rows() -> None:
     np.testing.assert_array_equal(res.nit, sum(phase.nit for phase in res.phases))
 
 
-def test_sizes() -> None:
-    numpy = rows.size_of(lx.Space(np.ones(2)).backend, 100, 81)
-    assert numpy == 100 and rows.size_of(lx.Space(np.ones(2)).backend, 100, 80) == 80
+def test_few_rows_are_evaluated_in_vain() -> None:
+    """Also where some are done at the start: of 100 rows 19, of 9 rows 1."""
+    fun = wells(Backend.NUMPY)
+    for count, done in ((100, 19), (9, 1), (1000, 199)):
+        target = np.random.default_rng(0).normal(size=(count, 3))
+        x0 = np.zeros((count, 3))
+        x0[:done] = target[:done]
+        seen = []
+
+        def watched(x: np.ndarray, target: np.ndarray, seen: list[int] = seen) -> Any:
+            seen.append(len(x))
+            return fun(x, target)
+
+        res = lx.minimize(watched, x0, (target,), jac=True, batched=True)
+        assert res.success.all() and sum(seen) <= 1.1 * res.nfev.sum()
 
 
 def test_a_batch_is_no_slower_in_evaluations_than_its_rows() -> None:
