@@ -146,9 +146,9 @@ def test_rescaling_saves_evaluations() -> None:
         "rosenbrock-10": 0.85, "chained-10": 0.95, "quadratic": 0.95, "logistic": 1.05, "mlp": 1.0,
     }.items():
         p = SET[name]
-        x0 = p.starts(100, scale=0.3 if name == "mlp" else 1.0, seed=3)
+        x0 = p.starts(50, scale=0.3 if name == "mlp" else 1.0, seed=3)
         rescaled, plain = (
-            run(p, x0, batched=True, gtol=1e-6, maxiter=2000, method=lx.BFGS(rescale=rescale))
+            run(p, x0, batched=True, gtol=1e-6, maxiter=800, method=lx.BFGS(rescale=rescale))
             for rescale in (True, False)
         )
         counts = np.median(rescaled.nfev), np.median(plain.nfev)
