@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -27,6 +28,8 @@ from lbfgs_xp.tree import Layout, flatten, unflatten
 
 _RUNNING = int(Status.RUNNING)
 _SUCCESSES = [int(member) for member in Status if member.success]
+# Numbers of x from which on the C library may fetch each temporary from the system.
+_LARGE = 2**14
 # How often a run may set out again from its best point.
 _DEPARTURES = 10
 
@@ -155,6 +158,8 @@ def minimize(
         )
     space = (FixedOrderSpace if reproducible else Space)(layout.backend, batched)
     objective = Objective(fun, args, jac, has_aux, layout, pass_rows)
+    if math.prod(layout.shape) >= _LARGE:
+        layout.backend.keep_memory()
     run = _Run(plan, space, objective, hess)
     watched = progress or callback is not None
     # Trials that overflow are ordinary, so NumPy's warnings are off; but not inside the user's
@@ -656,8 +661,8 @@ def _explain(error: BaseException, rows: Rows, layout: Layout) -> None:
     with contextlib.suppress(Exception):
         error.add_note(
             f"lbfgs_xp: functions were handed {left} of the {all_} rows, for those that are done "
-            "leave the batch; hand it data of the rows as args=, or take the numbers of its rows "
-            "with pass_rows=True"
+            "leave the batch; hand data of the rows over as args=, or take the numbers of the rows "
+            f"with pass_rows=True (arrays in args of first axis {all_} are taken as data of the rows)"
         )
 
 
