@@ -662,7 +662,7 @@ def _explain(error: BaseException, rows: Rows, layout: Layout) -> None:
         error.add_note(
             f"lbfgs_xp: functions were handed {left} of the {all_} rows, for those that are done "
             "leave the batch; hand data of the rows over as args=, or take the numbers of the rows "
-            f"with pass_rows=True (arrays in args of first axis {all_} are taken as data of the rows)"
+            f"with pass_rows=True (arrays in args of first axis {all_} count as data of the rows)"
         )
 
 
