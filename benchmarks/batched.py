@@ -198,8 +198,8 @@ def plot(path: str, size: int, most: float) -> None:
                 rate, _ = run(starts(count, size))
                 found.append((count, rate))
                 print(f"{name}: B = {count}, {rate:.0f} problems / s", flush=True)
-                # A tenfold batch takes up to ten times as long, or runs once to warm up as well.
-                if 20.0 * count / rate > most:
+                # A tenfold batch takes ten times as long, once the calls cost little.
+                if count >= 1000 and 10.0 * count / rate > most:
                     break
         except ImportError as error:
             print(f"{name}: {error.name} is not installed, left out")
