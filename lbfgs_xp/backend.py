@@ -309,7 +309,7 @@ class Backend:
 
     def subtract_scaled(self, u: Array, factor: Any, v: Array) -> Array:
         """u - factor v, in place of u where the library allows."""
-        if self.name != "numpy" or u.size < _CACHED:
+        if self.name != "numpy" or u.ndim > 1 or u.size < _CACHED:
             u -= v * factor
             return u
         # In pieces, so that the product does not leave the cache.

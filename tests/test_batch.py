@@ -581,6 +581,21 @@ def quartic(x: np.ndarray, target: np.ndarray) -> Any:
 TARGETS = 10.0 ** np.linspace(-3.0, 2.0, 20)[:, None] * np.asarray([1.0, -2.0, 3.0])
 
 
+@pytest.mark.parametrize("method", ["lbfgs", "bfgs", "gradient_descent", "adam"])
+@pytest.mark.parametrize("backend_", [Backend.NUMPY, Backend.TORCH], ids=str)
+def test_batches_larger_than_a_piece(backend_: Backend, method: str) -> None:
+    """Large arrays are worked through in pieces."""
+    size, few = 30_011, 50
+    p = make("rosenbrock", backend_, n=6)
+    x0 = np.random.default_rng(0).uniform(-2.0, 2.0, size=(size, 6))
+    settings = {"method": method, "maxiter": 6}
+    res = run(p, backend_.asarray(x0), **settings)
+    part = run(p, backend_.asarray(x0[-few:]), **settings)
+    x, alone = host(backend_, res.x), host(backend_, part.x)
+    assert x.shape == x0.shape
+    np.testing.assert_allclose(x[-few:], alone, rtol=1e-9, atol=1e-9)
+
+
 def test_args_without_rows_stay_the_objects_they_are() -> None:
     log: list[int] = []
     counts = {"calls": 0}
