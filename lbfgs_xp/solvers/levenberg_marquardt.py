@@ -268,11 +268,11 @@ def advance(
         linear = space.merge(accepted, linear, old.linear)
     refused = running & fn.logical_not(accepted)
 
-    # Nielsen's rule; at eps^2 the damping no longer matters.
+    # Nielsen's rule.
     eps = space.backend.eps
     fall = 2.0 * fn.clip(verdict.ratio, 0.0, 1.0) - 1.0
     eased = old.mu * fn.maximum(1.0 - fall * fall * fall, 1.0 / 3.0)
-    mu = fn.where(accepted, fn.maximum(eased, eps * eps), old.mu)
+    mu = fn.where(accepted, fn.maximum(eased, _least(space, linear)), old.mu)
     mu = fn.where(refused, old.mu * old.growth, mu)
     growth = fn.where(refused, 2.0 * old.growth, fn.full(2.0, mu))
 
@@ -450,6 +450,16 @@ def _try(space: Space, state: LMState, step: Array, box: Any) -> LMState:
     change = space.products(linear.R, step * linear.scale)
     predicted = -space.dot(change, linear.q + 0.5 * change)
     return state._replace(step=step, trial=trial, predicted=predicted)
+
+
+def _least(space: Space, linear: Linear) -> Array:
+    """The damping that no longer matters: eps^2 of the shortest column, in the scale D, which may
+    stem from where the columns were much longer."""
+    xp, eps = space.xp, space.backend.eps
+    columns = xp.matrix_transpose(linear.R)
+    squares = space.dot(columns, columns)
+    shortest = xp.min(xp.where(squares > 0.0, squares, xp.ones_like(squares)), axis=-1)
+    return eps * eps * shortest
 
 
 def _promise(fn: Any, state: LMState) -> Array:
