@@ -18,7 +18,7 @@ from lbfgs_xp import robust
 from lbfgs_xp.backend import Array, Backend, is_array
 from lbfgs_xp.least_squares import LeastSquaresResult, Plan, bounds_of, count, plan, run
 from lbfgs_xp.minimize import minimize
-from lbfgs_xp.residuals import Residuals
+from lbfgs_xp.residuals import Calls, Residuals
 from lbfgs_xp.result import Status, table
 from lbfgs_xp.solvers.levenberg_marquardt import FEW
 from lbfgs_xp.space import Space
@@ -201,6 +201,7 @@ def curve_fit(
             part, inside = objective, box
             if rows is not None:
                 part, inside = objective.take(rows), Space(backend).take(box, rows)
+                part.calls = Calls()
             return _report(run(part, inside, how), part, inside, how.settings, absolute_sigma)
 
         if not how.compact:
@@ -355,7 +356,6 @@ def _by_minimize(
             latest = space.put(numbers, x, latest)
             residuals = part(latest)
             found = space.take((residuals, part.jacobian(latest, residuals)), numbers)
-        objective.nfev, objective.njev = part.nfev, part.njev
         return found
 
     def fun(vector: Array, rows: Any = None) -> tuple[Any, Array]:
@@ -379,8 +379,8 @@ def _by_minimize(
         jac=jacobian if layout.batched else jacobian[0, ...],
         optimality=res.gradient_norm,
         nit=res.nit,
-        nfev=objective.nfev,
-        njev=objective.njev,
+        nfev=objective.calls.nfev,
+        njev=objective.calls.njev,
         success=res.success,
         status=res.status,
         message=res.message,

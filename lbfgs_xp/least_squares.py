@@ -18,6 +18,7 @@ from lbfgs_xp.backend import Array, Backend
 from lbfgs_xp.projections import Box
 from lbfgs_xp.residuals import Residuals
 from lbfgs_xp.result import Status, table
+from lbfgs_xp.rows import Rows, Sizes, compiled_size
 from lbfgs_xp.solvers import levenberg_marquardt as lm
 from lbfgs_xp.space import Space
 from lbfgs_xp.tree import Layout
@@ -26,10 +27,8 @@ _RUNNING = int(Status.RUNNING)
 _STATUSES = {int(status): status for status in Status}
 # Elements of a Jacobian up to which the host does the algebra of one problem.
 _SMALL = 2**16
-# Problems below which a batch is not made smaller.
+# Problems of which it pays to pick out some, for an evaluation of their own.
 _FEWEST = 64
-# And where each size is compiled anew.
-_FEWEST_COMPILED = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,24 +276,7 @@ def _padded(backend: Backend, rows: np.ndarray, size: int) -> np.ndarray:
     """The rows, the last repeated where each new shape would be compiled anew."""
     if not backend.compiles:
         return rows
-    return np.concatenate([rows, np.full(_quarters(size, rows.size) - rows.size, rows[-1])])
-
-
-def _quarters(size: int, least: int) -> int:
-    """The size, or what is left of it after quarterings that leave room for `least`."""
-    while size // 4 >= max(least, _FEWEST_COMPILED):
-        size //= 4
-    return size
-
-
-def _kept(backend: Backend, going: np.ndarray) -> Any:
-    """An order of the rows, those that go on first, and how many of them to keep; or None where it
-    is better to keep all."""
-    size, left = going.size, int(np.count_nonzero(going))
-    wanted = _quarters(size, left) if backend.compiles else left
-    if size < _FEWEST or wanted > 0.8 * size:
-        return None
-    return np.argsort(going == 0, kind="stable"), wanted
+    return np.concatenate([rows, np.full(compiled_size(rows.size, size) - rows.size, rows[-1])])
 
 
 def _curved(backend: Backend, going: np.ndarray) -> Any:
@@ -349,33 +331,32 @@ def run(objective: Residuals, box: Any, plan: Plan) -> LeastSquaresResult:
         linear: Any = None
         linear, _ = steps.linearize(x, residuals, columns, box, None)
         state = steps.begin(x, residuals, columns, linear)
-        rows = np.arange(x.shape[0])
-        ended: list[_Outcome] = []
-        places: list[np.ndarray] = []
+        rows, sizes, whole = Rows(), Sizes(backend), objective
         end = plan.end
         try:
             while (going := backend.to_host(steps.going(state))).any():
-                if end is None and objective.nfev >= plan.maxfun:
+                if end is None and whole.calls.nfev >= plan.maxfun:
                     end = Status.EVALUATIONS
                 elif end is None and time.perf_counter() >= plan.deadline:
                     end = Status.TIME
                 if end is not None:
                     break
-                if plan.compact and (kept := _kept(backend, going)) is not None:
-                    order, leave = kept[0][: kept[1]], kept[0][kept[1] :]
-                    more = [*ended, space.take(_outcome(state), leave)], [*places, rows[leave]]
-                    rest = objective.take(order), rows[order], going[order]
+                size = going.size
+                if plan.compact:
+                    size = sizes.next(size, int(np.count_nonzero(going)))
+                if size < going.size:
+                    running = state.status == _RUNNING
+                    fewer, rest = rows.part(space, (state, box), running, size)
+                    part = whole.take(backend.to_host(fewer.here))
                     # In one statement, which no interruption can part.
-                    (ended, places), (objective, rows, going), (state, box) = (
-                        more, rest, space.take((state, box), order)
-                    )
+                    rows, objective, (state, box) = fewer, part, rest
+                    going = backend.to_host(steps.going(state))
                 state = steps.aim(state, box, going)
                 if plan.acceleration and (going & lm.CURVED).any():
                     curved = _curved(backend, going) if plan.compact else None
                     near = (state, box) if curved is None else space.take((state, box), curved)
                     there = objective if curved is None else objective.take(curved)
                     bent = fetch(outside(there, send(lm.probe(near[0]))))
-                    objective.nfev = there.nfev
                     near = steps.accelerate(near[0], bent, near[1])
                     state = near if curved is None else _replaced(
                         space, curved, near, state, "step", "trial"
@@ -398,9 +379,7 @@ def run(objective: Residuals, box: Any, plan: Plan) -> LeastSquaresResult:
         if end is not None:
             status = space.scalars.where(state.status == _RUNNING, int(end), state.status)
             state = state._replace(status=status)
-        outcome = space.join([*ended, _outcome(state)])
-        if ended:
-            outcome = space.take(outcome, np.argsort(np.concatenate([*places, rows])))
+        outcome = rows.join(space, _outcome(state), lambda known: _outcome(known[0]))
     jacobian = backend.xp.matrix_transpose(outcome.columns)
     statuses = [_STATUSES[int(code)] for code in backend.to_host(outcome.status)]
     messages = [status.message for status in statuses]
@@ -408,7 +387,7 @@ def run(objective: Residuals, box: Any, plan: Plan) -> LeastSquaresResult:
         success = outer.from_host(np.asarray([s.success for s in statuses]), outer.xp.bool)
         return LeastSquaresResult(
             layout.to_tree(outcome.x), outcome.value, outcome.residuals, jacobian,
-            outcome.optimality, outcome.nit, objective.nfev, objective.njev, success,
+            outcome.optimality, outcome.nit, whole.calls.nfev, whole.calls.njev, success,
             outcome.status, messages,
         )
     numbers = (outcome.value, outcome.optimality, outcome.nit)
@@ -418,7 +397,7 @@ def run(objective: Residuals, box: Any, plan: Plan) -> LeastSquaresResult:
     )
     return LeastSquaresResult(
         layout.to_tree(x), float(cost), residuals, jacobian, float(optimality), int(nit),
-        objective.nfev, objective.njev, statuses[0].success, statuses[0], messages[0],
+        whole.calls.nfev, whole.calls.njev, statuses[0].success, statuses[0], messages[0],
     )
 
 

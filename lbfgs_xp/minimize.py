@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lbfgs_xp import stopping
-from lbfgs_xp.backend import Array, Backend, is_array, is_true
+from lbfgs_xp.auxiliary import Auxiliary
+from lbfgs_xp.backend import Array, is_array, is_true
 from lbfgs_xp.methods import Plan, Stage, plan_of
 from lbfgs_xp.objective import Objective
 from lbfgs_xp.phases import Limits, joined
@@ -24,7 +25,7 @@ from lbfgs_xp.scalars import named
 from lbfgs_xp.solvers.contract import optimality
 from lbfgs_xp.space import FixedOrderSpace, Space
 from lbfgs_xp.stopping import Criteria, Progress
-from lbfgs_xp.tree import Layout, flatten, unflatten
+from lbfgs_xp.tree import Layout
 
 _RUNNING = int(Status.RUNNING)
 _SUCCESSES = [int(member) for member in Status if member.success]
@@ -263,12 +264,11 @@ class _Run:
             raise ValueError(
                 "fun changed x in place; wanted a function that leaves its argument as it is"
             )
-        self._aux_places = []
-        if space.batched:
-            self._aux_places = _places_of_rows(aux, space, self.layout.batch[0])
         inner = self._init(start, value, gradient, pairs)
         best = Best(start, inner.value, gradient, inner.gradient_norm, inner.value)
-        self.aux = aux
+        self.aux = Auxiliary(aux)
+        if space.batched:
+            self.aux = Auxiliary.of(aux, space, self.layout.batch[0])
         if (
             earlier is not None
             and earlier.method == solver
@@ -277,7 +277,7 @@ class _Run:
         ):
             # A state may serve several runs, and a run overwrites its pairs in place.
             inner = solver.resume(earlier.solver)
-            best, self.aux = earlier.best, earlier.aux
+            best, self.aux = earlier.best, self.aux._replace(value=earlier.aux)
         progress = stopping.start(
             space.scalars, self.criteria, inner.value, inner.gradient_norm, objective.nfev
         )
@@ -306,12 +306,12 @@ class _Run:
 
     def _known(self) -> tuple[_Now, Criteria, tuple]:
         """All that has an entry for each row of the batch."""
-        return self.now, self.criteria, self._aux_of_rows(self.aux)
+        return self.now, self.criteria, self.aux.rows()
 
     def _go_on_with(self, rows: Rows, known: tuple[_Now, Criteria, tuple]) -> None:
         """Makes these rows, of which this is known, the batch."""
         space, (now, criteria, of_rows) = self.space, known
-        aux = self._with_aux(self.aux, of_rows)
+        aux = self.aux.with_rows(of_rows)
         # In one statement, which no interruption can part.
         self.rows, self.now, self.criteria, self.aux = rows, now, criteria, aux
         self.objective.of_rows(None if rows.here is None else space.send(rows.here))
@@ -321,36 +321,6 @@ class _Run:
                 solver = solver.of_rows(space, count, rows.here)
             self._after = self._after_of(solver)
 
-    def _aux_of_rows(self, aux: Any) -> tuple:
-        """Those leaves of an auxiliary output that have an entry for each row."""
-        leaves, _ = flatten(aux)
-        return tuple(leaves[place] for place in self._aux_places)
-
-    def _with_aux(self, aux: Any, of_rows: tuple) -> Any:
-        """An auxiliary output with these leaves in their places."""
-        leaves, structure = flatten(aux)
-        for place, leaf in zip(self._aux_places, of_rows, strict=True):
-            leaves[place] = leaf
-        return unflatten(structure, leaves)
-
-    def _only_those_of_rows(self, aux: Any) -> None:
-        """Looks at what is new of the auxiliary output: a leaf that keeps its B entries when rows
-        have left is not theirs."""
-        if (after := flatten(aux)[1]) != (before := flatten(self.aux)[1]):
-            raise ValueError(
-                f"fun returned aux of the structure {after}; wanted {before}, as before, since "
-                "each row keeps that of its best point"
-            )
-        found = set(_places_of_rows(aux, self.space, self.now.progress.status.shape[0]))
-        kept = [i for i, place in enumerate(self._aux_places) if place in found]
-        if len(kept) < len(self._aux_places):
-            self._aux_places = [self._aux_places[i] for i in kept]
-            left = tuple(
-                (numbers, (now, criteria, tuple(of_rows[i] for i in kept)))
-                for numbers, (now, criteria, of_rows) in self.rows.left
-            )
-            self.rows = self.rows._replace(left=left)
-
     def advance(self) -> bool:
         """One evaluation and what follows from it; whether an iteration may have ended."""
         before = self.objective.nfev
@@ -359,8 +329,7 @@ class _Run:
         self._stepping = True
         now, better = self._after(self.now, self.criteria, value, gradient, count)
         self._stepping = False
-        if self.objective.has_aux:
-            aux = self._with(aux, better)
+        aux = self._of_best(aux, better) if self.objective.has_aux else self.aux
         # In one statement, which no interruption can part.
         self.now, self.aux = now, aux
         return self.space.batched or self.now.solver.accepted
@@ -376,13 +345,21 @@ class _Run:
         fresh = self._init(state.x, value, state.gradient, None)
         self.now, self._stepping = self.now._replace(solver=fresh), False
 
-    def _with(self, aux: Any, better: Any) -> Any:
+    def _of_best(self, value: Any, better: Any) -> Auxiliary:
         """The auxiliary output of the better point; in a batch, of each problem on its own."""
-        if not self.space.batched:
-            return aux if better else self.aux
-        self._only_those_of_rows(aux)
-        picked = self.space.merge(better, self._aux_of_rows(aux), self._aux_of_rows(self.aux))
-        return self._with_aux(aux, picked)
+        space, old = self.space, self.aux
+        if not space.batched:
+            return Auxiliary(value) if better else old
+        new = old.followed_by(value, space, self.now.progress.status.shape[0])
+        kept = [i for i, place in enumerate(old.places) if place in new.places]
+        if len(kept) < len(old.places):
+            old = old._replace(places=new.places)
+            left = tuple(
+                (numbers, (now, criteria, tuple(of_rows[i] for i in kept)))
+                for numbers, (now, criteria, of_rows) in self.rows.left
+            )
+            self.rows, self.aux = self.rows._replace(left=left), old
+        return new.with_rows(space.merge(better, new.rows(), old.rows()))
 
     def go_on_from_best(self) -> bool:
         """Sets out again from the best point where a run has settled elsewhere.
@@ -424,7 +401,8 @@ class _Run:
             x = solver.project(space, x)
         moved = not space.equal(x, best.x)
         if moved:
-            value, gradient, aux = self.outside(objective, x)
+            value, gradient, found = self.outside(objective, x)
+            aux = aux._replace(value=found)
         self._ended.append(ended)
         self._enter()
         self.criteria = stopping.later(fn, self.criteria, p, self.plan.maxiter, self.plan.maxfun)
@@ -478,9 +456,9 @@ class _Run:
             success=self._public(success),
             status=self._public(status),
             message=message,
-            aux=self.aux,
+            aux=self.aux.value,
             hess_inv=self._inverse_hessian(),
-            state=State(self.solver, space, state, best, self.aux),
+            state=State(self.solver, space, state, best, self.aux.value),
         )
 
     def _inverse_hessian(self) -> Any:
@@ -604,16 +582,6 @@ def _better(
         lowest,
     )
     return best, better
-
-
-def _places_of_rows(aux: Any, space: Space, count: int) -> list[int]:
-    """Which leaves of an auxiliary output have an entry for each of so many rows."""
-    names = {space.backend.name, "numpy"}
-    leaves, _ = flatten(aux)
-    return [
-        place for place, leaf in enumerate(leaves)
-        if is_array(leaf) and tuple(leaf.shape[:1]) == (count,) and Backend.name_of(leaf) in names
-    ]
 
 
 def _succeeded(status: Any) -> Any:

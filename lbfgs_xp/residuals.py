@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,14 @@ _PARTIAL = (
 )
 
 
+@dataclasses.dataclass
+class Calls:
+    """How often the residuals were called, for differences too; and their Jacobian was formed."""
+
+    nfev: int = 0
+    njev: int = 0
+
+
 class Residuals:
     """Evaluates residuals and Jacobian, and counts the evaluations.
 
@@ -36,12 +45,6 @@ class Residuals:
         Whether JAX may compile fun.
     fresh : bool
         Whether jac returns a new array each time, one that lies column after column.
-
-    Attributes
-    ----------
-    nfev, njev : int
-        How often fun was called, those calls for differences included; how often the Jacobian was
-        formed.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class Residuals:
         self.layout, self.backend = layout, layout.backend
         self.fun, self.args, self.jac = fun, args, jac
         self.compiled, self.fresh = compiled, fresh
-        self.nfev = self.njev = 0
+        self.calls = Calls()
         self.partial = False
         self._automatic: Callable | None = None
         evaluate: Any = self.backend.jit if compiled else functools.partial
@@ -75,9 +78,8 @@ class Residuals:
 
     def take(self, rows: np.ndarray) -> Residuals:
         """The same for these rows alone: of x0, and of each array among the arguments whose first
-        of two or more axes counts the rows. The counts go on."""
+        of two or more axes counts the rows. The calls of both are counted together."""
         (size,) = self.layout.batch
-
         order = self.backend.order(rows)
 
         def chosen(leaf: Any) -> Any:
@@ -89,12 +91,12 @@ class Residuals:
         layout = Layout(unflatten(self.layout.structure, leaves), True)
         args = map_leaves(chosen, self.args)
         part = Residuals(self.fun, args, self.jac, layout, self.compiled, self.fresh)
-        part.nfev, part.njev, part.partial = self.nfev, self.njev, True
+        part.calls, part.partial = self.calls, True
         return part
 
     def __call__(self, x: Array) -> Array:
         """The residuals (B, m) at x (B, p)."""
-        self.nfev += 1
+        self.calls.nfev += 1
         try:
             found = self._evaluate(self.args, self._to_user(x))
         except Exception as error:
@@ -111,7 +113,7 @@ class Residuals:
 
     def jacobian(self, x: Array, residuals: Array) -> Array:
         """The Jacobian (B, m, p), which may be an array of the user's."""
-        self.njev += 1
+        self.calls.njev += 1
         xp, layout = self.layout.xp, self.layout
         shape = (*residuals.shape, x.shape[-1])
         if self._automatic is not None:

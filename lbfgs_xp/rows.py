@@ -53,6 +53,11 @@ class Rows(NamedTuple):
         return space.take(space.join(parts), space.small.argsort(numbers))
 
 
+def compiled_size(running: int, size: int) -> int:
+    """The least of the sizes that are compiled for which so many rows fit in, at most `size`."""
+    return min(next((s for s in _COMPILED_SIZES if s >= running), size), size)
+
+
 class Sizes:
     """How many rows a batch goes on with."""
 
@@ -63,7 +68,7 @@ class Sizes:
     def next(self, size: int, running: int) -> int:
         """The size of the batch for the next evaluation, of `size` rows now."""
         if self.backend.compiles:
-            least = next((s for s in _COMPILED_SIZES if s >= running), size)
+            least = compiled_size(running, size)
             return least if 2 * least <= size else size
         vain = self._vain + (size - running) > _VAIN * (self._seen + size)
         if vain or running <= (1.0 - _DONE) * size:

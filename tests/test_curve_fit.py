@@ -189,9 +189,8 @@ def test_ended_rows_leave_and_pieces_are_joined(
     library: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever rows the model sees together, each fit is what it is alone."""
-    module = sys.modules["lbfgs_xp.least_squares"]
-    monkeypatch.setattr(module, "_FEWEST", 16)
-    monkeypatch.setattr(module, "_FEWEST_COMPILED", 8)
+    monkeypatch.setattr(sys.modules["lbfgs_xp.least_squares"], "_FEWEST", 16)
+    monkeypatch.setattr(sys.modules["lbfgs_xp.rows"], "_COMPILED_SIZES", (8, 16))
     monkeypatch.setattr(sys.modules["lbfgs_xp.curve_fit"], "_LEAST", 64)
     monkeypatch.setattr(type(fit_backend(library)), "near", 64 * 120)
     rows = 99
@@ -314,8 +313,7 @@ def test_interrupts_end_all_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     assert next(calls) <= 201 + 7 * 7    # the start and its Jacobian, in each piece that is left
 
 
-def test_models_that_hold_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["lbfgs_xp.least_squares"], "_FEWEST", 16)
+def test_models_that_hold_rows() -> None:
     model, y, start = peaks(30)
     offsets = np.arange(30.0)[:, None]
 

@@ -1,0 +1,55 @@
+"""What a function returns beside its value; of a batch, that of the best point of each row."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from lbfgs_xp.backend import is_array
+from lbfgs_xp.space import Space
+from lbfgs_xp.tree import flatten, unflatten
+
+
+class Auxiliary(NamedTuple):
+    """An auxiliary output.
+
+    value : as the function returned it, of whatever structure.
+    places : those of its leaves that have an entry for each row of the batch.
+    """
+
+    value: Any
+    places: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, value: Any, space: Space, count: int) -> Auxiliary:
+        """That of a batch of so many rows."""
+        libraries = {space.backend.name, "numpy"}
+        leaves, _ = flatten(value)
+        return cls(value, tuple(
+            place for place, leaf in enumerate(leaves)
+            if is_array(leaf)
+            and tuple(leaf.shape[:1]) == (count,)
+            and space.backend.name_of(leaf) in libraries
+        ))
+
+    def followed_by(self, value: Any, space: Space, count: int) -> Auxiliary:
+        """The next one of the run. A leaf that keeps its entries when rows have left was not
+        theirs."""
+        if (after := flatten(value)[1]) != (before := flatten(self.value)[1]):
+            raise ValueError(
+                f"fun returned aux of the structure {after}; wanted {before}, as before, since "
+                "each row keeps that of its best point"
+            )
+        found = self.of(value, space, count).places
+        return Auxiliary(value, tuple(place for place in self.places if place in found))
+
+    def rows(self) -> tuple:
+        """The leaves that have an entry for each row."""
+        leaves, _ = flatten(self.value)
+        return tuple(leaves[place] for place in self.places)
+
+    def with_rows(self, rows: tuple) -> Auxiliary:
+        """The same with other leaves in those places."""
+        leaves, structure = flatten(self.value)
+        for place, leaf in zip(self.places, rows, strict=True):
+            leaves[place] = leaf
+        return self._replace(value=unflatten(structure, leaves))
