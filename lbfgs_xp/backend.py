@@ -64,6 +64,10 @@ class Backend:
         The library's namespace, made standard by array-api-compat.
     device, dtype
         Where the arrays live, and the dtype of their real and imaginary parts.
+    placement
+        The device as creation functions are to be told. None for arrays of JAX that lie on its
+        default device without being bound to it: new ones shall be as free, for all functions,
+        those of the user too, are compiled once more for bound ones.
     complex : bool
         Whether the array that was given is complex.
     noise : float
@@ -88,6 +92,7 @@ class Backend:
         self.xp: Namespace = _namespace(array)
         self.name = _library(self.xp)
         self.device = compat.device(array)
+        self.placement = None if _is_unpinned(array) else self.device
         self.complex, self.eps, self.largest = _limits(self.xp, array.dtype, what)
         # How much rounding alone may change a value, relative to it.
         self.noise = 16.0 * self.eps
@@ -176,8 +181,8 @@ class Backend:
             return np.asarray(values, dtype=dtype)
         if self.name == "jax":
             # asarray with a device takes ten times as long.
-            return sys.modules["jax"].device_put(values.astype(dtype), self.device)
-        return self.xp.asarray(values, dtype=dtype, device=self.device)
+            return sys.modules["jax"].device_put(values.astype(dtype), self.placement)
+        return self.xp.asarray(values, dtype=dtype, device=self.placement)
 
     def adopt(self, values: Any, what: str) -> Array:
         """Numbers, lists, NumPy arrays, or arrays of this library and device, in this dtype.
@@ -271,12 +276,12 @@ class Backend:
         return self.from_host(indices, self.xp.asarray(0).dtype)
 
     def full(self, shape: tuple[int, ...], value: float) -> Array:
-        return self.xp.full(shape, value, dtype=self.dtype, device=self.device)
+        return self.xp.full(shape, value, dtype=self.dtype, device=self.placement)
 
     def zeros(self, shape: tuple[int, ...]) -> Array:
         if self.name == "numpy":
             return np.zeros(shape, self.dtype)
-        return self.xp.zeros(shape, dtype=self.dtype, device=self.device)
+        return self.xp.zeros(shape, dtype=self.dtype, device=self.placement)
 
     def keep_memory(self) -> None:
         """Makes glibc keep the memory of arrays up to 32 MiB in the process, for all its threads.
@@ -322,13 +327,13 @@ class Backend:
         """`buffer` (B, k, n) with buffer[b, index[b]] = rows[b] wherever mask[b]."""
         xp = self.xp
         if self.name in ("numpy", "torch", "cupy", "jax"):
-            each = xp.arange(buffer.shape[0], device=self.device)
+            each = xp.arange(buffer.shape[0], device=self.placement)
             kept = xp.where(mask[:, None], rows, buffer[each, index])
             if self.name == "jax":
                 return buffer.at[each, index].set(kept)
             buffer[each, index] = kept
             return buffer
-        places = xp.arange(buffer.shape[1], device=self.device)
+        places = xp.arange(buffer.shape[1], device=self.placement)
         here = (places[None, :] == index[:, None]) & mask[:, None]
         return xp.where(here[:, :, None], rows[:, None, :], buffer)
 
@@ -444,7 +449,7 @@ class Backend:
         return array
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        return self.xp.empty(shape, dtype=dtype, device=self.device)
+        return self.xp.empty(shape, dtype=dtype, device=self.placement)
 
     @staticmethod
     def tracked(array: Array, like: Array) -> Array:
@@ -598,6 +603,17 @@ def _library(xp: Namespace) -> str:
 def _is_traced(array: Array) -> bool:
     jax = sys.modules.get("jax")
     return jax is not None and isinstance(array, jax.core.Tracer)
+
+
+def _is_unpinned(array: Array) -> bool:
+    """Whether JAX may move the array to where others are, and it lies where new ones would."""
+    jax = sys.modules.get("jax")
+    if jax is None or not isinstance(array, jax.Array) or getattr(array, "_committed", True):
+        return False
+    default = jax.config.jax_default_device
+    if default is None:
+        default = jax.local_devices()[0]
+    return array.devices() == {default}
 
 
 @functools.lru_cache(maxsize=64)

@@ -411,33 +411,10 @@ def _report(
         backend = Backend(y)
     xp, space = backend.xp, Space(backend, batched=True)
     weighted, jacobian = xp.reshape(weighted, (-1, m)), xp.reshape(jacobian, (-1, m, p))
-    if loss != "linear":
-        rows, _ = robust.weights(xp, loss, f_scale, weighted, backend.eps)
-        jacobian = jacobian * rows[..., None]
-    free = xp.full_like(weighted[:, 0], p)
-    if fixed is not None:
-        jacobian = xp.where(fixed[:, None, :], xp.zeros_like(jacobian), jacobian)
-        free = free - space.sum(xp.astype(fixed, free.dtype))
+    jacobian = backend.jit(_seen, loss, f_scale, space)(weighted, jacobian, fixed)
     covariance, loose = _covariance(space, jacobian)
-    if fixed is not None:
-        loose = loose & xp.logical_not(fixed)
-    chi2 = 2.0 * space.sum(robust.cost(xp, loss, f_scale, weighted))
-    over = m - free
-    reduced = xp.where(over > 0.0, chi2 / over, xp.full_like(chi2, math.nan))
-    if not absolute_sigma:
-        unknown = xp.full_like(covariance, math.inf)
-        known = (over > 0.0)[:, None, None]
-        covariance = xp.where(known, covariance * reduced[:, None, None], unknown)
-    one = xp.eye(p, dtype=xp.bool, device=backend.device)
-    variances = xp.max(xp.where(one, covariance, xp.full_like(covariance, -math.inf)), axis=-1)
-    stderr = xp.where(loose, xp.full_like(variances, math.inf), xp.sqrt(variances))
-
-    # The best constant, in the same weights.
-    unit = xp.reshape(xp.broadcast_to(_apply(weights, xp.ones_like(y)), y.shape), (-1, m))
-    data = xp.reshape(_apply(weights, y), (-1, m))
-    level = space.dot(unit, data) / space.dot(unit, unit)
-    rest = data - level[:, None] * unit
-    r2 = 1.0 - space.dot(weighted, weighted) / space.dot(rest, rest)
+    of_fit = backend.jit(_statistics, loss, f_scale, absolute_sigma, space)
+    covariance, stderr, chi2, reduced, r2 = of_fit(weighted, y, weights, fixed, covariance, loose)
 
     def public(numbers: Array) -> Any:
         return numbers if layout.batched else float(backend.to_host(numbers)[0])
@@ -466,22 +443,71 @@ def _same(array: Array) -> Array:
     return array
 
 
+def _seen(
+    loss: str, f_scale: float, space: Space, weighted: Array, jacobian: Array, fixed: Any
+) -> Array:
+    """The Jacobian (B, m, p) with the weights that the loss gives to the residuals, and zeros for
+    parameters that are fixed."""
+    xp = space.xp
+    if loss != "linear":
+        rows, _ = robust.weights(xp, loss, f_scale, weighted, space.backend.eps)
+        jacobian = jacobian * rows[..., None]
+    if fixed is not None:
+        jacobian = xp.where(fixed[:, None, :], xp.zeros_like(jacobian), jacobian)
+    return jacobian
+
+
+def _statistics(
+    loss: str, f_scale: float, absolute_sigma: bool, space: Space, weighted: Array, y: Array,
+    weights: Any, fixed: Any, covariance: Array, loose: Array,
+) -> tuple[Array, Array, Array, Array, Array]:
+    """covariance, stderr, chi2, reduced_chi2 and r2 of residuals (B, m), from (J^T J)^-1."""
+    xp, (m, p) = space.xp, (weighted.shape[-1], covariance.shape[-1])
+    free = xp.full_like(weighted[:, 0], p)
+    if fixed is not None:
+        loose = loose & xp.logical_not(fixed)
+        free = free - space.sum(xp.astype(fixed, free.dtype))
+    chi2 = 2.0 * space.sum(robust.cost(xp, loss, f_scale, weighted))
+    over = m - free
+    reduced = xp.where(over > 0.0, chi2 / over, xp.full_like(chi2, math.nan))
+    if not absolute_sigma:
+        unknown = xp.full_like(covariance, math.inf)
+        known = (over > 0.0)[:, None, None]
+        covariance = xp.where(known, covariance * reduced[:, None, None], unknown)
+    one = xp.eye(p, dtype=xp.bool, device=space.backend.placement)
+    variances = xp.max(xp.where(one, covariance, xp.full_like(covariance, -math.inf)), axis=-1)
+    stderr = xp.where(loose, xp.full_like(variances, math.inf), xp.sqrt(variances))
+
+    # The best constant, in the same weights.
+    unit = xp.reshape(xp.broadcast_to(_apply(weights, xp.ones_like(y)), y.shape), (-1, m))
+    data = xp.reshape(_apply(weights, y), (-1, m))
+    level = space.dot(unit, data) / space.dot(unit, unit)
+    rest = data - level[:, None] * unit
+    r2 = 1.0 - space.dot(weighted, weighted) / space.dot(rest, rest)
+    return covariance, stderr, chi2, reduced, r2
+
+
 def _covariance(space: Space, jacobian: Array) -> tuple[Array, Array]:
     """(J^T J)^-1, or where that is singular the pseudo-inverse; and which parameters are loose."""
-    xp, p = space.xp, jacobian.shape[-1]
-    if p > FEW:
+    if jacobian.shape[-1] > FEW:
         return _pseudo_inverse(space, jacobian)
-    gram, norms, kept = space.normal_matrix(xp.matrix_transpose(jacobian))
-    one = xp.eye(p, dtype=gram.dtype, device=space.backend.device)
-    rows, least = space.eliminate(xp.concat([gram, xp.broadcast_to(one, gram.shape)], axis=-1))
-    covariance = space.gram(rows[..., p:] / norms[:, None, :])
-    loose = xp.zeros(norms.shape, dtype=xp.bool, device=space.backend.device)
-    sound = space.backend.to_host((least > space.safe_pivot) & xp.all(kept, axis=-1))
-    if sound.all():
+    covariance, loose, sound = space.backend.jit(_inverse, space)(jacobian)
+    rest = np.flatnonzero(~space.backend.to_host(sound))
+    if rest.size == 0:
         return covariance, loose
-    rest = np.flatnonzero(~sound)
     exact = _pseudo_inverse(space, space.take(jacobian, rest))
     return space.put(rest, exact, (covariance, loose))
+
+
+def _inverse(space: Space, jacobian: Array) -> tuple[Array, Array, Array]:
+    """(J^T J)^-1 by elimination, no loose parameters, and where this keeps enough digits."""
+    xp, p = space.xp, jacobian.shape[-1]
+    gram, norms, kept = space.normal_matrix(xp.matrix_transpose(jacobian))
+    one = xp.eye(p, dtype=gram.dtype, device=space.backend.placement)
+    rows, least = space.eliminate(xp.concat([gram, xp.broadcast_to(one, gram.shape)], axis=-1))
+    covariance = space.gram(rows[..., p:] / norms[:, None, :])
+    sound = (least > space.safe_pivot) & xp.all(kept, axis=-1)
+    return covariance, xp.zeros_like(kept), sound
 
 
 def _pseudo_inverse(space: Space, jacobian: Array) -> tuple[Array, Array]:

@@ -312,7 +312,7 @@ def run(objective: Residuals, box: Any, plan: Plan) -> LeastSquaresResult:
             x = backend.xp.minimum(backend.xp.maximum(x, box[0]), box[1])
         untouched = backend.own(x)
         residuals = outside(objective, x)
-        if not bool(backend.to_host(backend.xp.all((x == untouched) | (x != x)))):
+        if not Space(backend).equal(x, untouched):
             raise ValueError(
                 "residuals changed x in place; wanted a function that leaves its argument as it is"
             )

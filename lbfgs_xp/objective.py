@@ -186,7 +186,7 @@ class Objective:
         value, aux = self._value(x)
         h = backend.eps ** (1 / 3 if self.central else 1 / 2)
         steps = h * xp.where(xp.abs(x) > 1.0, xp.abs(x), xp.ones_like(x))
-        places = xp.arange(self.layout.size, device=backend.device)
+        places = xp.arange(self.layout.size, device=backend.placement)
         slopes = []
         for i in range(self.layout.size):
             here = places == i

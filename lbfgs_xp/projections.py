@@ -318,7 +318,7 @@ def _onto_simplex(space: Space, x: Array, total: float) -> Array:
     floor = xp.full_like(largest, -1.0)
     descending = xp.maximum((descending - largest) * (1.0 / total), floor)
     x = xp.maximum((x - largest) * (1.0 / total), floor)
-    counts = xp.arange(1, x.shape[-1] + 1, dtype=x.dtype, device=space.backend.device)
+    counts = xp.arange(1, x.shape[-1] + 1, dtype=x.dtype, device=space.backend.placement)
     candidates = (space.cumulative_sum(descending) - 1.0) * (1.0 / counts)
     threshold = xp.max(candidates, axis=-1, keepdims=True)
     # Sums of many numbers have rounded: once more with those that are left.

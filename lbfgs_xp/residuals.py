@@ -136,7 +136,7 @@ class Residuals:
         size = xp.abs(x)
         h = self.backend.eps ** (1 / 3 if central else 1 / 2)
         steps = h * xp.where(size > 0.0, size, xp.ones_like(x))
-        places = xp.arange(x.shape[-1], device=self.backend.device)
+        places = xp.arange(x.shape[-1], device=self.backend.placement)
         columns = []
         for i in range(x.shape[-1]):
             here = places == i

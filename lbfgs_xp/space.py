@@ -272,7 +272,7 @@ class Space:
         """R^-1 v, or R^-T v, of upper triangular R (..., p, p), v (..., p); a 0 on the diagonal
         counts as 1."""
         xp = self.xp
-        one = xp.eye(matrix.shape[-1], dtype=xp.bool, device=self.backend.device)
+        one = xp.eye(matrix.shape[-1], dtype=xp.bool, device=self.backend.placement)
         matrix = xp.where(one & (matrix == 0.0), xp.ones_like(matrix), matrix)
         matrix = xp.matrix_transpose(matrix) if transposed else matrix
         return self.backend.linalg("solve")(matrix, vector[..., None])[..., 0]
@@ -283,7 +283,7 @@ class Space:
         zeros."""
         xp = self.xp
         product = self._products_of_rows(rows)
-        one = xp.eye(rows.shape[-2], dtype=product.dtype, device=self.backend.device)
+        one = xp.eye(rows.shape[-2], dtype=product.dtype, device=self.backend.placement)
         norms = xp.sqrt(self.sum(product * one))
         unit = xp.where(norms > 0.0, norms, xp.ones_like(norms))
         limit = self.backend.largest**0.25
@@ -474,6 +474,8 @@ class Space:
     def equal(self, u: Any, v: Any) -> bool:
         """Whether two vectors, or two scalars of each problem, are the same numbers (nan is nan):
         one read."""
+        if u is v:
+            return True
         if isinstance(u, float):
             return u == v or (u != u and v != v)
         if self.backend.reads_are_free and bool((u == v).all()):
@@ -502,10 +504,12 @@ class Space:
         if self.on_host:
             return np.zeros(shape, dtype=np.int64)
         xp = self.xp
-        return xp.zeros(shape, dtype=xp.asarray(0).dtype, device=self.backend.device)
+        return xp.zeros(shape, dtype=xp.asarray(0).dtype, device=self.backend.placement)
 
     def small_arange(self, size: int) -> Array:
-        return np.arange(size) if self.on_host else self.xp.arange(size, device=self.backend.device)
+        if self.on_host:
+            return np.arange(size)
+        return self.xp.arange(size, device=self.backend.placement)
 
 
 class FixedOrderSpace(Space):

@@ -102,7 +102,7 @@ def apply(space: Space, pairs: Pairs, vector: Array) -> Array:
 def by_age(space: Space, pairs: Pairs) -> tuple[Array, Array]:
     """S and Y, (..., m, n) each, the oldest pair first; zero rows stand for pairs not there."""
     xp, m = space.xp, pairs.diagonal.shape[-1]
-    places = xp.arange(m, device=space.backend.device)
+    places = xp.arange(m, device=space.backend.placement)
     kept = space.send(pairs.diagonal)[..., None] > 0
     rows = xp.where(xp.concat([kept, kept], axis=-2), pairs.rows, xp.zeros_like(pairs.rows))
     if not space.batched:

@@ -117,7 +117,7 @@ class InverseHessian(Operator):
     def todense(self) -> Array:
         xp, space = self._space.xp, self._space
         identity = xp.eye(
-            self.shape[-1], dtype=space.backend.dtype, device=space.backend.device
+            self.shape[-1], dtype=space.backend.dtype, device=space.backend.placement
         )
         if self._function is not None:
             batch = self._pairs.rows.shape[:-2]

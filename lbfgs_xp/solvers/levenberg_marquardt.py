@@ -341,7 +341,7 @@ def linearize(
     slope = slope / xp.where(norms > 0.0, norms, xp.ones_like(norms))
     frozen = _frozen(space, x, slope, box)
     if box is not None:
-        one = xp.eye(p, dtype=gram.dtype, device=space.backend.device)
+        one = xp.eye(p, dtype=gram.dtype, device=space.backend.placement)
         out = frozen[:, None, :] | frozen[..., None]
         gram = xp.where(out, xp.broadcast_to(one, gram.shape), gram)
         slope = xp.where(frozen, xp.zeros_like(slope), slope)
@@ -386,7 +386,7 @@ def decompose(
     q = _transposed(space, Q, weighted)
     # A column that depends on those before it leaves rounding on the diagonal, and its column of Q
     # is arbitrary.
-    one = xp.eye(p, dtype=R.dtype, device=backend.device)
+    one = xp.eye(p, dtype=R.dtype, device=backend.placement)
     diagonal = space.sum(xp.abs(R * one))
     seen = diagonal > max(m, p) * backend.eps
     part = _norm(space, xp.where(seen, q, xp.zeros_like(q)))
@@ -421,14 +421,14 @@ def _weights(settings: Settings, space: Space, residuals: Array) -> tuple[Array,
 def _frozen(space: Space, x: Array, slope: Array, box: Any) -> Array:
     """Parameters at a bound that the slope pushes against."""
     if box is None:
-        return space.xp.zeros(x.shape, dtype=space.xp.bool, device=space.backend.device)
+        return space.xp.zeros(x.shape, dtype=space.xp.bool, device=space.backend.placement)
     return ((x <= box[0]) & (slope >= 0.0)) | ((x >= box[1]) & (slope <= 0.0))
 
 
 def _damped(exact: bool, space: Space, R: Array, q: Array, mu: Array) -> tuple[Array, Array]:
     """The z that minimises |q + R z|^2 + mu |z|^2, and R of that problem."""
     xp, p = space.xp, R.shape[-1]
-    one = xp.eye(p, dtype=R.dtype, device=space.backend.device)
+    one = xp.eye(p, dtype=R.dtype, device=space.backend.placement)
     if exact:
         stacked = xp.concat([R, xp.sqrt(mu)[:, None, None] * one], axis=-2)
         Q, factor = space.qr(stacked)
