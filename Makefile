@@ -28,6 +28,9 @@ WORKERS ?= 2
 # libraries share the cores with the test workers; JAX says nothing about accelerators it lacks
 QUIET := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEND=Agg \
   JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3
+# what JAX has compiled for one process of the tests serves the others, and the next run
+CACHED := JAX_COMPILATION_CACHE_DIR="$(CURDIR)/$(VENV)/jax-cache" \
+  JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1 JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
 
 venv: $(STAMP)
 
@@ -50,7 +53,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 unit: $(STAMP)
-	$(QUIET) $(BIN)/python -m pytest -n $(WORKERS) tests
+	$(QUIET) $(CACHED) $(BIN)/python -m pytest -n $(WORKERS) tests
 
 # needs NumPy, pytest, array-api-compat, array-api-extra, optree and at least one of torch, CuPy
 # and JAX in that interpreter; nothing is installed

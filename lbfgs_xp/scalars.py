@@ -263,7 +263,6 @@ def _arrays_of(xp: Any) -> Scalars:
     return _Host(xp) if is_numpy_namespace(xp) else Scalars(xp)
 
 
-
 def of(value: Scalar) -> Scalars:
     """The functions for scalars like `value`: for floats if it is a Python number, else for arrays.
 

@@ -18,6 +18,15 @@ from lbfgs_xp.solvers.initial import Initial
 from lbfgs_xp.solvers.inverse_hessian import DenseInverseHessian
 from lbfgs_xp.space import Space
 
+# How many times less curvature than promised calls for a larger H; and how much is made of it.
+_EXCESS, _MOST = 1.5, 4.0
+# Nothing is known of the scale of f and x.
+_UNSCALED = Initial(None, True)
+_WANTED = (
+    "None, a positive number, an array (n,) of positive numbers (the diagonal), or a symmetric "
+    "positive definite array (n, n)"
+)
+
 
 class Estimate(NamedTuple):
     """What has been learned of the inverse Hessian.
@@ -238,17 +247,6 @@ class BFGS(Descent):
         given = self.initial_inverse_hessian
         given = given if given is None or isinstance(given, (int, float)) else id(given)
         return self.line_search, given, self.scale_initial, self.rescale
-
-
-# How many times less curvature than promised calls for a larger H; and how much is made of it.
-_EXCESS, _MOST = 1.5, 4.0
-# Nothing is known of the scale of f and x.
-_UNSCALED = Initial(None, True)
-
-_WANTED = (
-    "None, a positive number, an array (n,) of positive numbers (the diagonal), or a symmetric "
-    "positive definite array (n, n)"
-)
 
 
 def _is_definite(matrix: np.ndarray) -> bool:
