@@ -53,6 +53,11 @@ def is_true(outcome: Any) -> bool:
     return outcome is True
 
 
+def compiled(array: Array, function: Callable) -> Callable:
+    """`function` of arrays like this one: compiled by JAX, elsewhere as it is."""
+    return _jax_jit(function, 0, ()) if compat.is_jax_array(array) else function
+
+
 class Backend:
     """One array library, one device, one real floating-point dtype.
 
