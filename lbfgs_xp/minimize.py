@@ -15,7 +15,7 @@ import numpy as np
 from lbfgs_xp import stopping
 from lbfgs_xp.auxiliary import Auxiliary
 from lbfgs_xp.backend import Array, is_array, is_true
-from lbfgs_xp.methods import Plan, Stage, plan_of
+from lbfgs_xp.methods import UNLIMITED, Plan, Stage, plan_of
 from lbfgs_xp.objective import Objective
 from lbfgs_xp.phases import Limits, joined
 from lbfgs_xp.progress import Live
@@ -27,12 +27,14 @@ from lbfgs_xp.space import FixedOrderSpace, Space
 from lbfgs_xp.stopping import Criteria, Progress
 from lbfgs_xp.tree import Layout
 
-_RUNNING = int(Status.RUNNING)
+_RUNNING, _LINE_SEARCH = int(Status.RUNNING), int(Status.LINE_SEARCH)
 _SUCCESSES = [int(member) for member in Status if member.success]
 # Numbers of x from which on the C library may fetch each temporary from the system.
 _LARGE = 2**14
 # How often a run may set out again from its best point.
 _DEPARTURES = 10
+# Trials of one search after which forward differences are no longer trusted.
+_DOUBTFUL = 8
 
 
 def minimize(
@@ -79,8 +81,9 @@ def minimize(
     jac : None, True, function, "2-point" or "3-point"
         None: automatic differentiation (PyTorch, JAX). True: fun returns (value, gradient). A
         function: jac(x, *args) -> gradient, of the structure of x. For complex x the gradient is
-        df/d(re) + i df/d(im). "2-point", "3-point": finite differences, n or 2n more evaluations
-        each.
+        df/d(re) + i df/d(im). "3-point": central differences, 2n more evaluations each.
+        "2-point": forward ones, n more each; and central ones from where a search has failed, for
+        near a minimum the error of forward differences is larger than the gradient.
     hess : None or function
         For methods that need the Hessian (`lx.Newton`) of real x. None: automatic differentiation
         (PyTorch, JAX). A function: hess(x, *args) -> (n, n), for a batch (B, n, n); where x is not
@@ -168,7 +171,9 @@ def minimize(
     with Live(progress) as live, np.errstate(all="ignore"):
         try:
             run.begin(layout.start(), state)
-            while run.running() or run.go_on_from_best() or run.next_phase():
+            while (
+                run.running() or run.go_on_from_best() or run.sharpen() or run.next_phase()
+            ):
                 if time.perf_counter() >= run.deadline:
                     run.end(Status.TIME)
                     continue
@@ -242,6 +247,8 @@ class _Run:
         """Makes the next phase the one under way."""
         stage, self._init, self._after_of = self._ahead.pop(0)
         self.solver, self.criteria = stage.solver, stage.criteria
+        if self.objective.forward:
+            self.criteria = self.criteria._replace(trials=_DOUBTFUL)
         self._after = self._after_of(self.solver)
         self.deadline = min(self._last_deadline, time.perf_counter() + stage.maxtime)
         self._departures = 0
@@ -386,6 +393,28 @@ class _Run:
         p = p._replace(status=fn.where(elsewhere, _RUNNING, p.status))
         p = stopping.budgets(fn, self.criteria, p)
         self.now = _Now(space.merge(elsewhere, fresh, state), p, best)
+        return self.running()
+
+    def sharpen(self) -> bool:
+        """Goes on with central differences where a search has failed along forward ones, whose
+        error may be all that stopped it."""
+        space, objective = self.space, self.objective
+        if not objective.forward:
+            return False
+        self._whole()
+        _, p, best = self.now
+        failed = p.status == _LINE_SEARCH
+        if not space.any(failed):
+            return False
+        objective.forward = False
+        self.criteria, before = self.criteria._replace(trials=UNLIMITED), objective.nfev
+        _, gradient, _ = self.outside(objective, best.x)
+        count = objective.nfev - before
+        fresh = self._init(best.x, self._public(best.value), gradient, None)
+        norm = fresh.gradient_norm
+        p = stopping.start(space.scalars, self.criteria, fresh.value, norm, count, p)
+        best = best._replace(gradient=gradient, gradient_norm=norm)
+        self.now = space.merge(failed, _Now(fresh, p, best), self.now)
         return self.running()
 
     def next_phase(self) -> bool:

@@ -33,6 +33,8 @@ class Objective:
         That of the problems in the batch.
     nfev, nhev : int
         How often `fun` was called; how often the Hessian was formed.
+    forward : bool
+        Whether the gradient is one of forward differences. Set it to False for central ones.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Objective:
         self.has_aux = has_aux
         self.nfev = self.nhev = 0
         self.jac: Any = None
+        self.forward = False
         if layout.batch:
             self.of_rows(None)
         self._evaluate = self._choose(jac)
@@ -135,7 +138,7 @@ class Objective:
             self.jac = jac
             return self._separate
         if isinstance(jac, str) and jac in ("2-point", "3-point"):
-            self.central = jac == "3-point"
+            self.forward = jac == "2-point"
             return self._differences
         if jac is not None and jac is not False:
             raise ValueError(
@@ -184,15 +187,15 @@ class Objective:
         """Finite differences (Nocedal & Wright, section 8.1), a coordinate at a time."""
         xp, backend = self.layout.xp, self.backend
         value, aux = self._value(x)
-        h = backend.eps ** (1 / 3 if self.central else 1 / 2)
+        h = backend.eps ** (1 / 2 if self.forward else 1 / 3)
         steps = h * xp.where(xp.abs(x) > 1.0, xp.abs(x), xp.ones_like(x))
         places = xp.arange(self.layout.size, device=backend.placement)
         slopes = []
         for i in range(self.layout.size):
             here = places == i
             ahead = xp.where(here, x + steps, x)
-            behind = xp.where(here, x - steps, x) if self.central else x
-            low = self._value(behind)[0] if self.central else value
+            behind = x if self.forward else xp.where(here, x - steps, x)
+            low = value if self.forward else self._value(behind)[0]
             rise = self._value(ahead)[0] - low
             run = ahead[..., i] - behind[..., i]
             slopes.append(rise / run)

@@ -30,6 +30,7 @@ class Criteria(NamedTuple):
     patience : iterations without a change that tells something, before the floor is taken as
         reached.
     failure : the status of a failed step that rounding does not explain.
+    trials : evaluations of one iteration that count as a failed step.
     """
 
     gtol: float
@@ -42,6 +43,7 @@ class Criteria(NamedTuple):
     largest: float
     patience: int
     failure: int
+    trials: int
 
 
 class Progress(NamedTuple):
@@ -54,6 +56,7 @@ class Progress(NamedTuple):
     reference : the value then.
     lowest_norm : the smallest gradient norm so far.
     highest_norm : the largest.
+    trials : evaluations since the last iteration.
     """
 
     status: Any
@@ -65,6 +68,7 @@ class Progress(NamedTuple):
     reference: Any
     lowest_norm: Any
     highest_norm: Any
+    trials: Any
 
 
 def start(
@@ -78,7 +82,7 @@ def start(
     status = fn.where(norm <= criteria.gtol, _GRADIENT, status)
     usable = fn.isfinite(value) & fn.isfinite(norm)
     status = fn.where(usable, status, _NOT_FINITE)
-    p = Progress(status, zero, zero + nfev, zero, zero, zero, value, norm, norm)
+    p = Progress(status, zero, zero + nfev, zero, zero, zero, value, norm, norm, zero)
     if before is not None:
         # Nothing but a function without a bound is left as it is.
         status = fn.where(before.status == _UNBOUNDED, _UNBOUNDED, status)
@@ -109,8 +113,10 @@ def update(
         return after
     running = p.status == _RUNNING
     nfev = fn.where(running, p.nfev + evaluations, p.nfev)
-    if fn.every(fn.logical_not(new.accepted | new.failed)):
-        return budgets(fn, criteria, p._replace(nfev=nfev))
+    trials = fn.where(new.accepted, 0, p.trials + 1)
+    failed = new.failed | (trials >= criteria.trials)
+    if fn.every(fn.logical_not(new.accepted | failed)):
+        return budgets(fn, criteria, p._replace(nfev=nfev, trials=trials))
 
     accepted = new.accepted & running
     value, norm, before = new.value, new.gradient_norm, old.value
@@ -143,7 +149,7 @@ def update(
     status = fn.where(endless, _UNBOUNDED, status)
     status = fn.where(flat, _GRADIENT, status)
     status = fn.where(accepted, status, p.status)
-    status = fn.where(running & new.failed, given_up, status)
+    status = fn.where(running & failed, given_up, status)
     after = Progress(
         status,
         nit,
@@ -154,6 +160,7 @@ def update(
         fn.where(lower, value, p.reference),
         lowest_norm,
         highest_norm,
+        trials,
     )
     return budgets(fn, criteria, after)
 
@@ -163,13 +170,15 @@ def _ordinary(
 ) -> Progress | None:
     """`update` of one problem where there is nothing to note but a lower value, or one more trial
     of a search, as nearly always; None elsewhere."""
-    gtol, ftol, xtol, maxiter, maxfun, _, noise, largest, *_ = criteria
-    status, nit, nfev, _, _, _, reference, lowest_norm, highest_norm = p
+    gtol, ftol, xtol, maxiter, maxfun, _, noise, largest, _, _, most = criteria
+    status, nit, nfev, _, _, _, reference, lowest_norm, highest_norm, trials = p
     nfev += evaluations
     if status != _RUNNING or nfev >= maxfun:
         return None
     if not new.accepted:
-        return None if new.failed else named(Progress, (status, nit, nfev, *p[3:]))
+        if new.failed or trials + 1 >= most:
+            return None
+        return named(Progress, (status, nit, nfev, *p[3:9], trials + 1))
     value, norm = new.value, new.gradient_norm
     if (
         value < reference - noise * max(abs(old.value), abs(value))
@@ -181,7 +190,7 @@ def _ordinary(
         lowest_norm = norm if norm < lowest_norm else lowest_norm
         highest_norm = norm if norm > highest_norm else highest_norm
         return named(
-            Progress, (status, nit + 1, nfev, 0, 0, 0, value, lowest_norm, highest_norm)
+            Progress, (status, nit + 1, nfev, 0, 0, 0, value, lowest_norm, highest_norm, 0)
         )
     return None
 
