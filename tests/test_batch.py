@@ -687,6 +687,22 @@ def test_aux_of_another_structure_is_refused() -> None:
     assert error.value.result.x.shape == TARGETS.shape    # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["none first", "array first"])
+def test_aux_of_none_and_of_arrays_is_refused(first: bool) -> None:
+    calls = 0
+
+    def fun(x: np.ndarray, target: np.ndarray) -> Any:
+        nonlocal calls
+        calls += 1
+        value, gradient = quartic(x, target)
+        return (value, {"of rows": None if (calls == 1) == first else value}), gradient
+
+    with pytest.raises(ValueError, match="^fun returned aux with None in place of an array"):
+        lx.minimize(
+            fun, np.zeros_like(TARGETS), (TARGETS,), jac=True, batched=True, has_aux=True
+        )
+
+
 def test_an_interrupt_between_point_and_aux_parts_neither(monkeypatch: pytest.MonkeyPatch) -> None:
     def fun(x: np.ndarray, target: np.ndarray) -> Any:
         value, gradient = quartic(x, target)
