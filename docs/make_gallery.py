@@ -30,6 +30,7 @@ ORDER = [
 ]
 # Arguments of single scripts, beside --out.
 EXTRA: dict[str, list[str]] = {"burgers_pinn": ["--dtype", "float64"]}
+COLUMNS = 3     # of the index
 COLORS = 128    # of a picture's palette: a third of the bytes, and nothing to be seen of it
 
 
@@ -97,25 +98,26 @@ def page(shown: Example, arguments: list[str], printed: str, pictures: list[Path
 
 
 def index(found: list[Example]) -> str:
-    """The page with a card for each example that has a page."""
-    cards, names = [], []
+    """The page with a picture of each example that has a page."""
+    cells, names = [], []
     for shown in found:
         if not (GALLERY / f"{shown.name}.md").is_file():
             continue
         names.append(f"gallery/{shown.name}")
+        title, link = escaped(shown.title), f"gallery/{shown.name}.md"
         pictures = sorted(GALLERY.glob(f"{shown.name}-*.png"))
-        top = f":img-top: gallery/{pictures[0].name}\n" if pictures else ""
-        cards.append(
-            f":::{{grid-item-card}} {escaped(shown.title)}\n{top}:link: gallery/{shown.name}\n"
-            f":link-type: doc\n`examples/{shown.name}.py`\n:::\n"
-        )
+        picture = f"[![{title}](gallery/{pictures[0].name})]({link})<br>" if pictures else ""
+        cells.append(f"{picture}[{title}]({link})")
+    cells += [""] * (-len(cells) % COLUMNS)
+    rows = [cells[i : i + COLUMNS] for i in range(0, len(cells), COLUMNS)]
+    table = [[""] * COLUMNS, ["---"] * COLUMNS, *rows]
     return (
         "# Gallery\n\nPrograms of the folder `examples/`: their pictures and what they print. "
         "`--quick` does less of\neverything, `--backend torch` (jax, cupy) takes another array "
         "library where a script has it.\n"
         "`make gallery` makes these pages anew.\n\n"
-        "::::{grid} 1 2 2 3\n:gutter: 3\n:class-container: gallery\n\n" + "\n".join(cards)
-        + "::::\n\n```{toctree}\n:hidden:\n\n" + "\n".join(names) + "\n```\n"
+        + "".join(f"| {' | '.join(row)} |\n" for row in table)
+        + "\n```{toctree}\n:hidden:\n\n" + "\n".join(names) + "\n```\n"
     )
 
 

@@ -34,12 +34,18 @@ class Auxiliary(NamedTuple):
     def followed_by(self, value: Any, space: Space, count: int) -> Auxiliary:
         """The next one of the run. A leaf that keeps its entries when rows have left was not
         theirs."""
-        if (after := flatten(value)[1]) != (before := flatten(self.value)[1]):
+        (leaves, after), (known, before) = flatten(value), flatten(self.value)
+        if after != before:
             raise ValueError(
                 f"fun returned aux of the structure {after}; wanted {before}, as before, since "
                 "each row keeps that of its best point"
             )
         found = self.of(value, space, count).places
+        if any(leaves[place] is None or known[place] is None for place in {*found, *self.places}):
+            raise ValueError(
+                "fun returned aux with None in place of an array, or the other way round; wanted "
+                "what it returned before, since each row keeps that of its best point"
+            )
         return Auxiliary(value, tuple(place for place in self.places if place in found))
 
     def rows(self) -> tuple:

@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Callable
 from concurrent import futures
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -80,6 +80,12 @@ class CurveFit:
 
     def __repr__(self) -> str:
         return table(self)
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError(
+            "the result of curve_fit is one object, not a pair that can be unpacked; wanted "
+            "fit = lx.curve_fit(...), then fit.x and fit.covariance"
+        )
 
 
 def curve_fit(

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from lbfgs_xp import first_order
+from lbfgs_xp import first_order, line_search
 from lbfgs_xp.phases import Limits, Phase, phases_of
 from lbfgs_xp.projections import Box
 from lbfgs_xp.result import Status
@@ -106,10 +106,10 @@ def _solver(method: Any, bounds: Any, layout: Layout) -> Any:
     if isinstance(method, str):
         if method not in METHODS:
             near = difflib.get_close_matches(method.lower().replace("-", ""), METHODS, 1, 0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            likely = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(
                 f"method is {method!r}; wanted one of {', '.join(map(repr, [*METHODS, 'auto']))} "
-                f"or a solver object{hint}"
+                f"or a solver object{hint(method) or likely}"
             )
         method = METHODS[method]()
     name = type(method).__name__
@@ -119,6 +119,7 @@ def _solver(method: Any, bounds: Any, layout: Layout) -> Any:
     if isinstance(method, type) or not all(hasattr(method, name) for name in ("init", "step")):
         raise TypeError(
             f"method is {method!r}; wanted a name, or a solver object such as lx.LBFGS()"
+            + hint(method)
         )
     if bounds is not None and not getattr(method, "supports_bounds", False):
         raise ValueError(
@@ -126,6 +127,17 @@ def _solver(method: Any, bounds: Any, layout: Layout) -> Any:
             'a method that takes them, such as "projected_gradient"'
         )
     return method if bounds is None else _bounded(method, bounds, layout)
+
+
+def hint(method: Any) -> str:
+    """What an error adds where a line search or a class was passed for a method; else nothing."""
+    kind = method if isinstance(method, type) else type(method)
+    if isinstance(method, str):
+        kind = line_search.NAMES.get(method.lower().replace("-", "_"), str)
+    if issubclass(kind, line_search.LineSearch):
+        rule = f"lx.LBFGS(line_search=lx.{kind.__name__}())"
+        return f"; a line search is a setting of a method: method={rule}"
+    return f"; this is the class, and an object is {kind.__name__}()" if kind is method else ""
 
 
 def _bounded(solver: Any, bounds: Any, layout: Layout) -> Any:

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 import numbers
-from typing import Any
+from typing import Any, Self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +79,24 @@ class Phase:
             raise TypeError(f"limits is {self.limits!r}; wanted lx.Limits(...)")
 
 
+# What settings are called in other libraries, and here.
+_HERE = {
+    "lr": "learning_rate",
+    "history_size": "memory_size",
+    "maxcor": "memory_size",
+    "line_search_fn": "line_search",
+}
+
+
 class Method:
     """What every method object can do."""
+
+    def __new__(cls, *args: Any, **settings: Any) -> Self:
+        own = getattr(cls, "__dataclass_fields__", {})
+        for name in settings.keys() & _HERE.keys() - own.keys():
+            if (here := _HERE[name]) in own:
+                raise TypeError(f"{name} was passed to {cls.__name__}; wanted {here}")
+        return super().__new__(cls)
 
     def until(
         self,

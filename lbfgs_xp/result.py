@@ -8,7 +8,10 @@ import enum
 import math
 from typing import Any, NamedTuple, Self
 
-from lbfgs_xp.backend import is_array
+import numpy as np
+
+from lbfgs_xp.backend import Backend, is_array
+from lbfgs_xp.tree import flatten, map_leaves
 
 
 class Reason(enum.IntEnum):
@@ -177,22 +180,64 @@ class Result:
 
 # Numbers of an array that are written out.
 _SHOWN = 100
+# Fields of the structure of x. (So they hold no single number for each row of a batch, whatever
+# their shape.)
+_LIKE_X = ("x", "jac", "stderr")
 
 
 def table(result: Any) -> str:
-    """The fields of a result, one a line."""
+    """The fields of a result, one a line. Of a batch: how many rows, and from where to where."""
+    batched = isinstance(result.message, list)
     rows = []
     for field in dataclasses.fields(result):
         value = getattr(result, field.name)
         unused = value is None if field.name == "aux" else field.name == "nhev" and not value
         if not field.repr or unused:
             continue
-        # A status prints as its name here, since the message has a line of its own.
-        text = value.name if isinstance(value, Reason) else str(value)
-        if is_array(value) and math.prod(value.shape) > _SHOWN:
-            text = f"{value.dtype} array of shape {tuple(value.shape)}"
-        if isinstance(value, list):
-            counts = collections.Counter(value)
-            text = "\n".join(f"{count} x {message}" for message, count in counts.items())
+        if field.name in _LIKE_X:
+            text = str(map_leaves(_short, value))
+        elif batched and field.name == "message":
+            text = "\n".join(f"{count} x {message}" for message, count in _counts(value))
+        elif batched and is_array(value) and field.name != "aux":
+            backend = Backend(flatten(result.x)[0][0], "x")
+            text = _of_rows(field.name, backend.to_host(value))
+        else:
+            # A status prints as its name here, since the message has a line of its own.
+            text = value.name if isinstance(value, Reason) else str(_short(value))
         rows.append(f"{field.name:>14}: " + text.replace("\n", "\n" + " " * 16))
     return "\n".join(rows)
+
+
+class _Words(str):
+    """A string that has no quotes in a container."""
+
+    __repr__ = str.__str__
+
+
+def _short(value: Any) -> Any:
+    """The value itself, or of a large array what it is."""
+    if is_array(value) and math.prod(value.shape) > _SHOWN:
+        return _Words(f"{value.dtype} array of shape {tuple(value.shape)}")
+    return value
+
+
+def _of_rows(name: str, values: np.ndarray) -> str:
+    """What the numbers of all rows come to."""
+    if name == "success":
+        return f"{np.count_nonzero(values)} of {values.size}"
+    if name == "status":
+        names = {int(status): status.name for status in Status}
+        return ", ".join(f"{names[code]} {count}" for code, count in _counts(values.tolist()))
+    known = values[~np.isnan(values)]
+    digits = 6 if values.dtype.kind == "f" else 12
+    texts = [f"nan {values.size - known.size}"] if known.size < values.size else []
+    if known.size:
+        with np.errstate(all="ignore"):    # some may be infinite
+            found = {"min": np.min(known), "median": np.median(known), "max": np.max(known)}
+        texts = [f"{what} {number:.{digits}g}" for what, number in found.items()] + texts
+    return ", ".join(texts)
+
+
+def _counts(values: list[Any]) -> list[tuple[Any, int]]:
+    """What occurs, the most frequent first, and how often."""
+    return collections.Counter(values).most_common()

@@ -7,6 +7,7 @@ SciPy hands every start over as an array of NumPy; for other libraries there is 
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 import numbers
@@ -50,8 +51,8 @@ def lbfgs(fun: Callable, x0: Any, args: tuple = (), *, maxcor: int = 10, **setti
         Both of them, where they are not given.
     maxiter, maxfun : int, 15000
         Iterations; calls of fun, those for differences included.
-    eps : float, 1e-8
-        The step of the differences.
+    eps : float, or numbers (n,), 1e-8
+        The step of the differences, for all variables or for each.
     disp : bool
         Print how the run has ended.
 
@@ -109,7 +110,7 @@ def _solve(
     solver: Any, fun: Callable, x0: Any, args: tuple, *, jac: Any = None, hess: Any = None,
     hessp: Any = None, bounds: Any = None, constraints: Any = (), callback: Any = None,
     gtol: float | None = None, ftol: float | None = None, tol: float | None = None,
-    maxiter: int | None = 15_000, maxfun: int | None = 15_000, eps: float = 1e-8,
+    maxiter: int | None = 15_000, maxfun: int | None = 15_000, eps: Any = 1e-8,
     disp: bool = False, **unknown: Any,
 ) -> Any:
     from scipy.optimize import OptimizeResult, OptimizeWarning
@@ -134,7 +135,8 @@ def _solve(
             "bounds were passed to lbfgs, which takes none; wanted bounds=None, or "
             "method=lbfgs_xp.scipy.projected_gradient"
         )
-    evaluate = _Evaluate(fun, jac, args if isinstance(args, tuple) else (args,), eps, lower, upper)
+    args = args if isinstance(args, tuple) else (args,)
+    evaluate = _Evaluate(fun, jac, args, _steps(eps, start.size), lower, upper)
     # Forward differences take n calls more for each gradient.
     calls = 1 if callable(jac) else 1 + start.size
     res = minimize(
@@ -165,7 +167,8 @@ class _Evaluate:
     """x -> (value, gradient), and how often fun was called."""
 
     def __init__(
-        self, fun: Callable, jac: Any, args: tuple, eps: float, lower: np.ndarray, upper: np.ndarray
+        self, fun: Callable, jac: Any, args: tuple, eps: np.ndarray, lower: np.ndarray,
+        upper: np.ndarray,
     ):
         self.fun, self.jac, self.args = fun, jac, args
         self.eps, self.lower, self.upper = eps, lower, upper
@@ -228,6 +231,18 @@ def _watch(callback: Callable, result: Callable) -> Callable[[Record], bool]:
         return False
 
     return watch
+
+
+def _steps(eps: Any, n: int) -> np.ndarray:
+    """The steps of the differences, (n,)."""
+    steps = None
+    with contextlib.suppress(TypeError, ValueError):
+        steps = np.broadcast_to(np.asarray(eps, dtype=np.float64), (n,))
+    if steps is None or not np.all((steps > 0.0) & (steps < math.inf)):
+        raise ValueError(
+            f"eps is {eps!r}; wanted a number above 0, or {n} of them, one for each variable"
+        )
+    return steps
 
 
 def _sides(bounds: Any, n: int) -> tuple[np.ndarray, np.ndarray]:

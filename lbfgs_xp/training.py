@@ -16,7 +16,7 @@ from lbfgs_xp.backend import Backend, is_true
 from lbfgs_xp.batches import batches_of
 from lbfgs_xp.first_order import FirstOrder, OptimizerState
 from lbfgs_xp.loss import Loss
-from lbfgs_xp.methods import METHODS
+from lbfgs_xp.methods import METHODS, hint
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.progress import Live
 from lbfgs_xp.result import Status, table
@@ -481,7 +481,7 @@ def _method(method: Any) -> Any:
         if method not in METHODS:
             raise ValueError(
                 f"method is {method!r}; wanted one of {', '.join(map(repr, sorted(METHODS)))}, "
-                "or an optimizer or solver object"
+                f"or an optimizer or solver object{hint(method)}"
             )
         method = METHODS[method]()
     if isinstance(method, type) or not (
@@ -489,7 +489,7 @@ def _method(method: Any) -> Any:
     ):
         raise TypeError(
             f"method is {method!r}; wanted a name, an optimizer such as lx.Adam() or a solver such "
-            "as lx.LBFGS()"
+            f"as lx.LBFGS(){hint(method)}"
         )
     if getattr(method, "needs_hessian", False):
         raise ValueError(f"method is {method!r}; wanted one that needs no Hessian")

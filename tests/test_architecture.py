@@ -95,6 +95,7 @@ OURS: dict[str, list[str]] = {
     "batches": ["backend", "tree"],
     "methods": [
         "first_order",
+        "line_search",
         "phases",
         "projections",
         "result",

@@ -192,11 +192,58 @@ def test_fields_are_arrays_of_the_library(backend: Backend) -> None:
     np.testing.assert_allclose(host(backend, res.jac), host(backend, gradient), atol=1e-12)
     norm = np.max(np.abs(host(backend, res.jac)), axis=-1)
     np.testing.assert_array_equal(host(backend, res.gradient_norm), norm)
-    repr(res)
     again = run(p, x0, **SETTINGS)
     for name in ("x", "fun", "jac", "nfev"):
         first, second = (host(backend, getattr(r, name)) for r in (res, again))
         assert first.tobytes() == second.tobytes()
+
+
+def lines(res: Any) -> dict[str, str]:
+    """What is printed of each field."""
+    return dict(line.lstrip().split(": ", 1) for line in repr(res).splitlines() if ": " in line)
+
+
+def bowls(backend: Backend, x0: Any, **settings: Any) -> lx.Result:
+    sum_ = backend.xp.sum
+    return lx.minimize(
+        lambda x: (sum_(x * x, axis=-1), 2.0 * x), backend.asarray(x0), jac=True, batched=True,
+        maxiter=0, **settings,
+    )
+
+
+def test_what_is_printed(backend: Backend) -> None:
+    res = bowls(backend, [[0.0], [1.0], [3.0], [NAN]])
+    shown = lines(res)
+    assert shown["success"] == "1 of 4"
+    assert shown["status"] == "ITERATIONS 2, GRADIENT 1, NOT_FINITE 1"
+    assert shown["fun"] == "min 0, median 1, max 9, nan 1"
+    assert shown["gradient_norm"] == "min 0, median 2, max 6, nan 1"
+    assert shown["nit"] == "min 0, median 0, max 0"
+    assert shown["message"] == f"2 x {Status.ITERATIONS.message}"
+    assert f"1 x {Status.NOT_FINITE.message}" in repr(res)
+
+
+def test_what_is_printed_of_one_row_and_of_many(backend: Backend) -> None:
+    shown = lines(bowls(backend, [[1.5, 0.0]]))
+    assert shown["success"] == "0 of 1" and shown["status"] == "ITERATIONS 1"
+    assert shown["fun"] == "min 2.25, median 2.25, max 2.25"
+    shown = lines(bowls(backend, [[NAN, 0.0]]))
+    assert shown["fun"] == "nan 1" and shown["status"] == "NOT_FINITE 1"
+    many = bowls(backend, np.arange(12345.0)[:, None] + 1.0)
+    shown = lines(many)
+    assert shown["success"] == "0 of 12345" and "array of shape (12345, 1)" in shown["x"]
+    assert shown["gradient_norm"] == "min 2, median 12346, max 24690"
+    assert len(repr(many)) < 1000
+
+
+def test_what_is_printed_of_nested_parameters() -> None:
+    x0 = {"a": np.ones((500, 2)), "b": np.ones(500)}
+    res = lx.minimize(
+        lambda x: (np.sum(x["a"] ** 2, axis=-1) + x["b"] ** 2, {k: 2.0 * x[k] for k in x}), x0,
+        jac=True, batched=True,
+    )
+    shown = "{'a': float64 array of shape (500, 2), 'b': float64 array of shape (500,)}"
+    assert lines(res)["x"] == lines(res)["jac"] == shown
 
 
 def test_batch_of_one(backend: Backend) -> None:
@@ -638,6 +685,22 @@ def test_aux_of_another_structure_is_refused() -> None:
             fun, np.zeros_like(TARGETS), (TARGETS,), jac=True, batched=True, has_aux=True
         )
     assert error.value.result.x.shape == TARGETS.shape    # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["none first", "array first"])
+def test_aux_of_none_and_of_arrays_is_refused(first: bool) -> None:
+    calls = 0
+
+    def fun(x: np.ndarray, target: np.ndarray) -> Any:
+        nonlocal calls
+        calls += 1
+        value, gradient = quartic(x, target)
+        return (value, {"of rows": None if (calls == 1) == first else value}), gradient
+
+    with pytest.raises(ValueError, match="^fun returned aux with None in place of an array"):
+        lx.minimize(
+            fun, np.zeros_like(TARGETS), (TARGETS,), jac=True, batched=True, has_aux=True
+        )
 
 
 def test_an_interrupt_between_point_and_aux_parts_neither(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -606,3 +606,24 @@ def test_data_of_the_rows_may_be_integers() -> None:
         lambda x, k: np.exp(-k * x / 20.0), x, y, [0.5], batched=True, jac="3-point"
     )
     np.testing.assert_allclose(res.x[:, 0], slopes, rtol=1e-6)
+
+
+def test_what_is_printed_of_a_batch(backend: Backend) -> None:
+    y = np.stack([Y, Y, np.full_like(Y, np.nan)])
+    res = fit(backend, y, batched=True)
+    shown = dict(line.lstrip().split(": ", 1) for line in repr(res).splitlines() if ": " in line)
+    assert shown["success"] == "2 of 3" and shown["status"] == "GRADIENT 2, NOT_FINITE 1"
+    chi2 = f"{fit(Backend.NUMPY).chi2:.6g}"
+    assert shown["chi2"] == f"min {chi2}, median {chi2}, max {chi2}, nan 1"
+    assert shown["nfev"] == str(res.nfev)
+    # Half the sum of squares of residuals that no parameter can change.
+    offsets, x0 = backend.asarray(np.eye(3)), backend.asarray(np.ones((3, 1)))
+    res = lx.least_squares(
+        lambda x: 0.0 * x + offsets, x0, jac=lambda x: 0.0 * offsets[:, :, None], batched=True
+    )
+    assert "cost: min 0.5, median 0.5, max 0.5" in repr(res) and "success: 3 of 3" in repr(res)
+
+
+def test_a_fit_is_not_unpacked() -> None:
+    with pytest.raises(TypeError, match=r"not .*fit\.x and fit\.covariance"):
+        _popt, _pcov = fit(Backend.NUMPY)

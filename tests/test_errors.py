@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from typing import Any
@@ -294,6 +295,48 @@ def test_unknown_method_lists_all() -> None:
     fails(lambda: solve(method="simplex"), ValueError, "simplex", "wanted", "'lbfgs'")
     for bad in (3, lx.LBFGS, object(), fun):
         fails(lambda bad=bad: solve(method=bad), TypeError, "method", r"lx\.LBFGS\(\)")
+
+
+@pytest.mark.parametrize("bad", [lx.LBFGS, lx.Adam, lx.Newton])
+def test_a_class_as_method(bad: type) -> None:
+    words = ["method is", "class", rf"an object is {bad.__name__}\(\)$"]
+    fails(lambda: solve(method=bad), TypeError, *words)
+    fails(lambda: solve(method=[lx.Adam().until(maxiter=1), bad]), TypeError, *words)
+    fails(lambda: lx.train(value, X0, X0, jac=value, method=bad), TypeError, *words)
+
+
+@pytest.mark.parametrize(
+    "bad", [lx.HagerZhang(), lx.HagerZhang, "hager_zhang", "Hager-Zhang"],
+    ids=["object", "class", "name", "other name"],
+)
+def test_a_line_search_as_method(bad: Any) -> None:
+    error = ValueError if isinstance(bad, str) else TypeError
+    words = ["method is", r"method=lx\.LBFGS\(line_search=lx\.HagerZhang\(\)\)$"]
+    fails(lambda: solve(method=bad), error, *words)
+    fails(lambda: lx.train(value, X0, X0, jac=value, method=bad), error, *words)
+
+
+@pytest.mark.parametrize(
+    ("make", "passed", "wanted"),
+    [
+        (lx.Adam, "lr", "learning_rate"),
+        (lx.SGD, "lr", "learning_rate"),
+        (lx.GradientDescent, "lr", "learning_rate"),
+        (lx.LBFGS, "lr", "learning_rate"),
+        (lx.LBFGS, "history_size", "memory_size"),
+        (lx.LBFGS, "line_search_fn", "line_search"),
+        (lx.ProjectedGradient, "maxcor", "memory_size"),
+    ],
+)
+def test_settings_called_as_elsewhere(make: Any, passed: str, wanted: str) -> None:
+    words = [f"{passed} was passed to {make.__name__}; wanted {wanted}$"]
+    fails(lambda: make(**{passed: 1}), TypeError, *words)
+
+
+def test_unknown_settings_are_refused_by_python() -> None:
+    for make, name in ((lx.Adam, "history_size"), (lx.Newton, "lr"), (lx.LBFGS, "speed")):
+        fails(lambda make=make, name=name: make(**{name: 1}), TypeError, "unexpected keyword", name)
+    assert list(inspect.signature(lx.LBFGS).parameters)[:2] == ["memory_size", "line_search"]
 
 
 @pytest.mark.parametrize(

@@ -383,6 +383,24 @@ def test_aux_is_that_of_the_best_point(rule: str) -> None:
         assert res.aux["note"] == repr(res.fun)
 
 
+@pytest.mark.parametrize("method", ["lbfgs", "adam", [lx.Adam(0.1).until(maxiter=3), lx.LBFGS()]])
+def test_aux_that_is_none_at_first(backend: Backend, method: Any) -> None:
+    calls = 0
+
+    def fun(x: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return backend.xp.sum((x - 1.0) ** 2), None if calls == 1 else x * 2.0
+
+    how: dict[str, Any] = {"jac": lambda x: 2.0 * (x - 1.0), "has_aux": True, "method": method}
+    x0 = backend.asarray([0.0, 3.0])
+    assert lx.minimize(fun, x0, maxfun=1, **how).aux is None
+    calls = 0
+    res = lx.minimize(fun, x0, maxiter=20, **how)
+    x, aux = backend.to_numpy(res.x), backend.to_numpy(res.aux)
+    assert calls > 1 and np.array_equal(aux, 2.0 * x)
+
+
 def test_aux_with_each_form_of_the_gradient(backend: Backend) -> None:
     xp = backend.xp
     one = backend.asarray([1.0, 2.0])

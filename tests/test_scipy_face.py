@@ -93,6 +93,19 @@ def test_differences_are_scipys() -> None:
     assert np.array_equal(wide.jac, optimize.approx_fprime(wide.x, ROSENBROCK.fun, 1e-3))
 
 
+@pytest.mark.parametrize("kind", [list, tuple, np.asarray])
+def test_a_step_of_differences_for_each_variable(kind: Any) -> None:
+    steps = np.asarray([1e-3, 1e-5, 1e-7, 1e-8])
+    res = solve(lbfgs, ROSENBROCK.fun, jac=None, options={"eps": kind(steps)})
+    assert np.array_equal(res.jac, optimize.approx_fprime(res.x, ROSENBROCK.fun, steps))
+
+
+@pytest.mark.parametrize("eps", [[1e-8] * 3, "small", None, [None, 1e-8], 0.0, -1e-8, [1e-8, 0.0]])
+def test_bad_steps_of_differences(eps: Any) -> None:
+    with pytest.raises(ValueError, match="^eps is .*; wanted a number above 0, or 2 of them"):
+        solve(lbfgs, lambda x: x @ x, np.ones(2), jac=None, options={"eps": eps})
+
+
 def test_what_fun_may_return_and_do() -> None:
     assert solve(lbfgs, lambda x: (np.asarray([x @ x]), 2.0 * x), np.ones(2)).success
     res = solve(lbfgs, lambda x: x[0] ** 2, 2.0, jac=lambda x: 2.0 * x[0])

@@ -477,6 +477,39 @@ def test_a_step_needs_a_closure() -> None:
         LBFGS([torch.zeros(2, requires_grad=True)]).step(None)
 
 
+@pytest.mark.parametrize(("returned", "what"), [(None, "NoneType"), ((1.0, 2.0), "tuple")])
+def test_a_closure_returns_the_loss(returned: Any, what: str) -> None:
+    x = torch.ones(2, dtype=F64, requires_grad=True)
+    opt, calls = LBFGS([x]), 0
+
+    def closure() -> Any:
+        nonlocal calls
+        calls += 1
+        opt.zero_grad()
+        loss = ((x - 3.0) ** 4).sum()
+        loss.backward()
+        return loss if calls < last else returned
+
+    for last in (1, 3):    # at once, and in the midst of a step
+        calls, before = 0, x.detach().clone()
+        with pytest.raises(TypeError, match=f"^closure returned a {what}; wanted the loss"):
+            opt.step(closure)
+        assert calls == last and torch.equal(x, before) == (last == 1)
+
+
+def test_parameters_that_are_all_empty_are_told() -> None:
+    empty, full = torch.zeros(0, requires_grad=True), torch.ones(1, requires_grad=True)
+
+    def step(*params: Any) -> None:
+        LBFGS(params).step(lambda: torch.stack([p.sum() for p in params]).sum())
+
+    with pytest.raises(ValueError, match="^the parameters are all empty tensors; wanted at least"):
+        step(empty)
+    step(empty, full)
+    with pytest.raises(ValueError, match="empty parameter list"):
+        step()
+
+
 # --- how a step ends ---------------------------------------------------------------------------
 
 
@@ -822,6 +855,7 @@ def test_the_live_line(capsys: pytest.CaptureFixture[str]) -> None:
     ({"loss_fn": lambda a, b: (a - b) ** 2}, r"loss_fn returned \(40, 2\); wanted a tensor with"),
     ({"loss_fn": lambda a, b: 3.0}, "loss_fn returned float; wanted a tensor with a single number"),
     ({"model": torch.nn.Identity()}, "model has no parameter"),
+    ({"model": torch.nn.ParameterList([torch.zeros(0)])}, "no parameter .* and is not empty"),
 ])
 def test_bad_arguments_of_training_are_refused(settings: dict, message: str) -> None:
     arguments: dict[str, Any] = {"model": linear(), "loss_fn": mse, "data": line()} | settings

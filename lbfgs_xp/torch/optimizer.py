@@ -124,6 +124,8 @@ class LBFGS(torch.optim.Optimizer):
         flat = Flat(self._all())
         if not flat.params:
             raise ValueError("no parameter requires a gradient; wanted at least one that does")
+        if not any(flat.sizes):
+            raise ValueError("the parameters are all empty tensors; wanted at least one number")
         run = Step(Settings.of(self.param_groups), flat, closure, self._memory())
         try:
             run.go()

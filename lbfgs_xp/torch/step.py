@@ -154,7 +154,14 @@ class Step:
         self.memory["func_evals"] += 1
         if self.loss is None:
             self.loss = loss
-        value, gradient = float(loss), self.flat.gradient()
+        try:
+            value = float(loss)
+        except TypeError:
+            raise TypeError(
+                f"closure returned a {type(loss).__name__}; wanted the loss, a number or a tensor "
+                "with one element"
+            ) from None
+        gradient = self.flat.gradient()
         return (-value, -gradient) if self.settings.maximize else (value, gradient)
 
     def _init(self, x: Tensor, value: float, gradient: Tensor, pairs: Pairs) -> LBFGSState:

@@ -167,8 +167,11 @@ def train_with_lbfgs(
     if not isinstance(progress, bool):
         raise TypeError(f"progress is {progress!r}; wanted True or False")
     flat = Flat(model.parameters())
-    if not flat.params:
-        raise ValueError("the model has no parameter that requires a gradient; wanted one at least")
+    if not any(flat.sizes):
+        raise ValueError(
+            "the model has no parameter that requires a gradient and is not empty; wanted one at "
+            "least"
+        )
     optimizer = LBFGS(
         model.parameters(), max_iter=max_iter, history_size=history_size,
         line_search_fn=line_search_fn, tolerance_change=0.0,
