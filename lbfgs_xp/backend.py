@@ -72,7 +72,8 @@ class Backend:
     placement
         The device as creation functions are to be told. None for arrays of JAX that lie on its
         default device without being bound to it: new ones shall be as free, for all functions,
-        those of the user too, are compiled once more for bound ones.
+        those of the user too, are compiled once more for bound ones. None as well for arrays that
+        are spread over several devices, to which JAX brings what is not bound.
     complex : bool
         Whether the array that was given is complex.
     noise : float
@@ -97,7 +98,8 @@ class Backend:
         self.xp: Namespace = _namespace(array)
         self.name = _library(self.xp)
         self.device = compat.device(array)
-        self.placement = None if _is_unpinned(array) else self.device
+        self._devices = array.devices() if _is_of_jax(array) else None
+        self.placement = None if _is_free(array) else self.device
         self.complex, self.eps, self.largest = _limits(self.xp, array.dtype, what)
         # How much rounding alone may change a value, relative to it.
         self.noise = 16.0 * self.eps
@@ -118,7 +120,16 @@ class Backend:
 
     def holds(self, array: Array) -> bool:
         """Whether an array of this library lies on this device."""
+        if self._devices is not None and _is_of_jax(array):
+            return array.devices() == self._devices
         return self.name == "numpy" or self.device in (None, compat.device(array))
+
+    def check_place(self, array: Array, what: str) -> None:
+        """A clear error where an array of this library, `what`, lies on another device."""
+        if not self.holds(array):
+            raise ValueError(
+                f"{what} is on device {compat.device(array)}; wanted {self.device}, like x0"
+            )
 
     @functools.cached_property
     def _key(self) -> tuple[Any, ...]:
@@ -212,7 +223,7 @@ class Backend:
             )
         if not self.xp.isdtype(values.dtype, ("real floating", "integral")):
             raise TypeError(f"{what} has dtype {values.dtype}; wanted real numbers")
-        return self.xp.astype(values, self.dtype, copy=False)
+        return self.xp.astype(self.placed(values), self.dtype, copy=False)
 
     def read(self, numbers: Sequence[Array]) -> list[float]:
         """Several 0-d arrays as floats: one transfer where the arrays live on a device."""
@@ -363,7 +374,14 @@ class Backend:
         if self.name == "torch":
             torch = sys.modules["torch"]
             return array.detach().clone(memory_format=torch.contiguous_format)
-        return self.xp.asarray(array, copy=True) if self.mutable else array
+        return self.xp.asarray(array, copy=True) if self.mutable else self.placed(array)
+
+    def placed(self, array: Array) -> Array:
+        """`array`, bound to this device where new ones are. JAX takes what is not bound to its
+        default device, wherever it lies."""
+        if self.name != "jax" or self.placement is None or getattr(array, "_committed", True):
+            return array
+        return sys.modules["jax"].device_put(array, self.placement)
 
     def memory(self, array: Array) -> Any:
         """What two arrays have in common if they may lie in the same memory."""
@@ -610,15 +628,24 @@ def _is_traced(array: Array) -> bool:
     return jax is not None and isinstance(array, jax.core.Tracer)
 
 
-def _is_unpinned(array: Array) -> bool:
-    """Whether JAX may move the array to where others are, and it lies where new ones would."""
+def _is_of_jax(array: Array) -> bool:
+    """Whether it is an array of JAX with values."""
     jax = sys.modules.get("jax")
-    if jax is None or not isinstance(array, jax.Array) or getattr(array, "_committed", True):
+    return jax is not None and isinstance(array, jax.Array) and not _is_traced(array)
+
+
+def _is_free(array: Array) -> bool:
+    """Whether JAX should choose where new arrays beside this one lie: it lies on the default device
+    and may be moved to where others are, or it is spread over several devices."""
+    if not _is_of_jax(array):
         return False
+    jax, devices = sys.modules["jax"], array.devices()
+    if getattr(array, "_committed", True):
+        return len(devices) > 1
     default = jax.config.jax_default_device
     if default is None:
         default = jax.local_devices()[0]
-    return array.devices() == {default}
+    return devices == {default}
 
 
 @functools.lru_cache(maxsize=64)

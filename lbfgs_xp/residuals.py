@@ -103,6 +103,7 @@ class Residuals:
             if self.partial:
                 error.add_note(_PARTIAL)
             raise
+        self.backend.check_place(found, "what residuals returned")
         found = self.backend.own(self.backend.constant(found))
         return self.layout.xp.reshape(found, (x.shape[0], -1))
 

@@ -174,11 +174,7 @@ class Layout:
         if tuple(leaf.shape) != (self.shapes[index] if shape is None else shape):
             wanted = f"{self.shapes[index]}, like x0" if shape is None else shape
             raise ValueError(f"{what} has shape {tuple(leaf.shape)}; wanted {wanted}")
-        if not self.backend.holds(leaf):
-            raise ValueError(
-                f"{what} is on device {Backend.device_of(leaf)}; wanted {self.backend.device}, "
-                "like x0"
-            )
+        self.backend.check_place(leaf, what)
         if leaf.dtype != like.dtype:
             if self.xp.isdtype(leaf.dtype, "complex floating") and not self.complex[index]:
                 raise TypeError(f"{what} is complex; wanted {like.dtype}, like x0")

@@ -831,6 +831,36 @@ def test_adam_that_diverges_is_told_and_left() -> None:
     assert math.isnan(batches.loss)
 
 
+def test_batches_of_adam_that_diverge_leave_what_was_learned() -> None:
+    model, (x, y), losses = linear(), line(), []
+
+    def loss_fn(output: Any, target: Any) -> Any:
+        losses.append(both_of(model))
+        loss = mse(output, target)
+        return loss * math.nan if len(losses) == 30 else loss
+
+    res = train_with_lbfgs(model, loss_fn, (x, y), adam_steps=50, batch_size=5, max_epochs=0)
+    assert res.status is lx.Status.DIVERGED and "last batch" in res.message
+    assert len(losses) == 30 and torch.equal(both_of(model), losses[-2])
+
+    start = both_of(model := linear())
+    res = train_with_lbfgs(
+        model, mse, (x, y), adam_steps=1, adam_lr=1e200, batch_size=5, max_epochs=0
+    )
+    assert res.status is lx.Status.DIVERGED and not res.success
+    assert torch.equal(both_of(model), start)
+
+
+def test_training_needs_no_recording_of_the_caller() -> None:
+    model, data = linear(), line()
+    with torch.no_grad():
+        assert train_with_lbfgs(model, mse, data, adam_steps=3).success
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="inference_mode"):
+        train_with_lbfgs(model, mse, data, adam_steps=3)
+    with pytest.raises(TypeError, match="does not depend on the model"):
+        train_with_lbfgs(model, lambda a, b: mse(a.detach(), b), data, adam_steps=3)
+
+
 def test_the_live_line(capsys: pytest.CaptureFixture[str]) -> None:
     train_with_lbfgs(linear(), mse, line(), adam_steps=3, max_epochs=2, progress=True)
     assert "L-BFGS" in capsys.readouterr().out

@@ -24,7 +24,13 @@ class Loss:
         self.model, self.loss_fn, self.flat = model, loss_fn, flat
         self.mean = reduction == "mean"
 
+    @torch.enable_grad()
     def __call__(self, chunks: Iterable[tuple]) -> Tensor:
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "train_with_lbfgs was called under torch.inference_mode, which forbids autograd; "
+                "wanted a call outside of it"
+            )
         for p in self.flat.params:
             p.grad = None
         total: Any = None
@@ -55,6 +61,11 @@ class Loss:
         if not isinstance(loss, Tensor) or loss.ndim > 0:
             what = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise TypeError(f"loss_fn returned {what}; wanted a tensor with a single number (0-d)")
+        if not loss.requires_grad:
+            raise TypeError(
+                "loss_fn returned a tensor that does not depend on the model through torch "
+                "operations, so autograd finds no gradient; wanted one made from its parameters"
+            )
         return loss
 
 

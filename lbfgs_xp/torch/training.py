@@ -136,7 +136,8 @@ def train_with_lbfgs(
     -------
     TrainingResult
         At a Ctrl-C as well; the model then has the best parameters so far. (Where Adam takes
-        batches, their losses cannot be compared: then those of the last step.)
+        batches, their losses cannot be compared: then those of the last step. Where a loss of its
+        batches is not finite, Adam ends with those of the last batch whose loss was.)
 
     Raises
     ------
@@ -207,22 +208,25 @@ class _Training:
         self._begin("Adam")
 
     def adam(self, optimizer: Adam, steps: int) -> None:
-        start = x = self.flat.read()
+        finite = x = self.flat.read()
         memory = optimizer.init(x)
         for step, batch in zip(range(1, steps + 1), self.source.batches(), strict=False):
             value = float(self.loss(batch))
             self._note(step, value)
             if not math.isfinite(value):
-                self.end(Status.DIVERGED if step > 1 else Status.NOT_FINITE)
-                self.flat.write(start if self.best is None else self.best)
-                return
+                return self._diverged(step, finite)
             if self.source.whole:
                 self._keep(value)
+            else:
+                finite = self.flat.read()
             x, memory = optimizer.update(
                 x, self.flat.gradient(), memory, value=value, in_place=step > 1
             )
             self.flat.write(x)
-        self._keep(float(self.loss(self.source.chunks())))
+        value = float(self.loss(self.source.chunks()))
+        if not math.isfinite(value):
+            return self._diverged(steps + 1, finite)
+        self._keep(value)
         self.restore()
         self.end(Status.EPOCHS, f"all {steps} steps of Adam are done")
 
@@ -248,6 +252,14 @@ class _Training:
             if now.status not in (Status.ITERATIONS, Status.EVALUATIONS):
                 return self.end(now.status, now.message)
         self.end(Status.ITERATIONS, f"all {epochs} epochs are done, and tol={tol:g} is not reached")
+
+    def _diverged(self, step: int, finite: Tensor) -> None:
+        """Ends Adam at a loss that is not finite. With batches the model gets the parameters of
+        the last loss that was."""
+        status = Status.DIVERGED if step > 1 else Status.NOT_FINITE
+        message = _DIVERGED if step > 1 and self.best is None else None
+        self.end(status, message)
+        self.flat.write(finite if self.best is None else self.best)
 
     def restore(self) -> None:
         """The best parameters, where they are known."""
@@ -279,6 +291,10 @@ class _Training:
             self.lowest, self.best = loss, self.flat.read()
 
 
+_DIVERGED = (
+    "the loss has ceased to be finite: the learning rate may be too large; the parameters of the "
+    "last batch with a finite loss are kept"
+)
 _FLAT = "the largest component of the gradient is at most tol"
 _SETTLED = "the loss has changed by at most tol in an epoch"
 
