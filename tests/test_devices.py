@@ -36,7 +36,7 @@ def _on_two_devices(script: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_result_is_where_x0_is_though_that_is_free_to_move():
+def test_result_is_where_x0_is_though_that_is_free_to_move() -> None:
     _on_two_devices("""
 for default, place in ((first, second), (second, first)):
     one, many = free(4, place), free((5, 4), place)
@@ -53,7 +53,7 @@ for default, place in ((first, second), (second, first)):
 """)
 
 
-def test_data_on_another_device_are_refused():
+def test_data_on_another_device_are_refused() -> None:
     _on_two_devices("""
 target = jax.device_put(jnp.ones(4), second)
 runs = [
@@ -72,7 +72,7 @@ for run in runs:
 """)
 
 
-def test_batch_spread_over_devices():
+def test_batch_spread_over_devices() -> None:
     _on_two_devices("""
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 spread = NamedSharding(Mesh(np.asarray([first, second]), ("rows",)), PartitionSpec("rows"))
