@@ -7,6 +7,7 @@ namespace of the Python array API standard. A library is imported only when the 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.metadata
@@ -119,9 +120,9 @@ class Backend:
         return compat.device(array)
 
     def holds(self, array: Array) -> bool:
-        """Whether an array of this library lies on this device."""
+        """Whether an array of this library lies on this device, or is free to be brought here."""
         if self._devices is not None and _is_of_jax(array):
-            return array.devices() == self._devices
+            return not _is_bound(array) or array.devices() == self._devices
         return self.name == "numpy" or self.device in (None, compat.device(array))
 
     def check_place(self, array: Array, what: str) -> None:
@@ -217,10 +218,7 @@ class Backend:
             raise TypeError(
                 f"{what} is an array of {library}; wanted one of {self.name}, like x, or of NumPy"
             )
-        if not self.holds(values):
-            raise ValueError(
-                f"{what} is on device {compat.device(values)}; wanted {self.device}, like x"
-            )
+        self.check_place(values, what)
         if not self.xp.isdtype(values.dtype, ("real floating", "integral")):
             raise TypeError(f"{what} has dtype {values.dtype}; wanted real numbers")
         return self.xp.astype(self.placed(values), self.dtype, copy=False)
@@ -379,9 +377,15 @@ class Backend:
     def placed(self, array: Array) -> Array:
         """`array`, bound to this device where new ones are. JAX takes what is not bound to its
         default device, wherever it lies."""
-        if self.name != "jax" or self.placement is None or getattr(array, "_committed", True):
+        if self.name != "jax" or self.placement is None or _is_bound(array):
             return array
         return sys.modules["jax"].device_put(array, self.placement)
+
+    def at_home(self) -> contextlib.AbstractContextManager[Any]:
+        """A context for threads, to which JAX does not hand on its default device."""
+        if self._devices is None or self.placement is not None or len(self._devices) > 1:
+            return contextlib.nullcontext()
+        return sys.modules["jax"].default_device(*self._devices)
 
     def memory(self, array: Array) -> Any:
         """What two arrays have in common if they may lie in the same memory."""
@@ -634,13 +638,18 @@ def _is_of_jax(array: Array) -> bool:
     return jax is not None and isinstance(array, jax.Array) and not _is_traced(array)
 
 
+def _is_bound(array: Array) -> bool:
+    """Whether an array of JAX is bound to where it lies."""
+    return getattr(array, "committed", getattr(array, "_committed", True))
+
+
 def _is_free(array: Array) -> bool:
     """Whether JAX should choose where new arrays beside this one lie: it lies on the default device
     and may be moved to where others are, or it is spread over several devices."""
     if not _is_of_jax(array):
         return False
     jax, devices = sys.modules["jax"], array.devices()
-    if getattr(array, "_committed", True):
+    if _is_bound(array):
         return len(devices) > 1
     default = jax.config.jax_default_device
     if default is None:

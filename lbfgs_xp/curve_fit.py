@@ -206,8 +206,9 @@ def curve_fit(
             """The fits of these rows; None for all."""
             part, inside = objective, box
             if rows is not None:
-                part, inside = objective.take(rows), Space(backend).take(box, rows)
-                part.calls = Calls()
+                # Counted apart, for maxfun holds for each piece.
+                part = objective.take(rows, Calls())
+                inside = Space(backend).take(box, rows)
             return _report(run(part, inside, how), part, inside, how.settings, absolute_sigma)
 
         if not how.compact:
@@ -215,7 +216,9 @@ def curve_fit(
         pieces = _pieces(backend, y.shape[0], y.shape[-1] * layout.size, threads)
         if len(pieces) > 1:
             backend.keep_memory()
-        return _joined(_mapped(fit, pieces, how, threads), Space(backend), y.shape[0])
+        return _joined(
+            _mapped(fit, pieces, how, threads, backend), Space(backend), y.shape[0]
+        )
     if bounds is not None:
         raise ValueError('bounds were passed, but "lbfgs" takes none; wanted method="lm"')
     settings = dict(
@@ -236,7 +239,9 @@ def _pieces(backend: Backend, rows: int, numbers: int, threads: int) -> list[Any
     return [np.arange(size) + min(start, rows - size) for start in range(0, rows, size)]
 
 
-def _mapped(fit: Callable, pieces: list[Any], how: Plan, threads: int) -> list[CurveFit]:
+def _mapped(
+    fit: Callable, pieces: list[Any], how: Plan, threads: int, backend: Backend
+) -> list[CurveFit]:
     """The fits of the pieces, in threads that see the context of the caller."""
     if threads == 1 or len(pieces) == 1:
         fits = []
@@ -245,9 +250,13 @@ def _mapped(fit: Callable, pieces: list[Any], how: Plan, threads: int) -> list[C
             if Status.INTERRUPTED.message in fits[-1].message:
                 how = how._replace(end=Status.INTERRUPTED)
         return fits
+    def fit_there(rows: Any) -> CurveFit:
+        with backend.at_home():
+            return fit(rows, how)
+
     pool = futures.ThreadPoolExecutor(threads)
     try:
-        tasks = [pool.submit(contextvars.copy_context().run, fit, rows, how) for rows in pieces]
+        tasks = [pool.submit(contextvars.copy_context().run, fit_there, rows) for rows in pieces]
         return [task.result() for task in tasks]
     finally:
         pool.shutdown(cancel_futures=True)

@@ -346,7 +346,9 @@ def run(objective: Residuals, box: Any, plan: Plan) -> LeastSquaresResult:
                     size = sizes.next(size, int(np.count_nonzero(going)))
                 if size < going.size:
                     running = state.status == _RUNNING
-                    fewer, rest = rows.part(space, (state, box), running, size)
+                    fewer, rest = rows.part(
+                        space, (state, box), running, size, lambda known: _outcome(known[0])
+                    )
                     part = whole.take(backend.to_host(fewer.here))
                     # In one statement, which no interruption can part.
                     rows, objective, (state, box) = fewer, part, rest
@@ -379,7 +381,7 @@ def run(objective: Residuals, box: Any, plan: Plan) -> LeastSquaresResult:
         if end is not None:
             status = space.scalars.where(state.status == _RUNNING, int(end), state.status)
             state = state._replace(status=status)
-        outcome = rows.join(space, _outcome(state), lambda known: _outcome(known[0]))
+        outcome = rows.join(space, _outcome(state))
     jacobian = backend.xp.matrix_transpose(outcome.columns)
     statuses = [_STATUSES[int(code)] for code in backend.to_host(outcome.status)]
     messages = [status.message for status in statuses]

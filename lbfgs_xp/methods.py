@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lbfgs_xp import first_order, line_search
-from lbfgs_xp.phases import Limits, Phase, phases_of
+from lbfgs_xp.phases import Limits, Method, Phase, phases_of
 from lbfgs_xp.projections import Box
 from lbfgs_xp.result import Status
 from lbfgs_xp.solvers.bfgs import BFGS
@@ -134,10 +135,12 @@ def hint(method: Any) -> str:
     kind = method if isinstance(method, type) else type(method)
     if isinstance(method, str):
         kind = line_search.NAMES.get(method.lower().replace("-", "_"), str)
-    if issubclass(kind, line_search.LineSearch):
+    if issubclass(kind, line_search.LineSearch) and not inspect.isabstract(kind):
         rule = f"lx.LBFGS(line_search=lx.{kind.__name__}())"
         return f"; a line search is a setting of a method: method={rule}"
-    return f"; this is the class, and an object is {kind.__name__}()" if kind is method else ""
+    if kind is method and issubclass(kind, Method):
+        return f"; this is the class, and an object is {kind.__name__}()"
+    return ""
 
 
 def _bounded(solver: Any, bounds: Any, layout: Layout) -> Any:

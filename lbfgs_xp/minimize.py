@@ -28,12 +28,13 @@ from lbfgs_xp.stopping import Criteria, Progress
 from lbfgs_xp.tree import Layout
 
 _RUNNING, _LINE_SEARCH = int(Status.RUNNING), int(Status.LINE_SEARCH)
+_NOT_FINITE = int(Status.NOT_FINITE)
 _SUCCESSES = [int(member) for member in Status if member.success]
 # Numbers of x from which on the C library may fetch each temporary from the system.
 _LARGE = 2**14
 # How often a run may set out again from its best point.
 _DEPARTURES = 10
-# Trials of one search after which forward differences are no longer trusted.
+# Finite trials of one search after which forward differences are no longer trusted.
 _DOUBTFUL = 8
 
 
@@ -82,8 +83,9 @@ def minimize(
         None: automatic differentiation (PyTorch, JAX). True: fun returns (value, gradient). A
         function: jac(x, *args) -> gradient, of the structure of x. For complex x the gradient is
         df/d(re) + i df/d(im). "3-point": central differences, 2n more evaluations each.
-        "2-point": forward ones, n more each; and central ones from where a search has failed, for
-        near a minimum the error of forward differences is larger than the gradient.
+        "2-point": forward ones, n more each; and central ones from where a search has failed or
+        needed 8 trials, for near a minimum the error of forward differences is larger than the
+        gradient.
     hess : None or function
         For methods that need the Hessian (`lx.Newton`) of real x. None: automatic differentiation
         (PyTorch, JAX). A function: hess(x, *args) -> (n, n), for a batch (B, n, n); where x is not
@@ -222,6 +224,7 @@ class _Run:
         # All of them now, so that what a later phase lacks is told before the first one runs.
         self._ahead = [(stage, *self._prepared(stage, hess)) for stage in plan.stages]
         self._ended: list[Result] = []
+        self._forward = objective.forward
         self._enter()
 
     def _prepared(self, stage: Stage, hess: Any) -> tuple[Callable, Callable]:
@@ -247,7 +250,8 @@ class _Run:
         """Makes the next phase the one under way."""
         stage, self._init, self._after_of = self._ahead.pop(0)
         self.solver, self.criteria = stage.solver, stage.criteria
-        if self.objective.forward:
+        self.objective.forward = self._forward
+        if self._forward:
             self.criteria = self.criteria._replace(trials=_DOUBTFUL)
         self._after = self._after_of(self.solver)
         self.deadline = min(self._last_deadline, time.perf_counter() + stage.maxtime)
@@ -259,6 +263,8 @@ class _Run:
         start, pairs, earlier = x, None, None
         if state is not None:
             state = _checked(state, x, solver, space)
+            if objective.forward and state.central:
+                self._differ_centrally()
             pairs = solver.pairs(space, state.solver)
             earlier = state if space.equal(x, state.best.x) else None
         if earlier is not None:
@@ -398,24 +404,34 @@ class _Run:
     def sharpen(self) -> bool:
         """Goes on with central differences where a search has failed along forward ones, whose
         error may be all that stopped it."""
-        space, objective = self.space, self.objective
-        if not objective.forward:
+        space, objective, criteria = self.space, self.objective, self.criteria
+        if not objective.forward or time.perf_counter() >= self.deadline:
             return False
         self._whole()
-        _, p, best = self.now
-        failed = p.status == _LINE_SEARCH
-        if not space.any(failed):
+        fn, p = space.scalars, self.now.progress
+        failed = (p.status == _LINE_SEARCH) & (p.nfev < criteria.maxfun)
+        p = p._replace(status=fn.where(failed, _RUNNING, p.status))
+        self.now = self.now._replace(progress=p)
+        if not self.running():
             return False
-        objective.forward = False
-        self.criteria, before = self.criteria._replace(trials=UNLIMITED), objective.nfev
+        self._differ_centrally()
+        before, (state, p, best) = objective.nfev, self.now
+        failed = p.status == _RUNNING
         _, gradient, _ = self.outside(objective, best.x)
-        count = objective.nfev - before
         fresh = self._init(best.x, self._public(best.value), gradient, None)
-        norm = fresh.gradient_norm
-        p = stopping.start(space.scalars, self.criteria, fresh.value, norm, count, p)
-        best = best._replace(gradient=gradient, gradient_norm=norm)
-        self.now = space.merge(failed, _Now(fresh, p, best), self.now)
+        norm, count = fresh.gradient_norm, objective.nfev - before
+        again = stopping.start(fn, self.criteria, fresh.value, norm, count, p)
+        # Where the differences look past the end of the domain, the search has failed for good.
+        known = failed & (again.status != _NOT_FINITE)
+        status = fn.where(again.status == _NOT_FINITE, _LINE_SEARCH, again.status)
+        p = space.merge(failed, again._replace(status=status), p)
+        sharper = best._replace(gradient=gradient, gradient_norm=norm)
+        self.now = space.merge(known, _Now(fresh, p, sharper), _Now(state, p, best))
         return self.running()
+
+    def _differ_centrally(self) -> None:
+        self.objective.forward = False
+        self.criteria = self.criteria._replace(trials=UNLIMITED)
 
     def next_phase(self) -> bool:
         """Goes on with the next method that has something left to do, at the best point so far."""
@@ -487,7 +503,10 @@ class _Run:
             message=message,
             aux=self.aux.value,
             hess_inv=self._inverse_hessian(),
-            state=State(self.solver, space, state, best, self.aux.value),
+            state=State(
+                self.solver, space, state, best, self.aux.value,
+                self._forward and not self.objective.forward,
+            ),
         )
 
     def _inverse_hessian(self) -> Any:

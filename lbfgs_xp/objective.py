@@ -182,6 +182,7 @@ class Objective:
         )
         value, gradient, aux = differentiated(self.args, x)
         self.backend.check_place(gradient, "the gradient")
+        gradient = self.backend.placed(gradient)
         return value, gradient, map_leaves(self.backend.constant, aux) if self.has_aux else None
 
     def _differences(self, x: Array) -> tuple[Any, Array, Any]:
@@ -203,6 +204,7 @@ class Objective:
         slopes = [s if is_array(s) else backend.full((), s) for s in slopes]
         gradient = xp.stack(slopes, axis=-1)
         backend.check_place(gradient, "the gradient")
+        gradient = backend.placed(gradient)
         return value, xp.astype(gradient, backend.dtype, copy=False), aux
 
     # --- checks --------------------------------------------------------------------------------

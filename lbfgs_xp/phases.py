@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 import math
 import numbers
@@ -92,9 +93,9 @@ class Method:
     """What every method object can do."""
 
     def __new__(cls, *args: Any, **settings: Any) -> Self:
-        own = getattr(cls, "__dataclass_fields__", {})
-        for name in settings.keys() & _HERE.keys() - own.keys():
-            if (here := _HERE[name]) in own:
+        for name in settings.keys() & _HERE.keys():
+            own = inspect.signature(cls.__init__).parameters
+            if name not in own and (here := _HERE[name]) in own:
                 raise TypeError(f"{name} was passed to {cls.__name__}; wanted {here}")
         return super().__new__(cls)
 

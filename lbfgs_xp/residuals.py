@@ -45,6 +45,11 @@ class Residuals:
         Whether JAX may compile fun.
     fresh : bool
         Whether jac returns a new array each time, one that lies column after column.
+
+    Attributes
+    ----------
+    calls : Calls
+        What was called so far.
     """
 
     def __init__(
@@ -76,9 +81,12 @@ class Residuals:
             )
         self._automatic = self.backend.jacobian(compiled, _evaluate, fun, layout)
 
-    def take(self, rows: np.ndarray) -> Residuals:
+    def take(self, rows: np.ndarray, calls: Calls | None = None) -> Residuals:
         """The same for these rows alone: of x0, and of each array among the arguments whose first
-        of two or more axes counts the rows. The calls of both are counted together."""
+        of two or more axes counts the rows.
+
+        calls : where its calls are counted; None: with those of all rows.
+        """
         (size,) = self.layout.batch
         order = self.backend.order(rows)
 
@@ -91,7 +99,7 @@ class Residuals:
         layout = Layout(unflatten(self.layout.structure, leaves), True)
         args = map_leaves(chosen, self.args)
         part = Residuals(self.fun, args, self.jac, layout, self.compiled, self.fresh)
-        part.calls, part.partial = self.calls, True
+        part.calls, part.partial = calls or self.calls, True
         return part
 
     def __call__(self, x: Array) -> Array:

@@ -97,6 +97,7 @@ class State(NamedTuple):
     method, space : the solver and the space of the run.
     solver : where the solver stands.
     best, aux : the best point so far.
+    central : whether central differences have taken the place of forward ones.
     """
 
     method: Any
@@ -104,6 +105,7 @@ class State(NamedTuple):
     solver: Any
     best: Best
     aux: Any
+    central: bool = False
 
 
 class Record(NamedTuple):

@@ -25,11 +25,15 @@ class Rows(NamedTuple):
     here: Array | None = None
     left: tuple[tuple[Array, Any], ...] = ()
 
-    def part(self, space: Space, known: Any, running: Array, size: int) -> tuple[Rows, Any]:
+    def part(
+        self, space: Space, known: Any, running: Array, size: int,
+        of_left: Callable = lambda known: known,
+    ) -> tuple[Rows, Any]:
         """The `size` rows that stay, and what is known of them. The others leave.
 
         known : (nested) tuples of arrays with one entry for each row.
         running : a mask, (k,); where rows that are done fill up the size, they stay as well.
+        of_left : from what is known to that part of it that is kept of rows that leave.
         """
         xp = space.small
         done = xp.astype(xp.logical_not(running), xp.int32)
@@ -38,7 +42,8 @@ class Rows(NamedTuple):
         numbers = space.small_arange(running.shape[0]) if self.here is None else self.here
         here, gone = space.take(numbers, stay), space.take(numbers, leave)
         return (
-            Rows(here, (*self.left, (gone, space.take(known, leave)))), space.take(known, stay)
+            Rows(here, (*self.left, (gone, space.take(of_left(known), leave)))),
+            space.take(known, stay),
         )
 
     def join(self, space: Space, known: Any, of_left: Callable = lambda known: known) -> Any:

@@ -47,8 +47,8 @@ def fixed_sum(x: Array, axis: int = -1) -> Array:
         raise ValueError("fixed_sum wants an array with at least one axis, got a 0-d array")
     if axis not in (-1, x.ndim - 1):
         x = compat.array_namespace(x).moveaxis(x, axis, -1)
-    # JAX may see the additions as a whole, but never what they add: the sum of a product it would
-    # round but once.
+    # JAX gets the additions as one program, and nothing else with them: a product it would fuse
+    # with its sum, and round but once.
     return compiled(x, _halved)(x)
 
 

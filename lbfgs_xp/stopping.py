@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any, NamedTuple
 
 from lbfgs_xp.result import Status
@@ -30,7 +31,7 @@ class Criteria(NamedTuple):
     patience : iterations without a change that tells something, before the floor is taken as
         reached.
     failure : the status of a failed step that rounding does not explain.
-    trials : evaluations of one iteration that count as a failed step.
+    trials : finite trials of one iteration that count as a failed step.
     """
 
     gtol: float
@@ -56,7 +57,7 @@ class Progress(NamedTuple):
     reference : the value then.
     lowest_norm : the smallest gradient norm so far.
     highest_norm : the largest.
-    trials : evaluations since the last iteration.
+    trials : points tried since the last iteration whose value was finite.
     """
 
     status: Any
@@ -113,8 +114,9 @@ def update(
         return after
     running = p.status == _RUNNING
     nfev = fn.where(running, p.nfev + evaluations, p.nfev)
-    trials = fn.where(new.accepted, 0, p.trials + 1)
-    failed = new.failed | (trials >= criteria.trials)
+    trials = fn.where(running & fn.isfinite(new.seen), p.trials + 1, p.trials)
+    trials = fn.where(new.accepted, 0, trials)
+    failed = new.failed | (running & (trials >= criteria.trials))
     if fn.every(fn.logical_not(new.accepted | failed)):
         return budgets(fn, criteria, p._replace(nfev=nfev, trials=trials))
 
@@ -176,9 +178,10 @@ def _ordinary(
     if status != _RUNNING or nfev >= maxfun:
         return None
     if not new.accepted:
-        if new.failed or trials + 1 >= most:
+        trials += isfinite(new.seen)
+        if new.failed or trials >= most:
             return None
-        return named(Progress, (status, nit, nfev, *p[3:9], trials + 1))
+        return named(Progress, (status, nit, nfev, *p[3:9], trials))
     value, norm = new.value, new.gradient_norm
     if (
         value < reference - noise * max(abs(old.value), abs(value))

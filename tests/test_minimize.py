@@ -800,9 +800,47 @@ def test_forward_differences_give_way_to_central_ones(method: str) -> None:
         res = lx.minimize(p.fun, x0, jac="2-point", method=method)
         assert res.status is Status.GRADIENT and res.nfev < most
         np.testing.assert_allclose(res.x, p.x_min, atol=1e-5)
+        for maxfun in range(300, 400, 9):
+            part = lx.minimize(p.fun, x0, jac="2-point", method=method, maxfun=maxfun)
+            assert part.nfev <= maxfun + 2 * 6
     batch = lx.minimize(p.fun, starts, jac="2-point", method=method, batched=True)
     assert np.all(batch.status == Status.GRADIENT) and np.max(batch.nfev) < most
     np.testing.assert_allclose(batch.x, np.broadcast_to(p.x_min, starts.shape), atol=1e-5)
+
+
+def test_going_on_with_central_differences() -> None:
+    p = problems.quadratic(6, spectrum=np.logspace(0.0, 3.0, 6))
+    x0 = np.random.default_rng(0).normal(size=6)
+    for count in (10, 30, 40, 44):
+        whole = lx.minimize(p.fun, x0, jac="2-point", maxiter=count + 4)
+        part = lx.minimize(p.fun, x0, jac="2-point", maxiter=count)
+        rest = lx.minimize(p.fun, part.x, jac="2-point", maxiter=4, state=part.state)
+        np.testing.assert_array_equal(rest.x, whole.x)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_central_differences_at_the_end_of_the_domain(batched: bool) -> None:
+    """They look where the function has no value; what is known stays."""
+    def fun(x: np.ndarray) -> Any:
+        return np.where(np.all(x >= 0.0, axis=-1), np.sum(x, axis=-1), np.nan)[()]
+
+    x0 = np.asarray([[1.0], [2.0]]) if batched else np.asarray([1.0])
+    res = lx.minimize(fun, x0, jac="2-point", batched=batched)
+    assert np.all(res.status == Status.LINE_SEARCH)
+    assert np.all(res.jac == 1.0) and np.all(res.gradient_norm == 1.0) and np.all(res.x >= 0.0)
+
+
+def test_central_differences_of_one_row_are_not_those_of_others() -> None:
+    p = problems.quadratic(6, spectrum=np.logspace(0.0, 3.0, 6))
+    x0 = np.stack([np.zeros(6) + p.x_min, np.random.default_rng(0).normal(size=6)])
+    sizes = []
+
+    def fun(x: np.ndarray) -> Any:
+        sizes.append(len(x))
+        return p.fun(x)
+
+    res = lx.minimize(fun, x0, jac="2-point", batched=True)
+    assert res.success.all() and sum(sizes) <= 1.1 * np.sum(res.nfev)
 
 
 def test_central_differences_come_with_the_best_point_and_its_aux() -> None:

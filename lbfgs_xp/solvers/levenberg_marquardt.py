@@ -459,7 +459,8 @@ def _least(space: Space, linear: Linear) -> Array:
     columns = xp.matrix_transpose(linear.R)
     squares = space.dot(columns, columns)
     shortest = xp.min(xp.where(squares > 0.0, squares, xp.ones_like(squares)), axis=-1)
-    return eps * eps * shortest
+    # Never 0, which no refusal could raise.
+    return xp.maximum(eps * eps * shortest, xp.full_like(shortest, 4.0 / space.backend.largest))
 
 
 def _promise(fn: Any, state: LMState) -> Array:
