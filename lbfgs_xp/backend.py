@@ -127,6 +127,11 @@ class Backend:
 
     def check_place(self, array: Array, what: str) -> None:
         """A clear error where an array of this library, `what`, lies on another device."""
+        if _is_traced(array):
+            raise TypeError(
+                f"{what} is traced (by jax.jit, grad or vmap) through what the function closes "
+                "over; wanted arrays with values: call lbfgs_xp outside of compiled functions"
+            )
         if not self.holds(array):
             raise ValueError(
                 f"{what} is on device {compat.device(array)}; wanted {self.device}, like x0"

@@ -20,7 +20,7 @@ from lbfgs_xp.stopping import Criteria
 from lbfgs_xp.tree import Layout
 
 # Counts of a batch are 32-bit integers.
-UNLIMITED = 2**31 - 1
+_UNLIMITED = 2**31 - 1
 # Iterations without a change that tells something, before the floor is taken as reached.
 _PATIENCE = 8
 
@@ -83,7 +83,9 @@ def _stage(phase: Phase, whole: Limits, bounds: Any, layout: Layout) -> Stage:
         largest=backend.largest,
         patience=getattr(solver, "patience", _PATIENCE),
         failure=int(Status.LINE_SEARCH if searches else Status.DIVERGED),
-        trials=UNLIMITED,
+        trials=_UNLIMITED,
+        forward=False,
+        blur=backend.eps,
     )
     return Stage(solver, criteria, _or(own.maxtime, None, math.inf))
 
@@ -96,7 +98,7 @@ def _or(own: float | None, whole: float | None, default: float) -> float:
 
 def _least(own: int | None, whole: int | None) -> int:
     """The smaller one, of those that are given."""
-    most = UNLIMITED if whole is None else min(whole, UNLIMITED)
+    most = _UNLIMITED if whole is None else min(whole, _UNLIMITED)
     return most if own is None else min(own, most)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from lbfgs_xp import stopping
 from lbfgs_xp.auxiliary import Auxiliary
 from lbfgs_xp.backend import Array, is_array, is_true
-from lbfgs_xp.methods import UNLIMITED, Plan, Stage, plan_of
+from lbfgs_xp.methods import Plan, Stage, plan_of
 from lbfgs_xp.objective import Objective
 from lbfgs_xp.phases import Limits, joined
 from lbfgs_xp.progress import Live
@@ -34,7 +34,7 @@ _SUCCESSES = [int(member) for member in Status if member.success]
 _LARGE = 2**14
 # How often a run may set out again from its best point.
 _DEPARTURES = 10
-# Finite trials of one search after which forward differences are no longer trusted.
+# Finite trials of one search after which differences are no longer trusted.
 _DOUBTFUL = 8
 
 
@@ -251,8 +251,8 @@ class _Run:
         stage, self._init, self._after_of = self._ahead.pop(0)
         self.solver, self.criteria = stage.solver, stage.criteria
         self.objective.forward = self._forward
-        if self._forward:
-            self.criteria = self.criteria._replace(trials=_DOUBTFUL)
+        if self.objective.differs:
+            self._differ(self._forward)
         self._after = self._after_of(self.solver)
         self.deadline = min(self._last_deadline, time.perf_counter() + stage.maxtime)
         self._departures = 0
@@ -264,7 +264,7 @@ class _Run:
         if state is not None:
             state = _checked(state, x, solver, space)
             if objective.forward and state.central:
-                self._differ_centrally()
+                self._differ(False)
             pairs = solver.pairs(space, state.solver)
             earlier = state if space.equal(x, state.best.x) else None
         if earlier is not None:
@@ -414,7 +414,7 @@ class _Run:
         self.now = self.now._replace(progress=p)
         if not self.running():
             return False
-        self._differ_centrally()
+        self._differ(False)
         before, (state, p, best) = objective.nfev, self.now
         failed = p.status == _RUNNING
         _, gradient, _ = self.outside(objective, best.x)
@@ -423,15 +423,19 @@ class _Run:
         again = stopping.start(fn, self.criteria, fresh.value, norm, count, p)
         # Where the differences look past the end of the domain, the search has failed for good.
         known = failed & (again.status != _NOT_FINITE)
+        again = again._replace(highest_norm=fn.maximum(p.highest_norm, norm))
         status = fn.where(again.status == _NOT_FINITE, _LINE_SEARCH, again.status)
         p = space.merge(failed, again._replace(status=status), p)
         sharper = best._replace(gradient=gradient, gradient_norm=norm)
         self.now = space.merge(known, _Now(fresh, p, sharper), _Now(state, p, best))
         return self.running()
 
-    def _differ_centrally(self) -> None:
-        self.objective.forward = False
-        self.criteria = self.criteria._replace(trials=UNLIMITED)
+    def _differ(self, forward: bool) -> None:
+        """Takes the gradient by forward or by central differences."""
+        self.objective.forward, eps = forward, self.space.backend.eps
+        self.criteria = self.criteria._replace(
+            trials=_DOUBTFUL, forward=forward, blur=eps if forward else 0.1 * eps ** (2 / 3)
+        )
 
     def next_phase(self) -> bool:
         """Goes on with the next method that has something left to do, at the best point so far."""

@@ -33,8 +33,9 @@ class Objective:
         That of the problems in the batch.
     nfev, nhev : int
         How often `fun` was called; how often the Hessian was formed.
-    forward : bool
-        Whether the gradient is one of forward differences. Set it to False for central ones.
+    differs, forward : bool
+        Whether the gradient is one of differences; and of forward ones. Set `forward` to False for
+        central ones.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Objective:
         self.has_aux = has_aux
         self.nfev = self.nhev = 0
         self.jac: Any = None
-        self.forward = False
+        self.forward = self.differs = False
         if layout.batch:
             self.of_rows(None)
         self._evaluate = self._choose(jac)
@@ -138,7 +139,7 @@ class Objective:
             self.jac = jac
             return self._separate
         if isinstance(jac, str) and jac in ("2-point", "3-point"):
-            self.forward = jac == "2-point"
+            self.differs, self.forward = True, jac == "2-point"
             return self._differences
         if jac is not None and jac is not False:
             raise ValueError(

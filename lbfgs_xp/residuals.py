@@ -14,7 +14,7 @@ from lbfgs_xp.tree import Layout, map_leaves, unflatten
 
 _WAYS_OUT = (
     "give jac= a function that returns the Jacobian (m, p); or "
-    'jac="2-point" or "3-point" for finite differences; or x0 of a library that differentiates'
+    'jac="3-point" (or "2-point") for finite differences; or x0 of a library that differentiates'
 )
 _PARTIAL = (
     "lbfgs_xp: called with some of the rows of the batch alone; compact=False calls with all"

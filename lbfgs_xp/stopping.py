@@ -31,7 +31,10 @@ class Criteria(NamedTuple):
     patience : iterations without a change that tells something, before the floor is taken as
         reached.
     failure : the status of a failed step that rounding does not explain.
-    trials : finite trials of one iteration that count as a failed step.
+    trials : finite trials of one iteration after which differences are doubted. That is a failed
+        step where they are `forward` ones, or where their error explains it.
+    forward : whether the gradient is one of forward differences.
+    blur : the relative error of the gradient: eps, or more where it is one of differences.
     """
 
     gtol: float
@@ -45,6 +48,8 @@ class Criteria(NamedTuple):
     patience: int
     failure: int
     trials: int
+    forward: bool
+    blur: float
 
 
 class Progress(NamedTuple):
@@ -116,7 +121,9 @@ def update(
     nfev = fn.where(running, p.nfev + evaluations, p.nfev)
     trials = fn.where(running & fn.isfinite(new.seen), p.trials + 1, p.trials)
     trials = fn.where(new.accepted, 0, trials)
-    failed = new.failed | (running & (trials >= criteria.trials))
+    exhausted = new.gradient_norm <= 1e3 * criteria.blur * p.highest_norm
+    doubtful = (trials >= criteria.trials) & (exhausted | criteria.forward)
+    failed = new.failed | (running & doubtful)
     if fn.every(fn.logical_not(new.accepted | failed)):
         return budgets(fn, criteria, p._replace(nfev=nfev, trials=trials))
 
@@ -138,10 +145,8 @@ def update(
     settled_step = fn.where(short & moved, p.settled_step + 1, 0)
     stalled = fn.where(lower | (norm < 0.9 * p.lowest_norm), 0, p.stalled + 1)
     # No progress is what rounding explains where little decrease was to be had, or where the
-    # gradient has fallen so far that rounding may make up what is left of it. Else it is an error.
-    rounding = (new.decrement <= criteria.noise * magnitude) | (
-        norm <= 1e3 * criteria.eps * p.highest_norm
-    )
+    # gradient has fallen so far that its error may make up what is left of it. Else it is an error.
+    rounding = (new.decrement <= criteria.noise * magnitude) | exhausted
     given_up = fn.where(
         rounding & (criteria.failure == _LINE_SEARCH), fn.full(_PRECISION, value), criteria.failure
     )
@@ -172,7 +177,7 @@ def _ordinary(
 ) -> Progress | None:
     """`update` of one problem where there is nothing to note but a lower value, or one more trial
     of a search, as nearly always; None elsewhere."""
-    gtol, ftol, xtol, maxiter, maxfun, _, noise, largest, _, _, most = criteria
+    gtol, ftol, xtol, maxiter, maxfun, _, noise, largest, _, _, most, *_ = criteria
     status, nit, nfev, _, _, _, reference, lowest_norm, highest_norm, trials = p
     nfev += evaluations
     if status != _RUNNING or nfev >= maxfun:

@@ -72,6 +72,16 @@ for run in runs:
 """)
 
 
+def test_gradients_that_do_not_depend_on_x_are_brought_to_it() -> None:
+    _on_two_devices("""
+x0 = jax.device_put(jnp.ones(3), second)
+how = dict(method="projected_gradient", bounds=(0.0, 2.0))
+for jac in (None, lambda x: jnp.arange(3.0) + 1.0):
+    res = lx.minimize(lambda x: jnp.sum((jnp.arange(3.0) + 1.0) * x), x0, jac=jac, **how)
+    assert res.success and places(res.x, res.jac) == {second}
+""")
+
+
 def test_batch_spread_over_devices() -> None:
     _on_two_devices("""
 from jax.sharding import Mesh, NamedSharding, PartitionSpec

@@ -808,6 +808,22 @@ def test_forward_differences_give_way_to_central_ones(method: str) -> None:
     np.testing.assert_allclose(batch.x, np.broadcast_to(p.x_min, starts.shape), atol=1e-5)
 
 
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+@pytest.mark.parametrize("method", ["lbfgs", "bfgs"])
+def test_what_differences_cannot_tell_is_no_failure(method: str, jac: str) -> None:
+    """Their error, not the function, is what ends such searches, and soon."""
+    a = np.linspace(0.5, 2.0, 100)
+
+    def fun(x: np.ndarray, a: np.ndarray) -> Any:
+        return (a[:, 0] - x[:, 0]) ** 2 + 100.0 * (x[:, 1] - x[:, 0] ** 2) ** 2
+
+    res = lx.minimize(
+        fun, np.full((100, 2), -1.0), (a[:, None],), jac=jac, method=method, batched=True
+    )
+    assert res.success.all() and np.max(res.nfev) <= 400
+    np.testing.assert_allclose(res.x[:, 0], a, atol=1e-4)
+
+
 def test_going_on_with_central_differences() -> None:
     p = problems.quadratic(6, spectrum=np.logspace(0.0, 3.0, 6))
     x0 = np.random.default_rng(0).normal(size=6)
