@@ -119,7 +119,8 @@ def tables(out: Any, quick: bool) -> None:
         "ms: the fastest of up to three runs once compiled programs are at hand. Last column: the "
         "largest difference of an iterate, relative to its largest component; libraries round "
         "differently, and over many steps that grows, unless every sum has a fixed order "
-        "(reproducible mode).",
+        "(reproducible mode). The network has tanh, and softsign in reproducible mode, for libraries "
+        "differ in the last bits of tanh.",
         style="dim",
     )
     for name, where in slow.items():

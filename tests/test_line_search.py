@@ -593,7 +593,7 @@ def test_bad_constants_are_named_with_their_value(rule, bad):
 def test_unknown_rules():
     with pytest.raises(ValueError, match="did you mean 'more_thuente'"):
         line_search(function("quadratic"), "more-thuent")
-    with pytest.raises(ValueError, match="There are: fixed"):
+    with pytest.raises(ValueError, match="wanted one of fixed"):
         rule_of("zzz")
     with pytest.raises(TypeError, match="a name or a LineSearch object"):
         rule_of(3)

@@ -65,7 +65,7 @@ def rule_of(rule: str | LineSearch) -> LineSearch:
     if rule not in NAMES:
         near = difflib.get_close_matches(rule.lower().replace("-", "_"), NAMES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"no line search {rule!r}; {hint}There are: {', '.join(NAMES)}")
+        raise ValueError(f"no line search {rule!r}; {hint}wanted one of {', '.join(NAMES)}")
     return NAMES[rule]()
 
 
