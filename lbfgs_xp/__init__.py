@@ -126,6 +126,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     near = {public.lower(): public for public in __all__}.get(name.lower())
     hint = f"; did you mean lx.{near}?" if near else ""
-    if name in ("torch", "scipy"):
-        hint = f"; wanted import lbfgs_xp.{name} first"
     raise AttributeError(f"lbfgs_xp has no {name!r}{hint}")

@@ -644,8 +644,8 @@ def _is_of_jax(array: Array) -> bool:
 
 
 def _is_bound(array: Array) -> bool:
-    """Whether an array of JAX is bound to where it lies."""
-    return getattr(array, "committed", getattr(array, "_committed", True))
+    """Whether an array of JAX is bound to where it lies. What JAX is tracing lies nowhere."""
+    return _is_traced(array) or getattr(array, "committed", getattr(array, "_committed", True))
 
 
 def _is_free(array: Array) -> bool:

@@ -119,7 +119,7 @@ def tables(out: Any, quick: bool) -> None:
         "ms: the fastest of up to three runs once compiled programs are at hand. Last column: the "
         "largest difference of an iterate, relative to its largest component; libraries round "
         "differently, and over many steps that grows, unless every sum has a fixed order "
-        "(reproducible mode). The network has tanh, and softsign in reproducible mode, for libraries "
+        "(reproducible mode). The network has tanh, and in reproducible mode softsign: libraries "
         "differ in the last bits of tanh.",
         style="dim",
     )
