@@ -53,7 +53,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
     return made
 
 
-def library(name: str) -> Library:
+def array_library(name: str) -> Library:
     """The array library of that name, or the end of the script where it is not installed."""
     if name == "jax":
         os.environ.setdefault("JAX_ENABLE_X64", "1")    # float64, as in the other libraries

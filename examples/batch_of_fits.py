@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--problems", type=int, help="how many; default: 1000, or 200 if quick")
     options = parser.parse_args()
     count = options.problems or (200 if options.quick else 1000)
-    lib = shared.library(options.backend)
+    lib = shared.array_library(options.backend)
 
     rng = np.random.default_rng(0)
     truth = rng.uniform([1.0, 0.5, 0.0], [4.0, 2.0, 1.0], size=(count, 3))

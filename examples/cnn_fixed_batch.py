@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from _cnn import CNN, accuracy
-from _common import COLORS, DASHES, figure, library, parser, progress, save
+from _common import COLORS, DASHES, array_library, figure, parser, progress, save
 from _digits import digits
 
 import lbfgs_xp as lx
@@ -79,7 +79,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--data", type=Path, metavar="FOLDER", help="the files of MNIST")
     options = arguments.parse_args()
-    lib = library(options.backend)
+    lib = array_library(options.backend)
     train_set, test_set = digits(options.data)
     images, maxiter = (200, 60) if options.quick else (500, 300)
     side = math.isqrt(train_set.images.shape[1])

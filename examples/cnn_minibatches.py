@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from _cnn import CNN, accuracy
-from _common import COLORS, DASHES, figure, library, parser, progress, save
+from _common import COLORS, DASHES, array_library, figure, parser, progress, save
 from _digits import Digits, digits
 
 import lbfgs_xp as lx
@@ -172,7 +172,7 @@ def main() -> None:
     arguments.add_argument("--epochs", type=int, help="default: 2 if quick, else 4")
     options = arguments.parse_args()
     epochs = (2 if options.quick else 4) if options.epochs is None else options.epochs
-    lib = library(options.backend)
+    lib = array_library(options.backend)
     train_set, test_set = digits(options.data)
     if options.quick:
         train_set = Digits(*(rows[: 10 * BATCH] for rows in train_set))

@@ -222,7 +222,7 @@ def draw(ax: Any, title: str, runs: dict[str, Run], lowest: float) -> None:
 
 def main() -> None:
     options = shared.parser(__doc__).parse_args()
-    one = measured(shared.library(options.backend), [2.5], [0.5])
+    one = measured(shared.array_library(options.backend), [2.5], [0.5])
     uncertainties(one, options.out)
     convergence(one, options.quick, options.out)
 

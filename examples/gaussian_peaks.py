@@ -140,7 +140,7 @@ class Fitter:
     """`lx.curve_fit` of peaks with one array library."""
 
     def __init__(self, library: shared.Library, dtype: str, threads: int):
-        self.library, self.dtype, self.threads = library, dtype, threads
+        self.arrays, self.dtype, self.threads = library, dtype, threads
         xp = library.xp
         self.model, self.derivatives = model_of(xp), derivatives_of(xp)
         if library.name == "jax":
@@ -153,7 +153,7 @@ class Fitter:
     def fit(self, peaks: Peaks) -> tuple[lx.CurveFit, float]:
         """The fits, and the seconds that they took; data are brought to the device before."""
         t, images, guess, sigma = (
-            self.library.array(values, self.dtype)
+            self.arrays.array(values, self.dtype)
             for values in (T, peaks.images, peaks.guess, peaks.sigma)
         )
         start = time.perf_counter()
@@ -165,7 +165,7 @@ class Fitter:
         return fits, time.perf_counter() - start
 
     def host(self, array: Any) -> np.ndarray:
-        if self.library.name == "cupy":
+        if self.arrays.name == "cupy":
             array = array.get()
         return np.asarray(array, dtype=float)
 
@@ -298,7 +298,7 @@ def main() -> None:
     count = options.peaks or (2000 if options.quick else 100_000)
     if count < 10 * len(LEVELS):
         parser.error(f"--peaks {count}; wanted at least {10 * len(LEVELS)}")
-    library = shared.library(options.backend)
+    library = shared.array_library(options.backend)
     fitter = Fitter(library, options.dtype, options.threads if library.name == "numpy" else 1)
     peaks = simulate(count)
 

@@ -122,7 +122,7 @@ def draw(ax: Any, strip: Any, grid: np.ndarray, values: np.ndarray, accepts: np.
 
 def main() -> None:
     options = shared.parser(__doc__).parse_args()
-    lib = shared.library(options.backend)
+    lib = shared.array_library(options.backend)
     for name, case in CASES.items():
         grid = case.grid[:: 4 if options.quick else 1]
         firsts = dict(list(case.starts.items())[: 1 if options.quick else None])

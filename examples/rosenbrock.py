@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     libraries = (*shared.BACKENDS, "array_api_strict")
     parser.add_argument("--backend", choices=libraries, default="numpy", help="default: numpy")
-    x0 = shared.library(parser.parse_args().backend).array([-1.2, 1.0])
+    x0 = shared.array_library(parser.parse_args().backend).array([-1.2, 1.0])
     print(lx.minimize(value_and_gradient, x0, jac=True))
 
 

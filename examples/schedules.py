@@ -125,7 +125,7 @@ def draw(runs: dict[str, list[Run]]) -> Any:
 
 def main() -> None:
     options = shared.parser(__doc__).parse_args()
-    fit = problem(shared.library(options.backend))
+    fit = problem(shared.array_library(options.backend))
     epochs, seeds = (8, 1) if options.quick else (20, 3)
     batches = ROWS // BATCH
 

@@ -119,7 +119,7 @@ def draw(p: Problem, tried: dict[str, list[Run]], chosen: dict[str, Run], rare: 
 def main() -> None:
     options = shared.parser(__doc__).parse_args()
     rows, epochs = (1000, 4) if options.quick else (2000, 8)
-    p = problem(shared.library(options.backend), rows)
+    p = problem(shared.array_library(options.backend), rows)
     rare = (np.arange(FEATURES) >= FEATURES // 2) & (p.counts > 0)
     print(f"{rows} rows, {epochs} epochs; the rarer half of the features is in "
           f"{p.counts[rare].min()} to {p.counts[rare].max()} rows each")

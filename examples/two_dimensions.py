@@ -16,7 +16,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from _common import BLUE, GREEN, VERMILION, Library, figure, host, library, parser, progress, save
+from _common import (
+    BLUE,
+    GREEN,
+    VERMILION,
+    Library,
+    array_library,
+    figure,
+    host,
+    parser,
+    progress,
+    save,
+)
 
 import lbfgs_xp as lx
 
@@ -127,7 +138,7 @@ def draw(lib: Library, case: Case, runs: dict[str, Run], folder: Path) -> None:
 
 def main() -> None:
     options = parser(__doc__).parse_args()
-    lib = library(options.backend)
+    lib = array_library(options.backend)
     for case in cases(lib):
         print(f"{case.problem.name}, from {case.start}")
         runs = {

@@ -125,8 +125,11 @@ class Backend:
             return not _is_bound(array) or array.devices() == self._devices
         return self.name == "numpy" or self.device in (None, compat.device(array))
 
-    def check_place(self, array: Array, what: str) -> None:
-        """A clear error where an array of this library, `what`, lies on another device."""
+    def check_place(self, array: Array, what: str, like: str = "x0") -> None:
+        """A clear error where an array of this library, `what`, lies on another device.
+
+        `like` is what the error names as the one that lies on this device.
+        """
         if _is_traced(array):
             raise TypeError(
                 f"{what} is traced (by jax.jit, grad or vmap) through what the function closes "
@@ -134,7 +137,7 @@ class Backend:
             )
         if not self.holds(array):
             raise ValueError(
-                f"{what} is on device {compat.device(array)}; wanted {self.device}, like x0"
+                f"{what} is on device {compat.device(array)}; wanted {self.device}, like {like}"
             )
 
     @functools.cached_property
@@ -223,10 +226,10 @@ class Backend:
             raise TypeError(
                 f"{what} is an array of {library}; wanted one of {self.name}, like x, or of NumPy"
             )
-        self.check_place(values, what)
+        values = self.placed(values, what)
         if not self.xp.isdtype(values.dtype, ("real floating", "integral")):
             raise TypeError(f"{what} has dtype {values.dtype}; wanted real numbers")
-        return self.xp.astype(self.placed(values), self.dtype, copy=False)
+        return self.xp.astype(values, self.dtype, copy=False)
 
     def read(self, numbers: Sequence[Array]) -> list[float]:
         """Several 0-d arrays as floats: one transfer where the arrays live on a device."""
@@ -377,9 +380,14 @@ class Backend:
         if self.name == "torch":
             torch = sys.modules["torch"]
             return array.detach().clone(memory_format=torch.contiguous_format)
-        return self.xp.asarray(array, copy=True) if self.mutable else self.placed(array)
+        return self.xp.asarray(array, copy=True) if self.mutable else self._bound(array)
 
-    def placed(self, array: Array) -> Array:
+    def placed(self, array: Array, what: str) -> Array:
+        """`array` where new ones are, or the error of `check_place`."""
+        self.check_place(array, what)
+        return self._bound(array)
+
+    def _bound(self, array: Array) -> Array:
         """`array`, bound to this device where new ones are. JAX takes what is not bound to its
         default device, wherever it lies."""
         if self.name != "jax" or self.placement is None or _is_bound(array):

@@ -133,10 +133,7 @@ def _rows(
             raise TypeError(
                 f"data holds an array of {library}; wanted {backend.name}, like params"
             )
-        if not backend.holds(leaf):
-            raise ValueError(
-                f"data is on device {Backend.device_of(leaf)}; wanted {backend.device}, like params"
-            )
+        backend.check_place(leaf, "data", like="params")
         if leaf.ndim == 0:
             raise ValueError("data holds a 0-d array; wanted a first axis that counts the rows")
     sizes = {leaf.shape[0] for leaf in leaves}

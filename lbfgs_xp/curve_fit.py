@@ -250,6 +250,7 @@ def _mapped(
             if Status.INTERRUPTED.message in fits[-1].message:
                 how = how._replace(end=Status.INTERRUPTED)
         return fits
+
     def fit_there(rows: Any) -> CurveFit:
         with backend.at_home():
             return fit(rows, how)

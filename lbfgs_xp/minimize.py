@@ -250,7 +250,6 @@ class _Run:
         """Makes the next phase the one under way."""
         stage, self._init, self._after_of = self._ahead.pop(0)
         self.solver, self.criteria = stage.solver, stage.criteria
-        self.objective.forward = self._forward
         if self.objective.differs:
             self._differ(self._forward)
         self._after = self._after_of(self.solver)
@@ -422,12 +421,12 @@ class _Run:
         norm, count = fresh.gradient_norm, objective.nfev - before
         again = stopping.start(fn, self.criteria, fresh.value, norm, count, p)
         # Where the differences look past the end of the domain, the search has failed for good.
-        known = failed & (again.status != _NOT_FINITE)
-        again = again._replace(highest_norm=fn.maximum(p.highest_norm, norm))
-        status = fn.where(again.status == _NOT_FINITE, _LINE_SEARCH, again.status)
-        p = space.merge(failed, again._replace(status=status), p)
+        outside = again.status == _NOT_FINITE
+        status = fn.where(outside, _LINE_SEARCH, again.status)
+        again = again._replace(status=status, highest_norm=fn.maximum(p.highest_norm, norm))
+        p = space.merge(failed, again, p)
         sharper = best._replace(gradient=gradient, gradient_norm=norm)
-        self.now = space.merge(known, _Now(fresh, p, sharper), _Now(state, p, best))
+        self.now = space.merge(failed & ~outside, _Now(fresh, p, sharper), _Now(state, p, best))
         return self.running()
 
     def _differ(self, forward: bool) -> None:

@@ -182,8 +182,7 @@ class Objective:
             _value_and_aux, self.fun, self.has_aux, self.layout
         )
         value, gradient, aux = differentiated(self.args, x)
-        self.backend.check_place(gradient, "the gradient")
-        gradient = self.backend.placed(gradient)
+        gradient = self.backend.placed(gradient, "the gradient")
         return value, gradient, map_leaves(self.backend.constant, aux) if self.has_aux else None
 
     def _differences(self, x: Array) -> tuple[Any, Array, Any]:
@@ -203,9 +202,7 @@ class Objective:
             run = ahead[..., i] - behind[..., i]
             slopes.append(rise / run)
         slopes = [s if is_array(s) else backend.full((), s) for s in slopes]
-        gradient = xp.stack(slopes, axis=-1)
-        backend.check_place(gradient, "the gradient")
-        gradient = backend.placed(gradient)
+        gradient = backend.placed(xp.stack(slopes, axis=-1), "the gradient")
         return value, xp.astype(gradient, backend.dtype, copy=False), aux
 
     # --- checks --------------------------------------------------------------------------------

@@ -367,8 +367,5 @@ def _checked_leaves(params: Any, plan: Plan, what: str) -> list[Array]:
                 f"{what} holds {leaf.dtype} {tuple(leaf.shape)}; wanted {dtype} {shape}, "
                 "as init was given"
             )
-        if not backend.holds(leaf):
-            raise ValueError(
-                f"{what} is on device {Backend.device_of(leaf)}; wanted {backend.device}"
-            )
+        backend.check_place(leaf, what, like="what init was given")
     return leaves

@@ -14,14 +14,12 @@ from lbfgs_xp.backend import Array, Backend, is_array
 from lbfgs_xp.line_search import LineSearch, MoreThuente
 from lbfgs_xp.solvers.aim import descent
 from lbfgs_xp.solvers.descent import Aim, Descent, DescentState, Point
-from lbfgs_xp.solvers.initial import Initial
+from lbfgs_xp.solvers.initial import UNSCALED
 from lbfgs_xp.solvers.inverse_hessian import DenseInverseHessian
 from lbfgs_xp.space import Space
 
 # How many times less curvature than promised calls for a larger H; and how much is made of it.
 _EXCESS, _MOST = 1.5, 4.0
-# Nothing is known of the scale of f and x.
-_UNSCALED = Initial(None, True)
 _WANTED = (
     "None, a positive number, an array (n,) of positive numbers (the diagonal), or a symmetric "
     "positive definite array (n, n)"
@@ -198,7 +196,7 @@ class BFGS(Descent):
         promised = fn.where(memory.bare, math.inf, -0.5 * slope)
         if self.probes and not space.none(memory.bare):
             plain, plain_slope, length = descent(
-                space, _UNSCALED, None, x, value, gradient, norm
+                space, UNSCALED, None, x, value, gradient, norm
             )
             direction = space.pick(memory.bare, plain, direction)
             slope = fn.where(memory.bare, plain_slope, slope)

@@ -16,14 +16,12 @@ from lbfgs_xp.backend import Array
 from lbfgs_xp.line_search import ACCEPTED, STUCK, LineSearch, Search, rule_of
 from lbfgs_xp.phases import Method
 from lbfgs_xp.solvers.aim import advance, descent
-from lbfgs_xp.solvers.initial import Initial
+from lbfgs_xp.solvers.initial import UNSCALED
 from lbfgs_xp.solvers.state import Lowest
 from lbfgs_xp.space import Space
 
 # A function that goes down for so long, without a bend, has no bound.
 _FAR = 1e9
-# Nothing is known of the scale of f and x.
-_UNSCALED = Initial(None, True)
 
 
 class Point(NamedTuple):
@@ -203,7 +201,7 @@ def steepest_descent(space: Space, point: Point) -> Aim:
     """Along -g, with a first step for when nothing is known of the scale: as long as that of
     L-BFGS (see `lbfgs_xp.solvers.aim.descent`)."""
     fn, (x, value, gradient, norm) = space.scalars, point
-    _, _, length = descent(space, _UNSCALED, None, x, value, gradient, norm)
+    _, _, length = descent(space, UNSCALED, None, x, value, gradient, norm)
     slope = space.read_one(space.dot(gradient, -gradient))
     return Aim(
         -gradient, slope, fn.divide(length, norm), fn.full(math.inf, value), fn.full(True, value)

@@ -75,6 +75,9 @@ class Initial:
         return -self.gamma * gradient
 
 
+# Where nothing is known of the scale of f and x.
+UNSCALED = Initial(None, True)
+
 _WANTED = (
     "None, a positive number, an array of positive numbers (the diagonal), or a function of a "
     "vector (..., n)"
