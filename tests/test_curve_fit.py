@@ -386,6 +386,17 @@ def test_fixed_parameters(batched: bool) -> None:
     assert (res.x[..., 1] == 1.3).all() and (res.stderr[..., 1] == 0.0).all()
 
 
+@pytest.mark.parametrize("p0", [(10.0, 0.1, -3.0), (1e-3, 5.0, 0.0)])
+def test_errors_of_differences_are_not_followed(p0: tuple[float, ...]) -> None:
+    """The gradient that forward differences show at the end goes up and down."""
+    rng = np.random.default_rng(0)
+    t = np.linspace(0.0, 4.0, 60)
+    y = decay()(t, 2.5, 1.3, 0.5) + 0.05 * rng.normal(size=60)
+    central, forward = (lx.curve_fit(decay(), t, y, p0, jac=jac) for jac in ("3-point", "2-point"))
+    assert forward.success and forward.nit <= 1.75 * central.nit
+    np.testing.assert_allclose(forward.x, central.x, rtol=1e-6)
+
+
 def test_far_away_is_no_precision_floor() -> None:
     """Bard's function (More, Garbow & Hillstrom 1981, problem 8) from a hundred times its start:
     the columns of the Jacobian are there of quite another size than at the end.

@@ -100,6 +100,7 @@ class LMState(NamedTuple):
         of little decrease even where much is left.
     status, nit : integers.
     small_value, small_step, stalled : how many steps in a row were small, or hidden by rounding.
+    lowest : the lowest optimality since rounding hides the steps.
     largest : the largest norm of Q^T r so far.
     """
 
@@ -121,6 +122,7 @@ class LMState(NamedTuple):
     small_value: Array
     small_step: Array
     stalled: Array
+    lowest: Array
     largest: Array
 
 
@@ -150,7 +152,8 @@ def begin(
     damping = _cautious(space, x, linear, fn.full(settings.damping, value))
     state = LMState(
         x, residuals, columns, value, linear, damping, fn.full(2.0, value), linear.R, x, x, value,
-        value, fn.full(False, value), status, zero, zero, zero, zero, size,
+        value, fn.full(False, value), status, zero, zero, zero, zero,
+        linear.optimality, size,
     )
     return _limited(settings, space, state)
 
@@ -283,9 +286,15 @@ def advance(
     small = small & (old.predicted <= settings.ftol * old.value) & (settings.ftol > 0.0)
     short = (length <= settings.xtol * size) & (settings.xtol > 0.0)
     better = linear.optimality <= 0.9 * old.linear.optimality
+    # Errors of differences make it go up and down, which is no progress.
+    best = linear.optimality <= 0.9 * old.lowest
+    lowest = fn.where(
+        verdict.hidden, fn.minimum(old.lowest, linear.optimality), linear.optimality
+    )
     small_value = fn.where(accepted & small, old.small_value + 1, 0)
     small_step = fn.where(accepted & short, old.small_step + 1, 0)
-    stalled = fn.where(accepted & verdict.hidden & fn.logical_not(better), old.stalled + 1, 0)
+    stalled = fn.where(better, old.stalled, old.stalled + 1)
+    stalled = fn.where(accepted & verdict.hidden & fn.logical_not(best), stalled, 0)
     left = _norm(space, old.linear.q)
     noise = _noise(space, old)
     # Damped tenfold a step follows the gradient, whatever the curvature; this is its gain.
@@ -318,6 +327,7 @@ def advance(
         refused | (fn.abs(verdict.ratio - 1.0) > _CURVED), status,
         fn.where(accepted, old.nit + 1, old.nit),
         small_value, small_step, stalled,
+        fn.where(accepted, lowest, old.lowest),
         fn.maximum(old.largest, _norm(space, linear.q)),
     )
     return _limited(settings, space, state)
