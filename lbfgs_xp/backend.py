@@ -115,10 +115,6 @@ class Backend:
         """The name of the library of `array`."""
         return _library(_namespace(array))
 
-    @staticmethod
-    def device_of(array: Array) -> Any:
-        return compat.device(array)
-
     def holds(self, array: Array) -> bool:
         """Whether an array of this library lies on this device, or is free to be brought here."""
         if self._devices is not None and _is_of_jax(array):
@@ -322,7 +318,7 @@ class Backend:
             buffer[index, :] = row
             return buffer
         if self.name == "jax":
-            return _jax_write_row()(buffer, index, row)
+            return _jax_jit(_jax_write_row, 0, (0,))(buffer, index, row)
         return xpx.at(buffer, (index, ...)).set(row)
 
     def write_pair(self, buffer: Array, index: int, s: Array, new: Array, old: Array) -> Array:
@@ -574,24 +570,20 @@ class Backend:
             return self.jit(_jax_jacobian, evaluate, *static)
         return functools.partial(_jax_jacobian, evaluate, *static)
 
-    def linalg(self, name: str) -> Callable:
-        """A function of the linear algebra extension of the standard."""
+    def linalg(self, name: str, otherwise: str = "") -> Callable:
+        """A function of the linear algebra extension of the standard; or an error that says what
+        will do `otherwise`."""
         found = getattr(getattr(self.xp, "linalg", None), name, None)
         if found is None:
             raise TypeError(
                 f"{self.name} has no linalg.{name}; wanted arrays of a library with the linear "
-                "algebra extension of the array API standard"
+                f"algebra extension of the array API standard{otherwise}"
             )
         return found
 
     def eigh(self, matrix: Array) -> tuple[Array, Array]:
         """Eigenvalues in ascending order and eigenvectors, as columns, of symmetric matrices."""
-        eigh = getattr(getattr(self.xp, "linalg", None), "eigh", None)
-        if eigh is None:
-            raise TypeError(
-                f"{self.name} has no linalg.eigh; wanted x0 of a library with the linear algebra "
-                "extension of the array API standard, or a method that needs no Hessian"
-            )
+        eigh = self.linalg("eigh", ", or a method that needs no Hessian")
         eigenvalues, eigenvectors = eigh(matrix)
         return eigenvalues, eigenvectors
 
@@ -676,10 +668,8 @@ def _jax_jit(function: Callable, static: int, donate: tuple[int, ...]) -> Callab
     return jax.jit(function, static_argnums=tuple(range(static)), donate_argnums=donate)
 
 
-@functools.cache
-def _jax_write_row() -> Callable:
-    jax = importlib.import_module("jax")
-    return jax.jit(lambda buffer, index, row: buffer.at[index].set(row), donate_argnums=0)
+def _jax_write_row(buffer: Array, index: Any, row: Array) -> Array:
+    return buffer.at[index].set(row)
 
 
 @functools.cache

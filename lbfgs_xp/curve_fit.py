@@ -17,10 +17,11 @@ from array_api_compat import array_namespace
 from lbfgs_xp import robust
 from lbfgs_xp.backend import Array, Backend, is_array
 from lbfgs_xp.least_squares import LeastSquaresResult, Plan, bounds_of, count, plan, run
+from lbfgs_xp.levenberg_marquardt import FEW
+from lbfgs_xp.linear_algebra import eliminate, normal_matrix, outer_sum, safe_pivot, svd
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.residuals import Calls, Residuals
 from lbfgs_xp.result import Status, table
-from lbfgs_xp.solvers.levenberg_marquardt import FEW
 from lbfgs_xp.space import Space
 from lbfgs_xp.tree import Layout, map_leaves
 
@@ -384,7 +385,10 @@ def _by_minimize(
         return (value, gradient) if layout.batched else (value[0], gradient[0, ...])
 
     batched = layout.batched
-    res = minimize(fun, layout.start(), jac=True, batched=batched, pass_rows=batched, **settings)
+    res = minimize(
+        fun, layout.start(), method="lbfgs", jac=True, batched=batched, pass_rows=batched,
+        **settings,
+    )
     x = xp.reshape(res.x, (-1, layout.size))
     residuals = objective(x)
     jacobian = objective.jacobian(x, residuals)
@@ -518,11 +522,11 @@ def _covariance(space: Space, jacobian: Array) -> tuple[Array, Array]:
 def _inverse(space: Space, jacobian: Array) -> tuple[Array, Array, Array]:
     """(J^T J)^-1 by elimination, no loose parameters, and where this keeps enough digits."""
     xp, p = space.xp, jacobian.shape[-1]
-    gram, norms, kept = space.normal_matrix(xp.matrix_transpose(jacobian))
+    gram, norms, kept = normal_matrix(space, xp.matrix_transpose(jacobian))
     one = xp.eye(p, dtype=gram.dtype, device=space.backend.placement)
-    rows, least = space.eliminate(xp.concat([gram, xp.broadcast_to(one, gram.shape)], axis=-1))
-    covariance = space.gram(rows[..., p:] / norms[:, None, :])
-    sound = (least > space.safe_pivot) & xp.all(kept, axis=-1)
+    rows, least = eliminate(space, xp.concat([gram, xp.broadcast_to(one, gram.shape)], axis=-1))
+    covariance = outer_sum(space, rows[..., p:] / norms[:, None, :])
+    sound = (least > safe_pivot(space)) & xp.all(kept, axis=-1)
     return covariance, xp.zeros_like(kept), sound
 
 
@@ -535,13 +539,13 @@ def _pseudo_inverse(space: Space, jacobian: Array) -> tuple[Array, Array]:
     columns = xp.matrix_transpose(jacobian)
     norms = xp.sqrt(space.dot(columns, columns))
     norms = xp.where(norms > 0.0, norms, xp.ones_like(norms))
-    values, rows = space.svd(jacobian / norms[:, None, :])
+    values, rows = svd(space, jacobian / norms[:, None, :])
     kept = values > max(jacobian.shape[-2:]) * eps * values[:, :1]
     values = xp.where(kept, values, xp.ones_like(values))
     rows = xp.where(kept[..., None], rows, xp.zeros_like(rows))
     squares = xp.matrix_transpose(rows * rows)
     loose = 1.0 - space.sum(squares) > math.sqrt(eps)
-    covariance = space.gram(rows / values[..., None] / norms[:, None, :])
+    covariance = outer_sum(space, rows / values[..., None] / norms[:, None, :])
     return covariance, loose
 
 

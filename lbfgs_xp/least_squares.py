@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lbfgs_xp import levenberg_marquardt as lm
 from lbfgs_xp import robust
 from lbfgs_xp.backend import Array, Backend
 from lbfgs_xp.projections import Box
 from lbfgs_xp.residuals import Residuals
 from lbfgs_xp.result import Status, table
 from lbfgs_xp.rows import Rows, Sizes, compiled_size
-from lbfgs_xp.solvers import levenberg_marquardt as lm
 from lbfgs_xp.space import Space
 from lbfgs_xp.tree import Layout
 
@@ -98,7 +98,7 @@ def least_squares(
 ) -> LeastSquaresResult:
     """Minimise half the sum of the squares of residuals, for one problem or for many at once.
 
-    By Levenberg and Marquardt's method; see `lbfgs_xp.solvers.levenberg_marquardt`.
+    By Levenberg and Marquardt's method; see `lbfgs_xp.levenberg_marquardt`.
 
     Parameters
     ----------
@@ -328,7 +328,7 @@ def run(objective: Residuals, box: Any, plan: Plan) -> LeastSquaresResult:
         # One problem is a batch of one: the same text serves both.
         space = Space(backend, batched=True)
         steps = _Steps(plan.settings, space)
-        linear: Any = None
+        linear: Any
         linear, _ = steps.linearize(x, residuals, columns, box, None)
         state = steps.begin(x, residuals, columns, linear)
         rows, sizes, whole = Rows(), Sizes(backend), objective

@@ -39,6 +39,7 @@ METHODS: dict[str, Callable[[], Any]] = {
 class Stage(NamedTuple):
     """A phase, ready to run. Its budgets, seconds among them, count from where it begins."""
 
+    name: str    # of the method, as its user knows it
     solver: Any
     criteria: Criteria
     maxtime: float
@@ -57,8 +58,9 @@ def plan_of(method: Any, limits: Limits, bounds: Any, hess: Any, layout: Layout)
     """The plan of a run, from the arguments of `lx.minimize`."""
     stages = [_stage(phase, limits, bounds, layout) for phase in phases_of(method)]
     if hess is not None and not any(getattr(s.solver, "needs_hessian", False) for s in stages):
-        names = " and ".join(type(stage.solver).__name__ for stage in stages)
-        raise ValueError(f"hess was passed, but {names} needs none; wanted hess=None")
+        names = " and ".join(stage.name for stage in stages)
+        need = "needs" if len(stages) == 1 else "need"
+        raise ValueError(f"hess was passed, but {names} {need} none; wanted hess=None")
     if not (hess is None or callable(hess)):
         raise TypeError(f"hess is a {type(hess).__name__}; wanted a function of x, or None")
     return Plan(
@@ -70,7 +72,8 @@ def plan_of(method: Any, limits: Limits, bounds: Any, hess: Any, layout: Layout)
 
 
 def _stage(phase: Phase, whole: Limits, bounds: Any, layout: Layout) -> Stage:
-    solver, own, backend = _solver(phase.method, bounds, layout), phase.limits, layout.backend
+    name, solver = _solver(phase.method, bounds, layout)
+    own, backend = phase.limits, layout.backend
     searches = getattr(solver, "searches", True)
     criteria = Criteria(
         gtol=_or(own.gtol, whole.gtol, math.sqrt(backend.eps)),
@@ -78,7 +81,6 @@ def _stage(phase: Phase, whole: Limits, bounds: Any, layout: Layout) -> Stage:
         xtol=_or(own.xtol, whole.xtol, 0.0),
         maxiter=_least(own.maxiter, whole.maxiter),
         maxfun=_least(own.maxfun, whole.maxfun),
-        eps=backend.eps,
         noise=backend.noise,
         largest=backend.largest,
         patience=getattr(solver, "patience", _PATIENCE),
@@ -87,7 +89,7 @@ def _stage(phase: Phase, whole: Limits, bounds: Any, layout: Layout) -> Stage:
         forward=False,
         blur=backend.eps,
     )
-    return Stage(solver, criteria, _or(own.maxtime, None, math.inf))
+    return Stage(name, solver, criteria, _or(own.maxtime, None, math.inf))
 
 
 def _or(own: float | None, whole: float | None, default: float) -> float:
@@ -102,8 +104,8 @@ def _least(own: int | None, whole: int | None) -> int:
     return most if own is None else min(own, most)
 
 
-def _solver(method: Any, bounds: Any, layout: Layout) -> Any:
-    """The solver that a method stands for, within the bounds."""
+def _solver(method: Any, bounds: Any, layout: Layout) -> tuple[str, Any]:
+    """The name of a method, and the solver that it stands for, within the bounds."""
     if method is None or method == "auto":
         method = "bfgs" if layout.batch and layout.size <= _DENSE else "lbfgs"
     if isinstance(method, str):
@@ -129,7 +131,7 @@ def _solver(method: Any, bounds: Any, layout: Layout) -> Any:
             f"bounds were passed, but {name} takes none; wanted bounds=None, or "
             'a method that takes them, such as "projected_gradient"'
         )
-    return method if bounds is None else _bounded(method, bounds, layout)
+    return name, method if bounds is None else _bounded(method, bounds, layout)
 
 
 def hint(method: Any) -> str:

@@ -348,7 +348,7 @@ def check_gradient(
         As in `lx.minimize`.
     x : array or nested parameters
         Where to look. float64 tells most: errors of about 1e-10 are then rounding alone, while
-        float32 sees no better than 1e-3.
+        float32 sees no better than 1e-4.
 
     Returns
     -------

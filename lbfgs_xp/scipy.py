@@ -130,7 +130,7 @@ def _solve(
     start = np.atleast_1d(np.asarray(x0, dtype=np.float64))
     lower, upper = _sides(bounds, start.size)
     bounded = bool(np.any(np.isfinite(lower)) or np.any(np.isfinite(upper)))
-    if bounded and not solver.supports_bounds:
+    if bounded and not getattr(solver, "supports_bounds", False):
         raise ValueError(
             "bounds were passed to lbfgs, which takes none; wanted bounds=None, or "
             "method=lbfgs_xp.scipy.projected_gradient"

@@ -1,7 +1,7 @@
 """Every reduction over the variables, and the way of numbers between host and device.
 
 Vectors are (..., n) arrays of the user's library, scalars are (...): Python floats for one problem,
-arrays for a batch. No other module sums over the variables.
+arrays for a batch. No other module that `minimize` runs sums over the variables.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ class Space:
         One problem on a device, where each read of a number waits: reads are gathered.
     on_host : bool
         Whether the algebra on m x m matrices runs in NumPy on the host, in float64: for one
-        problem, and where bits matter. Otherwise it runs on the device, in the dtype of x.
+        problem, for all of NumPy, and where bits matter. Otherwise it runs on the device, in the
+        dtype of x.
     small : namespace of that algebra.
     scalars : the functions for the scalars of each problem.
     """
@@ -266,93 +267,6 @@ class Space:
         values, vectors = self.backend.eigh(xp.where(finite, matrix, xp.zeros_like(matrix)))
         values = xp.where(finite[..., 0], values, xp.full_like(values, math.nan))
         return self.fetch(values), xp.matrix_transpose(vectors)
-
-    def qr(self, matrix: Array) -> tuple[Array, Array]:
-        """Matrices (..., m, p), m >= p, as Q (..., m, p), orthonormal columns, times R (..., p, p),
-        upper triangular."""
-        q, r = self.backend.linalg("qr")(matrix)
-        return q, r
-
-    def solve_upper(self, matrix: Array, vector: Array, transposed: bool = False) -> Array:
-        """R^-1 v, or R^-T v, of upper triangular R (..., p, p), v (..., p); a 0 on the diagonal
-        counts as 1."""
-        xp = self.xp
-        one = xp.eye(matrix.shape[-1], dtype=xp.bool, device=self.backend.placement)
-        matrix = xp.where(one & (matrix == 0.0), xp.ones_like(matrix), matrix)
-        matrix = xp.matrix_transpose(matrix) if transposed else matrix
-        return self.backend.linalg("solve")(matrix, vector[..., None])[..., 0]
-
-    def normal_matrix(self, rows: Array) -> tuple[Array, Array, Array]:
-        """A A^T for A (..., p, m) with its rows scaled to the length 1; their lengths (..., p), and
-        which of these lie so that no digits are lost in squares. Below the diagonal there may be
-        zeros."""
-        xp = self.xp
-        product = self._products_of_rows(rows)
-        one = xp.eye(rows.shape[-2], dtype=product.dtype, device=self.backend.placement)
-        norms = xp.sqrt(self.sum(product * one))
-        unit = xp.where(norms > 0.0, norms, xp.ones_like(norms))
-        limit = self.backend.largest**0.25
-        kept = (norms > 1.0 / limit) & (norms < limit)
-        return product / unit[..., None, :] / unit[..., None], norms, kept
-
-    def _products_of_rows(self, rows: Array) -> Array:
-        if not self.backend.is_numpy:
-            return self.matmul(rows, self.xp.matrix_transpose(rows))
-        # For matrices as small as these, half of the products one by one take half the time.
-        product = np.zeros((*rows.shape[:-1], rows.shape[-2]), rows.dtype)
-        for i in range(rows.shape[-2]):
-            product[..., i, i:] = self.xp.vecdot(rows[..., i:, :], rows[..., i : i + 1, :])
-        return product
-
-    @property
-    def safe_pivot(self) -> float:
-        """The least pivot of `eliminate`, of a matrix with ones on its diagonal, that leaves two
-        thirds of the digits to what is solved for."""
-        return self.backend.eps ** (1 / 6)
-
-    def eliminate(self, matrix: Array) -> tuple[Array, Array]:
-        """Symmetric matrices and columns beside them, [A, C] (B, p, p + k), as [R, R^-T C] with
-        A = R^T R, R upper triangular; and the least diagonal element of R, (B,). What is below the
-        diagonal of A does not count.
-
-        That is 0 where A is not positive definite, and the rest arbitrary there; no matrix harms
-        another, as in LAPACK it may.
-        """
-        xp, rows, least = self.xp, [], None
-        p = matrix.shape[-2]
-        # The problems along the last axis: there, one operation runs over all of them.
-        rest = self.backend.own(xp.moveaxis(matrix, 0, -1))
-        for k in range(p):
-            pivot = rest[0, 0, :]
-            root = xp.sqrt(xp.where(pivot > 0.0, pivot, xp.zeros_like(pivot)))
-            least = root if least is None else xp.minimum(least, root)
-            row = rest[0, ...] / xp.where(root > 0.0, root, xp.ones_like(root))
-            rows.append(xp.concat([self.backend.zeros((k, row.shape[-1])), row], axis=0))
-            if k < p - 1:
-                rest = rest[1:, 1:, :] - row[1 : p - k, None, :] * row[None, 1:, :]
-        return xp.moveaxis(xp.stack(rows, axis=0), -1, 0), least
-
-    def substitute(self, matrix: Array, vector: Array) -> Array:
-        """`solve_upper` for many small R (B, p, p), v (B, p)."""
-        xp, p = self.xp, matrix.shape[-1]
-        solved: list[Array] = []
-        for i in reversed(range(p)):
-            rest = vector[:, i]
-            for j, known in zip(range(p - 1, i, -1), solved, strict=True):
-                rest = rest - matrix[:, i, j] * known
-            pivot = matrix[:, i, i]
-            solved.append(rest / xp.where(pivot == 0.0, xp.ones_like(pivot), pivot))
-        return xp.stack(solved[::-1], axis=-1)
-
-    def svd(self, matrix: Array) -> tuple[Array, Array]:
-        """Matrices (..., m, p): singular values (..., k), descending, and right singular vectors as
-        rows (..., k, p), k = min(m, p)."""
-        _, values, rows = self.backend.linalg("svd")(matrix, full_matrices=False)
-        return values, rows
-
-    def gram(self, rows: Array) -> Array:
-        """The sum over the rows of their outer products: (..., k, p) -> (..., p, p)."""
-        return self.xp.matrix_transpose(rows) @ rows
 
     # --- elementwise, on vectors ---------------------------------------------------------------
 
@@ -518,7 +432,8 @@ class Space:
 
 
 class FixedOrderSpace(Space):
-    """Every sum by halving, every scalar on the host in float64: the same bits on every library."""
+    """Every sum that `minimize` takes by halving, every scalar on the host in float64: the same
+    bits on every library."""
 
     reproducible = True
 

@@ -27,7 +27,7 @@ _SETTLED = 2
 class Criteria(NamedTuple):
     """Tolerances and budgets.
 
-    eps, noise, largest : what `Backend` says of the dtype.
+    noise, largest : what `Backend` says of the dtype.
     patience : iterations without a change that tells something, before the floor is taken as
         reached.
     failure : the status of a failed step that rounding does not explain.
@@ -42,7 +42,6 @@ class Criteria(NamedTuple):
     xtol: float
     maxiter: int
     maxfun: int
-    eps: float
     noise: float
     largest: float
     patience: int
@@ -177,23 +176,22 @@ def _ordinary(
 ) -> Progress | None:
     """`update` of one problem where there is nothing to note but a lower value, or one more trial
     of a search, as nearly always; None elsewhere."""
-    gtol, ftol, xtol, maxiter, maxfun, _, noise, largest, _, _, most, *_ = criteria
-    status, nit, nfev, _, _, _, reference, lowest_norm, highest_norm, trials = p
+    c, (status, nit, nfev, _, _, _, reference, lowest_norm, highest_norm, trials) = criteria, p
     nfev += evaluations
-    if status != _RUNNING or nfev >= maxfun:
+    if status != _RUNNING or nfev >= c.maxfun:
         return None
     if not new.accepted:
         trials += isfinite(new.seen)
-        if new.failed or trials >= most:
+        if new.failed or trials >= c.trials:
             return None
         return named(Progress, (status, nit, nfev, *p[3:9], trials))
     value, norm = new.value, new.gradient_norm
     if (
-        value < reference - noise * max(abs(old.value), abs(value))
-        and value >= -0.01 * largest
-        and norm > gtol
-        and nit + 1 < maxiter
-        and not (ftol or xtol or new.unbounded)
+        value < reference - c.noise * max(abs(old.value), abs(value))
+        and value >= -0.01 * c.largest
+        and norm > c.gtol
+        and nit + 1 < c.maxiter
+        and not (c.ftol or c.xtol or new.unbounded)
     ):
         lowest_norm = norm if norm < lowest_norm else lowest_norm
         highest_norm = norm if norm > highest_norm else highest_norm

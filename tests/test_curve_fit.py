@@ -655,3 +655,13 @@ def test_what_is_printed_of_a_batch(backend: Backend) -> None:
 def test_a_fit_is_not_unpacked() -> None:
     with pytest.raises(TypeError, match=r"not .*fit\.x and fit\.covariance"):
         _popt, _pcov = fit(Backend.NUMPY)
+
+
+def test_rows_fitted_by_lbfgs_take_its_steps() -> None:
+    rng = np.random.default_rng(0)
+    truth = np.asarray([[2.5, 3.0], [1.3, 0.7], [0.5, 0.2]])
+    y = decay()(X, *truth[:, :, None]) + 0.05 * rng.normal(size=(2, 40))
+    how: dict[str, Any] = {"method": "lbfgs", "jac": "3-point"}
+    res = lx.curve_fit(decay(), X, y, np.ones(3), batched=True, **how)
+    alone = [lx.curve_fit(decay(), X, row, np.ones(3), **how).nit for row in y]
+    np.testing.assert_array_equal(res.nit, alone)

@@ -272,6 +272,9 @@ def test_skip_ends_where_nothing_changes() -> None:
     opt = lx.SGD(0.1, on_nonfinite="skip")
     res = lx.minimize(fun, np.ones(2), jac=True, method=opt, maxiter=100)
     assert res.status is lx.Status.DIVERGED and res.nfev < 30
+    with pytest.raises(FloatingPointError, match="not finite") as caught:
+        lx.minimize(fun, np.ones(2), jac=True, method=lx.SGD(0.1, on_nonfinite="raise"))
+    assert caught.value.result.x[0] > 0.5
     with pytest.raises(ValueError, match="on_nonfinite is 'skip' with batched=True"):
         lx.minimize(
             lambda x: ((x * x).sum(-1), 2.0 * x), np.ones((2, 2)), jac=True, method=opt,

@@ -213,7 +213,7 @@ def test_newton_after_lbfgs() -> None:
     )
     assert res.success and [p.nhev for p in res.phases] == [0, res.nhev] and res.nhev > 0
     assert res.hess_inv is None and res.phases[0].hess_inv is not None
-    with pytest.raises(ValueError, match="hess was passed, but LBFGS and Stepping needs none"):
+    with pytest.raises(ValueError, match="hess was passed, but LBFGS and Adam need none"):
         solve([LBFGS, "adam"], hess=hess)
     calls: list[Any] = []
     with pytest.raises(ValueError, match="give hess="):

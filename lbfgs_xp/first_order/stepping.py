@@ -98,6 +98,10 @@ class Stepping:
         accepted = active & usable
         failed = active & fn.logical_not(usable)
         refused = 0
+        if self.optimizer.on_nonfinite == "raise" and failed:
+            raise FloatingPointError(
+                "fun returned a value or gradient that is not finite (on_nonfinite=\"raise\")"
+            )
         if self.optimizer.on_nonfinite == "skip" and failed:
             # With noise in the function another look at the same point may help.
             refused = state.refused + 1
@@ -122,10 +126,10 @@ class Stepping:
                 "ReduceOnPlateau was passed with batched=True; wanted a schedule of the step "
                 "alone, for the problems of a batch share one learning rate"
             )
-        if self.optimizer.on_nonfinite == "skip":
+        if (policy := self.optimizer.on_nonfinite) != "ignore":
             raise ValueError(
-                "on_nonfinite is 'skip' with batched=True; wanted 'ignore', for the problems of a "
-                "batch take their steps together"
+                f"on_nonfinite is {policy!r} with batched=True; wanted 'ignore', for the problems "
+                "of a batch take their steps together"
             )
 
     def _fresh(self, space: Space, x: Array) -> Memory:

@@ -12,8 +12,8 @@ import numpy as np
 
 from lbfgs_xp.backend import Array, Backend, is_array
 from lbfgs_xp.line_search import LineSearch, MoreThuente
-from lbfgs_xp.solvers.aim import descent
 from lbfgs_xp.solvers.descent import Aim, Descent, DescentState, Point
+from lbfgs_xp.solvers.first_step import first_step
 from lbfgs_xp.solvers.initial import UNSCALED
 from lbfgs_xp.solvers.inverse_hessian import DenseInverseHessian
 from lbfgs_xp.space import Space
@@ -87,7 +87,6 @@ class BFGS(Descent):
     scale_initial: bool = True
     rescale: bool = True
 
-    supports_bounds = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -195,7 +194,7 @@ class BFGS(Descent):
         first = fn.full(1.0, slope)
         promised = fn.where(memory.bare, math.inf, -0.5 * slope)
         if self.probes and not space.none(memory.bare):
-            plain, plain_slope, length = descent(
+            plain, plain_slope, length = first_step(
                 space, UNSCALED, None, x, value, gradient, norm
             )
             direction = space.pick(memory.bare, plain, direction)

@@ -15,13 +15,10 @@ from typing import Any, NamedTuple
 from lbfgs_xp.backend import Array
 from lbfgs_xp.line_search import ACCEPTED, STUCK, LineSearch, Search, rule_of
 from lbfgs_xp.phases import Method
-from lbfgs_xp.solvers.aim import advance, descent
+from lbfgs_xp.solvers.first_step import first_step
 from lbfgs_xp.solvers.initial import UNSCALED
-from lbfgs_xp.solvers.state import Lowest
+from lbfgs_xp.solvers.search import FAR, Lowest, advance
 from lbfgs_xp.space import Space
-
-# A function that goes down for so long, without a bend, has no bound.
-_FAR = 1e9
 
 
 class Point(NamedTuple):
@@ -166,7 +163,7 @@ class Descent(Method, ABC):
             bend = dphi - old.dphi0
             bent = bend > space.backend.eps * -old.dphi0
             secant = fn.where(taken & bent, fn.divide(alpha * -old.dphi0, bend), math.nan)
-            far = (alpha >= rule.alpha_max) & (alpha * size >= _FAR)
+            far = (alpha >= rule.alpha_max) & (alpha * size >= FAR)
             unbounded = taken & far & fn.logical_not(bent)
             point = Point(new_x, fn.where(taken, end, state.value), new_gradient, norm)
             memory = self.learn(space, state, point, alpha, dphi, taken)
@@ -199,9 +196,9 @@ class Descent(Method, ABC):
 
 def steepest_descent(space: Space, point: Point) -> Aim:
     """Along -g, with a first step for when nothing is known of the scale: as long as that of
-    L-BFGS (see `lbfgs_xp.solvers.aim.descent`)."""
+    L-BFGS (see `first_step`)."""
     fn, (x, value, gradient, norm) = space.scalars, point
-    _, _, length = descent(space, UNSCALED, None, x, value, gradient, norm)
+    _, _, length = first_step(space, UNSCALED, None, x, value, gradient, norm)
     slope = space.read_one(space.dot(gradient, -gradient))
     return Aim(
         -gradient, slope, fn.divide(length, norm), fn.full(math.inf, value), fn.full(True, value)

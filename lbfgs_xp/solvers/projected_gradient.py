@@ -13,12 +13,12 @@ from lbfgs_xp.backend import Array, is_array
 from lbfgs_xp.line_search import ACCEPTED, STUCK, Armijo, Search
 from lbfgs_xp.phases import Method
 from lbfgs_xp.projections import Box, Projection
-from lbfgs_xp.solvers.aim import advance
 from lbfgs_xp.solvers.contract import optimality
+from lbfgs_xp.solvers.search import advance
 from lbfgs_xp.space import Space
 
 # How far a step along the gradient may reach, relative to max(1, largest |x|).
-_FAR = 1e10
+_LONGEST = 1e10
 
 
 class ProjectedGradientState(NamedTuple):
@@ -219,7 +219,7 @@ class ProjectedGradient(Method):
         # longer steps; but only as long as numbers stay finite.
         scale = fn.divide(alpha * state.squared, change)
         scale = fn.where((change > 0.0) & fn.isfinite(scale), scale, 10.0 * state.scale)
-        scale = fn.minimum(scale, fn.divide(_FAR * fn.maximum(width, 1.0), size))
+        scale = fn.minimum(scale, fn.divide(_LONGEST * fn.maximum(width, 1.0), size))
         arrived = self._aim(
             space, state.trial, phi, gradient, size, scale, state.recent, state.slot, alpha, phi,
             taken, failed,

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from lbfgs_xp.line_search import Fixed, Search
 from lbfgs_xp.result import Status, table
-from lbfgs_xp.solvers import curvature, lbfgs
-from lbfgs_xp.solvers.curvature import Pairs
-from lbfgs_xp.solvers.state import LBFGSState
+from lbfgs_xp.solvers import lbfgs
+from lbfgs_xp.solvers.lbfgs import curvature
+from lbfgs_xp.solvers.lbfgs.curvature import Pairs
+from lbfgs_xp.solvers.lbfgs.state import LBFGSState
 from lbfgs_xp.space import Space
 from lbfgs_xp.torch.flat import Flat
 from lbfgs_xp.torch.settings import Settings

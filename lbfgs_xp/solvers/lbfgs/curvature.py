@@ -195,7 +195,8 @@ def vacated(space: Space, pairs: Pairs) -> Pairs:
 
 
 def write_many(space: Space, pairs: Pairs, s: Array, y: Array, mask: Array) -> Pairs:
-    """`write`, for the problems in `mask`."""
+    """Writes s and y into the next slot of the problems in `mask`; only `accept_many` makes them
+    count."""
     slot, mask = space.send(pairs.slot), space.send(mask)
     rows = space.backend.write_rows(pairs.rows, slot, s, mask)
     rows = space.backend.write_rows(rows, slot + pairs.diagonal.shape[-1], y, mask)

@@ -24,6 +24,14 @@ from typing import Any, NamedTuple
 
 from lbfgs_xp import robust
 from lbfgs_xp.backend import Array
+from lbfgs_xp.linear_algebra import (
+    eliminate,
+    normal_matrix,
+    qr,
+    safe_pivot,
+    solve_upper,
+    substitute,
+)
 from lbfgs_xp.result import Status
 from lbfgs_xp.space import Space
 
@@ -221,8 +229,8 @@ def accelerate(
         still = linear.frozen | (state.trial <= box[0]) | (state.trial >= box[1])
         along = xp.where(still, xp.zeros_like(along), along)
     # Half of 2 / _PROBE: half of the acceleration enters the step.
-    along = space.solve_upper(state.factor, along * (-1.0 / _PROBE), transposed=True)
-    bent = space.solve_upper(state.factor, along)
+    along = solve_upper(space, state.factor, along * (-1.0 / _PROBE), transposed=True)
+    bent = solve_upper(space, state.factor, along)
     # twice the whole acceleration
     short = 4.0 * _norm(space, bent) <= _LONGEST * _norm(space, z)
     step = space.pick(short & state.curved, state.step + bent / linear.scale, state.step)
@@ -346,7 +354,7 @@ def linearize(
     if settings.loss != "linear":
         of_rows, of_residuals = _weights(settings, space, residuals)
         columns, weighted = columns * of_rows[:, None, :], residuals * of_residuals
-    gram, norms, kept = space.normal_matrix(columns)
+    gram, norms, kept = normal_matrix(space, columns)
     slope = space.products(columns, weighted)
     slope = slope / xp.where(norms > 0.0, norms, xp.ones_like(norms))
     frozen = _frozen(space, x, slope, box)
@@ -355,9 +363,9 @@ def linearize(
         out = frozen[:, None, :] | frozen[..., None]
         gram = xp.where(out, xp.broadcast_to(one, gram.shape), gram)
         slope = xp.where(frozen, xp.zeros_like(slope), slope)
-    rows, least = space.eliminate(xp.concat([gram, slope[..., None]], axis=-1))
+    rows, least = eliminate(space, xp.concat([gram, slope[..., None]], axis=-1))
     R, q = rows[..., :p], rows[..., p]
-    sound = (least > space.safe_pivot) & xp.all(kept | frozen, axis=-1)
+    sound = (least > safe_pivot(space)) & xp.all(kept | frozen, axis=-1)
     part = _norm(space, q)
     sound = sound & xp.isfinite(part)
     hard = xp.logical_not(sound)
@@ -392,7 +400,7 @@ def decompose(
     if m < p:
         columns = xp.concat([columns, backend.zeros((x.shape[0], p, p - m))], axis=-1)
         weighted = xp.concat([weighted, backend.zeros((x.shape[0], p - m))], axis=-1)
-    Q, R = space.qr(xp.matrix_transpose(columns))
+    Q, R = qr(space, xp.matrix_transpose(columns))
     q = _transposed(space, Q, weighted)
     # A column that depends on those before it leaves rounding on the diagonal, and its column of Q
     # is arbitrary.
@@ -441,13 +449,13 @@ def _damped(exact: bool, space: Space, R: Array, q: Array, mu: Array) -> tuple[A
     one = xp.eye(p, dtype=R.dtype, device=space.backend.placement)
     if exact:
         stacked = xp.concat([R, xp.sqrt(mu)[:, None, None] * one], axis=-2)
-        Q, factor = space.qr(stacked)
-        return space.solve_upper(factor, -_transposed(space, Q[:, :p, :], q)), factor
+        Q, factor = qr(space, stacked)
+        return solve_upper(space, factor, -_transposed(space, Q[:, :p, :], q)), factor
     transposed = xp.matrix_transpose(R)
     normal = space.matmul(transposed, R) + mu[:, None, None] * one
     right = space.products(transposed, -q)
-    rows, _ = space.eliminate(xp.concat([normal, right[..., None]], axis=-1))
-    return space.substitute(rows[..., :p], rows[..., p]), rows[..., :p]
+    rows, _ = eliminate(space, xp.concat([normal, right[..., None]], axis=-1))
+    return substitute(space, rows[..., :p], rows[..., p]), rows[..., :p]
 
 
 def _try(space: Space, state: LMState, step: Array, box: Any) -> LMState:

@@ -6,18 +6,8 @@ from typing import Any, NamedTuple
 
 from lbfgs_xp.backend import Array
 from lbfgs_xp.line_search import Search
-from lbfgs_xp.solvers.curvature import Pairs
-
-# A limit of the step below this one is a wish of the user's, and proves nothing.
-_FAR = 1e9
-
-
-class Lowest(NamedTuple):
-    """The lowest trial of the search under way: what a search that gets stuck falls back on."""
-
-    alpha: Any
-    value: Any
-    gradient: Array
+from lbfgs_xp.solvers.lbfgs.curvature import Pairs
+from lbfgs_xp.solvers.search import FAR
 
 
 class Pace(NamedTuple):
@@ -72,6 +62,6 @@ class LBFGSState(NamedTuple):
 
 def endless(solver: Any, alpha: Any) -> Any:
     """Whether a first step was so long that a function that went down all the way has no bound."""
-    if not solver.initial.scales_first or solver.line_search.alpha_max < _FAR:
+    if not solver.initial.scales_first or solver.line_search.alpha_max < FAR:
         return alpha < 0.0
     return alpha >= solver.line_search.alpha_max

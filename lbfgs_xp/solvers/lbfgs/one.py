@@ -8,10 +8,12 @@ from typing import Any
 from lbfgs_xp.backend import Array, is_array
 from lbfgs_xp.line_search import ACCEPTED, SEARCHING, Search
 from lbfgs_xp.scalars import named
-from lbfgs_xp.solvers import curvature
-from lbfgs_xp.solvers.aim import descent, quasi_newton, weighted
-from lbfgs_xp.solvers.curvature import Pairs
-from lbfgs_xp.solvers.state import LBFGSState, Lowest, Pace, endless
+from lbfgs_xp.solvers.first_step import first_step
+from lbfgs_xp.solvers.lbfgs import curvature
+from lbfgs_xp.solvers.lbfgs.curvature import Pairs
+from lbfgs_xp.solvers.lbfgs.direction import quasi_newton, weighted
+from lbfgs_xp.solvers.lbfgs.state import LBFGSState, Pace, endless
+from lbfgs_xp.solvers.search import Lowest
 from lbfgs_xp.space import Space
 
 
@@ -120,7 +122,7 @@ def _aim(
         # No pairs, or they do not make a direction of descent.
         if pairs.count:
             pairs, with_gradient = curvature.forget(space, pairs, solver.initial.gamma), None
-        direction, slope, first = descent(
+        direction, slope, first = first_step(
             space, solver.initial, weights, x, value, gradient, norm
         )
     if pace is not None:

@@ -11,10 +11,12 @@ from typing import Any
 
 from lbfgs_xp.backend import Array
 from lbfgs_xp.line_search import ACCEPTED, STUCK
-from lbfgs_xp.solvers import curvature
-from lbfgs_xp.solvers.aim import advance, descent, quasi_newton, weighted
-from lbfgs_xp.solvers.curvature import Pairs
-from lbfgs_xp.solvers.state import LBFGSState, Lowest, endless
+from lbfgs_xp.solvers.first_step import first_step
+from lbfgs_xp.solvers.lbfgs import curvature
+from lbfgs_xp.solvers.lbfgs.curvature import Pairs
+from lbfgs_xp.solvers.lbfgs.direction import quasi_newton, weighted
+from lbfgs_xp.solvers.lbfgs.state import LBFGSState, endless
+from lbfgs_xp.solvers.search import Lowest, advance
 from lbfgs_xp.space import Space
 
 
@@ -119,7 +121,7 @@ def _aim(
     # Nothing is gained by a direction without descent; it goes together with the pairs.
     bare = (pairs.count == 0) | fn.logical_not(slope < 0.0)
     pairs = curvature.forget_many(space, pairs, bare, solver.initial.gamma)
-    plain, plain_slope, first = descent(space, solver.initial, weights, x, value, gradient, norm)
+    plain, plain_slope, first = first_step(space, solver.initial, weights, x, value, gradient, norm)
     direction = space.pick(bare, plain, direction)
     slope = fn.where(bare, plain_slope, slope)
     noise = fn.abs(value) * space.backend.noise

@@ -11,11 +11,11 @@ from lbfgs_xp.backend import Array
 from lbfgs_xp.line_search import LineSearch, MoreThuente, rule_of
 from lbfgs_xp.phases import Method
 from lbfgs_xp.schedules import Constant, as_schedule
-from lbfgs_xp.solvers import curvature, many, one
-from lbfgs_xp.solvers.curvature import Pairs
 from lbfgs_xp.solvers.initial import Initial
-from lbfgs_xp.solvers.inverse_hessian import InverseHessian
-from lbfgs_xp.solvers.state import LBFGSState, Pace
+from lbfgs_xp.solvers.lbfgs import curvature, many, one
+from lbfgs_xp.solvers.lbfgs.curvature import Pairs
+from lbfgs_xp.solvers.lbfgs.inverse_hessian import InverseHessian
+from lbfgs_xp.solvers.lbfgs.state import LBFGSState, Pace
 from lbfgs_xp.space import Space
 
 _ALWAYS_0, _ALWAYS_1 = Constant(0.0), Constant(1.0)
@@ -42,8 +42,8 @@ class LBFGS(Method):
         Whether the newest pair rescales it by s . y / y . y (Nocedal & Wright, eq. 7.20). With
         True and no `initial_inverse_hessian` the first step is scaled as well: its length is that
         at which the linear model predicts a value of -|f|, at most max(1, largest |x|); and the
-        first search ends at the first sufficient decrease that shows curvature, since all it is
-        for is to find the scale.
+        first search ends at the first lower trial that shows curvature, since all it is for is to
+        find the scale.
     learning_rate : float above 0, schedule or function
         The first trial of each line search, in units of the quasi-Newton step; with
         `line_search=lx.Fixed()` the step itself. Steps of a schedule are iterations. For a batch,
@@ -72,7 +72,6 @@ class LBFGS(Method):
     # `initial_inverse_hessian`, understood.
     initial: Initial = dataclasses.field(init=False, repr=False, compare=False)
 
-    supports_bounds = False
 
     def __post_init__(self) -> None:
         m = self.memory_size

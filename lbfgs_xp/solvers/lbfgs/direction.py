@@ -1,0 +1,50 @@
+"""Directions of L-BFGS, from its curvature pairs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lbfgs_xp.backend import Array
+from lbfgs_xp.solvers.initial import Initial
+from lbfgs_xp.solvers.lbfgs import curvature
+from lbfgs_xp.solvers.lbfgs.curvature import Pairs
+from lbfgs_xp.solvers.two_loop import two_loop
+from lbfgs_xp.space import Space
+
+# The least part of gamma g . g that g . H g must be, to be taken as a difference.
+_KEPT = 1e-2
+
+
+def quasi_newton(
+    space: Space, initial: Initial, weights: Any, pairs: Pairs, gradient: Array,
+    with_gradient: Array, squared: Any,
+) -> tuple[Array, Any]:
+    """-H g and its slope.
+
+    with_gradient : (..., 2m), the products of the pairs' rows with the (weighted) gradient.
+    squared : g . g of one problem, which spares a product with the direction; infinite where it
+        was not asked for, and anything for a batch.
+    """
+    if initial.function is not None:
+        s, y = curvature.by_age(space, pairs)
+        direction = -two_loop(gradient, s, y, initial.function, dot=space.dot)
+    else:
+        c = curvature.coefficients(space, pairs, with_gradient)
+        if weights is None:
+            direction = space.descend(c, pairs.rows, pairs.gamma, gradient)
+        else:
+            direction = space.descend(c, pairs.rows, pairs.gamma, gradient * weights) * weights
+        if not space.batched and squared < math.inf:
+            # From the numbers at hand, where few digits cancel. On a device in any case: one more
+            # product would be one more wait.
+            level = pairs.gamma * squared
+            slope = float(c @ with_gradient) - level
+            if space.remote or slope < -_KEPT * level:
+                return direction, slope
+    return direction, space.read_one(space.dot(gradient, direction))
+
+
+def weighted(vector: Array, weights: Any) -> Array:
+    """In the coordinates in which the initial inverse Hessian is a multiple of the identity."""
+    return vector if weights is None else vector * weights
