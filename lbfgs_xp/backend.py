@@ -136,6 +136,15 @@ class Backend:
                 f"{what} is on device {compat.device(array)}; wanted {self.device}, like {like}"
             )
 
+    def check_precision(self, value: Any, function: str) -> None:
+        """A clear error where `function` returned fewer digits than finite differences need."""
+        xp = np if isinstance(value, np.generic) else self.xp
+        if xp.isdtype(value.dtype, "real floating") and xp.finfo(value.dtype).eps > self.eps:
+            raise TypeError(
+                f"{function} returned {value.dtype}; wanted {self.dtype}, like x0: finite "
+                f"differences of steps for {self.dtype} drown in the rounding of {value.dtype}"
+            )
+
     @functools.cached_property
     def _key(self) -> tuple[Any, ...]:
         return self.name, str(self.dtype), self.complex, str(self.device)
@@ -608,7 +617,10 @@ def _limits(xp: Namespace, dtype: Any, what: str) -> tuple[bool, float, float]:
     """Whether the dtype is complex; eps and the largest number of its parts."""
     is_complex = xp.isdtype(dtype, "complex floating")
     if not is_complex and not xp.isdtype(dtype, "real floating"):
-        raise TypeError(f"{what} has dtype {dtype}; wanted a real or complex floating-point dtype")
+        hint = " (1.0 in place of 1)" if xp.isdtype(dtype, "integral") else ""
+        raise TypeError(
+            f"{what} has dtype {dtype}; wanted a real or complex floating-point dtype{hint}"
+        )
     limits = xp.finfo(dtype)
     if limits.bits < 32:
         raise TypeError(

@@ -191,7 +191,7 @@ def curve_fit(
         x = backend.adopt(x, "x")
     layout = Layout(_start(p0, backend, y.shape[:1] if batched else None), batched)
     weights = _weights(sigma, y, backend, batched)
-    curve = _Curve(model, batched)
+    curve = _Curve(model, batched, backend if isinstance(jac, str) else None)
     slopes = _Slopes(jac, batched) if callable(jac) else jac
     objective = Residuals(
         curve, (x, y, weights), slopes, layout, backend.is_compiled(model),
@@ -300,10 +300,14 @@ def _correlated(weights: Array, residuals: Array) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Curve:
-    """The residuals of a model, as a function of parameters and data."""
+    """The residuals of a model, as a function of parameters and data.
+
+    precise : of the data, where the model must have as many digits.
+    """
 
     model: Callable
     batched: bool
+    precise: Backend | None = None
 
     def __call__(self, params: Any, x: Any, y: Array, weights: Any) -> Array:
         positional, named = _arguments(params, self.batched)
@@ -311,6 +315,8 @@ class _Curve:
         if not is_array(found) or (shape := tuple(found.shape)) != tuple(y.shape):
             what = f"an array of shape {shape}" if is_array(found) else f"a {type(found).__name__}"
             raise ValueError(f"model returned {what}; wanted {tuple(y.shape)}, like y")
+        if self.precise is not None:
+            self.precise.check_precision(found, "model")
         with np.errstate(all="ignore"):
             return _apply(weights, found - y)
 

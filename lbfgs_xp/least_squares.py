@@ -25,6 +25,17 @@ from lbfgs_xp.tree import Layout
 
 _RUNNING = int(Status.RUNNING)
 _STATUSES = {int(status): status for status in Status}
+# Where the sentence is another one than that of a minimum.
+_MESSAGES = {
+    Status.GRADIENT: (
+        "the residuals are stationary: the share of them that a change of the parameters could "
+        "still take away (optimality) is at most gtol"
+    ),
+    Status.LINE_SEARCH: (
+        "no step lowers the cost: residuals and Jacobian disagree, or the residuals have a kink, a "
+        "jump or large rounding errors here"
+    ),
+}
 # Elements of a Jacobian up to which the host does the algebra of one problem.
 _SMALL = 2**16
 # Problems of which it pays to pick out some, for an evaluation of their own.
@@ -384,7 +395,7 @@ def run(objective: Residuals, box: Any, plan: Plan) -> LeastSquaresResult:
         outcome = rows.join(space, _outcome(state))
     jacobian = backend.xp.matrix_transpose(outcome.columns)
     statuses = [_STATUSES[int(code)] for code in backend.to_host(outcome.status)]
-    messages = [status.message for status in statuses]
+    messages = [_MESSAGES.get(status, status.message) for status in statuses]
     if layout.batched:
         success = outer.from_host(np.asarray([s.success for s in statuses]), outer.xp.bool)
         return LeastSquaresResult(

@@ -36,6 +36,19 @@ METHODS: dict[str, Callable[[], Any]] = {
 }
 
 
+# Methods of SciPy that have other names here, or none.
+_OF_SCIPY = {
+    ("l-bfgs-b", "tnc"): 'with bounds take "projected_gradient", without them "lbfgs"',
+    ("cg",): '"lbfgs" needs about as little memory',
+    ("newton-cg", "dogleg", "trust-ncg", "trust-exact", "trust-krylov"): 'take "newton"',
+    ("slsqp", "cobyla", "cobyqa", "trust-constr"): (
+        "for constraints there is lx.augmented_lagrangian"
+    ),
+    ("lm", "trf", "dogbox"): "for fits there are lx.curve_fit and lx.least_squares",
+    ("nelder-mead", "powell"): 'all methods need gradients, of jac="3-point" if need be',
+}
+
+
 class Stage(NamedTuple):
     """A phase, ready to run. Its budgets, seconds among them, count from where it begins."""
 
@@ -110,7 +123,7 @@ def _solver(method: Any, bounds: Any, layout: Layout) -> tuple[str, Any]:
         method = "bfgs" if layout.batch and layout.size <= _DENSE else "lbfgs"
     if isinstance(method, str):
         if method not in METHODS:
-            near = difflib.get_close_matches(method.lower().replace("-", ""), METHODS, 1, 0.4)
+            near = difflib.get_close_matches(method.lower().replace("-", ""), METHODS, 1, 0.6)
             likely = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(
                 f"method is {method!r}; wanted one of {', '.join(map(repr, [*METHODS, 'auto']))} "
@@ -135,9 +148,13 @@ def _solver(method: Any, bounds: Any, layout: Layout) -> tuple[str, Any]:
 
 
 def hint(method: Any) -> str:
-    """What an error adds where a line search or a class was passed for a method; else nothing."""
+    """What an error adds where a method of SciPy, a line search or a class was passed for a method;
+    else nothing."""
     kind = method if isinstance(method, type) else type(method)
     if isinstance(method, str):
+        for names, here in _OF_SCIPY.items():
+            if method.lower() in names:
+                return f"; {here}"
         kind = line_search.NAMES.get(method.lower().replace("-", "_"), str)
     if issubclass(kind, line_search.LineSearch) and not inspect.isabstract(kind):
         rule = f"lx.LBFGS(line_search=lx.{kind.__name__}())"

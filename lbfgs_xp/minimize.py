@@ -78,7 +78,8 @@ def minimize(
         (PyTorch, JAX). A function: hess(x, *args) -> (n, n), for a batch (B, n, n); where x is not
         one vector, over all its numbers in a row, n in all, in the order of its leaves.
     has_aux : bool
-        Whether fun returns (value, aux) in place of value; `res.aux` is that of the best point.
+        Whether fun returns (value, aux) in place of value (with jac=True, ((value, aux),
+        gradient)); `res.aux` is that of the best point.
     bounds : None or (lower, upper)
         For methods that take bounds, such as "projected_gradient"; L-BFGS takes none. Each side is
         None, a number, an array that broadcasts to x0, or of the structure of x0 with such leaves.
@@ -108,7 +109,7 @@ def minimize(
         round as IEEE 754 tells, if fun does its part (see `lx.fixed_sum`). Slower.
     callback : function
         callback(record) after each iteration (of a batch: each evaluation), with a `Record`;
-        returning True (of Python or of an array library) stops the run.
+        returning True (of Python or of an array library), or raising StopIteration, stops the run.
     progress : bool
         Show one live line in the terminal.
     state : State
@@ -169,7 +170,7 @@ def minimize(
                     continue
                 record = run.record()
                 live.show(record)
-                if callback is not None and is_true(run.outside(callback, record)):
+                if callback is not None and _stops(run, callback, record):
                     run.end(Status.CALLBACK)
                     break
         except KeyboardInterrupt:
@@ -183,6 +184,13 @@ def minimize(
                 _attach(error, run.result())
             raise
     return run.result()
+
+
+def _stops(run: Run, callback: Callable, record: Record) -> bool:
+    try:
+        return is_true(run.outside(callback, record))
+    except StopIteration:
+        return True
 
 
 def _explain(error: BaseException, rows: Rows, layout: Layout) -> None:

@@ -13,7 +13,8 @@ from lbfgs_xp.tree import Layout, flatten, map_leaves
 
 _WAYS_OUT = (
     "give jac= a function that returns the gradient; or jac=True, fun then returning "
-    '(value, gradient); or jac="2-point" or "3-point" for finite differences'
+    '(value, gradient); or jac="2-point" or "3-point" for finite differences; or an x0 of a '
+    "library that differentiates (a tensor of PyTorch, an array of JAX)"
 )
 
 
@@ -161,7 +162,8 @@ class Objective:
             value, gradient = out
         except (TypeError, ValueError):
             raise TypeError(
-                f"fun returned {_describe(out)}; wanted, with jac=True, the pair (value, gradient)"
+                f"fun returned {_describe(out)}; wanted, with jac=True, the pair "
+                + ("((value, aux), gradient)" if self.has_aux else "(value, gradient)")
             ) from None
         del out  # or it would hold the gradient
         aux = None
@@ -209,8 +211,17 @@ class Objective:
 
     def _value(self, x: Array) -> tuple[Any, Any]:
         self.nfev += 1
-        value, aux = _value_and_aux(self.fun, self.has_aux, self.layout, self.args, x)
+        fun = self._precise if self.differs else self.fun
+        value, aux = _value_and_aux(fun, self.has_aux, self.layout, self.args, x)
         return self.backend.constant(value), aux
+
+    def _precise(self, x: Any, *args: Any) -> Any:
+        """What fun returned, if its values are as precise as x."""
+        out = self.fun(x, *args)
+        value = out[0] if self.has_aux and isinstance(out, (tuple, list)) and out else out
+        if isinstance(value, np.generic) or is_array(value):
+            self.backend.check_precision(value, "fun")
+        return out
 
     def _gradient(self, gradient: Any, x: Array) -> Array:
         """The user's gradient as a vector that nobody else can change later."""
@@ -303,10 +314,10 @@ def _checked_value(value: Any, layout: Layout) -> Any:
         )
     shape = tuple(value.shape)
     if shape != batch:
-        raise ValueError(
-            f"fun returned an array of shape {shape}; wanted "
-            + (f"{batch}, one value for each row of x0" if batch else "a single number (0-d)")
-        )
+        wanted = f"{batch}, one value for each row of x0" if batch else "a single number (0-d)"
+        if not batch and len(shape) == 1 and all(each[:1] == shape for each in layout.shapes):
+            wanted += ", or batched=True where each row of x0 is a problem of its own"
+        raise ValueError(f"fun returned an array of shape {shape}; wanted {wanted}")
     if not layout.xp.isdtype(value.dtype, "real floating"):
         raise TypeError(f"fun returned dtype {value.dtype}; wanted a real floating-point dtype")
     return value
@@ -335,6 +346,9 @@ class GradientCheck(NamedTuple):
     where: int
     jac: Array
     differences: Array
+
+    def __repr__(self) -> str:
+        return f"GradientCheck(error={self.error:.2e}, where={self.where})"
 
 
 def check_gradient(

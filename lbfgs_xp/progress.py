@@ -34,6 +34,8 @@ class Live:
         if self._live is not None:
             self._live.refresh()
             self._live.stop()
+            if not self._live.console.is_terminal:
+                self._live.console.line()    # rich ends the line on a terminal alone
 
     def show(self, record: Any) -> None:
         if self._live is None:

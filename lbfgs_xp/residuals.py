@@ -67,7 +67,7 @@ class Residuals:
         self.partial = False
         self._automatic: Callable | None = None
         evaluate: Any = self.backend.jit if compiled else functools.partial
-        self._evaluate = evaluate(_evaluate, fun, layout)
+        self._evaluate = evaluate(_evaluate, fun, layout, isinstance(jac, str))
         if callable(jac) or (isinstance(jac, str) and jac in ("2-point", "3-point")):
             return
         if jac is not None:
@@ -79,7 +79,7 @@ class Residuals:
             raise ValueError(
                 f"{self.backend.name} has no automatic differentiation: {_WAYS_OUT}"
             )
-        self._automatic = self.backend.jacobian(compiled, _evaluate, fun, layout)
+        self._automatic = self.backend.jacobian(compiled, _evaluate, fun, layout, False)
 
     def take(self, rows: np.ndarray, calls: Calls | None = None) -> Residuals:
         """The same for these rows alone: of x0, and of each array among the arguments whose first
@@ -160,8 +160,13 @@ class Residuals:
         return x if self.layout.batched else x[0, ...]
 
 
-def _evaluate(fun: Callable, layout: Layout, args: tuple, x: Array) -> Array:
-    """What fun says of the vector x (..., p), checked: (..., m)."""
+def _evaluate(
+    fun: Callable, layout: Layout, differs: bool, args: tuple, x: Array
+) -> Array:
+    """What fun says of the vector x (..., p), checked: (..., m).
+
+    differs : whether the residuals are told apart by differences.
+    """
     out = fun(layout.to_tree(x), *args)
     backend, batch = layout.backend, layout.batch
     wanted = f"an array {batch + ('m',)}".replace("'", "")
@@ -178,5 +183,7 @@ def _evaluate(fun: Callable, layout: Layout, args: tuple, x: Array) -> Array:
         raise TypeError(
             f"residuals returned dtype {out.dtype}; wanted a real floating-point dtype"
         )
+    if differs:
+        backend.check_precision(out, "residuals")
     out = layout.xp.astype(out, backend.dtype, copy=False)
     return layout.xp.reshape(out, (*batch, -1))

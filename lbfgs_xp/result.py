@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import enum
 import math
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 import numpy as np
 
@@ -178,6 +178,12 @@ class Result:
 
     def __repr__(self) -> str:
         return table(self)
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError(
+            "the result of minimize is one object, which cannot be unpacked; wanted "
+            "res = lx.minimize(...), then res.x and res.fun"
+        )
 
 
 # Numbers of an array that are written out.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import math
 import numbers
 from collections.abc import Callable
@@ -234,9 +235,12 @@ def _is_plain_dataclass(leaf: Any) -> bool:
 
 
 def _as_parameters(x0: Any) -> Any:
-    """x0 itself, or a NumPy array where it is a number or a (nested) list of numbers."""
+    """x0 itself, or a NumPy array where it is a number or a (nested) list of numbers; of a dict
+    of nothing but numbers, one of each."""
     if is_array(x0):
         return x0
+    if isinstance(x0, dict) and all(isinstance(v, (int, float, complex)) for v in x0.values()):
+        return {name: np.asarray(value) for name, value in x0.items()}
     leaves, _ = flatten(x0)
     if isinstance(x0, (list, tuple, int, float, complex, np.generic)) and all(
         isinstance(leaf, (int, float, complex, np.generic)) for leaf in leaves
@@ -264,12 +268,22 @@ def backends_of(leaves: list[Any], what: str) -> list[Backend]:
         if not is_array(leaf):
             raise TypeError(
                 f"{what} holds a {type(leaf).__name__}; wanted arrays of NumPy, PyTorch, JAX, CuPy "
-                "or another library of the array API standard"
+                "or another library of the array API standard" + _of_a_module(leaf)
             )
     names = {Backend.name_of(leaf) for leaf in leaves}
     if len(names) > 1:
         raise TypeError(f"{what} mixes arrays of {', '.join(sorted(names))}; wanted one library")
     return [Backend(leaf, what) for leaf in leaves]
+
+
+def _of_a_module(leaf: Any) -> str:
+    """What an error adds where a module, or its `parameters()`, was passed."""
+    if not (hasattr(leaf, "named_parameters") or inspect.isgenerator(leaf)):
+        return ""
+    return (
+        "; of a module take dict(module.named_parameters()), with torch.func.functional_call in "
+        "the function, or see lbfgs_xp.torch"
+    )
 
 
 def _check_leaves(leaves: list[Any], batched: bool) -> list[Backend]:

@@ -286,7 +286,7 @@ def test_memory_size_of_numpy() -> None:
     assert solve(method=lx.LBFGS(memory_size=np.int64(4))).success
 
 
-@pytest.mark.parametrize("bad", ["lbgfs", "L-BFGS", "l-bfgs", "LBFGS", "bgfs", "L-BFGS-B"])
+@pytest.mark.parametrize("bad", ["lbgfs", "L-BFGS", "l-bfgs", "LBFGS", "bgfs"])
 def test_unknown_method_names_the_nearest(bad: str) -> None:
     fails(lambda: solve(method=bad), ValueError, bad, "did you mean 'l?bfgs'")
 
@@ -423,3 +423,105 @@ def test_check_gradient() -> None:
 
 def test_fixed_sum() -> None:
     fails(lambda: lx.fixed_sum(np.asarray(1.0)), ValueError, "axis", "0-d")
+
+
+def test_state_of_a_solver_that_cannot_go_on() -> None:
+    class Bare:
+        init, step = lx.LBFGS().init, lx.LBFGS().step
+
+    first = solve(maxiter=1)
+    with pytest.raises(ValueError, match="Bare cannot go on from one"):
+        solve(x0=first.x, method=Bare(), state=first.state)
+
+
+# --- what is called otherwise elsewhere, or forgotten --------------------------------------------
+
+
+def test_values_of_fewer_digits_than_differences_need(backend: Backend) -> None:
+    """float32 values in a run of float64: the differences are 0, or noise."""
+    xp = backend.xp
+
+    def narrow(x: Any) -> Any:
+        return xp.sum(xp.astype(x - 3.0, xp.float32) ** 2)
+
+    x0 = backend.asarray(np.ones(2))
+    for jac in ("2-point", "3-point"):
+        fails(
+            lambda jac=jac: lx.minimize(narrow, x0, jac=jac), TypeError,
+            "fun returned .*float32", "wanted .*float64",
+        )
+    fails(
+        lambda: lx.minimize(lambda x: (narrow(x), 1), x0, jac="2-point", has_aux=True), TypeError,
+        "fun returned .*float32",
+    )
+    # With a gradient of their own they are welcome.
+    res = lx.minimize(lambda x: (narrow(x), 2.0 * (x - 3.0)), x0, jac=True, gtol=1e-3)
+    assert res.success
+
+
+def test_residuals_of_fewer_digits_than_differences_need() -> None:
+    x = np.arange(5.0)
+    fails(
+        lambda: lx.least_squares(lambda p: (p - x).astype(np.float32), x, jac="3-point"),
+        TypeError, "residuals returned float32", "wanted float64",
+    )
+    fails(
+        lambda: lx.curve_fit(lambda x, a: (a * x).astype(np.float32), x, x, [1.0], jac="2-point"),
+        TypeError, "model returned float32", "wanted float64",
+    )
+
+
+def test_batched_forgotten(backend: Backend) -> None:
+    x0 = backend.asarray(np.ones((30, 2)))
+    fails(
+        lambda: lx.minimize(lambda x: (backend.xp.sum(x * x, axis=-1), 2.0 * x), x0, jac=True),
+        ValueError, r"shape \(30,\)", "batched=True",
+    )
+
+
+def test_aux_beside_a_gradient() -> None:
+    fails(
+        lambda: solve(lambda x: (1.0, 2.0 * x, None), has_aux=True), TypeError, "tuple of 3",
+        r"\(\(value, aux\), gradient\)",
+    )
+
+
+def test_a_module_or_its_parameters_as_x0() -> None:
+    class Module:
+        def named_parameters(self) -> None: ...
+
+    for x0 in (Module(), (each for each in [1.0])):
+        fails(lambda x0=x0: solve(x0=x0), TypeError, "named_parameters", "lbfgs_xp.torch")
+
+
+def test_a_dict_of_numbers() -> None:
+    def bowl(p: Any) -> Any:
+        return (p["a"] - 2.0) ** 2 + p["b"] ** 2
+
+    res = lx.minimize(bowl, {"a": 1.0, "b": 0.5}, jac="3-point")
+    assert res.x["a"] == pytest.approx(2.0) and abs(res.x["b"]) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "method, here",
+    [
+        ("CG", "lbfgs"), ("L-BFGS-B", "projected_gradient"), ("TNC", "projected_gradient"),
+        ("SLSQP", "augmented_lagrangian"), ("trust-constr", "augmented_lagrangian"),
+        ("Newton-CG", "newton"), ("trf", "least_squares"), ("Nelder-Mead", "3-point"),
+    ],
+)
+def test_methods_of_scipy(method: str, here: str) -> None:
+    fails(lambda: solve(method=method), ValueError, f"{re.escape(repr(method))}.*; .*{here}")
+
+
+def test_a_callback_may_stop_as_in_scipy() -> None:
+    def stop(record: Any) -> None:
+        raise StopIteration
+
+    res = solve(lambda x: (np.sum(x**4), 4.0 * x**3), callback=stop)
+    assert res.status is lx.Status.CALLBACK and res.nit == 1
+
+
+def test_a_result_is_no_tuple() -> None:
+    with pytest.raises(TypeError, match=r"cannot be unpacked; wanted .* res\.x and res\.fun"):
+        x, _ = solve()

@@ -519,7 +519,7 @@ def test_errors_of_the_hessian_go_through() -> None:
 
 def test_no_linear_algebra() -> None:
     da = pytest.importorskip("dask.array")
-    with pytest.raises(TypeError, match="dask has no linalg.eigh; wanted x0 of a library with"):
+    with pytest.raises(TypeError, match="dask has no linalg.eigh; wanted arrays of a library with"):
         lx.minimize(
             lambda x: (da.sum(x * x), 2.0 * x), da.ones(2), jac=True, hess=lambda x: da.eye(2),
             method="newton",
@@ -538,6 +538,23 @@ def test_settings() -> None:
         x = np.ones(2)
         lx.Newton().init(lx.Space(x), x, 1.0, x)
     case = rosenbrock(Backend.NUMPY)
-    first = case.solve(np.ones(2) * 3.0, maxiter=2)
-    with pytest.raises(ValueError, match="Newton cannot go on from one"):
+    first = lx.minimize(case.fun, np.ones(2) * 3.0, jac=True, maxiter=2)
+    with pytest.raises(ValueError, match="LBFGSState of another method; wanted that of Newton"):
         case.solve(first.x, state=first.state)
+
+
+@pytest.mark.parametrize("method", ["newton", "gradient_descent"])
+@pytest.mark.parametrize("batched", [False, True], ids=["one", "batch"])
+def test_goes_on_as_if_it_had_not_stopped(
+    backend: Backend, method: str, batched: bool
+) -> None:
+    case = rosenbrock(backend)
+    x0 = backend.xp.asarray([[-1.2, 1.0], [0.5, -0.3]], dtype=backend.xp.float64)
+    x0 = backend.asarray(backend.to_numpy(x0 if batched else x0[0, :]))
+    how: dict[str, Any] = {"jac": True, "method": method, "batched": batched, "gtol": 1e-14}
+    if method == "newton":
+        how["hess"] = case.hess
+    first = lx.minimize(case.fun, x0, maxiter=4, **how)
+    second = lx.minimize(case.fun, first.x, maxiter=3, state=first.state, **how)
+    whole = lx.minimize(case.fun, x0, maxiter=7, **how)
+    np.testing.assert_array_equal(backend.to_numpy(second.x), backend.to_numpy(whole.x))

@@ -501,13 +501,25 @@ def test_parameters_that_are_all_empty_are_told() -> None:
     empty, full = torch.zeros(0, requires_grad=True), torch.ones(1, requires_grad=True)
 
     def step(*params: Any) -> None:
-        LBFGS(params).step(lambda: torch.stack([p.sum() for p in params]).sum())
+        def closure() -> Any:
+            loss = torch.stack([p.sum() for p in params]).sum()
+            loss.backward()
+            return loss
+
+        LBFGS(params).step(closure)
 
     with pytest.raises(ValueError, match="^the parameters are all empty tensors; wanted at least"):
         step(empty)
     step(empty, full)
     with pytest.raises(ValueError, match="empty parameter list"):
         step()
+
+
+def test_a_closure_without_backward_is_told() -> None:
+    x = torch.zeros(2, requires_grad=True)
+    with pytest.raises(ValueError, match=r"no gradients; wanted one that calls loss\.backward"):
+        LBFGS([x]).step(lambda: ((x - 3.0) ** 2).sum())
+    assert x.tolist() == [0.0, 0.0]
 
 
 # --- how a step ends ---------------------------------------------------------------------------

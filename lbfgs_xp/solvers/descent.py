@@ -110,6 +110,24 @@ class Descent(Method, ABC):
         """
         return state.memory
 
+    # --- going on from an earlier run; a method with a memory has its own of these ---------------
+
+    def check_state(self, state: Any) -> None:
+        """Refuses a state that is not one of a method like this."""
+        if not isinstance(state, DescentState) or state.memory is not None:
+            raise ValueError(
+                f"state holds a {type(state).__name__} of another method; wanted that of "
+                f"{type(self).__name__}"
+            )
+
+    def pairs(self, space: Space, state: DescentState) -> Any:
+        """What serves another run beside the iterate: nothing."""
+        return None
+
+    def resume(self, state: DescentState) -> DescentState:
+        """The same state, with arrays of its own where they are overwritten: none are."""
+        return state
+
     def init(
         self, space: Space, x: Array, value: Any, gradient: Array, **more: Any
     ) -> DescentState:

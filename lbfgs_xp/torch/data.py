@@ -21,6 +21,10 @@ class Loss:
             reduction = getattr(loss_fn, "reduction", "mean")
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction is {reduction!r}; wanted 'mean' or 'sum'")
+        if isinstance(loss_fn, type):
+            raise TypeError(
+                f"loss_fn is the class {loss_fn.__name__}; wanted a function, {loss_fn.__name__}()"
+            )
         self.model, self.loss_fn, self.flat = model, loss_fn, flat
         self.mean = reduction == "mean"
 
@@ -57,7 +61,15 @@ class Loss:
         if len(chunk) == 2:
             loss = self.loss_fn(self.model(chunk[0]), chunk[1])
         else:
-            loss = self.loss_fn(self.model, *chunk)
+            try:
+                loss = self.loss_fn(self.model, *chunk)
+            except Exception as error:
+                error.add_note(
+                    "lbfgs_xp: called as loss_fn(model, tensor), for data gave one tensor; pairs "
+                    "(inputs, targets) come as a tuple, or as a list of tuples"
+                    if chunk else "lbfgs_xp: called as loss_fn(model), for data is None"
+                )
+                raise
         if not isinstance(loss, Tensor) or loss.ndim > 0:
             what = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise TypeError(f"loss_fn returned {what}; wanted a tensor with a single number (0-d)")

@@ -162,6 +162,10 @@ class Step:
                 f"closure returned a {type(loss).__name__}; wanted the loss, a number or a tensor "
                 "with one element"
             ) from None
+        if all(p.grad is None for p in self.flat.params):
+            raise ValueError(
+                "closure left no gradients; wanted one that calls loss.backward() and returns loss"
+            )
         gradient = self.flat.gradient()
         return (-value, -gradient) if self.settings.maximize else (value, gradient)
 

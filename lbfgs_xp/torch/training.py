@@ -167,6 +167,8 @@ def train_with_lbfgs(
         raise ValueError("line_search_fn is None; wanted the name of a rule, or a rule")
     if not isinstance(progress, bool):
         raise TypeError(f"progress is {progress!r}; wanted True or False")
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; wanted a torch.nn.Module")
     flat = Flat(model.parameters())
     if not any(flat.sizes):
         raise ValueError(
