@@ -243,8 +243,10 @@ def test_batch(backend: Backend, dtype: str) -> None:
     assert np.all(backend.to_numpy(res.status) == Status.GRADIENT)
     atol = 1e-5 if dtype == "float64" else 3e-2
     np.testing.assert_allclose(backend.to_numpy(res.x), 1.0, atol=atol)
-    alone = run(p, x0[0, ...], gtol=gtol)
-    np.testing.assert_allclose(backend.to_numpy(alone.x), 1.0, atol=atol)
+    for i in range(B):
+        alone = run(p, x0[i, ...], gtol=gtol)
+        np.testing.assert_allclose(backend.to_numpy(alone.x), 1.0, atol=atol)
+        assert abs(int(backend.to_numpy(res.nfev)[i]) - alone.nfev) <= 0.2 * alone.nfev
 
 
 def test_complex(backend: Backend) -> None:

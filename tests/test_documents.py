@@ -20,12 +20,18 @@ import lbfgs_xp
 
 ROOT = Path(__file__).parents[1]
 PAGES = [path for path in sorted(ROOT.glob("docs/**/*.md")) if "_build" not in path.parts]
+NOTEBOOKS = [path for path in sorted(ROOT.glob("docs/**/*.ipynb")) if "_build" not in path.parts]
 DOCUMENTS = [ROOT / "README.md", *PAGES]
 FENCE = re.compile(r"^```(python\b[^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 # faces that need a library which the package itself does not
 NEEDS = {"lbfgs_xp.torch": "torch", "lbfgs_xp.scipy": "scipy"}
 MODULES = ["lbfgs_xp"] + [m.name for m in pkgutil.walk_packages(lbfgs_xp.__path__, "lbfgs_xp.")]
+
+
+def test_documents_are_found() -> None:
+    """Without any, what follows would be skipped."""
+    assert PAGES and NOTEBOOKS and FENCE.search(DOCUMENTS[0].read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -43,10 +49,6 @@ def test_blocks_run(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         exec(compile("\n" * line + block, str(path), "exec"), names)
 
 
-def test_documents_exist() -> None:
-    assert all(path.is_file() for path in DOCUMENTS)
-
-
 @pytest.mark.parametrize("name", MODULES)
 def test_docstrings_run(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for face, library in NEEDS.items():
@@ -59,9 +61,6 @@ def test_docstrings_run(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     for test in doctest.DocTestFinder(exclude_empty=True).find(module):
         runner.run(test, out=report.append)
     assert runner.failures == 0, "".join(report)
-
-
-NOTEBOOKS = [path for path in sorted(ROOT.glob("docs/**/*.ipynb")) if "_build" not in path.parts]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)

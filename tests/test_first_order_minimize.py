@@ -118,8 +118,8 @@ def test_rows_of_a_batch_equal_single_solves(
             assert np.array_equal(found, backend.to_numpy(alone.x))
         else:
             np.testing.assert_allclose(found, backend.to_numpy(alone.x), rtol=1e-9, atol=1e-9)
-        assert int(backend.to_numpy(together.nit)[row]) == alone.nit
-        assert int(backend.to_numpy(together.status)[row]) == alone.status
+        for count in ("nit", "nfev", "status"):
+            assert int(backend.to_numpy(getattr(together, count))[row]) == getattr(alone, count)
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "Rprop", "Lion"])

@@ -49,8 +49,11 @@ def test_a_small_gradient_is_that_of_the_point_returned(seed: int) -> None:
         return fun(x)
 
     res = lx.minimize(counted, start, jac=True)
-    if res.status is lx.Status.GRADIENT:
-        assert res.gradient_norm <= 1.5e-8
+    value, gradient = fun(res.x)
+    assert res.fun == value
+    np.testing.assert_array_equal(res.jac, gradient)
+    assert res.gradient_norm == np.max(np.abs(gradient))
+    assert res.status is lx.Status.GRADIENT and res.gradient_norm <= 1.5e-8
     assert res.fun <= min(seen) * (1 + 64 * 2.3e-16)
     assert res.nfev == len(seen)
 
@@ -292,18 +295,35 @@ def test_one_wrong_sign_is_not_rounding(x0: list[float]) -> None:
     assert res.status is lx.Status.LINE_SEARCH and not res.success
 
 
+# Frequencies and starts from which a run settles in a valley above one that it has passed over.
+VALLEYS = np.asarray(
+    [(5.0, 4.2), (7.0, -5.9), (7.0, -3.428571), (9.0, 0.9), (15.5, -1.5), (30.0, 5.3)]
+)
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "bfgs"])
 @pytest.mark.parametrize("batched", [False, True])
-def test_a_lower_valley_seen_on_the_way_is_gone_back_to(batched: bool) -> None:
-    w = 15.5
+def test_a_lower_valley_seen_on_the_way_is_gone_back_to(batched: bool, method: str) -> None:
+    lowest = np.full(len(VALLEYS), np.inf)
 
-    def fun(x: np.ndarray) -> Any:
-        return np.sin(w * x[..., 0]) + 0.05 * x[..., 0] ** 2, w * np.cos(w * x) + 0.1 * x
+    def fun(x: np.ndarray, rows: Any) -> Any:
+        w = VALLEYS[rows, :1]
+        value = (np.sin(w * x) + 0.05 * x * x)[..., 0]
+        lowest[rows] = np.minimum(lowest[rows], value)
+        return value, w * np.cos(w * x) + 0.1 * x
 
-    for start in np.linspace(-3.0, 3.0, 60):
-        x0 = np.full((1, 1) if batched else (1,), start)
-        res = lx.minimize(fun, x0, jac=True, batched=batched)
-        if np.all(res.success):
-            assert np.max(np.abs(res.jac)) < 1e-5
+    for rows in [np.arange(len(VALLEYS))] if batched else range(len(VALLEYS)):
+        records: list[lx.Record] = []
+        res = lx.minimize(
+            fun, VALLEYS[rows, 1:], () if batched else (rows,), jac=True, batched=batched,
+            pass_rows=batched, method=method, callback=records.append,
+        )
+        # Where it had settled: without this, nothing here is gone back to.
+        settled = [np.where(r.gradient_norm <= 1.5e-8, r.fun, -np.inf) for r in records]
+        assert np.all(np.max(settled, axis=0) > res.fun + 1e-3)
+        assert np.all(res.status == lx.Status.GRADIENT)
+        assert np.all(res.gradient_norm <= 1.5e-8)
+        np.testing.assert_allclose(res.fun, lowest[rows], rtol=1e-15)
 
 
 def test_a_point_without_a_gradient_is_not_the_best() -> None:

@@ -238,15 +238,22 @@ def hager_zhang_of_the_paper(phi, c: float, rule: HagerZhang) -> list[float]:
         return trials
 
 
+def hills(m: float):
+    """Falls at 0, and again and again behind hills that rise above it, where U3 cuts."""
+    return lambda a: (0.3 * a - m * math.sin(5.0 * a / m), 0.3 - 5.0 * math.cos(5.0 * a / m))
+
+
 def test_hager_zhang_walks_as_the_paper():
     rng = random.Random(4)
     longest = 0
     for _ in range(400):
         rule = HagerZhang(
-            delta=0.49, sigma=0.5, epsilon=rng.choice([0.0, 1e-6, 1.0]), alpha_max=1e15
+            delta=0.49, sigma=0.5, epsilon=rng.choice([0.0, 1e-6, 1.0]), alpha_max=1e15,
+            theta=rng.choice([0.5, 0.3]),
         )
-        kind = rng.choice([*SMOOTH, "far", "near", "near kink"])
-        phi, alpha0 = function(kind, 10.0 ** rng.uniform(-2, 2)), 10.0 ** rng.uniform(-3, 3)
+        kind = rng.choice([*SMOOTH, "far", "near", "near kink", "hills"])
+        m, alpha0 = 10.0 ** rng.uniform(-2, 2), 10.0 ** rng.uniform(-3, 3)
+        phi = hills(m) if kind == "hills" else function(kind, m)
         result = line_search(phi, rule, alpha0)
         ours = [trial[0] for trial in result.trials]
         theirs = hager_zhang_of_the_paper(phi, alpha0, rule)

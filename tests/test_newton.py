@@ -342,6 +342,8 @@ def test_rows_agree_with_single_runs(backend: Backend, dtype: str) -> None:
         np.testing.assert_allclose(
             backend.to_numpy(batch.x)[i], backend.to_numpy(alone.x), atol=atol
         )
+        assert backend.to_numpy(batch.status)[i] == alone.status
+        assert abs(int(backend.to_numpy(batch.nfev)[i]) - alone.nfev) <= 2
 
 
 # --- where the Hessian comes from --------------------------------------------------------------

@@ -11,13 +11,10 @@ from backends import Backend
 
 import lbfgs_xp as lx
 from lbfgs_xp import Status
+from lbfgs_xp.methods import METHODS
 
 START = np.asarray([-1.2, 1.0, -1.2, 1.0])
 ADAM, LBFGS = lx.Adam(0.05), lx.LBFGS()
-EVERY = [
-    "gradient_descent", "sgd", "adagrad", "rmsprop", "adadelta", "adam", "adamw", "adamax", "nadam",
-    "radam", "yogi", "adabelief", "lion", "rprop", "asgd", "lbfgs", "newton", "projected_gradient",
-]
 
 
 def rosenbrock(backend: Backend = Backend.NUMPY) -> Any:
@@ -308,7 +305,7 @@ def test_interrupts_and_errors_keep_what_there_is() -> None:
 # --- what counts as a method -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", METHODS)
 def test_names(name: str) -> None:
     hess = {"hess": lambda x: 2.0 * np.eye(2)} if name == "newton" else {}
     res = solve(name, bowl, np.ones(2), maxiter=3, **hess)

@@ -495,6 +495,7 @@ ENDING = [S.Linear, S.Polynomial, S.Cosine, S.WarmupStableDecay, S.OneCycle]
 
 
 def test_the_last_value_stays() -> None:
+    assert set(ENDING) <= set(map(type, TREES))
     for schedule in TREES:
         if type(schedule) in ENDING:
             last = schedule(schedule.span)

@@ -32,10 +32,12 @@ SET: dict[str, tuple[problems.Problem, bool]] = {
 WOLFE = [name for name in NAMES if name not in ("fixed", "armijo", "more_thuente")]
 
 
-def by_scipy(p: problems.Problem) -> Any:
+def by_scipy(p: problems.Problem, memory_size: int = 10) -> Any:
     return optimize.minimize(
         p.value_and_gradient, p.x0, jac=True, method="L-BFGS-B",
-        options={"maxcor": 10, "ftol": 0.0, "gtol": GTOL, "maxiter": 15_000, "maxfun": 100_000},
+        options={
+            "maxcor": memory_size, "ftol": 0.0, "gtol": GTOL, "maxiter": 15_000, "maxfun": 100_000
+        },
     )
 
 
@@ -92,15 +94,18 @@ def test_other_rules_reach_it_too(rule: str, theirs: dict[str, Any]) -> None:
         agree(name, by_us(p, rule), theirs[name])
 
 
-def test_hess_inv_is_near_scipys(theirs: dict[str, Any]) -> None:
-    """On a quadratic both come near the inverse; ours at least as near."""
+def test_hess_inv_is_near_the_inverse() -> None:
+    """On a quadratic, of norm 1, where the pairs of the whole run are kept; nearer than SciPy's."""
     p = SET["quadratic"][0]
     identity = np.eye(p.n)
     A = np.stack([p.gradient(identity[i]) - p.gradient(0 * identity[i]) for i in range(p.n)])
     true = np.linalg.inv(A)
-    ours = by_us(p).hess_inv.todense()
-    other = theirs["quadratic"].hess_inv.todense()
-    assert np.linalg.norm(ours - true) <= 2.0 * np.linalg.norm(other - true)
+    ours = lx.minimize(
+        p.value_and_gradient, p.x0, jac=True, gtol=GTOL, method=lx.LBFGS(memory_size=40)
+    ).hess_inv.todense()
+    error = np.linalg.norm(ours - true)
+    assert error <= 0.2
+    assert error <= np.linalg.norm(by_scipy(p, 40).hess_inv.todense() - true)
 
 
 def test_start_that_is_a_batch_of_scipy_runs() -> None:

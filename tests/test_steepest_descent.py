@@ -181,6 +181,8 @@ def test_a_batch_in_default_mode(backend: Backend) -> None:
         np.testing.assert_allclose(
             backend.to_numpy(res.x)[i], backend.to_numpy(alone.x), atol=1e-6
         )
+        assert backend.to_numpy(res.status)[i] == alone.status
+        assert abs(int(backend.to_numpy(res.nfev)[i]) - alone.nfev) <= 2
 
 
 # --- functions that are not nice ---------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import shutil
 import subprocess
 from pathlib import Path
@@ -19,6 +20,7 @@ from lbfgs_xp.first_order.kernel import kernel
 from lbfgs_xp.first_order.tape import Recorder, record
 
 N = 33
+FORMULAS = 300
 SLOTS = 3
 NUMBERS = (0.75, -1.5)
 
@@ -66,18 +68,33 @@ def random_formula(seed: int) -> Any:
     return formula
 
 
-@pytest.mark.parametrize("seed", range(300))
+@functools.cache
+def refused() -> list[int]:
+    """The formulas with outputs that are each other's inputs."""
+    found = []
+    for seed in range(FORMULAS):
+        try:
+            record(random_formula(seed), SLOTS, len(NUMBERS))
+        except NotImplementedError as error:
+            assert "change places" in str(error)
+            found.append(seed)
+    return found
+
+
+def test_few_formulas_are_refused() -> None:
+    assert len(refused()) <= 0.05 * FORMULAS
+
+
+@pytest.mark.parametrize("seed", range(FORMULAS))
 @pytest.mark.parametrize("in_place", [False, True])
 def test_a_tape_computes_its_formula(seed: int, in_place: bool) -> None:
     formula = random_formula(seed)
     rng = np.random.default_rng(seed)
     x, g, *slots = rng.standard_normal((SLOTS + 2, N))
     expected_x, expected = formula(scalars.of(x), x, g, slots, NUMBERS)
-    try:
-        tape = record(formula, SLOTS, len(NUMBERS))
-    except NotImplementedError:
-        # two outputs that are each other's inputs
+    if seed in refused():
         return
+    tape = record(formula, SLOTS, len(NUMBERS))
     old = [array.copy() for array in (x, *slots)]
     new = old if in_place else [np.empty(N) for _ in old]
     blocks.run(tape, new, old, g, NUMBERS)
