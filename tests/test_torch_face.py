@@ -464,7 +464,7 @@ def test_mixtures_and_short_numbers_are_refused() -> None:
     ({"tolerance_change": math.nan}, "tolerance_change is nan"),
     ({"history_size": 2.5}, "history_size is 2.5"),
     ({"line_search_fn": "strong_wolf"}, "did you mean 'strong_wolfe'"),
-    ({"line_search_fn": 3}, "a line search is a name or a LineSearch object, got 3"),
+    ({"line_search_fn": 3}, "line_search_fn is 3; wanted a name or a LineSearch object"),
     ({"maximize": 1}, "maximize is 1; wanted True or False"),
 ], ids=str)
 def test_bad_settings_are_refused(settings: dict, message: str) -> None:
