@@ -113,10 +113,10 @@ def integer(value: Any) -> int | None:
 
 def _is_no_number(value: Any) -> bool:
     """Whether it is a bool or complex, or an array with axes, be it of one number."""
-    if isinstance(value, bool) or getattr(value, "shape", ()) != ():
-        return True
+    if isinstance(value, (int, float)):
+        return isinstance(value, bool)
     dtype = str(getattr(value, "dtype", ""))
-    return "bool" in dtype or "complex" in dtype
+    return getattr(value, "shape", ()) != () or "bool" in dtype or "complex" in dtype
 
 
 def _not_negative(name: str, value: Any, kind: str) -> float:

@@ -866,6 +866,16 @@ def test_the_live_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "L-BFGS" in capsys.readouterr().out
 
 
+def test_counts_may_be_whole_floats() -> None:
+    def run(number: type) -> list[float]:
+        names = "adam_steps", "max_epochs", "max_iter", "history_size", "batch_size", "chunk_size"
+        model = linear()
+        train_with_lbfgs(model, mse, line(), **{name: number(3) for name in names})  # type: ignore[arg-type]
+        return [p.detach().sum().item() for p in model.parameters()]
+
+    assert run(float) == run(int)
+
+
 @pytest.mark.parametrize(("settings", "message"), [
     ({"adam_steps": -1}, "adam_steps is -1; wanted an integer of at least 0"),
     ({"adam_steps": 0, "max_epochs": 0}, "both 0; wanted one of them above 0"),
