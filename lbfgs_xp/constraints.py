@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lbfgs_xp import checks
 from lbfgs_xp.backend import Array, Backend, is_array, is_true
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import Reason, Result, Status, table
@@ -135,8 +136,8 @@ def quadratic_penalty(
     growth: float = 10.0,
     ctol: float | None = None,
     gtol: float | None = None,
-    maxiter: int = 50,
-    maxiter_inner: int = 15_000,
+    maxiter: int | None = 50,
+    maxiter_inner: int | None = 15_000,
     maxfun: int | None = None,
     maxtime: float | None = None,
     reproducible: bool = False,
@@ -186,8 +187,8 @@ def augmented_lagrangian(
     growth: float = 10.0,
     ctol: float | None = None,
     gtol: float | None = None,
-    maxiter: int = 50,
-    maxiter_inner: int = 15_000,
+    maxiter: int | None = 50,
+    maxiter_inner: int | None = 15_000,
     maxfun: int | None = None,
     maxtime: float | None = None,
     reproducible: bool = False,
@@ -232,7 +233,7 @@ def augmented_lagrangian(
         How far the constraints may be violated. Default: the square root of the dtype's eps,
         1.5e-8 for float64 and 3.5e-4 for float32; with jac="2-point", whose gradients are not
         good enough for that, eps^(1/3) in its place and for gtol: 6e-6 and 5e-3.
-    gtol, maxiter_inner : float, int
+    gtol, maxiter_inner : float, int or None
         `gtol` and `maxiter` of the inner solves. One that ends at its last iteration is taken up
         again in the next outer iteration.
     maxiter, maxfun, maxtime : int, int, float in seconds; None for no limit
@@ -425,8 +426,8 @@ class _Problem:
 
 def _solve(
     problem: _Problem, x0: Any, args: Any, has_multipliers: bool, method: Any, bounds: Any,
-    penalty: float, growth: float, ctol: float | None, gtol: float | None, maxiter: int,
-    maxiter_inner: int, maxfun: int | None, maxtime: float | None,
+    penalty: float, growth: float, ctol: float | None, gtol: float | None, maxiter: int | None,
+    maxiter_inner: int | None, maxfun: int | None, maxtime: float | None,
     callback: Callable[[ConstrainedResult], Any] | None,
 ) -> ConstrainedResult:
     eps = problem.backend.eps
@@ -435,15 +436,13 @@ def _solve(
         ctol = eps ** (1 / 2 if has_multipliers and not rough else 1 / 3)
     if gtol is None and rough:
         gtol = eps ** (1 / 3)
-    _above("penalty", penalty, 0.0)
-    _above("growth", growth, 1.0)
-    _at_least("ctol", ctol, 0)
-    for name, count in (("maxiter", maxiter), ("maxiter_inner", maxiter_inner)):
-        _at_least(name, count, 1)
-        if count != int(count):
-            raise ValueError(f"{name} is {count!r}; wanted an integer")
-    _at_least("maxfun", math.inf if maxfun is None else maxfun, 1)
-    _at_least("maxtime", math.inf if maxtime is None else maxtime, 0)
+    penalty = checks.number("penalty", penalty, above=0.0)
+    growth = checks.number("growth", growth, above=1.0)
+    ctol = checks.tolerance("ctol", ctol)
+    maxiter = checks.budget("maxiter", maxiter, 1)
+    maxiter_inner = checks.budget("maxiter_inner", maxiter_inner, 1)
+    maxfun = checks.budget("maxfun", maxfun, 1)
+    maxtime = checks.optional(checks.seconds)("maxtime", maxtime)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback is a {type(callback).__name__}; wanted a function or None")
     if not isinstance(args, tuple):
@@ -502,7 +501,7 @@ def _solve(
                 return end(best, ConstrainedStatus.CALLBACK)
             if inner.status is Status.LINE_SEARCH and change <= ctol:
                 return end(best, ConstrainedStatus.INNER)
-            if nit >= maxiter:
+            if maxiter is not None and nit >= maxiter:
                 return end(best, ConstrainedStatus.ITERATIONS)
             if maxfun is not None and nfev >= maxfun:
                 return end(best, ConstrainedStatus.EVALUATIONS)
@@ -547,10 +546,6 @@ def _solve(
         raise
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
 def _apart(result: ConstrainedResult) -> ConstrainedResult:
     """A result whose arrays the receiver may change."""
     x, multipliers = map_leaves(
@@ -558,13 +553,3 @@ def _apart(result: ConstrainedResult) -> ConstrainedResult:
         (result.x, tuple(result.multipliers)),
     )
     return dataclasses.replace(result, x=x, multipliers=Multipliers(*multipliers))
-
-
-def _above(name: str, value: Any, least: float) -> None:
-    if not (_is_number(value) and least < value < math.inf):
-        raise ValueError(f"{name} is {value!r}; wanted a finite number above {least:g}")
-
-
-def _at_least(name: str, value: Any, least: int) -> None:
-    if not (_is_number(value) and value >= least):
-        raise ValueError(f"{name} is {value!r}; wanted a number of at least {least}")

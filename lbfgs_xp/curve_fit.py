@@ -16,7 +16,8 @@ from array_api_compat import array_namespace
 
 from lbfgs_xp import robust
 from lbfgs_xp.backend import Array, Backend, is_array
-from lbfgs_xp.least_squares import LeastSquaresResult, Plan, bounds_of, count, plan, run
+from lbfgs_xp.checks import count
+from lbfgs_xp.least_squares import LeastSquaresResult, Plan, bounds_of, plan, run
 from lbfgs_xp.levenberg_marquardt import FEW
 from lbfgs_xp.linear_algebra import eliminate, normal_matrix, outer_sum, safe_pivot, svd
 from lbfgs_xp.minimize import minimize
@@ -183,8 +184,7 @@ def curve_fit(
         near = difflib.get_close_matches(str(method).lower(), METHODS, 1, 0.4)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"method is {method!r}; wanted one of 'lm', 'lbfgs'{hint}")
-    if threads is None or count("threads", threads, 1) != threads:
-        raise ValueError(f"threads is {threads!r}; wanted an integer of at least 1")
+    threads = count("threads", threads, 1)
     y = _data(y, batched)
     backend = Backend(y, "y")
     if isinstance(x, (list, np.ndarray)):

@@ -6,15 +6,14 @@ import contextvars
 import dataclasses
 import functools
 import math
-import numbers
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lbfgs_xp import checks, robust
 from lbfgs_xp import levenberg_marquardt as lm
-from lbfgs_xp import robust
 from lbfgs_xp.backend import Array, Backend
 from lbfgs_xp.projections import Box
 from lbfgs_xp.residuals import Residuals
@@ -203,17 +202,18 @@ def plan(
 ) -> Plan:
     settings = lm.Settings(
         robust.check(loss),
-        positive("f_scale", f_scale),
-        positive("damping", damping),
-        tolerance("gtol", backend.eps**0.6 if gtol is None else gtol),
-        tolerance("ftol", ftol),
-        tolerance("xtol", xtol),
-        count("maxiter", maxiter, 0),
+        checks.number("f_scale", f_scale, above=0.0),
+        checks.number("damping", damping, above=0.0),
+        checks.tolerance("gtol", backend.eps**0.6 if gtol is None else gtol),
+        checks.tolerance("ftol", ftol),
+        checks.tolerance("xtol", xtol),
+        _most(checks.budget("maxiter", maxiter, 0)),
     )
-    seconds = math.inf if maxtime is None else tolerance("maxtime", maxtime)
+    limit = checks.optional(checks.seconds)("maxtime", maxtime)
+    seconds = math.inf if limit is None else limit
     return Plan(
-        settings, count("maxfun", maxfun, 1), time.perf_counter() + seconds, bool(acceleration),
-        bool(compact),
+        settings, _most(checks.budget("maxfun", maxfun, 1)), time.perf_counter() + seconds,
+        bool(acceleration), bool(compact),
     )
 
 
@@ -425,14 +425,10 @@ def bounds_of(bounds: Any, layout: Layout) -> Any:
     """None, or the bounds as two arrays (B, p)."""
     if bounds is None:
         return None
-    if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
-        raise TypeError(
-            f"bounds is {bounds!r}; wanted the pair (lower, upper), each None, a number, or "
-            "numbers for the parameters"
-        )
+    lower, upper = checks.bounds(bounds)
     box = Box(
-        layout.spread(bounds[0], "the lower bound", -math.inf),
-        layout.spread(bounds[1], "the upper bound", math.inf),
+        layout.spread(lower, "the lower bound", -math.inf),
+        layout.spread(upper, "the upper bound", math.inf),
     )
     shape = (*layout.batch, layout.size) if layout.batched else (1, layout.size)
     xp, backend = layout.xp, layout.backend
@@ -442,31 +438,7 @@ def bounds_of(bounds: Any, layout: Layout) -> Any:
     )
 
 
-def tolerance(name: str, value: Any) -> float:
-    """A number of at least 0, or a clear error."""
-    if not _is_number(value) or not value >= 0:
-        raise ValueError(f"{name} is {value!r}; wanted a number of at least 0")
-    return float(value)
-
-
-def positive(name: str, value: Any) -> float:
-    """A number above 0, or a clear error."""
-    if not _is_number(value) or not 0 < value < math.inf:
-        raise ValueError(f"{name} is {value!r}; wanted a number above 0")
-    return float(value)
-
-
-def count(name: str, value: Any, least: int) -> int:
-    """An integer of at least `least`; None for no limit. Or a clear error."""
+def _most(limit: int | None) -> int:
     # Counts of a batch are 32-bit integers.
     unlimited = 2**31 - 1
-    if value is None:
-        return unlimited
-    whole = _is_number(value) and (value == math.inf or value == value // 1)
-    if not whole or value < least:
-        raise ValueError(f"{name} is {value!r}; wanted an integer of at least {least}, or None")
-    return int(min(value, unlimited))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return unlimited if limit is None else min(limit, unlimited)

@@ -423,9 +423,11 @@ def _account(
     """What a step means for the run, and whether the trial is the best point."""
     fn = space.scalars
     running = progress.status == _RUNNING
-    step, size = 0.0, None
+    step = size = None
     if measure_steps:
-        step, size = space.read(space.max_abs(new.x - old.x), space.max_abs(new.x))
+        step = space.read_one(space.max_abs(new.x - old.x))
+    if measure_steps or not space.none(new.failed):
+        size = space.read_one(space.max_abs(new.x))
     progress = stopping.update(fn, criteria, progress, old, new, step, size, count)
     best, better = _better(solver, space, criteria, best, old.trial, new, gradient, running)
     return progress, best, better

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from lbfgs_xp import first_order, line_search
+from lbfgs_xp import checks, first_order, line_search
 from lbfgs_xp.phases import Limits, Method, Phase, phases_of
 from lbfgs_xp.projections import Box
 from lbfgs_xp.result import Status
@@ -166,12 +166,8 @@ def hint(method: Any) -> str:
 
 def _bounded(solver: Any, bounds: Any, layout: Layout) -> Any:
     """The solver within the bounds, which now are vectors."""
-    if not isinstance(bounds, tuple) or len(bounds) != 2:
-        raise TypeError(
-            f"bounds is {bounds!r}; wanted the pair (lower, upper), each None, a number, or "
-            "numbers for the variables"
-        )
+    lower, upper = checks.bounds(bounds)
     if any(layout.complex):
         raise TypeError("bounds were passed, but x0 is complex; complex numbers have no order")
-    lower = layout.spread(bounds[0], "the lower bound", -math.inf)
-    return solver.with_bounds(Box(lower, layout.spread(bounds[1], "the upper bound", math.inf)))
+    lower = layout.spread(lower, "the lower bound", -math.inf)
+    return solver.with_bounds(Box(lower, layout.spread(upper, "the upper bound", math.inf)))

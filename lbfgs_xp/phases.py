@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import itertools
-import math
-import numbers
 from typing import Any, Self
+
+from lbfgs_xp.checks import budget, optional, seconds, setting, tolerance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,18 +37,11 @@ class Limits:
     xtol: float | None = None
 
     def __post_init__(self) -> None:
-        given = [(name, value) for name, value in vars(self).items() if value is not None]
-        for name, value in given:
-            counts = name in ("maxiter", "maxfun")
-            least = 1 if name == "maxfun" else 0
-            if not _is_number(value) or value < least or counts and value % 1.0 > 0.0:
-                kind = "an integer" if counts else "a number"
-                kind += " of seconds" if name == "maxtime" else ""
-                raise ValueError(f"{name} is {value!r}; wanted {kind} of at least {least}, or None")
-            value = float(value)
-            if counts:
-                value = None if value == math.inf else int(value)
-            object.__setattr__(self, name, value)  # the dataclass is frozen
+        setting(self, "maxiter", budget, least=0)
+        setting(self, "maxfun", budget, least=1)
+        setting(self, "maxtime", optional(seconds))
+        for name in ("gtol", "ftol", "xtol"):
+            setting(self, name, optional(tolerance))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +137,3 @@ def joined(results: list[Any]) -> Any:
 
 
 _COUNTS = ("nit", "nfev", "nhev")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and value == value

@@ -32,6 +32,7 @@ import numpy as np
 from array_api_compat import array_namespace
 from array_api_compat import device as device_of
 
+from lbfgs_xp.checks import count
 from lbfgs_xp.space import fixed_sum
 
 Array = Any
@@ -198,8 +199,9 @@ def rosenbrock(
     >>> [float(v) for v in p.gradient(p.x0)]
     [-215.59999999999997, -87.99999999999999]
     """
-    if n < 2 or n % 2:
-        raise ValueError(f"n must be even and at least 2, got {n}")
+    n = count("n", n, 2)
+    if n % 2:
+        raise ValueError(f"n is {n}; wanted an even integer of at least 2")
     m = _Arithmetic.of(xp, dtype, device, reproducible)
     xp, dot = m.xp, m.dot
 
@@ -233,8 +235,7 @@ def chained_rosenbrock(
     >>> [float(v) for v in p.gradient(p.xp.zeros(3))]
     [-2.0, -2.0, 0.0]
     """
-    if n < 2:
-        raise ValueError(f"n must be at least 2, got {n}")
+    n = count("n", n, 2)
     m = _Arithmetic.of(xp, dtype, device, reproducible)
     xp, dot = m.xp, m.dot
 
@@ -271,8 +272,7 @@ def rastrigin(
     >>> float(p.fun(p.x_min))
     0.0
     """
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
+    n = count("n", n, 1)
     m = _Arithmetic.of(xp, dtype, device, reproducible)
     xp = m.xp
 
@@ -389,7 +389,7 @@ def quadratic(
     [-1.0, 10.0, -100.0]
     """
     if rotation not in ("householder", None):
-        raise ValueError(f'rotation must be "householder" or None, got {rotation!r}')
+        raise ValueError(f"rotation is {rotation!r}; wanted 'householder' or None")
     values = np.geomspace(1.0, 1e3, n) if spectrum is None else np.asarray(spectrum, np.float64)
     n = len(values)
     m = _Arithmetic.of(xp, dtype, device, reproducible)
@@ -529,7 +529,8 @@ def mlp_regression(
     (49, 97)
     """
     if activation not in _ACTIVATIONS:
-        raise ValueError(f"activation must be one of {sorted(_ACTIVATIONS)}, got {activation!r}")
+        names = ", ".join(map(repr, sorted(_ACTIVATIONS)))
+        raise ValueError(f"activation is {activation!r}; wanted one of {names}")
     m = _Arithmetic.of(xp, dtype, device, reproducible)
     xp = m.xp
     activate, derivative = _ACTIVATIONS[activation]

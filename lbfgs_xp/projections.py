@@ -24,7 +24,6 @@ import dataclasses
 import functools
 import hashlib
 import math
-import numbers
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -32,6 +31,7 @@ import array_api_compat as compat
 import numpy as np
 
 from lbfgs_xp.backend import Array, Backend, is_array
+from lbfgs_xp.checks import number, setting
 from lbfgs_xp.space import Space
 
 __all__ = ["Box", "Halfspace", "L1Ball", "L2Ball", "NonNegative", "Projection", "Simplex"]
@@ -170,7 +170,7 @@ class Simplex(Projection):
     total: float = 1.0
 
     def __post_init__(self) -> None:
-        _positive(self, "total")
+        setting(self, "total", number, above=0.0)
 
     def project(self, space: Space, x: Array) -> Array:
         xp = space.xp
@@ -195,7 +195,7 @@ class L1Ball(Projection):
     radius: float = 1.0
 
     def __post_init__(self) -> None:
-        _positive(self, "radius")
+        setting(self, "radius", number, above=0.0)
 
     def project(self, space: Space, x: Array) -> Array:
         xp = space.xp
@@ -225,7 +225,7 @@ class L2Ball(Projection):
     takes_complex = True
 
     def __post_init__(self) -> None:
-        _positive(self, "radius")
+        setting(self, "radius", number, above=0.0)
         _finite("center", _own(self, "center", missing=0.0))
 
     def project(self, space: Space, x: Array) -> Array:
@@ -329,14 +329,6 @@ def _onto_simplex(space: Space, x: Array, total: float) -> Array:
 
 
 # --- settings ----------------------------------------------------------------------------------
-
-
-def _positive(projection: Projection, name: str) -> None:
-    value: Any = getattr(projection, name)
-    number: Any = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (number and 0.0 < value < math.inf):
-        raise ValueError(f"{name} is {value!r}; wanted a finite number above 0")
-    object.__setattr__(projection, name, float(value))
 
 
 def _finite(name: str, host: np.ndarray) -> None:

@@ -27,7 +27,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, ClassVar, NamedTuple, NoReturn
+
+from lbfgs_xp.checks import count, flag, integer, number, real
 
 __all__ = [
     "Constant",
@@ -74,7 +76,7 @@ def as_schedule(value: Any, name: str = "learning_rate") -> Schedule:
         return Constant(value)
     if callable(value) and not isinstance(value, type):
         return Function(value)
-    error = TypeError if _number(value) is None else ValueError
+    error = TypeError if real(value) is None else ValueError
     raise error(
         f"{name} is {value!r}; wanted a number of at least 0, a schedule such as "
         "lx.schedules.Cosine(0.1, steps=1000), or a function from step to learning rate"
@@ -86,7 +88,8 @@ class Schedule:
     """What all schedules share: calling one, drawing it, and the checks of its settings.
 
     To write a schedule, derive a frozen dataclass and implement `rate`; `span` is optional. Fields
-    that bear one of the names above are checked.
+    that bear one of the names above are checked; a `shape` is a string, one of the class's `shapes`
+    where it has some.
 
     >>> from dataclasses import dataclass
     >>> @dataclass(frozen=True)
@@ -98,16 +101,18 @@ class Schedule:
     0.02
     """
 
+    shapes: ClassVar[tuple[str, ...]] = ()
+
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name not in _WANTED or (value is None and field.default is None):
+            if field.name == "shape":
+                _checked_shape(self, value)
+            if field.name not in _CHECKS or (value is None and field.default is None):
                 continue
-            convert, wanted = _WANTED[field.name]
-            converted = convert(value)
-            if converted is None:
-                raise ValueError(f"{field.name} is {value!r}; wanted {wanted}")
-            object.__setattr__(self, field.name, converted)  # the dataclass is frozen
+            check, limits = _CHECKS[field.name]
+            # The dataclass is frozen.
+            object.__setattr__(self, field.name, check(field.name, value, **limits))
         minimum, highest = getattr(self, "minimum", 0.0), getattr(self, "learning_rate", math.inf)
         if minimum > highest:
             raise ValueError(f"minimum is {minimum}; wanted at most learning_rate, {highest}")
@@ -118,16 +123,16 @@ class Schedule:
         Raises TypeError for a step that is no integer, ValueError for one that is negative, and
         where the rate is not a finite number of at least 0.
         """
-        count = _integer(step)
-        if count is None:
+        known = integer(step)
+        if known is None:
             raise TypeError(f"step is {step!r}; wanted an integer, counted from 0")
-        if count < 0:
+        if known < 0:
             raise ValueError(f"step is {step!r}; wanted at least 0")
-        given = self.rate(count)
+        given = self.rate(known)
         rate = _rate(given)
         if rate is None:
             raise ValueError(
-                f"{self!r} gives {given!r} at step {count}; wanted a finite number of at least 0"
+                f"{self!r} gives {given!r} at step {known}; wanted a finite number of at least 0"
             )
         return rate
 
@@ -155,9 +160,7 @@ class Schedule:
 
         Returns the Axes. Raises ImportError where matplotlib is not installed.
         """
-        last = self.span if steps is None else _integer(steps)
-        if last is None or last < 1:
-            raise ValueError(f"steps is {steps!r}; wanted an integer of at least 1")
+        last = self.span if steps is None else count("steps", steps, 1)
         # more points than any screen shows, and no more
         shown = range(0, last + 1, 1 + last // 10_000)
         rates = [self(step) for step in shown]
@@ -504,9 +507,7 @@ class WarmupStableDecay(Schedule):
     initial: float = 0.0
     final: float = 0.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _one_of(self, "shape", _SHAPES)
+    shapes = ("linear", "cosine", "1-sqrt")
 
     def rate(self, step: int) -> float:
         if step < self.warmup_steps:
@@ -552,9 +553,10 @@ class OneCycle(Schedule):
     initial: float | None = None
     final: float | None = None
 
+    shapes = ("cosine", "linear")
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of(self, "shape", ("cosine", "linear"))
         if self.three_phase and self.warmup_fraction > 0.5:
             raise ValueError(
                 f"warmup_fraction is {self.warmup_fraction!r}; wanted at most 0.5 with three_phase"
@@ -643,9 +645,7 @@ class Cyclic(Schedule):
     shape: str = "triangular"
     factor: float = 1.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _one_of(self, "shape", ("triangular", "triangular2", "exp_range"))
+    shapes = ("triangular", "triangular2", "exp_range")
 
     def rate(self, step: int) -> float:
         up, down = self.up_steps, self.down_steps or self.up_steps
@@ -839,13 +839,13 @@ class ReduceOnPlateau(Schedule):
         """
         if not isinstance(state, PlateauState):
             raise TypeError(f"state is {state!r}; wanted what init() or update(...) returned")
-        number = _number(value)
-        if number is None:
+        found = real(value)
+        if found is None:
             raise TypeError(f"value is {value!r}; wanted a number")
 
         rate, best, bad, cooldown = state
-        if self._better(number, best):
-            best, bad = number, 0
+        if self._better(found, best):
+            best, bad = found, 0
         else:
             bad += 1
         if cooldown > 0:
@@ -869,97 +869,54 @@ class ReduceOnPlateau(Schedule):
 # ---- the settings -------------------------------------------------------------------------------
 
 
-def _number(value: Any) -> float | None:
-    """One real number of any library, as a float; None for anything else."""
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
-        return None
-    if getattr(value, "shape", ()) != ():  # an array, be it of one number
-        return None
+def _rate(value: Any) -> float | None:
+    """A finite number of at least 0, as a float; None for anything else."""
+    found = real(value)
+    return found if found is not None and 0.0 <= found < math.inf else None
+
+
+def _each(name: str, value: Any, check: Callable[..., Any], wanted: str) -> tuple:
+    """A sequence of which each item passes the check, as a tuple."""
     try:
-        return float(value)
-    except (OverflowError, TypeError, ValueError):
-        return None
+        return tuple(check(name, item, least=0) for item in value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is {value!r}; wanted a sequence of {wanted}") from None
 
 
-def _integer(value: Any) -> int | None:
-    """One integer of any library, as an int; None for anything else."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        return None
-    try:
-        return value.__index__()
-    except TypeError:  # an array of many
-        return None
+def _boundaries(name: str, value: Any) -> tuple[int, ...]:
+    wanted = "increasing integers of at least 0"
+    items = _each(name, value, count, wanted)
+    if list(items) != sorted(set(items)):
+        raise ValueError(f"{name} is {value!r}; wanted a sequence of {wanted}")
+    return items
 
 
-def _within(low: float, high: float) -> Callable[[Any], float | None]:
-    """Takes numbers of at least `low` and at most `high`."""
-
-    def convert(value: Any) -> float | None:
-        number = _number(value)
-        return number if number is not None and low <= number <= high else None
-
-    return convert
-
-
-def _at_least(low: int) -> Callable[[Any], int | None]:
-    """Takes integers of at least `low`."""
-
-    def convert(value: Any) -> int | None:
-        number = _integer(value)
-        return number if number is not None and low <= number else None
-
-    return convert
-
-
-def _flag(value: Any) -> bool | None:
-    return value if isinstance(value, bool) else None
-
-
-def _each(convert: Callable[[Any], Any]) -> Callable[[Any], tuple | None]:
-    """Takes sequences of which each item is taken by `convert`."""
-
-    def convert_all(value: Any) -> tuple | None:
-        if not isinstance(value, Iterable):
-            return None
-        items = tuple(convert(item) for item in value)
-        return None if None in items else items
-
-    return convert_all
-
-
-def _increasing(value: Any) -> tuple[int, ...] | None:
-    items = _each(_at_least(0))(value)
-    return items if items is not None and list(items) == sorted(set(items)) else None
-
-
-_LARGEST = math.nextafter(math.inf, 0.0)
-_rate = _within(0.0, _LARGEST)
-
-# Name of a field -> how it is understood, and what an error says is wanted.
-_WANTED: dict[str, tuple[Callable[[Any], Any], str]] = {
+# Name of a field -> its check, and the limits of that.
+_CHECKS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     **dict.fromkeys(
         ("learning_rate", "initial", "final", "minimum", "threshold", "eps"),
-        (_rate, "a finite number of at least 0"),
+        (number, {"least": 0.0}),
     ),
-    **dict.fromkeys(
-        ("factor", "power"),
-        (_within(math.nextafter(0.0, 1.0), _LARGEST), "a finite number above 0"),
-    ),
-    **dict.fromkeys(
-        ("start_factor", "warmup_fraction"), (_within(0.0, 1.0), "a number from 0 to 1")
-    ),
+    **dict.fromkeys(("factor", "power"), (number, {"above": 0.0})),
+    **dict.fromkeys(("start_factor", "warmup_fraction"), (number, {"least": 0.0, "most": 1.0})),
     **dict.fromkeys(
         ("steps", "every", "period", "growth", "up_steps", "down_steps", "decay_steps"),
-        (_at_least(1), "an integer of at least 1"),
+        (count, {"least": 1}),
     ),
     **dict.fromkeys(
-        ("warmup_steps", "stable_steps", "delay", "patience", "cooldown"),
-        (_at_least(0), "an integer of at least 0"),
+        ("warmup_steps", "stable_steps", "delay", "patience", "cooldown"), (count, {"least": 0})
     ),
-    **dict.fromkeys(("staircase", "three_phase"), (_flag, "True or False")),
-    "factors": (_each(_rate), "a sequence of finite numbers of at least 0"),
-    "boundaries": (_increasing, "a sequence of increasing integers of at least 0"),
+    **dict.fromkeys(("staircase", "three_phase"), (flag, {})),
+    "factors": (_each, {"check": number, "wanted": "finite numbers of at least 0"}),
+    "boundaries": (_boundaries, {}),
 }
+
+
+def _checked_shape(schedule: Schedule, value: Any) -> None:
+    if schedule.shapes:
+        _one_of(schedule, "shape", schedule.shapes)
+    elif not isinstance(value, str):
+        raise TypeError(f"shape is {value!r}; wanted a string")
 
 
 def _one_of(schedule: Schedule, name: str, choices: Iterable[str]) -> None:

@@ -44,7 +44,7 @@ def fixed_sum(x: Array, axis: int = -1) -> Array:
     6.0
     """
     if x.ndim == 0:
-        raise ValueError("fixed_sum wants an array with at least one axis, got a 0-d array")
+        raise ValueError("x is a 0-d array; wanted one with at least one axis")
     if axis not in (-1, x.ndim - 1):
         x = compat.array_namespace(x).moveaxis(x, axis, -1)
     # JAX gets the additions as one program, and nothing else with them: a product it would fuse

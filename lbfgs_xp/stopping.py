@@ -112,7 +112,8 @@ def update(
     """Where it stands after one more evaluation. Problems that have stopped stay as they are.
 
     old, new : the solver's states before and after.
-    step, size : infinity norms of the step and of x; 0 and None where xtol is 0.
+    step, size : infinity norms of the step, None where xtol is 0, and of x; None where xtol is 0
+        and nothing has failed.
     """
     if fn is FLOATS and (after := _ordinary(criteria, p, old, new, evaluations)):
         return after
@@ -131,7 +132,7 @@ def update(
     magnitude = fn.maximum(fn.abs(before), fn.abs(value))
     lower = accepted & (value < p.reference - criteria.noise * magnitude)
     small = (criteria.ftol > 0.0) & (fn.abs(before - value) <= criteria.ftol * magnitude)
-    short = step < 0.0 if size is None else step <= criteria.xtol * fn.maximum(size, 1.0)
+    short = norm < 0.0 if step is None else step <= criteria.xtol * fn.maximum(size, 1.0)
     endless = new.unbounded | (value < -0.01 * criteria.largest)
     flat = norm <= criteria.gtol
     nit = fn.where(accepted, p.nit + 1, p.nit)
@@ -145,7 +146,14 @@ def update(
     stalled = fn.where(lower | (norm < 0.9 * p.lowest_norm), 0, p.stalled + 1)
     # No progress is what rounding explains where little decrease was to be had, or where the
     # gradient has fallen so far that its error may make up what is left of it. Else it is an error.
-    rounding = (new.decrement <= criteria.noise * magnitude) | exhausted
+    rounding = new.decrement <= criteria.noise * magnitude
+    if size is not None:
+        # Next to a kink the curvature seems infinite, and any step to promise nothing: one as short
+        # as the rounding of x, though the gradient has hardly fallen.
+        short_of_x = new.decrement <= 32.0 * criteria.noise * size * norm
+        steep = norm > criteria.noise ** (1 / 3) * highest_norm
+        rounding = rounding & fn.logical_not(short_of_x & steep)
+    rounding = rounding | exhausted
     given_up = fn.where(
         rounding & (criteria.failure == _LINE_SEARCH), fn.full(_PRECISION, value), criteria.failure
     )

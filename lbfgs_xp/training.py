@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import numbers
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lbfgs_xp import checks
 from lbfgs_xp.backend import Backend, is_true
 from lbfgs_xp.batches import batches_of
 from lbfgs_xp.first_order import FirstOrder, OptimizerState
@@ -228,24 +228,24 @@ def train(
         ("shuffle", shuffle), ("reproducible", reproducible), ("compile", compile),
         ("progress", progress),
     ):
-        if not isinstance(value, bool):
-            raise TypeError(f"{name} is {value!r}; wanted True or False")
-    epochs = _count("epochs", epochs, 1)
+        checks.flag(name, value)
+    epochs = checks.count("epochs", epochs, 1)
     batches = batches_of(
         data,
-        None if batch_size is None else _count("batch_size", batch_size, 1),
+        checks.optional(checks.count)("batch_size", batch_size, 1),
         shuffle,
-        _count("seed", seed, 0),
+        checks.count("seed", seed, 0),
         epochs,
         backends[0],
     )
-    deadline = time.perf_counter() + _seconds(maxtime)
+    seconds = checks.optional(checks.seconds)("maxtime", maxtime)
+    deadline = time.perf_counter() + (math.inf if seconds is None else seconds)
     callbacks = _callbacks(callback)
     run = _Run(
         _method(method),
         Loss(loss, jac, compile and not reproducible, backends[0]),
         backends,
-        _count("updates_per_batch", updates_per_batch, 1),
+        checks.count("updates_per_batch", updates_per_batch, 1),
         reproducible,
         deadline,
     )
@@ -499,23 +499,6 @@ def _method(method: Any) -> Any:
 def _has_updates(method: Any) -> bool:
     """Whether it is an optimizer that updates parameters without looking at the loss again."""
     return isinstance(method, FirstOrder) and method.learning_rate is not None
-
-
-def _count(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise ValueError(f"{name} is {value!r}; wanted an integer of at least {least}")
-    return int(value)
-
-
-def _seconds(maxtime: Any) -> float:
-    if maxtime is None:
-        return math.inf
-    is_number: Any = isinstance(maxtime, numbers.Real) and not isinstance(maxtime, bool)
-    if not (is_number and maxtime >= 0):
-        raise ValueError(
-            f"maxtime is {maxtime!r}; wanted a number of seconds of at least 0, or None"
-        )
-    return float(maxtime)
 
 
 def _callbacks(given: Any) -> list[Callable]:

@@ -402,8 +402,11 @@ def bad(**kwargs: Any) -> Any:
         ({"penalty": 0.0}, "penalty is 0.0; wanted a finite number above 0"),
         ({"growth": 1.0}, "growth is 1.0; wanted a finite number above 1"),
         ({"ctol": -1.0}, "ctol is -1.0"),
-        ({"maxiter": 0}, "maxiter is 0; wanted a number of at least 1"),
+        ({"maxiter": 0}, "maxiter is 0; wanted an integer of at least 1, or None"),
+        ({"maxiter": 1.5}, "maxiter is 1.5; wanted an integer of at least 1, or None"),
+        ({"maxiter_inner": "3"}, "maxiter_inner is '3'; wanted an integer of at least 1, or None"),
         ({"maxfun": 0}, "maxfun is 0"),
+        ({"maxfun": 9.5}, "maxfun is 9.5; wanted an integer of at least 1, or None"),
         ({"maxtime": -1.0}, "maxtime is -1.0"),
         ({"callback": 3}, "callback is a int"),
         ({"method": "newton-raphson"}, "method is 'newton-raphson'"),
@@ -413,6 +416,15 @@ def bad(**kwargs: Any) -> Any:
 def test_bad_arguments(kwargs: dict[str, Any], text: str) -> None:
     with pytest.raises((ValueError, TypeError), match=text):
         bad(**kwargs)
+
+
+@pytest.mark.parametrize("unlimited", [None, math.inf])
+@pytest.mark.parametrize("method", BOTH)
+def test_no_limit(method: Callable, unlimited: Any) -> None:
+    names = "maxiter", "maxiter_inner", "maxfun", "maxtime"
+    free, usual = circle(method, **dict.fromkeys(names, unlimited)), circle(method)
+    assert free.status is ConstrainedStatus.CONVERGED
+    assert (free.nit, free.nfev, *free.x) == (usual.nit, usual.nfev, *usual.x)
 
 
 def test_a_result_prints_line_by_line() -> None:

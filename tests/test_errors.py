@@ -274,6 +274,28 @@ def test_tolerances_may_be_numbers_of_numpy() -> None:
     assert solve(gtol=np.float32(1e-3), ftol=np.float64(1e-3), xtol=0).success
 
 
+def test_fixed_sum_of_a_number() -> None:
+    words = "^x is a 0-d array; wanted one with at least one axis$"
+    fails(lambda: lx.fixed_sum(np.asarray(1.0)), ValueError, words)
+
+
+def test_bounds_are_a_pair_in_a_tuple_or_a_list() -> None:
+    """In `minimize` and in `least_squares` alike."""
+    least, start = lx.least_squares, np.asarray([3.0, -2.0])
+    calls: dict[str, Callable[[Any], Any]] = {
+        "minimize": lambda b: solve(x0=start, bounds=b, method="projected_gradient"),
+        "least_squares": lambda b: least(lambda x: x, start, jac=lambda x: np.eye(2), bounds=b),
+    }
+    for call in calls.values():
+        for pair in ((1.0, 2.0), [1.0, 2.0], [np.ones(2), None], ([1.0, 1.0], [2.0, 2.0])):
+            assert np.array_equal(call(pair).x, [1.0, 1.0])
+        # SciPy's pairs of two variables
+        for strange in ([(1.0, 2.0), (1.0, 2.0)], [[1.0, 1.0], [2.0, 2.0]]):
+            fails(lambda call=call, b=strange: call(b), TypeError, "two variables", "the tuple")
+        for strange in (3.0, np.ones((2, 2)), [1.0], {"lower": 1.0}):
+            fails(lambda call=call, b=strange: call(b), TypeError, "bounds is", "pair")
+
+
 @pytest.mark.parametrize("bad", [0, -1, 2.5, True, "5", None], ids=repr)
 def test_memory_size(bad: Any) -> None:
     fails(
@@ -351,7 +373,7 @@ def test_unknown_line_search_names_the_nearest(bad: str, near: str) -> None:
 def test_unknown_line_search_lists_all() -> None:
     fails(lambda: lx.LBFGS(line_search="xyz"), ValueError, "xyz", "armijo", "more_thuente")
     for bad in (None, 0.1, lx.MoreThuente):
-        fails(lambda bad=bad: lx.LBFGS(line_search=bad), TypeError, "line search", "name")
+        fails(lambda bad=bad: lx.LBFGS(line_search=bad), TypeError, "line_search is", "name")
 
 
 @pytest.mark.parametrize(

@@ -532,7 +532,8 @@ def test_settings() -> None:
     with pytest.raises(ValueError, match="modify is 'lu'; wanted 'absolute', 'shift' or None"):
         lx.Newton(modify="lu")
     for bad in (-1.0, 1.0, math.nan, True, "1"):
-        with pytest.raises(ValueError, match="floor is .*; wanted a number from 0 up to 1"):
+        words = "floor is .*; wanted a number of at least 0 and below 1, or None"
+        with pytest.raises(ValueError, match=words):
             lx.Newton(floor=bad)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no line search 'x'"):
         lx.Newton(line_search="x")

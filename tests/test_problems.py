@@ -214,11 +214,15 @@ def test_starts_are_the_same_numbers_everywhere() -> None:
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: problems.rosenbrock(3), "even"),
-        (lambda: problems.chained_rosenbrock(1), "at least 2"),
-        (lambda: problems.rastrigin(0), "at least 1"),
-        (lambda: problems.quadratic(rotation="qr"), "householder"),
-        (lambda: problems.mlp_regression(activation="gelu"), "softsign"),
+        (lambda: problems.rosenbrock(3), "n is 3; wanted an even integer of at least 2"),
+        (lambda: problems.rosenbrock(2.5), "n is 2.5; wanted an integer of at least 2"),
+        (lambda: problems.chained_rosenbrock(1), "n is 1; wanted an integer of at least 2"),
+        (lambda: problems.rastrigin(0), "n is 0; wanted an integer of at least 1"),
+        (lambda: problems.quadratic(rotation="qr"), "rotation is 'qr'; wanted 'householder' or"),
+        (
+            lambda: problems.mlp_regression(activation="gelu"),
+            "activation is 'gelu'; wanted one of .*'softsign'",
+        ),
     ],
 )
 def test_errors_name_the_remedy(call, match: str) -> None:

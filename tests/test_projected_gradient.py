@@ -319,6 +319,8 @@ def solve(bounds: Any = None, x0: Any = None, **settings: Any) -> Any:
         (lambda: solve((None, [1.0, [2.0]])), "the upper bound is a ragged list"),
         (lambda: solve([(0, 1)] * 3), r"wanted the pair \(lower, upper\)"),
         (lambda: solve(3.0), "bounds is 3.0; wanted the pair"),
+        (lambda: solve([(0, 1)] * 2, np.zeros(2)), r"of two variables; wanted the tuple \(lower"),
+        (lambda: solve([[0, 1], [2, 3]], np.zeros(2)), r"of two variables; wanted the tuple"),
         (lambda: solve((0.0, 1.0), np.zeros(3, dtype=complex)), "x0 is complex"),
         (lambda: solve((0.0, 1.0), projection=projections.Simplex()), "wanted one of them"),
         (lambda: solve((None, {"a": 1.0})), "the upper bound has the structure"),

@@ -560,10 +560,29 @@ def test_a_schedule_of_ones_own() -> None:
     fails(lambda: Harmonic(1.0)(-1), ValueError, "step is -1")
 
     @dataclasses.dataclass(frozen=True)
+    class Wave(Schedule):
+        shape: str = "sine"
+
+    assert Wave("square").shape == "square"
+    fails(lambda: Wave(5), TypeError, "shape is 5", "wanted a string")  # type: ignore[arg-type]
+
+    class Sine(Wave):
+        shapes = ("sine", "cosine")
+
+    assert Sine("cosine").shape == "cosine"
+    fails(lambda: Sine("square"), ValueError, "shape is 'square'", "'sine', 'cosine'")
+
+    @dataclasses.dataclass(frozen=True)
     class Empty(Schedule):
         pass
 
     fails(lambda: Empty()(0), NotImplementedError, "Empty", "rate")
+
+
+def test_counts_may_be_whole_floats() -> None:
+    whole = S.MultiStep(0.1, [3.0, np.float64(5.0)])
+    assert whole == S.MultiStep(0.1, (3, 5)) and type(whole.boundaries[0]) is int
+    assert repr(S.Cosine(0.1, 1e3)) == repr(S.Cosine(0.1, 1000))  # type: ignore[arg-type]
 
 
 # --- bad input ----------------------------------------------------------------------------------
@@ -626,7 +645,7 @@ BAD: list[tuple[str, type[Exception], str, str]] = [
     ("S.StepDecay(0.1, np.asarray([1, 2]))", ValueError, "every is array", "integer"),
     ("S.Exponential(0.1, 0.5, delay=-1)", ValueError, "delay is -1", "at least 0"),
     ("S.Exponential(0.1, 0.0)", ValueError, "factor is 0.0", "above 0"),
-    ("S.Exponential(0.1, 0.5, staircase=1)", ValueError, "staircase is 1", "True or False"),
+    ("S.Exponential(0.1, 0.5, staircase=1)", TypeError, "staircase is 1", "True or False"),
     ("S.Polynomial(0.1, 5, power=0)", ValueError, "power is 0", "above 0"),
     ("S.Factor(0.1, 0.5, minimum=0.2)", ValueError, "minimum is 0.2", "learning_rate, 0.1"),
     ("S.InverseSquareRoot(0.1, 0)", ValueError, "warmup_steps is 0", "at least 1"),
@@ -645,6 +664,7 @@ BAD: list[tuple[str, type[Exception], str, str]] = [
         "warmup_fraction is 0.6",
         "at most 0.5",
     ),
+    ("S.Cyclic(0.1, 9, minimum=0, shape=5)", ValueError, "shape is 5", "'triangular2'"),
     ("S.Cyclic(0.1, 9, minimum=0, shape='up')", ValueError, "shape is 'up'", "'triangular2'"),
     ("S.WarmupStableDecay(1, 1, 1, 1, shape='up')", ValueError, "shape is 'up'", "'1-sqrt'"),
     ("S.CosineRestarts(0.1, 5, growth=1.5)", ValueError, "growth is 1.5", "integer"),

@@ -464,7 +464,7 @@ def test_mixtures_and_short_numbers_are_refused() -> None:
     ({"tolerance_change": math.nan}, "tolerance_change is nan"),
     ({"history_size": 2.5}, "history_size is 2.5"),
     ({"line_search_fn": "strong_wolf"}, "did you mean 'strong_wolfe'"),
-    ({"line_search_fn": 3}, "a line search is a name or a LineSearch object, got 3"),
+    ({"line_search_fn": 3}, "line_search_fn is 3; wanted a name or a LineSearch object"),
     ({"maximize": 1}, "maximize is 1; wanted True or False"),
 ], ids=str)
 def test_bad_settings_are_refused(settings: dict, message: str) -> None:
@@ -876,6 +876,16 @@ def test_training_needs_no_recording_of_the_caller() -> None:
 def test_the_live_line(capsys: pytest.CaptureFixture[str]) -> None:
     train_with_lbfgs(linear(), mse, line(), adam_steps=3, max_epochs=2, progress=True)
     assert "L-BFGS" in capsys.readouterr().out
+
+
+def test_counts_may_be_whole_floats() -> None:
+    def run(number: type) -> list[float]:
+        names = "adam_steps", "max_epochs", "max_iter", "history_size", "batch_size", "chunk_size"
+        model = linear()
+        train_with_lbfgs(model, mse, line(), **{name: number(3) for name in names})  # type: ignore[arg-type]
+        return [p.detach().sum().item() for p in model.parameters()]
+
+    assert run(float) == run(int)
 
 
 @pytest.mark.parametrize(("settings", "message"), [

@@ -743,7 +743,8 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"method": lx.Adam}, TypeError, "method is <class.*Adam'>; wanted"),
     ({"method": 3}, TypeError, "method is 3; wanted"),
     ({"batch_size": 0}, ValueError, "batch_size is 0; wanted an integer of at least 1"),
-    ({"batch_size": 2.0}, ValueError, r"batch_size is 2\.0; wanted an integer"),
+    ({"batch_size": 2.5}, ValueError, r"batch_size is 2\.5; wanted an integer of .*1, or None"),
+    ({"epochs": float("inf")}, ValueError, "epochs is inf; wanted an integer of at least 1"),
     ({"batch_size": True}, ValueError, "batch_size is True; wanted an integer"),
     ({"epochs": 0}, ValueError, "epochs is 0; wanted an integer of at least 1"),
     ({"seed": -1}, ValueError, "seed is -1; wanted an integer of at least 0"),
@@ -763,6 +764,13 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"data": []}, ValueError, "data, a list, gave no batch in epoch 0"),
     ({"data": [X], "batch_size": 2}, ValueError, "batch_size is 2, but data, a list, gives"),
 ]
+
+
+def test_counts_may_be_whole_floats() -> None:
+    how: dict[str, Any] = {"jac": True, "method": lx.SGD(0.1)}
+    res = lx.train(squares, np.zeros(3), (X, Y), epochs=2.0, batch_size=5.0, seed=1.0, **how)
+    same = lx.train(squares, np.zeros(3), (X, Y), epochs=2, batch_size=5, seed=1, **how)
+    assert res.updates == same.updates == 10 and np.array_equal(res.params, same.params)
 
 
 @pytest.mark.parametrize(("change", "error", "message"), BAD, ids=lambda v: str(v)[:30])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import numbers
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lbfgs_xp.backend import Array
+from lbfgs_xp.checks import flag, number, optional, real, setting
 from lbfgs_xp.first_order import update
 from lbfgs_xp.first_order.kernel import Kernel, kernel
 from lbfgs_xp.first_order.state import OptimizerState
@@ -73,8 +73,7 @@ class FirstOrder(Method):
         set_(self, "learning_rate", as_schedule(self.learning_rate))
         self._number("weight_decay")
         for name in ("clip_norm", "clip_value"):
-            if getattr(self, name) is not None:
-                self._number(name, above=0.0)
+            setting(self, name, optional(number), above=0.0)
         for name in ("decoupled_weight_decay", "maximize"):
             self._flag(name)
         if self.on_nonfinite not in _POLICIES:
@@ -214,29 +213,18 @@ class FirstOrder(Method):
 
     # --- checks --------------------------------------------------------------------------------
 
-    def _number(
-        self, name: str, least: float = 0.0, below: float = math.inf, above: float = -math.inf
-    ) -> None:
-        value = getattr(self, name)
-        if not _within(value, least, below, above):
-            wanted = f"of at least {least:g}" if above < 0.0 else f"above {above:g}"
-            wanted += f" and below {below:g}" if below < math.inf else ""
-            raise ValueError(f"{name} is {value!r}; wanted a number {wanted}")
-        object.__setattr__(self, name, float(value))
+    def _number(self, name: str, below: float = math.inf) -> None:
+        setting(self, name, number, least=0.0, below=below)
 
     def _pair(self, name: str, below: float = 1.0) -> None:
         value = getattr(self, name)
-        if (
-            not isinstance(value, (tuple, list))
-            or len(value) != 2
-            or not all(_within(v, 0.0, below) for v in value)
-        ):
+        pair = tuple(map(real, value)) if isinstance(value, (tuple, list)) else ()
+        if len(pair) != 2 or not all(v is not None and 0.0 <= v < below for v in pair):
             raise ValueError(f"{name} is {value!r}; wanted two numbers in [0, {below:g})")
-        object.__setattr__(self, name, tuple(float(v) for v in value))
+        object.__setattr__(self, name, pair)
 
     def _flag(self, name: str) -> None:
-        if not isinstance(getattr(self, name), bool):
-            raise TypeError(f"{name} is {getattr(self, name)!r}; wanted True or False")
+        setting(self, name, flag)
 
     def _frozen(self, groups: Any) -> tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]:
         """`groups` as pairs, which can be hashed."""
@@ -258,8 +246,3 @@ class FirstOrder(Method):
                     + ", ".join(sorted(own))
                 )
         return tuple((label, tuple(dict(s).items())) for label, s in dict(groups).items())
-
-
-def _within(value: Any, least: float, below: float, above: float = -math.inf) -> bool:
-    is_number: Any = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return bool(is_number and least <= value < below and value > above)

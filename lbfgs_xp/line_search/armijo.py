@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lbfgs_xp.checks import number, setting
 from lbfgs_xp.line_search.base import LineSearch, Nothing, Point, Search, require
 from lbfgs_xp.line_search.interpolation import cubic, quadratic
 from lbfgs_xp.scalars import Mask, Scalar, Scalars
@@ -35,11 +36,11 @@ class Armijo(LineSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 < self.c1 < 1, self, "0 < c1 < 1", c1=self.c1)
+        for name in ("c1", "shrink_min", "shrink_max"):
+            setting(self, name, number, above=0.0, below=1.0)
         require(
-            0 < self.shrink_min <= self.shrink_max < 1,
-            self,
-            "0 < shrink_min <= shrink_max < 1",
+            self.shrink_min <= self.shrink_max,
+            "shrink_min <= shrink_max",
             shrink_min=self.shrink_min,
             shrink_max=self.shrink_max,
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lbfgs_xp import scalars
+from lbfgs_xp.checks import count, number, setting
 from lbfgs_xp.scalars import Mask, Scalar, Scalars, named
 
 SEARCHING = 0
@@ -67,11 +68,11 @@ class Nothing(NamedTuple):
     """The inner state of a rule that remembers nothing."""
 
 
-def require(condition: bool, rule: object, wanted: str, **passed: object) -> None:
+def require(condition: bool, wanted: str, **passed: object) -> None:
     """Raise a ValueError that tells what was passed and what is wanted."""
     if not condition:
-        values = ", ".join(f"{name}={value!r}" for name, value in passed.items())
-        raise ValueError(f"{type(rule).__name__}: got {values}, wants {wanted}")
+        values = " and ".join(f"{name} is {value!r}" for name, value in passed.items())
+        raise ValueError(f"{values}; wanted {wanted}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,15 +103,8 @@ class LineSearch(ABC):
     alpha_max: float = 1e10
 
     def __post_init__(self) -> None:
-        require(
-            isinstance(self.max_evaluations, int) and self.max_evaluations >= 1,
-            self,
-            "an integer of at least 1",
-            max_evaluations=self.max_evaluations,
-        )
-        require(
-            0 < self.alpha_max < math.inf, self, "a finite positive step", alpha_max=self.alpha_max
-        )
+        setting(self, "max_evaluations", count, least=1)
+        setting(self, "alpha_max", number, above=0.0)
 
     # ---- the face -------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lbfgs_xp.checks import number, optional, setting
 from lbfgs_xp.line_search.base import LineSearch, Nothing, Search, require
 from lbfgs_xp.scalars import Mask, Scalar, Scalars
 
@@ -24,10 +25,10 @@ class Fixed(LineSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        setting(self, "alpha", optional(number), above=0.0)
         require(
-            self.alpha is None or 0 < self.alpha <= self.alpha_max,
-            self,
-            "None, or 0 < alpha <= alpha_max",
+            self.alpha is None or self.alpha <= self.alpha_max,
+            "alpha <= alpha_max",
             alpha=self.alpha,
             alpha_max=self.alpha_max,
         )

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from lbfgs_xp.checks import number, setting, tolerance
 from lbfgs_xp.line_search.base import LineSearch, Point, Search, require
 from lbfgs_xp.line_search.interpolation import secant
 from lbfgs_xp.scalars import Mask, Scalar, Scalars
@@ -65,17 +66,12 @@ class HagerZhang(LineSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            0 < self.delta < 0.5 and self.delta <= self.sigma < 1,
-            self,
-            "0 < delta < 1/2 and delta <= sigma < 1",
-            delta=self.delta,
-            sigma=self.sigma,
-        )
-        require(self.epsilon >= 0, self, "epsilon >= 0", epsilon=self.epsilon)
-        require(0 < self.theta < 1, self, "0 < theta < 1", theta=self.theta)
-        require(0 < self.gamma < 1, self, "0 < gamma < 1", gamma=self.gamma)
-        require(1 < self.rho < math.inf, self, "1 < rho < inf", rho=self.rho)
+        setting(self, "delta", number, above=0.0, below=0.5)
+        for name in ("sigma", "theta", "gamma"):
+            setting(self, name, number, above=0.0, below=1.0)
+        setting(self, "epsilon", tolerance)
+        setting(self, "rho", number, above=1.0)
+        require(self.delta <= self.sigma, "delta <= sigma", delta=self.delta, sigma=self.sigma)
 
     def accepts(self, fn: Scalars, search: Search, phi: Scalar, dphi: Scalar) -> Mask:
         dphi0 = search.dphi0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from lbfgs_xp.checks import number, setting, tolerance
 from lbfgs_xp.line_search.base import LineSearch, Point, Search, require
 from lbfgs_xp.line_search.interpolation import cubic_from, cubic_terms, quadratic, secant
 from lbfgs_xp.scalars import Mask, Scalar, Scalars, named
@@ -58,13 +59,12 @@ class MoreThuente(LineSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.c1 >= 0, self, "c1 >= 0", c1=self.c1)
-        require(self.c2 >= 0, self, "c2 >= 0", c2=self.c2)
-        require(self.xtol >= 0, self, "xtol >= 0", xtol=self.xtol)
+        for name in ("c1", "c2", "xtol"):
+            setting(self, name, tolerance)
+        setting(self, "alpha_min", number, least=0.0)
         require(
-            0 <= self.alpha_min <= self.alpha_max,
-            self,
-            "0 <= alpha_min <= alpha_max",
+            self.alpha_min <= self.alpha_max,
+            "alpha_min <= alpha_max",
             alpha_min=self.alpha_min,
             alpha_max=self.alpha_max,
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lbfgs_xp import scalars
+from lbfgs_xp.checks import number
 from lbfgs_xp.line_search.armijo import Armijo
 from lbfgs_xp.line_search.base import ACCEPTED, SEARCHING, LineSearch, Point
 from lbfgs_xp.line_search.bisection import Bisection
@@ -45,8 +46,10 @@ class LineSearchResult(NamedTuple):
     trials: list[tuple[Scalar, Scalar, Scalar]]
 
 
-def rule_of(rule: str | LineSearch) -> LineSearch:
+def rule_of(rule: str | LineSearch, name: str = "line_search") -> LineSearch:
     """The rule with that name, with its default constants, or the rule itself.
+
+    name: what an error calls it.
 
     Raises
     ------
@@ -61,7 +64,7 @@ def rule_of(rule: str | LineSearch) -> LineSearch:
     if isinstance(rule, LineSearch):
         return rule
     if not isinstance(rule, str):
-        raise TypeError(f"a line search is a name or a LineSearch object, got {rule!r}")
+        raise TypeError(f"{name} is {rule!r}; wanted a name or a LineSearch object")
     if rule not in NAMES:
         near = difflib.get_close_matches(rule.lower().replace("-", "_"), NAMES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
@@ -95,14 +98,12 @@ def line_search(
     >>> result.alpha, result.phi, result.success
     (0.5, 6.25, True)
     """
-    rule = rule_of(rule)
+    rule = rule_of(rule, "rule")
     fn = scalars.of(alpha0)
     if fn is FLOATS:
-        alpha0 = float(alpha0)
-        if not (alpha0 > 0 and fn.isfinite(alpha0)):
-            raise ValueError(f"alpha0 must be positive and finite, got {alpha0!r}")
+        alpha0 = number("alpha0", alpha0, above=0.0)
     elif not fn.xp.isdtype(alpha0.dtype, "real floating"):
-        raise TypeError(f"alpha0 must be an array of real floats, got {alpha0.dtype}")
+        raise TypeError(f"alpha0 has dtype {alpha0.dtype}; wanted real floats")
     start = Point(fn.full(0.0, alpha0), *_evaluate(fn, phi, fn.full(0.0, alpha0)))
     search = rule.begin(start.phi, start.dphi, alpha0, noise)
 
@@ -126,15 +127,16 @@ def _any(fn: Scalars, mask: Any) -> bool:
 def _evaluate(fn: Scalars, phi: Callable[[Scalar], Any], alpha: Scalar) -> tuple[Scalar, Scalar]:
     pair = phi(alpha)
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise TypeError(f"phi must return the pair (value, slope), got {type(pair).__name__}")
+        raise TypeError(f"phi returned a {type(pair).__name__}; wanted the pair (value, slope)")
     if fn is not FLOATS:
         for name, value in zip(("value", "slope"), pair, strict=True):
             if getattr(value, "shape", None) != alpha.shape:
                 raise TypeError(
-                    f"phi must return arrays of shape {tuple(alpha.shape)}, its {name} is {value!r}"
+                    f"phi returned the {name} {value!r}; wanted an array of shape "
+                    f"{tuple(alpha.shape)}"
                 )
         return pair[0], pair[1]
     try:
         return float(pair[0]), float(pair[1])
     except (TypeError, ValueError) as error:
-        raise TypeError(f"phi must return two real scalars, got {pair!r}") from error
+        raise TypeError(f"phi returned {pair!r}; wanted two real scalars") from error

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from lbfgs_xp.checks import number, setting
 from lbfgs_xp.line_search.base import LineSearch, Point, Search, require
 from lbfgs_xp.line_search.interpolation import cubic
 from lbfgs_xp.scalars import Mask, Scalar, Scalars
@@ -52,8 +53,10 @@ class StrongWolfe(LineSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 < self.c1 < self.c2 < 1, self, "0 < c1 < c2 < 1", c1=self.c1, c2=self.c2)
-        require(2 <= self.growth < math.inf, self, "2 <= growth < inf", growth=self.growth)
+        for name in ("c1", "c2"):
+            setting(self, name, number, above=0.0, below=1.0)
+        require(self.c1 < self.c2, "c1 < c2", c1=self.c1, c2=self.c2)
+        setting(self, "growth", number, least=2.0)
 
     def accepts(self, fn: Scalars, search: Search, phi: Scalar, dphi: Scalar) -> Mask:
         return self._decreased(search, phi) & (fn.abs(dphi) <= self.c2 * -search.dphi0)

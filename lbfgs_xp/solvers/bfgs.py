@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lbfgs_xp.backend import Array, Backend, is_array
+from lbfgs_xp.checks import flag, setting
 from lbfgs_xp.line_search import LineSearch, MoreThuente
 from lbfgs_xp.solvers.descent import Aim, Descent, DescentState, Point
 from lbfgs_xp.solvers.first_step import first_step
@@ -91,8 +92,7 @@ class BFGS(Descent):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("scale_initial", "rescale"):
-            if not isinstance(value := getattr(self, name), bool):
-                raise TypeError(f"{name} is {value!r}; wanted True or False")
+            setting(self, name, flag)
         _ = self._given  # bad input is refused here
 
     @functools.cached_property

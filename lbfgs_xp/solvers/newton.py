@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 from collections.abc import Callable
 from typing import Any
 
 from lbfgs_xp.backend import Array
+from lbfgs_xp.checks import number, optional, setting
 from lbfgs_xp.line_search import Armijo, Fixed, LineSearch
 from lbfgs_xp.solvers.descent import Aim, Descent, Point, steepest_descent
 from lbfgs_xp.space import Space
@@ -82,10 +82,7 @@ class Newton(Descent):
         super().__post_init__()
         if self.modify not in _MODIFY:
             raise ValueError(f"modify is {self.modify!r}; wanted 'absolute', 'shift' or None")
-        floor: Any = self.floor
-        real = isinstance(floor, numbers.Real) and not isinstance(floor, bool)
-        if floor is not None and not (real and 0 <= floor < 1):
-            raise ValueError(f"floor is {floor!r}; wanted a number from 0 up to 1, or None")
+        setting(self, "floor", optional(number), least=0.0, below=1.0)
 
     def aim(
         self, space: Space, point: Point, secant: Any, steepest: Any,

@@ -7,9 +7,8 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from lbfgs_xp.backend import Array, is_array
+from lbfgs_xp.checks import count, number, optional, setting
 from lbfgs_xp.line_search import ACCEPTED, STUCK, Armijo, Search
 from lbfgs_xp.phases import Method
 from lbfgs_xp.projections import Box, Projection
@@ -111,7 +110,6 @@ class ProjectedGradient(Method):
     supports_bounds = True
 
     def __post_init__(self) -> None:
-        m, step = self.memory_size, self.step_size
         if self.projection is not None and not callable(self.projection):
             raise TypeError(
                 f"projection is {self.projection!r}; wanted one of lx.projections, a function of a "
@@ -122,17 +120,13 @@ class ProjectedGradient(Method):
                 f"projection is the class {self.projection.__name__}; wanted an object, such as "
                 f"{self.projection.__name__}(...)"
             )
-        if isinstance(m, bool) or not isinstance(m, (int, np.integer)) or m < 1:
-            raise ValueError(f"memory_size is {m!r}; wanted an integer of at least 1")
-        number = isinstance(step, (int, float, np.number)) and not isinstance(step, bool)
-        if step is not None and not (number and 0.0 < step < math.inf):
-            raise ValueError(f"step_size is {step!r}; wanted a finite number above 0, or None")
+        setting(self, "memory_size", count, least=1)
+        setting(self, "step_size", optional(number), above=0.0)
         if not isinstance(self.line_search, Armijo):
             raise TypeError(
                 f"line_search is {self.line_search!r}; wanted an lx.Armijo(...), for no other rule "
                 "stays within the set"
             )
-        object.__setattr__(self, "memory_size", int(m))
 
     @property
     def patience(self) -> int:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lbfgs_xp.checks import count, optional
 from lbfgs_xp.torch.flat import Flat
-from lbfgs_xp.torch.settings import count
 from lbfgs_xp.tree import flatten, map_leaves
 
 
@@ -90,10 +90,8 @@ class Source:
     def __init__(
         self, data: Any, batch_size: int | None, chunk_size: int | None, seed: int, device: Any
     ):
-        for name, size in (("batch_size", batch_size), ("chunk_size", chunk_size)):
-            if size is not None:
-                count(name, size, 1)
-        self.batch_size, self.chunk_size = batch_size, chunk_size
+        self.batch_size = optional(count)("batch_size", batch_size, 1)
+        self.chunk_size = optional(count)("chunk_size", chunk_size, 1)
         self.seed, self.device = seed, device
         self.items: Any = None
         self.tensors: tuple[Tensor, ...] = ()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import numbers
 from typing import Any
 
 from torch import Tensor
 
+from lbfgs_xp.checks import count, flag, number, setting
 from lbfgs_xp.line_search import Fixed, rule_of
 from lbfgs_xp.solvers import lbfgs
 
@@ -31,16 +30,15 @@ class Settings:
         if isinstance(self.lr, Tensor) and self.lr.numel() == 1:
             set_(self, "lr", float(self.lr))
         for name in ("lr", "tolerance_grad", "tolerance_change"):
-            number(name, getattr(self, name))
-        count("max_iter", self.max_iter, 1)
+            setting(self, name, number, least=0.0)
+        setting(self, "max_iter", count, least=1)
         if self.max_eval is None:
             set_(self, "max_eval", max(self.max_iter * 5 // 4, 1))
-        count("max_eval", self.max_eval, 1)
-        count("history_size", self.history_size, 1)
+        setting(self, "max_eval", count, least=1)
+        setting(self, "history_size", count, least=1)
         if self.line_search_fn is not None:
-            rule_of(self.line_search_fn)
-        if not isinstance(self.maximize, bool):
-            raise TypeError(f"maximize is {self.maximize!r}; wanted True or False")
+            rule_of(self.line_search_fn, "line_search_fn")
+        setting(self, "maximize", flag)
 
     @classmethod
     def of(cls, groups: list[dict[str, Any]]) -> Settings:
@@ -65,14 +63,3 @@ class Settings:
         rule = Fixed() if self.fixed else rule_of(self.line_search_fn)
         # H is the identity at first, as in torch.
         return lbfgs.LBFGS(self.history_size, rule, initial_inverse_hessian=1.0)
-
-
-def number(name: str, value: Any) -> None:
-    is_number: Any = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (is_number and 0 <= value < math.inf):
-        raise ValueError(f"{name} is {value!r}; wanted a finite number of at least 0")
-
-
-def count(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise ValueError(f"{name} is {value!r}; wanted an integer of at least {least}")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lbfgs_xp.checks import count, flag, number
 from lbfgs_xp.first_order import Adam
 from lbfgs_xp.line_search import LineSearch
 from lbfgs_xp.progress import Live
@@ -19,7 +20,6 @@ from lbfgs_xp.result import Status, table
 from lbfgs_xp.torch.data import Loss, Source
 from lbfgs_xp.torch.flat import Flat
 from lbfgs_xp.torch.optimizer import LBFGS
-from lbfgs_xp.torch.settings import count, number
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -156,17 +156,17 @@ def train_with_lbfgs(
     >>> res.success, round(model.weight.item(), 4), round(model.bias.item(), 4)
     (True, 2.0, 1.0)
     """
-    for name, value in (("adam_steps", adam_steps), ("max_epochs", max_epochs), ("seed", seed)):
-        count(name, value, 0)
+    adam_steps = count("adam_steps", adam_steps, 0)
+    max_epochs = count("max_epochs", max_epochs, 0)
+    seed = count("seed", seed, 0)
     if adam_steps == max_epochs == 0:
         raise ValueError("adam_steps and max_epochs are both 0; wanted one of them above 0")
-    number("tol", tol)
+    tol = number("tol", tol, least=0.0)
     if until not in ("either", "both", "loss", "gradient"):
         raise ValueError(f"until is {until!r}; wanted 'either', 'both', 'loss' or 'gradient'")
     if line_search_fn is None:
         raise ValueError("line_search_fn is None; wanted the name of a rule, or a rule")
-    if not isinstance(progress, bool):
-        raise TypeError(f"progress is {progress!r}; wanted True or False")
+    flag("progress", progress)
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; wanted a torch.nn.Module")
     flat = Flat(model.parameters())

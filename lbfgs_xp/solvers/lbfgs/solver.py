@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import numpy as np
-
 from lbfgs_xp.backend import Array
+from lbfgs_xp.checks import count, flag, setting
 from lbfgs_xp.line_search import LineSearch, MoreThuente, rule_of
 from lbfgs_xp.phases import Method
 from lbfgs_xp.schedules import Constant, as_schedule
@@ -74,13 +73,9 @@ class LBFGS(Method):
 
 
     def __post_init__(self) -> None:
-        m = self.memory_size
-        if isinstance(m, bool) or not isinstance(m, (int, np.integer)) or m < 1:
-            raise ValueError(f"memory_size is {m!r}; wanted an integer of at least 1")
-        if not isinstance(self.scale_initial, bool):
-            raise TypeError(f"scale_initial is {self.scale_initial!r}; wanted True or False")
+        setting(self, "memory_size", count, least=1)
+        setting(self, "scale_initial", flag)
         set_ = object.__setattr__  # the dataclass is frozen
-        set_(self, "memory_size", int(m))
         set_(self, "line_search", rule_of(self.line_search))
         set_(self, "learning_rate", as_schedule(self.learning_rate))
         if self.learning_rate == _ALWAYS_0:

@@ -1,0 +1,138 @@
+"""Checks of arguments: each gives the value as it is used from then on, or one clear error.
+
+A number may be of any library (0-d), but is no bool; an integer may be a whole float. What does not
+fit is a ValueError for numbers, whatever was passed in their place, and a TypeError for all else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+
+def number(
+    name: str, value: Any, *, least: float = -math.inf, above: float = -math.inf,
+    most: float = math.inf, below: float = math.inf,
+) -> float:
+    """A finite number: at least `least`, or `above`; at most `most`, or `below`."""
+    found = real(value)
+    if found is None or not (
+        math.isfinite(found) and least <= found <= most and above < found < below
+    ):
+        raise ValueError(f"{name} is {value!r}; wanted {_range(least, above, most, below)}")
+    return found
+
+
+def tolerance(name: str, value: Any) -> float:
+    """A number of at least 0, which may be infinite."""
+    return _not_negative(name, value, "a number")
+
+
+def seconds(name: str, value: Any) -> float:
+    """A time of at least 0, which may be infinite."""
+    return _not_negative(name, value, "a number of seconds")
+
+
+def count(name: str, value: Any, least: int) -> int:
+    """An integer of at least `least`."""
+    found = integer(value)
+    if found is None and (whole := real(value)) is not None and whole.is_integer():
+        found = int(whole)
+    if found is None or found < least:
+        raise ValueError(f"{name} is {value!r}; wanted an integer of at least {least}")
+    return found
+
+
+def budget(name: str, value: Any, least: int) -> int | None:
+    """An integer of at least `least`; None, and infinity, for no limit."""
+    return None if real(value) == math.inf else optional(count)(name, value, least)
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; wanted True or False")
+    return value
+
+
+def bounds(value: Any) -> tuple[Any, Any]:
+    """The pair (lower, upper)."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(
+            f"bounds is {value!r}; wanted the pair (lower, upper), each None, a number, or numbers "
+            "like x0"
+        )
+    # SciPy's `minimize` has a list of pairs, one for each variable.
+    if isinstance(value, list) and all(
+        isinstance(side, (tuple, list)) and len(side) == 2 for side in value
+    ):
+        raise TypeError(
+            f"bounds is {value!r}, a list of two pairs, which might be those of two variables; "
+            "wanted the tuple (lower, upper)"
+        )
+    return value[0], value[1]
+
+
+def optional(check: Callable[..., Any]) -> Callable[..., Any]:
+    """The check that lets None pass."""
+
+    def check_given(name: str, value: Any, *limits: Any, **more: Any) -> Any:
+        try:
+            return None if value is None else check(name, value, *limits, **more)
+        except ValueError as error:
+            raise ValueError(f"{error}, or None") from None
+
+    return check_given
+
+
+def setting(owner: Any, name: str, check: Callable[..., Any], **limits: Any) -> None:
+    """Checks a field of a frozen dataclass, which then holds what the check gives."""
+    object.__setattr__(owner, name, check(name, getattr(owner, name), **limits))
+
+
+def real(value: Any) -> float | None:
+    """One real number of any library, as a float; None for anything else."""
+    if not hasattr(value, "__float__") or _is_no_number(value):
+        return None
+    try:
+        return float(value)
+    except (OverflowError, RuntimeError, TypeError, ValueError):
+        return None
+
+
+def integer(value: Any) -> int | None:
+    """One integer of any library, as an int; None for anything else, whole floats among it."""
+    if not hasattr(value, "__index__") or _is_no_number(value):
+        return None
+    try:
+        return int(value.__index__())
+    except (RuntimeError, TypeError, ValueError):
+        return None
+
+
+def _is_no_number(value: Any) -> bool:
+    """Whether it is a bool or complex, or an array with axes, be it of one number."""
+    if isinstance(value, (int, float)):
+        return isinstance(value, bool)
+    dtype = str(getattr(value, "dtype", ""))
+    return getattr(value, "shape", ()) != () or "bool" in dtype or "complex" in dtype
+
+
+def _not_negative(name: str, value: Any, kind: str) -> float:
+    found = real(value)
+    if found is None or not found >= 0.0:
+        raise ValueError(f"{name} is {value!r}; wanted {kind} of at least 0")
+    return found
+
+
+def _range(least: float, above: float, most: float, below: float) -> str:
+    if math.isfinite(least) and math.isfinite(most):
+        return f"a number from {least:g} to {most:g}"
+    sides = []
+    if max(least, above) > -math.inf:
+        sides.append(f"above {above:g}" if above >= least else f"of at least {least:g}")
+    if min(most, below) < math.inf:
+        sides.append(f"below {below:g}" if below <= most else f"at most {most:g}")
+    kind = "a number" if len(sides) == 2 else "a finite number"
+    return " ".join([kind, " and ".join(sides)]).strip()
