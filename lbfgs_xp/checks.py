@@ -6,9 +6,14 @@ fit is a ValueError for numbers, whatever was passed in their place, and a TypeE
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def number(
@@ -57,11 +62,15 @@ def flag(name: str, value: Any) -> bool:
 
 
 def bounds(value: Any) -> tuple[Any, Any]:
-    """The pair (lower, upper)."""
+    """The pair (lower, upper), or what has it as `lb` and `ub` (SciPy's `Bounds`)."""
+    if hasattr(value, "lb") and hasattr(value, "ub"):
+        return value.lb, value.ub
     if not isinstance(value, (tuple, list)) or len(value) != 2:
+        many = isinstance(value, (tuple, list)) and len(value) > 2
+        what = f"a {type(value).__name__} of {len(value)}" if many else repr(value)
         raise TypeError(
-            f"bounds is {value!r}; wanted the pair (lower, upper), each None, a number, or numbers "
-            "like x0"
+            f"bounds is {what}; wanted the pair (lower, upper), each None, a number, or numbers "
+            "like x0 (not a pair for each variable, as in SciPy)"
         )
     # SciPy's `minimize` has a list of pairs, one for each variable.
     if isinstance(value, list) and all(
@@ -89,6 +98,26 @@ def optional(check: Callable[..., Any]) -> Callable[..., Any]:
 def setting(owner: Any, name: str, check: Callable[..., Any], **limits: Any) -> None:
     """Checks a field of a frozen dataclass, which then holds what the check gives."""
     object.__setattr__(owner, name, check(name, getattr(owner, name), **limits))
+
+
+def called_here(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorates a function: an error says of keywords that other libraries have what is wanted."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        own = inspect.signature(function).parameters
+
+        @functools.wraps(function)
+        def call(*args: P.args, **keywords: P.kwargs) -> R:
+            for name in keywords.keys() - own.keys():
+                if name in names:
+                    raise TypeError(
+                        f"{name} was passed to {function.__name__}; wanted {names[name]}"
+                    )
+            return function(*args, **keywords)
+
+        return call
+
+    return decorate
 
 
 def real(value: Any) -> float | None:

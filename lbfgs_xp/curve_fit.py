@@ -16,7 +16,7 @@ from array_api_compat import array_namespace
 
 from lbfgs_xp import robust
 from lbfgs_xp.backend import Array, Backend, is_array
-from lbfgs_xp.checks import count
+from lbfgs_xp.checks import called_here, count
 from lbfgs_xp.least_squares import LeastSquaresResult, Plan, bounds_of, plan, run
 from lbfgs_xp.levenberg_marquardt import FEW
 from lbfgs_xp.linear_algebra import eliminate, normal_matrix, outer_sum, safe_pivot, svd
@@ -90,6 +90,10 @@ class CurveFit:
         )
 
 
+@called_here(
+    **dict.fromkeys(("maxfev", "max_nfev"), "maxfun"),
+    full_output="no more: the result holds all",
+)
 def curve_fit(
     model: Callable,
     x: Any,

@@ -86,6 +86,10 @@ class LeastSquaresResult:
         return table(self)
 
 
+@checks.called_here(
+    **dict.fromkeys(("maxfev", "max_nfev"), "maxfun"),
+    x_scale="nothing: parameters are scaled by their columns of the Jacobian",
+)
 def least_squares(
     residuals: Callable,
     x0: Any,

@@ -300,6 +300,17 @@ class Run:
         )
         self.now = self.now._replace(progress=p._replace(status=ended))
 
+    def stop(self, status: Status) -> None:
+        """Ends the run: what still runs, and what later phases were meant to go on with."""
+        if self._ahead:
+            self._whole()
+            fn, p = self.space.scalars, self.now.progress
+            # These are beyond help.
+            lost = (p.status == int(Status.NOT_FINITE)) | (p.status == int(Status.UNBOUNDED))
+            p = p._replace(status=fn.where(lost, p.status, _RUNNING))
+            self.now = self.now._replace(progress=p)
+        self.end(status)
+
     def record(self) -> Record:
         shown = self.rows.join(self.space, _shown(self.now), lambda left: _shown(left[0]))
         # A copy, for the callback may do with it what it likes.
@@ -324,10 +335,11 @@ class Run:
         else:
             status = Status(p.status)  # type: ignore[call-arg]
             message = status.message
+        own = space.backend.own    # the state goes on to hold the others
         return Result(
-            x=layout.to_tree(best.x),
+            x=layout.to_tree(own(best.x)),
             fun=self._public(best.value),
-            jac=layout.to_tree(best.gradient),
+            jac=layout.to_tree(own(best.gradient)),
             gradient_norm=self._public(norm),
             nit=self._public(p.nit),
             nfev=self._public(p.nfev),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lbfgs_xp.backend import is_array, is_true
+from lbfgs_xp.checks import called_here
 from lbfgs_xp.loop import Run
 from lbfgs_xp.methods import plan_of
 from lbfgs_xp.objective import Objective
@@ -25,6 +26,25 @@ from lbfgs_xp.tree import Layout
 _LARGE = 2**14
 
 
+_OF_THE_METHOD = "a setting of the method, such as lx.LBFGS(memory_size=20) or lx.Adam(1e-2)"
+
+
+@called_here(
+    tol="gtol (of the gradient), ftol (of the value) or xtol (of x)",
+    options="each option as an argument of its own: maxiter=, gtol=, ...",
+    **dict.fromkeys(("max_iter", "maxit", "n_iter", "steps", "iterations"), "maxiter"),
+    **dict.fromkeys(("max_eval", "maxfev", "max_nfev"), "maxfun"),
+    **dict.fromkeys(("disp", "verbose"), "progress=True"),
+    **dict.fromkeys(("batch", "vmap"), "batched=True"),
+    **dict.fromkeys(("value_and_grad", "value_and_gradient", "grad"), "jac"),
+    **dict.fromkeys(
+        ("lr", "learning_rate", "memory_size", "history_size", "maxcor", "line_search",
+         "line_search_fn"),
+        _OF_THE_METHOD,
+    ),
+    constraints="lx.augmented_lagrangian",
+    hessp="hess",
+)
 def minimize(
     fun: Callable,
     x0: Any,
@@ -171,13 +191,13 @@ def minimize(
                 record = run.record()
                 live.show(record)
                 if callback is not None and _stops(run, callback, record):
-                    run.end(Status.CALLBACK)
+                    run.stop(Status.CALLBACK)
                     break
         except KeyboardInterrupt:
             if run.now is None:
                 raise
             run.mend()
-            run.end(Status.INTERRUPTED)
+            run.stop(Status.INTERRUPTED)
         except Exception as error:
             if run.now is not None:
                 _explain(error, run.rows, run.layout)

@@ -79,6 +79,7 @@ _HERE = {
     "history_size": "memory_size",
     "maxcor": "memory_size",
     "line_search_fn": "line_search",
+    **dict.fromkeys(("b1", "b2", "beta1", "beta2"), "betas"),
 }
 
 

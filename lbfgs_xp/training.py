@@ -118,6 +118,11 @@ class TrainResult:
         return table(self)
 
 
+@checks.called_here(
+    **dict.fromkeys(("optimizer", "opt"), "method"),
+    **dict.fromkeys(("lr", "learning_rate"), "a setting of the method, such as lx.Adam(1e-2)"),
+    **dict.fromkeys(("num_epochs", "n_epochs", "max_epochs"), "epochs"),
+)
 def train(
     loss: Callable,
     params: Any,

@@ -125,6 +125,7 @@ OURS: dict[str, list[str]] = {
     ],
     "minimize": [
         "backend",
+        "checks",
         "loop",
         "methods",
         "objective",

@@ -346,6 +346,7 @@ def test_a_line_search_as_method(bad: Any) -> None:
         (lx.GradientDescent, "lr", "learning_rate"),
         (lx.LBFGS, "lr", "learning_rate"),
         (lx.LBFGS, "history_size", "memory_size"),
+        (lx.Adam, "b1", "betas"),
         (lx.LBFGS, "line_search_fn", "line_search"),
         (lx.ProjectedGradient, "maxcor", "memory_size"),
     ],
@@ -431,7 +432,35 @@ def test_fun_is_not_called_where_arguments_are_wrong() -> None:
 
 
 def test_misspelt_argument() -> None:
-    fails(lambda: solve(tol=1e-3), TypeError, "tol")
+    fails(lambda: solve(gtoll=1e-3), TypeError, "gtoll")
+
+
+@pytest.mark.parametrize(
+    ("function", "passed", "wanted"),
+    [
+        (lx.minimize, "tol", "gtol"), (lx.minimize, "options", "maxiter="),
+        (lx.minimize, "max_iter", "maxiter"), (lx.minimize, "disp", "progress"),
+        (lx.minimize, "lr", "lx.Adam"), (lx.minimize, "history_size", "memory_size"),
+        (lx.minimize, "constraints", "lx.augmented_lagrangian"),
+        (lx.train, "lr", "lx.Adam"), (lx.train, "num_epochs", "epochs"),
+        (lx.curve_fit, "maxfev", "maxfun"), (lx.least_squares, "x_scale", "nothing"),
+    ],
+)
+def test_arguments_called_as_elsewhere(function: Any, passed: str, wanted: str) -> None:
+    words = [f"^{passed} was passed to {function.__name__}; wanted .*{wanted}"]
+    fails(lambda: function(value, X0, X0, **{passed: 1}), TypeError, *words)
+
+
+def test_bounds_of_scipy() -> None:
+    class Bounds:
+        lb, ub = [-np.inf, 2.0, -np.inf], np.inf
+
+    res = solve(method="projected_gradient", bounds=Bounds())
+    assert res.success and res.x[1] == 2.0
+    fails(
+        lambda: solve(method="projected_gradient", bounds=[(0.0, 1.0)] * 3), TypeError,
+        "a list of 3", r"wanted the pair \(lower, upper\)", "SciPy",
+    )
 
 
 # --- the other faces ---------------------------------------------------------------------------

@@ -1030,3 +1030,28 @@ def test_state_of_a_batch_is_refused_by_one_problem() -> None:
     with pytest.raises(ValueError, match="state belongs to other variables: .*3, 2.*; wanted"):
         # the same numbers as one problem of 6 variables in a 2-d array
         lx.minimize(bowl, np.zeros((3, 2)), jac=True, state=state)
+
+
+@pytest.mark.parametrize("batched", [False, True], ids=["one", "batch"])
+def test_the_result_is_the_users_own(batched: bool) -> None:
+    """A state goes on as it was when x and the gradient of its result are changed in place."""
+    problem = lx.problems.rosenbrock(4)
+    x0 = np.stack([problem.x0] * 3) if batched else problem.x0
+
+    def fun(x: Any) -> Any:
+        a, b = x[..., ::2], x[..., 1::2]
+        t, u = b - a * a, 1.0 - a
+        gradient = np.stack([-400.0 * a * t - 2.0 * u, 200.0 * t], axis=-1)
+        return np.sum(100.0 * t * t + u * u, axis=-1), np.reshape(gradient, x.shape)
+
+    how: dict[str, Any] = {"jac": True, "batched": batched}
+    first = lx.minimize(fun, x0, maxiter=5, **how)
+    start = first.x.copy()
+    wanted = lx.minimize(fun, start, maxiter=5, state=first.state, **how)
+    first.x += 0.5
+    first.jac[...] = 1.0
+    again = lx.minimize(fun, start, maxiter=5, state=first.state, **how)
+    np.testing.assert_array_equal(again.x, wanted.x)
+    # From where it was moved to, it starts there.
+    moved = lx.minimize(fun, first.x, maxiter=0, state=first.state, **how)
+    np.testing.assert_array_equal(moved.fun, fun(first.x)[0])

@@ -354,3 +354,31 @@ def test_going_on_with_the_last_method(backend: Backend) -> None:
 def test_errors(method: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=re.escape(words)):
         solve(method() if callable(method) else method)
+
+
+@pytest.mark.parametrize("batched", [False, True], ids=["one", "batch"])
+@pytest.mark.parametrize("interrupted", [False, True], ids=["callback", "Ctrl-C"])
+def test_a_stop_where_a_phase_ends_is_a_stop(batched: bool, interrupted: bool) -> None:
+    """The iteration that ends the first phase also ends the run: the second one never ran."""
+    problem = problems.rosenbrock(6)
+    x0 = np.stack([problem.x0, 0.9 * problem.x0]) if batched else problem.x0
+
+    def fun(x: Any) -> Any:
+        a, b = x[..., ::2], x[..., 1::2]
+        t, u = b - a * a, 1.0 - a
+        gradient = np.stack([-400.0 * a * t - 2.0 * u, 200.0 * t], axis=-1)
+        return np.sum(100.0 * t * t + u * u, axis=-1), np.reshape(gradient, x.shape)
+
+    def stop(record: lx.Record) -> bool:
+        done = bool(np.all(np.asarray(record.gradient_norm) < 1.0))
+        if done and interrupted:
+            raise KeyboardInterrupt
+        return done
+
+    res = lx.minimize(
+        fun, x0, jac=True, batched=batched, callback=stop,
+        method=[lx.LBFGS().until(gtol=1.0), lx.BFGS()],
+    )
+    wanted = lx.Status.INTERRUPTED if interrupted else lx.Status.CALLBACK
+    assert len(res.phases) == 1 and not np.any(res.success)
+    assert np.all(np.asarray(res.status) == int(wanted))
