@@ -708,12 +708,15 @@ def _torch_hessian(evaluate: Callable, *arguments: Any) -> Array:
     # A linear function has no second derivative to trace.
     if not gradient.requires_grad:
         return torch.diag_embed(torch.zeros_like(gradient))
-    rows = [
-        torch.autograd.grad(
-            gradient[..., i].sum(), x, retain_graph=True, allow_unused=True, materialize_grads=True
-        )[0]
-        for i in range(x.shape[-1])
-    ]
+    # The caller may be under no_grad.
+    with torch.enable_grad():
+        rows = [
+            torch.autograd.grad(
+                gradient[..., i].sum(), x, retain_graph=True, allow_unused=True,
+                materialize_grads=True,
+            )[0]
+            for i in range(x.shape[-1])
+        ]
     return torch.stack(rows, dim=-2)
 
 

@@ -438,7 +438,8 @@ def _account(
     step = size = None
     if measure_steps:
         step = space.read_one(space.max_abs(new.x - old.x))
-    if measure_steps or not space.none(new.failed):
+    ending = new.failed | (progress.stalled + 1 >= criteria.patience)
+    if measure_steps or not space.none(ending):
         size = space.read_one(space.max_abs(new.x))
     progress = stopping.update(fn, criteria, progress, old, new, step, size, count)
     best, better = _better(solver, space, criteria, best, old.trial, new, gradient, running)

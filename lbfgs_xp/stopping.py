@@ -113,7 +113,7 @@ def update(
 
     old, new : the solver's states before and after.
     step, size : infinity norms of the step, None where xtol is 0, and of x; None where xtol is 0
-        and nothing has failed.
+        and no problem may be about to end.
     """
     if fn is FLOATS and (after := _ordinary(criteria, p, old, new, evaluations)):
         return after

@@ -410,3 +410,20 @@ def test_going_back_keeps_the_budget() -> None:
 
         res = lx.minimize(counted, np.asarray([-1.5]), jac=True, maxfun=maxfun)
         assert res.nfev == len(calls) <= maxfun
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "bfgs"])
+@pytest.mark.parametrize("batched", [False, True], ids=["one", "batch"])
+def test_a_kink_is_no_precision_floor(method: str, batched: bool) -> None:
+    """Along a kink the curvature seems infinite, so that no step promises anything."""
+    weights = np.asarray([1.8, 59.9])
+
+    def fun(x: np.ndarray) -> tuple[Any, np.ndarray]:
+        return np.abs(x) @ weights, weights * np.sign(x)
+
+    x0 = np.asarray([1.2, -1.9])
+    res = lx.minimize(
+        fun, np.stack([x0, x0]) if batched else x0, jac=True, method=method, batched=batched
+    )
+    assert np.all(np.asarray(res.fun) > 1.0) and not np.any(res.success)
+    assert np.all(np.asarray(res.status) == int(lx.Status.LINE_SEARCH))

@@ -1048,10 +1048,11 @@ def test_the_result_is_the_users_own(batched: bool) -> None:
     first = lx.minimize(fun, x0, maxiter=5, **how)
     start = first.x.copy()
     wanted = lx.minimize(fun, start, maxiter=5, state=first.state, **how)
-    first.x += 0.5
+    x = first.x
+    x += 0.5
     first.jac[...] = 1.0
     again = lx.minimize(fun, start, maxiter=5, state=first.state, **how)
     np.testing.assert_array_equal(again.x, wanted.x)
     # From where it was moved to, it starts there.
-    moved = lx.minimize(fun, first.x, maxiter=0, state=first.state, **how)
-    np.testing.assert_array_equal(moved.fun, fun(first.x)[0])
+    moved = lx.minimize(fun, x, maxiter=0, state=first.state, **how)
+    np.testing.assert_array_equal(moved.fun, fun(x)[0])

@@ -561,3 +561,11 @@ def test_goes_on_as_if_it_had_not_stopped(
     second = lx.minimize(case.fun, first.x, maxiter=3, state=first.state, **how)
     whole = lx.minimize(case.fun, x0, maxiter=7, **how)
     np.testing.assert_array_equal(backend.to_numpy(second.x), backend.to_numpy(whole.x))
+
+
+def test_without_gradients_of_torch() -> None:
+    torch = pytest.importorskip("torch")
+    x0 = torch.ones(2, dtype=torch.float64)
+    with torch.no_grad():
+        res = lx.minimize(lambda x: ((x - 3.0) ** 2).sum(), x0, method="newton")
+    assert res.success and torch.allclose(res.x, 3.0 * torch.ones_like(x0))

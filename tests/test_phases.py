@@ -360,7 +360,7 @@ def test_errors(method: Any, error: type[Exception], words: str) -> None:
 @pytest.mark.parametrize("interrupted", [False, True], ids=["callback", "Ctrl-C"])
 def test_a_stop_where_a_phase_ends_is_a_stop(batched: bool, interrupted: bool) -> None:
     """The iteration that ends the first phase also ends the run: the second one never ran."""
-    problem = problems.rosenbrock(6)
+    problem = lx.problems.rosenbrock(6)
     x0 = np.stack([problem.x0, 0.9 * problem.x0]) if batched else problem.x0
 
     def fun(x: Any) -> Any:
