@@ -144,6 +144,7 @@ def least_squares(
         gradient is small or the dtype cannot tell a better point.
     maxiter, maxfun, maxtime : int, int, float in seconds; None for no limit
         Budgets; maxfun and maxtime for a batch as a whole (in `curve_fit` maxfun for each piece).
+        maxfun counts evaluations for differences as well; the start is evaluated in any case.
     damping : float
         The damping at the start, relative to the squared norms of the columns of the Jacobian.
         Larger: shorter first steps.
@@ -350,7 +351,8 @@ def run(objective: Residuals, box: Any, plan: Plan) -> LeastSquaresResult:
         end = plan.end
         try:
             while (going := backend.to_host(steps.going(state))).any():
-                if end is None and whole.calls.nfev >= plan.maxfun:
+                dear = 1 + objective.cost + (plan.acceleration and bool((going & lm.CURVED).any()))
+                if end is None and whole.calls.nfev + dear > plan.maxfun:
                     end = Status.EVALUATIONS
                 elif end is None and time.perf_counter() >= plan.deadline:
                     end = Status.TIME

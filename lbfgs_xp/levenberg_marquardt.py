@@ -108,6 +108,8 @@ class LMState(NamedTuple):
         of little decrease even where much is left.
     status, nit : integers.
     small_value, small_step, stalled : how many steps in a row were small, or hidden by rounding.
+    border : whether the residuals or their Jacobian have no value close to the iterate, so that
+        rounding does not explain why no lower point is found.
     lowest : the lowest optimality since rounding hides the steps.
     largest : the largest norm of Q^T r so far.
     """
@@ -130,6 +132,7 @@ class LMState(NamedTuple):
     small_value: Array
     small_step: Array
     stalled: Array
+    border: Array
     lowest: Array
     largest: Array
 
@@ -160,7 +163,7 @@ def begin(
     damping = _cautious(space, x, linear, fn.full(settings.damping, value))
     state = LMState(
         x, residuals, columns, value, linear, damping, fn.full(2.0, value), linear.R, x, x, value,
-        value, fn.full(False, value), status, zero, zero, zero, zero,
+        value, fn.full(False, value), status, zero, zero, zero, zero, fn.full(False, value),
         linear.optimality, size,
     )
     return _limited(settings, space, state)
@@ -271,10 +274,12 @@ def advance(
     fn, old = space.scalars, state
     running = state.status == _RUNNING
     accepted = verdict.accepted
+    outside = fn.logical_not(fn.isfinite(verdict.value))
     if columns is None:
         accepted = accepted & fn.logical_not(accepted)
         linear, columns = old.linear, old.columns
     else:
+        outside = outside | fn.logical_not(linear.finite)
         accepted = accepted & linear.finite
         linear = space.merge(accepted, linear, old.linear)
     refused = running & fn.logical_not(accepted)
@@ -305,15 +310,19 @@ def advance(
     stalled = fn.where(accepted & verdict.hidden & fn.logical_not(best), stalled, 0)
     left = _norm(space, old.linear.q)
     noise = _noise(space, old)
-    # Damped tenfold a step follows the gradient, whatever the curvature; this is its gain.
+    # Damped tenfold a step follows the gradient, whatever the curvature; this is its gain, in the
+    # scale of the columns as they are now.
     slope = _transposed(space, old.linear.R, old.linear.q)
+    norms = _column_norms(space, old.linear.R)
+    slope = slope / space.xp.where(norms > 0.0, norms, space.xp.ones_like(norms))
     gain = 0.05 * space.dot(slope, slope)
+    # What was much larger elsewhere proves nothing where x has still far to go.
+    blur = _blur(space, old)
+    worn = (left <= 1e3 * eps * old.largest) & (left <= blur / eps**0.5)
+    border = refused & (old.border | (outside & (length <= eps**0.5 * size)))
     rounding = (
-        (_promise(fn, old) <= noise)
-        | (gain <= 16.0 * noise)
-        | (left <= 1e3 * eps * old.largest)
-        | (left <= 16.0 * _blur(space, old))
-    )
+        (_promise(fn, old) <= noise) | (gain <= 16.0 * noise) | worn | (left <= 16.0 * blur)
+    ) & fn.logical_not(border)
     exhausted = refused & ((length <= eps * size) | (mu >= 1.0 / (eps * eps)))
     status = old.status
     status = fn.where(exhausted & rounding, int(Status.PRECISION), status)
@@ -334,7 +343,7 @@ def advance(
         linear, mu, growth, old.factor, old.step, old.trial, old.predicted, _promise(fn, old),
         refused | (fn.abs(verdict.ratio - 1.0) > _CURVED), status,
         fn.where(accepted, old.nit + 1, old.nit),
-        small_value, small_step, stalled,
+        small_value, small_step, stalled, border,
         fn.where(accepted, lowest, old.lowest),
         fn.maximum(old.largest, _norm(space, linear.q)),
     )
@@ -487,10 +496,13 @@ def _promise(fn: Any, state: LMState) -> Array:
 
 def _blur(space: Space, state: LMState) -> Array:
     """What rounding does to the residuals: at the least what that of the parameters does."""
-    xp, R = space.xp, state.linear.R
-    columns = xp.matrix_transpose(R)
-    norms = xp.sqrt(space.dot(columns, columns)) * state.linear.scale
-    return space.backend.eps * space.sum(xp.abs(norms * state.x))
+    norms = _column_norms(space, state.linear.R) * state.linear.scale
+    return space.backend.eps * space.sum(space.xp.abs(norms * state.x))
+
+
+def _column_norms(space: Space, R: Array) -> Array:
+    columns = space.xp.matrix_transpose(R)
+    return space.xp.sqrt(space.dot(columns, columns))
 
 
 def _noise(space: Space, state: LMState) -> Array:

@@ -22,12 +22,15 @@ from lbfgs_xp.space import Space
 from lbfgs_xp.stopping import Criteria, Progress
 
 _RUNNING, _LINE_SEARCH = int(Status.RUNNING), int(Status.LINE_SEARCH)
+_GRADIENT = int(Status.GRADIENT)
 _NOT_FINITE = int(Status.NOT_FINITE)
 _SUCCESSES = [int(member) for member in Status if member.success]
 # How often a run may set out again from its best point.
 _DEPARTURES = 10
 # Finite trials of one search after which differences are no longer trusted.
 _DOUBTFUL = 8
+# How often gtol must go into the error of a forward difference before a small one is not believed.
+_BLIND = 100.0
 
 
 class _Now(NamedTuple):
@@ -226,20 +229,24 @@ class Run:
         self._departures += 1
         self._departed = best.value
         fresh = self._init(best.x, self._public(best.value), best.gradient, None)
+        fresh = fresh._replace(decrement=state.decrement)
         p = p._replace(status=fn.where(elsewhere, _RUNNING, p.status))
         p = stopping.budgets(fn, self.criteria, p)
         self.now = _Now(space.merge(elsewhere, fresh, state), p, best)
         return self.running()
 
     def sharpen(self) -> bool:
-        """Goes on with central differences where a search has failed along forward ones, whose
-        error may be all that stopped it."""
+        """Goes on with central differences where the error of forward ones may be all that ended
+        a run: a failed search, or a gradient that is small next to what they can tell."""
         space, objective, criteria = self.space, self.objective, self.criteria
         if not objective.forward or time.perf_counter() >= self.deadline:
             return False
         self._whole()
         fn, p = space.scalars, self.now.progress
-        failed = (p.status == _LINE_SEARCH) & (p.nfev < criteria.maxfun)
+        error = 2.0 * space.backend.eps**0.5 * fn.abs(self.now.best.value)
+        small = (p.status == _GRADIENT) & (error > _BLIND * criteria.gtol)
+        paid = p.nfev + self._cost(False) <= criteria.maxfun
+        failed = ((p.status == _LINE_SEARCH) | small) & paid
         p = p._replace(status=fn.where(failed, _RUNNING, p.status))
         self.now = self.now._replace(progress=p)
         if not self.running():
@@ -249,11 +256,14 @@ class Run:
         failed = p.status == _RUNNING
         _, gradient, _ = self.outside(objective, best.x)
         fresh = self._init(best.x, self._public(best.value), gradient, None)
+        fresh = fresh._replace(decrement=state.decrement)
         norm, count = fresh.gradient_norm, objective.nfev - before
         again = stopping.start(fn, self.criteria, fresh.value, norm, count, p)
-        # Where the differences look past the end of the domain, the search has failed for good.
+        # Where the differences look past the end of the domain, it ends as it did.
         outside = again.status == _NOT_FINITE
-        status = fn.where(outside, _LINE_SEARCH, again.status)
+        flat = state.gradient_norm <= criteria.gtol
+        ended = fn.where(flat, fn.full(_GRADIENT, again.status), _LINE_SEARCH)
+        status = fn.where(outside, ended, again.status)
         again = again._replace(status=status, highest_norm=fn.maximum(p.highest_norm, norm))
         p = space.merge(failed, again, p)
         sharper = best._replace(gradient=gradient, gradient_norm=norm)
@@ -264,8 +274,13 @@ class Run:
         """Takes the gradient by forward or by central differences."""
         self.objective.forward, eps = forward, self.space.backend.eps
         self.criteria = self.criteria._replace(
-            trials=_DOUBTFUL, forward=forward, blur=eps if forward else 0.1 * eps ** (2 / 3)
+            cost=self._cost(forward), trials=_DOUBTFUL, forward=forward,
+            blur=eps if forward else 0.1 * eps ** (2 / 3),
         )
+
+    def _cost(self, forward: bool) -> int:
+        """Evaluations of fun for a value with a gradient by differences."""
+        return 1 + (1 if forward else 2) * self.layout.size
 
     def next_phase(self) -> bool:
         """Goes on with the next method that has something left to do, at the best point so far."""

@@ -98,6 +98,7 @@ def _stage(phase: Phase, whole: Limits, bounds: Any, layout: Layout) -> Stage:
         largest=backend.largest,
         patience=getattr(solver, "patience", _PATIENCE),
         failure=int(Status.LINE_SEARCH if searches else Status.DIVERGED),
+        cost=1,
         trials=_UNLIMITED,
         forward=False,
         blur=backend.eps,

@@ -113,7 +113,8 @@ def minimize(
         at most xtol max(1, largest |x|). With 0, the default, a run goes on until the gradient is
         small or the dtype cannot tell a better point.
     maxiter, maxfun, maxtime : int, int, float in seconds; None for no limit
-        Budgets, for each problem of a batch. maxfun is honoured inside the line search.
+        Budgets, for each problem of a batch. maxfun is honoured inside the line search, and counts
+        those of differences; the start is evaluated in any case.
     batched : bool
         x0 is (B, ...) and fun maps it to (B,): B independent problems, each with its own memory,
         line search and status. Problems that are done leave the batch, so that fun is soon handed

@@ -200,9 +200,9 @@ class Objective:
             ahead = xp.where(here, x + steps, x)
             behind = x if self.forward else xp.where(here, x - steps, x)
             low = value if self.forward else self._value(behind)[0]
-            rise = self._value(ahead)[0] - low
-            run = ahead[..., i] - behind[..., i]
-            slopes.append(rise / run)
+            high = self._value(ahead)[0]
+            with np.errstate(all="ignore"):    # values that are not finite
+                slopes.append((high - low) / (ahead[..., i] - behind[..., i]))
         slopes = [s if is_array(s) else backend.full((), s) for s in slopes]
         gradient = backend.placed(xp.stack(slopes, axis=-1), "the gradient")
         return value, xp.astype(gradient, backend.dtype, copy=False), aux

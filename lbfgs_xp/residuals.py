@@ -12,6 +12,8 @@ import numpy as np
 from lbfgs_xp.backend import Array, is_array
 from lbfgs_xp.tree import Layout, map_leaves, unflatten
 
+# Evaluations of fun for each parameter.
+_DIFFERENCES = {"2-point": 1, "3-point": 2}
 _WAYS_OUT = (
     "give jac= a function that returns the Jacobian (m, p); or "
     'jac="3-point" (or "2-point") for finite differences; or x0 of a library that differentiates'
@@ -50,6 +52,8 @@ class Residuals:
     ----------
     calls : Calls
         What was called so far.
+    cost : int
+        How often a Jacobian calls fun: where it is one of differences.
     """
 
     def __init__(
@@ -68,7 +72,11 @@ class Residuals:
         self._automatic: Callable | None = None
         evaluate: Any = self.backend.jit if compiled else functools.partial
         self._evaluate = evaluate(_evaluate, fun, layout, isinstance(jac, str))
-        if callable(jac) or (isinstance(jac, str) and jac in ("2-point", "3-point")):
+        self.cost = 0
+        if callable(jac):
+            return
+        if isinstance(jac, str) and jac in _DIFFERENCES:
+            self.cost = _DIFFERENCES[jac] * layout.size
             return
         if jac is not None:
             raise ValueError(

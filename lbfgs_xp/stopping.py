@@ -31,6 +31,8 @@ class Criteria(NamedTuple):
     patience : iterations without a change that tells something, before the floor is taken as
         reached.
     failure : the status of a failed step that rounding does not explain.
+    cost : evaluations of fun for the next trial: more than one where the gradient is one of
+        differences.
     trials : finite trials of one iteration after which differences are doubted. That is a failed
         step where they are `forward` ones, or where their error explains it.
     forward : whether the gradient is one of forward differences.
@@ -46,6 +48,7 @@ class Criteria(NamedTuple):
     largest: float
     patience: int
     failure: int
+    cost: int
     trials: int
     forward: bool
     blur: float
@@ -121,8 +124,8 @@ def update(
     nfev = fn.where(running, p.nfev + evaluations, p.nfev)
     trials = fn.where(running & fn.isfinite(new.seen), p.trials + 1, p.trials)
     trials = fn.where(new.accepted, 0, trials)
-    exhausted = new.gradient_norm <= 1e3 * criteria.blur * p.highest_norm
-    doubtful = (trials >= criteria.trials) & (exhausted | criteria.forward)
+    worn = new.gradient_norm <= 1e3 * criteria.blur * p.highest_norm
+    doubtful = (trials >= criteria.trials) & (worn | criteria.forward)
     failed = new.failed | (running & doubtful)
     if fn.every(fn.logical_not(new.accepted | failed)):
         return budgets(fn, criteria, p._replace(nfev=nfev, trials=trials))
@@ -146,6 +149,7 @@ def update(
     stalled = fn.where(lower | (norm < 0.9 * p.lowest_norm), 0, p.stalled + 1)
     # No progress is what rounding explains where little decrease was to be had, or where the
     # gradient has fallen so far that its error may make up what is left of it. Else it is an error.
+    # A gradient that was much larger elsewhere proves nothing where x has still far to go.
     rounding = new.decrement <= criteria.noise * magnitude
     if size is not None:
         # Next to a kink the curvature seems infinite, and any step to promise nothing: one as short
@@ -153,7 +157,10 @@ def update(
         short_of_x = new.decrement <= 32.0 * criteria.noise * size * norm
         steep = norm > criteria.noise ** (1 / 3) * highest_norm
         rounding = rounding & fn.logical_not(short_of_x & steep)
-    rounding = rounding | exhausted
+        length = fn.maximum(size, 1.0) * old.gradient_norm
+        far = (new.decrement > criteria.blur ** (1 / 3) * length) & fn.isfinite(new.decrement)
+        worn = worn & (doubtful | fn.logical_not(far))
+    rounding = rounding | worn
     given_up = fn.where(
         rounding & (criteria.failure == _LINE_SEARCH), fn.full(_PRECISION, value), criteria.failure
     )
@@ -186,7 +193,7 @@ def _ordinary(
     of a search, as nearly always; None elsewhere."""
     c, (status, nit, nfev, _, _, _, reference, lowest_norm, highest_norm, trials) = criteria, p
     nfev += evaluations
-    if status != _RUNNING or nfev >= c.maxfun:
+    if status != _RUNNING or nfev + c.cost > c.maxfun:
         return None
     if not new.accepted:
         trials += isfinite(new.seen)
@@ -211,10 +218,11 @@ def _ordinary(
 
 def budgets(fn: Scalars, criteria: Criteria, p: Progress) -> Progress:
     """Ends what still runs and has spent its iterations or evaluations."""
-    spent = (p.nfev >= criteria.maxfun) | (p.nit >= criteria.maxiter)
+    dear = p.nfev + criteria.cost > criteria.maxfun
+    spent = dear | (p.nit >= criteria.maxiter)
     if fn.every(fn.logical_not(spent)):
         return p
     running = p.status == _RUNNING
-    status = fn.where(running & (p.nfev >= criteria.maxfun), _EVALUATIONS, p.status)
+    status = fn.where(running & dear, _EVALUATIONS, p.status)
     status = fn.where(running & (p.nit >= criteria.maxiter), _ITERATIONS, status)
     return p._replace(status=status)

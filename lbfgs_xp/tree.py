@@ -179,7 +179,8 @@ class Layout:
         if leaf.dtype != like.dtype:
             if self.xp.isdtype(leaf.dtype, "complex floating") and not self.complex[index]:
                 raise TypeError(f"{what} is complex; wanted {like.dtype}, like x0")
-            leaf = self.xp.astype(leaf, like.dtype)
+            with np.errstate(all="ignore"):    # what overflows is inf, like any such trial
+                leaf = self.xp.astype(leaf, like.dtype)
         return leaf
 
 

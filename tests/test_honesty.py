@@ -412,6 +412,89 @@ def test_going_back_keeps_the_budget() -> None:
         assert res.nfev == len(calls) <= maxfun
 
 
+@pytest.mark.parametrize("scale", [10.0, 50.0, 100.0, 1e4])
+@pytest.mark.parametrize("batched", [False, True], ids=["one", "batch"])
+def test_a_steep_start_is_no_excuse_for_a_wrong_gradient(scale: float, batched: bool) -> None:
+    def fun(x: np.ndarray) -> tuple[Any, np.ndarray]:
+        return np.sum(x**10, axis=-1) + x[..., 0], 10.0 * x**9 - np.asarray([1.0, 0.0])
+
+    x0 = np.full((2, 2) if batched else (2,), scale)
+    res = lx.minimize(fun, x0, jac=True, method="lbfgs", batched=batched)
+    assert np.all(np.asarray(res.status) == int(lx.Status.LINE_SEARCH))
+
+
+def test_a_steep_start_is_no_excuse_for_a_wrong_jacobian() -> None:
+    res = lx.least_squares(
+        lambda p: np.stack([p[0] ** 5 + p[0], p[1] - 1.0]), np.full(2, 1e3),
+        jac=lambda p: np.asarray([[5.0 * p[0] ** 4 - 1.0, 0.0], [0.0, 1.0]]),
+    )
+    assert res.status is lx.Status.LINE_SEARCH
+
+
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+@pytest.mark.parametrize("x0", [[2.0, 0.0], [3.0, 1.0], [1.3, 5.0]])
+def test_the_end_of_the_domain_is_no_precision_floor(x0: list[float], jac: str) -> None:
+    t = np.linspace(0.0, 1.0, 20)
+
+    def residuals(p: np.ndarray) -> np.ndarray:
+        return np.where(p[0] < 1.2, np.nan, p[0] + p[1] * t) - (1.0 + 2.0 * t)
+
+    res = lx.least_squares(residuals, np.asarray(x0), jac=jac)
+    assert res.status is lx.Status.LINE_SEARCH and abs(res.x[0] - 1.2) < 1e-4
+
+
+def test_differences_of_a_large_value_are_not_believed() -> None:
+    """Next to 1e9 a forward difference of this function is 0 everywhere."""
+    def fun(x: np.ndarray) -> Any:
+        return np.log1p((x[..., 0] - 1.0) ** 2) + 1e9
+
+    for x0 in (np.asarray([3.0]), np.asarray([[3.0], [1.0], [-1.0]])):
+        res = lx.minimize(fun, x0, jac="2-point", batched=x0.ndim == 2)
+        np.testing.assert_allclose(res.x, np.ones_like(x0), atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("method", ["lbfgs", "bfgs"])
+@pytest.mark.parametrize("batched", [False, True], ids=["one", "batch"])
+@pytest.mark.parametrize("start", [0.0, 3.0])
+def test_the_units_of_x_may_be_any(
+    dtype: Any, method: str, batched: bool, start: float
+) -> None:
+    for unit in (1e-15, 1e8, 1e20, 1e30) + ((1e100,) if dtype is np.float64 else ()):
+
+        def fun(x: np.ndarray, unit: float = dtype(unit)) -> tuple[Any, np.ndarray]:
+            u = x / unit - 1.0
+            return np.sum(u * u, axis=-1), 2.0 * u / unit
+
+        x0 = np.full((2, 3) if batched else (3,), start * unit, dtype=dtype)
+        res = lx.minimize(fun, x0, jac=True, method=method, batched=batched, gtol=0.0)
+        assert np.all(res.success)
+        np.testing.assert_allclose(np.asarray(res.x) / unit, np.ones_like(x0), rtol=1e-3)
+
+
+def test_differences_warn_of_nothing() -> None:
+    def fun(x: np.ndarray) -> Any:
+        return np.inf if x[0] < 1.0 else x[0]
+
+    with np.errstate(all="raise"):
+        lx.minimize(fun, np.asarray([2.0]), jac="3-point")
+        lx.check_gradient(fun, np.asarray([1.0]), lambda x: np.ones_like(x))
+
+
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+@pytest.mark.parametrize("maxfun", [1, 5, 9, 20, 33])
+def test_a_fit_keeps_its_budget(maxfun: int, jac: str) -> None:
+    calls = 0
+
+    def residuals(p: np.ndarray) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        return np.stack([10.0 * (p[1] - p[0] ** 2), 1.0 - p[0]])
+
+    res = lx.least_squares(residuals, np.asarray([-1.2, 1.0]), jac=jac, maxfun=maxfun)
+    assert res.nfev == calls <= max(maxfun, 5) and res.status is lx.Status.EVALUATIONS
+
+
 @pytest.mark.parametrize("method", ["lbfgs", "bfgs"])
 @pytest.mark.parametrize("batched", [False, True], ids=["one", "batch"])
 def test_a_kink_is_no_precision_floor(method: str, batched: bool) -> None:

@@ -798,7 +798,7 @@ def test_forward_differences_give_way_to_central_ones(method: str) -> None:
         np.testing.assert_allclose(res.x, p.x_min, atol=1e-5)
         for maxfun in range(300, 400, 9):
             part = lx.minimize(p.fun, x0, jac="2-point", method=method, maxfun=maxfun)
-            assert part.nfev <= maxfun + 2 * 6
+            assert part.nfev <= maxfun
     batch = lx.minimize(p.fun, starts, jac="2-point", method=method, batched=True)
     assert np.all(batch.status == Status.GRADIENT) and np.max(batch.nfev) < most
     np.testing.assert_allclose(batch.x, np.broadcast_to(p.x_min, starts.shape), atol=1e-5)
@@ -879,7 +879,7 @@ def test_float32_finite_differences() -> None:
 
 @pytest.mark.parametrize("maxfun", [1, 3, 4, 10, 50])
 def test_maxfun_counts_the_evaluations_of_differences(maxfun: int) -> None:
-    """A gradient by differences is not begun once the budget is spent."""
+    """A gradient by differences is not begun where the budget would not do for all of it."""
     calls = 0
 
     def fun(x: np.ndarray) -> Any:
@@ -888,7 +888,7 @@ def test_maxfun_counts_the_evaluations_of_differences(maxfun: int) -> None:
         return ROSENBROCK.fun(x)
 
     res = lx.minimize(fun, ROSENBROCK.x0, jac="2-point", maxfun=maxfun)
-    assert res.nfev == calls < maxfun + 3
+    assert res.nfev == calls <= max(maxfun, 3)
 
 
 def test_check_gradient(backend: Backend) -> None:

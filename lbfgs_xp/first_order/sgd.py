@@ -8,7 +8,7 @@ from typing import Any
 from lbfgs_xp.backend import Array
 from lbfgs_xp.first_order.base import FirstOrder
 from lbfgs_xp.first_order.state import OptimizerState
-from lbfgs_xp.line_search import Bisection, LineSearch, rule_of
+from lbfgs_xp.line_search import LineSearch, rule_of
 from lbfgs_xp.solvers.steepest_descent import SteepestDescent
 from lbfgs_xp.tree import Layout
 
@@ -25,7 +25,7 @@ class GradientDescent(FirstOrder):
     line_search : LineSearch or str
         A rule such as `lx.Bisection()`, or its name, in place of a learning rate; for
         `lx.minimize`. The first trial of a search is the step of Barzilai & Borwein (1988). With
-        neither of the two: `lx.Bisection()`.
+        neither of the two: `lx.Bisection(alpha_max=1e30)`, for steps are in units of -g.
     **settings
         With a learning rate: weight decay, clipping and groups, see `lx.FirstOrder`.
 
@@ -58,7 +58,8 @@ class GradientDescent(FirstOrder):
             if any(variant.learning_rate is None for variant in self.variants):
                 raise ValueError("learning_rate of a group is None; wanted a number or a schedule")
             return
-        rule = Bisection() if self.line_search is None else rule_of(self.line_search)
+        rule = SteepestDescent.line_search if self.line_search is None else self.line_search
+        rule = rule_of(rule)
         set_(self, "line_search", rule)
         for field in dataclasses.fields(FirstOrder):
             if getattr(self, field.name) != field.default:

@@ -175,7 +175,7 @@ class BFGS(Descent):
         memory: Estimate | None = None, **more: Any,
     ) -> Aim:
         assert memory is not None
-        fn, (x, value, gradient, norm) = space.scalars, point
+        fn, (x, value, gradient, norm, step) = space.scalars, point
         direction = -memory.product
         slope = space.read_one(space.dot(gradient, direction))
         # Nothing is gained by a direction without descent; it goes together with what was learned.
@@ -195,7 +195,7 @@ class BFGS(Descent):
         promised = fn.where(memory.bare, math.inf, -0.5 * slope)
         if self.probes and not space.none(memory.bare):
             plain, plain_slope, length = first_step(
-                space, UNSCALED, None, x, value, gradient, norm
+                space, UNSCALED, None, x, value, gradient, norm, step
             )
             direction = space.pick(memory.bare, plain, direction)
             slope = fn.where(memory.bare, plain_slope, slope)

@@ -22,12 +22,14 @@ from lbfgs_xp.space import Space
 
 
 class Point(NamedTuple):
-    """An iterate: x and gradient (..., n), the value, and the gradient's largest component."""
+    """An iterate: x and gradient (..., n), the value, the gradient's largest component, and the
+    step length to it, 0 at the start of a run."""
 
     x: Array
     value: Any
     gradient: Array
     norm: Any
+    step: Any
 
 
 class Aim(NamedTuple):
@@ -134,9 +136,9 @@ class Descent(Method, ABC):
         """The state at x, a vector (..., n), where value and gradient are known."""
         value, norm = space.read(value, space.max_abs(gradient))
         full = space.scalars.full
-        point, no = Point(x, value, gradient, norm), full(False, value)
+        point, no = Point(x, value, gradient, norm, full(0.0, value)), full(False, value)
         aim = self.aim(space, point, full(math.nan, value), no, **more)
-        state = self._set_out(space, point, full(0.0, value), aim)
+        state = self._set_out(space, point, aim)
         return state._replace(trial=space.move(x, state.search.alpha, state.direction))
 
     def step(
@@ -183,10 +185,11 @@ class Descent(Method, ABC):
             secant = fn.where(taken & bent, fn.divide(alpha * -old.dphi0, bend), math.nan)
             far = (alpha >= rule.alpha_max) & (alpha * size >= FAR)
             unbounded = taken & far & fn.logical_not(bent)
-            point = Point(new_x, fn.where(taken, end, state.value), new_gradient, norm)
+            step = fn.where(taken, alpha, state.step)
+            point = Point(new_x, fn.where(taken, end, state.value), new_gradient, norm, step)
             memory = self.learn(space, state, point, alpha, dphi, taken)
             aim = self.aim(space, point, secant, again, memory=memory, **more)
-            fresh = self._set_out(space, point, fn.where(taken, alpha, state.step), aim)
+            fresh = self._set_out(space, point, aim)
             # Where a search goes on it keeps its line; all else is that of every problem.
             after = fresh if fn.every(turned) else space.merge(turned, fresh, fresh._replace(
                 direction=state.direction, search=search, lowest=lowest,
@@ -198,9 +201,9 @@ class Descent(Method, ABC):
             unbounded=unbounded,
         )
 
-    def _set_out(self, space: Space, point: Point, step: Any, aim: Aim) -> DescentState:
+    def _set_out(self, space: Space, point: Point, aim: Aim) -> DescentState:
         """The state at `point` with a search begun towards `aim`, but for its trial."""
-        full, (x, value, gradient, norm) = space.scalars.full, point
+        full, (x, value, gradient, norm, step) = space.scalars.full, point
         noise = space.scalars.abs(value) * space.backend.noise
         rule: Any = self.line_search
         search = rule.begin(value, aim.slope, aim.first, noise)
@@ -215,8 +218,9 @@ class Descent(Method, ABC):
 def steepest_descent(space: Space, point: Point) -> Aim:
     """Along -g, with a first step for when nothing is known of the scale: as long as that of
     L-BFGS (see `first_step`)."""
-    fn, (x, value, gradient, norm) = space.scalars, point
-    _, _, length = first_step(space, UNSCALED, None, x, value, gradient, norm)
+    fn, (x, value, gradient, norm, _) = space.scalars, point
+    # The direction keeps its length, to which later steps refer.
+    _, _, length = first_step(space, UNSCALED, None, x, value, gradient, norm, math.inf)
     slope = space.read_one(space.dot(gradient, -gradient))
     return Aim(
         -gradient, slope, fn.divide(length, norm), fn.full(math.inf, value), fn.full(True, value)

@@ -168,9 +168,16 @@ class ProjectedGradient(Method):
     ) -> ProjectedGradientState:
         """The state at x, a feasible vector (..., n), where value and gradient are known."""
         fn = space.scalars
-        value, size, width = space.read(value, space.max_abs(gradient), space.max_abs(x))
-        # At first a step as long as x itself, since nothing is known of the scale of f.
+        value, size, width, squared = space.read(
+            value, space.max_abs(gradient), space.max_abs(x), space.dot(gradient, gradient)
+        )
+        # At first a step as long as x itself, since nothing is known of the scale of f; from 0, one
+        # of 1, or where rounding would hide that, to where the linear model has fallen to -|f|.
         scale = fn.where(size > 0.0, fn.divide(fn.maximum(width, 1.0), size), 1.0)
+        fall = fn.divide(2.0 * fn.abs(value), squared)
+        hidden = scale * squared <= space.backend.noise * fn.abs(value)
+        known = (width == 0.0) & hidden & (fall > 0.0) & fn.isfinite(fall)
+        scale = fn.where(known, fall, scale)
         recent = space.small_zeros((*x.shape[:-1], self.memory_size)) - math.inf
         no = fn.full(False, value)
         return self._aim(

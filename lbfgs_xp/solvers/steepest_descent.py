@@ -21,7 +21,9 @@ class SteepestDescent(Descent):
     minimum of each line: the classical method, whose values fall by ((k - 1) / (k + 1))^2 in each
     iteration where the Hessian has condition k.
 
-    Products g . g must be within the range of the dtype.
+    Products g . g must be within the range of the dtype, and steps alpha, with x + alpha d, below
+    `alpha_max` of the line search: where x is of the order of 1e14 or more in its units and f is
+    not, scale the variables or give a rule such as `lx.Bisection(alpha_max=1e60)`.
 
     Parameters
     ----------
@@ -46,9 +48,10 @@ class SteepestDescent(Descent):
     (True, True)
     """
 
-    line_search: LineSearch | str = Bisection()
+    line_search: LineSearch | str = Bisection(alpha_max=1e30)
 
     def aim(self, space: Space, point: Point, secant: Any, steepest: Any, **more: Any) -> Aim:
         fn, aim = space.scalars, steepest_descent(space, point)
         known = fn.isfinite(secant) & (secant > 0.0)
-        return aim._replace(first=fn.where(known, secant, aim.first))
+        promised = fn.where(known, -0.5 * secant * aim.slope, aim.promised)
+        return aim._replace(first=fn.where(known, secant, aim.first), promised=promised)

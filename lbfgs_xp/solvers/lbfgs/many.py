@@ -121,7 +121,9 @@ def _aim(
     # Nothing is gained by a direction without descent; it goes together with the pairs.
     bare = (pairs.count == 0) | fn.logical_not(slope < 0.0)
     pairs = curvature.forget_many(space, pairs, bare, solver.initial.gamma)
-    plain, plain_slope, first = first_step(space, solver.initial, weights, x, value, gradient, norm)
+    plain, plain_slope, first = first_step(
+        space, solver.initial, weights, x, value, gradient, norm, alpha
+    )
     direction = space.pick(bare, plain, direction)
     slope = fn.where(bare, plain_slope, slope)
     noise = fn.abs(value) * space.backend.noise
