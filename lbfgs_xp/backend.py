@@ -47,6 +47,15 @@ def is_array(value: object) -> bool:
     return isinstance(value, np.ndarray) or compat.is_array_api_obj(value)
 
 
+def described(out: object) -> str:
+    """What a user's function has returned, for a message."""
+    if is_array(out):
+        return f"an array of shape {tuple(out.shape)}"  # type: ignore[attr-defined]
+    if isinstance(out, tuple):
+        return f"a tuple of {len(out)}"
+    return f"a {type(out).__name__}"
+
+
 def is_true(outcome: Any) -> bool:
     """Whether a callback has returned True, or a truth value of an array library."""
     if is_array(outcome) and outcome.ndim == 0:

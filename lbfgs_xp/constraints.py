@@ -11,7 +11,6 @@ an inequality is not active. Nocedal & Wright (2006), chapter 17, has c(x) >= 0 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import numbers
@@ -24,7 +23,7 @@ import numpy as np
 from lbfgs_xp import checks
 from lbfgs_xp.backend import Array, Backend, is_array, is_true
 from lbfgs_xp.minimize import minimize
-from lbfgs_xp.result import Reason, Result, Status, table
+from lbfgs_xp.result import Reason, Result, Status, attach, table
 from lbfgs_xp.scalars import FLOATS
 from lbfgs_xp.space import FixedOrderSpace, Space
 from lbfgs_xp.tree import Layout, map_leaves
@@ -540,9 +539,7 @@ def _solve(
         if isinstance(reached, Result):
             best = better(best, measured(reached)[0])
         if best is not None:
-            # Some exceptions take no attributes; they go through as they are.
-            with contextlib.suppress(Exception):
-                error.result = best  # type: ignore[attr-defined]
+            attach(error, best, "the best point so far is")
         raise
 
 

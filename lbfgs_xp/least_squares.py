@@ -34,6 +34,10 @@ _MESSAGES = {
         "no step lowers the cost: residuals and Jacobian disagree, or the residuals have a kink, a "
         "jump or large rounding errors here"
     ),
+    Status.NOT_FINITE: (
+        "the residuals or their Jacobian at the start are not finite, or the squares of the "
+        "residuals are beyond the range of the dtype"
+    ),
 }
 # Elements of a Jacobian up to which the host does the algebra of one problem.
 _SMALL = 2**16

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lbfgs_xp.backend import Array, Backend, is_array
+from lbfgs_xp.backend import Array, Backend, described, is_array
 from lbfgs_xp.tree import flatten, unflatten
 
 
@@ -50,7 +50,7 @@ class Loss:
                 value, gradients = out
             except (TypeError, ValueError):
                 raise TypeError(
-                    f"loss returned {_describe(out)}; wanted, with jac=True, the pair "
+                    f"loss returned {described(out)}; wanted, with jac=True, the pair "
                     "(value, gradient)"
                 ) from None
         else:
@@ -92,7 +92,7 @@ def _checked(value: Any, backend: Backend) -> Any:
         return float(value)
     if not is_array(value):
         hint = " (jac=True takes a pair)" if isinstance(value, tuple) else ""
-        raise TypeError(f"loss returned {_describe(value)}; wanted a real number{hint}")
+        raise TypeError(f"loss returned {described(value)}; wanted a real number{hint}")
     if (library := backend.name_of(value)) != backend.name:
         raise TypeError(f"loss returned an array of {library}; wanted {backend.name}, like params")
     if tuple(value.shape) != ():
@@ -103,7 +103,3 @@ def _checked(value: Any, backend: Backend) -> Any:
     if not backend.xp.isdtype(value.dtype, "real floating"):
         raise TypeError(f"loss returned dtype {value.dtype}; wanted a real floating-point dtype")
     return value
-
-
-def _describe(out: Any) -> str:
-    return f"a tuple of {len(out)}" if isinstance(out, tuple) else f"a {type(out).__name__}"

@@ -124,11 +124,9 @@ def _solver(method: Any, bounds: Any, layout: Layout) -> tuple[str, Any]:
         method = "bfgs" if layout.batch and layout.size <= _DENSE else "lbfgs"
     if isinstance(method, str):
         if method not in METHODS:
-            near = difflib.get_close_matches(method.lower().replace("-", ""), METHODS, 1, 0.6)
-            likely = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(
                 f"method is {method!r}; wanted one of {', '.join(map(repr, [*METHODS, 'auto']))} "
-                f"or a solver object{hint(method) or likely}"
+                f"or a solver object{hint(method)}"
             )
         method = METHODS[method]()
     name = type(method).__name__
@@ -149,8 +147,8 @@ def _solver(method: Any, bounds: Any, layout: Layout) -> tuple[str, Any]:
 
 
 def hint(method: Any) -> str:
-    """What an error adds where a method of SciPy, a line search or a class was passed for a method;
-    else nothing."""
+    """What an error adds where the name of a method is nearly right, or where a method of SciPy, a
+    line search or a class was passed for a method; else nothing."""
     kind = method if isinstance(method, type) else type(method)
     if isinstance(method, str):
         for names, here in _OF_SCIPY.items():
@@ -160,6 +158,9 @@ def hint(method: Any) -> str:
     if issubclass(kind, line_search.LineSearch) and not inspect.isabstract(kind):
         rule = f"lx.LBFGS(line_search=lx.{kind.__name__}())"
         return f"; a line search is a setting of a method: method={rule}"
+    if isinstance(method, str):
+        near = difflib.get_close_matches(method.lower().replace("-", ""), METHODS, 1, 0.6)
+        return f"; did you mean {near[0]!r}?" if near else ""
     if kind is method and issubclass(kind, Method):
         return f"; this is the class, and an object is {kind.__name__}()"
     return ""

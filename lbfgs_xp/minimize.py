@@ -17,7 +17,7 @@ from lbfgs_xp.methods import plan_of
 from lbfgs_xp.objective import Objective
 from lbfgs_xp.phases import Limits
 from lbfgs_xp.progress import Live
-from lbfgs_xp.result import Record, Result, State, Status
+from lbfgs_xp.result import Record, Result, State, Status, attach
 from lbfgs_xp.rows import Rows
 from lbfgs_xp.space import FixedOrderSpace, Space
 from lbfgs_xp.tree import Layout
@@ -202,7 +202,9 @@ def minimize(
         except Exception as error:
             if run.now is not None:
                 _explain(error, run.rows, run.layout)
-                _attach(error, run.result())
+                result = run.result()
+                value = "the values" if is_array(result.fun) else f"value {result.fun}"
+                attach(error, result, f"the best point so far, with {value}, is")
             raise
     return run.result()
 
@@ -227,13 +229,3 @@ def _explain(error: BaseException, rows: Rows, layout: Layout) -> None:
         )
 
 
-def _attach(error: BaseException, result: Result) -> None:
-    """Hands the best point so far to whoever catches the error."""
-    # Some exceptions take no attributes; they go through as they are.
-    with contextlib.suppress(Exception):
-        error.result = result  # type: ignore[attr-defined]
-        value = "the values" if is_array(result.fun) else f"value {result.fun}"
-        error.add_note(
-            f"lbfgs_xp: the best point so far, with {value}, is in the attribute `result` of this "
-            "exception"
-        )

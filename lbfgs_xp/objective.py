@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lbfgs_xp.backend import Array, is_array
+from lbfgs_xp.backend import Array, described, is_array
 from lbfgs_xp.tree import Layout, flatten, map_leaves
 
 _WAYS_OUT = (
@@ -162,7 +162,7 @@ class Objective:
             value, gradient = out
         except (TypeError, ValueError):
             raise TypeError(
-                f"fun returned {_describe(out)}; wanted, with jac=True, the pair "
+                f"fun returned {described(out)}; wanted, with jac=True, the pair "
                 + ("((value, aux), gradient)" if self.has_aux else "(value, gradient)")
             ) from None
         del out  # or it would hold the gradient
@@ -289,7 +289,7 @@ def _split(out: Any) -> tuple[Any, Any]:
         value, aux = out
     except (TypeError, ValueError):
         raise TypeError(
-            f"fun returned {_describe(out)}; wanted, with has_aux=True, the pair (value, aux)"
+            f"fun returned {described(out)}; wanted, with has_aux=True, the pair (value, aux)"
         ) from None
     return value, aux
 
@@ -298,14 +298,14 @@ def _checked_value(value: Any, layout: Layout) -> Any:
     batch, backend = layout.batch, layout.backend
     if isinstance(value, tuple):
         raise TypeError(
-            f"fun returned {_describe(value)}; wanted a value alone "
+            f"fun returned {described(value)}; wanted a value alone "
             "(jac=True or has_aux=True take a pair)"
         )
     if isinstance(value, (bool, int, float, np.floating, np.integer)) and not batch:
         return float(value)
     if not is_array(value):
         raise TypeError(
-            f"fun returned {_describe(value)}; wanted "
+            f"fun returned {described(value)}; wanted "
             + (f"an array of shape {batch}" if batch else "a real number")
         )
     if (library := backend.name_of(value)) != backend.name:
@@ -321,14 +321,6 @@ def _checked_value(value: Any, layout: Layout) -> Any:
     if not layout.xp.isdtype(value.dtype, "real floating"):
         raise TypeError(f"fun returned dtype {value.dtype}; wanted a real floating-point dtype")
     return value
-
-
-def _describe(out: Any) -> str:
-    if is_array(out):
-        return f"an array of shape {tuple(out.shape)}"
-    if isinstance(out, tuple):
-        return f"a tuple of {len(out)}"
-    return f"a {type(out).__name__}"
 
 
 class GradientCheck(NamedTuple):

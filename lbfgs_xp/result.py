@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import enum
 import math
@@ -249,3 +250,17 @@ def _of_rows(name: str, values: np.ndarray) -> str:
 def _counts(values: list[Any]) -> list[tuple[Any, int]]:
     """What occurs, the most frequent first, and how often."""
     return collections.Counter(values).most_common()
+
+
+def attach(error: BaseException, result: Any, what: str) -> None:
+    """Hands what is known so far to whoever catches the error, with a note that tells so.
+
+    what : subject and verb of that note.
+    """
+    # Some exceptions take no attributes; they go through as they are.
+    with contextlib.suppress(Exception):
+        error.result = result  # type: ignore[attr-defined]
+        # What was under way within may have said the like of its own result.
+        notes = [n for n in getattr(error, "__notes__", ()) if "`result`" not in n]
+        error.__notes__ = notes
+        error.add_note(f"lbfgs_xp: {what} in the attribute `result` of this exception")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import time
@@ -19,7 +18,7 @@ from lbfgs_xp.loss import Loss
 from lbfgs_xp.methods import METHODS, hint
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.progress import Live
-from lbfgs_xp.result import Status, table
+from lbfgs_xp.result import Status, attach, table
 from lbfgs_xp.space import Space
 from lbfgs_xp.tree import backends_of, flatten, map_leaves, unflatten
 
@@ -277,7 +276,8 @@ def train(
         except KeyboardInterrupt:
             run.interrupt()
         except Exception as error:
-            _attach(error, run.result())
+            result = run.result()
+            attach(error, result, f"the parameters after {result.updates} updates are")
             raise
     return run.result()
 
@@ -528,17 +528,3 @@ def _checked(state: Any, method: Any) -> TrainState:
             f"{type(method).__name__}"
         )
     return state
-
-
-def _attach(error: BaseException, result: TrainResult) -> None:
-    """Hands the parameters so far to whoever catches the error."""
-    # Some exceptions take no attributes; they go through as they are.
-    with contextlib.suppress(Exception):
-        error.result = result  # type: ignore[attr-defined]
-        # A solver that was under way has said the like of its own result.
-        notes = [n for n in getattr(error, "__notes__", ()) if "`result`" not in n]
-        error.__notes__ = notes
-        error.add_note(
-            f"lbfgs_xp: the parameters after {result.updates} updates are in the attribute "
-            "`result` of this exception"
-        )

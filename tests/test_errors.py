@@ -385,6 +385,17 @@ def test_initial_inverse_hessian(bad: Any) -> None:
         solve(method=lx.LBFGS(initial_inverse_hessian=bad))
 
 
+@pytest.mark.parametrize(
+    "function", [lambda v: 1.0, lambda v: v[:1], lambda v: np.ones(3, dtype=int)]
+)
+def test_initial_inverse_hessian_by_a_wrong_function(function: Any) -> None:
+    solver = lx.LBFGS(initial_inverse_hessian=function)
+    fails(
+        lambda: solve(method=solver), ValueError, "initial_inverse_hessian returned", "wanted",
+        r"float64 \(3,\)",
+    )
+
+
 def test_initial_inverse_hessian_of_another_size() -> None:
     solver = lx.LBFGS(initial_inverse_hessian=np.ones(2))
     fails(lambda: solve(method=solver), ValueError, "initial_inverse_hessian", r"\(2,\)", "3")

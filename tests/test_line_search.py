@@ -634,7 +634,7 @@ def test_bad_functions():
         line_search(lambda a: (a, -1.0), "armijo", np.ones(2))
     with pytest.raises(TypeError, match="alpha0 has dtype int64; wanted real floats"):
         line_search(lambda a: (a, a), "armijo", np.ones(2, dtype=int))
-    for alpha0 in (0.0, -1, NAN, INF, True):
+    for alpha0 in (0.0, -1, NAN, INF, True, "1"):
         wanted = f"^alpha0 is {alpha0!r}; wanted a finite number above 0$"
         with pytest.raises(ValueError, match=wanted):
             line_search(function("quadratic"), "armijo", alpha0)

@@ -99,10 +99,10 @@ def line_search(
     (0.5, 6.25, True)
     """
     rule = rule_of(rule, "rule")
-    fn = scalars.of(alpha0)
-    if fn is FLOATS:
+    if not getattr(alpha0, "shape", ()):
         alpha0 = number("alpha0", alpha0, above=0.0)
-    elif not fn.xp.isdtype(alpha0.dtype, "real floating"):
+    fn = scalars.of(alpha0)
+    if fn is not FLOATS and not fn.xp.isdtype(alpha0.dtype, "real floating"):
         raise TypeError(f"alpha0 has dtype {alpha0.dtype}; wanted real floats")
     start = Point(fn.full(0.0, alpha0), *_evaluate(fn, phi, fn.full(0.0, alpha0)))
     search = rule.begin(start.phi, start.dphi, alpha0, noise)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 from collections.abc import Callable
@@ -34,9 +35,9 @@ class Initial:
         if number and not (math.isfinite(given) and given > 0):
             raise ValueError(f"initial_inverse_hessian is {given!r}; wanted {_WANTED}")
         self.gamma = float(given) if number else 1.0
-        self.function: Callable | None = (
-            given if callable(given) and not is_array(given) else None
-        )
+        self.function: Callable | None = None
+        if callable(given) and not is_array(given):
+            self.function = functools.partial(_product, given)
         self.diagonal = None if number or self.function is not None else given
         self.scales_first = scale and given is None
 
@@ -73,6 +74,18 @@ class Initial:
         if weights is not None:
             return -(gradient * weights * weights)
         return -self.gamma * gradient
+
+
+def _product(function: Callable, vector: Array) -> Array:
+    """H v by the user's function, checked."""
+    out = function(vector)
+    if not is_array(out) or (out.shape, out.dtype) != (vector.shape, vector.dtype):
+        what = f"{out.dtype} {tuple(out.shape)}" if is_array(out) else repr(out)
+        raise ValueError(
+            f"initial_inverse_hessian returned {what}; wanted {vector.dtype} "
+            f"{tuple(vector.shape)}, like its argument"
+        )
+    return out
 
 
 # Where nothing is known of the scale of f and x.
