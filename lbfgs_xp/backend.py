@@ -56,6 +56,17 @@ def described(out: object) -> str:
     return f"a {type(out).__name__}"
 
 
+def check_like(name: str, out: Any, like: Array) -> None:
+    """Refuses what the user's function of this name has returned if it is not an array of the shape
+    and dtype of its argument `like`."""
+    if is_array(out) and (out.shape, out.dtype) == (like.shape, like.dtype):
+        return
+    what = f"{out.dtype} {tuple(out.shape)}" if is_array(out) else repr(out)
+    raise ValueError(
+        f"{name} returned {what}; wanted {like.dtype} {tuple(like.shape)}, like its argument"
+    )
+
+
 def is_true(outcome: Any) -> bool:
     """Whether a callback has returned True, or a truth value of an array library."""
     if is_array(outcome) and outcome.ndim == 0:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lbfgs_xp import checks
-from lbfgs_xp.backend import Array, Backend, is_array, is_true
+from lbfgs_xp.backend import Array, Backend, described, is_array, is_true
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import Reason, Result, Status, attach, table
 from lbfgs_xp.scalars import FLOATS
@@ -321,7 +321,7 @@ class _Problem:
         elif callable(self.fun_jac):
             gradient = self.fun_jac(x, *args)
         if not is_array(f) and not isinstance(f, numbers.Real):
-            raise TypeError(f"fun returned a {type(f).__name__}; wanted a real number")
+            raise TypeError(f"fun returned {described(f)}; wanted a real number")
         if gradient is not None:
             gradient = self.layout.to_vector(gradient, "the gradient")
         value: Any = f
@@ -386,8 +386,7 @@ class _Problem:
     def _pair(out: Any) -> tuple[Any, Any]:
         if not isinstance(out, (tuple, list)) or len(out) != 2:
             raise TypeError(
-                f"fun returned a {type(out).__name__}; wanted, with jac=True, the pair "
-                "(value, gradient)"
+                f"fun returned {described(out)}; wanted, with jac=True, the pair (value, gradient)"
             )
         return out[0], out[1]
 
@@ -539,7 +538,7 @@ def _solve(
         if isinstance(reached, Result):
             best = better(best, measured(reached)[0])
         if best is not None:
-            attach(error, best, "the best point so far is")
+            attach(error, best, "the best point so far")
         raise
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from lbfgs_xp import robust
-from lbfgs_xp.backend import Array, Backend, is_array
+from lbfgs_xp.backend import Array, Backend, described, is_array
 from lbfgs_xp.checks import called_here, count
 from lbfgs_xp.least_squares import LeastSquaresResult, Plan, bounds_of, plan, run
 from lbfgs_xp.levenberg_marquardt import FEW
@@ -316,9 +316,8 @@ class _Curve:
     def __call__(self, params: Any, x: Any, y: Array, weights: Any) -> Array:
         positional, named = _arguments(params, self.batched)
         found = self.model(x, *positional, **named)
-        if not is_array(found) or (shape := tuple(found.shape)) != tuple(y.shape):
-            what = f"an array of shape {shape}" if is_array(found) else f"a {type(found).__name__}"
-            raise ValueError(f"model returned {what}; wanted {tuple(y.shape)}, like y")
+        if not is_array(found) or tuple(found.shape) != tuple(y.shape):
+            raise ValueError(f"model returned {described(found)}; wanted {tuple(y.shape)}, like y")
         if self.precise is not None:
             self.precise.check_precision(found, "model")
         with np.errstate(all="ignore"):

@@ -32,7 +32,7 @@ _MESSAGES = {
     ),
     Status.LINE_SEARCH: (
         "no step lowers the cost: residuals and Jacobian disagree, or the residuals have a kink, a "
-        "jump or large rounding errors here"
+        "jump, large rounding errors or the end of their domain here"
     ),
     Status.NOT_FINITE: (
         "the residuals or their Jacobian at the start are not finite, or the squares of the "
@@ -321,12 +321,34 @@ def run(objective: Residuals, box: Any, plan: Plan) -> LeastSquaresResult:
 
     Problems that have ended leave the batch, where `plan.compact`.
     """
-    layout = objective.layout
-    backend, outer = layout.backend, layout.backend
     # Trials that overflow are ordinary, so NumPy's warnings are off; but not inside the user's
     # functions, which run in the context of the caller.
     outside = contextvars.copy_context().run
     with np.errstate(all="ignore"):
+        fit = _Fit(objective, box, plan, outside)
+        end = plan.end
+        try:
+            while end is None and (going := fit.going()).any():
+                if (end := fit.spent(going)) is None:
+                    fit.advance(fit.compact(going))
+        except KeyboardInterrupt:
+            end = Status.INTERRUPTED
+        return fit.result(end)
+
+
+class _Fit:
+    """One call of `run`, under way.
+
+    objective : the residuals of all problems; here, of those in the batch.
+    outside : calls a function of the user's.
+    send, fetch : arrays to the user's functions, and from them, where the host does the algebra.
+    """
+
+    def __init__(self, objective: Residuals, box: Any, plan: Plan, outside: Callable):
+        self.plan, self.outside = plan, outside
+        self.objective = self.here = objective
+        layout = objective.layout
+        backend = outer = layout.backend
         x = backend.xp.reshape(layout.start(), (-1, layout.size))
         if box is not None:
             x = backend.xp.minimum(backend.xp.maximum(x, box[0]), box[1])
@@ -339,89 +361,113 @@ def run(objective: Residuals, box: Any, plan: Plan) -> LeastSquaresResult:
         columns = outside(objective.columns, x, residuals)
 
         # A small problem is quicker on the host, where nothing waits or is compiled.
-        send = fetch = _same
+        self.send = self.fetch = _same
         if not layout.batched and math.prod(columns.shape) <= _SMALL:
-            send, fetch = functools.partial(outer.from_host, dtype=outer.dtype), outer.to_host
-            x, residuals, columns = fetch(x), fetch(residuals), fetch(columns)
-            box = None if box is None else tuple(map(fetch, box))
+            self.send = functools.partial(outer.from_host, dtype=outer.dtype)
+            self.fetch = outer.to_host
+            x, residuals, columns = map(self.fetch, (x, residuals, columns))
+            box = None if box is None else tuple(map(self.fetch, box))
             backend = Backend(x)
         # One problem is a batch of one: the same text serves both.
-        space = Space(backend, batched=True)
-        steps = _Steps(plan.settings, space)
-        linear: Any
-        linear, _ = steps.linearize(x, residuals, columns, box, None)
-        state = steps.begin(x, residuals, columns, linear)
-        rows, sizes, whole = Rows(), Sizes(backend), objective
-        end = plan.end
-        try:
-            while (going := backend.to_host(steps.going(state))).any():
-                dear = 1 + objective.cost + (plan.acceleration and bool((going & lm.CURVED).any()))
-                if end is None and whole.calls.nfev + dear > plan.maxfun:
-                    end = Status.EVALUATIONS
-                elif end is None and time.perf_counter() >= plan.deadline:
-                    end = Status.TIME
-                if end is not None:
-                    break
-                size = going.size
-                if plan.compact:
-                    size = sizes.next(size, int(np.count_nonzero(going)))
-                if size < going.size:
-                    running = state.status == _RUNNING
-                    fewer, rest = rows.part(
-                        space, (state, box), running, size, lambda known: _outcome(known[0])
-                    )
-                    part = whole.take(backend.to_host(fewer.here))
-                    # In one statement, which no interruption can part.
-                    rows, objective, (state, box) = fewer, part, rest
-                    going = backend.to_host(steps.going(state))
-                state = steps.aim(state, box, going)
-                if plan.acceleration and (going & lm.CURVED).any():
-                    curved = _curved(backend, going) if plan.compact else None
-                    near = (state, box) if curved is None else space.take((state, box), curved)
-                    there = objective if curved is None else objective.take(curved)
-                    bent = fetch(outside(there, send(lm.probe(near[0]))))
-                    near = steps.accelerate(near[0], bent, near[1])
-                    state = near if curved is None else _replaced(
-                        space, curved, near, state, "step", "trial"
-                    )
-                residuals = fetch(outside(objective, send(state.trial)))
-                verdict = steps.judge(state, residuals)
-                found: Any = None
-                linear = None
-                if space.any(verdict.accepted):
-                    # Where the trial was not accepted the model may have no value.
-                    at = space.pick(verdict.accepted, state.trial, state.x)
-                    known = space.pick(verdict.accepted, residuals, state.residuals)
-                    found = fetch(outside(objective.columns, send(at), send(known)))
-                    linear, finite = steps.linearize(at, known, found, box, state.linear.scale)
-                    if not finite:
-                        found = space.pick_rows(linear.finite, found, state.columns)
-                state = steps.advance(state, verdict, residuals, found, linear)
-        except KeyboardInterrupt:
-            end = Status.INTERRUPTED
-        if end is not None:
-            status = space.scalars.where(state.status == _RUNNING, int(end), state.status)
-            state = state._replace(status=status)
-        outcome = rows.join(space, _outcome(state))
-    jacobian = backend.xp.matrix_transpose(outcome.columns)
-    statuses = [_STATUSES[int(code)] for code in backend.to_host(outcome.status)]
-    messages = [_MESSAGES.get(status, status.message) for status in statuses]
-    if layout.batched:
-        success = outer.from_host(np.asarray([s.success for s in statuses]), outer.xp.bool)
-        return LeastSquaresResult(
-            layout.to_tree(outcome.x), outcome.value, outcome.residuals, jacobian,
-            outcome.optimality, outcome.nit, whole.calls.nfev, whole.calls.njev, success,
-            outcome.status, messages,
+        self.space = Space(backend, batched=True)
+        self.steps = _Steps(plan.settings, self.space)
+        self.rows, self.sizes, self.box = Rows(), Sizes(backend), box
+        linear, _ = self.steps.linearize(x, residuals, columns, box, None)
+        self.state = self.steps.begin(x, residuals, columns, linear)
+
+    def going(self) -> np.ndarray:
+        """See `lm.going`."""
+        return self.space.backend.to_host(self.steps.going(self.state))
+
+    def spent(self, going: np.ndarray) -> Status | None:
+        """Which budget does not allow another step with its Jacobian; None: they do."""
+        probes = int(self._wants_probe(going))
+        needed = probes + 1 + self.objective.calls_per_jacobian
+        if self.objective.calls.nfev + needed > self.plan.maxfun:
+            return Status.EVALUATIONS
+        return Status.TIME if time.perf_counter() >= self.plan.deadline else None
+
+    def compact(self, going: np.ndarray) -> np.ndarray:
+        """Lets problems that have ended leave the batch, where enough have; `going` of the others.
+        """
+        size = going.size
+        if self.plan.compact:
+            size = self.sizes.next(size, int(np.count_nonzero(going)))
+        if size == going.size:
+            return going
+        space, running = self.space, self.state.status == _RUNNING
+        fewer, rest = self.rows.part(
+            space, (self.state, self.box), running, size, lambda known: _outcome(known[0])
         )
-    numbers = (outcome.value, outcome.optimality, outcome.nit)
-    cost, optimality, nit = (backend.to_host(number)[0] for number in numbers)
-    x, residuals, jacobian = (
-        send(array)[0, ...] for array in (outcome.x, outcome.residuals, jacobian)
-    )
-    return LeastSquaresResult(
-        layout.to_tree(x), float(cost), residuals, jacobian, float(optimality), int(nit),
-        whole.calls.nfev, whole.calls.njev, statuses[0].success, statuses[0], messages[0],
-    )
+        part = self.objective.take(space.backend.to_host(fewer.here))
+        # In one statement, which no interruption can part.
+        self.rows, self.here, (self.state, self.box) = fewer, part, rest
+        return self.going()
+
+    def advance(self, going: np.ndarray) -> None:
+        """Tries one step of each problem."""
+        space, steps, box = self.space, self.steps, self.box
+        state = steps.aim(self.state, box, going)
+        if self._wants_probe(going):
+            state = self._bend(state, going)
+        residuals = self._ask(self.here, state.trial)
+        verdict = steps.judge(state, residuals)
+        found: Any = None
+        linear = None
+        if space.any(verdict.accepted):
+            # Where the trial was not accepted the model may have no value.
+            at = space.pick(verdict.accepted, state.trial, state.x)
+            known = space.pick(verdict.accepted, residuals, state.residuals)
+            found = self._ask(self.here.columns, at, known)
+            linear, finite = steps.linearize(at, known, found, box, state.linear.scale)
+            if not finite:
+                found = space.pick_rows(linear.finite, found, state.columns)
+        self.state = steps.advance(state, verdict, residuals, found, linear)
+
+    def _wants_probe(self, going: np.ndarray) -> bool:
+        return self.plan.acceleration and bool((going & lm.CURVED).any())
+
+    def _bend(self, state: lm.LMState, going: np.ndarray) -> lm.LMState:
+        """The state with accelerated steps, where they are wanted."""
+        space, box, here = self.space, self.box, self.here
+        rows = _curved(space.backend, going) if self.plan.compact else None
+        if rows is None:
+            return self.steps.accelerate(state, self._ask(here, lm.probe(state)), box)
+        near, box = space.take((state, box), rows)
+        bent = self.steps.accelerate(near, self._ask(here.take(rows), lm.probe(near)), box)
+        return _replaced(space, rows, bent, state, "step", "trial")
+
+    def _ask(self, function: Callable, *arrays: Array) -> Array:
+        """What a function of the user's returns."""
+        return self.fetch(self.outside(function, *map(self.send, arrays)))
+
+    def result(self, end: Status | None) -> LeastSquaresResult:
+        """The result; `end`: why problems that still run do so no longer."""
+        state, backend = self.state, self.space.backend
+        if end is not None:
+            status = self.space.scalars.where(state.status == _RUNNING, int(end), state.status)
+            state = state._replace(status=status)
+        outcome = self.rows.join(self.space, _outcome(state))
+        jacobian = backend.xp.matrix_transpose(outcome.columns)
+        statuses = [_STATUSES[int(code)] for code in backend.to_host(outcome.status)]
+        messages = [_MESSAGES.get(status, status.message) for status in statuses]
+        layout, calls = self.objective.layout, self.objective.calls
+        if layout.batched:
+            success = np.asarray([status.success for status in statuses])
+            return LeastSquaresResult(
+                layout.to_tree(outcome.x), outcome.value, outcome.residuals, jacobian,
+                outcome.optimality, outcome.nit, calls.nfev, calls.njev,
+                backend.from_host(success, backend.xp.bool), outcome.status, messages,
+            )
+        numbers = (outcome.value, outcome.optimality, outcome.nit)
+        cost, optimality, nit = (backend.to_host(number)[0] for number in numbers)
+        x, residuals, jacobian = (
+            self.send(array)[0, ...] for array in (outcome.x, outcome.residuals, jacobian)
+        )
+        return LeastSquaresResult(
+            layout.to_tree(x), float(cost), residuals, jacobian, float(optimality), int(nit),
+            calls.nfev, calls.njev, statuses[0].success, statuses[0], messages[0],
+        )
 
 
 def _same(array: Array) -> Array:

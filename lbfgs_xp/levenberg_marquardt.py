@@ -58,6 +58,10 @@ _PATIENCE = 3
 # The same while much is left that a change of the parameters could take away: the damping, which
 # falls to a third with each such step, may be all that hides it.
 _LONG_PATIENCE = 30
+# What rounding may be many times larger than is known of it, for it adds up.
+_ADDED_UP = 16.0
+# What is left of residuals that were so many times larger in parts may be the rounding of those.
+_FADED = 1e3
 
 
 class Settings(NamedTuple):
@@ -110,6 +114,7 @@ class LMState(NamedTuple):
     small_value, small_step, stalled : how many steps in a row were small, or hidden by rounding.
     border : whether the residuals or their Jacobian have no value close to the iterate, so that
         rounding does not explain why no lower point is found.
+    extent : the largest |D x| so far, next to which a step is close.
     lowest : the lowest optimality since rounding hides the steps.
     largest : the largest norm of Q^T r so far.
     """
@@ -133,6 +138,7 @@ class LMState(NamedTuple):
     small_step: Array
     stalled: Array
     border: Array
+    extent: Array
     lowest: Array
     largest: Array
 
@@ -164,7 +170,7 @@ def begin(
     state = LMState(
         x, residuals, columns, value, linear, damping, fn.full(2.0, value), linear.R, x, x, value,
         value, fn.full(False, value), status, zero, zero, zero, zero, fn.full(False, value),
-        linear.optimality, size,
+        space.max_abs(linear.scale * x), linear.optimality, size,
     )
     return _limited(settings, space, state)
 
@@ -256,7 +262,7 @@ def judge(settings: Settings, space: Space, state: LMState, residuals: Array) ->
     predicted = state.predicted
     ratio = decrease / fn.where(predicted > 0.0, predicted, 1.0)
     good = (predicted > 0.0) & (decrease > _ENOUGH * predicted)
-    noise = _noise(space, state)
+    noise = _noise(space, state, _blur(space, state, _column_norms(space, state.linear.R)))
     hidden = (predicted > 0.0) & (_promise(fn, state) <= noise) & (fn.abs(decrease) <= noise)
     accepted = (state.status == _RUNNING) & fn.isfinite(value) & (good | hidden)
     return Verdict(accepted, hidden, fn.where(hidden, 1.0, ratio), decrease, value)
@@ -274,12 +280,12 @@ def advance(
     fn, old = space.scalars, state
     running = state.status == _RUNNING
     accepted = verdict.accepted
-    outside = fn.logical_not(fn.isfinite(verdict.value))
+    no_value = fn.logical_not(fn.isfinite(verdict.value))
     if columns is None:
         accepted = accepted & fn.logical_not(accepted)
         linear, columns = old.linear, old.columns
     else:
-        outside = outside | fn.logical_not(linear.finite)
+        no_value = no_value | fn.logical_not(linear.finite)
         accepted = accepted & linear.finite
         linear = space.merge(accepted, linear, old.linear)
     refused = running & fn.logical_not(accepted)
@@ -307,29 +313,33 @@ def advance(
     small_value = fn.where(accepted & small, old.small_value + 1, 0)
     small_step = fn.where(accepted & short, old.small_step + 1, 0)
     stalled = fn.where(better, old.stalled, old.stalled + 1)
-    stalled = fn.where(accepted & verdict.hidden & fn.logical_not(best), stalled, 0)
-    left = _norm(space, old.linear.q)
-    noise = _noise(space, old)
+    hidden = accepted & verdict.hidden
+    stalled = fn.where(hidden & fn.logical_not(best), stalled, 0)
+    left, norms = _norm(space, old.linear.q), _column_norms(space, old.linear.R)
+    blur = _blur(space, old, norms)
+    noise = _noise(space, old, blur)
     # Damped tenfold a step follows the gradient, whatever the curvature; this is its gain, in the
     # scale of the columns as they are now.
-    slope = _transposed(space, old.linear.R, old.linear.q)
-    norms = _column_norms(space, old.linear.R)
-    slope = slope / space.xp.where(norms > 0.0, norms, space.xp.ones_like(norms))
+    slope = _transposed(space, old.linear.R, old.linear.q) / _divisor(space, norms)
     gain = 0.05 * space.dot(slope, slope)
-    # What was much larger elsewhere proves nothing where x has still far to go.
-    blur = _blur(space, old)
-    worn = (left <= 1e3 * eps * old.largest) & (left <= blur / eps**0.5)
-    border = refused & (old.border | (outside & (length <= eps**0.5 * size)))
-    rounding = (
-        (_promise(fn, old) <= noise) | (gain <= 16.0 * noise) | worn | (left <= 16.0 * blur)
-    ) & fn.logical_not(border)
+    # That they were much larger elsewhere proves nothing where a step of sqrt(eps) x, which is far
+    # from rounding, would take away all that is left.
+    faded = (left <= _FADED * eps * old.largest) & (left <= blur / eps**0.5)
+    extent = fn.maximum(old.extent, size)
+    border = no_value & (length <= eps**0.5 * extent)
+    border = (refused | hidden) & (old.border | border)
+    rounding = (_promise(fn, old) <= noise) | (gain <= _ADDED_UP * noise)
+    rounding = rounding | faded | (left <= _ADDED_UP * blur)
+    failure = fn.where(
+        rounding & fn.logical_not(border), int(Status.PRECISION),
+        fn.full(int(Status.LINE_SEARCH), stalled),
+    )
     exhausted = refused & ((length <= eps * size) | (mu >= 1.0 / (eps * eps)))
-    status = old.status
-    status = fn.where(exhausted & rounding, int(Status.PRECISION), status)
-    status = fn.where(exhausted & fn.logical_not(rounding), int(Status.LINE_SEARCH), status)
+    status = fn.where(exhausted, failure, old.status)
     rest = linear.optimality * linear.optimality * old.value
-    patience = fn.where(rest <= 16.0 * noise, _PATIENCE, fn.full(_LONG_PATIENCE, stalled))
-    status = fn.where(accepted & (stalled >= patience), int(Status.PRECISION), status)
+    patience = fn.where(rest <= _ADDED_UP * noise, _PATIENCE, fn.full(_LONG_PATIENCE, stalled))
+    ended = fn.where(border, int(Status.LINE_SEARCH), fn.full(int(Status.PRECISION), stalled))
+    status = fn.where(hidden & (stalled >= patience), ended, status)
     status = fn.where(small_step >= _SETTLED, int(Status.STEP), status)
     status = fn.where(small_value >= _SETTLED, int(Status.VALUE), status)
     status = fn.where(accepted & (linear.optimality <= settings.gtol), int(Status.GRADIENT), status)
@@ -343,7 +353,7 @@ def advance(
         linear, mu, growth, old.factor, old.step, old.trial, old.predicted, _promise(fn, old),
         refused | (fn.abs(verdict.ratio - 1.0) > _CURVED), status,
         fn.where(accepted, old.nit + 1, old.nit),
-        small_value, small_step, stalled, border,
+        small_value, small_step, stalled, border, extent,
         fn.where(accepted, lowest, old.lowest),
         fn.maximum(old.largest, _norm(space, linear.q)),
     )
@@ -364,8 +374,7 @@ def linearize(
         of_rows, of_residuals = _weights(settings, space, residuals)
         columns, weighted = columns * of_rows[:, None, :], residuals * of_residuals
     gram, norms, kept = normal_matrix(space, columns)
-    slope = space.products(columns, weighted)
-    slope = slope / xp.where(norms > 0.0, norms, xp.ones_like(norms))
+    slope = space.products(columns, weighted) / _divisor(space, norms)
     frozen = _frozen(space, x, slope, box)
     if box is not None:
         one = xp.eye(p, dtype=gram.dtype, device=space.backend.placement)
@@ -396,11 +405,10 @@ def decompose(
     weighted = residuals * of_residuals
 
     # Sums of squares may overflow where the norms do not.
-    highest = space.max_abs(columns)
-    unit = xp.where(highest > 0.0, highest, xp.ones_like(highest))
+    unit = _divisor(space, space.max_abs(columns))
     columns = columns / unit[..., None]
     norms = xp.sqrt(space.dot(columns, columns))
-    columns = columns / xp.where(norms > 0.0, norms, xp.ones_like(norms))[..., None]
+    columns = columns / _divisor(space, norms)[..., None]
     norms = norms * unit
     frozen = _frozen(space, x, space.products(columns, weighted), box)
     columns = xp.where(frozen[..., None], xp.zeros_like(columns), columns)
@@ -427,11 +435,10 @@ def _linear(
 ) -> Linear:
     """From R of columns of unit length, and the norm of what of q counts."""
     xp = space.xp
-    scale = norms if largest is None else xp.maximum(norms, largest)
-    scale = xp.where(scale > 0.0, scale, xp.ones_like(scale))
+    scale = _divisor(space, norms if largest is None else xp.maximum(norms, largest))
     R = xp.where(frozen[:, None, :], xp.zeros_like(R), R * (norms / scale)[:, None, :])
     whole = xp.sqrt(2.0 * _cost(settings, space, residuals))
-    optimality = part / xp.where(whole > 0.0, whole, xp.ones_like(whole))
+    optimality = part / _divisor(space, whole)
     return Linear(R, q, scale, frozen, optimality, finite, hard)
 
 
@@ -482,22 +489,23 @@ def _try(space: Space, state: LMState, step: Array, box: Any) -> LMState:
 def _least(space: Space, linear: Linear) -> Array:
     """The damping that no longer matters: eps^2 of the shortest column, in the scale D, which may
     stem from where the columns were much longer."""
-    xp, eps = space.xp, space.backend.eps
-    columns = xp.matrix_transpose(linear.R)
-    squares = space.dot(columns, columns)
-    shortest = xp.min(xp.where(squares > 0.0, squares, xp.ones_like(squares)), axis=-1)
+    xp = space.xp
+    norms = _column_norms(space, linear.R)
+    least = space.backend.eps * xp.min(_divisor(space, norms), axis=-1)
     # Never 0, which no refusal could raise.
-    return xp.maximum(eps * eps * shortest, xp.full_like(shortest, 4.0 / space.backend.largest))
+    return xp.maximum(least * least, xp.full_like(least, 4.0 / space.backend.largest))
 
 
 def _promise(fn: Any, state: LMState) -> Array:
     return fn.where(state.growth == 2.0, state.predicted, state.promise)
 
 
-def _blur(space: Space, state: LMState) -> Array:
-    """What rounding does to the residuals: at the least what that of the parameters does."""
-    norms = _column_norms(space, state.linear.R) * state.linear.scale
-    return space.backend.eps * space.sum(space.xp.abs(norms * state.x))
+def _blur(space: Space, state: LMState, norms: Array) -> Array:
+    """What rounding does to the residuals: at the least what that of the parameters does.
+
+    norms : those of the columns of R.
+    """
+    return space.backend.eps * space.sum(space.xp.abs(norms * state.linear.scale * state.x))
 
 
 def _column_norms(space: Space, R: Array) -> Array:
@@ -505,10 +513,15 @@ def _column_norms(space: Space, R: Array) -> Array:
     return space.xp.sqrt(space.dot(columns, columns))
 
 
-def _noise(space: Space, state: LMState) -> Array:
-    """What rounding does to the value."""
+def _noise(space: Space, state: LMState, blur: Array) -> Array:
+    """What rounding does to the value, where it does `blur` to the residuals."""
     value = state.value
-    return space.backend.noise * value + space.xp.sqrt(2.0 * value) * _blur(space, state)
+    return space.backend.noise * value + space.xp.sqrt(2.0 * value) * blur
+
+
+def _divisor(space: Space, u: Array) -> Array:
+    """Sizes to divide by: 1 in place of 0."""
+    return space.xp.where(u > 0.0, u, space.xp.ones_like(u))
 
 
 def _limited(settings: Settings, space: Space, state: LMState) -> LMState:

@@ -22,7 +22,7 @@ from lbfgs_xp.space import Space
 from lbfgs_xp.stopping import Criteria, Progress
 
 _RUNNING, _LINE_SEARCH = int(Status.RUNNING), int(Status.LINE_SEARCH)
-_GRADIENT = int(Status.GRADIENT)
+_GRADIENT, _EVALUATIONS = int(Status.GRADIENT), int(Status.EVALUATIONS)
 _NOT_FINITE = int(Status.NOT_FINITE)
 _SUCCESSES = [int(member) for member in Status if member.success]
 # How often a run may set out again from its best point.
@@ -30,6 +30,7 @@ _DEPARTURES = 10
 # Finite trials of one search after which differences are no longer trusted.
 _DOUBTFUL = 8
 # How often gtol must go into the error of a forward difference before a small one is not believed.
+# Lower, and a run whose last gradient is right would pay for another one as a rule.
 _BLIND = 100.0
 
 
@@ -187,9 +188,14 @@ class Run:
             return
         self._whole()
         state = self.now.solver
-        value = self._public(state.value)
-        fresh = self._init(state.x, value, state.gradient, None)
+        fresh = self._afresh(state.x, state.value, state.gradient)
         self.now, self._stepping = self.now._replace(solver=fresh), False
+
+    def _afresh(self, x: Array, value: Any, gradient: Array) -> Any:
+        """The solver at x, without what it has learned of the curvature. What its last step
+        promised is kept: a new one promises nothing yet, and a failure is judged by it."""
+        fresh = self._init(x, self._public(value), gradient, None)
+        return fresh._replace(decrement=self.now.solver.decrement)
 
     def _of_best(self, value: Any, better: Any) -> Auxiliary:
         """The auxiliary output of the better point; in a batch, of each problem on its own."""
@@ -228,8 +234,7 @@ class Run:
             return False
         self._departures += 1
         self._departed = best.value
-        fresh = self._init(best.x, self._public(best.value), best.gradient, None)
-        fresh = fresh._replace(decrement=state.decrement)
+        fresh = self._afresh(best.x, best.value, best.gradient)
         p = p._replace(status=fn.where(elsewhere, _RUNNING, p.status))
         p = stopping.budgets(fn, self.criteria, p)
         self.now = _Now(space.merge(elsewhere, fresh, state), p, best)
@@ -237,50 +242,51 @@ class Run:
 
     def sharpen(self) -> bool:
         """Goes on with central differences where the error of forward ones may be all that ended
-        a run: a failed search, or a gradient that is small next to what they can tell."""
+        a run: a failed search, or a gradient that is small next to what they can tell. Where a
+        budget does not allow it, that gradient is no success."""
         space, objective, criteria = self.space, self.objective, self.criteria
-        if not objective.forward or time.perf_counter() >= self.deadline:
+        if not objective.forward:
             return False
         self._whole()
         fn, p = space.scalars, self.now.progress
+        # That of rounding, eps |f| at either end of steps of sqrt(eps), at the least.
         error = 2.0 * space.backend.eps**0.5 * fn.abs(self.now.best.value)
         small = (p.status == _GRADIENT) & (error > _BLIND * criteria.gtol)
-        paid = p.nfev + self._cost(False) <= criteria.maxfun
-        failed = ((p.status == _LINE_SEARCH) | small) & paid
-        p = p._replace(status=fn.where(failed, _RUNNING, p.status))
+        unpaid = p.nfev + objective.calls_per_trial(forward=False) > criteria.maxfun
+        late = fn.full(time.perf_counter() >= self.deadline, p.nfev)
+        doubted = (small | (p.status == _LINE_SEARCH)) & fn.logical_not(unpaid | late)
+        status = fn.where(small & late, int(Status.TIME), p.status)
+        status = fn.where(small & unpaid, _EVALUATIONS, status)
+        p = p._replace(status=fn.where(doubted, _RUNNING, status))
         self.now = self.now._replace(progress=p)
         if not self.running():
             return False
         self._differ(False)
         before, (state, p, best) = objective.nfev, self.now
-        failed = p.status == _RUNNING
+        doubted = p.status == _RUNNING
         _, gradient, _ = self.outside(objective, best.x)
-        fresh = self._init(best.x, self._public(best.value), gradient, None)
-        fresh = fresh._replace(decrement=state.decrement)
+        fresh = self._afresh(best.x, best.value, gradient)
         norm, count = fresh.gradient_norm, objective.nfev - before
         again = stopping.start(fn, self.criteria, fresh.value, norm, count, p)
         # Where the differences look past the end of the domain, it ends as it did.
-        outside = again.status == _NOT_FINITE
+        beyond = again.status == _NOT_FINITE
         flat = state.gradient_norm <= criteria.gtol
         ended = fn.where(flat, fn.full(_GRADIENT, again.status), _LINE_SEARCH)
-        status = fn.where(outside, ended, again.status)
+        status = fn.where(beyond, ended, again.status)
         again = again._replace(status=status, highest_norm=fn.maximum(p.highest_norm, norm))
-        p = space.merge(failed, again, p)
+        p = space.merge(doubted, again, p)
         sharper = best._replace(gradient=gradient, gradient_norm=norm)
-        self.now = space.merge(failed & ~outside, _Now(fresh, p, sharper), _Now(state, p, best))
+        known = doubted & fn.logical_not(beyond)
+        self.now = space.merge(known, _Now(fresh, p, sharper), _Now(state, p, best))
         return self.running()
 
     def _differ(self, forward: bool) -> None:
         """Takes the gradient by forward or by central differences."""
         self.objective.forward, eps = forward, self.space.backend.eps
         self.criteria = self.criteria._replace(
-            cost=self._cost(forward), trials=_DOUBTFUL, forward=forward,
-            blur=eps if forward else 0.1 * eps ** (2 / 3),
+            calls_per_trial=self.objective.calls_per_trial(forward), trials=_DOUBTFUL,
+            forward=forward, error=eps if forward else 0.1 * eps ** (2 / 3),
         )
-
-    def _cost(self, forward: bool) -> int:
-        """Evaluations of fun for a value with a gradient by differences."""
-        return 1 + (1 if forward else 2) * self.layout.size
 
     def next_phase(self) -> bool:
         """Goes on with the next method that has something left to do, at the best point so far."""
@@ -454,6 +460,7 @@ def _account(
     if measure_steps:
         step = space.read_one(space.max_abs(new.x - old.x))
     ending = new.failed | (progress.stalled + 1 >= criteria.patience)
+    ending = ending | (progress.trials + 1 >= criteria.trials)
     if measure_steps or not space.none(ending):
         size = space.read_one(space.max_abs(new.x))
     progress = stopping.update(fn, criteria, progress, old, new, step, size, count)

@@ -98,10 +98,10 @@ def _stage(phase: Phase, whole: Limits, bounds: Any, layout: Layout) -> Stage:
         largest=backend.largest,
         patience=getattr(solver, "patience", _PATIENCE),
         failure=int(Status.LINE_SEARCH if searches else Status.DIVERGED),
-        cost=1,
+        calls_per_trial=1,
         trials=_UNLIMITED,
         forward=False,
-        blur=backend.eps,
+        error=backend.eps,
     )
     return Stage(name, solver, criteria, _or(own.maxtime, None, math.inf))
 
@@ -149,21 +149,26 @@ def _solver(method: Any, bounds: Any, layout: Layout) -> tuple[str, Any]:
 def hint(method: Any) -> str:
     """What an error adds where the name of a method is nearly right, or where a method of SciPy, a
     line search or a class was passed for a method; else nothing."""
-    kind = method if isinstance(method, type) else type(method)
     if isinstance(method, str):
+        name = method.lower()
         for names, here in _OF_SCIPY.items():
-            if method.lower() in names:
+            if name in names:
                 return f"; {here}"
-        kind = line_search.NAMES.get(method.lower().replace("-", "_"), str)
-    if issubclass(kind, line_search.LineSearch) and not inspect.isabstract(kind):
-        rule = f"lx.LBFGS(line_search=lx.{kind.__name__}())"
-        return f"; a line search is a setting of a method: method={rule}"
-    if isinstance(method, str):
-        near = difflib.get_close_matches(method.lower().replace("-", ""), METHODS, 1, 0.6)
+        if rule := line_search.NAMES.get(name.replace("-", "_")):
+            return _of_line_search(rule)
+        near = difflib.get_close_matches(name.replace("-", ""), METHODS, 1, 0.6)
         return f"; did you mean {near[0]!r}?" if near else ""
+    kind = method if isinstance(method, type) else type(method)
+    if issubclass(kind, line_search.LineSearch) and not inspect.isabstract(kind):
+        return _of_line_search(kind)
     if kind is method and issubclass(kind, Method):
         return f"; this is the class, and an object is {kind.__name__}()"
     return ""
+
+
+def _of_line_search(rule: type) -> str:
+    method = f"lx.LBFGS(line_search=lx.{rule.__name__}())"
+    return f"; a line search is a setting of a method: method={method}"
 
 
 def _bounded(solver: Any, bounds: Any, layout: Layout) -> Any:

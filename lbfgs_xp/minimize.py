@@ -204,7 +204,7 @@ def minimize(
                 _explain(error, run.rows, run.layout)
                 result = run.result()
                 value = "the values" if is_array(result.fun) else f"value {result.fun}"
-                attach(error, result, f"the best point so far, with {value}, is")
+                attach(error, result, f"the best point so far, with {value}")
             raise
     return run.result()
 
@@ -227,5 +227,3 @@ def _explain(error: BaseException, rows: Rows, layout: Layout) -> None:
             "leave the batch; hand data of the rows over as args=, or take the numbers of the rows "
             f"with pass_rows=True (arrays in args of first axis {all_} count as data of the rows)"
         )
-
-

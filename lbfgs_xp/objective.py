@@ -68,6 +68,11 @@ class Objective:
         if self.backend.is_numpy and layout.plain:
             self._alone = self._references_of_a_fresh_array()
 
+    def calls_per_trial(self, forward: bool) -> int:
+        """How often fun is called for a value and its gradient by forward, or central differences.
+        """
+        return 1 + (1 if forward else 2) * self.layout.size
+
     def __call__(self, x: Array) -> tuple[Any, Array, Any]:
         """(value, gradient, aux) at the vector x: (...), (..., n), anything."""
         return self.evaluate(x)

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from lbfgs_xp.backend import Array, is_array
+from lbfgs_xp.backend import Array, described, is_array
 from lbfgs_xp.tree import Layout, map_leaves, unflatten
 
-# Evaluations of fun for each parameter.
+# Ways to a Jacobian by differences, and the calls of fun for each parameter.
 _DIFFERENCES = {"2-point": 1, "3-point": 2}
 _WAYS_OUT = (
     "give jac= a function that returns the Jacobian (m, p); or "
@@ -52,8 +52,8 @@ class Residuals:
     ----------
     calls : Calls
         What was called so far.
-    cost : int
-        How often a Jacobian calls fun: where it is one of differences.
+    calls_per_jacobian : int
+        How often a Jacobian by differences calls fun; else 0.
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class Residuals:
         self._automatic: Callable | None = None
         evaluate: Any = self.backend.jit if compiled else functools.partial
         self._evaluate = evaluate(_evaluate, fun, layout, isinstance(jac, str))
-        self.cost = 0
+        self.calls_per_jacobian = 0
         if callable(jac):
             return
         if isinstance(jac, str) and jac in _DIFFERENCES:
-            self.cost = _DIFFERENCES[jac] * layout.size
+            self.calls_per_jacobian = _DIFFERENCES[jac] * layout.size
             return
         if jac is not None:
             raise ValueError(
@@ -179,14 +179,14 @@ def _evaluate(
     backend, batch = layout.backend, layout.batch
     wanted = f"an array {batch + ('m',)}".replace("'", "")
     if not is_array(out):
-        raise TypeError(f"residuals returned a {type(out).__name__}; wanted {wanted}")
+        raise TypeError(f"residuals returned {described(out)}; wanted {wanted}")
     if (library := backend.name_of(out)) != backend.name:
         raise TypeError(
             f"residuals returned an array of {library}; wanted one of {backend.name}, like x0"
         )
     shape = tuple(out.shape)
     if len(shape) <= len(batch) or shape[: len(batch)] != batch or 0 in shape:
-        raise ValueError(f"residuals returned an array of shape {shape}; wanted {wanted}")
+        raise ValueError(f"residuals returned {described(out)}; wanted {wanted}")
     if not layout.xp.isdtype(out.dtype, "real floating"):
         raise TypeError(
             f"residuals returned dtype {out.dtype}; wanted a real floating-point dtype"

@@ -252,15 +252,15 @@ def _counts(values: list[Any]) -> list[tuple[Any, int]]:
     return collections.Counter(values).most_common()
 
 
-def attach(error: BaseException, result: Any, what: str) -> None:
-    """Hands what is known so far to whoever catches the error, with a note that tells so.
+_ATTACHED = "lbfgs_xp: in the attribute `result` of this exception: "
 
-    what : subject and verb of that note.
-    """
+
+def attach(error: BaseException, result: Any, what: str) -> None:
+    """Hands what is known so far to whoever catches the error, with a note that says what it is."""
     # Some exceptions take no attributes; they go through as they are.
     with contextlib.suppress(Exception):
         error.result = result  # type: ignore[attr-defined]
-        # What was under way within may have said the like of its own result.
-        notes = [n for n in getattr(error, "__notes__", ()) if "`result`" not in n]
-        error.__notes__ = notes
-        error.add_note(f"lbfgs_xp: {what} in the attribute `result` of this exception")
+        # A run within this one may have said the like of its own result.
+        notes = getattr(error, "__notes__", [])
+        error.__notes__ = [note for note in notes if not note.startswith(_ATTACHED)]
+        error.add_note(_ATTACHED + what)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from lbfgs_xp.backend import described
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import Record, Status
 from lbfgs_xp.solvers.lbfgs import LBFGS
@@ -185,9 +186,7 @@ class _Evaluate:
         value = self.fun(np.copy(x), *self.args)
         value = value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
         if not isinstance(value, numbers.Real):
-            shape = getattr(value, "shape", None)
-            what = f"a {type(value).__name__}" + (f" of shape {shape}" if shape else "")
-            raise TypeError(f"fun returned {what}; wanted a real number")
+            raise TypeError(f"fun returned {described(value)}; wanted a real number")
         return value
 
     def differences(self, x: np.ndarray, value: Any) -> np.ndarray:

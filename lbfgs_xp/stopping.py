@@ -22,6 +22,11 @@ _UNBOUNDED = int(Status.UNBOUNDED)
 
 # Iterations in a row whose change must be small for the value or the step to have settled.
 _SETTLED = 2
+# Parts of a gradient that cancel are as large as it has been elsewhere, and so is their error; so
+# many times it, for the sums of which the parts are made.
+_FADED = 1e3
+# How many times its rounding a small x may change f by: that of what fun makes of x on the way.
+_ROUNDED = 32.0
 
 
 class Criteria(NamedTuple):
@@ -31,12 +36,11 @@ class Criteria(NamedTuple):
     patience : iterations without a change that tells something, before the floor is taken as
         reached.
     failure : the status of a failed step that rounding does not explain.
-    cost : evaluations of fun for the next trial: more than one where the gradient is one of
-        differences.
+    calls_per_trial : of fun: more than one where the gradient is one of differences.
     trials : finite trials of one iteration after which differences are doubted. That is a failed
         step where they are `forward` ones, or where their error explains it.
     forward : whether the gradient is one of forward differences.
-    blur : the relative error of the gradient: eps, or more where it is one of differences.
+    error : that of the gradient, relative: eps, or more where it is one of differences.
     """
 
     gtol: float
@@ -48,10 +52,10 @@ class Criteria(NamedTuple):
     largest: float
     patience: int
     failure: int
-    cost: int
+    calls_per_trial: int
     trials: int
     forward: bool
-    blur: float
+    error: float
 
 
 class Progress(NamedTuple):
@@ -124,8 +128,8 @@ def update(
     nfev = fn.where(running, p.nfev + evaluations, p.nfev)
     trials = fn.where(running & fn.isfinite(new.seen), p.trials + 1, p.trials)
     trials = fn.where(new.accepted, 0, trials)
-    worn = new.gradient_norm <= 1e3 * criteria.blur * p.highest_norm
-    doubtful = (trials >= criteria.trials) & (worn | criteria.forward)
+    faded = new.gradient_norm <= _FADED * criteria.error * p.highest_norm
+    doubtful = (trials >= criteria.trials) & (faded | criteria.forward)
     failed = new.failed | (running & doubtful)
     if fn.every(fn.logical_not(new.accepted | failed)):
         return budgets(fn, criteria, p._replace(nfev=nfev, trials=trials))
@@ -147,23 +151,23 @@ def update(
     settled_value = fn.where(small & moved, p.settled_value + 1, 0)
     settled_step = fn.where(short & moved, p.settled_step + 1, 0)
     stalled = fn.where(lower | (norm < 0.9 * p.lowest_norm), 0, p.stalled + 1)
-    # No progress is what rounding explains where little decrease was to be had, or where the
-    # gradient has fallen so far that its error may make up what is left of it. Else it is an error.
-    # A gradient that was much larger elsewhere proves nothing where x has still far to go.
-    rounding = new.decrement <= criteria.noise * magnitude
-    if size is not None:
+    given_up = criteria.failure
+    if given_up == _LINE_SEARCH and size is not None:
+        # No progress is what rounding explains where little decrease was to be had, or where the
+        # gradient has fallen so far that its error may make up what is left. Else it is an error.
+        nothing = new.decrement <= criteria.noise * magnitude
         # Next to a kink the curvature seems infinite, and any step to promise nothing: one as short
         # as the rounding of x, though the gradient has hardly fallen.
-        short_of_x = new.decrement <= 32.0 * criteria.noise * size * norm
+        within_rounding = new.decrement <= _ROUNDED * criteria.noise * size * norm
         steep = norm > criteria.noise ** (1 / 3) * highest_norm
-        rounding = rounding & fn.logical_not(short_of_x & steep)
-        length = fn.maximum(size, 1.0) * old.gradient_norm
-        far = (new.decrement > criteria.blur ** (1 / 3) * length) & fn.isfinite(new.decrement)
-        worn = worn & (doubtful | fn.logical_not(far))
-    rounding = rounding | worn
-    given_up = fn.where(
-        rounding & (criteria.failure == _LINE_SEARCH), fn.full(_PRECISION, value), criteria.failure
-    )
+        nothing = nothing & fn.logical_not(within_rounding & steep)
+        # That it was much larger elsewhere proves nothing where the last step promised a share of
+        # what a step as long as x would bring along the gradient: no minimum is near.
+        fall = fn.maximum(size, 1.0) * old.gradient_norm
+        much = new.decrement > criteria.error ** (1 / 3) * fall
+        much = much & fn.isfinite(new.decrement) & fn.logical_not(doubtful)
+        rounding = nothing | (faded & fn.logical_not(much))
+        given_up = fn.where(rounding, fn.full(_PRECISION, value), given_up)
     status = fn.where(stalled >= criteria.patience, given_up, p.status)
     status = fn.where(settled_step >= _SETTLED, _STEP, status)
     status = fn.where(settled_value >= _SETTLED, _VALUE, status)
@@ -193,7 +197,7 @@ def _ordinary(
     of a search, as nearly always; None elsewhere."""
     c, (status, nit, nfev, _, _, _, reference, lowest_norm, highest_norm, trials) = criteria, p
     nfev += evaluations
-    if status != _RUNNING or nfev + c.cost > c.maxfun:
+    if status != _RUNNING or nfev + c.calls_per_trial > c.maxfun:
         return None
     if not new.accepted:
         trials += isfinite(new.seen)
@@ -218,11 +222,11 @@ def _ordinary(
 
 def budgets(fn: Scalars, criteria: Criteria, p: Progress) -> Progress:
     """Ends what still runs and has spent its iterations or evaluations."""
-    dear = p.nfev + criteria.cost > criteria.maxfun
-    spent = dear | (p.nit >= criteria.maxiter)
+    unpaid = p.nfev + criteria.calls_per_trial > criteria.maxfun
+    spent = unpaid | (p.nit >= criteria.maxiter)
     if fn.every(fn.logical_not(spent)):
         return p
     running = p.status == _RUNNING
-    status = fn.where(running & dear, _EVALUATIONS, p.status)
+    status = fn.where(running & unpaid, _EVALUATIONS, p.status)
     status = fn.where(running & (p.nit >= criteria.maxiter), _ITERATIONS, status)
     return p._replace(status=status)

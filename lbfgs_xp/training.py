@@ -277,7 +277,7 @@ def train(
             run.interrupt()
         except Exception as error:
             result = run.result()
-            attach(error, result, f"the parameters after {result.updates} updates are")
+            attach(error, result, f"the parameters after {result.updates} updates")
             raise
     return run.result()
 

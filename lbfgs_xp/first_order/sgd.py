@@ -58,8 +58,8 @@ class GradientDescent(FirstOrder):
             if any(variant.learning_rate is None for variant in self.variants):
                 raise ValueError("learning_rate of a group is None; wanted a number or a schedule")
             return
-        rule = SteepestDescent.line_search if self.line_search is None else self.line_search
-        rule = rule_of(rule)
+        given = self.line_search
+        rule = rule_of(SteepestDescent.line_search if given is None else given)
         set_(self, "line_search", rule)
         for field in dataclasses.fields(FirstOrder):
             if getattr(self, field.name) != field.default:

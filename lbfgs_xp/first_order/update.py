@@ -333,13 +333,13 @@ def _checked_plan(optimizer: Any, state: Any) -> Plan:
     wanted = [names[i] for i in plan.variants]
     if plan.optimizer != type(optimizer).__name__ or list(plan.names) != wanted:
         raise ValueError(
-            f"state is that of {_described(plan.optimizer, plan.names)}; wanted that of "
-            + _described(type(optimizer).__name__, wanted)
+            f"state is that of {_with_slots(plan.optimizer, plan.names)}; wanted that of "
+            + _with_slots(type(optimizer).__name__, wanted)
         )
     return plan
 
 
-def _described(name: str, slots: Sequence[tuple[str, ...]]) -> str:
+def _with_slots(name: str, slots: Sequence[tuple[str, ...]]) -> str:
     kept = sorted({slot for own in slots for slot in own})
     return f"{name} with the slots {', '.join(kept)}" if kept else f"{name} without slots"
 

@@ -195,7 +195,7 @@ class BFGS(Descent):
         promised = fn.where(memory.bare, math.inf, -0.5 * slope)
         if self.probes and not space.none(memory.bare):
             plain, plain_slope, length = first_step(
-                space, UNSCALED, None, x, value, gradient, norm, step
+                space, UNSCALED, None, x, value, gradient, norm, step == 0.0
             )
             direction = space.pick(memory.bare, plain, direction)
             slope = fn.where(memory.bare, plain_slope, slope)

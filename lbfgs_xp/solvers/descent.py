@@ -220,7 +220,7 @@ def steepest_descent(space: Space, point: Point) -> Aim:
     L-BFGS (see `first_step`)."""
     fn, (x, value, gradient, norm, _) = space.scalars, point
     # The direction keeps its length, to which later steps refer.
-    _, _, length = first_step(space, UNSCALED, None, x, value, gradient, norm, math.inf)
+    _, _, length = first_step(space, UNSCALED, None, x, value, gradient, norm, False)
     slope = space.read_one(space.dot(gradient, -gradient))
     return Aim(
         -gradient, slope, fn.divide(length, norm), fn.full(math.inf, value), fn.full(True, value)

@@ -7,21 +7,25 @@ from typing import Any
 
 from lbfgs_xp.backend import Array
 from lbfgs_xp.solvers.initial import Initial
-from lbfgs_xp.solvers.search import FAR
 from lbfgs_xp.space import Space
+
+# A first step longer than this says that x has small units. Within it alpha has room to grow to the
+# limit of a line search, 1e10 as a rule.
+_LONG = 1e9
 
 
 def first_step(
     space: Space, initial: Initial, weights: Any, x: Array, value: Any, gradient: Array, norm: Any,
-    step: Any,
+    beginning: Any,
 ) -> tuple[Array, Any, Any]:
-    """The direction before anything is known of the curvature, its slope, and the first step.
+    """The direction before anything is known of the curvature, its slope, and the first alpha.
 
-    The length of the first step is that at which the linear model has fallen to -|f|: exact for a
+    The length of that step is that at which the linear model has fallen to -|f|: exact for a
     quadratic whose minimum is 0, and free of the units of f and x. It is at most max(1, largest
     |x|), for f may be far from 0; nothing is known of the scale of x where x is 0.
 
-    step : the length of the step before, 0 at the start of a run.
+    beginning : whether this is the start of a run. Later it may be that f has no bound, which only
+        a long alpha shows, and the direction keeps the length 1.
     """
     fn = space.scalars
     one = fn.full(1.0, value)
@@ -34,11 +38,9 @@ def first_step(
     limit = fn.maximum(one, size)
     fall = fn.divide(2.0 * fn.abs(value), fn.abs(slope))
     known = (fall > 0.0) & (fall < math.inf)
-    length = fn.where(known, fn.where(size > 0.0, fn.minimum(fall, limit), fall), limit)
-    far = (length > FAR) & (step == 0.0)
-    if not space.none(far):
-        # Where x has small units the direction is long, so that alpha stays within the limits of a
-        # line search. Only at the start: later it may be that the function has no bound.
-        unit = fn.where(far, length, one)
-        direction, slope, length = space.scale(unit, direction), slope * unit, length / unit
-    return direction, slope, length
+    alpha = fn.where(known, fn.where(size > 0.0, fn.minimum(fall, limit), fall), limit)
+    long = (alpha > _LONG) & beginning
+    if not space.none(long):
+        unit = fn.where(long, alpha, one)
+        direction, slope, alpha = space.scale(unit, direction), slope * unit, alpha / unit
+    return direction, slope, alpha

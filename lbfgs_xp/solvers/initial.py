@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lbfgs_xp.backend import Array, is_array
+from lbfgs_xp.backend import Array, check_like, is_array
 from lbfgs_xp.space import Space
 
 
@@ -79,12 +79,7 @@ class Initial:
 def _product(function: Callable, vector: Array) -> Array:
     """H v by the user's function, checked."""
     out = function(vector)
-    if not is_array(out) or (out.shape, out.dtype) != (vector.shape, vector.dtype):
-        what = f"{out.dtype} {tuple(out.shape)}" if is_array(out) else repr(out)
-        raise ValueError(
-            f"initial_inverse_hessian returned {what}; wanted {vector.dtype} "
-            f"{tuple(vector.shape)}, like its argument"
-        )
+    check_like("initial_inverse_hessian", out, vector)
     return out
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from lbfgs_xp.backend import Array, is_array
+from lbfgs_xp.backend import Array, check_like
 from lbfgs_xp.checks import count, number, optional, setting
 from lbfgs_xp.line_search import ACCEPTED, STUCK, Armijo, Search
 from lbfgs_xp.phases import Method
@@ -156,11 +156,7 @@ class ProjectedGradient(Method):
         if isinstance(projection, Projection):
             return projection.nearest(space, x)
         nearest = projection(x)
-        if not is_array(nearest) or (nearest.shape, nearest.dtype) != (x.shape, x.dtype):
-            what = f"{nearest.dtype} {tuple(nearest.shape)}" if is_array(nearest) else repr(nearest)
-            raise ValueError(
-                f"projection returned {what}; wanted {x.dtype} {tuple(x.shape)}, like its argument"
-            )
+        check_like("projection", nearest, x)
         return nearest
 
     def init(

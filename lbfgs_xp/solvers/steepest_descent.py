@@ -21,9 +21,9 @@ class SteepestDescent(Descent):
     minimum of each line: the classical method, whose values fall by ((k - 1) / (k + 1))^2 in each
     iteration where the Hessian has condition k.
 
-    Products g . g must be within the range of the dtype, and steps alpha, with x + alpha d, below
-    `alpha_max` of the line search: where x is of the order of 1e14 or more in its units and f is
-    not, scale the variables or give a rule such as `lx.Bisection(alpha_max=1e60)`.
+    Products g . g must be within the range of the dtype, and steps alpha, with x - alpha g, below
+    `alpha_max` of the line search, here 1e30: where x is of the order of 1e14 or more in its units
+    and f is not, scale the variables or, in float64, give a rule with a larger one.
 
     Parameters
     ----------

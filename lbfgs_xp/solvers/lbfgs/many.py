@@ -122,7 +122,7 @@ def _aim(
     bare = (pairs.count == 0) | fn.logical_not(slope < 0.0)
     pairs = curvature.forget_many(space, pairs, bare, solver.initial.gamma)
     plain, plain_slope, first = first_step(
-        space, solver.initial, weights, x, value, gradient, norm, alpha
+        space, solver.initial, weights, x, value, gradient, norm, alpha == 0.0
     )
     direction = space.pick(bare, plain, direction)
     slope = fn.where(bare, plain_slope, slope)

@@ -123,7 +123,7 @@ def _aim(
         if pairs.count:
             pairs, with_gradient = curvature.forget(space, pairs, solver.initial.gamma), None
         direction, slope, first = first_step(
-            space, solver.initial, weights, x, value, gradient, norm, alpha
+            space, solver.initial, weights, x, value, gradient, norm, alpha == 0.0
         )
     if pace is not None:
         rate, memory = solver.learning_rate.follow(pace.memory, pace.iteration, value)

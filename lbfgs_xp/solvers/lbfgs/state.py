@@ -35,8 +35,8 @@ class LBFGSState(NamedTuple):
     accepted : whether the last evaluation ended an iteration. (This and what follows speak of the
         last evaluation; they are False for problems that took no part in it.)
     failed : whether not even steepest descent found a lower point.
-    unbounded : whether the largest step that the search allows still went down, along a
-        direction of unit size, and met no positive curvature.
+    unbounded : whether the largest step that the search allows, along a direction of norm 1 or
+        more, still went down and met no positive curvature.
     """
 
     x: Array
