@@ -148,7 +148,8 @@ def least_squares(
         gradient is small or the dtype cannot tell a better point.
     maxiter, maxfun, maxtime : int, int, float in seconds; None for no limit
         Budgets; maxfun and maxtime for a batch as a whole (in `curve_fit` maxfun for each piece).
-        maxfun counts evaluations for differences as well; the start is evaluated in any case.
+        maxfun counts every call, those of differences included; only the start may exceed it, which
+        is evaluated in any case.
     damping : float
         The damping at the start, relative to the squared norms of the columns of the Jacobian.
         Larger: shorter first steps.

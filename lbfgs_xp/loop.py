@@ -30,7 +30,7 @@ _DEPARTURES = 10
 # Finite trials of one search after which differences are no longer trusted.
 _DOUBTFUL = 8
 # How often gtol must go into the error of a forward difference before a small one is not believed.
-# Lower, and a run whose last gradient is right would pay for another one as a rule.
+# Where f is of order 1 it does so twice, and a small one is right as a rule.
 _BLIND = 100.0
 
 
@@ -285,6 +285,7 @@ class Run:
         self.objective.forward, eps = forward, self.space.backend.eps
         self.criteria = self.criteria._replace(
             calls_per_trial=self.objective.calls_per_trial(forward), trials=_DOUBTFUL,
+            # Forward ones are doubted wherever they fail; so their error is no excuse.
             forward=forward, error=eps if forward else 0.1 * eps ** (2 / 3),
         )
 

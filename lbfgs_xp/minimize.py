@@ -92,7 +92,7 @@ def minimize(
         df/d(re) + i df/d(im). "3-point": central differences, 2n more evaluations each.
         "2-point": forward ones, n more each; and central ones from where a search has failed or
         needed 8 trials, for near a minimum the error of forward differences is larger than the
-        gradient.
+        gradient, and where a small gradient may be no more than that error.
     hess : None or function
         For methods that need the Hessian (`lx.Newton`) of real x. None: automatic differentiation
         (PyTorch, JAX). A function: hess(x, *args) -> (n, n), for a batch (B, n, n); where x is not
@@ -113,8 +113,10 @@ def minimize(
         at most xtol max(1, largest |x|). With 0, the default, a run goes on until the gradient is
         small or the dtype cannot tell a better point.
     maxiter, maxfun, maxtime : int, int, float in seconds; None for no limit
-        Budgets, for each problem of a batch. maxfun is honoured inside the line search, and counts
-        those of differences; the start is evaluated in any case.
+        Budgets, for each problem of a batch. maxfun counts every call of fun, those of differences
+        included, and is honoured inside the line search; only the start may exceed it, which is
+        evaluated in any case. By differences a run ends before it where what is left does not
+        allow a value with its gradient.
     batched : bool
         x0 is (B, ...) and fun maps it to (B,): B independent problems, each with its own memory,
         line search and status. Problems that are done leave the batch, so that fun is soon handed

@@ -60,8 +60,8 @@ class Status(Reason):
         7,
         False,
         "steps along the direction of descent do not lower the value: function and gradient "
-        "disagree (lx.check_gradient tells), or the function has a kink, a jump or large rounding "
-        "errors here",
+        "disagree (lx.check_gradient tells), or the function has a kink, a jump, large rounding "
+        "errors or the end of its domain here",
     )
     NOT_FINITE = 8, False, "the value or the gradient at the start is not finite"
     UNBOUNDED = 9, False, "the value falls without bound along the direction of search"

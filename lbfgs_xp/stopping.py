@@ -152,7 +152,7 @@ def update(
     settled_step = fn.where(short & moved, p.settled_step + 1, 0)
     stalled = fn.where(lower | (norm < 0.9 * p.lowest_norm), 0, p.stalled + 1)
     given_up = criteria.failure
-    if given_up == _LINE_SEARCH and size is not None:
+    if size is not None:
         # No progress is what rounding explains where little decrease was to be had, or where the
         # gradient has fallen so far that its error may make up what is left. Else it is an error.
         nothing = new.decrement <= criteria.noise * magnitude
@@ -166,7 +166,7 @@ def update(
         fall = fn.maximum(size, 1.0) * old.gradient_norm
         much = new.decrement > criteria.error ** (1 / 3) * fall
         much = much & fn.isfinite(new.decrement) & fn.logical_not(doubtful)
-        rounding = nothing | (faded & fn.logical_not(much))
+        rounding = (nothing | (faded & fn.logical_not(much))) & (given_up == _LINE_SEARCH)
         given_up = fn.where(rounding, fn.full(_PRECISION, value), given_up)
     status = fn.where(stalled >= criteria.patience, given_up, p.status)
     status = fn.where(settled_step >= _SETTLED, _STEP, status)

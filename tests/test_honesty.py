@@ -414,21 +414,29 @@ def test_going_back_keeps_the_budget() -> None:
 
 @pytest.mark.parametrize("scale", [10.0, 50.0, 100.0, 1e4])
 @pytest.mark.parametrize("batched", [False, True], ids=["one", "batch"])
-def test_a_steep_start_is_no_excuse_for_a_wrong_gradient(scale: float, batched: bool) -> None:
+@pytest.mark.parametrize("sign", [1.0, -1.0], ids=["right", "wrong"])
+def test_a_steep_start_is_no_excuse_for_a_wrong_gradient(
+    sign: float, batched: bool, scale: float
+) -> None:
     def fun(x: np.ndarray) -> tuple[Any, np.ndarray]:
-        return np.sum(x**10, axis=-1) + x[..., 0], 10.0 * x**9 - np.asarray([1.0, 0.0])
+        return np.sum(x**10, axis=-1) + x[..., 0], 10.0 * x**9 + np.asarray([sign, 0.0])
 
     x0 = np.full((2, 2) if batched else (2,), scale)
     res = lx.minimize(fun, x0, jac=True, method="lbfgs", batched=batched)
-    assert np.all(np.asarray(res.status) == int(lx.Status.LINE_SEARCH))
+    if sign < 0.0:
+        assert np.all(np.asarray(res.status) == int(lx.Status.LINE_SEARCH))
+    else:
+        assert np.all(res.success)
+        np.testing.assert_allclose(res.fun, -0.9 * 0.1 ** (1 / 9), rtol=1e-8)
 
 
-def test_a_steep_start_is_no_excuse_for_a_wrong_jacobian() -> None:
+@pytest.mark.parametrize("sign", [1.0, -1.0], ids=["right", "wrong"])
+def test_a_steep_start_is_no_excuse_for_a_wrong_jacobian(sign: float) -> None:
     res = lx.least_squares(
         lambda p: np.stack([p[0] ** 5 + p[0], p[1] - 1.0]), np.full(2, 1e3),
-        jac=lambda p: np.asarray([[5.0 * p[0] ** 4 - 1.0, 0.0], [0.0, 1.0]]),
+        jac=lambda p: np.asarray([[5.0 * p[0] ** 4 + sign, 0.0], [0.0, 1.0]]),
     )
-    assert res.status is lx.Status.LINE_SEARCH
+    assert res.success if sign > 0.0 else res.status is lx.Status.LINE_SEARCH
 
 
 @pytest.mark.parametrize("jac", ["2-point", "3-point"])
@@ -443,6 +451,17 @@ def test_the_end_of_the_domain_is_no_precision_floor(x0: list[float], jac: str) 
     assert res.status is lx.Status.LINE_SEARCH and abs(res.x[0] - 1.2) < 1e-4
 
 
+@pytest.mark.parametrize("end", [0.0, 1.0])
+@pytest.mark.parametrize("start", [1.001, 2.0, 1e5])
+def test_nor_is_the_end_of_the_domain_at_0(start: float, end: float) -> None:
+    """There x itself vanishes, which steps are measured by."""
+    res = lx.least_squares(
+        lambda p: np.where(p < end, np.nan, p) + 1.0, np.asarray([start]),
+        jac=lambda p: np.ones((1, 1)),
+    )
+    assert res.status is lx.Status.LINE_SEARCH and abs(res.x[0] - end) < 1e-8
+
+
 def test_differences_of_a_large_value_are_not_believed() -> None:
     """Next to 1e9 a forward difference of this function is 0 everywhere."""
     def fun(x: np.ndarray) -> Any:
@@ -453,23 +472,46 @@ def test_differences_of_a_large_value_are_not_believed() -> None:
         np.testing.assert_allclose(res.x, np.ones_like(x0), atol=1e-2)
 
 
+@pytest.mark.parametrize("x0", [[3.0], [[3.0], [-1.0]]], ids=["one", "batch"])
+def test_what_a_budget_leaves_unchecked_is_not_believed(x0: Any) -> None:
+    def fun(x: np.ndarray) -> Any:
+        return np.log1p((x[..., 0] - 1.0) ** 2) + 1e9
+
+    start = np.asarray(x0)
+    for maxfun in (1, 2, 3, 4):
+        res = lx.minimize(fun, start, jac="2-point", maxfun=maxfun, batched=start.ndim == 2)
+        np.testing.assert_array_equal(res.jac, np.zeros_like(start))
+        assert np.all(np.asarray(res.status) == int(lx.Status.EVALUATIONS))
+        assert np.all(np.asarray(res.nfev) == 2) and not np.any(res.success)
+    res = lx.minimize(fun, start, jac="2-point", maxtime=0.0, batched=start.ndim == 2)
+    assert np.all(np.asarray(res.status) == int(lx.Status.TIME))
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("method", ["lbfgs", "bfgs"])
 @pytest.mark.parametrize("batched", [False, True], ids=["one", "batch"])
 @pytest.mark.parametrize("start", [0.0, 3.0])
+@pytest.mark.parametrize(
+    ("method", "unit"),
+    [(method, unit) for method in ("lbfgs", "bfgs") for unit in (1e-15, 1e8, 1e20, 1e30, 1e100)]
+    + [(lx.GradientDescent(), unit) for unit in (1e-8, 1e8)]
+    + [("projected_gradient", unit) for unit in (1e-8, 1e8, 1e15)],
+    ids=str,
+)
 def test_the_units_of_x_may_be_any(
-    dtype: Any, method: str, batched: bool, start: float
+    method: Any, unit: float, start: float, batched: bool, dtype: Any
 ) -> None:
-    for unit in (1e-15, 1e8, 1e20, 1e30) + ((1e100,) if dtype is np.float64 else ()):
+    if unit > 1e30 and dtype is np.float32:
+        pytest.skip(f"{unit} is beyond float32")
+    one = dtype(unit)
 
-        def fun(x: np.ndarray, unit: float = dtype(unit)) -> tuple[Any, np.ndarray]:
-            u = x / unit - 1.0
-            return np.sum(u * u, axis=-1), 2.0 * u / unit
+    def fun(x: np.ndarray) -> tuple[Any, np.ndarray]:
+        u = x / one - 1.0
+        return np.sum(u * u, axis=-1), 2.0 * u / one
 
-        x0 = np.full((2, 3) if batched else (3,), start * unit, dtype=dtype)
-        res = lx.minimize(fun, x0, jac=True, method=method, batched=batched, gtol=0.0)
-        assert np.all(res.success)
-        np.testing.assert_allclose(np.asarray(res.x) / unit, np.ones_like(x0), rtol=1e-3)
+    x0 = np.full((2, 3) if batched else (3,), start * unit, dtype=dtype)
+    res = lx.minimize(fun, x0, jac=True, method=method, batched=batched, gtol=0.0)
+    assert np.all(res.success)
+    np.testing.assert_allclose(np.asarray(res.x) / unit, np.ones_like(x0), rtol=1e-3)
 
 
 def test_differences_warn_of_nothing() -> None:
@@ -492,7 +534,10 @@ def test_a_fit_keeps_its_budget(maxfun: int, jac: str) -> None:
         return np.stack([10.0 * (p[1] - p[0] ** 2), 1.0 - p[0]])
 
     res = lx.least_squares(residuals, np.asarray([-1.2, 1.0]), jac=jac, maxfun=maxfun)
-    assert res.nfev == calls <= max(maxfun, 5) and res.status is lx.Status.EVALUATIONS
+    step = {"2-point": 3, "3-point": 5}[jac]    # a trial and its Jacobian; as much as the start
+    assert res.nfev == calls <= max(maxfun, step) and res.status is lx.Status.EVALUATIONS
+    # What was left did not allow another one, with a look at the curvature.
+    assert calls + step + 1 > maxfun
 
 
 @pytest.mark.parametrize("method", ["lbfgs", "bfgs"])

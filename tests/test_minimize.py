@@ -255,6 +255,23 @@ def test_exception_carries_the_best_point(count: int) -> None:
     assert any("best point" in note for note in caught.value.__notes__)
 
 
+def test_an_exception_of_a_run_within_a_run() -> None:
+    """It carries the point of the outer one, and the user's own notes stay."""
+    error = ZeroDivisionError()
+    error.add_note("my note on the attribute `result`")
+
+    def outer(x: np.ndarray) -> Any:
+        if x[0] != 1.0:
+            lx.minimize(failing_at(2, error), ROSENBROCK.x0, jac=True)
+        return x @ x, 2.0 * x
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        lx.minimize(outer, np.ones(3), jac=True)
+    assert caught.value.result.fun == 3.0  # type: ignore[attr-defined]
+    mine, ours = caught.value.__notes__
+    assert mine == "my note on the attribute `result`" and ours.endswith("with value 3.0")
+
+
 def test_exception_at_the_start_goes_through() -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         lx.minimize(failing_at(1, ZeroDivisionError()), ROSENBROCK.x0, jac=True)
