@@ -332,7 +332,8 @@ class GradientCheck(NamedTuple):
     """What `lx.check_gradient` found.
 
     error : float
-        The largest |jac - differences|, divided by max(1, largest |differences|).
+        The largest |jac - differences|, divided by max(1, largest |differences|): where f or the
+        units of x make all gradients small, compare `jac` with `differences` yourself.
     where : int
         Where, in the flattened x.
     jac, differences : arrays (n,)
