@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from lbfgs_xp import stopping
+from lbfgs_xp import agreement, stopping
 from lbfgs_xp.auxiliary import Auxiliary
 from lbfgs_xp.backend import Array
 from lbfgs_xp.methods import Plan, Stage
@@ -19,11 +19,11 @@ from lbfgs_xp.rows import Rows, Sizes
 from lbfgs_xp.scalars import named
 from lbfgs_xp.solvers.contract import optimality
 from lbfgs_xp.space import Space
-from lbfgs_xp.stopping import Criteria, Progress
+from lbfgs_xp.stopping import CLAIMED, Criteria, Progress
 
 _RUNNING, _LINE_SEARCH = int(Status.RUNNING), int(Status.LINE_SEARCH)
 _GRADIENT, _EVALUATIONS = int(Status.GRADIENT), int(Status.EVALUATIONS)
-_NOT_FINITE = int(Status.NOT_FINITE)
+_PRECISION, _NOT_FINITE = int(Status.PRECISION), int(Status.NOT_FINITE)
 _SUCCESSES = [int(member) for member in Status if member.success]
 # How often a run may set out again from its best point.
 _DEPARTURES = 10
@@ -163,10 +163,13 @@ class Run:
         self.rows, self.now, self.criteria, self.aux = rows, now, criteria, aux
         self.objective.of_rows(None if rows.here is None else space.send(rows.here))
         if hasattr(self.solver, "of_rows"):
-            solver, (count,) = self.solver, self.layout.batch
-            if rows.here is not None:
-                solver = solver.of_rows(space, count, rows.here)
-            self._after = self._after_of(solver)
+            self._after = self._after_of(self._solver_here())
+
+    def _solver_here(self) -> Any:
+        """The solver of the rows that make up the batch."""
+        if self.rows.here is None or not hasattr(self.solver, "of_rows"):
+            return self.solver
+        return self.solver.of_rows(self.space, self.layout.batch[0], self.rows.here)
 
     def advance(self) -> bool:
         """One evaluation and what follows from it; whether an iteration may have ended."""
@@ -212,6 +215,46 @@ class Run:
             )
             self.rows, self.aux = self.rows._replace(left=left), old
         return new.with_rows(space.merge(better, new.rows(), old.rows()))
+
+    def confirm(self) -> bool:
+        """Confirms or refutes that rounding ended a run, by looks ahead along the gradient; where a
+        budget does not allow one, that is what ended it. False, for nothing runs then."""
+        self._whole()
+        fn, p = self.space.scalars, self.now.progress
+        p = p._replace(status=fn.where(p.status == CLAIMED, _RUNNING, p.status))
+        lengths = agreement.lengths(self.space.backend.eps)
+        for length in lengths:
+            unpaid = p.nfev + self.criteria.calls_per_trial > self.criteria.maxfun
+            status = fn.where(unpaid & (p.status == _RUNNING), _EVALUATIONS, p.status)
+            self.now = self.now._replace(progress=p._replace(status=status))
+            if time.perf_counter() >= self.deadline:
+                self.end(Status.TIME)
+            if not self.running():
+                return False
+            self._look(length, length == lengths[0])
+            p = self.now.progress
+        self.end(Status.LINE_SEARCH)
+        return False
+
+    def _look(self, length: float, first: bool) -> None:
+        """One evaluation, for runs to be confirmed; it decides some of them."""
+        space, objective, criteria = self.space, self.objective, self.criteria
+        fn, solver, (state, p, best) = space.scalars, self._solver_here(), self.now
+        x = agreement.ahead(solver, space, state.x, state.gradient, length)
+        before = objective.nfev
+        value, gradient, aux = self.outside(objective, x)
+        look = agreement.look(space, criteria.noise, state, x, value, gradient)
+        running = p.status == _RUNNING
+        # Hidden at once, nothing speaks against it; later, all that was to be seen did.
+        hidden = fn.full(_PRECISION if first else _LINE_SEARCH, p.status)
+        status = fn.where(running & look.agrees, _PRECISION, p.status)
+        status = fn.where(running & fn.logical_not(look.visible), hidden, status)
+        nfev = fn.where(running, p.nfev + (objective.nfev - before), p.nfev)
+        seen = state._replace(seen=look.value, accepted=fn.full(False, look.value))
+        best, better = _better(solver, space, criteria, best, x, seen, gradient, running)
+        of_best = self._of_best(aux, better) if objective.has_aux else self.aux
+        # In one statement, which no interruption can part.
+        self.now, self.aux = _Now(state, p._replace(status=status, nfev=nfev), best), of_best
 
     def go_on_from_best(self) -> bool:
         """Sets out again from the best point where a run has settled elsewhere.
@@ -350,12 +393,14 @@ class Run:
         state, p, best = self.now
         status: Any
         message: Any
-        success = _succeeded(p.status)
+        # A claim that nothing has spoken against, where the run ended before it was confirmed.
+        code = space.scalars.where(p.status == CLAIMED, _PRECISION, p.status)
+        success = _succeeded(code)
         norm = space.read(optimality(self.solver, space, best.x, best.gradient))[0]
         if space.batched:
-            status, message = p.status, _messages(space, p.status)
+            status, message = code, _messages(space, code)
         else:
-            status = Status(p.status)  # type: ignore[call-arg]
+            status = Status(code)  # type: ignore[call-arg]
             message = status.message
         own = space.backend.own    # the state goes on to hold the others
         return Result(
@@ -459,11 +504,7 @@ def _account(
     running = progress.status == _RUNNING
     step = size = None
     if measure_steps:
-        step = space.read_one(space.max_abs(new.x - old.x))
-    ending = new.failed | (progress.stalled + 1 >= criteria.patience)
-    ending = ending | (progress.trials + 1 >= criteria.trials)
-    if measure_steps or not space.none(ending):
-        size = space.read_one(space.max_abs(new.x))
+        step, size = space.read(space.max_abs(new.x - old.x), space.max_abs(new.x))
     progress = stopping.update(fn, criteria, progress, old, new, step, size, count)
     best, better = _better(solver, space, criteria, best, old.trial, new, gradient, running)
     return progress, best, better

@@ -184,7 +184,8 @@ def minimize(
         try:
             run.begin(layout.start(), state)
             while (
-                run.running() or run.go_on_from_best() or run.sharpen() or run.next_phase()
+                run.running() or run.confirm() or run.go_on_from_best() or run.sharpen()
+                or run.next_phase()
             ):
                 if time.perf_counter() >= run.deadline:
                     run.end(Status.TIME)

@@ -13,20 +13,20 @@ _RUNNING = int(Status.RUNNING)
 _GRADIENT = int(Status.GRADIENT)
 _VALUE = int(Status.VALUE)
 _STEP = int(Status.STEP)
-_PRECISION = int(Status.PRECISION)
 _ITERATIONS = int(Status.ITERATIONS)
 _EVALUATIONS = int(Status.EVALUATIONS)
 _LINE_SEARCH = int(Status.LINE_SEARCH)
 _NOT_FINITE = int(Status.NOT_FINITE)
 _UNBOUNDED = int(Status.UNBOUNDED)
+# A status between RUNNING and PRECISION: rounding is said to hide all that is lower, which has to
+# be confirmed.
+CLAIMED = -2
 
 # Iterations in a row whose change must be small for the value or the step to have settled.
 _SETTLED = 2
 # Parts of a gradient that cancel are as large as it has been elsewhere, and so is their error; so
 # many times it, for the sums of which the parts are made.
 _FADED = 1e3
-# How many times its rounding a small x may change f by: that of what fun makes of x on the way.
-_ROUNDED = 32.0
 
 
 class Criteria(NamedTuple):
@@ -119,8 +119,7 @@ def update(
     """Where it stands after one more evaluation. Problems that have stopped stay as they are.
 
     old, new : the solver's states before and after.
-    step, size : infinity norms of the step, None where xtol is 0, and of x; None where xtol is 0
-        and no problem may be about to end.
+    step, size : infinity norms of the step and of x; None where xtol is 0.
     """
     if fn is FLOATS and (after := _ordinary(criteria, p, old, new, evaluations)):
         return after
@@ -151,23 +150,12 @@ def update(
     settled_value = fn.where(small & moved, p.settled_value + 1, 0)
     settled_step = fn.where(short & moved, p.settled_step + 1, 0)
     stalled = fn.where(lower | (norm < 0.9 * p.lowest_norm), 0, p.stalled + 1)
-    given_up = criteria.failure
-    if size is not None:
-        # No progress is what rounding explains where little decrease was to be had, or where the
-        # gradient has fallen so far that its error may make up what is left. Else it is an error.
-        nothing = new.decrement <= criteria.noise * magnitude
-        # Next to a kink the curvature seems infinite, and any step to promise nothing: one as short
-        # as the rounding of x, though the gradient has hardly fallen.
-        within_rounding = new.decrement <= _ROUNDED * criteria.noise * size * norm
-        steep = norm > criteria.noise ** (1 / 3) * highest_norm
-        nothing = nothing & fn.logical_not(within_rounding & steep)
-        # That it was much larger elsewhere proves nothing where the last step promised a share of
-        # what a step as long as x would bring along the gradient: no minimum is near.
-        fall = fn.maximum(size, 1.0) * old.gradient_norm
-        much = new.decrement > criteria.error ** (1 / 3) * fall
-        much = much & fn.isfinite(new.decrement) & fn.logical_not(doubtful)
-        rounding = (nothing | (faded & fn.logical_not(much))) & (given_up == _LINE_SEARCH)
-        given_up = fn.where(rounding, fn.full(_PRECISION, value), given_up)
+    # No progress is what rounding may explain where little decrease was to be had, or where the
+    # gradient has fallen so far that its error may make up what is left. Else it is an error.
+    rounding = (new.decrement <= criteria.noise * magnitude) | faded
+    given_up = fn.where(
+        rounding & (criteria.failure == _LINE_SEARCH), fn.full(CLAIMED, value), criteria.failure
+    )
     status = fn.where(stalled >= criteria.patience, given_up, p.status)
     status = fn.where(settled_step >= _SETTLED, _STEP, status)
     status = fn.where(settled_value >= _SETTLED, _VALUE, status)

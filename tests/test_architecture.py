@@ -110,7 +110,9 @@ OURS: dict[str, list[str]] = {
         "stopping",
         "tree",
     ],
+    "agreement": ["backend", "space"],
     "loop": [
+        "agreement",
         "auxiliary",
         "backend",
         "methods",

@@ -1,0 +1,69 @@
+"""Whether value and gradient agree over a short step.
+
+Where a run finds no lower point, rounding may be the reason, or a gradient that is not that of the
+function. To first order both look the same from afar: the value no longer falls along the gradient.
+A look at one more point tells them apart. By the trapezoidal rule
+
+    f(x + d) - f(x) = (g(x) + g(x + d)) . d / 2,
+
+but for third derivatives; a wrong gradient, a kink or a jump breaks it over steps of any length.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from lbfgs_xp.backend import Array
+from lbfgs_xp.space import Space
+
+# Values and slopes agree where they differ by at most this share of the slopes.
+_SHARE = 0.1
+# How many times the rounding of f a change must be to count as one.
+_VISIBLE = 4.0
+# From one look to the next, where a long step has met third derivatives.
+_SHORTER = 1.0 / 32.0
+
+
+class Look(NamedTuple):
+    """What one more point tells: the value there, and masks.
+
+    agrees : the change of the value is what the slopes tell, or is hidden by rounding.
+    visible : the slope at x promised more than rounding hides.
+    """
+
+    value: Any
+    agrees: Any
+    visible: Any
+
+
+def lengths(eps: float) -> list[float]:
+    """How far to look, relative to the largest |x|: from where rounding of value and slopes weighs
+    about the same, down to that of x."""
+    found, length = [], eps**0.5
+    while length > 8.0 * eps:
+        found.append(length)
+        length *= _SHORTER
+    return found
+
+
+def ahead(solver: Any, space: Space, x: Array, gradient: Array, length: float) -> Array:
+    """The point at this distance down the gradient, or the nearest one within the constraints."""
+    fn = space.scalars
+    size, norm = space.read(space.max_abs(x), space.max_abs(gradient))
+    step = fn.where(size > 0.0, length * size, length)
+    step = fn.where(norm > 0.0, fn.divide(-step, norm), 0.0)
+    point = space.move(x, step, gradient)
+    return solver.project(space, point) if hasattr(solver, "project") else point
+
+
+def look(space: Space, noise: float, state: Any, x: Array, value: Any, gradient: Array) -> Look:
+    """Compares what is known at the solver's state with value and gradient at x."""
+    fn, direction = space.scalars, x - state.x
+    there, before, after = space.read(
+        value, space.dot(state.gradient, direction), space.dot(gradient, direction)
+    )
+    hidden = _VISIBLE * noise * fn.maximum(fn.abs(state.value), fn.abs(there))
+    off = fn.abs(there - state.value - 0.5 * (before + after))
+    # What is not finite does not agree.
+    agrees = off <= _SHARE * (fn.abs(before) + fn.abs(after)) + hidden
+    return Look(there, agrees & fn.isfinite(off), fn.abs(before) > hidden)
