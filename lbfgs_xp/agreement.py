@@ -18,8 +18,9 @@ from lbfgs_xp.space import Space
 
 # Values and slopes agree where they differ by at most this share of the slopes.
 _SHARE = 0.1
-# How many times the rounding of f a change must be to count as one.
-_VISIBLE = 4.0
+# How many times its rounding a change of f must be to count as one; and how many times that a slope
+# must promise, so that what is said of it does not hang on rounding.
+_ROUNDED, _VISIBLE = 4.0, 4.0
 # From one look to the next, where a long step has met third derivatives.
 _SHORTER = 1.0 / 32.0
 
@@ -28,12 +29,14 @@ class Look(NamedTuple):
     """What one more point tells: the value there, and masks.
 
     agrees : the change of the value is what the slopes tell, or is hidden by rounding.
-    visible : the slope at x promised more than rounding hides.
+    visible : the slope at x promised much more than rounding hides.
+    lower : they agree that the value is lower.
     """
 
     value: Any
     agrees: Any
     visible: Any
+    lower: Any
 
 
 def lengths(eps: float) -> list[float]:
@@ -46,24 +49,33 @@ def lengths(eps: float) -> list[float]:
     return found
 
 
-def ahead(solver: Any, space: Space, x: Array, gradient: Array, length: float) -> Array:
-    """The point at this distance down the gradient, or the nearest one within the constraints."""
+def ahead(
+    solver: Any, space: Space, x: Array, gradient: Array, extent: Any, length: float
+) -> Array:
+    """The point at this distance down the gradient, or the nearest one within the constraints.
+
+    extent : the largest |x| where the run began; for at x = 0 nothing is known of its units.
+    """
     fn = space.scalars
     size, norm = space.read(space.max_abs(x), space.max_abs(gradient))
+    size = fn.maximum(size, space.backend.eps**0.5 * extent)
     step = fn.where(size > 0.0, length * size, length)
     step = fn.where(norm > 0.0, fn.divide(-step, norm), 0.0)
     point = space.move(x, step, gradient)
     return solver.project(space, point) if hasattr(solver, "project") else point
 
 
-def look(space: Space, noise: float, state: Any, x: Array, value: Any, gradient: Array) -> Look:
+def look(space: Space, state: Any, x: Array, value: Any, gradient: Array) -> Look:
     """Compares what is known at the solver's state with value and gradient at x."""
-    fn, direction = space.scalars, x - state.x
+    fn, backend, direction = space.scalars, space.backend, x - state.x
     there, before, after = space.read(
         value, space.dot(state.gradient, direction), space.dot(gradient, direction)
     )
-    hidden = _VISIBLE * noise * fn.maximum(fn.abs(state.value), fn.abs(there))
-    off = fn.abs(there - state.value - 0.5 * (before + after))
-    # What is not finite does not agree.
-    agrees = off <= _SHARE * (fn.abs(before) + fn.abs(after)) + hidden
-    return Look(there, agrees & fn.isfinite(off), fn.abs(before) > hidden)
+    change = there - state.value
+    usable = fn.isfinite(change) & fn.isfinite(after)
+    magnitude = fn.maximum(fn.abs(state.value), fn.where(usable, fn.abs(there), 0.0))
+    hidden = _ROUNDED * fn.maximum(backend.noise * magnitude, 4.0 / backend.largest)
+    off = fn.abs(change - 0.5 * (before + after))
+    agrees = usable & (off <= _SHARE * (fn.abs(before) + fn.abs(after)) + hidden)
+    visible = fn.abs(before) > _VISIBLE * hidden
+    return Look(there, agrees, visible, agrees & (change < -hidden))

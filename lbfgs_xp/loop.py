@@ -24,6 +24,7 @@ from lbfgs_xp.stopping import CLAIMED, Criteria, Progress
 _RUNNING, _LINE_SEARCH = int(Status.RUNNING), int(Status.LINE_SEARCH)
 _GRADIENT, _EVALUATIONS = int(Status.GRADIENT), int(Status.EVALUATIONS)
 _PRECISION, _NOT_FINITE = int(Status.PRECISION), int(Status.NOT_FINITE)
+_HIGHER = int(Status.HIGHER)
 _SUCCESSES = [int(member) for member in Status if member.success]
 # How often a run may set out again from its best point.
 _DEPARTURES = 10
@@ -125,8 +126,9 @@ class Run:
             # A state may serve several runs, and a run overwrites its pairs in place.
             inner = solver.resume(earlier.solver)
             best, self.aux = earlier.best, self.aux._replace(value=earlier.aux)
+        extent = space.read_one(space.max_abs(start))
         progress = stopping.start(
-            space.scalars, self.criteria, inner.value, inner.gradient_norm, objective.nfev
+            space.scalars, self.criteria, inner.value, inner.gradient_norm, extent, objective.nfev
         )
         self.now = _Now(inner, progress, best)
         self._departed = inner.value
@@ -240,15 +242,16 @@ class Run:
         """One evaluation, for runs to be confirmed; it decides some of them."""
         space, objective, criteria = self.space, self.objective, self.criteria
         fn, solver, (state, p, best) = space.scalars, self._solver_here(), self.now
-        x = agreement.ahead(solver, space, state.x, state.gradient, length)
+        x = agreement.ahead(solver, space, state.x, state.gradient, p.extent, length)
         before = objective.nfev
         value, gradient, aux = self.outside(objective, x)
-        look = agreement.look(space, criteria.noise, state, x, value, gradient)
+        look = agreement.look(space, state, x, value, gradient)
         running = p.status == _RUNNING
         # Hidden at once, nothing speaks against it; later, all that was to be seen did.
         hidden = fn.full(_PRECISION if first else _LINE_SEARCH, p.status)
         status = fn.where(running & look.agrees, _PRECISION, p.status)
         status = fn.where(running & fn.logical_not(look.visible), hidden, status)
+        status = fn.where(running & look.lower, _HIGHER, status)
         nfev = fn.where(running, p.nfev + (objective.nfev - before), p.nfev)
         seen = state._replace(seen=look.value, accepted=fn.full(False, look.value))
         best, better = _better(solver, space, criteria, best, x, seen, gradient, running)
@@ -267,10 +270,11 @@ class Run:
             return False
         space, fn, (state, p, best) = self.space, self.space.scalars, self.now
         limit = best.value + 4.0 * self.criteria.noise * fn.abs(best.value)
-        elsewhere = _succeeded(p.status) & (state.value > limit)
+        looked = p.status == _HIGHER
+        elsewhere = (_succeeded(p.status) & (state.value > limit)) | looked
         if not space.any(elsewhere):
             return False
-        p = p._replace(status=fn.where(elsewhere, int(Status.HIGHER), p.status))
+        p = p._replace(status=fn.where(elsewhere, _HIGHER, p.status))
         self.now = self.now._replace(progress=p)
         elsewhere = elsewhere & (best.value < self._departed)
         if self._departures >= _DEPARTURES or not space.any(elsewhere):
@@ -278,9 +282,12 @@ class Run:
         self._departures += 1
         self._departed = best.value
         fresh = self._afresh(best.x, best.value, best.gradient)
-        p = p._replace(status=fn.where(elsewhere, _RUNNING, p.status))
-        p = stopping.budgets(fn, self.criteria, p)
-        self.now = _Now(space.merge(elsewhere, fresh, state), p, best)
+        norm = fresh.gradient_norm
+        again = stopping.start(fn, self.criteria, fresh.value, norm, p.extent, 0, p)
+        # A look has found the gradient to be right, however large it was elsewhere.
+        highest = fn.where(looked, norm, fn.maximum(p.highest_norm, norm))
+        again = again._replace(highest_norm=highest)
+        self.now = space.merge(elsewhere, _Now(fresh, again, best), _Now(state, p, best))
         return self.running()
 
     def sharpen(self) -> bool:
@@ -310,7 +317,7 @@ class Run:
         _, gradient, _ = self.outside(objective, best.x)
         fresh = self._afresh(best.x, best.value, gradient)
         norm, count = fresh.gradient_norm, objective.nfev - before
-        again = stopping.start(fn, self.criteria, fresh.value, norm, count, p)
+        again = stopping.start(fn, self.criteria, fresh.value, norm, p.extent, count, p)
         # Where the differences look past the end of the domain, it ends as it did.
         beyond = again.status == _NOT_FINITE
         flat = state.gradient_norm <= criteria.gtol
@@ -352,7 +359,7 @@ class Run:
         self.criteria = stopping.later(fn, self.criteria, p, self.plan.maxiter, self.plan.maxfun)
         inner = self._init(x, value, gradient, None)
         norm, count = inner.gradient_norm, objective.nfev - before
-        p = stopping.start(fn, self.criteria, inner.value, norm, count, p)
+        p = stopping.start(fn, self.criteria, inner.value, norm, p.extent, count, p)
         best = Best(x, inner.value, gradient, norm, inner.value if moved else best.lowest)
         self.now, self.aux, self._departed = _Now(inner, p, best), aux, inner.value
         return self.running() or self.next_phase()

@@ -69,6 +69,7 @@ class Progress(NamedTuple):
     lowest_norm : the smallest gradient norm so far.
     highest_norm : the largest.
     trials : points tried since the last iteration whose value was finite.
+    extent : the largest |x| at the start.
     """
 
     status: Any
@@ -81,10 +82,11 @@ class Progress(NamedTuple):
     lowest_norm: Any
     highest_norm: Any
     trials: Any
+    extent: Any
 
 
 def start(
-    fn: Scalars, criteria: Criteria, value: Any, norm: Any, nfev: int,
+    fn: Scalars, criteria: Criteria, value: Any, norm: Any, extent: Any, nfev: int,
     before: Progress | None = None,
 ) -> Progress:
     """Where a run stands after `nfev` evaluations at its start; where there is one `before`, this
@@ -94,7 +96,7 @@ def start(
     status = fn.where(norm <= criteria.gtol, _GRADIENT, status)
     usable = fn.isfinite(value) & fn.isfinite(norm)
     status = fn.where(usable, status, _NOT_FINITE)
-    p = Progress(status, zero, zero + nfev, zero, zero, zero, value, norm, norm, zero)
+    p = Progress(status, zero, zero + nfev, zero, zero, zero, value, norm, norm, zero, extent)
     if before is not None:
         # Nothing but a function without a bound is left as it is.
         status = fn.where(before.status == _UNBOUNDED, _UNBOUNDED, status)
@@ -174,6 +176,7 @@ def update(
         lowest_norm,
         highest_norm,
         trials,
+        p.extent,
     )
     return budgets(fn, criteria, after)
 
@@ -183,7 +186,9 @@ def _ordinary(
 ) -> Progress | None:
     """`update` of one problem where there is nothing to note but a lower value, or one more trial
     of a search, as nearly always; None elsewhere."""
-    c, (status, nit, nfev, _, _, _, reference, lowest_norm, highest_norm, trials) = criteria, p
+    c, (status, nit, nfev, _, _, _, reference, lowest_norm, highest_norm, trials, extent) = (
+        criteria, p
+    )
     nfev += evaluations
     if status != _RUNNING or nfev + c.calls_per_trial > c.maxfun:
         return None
@@ -191,7 +196,7 @@ def _ordinary(
         trials += isfinite(new.seen)
         if new.failed or trials >= c.trials:
             return None
-        return named(Progress, (status, nit, nfev, *p[3:9], trials))
+        return named(Progress, (status, nit, nfev, *p[3:9], trials, extent))
     value, norm = new.value, new.gradient_norm
     if (
         value < reference - c.noise * max(abs(old.value), abs(value))
@@ -203,7 +208,7 @@ def _ordinary(
         lowest_norm = norm if norm < lowest_norm else lowest_norm
         highest_norm = norm if norm > highest_norm else highest_norm
         return named(
-            Progress, (status, nit + 1, nfev, 0, 0, 0, value, lowest_norm, highest_norm, 0)
+            Progress, (status, nit + 1, nfev, 0, 0, 0, value, lowest_norm, highest_norm, 0, extent)
         )
     return None
 
