@@ -60,8 +60,9 @@ def ahead(
     size, norm = space.read(space.max_abs(x), space.max_abs(gradient))
     size = fn.maximum(size, space.backend.eps**0.5 * extent)
     step = fn.where(size > 0.0, length * size, length)
-    step = fn.where(norm > 0.0, fn.divide(-step, norm), 0.0)
-    point = space.move(x, step, gradient)
+    # Divided by its norm first, so that no product overflows.
+    direction = space.scale(fn.where(norm > 0.0, fn.divide(-1.0, norm), 0.0), gradient)
+    point = space.move(x, step, direction)
     return solver.project(space, point) if hasattr(solver, "project") else point
 
 
