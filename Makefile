@@ -32,6 +32,10 @@ QUIET := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEND=A
 CACHED := JAX_COMPILATION_CACHE_DIR="$(CURDIR)/$(VENV)/jax-cache" \
   JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1 JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
 
+# by a path that Python searches, and not by a finder of setuptools, which comes after the folder
+# that Python is run in: a clone there is a folder of this name as well
+EDITABLE := --config-settings editable_mode=compat -e
+
 venv: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -41,7 +45,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV) || { \
 	  echo 'python -m venv failed; on Debian and Ubuntu install python3-venv' >&2; \
 	  rm -rf $(VENV); exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(EDITABLE) '.[test]'
 	@touch $@
 
 test: lint types unit
@@ -73,7 +77,7 @@ demo: $(STAMP)
 
 # the peers that the tests do not need
 $(VENV)/.bench: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(EDITABLE) '.[bench]'
 	@touch $@
 
 bench: $(VENV)/.bench
@@ -83,7 +87,7 @@ bench: $(VENV)/.bench
 
 # Sphinx, its theme and MathJax
 $(VENV)/.docs: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(EDITABLE) '.[docs]'
 	@touch $@
 
 docs: $(VENV)/.docs

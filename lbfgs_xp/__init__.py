@@ -6,6 +6,7 @@ NumPy, PyTorch, CuPy, JAX and every other library that follows the Python array 
 any device; one problem or a batch of them; bitwise reproducible on demand.
 """
 
+import importlib.util
 from typing import Any
 
 from lbfgs_xp import problems, projections, schedules
@@ -126,4 +127,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     near = {public.lower(): public for public in __all__}.get(name.lower())
     hint = f"; did you mean lx.{near}?" if near else ""
+    if name.isidentifier() and importlib.util.find_spec(f"{__name__}.{name}") is not None:
+        hint = f"; it is a module of its own: import lbfgs_xp.{name}"
     raise AttributeError(f"lbfgs_xp has no {name!r}{hint}")

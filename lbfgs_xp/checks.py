@@ -12,8 +12,17 @@ import math
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+# Numbers of an array that are written out.
+_SHOWN = 8
+
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def shown(value: Any) -> str:
+    """What was passed, for a message: of a large array the shape, for its numbers may fill pages."""
+    shape = getattr(value, "shape", ())
+    return f"an array of shape {tuple(shape)}" if math.prod(shape) > _SHOWN else repr(value)
 
 
 def number(
@@ -25,7 +34,7 @@ def number(
     if found is None or not (
         math.isfinite(found) and least <= found <= most and above < found < below
     ):
-        raise ValueError(f"{name} is {value!r}; wanted {_range(least, above, most, below)}")
+        raise ValueError(f"{name} is {shown(value)}; wanted {_range(least, above, most, below)}")
     return found
 
 
@@ -45,7 +54,7 @@ def count(name: str, value: Any, least: int) -> int:
     if found is None and (whole := real(value)) is not None and whole.is_integer():
         found = int(whole)
     if found is None or found < least:
-        raise ValueError(f"{name} is {value!r}; wanted an integer of at least {least}")
+        raise ValueError(f"{name} is {shown(value)}; wanted an integer of at least {least}")
     return found
 
 
@@ -57,7 +66,7 @@ def budget(name: str, value: Any, least: int) -> int | None:
 def flag(name: str, value: Any) -> bool:
     """True or False."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}; wanted True or False")
+        raise TypeError(f"{name} is {shown(value)}; wanted True or False")
     return value
 
 
@@ -67,7 +76,7 @@ def bounds(value: Any) -> tuple[Any, Any]:
         return value.lb, value.ub
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         many = isinstance(value, (tuple, list)) and len(value) > 2
-        what = f"a {type(value).__name__} of {len(value)}" if many else repr(value)
+        what = f"a {type(value).__name__} of {len(value)}" if many else shown(value)
         raise TypeError(
             f"bounds is {what}; wanted the pair (lower, upper), each None, a number, or numbers "
             "like x0 (not a pair for each variable, as in SciPy)"
@@ -151,7 +160,7 @@ def _is_no_number(value: Any) -> bool:
 def _not_negative(name: str, value: Any, kind: str) -> float:
     found = real(value)
     if found is None or not found >= 0.0:
-        raise ValueError(f"{name} is {value!r}; wanted {kind} of at least 0")
+        raise ValueError(f"{name} is {shown(value)}; wanted {kind} of at least 0")
     return found
 
 

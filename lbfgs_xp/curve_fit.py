@@ -133,13 +133,15 @@ def curve_fit(
         The start. For a batch (B, p), or leaves (B, ...); (p,) and plain numbers serve all rows.
     sigma : None, or an array
         Standard deviations of y, of a shape that broadcasts to it; or for one fit the covariance
-        (m, m) of the data. An infinite one leaves its point out (whose residual is then nan).
+        (m, m) of the data. An infinite one leaves its point out, be y there nan; its residual is
+        then nan.
     absolute_sigma : bool
         Whether sigma is meant as it is. Otherwise it tells relative weights only, and the
         covariance is scaled by reduced_chi2.
     bounds : None or (lower, upper)
         Each side is None, a number, an array that broadcasts to p0, or of the structure of p0. A
-        parameter whose bounds are equal is fixed: its covariances are 0.
+        parameter whose bounds are equal is fixed: its covariances are 0. A start outside is moved
+        to the nearest point inside.
     loss, f_scale
         As in `lx.least_squares`, for residuals (y - model) / sigma.
     method : "lm" or "lbfgs"
@@ -171,6 +173,9 @@ def curve_fit(
     ------
     TypeError, ValueError
         for arguments outside these ranges: what was passed, what is wanted.
+    Exception
+        What model or jac raise goes through, with the best point so far attached as the attribute
+        `result` of the exception (a `LeastSquaresResult`; of a batch, for a piece of it).
 
     Examples
     --------
@@ -195,6 +200,8 @@ def curve_fit(
         x = backend.adopt(x, "x")
     layout = Layout(_start(p0, backend, y.shape[:1] if batched else None), batched)
     weights = _weights(sigma, y, backend, batched)
+    if weights is not None and not _correlated(weights, y):
+        y = backend.xp.where(weights > 0.0, y, backend.xp.zeros_like(y))
     curve = _Curve(model, batched, backend if isinstance(jac, str) else None)
     slopes = _Slopes(jac, batched) if callable(jac) else jac
     objective = Residuals(

@@ -216,7 +216,9 @@ def picture(out: Any, folder: Path, quick: bool) -> int:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        out.print("no picture: matplotlib is not installed (pip install 'lbfgs_xp[plot]')")
+        out.print(
+            "no picture: matplotlib is not installed (pip install 'lbfgs_xp[plot]')", markup=False
+        )
         return 0
     folder.mkdir(parents=True, exist_ok=True)
     problem = problems.rosenbrock(2)

@@ -17,7 +17,7 @@ from lbfgs_xp import levenberg_marquardt as lm
 from lbfgs_xp.backend import Array, Backend
 from lbfgs_xp.projections import Box
 from lbfgs_xp.residuals import Residuals
-from lbfgs_xp.result import Status, table
+from lbfgs_xp.result import Status, attach, table
 from lbfgs_xp.rows import Rows, Sizes, compiled_size
 from lbfgs_xp.space import Space
 from lbfgs_xp.tree import Layout
@@ -35,8 +35,8 @@ _MESSAGES = {
         "jump, large rounding errors or the end of their domain here"
     ),
     Status.NOT_FINITE: (
-        "the residuals or their Jacobian at the start are not finite, or the squares of the "
-        "residuals are beyond the range of the dtype"
+        "the residuals or their Jacobian at the start are not finite (is there a nan in the "
+        "data?), or the squares of the residuals are beyond the range of the dtype"
     ),
 }
 # Elements of a Jacobian up to which the host does the algebra of one problem.
@@ -172,6 +172,9 @@ def least_squares(
     ------
     TypeError, ValueError
         for arguments outside these ranges: what was passed, what is wanted.
+    Exception
+        What residuals or jac raise goes through, with the best point so far attached as the
+        attribute `result` of the exception.
 
     Examples
     --------
@@ -334,6 +337,9 @@ def run(objective: Residuals, box: Any, plan: Plan) -> LeastSquaresResult:
                     fit.advance(fit.compact(going))
         except KeyboardInterrupt:
             end = Status.INTERRUPTED
+        except Exception as error:
+            attach(error, fit.result(None), "the best point so far")
+            raise
         return fit.result(end)
 
 

@@ -120,7 +120,7 @@ def _least(own: int | None, whole: int | None) -> int:
 
 def _solver(method: Any, bounds: Any, layout: Layout) -> tuple[str, Any]:
     """The name of a method, and the solver that it stands for, within the bounds."""
-    if method is None or method == "auto":
+    if method is None or (isinstance(method, str) and method == "auto"):
         method = "bfgs" if layout.batch and layout.size <= _DENSE else "lbfgs"
     if isinstance(method, str):
         if method not in METHODS:
@@ -135,7 +135,8 @@ def _solver(method: Any, bounds: Any, layout: Layout) -> tuple[str, Any]:
         method = method.solver(layout)
     if isinstance(method, type) or not all(hasattr(method, name) for name in ("init", "step")):
         raise TypeError(
-            f"method is {method!r}; wanted a name, or a solver object such as lx.LBFGS()"
+            f"method is {checks.shown(method)}; wanted a name, or a solver object such as "
+            "lx.LBFGS()"
             + hint(method)
         )
     if bounds is not None and not getattr(method, "supports_bounds", False):

@@ -203,6 +203,7 @@ def minimize(
             run.mend()
             run.stop(Status.INTERRUPTED)
         except Exception as error:
+            _explain_dtype(error, layout)
             if run.now is not None:
                 _explain(error, run.rows, run.layout)
                 result = run.result()
@@ -217,6 +218,14 @@ def _stops(run: Run, callback: Callable, record: Record) -> bool:
         return is_true(run.outside(callback, record))
     except StopIteration:
         return True
+
+
+def _explain_dtype(error: BaseException, layout: Layout) -> None:
+    """Says what may not go together with other arrays of a function."""
+    with contextlib.suppress(Exception):
+        if "dtype" in str(error):
+            dtypes = sorted({str(leaf.dtype) for leaf in layout.leaves})
+            error.add_note(f"lbfgs_xp: functions are handed {', '.join(dtypes)}, like x0")
 
 
 def _explain(error: BaseException, rows: Rows, layout: Layout) -> None:

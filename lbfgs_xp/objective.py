@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -49,6 +50,8 @@ class Objective:
             args = (args,)
         if pass_rows and not layout.batch:
             raise ValueError("pass_rows is True for one problem; wanted it with batched=True")
+        if layout.batch and not pass_rows:
+            _warn_of_shared(args, layout)
         self.layout = self._whole = layout
         self._all_args = args
         self._pass_rows = pass_rows
@@ -267,6 +270,22 @@ class Objective:
         references = self._evaluate(like)[1]
         self.fun, self.jac, self.nfev = fun, jac, 0
         return references
+
+
+def _warn_of_shared(args: tuple, layout: Layout) -> None:
+    """Warns of what would be cut with the rows, and may have been meant for the variables."""
+    (count,) = layout.batch
+    if not any(count in shape[1:] for shape in layout.shapes):
+        return
+    for leaf in flatten(args)[0]:
+        if is_array(leaf) and tuple(leaf.shape) == (count,):
+            warnings.warn(
+                f"args has an array of shape ({count},), and x0 has {count} rows and another axis "
+                f"of {count}: it is taken as a number for each row, and goes with the rows. If all "
+                "rows share it, hand over array[None]; else array[:, None] says so without this "
+                "warning",
+                stacklevel=5,
+            )
 
 
 def _value_and_aux(

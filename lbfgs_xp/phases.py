@@ -77,7 +77,7 @@ class Phase:
 _HERE = {
     "lr": "learning_rate",
     "history_size": "memory_size",
-    "maxcor": "memory_size",
+    **dict.fromkeys(("maxcor", "m", "memory"), "memory_size"),
     "line_search_fn": "line_search",
     **dict.fromkeys(("b1", "b2", "beta1", "beta2"), "betas"),
 }

@@ -536,6 +536,43 @@ def test_float32(backend: Backend) -> None:
     np.testing.assert_allclose(backend.to_numpy(res.x), fit(Backend.NUMPY).x, rtol=2e-3)
 
 
+def falling(x: np.ndarray, a: Any, k: Any) -> Any:
+    return a * np.exp(-k * x)
+
+
+def test_a_point_left_out_may_be_nan() -> None:
+    x = np.linspace(0.0, 2.0, 12)
+    y, sigma = falling(x, 2.0, 0.7) + 0.01 * np.cos(40.0 * x), np.ones(12)
+    kept = np.arange(12) != 5
+    y[5], sigma[5] = np.nan, np.inf
+    whole = lx.curve_fit(falling, x, y, [1.0, 1.0], jac="3-point", sigma=sigma)
+    fewer = lx.curve_fit(falling, x[kept], y[kept], [1.0, 1.0], jac="3-point", sigma=sigma[kept])
+    np.testing.assert_allclose(whole.x, fewer.x, rtol=1e-7)
+    assert np.isnan(whole.residuals[5]) and np.all(np.isfinite(whole.residuals[kept]))
+    lost = lx.curve_fit(falling, x, y, [1.0, 1.0], jac="3-point")
+    assert lost.status is Status.NOT_FINITE and "nan in the data" in lost.message
+
+
+def test_an_exception_carries_the_best_point() -> None:
+    x = np.linspace(0.0, 2.0, 12)
+    y, calls = falling(x, 2.0, 0.7), 0
+
+    def failing(x: np.ndarray, a: Any, k: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 20:
+            raise ZeroDivisionError
+        return falling(x, a, k)
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        lx.curve_fit(failing, x, y, [1.0, 1.0], jac="3-point")
+    res = caught.value.result  # type: ignore[attr-defined]
+    assert res.nit > 0 and res.status is Status.RUNNING
+    assert res.cost == pytest.approx(0.5 * np.sum((falling(x, *res.x) - y) ** 2))
+    assert res.cost < 0.5 * np.sum((falling(x, 1.0, 1.0) - y) ** 2)
+    assert "best point" in caught.value.__notes__[-1]
+
+
 @pytest.mark.parametrize("budget", ["maxiter", "maxfun", "maxtime"])
 def test_budgets(budget: str) -> None:
     limit = {"maxiter": 2, "maxfun": 2, "maxtime": 0.0}[budget]

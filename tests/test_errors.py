@@ -262,6 +262,29 @@ def test_tolerances_and_budgets(name: str, bad: Any) -> None:
     fails(lambda: solve(**{name: bad}), ValueError, *words)
 
 
+def test_arrays_do_not_fill_pages() -> None:
+    many = np.zeros(1000)
+    shape = r"an array of shape \(1000,\)"
+    fails(lambda: solve(gtol=many), ValueError, shape)
+    fails(lambda: solve(maxiter=many), ValueError, shape)
+    fails(lambda: solve(method=many), TypeError, shape)
+    fails(lambda: solve(bounds=many, method="projected_gradient"), TypeError, shape)
+
+
+def test_modules_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(lx, "torch", raising=False)
+    fails(lambda: lx.torch, AttributeError, "import lbfgs_xp.torch")
+    fails(lambda: lx.maximize, AttributeError, "has no 'maximize'$")
+
+
+def test_a_dtype_that_does_not_fit_is_told_of() -> None:
+    torch = pytest.importorskip("torch")
+    matrix = torch.ones(3, 3, dtype=torch.float64)
+    with pytest.raises(RuntimeError) as caught:
+        lx.minimize(lambda x: (matrix @ x).sum(), torch.zeros(3))
+    assert caught.value.__notes__ == ["lbfgs_xp: functions are handed torch.float32, like x0"]
+
+
 @pytest.mark.parametrize("name", ["maxiter", "maxfun"])
 def test_budgets_are_whole_numbers(name: str) -> None:
     fails(lambda: solve(**{name: 2.5}), ValueError, f"{name} is 2.5", "integer")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,24 @@ def test_pass_rows(backend: Backend) -> None:
 def test_pass_rows_wants_a_batch() -> None:
     with pytest.raises(ValueError, match="pass_rows is True for one problem"):
         lx.minimize(lambda x, rows: x @ x, np.ones(2), jac="3-point", pass_rows=True)
+
+
+def test_what_rows_or_variables_may_mean_is_warned_of() -> None:
+    def fun(x: np.ndarray, a: np.ndarray) -> Any:
+        return np.sum((x - a) ** 2, axis=-1), 2.0 * (x - a)
+
+    x0, shared = np.zeros((4, 4)), np.arange(4.0)
+    with pytest.warns(UserWarning, match=r"shape \(4,\).*array\[None\]") as caught:
+        lx.minimize(fun, x0, (shared,), jac=True, batched=True)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        res = lx.minimize(fun, x0, (shared[None],), jac=True, batched=True)
+        lx.minimize(fun, x0, (shared[:, None],), jac=True, batched=True)
+        lx.minimize(fun, np.zeros((5, 4)), (shared,), jac=True, batched=True)
+        lx.minimize(lambda x, rows, a: fun(x, a), x0, (shared,), jac=True, batched=True,
+                    pass_rows=True)
+    np.testing.assert_allclose(res.x, np.broadcast_to(shared, x0.shape), atol=1e-7)
 
 
 def test_args_in_containers_and_of_numpy(backend: Backend) -> None:

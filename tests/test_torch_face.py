@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -757,6 +758,19 @@ def test_batches_take_each_row_once_an_epoch() -> None:
     assert sorted(epochs[0]) == sorted(epochs[1]) == x.tolist()
     assert epochs[0] != epochs[1] != x.tolist()
     assert seen[8] == x.tolist()  # the loss of all data
+
+
+def test_what_makes_no_sense_is_told_of() -> None:
+    x, y = line()
+    model, loss = linear(), torch.nn.MSELoss()
+    with pytest.raises(TypeError, match=r"tol is an array.*data=\(inputs, targets\)"):
+        train_with_lbfgs(model, loss, x, y)
+    noisy = torch.nn.Sequential(model, torch.nn.Dropout(0.2))
+    with pytest.warns(UserWarning, match="training mode with Dropout.*model.eval"):
+        train_with_lbfgs(noisy, loss, (x, y), adam_steps=2, max_epochs=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train_with_lbfgs(noisy.eval(), loss, (x, y), adam_steps=2, max_epochs=1)
 
 
 def test_a_loss_without_data() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.modules.dropout import _DropoutNd
 
 from lbfgs_xp.checks import count, flag, number
 from lbfgs_xp.first_order import Adam
@@ -161,6 +163,11 @@ def train_with_lbfgs(
     seed = count("seed", seed, 0)
     if adam_steps == max_epochs == 0:
         raise ValueError("adam_steps and max_epochs are both 0; wanted one of them above 0")
+    if isinstance(tol, Tensor) and tol.ndim:
+        raise TypeError(
+            f"tol is an array of shape {tuple(tol.shape)}; wanted a number, and inputs and targets "
+            "together: data=(inputs, targets)"
+        )
     tol = number("tol", tol, least=0.0)
     if until not in ("either", "both", "loss", "gradient"):
         raise ValueError(f"until is {until!r}; wanted 'either', 'both', 'loss' or 'gradient'")
@@ -169,6 +176,7 @@ def train_with_lbfgs(
     flag("progress", progress)
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; wanted a torch.nn.Module")
+    _warn_of_noise(model)
     flat = Flat(model.parameters())
     if not any(flat.sizes):
         raise ValueError(
@@ -194,6 +202,20 @@ def train_with_lbfgs(
         finally:
             run.restore()
     return run.result()
+
+
+def _warn_of_noise(model: torch.nn.Module) -> None:
+    """Warns of layers that draw anew at each call, which L-BFGS takes for the loss."""
+    noisy = sorted({
+        type(layer).__name__ for layer in model.modules()
+        if isinstance(layer, _DropoutNd) and layer.training and layer.p > 0.0
+    })
+    if noisy:
+        warnings.warn(
+            f"the model is in training mode with {', '.join(noisy)}, so that its loss is another "
+            "one at each call, along which L-BFGS cannot search; call model.eval() before",
+            stacklevel=3,
+        )
 
 
 class _Training:
