@@ -21,8 +21,10 @@ R = TypeVar("R")
 
 def shown(value: Any) -> str:
     """What was passed, for a message: of a large array the shape, for its numbers may fill pages."""
-    shape = getattr(value, "shape", ())
-    return f"an array of shape {tuple(shape)}" if math.prod(shape) > _SHOWN else repr(value)
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and math.prod(shape) > _SHOWN:
+        return f"an array of shape {tuple(shape)}"
+    return repr(value)
 
 
 def number(
