@@ -20,7 +20,7 @@ R = TypeVar("R")
 
 
 def shown(value: Any) -> str:
-    """What was passed, for a message: of a large array the shape, for its numbers may fill pages."""
+    """What was passed, for a message: of a large array the shape, for its numbers fill pages."""
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple) and math.prod(shape) > _SHOWN:
         return f"an array of shape {tuple(shape)}"
