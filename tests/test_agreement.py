@@ -1,0 +1,253 @@
+"""That rounding ended a run is confirmed: value and gradient agree where it stands."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from backends import Backend
+
+import lbfgs_xp as lx
+from lbfgs_xp import Status, agreement
+from lbfgs_xp.space import Space
+
+METHODS = ["lbfgs", "bfgs", "gradient_descent", "projected_gradient"]
+
+
+def statuses(res: lx.Result) -> list[Status]:
+    return [Status(int(code)) for code in np.atleast_1d(np.asarray(res.status))]
+
+
+# --- one look -----------------------------------------------------------------------------------
+
+
+def look(fun: Any, x: float, to: float) -> agreement.Look:
+    here, there = np.asarray([x]), np.asarray([to])
+    value, gradient = fun(here)
+    state = SimpleNamespace(x=here, value=float(value), gradient=gradient)
+    return agreement.look(Space(here), state, there, *fun(there))
+
+
+def test_a_right_gradient_agrees_up_and_down() -> None:
+    def fun(x: np.ndarray) -> Any:
+        return np.sum(x**4), 4.0 * x**3
+
+    down, up = look(fun, 1.0, 1.0 - 1e-8), look(fun, 1e-5, -1.1e-5)
+    assert down.agrees and down.visible and down.lower
+    assert up.agrees and not up.lower
+
+
+@pytest.mark.parametrize("step", [1e-4, 1e-8, 1e-12])
+def test_what_disagrees_does_so_over_any_step(step: float) -> None:
+    def wrong(x: np.ndarray) -> Any:
+        return np.sum(x), -np.ones_like(x)
+
+    def kink(x: np.ndarray) -> Any:
+        return np.sum(np.abs(x - 1.0)), np.sign(x - 1.0)
+
+    def jump(x: np.ndarray) -> Any:
+        return np.sum(x + (x < 1.0)), np.ones_like(x)
+
+    def end(x: np.ndarray) -> Any:
+        return (np.sum(x) if x[0] >= 1.0 else np.nan), np.ones_like(x)
+
+    for found in (
+        look(wrong, 1.0, 1.0 + step), look(kink, 1.0 + 0.1 * step, 1.0 - step),
+        look(jump, 1.0, 1.0 - step), look(end, 1.0, 1.0 - step),
+    ):
+        assert found.visible and not found.agrees and not found.lower
+
+
+def test_what_rounding_hides_is_not_visible() -> None:
+    def fun(x: np.ndarray) -> Any:
+        return 1e9 + np.sum(x * x), 2.0 * x
+
+    found = look(fun, 1e-3, 0.9e-3)
+    assert found.agrees and not found.visible and not found.lower
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_lengths_go_down_to_the_rounding_of_x(dtype: Any) -> None:
+    eps = float(np.finfo(dtype).eps)
+    lengths = agreement.lengths(eps)
+    assert lengths[0] == eps**0.5 and 8.0 * eps < lengths[-1] <= 32.0 * 8.0 * eps
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_ahead_is_that_far_down_the_gradient(backend: Backend) -> None:
+    x = backend.asarray([[3.0, 4.0], [0.0, 0.0]])
+    gradient = backend.asarray([[1.0, -2.0], [1e-300, 0.0]])
+    space = Space(x, batched=True)
+    extent = space.read_one(space.max_abs(x)) + backend.asarray([0.0, 1e-2])
+    point = agreement.ahead(lx.LBFGS(), space, x, gradient, extent, 1e-3)
+    step = backend.to_numpy(point - x)
+    np.testing.assert_allclose(step[0], [-2e-3, 4e-3], rtol=1e-9)
+    # At 0 it is measured by where the run began.
+    np.testing.assert_allclose(step[1], [-1e-3 * 1e-2 * np.finfo(np.float64).eps ** 0.5, 0.0])
+
+
+# --- in a run -----------------------------------------------------------------------------------
+
+
+class Counted:
+    def __init__(self, fun: Any, at: int = 0, error: BaseException | None = None):
+        self.fun, self.calls, self.at, self.error = fun, 0, at, error
+
+    def __call__(self, *args: Any) -> Any:
+        self.calls += 1
+        if self.calls == self.at and self.error is not None:
+            raise self.error
+        return self.fun(*args)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("power", [4, 6, 10])
+@pytest.mark.parametrize("batched", [False, True], ids=["one", "batch"])
+def test_a_wrong_gradient_is_no_precision_floor(method: str, power: int, batched: bool) -> None:
+    def fun(x: np.ndarray) -> Any:
+        gradient = power * x ** (power - 1) - np.asarray([1.0, 0.0])
+        return np.sum(x**power, axis=-1) + x[..., 0], gradient
+
+    for start in (10.0, 1e2, 1e4, 1e6):
+        x0 = np.full((2, 2) if batched else (2,), start)
+        res = lx.minimize(fun, x0, jac=True, method=method, batched=batched, maxfun=5000)
+        assert set(statuses(res)) == {Status.LINE_SEARCH}
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e5, 1e6])
+@pytest.mark.parametrize("batched", [False, True], ids=["one", "batch"])
+@pytest.mark.parametrize("method", METHODS)
+def test_nor_is_a_kink(method: str, batched: bool, offset: float) -> None:
+    weights = np.asarray([1.8, 59.9])
+
+    def fun(x: np.ndarray) -> Any:
+        return np.abs(x) @ weights + offset, weights * np.sign(x)
+
+    x0 = np.asarray([1.2, -1.9])
+    res = lx.minimize(
+        fun, np.stack([x0, x0]) if batched else x0, jac=True, method=method, batched=batched
+    )
+    high = np.atleast_1d(res.fun) - offset > 1e-6
+    assert not np.any(np.atleast_1d(res.success)[high])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nor_is_the_end_of_the_domain(method: str) -> None:
+    def fun(x: np.ndarray) -> Any:
+        return np.sum(np.where(x > 0.5, x**2 + x, np.nan)), 2.0 * x + 1.0
+
+    with np.errstate(invalid="ignore"):
+        res = lx.minimize(fun, np.asarray([1e4, 4e3]), jac=True, method=method, maxfun=50_000)
+    assert res.status is Status.LINE_SEARCH and np.min(res.x) < 0.5 + 1e-6
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("batched", [False, True], ids=["one", "batch"])
+def test_where_a_look_is_lower_the_run_goes_on(method: str, batched: bool) -> None:
+    """Along the steep part the promise is one of rounding, with all of the flat part to go."""
+    def fun(x: np.ndarray) -> Any:
+        return np.sum(x**8, axis=-1), 8.0 * x**7
+
+    for start in ([1e3, 1.0], [1e6, 1.0]):
+        x0 = np.asarray([start, start] if batched else start)
+        res = lx.minimize(fun, x0, jac=True, method=method, batched=batched, maxfun=5000)
+        assert np.all(res.success) and np.all(res.fun < 1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("method", METHODS[:2])
+def test_the_floor_itself_is_confirmed(backend: Backend, method: str, dtype: str) -> None:
+    matrix = backend.asarray(MATRIX, dtype=dtype)
+    shift = backend.asarray(SHIFT, dtype=dtype)
+
+    def fun(x: Any) -> Any:
+        product = matrix @ x
+        return backend.xp.sum(x * (0.5 * product - shift)) + 1000.0, product - shift
+
+    calls = Counted(fun)
+    start = backend.asarray(np.linspace(-1.0, 1.0, SIZE), dtype=dtype)
+    res = lx.minimize(calls, start, jac=True, method=method, gtol=0.0)
+    assert res.status is Status.PRECISION and res.nfev == calls.calls
+    atol = 0.1 if dtype == "float32" else 1e-5
+    np.testing.assert_allclose(
+        backend.to_numpy(res.x), np.linalg.solve(MATRIX, SHIFT), atol=atol
+    )
+
+
+# So many numbers that rounding leaves no gradient of 0.
+SIZE = 12
+ROTATION = np.linalg.qr(np.random.default_rng(4).normal(size=(SIZE, SIZE)))[0]
+MATRIX = (ROTATION * np.logspace(0.0, 3.0, SIZE)) @ ROTATION.T
+SHIFT = np.random.default_rng(5).normal(size=SIZE)
+
+
+def floor(x: np.ndarray) -> Any:
+    product = np.sum(MATRIX * x[..., None, :], axis=-1)
+    return np.sum(x * (0.5 * product - SHIFT), axis=-1) + 1000.0, product - SHIFT
+
+
+def test_looks_are_paid_for() -> None:
+    start = np.zeros(SIZE)
+    whole = lx.minimize(floor, start, jac=True, gtol=0.0)
+    assert whole.status is Status.PRECISION
+    seen = set()
+    for maxfun in range(1, whole.nfev + 1):
+        calls = Counted(floor)
+        res = lx.minimize(calls, start, jac=True, gtol=0.0, maxfun=maxfun)
+        assert res.nfev == calls.calls <= maxfun
+        seen.add(res.status)
+        assert res.status is (Status.EVALUATIONS if maxfun < whole.nfev else Status.PRECISION)
+    assert seen == {Status.EVALUATIONS, Status.PRECISION}
+
+
+def test_an_end_within_a_look_loses_nothing() -> None:
+    start = np.zeros(SIZE)
+    whole = lx.minimize(floor, start, jac=True, gtol=0.0)
+    stopped = lx.minimize(
+        Counted(floor, whole.nfev, KeyboardInterrupt()), start, jac=True, gtol=0.0
+    )
+    assert stopped.status is Status.INTERRUPTED and stopped.nfev == whole.nfev - 1
+    assert stopped.fun == whole.fun
+    with pytest.raises(ZeroDivisionError) as caught:
+        lx.minimize(Counted(floor, whole.nfev, ZeroDivisionError()), start, jac=True, gtol=0.0)
+    res = caught.value.result  # type: ignore[attr-defined]
+    assert res.status is Status.RUNNING and res.fun == whole.fun
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_are_confirmed_like_single_runs(method: str) -> None:
+    """Some rows end at a small gradient, some at the floor, some at a wrong gradient."""
+    wrong = np.asarray([0.0, 0.0, 1.0, 0.0, 1.0])
+    offset = np.asarray([0.0, 1e6, 0.0, 1e8, 1e3])
+
+    def fun(x: np.ndarray, wrong: Any, offset: Any) -> Any:
+        value, gradient = floor(x)
+        sign = np.ones_like(x)
+        sign[..., 0] = 1.0 - 2.0 * wrong
+        return value + offset, gradient * sign
+
+    starts = np.random.default_rng(1).normal(size=(5, SIZE)) * 10.0
+    how: dict[str, Any] = {"jac": True, "method": method, "reproducible": True, "maxfun": 3000}
+    batch = lx.minimize(fun, starts, (wrong, offset), batched=True, **how)
+    for i, start in enumerate(starts):
+        one = lx.minimize(fun, start, (wrong[i], offset[i]), **how)
+        np.testing.assert_array_equal(batch.x[i], one.x)
+        assert (batch.status[i], batch.nfev[i], batch.nit[i]) == (one.status, one.nfev, one.nit)
+    assert set(batch.status[wrong > 0]) == {int(Status.LINE_SEARCH)}
+
+
+def test_aux_is_that_of_a_lower_look() -> None:
+    def fun(x: np.ndarray) -> Any:
+        return (np.sum(x**8), float(np.sum(x**8))), 8.0 * x**7
+
+    res = lx.minimize(fun, np.asarray([1e6, 1.0]), jac=True, has_aux=True, method="bfgs")
+    assert res.success and res.aux == res.fun
+
+
+def test_phases_go_on_from_a_confirmed_floor() -> None:
+    res = lx.minimize(
+        floor, np.zeros(SIZE), jac=True, gtol=0.0, method=[lx.LBFGS(), lx.BFGS()]
+    )
+    assert [phase.status for phase in res.phases] == [Status.PRECISION] * 2
