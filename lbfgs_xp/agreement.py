@@ -58,7 +58,7 @@ def ahead(
     """
     fn = space.scalars
     size, norm = space.read(space.max_abs(x), space.max_abs(gradient))
-    size = fn.maximum(size, space.backend.eps**0.5 * extent)
+    size = fn.maximum(size, space.backend.eps**0.25 * extent)
     step = fn.where(size > 0.0, length * size, length)
     # Divided by its norm first, so that no product overflows.
     direction = space.scale(fn.where(norm > 0.0, fn.divide(-1.0, norm), 0.0), gradient)

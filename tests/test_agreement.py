@@ -85,7 +85,7 @@ def test_ahead_is_that_far_down_the_gradient(backend: Backend) -> None:
     step = backend.to_numpy(point - x)
     np.testing.assert_allclose(step[0], [-2e-3, 4e-3], rtol=1e-9)
     # At 0 it is measured by where the run began.
-    np.testing.assert_allclose(step[1], [-1e-3 * 1e-2 * np.finfo(np.float64).eps ** 0.5, 0.0])
+    np.testing.assert_allclose(step[1], [-1e-3 * 1e-2 * np.finfo(np.float64).eps ** 0.25, 0.0])
 
 
 # --- in a run -----------------------------------------------------------------------------------
