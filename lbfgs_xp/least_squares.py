@@ -261,6 +261,8 @@ class _Steps:
         self.accelerate = prepare(lm.accelerate, settings, space)
         self.judge = prepare(lm.judge, settings, space)
         self.advance = prepare(lm.advance, settings, space)
+        self.ahead = prepare(lm.ahead, settings, space)
+        self.look = prepare(lm.look, settings, space)
         self._linearize = prepare(lm.linearize, settings, space)
         self._decompose = prepare(lm.decompose, settings, space)
 
@@ -333,8 +335,10 @@ def run(objective: Residuals, box: Any, plan: Plan) -> LeastSquaresResult:
         end = plan.end
         try:
             while end is None and (going := fit.going()).any():
-                if (end := fit.spent(going)) is None:
+                if (end := fit.spent(fit.calls(going))) is None:
                     fit.advance(fit.compact(going))
+            if end is None:
+                fit.confirm()
         except KeyboardInterrupt:
             end = Status.INTERRUPTED
         except Exception as error:
@@ -346,7 +350,8 @@ def run(objective: Residuals, box: Any, plan: Plan) -> LeastSquaresResult:
 class _Fit:
     """One call of `run`, under way.
 
-    objective : the residuals of all problems; here, of those in the batch.
+    objective, box : of all problems; here, near : of those in the batch.
+    confirmed : the statuses, once those that have to be were confirmed.
     outside : calls a function of the user's.
     send, fetch : arrays to the user's functions, and from them, where the host does the algebra.
     """
@@ -379,6 +384,8 @@ class _Fit:
         self.space = Space(backend, batched=True)
         self.steps = _Steps(plan.settings, self.space)
         self.rows, self.sizes, self.box = Rows(), Sizes(backend), box
+        self.near = box
+        self.confirmed: np.ndarray | None = None
         linear, _ = self.steps.linearize(x, residuals, columns, box, None)
         self.state = self.steps.begin(x, residuals, columns, linear)
 
@@ -386,11 +393,13 @@ class _Fit:
         """See `lm.going`."""
         return self.space.backend.to_host(self.steps.going(self.state))
 
-    def spent(self, going: np.ndarray) -> Status | None:
-        """Which budget does not allow another step with its Jacobian; None: they do."""
-        probes = int(self._wants_probe(going))
-        needed = probes + 1 + self.objective.calls_per_jacobian
-        if self.objective.calls.nfev + needed > self.plan.maxfun:
+    def calls(self, going: np.ndarray) -> int:
+        """How often another step with its Jacobian calls the residuals."""
+        return int(self._wants_probe(going)) + 1 + self.objective.calls_per_jacobian
+
+    def spent(self, calls: int) -> Status | None:
+        """Which budget does not allow so many calls; None: they do."""
+        if self.objective.calls.nfev + calls > self.plan.maxfun:
             return Status.EVALUATIONS
         return Status.TIME if time.perf_counter() >= self.plan.deadline else None
 
@@ -404,16 +413,16 @@ class _Fit:
             return going
         space, running = self.space, self.state.status == _RUNNING
         fewer, rest = self.rows.part(
-            space, (self.state, self.box), running, size, lambda known: _outcome(known[0])
+            space, (self.state, self.near), running, size, lambda known: _outcome(known[0])
         )
         part = self.objective.take(space.backend.to_host(fewer.here))
         # In one statement, which no interruption can part.
-        self.rows, self.here, (self.state, self.box) = fewer, part, rest
+        self.rows, self.here, (self.state, self.near) = fewer, part, rest
         return self.going()
 
     def advance(self, going: np.ndarray) -> None:
         """Tries one step of each problem."""
-        space, steps, box = self.space, self.steps, self.box
+        space, steps, box = self.space, self.steps, self.near
         state = steps.aim(self.state, box, going)
         if self._wants_probe(going):
             state = self._bend(state, going)
@@ -436,7 +445,7 @@ class _Fit:
 
     def _bend(self, state: lm.LMState, going: np.ndarray) -> lm.LMState:
         """The state with accelerated steps, where they are wanted."""
-        space, box, here = self.space, self.box, self.here
+        space, box, here = self.space, self.near, self.here
         rows = _curved(space.backend, going) if self.plan.compact else None
         if rows is None:
             return self.steps.accelerate(state, self._ask(here, lm.probe(state)), box)
@@ -444,19 +453,53 @@ class _Fit:
         bent = self.steps.accelerate(near, self._ask(here.take(rows), lm.probe(near)), box)
         return _replaced(space, rows, bent, state, "step", "trial")
 
+    def confirm(self) -> None:
+        """Confirms or refutes that rounding ended a fit, by looks whether residuals and Jacobian
+        agree ahead of it; where a budget does not allow one, that is what ended it."""
+        space, backend = self.space, self.space.backend
+        known = self.rows.join(space, _outcome(self.state))
+        status = np.array(backend.to_host(known.status))
+        for length in lm.lengths(backend.eps):
+            rows = np.flatnonzero(status == lm.CLAIMED)
+            if not rows.size:
+                break
+            if end := self.spent(1 + self.objective.calls_per_jacobian):
+                status[rows] = int(end)
+                break
+            at = (known.x, known.residuals, known.columns, self.box)
+            objective, some = self.objective, self.plan.compact and not backend.compiles
+            if some:
+                at, objective = space.take(at, rows), objective.take(rows)
+            *here, box = at
+            ahead = self.steps.ahead(*here, box, length)
+            found = self._ask(objective, ahead)
+            columns = self._ask(objective.columns, ahead, found)
+            looks = self.steps.look(*here, ahead, found, columns)
+            agrees, lower = (
+                look if some else look[rows] for look in map(backend.to_host, looks)
+            )
+            status[rows[agrees]] = int(Status.PRECISION)
+            status[rows[lower]] = int(Status.LINE_SEARCH)
+        status[status == lm.CLAIMED] = int(Status.LINE_SEARCH)
+        self.confirmed = status
+
     def _ask(self, function: Callable, *arrays: Array) -> Array:
         """What a function of the user's returns."""
         return self.fetch(self.outside(function, *map(self.send, arrays)))
 
     def result(self, end: Status | None) -> LeastSquaresResult:
         """The result; `end`: why problems that still run do so no longer."""
-        state, backend = self.state, self.space.backend
+        backend = self.space.backend
+        outcome = self.rows.join(self.space, _outcome(self.state))
+        codes = self.confirmed
+        if codes is None:
+            # A claim that nothing has spoken against, where the run ended before it was confirmed.
+            codes = np.array(backend.to_host(outcome.status))
+            codes[codes == lm.CLAIMED] = int(Status.PRECISION)
         if end is not None:
-            status = self.space.scalars.where(state.status == _RUNNING, int(end), state.status)
-            state = state._replace(status=status)
-        outcome = self.rows.join(self.space, _outcome(state))
+            codes[codes == _RUNNING] = int(end)
         jacobian = backend.xp.matrix_transpose(outcome.columns)
-        statuses = [_STATUSES[int(code)] for code in backend.to_host(outcome.status)]
+        statuses = [_STATUSES[int(code)] for code in codes]
         messages = [_MESSAGES.get(status, status.message) for status in statuses]
         layout, calls = self.objective.layout, self.objective.calls
         if layout.batched:
@@ -464,7 +507,8 @@ class _Fit:
             return LeastSquaresResult(
                 layout.to_tree(outcome.x), outcome.value, outcome.residuals, jacobian,
                 outcome.optimality, outcome.nit, calls.nfev, calls.njev,
-                backend.from_host(success, backend.xp.bool), outcome.status, messages,
+                backend.from_host(success, backend.xp.bool),
+                backend.from_host(codes, backend.xp.int32), messages,
             )
         numbers = (outcome.value, outcome.optimality, outcome.nit)
         cost, optimality, nit = (backend.to_host(number)[0] for number in numbers)

@@ -36,6 +36,9 @@ from lbfgs_xp.result import Status
 from lbfgs_xp.space import Space
 
 _RUNNING = int(Status.RUNNING)
+# A status between RUNNING and PRECISION: rounding is said to hide all that is lower, which has to
+# be confirmed.
+CLAIMED = -2
 # A trial is refused where it does not bring this share of the decrease that was predicted.
 _ENOUGH = 1e-4
 # How often the first damping may be raised, and by how much each time.
@@ -60,8 +63,8 @@ _PATIENCE = 3
 _LONG_PATIENCE = 30
 # What rounding may be many times larger than is known of it, for it adds up.
 _ADDED_UP = 16.0
-# What is left of residuals that were so many times larger in parts may be the rounding of those.
-_FADED = 1e3
+# Residuals agree with their Jacobian where they differ by at most this share of their change.
+_SHARE = 0.1
 
 
 class Settings(NamedTuple):
@@ -112,11 +115,7 @@ class LMState(NamedTuple):
         of little decrease even where much is left.
     status, nit : integers.
     small_value, small_step, stalled : how many steps in a row were small, or hidden by rounding.
-    border : whether the residuals or their Jacobian have no value close to the iterate, so that
-        rounding does not explain why no lower point is found.
-    extent : the largest |D x| so far, next to which a step is close.
     lowest : the lowest optimality since rounding hides the steps.
-    largest : the largest norm of Q^T r so far.
     """
 
     x: Array
@@ -137,10 +136,7 @@ class LMState(NamedTuple):
     small_value: Array
     small_step: Array
     stalled: Array
-    border: Array
-    extent: Array
     lowest: Array
-    largest: Array
 
 
 class Verdict(NamedTuple):
@@ -160,7 +156,6 @@ def begin(
     fn = space.scalars
     value = _cost(settings, space, residuals)
     zero = fn.full(0, value)
-    size = _norm(space, linear.q)
     status = fn.where(linear.optimality <= settings.gtol, int(Status.GRADIENT), zero + _RUNNING)
     # Residuals whose squares vanish are as useless as those whose squares overflow.
     vanished = (value == 0.0) & (space.max_abs(residuals) > 0.0)
@@ -169,8 +164,7 @@ def begin(
     damping = _cautious(space, x, linear, fn.full(settings.damping, value))
     state = LMState(
         x, residuals, columns, value, linear, damping, fn.full(2.0, value), linear.R, x, x, value,
-        value, fn.full(False, value), status, zero, zero, zero, zero, fn.full(False, value),
-        space.max_abs(linear.scale * x), linear.optimality, size,
+        value, fn.full(False, value), status, zero, zero, zero, zero, linear.optimality,
     )
     return _limited(settings, space, state)
 
@@ -248,21 +242,12 @@ def accelerate(
 
 def judge(settings: Settings, space: Space, state: LMState, residuals: Array) -> Verdict:
     """Whether the trial, with these residuals, is the next iterate."""
-    xp, fn = space.xp, space.scalars
-    # Term by term first: the difference of the sums would lose digits.
-    if settings.loss == "linear":
-        value, old = _cost(settings, space, residuals), state.residuals
-        decrease = 0.5 * space.dot(old - residuals, old + residuals)
-    else:
-        old, new = (
-            robust.cost(xp, settings.loss, settings.f_scale, r)
-            for r in (state.residuals, residuals)
-        )
-        value, decrease = space.sum(new), space.sum(old - new)
+    fn, value = space.scalars, _cost(settings, space, residuals)
+    decrease = _decrease(settings, space, state.residuals, residuals)
     predicted = state.predicted
     ratio = decrease / fn.where(predicted > 0.0, predicted, 1.0)
     good = (predicted > 0.0) & (decrease > _ENOUGH * predicted)
-    noise = _noise(space, state, _blur(space, state, _column_norms(space, state.linear.R)))
+    noise = _noise(space, state)
     hidden = (predicted > 0.0) & (_promise(fn, state) <= noise) & (fn.abs(decrease) <= noise)
     accepted = (state.status == _RUNNING) & fn.isfinite(value) & (good | hidden)
     return Verdict(accepted, hidden, fn.where(hidden, 1.0, ratio), decrease, value)
@@ -280,12 +265,10 @@ def advance(
     fn, old = space.scalars, state
     running = state.status == _RUNNING
     accepted = verdict.accepted
-    no_value = fn.logical_not(fn.isfinite(verdict.value))
     if columns is None:
         accepted = accepted & fn.logical_not(accepted)
         linear, columns = old.linear, old.columns
     else:
-        no_value = no_value | fn.logical_not(linear.finite)
         accepted = accepted & linear.finite
         linear = space.merge(accepted, linear, old.linear)
     refused = running & fn.logical_not(accepted)
@@ -315,31 +298,12 @@ def advance(
     stalled = fn.where(better, old.stalled, old.stalled + 1)
     hidden = accepted & verdict.hidden
     stalled = fn.where(hidden & fn.logical_not(best), stalled, 0)
-    left, norms = _norm(space, old.linear.q), _column_norms(space, old.linear.R)
-    blur = _blur(space, old, norms)
-    noise = _noise(space, old, blur)
-    # Damped tenfold a step follows the gradient, whatever the curvature; this is its gain, in the
-    # scale of the columns as they are now.
-    slope = _transposed(space, old.linear.R, old.linear.q) / _divisor(space, norms)
-    gain = 0.05 * space.dot(slope, slope)
-    # That they were much larger elsewhere proves nothing where a step of sqrt(eps) x, which is far
-    # from rounding, would take away all that is left.
-    faded = (left <= _FADED * eps * old.largest) & (left <= blur / eps**0.5)
-    extent = fn.maximum(old.extent, size)
-    border = no_value & (length <= eps**0.5 * extent)
-    border = (refused | hidden) & (old.border | border)
-    rounding = (_promise(fn, old) <= noise) | (gain <= _ADDED_UP * noise)
-    rounding = rounding | faded | (left <= _ADDED_UP * blur)
-    failure = fn.where(
-        rounding & fn.logical_not(border), int(Status.PRECISION),
-        fn.full(int(Status.LINE_SEARCH), stalled),
-    )
     exhausted = refused & ((length <= eps * size) | (mu >= 1.0 / (eps * eps)))
-    status = fn.where(exhausted, failure, old.status)
     rest = linear.optimality * linear.optimality * old.value
-    patience = fn.where(rest <= _ADDED_UP * noise, _PATIENCE, fn.full(_LONG_PATIENCE, stalled))
-    ended = fn.where(border, int(Status.LINE_SEARCH), fn.full(int(Status.PRECISION), stalled))
-    status = fn.where(hidden & (stalled >= patience), ended, status)
+    patience = fn.where(
+        rest <= _ADDED_UP * _noise(space, old), _PATIENCE, fn.full(_LONG_PATIENCE, stalled)
+    )
+    status = fn.where(exhausted | (hidden & (stalled >= patience)), CLAIMED, old.status)
     status = fn.where(small_step >= _SETTLED, int(Status.STEP), status)
     status = fn.where(small_value >= _SETTLED, int(Status.VALUE), status)
     status = fn.where(accepted & (linear.optimality <= settings.gtol), int(Status.GRADIENT), status)
@@ -353,11 +317,53 @@ def advance(
         linear, mu, growth, old.factor, old.step, old.trial, old.predicted, _promise(fn, old),
         refused | (fn.abs(verdict.ratio - 1.0) > _CURVED), status,
         fn.where(accepted, old.nit + 1, old.nit),
-        small_value, small_step, stalled, border, extent,
-        fn.where(accepted, lowest, old.lowest),
-        fn.maximum(old.largest, _norm(space, linear.q)),
+        small_value, small_step, stalled, fn.where(accepted, lowest, old.lowest),
     )
     return _limited(settings, space, state)
+
+
+def lengths(eps: float) -> list[float]:
+    """How far to look whether residuals and Jacobian agree, relative to |D x|: first to where
+    rounding of the residuals and their second derivatives weigh about the same."""
+    return [eps ** (1 / 3) * shorter for shorter in (1.0, 1 / 32, 1 / 1024)]
+
+
+def ahead(
+    settings: Settings, space: Space, x: Array, residuals: Array, columns: Array, box: Any,
+    length: float,
+) -> Array:
+    """A point so far down the gradient, within the box."""
+    xp = space.xp
+    of_rows, of_residuals = _weights(settings, space, residuals)
+    columns = columns * of_rows[:, None, :]
+    scale = _divisor(space, space.max_abs(columns))    # whose square need not be finite
+    slope = space.products(columns / scale[..., None], residuals * of_residuals)
+    slope = xp.where(_frozen(space, x, slope, box), xp.zeros_like(slope), slope)
+    # At x = 0 the step that the slope asks for tells the scale.
+    norm, size = space.max_abs(slope), space.max_abs(scale * x)
+    size = xp.where(size > 0.0, size, norm)
+    unit = slope / _divisor(space, norm)[:, None]    # first, so that no product overflows
+    point = x - (length * size)[:, None] * unit / scale
+    return point if box is None else _into(space, point, box)
+
+
+def look(
+    settings: Settings, space: Space, x: Array, residuals: Array, columns: Array, ahead: Array,
+    residuals_there: Array, columns_there: Array,
+) -> tuple[Array, Array]:
+    """Whether the residuals there are those that the Jacobians tell, by the trapezoidal rule; and
+    whether they lower the cost by more than rounding explains: masks (B,)."""
+    change, promised, sizes = residuals_there - residuals, 0.0, 0.0
+    off: Any = change
+    for r, c in ((residuals, columns), (residuals_there, columns_there)):
+        half = 0.5 * space.products(space.xp.matrix_transpose(c), ahead - x)
+        of_rows, of_residuals = _weights(settings, space, r)
+        promised = promised - space.dot(half * of_rows, r * of_residuals)
+        off, sizes = off - half, sizes + _norm(space, half)
+    agrees = _norm(space, off) <= _SHARE * sizes
+    level = _ADDED_UP * space.backend.noise * _cost(settings, space, residuals)
+    decrease = _decrease(settings, space, residuals, residuals_there)
+    return agrees, agrees & (promised > level) & (decrease > 0.5 * promised)
 
 
 def linearize(
@@ -448,6 +454,17 @@ def _cost(settings: Settings, space: Space, residuals: Array) -> Array:
     return space.sum(robust.cost(space.xp, settings.loss, settings.f_scale, residuals))
 
 
+def _decrease(settings: Settings, space: Space, old: Array, new: Array) -> Array:
+    """By how much the cost falls from the old residuals to the new ones: term by term first, for
+    the difference of the sums would lose digits."""
+    if settings.loss == "linear":
+        return 0.5 * space.dot(old - new, old + new)
+    before, after = (
+        robust.cost(space.xp, settings.loss, settings.f_scale, r) for r in (old, new)
+    )
+    return space.sum(before - after)
+
+
 def _weights(settings: Settings, space: Space, residuals: Array) -> tuple[Array, Array]:
     return robust.weights(space.xp, settings.loss, settings.f_scale, residuals, _LEAST_BEND)
 
@@ -500,12 +517,6 @@ def _promise(fn: Any, state: LMState) -> Array:
     return fn.where(state.growth == 2.0, state.predicted, state.promise)
 
 
-def _blur(space: Space, state: LMState, norms: Array) -> Array:
-    """What rounding does to the residuals: at the least what that of the parameters does.
-
-    norms : those of the columns of R.
-    """
-    return space.backend.eps * space.sum(space.xp.abs(norms * state.linear.scale * state.x))
 
 
 def _column_norms(space: Space, R: Array) -> Array:
@@ -513,9 +524,11 @@ def _column_norms(space: Space, R: Array) -> Array:
     return space.xp.sqrt(space.dot(columns, columns))
 
 
-def _noise(space: Space, state: LMState, blur: Array) -> Array:
-    """What rounding does to the value, where it does `blur` to the residuals."""
-    value = state.value
+def _noise(space: Space, state: LMState) -> Array:
+    """What rounding does to the value: at the least what that of the parameters does to the
+    residuals."""
+    value, norms = state.value, _column_norms(space, state.linear.R) * state.linear.scale
+    blur = space.backend.eps * space.sum(space.xp.abs(norms * state.x))
     return space.backend.noise * value + space.xp.sqrt(2.0 * value) * blur
 
 
