@@ -493,9 +493,8 @@ class _Fit:
         outcome = self.rows.join(self.space, _outcome(self.state))
         codes = self.confirmed
         if codes is None:
-            # A claim that nothing has spoken against, where the run ended before it was confirmed.
             codes = np.array(backend.to_host(outcome.status))
-            codes[codes == lm.CLAIMED] = int(Status.PRECISION)
+            codes[codes == lm.CLAIMED] = _RUNNING
         if end is not None:
             codes[codes == _RUNNING] = int(end)
         jacobian = backend.xp.matrix_transpose(outcome.columns)

@@ -365,11 +365,10 @@ class Run:
         return self.running() or self.next_phase()
 
     def end(self, status: Status) -> None:
-        """Ends what still runs."""
+        """Ends what still runs, or was not confirmed."""
         p = self.now.progress
-        ended = self.space.scalars.where(
-            p.status == _RUNNING, int(status), p.status
-        )
+        running = (p.status == _RUNNING) | (p.status == CLAIMED)
+        ended = self.space.scalars.where(running, int(status), p.status)
         self.now = self.now._replace(progress=p._replace(status=ended))
 
     def stop(self, status: Status) -> None:
@@ -400,8 +399,7 @@ class Run:
         state, p, best = self.now
         status: Any
         message: Any
-        # A claim that nothing has spoken against, where the run ended before it was confirmed.
-        code = space.scalars.where(p.status == CLAIMED, _PRECISION, p.status)
+        code = space.scalars.where(p.status == CLAIMED, _RUNNING, p.status)
         success = _succeeded(code)
         norm = space.read(optimality(self.solver, space, best.x, best.gradient))[0]
         if space.batched:

@@ -251,3 +251,99 @@ def test_phases_go_on_from_a_confirmed_floor() -> None:
         floor, np.zeros(SIZE), jac=True, gtol=0.0, method=[lx.LBFGS(), lx.BFGS()]
     )
     assert [phase.status for phase in res.phases] == [Status.PRECISION] * 2
+
+
+# --- fits ---------------------------------------------------------------------------------------
+
+T = np.linspace(0.05, 2.0, 30)
+
+
+def noisy(offset: float, seed: int = 0) -> tuple[Any, Any, np.ndarray]:
+    """Residuals and their Jacobian, whose rounding is that of the offset; and a start."""
+    truth = np.asarray([1.3, 0.8, 0.6])
+    z = (T - truth[1]) / truth[2]
+    data = truth[0] / (1.0 + z * z) + 0.01 * np.random.default_rng(seed).normal(size=30) + offset
+
+    def residuals(p: np.ndarray) -> np.ndarray:
+        z = (T - p[..., 1:2]) / p[..., 2:]
+        return (p[..., :1] / (1.0 + z * z) + offset) - data
+
+    def jacobian(p: np.ndarray) -> np.ndarray:
+        z = (T - p[..., 1:2]) / p[..., 2:]
+        q = 1.0 / (1.0 + z * z)
+        slope = 2.0 * p[..., :1] * z * q * q / p[..., 2:]
+        return np.stack([q, slope, slope * z], axis=-1)
+
+    return residuals, jacobian, truth * 1.2
+
+
+@pytest.mark.parametrize("loss", ["linear", "soft_l1", "cauchy"])
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e8])
+def test_the_floor_of_a_fit_is_confirmed(offset: float, loss: str) -> None:
+    """What rounding does to the residuals, only they know."""
+    for seed in range(5):
+        residuals, jacobian, start = noisy(offset, seed)
+        calls = Counted(residuals)
+        res = lx.least_squares(calls, start, jac=jacobian, gtol=0.0, loss=loss)
+        assert res.status is Status.PRECISION and res.nfev == calls.calls
+        np.testing.assert_allclose(res.x, [1.3, 0.8, 0.6], rtol=0.1)
+
+
+@pytest.mark.parametrize("column", [0, 1, 2])
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_a_wrong_jacobian_is_no_floor(offset: float, column: int) -> None:
+    residuals, jacobian, start = noisy(offset)
+    sign = np.where(np.arange(3) == column, -1.0, 1.0)
+    res = lx.least_squares(residuals, start, jac=lambda p: jacobian(p) * sign)
+    assert res.status is Status.LINE_SEARCH
+
+
+def test_a_jacobian_that_vanishes_at_the_minimum() -> None:
+    res = lx.least_squares(
+        lambda p: np.log(p) ** 2, np.asarray([2.0]), jac=lambda p: np.diag(2.0 * np.log(p) / p)
+    )
+    assert res.success and res.x[0] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_looks_of_a_fit_are_paid_for() -> None:
+    residuals, jacobian, start = noisy(1e3)
+    whole = lx.least_squares(residuals, start, jac=jacobian, gtol=0.0)
+    assert whole.status is Status.PRECISION
+    for maxfun in range(1, whole.nfev + 1):
+        calls = Counted(residuals)
+        res = lx.least_squares(calls, start, jac=jacobian, gtol=0.0, maxfun=maxfun)
+        assert res.nfev == calls.calls <= maxfun
+        assert res.status is (Status.EVALUATIONS if maxfun < whole.nfev else Status.PRECISION)
+
+
+def test_an_end_within_a_look_of_a_fit_loses_nothing() -> None:
+    residuals, jacobian, start = noisy(1e3)
+    whole = lx.least_squares(residuals, start, jac=jacobian, gtol=0.0)
+    res = lx.least_squares(
+        Counted(residuals, whole.nfev, KeyboardInterrupt()), start, jac=jacobian, gtol=0.0
+    )
+    assert res.status is Status.INTERRUPTED
+    assert res.nit == whole.nit and res.cost == whole.cost
+    with pytest.raises(ZeroDivisionError) as caught:
+        lx.least_squares(
+            Counted(residuals, whole.nfev, ZeroDivisionError()), start, jac=jacobian, gtol=0.0
+        )
+    assert caught.value.result.cost == whole.cost  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_rows_of_a_fit_are_confirmed_like_single_ones(compact: bool) -> None:
+    residuals, jacobian, start = noisy(1e3)
+    starts = start * np.linspace(0.9, 1.1, 7)[:, None]
+    sign = np.ones((7, 3))
+    sign[[1, 4], 0] = -1.0
+    how: dict[str, Any] = {"gtol": 0.0, "jac": lambda p, sign: jacobian(p) * sign[..., None, :]}
+    batch = lx.least_squares(
+        lambda p, sign: residuals(p), starts, (sign,), batched=True, compact=compact, **how
+    )
+    for i in range(7):
+        one = lx.least_squares(lambda p, sign: residuals(p), starts[i], (sign[i],), **how)
+        assert batch.status[i] == one.status
+        np.testing.assert_allclose(batch.x[i], one.x, rtol=1e-6)
+    wanted = np.where(sign[:, 0] < 0.0, int(Status.LINE_SEARCH), int(Status.PRECISION))
+    np.testing.assert_array_equal(batch.status, wanted)
