@@ -6,7 +6,8 @@ A look at one more point tells them apart. By the trapezoidal rule
 
     f(x + d) - f(x) = (g(x) + g(x + d)) . d / 2,
 
-but for third derivatives; a wrong gradient, a kink or a jump breaks it over steps of any length.
+but for third derivatives; a gradient that is wrong by more than a fifth along itself, a kink or a
+jump breaks it over steps of any length. Where rounding hides what a look shows, it tells nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any, NamedTuple
 from lbfgs_xp.backend import Array
 from lbfgs_xp.space import Space
 
-# Values and slopes agree where they differ by at most this share of the slopes.
+# Values and slopes agree where they differ by at most this share of the slopes: third derivatives
+# may take it over the longest step, and a kink across the way takes half.
 _SHARE = 0.1
 # How many times its rounding a change of f must be to count as one; and how many times that a slope
 # must promise, so that what is said of it does not hang on rounding.
@@ -43,7 +45,7 @@ def lengths(eps: float) -> list[float]:
     """How far to look, relative to the largest |x|: from where rounding of value and slopes weighs
     about the same, down to that of x."""
     found, length = [], eps**0.5
-    while length > 8.0 * eps:
+    while length > 8.0 * eps:    # so that the step, which is rounded, keeps a digit
         found.append(length)
         length *= _SHORTER
     return found
@@ -54,7 +56,8 @@ def ahead(
 ) -> Array:
     """The point at this distance down the gradient, or the nearest one within the constraints.
 
-    extent : the largest |x| where the run began; for at x = 0 nothing is known of its units.
+    extent : the largest |x| where the run began; for at x = 0 nothing is known of its units. A
+        share of it, for a run may begin far away.
     """
     fn = space.scalars
     size, norm = space.read(space.max_abs(x), space.max_abs(gradient))
@@ -75,7 +78,8 @@ def look(space: Space, state: Any, x: Array, value: Any, gradient: Array) -> Loo
     change = there - state.value
     usable = fn.isfinite(change) & fn.isfinite(after)
     magnitude = fn.maximum(fn.abs(state.value), fn.where(usable, fn.abs(there), 0.0))
-    hidden = _ROUNDED * fn.maximum(backend.noise * magnitude, 4.0 / backend.largest)
+    smallest = 4.0 / backend.largest    # of the normal numbers, below which digits are lost
+    hidden = _ROUNDED * fn.maximum(backend.noise * magnitude, smallest)
     off = fn.abs(change - 0.5 * (before + after))
     agrees = usable & (off <= _SHARE * (fn.abs(before) + fn.abs(after)) + hidden)
     visible = fn.abs(before) > _VISIBLE * hidden

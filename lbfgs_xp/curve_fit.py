@@ -175,7 +175,8 @@ def curve_fit(
         for arguments outside these ranges: what was passed, what is wanted.
     Exception
         What model or jac raise goes through, with the best point so far attached as the attribute
-        `result` of the exception (a `LeastSquaresResult`; of a batch, for a piece of it).
+        `result` of the exception: a `LeastSquaresResult`, of a batch that of a piece (by "lbfgs",
+        a `Result`).
 
     Examples
     --------

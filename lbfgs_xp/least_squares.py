@@ -17,7 +17,7 @@ from lbfgs_xp import levenberg_marquardt as lm
 from lbfgs_xp.backend import Array, Backend
 from lbfgs_xp.projections import Box
 from lbfgs_xp.residuals import Residuals
-from lbfgs_xp.result import Status, attach, table
+from lbfgs_xp.result import CLAIMED, Status, attach, table
 from lbfgs_xp.rows import Rows, Sizes, compiled_size
 from lbfgs_xp.space import Space
 from lbfgs_xp.tree import Layout
@@ -31,7 +31,7 @@ _MESSAGES = {
         "still take away (optimality) is at most gtol"
     ),
     Status.LINE_SEARCH: (
-        "no step lowers the cost: residuals and Jacobian disagree, or the residuals have a kink, a "
+        "no step tried lowers the cost: residuals and Jacobian disagree, or they have a kink, a "
         "jump, large rounding errors or the end of their domain here"
     ),
     Status.NOT_FINITE: (
@@ -350,7 +350,7 @@ def run(objective: Residuals, box: Any, plan: Plan) -> LeastSquaresResult:
 class _Fit:
     """One call of `run`, under way.
 
-    objective, box : of all problems; here, near : of those in the batch.
+    objective, box : of all problems; here, box_here : of those in the batch.
     confirmed : the statuses, once those that have to be were confirmed.
     outside : calls a function of the user's.
     send, fetch : arrays to the user's functions, and from them, where the host does the algebra.
@@ -384,7 +384,7 @@ class _Fit:
         self.space = Space(backend, batched=True)
         self.steps = _Steps(plan.settings, self.space)
         self.rows, self.sizes, self.box = Rows(), Sizes(backend), box
-        self.near = box
+        self.box_here = box
         self.confirmed: np.ndarray | None = None
         linear, _ = self.steps.linearize(x, residuals, columns, box, None)
         self.state = self.steps.begin(x, residuals, columns, linear)
@@ -413,16 +413,16 @@ class _Fit:
             return going
         space, running = self.space, self.state.status == _RUNNING
         fewer, rest = self.rows.part(
-            space, (self.state, self.near), running, size, lambda known: _outcome(known[0])
+            space, (self.state, self.box_here), running, size, lambda known: _outcome(known[0])
         )
         part = self.objective.take(space.backend.to_host(fewer.here))
         # In one statement, which no interruption can part.
-        self.rows, self.here, (self.state, self.near) = fewer, part, rest
+        self.rows, self.here, (self.state, self.box_here) = fewer, part, rest
         return self.going()
 
     def advance(self, going: np.ndarray) -> None:
         """Tries one step of each problem."""
-        space, steps, box = self.space, self.steps, self.near
+        space, steps, box = self.space, self.steps, self.box_here
         state = steps.aim(self.state, box, going)
         if self._wants_probe(going):
             state = self._bend(state, going)
@@ -445,7 +445,7 @@ class _Fit:
 
     def _bend(self, state: lm.LMState, going: np.ndarray) -> lm.LMState:
         """The state with accelerated steps, where they are wanted."""
-        space, box, here = self.space, self.near, self.here
+        space, box, here = self.space, self.box_here, self.here
         rows = _curved(space.backend, going) if self.plan.compact else None
         if rows is None:
             return self.steps.accelerate(state, self._ask(here, lm.probe(state)), box)
@@ -458,9 +458,10 @@ class _Fit:
         agree ahead of it; where a budget does not allow one, that is what ended it."""
         space, backend = self.space, self.space.backend
         known = self.rows.join(space, _outcome(self.state))
-        status = np.array(backend.to_host(known.status))
+        # Filled in place, so that an interruption loses nothing.
+        self.confirmed = status = np.array(backend.to_host(known.status))
         for length in lm.lengths(backend.eps):
-            rows = np.flatnonzero(status == lm.CLAIMED)
+            rows = np.flatnonzero(status == CLAIMED)
             if not rows.size:
                 break
             if end := self.spent(1 + self.objective.calls_per_jacobian):
@@ -480,8 +481,7 @@ class _Fit:
             )
             status[rows[agrees]] = int(Status.PRECISION)
             status[rows[lower]] = int(Status.LINE_SEARCH)
-        status[status == lm.CLAIMED] = int(Status.LINE_SEARCH)
-        self.confirmed = status
+        status[status == CLAIMED] = int(Status.LINE_SEARCH)
 
     def _ask(self, function: Callable, *arrays: Array) -> Array:
         """What a function of the user's returns."""
@@ -494,7 +494,7 @@ class _Fit:
         codes = self.confirmed
         if codes is None:
             codes = np.array(backend.to_host(outcome.status))
-            codes[codes == lm.CLAIMED] = _RUNNING
+        codes[codes == CLAIMED] = _RUNNING
         if end is not None:
             codes[codes == _RUNNING] = int(end)
         jacobian = backend.xp.matrix_transpose(outcome.columns)

@@ -32,13 +32,10 @@ from lbfgs_xp.linear_algebra import (
     solve_upper,
     substitute,
 )
-from lbfgs_xp.result import Status
+from lbfgs_xp.result import CLAIMED, Status
 from lbfgs_xp.space import Space
 
 _RUNNING = int(Status.RUNNING)
-# A status between RUNNING and PRECISION: rounding is said to hide all that is lower, which has to
-# be confirmed.
-CLAIMED = -2
 # A trial is refused where it does not bring this share of the decrease that was predicted.
 _ENOUGH = 1e-4
 # How often the first damping may be raised, and by how much each time.
@@ -324,7 +321,8 @@ def advance(
 
 def lengths(eps: float) -> list[float]:
     """How far to look whether residuals and Jacobian agree, relative to |D x|: first to where
-    rounding of the residuals and their second derivatives weigh about the same."""
+    rounding of the residuals and their second derivatives weigh about the same. Shorter looks are
+    for residuals that bend much more than that."""
     return [eps ** (1 / 3) * shorter for shorter in (1.0, 1 / 32, 1 / 1024)]
 
 
@@ -515,8 +513,6 @@ def _least(space: Space, linear: Linear) -> Array:
 
 def _promise(fn: Any, state: LMState) -> Array:
     return fn.where(state.growth == 2.0, state.predicted, state.promise)
-
-
 
 
 def _column_norms(space: Space, R: Array) -> Array:

@@ -14,12 +14,12 @@ from lbfgs_xp.backend import Array
 from lbfgs_xp.methods import Plan, Stage
 from lbfgs_xp.objective import Objective
 from lbfgs_xp.phases import joined
-from lbfgs_xp.result import Best, Record, Result, State, Status
+from lbfgs_xp.result import CLAIMED, Best, Record, Result, State, Status
 from lbfgs_xp.rows import Rows, Sizes
 from lbfgs_xp.scalars import named
 from lbfgs_xp.solvers.contract import optimality
 from lbfgs_xp.space import Space
-from lbfgs_xp.stopping import CLAIMED, Criteria, Progress
+from lbfgs_xp.stopping import Criteria, Progress
 
 _RUNNING, _LINE_SEARCH = int(Status.RUNNING), int(Status.LINE_SEARCH)
 _GRADIENT, _EVALUATIONS = int(Status.GRADIENT), int(Status.EVALUATIONS)
@@ -90,7 +90,7 @@ class Run:
             self._differ(self._forward)
         self._after = self._after_of(self.solver)
         self.deadline = min(self._last_deadline, time.perf_counter() + stage.maxtime)
-        self._departures = 0
+        self._departures: Any = 0
 
     def begin(self, x: Array, state: State | None) -> None:
         """Evaluates the start, or where an earlier run stands."""
@@ -132,6 +132,16 @@ class Run:
         )
         self.now = _Now(inner, progress, best)
         self._departed = inner.value
+
+    def goes_on(self) -> bool:
+        """Whether something runs, or sets out again now that nothing does."""
+        while not self.running():
+            self.confirm()
+            if self.go_on_from_best() or self.sharpen():
+                return True
+            if not self.next_phase():
+                return False
+        return True
 
     def running(self) -> bool:
         """Whether some problem has not stopped: the one read of an evaluation of a batch, from
@@ -218,9 +228,9 @@ class Run:
             self.rows, self.aux = self.rows._replace(left=left), old
         return new.with_rows(space.merge(better, new.rows(), old.rows()))
 
-    def confirm(self) -> bool:
+    def confirm(self) -> None:
         """Confirms or refutes that rounding ended a run, by looks ahead along the gradient; where a
-        budget does not allow one, that is what ended it. False, for nothing runs then."""
+        budget does not allow one, that is what ended it."""
         self._whole()
         fn, p = self.space.scalars, self.now.progress
         p = p._replace(status=fn.where(p.status == CLAIMED, _RUNNING, p.status))
@@ -232,11 +242,10 @@ class Run:
             if time.perf_counter() >= self.deadline:
                 self.end(Status.TIME)
             if not self.running():
-                return False
+                return
             self._look(length, length == lengths[0])
             p = self.now.progress
         self.end(Status.LINE_SEARCH)
-        return False
 
     def _look(self, length: float, first: bool) -> None:
         """One evaluation, for runs to be confirmed; it decides some of them."""
@@ -276,14 +285,14 @@ class Run:
             return False
         p = p._replace(status=fn.where(elsewhere, _HIGHER, p.status))
         self.now = self.now._replace(progress=p)
-        elsewhere = elsewhere & (best.value < self._departed)
-        if self._departures >= _DEPARTURES or not space.any(elsewhere):
+        elsewhere = elsewhere & (best.value < self._departed) & (self._departures < _DEPARTURES)
+        if not space.any(elsewhere):
             return False
-        self._departures += 1
-        self._departed = best.value
+        self._departures = fn.where(elsewhere, self._departures + 1, self._departures)
+        self._departed = fn.where(elsewhere, best.value, self._departed)
         fresh = self._afresh(best.x, best.value, best.gradient)
         norm = fresh.gradient_norm
-        again = stopping.start(fn, self.criteria, fresh.value, norm, p.extent, 0, p)
+        again = stopping.again(fn, self.criteria, p, fresh.value, norm, 0)
         # A look has found the gradient to be right, however large it was elsewhere.
         highest = fn.where(looked, norm, fn.maximum(p.highest_norm, norm))
         again = again._replace(highest_norm=highest)
@@ -294,30 +303,30 @@ class Run:
         """Goes on with central differences where the error of forward ones may be all that ended
         a run: a failed search, or a gradient that is small next to what they can tell. Where a
         budget does not allow it, that gradient is no success."""
-        space, objective, criteria = self.space, self.objective, self.criteria
+        objective = self.objective
         if not objective.forward:
             return False
         self._whole()
-        fn, p = space.scalars, self.now.progress
+        space, criteria, (state, p, best) = self.space, self.criteria, self.now
+        fn = space.scalars
         # That of rounding, eps |f| at either end of steps of sqrt(eps), at the least.
-        error = 2.0 * space.backend.eps**0.5 * fn.abs(self.now.best.value)
+        error = 2.0 * space.backend.eps**0.5 * fn.abs(best.value)
         small = (p.status == _GRADIENT) & (error > _BLIND * criteria.gtol)
         unpaid = p.nfev + objective.calls_per_trial(forward=False) > criteria.maxfun
         late = fn.full(time.perf_counter() >= self.deadline, p.nfev)
         doubted = (small | (p.status == _LINE_SEARCH)) & fn.logical_not(unpaid | late)
         status = fn.where(small & late, int(Status.TIME), p.status)
         status = fn.where(small & unpaid, _EVALUATIONS, status)
-        p = p._replace(status=fn.where(doubted, _RUNNING, status))
+        p = p._replace(status=status)
         self.now = self.now._replace(progress=p)
-        if not self.running():
+        if not space.any(doubted):
             return False
         self._differ(False)
-        before, (state, p, best) = objective.nfev, self.now
-        doubted = p.status == _RUNNING
+        before = objective.nfev
         _, gradient, _ = self.outside(objective, best.x)
         fresh = self._afresh(best.x, best.value, gradient)
         norm, count = fresh.gradient_norm, objective.nfev - before
-        again = stopping.start(fn, self.criteria, fresh.value, norm, p.extent, count, p)
+        again = stopping.again(fn, self.criteria, p, fresh.value, norm, count)
         # Where the differences look past the end of the domain, it ends as it did.
         beyond = again.status == _NOT_FINITE
         flat = state.gradient_norm <= criteria.gtol
@@ -335,12 +344,13 @@ class Run:
         self.objective.forward, eps = forward, self.space.backend.eps
         self.criteria = self.criteria._replace(
             calls_per_trial=self.objective.calls_per_trial(forward), trials=_DOUBTFUL,
-            # Forward ones are doubted wherever they fail; so their error is no excuse.
+            # Forward ones are doubted wherever they fail; so their error is no excuse. That of
+            # central ones is eps^(2/3) where third derivatives are of the order of f, mostly less.
             forward=forward, error=eps if forward else 0.1 * eps ** (2 / 3),
         )
 
     def next_phase(self) -> bool:
-        """Goes on with the next method that has something left to do, at the best point so far."""
+        """Begins the next phase, at the best point so far; whether there is one."""
         self._whole()
         if not self._ahead:
             return False
@@ -359,10 +369,10 @@ class Run:
         self.criteria = stopping.later(fn, self.criteria, p, self.plan.maxiter, self.plan.maxfun)
         inner = self._init(x, value, gradient, None)
         norm, count = inner.gradient_norm, objective.nfev - before
-        p = stopping.start(fn, self.criteria, inner.value, norm, p.extent, count, p)
+        p = stopping.again(fn, self.criteria, p, inner.value, norm, count)
         best = Best(x, inner.value, gradient, norm, inner.value if moved else best.lowest)
         self.now, self.aux, self._departed = _Now(inner, p, best), aux, inner.value
-        return self.running() or self.next_phase()
+        return True
 
     def end(self, status: Status) -> None:
         """Ends what still runs, or was not confirmed."""

@@ -183,10 +183,7 @@ def minimize(
     with Live(progress) as live, np.errstate(all="ignore"):
         try:
             run.begin(layout.start(), state)
-            while (
-                run.running() or run.confirm() or run.go_on_from_best() or run.sharpen()
-                or run.next_phase()
-            ):
+            while run.goes_on():
                 if time.perf_counter() >= run.deadline:
                     run.end(Status.TIME)
                     continue
@@ -223,7 +220,7 @@ def _stops(run: Run, callback: Callable, record: Record) -> bool:
 def _explain_dtype(error: BaseException, layout: Layout) -> None:
     """Says what may not go together with other arrays of a function."""
     with contextlib.suppress(Exception):
-        if "dtype" in str(error):
+        if "dtype" in str(error) and "wanted" not in str(error):    # which is of our own checks
             dtypes = sorted({str(leaf.dtype) for leaf in layout.leaves})
             error.add_note(f"lbfgs_xp: functions are handed {', '.join(dtypes)}, like x0")
 

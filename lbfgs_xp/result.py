@@ -76,10 +76,15 @@ class Status(Reason):
     HIGHER = (
         13,
         False,
-        "settled at a saddle, at a maximum or in a valley that lies higher than the best point "
-        "seen, which is the one returned",
+        "settled higher than the best point seen, which is the one returned: at a saddle, at a "
+        "maximum, in another valley, or in many steps too short",
     )
     EPOCHS = 14, True, "all epochs are done"
+
+
+# A code beside those of `Status`, which no user sees: rounding is said to hide all that is lower,
+# and this has to be confirmed.
+CLAIMED = -2
 
 
 class Best(NamedTuple):

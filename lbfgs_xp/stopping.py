@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import isfinite
 from typing import Any, NamedTuple
 
-from lbfgs_xp.result import Status
+from lbfgs_xp.result import CLAIMED, Status
 from lbfgs_xp.scalars import FLOATS, Scalars, named
 
 # Plain integers: members of an enum are slow to look up, and no library takes them in `where`.
@@ -18,9 +18,6 @@ _EVALUATIONS = int(Status.EVALUATIONS)
 _LINE_SEARCH = int(Status.LINE_SEARCH)
 _NOT_FINITE = int(Status.NOT_FINITE)
 _UNBOUNDED = int(Status.UNBOUNDED)
-# A status between RUNNING and PRECISION: rounding is said to hide all that is lower, which has to
-# be confirmed.
-CLAIMED = -2
 
 # Iterations in a row whose change must be small for the value or the step to have settled.
 _SETTLED = 2
@@ -69,7 +66,7 @@ class Progress(NamedTuple):
     lowest_norm : the smallest gradient norm so far.
     highest_norm : the largest.
     trials : points tried since the last iteration whose value was finite.
-    extent : the largest |x| at the start.
+    extent : the largest |x| at the start, for looks ahead from x = 0.
     """
 
     status: Any
@@ -86,22 +83,34 @@ class Progress(NamedTuple):
 
 
 def start(
-    fn: Scalars, criteria: Criteria, value: Any, norm: Any, extent: Any, nfev: int,
-    before: Progress | None = None,
+    fn: Scalars, criteria: Criteria, value: Any, norm: Any, extent: Any, nfev: int
 ) -> Progress:
-    """Where a run stands after `nfev` evaluations at its start; where there is one `before`, this
-    is a phase that follows it."""
+    """Where a run stands after `nfev` evaluations at its start."""
+    return budgets(fn, criteria, _fresh(fn, criteria, value, norm, extent, nfev))
+
+
+def again(
+    fn: Scalars, criteria: Criteria, before: Progress, value: Any, norm: Any, nfev: int
+) -> Progress:
+    """Where it stands after `nfev` more evaluations, all but its counts begun anew."""
+    p = _fresh(fn, criteria, value, norm, before.extent, nfev)
+    # Nothing but a function without a bound is left as it is.
+    status = fn.where(before.status == _UNBOUNDED, _UNBOUNDED, p.status)
+    p = p._replace(status=status, nit=before.nit, nfev=before.nfev + nfev)
+    return budgets(fn, criteria, p)
+
+
+def _fresh(
+    fn: Scalars, criteria: Criteria, value: Any, norm: Any, extent: Any, nfev: int
+) -> Progress:
     zero = fn.full(0, value)
     status = fn.full(_RUNNING, value)
     status = fn.where(norm <= criteria.gtol, _GRADIENT, status)
     usable = fn.isfinite(value) & fn.isfinite(norm)
     status = fn.where(usable, status, _NOT_FINITE)
-    p = Progress(status, zero, zero + nfev, zero, zero, zero, value, norm, norm, zero, extent)
-    if before is not None:
-        # Nothing but a function without a bound is left as it is.
-        status = fn.where(before.status == _UNBOUNDED, _UNBOUNDED, status)
-        p = p._replace(status=status, nit=before.nit, nfev=before.nfev + nfev)
-    return budgets(fn, criteria, p)
+    return Progress(
+        status, zero, zero + nfev, zero, zero, zero, value, norm, norm, zero, extent
+    )
 
 
 def later(fn: Scalars, criteria: Criteria, p: Progress, maxiter: int, maxfun: int) -> Criteria:

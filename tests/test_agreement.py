@@ -57,7 +57,7 @@ def test_what_disagrees_does_so_over_any_step(step: float) -> None:
         look(wrong, 1.0, 1.0 + step), look(kink, 1.0 + 0.1 * step, 1.0 - step),
         look(jump, 1.0, 1.0 - step), look(end, 1.0, 1.0 - step),
     ):
-        assert found.visible and not found.agrees and not found.lower
+        assert found.visible and not found.agrees
 
 
 def test_what_rounding_hides_is_not_visible() -> None:
@@ -118,7 +118,7 @@ def test_a_wrong_gradient_is_no_precision_floor(method: str, power: int, batched
 
 @pytest.mark.parametrize("offset", [0.0, 1e3, 1e5, 1e6])
 @pytest.mark.parametrize("batched", [False, True], ids=["one", "batch"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS[:2])
 def test_nor_is_a_kink(method: str, batched: bool, offset: float) -> None:
     weights = np.asarray([1.8, 59.9])
 
@@ -129,8 +129,8 @@ def test_nor_is_a_kink(method: str, batched: bool, offset: float) -> None:
     res = lx.minimize(
         fun, np.stack([x0, x0]) if batched else x0, jac=True, method=method, batched=batched
     )
-    high = np.atleast_1d(res.fun) - offset > 1e-6
-    assert not np.any(np.atleast_1d(res.success)[high])
+    assert np.all(np.asarray(res.fun) - offset > 1.0)
+    assert set(statuses(res)) == {Status.LINE_SEARCH}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -147,12 +147,9 @@ def test_nor_is_the_end_of_the_domain(method: str) -> None:
 @pytest.mark.parametrize("batched", [False, True], ids=["one", "batch"])
 def test_where_a_look_is_lower_the_run_goes_on(method: str, batched: bool) -> None:
     """Along the steep part the promise is one of rounding, with all of the flat part to go."""
-    def fun(x: np.ndarray) -> Any:
-        return np.sum(x**8, axis=-1), 8.0 * x**7
-
     for start in ([1e3, 1.0], [1e6, 1.0]):
         x0 = np.asarray([start, start] if batched else start)
-        res = lx.minimize(fun, x0, jac=True, method=method, batched=batched, maxfun=5000)
+        res = lx.minimize(steep, x0, jac=True, method=method, batched=batched, maxfun=5000)
         assert np.all(res.success) and np.all(res.fun < 1e-6)
 
 
@@ -192,14 +189,51 @@ def test_looks_are_paid_for() -> None:
     start = np.zeros(SIZE)
     whole = lx.minimize(floor, start, jac=True, gtol=0.0)
     assert whole.status is Status.PRECISION
-    seen = set()
     for maxfun in range(1, whole.nfev + 1):
         calls = Counted(floor)
         res = lx.minimize(calls, start, jac=True, gtol=0.0, maxfun=maxfun)
         assert res.nfev == calls.calls <= maxfun
-        seen.add(res.status)
         assert res.status is (Status.EVALUATIONS if maxfun < whole.nfev else Status.PRECISION)
-    assert seen == {Status.EVALUATIONS, Status.PRECISION}
+
+
+def test_the_time_of_looks_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is up when the run claims its floor, it is what ended the run."""
+    whole = lx.minimize(floor, np.zeros(SIZE), jac=True, gtol=0.0)
+    clock, calls = 0.0, 0
+
+    def fun(x: np.ndarray) -> Any:
+        nonlocal clock, calls
+        calls += 1
+        clock = 0.0 if calls < whole.nfev - 1 else 100.0
+        return floor(x)
+
+    monkeypatch.setattr("time.perf_counter", lambda: clock)
+    res = lx.minimize(fun, np.zeros(SIZE), jac=True, gtol=0.0, maxtime=10.0)
+    assert res.status is Status.TIME and res.nfev == whole.nfev - 1
+
+
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[agreement.Look]:
+    """The looks of the runs that follow."""
+    seen, look = [], agreement.look
+
+    def watched(*args: Any) -> agreement.Look:
+        seen.append(look(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(agreement, "look", watched)
+    return seen
+
+
+def test_shorter_looks_pass_by_third_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """x is so large that the first look goes far up the other side."""
+    def fun(x: np.ndarray) -> Any:
+        u = 3.0 * (x.astype(np.float64) - 10_000.3337)
+        return np.float32(np.sum(np.cosh(u))), (3.0 * np.sinh(u)).astype(np.float32)
+
+    seen = looks(monkeypatch)
+    res = lx.minimize(fun, np.asarray([10_001.0], dtype=np.float32), jac=True, gtol=0.0)
+    assert res.status is Status.PRECISION and abs(res.x[0] - 10_000.3337) < 2e-3
+    assert [look.agrees for look in seen] == [False, True]
 
 
 def test_an_end_within_a_look_loses_nothing() -> None:
@@ -238,12 +272,70 @@ def test_rows_are_confirmed_like_single_runs(method: str) -> None:
     assert set(batch.status[wrong > 0]) == {int(Status.LINE_SEARCH)}
 
 
-def test_aux_is_that_of_a_lower_look() -> None:
-    def fun(x: np.ndarray) -> Any:
-        return (np.sum(x**8), float(np.sum(x**8))), 8.0 * x**7
+def steep(x: np.ndarray) -> Any:
+    """Flat after a steep part, where the promise of a step is one of rounding."""
+    return np.sum(x**8, axis=-1), 8.0 * x**7
 
-    res = lx.minimize(fun, np.asarray([1e6, 1.0]), jac=True, has_aux=True, method="bfgs")
-    assert res.success and res.aux == res.fun
+
+def test_what_a_lower_look_found_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fun(x: np.ndarray) -> Any:
+        calls.append(x.copy())
+        value, gradient = steep(x)
+        return (value, x.copy()), gradient
+
+    def watched(*args: Any) -> agreement.Look:
+        found = look_at(*args)
+        if found.lower:
+            lower.append(len(calls))
+        return found
+
+    calls: list[np.ndarray] = []
+    lower: list[int] = []
+    look_at, start = agreement.look, np.asarray([1e6, 1.0])
+    monkeypatch.setattr(agreement, "look", watched)
+    how: dict[str, Any] = {"jac": True, "has_aux": True, "method": "bfgs"}
+    assert lx.minimize(fun, start, **how).success
+    calls.clear()
+    res = lx.minimize(fun, start, maxfun=lower[0], **how)
+    assert res.status is Status.EVALUATIONS and len(calls) == lower[0]
+    np.testing.assert_array_equal(res.x, calls[-1])
+    np.testing.assert_array_equal(res.aux, calls[-1])
+
+
+def test_looks_with_bounds_of_rows() -> None:
+    """Each row within its own, where others have left; also where differences are sharpened."""
+    rng = np.random.default_rng(3)
+    starts = rng.uniform(0.0, 1.0, size=(12, 2))
+    starts[:5] = 1.0
+    lower = np.where(np.arange(12)[:, None] % 2 == 0, -2.0, 0.25) * np.ones(2)
+
+    def value(x: np.ndarray) -> Any:
+        return 100.0 * (x[..., 1] - x[..., 0] ** 2) ** 2 + (1.0 - x[..., 0]) ** 2
+
+    def fun(x: np.ndarray) -> Any:
+        d = x[..., 1] - x[..., 0] ** 2
+        slopes = [-400.0 * d * x[..., 0] - 2.0 * (1.0 - x[..., 0]), 200.0 * d]
+        return value(x) + 1e3, np.stack(slopes, axis=-1)
+
+    how: dict[str, Any] = {"method": "projected_gradient", "reproducible": True, "maxfun": 4000}
+    for f, jac in ((value, "2-point"), (fun, True)):
+        batch = lx.minimize(f, starts, jac=jac, batched=True, bounds=(lower, 3.0), **how)
+        assert np.all(np.asarray(batch.x) >= lower)
+        for i in range(12):
+            one = lx.minimize(f, starts[i], jac=jac, bounds=(lower[i], 3.0), **how)
+            np.testing.assert_array_equal(batch.x[i], one.x)
+            assert (batch.status[i], batch.nfev[i]) == (one.status, one.nfev)
+
+
+def test_the_last_phase_is_checked_like_the_first() -> None:
+    """Next to 1e9 a forward difference of this function is 0 everywhere."""
+    def fun(x: np.ndarray) -> Any:
+        return np.log1p((x[..., 0] - 1.0) ** 2) + 1e9
+
+    res = lx.minimize(
+        fun, np.asarray([3.0]), jac="2-point", method=[lx.LBFGS().until(maxfun=2), "lbfgs"]
+    )
+    assert res.success and abs(res.x[0] - 1.0) < 1e-2
 
 
 def test_phases_go_on_from_a_confirmed_floor() -> None:
