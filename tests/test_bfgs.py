@@ -438,3 +438,24 @@ def test_solver_is_a_value() -> None:
     assert lx.BFGS() == lx.BFGS("more_thuente") != lx.BFGS("armijo")
     assert hash(lx.BFGS(initial_inverse_hessian=2.0)) == hash(lx.BFGS(initial_inverse_hessian=2.0))
     assert lx.BFGS() != lx.BFGS(scale_initial=False)
+
+
+def test_a_row_in_a_search_keeps_its_matrix_while_others_turn() -> None:
+    """Even one that rounding has left without a direction of descent."""
+    def fun(x: np.ndarray) -> Any:
+        return np.sum(x * x, axis=-1), 2.0 * x
+
+    solver, x = lx.BFGS(line_search="strong_wolfe"), np.asarray([[1.0, 2.0], [1.0, 2.0]])
+    space = lx.Space(x, batched=True)
+    state = solver.init(space, x, *fun(x))
+    matrix = state.memory.matrix.copy()
+    matrix[0] = -np.eye(2)
+    memory = state.memory._replace(matrix=matrix.copy(), bare=np.zeros(2, dtype=bool))
+    value, gradient = fun(state.trial)
+    # The first row is told to go on: lower, and still steep.
+    gradient[0], value[0] = fun(x)[1][0], fun(x)[0][0] - 10.0
+    with np.errstate(all="ignore"):
+        after = solver.step(space, state._replace(memory=memory), value, gradient)
+    assert list(after.accepted) == [False, True]
+    np.testing.assert_array_equal(after.memory.matrix[0], matrix[0])
+    assert not after.memory.bare[0]

@@ -172,7 +172,7 @@ class BFGS(Descent):
 
     def aim(
         self, space: Space, point: Point, secant: Any, steepest: Any,
-        memory: Estimate | None = None, **more: Any,
+        turned: Any = True, memory: Estimate | None = None, **more: Any,
     ) -> Aim:
         assert memory is not None
         fn, (x, value, gradient, norm, step) = space.scalars, point
@@ -181,7 +181,7 @@ class BFGS(Descent):
         # Nothing is gained by a direction without descent; it goes together with what was learned.
         # At a gradient of 0 there is none, and nothing is wrong.
         wrong = steepest | (fn.logical_not(slope < 0.0) & (norm > 0.0))
-        wrong = wrong & fn.logical_not(memory.bare)
+        wrong = wrong & fn.logical_not(memory.bare) & turned
         if not space.none(wrong):
             start = self._initial(space, x.shape)
             plain = space.products(start, gradient)

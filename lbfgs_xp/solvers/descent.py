@@ -99,8 +99,9 @@ class Descent(Method, ABC):
         secant : the step at which the slopes of the search that led here put the minimum on its
             line; nan where they do not.
         steepest : a mask: where no other direction will do, the last one having led nowhere.
-        more : what `learn` returned, as `memory`, and what `init` and `step` are handed beyond the
-            contract.
+        more : what `learn` returned, as `memory`; `turned`, a mask: the problems that set out from
+            here, for what others have learned is to stay as it is; and what `init` and `step` are
+            handed beyond the contract.
         """
 
     def learn(
@@ -188,7 +189,7 @@ class Descent(Method, ABC):
             step = fn.where(taken, alpha, state.step)
             point = Point(new_x, fn.where(taken, end, state.value), new_gradient, norm, step)
             memory = self.learn(space, state, point, alpha, dphi, taken)
-            aim = self.aim(space, point, secant, again, memory=memory, **more)
+            aim = self.aim(space, point, secant, again, turned=turned, memory=memory, **more)
             fresh = self._set_out(space, point, aim)
             # Where a search goes on it keeps its line; all else is that of every problem.
             after = fresh if fn.every(turned) else space.merge(turned, fresh, fresh._replace(
