@@ -239,8 +239,8 @@ def accelerate(
 
 def judge(settings: Settings, space: Space, state: LMState, residuals: Array) -> Verdict:
     """Whether the trial, with these residuals, is the next iterate."""
-    fn, value = space.scalars, _cost(settings, space, residuals)
-    decrease = _decrease(settings, space, state.residuals, residuals)
+    fn = space.scalars
+    value, decrease = _change(settings, space, state.residuals, residuals)
     predicted = state.predicted
     ratio = decrease / fn.where(predicted > 0.0, predicted, 1.0)
     good = (predicted > 0.0) & (decrease > _ENOUGH * predicted)
@@ -360,7 +360,7 @@ def look(
         off, sizes = off - half, sizes + _norm(space, half)
     agrees = _norm(space, off) <= _SHARE * sizes
     level = _ADDED_UP * space.backend.noise * _cost(settings, space, residuals)
-    decrease = _decrease(settings, space, residuals, residuals_there)
+    _, decrease = _change(settings, space, residuals, residuals_there)
     return agrees, agrees & (promised > level) & (decrease > 0.5 * promised)
 
 
@@ -452,15 +452,15 @@ def _cost(settings: Settings, space: Space, residuals: Array) -> Array:
     return space.sum(robust.cost(space.xp, settings.loss, settings.f_scale, residuals))
 
 
-def _decrease(settings: Settings, space: Space, old: Array, new: Array) -> Array:
-    """By how much the cost falls from the old residuals to the new ones: term by term first, for
-    the difference of the sums would lose digits."""
+def _change(settings: Settings, space: Space, old: Array, new: Array) -> tuple[Array, Array]:
+    """The cost of the new residuals, and by how much it is below that of the old ones: term by term
+    first, for the difference of the sums would lose digits."""
     if settings.loss == "linear":
-        return 0.5 * space.dot(old - new, old + new)
+        return _cost(settings, space, new), 0.5 * space.dot(old - new, old + new)
     before, after = (
         robust.cost(space.xp, settings.loss, settings.f_scale, r) for r in (old, new)
     )
-    return space.sum(before - after)
+    return space.sum(after), space.sum(before - after)
 
 
 def _weights(settings: Settings, space: Space, residuals: Array) -> tuple[Array, Array]:

@@ -185,15 +185,19 @@ def floor(x: np.ndarray) -> Any:
     return np.sum(x * (0.5 * product - SHIFT), axis=-1) + 1000.0, product - SHIFT
 
 
-def test_looks_are_paid_for() -> None:
-    start = np.zeros(SIZE)
-    whole = lx.minimize(floor, start, jac=True, gtol=0.0)
+def are_paid_for(run: Any, fun: Any, start: np.ndarray, jac: Any) -> None:
+    """The looks with which this run ends at the floor count for its budget."""
+    whole = run(fun, start, jac=jac, gtol=0.0)
     assert whole.status is Status.PRECISION
     for maxfun in range(1, whole.nfev + 1):
-        calls = Counted(floor)
-        res = lx.minimize(calls, start, jac=True, gtol=0.0, maxfun=maxfun)
+        calls = Counted(fun)
+        res = run(calls, start, jac=jac, gtol=0.0, maxfun=maxfun)
         assert res.nfev == calls.calls <= maxfun
         assert res.status is (Status.EVALUATIONS if maxfun < whole.nfev else Status.PRECISION)
+
+
+def test_looks_are_paid_for() -> None:
+    are_paid_for(lx.minimize, floor, np.zeros(SIZE), True)
 
 
 def test_the_time_of_looks_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,13 +403,7 @@ def test_a_jacobian_that_vanishes_at_the_minimum() -> None:
 
 def test_looks_of_a_fit_are_paid_for() -> None:
     residuals, jacobian, start = noisy(1e3)
-    whole = lx.least_squares(residuals, start, jac=jacobian, gtol=0.0)
-    assert whole.status is Status.PRECISION
-    for maxfun in range(1, whole.nfev + 1):
-        calls = Counted(residuals)
-        res = lx.least_squares(calls, start, jac=jacobian, gtol=0.0, maxfun=maxfun)
-        assert res.nfev == calls.calls <= maxfun
-        assert res.status is (Status.EVALUATIONS if maxfun < whole.nfev else Status.PRECISION)
+    are_paid_for(lx.least_squares, residuals, start, jacobian)
 
 
 def test_an_end_within_a_look_of_a_fit_loses_nothing() -> None:

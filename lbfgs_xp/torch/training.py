@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
-from lbfgs_xp.checks import count, flag, number
+from lbfgs_xp.checks import count, flag, number, shown
 from lbfgs_xp.first_order import Adam
 from lbfgs_xp.line_search import LineSearch
 from lbfgs_xp.progress import Live
@@ -165,8 +165,8 @@ def train_with_lbfgs(
         raise ValueError("adam_steps and max_epochs are both 0; wanted one of them above 0")
     if isinstance(tol, Tensor) and tol.ndim:
         raise TypeError(
-            f"tol is an array of shape {tuple(tol.shape)}; wanted a number, and inputs and targets "
-            "together: data=(inputs, targets)"
+            f"tol is {shown(tol)}; wanted a number, and inputs and targets together: "
+            "data=(inputs, targets)"
         )
     tol = number("tol", tol, least=0.0)
     if until not in ("either", "both", "loss", "gradient"):
