@@ -21,7 +21,7 @@ from _common import print_machine, print_table
 
 import lbfgs_xp as lx
 from lbfgs_xp import problems
-from lbfgs_xp.backend import Backend
+from lbfgs_xp.arrays.backend import Backend
 
 GTOL = 1e-6
 REPEATS = 3
@@ -68,7 +68,7 @@ def ours(
 
     solve()
     seconds, res = best_time(solve)
-    evaluations = Backend(start).to_host(res.nfev)
+    evaluations = Backend.of(start).to_host(res.nfev)
     return len(x0) / seconds, float(np.mean(evaluations))
 
 

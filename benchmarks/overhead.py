@@ -77,11 +77,11 @@ def waiter(name: str, device: str) -> Callable[[Any], Any]:
 
 def ours(problem: Any, name: str, device: str) -> Callable[[], Timed]:
     import lbfgs_xp as lx
-    from lbfgs_xp.backend import Backend
+    from lbfgs_xp.arrays.backend import Backend
 
     wait = waiter(name, device)
-    fun = Backend(problem.x0).jit(problem.value_and_gradient)
-    host = Backend(problem.x0).to_host
+    fun = Backend.of(problem.x0).jit(problem.value_and_gradient)
+    host = Backend.of(problem.x0).to_host
 
     def run() -> Timed:
         clock = Clock(fun, wait)
@@ -232,8 +232,9 @@ def contenders(n: int) -> dict[str, Callable[[], Timed]]:
     """Name -> one solve of n variables; those that cannot be built say so."""
     import jax
 
-    from lbfgs_xp import backend, problems
-    from lbfgs_xp.backend import Backend
+    from lbfgs_xp import problems
+    from lbfgs_xp.arrays import inventory
+    from lbfgs_xp.arrays.backend import Backend
 
     jax.config.update("jax_enable_x64", True)
     made: dict[str, Callable[[], Timed]] = {}
@@ -246,11 +247,11 @@ def contenders(n: int) -> dict[str, Callable[[], Timed]]:
 
     devices: dict[str, list[tuple[str, Any]]] = {}
     for name in ("numpy", "torch", "jax", "cupy"):
-        if name in backend.installed():
-            devices[name] = backend.samples(name)
+        if name in inventory.installed():
+            devices[name] = inventory.samples(name)
     for name, places in devices.items():
         for device, array in places:
-            here = Backend(array)
+            here = Backend.of(array)
             problem = problems.rosenbrock(n, xp=here.xp, dtype=here.dtype, device=here.device)
             add(f"lbfgs_xp, {name} {device}", lambda a=(problem, name, device): ours(*a))
     add("SciPy L-BFGS-B", lambda: scipy_lbfgsb(n))

@@ -10,6 +10,7 @@ import importlib.util
 from typing import Any
 
 from lbfgs_xp import problems, projections, schedules
+from lbfgs_xp.arrays.space import FixedOrderSpace, Space, fixed_sum
 from lbfgs_xp.constraints import (
     ConstrainedResult,
     ConstrainedStatus,
@@ -17,7 +18,6 @@ from lbfgs_xp.constraints import (
     augmented_lagrangian,
     quadratic_penalty,
 )
-from lbfgs_xp.curve_fit import CurveFit, curve_fit
 from lbfgs_xp.first_order import (
     ASGD,
     SGD,
@@ -37,7 +37,10 @@ from lbfgs_xp.first_order import (
     Rprop,
     Yogi,
 )
-from lbfgs_xp.least_squares import LeastSquaresResult, least_squares
+from lbfgs_xp.fits.curve_fit import curve_fit
+from lbfgs_xp.fits.least_squares import least_squares
+from lbfgs_xp.fits.report import BatchCurveFit, CurveFit
+from lbfgs_xp.fits.result import BatchLeastSquaresResult, LeastSquaresResult
 from lbfgs_xp.line_search import (
     Armijo,
     Bisection,
@@ -49,16 +52,16 @@ from lbfgs_xp.line_search import (
     line_search,
 )
 from lbfgs_xp.minimize import minimize
-from lbfgs_xp.objective import check_gradient
-from lbfgs_xp.phases import Limits, Phase
-from lbfgs_xp.result import Record, Result, State, Status
+from lbfgs_xp.result import BatchResult, Record, Result, State, Status
+from lbfgs_xp.run.gradient_check import check_gradient
 from lbfgs_xp.solvers.bfgs import BFGS
 from lbfgs_xp.solvers.lbfgs import LBFGS
+from lbfgs_xp.solvers.method import Limits, Phase
 from lbfgs_xp.solvers.newton import Newton
 from lbfgs_xp.solvers.projected_gradient import ProjectedGradient
 from lbfgs_xp.solvers.two_loop import two_loop
-from lbfgs_xp.space import FixedOrderSpace, Space, fixed_sum
-from lbfgs_xp.training import History, TrainRecord, TrainResult, TrainState, train
+from lbfgs_xp.training.result import History, TrainRecord, TrainResult, TrainState
+from lbfgs_xp.training.train import train
 
 __version__ = "0.1.0"
 
@@ -74,6 +77,9 @@ __all__ = [
     "AdamW",
     "Adamax",
     "Armijo",
+    "BatchCurveFit",
+    "BatchLeastSquaresResult",
+    "BatchResult",
     "Bisection",
     "ConstrainedResult",
     "ConstrainedStatus",
@@ -122,6 +128,10 @@ __all__ = [
     "train",
     "two_loop",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
 
 
 def __getattr__(name: str) -> Any:

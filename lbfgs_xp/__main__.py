@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 import lbfgs_xp as lx
-from lbfgs_xp import backend
-from lbfgs_xp.backend import Backend
+from lbfgs_xp.arrays import inventory
+from lbfgs_xp.arrays.backend import Backend
 from lbfgs_xp.demo import console, demo
 
 _ASIDE = ("array-api-compat", "array-api-extra", "optree", "rich", "matplotlib", "scipy")
@@ -86,9 +86,9 @@ def info() -> int:
     table = Table()
     for heading in ("library", "version", "device", "dtype", *probes):
         table.add_column(heading)
-    for name, version in backend.installed().items():
-        for device, array in backend.samples(name):
-            here = Backend(array)
+    for name, version in inventory.installed().items():
+        for device, array in inventory.samples(name):
+            here = Backend.of(array)
             marks = [_try(probe, here) for probe in probes.values()]
             table.add_row(name, version, device, str(here.dtype).split(".")[-1], *marks)
     out.print(table)
@@ -163,7 +163,7 @@ def _repeats_numpy(here: Backend) -> bool:
         res = lx.minimize(
             problem.value_and_gradient, problem.x0, jac=True, reproducible=True, maxiter=8
         )
-        ends.append(Backend(problem.x0).to_host(res.x).tobytes())
+        ends.append(Backend.of(problem.x0).to_host(res.x).tobytes())
     return ends[0] == ends[1]
 
 

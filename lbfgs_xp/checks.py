@@ -1,4 +1,4 @@
-"""Checks of arguments: each gives the value as it is used from then on, or one clear error.
+"""Checks of arguments: each returns the value as it is used from then on, or raises a clear error.
 
 A number may be of any library (0-d), but is no bool; an integer may be a whole float. What does not
 fit is a ValueError for numbers, whatever was passed in their place, and a TypeError for all else.
@@ -6,6 +6,7 @@ fit is a ValueError for numbers, whatever was passed in their place, and a TypeE
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import math
@@ -106,12 +107,41 @@ def optional(check: Callable[..., Any]) -> Callable[..., Any]:
     return check_given
 
 
+class Settings:
+    """A frozen dataclass of settings, which prints those that differ from their defaults."""
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        # In the class's own dict, or the dataclass would write another one.
+        cls.__repr__ = cls.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        texts = []
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value, default = map(self._as_given, (getattr(self, field.name), field.default))
+            if field.repr and not (type(value) is type(default) and value == default):
+                texts.append(f"{field.name}={shown(value)}")
+        return f"{type(self).__name__}({', '.join(texts)})"
+
+    @staticmethod
+    def _as_given(value: Any) -> Any:
+        """A setting as its user would write it."""
+        return value
+
+
 def setting(owner: Any, name: str, check: Callable[..., Any], **limits: Any) -> None:
-    """Checks a field of a frozen dataclass, which then holds what the check gives."""
+    """Check a field of a frozen dataclass, which then holds what the check returns."""
     object.__setattr__(owner, name, check(name, getattr(owner, name), **limits))
 
 
-def called_here(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def require(condition: bool, wanted: str, **passed: object) -> None:
+    """Raise a ValueError that says what was passed and what is wanted."""
+    if not condition:
+        values = " and ".join(f"{name} is {value!r}" for name, value in passed.items())
+        raise ValueError(f"{values}; wanted {wanted}")
+
+
+def reject_foreign_keywords(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorates a function: an error says of keywords that other libraries have what is wanted."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:

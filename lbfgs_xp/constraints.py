@@ -13,20 +13,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from lbfgs_xp import checks
-from lbfgs_xp.backend import Array, Backend, described, is_array, is_true
+from lbfgs_xp.arrays import returned
+from lbfgs_xp.arrays.backend import copy_of, is_array
+from lbfgs_xp.arrays.tree import map_leaves
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import Reason, Result, Status, attach, table
-from lbfgs_xp.scalars import FLOATS
-from lbfgs_xp.space import FixedOrderSpace, Space
-from lbfgs_xp.tree import Layout, map_leaves
+from lbfgs_xp.run.penalised import Multipliers, PenalisedProblem
+from lbfgs_xp.typing import Jacobian, PhasesOf
 
 # The penalty grows where the violation has not fallen to this share.
 _ENOUGH = 0.25
@@ -64,17 +62,6 @@ _ENDS = {
     Status.INTERRUPTED: ConstrainedStatus.INTERRUPTED,
     Status.DIVERGED: ConstrainedStatus.INNER,
 }
-
-
-class Multipliers(NamedTuple):
-    """Lagrange multipliers: arrays (m,), or None where there are no such constraints.
-
-    inequality : at least 0, and 0 where the constraint is not active.
-    equality : of either sign.
-    """
-
-    inequality: Any
-    equality: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,16 +107,16 @@ class ConstrainedResult:
 
 
 def quadratic_penalty(
-    fun: Callable,
+    fun: Callable[..., Any],
     x0: Any,
-    args: tuple = (),
+    args: Any = (),
     *,
-    inequality: Callable | None = None,
-    equality: Callable | None = None,
-    jac: Any = None,
-    inequality_jac: Callable | None = None,
-    equality_jac: Callable | None = None,
-    method: Any = "lbfgs",
+    inequality: Callable[..., Any] | None = None,
+    equality: Callable[..., Any] | None = None,
+    jac: Jacobian = None,
+    inequality_jac: Callable[..., Any] | None = None,
+    equality_jac: Callable[..., Any] | None = None,
+    method: PhasesOf = "lbfgs",
     bounds: Any = None,
     penalty: float = 10.0,
     growth: float = 10.0,
@@ -161,26 +148,27 @@ def quadratic_penalty(
     >>> res.success, [round(t, 4) for t in res.x.tolist()]
     (True, [-1.0, -1.0])
     """
-    problem = _Problem(
+    problem = PenalisedProblem(
         fun, x0, inequality, equality, jac, inequality_jac, equality_jac, reproducible
     )
-    return _solve(
-        problem, x0, args, False, method, bounds, penalty, growth, ctol, gtol, maxiter,
-        maxiter_inner, maxfun, maxtime, callback,
+    settings = _Settings.checked(
+        problem, False, method=method, bounds=bounds, penalty=penalty, growth=growth, ctol=ctol,
+        gtol=gtol, maxiter=maxiter, maxiter_inner=maxiter_inner, maxfun=maxfun, maxtime=maxtime,
     )
+    return _ConstrainedRun(problem, x0, args, callback, settings).go()
 
 
 def augmented_lagrangian(
-    fun: Callable,
+    fun: Callable[..., Any],
     x0: Any,
-    args: tuple = (),
+    args: Any = (),
     *,
-    inequality: Callable | None = None,
-    equality: Callable | None = None,
-    jac: Any = None,
-    inequality_jac: Callable | None = None,
-    equality_jac: Callable | None = None,
-    method: Any = "lbfgs",
+    inequality: Callable[..., Any] | None = None,
+    equality: Callable[..., Any] | None = None,
+    jac: Jacobian = None,
+    inequality_jac: Callable[..., Any] | None = None,
+    equality_jac: Callable[..., Any] | None = None,
+    method: PhasesOf = "lbfgs",
     bounds: Any = None,
     penalty: float = 10.0,
     growth: float = 10.0,
@@ -266,286 +254,199 @@ def augmented_lagrangian(
     >>> res.status.name, res.x.round(6), res.multipliers.inequality.round(6)
     ('CONVERGED', array([-1., -1.]), array([0.5]))
     """
-    problem = _Problem(
+    problem = PenalisedProblem(
         fun, x0, inequality, equality, jac, inequality_jac, equality_jac, reproducible
     )
-    return _solve(
-        problem, x0, args, True, method, bounds, penalty, growth, ctol, gtol, maxiter,
-        maxiter_inner, maxfun, maxtime, callback,
+    settings = _Settings.checked(
+        problem, True, method=method, bounds=bounds, penalty=penalty, growth=growth, ctol=ctol,
+        gtol=gtol, maxiter=maxiter, maxiter_inner=maxiter_inner, maxfun=maxfun, maxtime=maxtime,
     )
+    return _ConstrainedRun(problem, x0, args, callback, settings).go()
 
 
-class _Problem:
-    """fun with the terms of its constraints, as a function for `minimize`."""
+class _Settings(NamedTuple):
+    """How to solve; those of `lx.augmented_lagrangian`, checked."""
+
+    has_multipliers: bool
+    method: Any
+    bounds: Any
+    penalty: float
+    growth: float
+    ctol: float
+    gtol: float | None
+    maxiter: float
+    maxiter_inner: int | None
+    maxfun: int | None
+    maxtime: float | None
+
+    @classmethod
+    def checked(
+        cls, problem: PenalisedProblem, has_multipliers: bool, *, ctol: Any, gtol: Any, **given: Any
+    ) -> _Settings:
+        eps = problem.backend.eps
+        rough = problem.jac == "2-point"
+        if ctol is None:
+            ctol = eps ** (1 / 2 if has_multipliers and not rough else 1 / 3)
+        maxiter = checks.budget("maxiter", given["maxiter"], 1)
+        return cls(
+            has_multipliers,
+            given["method"],
+            given["bounds"],
+            checks.number("penalty", given["penalty"], above=0.0),
+            checks.number("growth", given["growth"], above=1.0),
+            checks.tolerance("ctol", ctol),
+            eps ** (1 / 3) if gtol is None and rough else gtol,
+            math.inf if maxiter is None else maxiter,
+            checks.budget("maxiter_inner", given["maxiter_inner"], 1),
+            checks.budget("maxfun", given["maxfun"], 1),
+            checks.optional(checks.seconds)("maxtime", given["maxtime"]),
+        )
+
+
+class _ConstrainedRun:
+    """One call of `quadratic_penalty` or `augmented_lagrangian`, under way.
+
+    x, multipliers, penalty : where the next inner solve begins, and what it minimises.
+    best : the result so far; None before the first inner solve has ended.
+    """
 
     def __init__(
-        self, fun: Callable, x0: Any, inequality: Any, equality: Any, jac: Any,
-        inequality_jac: Any, equality_jac: Any, reproducible: bool,
+        self, problem: PenalisedProblem, x0: Any, args: Any, callback: Callable | None,
+        settings: _Settings,
     ):
-        functions = {"inequality": inequality, "equality": equality}
-        jacobians = {"inequality_jac": inequality_jac, "equality_jac": equality_jac}
-        for name, value in {"fun": fun, **functions, **jacobians}.items():
-            if not callable(value) and (value is not None or name == "fun"):
-                raise TypeError(f"{name} is a {type(value).__name__}; wanted a function of x")
-        if inequality is None and equality is None:
-            raise ValueError("no constraints were passed; wanted inequality=, equality= or both")
-        explicit = jac is True or callable(jac)
-        for name, function in functions.items():
-            jacobian = jacobians[f"{name}_jac"]
-            if jacobian is None and explicit and function is not None:
-                raise ValueError(
-                    f"{name}_jac is missing; wanted the Jacobian of {name}, since jac is "
-                    f"{'True' if jac is True else 'a function'}"
-                )
-            if jacobian is not None and not (explicit and function is not None):
-                why = "jac is neither True nor a function" if function else f"{name} was not"
-                raise ValueError(f"{name}_jac was passed, but {why}; wanted both or none")
-        self.layout = Layout(x0, batched=False)
-        self.backend = self.layout.backend
-        self.space = (FixedOrderSpace if reproducible else Space)(self.backend)
-        self.fun = fun
-        self.fun_jac = jac
-        self.jac = True if explicit else jac
-        self.functions = (inequality, equality)
-        self.jacobians = (inequality_jac, equality_jac)
-        self.merit: Callable = self.evaluate
-        given = [f for f in (fun, inequality, equality) if f is not None]
-        if jac is None and all(map(self.backend.is_compiled, given)):
-            self.merit = self.backend.jit(self.merit)
+        if callback is not None and not callable(callback):
+            raise TypeError(f"callback is a {type(callback).__name__}; wanted a function or None")
+        self.problem, self.settings, self.callback = problem, settings, callback
+        self.args = args if isinstance(args, tuple) else (args,)
+        self.start = time.perf_counter()
+        self.x, self.penalty = x0, settings.penalty
+        self.multipliers = Multipliers(0.0, 0.0)  # of any number of constraints
+        self.best: ConstrainedResult | None = None
+        self.nit = self.nfev = 0
+        # The largest change of a multiplier in the last outer iteration, divided by the penalty.
+        self._change = math.inf
+        # The violation when it last fell by half, and the penalty then.
+        self._milestone, self._since = math.inf, self.penalty
 
-    def evaluate(self, x: Any, multipliers: Multipliers, penalty: float, *args: Any) -> Any:
-        """((value, (value of fun, constraints)), gradient), or without the gradient."""
-        f, gradient = self.fun(x, *args), None
-        if self.fun_jac is True:
-            f, gradient = self._pair(f)
-        elif callable(self.fun_jac):
-            gradient = self.fun_jac(x, *args)
-        if not is_array(f) and not isinstance(f, numbers.Real):
-            raise TypeError(f"fun returned {described(f)}; wanted a real number")
-        if gradient is not None:
-            gradient = self.layout.to_vector(gradient, "the gradient")
-        value: Any = f
-        found: list[Any] = []
-        for name, function, jacobian, multiplier in zip(
-            Multipliers._fields, self.functions, self.jacobians, multipliers, strict=True
-        ):
-            if function is None:
-                found.append(None)
-                continue
-            c = self._numbers(function(x, *args), name)
-            matrix = None if jacobian is None else jacobian(x, *args)
-            found.append(c)
-            # Trials that overflow are ordinary.
-            with np.errstate(all="ignore"):
-                change = self.change(name, c, multiplier, penalty)
-                weights = multiplier + change
-                terms = self.space.dot(change, multiplier + weights)
-                value = value + (0.5 / penalty) * terms
-                if matrix is not None:
-                    matrix = self._matrix(matrix, c, f"{name}_jac")
-                    gradient = gradient + self.space.combine(weights, matrix)
-        out = value, (f, *found)
-        return out if gradient is None else (out, self.layout.to_tree(gradient))
+    def go(self) -> ConstrainedResult:
+        """Outer iterations until one ends the run."""
+        try:
+            while True:
+                if (end := self._iterate()) is not None:
+                    return end
+        except KeyboardInterrupt:
+            if self.best is None:
+                raise
+            return _ended(self.best, ConstrainedStatus.INTERRUPTED)
+        except Exception as error:
+            reached = getattr(error, "result", None)
+            if isinstance(reached, Result):
+                self.best = self._better(self._measured(reached)[0])
+            if self.best is not None:
+                attach(error, self.best, "the best point so far")
+            raise
 
-    def change(self, name: str, c: Array, multiplier: Any, penalty: float) -> Array:
-        """By how much the next multipliers differ from these: rho c; or for an inequality, whose
-        multiplier stays positive, max(0, multiplier + rho c) - multiplier.
+    def _iterate(self) -> ConstrainedResult | None:
+        """One outer iteration; the result if it is the last."""
+        s = self.settings
+        self.nit += 1
+        inner = self._solve_inner()
+        new, change = self._measured(inner)
+        self.nfev = new.nfev
+        if inner.success and change <= s.ctol:
+            return _ended(new, ConstrainedStatus.CONVERGED)
+        if inner.status is Status.NOT_FINITE and self.best is not None:
+            # The last inner solve has run off to where a larger penalty overflows.
+            return _ended(self.best, ConstrainedStatus.UNBOUNDED)
+        self.best = self._better(new)
+        if inner.status in _ENDS:
+            return _ended(self.best, _ENDS[inner.status])
+        if self.callback is not None and returned.is_true(self.callback(_apart(self.best))):
+            return _ended(self.best, ConstrainedStatus.CALLBACK)
+        if inner.status is Status.LINE_SEARCH and change <= s.ctol:
+            return _ended(self.best, ConstrainedStatus.INNER)
+        if self.nit >= s.maxiter:
+            return _ended(self.best, ConstrainedStatus.ITERATIONS)
+        if s.maxfun is not None and self.nfev >= s.maxfun:
+            return _ended(self.best, ConstrainedStatus.EVALUATIONS)
+        if inner.status is Status.ITERATIONS:
+            # Multipliers and violation mean nothing yet.
+            self.x = inner.x
+            return None
+        self._learn(inner, new, change)
+        return self._lost_in_penalty(inner)
 
-        Divided by rho that is 0 just where c = 0; or where c <= 0, multiplier >= 0 and one of the
-        two is 0.
-        """
-        change = penalty * c
-        if name == "equality":
-            return change
-        return self.space.xp.maximum(change, self.space.xp.zeros_like(change) - multiplier)
+    def _solve_inner(self) -> Result:
+        s, problem = self.settings, self.problem
+        maxtime = s.maxtime
+        if maxtime is not None:
+            maxtime = max(0.0, maxtime - (time.perf_counter() - self.start))
+        return minimize(
+            problem.merit, self.x, (self.multipliers, self.penalty, *self.args), method=s.method,
+            jac=problem.jac, has_aux=True, bounds=s.bounds, gtol=s.gtol, maxiter=s.maxiter_inner,
+            maxfun=None if s.maxfun is None else s.maxfun - self.nfev, maxtime=maxtime,
+            reproducible=problem.space.reproducible,
+        )
 
-    def measure(
-        self, aux: tuple, multipliers: Multipliers, penalty: float
-    ) -> tuple[float, float, float, Multipliers]:
-        """The value of fun; the violation; the largest change of a multiplier, divided by rho; and
-        the next multipliers."""
-        f, *found = aux
-        xp, max_abs = self.space.xp, self.space.max_abs
-        sizes: list[Any] = []
-        after: list[Any] = []
-        for name, c, multiplier in zip(Multipliers._fields, found, multipliers, strict=True):
-            if c is None:
-                sizes += [0.0, 0.0]
-                after.append(None)
-                continue
-            change = self.change(name, c, multiplier, penalty)
-            beyond = xp.maximum(c, xp.zeros_like(c)) if name == "inequality" else c
-            sizes += [max_abs(beyond), max_abs(change)]
-            after.append(multiplier + change)
-        value, *sizes = self.space.read(f, *sizes)
-        violation = FLOATS.maximum(*sizes[::2])  # where one is nan, nan
-        change = FLOATS.maximum(*sizes[1::2]) / penalty
-        return value, violation, change, Multipliers(*after)
+    def _learn(self, inner: Result, new: ConstrainedResult, change: float) -> None:
+        """Multipliers and penalty for the next inner solve."""
+        s = self.settings
+        grows = not s.has_multipliers or change > _ENOUGH * self._change
+        if inner.status is Status.UNBOUNDED:
+            # With a larger penalty there may be a minimum; not from out there.
+            grows = True
+        else:
+            self.x, self._change = inner.x, change
+            if s.has_multipliers:
+                self.multipliers = new.multipliers
+            if new.violation <= max(s.ctol, 0.5 * self._milestone):
+                self._milestone, self._since = new.violation, self.penalty
+        if grows:
+            self.penalty *= s.growth
 
-    @staticmethod
-    def _pair(out: Any) -> tuple[Any, Any]:
-        if not isinstance(out, (tuple, list)) or len(out) != 2:
-            raise TypeError(
-                f"fun returned {described(out)}; wanted, with jac=True, the pair (value, gradient)"
-            )
-        return out[0], out[1]
+    def _lost_in_penalty(self, inner: Result) -> ConstrainedResult | None:
+        """The result, if the penalty is so large that rounding hides fun."""
+        eps, best = self.problem.backend.eps, self.best
+        assert best is not None
+        if self.penalty <= self._since / math.sqrt(eps):
+            return None
+        if inner.status is Status.UNBOUNDED:
+            return _ended(best, ConstrainedStatus.UNBOUNDED)
+        # If next to nothing is left of the violation, the inner solves are what fails.
+        solved = best.violation <= eps ** (1 / 3)
+        return _ended(best, ConstrainedStatus.INNER if solved else ConstrainedStatus.INFEASIBLE)
 
-    def _numbers(self, out: Any, name: str) -> Array:
-        """What a constraint function returned, as an array (m,)."""
-        if not is_array(out):
-            out = self.backend.adopt(out, name)
-        self._check_library(out, name)
-        if out.ndim > 1 or 0 in out.shape:
-            raise ValueError(
-                f"{name} returned an array of shape {tuple(out.shape)}; wanted (m,), or one number"
-            )
-        xp = self.space.xp
-        return xp.reshape(xp.astype(out, self.backend.dtype, copy=False), (-1,))
-
-    def _matrix(self, out: Any, c: Array, name: str) -> Array:
-        """What a Jacobian returned, as an array (m, n)."""
-        if not is_array(out):
-            out = self.backend.adopt(out, name)
-        self._check_library(out, name)
-        wanted = (c.shape[0], self.layout.size)
-        if tuple(out.shape) != wanted and (wanted[0] != 1 or tuple(out.shape) != wanted[1:]):
-            raise ValueError(
-                f"{name} returned an array of shape {tuple(out.shape)}; wanted {wanted}"
-            )
-        xp = self.space.xp
-        return xp.reshape(xp.astype(out, self.backend.dtype, copy=False), wanted)
-
-    def _check_library(self, out: Array, name: str) -> None:
-        if (library := self.backend.name_of(out)) != self.backend.name:
-            raise TypeError(
-                f"{name} returned an array of {library}; wanted one of {self.backend.name}, like x0"
-            )
-
-
-def _solve(
-    problem: _Problem, x0: Any, args: Any, has_multipliers: bool, method: Any, bounds: Any,
-    penalty: float, growth: float, ctol: float | None, gtol: float | None, maxiter: int | None,
-    maxiter_inner: int | None, maxfun: int | None, maxtime: float | None,
-    callback: Callable[[ConstrainedResult], Any] | None,
-) -> ConstrainedResult:
-    eps = problem.backend.eps
-    rough = problem.jac == "2-point"
-    if ctol is None:
-        ctol = eps ** (1 / 2 if has_multipliers and not rough else 1 / 3)
-    if gtol is None and rough:
-        gtol = eps ** (1 / 3)
-    penalty = checks.number("penalty", penalty, above=0.0)
-    growth = checks.number("growth", growth, above=1.0)
-    ctol = checks.tolerance("ctol", ctol)
-    maxiter = checks.budget("maxiter", maxiter, 1)
-    maxiter_inner = checks.budget("maxiter_inner", maxiter_inner, 1)
-    maxfun = checks.budget("maxfun", maxfun, 1)
-    maxtime = checks.optional(checks.seconds)("maxtime", maxtime)
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback is a {type(callback).__name__}; wanted a function or None")
-    if not isinstance(args, tuple):
-        args = (args,)
-    start = time.perf_counter()
-    best: ConstrainedResult | None = None
-    x, nfev, previous = x0, 0, math.inf
-    # The violation when it last fell by half, and the penalty then.
-    milestone, since = math.inf, penalty
-    multipliers = Multipliers(0.0, 0.0)  # of any number of constraints
-
-    def measured(inner: Result) -> tuple[ConstrainedResult, float]:
-        value, violation, change, after = problem.measure(inner.aux, multipliers, penalty)
+    def _measured(self, inner: Result) -> tuple[ConstrainedResult, float]:
+        """The result of an inner solve, and the largest change of a multiplier."""
+        value, violation, change, after = self.problem.measure(
+            inner.aux, self.multipliers, self.penalty
+        )
         running = ConstrainedStatus.RUNNING
         result = ConstrainedResult(
-            inner.x, value, violation, after, penalty, nit, nfev + inner.nfev, False, running,
-            running.message, inner,
+            inner.x, value, violation, after, self.penalty, self.nit, self.nfev + inner.nfev,
+            False, running, running.message, inner,
         )
         return result, change
 
-    def better(old: ConstrainedResult | None, new: ConstrainedResult) -> ConstrainedResult:
+    def _better(self, new: ConstrainedResult) -> ConstrainedResult:
+        """The better of the best result and a new one, with the new one's counts."""
+        old, ctol = self.best, self.settings.ctol
         if old is None or not math.isfinite(old.violation):
             return new
         first = min((old, new), key=lambda r: (max(r.violation, ctol), r.fun))
         return dataclasses.replace(first, nit=new.nit, nfev=new.nfev)
 
-    def end(result: ConstrainedResult, status: ConstrainedStatus) -> ConstrainedResult:
-        return dataclasses.replace(
-            result, success=status.success, status=status, message=status.message
-        )
 
-    nit = 0
-    try:
-        while True:
-            nit += 1
-            inner = minimize(
-                problem.merit, x, (multipliers, penalty, *args), method=method, jac=problem.jac,
-                has_aux=True, bounds=bounds, gtol=gtol, maxiter=maxiter_inner,
-                maxfun=None if maxfun is None else maxfun - nfev,
-                maxtime=None if maxtime is None else max(
-                    0.0, maxtime - (time.perf_counter() - start)
-                ),
-                reproducible=problem.space.reproducible,
-            )
-            new, change = measured(inner)
-            nfev = new.nfev
-            if inner.success and change <= ctol:
-                return end(new, ConstrainedStatus.CONVERGED)
-            if inner.status is Status.NOT_FINITE and best is not None:
-                # The last inner solve has run off to where a larger penalty overflows.
-                return end(best, ConstrainedStatus.UNBOUNDED)
-            best = better(best, new)
-            if inner.status in _ENDS:
-                return end(best, _ENDS[inner.status])
-            if callback is not None and is_true(callback(_apart(best))):
-                return end(best, ConstrainedStatus.CALLBACK)
-            if inner.status is Status.LINE_SEARCH and change <= ctol:
-                return end(best, ConstrainedStatus.INNER)
-            if maxiter is not None and nit >= maxiter:
-                return end(best, ConstrainedStatus.ITERATIONS)
-            if maxfun is not None and nfev >= maxfun:
-                return end(best, ConstrainedStatus.EVALUATIONS)
-
-            if inner.status is Status.ITERATIONS:
-                # Not yet where multipliers and violation tell something.
-                x = inner.x
-                continue
-            grows = not has_multipliers or change > _ENOUGH * previous
-            if inner.status is Status.UNBOUNDED:
-                # With a larger penalty there may be a minimum; not from out there.
-                grows = True
-            else:
-                x, previous = inner.x, change
-                if has_multipliers:
-                    multipliers = new.multipliers
-                if new.violation <= max(ctol, 0.5 * milestone):
-                    milestone, since = new.violation, penalty
-            if grows:
-                penalty *= growth
-            # In a larger penalty fun is lost by rounding.
-            if penalty > since / math.sqrt(eps):
-                if inner.status is Status.UNBOUNDED:
-                    return end(best, ConstrainedStatus.UNBOUNDED)
-                # Where next to nothing is left of it, the inner solves are what fails.
-                solved = best.violation <= eps ** (1 / 3)
-                return end(
-                    best, ConstrainedStatus.INNER if solved else ConstrainedStatus.INFEASIBLE
-                )
-    except KeyboardInterrupt:
-        if best is None:
-            raise
-        return end(best, ConstrainedStatus.INTERRUPTED)
-    except Exception as error:
-        reached = getattr(error, "result", None)
-        if isinstance(reached, Result):
-            best = better(best, measured(reached)[0])
-        if best is not None:
-            attach(error, best, "the best point so far")
-        raise
+def _ended(result: ConstrainedResult, status: ConstrainedStatus) -> ConstrainedResult:
+    return dataclasses.replace(
+        result, success=status.success, status=status, message=status.message
+    )
 
 
 def _apart(result: ConstrainedResult) -> ConstrainedResult:
     """A result whose arrays the receiver may change."""
     x, multipliers = map_leaves(
-        lambda leaf: Backend.copy(leaf) if is_array(leaf) else leaf,
+        lambda leaf: copy_of(leaf) if is_array(leaf) else leaf,
         (result.x, tuple(result.multipliers)),
     )
     return dataclasses.replace(result, x=x, multipliers=Multipliers(*multipliers))

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import lbfgs_xp as lx
-from lbfgs_xp import backend, problems
-from lbfgs_xp.backend import Backend
+from lbfgs_xp import problems
+from lbfgs_xp.arrays import inventory
+from lbfgs_xp.arrays.backend import Backend
 
 PICTURE = "lbfgs_xp_demo.png"
 
@@ -51,7 +52,7 @@ class Case(NamedTuple):
     maxiter: int
 
 
-class Run(NamedTuple):
+class Solved(NamedTuple):
     """One solved problem: the outcome, the seconds, and the iterates on the host."""
 
     result: Any
@@ -82,9 +83,9 @@ def tables(out: Any, quick: bool) -> None:
     from rich.markup import escape
 
     places = [
-        (name, device, Backend(array))
-        for name in backend.installed()
-        for device, array in backend.samples(name)
+        (name, device, Backend.of(array))
+        for name in inventory.installed()
+        for device, array in inventory.samples(name)
     ]
     patience = 15.0
     slow: dict[str, str] = {}
@@ -110,7 +111,7 @@ def tables(out: Any, quick: bool) -> None:
                     if dtype not in references:
                         references[dtype] = run.iterates
                         if name != "numpy":
-                            numpy = Backend(np.zeros(1, dtype=dtype))
+                            numpy = Backend.of(np.zeros(1, dtype=dtype))
                             references[dtype] = solve(case, numpy, reproducible, patience).iterates
                 shown.add_row(*cells, *_numbers(run), _compare(run, references[dtype]))
             shown.add_section()
@@ -151,7 +152,7 @@ def cases(quick: bool) -> Iterator[Case]:
     yield Case("network (MLP)", problems.mlp_regression, {}, 10 if quick else 200)
 
 
-def solve(case: Case, here: Backend, reproducible: bool, patience: float) -> Run:
+def solve(case: Case, here: Backend, reproducible: bool, patience: float) -> Solved:
     """Solves the case to see every iterate, then again for the time."""
     settings = dict(case.settings)
     if reproducible and case.factory is problems.mlp_regression:
@@ -180,16 +181,16 @@ def solve(case: Case, here: Backend, reproducible: bool, patience: float) -> Run
         iterates.clear()
         result = run(callback=keep)
     if result.status == lx.Status.TIME:
-        return Run(result, math.inf, iterates)
+        return Solved(result, math.inf, iterates)
     times: list[float] = []
     while len(times) < 3 and sum(times) < patience / 2:
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
-    return Run(result, min(times), iterates)
+    return Solved(result, min(times), iterates)
 
 
-def _numbers(run: Run) -> list[str]:
+def _numbers(run: Solved) -> list[str]:
     res = run.result
     return [
         str(res.nit), str(res.nfev), f"{res.fun:.2e}", f"{res.gradient_norm:.1e}",
@@ -197,7 +198,7 @@ def _numbers(run: Run) -> list[str]:
     ]
 
 
-def _compare(run: Run, reference: list[np.ndarray]) -> str:
+def _compare(run: Solved, reference: list[np.ndarray]) -> str:
     if run.iterates is reference:
         return "[dim]NumPy itself[/]"
     pairs = list(zip(run.iterates, reference, strict=False))

@@ -6,21 +6,23 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 
-from lbfgs_xp.backend import is_array, is_true
-from lbfgs_xp.checks import called_here
-from lbfgs_xp.loop import Run
-from lbfgs_xp.methods import plan_of
-from lbfgs_xp.objective import Objective
-from lbfgs_xp.phases import Limits
-from lbfgs_xp.progress import Live
-from lbfgs_xp.result import Record, Result, State, Status, attach
-from lbfgs_xp.rows import Rows
-from lbfgs_xp.space import FixedOrderSpace, Space
-from lbfgs_xp.tree import Layout
+from lbfgs_xp.arrays.backend import is_array
+from lbfgs_xp.arrays.returned import is_true
+from lbfgs_xp.arrays.rows import Rows
+from lbfgs_xp.arrays.space import FixedOrderSpace, Space
+from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp.checks import reject_foreign_keywords
+from lbfgs_xp.result import BatchResult, Record, Result, State, Status, attach
+from lbfgs_xp.run.loop import Run
+from lbfgs_xp.run.objective import Objective
+from lbfgs_xp.run.plan import plan_of
+from lbfgs_xp.run.progress import Live
+from lbfgs_xp.solvers.method import Limits
+from lbfgs_xp.typing import Jacobian, MinimizeSettings, PhasesOf
 
 # Numbers of x from which on the C library may fetch each temporary from the system.
 _LARGE = 2**14
@@ -29,7 +31,28 @@ _LARGE = 2**14
 _OF_THE_METHOD = "a setting of the method, such as lx.LBFGS(memory_size=20) or lx.Adam(1e-2)"
 
 
-@called_here(
+@overload
+def minimize(
+    fun: Callable[..., Any], x0: Any, args: Any = (), *, batched: Literal[False] = False,
+    **settings: Unpack[MinimizeSettings],
+) -> Result: ...
+
+
+@overload
+def minimize(
+    fun: Callable[..., Any], x0: Any, args: Any = (), *, batched: Literal[True],
+    **settings: Unpack[MinimizeSettings],
+) -> BatchResult: ...
+
+
+@overload
+def minimize(
+    fun: Callable[..., Any], x0: Any, args: Any = (), *, batched: bool,
+    **settings: Unpack[MinimizeSettings],
+) -> Result | BatchResult: ...
+
+
+@reject_foreign_keywords(
     tol="gtol (of the gradient), ftol (of the value) or xtol (of x)",
     options="each option as an argument of its own: maxiter=, gtol=, ...",
     **dict.fromkeys(("max_iter", "maxit", "n_iter", "steps", "iterations"), "maxiter"),
@@ -46,13 +69,13 @@ _OF_THE_METHOD = "a setting of the method, such as lx.LBFGS(memory_size=20) or l
     hessp="hess",
 )
 def minimize(
-    fun: Callable,
+    fun: Callable[..., Any],
     x0: Any,
-    args: tuple = (),
+    args: Any = (),
     *,
-    method: Any = None,
-    jac: Any = None,
-    hess: Callable | None = None,
+    method: PhasesOf = None,
+    jac: Jacobian = None,
+    hess: Callable[..., Any] | None = None,
     has_aux: bool = False,
     bounds: Any = None,
     gtol: float | None = None,
@@ -143,7 +166,7 @@ def minimize(
 
     Returns
     -------
-    Result
+    Result, or BatchResult with batched=True
 
     Raises
     ------
@@ -175,34 +198,23 @@ def minimize(
     space = (FixedOrderSpace if reproducible else Space)(layout.backend, batched)
     objective = Objective(fun, args, jac, has_aux, layout, pass_rows)
     if math.prod(layout.shape) >= _LARGE:
-        layout.backend.keep_memory()
+        layout.backend.keep_freed_memory()
     run = Run(plan, space, objective, hess)
-    watched = progress or callback is not None
     # Trials that overflow are ordinary, so NumPy's warnings are off; but not inside the user's
     # functions, which run in the context of the caller.
     with Live(progress) as live, np.errstate(all="ignore"):
         try:
             run.begin(layout.start(), state)
-            while run.goes_on():
-                if time.perf_counter() >= run.deadline:
-                    run.end(Status.TIME)
-                    continue
-                if not run.advance() or not watched:
-                    continue
-                record = run.record()
-                live.show(record)
-                if callback is not None and _stops(run, callback, record):
-                    run.stop(Status.CALLBACK)
-                    break
+            _carry_on(run, callback, live)
         except KeyboardInterrupt:
-            if run.now is None:
+            if run.standing is None:
                 raise
-            run.mend()
+            run.recover_from_interrupt()
             run.stop(Status.INTERRUPTED)
         except Exception as error:
             _explain_dtype(error, layout)
-            if run.now is not None:
-                _explain(error, run.rows, run.layout)
+            if run.standing is not None:
+                _explain_rows(error, run.rows, run.layout)
                 result = run.result()
                 value = "the values" if is_array(result.fun) else f"value {result.fun}"
                 attach(error, result, f"the best point so far, with {value}")
@@ -210,29 +222,46 @@ def minimize(
     return run.result()
 
 
+def _carry_on(run: Run, callback: Callable[[Record], Any] | None, live: Live) -> None:
+    """Evaluate after evaluation until the run has ended, or the callback stops it."""
+    watched = live.shown or callback is not None
+    while run.goes_on():
+        if time.perf_counter() >= run.deadline:
+            run.end(Status.TIME)
+            continue
+        if not run.advance() or not watched:
+            continue
+        record = run.record()
+        live.show(record)
+        if callback is not None and _stops(run, callback, record):
+            run.stop(Status.CALLBACK)
+            return
+
+
 def _stops(run: Run, callback: Callable, record: Record) -> bool:
     try:
-        return is_true(run.outside(callback, record))
+        return is_true(run.in_caller_context(callback, record))
     except StopIteration:
         return True
 
 
 def _explain_dtype(error: BaseException, layout: Layout) -> None:
-    """Says what may not go together with other arrays of a function."""
+    """Add the dtypes of x0, which other arrays of a function may not go together with."""
     with contextlib.suppress(Exception):
-        if "dtype" in str(error) and "wanted" not in str(error):    # which is of our own checks
+        if "dtype" in str(error) and "wanted" not in str(error):    # as our own checks say
             dtypes = sorted({str(leaf.dtype) for leaf in layout.leaves})
-            error.add_note(f"lbfgs_xp: functions are handed {', '.join(dtypes)}, like x0")
+            error.add_note(f"lbfgs_xp: functions are passed {', '.join(dtypes)}, like x0")
 
 
-def _explain(error: BaseException, rows: Rows, layout: Layout) -> None:
-    """Says what may have surprised a function of a batch."""
+def _explain_rows(error: BaseException, rows: Rows, layout: Layout) -> None:
+    """Explain a possible mismatch of row counts."""
     if rows.here is None:
         return
-    left, all_ = rows.here.shape[0], layout.batch[0]
+    left, count = rows.here.shape[0], layout.batch[0]
     with contextlib.suppress(Exception):
         error.add_note(
-            f"lbfgs_xp: functions were handed {left} of the {all_} rows, for those that are done "
-            "leave the batch; hand data of the rows over as args=, or take the numbers of the rows "
-            f"with pass_rows=True (arrays in args of first axis {all_} count as data of the rows)"
+            f"lbfgs_xp: functions were passed {left} of the {count} rows, because rows that are "
+            "done leave the batch; pass data of the rows as args=, or take the indices of the rows "
+            f"with pass_rows=True (arrays in args with first axis {count} count as data of the "
+            "rows, but 1-d ones as shared where another axis of x0 is as long)"
         )

@@ -32,8 +32,8 @@ import numpy as np
 from array_api_compat import array_namespace
 from array_api_compat import device as device_of
 
+from lbfgs_xp.arrays.space import fixed_sum
 from lbfgs_xp.checks import count
-from lbfgs_xp.space import fixed_sum
 
 Array = Any
 

@@ -30,18 +30,19 @@ from typing import Any
 import array_api_compat as compat
 import numpy as np
 
-from lbfgs_xp.backend import Array, Backend, is_array
+from lbfgs_xp.arrays.backend import Array, Backend, is_array
+from lbfgs_xp.arrays.keyed import Keyed
+from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.checks import number, setting
-from lbfgs_xp.space import Space
 
 __all__ = ["Box", "Halfspace", "L1Ball", "L2Ball", "NonNegative", "Projection", "Simplex"]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Projection(ABC):
+@dataclasses.dataclass(frozen=True)
+class Projection(Keyed, ABC):
     """A convex set, as the function that maps a point to the nearest point of the set.
 
-    To write one, derive a frozen dataclass (`eq=False`, so that this class compares the settings)
+    To write one, derive a frozen dataclass (this class compares the settings)
     and implement `project` with the reductions of the space.
     """
 
@@ -60,7 +61,7 @@ class Projection(ABC):
         if not is_array(x) or x.ndim == 0:
             what = "a 0-d array" if is_array(x) else f"a {type(x).__name__}"
             raise TypeError(f"{name} was given {what}; wanted an array (..., n)")
-        backend = Backend(x, traced=True)
+        backend = Backend.of(x, traced=True)
         if backend.complex and not self.takes_complex:
             raise TypeError(
                 f"{name} was given dtype {x.dtype}; wanted real numbers, for complex ones have no "
@@ -84,25 +85,19 @@ class Projection(ABC):
         have an entry for each problem."""
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         own = {
-            name: space.backend.rows_of(value, space.send(here))
+            name: space.backend.take_from_any(value, space.send(here))
             for name, value in settings.items()
             if is_array(value) and value.ndim == 2 and value.shape[0] == count
         }
         return dataclasses.replace(self, **own) if own else self
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Projection) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
     @functools.cached_property
     def _key(self) -> tuple:
         settings = vars(self).items()
-        return type(self), *((name, _fingerprint(value)) for name, value in settings)
+        return tuple((name, _fingerprint(value)) for name, value in settings)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class Box(Projection):
     """lower <= x <= upper, component by component.
 
@@ -141,7 +136,7 @@ class Box(Projection):
         return x
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class NonNegative(Projection):
     """x >= 0, component by component.
 
@@ -154,7 +149,7 @@ class NonNegative(Projection):
         return space.xp.maximum(x, space.xp.zeros_like(x))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class Simplex(Projection):
     """x >= 0 with the sum `total`.
 
@@ -179,7 +174,7 @@ class Simplex(Projection):
         return xp.where(inside[..., None], x, _onto_simplex(space, x, self.total))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class L1Ball(Projection):
     """|x_1| + ... + |x_n| <= radius.
 
@@ -205,7 +200,7 @@ class L1Ball(Projection):
         return xp.where(inside[..., None], x, nearest)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class L2Ball(Projection):
     """The Euclidean distance of x from `center` is at most `radius`.
 
@@ -252,7 +247,7 @@ class L2Ball(Projection):
         return xp.where(inside[..., None], x, nearest)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class Halfspace(Projection):
     """normal . x <= offset.
 
@@ -318,7 +313,7 @@ def _onto_simplex(space: Space, x: Array, total: float) -> Array:
     floor = xp.full_like(largest, -1.0)
     descending = xp.maximum((descending - largest) * (1.0 / total), floor)
     x = xp.maximum((x - largest) * (1.0 / total), floor)
-    counts = xp.arange(1, x.shape[-1] + 1, dtype=x.dtype, device=space.backend.placement)
+    counts = xp.arange(1, x.shape[-1] + 1, dtype=x.dtype, device=space.backend.creation_device)
     candidates = (space.cumulative_sum(descending) - 1.0) * (1.0 / counts)
     threshold = xp.max(candidates, axis=-1, keepdims=True)
     # Sums of many numbers have rounded: once more with those that are left.
@@ -344,11 +339,11 @@ def _own(projection: Projection, name: str, missing: float | None = None) -> np.
     elif is_array(value) and not isinstance(value, (np.ndarray, np.generic)):
         if not compat.array_namespace(value).isdtype(value.dtype, "real floating"):
             raise TypeError(f"{name} has dtype {value.dtype}; wanted a real floating-point dtype")
-        backend = Backend(value)
+        backend = Backend.of(value)
         host = backend.to_host(value).astype(np.float64)
         value = backend.own(value)
     if not is_array(value) or isinstance(value, (np.ndarray, np.generic)):
-        host = Backend(np.zeros(1)).adopt(value, name)
+        host = Backend.of(np.zeros(1)).adopt(value, name)
         value = float(host) if host.ndim == 0 else host
     if np.any(np.isnan(host)):
         raise ValueError(f"{name} has entries that are nan; wanted numbers")
@@ -385,6 +380,6 @@ def _fingerprint(setting: Any) -> Any:
     """What tells settings apart: equal numbers in arrays of one kind are the same setting."""
     if not is_array(setting):
         return setting
-    backend = Backend(setting)
+    backend = Backend.of(setting)
     host = np.ascontiguousarray(backend.to_host(setting))
     return backend, host.shape, hashlib.sha256(host.tobytes()).hexdigest()

@@ -6,13 +6,14 @@ import collections
 import contextlib
 import dataclasses
 import enum
+import itertools
 import math
 from typing import Any, NamedTuple, NoReturn, Self
 
 import numpy as np
 
-from lbfgs_xp.backend import Backend, is_array
-from lbfgs_xp.tree import flatten, map_leaves
+from lbfgs_xp.arrays.backend import Backend, is_array
+from lbfgs_xp.arrays.tree import flatten, map_leaves
 
 
 class Reason(enum.IntEnum):
@@ -100,15 +101,15 @@ class Best(NamedTuple):
 class State(NamedTuple):
     """All that is needed to go on: `lx.minimize(..., state=res.state)`.
 
-    method, space : the solver and the space of the run.
-    solver : where the solver stands.
+    solver, space : those of the run.
+    solver_state : where the solver stands.
     best, aux : the best point so far.
     central : whether central differences have taken the place of forward ones.
     """
 
-    method: Any
-    space: Any
     solver: Any
+    space: Any
+    solver_state: Any
     best: Best
     aux: Any
     central: bool = False
@@ -133,24 +134,21 @@ class Record(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The outcome of `lx.minimize`.
-
-    For a batch of B problems the fields `fun`, `nit`, `nfev`, `success` and `status` are arrays
-    of shape (B,) of the library of x0; `status` then holds the integers of `lx.Status`.
+    """The outcome of `lx.minimize`; that of a batch is a `lx.BatchResult`.
 
     Attributes
     ----------
     x : of the structure, library, device and dtype of x0
         The best point seen: the lowest value; among values that agree to rounding, the smallest
         gradient.
-    fun : float, or array (B,)
+    fun : float
         Its value.
     jac : of the structure of x
         Its gradient.
-    gradient_norm : float, or array (B,)
+    gradient_norm : float
         The largest absolute component of `jac`; of a solver that projects, of P(x - jac) - x, with
         P the projection.
-    nit, nfev : int, or arrays (B,)
+    nit, nfev : int
         Accepted iterations; evaluations of fun (those for finite differences included).
     nhev : int
         How often the Hessian was formed (for a batch: those of all problems at once).
@@ -168,19 +166,19 @@ class Result:
     """
 
     x: Any
-    fun: Any
+    fun: float
     jac: Any
-    gradient_norm: Any
-    nit: Any
-    nfev: Any
-    success: Any
-    status: Any
-    message: Any
+    gradient_norm: float
+    nit: int
+    nfev: int
+    success: bool
+    status: Status
+    message: str
     nhev: int = 0
     aux: Any = None
     hess_inv: Any = dataclasses.field(default=None, repr=False)
     state: Any = dataclasses.field(default=None, repr=False)
-    phases: tuple = dataclasses.field(default=(), repr=False)
+    phases: tuple[Result, ...] = dataclasses.field(default=(), repr=False)
 
     def __repr__(self) -> str:
         return table(self)
@@ -190,6 +188,37 @@ class Result:
             "the result of minimize is one object, which cannot be unpacked; wanted "
             "res = lx.minimize(...), then res.x and res.fun"
         )
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class BatchResult(Result):
+    """The outcome of `lx.minimize` with batched=True, for B problems.
+
+    The attributes of `lx.Result`, of which `fun`, `gradient_norm`, `nit`, `nfev`, `success` and
+    `status` are arrays (B,) of the library of x0, and `message` is a list of B sentences. `status`
+    holds the integers of `lx.Status`.
+    """
+
+    fun: Any
+    gradient_norm: Any
+    nit: Any
+    nfev: Any
+    success: Any
+    status: Any
+    message: list[str]  # type: ignore[assignment]
+
+
+_COUNTS = ("nit", "nfev", "nhev")
+
+
+def joined(results: list[Result]) -> Result:
+    """The last of the results of several phases, whose counts go on from one to the next, with
+    `phases`."""
+    own = results[:1]
+    for before, after in itertools.pairwise(results):
+        counts = {name: getattr(after, name) - getattr(before, name) for name in _COUNTS}
+        own.append(dataclasses.replace(after, **counts))
+    return dataclasses.replace(results[-1], phases=tuple(own))
 
 
 # Numbers of an array that are written out.
@@ -213,7 +242,7 @@ def table(result: Any) -> str:
         elif batched and field.name == "message":
             text = "\n".join(f"{count} x {message}" for message, count in _counts(value))
         elif batched and is_array(value) and field.name != "aux":
-            backend = Backend(flatten(result.x)[0][0], "x")
+            backend = Backend.of(flatten(result.x)[0][0], "x")
             text = _of_rows(field.name, backend.to_host(value))
         else:
             # A status prints as its name here, since the message has a line of its own.

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
-from lbfgs_xp.checks import count, flag, integer, number, real
+from lbfgs_xp.checks import Settings, count, flag, integer, number, real
 
 __all__ = [
     "Constant",
@@ -84,7 +84,7 @@ def as_schedule(value: Any, name: str = "learning_rate") -> Schedule:
 
 
 @dataclass(frozen=True, eq=False)
-class Schedule:
+class Schedule(Settings):
     """What all schedules share: calling one, drawing it, and the checks of its settings.
 
     To write a schedule, derive a frozen dataclass and implement `rate`; `span` is optional. Fields

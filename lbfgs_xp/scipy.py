@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lbfgs_xp.backend import described
+from lbfgs_xp.arrays.returned import described
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import Record, Status
 from lbfgs_xp.solvers.lbfgs import LBFGS

@@ -13,6 +13,7 @@ import sys
 from typing import Any
 
 import numpy as np
+import pytest
 
 
 class Backend(enum.Enum):
@@ -139,6 +140,29 @@ class Backend(enum.Enum):
 
     def __str__(self) -> str:
         return self.value
+
+
+def parameters(backends: Any = Backend) -> list[Any]:
+    """The backends as parameters of tests; those on a GPU carry the marker `gpu`."""
+    return [
+        pytest.param(b, id=b.value, marks=[pytest.mark.gpu] if b.is_gpu else []) for b in backends
+    ]
+
+
+def watch_reads(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of all that `backend` reads from the device from now on, as it goes."""
+    from lbfgs_xp.arrays.backend import Backend as Library
+
+    seen: list[tuple[int, ...]] = []
+    own = type(Library.of(backend.asarray([1.0])))
+    to_host = own.to_host
+
+    def counted(self: Library, array: Any) -> Any:
+        seen.append(tuple(array.shape))
+        return to_host(self, array)
+
+    monkeypatch.setattr(own, "to_host", counted)
+    return seen
 
 
 CPU = [backend for backend in Backend if not backend.is_gpu]

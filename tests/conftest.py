@@ -6,7 +6,8 @@ import importlib.util
 from typing import Any
 
 import pytest
-from backends import Backend
+
+from tests.backends import Backend, parameters, watch_reads
 
 if importlib.util.find_spec("jax") is not None:
     import jax
@@ -14,16 +15,9 @@ if importlib.util.find_spec("jax") is not None:
     jax.config.update("jax_enable_x64", True)  # before the first array is made
 
 
-def backend_params(backends: Any = Backend) -> list[Any]:
-    """The backends as parameters; those on a GPU carry the marker `gpu`."""
-    return [
-        pytest.param(b, id=b.value, marks=[pytest.mark.gpu] if b.is_gpu else []) for b in backends
-    ]
-
-
-@pytest.fixture(params=backend_params())
+@pytest.fixture(params=parameters())
 def backend(request: pytest.FixtureRequest) -> Backend:
-    """Every array library in turn; skipped, with the reason, where it cannot run."""
+    """Every array library in turn; skipped, with the reason, if it cannot run."""
     chosen: Backend = request.param
     if chosen.missing:
         pytest.skip(chosen.missing)
@@ -34,3 +28,9 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 def xp(backend: Backend) -> Any:
     """The namespace of `backend`."""
     return backend.xp
+
+
+@pytest.fixture
+def reads(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of all that `backend` reads from the device, as it goes."""
+    return watch_reads(backend, monkeypatch)

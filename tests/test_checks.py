@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from backends import Backend
 
 import lbfgs_xp as lx
 from lbfgs_xp import checks
+from tests.backends import Backend
 
 
 def fails(call: Callable[[], Any], message: str, error: type[Exception] = ValueError) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from backends import Backend
 
 import lbfgs_xp as lx
 from lbfgs_xp import ConstrainedStatus
+from tests.backends import Backend
 
 ROOT3 = math.sqrt(3.0)
 BOTH = [lx.augmented_lagrangian, lx.quadratic_penalty]

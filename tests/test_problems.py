@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from backends import CPU, Backend
 
 from lbfgs_xp import problems
+from tests.backends import CPU, Backend
 
 NAMES = sorted(problems.ALL)
 

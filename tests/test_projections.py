@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from backends import Backend
 
 import lbfgs_xp as lx
 from lbfgs_xp.projections import Box, Halfspace, L1Ball, L2Ball, NonNegative, Projection, Simplex
+from tests.backends import Backend
 
 RNG = np.random.default_rng(0)
 N = 7

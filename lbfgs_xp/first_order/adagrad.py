@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from lbfgs_xp.backend import Array
+from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.first_order.base import FirstOrder
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from lbfgs_xp.backend import Array
+from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.first_order.base import FirstOrder
 
 

@@ -6,20 +6,20 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lbfgs_xp.backend import Array
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.checks import flag, number, optional, real, setting
 from lbfgs_xp.first_order import update
 from lbfgs_xp.first_order.kernel import Kernel, kernel
 from lbfgs_xp.first_order.state import OptimizerState
 from lbfgs_xp.first_order.stepping import Stepping
 from lbfgs_xp.first_order.tape import Tape, record
-from lbfgs_xp.phases import Method
 from lbfgs_xp.schedules import as_schedule
-from lbfgs_xp.tree import Layout
+from lbfgs_xp.solvers.method import Method
 
 _POLICIES = ("ignore", "raise", "skip")
 # Settings of the whole update, which a group of leaves cannot have of its own.
@@ -61,7 +61,7 @@ class FirstOrder(Method):
     clip_norm: float | None = None
     clip_value: float | None = None
     maximize: bool = False
-    on_nonfinite: str = "ignore"
+    on_nonfinite: Literal["ignore", "raise", "skip"] = "ignore"
     labels: Any = None
     groups: Any = ()
 
@@ -126,6 +126,14 @@ class FirstOrder(Method):
         """
         with np.errstate(all="ignore"):
             return update.update(self, params, grads, state, value, in_place, reproducible)
+
+    def update_leaves(
+        self, xs: list[Array], gs: list[Array], state: OptimizerState, *, value: Any = None,
+        in_place: bool = False, reproducible: bool = False,
+    ) -> tuple[list[Array], OptimizerState]:
+        """`update` of leaves and gradients that are known to fit the state."""
+        with np.errstate(all="ignore"):
+            return update.update_leaves(self, xs, gs, state, value, in_place, reproducible)
 
     def solver(self, layout: Layout) -> Any:
         """The same rule as a solver for `lx.minimize`."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lbfgs_xp.first_order.tape import Step, Tape
+from lbfgs_xp.first_order.tape import Instruction, Tape
 
 # Bytes of a block. Smaller ones would stay nearer to the processor, but the threads would then
 # wait for the interpreter lock, which each operation takes and gives back.
@@ -89,20 +89,20 @@ def _run_span(
                 new[i:j] = old[i:j]
             parts = [output[i:j] for output in outputs]
             registers = [*parts, g[i:j], *numbers, *(s[: j - i] for s in scratch)]
-            for step in tape.steps:
-                _operate(step, registers)
+            for instruction in tape.instructions:
+                _operate(instruction, registers)
 
 
-def _operate(step: Step, registers: list[Any]) -> None:
-    operands = [registers[o] if type(o) is int else o for o in step.operands]
-    out = registers[step.out]
-    if step.operation == "where":
+def _operate(instruction: Instruction, registers: list[Any]) -> None:
+    operands = [registers[o] if type(o) is int else o for o in instruction.operands]
+    out = registers[instruction.out]
+    if instruction.operation == "where":
         mask, a, b = operands
         if b is not out:
             np.copyto(out, b)
         np.copyto(out, a, where=mask)
     else:
-        _ufunc(step.operation)(*operands, out=out)
+        _ufunc(instruction.operation)(*operands, out=out)
 
 
 @functools.cache

@@ -48,9 +48,9 @@ def kernel(tape: Tape) -> Kernel:
     lines = [f"T r{i} = i{i};" for i in (*arrays, g)]
     lines += [f"T r{i} = (T)n{i};" for i in numbers]
     lines += [f"{'bool' if boolean else 'T'} r{i};" for i, boolean in scratch]
-    for step in tape.steps:
-        operands = [f"r{o}" if isinstance(o, int) else f"(T){o!r}" for o in step.operands]
-        lines.append(f"r{step.out} = {_OPERATIONS[step.operation](*operands)};")
+    for instruction in tape.instructions:
+        operands = [f"r{o}" if isinstance(o, int) else f"(T){o!r}" for o in instruction.operands]
+        lines.append(f"r{instruction.out} = {_OPERATIONS[instruction.operation](*operands)};")
     lines += [f"o{i} = r{i};" for i in arrays]
     inputs = [f"T i{i}" for i in (*arrays, g)] + [f"float64 n{i}" for i in numbers]
     return Kernel(", ".join(inputs), ", ".join(f"T o{i}" for i in arrays), "\n".join(lines))

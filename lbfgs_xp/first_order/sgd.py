@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from lbfgs_xp.backend import Array
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.first_order.base import FirstOrder
 from lbfgs_xp.first_order.state import OptimizerState
 from lbfgs_xp.line_search import LineSearch, rule_of
 from lbfgs_xp.solvers.steepest_descent import SteepestDescent
-from lbfgs_xp.tree import Layout
+from lbfgs_xp.typing import LineSearchName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ class GradientDescent(FirstOrder):
     """
 
     learning_rate: Any = None
-    line_search: LineSearch | str | None = None
+    line_search: LineSearch | LineSearchName | None = None
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__  # the dataclass is frozen

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from lbfgs_xp.backend import Array
-from lbfgs_xp.space import Space
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.space import Space
 
 
-class Plan(NamedTuple):
-    """What `init` learnt of the parameters.
+class ParameterSpec(NamedTuple):
+    """What the parameters are like, as `init` found them.
 
     optimizer : the name of the optimizer's class.
     structure : how the leaves are nested.
@@ -32,15 +32,15 @@ class OptimizerState(NamedTuple):
     """What an optimizer remembers from update to update.
 
     step : int, the updates so far.
-    slots : for each leaf, the arrays that the rule keeps (see `plan.names`), of the shape of the
+    slots : for each leaf, the arrays that the rule keeps (see `spec.names`), of the shape of the
         leaf; of a complex leaf (..., 2), real and imaginary parts.
     carried : for each group of settings, the numbers that the rule keeps.
     plateaus : for each group, the state of its `ReduceOnPlateau`, or None.
-    plan : what is known of the parameters.
+    spec : what is known of the parameters.
     """
 
     step: int
     slots: tuple[tuple[Array, ...], ...]
     carried: tuple[tuple[float, ...], ...]
     plateaus: tuple[Any, ...]
-    plan: Plan
+    spec: ParameterSpec

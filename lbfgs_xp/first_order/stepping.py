@@ -6,9 +6,10 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
-from lbfgs_xp.backend import Array, Backend
+from lbfgs_xp.arrays.backend import Array, copy_of
+from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.first_order import update
-from lbfgs_xp.space import Space
+from lbfgs_xp.solvers.contract import Solver
 
 # How often a trial that is not finite is looked at again.
 _LOOKS = 10
@@ -55,7 +56,7 @@ class SteppingState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Stepping:
+class Stepping(Solver):
     """Steps of a first-order optimizer.
 
     optimizer : FirstOrder
@@ -67,20 +68,20 @@ class Stepping:
 
     # The value may rise from step to step, for as long as it likes.
     searches = False
+    resumes = True
     patience = 2**31 - 1
     # The learning rate of a step is a matter of the host.
     compiles = False
 
     def init(
-        self, space: Space, x: Array, value: Any, gradient: Array, memory: Memory | None = None
+        self, space: Space, x: Array, value: Any, gradient: Array, learned: Memory | None = None
     ) -> SteppingState:
         """The state at x, a vector (..., n), where value and gradient are known."""
         fn = space.scalars
         if space.batched:
             self._check_shared()
         value, size = space.read(value, space.max_abs(gradient))
-        if memory is None:
-            memory = self._fresh(space, x)
+        memory = self._fresh(space, x) if learned is None else learned
         no = fn.full(False, value)
         state = SteppingState(
             x, value, gradient, size, fn.full(0.0, value), x, value, fn.full(math.inf, value),
@@ -207,12 +208,12 @@ class Stepping:
             tuple((*place, tuple(variants[place[2]].slots())) for place in self.segments),
         )
 
-    def pairs(self, space: Space, state: SteppingState) -> Memory:
-        """A copy of what the rule keeps, to start another run from."""
+    def learned(self, space: Space, state: SteppingState) -> Memory:
+        """A copy of what the rule keeps, for another run to start from."""
         return self.resume(state).memory
 
     def resume(self, state: SteppingState) -> SteppingState:
         """The same state, with arrays of its own to overwrite."""
         memory = state.memory
-        kept = tuple(tuple(Backend.copy(s) for s in own) for own in memory.slots)
+        kept = tuple(tuple(copy_of(s) for s in own) for own in memory.slots)
         return state._replace(memory=memory._replace(slots=kept))

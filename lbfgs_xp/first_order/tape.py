@@ -14,7 +14,7 @@ Operand = Any
 """An index of a register, or a Python float."""
 
 
-class Step(NamedTuple):
+class Instruction(NamedTuple):
     """registers[out] = operation(*operands); an operand is a register's index or a float."""
 
     operation: str
@@ -29,13 +29,13 @@ class Tape(NamedTuple):
     the scratch.
 
     slots, numbers : how many of them.
-    steps : what to do, in order.
+    instructions : what to do, in order.
     scratch : for each register of scratch, whether it holds booleans.
     """
 
     slots: int
     numbers: int
-    steps: tuple[Step, ...]
+    instructions: tuple[Instruction, ...]
     scratch: tuple[bool, ...]
 
 
@@ -152,7 +152,7 @@ def _allocate(recorder: Recorder, outputs: Sequence[Any], slots: int, numbers: i
     place = {i: i for i in range(inputs)}  # value -> register
     scratch: list[bool] = []
     free: list[int] = []
-    steps: list[Step] = []
+    instructions: list[Instruction] = []
 
     for i, (operation, operands) in enumerate(recorder.notes, start=inputs):
         # `where` writes its third operand first, so it must not write over the others.
@@ -175,7 +175,7 @@ def _allocate(recorder: Recorder, outputs: Sequence[Any], slots: int, numbers: i
                 scratch.append(boolean)
         free += [place[v] for v in dying & kept if place[v] in released]
         place[i] = out
-        steps.append(Step(operation, _registers(operands, place), out))
+        instructions.append(Instruction(operation, _registers(operands, place), out))
     # What could not be written where it belongs goes there in the end, never over what is still
     # to be copied.
     copies = {k: _registers((output,), place)[0] for k, output in enumerate(outputs)}
@@ -184,9 +184,9 @@ def _allocate(recorder: Recorder, outputs: Sequence[Any], slots: int, numbers: i
         k = next((k for k in copies if k not in copies.values()), -1)
         if k < 0:
             raise NotImplementedError("a formula whose outputs change places among themselves")
-        steps.append(Step("positive", (copies.pop(k),), k))
+        instructions.append(Instruction("positive", (copies.pop(k),), k))
     assert count + 1 + numbers == inputs
-    return Tape(slots, numbers, tuple(steps), tuple(scratch))
+    return Tape(slots, numbers, tuple(instructions), tuple(scratch))
 
 
 def _registers(operands: Sequence[Any], place: dict[int, int]) -> tuple[Operand, ...]:

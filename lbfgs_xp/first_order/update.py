@@ -10,11 +10,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from lbfgs_xp import scalars, tree
-from lbfgs_xp.backend import Array, Backend, is_array
+from lbfgs_xp.arrays import scalars, tree
+from lbfgs_xp.arrays.backend import Array, Backend, is_array
+from lbfgs_xp.arrays.space import FixedOrderSpace, Space
 from lbfgs_xp.first_order import blocks
-from lbfgs_xp.first_order.state import OptimizerState, Plan
-from lbfgs_xp.space import FixedOrderSpace, Space, norm
+from lbfgs_xp.first_order.clipping import clip_factor
+from lbfgs_xp.first_order.state import OptimizerState, ParameterSpec
 
 
 def init(optimizer: Any, params: Any) -> OptimizerState:
@@ -31,7 +32,7 @@ def init(optimizer: Any, params: Any) -> OptimizerState:
     rules = [optimizer.variants[i] for i in chosen]
     fills = [rule.slots() for rule in rules]
     spaces = {backend: Space(backend) for backend in backends}
-    plan = Plan(
+    spec = ParameterSpec(
         type(optimizer).__name__,
         structure,
         tuple(spaces[backend] for backend in backends),
@@ -43,14 +44,14 @@ def init(optimizer: Any, params: Any) -> OptimizerState:
     )
     slots = tuple(
         tuple(backend.full(backend.real_shape(shape), value) for value in fill.values())
-        for backend, shape, fill in zip(backends, plan.shapes, fills, strict=True)
+        for backend, shape, fill in zip(backends, spec.shapes, fills, strict=True)
     )
     return OptimizerState(
         0,
         slots,
         tuple(rule.carried() for rule in optimizer.variants),
         tuple(rule.learning_rate.init() for rule in optimizer.variants),
-        plan,
+        spec,
     )
 
 
@@ -59,59 +60,70 @@ def update(
     reproducible: bool,
 ) -> tuple[Any, OptimizerState]:
     """`FirstOrder.update`."""
-    plan = _checked_plan(optimizer, state)
-    xs = _checked_leaves(params, plan, "params")
-    gs = _checked_leaves(grads, plan, "grads")
-    policy = optimizer.on_nonfinite
-    if policy != "ignore" and not _all_finite(plan, gs):
+    spec = checked_spec(optimizer, state)
+    xs = checked_leaves(params, spec, "params")
+    gs = checked_leaves(grads, spec, "grads")
+    new, after = update_leaves(optimizer, xs, gs, state, value, in_place, reproducible)
+    return params if after is state else tree.unflatten(spec.structure, new), after
+
+
+def update_leaves(
+    optimizer: Any, xs: list[Array], gs: list[Array], state: OptimizerState, value: Any,
+    in_place: bool, reproducible: bool,
+) -> tuple[list[Array], OptimizerState]:
+    """`update` of leaves that are known to fit the state; the same ones if it is skipped."""
+    spec, policy = state.spec, optimizer.on_nonfinite
+    if policy != "ignore" and not _all_finite(spec, gs):
         if policy == "skip":
-            return params, state
+            return xs, state
         raise FloatingPointError(
             "grads holds NaN or infinite components; parameters and state are as they were "
             '(on_nonfinite="raise")'
         )
     if in_place:
-        gs = _apart(plan, xs, gs)
+        gs = _apart(spec, xs, gs)
     numbers, carried, plateaus = numbers_of(
         optimizer.variants, state.step, state.carried, state.plateaus, value
     )
-    spaces = plan.spaces
+    spaces = spec.spaces
     if reproducible:
         spaces = tuple(FixedOrderSpace(space.backend) for space in spaces)
     new, slots = apply(
-        tuple(optimizer.variants[i].rule for i in plan.variants),
+        tuple(optimizer.variants[i].rule for i in spec.variants),
         spaces,
         optimizer.clip_norm,
         xs,
         gs,
         state.slots,
-        [numbers[i] for i in plan.variants],
+        [numbers[i] for i in spec.variants],
         (in_place, in_place),
     )
-    new = [s.backend.tracked(leaf, x) for s, leaf, x in zip(spaces, new, xs, strict=True)]
-    state = OptimizerState(state.step + 1, slots, carried, plateaus, plan)
-    return tree.unflatten(plan.structure, new), state
+    new = [
+        space.backend.requires_grad_like(leaf, x)
+        for space, leaf, x in zip(spaces, new, xs, strict=True)
+    ]
+    return new, OptimizerState(state.step + 1, slots, carried, plateaus, spec)
 
 
-def _apart(plan: Plan, xs: list[Array], gs: list[Array]) -> list[Array]:
+def _apart(spec: ParameterSpec, xs: list[Array], gs: list[Array]) -> list[Array]:
     """The gradients, none of them in the memory of a parameter, which will be overwritten."""
     taken: dict[Any, list[Array]] = {}
-    for space, x in zip(plan.spaces, xs, strict=True):
+    for space, x in zip(spec.spaces, xs, strict=True):
         backend = space.backend
-        if not backend.writable(x):
+        if not backend.is_writable(x):
             raise ValueError(
                 "params holds an array that cannot be overwritten (it is read-only, broadcast or a "
                 "NumPy scalar); wanted another, or in_place=False"
             )
-        others = taken.setdefault(backend.memory(x), [])
+        others = taken.setdefault(backend.memory_key(x), [])
         if any(backend.overlap(x, other) for other in others):
             raise ValueError(
                 "params holds the same memory twice; wanted each array once, or in_place=False"
             )
         others.append(x)
     return [
-        space.backend.copy(g) if space.backend.memory(g) in taken else g
-        for space, g in zip(plan.spaces, gs, strict=True)
+        space.backend.copy(g) if space.backend.memory_key(g) in taken else g
+        for space, g in zip(spec.spaces, gs, strict=True)
     ]
 
 
@@ -130,16 +142,16 @@ def apply(
         donate = tuple(i for i, may in zip((3, 5), in_place, strict=True) if may)
         run = spaces[0].backend.jit(_all_at_once, rules, spaces, clip, donate=donate)
         return run(xs, gs, slots, numbers)
-    factor = _clip_factor(clip, spaces, gs)
+    factor = clip_factor(clip, spaces, gs)
     if factor is not None and spaces[0].batched:
         # Each problem has its own, so it cannot be one of the numbers.
         gs, factor = [factor * g for g in gs], 1.0
     numbers = _inserted(numbers, factor)
-    if all(space.backend.shares_memory for space in spaces):
+    if all(space.backend.reads_are_free for space in spaces):
         return _in_blocks(rules, spaces, xs, gs, slots, numbers, in_place)
     new, kept = [], []
     for rule, space, x, g, own, n in zip(rules, spaces, xs, gs, slots, numbers, strict=True):
-        run = _fused if space.backend.fuses else _as_it_stands
+        run = _fused if space.backend.has_kernels else _as_it_stands
         x, own = run(rule, space.backend, x, g, own, n, in_place)
         new.append(x)
         kept.append(own)
@@ -151,7 +163,7 @@ def _all_at_once(
     slots: tuple, numbers: list[tuple],
 ) -> tuple[list[Array], tuple]:
     """What is compiled as one program."""
-    numbers = _inserted(numbers, _clip_factor(clip, spaces, gs))
+    numbers = _inserted(numbers, clip_factor(clip, spaces, gs))
     new, kept = [], []
     for rule, space, x, g, own, n in zip(rules, spaces, xs, gs, slots, numbers, strict=True):
         x, own = _as_it_stands(rule, space.backend, x, g, own, n, (False, False))
@@ -166,6 +178,10 @@ def _as_it_stands(
 ) -> tuple[Array, tuple[Array, ...]]:
     """The formula on whole arrays."""
     real = backend.to_real(x)
+    # The factor of clipping has the widest dtype of all leaves.
+    numbers = tuple(
+        backend.xp.astype(n, real.dtype, copy=False) if is_array(n) else n for n in numbers
+    )
     new, slots = rule.whole_formula(scalars.of(real), real, backend.to_real(g), slots, numbers)
     new = backend.from_real(new, x.dtype)
     return backend.overwrite(x, new) if in_place[0] else new, slots
@@ -180,7 +196,7 @@ def _in_blocks(
     work: dict[Any, list[tuple[int, blocks.Leaf]]] = {}
     for i, (rule, space, x, own) in enumerate(zip(rules, spaces, xs, slots, strict=True)):
         backend = space.backend
-        there = in_place[0] and backend.overwritable(x)
+        there = in_place[0] and backend.has_flat_view(x)
         new.append(x if there else backend.empty(x.shape, x.dtype))
         kept.append(
             own if in_place[1] else tuple(backend.empty(s.shape, s.dtype) for s in own)
@@ -199,7 +215,7 @@ def _in_blocks(
         blocks.run_together(rules[first].tape, [leaf for _, leaf in each], numbers[first])
     if in_place[0]:
         for space, x in zip(spaces, xs, strict=True):
-            space.backend.touched(x)
+            space.backend.mark_overwritten(x)
         new = [
             there if there is x else space.backend.overwrite(x, there)
             for space, x, there in zip(spaces, xs, new, strict=True)
@@ -232,20 +248,10 @@ def _inserted(numbers: list[tuple], factor: Any) -> list[tuple]:
     return [made[id(own)] for own in numbers]
 
 
-def _clip_factor(clip: float | None, spaces: tuple[Space, ...], gs: list[Array]) -> Any:
-    """min(1, clip / norm) over all leaves together, for each problem; or None."""
-    if clip is None:
-        return None
-    vectors = [g if s.batched else s.backend.vector(g) for s, g in zip(spaces, gs, strict=True)]
-    total = norm(list(zip(spaces, vectors, strict=True)))
-    factor = clip / scalars.of(total).maximum(total, clip)
-    return spaces[0].spread(factor)
-
-
-def _all_finite(plan: Plan, gs: list[Array]) -> bool:
+def _all_finite(spec: ParameterSpec, gs: list[Array]) -> bool:
     """Whether every gradient is finite: one read for each device."""
     sizes: dict[Backend, list[Array]] = {}
-    for space, g in zip(plan.spaces, gs, strict=True):
+    for space, g in zip(spec.spaces, gs, strict=True):
         if 0 not in g.shape:
             size = space.max_abs(space.backend.vector(g))
             sizes.setdefault(space.backend, []).append(size)
@@ -312,13 +318,13 @@ def _variants(optimizer: Any, paths: list[str], structure: Any) -> list[int]:
     return [known.index(label) + 1 if label in known else 0 for label in found]
 
 
-def _checked_plan(optimizer: Any, state: Any) -> Plan:
+def checked_spec(optimizer: Any, state: Any) -> ParameterSpec:
     if not isinstance(state, OptimizerState):
         raise TypeError(
             f"state is a {type(state).__name__}; wanted what {type(optimizer).__name__}(...)"
             ".init(params) or the last update returned"
         )
-    plan = state.plan
+    spec = state.spec
     names = [tuple(rule.slots()) for rule in optimizer.variants]
     if len(state.carried) != len(names):
         raise ValueError(
@@ -330,13 +336,13 @@ def _checked_plan(optimizer: Any, state: Any) -> Plan:
             "state is that of another kind of learning rate; wanted ReduceOnPlateau in both, or in "
             "neither"
         )
-    wanted = [names[i] for i in plan.variants]
-    if plan.optimizer != type(optimizer).__name__ or list(plan.names) != wanted:
+    wanted = [names[i] for i in spec.variants]
+    if spec.optimizer != type(optimizer).__name__ or list(spec.names) != wanted:
         raise ValueError(
-            f"state is that of {_with_slots(plan.optimizer, plan.names)}; wanted that of "
+            f"state is that of {_with_slots(spec.optimizer, spec.names)}; wanted that of "
             + _with_slots(type(optimizer).__name__, wanted)
         )
-    return plan
+    return spec
 
 
 def _with_slots(name: str, slots: Sequence[tuple[str, ...]]) -> str:
@@ -344,15 +350,15 @@ def _with_slots(name: str, slots: Sequence[tuple[str, ...]]) -> str:
     return f"{name} with the slots {', '.join(kept)}" if kept else f"{name} without slots"
 
 
-def _checked_leaves(params: Any, plan: Plan, what: str) -> list[Array]:
+def checked_leaves(params: Any, spec: ParameterSpec, what: str) -> list[Array]:
     leaves, structure = tree.flatten(params)
-    if structure != plan.structure:
+    if structure != spec.structure:
         raise ValueError(
             f"{what} has the structure {structure}; wanted that which init was given, "
-            f"{plan.structure}"
+            f"{spec.structure}"
         )
     for leaf, space, kind, shape, dtype in zip(
-        leaves, plan.spaces, plan.types, plan.shapes, plan.dtypes, strict=True
+        leaves, spec.spaces, spec.types, spec.shapes, spec.dtypes, strict=True
     ):
         backend = space.backend
         fits = type(leaf) is kind and leaf.dtype == dtype and leaf.shape == shape
@@ -360,12 +366,12 @@ def _checked_leaves(params: Any, plan: Plan, what: str) -> list[Array]:
             continue
         if not is_array(leaf):
             raise TypeError(f"{what} holds a {type(leaf).__name__}; wanted arrays")
-        if (library := Backend(leaf, what).name) != backend.name:
+        if (library := Backend.of(leaf, what).name) != backend.name:
             raise TypeError(f"{what} holds an array of {library}; wanted {backend.name}")
         if leaf.dtype != dtype or tuple(leaf.shape) != shape:
             raise ValueError(
                 f"{what} holds {leaf.dtype} {tuple(leaf.shape)}; wanted {dtype} {shape}, "
                 "as init was given"
             )
-        backend.check_place(leaf, what, like="what init was given")
+        backend.check_device(leaf, what, like="what init was given")
     return leaves

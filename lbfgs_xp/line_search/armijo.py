@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lbfgs_xp.checks import number, setting
-from lbfgs_xp.line_search.base import LineSearch, Nothing, Point, Search, require
+from lbfgs_xp.arrays.scalars import Mask, Scalar, Scalars
+from lbfgs_xp.checks import number, require, setting
+from lbfgs_xp.line_search.base import LineSearch, Nothing, Point, Search
 from lbfgs_xp.line_search.interpolation import cubic, quadratic
-from lbfgs_xp.scalars import Mask, Scalar, Scalars
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lbfgs_xp import scalars
-from lbfgs_xp.checks import count, number, setting
-from lbfgs_xp.scalars import Mask, Scalar, Scalars, named
+from lbfgs_xp.arrays import scalars
+from lbfgs_xp.arrays.scalars import Mask, Scalar, Scalars, named
+from lbfgs_xp.checks import Settings, count, number, setting
 
 SEARCHING = 0
 """Evaluate at `Search.alpha` and advance."""
@@ -68,15 +68,8 @@ class Nothing(NamedTuple):
     """The inner state of a rule that remembers nothing."""
 
 
-def require(condition: bool, wanted: str, **passed: object) -> None:
-    """Raise a ValueError that tells what was passed and what is wanted."""
-    if not condition:
-        values = " and ".join(f"{name} is {value!r}" for name, value in passed.items())
-        raise ValueError(f"{values}; wanted {wanted}")
-
-
 @dataclass(frozen=True, kw_only=True)
-class LineSearch(ABC):
+class LineSearch(Settings, ABC):
     """A search along phi(alpha) = f(x + alpha d), by ask and tell, that sees scalars only.
 
     A rule is a frozen dataclass of constants. All that changes is in the `Search` it hands out, so

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lbfgs_xp.checks import number, setting
-from lbfgs_xp.line_search.base import LineSearch, Search, require
-from lbfgs_xp.scalars import Mask, Scalar, Scalars
+from lbfgs_xp.arrays.scalars import Mask, Scalar, Scalars
+from lbfgs_xp.checks import number, require, setting
+from lbfgs_xp.line_search.base import LineSearch, Search
 
 
 class Interval(NamedTuple):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lbfgs_xp.checks import number, optional, setting
-from lbfgs_xp.line_search.base import LineSearch, Nothing, Search, require
-from lbfgs_xp.scalars import Mask, Scalar, Scalars
+from lbfgs_xp.arrays.scalars import Mask, Scalar, Scalars
+from lbfgs_xp.checks import number, optional, require, setting
+from lbfgs_xp.line_search.base import LineSearch, Nothing, Search
 
 
 @dataclass(frozen=True)

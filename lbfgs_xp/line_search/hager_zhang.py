@@ -6,17 +6,17 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lbfgs_xp.checks import number, setting, tolerance
-from lbfgs_xp.line_search.base import LineSearch, Point, Search, require
+from lbfgs_xp.arrays.scalars import Mask, Scalar, Scalars
+from lbfgs_xp.checks import number, require, setting, tolerance
+from lbfgs_xp.line_search.base import LineSearch, Point, Search
 from lbfgs_xp.line_search.interpolation import secant
-from lbfgs_xp.scalars import Mask, Scalar, Scalars
 
 # What to do once the bracket is in order again: the first and the second step of secant^2 (S1; S2
 # and S3), and the check that both together have narrowed it enough (L2).
 FIRST, SECOND, CHECK = 0, 1, 2
 
 
-class Bracket(NamedTuple):
+class SecantBracket(NamedTuple):
     """low: slope negative, value not above the limit; high: the other end, at first infinitely far.
 
     older_low, older_high: the bracket that the running secant^2 began with.
@@ -79,14 +79,14 @@ class HagerZhang(LineSearch):
         near = ((2.0 * self.delta - 1.0) * dphi0 >= dphi) & (phi <= self._limit(fn, search))
         return (wolfe | near) & (dphi >= self.sigma * dphi0)
 
-    def first(self, fn: Scalars, phi0: Scalar, dphi0: Scalar, alpha0: Scalar) -> Bracket:
+    def first(self, fn: Scalars, phi0: Scalar, dphi0: Scalar, alpha0: Scalar) -> SecantBracket:
         low = Point(fn.full(0.0, phi0), phi0, dphi0)
         high = Point(fn.full(math.inf, phi0), phi0, dphi0)
-        return Bracket(fn.full(FIRST, phi0), low, high, low, high, low.alpha)
+        return SecantBracket(fn.full(FIRST, phi0), low, high, low, high, low.alpha)
 
     def next(
         self, fn: Scalars, search: Search, phi: Scalar, dphi: Scalar
-    ) -> tuple[Scalar, Mask, Bracket]:
+    ) -> tuple[Scalar, Mask, SecantBracket]:
         stage, low, high, older_low, older_high, first_secant = search.inner
 
         # U1, U2 and U3 in one: a trial where phi rises, or is above the limit, is the new high end.
@@ -127,7 +127,7 @@ class HagerZhang(LineSearch):
         older_low = fn.choose(anew, low, older_low)
         older_high = fn.choose(anew, high, older_high)
         first_secant = fn.where(begun, fresh, first_secant)
-        bracket = Bracket(stage, low, high, older_low, older_high, first_secant)
+        bracket = SecantBracket(stage, low, high, older_low, older_high, first_secant)
         return step, fn.logical_not(inside(step)), bracket
 
     def _limit(self, fn: Scalars, search: Search) -> Scalar:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from lbfgs_xp.arrays.scalars import Scalar, Scalars
 from lbfgs_xp.line_search.base import Point
-from lbfgs_xp.scalars import Scalar, Scalars
 
 
 def quadratic(fn: Scalars, a: Point, b: Point) -> Scalar:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lbfgs_xp.checks import number, setting, tolerance
-from lbfgs_xp.line_search.base import LineSearch, Point, Search, require
+from lbfgs_xp.arrays.scalars import Mask, Scalar, Scalars, named
+from lbfgs_xp.checks import number, require, setting, tolerance
+from lbfgs_xp.line_search.base import LineSearch, Point, Search
 from lbfgs_xp.line_search.interpolation import cubic_from, cubic_terms, quadratic, secant
-from lbfgs_xp.scalars import Mask, Scalar, Scalars, named
 
 # The constants of MINPACK-2: how far a step without a bracket may go, in lengths of the last one,
 # and how much of a bracket may be left after two steps before it is halved.

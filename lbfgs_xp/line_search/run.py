@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from lbfgs_xp import scalars
+from lbfgs_xp.arrays import scalars
+from lbfgs_xp.arrays.scalars import FLOATS, Scalar, Scalars
 from lbfgs_xp.checks import number
 from lbfgs_xp.line_search.armijo import Armijo
 from lbfgs_xp.line_search.base import ACCEPTED, SEARCHING, LineSearch, Point
@@ -15,7 +16,7 @@ from lbfgs_xp.line_search.fixed import Fixed
 from lbfgs_xp.line_search.hager_zhang import HagerZhang
 from lbfgs_xp.line_search.more_thuente import MoreThuente
 from lbfgs_xp.line_search.strong_wolfe import StrongWolfe
-from lbfgs_xp.scalars import FLOATS, Scalar, Scalars
+from lbfgs_xp.typing import LineSearchName
 
 NAMES: dict[str, type[LineSearch]] = {
     "fixed": Fixed,
@@ -74,7 +75,7 @@ def rule_of(rule: str | LineSearch, name: str = "line_search") -> LineSearch:
 
 def line_search(
     phi: Callable[[Scalar], tuple[Scalar, Scalar]],
-    rule: str | LineSearch,
+    rule: LineSearchName | LineSearch,
     alpha0: Scalar = 1.0,
     *,
     noise: Scalar = 0.0,

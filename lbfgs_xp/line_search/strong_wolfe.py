@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lbfgs_xp.checks import number, setting
-from lbfgs_xp.line_search.base import LineSearch, Point, Search, require
+from lbfgs_xp.arrays.scalars import Mask, Scalar, Scalars
+from lbfgs_xp.checks import number, require, setting
+from lbfgs_xp.line_search.base import LineSearch, Point, Search
 from lbfgs_xp.line_search.interpolation import cubic
-from lbfgs_xp.scalars import Mask, Scalar, Scalars
 
 # A trial stays this share of the bracket away from both ends, so that each trial tells something.
 MARGIN = 0.1

@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lbfgs_xp.backend import Array, Backend, is_array
+from lbfgs_xp.arrays.backend import Array, Backend, copy_of, is_array
+from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.checks import flag, setting
 from lbfgs_xp.line_search import LineSearch, MoreThuente
-from lbfgs_xp.solvers.descent import Aim, Descent, DescentState, Point
+from lbfgs_xp.solvers.descent import Aim, Descent, DescentState, Iterate
 from lbfgs_xp.solvers.first_step import first_step
 from lbfgs_xp.solvers.initial import UNSCALED
 from lbfgs_xp.solvers.inverse_hessian import DenseInverseHessian
-from lbfgs_xp.space import Space
+from lbfgs_xp.typing import LineSearchName
 
 # How many times less curvature than promised calls for a larger H; and how much is made of it.
 _EXCESS, _MOST = 1.5, 4.0
@@ -83,11 +84,10 @@ class BFGS(Descent):
     True
     """
 
-    line_search: LineSearch | str = MoreThuente()
+    line_search: LineSearch | LineSearchName = MoreThuente()
     initial_inverse_hessian: Any = None
     scale_initial: bool = True
     rescale: bool = True
-
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,7 +106,7 @@ class BFGS(Descent):
         if given is None:
             return np.ones(())
         if is_array(given):
-            given = Backend(given, "initial_inverse_hessian").to_host(given)
+            given = Backend.of(given, "initial_inverse_hessian").to_host(given)
         elif isinstance(given, (bool, str)) or not isinstance(given, (numbers.Real, list, tuple)):
             raise TypeError(f"initial_inverse_hessian is {given!r}; wanted {_WANTED}")
         host = np.asarray(given, dtype=np.float64)
@@ -121,29 +121,29 @@ class BFGS(Descent):
 
     def init(
         self, space: Space, x: Array, value: Any, gradient: Array,
-        pairs: Estimate | None = None, **more: Any,
+        learned: Estimate | None = None, **more: Any,
     ) -> DescentState:
         """The state at x, a vector (..., n), where value and gradient are known.
 
-        `pairs` is the estimate of an earlier run, to start from.
+        `learned` is the estimate of an earlier run, to start from.
         """
-        if pairs is None:
+        if learned is None:
             bare = space.scalars.full(True, space.read_one(space.max_abs(gradient)))
             matrix = self._initial(space, x.shape)
         else:
-            matrix, _, bare = pairs
+            matrix, _, bare = learned
         product = space.products(matrix, gradient)
         return super().init(
-            space, x, value, gradient, memory=Estimate(matrix, product, bare), **more
+            space, x, value, gradient, learned=Estimate(matrix, product, bare), **more
         )
 
     def learn(
-        self, space: Space, state: DescentState, point: Point, alpha: Any, slope: Any, taken: Any
+        self, space: Space, state: DescentState, point: Iterate, alpha: Any, slope: Any, taken: Any
     ) -> Estimate:
         """Nocedal & Wright, eq. 6.17, as H + s w' + w s'."""
         if space.none(taken):
-            return state.memory
-        fn, xp, g, (matrix, _, bare) = space.scalars, space.xp, point.gradient, state.memory
+            return state.learned
+        fn, xp, g, (matrix, _, bare) = space.scalars, space.xp, point.gradient, state.learned
         s, y = space.scale(alpha, state.direction), g - state.gradient
         v, product = space.products(matrix, y), space.products(matrix, g)
         curvature, bend, along = space.read(space.dot(s, y), space.dot(y, v), space.dot(v, g))
@@ -171,53 +171,53 @@ class BFGS(Descent):
         return Estimate(matrix, product, bare & fn.logical_not(good))
 
     def aim(
-        self, space: Space, point: Point, secant: Any, steepest: Any,
-        turned: Any = True, memory: Estimate | None = None, **more: Any,
+        self, space: Space, point: Iterate, secant: Any, steepest: Any,
+        turned: Any = True, learned: Estimate | None = None, **more: Any,
     ) -> Aim:
-        assert memory is not None
+        assert learned is not None
         fn, (x, value, gradient, norm, step) = space.scalars, point
-        direction = -memory.product
+        direction = -learned.product
         slope = space.read_one(space.dot(gradient, direction))
         # Nothing is gained by a direction without descent; it goes together with what was learned.
         # At a gradient of 0 there is none, and nothing is wrong.
         wrong = steepest | (fn.logical_not(slope < 0.0) & (norm > 0.0))
-        wrong = wrong & fn.logical_not(memory.bare) & turned
+        wrong = wrong & fn.logical_not(learned.bare) & turned
         if not space.none(wrong):
             start = self._initial(space, x.shape)
             plain = space.products(start, gradient)
-            memory = Estimate(
-                space.pick_rows(wrong, start, memory.matrix) if space.batched else start,
-                space.pick(wrong, plain, memory.product), memory.bare | wrong,
+            learned = Estimate(
+                space.pick_rows(wrong, start, learned.matrix) if space.batched else start,
+                space.pick(wrong, plain, learned.product), learned.bare | wrong,
             )
-            direction = -memory.product
+            direction = -learned.product
             slope = space.read_one(space.dot(gradient, direction))
         first = fn.full(1.0, slope)
-        promised = fn.where(memory.bare, math.inf, -0.5 * slope)
-        if self.probes and not space.none(memory.bare):
+        promised = fn.where(learned.bare, math.inf, -0.5 * slope)
+        if self.probes and not space.none(learned.bare):
             plain, plain_slope, length = first_step(
                 space, UNSCALED, None, x, value, gradient, norm, step == 0.0
             )
-            direction = space.pick(memory.bare, plain, direction)
-            slope = fn.where(memory.bare, plain_slope, slope)
-            first = fn.where(memory.bare, length, first)
-        return Aim(direction, slope, first, promised, memory.bare, memory)
+            direction = space.pick(learned.bare, plain, direction)
+            slope = fn.where(learned.bare, plain_slope, slope)
+            first = fn.where(learned.bare, length, first)
+        return Aim(direction, slope, first, promised, learned.bare, learned)
 
     def inverse_hessian(self, space: Space, state: DescentState) -> DenseInverseHessian:
         """The inverse Hessian at the state's iterate, as an operator."""
-        return DenseInverseHessian(space, state.memory.matrix)
+        return DenseInverseHessian(space, state.learned.matrix)
 
-    def pairs(self, space: Space, state: DescentState) -> Estimate:
-        """A copy of the state's estimate, to start another run from."""
-        return self.resume(state).memory
+    def learned(self, space: Space, state: DescentState) -> Estimate:
+        """A copy of the state's estimate, for another run to start from."""
+        return self.resume(state).learned
 
     def resume(self, state: DescentState) -> DescentState:
         """The same state, with a matrix of its own to overwrite."""
-        matrix = Backend.copy(state.memory.matrix)
-        return state._replace(memory=state.memory._replace(matrix=matrix))
+        matrix = copy_of(state.learned.matrix)
+        return state._replace(learned=state.learned._replace(matrix=matrix))
 
     def check_state(self, state: Any) -> None:
         """Refuses a state that is not one of a solver like this."""
-        if not isinstance(getattr(state, "memory", None), Estimate):
+        if not isinstance(getattr(state, "learned", None), Estimate):
             raise ValueError(f"state holds a {type(state).__name__} without an inverse Hessian; "
                              "wanted that of BFGS")
 
@@ -231,19 +231,6 @@ class BFGS(Descent):
             )
         matrix = space.backend.from_host(given if given.ndim == 2 else given * np.eye(n))
         return space.own_matrices(space.xp.broadcast_to(matrix, (*shape, n)))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, BFGS) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    @property
-    def _key(self) -> tuple:
-        # Arrays are the same setting only where they are the same object.
-        given = self.initial_inverse_hessian
-        given = given if given is None or isinstance(given, (int, float)) else id(given)
-        return self.line_search, given, self.scale_initial, self.rescale
 
 
 def _is_definite(matrix: np.ndarray) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
-from lbfgs_xp.backend import Array
-from lbfgs_xp.space import Space
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.keyed import Keyed
+from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.projections import Box
 
 
 class SolverState(Protocol):
@@ -13,7 +16,8 @@ class SolverState(Protocol):
 
     Vectors are (..., n); scalars are floats, or arrays (B,) for a batch.
 
-    x, value, gradient, gradient_norm, step : the current iterate, and the step length to it.
+    x, value, gradient, gradient_norm, step : the current iterate, and the step length that led to
+        it.
     trial : where value and gradient are wanted next.
     seen : the value at the last trial.
     decrement : the decrease that the last quasi-Newton step promised, or inf.
@@ -21,66 +25,149 @@ class SolverState(Protocol):
         was found; whether the function seems to fall without bound.
     """
 
-    x: Array
-    value: Any
-    gradient: Array
-    gradient_norm: Any
-    step: Any
-    trial: Array
-    seen: Any
-    decrement: Any
-    accepted: Any
-    failed: Any
-    unbounded: Any
+    @property
+    def x(self) -> Array: ...
+    @property
+    def value(self) -> Any: ...
+    @property
+    def gradient(self) -> Array: ...
+    @property
+    def gradient_norm(self) -> Any: ...
+    @property
+    def step(self) -> Any: ...
+    @property
+    def trial(self) -> Array: ...
+    @property
+    def seen(self) -> Any: ...
+    @property
+    def decrement(self) -> Any: ...
+    @property
+    def accepted(self) -> Any: ...
+    @property
+    def failed(self) -> Any: ...
+    @property
+    def unbounded(self) -> Any: ...
 
 
-class Solver(Protocol):
-    """A frozen, hashable set of settings.
+class Solver(ABC):
+    """A frozen, hashable set of settings with `init` and `step`; the rest has defaults.
 
-    A solver may also have
-
-    supports_bounds : whether it takes bounds (taken as False), and then `with_bounds(box)`, the
-        same solver within a `Box` of vectors.
-    project(space, x) : the nearest feasible point. The start is projected, and what counts as its
-        gradient is project(x - gradient) - x (see `optimality`).
-    patience : how many iterations may pass without a lower value or gradient before no more is
-        expected (taken as 8).
-    needs_hessian : whether `init` and `step` are handed, as the keyword `hessian`, a function from
-        x to its Hessian (..., n, n), symmetric (taken as False). Such a solver is not compiled.
-    compiles : whether JAX can compile `init` and `step` for a batch (taken as True).
-    searches : whether it looks for lower points (taken as True). Where it does not, a run that ends
-        above its best point is no failure, and only what is not finite is one.
-    of_rows(space, count, here) : the same solver for those of `count` problems that have these
-        numbers, where it has settings of single problems.
-    inverse_hessian(space, state)
-    check_state(state), pairs(space, state), resume(state) and an argument `pairs` of `init`, for
-        `minimize(..., state=)`.
+    Attributes
+    ----------
+    supports_bounds : bool
+        Whether it has `with_bounds`.
+    projects : bool
+        Whether it has `project`. The start is then projected, and what `gtol` bounds is the
+        projected gradient; see `optimality`.
+    needs_hessian : bool
+        Whether `init` and `step` are passed, as the keyword `hessian`, a function from x to its
+        Hessian (..., n, n), symmetric. Such a solver is not compiled.
+    compiles : bool
+        Whether JAX can compile `init` and `step` for a batch.
+    searches : bool
+        Whether it looks for lower points. If not, a run that ends above its best point is no
+        failure, and only what is not finite is one.
+    patience : int or None
+        How many iterations may pass without a lower value or gradient before the floor is taken as
+        reached; None for the default.
+    resumes : bool
+        Whether another run can go on from its state: `check_state`, `learned`, `resume`, and the
+        argument `learned` of `init`.
     """
 
-    def init(self, space: Space, x: Array, value: Any, gradient: Array) -> SolverState:
-        """The state at x, where value and gradient are known."""
-        ...
+    supports_bounds = False
+    projects = False
+    needs_hessian = False
+    compiles = True
+    searches = True
+    patience: int | None = None
+    resumes = False
 
+    @abstractmethod
+    def init(
+        self, space: Space, x: Array, value: Any, gradient: Array, learned: Any = None
+    ) -> Any:
+        """The state at x, where value and gradient are known.
+
+        learned : what `learned` returned for the state of an earlier run, to start from.
+        """
+
+    @abstractmethod
     def step(
         self, space: Space, state: Any, value: Any, gradient: Array, active: Any = True
-    ) -> SolverState:
+    ) -> Any:
         """The state after value and gradient at `state.trial` were seen.
 
         Problems of a batch outside the mask `active` keep their iterate and their search. The
         buffers of the old state may be overwritten: go on from the new one.
         """
-        ...
+
+    def with_bounds(self, box: Box) -> Solver:
+        """The same solver within a box of vectors."""
+        raise NotImplementedError
+
+    def project(self, space: Space, x: Array) -> Array:
+        """The nearest feasible point to each vector x (..., n)."""
+        return x
+
+    def optimality(self, space: Space, x: Array, gradient: Array) -> Array:
+        """The number for each problem that is 0 at a solution, and that `gtol` bounds.
+
+        The largest component of the gradient or, for a solver that projects, of
+        project(x - gradient) - x, which is the same where no constraint is near.
+        """
+        if self.projects:
+            ahead = x - gradient
+            nearest = self.project(space, ahead)
+            # Where the projection changes nothing, without the rounding of x - gradient.
+            gradient = space.xp.where(nearest == ahead, gradient, x - nearest)
+        return space.max_abs(gradient)
+
+    def of_rows(self, space: Space, count: int, rows: Array) -> Solver:
+        """The same solver for these rows of `count` problems, if it has settings for each."""
+        return self
+
+    def inverse_hessian(self, space: Space, state: Any) -> Any:
+        """The inverse Hessian at the state's iterate, as an operator; None if there is none."""
+        return None
+
+    def check_state(self, state: Any) -> None:
+        """Refuse a state that does not come from a solver like this."""
+        raise NotImplementedError
+
+    def learned(self, space: Space, state: Any) -> Any:
+        """A copy of what the state holds beside the iterate, for another run to start from."""
+        return None
+
+    def resume(self, state: Any) -> Any:
+        """The same state, with its own copy of every array that `step` overwrites."""
+        return state
 
 
-def optimality(solver: Any, space: Space, x: Array, gradient: Array) -> Array:
-    """The number for each problem that is 0 at a solution, and that `gtol` bounds.
+# What a solver that does not derive from `Solver` may have beside `init` and `step`.
+_OPTIONAL = (
+    "supports_bounds", "with_bounds", "project", "needs_hessian", "compiles", "searches",
+    "patience", "of_rows", "inverse_hessian", "check_state", "learned", "resume",
+)
 
-    The largest component of the gradient; or, of a solver that projects, of
-    project(x - gradient) - x, which is the same where no constraint is near.
-    """
-    if hasattr(solver, "project"):
-        ahead = x - gradient
-        nearest = solver.project(space, ahead)
-        # Where the projection changes nothing, without the rounding of x - gradient.
-        gradient = space.xp.where(nearest == ahead, gradient, x - nearest)
-    return space.max_abs(gradient)
+
+class _Completed(Keyed, Solver):
+    """A solver that does not derive from `Solver`, with the defaults for what it lacks."""
+
+    def __init__(self, solver: Any):
+        self._key = solver
+        vars(self).update(
+            {name: getattr(solver, name) for name in _OPTIONAL if hasattr(solver, name)},
+            projects=hasattr(solver, "project"), resumes=hasattr(solver, "check_state"),
+        )
+
+    def init(self, *args: Any, **more: Any) -> Any:
+        return self._key.init(*args, **more)
+
+    def step(self, *args: Any, **more: Any) -> Any:
+        return self._key.step(*args, **more)
+
+
+def completed(solver: Any) -> Solver:
+    """`solver`, which has `init` and `step`, with defaults for the rest of the contract."""
+    return solver if isinstance(solver, Solver) else _Completed(solver)

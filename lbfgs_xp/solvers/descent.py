@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any, NamedTuple
 
-from lbfgs_xp.backend import Array
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.line_search import ACCEPTED, STUCK, LineSearch, Search, rule_of
-from lbfgs_xp.phases import Method
+from lbfgs_xp.solvers.contract import Solver
 from lbfgs_xp.solvers.first_step import first_step
 from lbfgs_xp.solvers.initial import UNSCALED
-from lbfgs_xp.solvers.search import FAR, Lowest, advance
-from lbfgs_xp.space import Space
+from lbfgs_xp.solvers.method import Method
+from lbfgs_xp.solvers.search import FAR, Lowest, advance, at_floor
+from lbfgs_xp.typing import LineSearchName
 
 
-class Point(NamedTuple):
+class Iterate(NamedTuple):
     """An iterate: x and gradient (..., n), the value, the gradient's largest component, and the
     step length to it, 0 at the start of a run."""
 
@@ -39,7 +41,7 @@ class Aim(NamedTuple):
     first : the first step to try.
     promised : the decrease that this step promises by a quadratic model; inf without a model.
     steepest : whether d is that of steepest descent, so that there is none better.
-    memory : what the method has learned; None for one that keeps nothing.
+    learned : what the method has learned; None for one that keeps nothing.
     """
 
     direction: Array
@@ -47,7 +49,7 @@ class Aim(NamedTuple):
     first: Any
     promised: Any
     steepest: Any
-    memory: Any = None
+    learned: Any = None
 
 
 class DescentState(NamedTuple):
@@ -57,7 +59,7 @@ class DescentState(NamedTuple):
         see `lbfgs_xp.solvers.contract`.
     direction, search : the line search under way.
     lowest : its lowest trial.
-    promised, steepest, memory : see `Aim`.
+    promised, steepest, learned : see `Aim`.
     """
 
     x: Array
@@ -72,7 +74,7 @@ class DescentState(NamedTuple):
     lowest: Lowest
     promised: Any
     steepest: Any
-    memory: Any
+    learned: Any
     decrement: Any
     accepted: Any
     failed: Any
@@ -80,65 +82,58 @@ class DescentState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Descent(Method, ABC):
+class Descent(Method, Solver):
     """A direction and a line search (Nocedal & Wright, chapter 3)."""
 
-    line_search: LineSearch | str
+    line_search: LineSearch | LineSearchName
 
     # Whether all that a search along steepest descent is for is to find the scale, so that it ends
     # at the first lower trial that shows curvature.
     probes = False
+    resumes = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "line_search", rule_of(self.line_search))
 
     @abstractmethod
-    def aim(self, space: Space, point: Point, secant: Any, steepest: Any, **more: Any) -> Aim:
+    def aim(self, space: Space, point: Iterate, secant: Any, steepest: Any, **more: Any) -> Aim:
         """Where to go from `point`.
 
         secant : the step at which the slopes of the search that led here put the minimum on its
             line; nan where they do not.
         steepest : a mask: where no other direction will do, the last one having led nowhere.
-        more : what `learn` returned, as `memory`; `turned`, a mask: the problems that set out from
+        more : what `learn` returned, as `learned`; `turned`, a mask: the problems that set out from
             here, for what others have learned is to stay as it is; and what `init` and `step` are
             handed beyond the contract.
         """
 
     def learn(
-        self, space: Space, state: DescentState, point: Point, alpha: Any, slope: Any, taken: Any
+        self, space: Space, state: DescentState, point: Iterate, alpha: Any, slope: Any, taken: Any
     ) -> Any:
-        """The state's memory, with what the step to `point` has shown, where it was `taken`.
+        """What the state has learned, and what the step to `point` has shown, where it was `taken`.
 
         alpha, slope : of the step: alpha state.direction, and the slope of the line at its end.
         """
-        return state.memory
+        return state.learned
 
     # --- going on from an earlier run; a method with a memory has its own of these ---------------
 
     def check_state(self, state: Any) -> None:
         """Refuses a state that is not one of a method like this."""
-        if not isinstance(state, DescentState) or state.memory is not None:
+        if not isinstance(state, DescentState) or state.learned is not None:
             raise ValueError(
                 f"state holds a {type(state).__name__} of another method; wanted that of "
                 f"{type(self).__name__}"
             )
 
-    def pairs(self, space: Space, state: DescentState) -> Any:
-        """What serves another run beside the iterate: nothing."""
-        return None
-
-    def resume(self, state: DescentState) -> DescentState:
-        """The same state, with arrays of its own where they are overwritten: none are."""
-        return state
-
     def init(
-        self, space: Space, x: Array, value: Any, gradient: Array, **more: Any
+        self, space: Space, x: Array, value: Any, gradient: Array, learned: Any = None, **more: Any
     ) -> DescentState:
         """The state at x, a vector (..., n), where value and gradient are known."""
         value, norm = space.read(value, space.max_abs(gradient))
         full = space.scalars.full
-        point, no = Point(x, value, gradient, norm, full(0.0, value)), full(False, value)
-        aim = self.aim(space, point, full(math.nan, value), no, **more)
+        point, no = Iterate(x, value, gradient, norm, full(0.0, value)), full(False, value)
+        aim = self.aim(space, point, full(math.nan, value), no, learned=learned, **more)
         state = self._set_out(space, point, aim)
         return state._replace(trial=space.move(x, state.search.alpha, state.direction))
 
@@ -166,9 +161,9 @@ class Descent(Method, ABC):
         taken = accepted | (stuck & (search.best_phi < search.phi0))
         lost = stuck & fn.logical_not(taken)
         decrement = fn.where(taken | lost, state.promised, state.decrement)
-        # At rounding level steepest descent would do no better.
-        at_floor = decrement <= fn.abs(state.value) * space.backend.noise
-        again = lost & fn.logical_not(state.steepest | at_floor)
+        # Steepest descent would do no better there.
+        floor = at_floor(space, decrement, state.value)
+        again = lost & fn.logical_not(state.steepest | floor)
 
         after = state._replace(search=search, lowest=lowest)
         unbounded = fn.full(False, phi)
@@ -187,9 +182,9 @@ class Descent(Method, ABC):
             far = (alpha >= rule.alpha_max) & (alpha * size >= FAR)
             unbounded = taken & far & fn.logical_not(bent)
             step = fn.where(taken, alpha, state.step)
-            point = Point(new_x, fn.where(taken, end, state.value), new_gradient, norm, step)
-            memory = self.learn(space, state, point, alpha, dphi, taken)
-            aim = self.aim(space, point, secant, again, turned=turned, memory=memory, **more)
+            point = Iterate(new_x, fn.where(taken, end, state.value), new_gradient, norm, step)
+            learned = self.learn(space, state, point, alpha, dphi, taken)
+            aim = self.aim(space, point, secant, again, turned=turned, learned=learned, **more)
             fresh = self._set_out(space, point, aim)
             # Where a search goes on it keeps its line; all else is that of every problem.
             after = fresh if fn.every(turned) else space.merge(turned, fresh, fresh._replace(
@@ -202,7 +197,7 @@ class Descent(Method, ABC):
             unbounded=unbounded,
         )
 
-    def _set_out(self, space: Space, point: Point, aim: Aim) -> DescentState:
+    def _set_out(self, space: Space, point: Iterate, aim: Aim) -> DescentState:
         """The state at `point` with a search begun towards `aim`, but for its trial."""
         full, (x, value, gradient, norm, step) = space.scalars.full, point
         noise = space.scalars.abs(value) * space.backend.noise
@@ -212,11 +207,11 @@ class Descent(Method, ABC):
         return DescentState(
             x, value, gradient, norm, step, aim.direction, search,
             x, value, Lowest(full(0.0, value), value, gradient), aim.promised, aim.steepest,
-            aim.memory, full(math.inf, value), no, no, no,
+            aim.learned, full(math.inf, value), no, no, no,
         )
 
 
-def steepest_descent(space: Space, point: Point) -> Aim:
+def steepest_descent(space: Space, point: Iterate) -> Aim:
     """Along -g, with a first step for when nothing is known of the scale: as long as that of
     L-BFGS (see `first_step`)."""
     fn, (x, value, gradient, norm, _) = space.scalars, point

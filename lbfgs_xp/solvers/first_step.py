@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lbfgs_xp.backend import Array
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.solvers.initial import Initial
-from lbfgs_xp.space import Space
 
 # A first step longer than this says that x has small units. Within it alpha has room to grow to the
 # limit of a line search, 1e10 as a rule.

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from lbfgs_xp.backend import Array, check_like, is_array
-from lbfgs_xp.space import Space
+from lbfgs_xp.arrays.backend import Array, Backend, is_array
+from lbfgs_xp.arrays.returned import check_like
+from lbfgs_xp.arrays.space import Space
 
 
 class Initial:
@@ -48,7 +49,7 @@ class Initial:
         backend = space.backend
         # On the host: not every library rounds its square roots correctly.
         if is_array(self.diagonal):
-            diagonal = type(backend)(self.diagonal).to_host(self.diagonal)
+            diagonal = Backend.of(self.diagonal).to_host(self.diagonal)
         else:
             diagonal = np.asarray(self.diagonal)
         diagonal = diagonal.astype(np.float64)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from lbfgs_xp.backend import Array, is_array
-from lbfgs_xp.space import Space
+from lbfgs_xp.arrays.backend import Array, is_array
+from lbfgs_xp.arrays.space import Space
 
 
 class Operator(ABC):

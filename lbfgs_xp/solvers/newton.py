@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
-from lbfgs_xp.backend import Array
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.checks import number, optional, setting
 from lbfgs_xp.line_search import Armijo, Fixed, LineSearch
-from lbfgs_xp.solvers.descent import Aim, Descent, Point, steepest_descent
-from lbfgs_xp.space import Space
+from lbfgs_xp.solvers.descent import Aim, Descent, Iterate, steepest_descent
+from lbfgs_xp.typing import LineSearchName
 
 _MODIFY = ("absolute", "shift", None)
 
@@ -72,8 +73,8 @@ class Newton(Descent):
     'HIGHER'
     """
 
-    line_search: LineSearch | str = Armijo()
-    modify: str | None = "absolute"
+    line_search: LineSearch | LineSearchName = Armijo()
+    modify: Literal["absolute", "shift"] | None = "absolute"
     floor: float | None = None
 
     needs_hessian = True
@@ -85,7 +86,7 @@ class Newton(Descent):
         setting(self, "floor", optional(number), least=0.0, below=1.0)
 
     def aim(
-        self, space: Space, point: Point, secant: Any, steepest: Any,
+        self, space: Space, point: Iterate, secant: Any, steepest: Any,
         hessian: Callable[[Array], Array] | None = None, **more: Any,
     ) -> Aim:
         if hessian is None:

@@ -7,14 +7,15 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from lbfgs_xp.backend import Array, check_like
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.returned import check_like
+from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.checks import count, number, optional, setting
 from lbfgs_xp.line_search import ACCEPTED, STUCK, Armijo, Search
-from lbfgs_xp.phases import Method
 from lbfgs_xp.projections import Box, Projection
-from lbfgs_xp.solvers.contract import optimality
+from lbfgs_xp.solvers.contract import Solver
+from lbfgs_xp.solvers.method import Method
 from lbfgs_xp.solvers.search import advance
-from lbfgs_xp.space import Space
 
 # How far a step along the gradient may reach, relative to max(1, largest |x|).
 _LONGEST = 1e10
@@ -55,7 +56,7 @@ class ProjectedGradientState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class ProjectedGradient(Method):
+class ProjectedGradient(Method, Solver):
     """Spectral projected gradients (Birgin, Martinez & Raydan 2000, Algorithm SPG2).
 
     A search along d = P(x - lambda g) - x, with P the projection and lambda the step length of
@@ -108,6 +109,8 @@ class ProjectedGradient(Method):
     line_search: Armijo = Armijo()
 
     supports_bounds = True
+    projects = True
+    resumes = True
 
     def __post_init__(self) -> None:
         if self.projection is not None and not callable(self.projection):
@@ -129,7 +132,7 @@ class ProjectedGradient(Method):
             )
 
     @property
-    def patience(self) -> int:
+    def patience(self) -> int:  # type: ignore[override]
         """How many iterations may pass without a lower value: some times the memory, for values
         that have risen may take that long to fall again."""
         return 8 * self.memory_size
@@ -160,7 +163,7 @@ class ProjectedGradient(Method):
         return nearest
 
     def init(
-        self, space: Space, x: Array, value: Any, gradient: Array, pairs: None = None
+        self, space: Space, x: Array, value: Any, gradient: Array, learned: None = None
     ) -> ProjectedGradientState:
         """The state at x, a feasible vector (..., n), where value and gradient are known."""
         fn = space.scalars
@@ -234,7 +237,7 @@ class ProjectedGradient(Method):
         trial = self.project(space, x - space.scale(scale, gradient))
         direction = trial - x
         norm, slope, squared = space.read(
-            optimality(self, space, x, gradient),
+            self.optimality(space, x, gradient),
             space.dot(gradient, direction),
             space.dot(direction, direction),
         )
@@ -260,10 +263,3 @@ class ProjectedGradient(Method):
                 f"state holds {what}; wanted that of ProjectedGradient with "
                 f"memory_size={self.memory_size}"
             )
-
-    def pairs(self, space: Space, state: ProjectedGradientState) -> None:
-        """Nothing of a run serves another but its iterate."""
-
-    def resume(self, state: ProjectedGradientState) -> ProjectedGradientState:
-        """The same state: nothing in it is overwritten."""
-        return state

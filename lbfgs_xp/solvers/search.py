@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from lbfgs_xp.backend import Array
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.scalars import Scalars
+from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.line_search import STUCK, LineSearch, Search
-from lbfgs_xp.scalars import Scalars
 
 # A function that goes down for so long, without a bend, has no bound. (A limit of the step below
 # this one is a wish of the user's, and proves nothing.)
@@ -19,6 +20,11 @@ class Lowest(NamedTuple):
     alpha: Any
     value: Any
     gradient: Array
+
+
+def at_floor(space: Space, decrement: Any, value: Any) -> Any:
+    """Whether rounding hides the decrease that the last step promised."""
+    return decrement <= space.scalars.abs(value) * space.backend.noise
 
 
 def advance(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.line_search import Bisection, LineSearch
-from lbfgs_xp.solvers.descent import Aim, Descent, Point, steepest_descent
-from lbfgs_xp.space import Space
+from lbfgs_xp.solvers.descent import Aim, Descent, Iterate, steepest_descent
+from lbfgs_xp.typing import LineSearchName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +49,9 @@ class SteepestDescent(Descent):
     (True, True)
     """
 
-    line_search: LineSearch | str = Bisection(alpha_max=1e30)
+    line_search: LineSearch | LineSearchName = Bisection(alpha_max=1e30)
 
-    def aim(self, space: Space, point: Point, secant: Any, steepest: Any, **more: Any) -> Aim:
+    def aim(self, space: Space, point: Iterate, secant: Any, steepest: Any, **more: Any) -> Aim:
         fn, aim = space.scalars, steepest_descent(space, point)
         known = fn.isfinite(secant) & (secant > 0.0)
         promised = fn.where(known, -0.5 * secant * aim.slope, aim.promised)

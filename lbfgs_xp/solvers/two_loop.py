@@ -7,7 +7,7 @@ from typing import Any
 
 import array_api_compat as compat
 
-from lbfgs_xp.backend import Array
+from lbfgs_xp.arrays.backend import Array
 
 
 def two_loop(

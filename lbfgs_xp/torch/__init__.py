@@ -7,6 +7,6 @@
 
 from lbfgs_xp.torch.optimizer import LBFGS
 from lbfgs_xp.torch.step import StepResult
-from lbfgs_xp.torch.training import Phase, TrainingResult, train_with_lbfgs
+from lbfgs_xp.torch.training import PhaseHistory, TrainingResult, train_with_lbfgs
 
-__all__ = ["LBFGS", "Phase", "StepResult", "TrainingResult", "train_with_lbfgs"]
+__all__ = ["LBFGS", "PhaseHistory", "StepResult", "TrainingResult", "train_with_lbfgs"]

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lbfgs_xp.arrays.tree import flatten, map_leaves
 from lbfgs_xp.checks import count, optional
 from lbfgs_xp.torch.flat import Flat
-from lbfgs_xp.tree import flatten, map_leaves
 
 
-class Loss:
+class ChunkedLoss:
     """The loss of some chunks together, with its gradient left in the parameters."""
 
     def __init__(self, model: torch.nn.Module, loss_fn: Callable, reduction: Any, flat: Flat):

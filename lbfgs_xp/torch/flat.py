@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from lbfgs_xp.backend import Backend
+from lbfgs_xp.arrays.backend import Backend
 
 
 class Flat:
@@ -30,7 +30,7 @@ class Flat:
                     f"the parameters are of the {what} {', '.join(sorted(found))}; wanted one"
                 )
         for p in self.params[:1]:
-            Backend(p, "a parameter")  # refuses 16 bits
+            Backend.of(p, "a parameter")  # refuses 16 bits
 
     @torch.no_grad()
     def read(self) -> Tensor:

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lbfgs_xp.arrays.tree import map_leaves
 from lbfgs_xp.line_search import LineSearch
 from lbfgs_xp.result import Status
 from lbfgs_xp.torch.flat import Flat
-from lbfgs_xp.torch.settings import Settings
+from lbfgs_xp.torch.settings import OptimizerSettings
 from lbfgs_xp.torch.step import Step, StepResult
-from lbfgs_xp.tree import map_leaves
+from lbfgs_xp.typing import LineSearchName
 
 
 class LBFGS(torch.optim.Optimizer):
@@ -87,11 +88,11 @@ class LBFGS(torch.optim.Optimizer):
         tolerance_grad: float = 1e-7,
         tolerance_change: float = 1e-9,
         history_size: int = 100,
-        line_search_fn: str | LineSearch | None = None,
+        line_search_fn: LineSearchName | LineSearch | None = None,
         *,
         maximize: bool = False,
     ):
-        settings = Settings(
+        settings = OptimizerSettings(
             lr, max_iter, max_eval, tolerance_grad, tolerance_change, history_size, line_search_fn,
             maximize,
         )
@@ -102,7 +103,7 @@ class LBFGS(torch.optim.Optimizer):
         """Adds parameters; the curvature so far, which is of fewer, is dropped at the next step."""
         super().add_param_group(param_group)
         try:
-            Settings.of(self.param_groups)
+            OptimizerSettings.of(self.param_groups)
             Flat(self._all())
         except (TypeError, ValueError):
             del self.param_groups[-1]
@@ -126,7 +127,7 @@ class LBFGS(torch.optim.Optimizer):
             raise ValueError("no parameter requires a gradient; wanted at least one that does")
         if not any(flat.sizes):
             raise ValueError("the parameters are all empty tensors; wanted at least one number")
-        run = Step(Settings.of(self.param_groups), flat, closure, self._memory())
+        run = Step(OptimizerSettings.of(self.param_groups), flat, closure, self._memory())
         try:
             run.go()
         except KeyboardInterrupt:
@@ -160,7 +161,7 @@ class LBFGS(torch.optim.Optimizer):
             )
         own = self.param_groups[0]["line_search_fn"]
         groups = [{"line_search_fn": own} | group for group in state_dict["param_groups"]]
-        Settings.of(groups)
+        OptimizerSettings.of(groups)
         super().load_state_dict(state_dict | {"param_groups": groups})
         if saved is not None:
             # torch casts all to the dtype of the parameters, but the small matrices are float64.

@@ -13,7 +13,7 @@ from lbfgs_xp.solvers import lbfgs
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class OptimizerSettings:
     """What every group says alike."""
 
     lr: Any
@@ -41,7 +41,7 @@ class Settings:
         setting(self, "maximize", flag)
 
     @classmethod
-    def of(cls, groups: list[dict[str, Any]]) -> Settings:
+    def of(cls, groups: list[dict[str, Any]]) -> OptimizerSettings:
         first, *others = [
             cls(**{field.name: group[field.name] for field in dataclasses.fields(cls)})
             for group in groups

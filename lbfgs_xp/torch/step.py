@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.line_search import Fixed, Search
 from lbfgs_xp.result import Status, table
 from lbfgs_xp.solvers import lbfgs
 from lbfgs_xp.solvers.lbfgs import curvature
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
 from lbfgs_xp.solvers.lbfgs.state import LBFGSState
-from lbfgs_xp.space import Space
+from lbfgs_xp.solvers.search import at_floor
 from lbfgs_xp.torch.flat import Flat
-from lbfgs_xp.torch.settings import Settings
+from lbfgs_xp.torch.settings import OptimizerSettings
 
 # Pairs that there is room for at first. The room is doubled when it is full: most runs end long
 # before torch's default of 100 pairs, which for a large model are most of the memory.
@@ -67,7 +68,7 @@ class Step:
     """
 
     def __init__(
-        self, settings: Settings, flat: Flat, closure: Callable, memory: dict[str, Any]
+        self, settings: OptimizerSettings, flat: Flat, closure: Callable, memory: dict[str, Any]
     ):
         self.settings = settings
         self.solver = settings.solver()
@@ -201,7 +202,9 @@ class Step:
         """Whether the step ends here, once an iteration has."""
         s, space = self.settings, self.space
         if state.failed:
-            floor = state.decrement <= abs(state.value) * space.backend.noise
+            # Not confirmed by a look as in `minimize`: a step must call the closure no more often
+            # than torch does.
+            floor = at_floor(space, state.decrement, state.value)
             self.status = Status.PRECISION if floor else Status.LINE_SEARCH
         if not state.accepted:
             return
@@ -232,7 +235,7 @@ class Step:
         # In the midst of a search the pairs may hold a trial's.
         pairs = state.pairs
         if state.search.evaluations:
-            pairs = self.solver.pairs(self.space, state)
+            pairs = self.solver.learned(self.space, state)
         return {
             key: torch.from_numpy(part) if isinstance(part, np.ndarray) else part
             for key, part in pairs._asdict().items()

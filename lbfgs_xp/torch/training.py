@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,15 +17,16 @@ from torch.nn.modules.dropout import _DropoutNd
 from lbfgs_xp.checks import count, flag, number, shown
 from lbfgs_xp.first_order import Adam
 from lbfgs_xp.line_search import LineSearch
-from lbfgs_xp.progress import Live
 from lbfgs_xp.result import Status, table
-from lbfgs_xp.torch.data import Loss, Source
+from lbfgs_xp.run.progress import Live
+from lbfgs_xp.torch.data import ChunkedLoss, Source
 from lbfgs_xp.torch.flat import Flat
 from lbfgs_xp.torch.optimizer import LBFGS
+from lbfgs_xp.typing import LineSearchName
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
-class Phase:
+class PhaseHistory:
     """One of the two phases of `train_with_lbfgs`.
 
     Attributes
@@ -57,15 +58,15 @@ class TrainingResult:
     loss : float
         That of all data, with the parameters that the model is left with; nan where it was never
         computed for them.
-    adam, lbfgs : Phase or None
+    adam, lbfgs : PhaseHistory or None
         The history of each phase; None where it was not reached or not wanted.
     success, status, message
         Whether and why the run ended: those of its last phase.
     """
 
     loss: float
-    adam: Phase | None
-    lbfgs: Phase | None
+    adam: PhaseHistory | None
+    lbfgs: PhaseHistory | None
     success: bool
     status: Status
     message: str
@@ -83,13 +84,13 @@ def train_with_lbfgs(
     adam_lr: Any = 1e-3,
     max_epochs: int = 100,
     *,
-    until: str = "either",
+    until: Literal["either", "both", "loss", "gradient"] = "either",
     max_iter: int = 20,
     history_size: int = 100,
-    line_search_fn: str | LineSearch = "strong_wolfe",
+    line_search_fn: LineSearchName | LineSearch = "strong_wolfe",
     batch_size: int | None = None,
     chunk_size: int | None = None,
-    reduction: str | None = None,
+    reduction: Literal["mean", "sum"] | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> TrainingResult:
@@ -99,7 +100,7 @@ def train_with_lbfgs(
     ----------
     model : torch.nn.Module
         Its parameters are changed in place; see `LBFGS` for which it may have. Loss and model must
-        give the same value when called again: with dropout, call `model.eval()` before.
+        give the same value when called again: with dropout, call `model.eval()` first.
     loss_fn : function
         Such as `torch.nn.MSELoss()`. How it is called depends on the data:
     data : what to train on
@@ -189,7 +190,7 @@ def train_with_lbfgs(
         tolerance_grad=tol if until in ("either", "gradient") else 0.0,
     )
     source = Source(data, batch_size, chunk_size, seed, flat.params[0].device)
-    loss = Loss(model, loss_fn, reduction, flat)
+    loss = ChunkedLoss(model, loss_fn, reduction, flat)
     with Live(progress, _line) as live:
         run = _Training(flat, loss, source, live)
         try:
@@ -224,11 +225,11 @@ class _Training:
     lowest, best : the lowest loss of all data that was seen, and where; None before any was.
     """
 
-    def __init__(self, flat: Flat, loss: Loss, source: Source, live: Live):
+    def __init__(self, flat: Flat, loss: ChunkedLoss, source: Source, live: Live):
         self.flat, self.loss, self.source, self.live = flat, loss, source, live
         self.lowest = math.inf
         self.best: Tensor | None = None
-        self.phases: dict[str, Phase] = {}
+        self.phases: dict[str, PhaseHistory] = {}
         self._begin("Adam")
 
     def adam(self, optimizer: Adam, steps: int) -> None:
@@ -293,7 +294,7 @@ class _Training:
     def end(self, status: Status, message: str | None = None) -> None:
         """Ends the phase under way."""
         loss, seconds = np.asarray(self.seen, dtype=np.float64).reshape(-1, 2).T
-        self.phases[self.phase] = Phase(loss, seconds, status, message or status.message)
+        self.phases[self.phase] = PhaseHistory(loss, seconds, status, message or status.message)
 
     def result(self) -> TrainingResult:
         last = self.phases[self.phase]

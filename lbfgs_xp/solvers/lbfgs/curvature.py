@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lbfgs_xp.backend import Array, Backend, is_array
-from lbfgs_xp.scalars import named
-from lbfgs_xp.space import Space
+from lbfgs_xp.arrays.backend import Array, copy_of, is_array
+from lbfgs_xp.arrays.scalars import named
+from lbfgs_xp.arrays.space import Space
 
 # From this many variables on, reading the rows costs more than a few calls do.
 _LARGE = 4096
@@ -71,7 +71,7 @@ def empty(
 
 def copied(pairs: Pairs) -> Pairs:
     """Pairs that can be overwritten while the old ones stay as they are."""
-    return Pairs(*(Backend.copy(part) if is_array(part) else part for part in pairs))
+    return Pairs(*(copy_of(part) if is_array(part) else part for part in pairs))
 
 
 def coefficients(space: Space, pairs: Pairs, with_gradient: Array) -> Array:
@@ -102,7 +102,7 @@ def apply(space: Space, pairs: Pairs, vector: Array) -> Array:
 def by_age(space: Space, pairs: Pairs) -> tuple[Array, Array]:
     """S and Y, (..., m, n) each, the oldest pair first; zero rows stand for pairs not there."""
     xp, m = space.xp, pairs.diagonal.shape[-1]
-    places = xp.arange(m, device=space.backend.placement)
+    places = xp.arange(m, device=space.backend.creation_device)
     kept = space.send(pairs.diagonal)[..., None] > 0
     rows = xp.where(xp.concat([kept, kept], axis=-2), pairs.rows, xp.zeros_like(pairs.rows))
     if not space.batched:

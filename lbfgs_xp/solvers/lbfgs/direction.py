@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lbfgs_xp.backend import Array
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.solvers.initial import Initial
 from lbfgs_xp.solvers.lbfgs import curvature
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
 from lbfgs_xp.solvers.two_loop import two_loop
-from lbfgs_xp.space import Space
 
 # The least part of gamma g . g that g . H g must be, to be taken as a difference.
 _KEPT = 1e-2

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lbfgs_xp.backend import Array
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.solvers.inverse_hessian import Operator
 from lbfgs_xp.solvers.lbfgs import curvature
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
 from lbfgs_xp.solvers.two_loop import two_loop
-from lbfgs_xp.space import Space
 
 
 class InverseHessian(Operator):
@@ -50,7 +50,7 @@ class InverseHessian(Operator):
     def todense(self) -> Array:
         xp, space = self._space.xp, self._space
         identity = xp.eye(
-            self.shape[-1], dtype=space.backend.dtype, device=space.backend.placement
+            self.shape[-1], dtype=space.backend.dtype, device=space.backend.creation_device
         )
         if self._function is not None:
             batch = self._pairs.rows.shape[:-2]

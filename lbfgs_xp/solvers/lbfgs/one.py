@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lbfgs_xp.backend import Array, is_array
+from lbfgs_xp.arrays.backend import Array, is_array
+from lbfgs_xp.arrays.scalars import named
+from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.line_search import ACCEPTED, SEARCHING, Search
-from lbfgs_xp.scalars import named
 from lbfgs_xp.solvers.first_step import first_step
 from lbfgs_xp.solvers.lbfgs import curvature
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
 from lbfgs_xp.solvers.lbfgs.direction import quasi_newton, weighted
 from lbfgs_xp.solvers.lbfgs.state import LBFGSState, Pace, endless
-from lbfgs_xp.solvers.search import Lowest
-from lbfgs_xp.space import Space
+from lbfgs_xp.solvers.search import Lowest, at_floor
 
 
 def step(
@@ -81,9 +81,8 @@ def _arrive(
     decrement = state.decrement if bare else -0.5 * search.dphi0
     pairs = curvature.accept(space, pairs, with_change, slope, solver.scale_initial)
     return _aim(
-        solver, space, x, value, seen, gradient, norm, alpha, pairs, weights, state.pace,
-        decrement, with_gradient, squared,
-        bare and pairs.count == 0 and endless(solver, alpha),
+        solver, space, (x, value, gradient, norm, alpha), (pairs, with_gradient, squared, weights),
+        seen, state.pace, decrement, bare and pairs.count == 0 and endless(solver, alpha),
     )
 
 
@@ -92,26 +91,31 @@ def _give_up(
 ) -> LBFGSState:
     """No lower point on this line: drop the memory, or where there is none, fail."""
     decrement = -0.5 * search.dphi0 if state.pairs.count else state.decrement
-    # At rounding level steepest descent would do no better.
-    at_floor = decrement <= abs(state.value) * space.backend.noise
-    if state.pairs.count == 0 or at_floor:
+    # Steepest descent would do no better at the floor.
+    if state.pairs.count == 0 or at_floor(space, decrement, state.value):
         return state._replace(
             search=search, seen=seen, decrement=decrement, accepted=False, failed=True
         )
     pairs = curvature.forget(space, state.pairs, solver.initial.gamma)
     after = _aim(
-        solver, space, state.x, state.value, seen, state.gradient, state.gradient_norm,
-        state.step, pairs, state.weights, state.pace, decrement, None, 0.0, False,
+        solver, space, state[:5], (pairs, None, 0.0, state.weights), seen, state.pace, decrement,
+        False,
     )
     return after._replace(accepted=False)
 
 
 def _aim(
-    solver: Any, space: Space, x: Array, value: float, seen: float, gradient: Array,
-    norm: float, alpha: float, pairs: Pairs, weights: Any, pace: Pace | None, decrement: float,
-    with_gradient: Any, squared: float, unbounded: bool,
+    solver: Any, space: Space, iterate: tuple, curvature_there: tuple, seen: float,
+    pace: Pace | None, decrement: float, unbounded: bool,
 ) -> LBFGSState:
-    """The state at x with a direction from there, and a search begun along it."""
+    """The state at an iterate with a direction from there, and a search begun along it.
+
+    iterate : x, value, gradient, its norm, and the step length that led there.
+    curvature_there : pairs, with_gradient, squared and weights of the state.
+    """
+    (x, value, gradient, norm, alpha), (pairs, with_gradient, squared, weights) = (
+        iterate, curvature_there
+    )
     first = 1.0
     slope = 0.0
     if pairs.count:
@@ -152,8 +156,8 @@ def begin(
         with_gradient = space.small_zeros(pairs.rows.shape[:1])  # without touching the rows
     squared = space.read_one(space.dot(inner, inner)) if space.remote else math.inf
     state = _aim(
-        solver, space, x, value, value, gradient, norm, 0.0, pairs, weights, solver.pace,
-        math.inf, with_gradient, squared, False,
+        solver, space, (x, value, gradient, norm, 0.0), (pairs, with_gradient, squared, weights),
+        value, solver.pace, math.inf, False,
     )
     return state._replace(accepted=False)
 

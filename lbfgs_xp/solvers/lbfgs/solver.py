@@ -5,23 +5,25 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from lbfgs_xp.backend import Array
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.checks import count, flag, setting
 from lbfgs_xp.line_search import LineSearch, MoreThuente, rule_of
-from lbfgs_xp.phases import Method
 from lbfgs_xp.schedules import Constant, as_schedule
+from lbfgs_xp.solvers.contract import Solver
 from lbfgs_xp.solvers.initial import Initial
 from lbfgs_xp.solvers.lbfgs import curvature, many, one
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
 from lbfgs_xp.solvers.lbfgs.inverse_hessian import InverseHessian
 from lbfgs_xp.solvers.lbfgs.state import LBFGSState, Pace
-from lbfgs_xp.space import Space
+from lbfgs_xp.solvers.method import Method
+from lbfgs_xp.typing import LineSearchName
 
 _ALWAYS_0, _ALWAYS_1 = Constant(0.0), Constant(1.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class LBFGS(Method):
+class LBFGS(Method, Solver):
     """Limited-memory BFGS (Liu & Nocedal 1989; Nocedal & Wright, Algorithm 7.5).
 
     The direction is -H g, where H comes from the last `memory_size` pairs of steps and changes of
@@ -64,13 +66,14 @@ class LBFGS(Method):
     """
 
     memory_size: int = 10
-    line_search: LineSearch | str = MoreThuente()
+    line_search: LineSearch | LineSearchName = MoreThuente()
     initial_inverse_hessian: Any = None
     scale_initial: bool = True
-    learning_rate: Any = _ALWAYS_1
+    learning_rate: Any = 1.0
     # `initial_inverse_hessian`, understood.
     initial: Initial = dataclasses.field(init=False, repr=False, compare=False)
 
+    resumes = True
 
     def __post_init__(self) -> None:
         setting(self, "memory_size", count, least=1)
@@ -89,13 +92,14 @@ class LBFGS(Method):
         return None if rate == _ALWAYS_1 else Pace(0, rate.init())
 
     def init(
-        self, space: Space, x: Array, value: Any, gradient: Array, pairs: Pairs | None = None
+        self, space: Space, x: Array, value: Any, gradient: Array, learned: Pairs | None = None
     ) -> LBFGSState:
         """The state at x, a vector (..., n), where value and gradient are known.
 
-        `pairs` are those of an earlier run, to start from its curvature.
+        `learned` are the pairs of an earlier run, to start from its curvature.
         """
         *batch, n = x.shape
+        pairs = learned
         if pairs is None:
             pairs = curvature.empty(
                 space, n, self.memory_size, tuple(batch), self.initial.gamma
@@ -129,11 +133,11 @@ class LBFGS(Method):
 
         It shares the pairs of the state: whoever goes on from the state is done with it.
         """
-        pairs = self.pairs(space, state) if _overwritten(space, state) else state.pairs
+        pairs = self.learned(space, state) if _overwritten(space, state) else state.pairs
         return InverseHessian(space, pairs, state.weights, self.initial.function)
 
-    def pairs(self, space: Space, state: LBFGSState) -> Pairs:
-        """A copy of the state's pairs, to start another run from."""
+    def learned(self, space: Space, state: LBFGSState) -> Pairs:
+        """A copy of the state's pairs, for another run to start from."""
         if _overwritten(space, state):
             return curvature.vacated(space, state.pairs)
         return curvature.copied(state.pairs)
@@ -150,20 +154,6 @@ class LBFGS(Method):
             raise ValueError(
                 f"state holds {what}; wanted that of LBFGS with memory_size={self.memory_size}"
             )
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, LBFGS) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    @property
-    def _key(self) -> tuple:
-        # Arrays and functions are the same setting only where they are the same object.
-        given = self.initial_inverse_hessian
-        given = given if given is None or isinstance(given, (int, float)) else id(given)
-        rate = self.learning_rate
-        return self.memory_size, self.line_search, given, self.scale_initial, rate
 
 
 def _overwritten(space: Space, state: LBFGSState) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from lbfgs_xp.backend import Array
+from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.line_search import Search
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
 from lbfgs_xp.solvers.search import FAR

@@ -1,0 +1,556 @@
+"""How to work with the arrays of one library: the way of the array API standard.
+
+`Backend.of(array)` gives the backend of an array. What a library does in its own way stands in the
+file of its name, in a subclass: how its arrays reach the host, how a row of a buffer is
+overwritten, how a function is differentiated or compiled. A library without such a file works by
+the standard alone. Each file imports its library, so it is imported only once the user has arrays
+of that library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import array_api_compat as compat
+import array_api_compat.numpy as compat_numpy
+import array_api_extra as xpx
+import numpy as np
+
+from lbfgs_xp.arrays.keyed import Keyed
+
+Array = Any
+Namespace = Any
+
+# Library -> the file with its own way of doing things, and the class there.
+OWN_WAYS = {
+    "numpy": ("numpy", "NumPyBackend"),
+    "torch": ("torch", "TorchBackend"),
+    "jax": ("jax", "JaxBackend"),
+    "cupy": ("cupy", "CuPyBackend"),
+    "array_api_strict": ("strict", "StrictBackend"),
+}
+
+
+def identity(value: Any) -> Any:
+    """`value` itself."""
+    return value
+
+
+def is_array(value: object) -> bool:
+    """Whether `value` is an array of a library that follows the standard."""
+    return isinstance(value, np.ndarray) or compat.is_array_api_obj(value)
+
+
+def namespace_of(array: Array) -> Namespace:
+    """The namespace of an array, made standard by array-api-compat."""
+    # The most frequent type is recognised without a look at every library there is.
+    return compat_numpy if type(array) is np.ndarray else compat.array_namespace(array)
+
+
+def library_of(array: Array) -> str:
+    """The name of an array's library: "numpy", "torch", "jax", "cupy", "array_api_strict", ..."""
+    return _name(namespace_of(array))
+
+
+def copy_of(array: Array) -> Array:
+    """A copy of an array of any library."""
+    return _class(namespace_of(array)).copy(array)
+
+
+def take(array: Array, indices: Array) -> Array:
+    """The rows array[indices] of an array of any library; `indices` belongs to the same library."""
+    return _class(namespace_of(array)).take(array, indices)
+
+
+def compiled(array: Array, function: Callable) -> Callable:
+    """`function` of arrays like this one, compiled if their library compiles."""
+    return _class(namespace_of(array)).compile(function)
+
+
+class Backend(Keyed):
+    """One array library, one device, one real floating-point dtype.
+
+    Attributes
+    ----------
+    name : str
+        "numpy", "torch", "jax", "cupy", "array_api_strict" or the name of another library.
+    xp : namespace
+        The library's namespace, made standard by array-api-compat.
+    device, dtype
+        Where the arrays live, and the dtype of their real and imaginary parts.
+    creation_device
+        The `device` argument for creation functions. JAX leaves it None where new arrays should be
+        as free to move as the user's.
+    complex : bool
+        Whether the array that was given is complex.
+    eps, largest : float
+        The distance from 1 to the next number of the dtype; its largest number.
+    noise : float
+        The relative change of a value that rounding may hide.
+    on_host : bool
+        Whether the arrays are NumPy's.
+    reads_are_free : bool
+        Whether reading a number costs next to nothing: NumPy, and torch on the CPU. On JAX it does
+        not, even on the CPU.
+    compiles, differentiates : bool
+        Whether `jit` compiles; whether there is automatic differentiation.
+    has_kernels : bool
+        Whether `elementwise` makes a kernel of a text in C++.
+    """
+
+    on_host = False
+    reads_are_free = False
+    compiles = False
+    differentiates = False
+    has_kernels = False
+
+    def __init__(self, array: Array, what: str = "x0", traced: bool = False):
+        """See `of`."""
+        self.xp: Namespace = namespace_of(array)
+        self.name = _name(self.xp)
+        self.device = compat.device(array)
+        self.creation_device = self.device
+        self.complex, self.eps, self.largest = _limits(self.xp, array.dtype, what)
+        self.noise = 16.0 * self.eps
+        self.dtype = self.xp.real(array).dtype if self.complex else array.dtype
+
+    @staticmethod
+    def of(array: Array, what: str = "x0", traced: bool = False) -> Backend:
+        """The backend of an array.
+
+        what : what errors call the array.
+        traced : whether an array that JAX is tracing, which has neither values nor a device, is
+            acceptable.
+        """
+        return _class(namespace_of(array))(array, what, traced)
+
+    @functools.cached_property
+    def mutable(self) -> bool:
+        """Whether the elements of an array can be overwritten."""
+        return compat.is_writeable_array(self.zeros((1,)))
+
+    @functools.cached_property
+    def _key(self) -> tuple[Any, ...]:
+        return self.name, str(self.dtype), self.complex, str(self.device)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Modules cannot be pickled; an array knows its own.
+        return Backend.of, (self.zeros(()) + (0j if self.complex else 0.0),)
+
+    def __repr__(self) -> str:
+        return f"Backend({self.name}, {self.dtype}, {self.device})"
+
+    @property
+    def cache_size(self) -> int:
+        """How many numbers of an array to work on at a time: few enough to stay in the caches, many
+        enough for the work to outweigh the calls."""
+        return 2**22 if "cpu" in str(self.device).lower() else 2**28
+
+    # --- where arrays lie ----------------------------------------------------------------------
+
+    def holds(self, array: Array) -> bool:
+        """Whether an array of this library lies on this device, or is free to be brought here."""
+        return self.device in (None, compat.device(array))
+
+    def check_device(self, array: Array, what: str, like: str = "x0") -> None:
+        """Raise a clear error if an array of this library, `what`, lies on another device.
+
+        like : what the error names as the array on this device.
+        """
+        if not self.holds(array):
+            raise ValueError(
+                f"{what} is on device {compat.device(array)}; wanted {self.device}, like {like}"
+            )
+
+    def placed(self, array: Array, what: str) -> Array:
+        """`array` where new arrays are made, or the error of `check_device`."""
+        self.check_device(array, what)
+        return array
+
+    def thread_context(self) -> contextlib.AbstractContextManager[Any]:
+        """A context for threads that gives them the caller's default device."""
+        return contextlib.nullcontext()
+
+    # --- transfers between host and device -----------------------------------------------------
+
+    def to_host(self, array: Array) -> np.ndarray:
+        """A NumPy copy or view of `array`: the only way by which data reach the host."""
+        return np.asarray(array)
+
+    def from_host(self, values: np.ndarray, dtype: Any = None) -> Array:
+        """`values` as an array of this library on this device, of this dtype by default."""
+        dtype = self.dtype if dtype is None else dtype
+        return self.xp.asarray(values, dtype=dtype, device=self.creation_device)
+
+    def index_array(self, indices: np.ndarray) -> Array:
+        """Indices on the host as an integer array of this library on this device."""
+        return self.from_host(indices, self.xp.asarray(0).dtype)
+
+    def adopt(self, values: Any, what: str) -> Array:
+        """Numbers, lists, NumPy arrays, or arrays of this library and device, in this dtype.
+
+        what : what errors call them.
+        """
+        if isinstance(values, (np.ndarray, np.generic)) or not is_array(values):
+            try:
+                host = np.array(values)
+            except ValueError as error:
+                raise ValueError(f"{what} is a ragged list ({error}); wanted numbers") from None
+            if host.dtype.kind not in "iuf":
+                raise TypeError(f"{what} is {values!r}; wanted real numbers")
+            return self.from_host(host)
+        if (library := library_of(values)) != self.name:
+            raise TypeError(
+                f"{what} is an array of {library}; wanted one of {self.name}, like x, or of NumPy"
+            )
+        values = self.placed(values, what)
+        if not self.xp.isdtype(values.dtype, ("real floating", "integral")):
+            raise TypeError(f"{what} has dtype {values.dtype}; wanted real numbers")
+        return self.xp.astype(values, self.dtype, copy=False)
+
+    def read(self, numbers: Sequence[Array]) -> list[float]:
+        """Several 0-d arrays as floats: one transfer if the arrays live on a device."""
+        if self.reads_are_free:
+            return [float(number) for number in numbers]
+        arrays = [number for number in numbers if is_array(number)]
+        found = iter(self.to_host(self.join(arrays)).tolist() if arrays else ())
+        return [next(found) if is_array(number) else float(number) for number in numbers]
+
+    def read_many(self, numbers: Sequence[Any]) -> list[float]:
+        """`read` of very many numbers from any device, with one wait and nothing compiled for their
+        count."""
+        if self.reads_are_free:
+            return self.read(numbers)
+        return self.read([compat.to_device(n, self.device) if is_array(n) else n for n in numbers])
+
+    # --- new arrays ----------------------------------------------------------------------------
+
+    def full(self, shape: tuple[int, ...], value: float) -> Array:
+        return self.xp.full(shape, value, dtype=self.dtype, device=self.creation_device)
+
+    def zeros(self, shape: tuple[int, ...]) -> Array:
+        return self.xp.zeros(shape, dtype=self.dtype, device=self.creation_device)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        return self.xp.empty(shape, dtype=dtype, device=self.creation_device)
+
+    @staticmethod
+    def copy(array: Array) -> Array:
+        """A copy of an array of this library, on any device."""
+        return namespace_of(array).asarray(array, copy=True)
+
+    def own(self, array: Array) -> Array:
+        """`array`, copied if somebody else could change it in place."""
+        return self.xp.asarray(array, copy=True) if self.mutable else array
+
+    def detach(self, value: Any) -> Any:
+        """`value` without the record that autograd keeps of how it was computed."""
+        return value
+
+    def keep_freed_memory(self) -> None:
+        """Make the C library keep the memory of large arrays in the process, if it would not."""
+
+    # --- rows ----------------------------------------------------------------------------------
+
+    @staticmethod
+    def take(array: Array, indices: Array) -> Array:
+        """The rows array[indices] of an array of this library."""
+        return namespace_of(array).take(array, indices, axis=0)
+
+    def take_from_any(self, array: Array, indices: Array) -> Array:
+        """`take` from an array of any library and device, by indices of this one."""
+        if type(array) is not type(indices) or not self.holds(array):
+            xp, host = namespace_of(array), self.to_host(indices)
+            indices = host if isinstance(array, np.ndarray) else xp.asarray(
+                host, device=compat.device(array)
+            )
+        return take(array, indices)
+
+    def span(
+        self, arrays: list[Array], indices: Array | None, start: int, stop: int
+    ) -> list[Array]:
+        """The rows indices[start:stop] of each array or, without indices, the rows [start:stop]."""
+        if indices is None:
+            return [array[start:stop, ...] for array in arrays]
+        chosen = indices[start:stop]
+        return [self.take(array, chosen) for array in arrays]
+
+    def join(self, parts: Sequence[Array]) -> Array:
+        """0-d and 1-d arrays, end to end, in this dtype and on this device."""
+        xp = self.xp
+        flat = [
+            xp.reshape(xp.astype(part, self.dtype, copy=False), (-1,)) for part in parts
+        ]
+        return xp.concat(flat)
+
+    # --- buffers, overwritten in place where the library allows --------------------------------
+
+    def write_row(self, buffer: Array, index: int, row: Array) -> Array:
+        """`buffer` (k, n) with row `index` overwritten."""
+        return xpx.at(buffer, (index, ...)).set(row)
+
+    def write_pair(self, buffer: Array, index: int, s: Array, new: Array, old: Array) -> Array:
+        """`buffer` (2m, n) with row `index` overwritten by s, and row m + index by new - old."""
+        other = index + buffer.shape[0] // 2
+        return self.write_row(self.write_row(buffer, index, s), other, new - old)
+
+    def write_rows(self, buffer: Array, index: Array, rows: Array, mask: Array) -> Array:
+        """`buffer` (B, k, n) with buffer[b, index[b]] = rows[b] wherever mask[b]."""
+        xp = self.xp
+        places = xp.arange(buffer.shape[1], device=self.creation_device)
+        here = (places[None, :] == index[:, None]) & mask[:, None]
+        return xp.where(here[:, :, None], rows[:, None, :], buffer)
+
+    def subtract_scaled(self, u: Array, factor: Any, v: Array) -> Array:
+        """u - factor v, in place of u where the library allows."""
+        u -= v * factor
+        return u
+
+    def overwrite(self, array: Array, new: Array) -> Array:
+        """`new`, written over `array` in place where the library allows."""
+        if not self.mutable:
+            return new
+        self.detach(array)[...] = new
+        return array
+
+    # --- reductions; `Space` decides who may use them ------------------------------------------
+
+    def max_abs(self, array: Array) -> Array:
+        """The largest absolute element along the last axis; nan if there is one."""
+        return self.xp.max(self.xp.abs(array), axis=-1)
+
+    def dot(self, u: Array, v: Array) -> Array:
+        """u . v for many problems: (..., n), (..., n) -> (...)."""
+        return u @ v if u.ndim == v.ndim == 1 else self.xp.vecdot(u, v)
+
+    def products(self, rows: Array, vector: Array) -> Array:
+        """Each row times the vector, for many problems: (..., k, n), (..., n) -> (..., k)."""
+        return (rows @ vector[..., None])[..., 0]
+
+    def combine(self, coefficients: Array, rows: Array) -> Array:
+        """Weighted sums of rows, for many problems: (..., k), (..., k, n) -> (..., n)."""
+        return (coefficients[..., None, :] @ rows)[..., 0, :]
+
+    def gram(self, rows: Array) -> Array:
+        """A A^T for A (..., p, m). Elements below the diagonal may be left 0."""
+        return rows @ self.xp.matrix_transpose(rows)
+
+    def add_outer(self, factor: Array, matrix: Array, u: Array, v: Array) -> Array:
+        """factor matrix + u v' + v u' for many problems, with symmetric matrices (B, n, n); see
+        `own_matrices`."""
+        product = u[..., :, None] * v[..., None, :]
+        return factor[..., None, None] * matrix + (product + self.xp.matrix_transpose(product))
+
+    def own_matrices(self, matrix: Array) -> Array:
+        """Matrices (B, n, n) that `add_outer` may overwrite."""
+        return matrix
+
+    # --- one array of any shape as a row of real numbers ---------------------------------------
+
+    def real_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of `to_real` of an array of this shape."""
+        return (*shape, 2) if self.complex else shape
+
+    def to_real(self, array: Array) -> Array:
+        """A real array as it is; a complex one (...) as its parts (..., 2)."""
+        array, xp = self.detach(array), self.xp
+        if not self._is_complex(array.dtype):
+            return array
+        return xp.stack([xp.real(array), xp.imag(array)], axis=-1)
+
+    def from_real(self, array: Array, dtype: Any) -> Array:
+        """The inverse of `to_real`, for an array of this dtype."""
+        if not self._is_complex(dtype):
+            return array
+        re, im = (self.xp.astype(array[..., i], dtype) for i in (0, 1))
+        return re + im * 1j
+
+    def _is_complex(self, dtype: Any) -> bool:
+        return self.complex and self.xp.isdtype(dtype, "complex floating")
+
+    def vector(self, array: Array) -> Array:
+        """All real numbers of an array, in one row."""
+        return self.xp.reshape(self.to_real(array), (-1,))
+
+    # --- memory that arrays share --------------------------------------------------------------
+
+    def memory_key(self, array: Array) -> Any:
+        """A key that two arrays have in common if they may lie in the same memory."""
+        return id(array)
+
+    def is_writable(self, array: Array) -> bool:
+        """Whether each element has memory of its own, which may be overwritten."""
+        return True
+
+    def flat_view(self, array: Array) -> np.ndarray:
+        """`vector` for NumPy: a view of the same memory where `has_flat_view`, else a copy."""
+        raise NotImplementedError
+
+    def has_flat_view(self, array: Array) -> bool:
+        """Whether NumPy can overwrite the array through `flat_view`."""
+        return False
+
+    def overlap(self, a: Array, b: Array) -> bool:
+        """Whether two arrays may share elements."""
+        if self.memory_key(a) != self.memory_key(b):
+            return False
+        if not (self.has_flat_view(a) and self.has_flat_view(b)):
+            return True
+        return np.may_share_memory(self.flat_view(a), self.flat_view(b))
+
+    def mark_overwritten(self, array: Array) -> None:
+        """Tell autograd that the array was overwritten through `flat_view`."""
+
+    def requires_grad_like(self, array: Array, like: Array) -> Array:
+        """`array`, recorded by autograd if `like` is."""
+        return array
+
+    # --- compiling and differentiating ---------------------------------------------------------
+
+    @staticmethod
+    def compile(function: Callable) -> Callable:
+        """`function` of arrays, compiled where the library can."""
+        return function
+
+    def jit(self, function: Callable, *static: Any, donate: tuple[int, ...] = ()) -> Callable:
+        """`function` with its first arguments `static`, compiled where the library can.
+
+        What is compiled once serves every later call with equal (hashable) static arguments. The
+        arguments at the positions `donate` may be overwritten.
+        """
+        return functools.partial(function, *static) if static else function
+
+    @staticmethod
+    def is_compiled(fun: Callable) -> bool:
+        """Whether the user has compiled `fun`, and so declared it a pure function."""
+        return False
+
+    def elementwise(self, inputs: str, outputs: str, body: str) -> Callable:
+        """The kernel that computes `body` for each element of its arrays."""
+        raise NotImplementedError
+
+    def value_and_gradient(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
+        """(args, x) -> (value, gradient, aux) by automatic differentiation.
+
+        `evaluate(fun, *static, args, x)` gives (value, aux). For a batch the value holds one number
+        per row; since rows are independent, the gradient of the sum holds the gradient of each. If
+        `fun` is compiled, so is the whole, once for all calls.
+        """
+        raise NotImplementedError
+
+    def value_and_gradients(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
+        """(leaves, batch) -> (value, gradients), one per leaf, by automatic differentiation.
+
+        `evaluate(*static, leaves, batch)` gives the value, a 0-d array. The gradient of a complex
+        leaf is df/d(re) + i df/d(im). The whole is compiled if `compiled`.
+        """
+        raise NotImplementedError
+
+    def hessian(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
+        """(args, x) -> the matrices (..., n, n), by differentiating twice.
+
+        The arguments are those of `value_and_gradient`. Since the rows of a batch are independent,
+        row i of each problem's matrix is the gradient of the sum of the i-th components of all
+        gradients.
+        """
+        raise NotImplementedError
+
+    def jacobian(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
+        """(args, x) -> the Jacobian (..., m, p), by forward differentiation.
+
+        `evaluate(*static, args, x)` maps vectors (..., p) to (..., m). Since the rows of a batch
+        are independent, one direction serves all of them. The whole is compiled if `compiled`.
+        """
+        raise NotImplementedError
+
+    # --- linear algebra ------------------------------------------------------------------------
+
+    def linalg(self, name: str, otherwise: str = "") -> Callable:
+        """A function of the linear algebra extension of the standard.
+
+        otherwise : what the error suggests if the library does not have it.
+        """
+        found = getattr(getattr(self.xp, "linalg", None), name, None)
+        if found is None:
+            raise TypeError(
+                f"{self.name} has no linalg.{name}; wanted arrays of a library with the linear "
+                f"algebra extension of the array API standard{otherwise}"
+            )
+        return found
+
+    def eigh(self, matrix: Array) -> tuple[Array, Array]:
+        """Eigenvalues in ascending order and eigenvectors, as columns, of symmetric matrices."""
+        eigh = self.linalg("eigh", ", or a method that needs no Hessian")
+        eigenvalues, eigenvectors = eigh(matrix)
+        return eigenvalues, eigenvectors
+
+    # --- what the command line shows -----------------------------------------------------------
+
+    @staticmethod
+    def samples(library: Any) -> list[tuple[str, Array]]:
+        """One small array of floats on each device of `library`, with the device's name."""
+        return [("cpu", library.asarray([1.0, 1.0]))]
+
+
+class InPlaceBackend(Backend):
+    """A library whose arrays are indexed and overwritten as those of NumPy are."""
+
+    mutable = True
+
+    @staticmethod
+    def take(array: Array, indices: Array) -> Array:
+        return array[indices]
+
+    def write_row(self, buffer: Array, index: int, row: Array) -> Array:
+        buffer[index] = row
+        return buffer
+
+    def write_pair(self, buffer: Array, index: int, s: Array, new: Array, old: Array) -> Array:
+        buffer[index] = s
+        self.xp.subtract(new, old, out=buffer[index + buffer.shape[0] // 2])
+        return buffer
+
+    def write_rows(self, buffer: Array, index: Array, rows: Array, mask: Array) -> Array:
+        xp = self.xp
+        each = xp.arange(buffer.shape[0], device=self.creation_device)
+        buffer[each, index] = xp.where(mask[:, None], rows, buffer[each, index])
+        return buffer
+
+
+@functools.cache
+def _name(xp: Namespace) -> str:
+    return xp.__name__.removeprefix("array_api_compat.").partition(".")[0]
+
+
+@functools.cache
+def _class(xp: Namespace) -> type[Backend]:
+    return class_for(_name(xp))
+
+
+def class_for(library: str) -> type[Backend]:
+    """The class of a library's backends."""
+    if library not in OWN_WAYS:
+        return Backend
+    file, name = OWN_WAYS[library]
+    return getattr(importlib.import_module(f"lbfgs_xp.arrays.{file}"), name)
+
+
+@functools.cache
+def _limits(xp: Namespace, dtype: Any, what: str) -> tuple[bool, float, float]:
+    """Whether the dtype is complex; eps and the largest number of its parts."""
+    is_complex = xp.isdtype(dtype, "complex floating")
+    if not is_complex and not xp.isdtype(dtype, "real floating"):
+        hint = " (1.0 in place of 1)" if xp.isdtype(dtype, "integral") else ""
+        raise TypeError(
+            f"{what} has dtype {dtype}; wanted a real or complex floating-point dtype{hint}"
+        )
+    limits = xp.finfo(dtype)
+    if limits.bits < 32:
+        raise TypeError(
+            f"{what} has dtype {dtype}; wanted one of at least 32 bits, such as float32"
+        )
+    return is_complex, float(limits.eps), float(limits.max)

@@ -1,0 +1,43 @@
+"""CuPy: arrays on a GPU, and kernels of a text in C++."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import cupy
+import numpy as np
+
+from lbfgs_xp.arrays.backend import Array, InPlaceBackend, namespace_of
+
+
+class CuPyBackend(InPlaceBackend):
+    has_kernels = True
+
+    def to_host(self, array: Array) -> np.ndarray:
+        return array.get()
+
+    @staticmethod
+    def take(array: Array, indices: Array) -> Array:
+        return namespace_of(array).take(array, indices, axis=0)
+
+    def memory_key(self, array: Array) -> Any:
+        return array.data.mem.ptr
+
+    def elementwise(self, inputs: str, outputs: str, body: str) -> Callable:
+        return _elementwise(inputs, outputs, body)
+
+    @staticmethod
+    def samples(library: Any) -> list[tuple[str, Array]]:
+        found = []
+        for i in range(cupy.cuda.runtime.getDeviceCount()):
+            with cupy.cuda.Device(i):
+                found.append((f"cuda:{i}", cupy.asarray([1.0, 1.0])))
+        return found
+
+
+@functools.cache
+def _elementwise(inputs: str, outputs: str, body: str) -> Callable:
+    # Products and sums are not contracted, so that each rounds as it does elsewhere.
+    return cupy.ElementwiseKernel(inputs, outputs, body, "lbfgs_xp", options=("--fmad=false",))

@@ -1,0 +1,132 @@
+"""NumPy: arrays on the host, whose memory can be read and overwritten freely."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lbfgs_xp.arrays.backend import Array, InPlaceBackend
+
+# How many elements of an array fit in the cache of one core, and how many to work on at a time.
+_CACHED = 2**17
+_PIECE = 2**14
+# Rows shorter than this are worked on across many rows, rather than along each.
+_NARROW = 32
+
+
+class NumPyBackend(InPlaceBackend):
+    on_host = True
+    reads_are_free = True
+
+    @property
+    def cache_size(self) -> int:
+        return 2**20
+
+    def holds(self, array: Array) -> bool:
+        return True
+
+    def from_host(self, values: np.ndarray, dtype: Any = None) -> Array:
+        return np.asarray(values, dtype=self.dtype if dtype is None else dtype)
+
+    def zeros(self, shape: tuple[int, ...]) -> Array:
+        return np.zeros(shape, self.dtype)
+
+    def own(self, array: Array) -> Array:
+        """A copy. Many short rows are copied to Fortran order, so that an operation runs along all
+        of them rather than along each."""
+        return array.copy("F" if _are_narrow(array) else "C")
+
+    def keep_freed_memory(self) -> None:
+        """Make glibc keep the memory of arrays up to 32 MiB in the process, for all its threads.
+
+        It learns from the largest block that was freed. Otherwise it returns large arrays to the
+        system as soon as they are dropped, and fetching the pages again costs more than arithmetic.
+        """
+        np.empty(2**25 - 2**14, np.uint8)
+
+    @staticmethod
+    def take(array: Array, indices: Array) -> Array:
+        if array.ndim > 1 and array.flags.f_contiguous:
+            return array.T.take(indices, axis=-1).T
+        return array.take(indices, axis=0)
+
+    def subtract_scaled(self, u: Array, factor: Any, v: Array) -> Array:
+        if u.ndim > 1 or u.size < _CACHED:
+            return super().subtract_scaled(u, factor, v)
+        # In pieces, so that the product does not leave the cache.
+        for i in range(0, u.shape[0], _PIECE):
+            piece = u[i : i + _PIECE]
+            np.subtract(piece, factor * v[i : i + _PIECE], out=piece)
+        return u
+
+    # --- reductions: for rows as short as these, einsum beats a call for each ------------------
+
+    def max_abs(self, array: Array) -> Array:
+        if _are_narrow(array):
+            return np.maximum.reduce(np.asfortranarray(np.abs(array)), axis=-1)
+        if array.ndim != 1:
+            return super().max_abs(array)
+        # No temporary, and argmax is faster than max. Both return the position of a nan.
+        high, low = abs(array[array.argmax()]), abs(array[array.argmin()])
+        return low if low > high else high
+
+    def dot(self, u: Array, v: Array) -> Array:
+        if u.shape[-1] < _NARROW:
+            return np.einsum("...n,...n->...", u, v)
+        return super().dot(u, v)
+
+    def products(self, rows: Array, vector: Array) -> Array:
+        if rows.shape[-1] < _NARROW:
+            return np.einsum("...kn,...n->...k", rows, vector)
+        return super().products(rows, vector)
+
+    def combine(self, coefficients: Array, rows: Array) -> Array:
+        if rows.shape[-1] < _NARROW:
+            return np.einsum("...k,...kn->...n", coefficients, rows)
+        return super().combine(coefficients, rows)
+
+    def gram(self, rows: Array) -> Array:
+        # For matrices as small as these, half of the products one by one take half the time.
+        product = np.zeros((*rows.shape[:-1], rows.shape[-2]), rows.dtype)
+        for i in range(rows.shape[-2]):
+            product[..., i, i:] = self.xp.vecdot(rows[..., i:, :], rows[..., i : i + 1, :])
+        return product
+
+    def add_outer(self, factor: Array, matrix: Array, u: Array, v: Array) -> Array:
+        if u.shape[-1] >= _NARROW:
+            return super().add_outer(factor, matrix, u, v)
+        # In place, one row of all matrices at a time, for the products to stay in the cache.
+        u, v = u.T, v.T
+        one, other = np.empty_like(u), np.empty_like(u)
+        for i, row in enumerate(matrix.T):
+            np.multiply(u[i], v, out=one)
+            one += np.multiply(v[i], u, out=other)
+            row *= factor
+            row += one
+        return matrix
+
+    def own_matrices(self, matrix: Array) -> Array:
+        return np.array(matrix, order="F") if matrix.shape[-1] < _NARROW else matrix
+
+    # --- memory --------------------------------------------------------------------------------
+
+    def memory_key(self, array: Array) -> Any:
+        while isinstance(array.base, np.ndarray):
+            array = array.base
+        return id(array)
+
+    def flat_view(self, array: Array) -> np.ndarray:
+        array = array.reshape(-1)
+        return array.view(self.dtype) if array.dtype.kind == "c" else array
+
+    def has_flat_view(self, array: Array) -> bool:
+        return array.flags.c_contiguous and array.flags.writeable
+
+    def is_writable(self, array: Array) -> bool:
+        return isinstance(array, np.ndarray) and array.flags.writeable
+
+
+def _are_narrow(array: Array) -> bool:
+    """Whether these are many short rows."""
+    return array.ndim == 2 and array.shape[1] < _NARROW and array.shape[1] < array.shape[0]

@@ -1,0 +1,114 @@
+"""The rows of a batch that are still running, and which arrays hold data of the rows.
+
+Rows that are done leave the batch and rejoin it at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+from lbfgs_xp.arrays.backend import Array, Backend, is_array
+from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.arrays.tree import flatten, map_leaves
+
+# Rows leave once so much of the batch is done, or once more than this share of all rows evaluated
+# so far was done already: more often would be copying for nothing.
+_DONE, _VAIN = 0.2, 0.05
+# Every new size is compiled anew, for seconds. So few of them, and none that saves nothing.
+_COMPILED_SIZES = tuple(1024 * 4**power for power in range(12))
+
+
+def belongs_to_rows(leaf: Any, count: int, shared: Collection[int] = ()) -> bool:
+    """Whether an array holds data of each of `count` rows: its first axis counts them.
+
+    A 1-d array could also be one that all rows share; it counts as shared if `shared`, the lengths
+    that such an array may have, includes its own. So a mistake cannot pass unnoticed: once rows
+    have left, an array that is too long fits none of theirs.
+    """
+    if not is_array(leaf) or tuple(leaf.shape[:1]) != (count,):
+        return False
+    return leaf.ndim > 1 or count not in shared
+
+
+def take_rows(
+    backend: Backend, tree: Any, indices: Array, count: int, shared: Collection[int] = ()
+) -> Any:
+    """Nested data with some of its rows, where arrays belong to `count` rows."""
+
+    def belongs(leaf: Any) -> bool:
+        return belongs_to_rows(leaf, count, shared)
+
+    # What holds nothing of the rows stays the same object, for a function may write into it.
+    if not any(map(belongs, flatten(tree)[0])):
+        return tree
+    return map_leaves(
+        lambda leaf: backend.take_from_any(leaf, indices) if belongs(leaf) else leaf, tree
+    )
+
+
+class Rows(NamedTuple):
+    """Which of the B rows make up the batch. Numbers and masks are of the small algebra.
+
+    here : the numbers of the rows, (k,); None for all of them.
+    left : of each group that has left, the numbers, and all that is known of it.
+    """
+
+    here: Array | None = None
+    left: tuple[tuple[Array, Any], ...] = ()
+
+    def part(
+        self, space: Space, known: Any, running: Array, size: int,
+        of_left: Callable = lambda known: known,
+    ) -> tuple[Rows, Any]:
+        """The `size` rows that stay, and what is known of them. The others leave.
+
+        known : (nested) tuples of arrays with one entry for each row.
+        running : a mask, (k,); where rows that are done fill up the size, they stay as well.
+        of_left : from what is known to that part of it that is kept of rows that leave.
+        """
+        xp = space.small
+        done = xp.astype(xp.logical_not(running), xp.int32)
+        order = xp.argsort(done, stable=True)
+        stay, leave = order[:size], order[size:]
+        numbers = space.small_arange(running.shape[0]) if self.here is None else self.here
+        here, gone = space.take(numbers, stay), space.take(numbers, leave)
+        return (
+            Rows(here, (*self.left, (gone, space.take(of_left(known), leave)))),
+            space.take(known, stay),
+        )
+
+    def join(self, space: Space, known: Any, of_left: Callable = lambda known: known) -> Any:
+        """What is known of all B rows, in their order.
+
+        of_left : from what is known of a group that has left to what `known` is of the others.
+        """
+        if self.here is None:
+            return known
+        numbers = space.join([*(numbers for numbers, _ in self.left), self.here])
+        parts = [*(of_left(part) for _, part in self.left), known]
+        return space.take(space.join(parts), space.small.argsort(numbers))
+
+
+def compiled_size(running: int, size: int) -> int:
+    """The least of the sizes that are compiled for which so many rows fit in, at most `size`."""
+    return min(next((s for s in _COMPILED_SIZES if s >= running), size), size)
+
+
+class Sizes:
+    """How many rows a batch goes on with."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self._seen = self._vain = 0.0
+
+    def next(self, size: int, running: int) -> int:
+        """The size of the batch for the next evaluation, of `size` rows now."""
+        if self.backend.compiles:
+            least = compiled_size(running, size)
+            return least if 2 * least <= size else size
+        vain = self._vain + (size - running) > _VAIN * (self._seen + size)
+        if vain or running <= (1.0 - _DONE) * size:
+            size = running
+        self._seen, self._vain = self._seen + size, self._vain + (size - running)
+        return size

@@ -1,0 +1,276 @@
+"""One small set of functions over Python floats and over arrays of any library.
+
+A rule written with these functions runs on one problem, whose scalars are Python floats, and on a
+batch, whose scalars are arrays of shape ``(B,)``. Both runs make the same IEEE operations in the
+same order, so they give the same bits.
+
+>>> fn = of(2.0)
+>>> fn.where(True, 1.0, 2.0), fn.divide(1.0, 0.0)
+(1.0, inf)
+>>> import numpy as np
+>>> fn = of(np.ones(3))
+>>> fn.where(np.asarray([True, False, True]), 1.0, np.zeros(3))
+array([1., 0., 1.])
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from array_api_compat import array_namespace, is_numpy_namespace
+
+__all__ = ["FLOATS", "Mask", "Scalar", "Scalars", "of"]
+
+Scalar = Any
+"""A Python float, or an array of shape ``(B,)``."""
+Mask = Any
+"""A Python bool, or a boolean array of shape ``(B,)``. Negate with ``logical_not``, not ``~``."""
+T = TypeVar("T")
+
+named = tuple.__new__
+"""`named(T, (a, b))` is `T(a, b)` for a named tuple T, in half the time, which matters on a small
+problem."""
+
+
+def map_tuple(function: Callable, tree: Any, *others: Any) -> Any:
+    """`function` over the entries of (nested) named tuples of one structure."""
+    if isinstance(tree, tuple):
+        columns = zip(tree, *others, strict=True)
+        return named(type(tree), [map_tuple(function, *each) for each in columns])
+    return function(tree, *others)
+
+
+class Scalars:
+    """The functions, first as they are for arrays of the namespace ``xp``.
+
+    Any argument of `where`, `minimum`, `maximum` and `clip` may be a Python number as long as one
+    of the others is an array, whose dtype and device the result then has.
+    """
+
+    picks = False
+    """Whether rows can be picked by a mask, at no cost but that of a copy."""
+
+    def __init__(self, xp: Any) -> None:
+        self.xp = xp
+        self.abs: Callable[[Scalar], Scalar] = xp.abs
+        self.sqrt: Callable[[Scalar], Scalar] = xp.sqrt
+        self.sign: Callable[[Scalar], Scalar] = xp.sign
+        self.isfinite: Callable[[Scalar], Mask] = xp.isfinite
+        self.logical_not: Callable[[Mask], Mask] = xp.logical_not
+
+    def full(self, value: Any, like: Scalar) -> Scalar:
+        """`value` in the shape, library and device of `like`.
+
+        A bool gives booleans, an int 32-bit integers, everything else the dtype of `like`.
+        """
+        xp = self.xp
+        if isinstance(value, bool):
+            return xp.full_like(like, value, dtype=xp.bool)
+        if isinstance(value, int):
+            return xp.full_like(like, value, dtype=xp.int32)
+        if isinstance(value, float):
+            return xp.full_like(like, value)
+        if value.dtype != like.dtype:
+            value = xp.astype(value, like.dtype)
+        return value if value.shape == like.shape else xp.broadcast_to(value, like.shape)
+
+    def _arrays(self, a: Scalar, b: Scalar) -> tuple[Scalar, Scalar]:
+        # array-api-compat would send the number to a device of torch, which is a transfer.
+        if isinstance(a, (int, float)):
+            a = self.xp.full_like(b, a)
+        elif isinstance(b, (int, float)):
+            b = self.xp.full_like(a, b)
+        return a, b
+
+    def where(self, mask: Mask, a: Scalar, b: Scalar) -> Scalar:
+        """`a` where `mask`, else `b`."""
+        return self.xp.where(mask, a, b)
+
+    def minimum(self, a: Scalar, b: Scalar) -> Scalar:
+        """The smaller of two; NaN where one is NaN."""
+        return self.xp.minimum(*self._arrays(a, b))
+
+    def maximum(self, a: Scalar, b: Scalar) -> Scalar:
+        """The larger of two; NaN where one is NaN."""
+        return self.xp.maximum(*self._arrays(a, b))
+
+    def clip(self, value: Scalar, low: Scalar, high: Scalar) -> Scalar:
+        """`value`, but not below `low` and then not above `high`."""
+        return self.minimum(self.maximum(value, low), high)
+
+    def divide(self, a: Scalar, b: Scalar) -> Scalar:
+        """The IEEE quotient: infinite or NaN over zero, never an error."""
+        return a / b
+
+    def every(self, mask: Mask) -> bool:
+        """Whether an early exit may be taken: never where asking would wait for a device."""
+        return False
+
+    def select(self, cases: list[tuple[Mask, Callable[[], T]]], default: Callable[[], T]) -> T:
+        """The result of the first case whose mask holds, else of `default`.
+
+        On floats that one function alone is called, on arrays those that may be needed.
+        """
+        result = default()
+        for mask, function in reversed(cases):
+            result = self.choose(mask, function(), result)
+        return result
+
+    def choose(self, mask: Mask, new: T, old: T) -> T:
+        """`where` through (nested) named tuples of scalars."""
+        return map_tuple(lambda a, b: b if a is b else self.where(mask, a, b), new, old)
+
+    def some(self, mask: Mask, function: Callable[..., T], told: tuple, old: T) -> T:
+        """`function(*told)` in the rows where `mask`, and `old` in the others; all of them (nested)
+        named tuples of scalars. The first of what is told is what the function changes, and differs
+        from `old` in other rows alone. Where rows can be picked, only they are computed."""
+        return self.choose(mask, function(*told), old)
+
+    def quiet(self) -> contextlib.AbstractContextManager[Any]:
+        """Without NumPy's warnings about NaN and infinity, which `where` drops afterwards."""
+        return np.errstate(all="ignore")
+
+
+_KINDS = {bool: np.bool_, int: np.int32}
+
+
+class _Host(Scalars):
+    """The same functions over NumPy arrays, which mix with Python numbers."""
+
+    picks = True
+
+    def __init__(self, xp: Any) -> None:
+        super().__init__(xp)
+        # Each array less is time saved.
+        vars(self).update(where=np.where, minimum=np.minimum, maximum=np.maximum)
+
+    def full(self, value: Any, like: Scalar) -> Scalar:
+        if isinstance(value, (bool, int, float)):
+            kind = type(value)
+            return np.full(like.shape, value, like.dtype if kind is float else _KINDS[kind])
+        return super().full(value, like)
+
+    def every(self, mask: Mask) -> bool:
+        return bool(mask.all())
+
+    def select(self, cases: list[tuple[Mask, Callable[[], T]]], default: Callable[[], T]) -> T:
+        found = [(mask, function) for mask, function in cases if mask.any()]
+        # Where the first cases are all there is, the last of them may stand for the rest.
+        rest = functools.reduce(np.logical_or, (mask for mask, _ in found), np.False_)
+        result = found.pop()[1]() if np.all(rest) else default()
+        for mask, function in reversed(found):
+            result = self.choose(mask, function(), result)
+        return result
+
+    def some(self, mask: Mask, function: Callable[..., T], told: tuple, old: T) -> T:
+        rows = np.flatnonzero(mask)
+        if len(rows) == 0:
+            return old
+        if len(rows) == len(mask):
+            return function(*told)
+        picked = map_tuple(operator.itemgetter(rows), told)
+        new = function(*picked)
+
+        def put(old: Scalar, new: Scalar, told: Scalar) -> Scalar:
+            if new is told:
+                return old
+            both = old.copy()
+            both[rows] = new
+            return both
+
+        return map_tuple(put, old, new, picked[0])
+
+
+def _full(value: Any, like: Scalar) -> Scalar:
+    return value if isinstance(value, int) else float(value)
+
+
+def _where(mask: Mask, a: Scalar, b: Scalar) -> Scalar:
+    return a if mask else b
+
+
+def _minimum(a: Scalar, b: Scalar) -> Scalar:
+    return a if a < b or a != a else b
+
+
+def _maximum(a: Scalar, b: Scalar) -> Scalar:
+    return a if a > b or a != a else b
+
+
+def _clip(value: Scalar, low: Scalar, high: Scalar) -> Scalar:
+    value = value if value > low or value != value else low
+    return value if value < high or value != value else high
+
+
+def _sqrt(a: Scalar) -> Scalar:
+    return math.sqrt(a) if a >= 0 else math.nan
+
+
+def _divide(a: Scalar, b: Scalar) -> Scalar:
+    if b != 0:
+        return a / b
+    return math.nan if a == 0 or a != a else math.copysign(math.inf, a) * math.copysign(1.0, b)
+
+
+def _logical_not(mask: Mask) -> Mask:
+    return not mask
+
+
+def _every(mask: Mask) -> bool:
+    return mask
+
+
+def _select(cases: list[tuple[Mask, Callable[[], T]]], default: Callable[[], T]) -> T:
+    for mask, function in cases:
+        if mask:
+            return function()
+    return default()
+
+
+class _Floats(Scalars):
+    """The same functions over Python floats and bools, held as plain functions for speed."""
+
+    def __init__(self) -> None:
+        vars(self).update(
+            abs=abs,
+            sqrt=_sqrt,
+            isfinite=math.isfinite,
+            logical_not=_logical_not,
+            full=_full,
+            where=_where,
+            minimum=_minimum,
+            maximum=_maximum,
+            clip=_clip,
+            divide=_divide,
+            every=_every,
+            select=_select,
+            choose=_where,
+            quiet=contextlib.nullcontext,
+        )
+
+
+FLOATS: Scalars = _Floats()
+
+
+@functools.cache
+def _arrays_of(xp: Any) -> Scalars:
+    return _Host(xp) if is_numpy_namespace(xp) else Scalars(xp)
+
+
+def of(value: Scalar) -> Scalars:
+    """The functions for scalars like `value`: for floats if it is a Python number, else for arrays.
+
+    Raises
+    ------
+    TypeError
+        If `value` is neither a number nor an array of a library that is known.
+    """
+    if isinstance(value, (float, int)):
+        return FLOATS
+    return _arrays_of(array_namespace(value))

@@ -1,0 +1,425 @@
+"""Every reduction over the variables, and the transfers of numbers between host and device.
+
+Vectors are (..., n) arrays of the user's library, scalars are (...): Python floats for one problem,
+arrays for a batch. No other module that `minimize` runs sums over the variables.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import array_api_compat as compat
+import numpy as np
+
+from lbfgs_xp.arrays import scalars
+from lbfgs_xp.arrays.backend import Array, Backend, compiled, identity, is_array, take
+from lbfgs_xp.arrays.keyed import Keyed
+
+
+def fixed_sum(x: Array, axis: int = -1) -> Array:
+    """The sum along one axis in an order that depends on its length alone.
+
+    The axis is padded with zeros to a power of two, and the first half is added to the second
+    until one element is left. Only elementwise additions take part, so every library that rounds
+    as IEEE 754 specifies gives the same bits, on any device and for any number of threads. The
+    error grows like log2(n), not n (pairwise summation: Higham, Accuracy and Stability of
+    Numerical Algorithms, section 4.2).
+
+    Parameters
+    ----------
+    x : array of any shape, of any library of the array API standard.
+    axis : int, the axis to sum over.
+
+    Returns
+    -------
+    array of the same library, dtype and device, with `axis` removed; 0 for an empty axis.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(fixed_sum(np.asarray([1.0, 2.0, 3.0])))
+    6.0
+    """
+    if x.ndim == 0:
+        raise ValueError("x is a 0-d array; wanted one with at least one axis")
+    if axis not in (-1, x.ndim - 1):
+        x = compat.array_namespace(x).moveaxis(x, axis, -1)
+    # JAX gets the additions as one program, and nothing else with them: a product it would fuse
+    # with its sum, and round but once.
+    return compiled(x, _halved)(x)
+
+
+def _halved(x: Array) -> Array:
+    """`fixed_sum` over the last axis."""
+    xp, n = compat.array_namespace(x), x.shape[-1]
+    if n == 0:
+        return xp.sum(x, axis=-1, dtype=x.dtype)
+    size = 1 << (n - 1).bit_length()
+    if size != n:
+        x = xp.concat([x, xp.zeros_like(x[..., : size - n])], axis=-1)
+    while size > 1:
+        size //= 2
+        x = x[..., :size] + x[..., size:]
+    return x[..., 0]
+
+
+class Space(Keyed):
+    """The plain space: the library's own products, fastest.
+
+    Parameters
+    ----------
+    backend : Backend, or an array of the library, device and dtype that is meant
+    batched : bool
+        Whether vectors are (B, n); otherwise they are (n,).
+
+    Attributes
+    ----------
+    remote : bool
+        One problem on a device, where each read of a number waits: reads are gathered.
+    small_on_host : bool
+        Whether the algebra on m x m matrices runs in NumPy on the host, in float64: for one
+        problem, for all of NumPy, and where bits matter. Otherwise it runs on the device, in the
+        dtype of x.
+    small : namespace of that algebra.
+    scalars : the functions for the scalars of each problem.
+    """
+
+    reproducible = False
+
+    def __init__(self, backend: Backend | Array, batched: bool = False):
+        if not isinstance(backend, Backend):
+            backend = Backend.of(backend)
+        self.backend = backend
+        self.xp = backend.xp
+        self.batched = batched
+        self._key = backend, batched
+        self.remote = not (batched or backend.reads_are_free or self.reproducible)
+        self.small_on_host = not batched or self.reproducible or backend.on_host
+        self.small = np if self.small_on_host else backend.xp
+        self.scalars = scalars.of(self.small_zeros(()) if batched else 0.0)
+        # What a subclass says of a reduction must hold, so it gets none of these.
+        plain = type(self) is Space and not batched
+        # On a small problem the time goes in calls, so nothing stands between them and NumPy.
+        dot = np.ndarray.dot
+        if plain:
+            vars(self).update(matvec=dot, vecmat=dot)
+        if backend.reads_are_free and plain:
+            vars(self).update(read_one=float)
+        if backend.on_host and plain:
+            vars(self).update(dot=dot, products=dot, combine=dot, max_abs=backend.max_abs)
+            if backend.dtype == np.float64:
+                vars(self).update(fetch=identity, send=identity, small_products=dot)
+        if backend.compiles and plain:
+            vars(self).update(descend=backend.jit(_descend, backend))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.backend!r}, batched={self.batched})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.backend, self.batched)
+
+    # --- reductions ----------------------------------------------------------------------------
+
+    def dot(self, u: Array, v: Array) -> Array:
+        """u . v over the last axis: (..., n), (..., n) -> (...)."""
+        if self.batched:
+            return self.backend.dot(u, v)
+        if u.ndim == v.ndim == 1:
+            return u @ v  # PyTorch's vecdot takes twenty times as long on a small vector
+        return self.xp.vecdot(u, v)
+
+    def products(self, rows: Array, vector: Array) -> Array:
+        """The product of every row with the vector: (..., k, n), (..., n) -> (..., k)."""
+        return self.backend.products(rows, vector) if self.batched else rows @ vector
+
+    def small_products(self, rows: Array, vector: Array) -> Array:
+        """`products`, for the small algebra."""
+        return self.fetch(self.products(rows, vector))
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        """Products of matrices: (..., k, n), (..., n, p) -> (..., k, p)."""
+        return a @ b
+
+    def add_outer(self, factor: Any, matrix: Array, u: Array, v: Array) -> Array:
+        """factor matrix + u v' + v u', for symmetric matrices (..., n, n) and vectors (..., n).
+
+        May overwrite the matrices of a batch: see `own_matrices`.
+        """
+        if self.batched:
+            return self.backend.add_outer(self.send(factor), matrix, u, v)
+        if factor != 1.0:
+            matrix = factor * matrix
+        product = u[..., :, None] * v[..., None, :]
+        return matrix + (product + self.xp.matrix_transpose(product))
+
+    def own_matrices(self, matrix: Array) -> Array:
+        """Matrices (..., n, n) that `add_outer` may overwrite."""
+        return self.backend.own_matrices(matrix) if self.batched else matrix
+
+    def combine(self, coefficients: Array, rows: Array) -> Array:
+        """sum_k coefficients[k] rows[k]: (..., k), (..., k, n) -> (..., n)."""
+        if self.batched:
+            return self.backend.combine(coefficients, rows)
+        return coefficients @ rows
+
+    def descend(self, coefficients: Array, rows: Array, gamma: Any, gradient: Array) -> Array:
+        """coefficients rows - gamma gradient; coefficients and gamma of the small algebra."""
+        sum_ = self.combine(self.send(coefficients), rows)
+        gamma = self.spread(gamma) if self.batched else gamma
+        return self.backend.subtract_scaled(sum_, gamma, gradient)
+
+    def max_abs(self, u: Array) -> Array:
+        """The infinity norm over the last axis: (..., n) -> (...); nan where u has one."""
+        return self.backend.max_abs(u)
+
+    def sum(self, u: Array) -> Array:
+        """The sum over the last axis: (..., n) -> (...)."""
+        return self.xp.sum(u, axis=-1)
+
+    def cumulative_sum(self, u: Array) -> Array:
+        """The sums of the first 1, 2, ... n elements: (..., n) -> (..., n).
+
+        From sums of the last 1, 2, 4, ... elements (Hillis & Steele 1986): one order for every
+        library, and errors that grow like log2(n), not n.
+        """
+        reach = 1
+        while reach < u.shape[-1]:
+            u = self.xp.concat([u[..., :reach], u[..., reach:] + u[..., :-reach]], axis=-1)
+            reach *= 2
+        return u
+
+    def sqrt(self, u: Array) -> Array:
+        """Square roots of numbers that were reduced."""
+        return self.xp.sqrt(u)
+
+    def matvec(self, matrix: Array, vector: Array) -> Array:
+        """Small matrices times small vectors: (..., m, m), (..., m) -> (..., m)."""
+        return self.backend.products(matrix, vector) if self.batched else matrix @ vector
+
+    def eigh(self, matrix: Array) -> tuple[Array, Array]:
+        """Symmetric matrices (..., n, n): eigenvalues (..., n), ascending, for the small algebra,
+        and eigenvectors as rows (..., n, n). The eigenvalues are nan where the matrix is not
+        finite."""
+        xp = self.xp
+        finite = xp.all(xp.isfinite(matrix), axis=(-2, -1))[..., None, None]
+        values, vectors = self.backend.eigh(xp.where(finite, matrix, xp.zeros_like(matrix)))
+        values = xp.where(finite[..., 0], values, xp.full_like(values, math.nan))
+        return self.fetch(values), xp.matrix_transpose(vectors)
+
+    # --- elementwise, on vectors ---------------------------------------------------------------
+
+    def move(self, x: Array, alpha: Any, direction: Array) -> Array:
+        """x + alpha direction, a product and then a sum: rounded twice on every library."""
+        if self.batched:
+            return x + self.spread(alpha) * direction
+        return x + (direction if alpha == 1.0 else alpha * direction)
+
+    def scale(self, factor: Any, u: Array) -> Array:
+        """factor u, one factor for each problem."""
+        return u if not self.batched and factor == 1.0 else self.spread(factor) * u
+
+    def spread(self, scalar: Any) -> Any:
+        """A scalar of each problem, ready to multiply vectors."""
+        return self.send(scalar)[..., None] if self.batched else scalar
+
+    def pick(self, mask: Any, new: Array, old: Array) -> Array:
+        """Vectors: `new` where the problem's mask holds, else `old`."""
+        if not self.batched:
+            return new if mask else old
+        return self.xp.where(self.send(mask)[..., None], new, old)
+
+    def merge(self, mask: Any, new: Any, old: Any) -> Any:
+        """Named tuples of vectors and scalars: `new` where the problem's mask holds."""
+        if not self.batched:
+            return new if mask else old
+
+        def pick(new: Array, old: Array) -> Array:
+            return old if new is old else self.pick_rows(mask, new, old)
+
+        return _map_rows(pick, new, old)
+
+    def pick_rows(self, mask: Array, new: Array, old: Array) -> Array:
+        """Arrays (B, ...) of the device or of the small algebra: `new` where the mask holds."""
+        on_host = isinstance(new, np.ndarray)
+        if on_host and new.ndim == 1:
+            return np.where(mask, new, old)
+        xp, mask = (np, mask) if on_host and self.small_on_host else (self.xp, self.send(mask))
+        return xp.where(xp.reshape(mask, (-1, *(1,) * (new.ndim - 1))), new, old)
+
+    def take(self, tree: Any, order: Array) -> Any:
+        """The rows `order`, of the host or of the small algebra, of all arrays (B, ...) of (nested)
+        tuples."""
+        places = self.backend.index_array(order) if isinstance(order, np.ndarray) else order
+
+        def rows(array: Array) -> Array:
+            return take(array, order if isinstance(array, np.ndarray) else places)
+
+        return _map_rows(rows, tree)
+
+    def put(self, rows: np.ndarray, new: Any, old: Any) -> Any:
+        """The tree `old` with those of its rows replaced by `new`, whose first axis counts `rows`,
+        numbers of the host."""
+        size = (old[0] if isinstance(old, tuple) else old).shape[0]
+        places = np.arange(size)
+        places[rows] = size + np.arange(rows.size)
+        return self.take(self.join([old, new]), places)
+
+    def join(self, trees: Sequence[Any]) -> Any:
+        """The rows of several trees, end to end."""
+        if len(trees) == 1:
+            return trees[0]
+
+        def rows(*arrays: Array) -> Array:
+            if not isinstance(arrays[0], np.ndarray):
+                return self.xp.concat(arrays, axis=0)
+            # The order in memory stays, for the order of sums depends on it.
+            if any(array.flags.fnc for array in arrays):
+                return np.concat([array.T for array in arrays], axis=-1).T
+            return np.concat(arrays, axis=0)
+
+        return _map_rows(rows, *trees)
+
+    # --- between vectors and scalars -----------------------------------------------------------
+
+    def read(self, *numbers: Array) -> Sequence[Any]:
+        """Reduced numbers as scalars: floats (one transfer at most), or (B,) arrays."""
+        if not self.batched:
+            return self.backend.read(numbers)
+        return [self.fetch(number) for number in numbers]
+
+    def read_one(self, number: Array) -> Any:
+        """`read` of a single number."""
+        return self.read(number)[0]
+
+    def fetch(self, array: Array) -> Array:
+        """Numbers (..., k) of the device, for the small algebra."""
+        if not self.small_on_host:
+            return self.xp.astype(array, self.backend.dtype, copy=False)
+        array = self.backend.to_host(array)
+        return array if array.dtype == np.float64 else array.astype(np.float64)
+
+    def send(self, array: Array) -> Array:
+        """Numbers, counts or masks of the small algebra, for the device."""
+        if not self.small_on_host:
+            return array
+        kind = array.dtype.kind
+        if self.backend.on_host and (kind == "b" or array.dtype == self.backend.dtype):
+            return array
+        dtypes = {"b": self.xp.bool, "i": self.xp.int64}
+        return self.backend.from_host(array, dtypes.get(kind, self.backend.dtype))
+
+    def any(self, mask: Any) -> bool:
+        """Whether the mask holds for some problem: one read."""
+        if not self.batched:
+            return mask
+        return bool(mask.any() if self.small_on_host else self.backend.to_host(self.xp.any(mask)))
+
+    def count(self, mask: Array) -> int:
+        """For how many problems of a batch the mask holds: one read."""
+        if self.small_on_host:
+            return int(np.count_nonzero(mask))
+        xp = self.xp
+        return int(self.backend.to_host(xp.sum(xp.astype(mask, xp.int32))))
+
+    def none(self, mask: Any) -> bool:
+        """Whether the mask holds for no problem; False as well where asking would wait for a
+        device."""
+        if not self.batched:
+            return not mask
+        return self.small_on_host and not mask.any()
+
+    def equal(self, u: Any, v: Any) -> bool:
+        """Whether two vectors, or two scalars of each problem, are the same numbers (nan is nan):
+        one read."""
+        if u is v:
+            return True
+        if isinstance(u, float):
+            return u == v or (u != u and v != v)
+        if self.backend.reads_are_free and bool((u == v).all()):
+            return True
+        xp = compat.array_namespace(u)
+        same = xp.all((u == v) | ((u != u) & (v != v)))
+        return bool(self.backend.to_host(same) if xp is self.xp else same)
+
+    # --- the small algebra ---------------------------------------------------------------------
+
+    def vecmat(self, vector: Array, matrix: Array) -> Array:
+        """`matvec` with the transposed matrices."""
+        transposed = matrix.T if not self.batched else self.small.matrix_transpose(matrix)
+        return self.matvec(transposed, vector)
+
+    def per_problem(self, scalar: Any) -> Any:
+        """A scalar of each problem, ready to multiply small vectors (..., m)."""
+        return scalar[..., None] if self.batched else scalar
+
+    def small_zeros(self, shape: tuple[int, ...]) -> Array:
+        """Zeros: float64 on the host, the vectors' dtype on a device."""
+        return np.zeros(shape) if self.small_on_host else self.backend.zeros(shape)
+
+    def small_count(self, shape: tuple[int, ...]) -> Array:
+        """Zeros to count with."""
+        if self.small_on_host:
+            return np.zeros(shape, dtype=np.int64)
+        xp = self.xp
+        return xp.zeros(shape, dtype=xp.asarray(0).dtype, device=self.backend.creation_device)
+
+    def small_arange(self, size: int) -> Array:
+        if self.small_on_host:
+            return np.arange(size)
+        return self.xp.arange(size, device=self.backend.creation_device)
+
+
+class FixedOrderSpace(Space):
+    """Every sum that `minimize` takes by halving, every scalar on the host in float64: the same
+    bits on every library."""
+
+    reproducible = True
+
+    def dot(self, u: Array, v: Array) -> Array:
+        return fixed_sum(u * v)
+
+    def sum(self, u: Array) -> Array:
+        return fixed_sum(u)
+
+    def sqrt(self, u: Array) -> Array:
+        # On the host: not every library rounds its square roots correctly.
+        return self.send(np.sqrt(self.fetch(u)))
+
+    def products(self, rows: Array, vector: Array) -> Array:
+        return fixed_sum(rows * vector[..., None, :])
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        return fixed_sum(a[..., :, None, :] * self.xp.matrix_transpose(b)[..., None, :, :])
+
+    def combine(self, coefficients: Array, rows: Array) -> Array:
+        return fixed_sum(coefficients[..., :, None] * rows, axis=-2)
+
+    def matvec(self, matrix: Array, vector: Array) -> Array:
+        return fixed_sum(matrix * vector[..., None, :])
+
+    def eigh(self, matrix: Array) -> tuple[Array, Array]:
+        """On the host, by NumPy for every library: no two libraries' eigenvectors agree in all
+        bits."""
+        values, rows = Space(np.zeros(()), self.batched).eigh(self.fetch(matrix))
+        return values, self.send(rows)
+
+
+def _descend(
+    backend: Backend, coefficients: Array, rows: Array, gamma: Any, gradient: Array
+) -> Array:
+    """`Space.descend` in one program, which takes the coefficients to the device as well."""
+    return backend.xp.astype(coefficients, backend.dtype) @ rows - gamma * gradient
+
+
+def _map_rows(function: Callable, tree: Any, *others: Any) -> Any:
+    """`function` over the arrays (B, ...) of (nested) tuples of one structure. All else is as in
+    the last of them."""
+
+    def each(*entries: Any) -> Any:
+        # JAX makes 0-d arrays of the numbers that all problems share.
+        several = is_array(entries[0]) and entries[0].ndim > 0
+        return function(*entries) if several else entries[-1]
+
+    return scalars.map_tuple(each, tree, *others)

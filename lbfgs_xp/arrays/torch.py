@@ -1,0 +1,196 @@
+"""PyTorch: autograd, and CPU tensors whose memory NumPy can work on."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from lbfgs_xp.arrays.backend import Array, InPlaceBackend
+
+
+class TorchBackend(InPlaceBackend):
+    differentiates = True
+
+    def __init__(self, array: Array, what: str = "x0", traced: bool = False):
+        super().__init__(array, what, traced)
+        self.reads_are_free = array.device.type == "cpu"
+
+    def to_host(self, array: Array) -> np.ndarray:
+        return array.detach().cpu().numpy()
+
+    @staticmethod
+    def copy(array: Array) -> Array:
+        return array.clone()
+
+    def own(self, array: Array) -> Array:
+        return array.detach().clone(memory_format=torch.contiguous_format)
+
+    def detach(self, value: Any) -> Any:
+        return value.detach() if isinstance(value, torch.Tensor) else value
+
+    def requires_grad_like(self, array: Array, like: Array) -> Array:
+        if like.requires_grad and not array.requires_grad:
+            array.requires_grad_(True)
+        return array
+
+    # --- memory --------------------------------------------------------------------------------
+
+    def memory_key(self, array: Array) -> Any:
+        if array.layout is not torch.strided:
+            return id(array)
+        return array.untyped_storage().data_ptr()
+
+    def is_writable(self, array: Array) -> bool:
+        return all(s != 0 or n < 2 for s, n in zip(array.stride(), array.shape, strict=True))
+
+    def flat_view(self, array: Array) -> np.ndarray:
+        if array.layout is not torch.strided:
+            raise TypeError(f"an array has the layout {array.layout}; wanted a dense one")
+        array = array.detach()
+        if array.is_complex():
+            array = torch.view_as_real(array.resolve_conj())
+        return array.resolve_neg().numpy().reshape(-1)
+
+    def has_flat_view(self, array: Array) -> bool:
+        return (
+            self.reads_are_free
+            and array.is_contiguous()
+            and not (array.is_conj() or array.is_neg())
+        )
+
+    def mark_overwritten(self, array: Array) -> None:
+        array.detach().reshape(-1)[:0].zero_()
+
+    # --- differentiation -----------------------------------------------------------------------
+
+    def value_and_gradient(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
+        return functools.partial(_gradient, evaluate, fun, *static)
+
+    def value_and_gradients(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
+        return functools.partial(_gradients, evaluate, *static)
+
+    def hessian(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
+        return functools.partial(_hessian, evaluate, fun, *static)
+
+    def jacobian(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
+        return functools.partial(_jacobian, evaluate, *static)
+
+    # --- what the command line shows -----------------------------------------------------------
+
+    @staticmethod
+    def samples(library: Any) -> list[tuple[str, Array]]:
+        places = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        return [(d, torch.asarray([1.0, 1.0], dtype=torch.float64, device=d)) for d in places]
+
+
+def _gradient(evaluate: Callable, *arguments: Any) -> tuple[Array, Array, Any]:
+    _, value, gradient, aux = _record(evaluate, *arguments)
+    return value.detach(), gradient, aux
+
+
+def _record(
+    evaluate: Callable, *arguments: Any, twice: bool = False
+) -> tuple[Array, Array, Array, Any]:
+    """x, value, gradient and aux; the gradient can be differentiated once more if `twice`."""
+    *rest, x = arguments
+    _refuse_inference_mode("minimize", "jac= a function or True")
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        value, aux = evaluate(*rest, x)
+        _check_depends(value, "fun", "x")
+        (gradient,) = torch.autograd.grad(
+            value.sum(), x, create_graph=twice, allow_unused=True
+        )
+    if gradient is None:
+        raise TypeError(
+            "fun returned a value that does not depend on x, though on other tensors that require "
+            "a gradient; wanted a tensor made from x"
+        )
+    return x, value, gradient, aux
+
+
+def _gradients(evaluate: Callable, *arguments: Any) -> tuple[Array, list[Array]]:
+    *static, leaves, batch = arguments
+    _refuse_inference_mode("train", "jac= a function or True")
+    with torch.enable_grad():
+        leaves = [leaf.detach().requires_grad_(True) for leaf in leaves]
+        value = evaluate(*static, leaves, batch)
+        _check_depends(value, "loss", "params")
+        gradients = torch.autograd.grad(value, leaves, allow_unused=True)
+    if all(gradient is None for gradient in gradients):
+        raise TypeError(
+            "loss uses none of params, so there is nothing to train: a module has parameters of "
+            "its own; wanted torch.func.functional_call(module, params, ...) in the loss, with the "
+            "names of module.named_parameters()"
+        )
+    # A parameter that the loss does not use has gradient 0.
+    return value.detach(), [
+        torch.zeros_like(leaf) if gradient is None else gradient
+        for leaf, gradient in zip(leaves, gradients, strict=True)
+    ]
+
+
+def _check_depends(value: Any, function: str, parameters: str) -> None:
+    """Refuse a value that autograd cannot differentiate."""
+    if not isinstance(value, torch.Tensor) or not value.requires_grad:
+        raise TypeError(
+            f"{function} returned a value ({type(value).__name__}) that does not depend on "
+            f"{parameters} through torch operations, so autograd finds no gradient; wanted a "
+            f"tensor made from {parameters}, or jac= a function or True"
+        )
+
+
+def _refuse_inference_mode(caller: str, otherwise: str) -> None:
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"{caller} was called under torch.inference_mode, which forbids autograd; wanted a "
+            f"call outside of it, or {otherwise}"
+        )
+
+
+def _hessian(evaluate: Callable, *arguments: Any) -> Array:
+    x, _, gradient, _ = _record(evaluate, *arguments, twice=True)
+    # A linear function has no second derivative to trace.
+    if not gradient.requires_grad:
+        return torch.diag_embed(torch.zeros_like(gradient))
+    # The caller may be under no_grad.
+    with torch.enable_grad():
+        rows = [
+            torch.autograd.grad(
+                gradient[..., i].sum(), x, retain_graph=True, allow_unused=True,
+                materialize_grads=True,
+            )[0]
+            for i in range(x.shape[-1])
+        ]
+    return torch.stack(rows, dim=-2)
+
+
+def _jacobian(evaluate: Callable, *arguments: Any) -> Array:
+    *rest, x = arguments
+    _refuse_inference_mode("a fit", 'jac= a function, "2-point" or "3-point"')
+    x = x.detach()
+
+    def column(unit: Array) -> Array:
+        return torch.func.jvp(lambda x: evaluate(*rest, x), (x,), (unit.expand_as(x),))[1]
+
+    with _FORWARD:
+        _warm_up()
+        return torch.func.vmap(column, out_dims=-1)(torch.eye(x.shape[-1]).to(x)).detach()
+
+
+# torch keeps the state of forward differentiation for all threads together.
+_FORWARD = threading.RLock()
+
+
+@functools.cache
+def _warm_up() -> None:
+    """Import what forward differentiation needs, without the warnings of its first use."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.func.jvp(torch.sin, (torch.ones(()),), (torch.ones(()),))

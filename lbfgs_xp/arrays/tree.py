@@ -1,0 +1,307 @@
+"""Nested parameters <-> one real vector (..., n), built on optree."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import optree
+
+from lbfgs_xp import checks
+from lbfgs_xp.arrays.backend import Array, Backend, is_array, library_of
+from lbfgs_xp.arrays.keyed import Keyed
+
+_NAMESPACE = "lbfgs_xp"
+# The structure of a single array, which is what most runs have.
+_LEAF = optree.treespec_leaf(none_is_leaf=True, namespace=_NAMESPACE)
+
+
+class Layout(Keyed):
+    """How the parameters of one problem (or of B problems) lie in a real vector.
+
+    A complex leaf takes two stretches, its real and its imaginary part, so that everything behind
+    this class is real and the inner product is Re<a, b>.
+
+    Parameters
+    ----------
+    x0 : array, number, or nested dict, list, tuple or dataclass of arrays
+    batched : bool
+        Whether the first axis of every leaf counts the problems.
+    """
+
+    def __init__(self, x0: Any, batched: bool):
+        leaves, self.structure = flatten(_as_parameters(x0))
+        self.batched = batched
+        backends = _check_leaves(leaves, batched)
+        self.backend = backends[0]
+        self.leaves = leaves
+        self.shapes = [tuple(leaf.shape) for leaf in leaves]
+        self.complex = [backend.complex for backend in backends]
+        self.batch = self.shapes[0][:1] if batched else ()
+        self.sizes = [
+            math.prod(shape[len(self.batch) :]) * (2 if c else 1)
+            for shape, c in zip(self.shapes, self.complex, strict=True)
+        ]
+        self.size = sum(self.sizes)
+        if self.size == 0 or 0 in self.batch:
+            raise ValueError(f"x0 is empty (shapes {self.shapes}); wanted at least one number")
+        # The common case, one real array that is the vector already, costs nothing.
+        self.plain = (
+            self.structure is _LEAF
+            and not self.complex[0]
+            and len(self.shapes[0]) == 1 + len(self.batch)
+        )
+        self.shape = (*self.batch, self.size)
+
+    @property
+    def xp(self) -> Any:
+        return self.backend.xp
+
+    @property
+    def _key(self) -> tuple:
+        dtypes = tuple(str(leaf.dtype) for leaf in self.leaves)
+        return self.structure, tuple(self.shapes), dtypes, self.batched, self.backend
+
+    def of_rows(self, count: int) -> Layout:
+        """The layout of a batch of so many of the problems."""
+        layout = copy.copy(self)
+        layout.batch = (count,)
+        layout.shapes = [(count, *shape[1:]) for shape in self.shapes]
+        layout.shape = (count, self.size)
+        return layout
+
+    def start(self) -> Array:
+        """The vector of x0, which nobody else can change."""
+        vector = self.leaves[0] if self.plain else self._join(self.leaves)
+        return self.backend.own(vector)
+
+    def to_vector(self, tree: Any, what: str) -> Array:
+        """The vector of `tree`, which `what` names in errors ("x0", "the gradient", ...)."""
+        if self.backend.on_host and self.structure.is_leaf() and isinstance(tree, (list, tuple)):
+            tree = _as_parameters(tree)
+        leaves, structure = flatten(tree)
+        if structure != self.structure:
+            raise ValueError(
+                f"{what} has the structure {structure}; wanted that of x0, {self.structure}"
+            )
+        leaves = [self.check(leaf, i, what) for i, leaf in enumerate(leaves)]
+        return leaves[0] if self.plain else self._join(leaves)
+
+    def sides(self, bounds: Any) -> tuple[Any, Any]:
+        """`bounds` as (lower, upper) for all variables, each as `spread` gives it."""
+        lower, upper = checks.bounds(bounds)
+        if any(self.complex):
+            raise TypeError("bounds were passed, but x0 is complex; complex numbers have no order")
+        lower = self.spread(lower, "the lower bound", -math.inf)
+        return lower, self.spread(upper, "the upper bound", math.inf)
+
+    def spread(self, tree: Any, what: str, missing: float) -> Any:
+        """Numbers for all variables: one float, or an array that broadcasts to the vector.
+
+        tree : None for `missing`, a number, or of the structure of x0 with leaves that are None,
+            numbers or arrays that broadcast to those of x0.
+        """
+        if tree is None:
+            return missing
+        if isinstance(tree, numbers.Real) and not isinstance(tree, bool):
+            return float(tree)
+        leaves, structure = flatten(tree)
+        if self.structure.is_leaf() and isinstance(tree, (list, tuple)):
+            leaves, structure = [tree], self.structure
+        if structure != self.structure:
+            raise ValueError(
+                f"{what} has the structure {structure}; wanted None, a number, or the structure "
+                f"of x0, {self.structure}"
+            )
+        arrays = []
+        for leaf, shape in zip(leaves, self.shapes, strict=True):
+            array = self.backend.adopt(missing if leaf is None else leaf, what)
+            try:
+                arrays.append(self.xp.broadcast_to(array, shape))
+            except (ValueError, RuntimeError):
+                raise ValueError(
+                    f"{what} has shape {tuple(array.shape)}; wanted one that broadcasts to {shape}"
+                ) from None
+        return array if self.plain else self._join(arrays)
+
+    def _join(self, leaves: list[Array]) -> Array:
+        xp = self.xp
+        pieces = []
+        for leaf, is_complex in zip(leaves, self.complex, strict=True):
+            parts = (xp.real(leaf), xp.imag(leaf)) if is_complex else (leaf,)
+            pieces += [xp.reshape(part, (*self.batch, -1)) for part in parts]
+        return pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=-1)
+
+    def to_tree(self, vector: Array) -> Any:
+        """The parameters that `vector` holds."""
+        if self.plain:
+            return vector
+        xp = self.xp
+        leaves = []
+        start = 0
+        for like, shape, size, is_complex in zip(
+            self.leaves, self.shapes, self.sizes, self.complex, strict=True
+        ):
+            piece = vector[..., start : start + size]
+            start += size
+            if is_complex:
+                half = size // 2
+                re = xp.astype(piece[..., :half], like.dtype)
+                piece = re + xp.astype(piece[..., half:], like.dtype) * 1j
+            leaves.append(xp.reshape(piece, shape))
+        return unflatten(self.structure, leaves)
+
+    def check(
+        self, leaf: Any, index: int, what: str, shape: tuple[int, ...] | None = None
+    ) -> Array:
+        """`leaf` as an array like leaf `index` of x0 (or of `shape`), or a clear error."""
+        like = self.leaves[index]
+        if not is_array(leaf):
+            if self.backend.name != "numpy":
+                raise TypeError(
+                    f"{what} is of type {type(leaf).__name__}; wanted an array of "
+                    f"{self.backend.name}, like x0"
+                )
+            leaf = np.asarray(leaf)
+        _refuse_mask(leaf, what)
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "biufc":
+            raise TypeError(f"{what} has dtype {leaf.dtype}; wanted {like.dtype}, like x0")
+        if type(leaf) is not type(like) and (other := library_of(leaf)) != self.backend.name:
+            raise TypeError(
+                f"{what} is an array of {other}; wanted one of {self.backend.name}, like x0"
+            )
+        if tuple(leaf.shape) != (self.shapes[index] if shape is None else shape):
+            wanted = f"{self.shapes[index]}, like x0" if shape is None else shape
+            raise ValueError(f"{what} has shape {tuple(leaf.shape)}; wanted {wanted}")
+        self.backend.check_device(leaf, what)
+        if leaf.dtype != like.dtype:
+            if self.xp.isdtype(leaf.dtype, "complex floating") and not self.complex[index]:
+                raise TypeError(f"{what} is complex; wanted {like.dtype}, like x0")
+            with np.errstate(all="ignore"):    # what overflows is inf, like any such trial
+                leaf = self.xp.astype(leaf, like.dtype)
+        return leaf
+
+
+def map_leaves(function: Callable, tree: Any, *others: Any) -> Any:
+    """`function` over the leaves of trees of one structure."""
+    leaves, structure = flatten(tree)
+    rest = [flatten(other)[0] for other in others]
+    mapped = [function(*each) for each in zip(leaves, *rest, strict=True)]
+    return unflatten(structure, mapped)
+
+
+def flatten(tree: Any) -> tuple[list[Any], Any]:
+    """The leaves of nested parameters, and how they are nested."""
+    if is_array(tree):
+        return [tree], _LEAF
+    while True:
+        leaves, structure = optree.tree_flatten(tree, namespace=_NAMESPACE, none_is_leaf=True)
+        classes = {type(leaf) for leaf in leaves if _is_plain_dataclass(leaf)}
+        if not classes:
+            return leaves, structure
+        for cls in classes:
+            _register(cls)
+
+
+def unflatten(structure: Any, leaves: list[Any]) -> Any:
+    """The parameters that have these leaves."""
+    return optree.tree_unflatten(structure, leaves)
+
+
+def paths(structure: Any) -> list[str]:
+    """Where each leaf is, such as "layers.0.bias"; "" where the one leaf is all there is."""
+    return [".".join(map(str, path)) for path in structure.paths()]
+
+
+def _register(cls: type) -> None:
+    names = tuple(field.name for field in dataclasses.fields(cls))
+
+    def flatten(node: Any) -> tuple[list[Any], Any, Any]:
+        return [getattr(node, name) for name in names], None, names
+
+    def unflatten(_: Any, leaves: Any) -> Any:
+        # Not through __init__, which may check or convert what it is given.
+        node: Any = object.__new__(cls)
+        for name, leaf in zip(names, leaves, strict=True):
+            object.__setattr__(node, name, leaf)
+        return node
+
+    optree.register_pytree_node(cls, flatten, unflatten, namespace=_NAMESPACE)
+
+
+def _is_plain_dataclass(leaf: Any) -> bool:
+    return dataclasses.is_dataclass(leaf) and not isinstance(leaf, type) and not is_array(leaf)
+
+
+def _as_parameters(x0: Any) -> Any:
+    """x0 itself, or a NumPy array where it is a number or a (nested) list of numbers; of a dict
+    of nothing but numbers, one of each."""
+    if is_array(x0):
+        return x0
+    if isinstance(x0, dict) and all(isinstance(v, (int, float, complex)) for v in x0.values()):
+        return {name: np.asarray(value) for name, value in x0.items()}
+    leaves, _ = flatten(x0)
+    if isinstance(x0, (list, tuple, int, float, complex, np.generic)) and all(
+        isinstance(leaf, (int, float, complex, np.generic)) for leaf in leaves
+    ):
+        try:
+            return np.asarray(x0)
+        except ValueError as error:
+            raise ValueError(
+                f"x0 is a ragged list ({error}); wanted an array, or arrays in a container"
+            ) from None
+    return x0
+
+
+def _refuse_mask(leaf: Any, what: str) -> None:
+    if isinstance(leaf, np.ma.MaskedArray):
+        raise TypeError(f"{what} is a masked array; wanted a plain one, such as {what}.data")
+
+
+def backends_of(leaves: list[Any], what: str) -> list[Backend]:
+    """The backend of each leaf; `what` names the parameters in errors."""
+    if not leaves:
+        raise ValueError(f"{what} holds no arrays; wanted at least one")
+    for leaf in leaves:
+        _refuse_mask(leaf, what)
+        if not is_array(leaf):
+            raise TypeError(
+                f"{what} holds a {type(leaf).__name__}; wanted arrays of NumPy, PyTorch, JAX, CuPy "
+                "or another library of the array API standard" + _of_a_module(leaf)
+            )
+    names = {library_of(leaf) for leaf in leaves}
+    if len(names) > 1:
+        raise TypeError(f"{what} mixes arrays of {', '.join(sorted(names))}; wanted one library")
+    return [Backend.of(leaf, what) for leaf in leaves]
+
+
+def _of_a_module(leaf: Any) -> str:
+    """What an error adds where a module, or its `parameters()`, was passed."""
+    if not (hasattr(leaf, "named_parameters") or inspect.isgenerator(leaf)):
+        return ""
+    return (
+        "; of a module take dict(module.named_parameters()), with torch.func.functional_call in "
+        "the function, or see lbfgs_xp.torch"
+    )
+
+
+def _check_leaves(leaves: list[Any], batched: bool) -> list[Backend]:
+    backends = backends_of(leaves, "x0")
+    for what, error in (("device", ValueError), ("dtype", TypeError)):
+        found = {getattr(backend, what) for backend in backends}
+        if len(found) > 1:
+            raise error(f"x0 mixes {what}s {', '.join(sorted(map(str, found)))}; wanted one")
+    if batched:
+        firsts = {tuple(leaf.shape[:1]) for leaf in leaves}
+        if len(firsts) > 1 or firsts == {()}:
+            raise ValueError(
+                f"x0 has shapes {[tuple(leaf.shape) for leaf in leaves]}; wanted, with "
+                "batched=True, the same first axis B in all"
+            )
+    return backends

@@ -1,0 +1,201 @@
+"""`curve_fit`: its arguments."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any, Literal, Unpack, overload
+
+import numpy as np
+
+from lbfgs_xp.arrays.backend import Backend
+from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp.checks import count, reject_foreign_keywords
+from lbfgs_xp.fits.by_minimize import fit_by_minimize
+from lbfgs_xp.fits.data import Curve, Slopes, are_correlated, data_of, start_of, weights_of
+from lbfgs_xp.fits.loop import box_of, run_fit
+from lbfgs_xp.fits.pieces import fit_pieces, joined, pieces_of
+from lbfgs_xp.fits.report import BatchCurveFit, CurveFit, report
+from lbfgs_xp.fits.residuals import Calls, Residuals
+from lbfgs_xp.fits.settings import FitPlan
+from lbfgs_xp.typing import CurveFitSettings, Differences, LossName
+
+METHODS = ("lm", "lbfgs")
+
+
+@overload
+def curve_fit(
+    model: Callable[..., Any], x: Any, y: Any, p0: Any, *, batched: Literal[False] = False,
+    **settings: Unpack[CurveFitSettings],
+) -> CurveFit: ...
+
+
+@overload
+def curve_fit(
+    model: Callable[..., Any], x: Any, y: Any, p0: Any, *, batched: Literal[True],
+    **settings: Unpack[CurveFitSettings],
+) -> BatchCurveFit: ...
+
+
+@overload
+def curve_fit(
+    model: Callable[..., Any], x: Any, y: Any, p0: Any, *, batched: bool,
+    **settings: Unpack[CurveFitSettings],
+) -> CurveFit | BatchCurveFit: ...
+
+
+@reject_foreign_keywords(
+    **dict.fromkeys(("maxfev", "max_nfev"), "maxfun"),
+    full_output="no more: the result holds all",
+)
+def curve_fit(
+    model: Callable[..., Any],
+    x: Any,
+    y: Any,
+    p0: Any,
+    *,
+    sigma: Any = None,
+    absolute_sigma: bool = False,
+    bounds: Any = None,
+    loss: LossName = "linear",
+    f_scale: float = 1.0,
+    method: Literal["lm", "lbfgs"] = "lm",
+    jac: Callable[..., Any] | Differences | None = None,
+    gtol: float | None = None,
+    ftol: float = 0.0,
+    xtol: float = 0.0,
+    maxiter: int | None = 10_000,
+    maxfun: int | None = None,
+    maxtime: float | None = None,
+    damping: float = 1e-3,
+    acceleration: bool = True,
+    batched: bool = False,
+    compact: bool = True,
+    threads: int = 1,
+) -> CurveFit:
+    """Fit the parameters of a model to data by least squares.
+
+    Parameters
+    ----------
+    model : function
+        model(x, *params) -> (m,), like y. With a dict as p0, model(x, **params).
+    x : array, list, or whatever the model takes
+        Handed to the model; lists and NumPy arrays as arrays of the library of y.
+    y : array (m,), or (B, m) for a batch
+        The data. Their library, device and dtype are those of the whole fit.
+    p0 : numbers (p,), or a dict (nested or not) of numbers and arrays
+        The start. For a batch (B, p), or leaves (B, ...); (p,) and plain numbers serve all rows.
+    sigma : None, or an array
+        Standard deviations of y, of a shape that broadcasts to it; or for one fit the covariance
+        (m, m) of the data. An infinite one leaves its point out, be y there nan; its residual is
+        then nan.
+    absolute_sigma : bool
+        Whether sigma is meant as it is. Otherwise it tells relative weights only, and the
+        covariance is scaled by reduced_chi2.
+    bounds : None or (lower, upper)
+        Each side is None, a number, an array that broadcasts to p0, or of the structure of p0. A
+        parameter whose bounds are equal is fixed: its covariances are 0. A start outside is moved
+        to the nearest point inside.
+    loss, f_scale
+        As in `lx.least_squares`, for residuals (y - model) / sigma.
+    method : "lm" or "lbfgs"
+        Levenberg-Marquardt, or `lx.minimize` on half of chi2 (without bounds), to compare with.
+    jac : None, function, "2-point" or "3-point"
+        None: automatic differentiation (PyTorch, JAX). A function: jac(x, *params) of the
+        arguments of the model -> (m, p), for a batch (B, m, p), in the order of the leaves of p0
+        (of a dict: of its sorted keys). Or finite differences.
+    gtol, ftol, xtol, maxiter, maxfun, maxtime, damping, acceleration
+        As in `lx.least_squares`; for "lbfgs" the first six as in `lx.minimize`.
+    batched : bool
+        y is (B, m): B independent fits. Each parameter then arrives at the model with the shape
+        (B, 1), so that it broadcasts against x of shape (m,) or (B, m); a leaf (B, k) as (B, 1, k).
+    compact : bool
+        For a batch: whether the model may be called with some of its rows alone, in place of all B:
+        a piece at a time, and without those whose fit has ended. Of x (or the arrays in it) it then
+        gets those rows where there are two or more axes and the first counts B. False for a model
+        that holds other data of each row.
+    threads : int
+        How many pieces of a large batch to fit at a time, each in a thread of its own, from which
+        it calls the model. Worth it for NumPy, which runs on one core. An interrupt from the
+        keyboard then goes through.
+
+    Returns
+    -------
+    CurveFit, or BatchCurveFit with batched=True
+
+    Raises
+    ------
+    TypeError, ValueError
+        for arguments outside these ranges: what was passed, what is wanted.
+    Exception
+        What model or jac raise goes through, with the best point so far attached as the attribute
+        `result` of the exception: a `LeastSquaresResult`, of a batch that of a piece (by "lbfgs",
+        a `Result`).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lbfgs_xp as lx
+    >>> x = np.linspace(0.0, 4.0, 20)
+    >>> y = 3.0 * np.exp(-0.5 * x) + 0.01 * np.cos(40.0 * x)
+    >>> fit = lx.curve_fit(lambda x, a, k: a * np.exp(-k * x), x, y, [1.0, 1.0], jac="3-point")
+    >>> fit.x.round(2), bool(fit.stderr[0] < 0.01)
+    (array([3. , 0.5]), True)
+    """
+    if not callable(model):
+        raise TypeError(f"model is a {type(model).__name__}; wanted a function of x and parameters")
+    _check_method(method, bounds)
+    threads = count("threads", threads, 1)
+    y = data_of(y, batched)
+    backend = Backend.of(y, "y")
+    if isinstance(x, (list, np.ndarray)):
+        x = backend.adopt(x, "x")
+    layout = Layout(start_of(p0, backend, y.shape[:1] if batched else None), batched)
+    weights = weights_of(sigma, y, backend, batched)
+    if weights is not None and not are_correlated(weights, y):
+        y = backend.xp.where(weights > 0.0, y, backend.xp.zeros_like(y))
+    objective = Residuals(
+        Curve(model, batched, backend, isinstance(jac, str)),
+        (x, y, weights),
+        Slopes(jac, batched) if callable(jac) else jac,
+        layout,
+        backend.is_compiled(model),
+        fresh=callable(jac) and batched and weights is not None,
+        shared=y.shape[1:],
+    )
+    limits = dict(gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime)
+    plan = FitPlan.checked(
+        backend, loss=loss, f_scale=f_scale, damping=damping, acceleration=acceleration,
+        compact=compact and batched, **limits,
+    )
+    if method == "lbfgs":
+        found = fit_by_minimize(objective, plan, limits)
+        return report(found, objective, None, plan.settings, absolute_sigma)
+    box = box_of(bounds, layout)
+
+    def fit(rows: Any, plan: FitPlan) -> CurveFit:
+        """The fits of these rows; None for all."""
+        part, inside = objective, box
+        if rows is not None:
+            # Counted apart, for maxfun holds for each piece.
+            part = objective.take(rows, Calls())
+            inside = Space(backend).take(box, rows)
+        return report(run_fit(part, inside, plan), part, inside, plan.settings, absolute_sigma)
+
+    if not plan.compact:
+        return fit(None, plan)
+    pieces = pieces_of(backend, y.shape[0], y.shape[-1] * layout.size, threads)
+    if len(pieces) > 1:
+        backend.keep_freed_memory()
+    fits = fit_pieces(fit, pieces, plan, threads, backend)
+    return joined(fits, Space(backend), y.shape[0])
+
+
+def _check_method(method: Any, bounds: Any) -> None:
+    if method not in METHODS:
+        near = difflib.get_close_matches(str(method).lower(), METHODS, 1, 0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"method is {method!r}; wanted one of 'lm', 'lbfgs'{hint}")
+    if method == "lbfgs" and bounds is not None:
+        raise ValueError('bounds were passed, but "lbfgs" takes none; wanted method="lm"')

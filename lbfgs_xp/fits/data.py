@@ -1,0 +1,170 @@
+"""The data of `curve_fit`: y, sigma, the start, and the model as residuals of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from lbfgs_xp.arrays import returned
+from lbfgs_xp.arrays.backend import Array, Backend, is_array
+from lbfgs_xp.arrays.tree import map_leaves
+
+
+def data_of(y: Any, batched: bool) -> Array:
+    if not is_array(y):
+        y = np.asarray(y)
+    if isinstance(y, np.ndarray) and y.dtype.kind in "iu":
+        y = y.astype(np.float64)
+    shape = tuple(y.shape)
+    if len(shape) != 1 + batched or 0 in shape:
+        hint = "; batched=True takes (B, m)" if len(shape) == 2 and not batched else ""
+        wanted = "(B, m)" if batched else "(m,)"
+        raise ValueError(f"y has shape {shape}; wanted {wanted}, not empty{hint}")
+    if Backend.of(y, "y").complex:
+        raise TypeError(f"y has dtype {y.dtype}; wanted real numbers")
+    return y
+
+
+def start_of(p0: Any, backend: Backend, batch: tuple[int, ...] | None) -> Any:
+    """p0 with arrays of the backend as leaves, one row for each problem."""
+
+    def adopt(leaf: Any, least: int) -> Array:
+        leaf = backend.adopt(leaf, "p0")
+        if batch is None:
+            return leaf
+        if leaf.ndim < least:
+            leaf = backend.xp.broadcast_to(leaf, (*batch, *leaf.shape))
+        if tuple(leaf.shape[:1]) != tuple(batch):
+            raise ValueError(
+                f"p0 has an array of shape {tuple(leaf.shape)}; wanted the first axis {batch[0]}, "
+                "like y"
+            )
+        return leaf
+
+    if isinstance(p0, dict):
+        return map_leaves(lambda leaf: adopt(leaf, 1), p0)
+    if isinstance(p0, (list, tuple)) and any(is_array(leaf) and leaf.ndim > 0 for leaf in p0):
+        return tuple(adopt(leaf, 1) for leaf in p0)
+    leaf = adopt(p0, 2)
+    if 0 in leaf.shape:
+        raise ValueError(f"p0 has shape {tuple(leaf.shape)}; wanted at least one number")
+    if leaf.ndim != (1 if batch is None else 2):
+        wanted = "(p,)" if batch is None else "(p,) or (B, p)"
+        raise ValueError(f"p0 has shape {tuple(leaf.shape)}; wanted numbers {wanted}, or a dict")
+    return leaf
+
+
+def weights_of(sigma: Any, y: Array, backend: Backend, batched: bool) -> Any:
+    """1 / sigma, broadcast to y; of a covariance (m, m) the inverse Cholesky factor; or None."""
+    if sigma is None:
+        return None
+    sigma = backend.adopt(sigma, "sigma")
+    xp, shape = backend.xp, tuple(y.shape)
+    if not batched and tuple(sigma.shape) == (*shape, *shape):
+        host = backend.to_host(sigma).astype(np.float64)
+        if not np.allclose(host, host.T, rtol=1e-6, atol=0.0):
+            raise ValueError(
+                "sigma is a matrix that is not symmetric; wanted the covariance of the data"
+            )
+        try:
+            factor = np.linalg.cholesky(host)
+        except np.linalg.LinAlgError:
+            raise ValueError(
+                "sigma is a matrix that is not positive definite; wanted the covariance of the data"
+            ) from None
+        return backend.from_host(np.linalg.inv(factor))
+    try:
+        sigma = xp.broadcast_to(sigma, shape)
+    except (ValueError, RuntimeError):
+        wanted = f"one that broadcasts to {shape}, like y"
+        if not batched:
+            wanted += f", or the covariance {(*shape, *shape)}"
+        raise ValueError(f"sigma has shape {tuple(sigma.shape)}; wanted {wanted}") from None
+    if not np.all(backend.to_host(sigma) > 0.0):
+        raise ValueError("sigma has entries that are not above 0; wanted standard deviations")
+    with np.errstate(all="ignore"):
+        weights = 1.0 / sigma
+    if not np.all(np.isfinite(backend.to_host(weights))):
+        raise ValueError(f"sigma has entries too small for {backend.dtype}: 1 / sigma overflows")
+    return weights
+
+
+def in_units_of_sigma(weights: Any, residuals: Array) -> Array:
+    """Residuals in units of sigma; with correlated data, those of uncorrelated combinations."""
+    if weights is None:
+        return residuals
+    return weights @ residuals if are_correlated(weights, residuals) else weights * residuals
+
+
+def are_correlated(weights: Array, residuals: Array) -> bool:
+    return bool(weights.ndim == 2 and residuals.ndim == 1)
+
+
+def in_units_of_data(weights: Any, residuals: Array, backend: Backend) -> Array:
+    if weights is None:
+        return residuals
+    if are_correlated(weights, residuals):
+        return backend.linalg("solve")(weights, residuals)
+    return residuals / weights
+
+
+# --- the model -------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """The residuals of a model, as a function of parameters and data.
+
+    backend : that of the data.
+    differs : whether the model is told apart by differences, and so must have as many digits.
+    """
+
+    model: Callable
+    batched: bool
+    backend: Backend
+    differs: bool
+
+    def __call__(self, params: Any, x: Any, y: Array, weights: Any) -> Array:
+        positional, named = _arguments(params, self.batched)
+        found = self.model(x, *positional, **named)
+        wanted = f"an array of shape {tuple(y.shape)}, like y"
+        returned.check_array("model", found, self.backend, wanted, like="y")
+        if tuple(found.shape) != tuple(y.shape):
+            raise ValueError(f"model returned {returned.described(found)}; wanted {wanted}")
+        if self.differs:
+            returned.check_precision("model", found, self.backend)
+        with np.errstate(all="ignore"):
+            return in_units_of_sigma(weights, found - y)
+
+
+@dataclasses.dataclass(frozen=True)
+class Slopes:
+    """The Jacobian of those residuals, from that of the model."""
+
+    jac: Callable
+    batched: bool
+
+    def __call__(self, params: Any, x: Any, y: Array, weights: Any) -> Array:
+        positional, named = _arguments(params, self.batched)
+        found = self.jac(x, *positional, **named)
+        if weights is None or not is_array(found) or found.ndim != y.ndim + 1:
+            return found  # a wrong shape is told of where it is checked
+        if are_correlated(weights, y):
+            return weights @ found
+        # Column after column, as they are wanted.
+        transpose = array_namespace(found).matrix_transpose
+        return transpose(weights[..., None, :] * transpose(found))
+
+
+def _arguments(params: Any, batched: bool) -> tuple[list[Any], dict[str, Any]]:
+    """The parameters as the model takes them: positional, and by name."""
+    if is_array(params):
+        each = range(params.shape[-1])
+        return [params[:, i, None] if batched else params[i] for i in each], {}
+    if batched:
+        params = map_leaves(lambda leaf: leaf[:, None, ...], params)
+    return ([], params) if isinstance(params, dict) else (list(params), {})

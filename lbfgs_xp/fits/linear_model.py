@@ -1,0 +1,157 @@
+"""The residuals near a point as a linear function, and its damped minimum.
+
+From the iterate x, where the residuals are r and their Jacobian J = Q R, a step s minimises
+
+    |r + J s|^2 + mu |D s|^2,
+
+a problem of size 2p x p once R and Q^T r are known. These come from the normal equations where
+those keep enough digits (no column of J lies close to the space of those before it), and from a QR
+decomposition of J elsewhere; so does the step. D holds the largest norm that each column of J has
+had (More 1978, The Levenberg-Marquardt algorithm, section 6), so that the unit of a parameter does
+not matter.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.fits.linear_algebra import (
+    divisor,
+    eliminate,
+    norm,
+    normal_matrix,
+    qr,
+    safe_pivot,
+    solve_upper,
+    substitute,
+    transposed_product,
+)
+from lbfgs_xp.fits.settings import FitSettings
+
+
+class LinearModel(NamedTuple):
+    """The residuals near x as a linear function, in parameters scaled by D: r + Q R D (step).
+
+    R : (B, p, p), of J / D with weighted rows; columns of frozen parameters are 0.
+    q : Q^T r (B, p), of the weighted residuals.
+    scale : D (B, p).
+    frozen : (B, p), parameters at a bound that the gradient pushes against.
+    optimality : (B,), the norm of the part of r that a change of the parameters could take away,
+        relative to the norm of r.
+    finite : (B,)
+    hard : (B,), whether the normal equations lose too many digits.
+    """
+
+    R: Array
+    q: Array
+    scale: Array
+    frozen: Array
+    optimality: Array
+    finite: Array
+    hard: Array
+
+
+def linearize(
+    settings: FitSettings, space: Space, x: Array, residuals: Array, columns: Array, box: Any,
+    largest: Any,
+) -> LinearModel:
+    """The linear residuals at x, by the normal equations; `largest` is D of the iterate before.
+
+    What is `hard` is to be had from `decompose`.
+    """
+    xp, p = space.xp, x.shape[-1]
+    weighted = residuals
+    if not settings.loss.is_linear:
+        of_rows, of_residuals = settings.weights(space, residuals)
+        columns, weighted = columns * of_rows[:, None, :], residuals * of_residuals
+    gram, norms, kept = normal_matrix(space, columns)
+    slope = space.products(columns, weighted) / divisor(space, norms)
+    frozen = frozen_at_bounds(space, x, slope, box)
+    if box is not None:
+        one = xp.eye(p, dtype=gram.dtype, device=space.backend.creation_device)
+        out = frozen[:, None, :] | frozen[..., None]
+        gram = xp.where(out, xp.broadcast_to(one, gram.shape), gram)
+        slope = xp.where(frozen, xp.zeros_like(slope), slope)
+    rows, least = eliminate(space, xp.concat([gram, slope[..., None]], axis=-1))
+    R, q = rows[..., :p], rows[..., p]
+    sound = (least > safe_pivot(space)) & xp.all(kept | frozen, axis=-1)
+    part = norm(space, q)
+    sound = sound & xp.isfinite(part)
+    hard = xp.logical_not(sound)
+    return _linear(settings, space, residuals, R, q, part, norms, largest, frozen, sound, hard)
+
+
+def decompose(
+    settings: FitSettings, space: Space, x: Array, residuals: Array, columns: Array, box: Any,
+    largest: Any,
+) -> LinearModel:
+    """`linearize` by a QR decomposition, for any Jacobian."""
+    xp, backend = space.xp, space.backend
+    finite = xp.all(xp.isfinite(columns), axis=(-2, -1)) & xp.all(xp.isfinite(residuals), axis=-1)
+    # What is not finite must not reach a decomposition, where it might harm other problems.
+    columns = xp.where(finite[:, None, None], columns, xp.zeros_like(columns))
+    residuals = space.pick(finite, residuals, xp.zeros_like(residuals))
+    of_rows, of_residuals = settings.weights(space, residuals)
+    columns = columns * of_rows[:, None, :]
+    weighted = residuals * of_residuals
+
+    # Sums of squares may overflow where the norms do not.
+    unit = divisor(space, space.max_abs(columns))
+    columns = columns / unit[..., None]
+    norms = xp.sqrt(space.dot(columns, columns))
+    columns = columns / divisor(space, norms)[..., None]
+    norms = norms * unit
+    frozen = frozen_at_bounds(space, x, space.products(columns, weighted), box)
+    columns = xp.where(frozen[..., None], xp.zeros_like(columns), columns)
+
+    p, m = columns.shape[-2:]
+    if m < p:
+        columns = xp.concat([columns, backend.zeros((x.shape[0], p, p - m))], axis=-1)
+        weighted = xp.concat([weighted, backend.zeros((x.shape[0], p - m))], axis=-1)
+    Q, R = qr(space, xp.matrix_transpose(columns))
+    q = transposed_product(space, Q, weighted)
+    # A column that depends on those before it leaves rounding on the diagonal, and its column of Q
+    # is arbitrary.
+    one = xp.eye(p, dtype=R.dtype, device=backend.creation_device)
+    diagonal = space.sum(xp.abs(R * one))
+    seen = diagonal > max(m, p) * backend.eps
+    part = norm(space, xp.where(seen, q, xp.zeros_like(q)))
+    hard = xp.ones_like(finite)
+    return _linear(settings, space, residuals, R, q, part, norms, largest, frozen, finite, hard)
+
+
+def _linear(
+    settings: FitSettings, space: Space, residuals: Array, R: Array, q: Array, part: Array,
+    norms: Array, largest: Any, frozen: Array, finite: Array, hard: Array,
+) -> LinearModel:
+    """From R of columns of unit length, and the norm of what of q counts."""
+    xp = space.xp
+    scale = divisor(space, norms if largest is None else xp.maximum(norms, largest))
+    R = xp.where(frozen[:, None, :], xp.zeros_like(R), R * (norms / scale)[:, None, :])
+    whole = xp.sqrt(2.0 * settings.loss.cost(space, residuals))
+    optimality = part / divisor(space, whole)
+    return LinearModel(R, q, scale, frozen, optimality, finite, hard)
+
+
+def frozen_at_bounds(space: Space, x: Array, slope: Array, box: Any) -> Array:
+    """Parameters at a bound that the slope pushes against."""
+    if box is None:
+        return space.xp.zeros(x.shape, dtype=space.xp.bool, device=space.backend.creation_device)
+    return ((x <= box[0]) & (slope >= 0.0)) | ((x >= box[1]) & (slope <= 0.0))
+
+
+def solve_damped(exact: bool, space: Space, R: Array, q: Array, mu: Array) -> tuple[Array, Array]:
+    """The z that minimises |q + R z|^2 + mu |z|^2, and R of that problem."""
+    xp, p = space.xp, R.shape[-1]
+    one = xp.eye(p, dtype=R.dtype, device=space.backend.creation_device)
+    if exact:
+        stacked = xp.concat([R, xp.sqrt(mu)[:, None, None] * one], axis=-2)
+        Q, factor = qr(space, stacked)
+        return solve_upper(space, factor, -transposed_product(space, Q[:, :p, :], q)), factor
+    transposed = xp.matrix_transpose(R)
+    normal = space.matmul(transposed, R) + mu[:, None, None] * one
+    right = space.products(transposed, -q)
+    rows, _ = eliminate(space, xp.concat([normal, right[..., None]], axis=-1))
+    return substitute(space, rows[..., :p], rows[..., p]), rows[..., :p]

@@ -1,0 +1,364 @@
+"""The run of a fit: Levenberg-Marquardt around the user's residuals."""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lbfgs_xp.arrays.backend import Array, Backend, identity
+from lbfgs_xp.arrays.rows import Rows, Sizes, compiled_size
+from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp.fits import levenberg_marquardt as lm
+from lbfgs_xp.fits import linear_model
+from lbfgs_xp.fits.linear_model import LinearModel
+from lbfgs_xp.fits.residuals import Residuals
+from lbfgs_xp.fits.result import BatchLeastSquaresResult, LeastSquaresResult
+from lbfgs_xp.fits.settings import FitPlan, FitSettings
+from lbfgs_xp.projections import Box
+from lbfgs_xp.result import CLAIMED, Status, attach
+from lbfgs_xp.run import agreement
+
+_RUNNING = int(Status.RUNNING)
+_STATUSES = {int(status): status for status in Status}
+# Where the sentence is another one than that of a minimum.
+_MESSAGES = {
+    Status.GRADIENT: (
+        "the residuals are stationary: the share of them that a change of the parameters could "
+        "still take away (optimality) is at most gtol"
+    ),
+    Status.LINE_SEARCH: (
+        "no step tried lowers the cost: residuals and Jacobian disagree, or they have a kink, a "
+        "jump, large rounding errors or the end of their domain here"
+    ),
+    Status.NOT_FINITE: (
+        "the residuals or their Jacobian at the start are not finite (is there a nan in the "
+        "data?), or the squares of the residuals are beyond the range of the dtype"
+    ),
+}
+# Elements of a Jacobian up to which the host does the algebra of one problem.
+_SMALL = 2**16
+# Problems of which it pays to pick out some, for an evaluation of their own.
+_FEWEST = 64
+
+
+class _Outcome(NamedTuple):
+    """What remains of each problem."""
+
+    x: Array
+    value: Array
+    residuals: Array
+    columns: Array
+    optimality: Array
+    nit: Array
+    status: Array
+
+
+def _outcome(state: lm.LMState) -> _Outcome:
+    return _Outcome(
+        state.x, state.value, state.residuals, state.columns, state.linear.optimality, state.nit,
+        state.status,
+    )
+
+
+class _Steps:
+    """The functions of `levenberg_marquardt`, for one space."""
+
+    def __init__(self, settings: FitSettings, space: Space):
+        self.space, prepare = space, space.backend.jit
+        self.begin = prepare(lm.begin, settings, space)
+        self.going = prepare(lm.going, space)
+        self._aim = prepare(lm.aim, False, space)
+        self._aim_exactly = prepare(lm.aim, True, space)
+        self.accelerate = prepare(lm.accelerate, settings, space)
+        self.judge = prepare(lm.judge, settings, space)
+        self.advance = prepare(lm.advance, settings, space)
+        self.ahead = prepare(lm.ahead, settings, space)
+        self.look = prepare(lm.look, settings, space)
+        self._linearize = prepare(linear_model.linearize, settings, space)
+        self._decompose = prepare(linear_model.decompose, settings, space)
+
+    def aim(self, state: lm.LMState, box: Any, going: np.ndarray) -> lm.LMState:
+        """The state with a step to try."""
+        hard = going >= lm.HARD
+        if not hard.any():
+            return self._aim(state, box)
+        if hard.all():
+            return self._aim_exactly(state, box)
+        rows = _padded(self.space.backend, np.flatnonzero(hard), hard.size)
+        new = self._aim(state, box)
+        exact = self._aim_exactly(*self.space.take((state, box), rows))
+        return _replaced(self.space, rows, exact, new, "factor", "step", "trial", "predicted")
+
+    def linearize(
+        self, x: Array, residuals: Array, columns: Array, box: Any, largest: Any
+    ) -> tuple[LinearModel, bool]:
+        """The linear residuals; and whether all are finite for certain. One read."""
+        space = self.space
+        arguments = (x, residuals, columns, box, largest)
+        if x.shape[-1] > lm.FEW:
+            return self._decompose(*arguments), False
+        linear = self._linearize(*arguments)
+        hard = space.backend.to_host(linear.hard)
+        if not hard.any():
+            return linear, True
+        if hard.all():
+            return self._decompose(*arguments), False
+        # Few as a rule, and each costs as much as ten others.
+        rows = _padded(space.backend, np.flatnonzero(hard), hard.size)
+        exact = self._decompose(*space.take(arguments, rows))
+        return space.put(rows, exact, linear), False
+
+
+def _padded(backend: Backend, rows: np.ndarray, size: int) -> np.ndarray:
+    """The rows, the last repeated where each new shape would be compiled anew."""
+    if not backend.compiles:
+        return rows
+    return np.concatenate([rows, np.full(compiled_size(rows.size, size) - rows.size, rows[-1])])
+
+
+def _curved(backend: Backend, going: np.ndarray) -> Any:
+    """The rows that look for curvature; None where it is better to ask for all."""
+    rows = np.flatnonzero(going & lm.CURVED)
+    few = going.size >= _FEWEST and 2 * rows.size <= going.size
+    return rows if few and not backend.compiles else None
+
+
+def _replaced(
+    space: Space, rows: np.ndarray, new: lm.LMState, old: lm.LMState, *names: str
+) -> lm.LMState:
+    """The old state with those of its rows that are in `new`, in the fields of these names."""
+    parts = space.put(
+        rows, *(tuple(getattr(state, name) for name in names) for state in (new, old))
+    )
+    return old._replace(**dict(zip(names, parts, strict=True)))
+
+
+def run_fit(objective: Residuals, box: Any, plan: FitPlan) -> LeastSquaresResult:
+    """The loop: one read for each evaluation, of the residuals or of their Jacobian.
+
+    Problems that have ended leave the batch, where `plan.compact`.
+    """
+    # Trials that overflow are ordinary, so NumPy's warnings are off; but not inside the user's
+    # functions, which run in the context of the caller.
+    in_caller_context = contextvars.copy_context().run
+    with np.errstate(all="ignore"):
+        fit = Fit(objective, box, plan, in_caller_context)
+        end = plan.end
+        try:
+            while end is None and (going := fit.going()).any():
+                if (end := fit.spent(fit.calls(going))) is None:
+                    fit.advance(fit.compact(going))
+            if end is None:
+                fit.confirm()
+        except KeyboardInterrupt:
+            end = Status.INTERRUPTED
+        except Exception as error:
+            attach(error, fit.result(None), "the best point so far")
+            raise
+        return fit.result(end)
+
+
+class Fit:
+    """One call of `run`, under way.
+
+    objective, box : of all problems; here, box_here : of those in the batch.
+    confirmed : the statuses, once those that have to be were confirmed.
+    in_caller_context : calls a function of the user's.
+    send, fetch : arrays to the user's functions, and from them, where the host does the algebra.
+    """
+
+    def __init__(self, objective: Residuals, box: Any, plan: FitPlan, in_caller_context: Callable):
+        self.plan, self.in_caller_context = plan, in_caller_context
+        self.objective = self.here = objective
+        layout = objective.layout
+        backend = outer = layout.backend
+        x = backend.xp.reshape(layout.start(), (-1, layout.size))
+        if box is not None:
+            x = backend.xp.minimum(backend.xp.maximum(x, box[0]), box[1])
+        untouched = backend.own(x)
+        residuals = in_caller_context(objective, x)
+        if not Space(backend).equal(x, untouched):
+            raise ValueError(
+                "residuals changed x in place; wanted a function that leaves its argument as it is"
+            )
+        columns = in_caller_context(objective.columns, x, residuals)
+
+        # A small problem is quicker on the host, where nothing waits or is compiled.
+        self.send: Callable = identity
+        self.fetch: Callable = identity
+        if not layout.batched and math.prod(columns.shape) <= _SMALL:
+            self.send = functools.partial(outer.from_host, dtype=outer.dtype)
+            self.fetch = outer.to_host
+            x, residuals, columns = map(self.fetch, (x, residuals, columns))
+            box = None if box is None else tuple(map(self.fetch, box))
+            backend = Backend.of(x)
+        # One problem is a batch of one: the same text serves both.
+        self.space = Space(backend, batched=True)
+        self.steps = _Steps(plan.settings, self.space)
+        self.rows, self.sizes, self.box = Rows(), Sizes(backend), box
+        self.box_here = box
+        self.confirmed: Any = None
+        linear, _ = self.steps.linearize(x, residuals, columns, box, None)
+        self.state = self.steps.begin(x, residuals, columns, linear)
+
+    def going(self) -> np.ndarray:
+        """See `lm.going`."""
+        return self.space.backend.to_host(self.steps.going(self.state))
+
+    def calls(self, going: np.ndarray) -> int:
+        """How often another step with its Jacobian calls the residuals."""
+        return int(self._wants_probe(going)) + 1 + self.objective.calls_per_jacobian
+
+    def spent(self, calls: int) -> Status | None:
+        """Which budget does not allow so many calls; None: they do."""
+        if self.objective.calls.nfev + calls > self.plan.maxfun:
+            return Status.EVALUATIONS
+        return Status.TIME if time.perf_counter() >= self.plan.deadline else None
+
+    def compact(self, going: np.ndarray) -> np.ndarray:
+        """Lets problems that have ended leave the batch, where enough have; `going` of the others.
+        """
+        size = going.size
+        if self.plan.compact:
+            size = self.sizes.next(size, int(np.count_nonzero(going)))
+        if size == going.size:
+            return going
+        space, running = self.space, self.state.status == _RUNNING
+        fewer, rest = self.rows.part(
+            space, (self.state, self.box_here), running, size, lambda known: _outcome(known[0])
+        )
+        part = self.objective.take(space.backend.to_host(fewer.here))
+        # In one statement, which no interruption can part.
+        self.rows, self.here, (self.state, self.box_here) = fewer, part, rest
+        return self.going()
+
+    def advance(self, going: np.ndarray) -> None:
+        """Tries one step of each problem."""
+        space, steps, box = self.space, self.steps, self.box_here
+        state = steps.aim(self.state, box, going)
+        if self._wants_probe(going):
+            state = self._bend(state, going)
+        residuals = self._ask(self.here, state.trial)
+        verdict = steps.judge(state, residuals)
+        found: Any = None
+        linear = None
+        if space.any(verdict.accepted):
+            # Where the trial was not accepted the model may have no value.
+            at = space.pick(verdict.accepted, state.trial, state.x)
+            known = space.pick(verdict.accepted, residuals, state.residuals)
+            found = self._ask(self.here.columns, at, known)
+            linear, finite = steps.linearize(at, known, found, box, state.linear.scale)
+            if not finite:
+                found = space.pick_rows(linear.finite, found, state.columns)
+        self.state = steps.advance(state, verdict, residuals, found, linear)
+
+    def _wants_probe(self, going: np.ndarray) -> bool:
+        return self.plan.acceleration and bool((going & lm.CURVED).any())
+
+    def _bend(self, state: lm.LMState, going: np.ndarray) -> lm.LMState:
+        """The state with accelerated steps, where they are wanted."""
+        space, box, here = self.space, self.box_here, self.here
+        rows = _curved(space.backend, going) if self.plan.compact else None
+        if rows is None:
+            return self.steps.accelerate(state, self._ask(here, lm.probe(state)), box)
+        near, box = space.take((state, box), rows)
+        bent = self.steps.accelerate(near, self._ask(here.take(rows), lm.probe(near)), box)
+        return _replaced(space, rows, bent, state, "step", "trial")
+
+    # --- looks that confirm a floor of precision; see `agreement.confirm` ----------------------
+
+    def confirm(self) -> None:
+        """Confirm or refute that rounding ended a fit, by looks whether residuals and Jacobian
+        agree ahead of it."""
+        backend = self.space.backend
+        self._known = self.rows.join(self.space, _outcome(self.state))
+        # Filled in place, so that an interrupt loses nothing.
+        self.confirmed = np.array(backend.to_host(self._known.status))
+        # Relative to |D x|: first to where rounding of the residuals and their second derivatives
+        # weigh about the same. Shorter looks are for residuals that bend much more than that.
+        longest = backend.eps ** (1 / 3)
+        agreement.confirm(self, agreement.lengths(longest, longest / 1024.0))
+
+    def pending(self) -> bool:
+        claimed = self.confirmed == CLAIMED
+        if claimed.any() and (end := self.spent(1 + self.objective.calls_per_jacobian)):
+            self.confirmed[claimed] = int(end)
+            return False
+        return bool(claimed.any())
+
+    def look(self, length: float, first: bool) -> None:
+        space, backend, known = self.space, self.space.backend, self._known
+        rows = np.flatnonzero(self.confirmed == CLAIMED)
+        at = (known.x, known.residuals, known.columns, self.box)
+        objective, some = self.objective, self.plan.compact and not backend.compiles
+        if some:
+            at, objective = space.take(at, rows), objective.take(rows)
+        *here, box = at
+        ahead = self.steps.ahead(*here, box, length)
+        found = self._ask(objective, ahead)
+        columns = self._ask(objective.columns, ahead, found)
+        looks = self.steps.look(*here, ahead, found, columns)
+        agrees, lower = (look if some else look[rows] for look in map(backend.to_host, looks))
+        self.confirmed[rows[agrees]] = int(Status.PRECISION)
+        self.confirmed[rows[lower]] = int(Status.LINE_SEARCH)
+
+    def refute(self) -> None:
+        self.confirmed[self.confirmed == CLAIMED] = int(Status.LINE_SEARCH)
+
+    # --- the outcome ---------------------------------------------------------------------------
+
+    def _ask(self, function: Callable, *arrays: Array) -> Array:
+        """What a function of the user's returns."""
+        return self.fetch(self.in_caller_context(function, *map(self.send, arrays)))
+
+    def result(self, end: Status | None) -> LeastSquaresResult:
+        """The result; `end`: why problems that still run do so no longer."""
+        backend = self.space.backend
+        outcome = self.rows.join(self.space, _outcome(self.state))
+        codes = self.confirmed
+        if codes is None:
+            codes = np.array(backend.to_host(outcome.status))
+        codes[codes == CLAIMED] = _RUNNING
+        if end is not None:
+            codes[codes == _RUNNING] = int(end)
+        jacobian = backend.xp.matrix_transpose(outcome.columns)
+        statuses = [_STATUSES[int(code)] for code in codes]
+        messages = [_MESSAGES.get(status, status.message) for status in statuses]
+        layout, calls = self.objective.layout, self.objective.calls
+        if layout.batched:
+            success = np.asarray([status.success for status in statuses])
+            return BatchLeastSquaresResult(
+                layout.to_tree(outcome.x), outcome.value, outcome.residuals, jacobian,
+                outcome.optimality, outcome.nit, calls.nfev, calls.njev,
+                backend.from_host(success, backend.xp.bool),
+                backend.from_host(codes, backend.xp.int32), messages,
+            )
+        numbers = (outcome.value, outcome.optimality, outcome.nit)
+        cost, optimality, nit = (backend.to_host(number)[0] for number in numbers)
+        x, residuals, jacobian = (
+            self.send(array)[0, ...] for array in (outcome.x, outcome.residuals, jacobian)
+        )
+        return LeastSquaresResult(
+            layout.to_tree(x), float(cost), residuals, jacobian, float(optimality), int(nit),
+            calls.nfev, calls.njev, statuses[0].success, statuses[0], messages[0],
+        )
+
+
+def box_of(bounds: Any, layout: Layout) -> Any:
+    """None, or the bounds as two arrays (B, p)."""
+    if bounds is None:
+        return None
+    box = Box(*layout.sides(bounds))
+    shape = (*layout.batch, layout.size) if layout.batched else (1, layout.size)
+    xp, backend = layout.xp, layout.backend
+    return tuple(
+        xp.broadcast_to(backend.adopt(side, "bounds"), shape)
+        for side in (box.lower, box.upper)
+    )

@@ -1,0 +1,80 @@
+"""A batch of fits in pieces: as much at a time as stays near the processor, in several threads."""
+
+from __future__ import annotations
+
+import contextvars
+import dataclasses
+import itertools
+from collections.abc import Callable
+from concurrent import futures
+from typing import Any
+
+import numpy as np
+
+from lbfgs_xp.arrays.backend import Array, Backend
+from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.arrays.tree import map_leaves
+from lbfgs_xp.fits.report import BatchCurveFit, CurveFit
+from lbfgs_xp.fits.settings import FitPlan
+from lbfgs_xp.result import Status
+
+# The fewest rows of a piece: below, the calls from Python cost more than the memory.
+_FEWEST = 256
+
+
+def pieces_of(backend: Backend, rows: int, numbers: int, threads: int) -> list[Any]:
+    """The rows of a batch in pieces of one size, each with as much of the Jacobian, of so many
+    numbers for each row, as stays near the processor. [None] where one piece holds all."""
+    most = max(min(backend.cache_size // numbers, -(-rows // threads)), _FEWEST)
+    if rows <= most:
+        return [None]
+    size = -(-rows // -(-rows // most))
+    # The last begins earlier, to be as large as the others.
+    return [np.arange(size) + min(start, rows - size) for start in range(0, rows, size)]
+
+
+def fit_pieces(
+    fit: Callable, pieces: list[Any], plan: FitPlan, threads: int, backend: Backend
+) -> list[CurveFit]:
+    """The fits of the pieces, in threads that see the context of the caller."""
+    if threads == 1 or len(pieces) == 1:
+        fits = []
+        for rows in pieces:
+            fits.append(fit(rows, plan))
+            if Status.INTERRUPTED.message in fits[-1].message:
+                plan = plan._replace(end=Status.INTERRUPTED)
+        return fits
+
+    def fit_there(rows: Any) -> CurveFit:
+        with backend.thread_context():
+            return fit(rows, plan)
+
+    pool = futures.ThreadPoolExecutor(threads)
+    try:
+        tasks = [pool.submit(contextvars.copy_context().run, fit_there, rows) for rows in pieces]
+        return [task.result() for task in tasks]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def joined(fits: list[CurveFit], space: Space, rows: int) -> CurveFit:
+    """The fits of the pieces of a batch as one."""
+    if len(fits) == 1:
+        return fits[0]
+    size = len(fits[0].message)
+    # Rows of the last piece that are those of the one before.
+    over = size * len(fits) - rows
+
+    def joined(*parts: Array) -> Array:
+        return space.xp.concat([*parts[:-1], parts[-1][over:, ...]], axis=0)
+
+    together: dict[str, Any] = {}
+    for field in dataclasses.fields(BatchCurveFit):
+        parts = [getattr(fit, field.name) for fit in fits]
+        if field.name in ("nfev", "njev"):
+            together[field.name] = max(parts)
+        elif field.name == "message":
+            together[field.name] = [*itertools.chain(*parts[:-1]), *parts[-1][over:]]
+        else:
+            together[field.name] = map_leaves(joined, *parts)
+    return BatchCurveFit(**together)

@@ -1,0 +1,234 @@
+"""What a fit reports: parameters with their errors, and how well the model describes the data."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import numpy as np
+
+from lbfgs_xp.arrays.backend import Array, Backend, identity
+from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.fits.data import in_units_of_data, in_units_of_sigma
+from lbfgs_xp.fits.levenberg_marquardt import FEW
+from lbfgs_xp.fits.linear_algebra import eliminate, normal_matrix, outer_sum, safe_pivot, svd
+from lbfgs_xp.fits.losses import ResidualLoss
+from lbfgs_xp.fits.residuals import Residuals
+from lbfgs_xp.fits.result import LeastSquaresResult
+from lbfgs_xp.fits.settings import FitSettings
+from lbfgs_xp.result import Status, table
+
+
+@dataclasses.dataclass(frozen=True)
+class CurveFit:
+    """The outcome of `lx.curve_fit`; that of a batch is a `lx.BatchCurveFit`.
+
+    Attributes
+    ----------
+    x : of the structure of p0
+        The parameters.
+    covariance : array (p, p)
+        Their covariance, over all p numbers in the order of the leaves of p0. Where the data do not
+        determine all parameters, of those directions that they do determine; infinite where there
+        are no more data than parameters and absolute_sigma is False.
+    stderr : of the structure of p0
+        Their standard deviations, the square roots of the diagonal of `covariance`; infinite for
+        parameters that the data do not determine.
+    chi2 : float
+        The sum of ((y - model) / sigma)^2, or of the losses in place of the squares.
+    reduced_chi2 : float
+        chi2 / (m - p), for m data and p parameters that are not fixed; nan where m <= p.
+    r2 : float
+        1 - sum of squares / sum of squares of the best constant: 1 for a perfect fit.
+    residuals : array (m,)
+        y - model, in the unit of y.
+    nit : int
+        Steps taken.
+    nfev, njev : int
+        Calls of the model (those for differences included), and of its Jacobian.
+    success, status, message
+        Whether and why the fit ended; see `lx.Status`.
+    """
+
+    x: Any
+    covariance: Any = dataclasses.field(repr=False)
+    stderr: Any
+    chi2: float
+    reduced_chi2: float
+    r2: float
+    residuals: Any = dataclasses.field(repr=False)
+    nit: int
+    nfev: int
+    njev: int
+    success: bool
+    status: Status
+    message: str
+
+    def __repr__(self) -> str:
+        return table(self)
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError(
+            "the result of curve_fit is one object, not a pair that can be unpacked; wanted "
+            "fit = lx.curve_fit(...), then fit.x and fit.covariance"
+        )
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class BatchCurveFit(CurveFit):
+    """The outcome of `lx.curve_fit` with batched=True, for B fits.
+
+    The attributes of `lx.CurveFit`, of which `chi2`, `reduced_chi2`, `r2`, `nit`, `success` and
+    `status` are arrays (B,) of the library of y, `covariance` and `residuals` have the shapes
+    (B, p, p) and (B, m), and `message` is a list of B sentences. `status` holds the integers of
+    `lx.Status`. Where the batch is fitted in pieces, `nfev` and `njev` are those of the piece with
+    the most.
+    """
+
+    chi2: Any
+    reduced_chi2: Any
+    r2: Any
+    nit: Any
+    success: Any
+    status: Any
+    message: list[str]  # type: ignore[assignment]
+
+
+@np.errstate(all="ignore")
+def report(
+    found: LeastSquaresResult, objective: Residuals, box: Any, settings: FitSettings,
+    absolute_sigma: bool,
+) -> CurveFit:
+    layout, (_, y, weights) = objective.layout, objective.args
+    loss = settings.loss
+    m, p = found.jac.shape[-2:]
+    weighted, jacobian = found.fun, found.jac
+    residuals = in_units_of_data(weights, -weighted, layout.backend)
+    backend: Backend = layout.backend
+    send: Callable = identity
+    fixed = None if box is None else box[0] == box[1]
+    if not layout.batched:
+        # On the host, as is all the algebra of one problem that is small.
+        send, fetch = backend.from_host, backend.to_host
+        y, weighted, jacobian = fetch(y), fetch(weighted), fetch(jacobian)
+        weights = None if weights is None else fetch(weights)
+        fixed = None if fixed is None else fetch(fixed)
+        backend = Backend.of(y)
+    xp, space = backend.xp, Space(backend, batched=True)
+    weighted, jacobian = xp.reshape(weighted, (-1, m)), xp.reshape(jacobian, (-1, m, p))
+    jacobian = backend.jit(_seen, loss, space)(weighted, jacobian, fixed)
+    covariance, loose = _covariance(space, jacobian)
+    of_fit = backend.jit(_statistics, loss, absolute_sigma, space)
+    covariance, stderr, chi2, reduced, r2 = of_fit(weighted, y, weights, fixed, covariance, loose)
+
+    def public(numbers: Array) -> Any:
+        return numbers if layout.batched else float(backend.to_host(numbers)[0])
+
+    def of_one(array: Array) -> Array:
+        return send(array if layout.batched else array[0, ...])
+
+    kind: type[Any] = BatchCurveFit if layout.batched else CurveFit
+    return kind(
+        x=found.x,
+        covariance=of_one(covariance),
+        stderr=layout.to_tree(of_one(stderr)),
+        chi2=public(chi2),
+        reduced_chi2=public(reduced),
+        r2=public(r2),
+        residuals=residuals,
+        nit=found.nit,
+        nfev=found.nfev,
+        njev=found.njev,
+        success=found.success,
+        status=found.status,
+        message=found.message,
+    )
+
+
+def _seen(
+    loss: ResidualLoss, space: Space, weighted: Array, jacobian: Array, fixed: Any
+) -> Array:
+    """The Jacobian (B, m, p) with the weights that the loss gives to the residuals, and zeros for
+    parameters that are fixed."""
+    xp = space.xp
+    if not loss.is_linear:
+        rows, _ = loss.weights(xp, weighted, space.backend.eps)
+        jacobian = jacobian * rows[..., None]
+    if fixed is not None:
+        jacobian = xp.where(fixed[:, None, :], xp.zeros_like(jacobian), jacobian)
+    return jacobian
+
+
+def _statistics(
+    loss: ResidualLoss, absolute_sigma: bool, space: Space, weighted: Array, y: Array,
+    weights: Any, fixed: Any, covariance: Array, loose: Array,
+) -> tuple[Array, Array, Array, Array, Array]:
+    """covariance, stderr, chi2, reduced_chi2 and r2 of residuals (B, m), from (J^T J)^-1."""
+    xp, (m, p) = space.xp, (weighted.shape[-1], covariance.shape[-1])
+    free = xp.full_like(weighted[:, 0], p)
+    if fixed is not None:
+        loose = loose & xp.logical_not(fixed)
+        free = free - space.sum(xp.astype(fixed, free.dtype))
+    chi2 = 2.0 * space.sum(loss.terms(xp, weighted))
+    over = m - free
+    reduced = xp.where(over > 0.0, chi2 / over, xp.full_like(chi2, math.nan))
+    if not absolute_sigma:
+        unknown = xp.full_like(covariance, math.inf)
+        known = (over > 0.0)[:, None, None]
+        covariance = xp.where(known, covariance * reduced[:, None, None], unknown)
+    one = xp.eye(p, dtype=xp.bool, device=space.backend.creation_device)
+    variances = xp.max(xp.where(one, covariance, xp.full_like(covariance, -math.inf)), axis=-1)
+    stderr = xp.where(loose, xp.full_like(variances, math.inf), xp.sqrt(variances))
+
+    # The best constant, in the same weights.
+    unit = xp.broadcast_to(in_units_of_sigma(weights, xp.ones_like(y)), y.shape)
+    unit = xp.reshape(unit, (-1, m))
+    data = xp.reshape(in_units_of_sigma(weights, y), (-1, m))
+    level = space.dot(unit, data) / space.dot(unit, unit)
+    rest = data - level[:, None] * unit
+    r2 = 1.0 - space.dot(weighted, weighted) / space.dot(rest, rest)
+    return covariance, stderr, chi2, reduced, r2
+
+
+def _covariance(space: Space, jacobian: Array) -> tuple[Array, Array]:
+    """(J^T J)^-1, or where that is singular the pseudo-inverse; and which parameters are loose."""
+    if jacobian.shape[-1] > FEW:
+        return _pseudo_inverse(space, jacobian)
+    covariance, loose, sound = space.backend.jit(_inverse, space)(jacobian)
+    rest = np.flatnonzero(~space.backend.to_host(sound))
+    if rest.size == 0:
+        return covariance, loose
+    exact = _pseudo_inverse(space, space.take(jacobian, rest))
+    return space.put(rest, exact, (covariance, loose))
+
+
+def _inverse(space: Space, jacobian: Array) -> tuple[Array, Array, Array]:
+    """(J^T J)^-1 by elimination, no loose parameters, and where this keeps enough digits."""
+    xp, p = space.xp, jacobian.shape[-1]
+    gram, norms, kept = normal_matrix(space, xp.matrix_transpose(jacobian))
+    one = xp.eye(p, dtype=gram.dtype, device=space.backend.creation_device)
+    rows, least = eliminate(space, xp.concat([gram, xp.broadcast_to(one, gram.shape)], axis=-1))
+    covariance = outer_sum(space, rows[..., p:] / norms[:, None, :])
+    sound = (least > safe_pivot(space)) & xp.all(kept, axis=-1)
+    return covariance, xp.zeros_like(kept), sound
+
+
+def _pseudo_inverse(space: Space, jacobian: Array) -> tuple[Array, Array]:
+    """`_covariance` by singular values, in the scale of the columns, so that the units of the
+    parameters do not matter."""
+    xp, eps = space.xp, space.backend.eps
+    finite = xp.all(xp.isfinite(jacobian), axis=(-2, -1))
+    jacobian = xp.where(finite[:, None, None], jacobian, xp.zeros_like(jacobian))
+    columns = xp.matrix_transpose(jacobian)
+    norms = xp.sqrt(space.dot(columns, columns))
+    norms = xp.where(norms > 0.0, norms, xp.ones_like(norms))
+    values, rows = svd(space, jacobian / norms[:, None, :])
+    kept = values > max(jacobian.shape[-2:]) * eps * values[:, :1]
+    values = xp.where(kept, values, xp.ones_like(values))
+    rows = xp.where(kept[..., None], rows, xp.zeros_like(rows))
+    squares = xp.matrix_transpose(rows * rows)
+    loose = 1.0 - space.sum(squares) > math.sqrt(eps)
+    covariance = outer_sum(space, rows / values[..., None] / norms[:, None, :])
+    return covariance, loose

@@ -1,0 +1,180 @@
+"""The residuals and their Jacobian, of whatever form, as functions of vectors (B, p)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection
+from typing import Any
+
+import numpy as np
+
+from lbfgs_xp.arrays import returned
+from lbfgs_xp.arrays.backend import Array, take
+from lbfgs_xp.arrays.rows import take_rows
+from lbfgs_xp.arrays.tree import Layout, unflatten
+from lbfgs_xp.run import differences
+
+_WAYS_OUT = (
+    "give jac= a function that returns the Jacobian (m, p); or "
+    'jac="3-point" (or "2-point") for finite differences; or x0 of a library that differentiates'
+)
+_PARTIAL = (
+    "lbfgs_xp: called with some of the rows of the batch alone; compact=False calls with all"
+)
+
+
+@dataclasses.dataclass
+class Calls:
+    """How often the residuals were called, for differences too; and their Jacobian was formed."""
+
+    nfev: int = 0
+    njev: int = 0
+
+
+class Residuals:
+    """Evaluates residuals and Jacobian, and counts the evaluations.
+
+    One problem is the batch of size 1 here: vectors are (B, p), residuals (B, m), Jacobians
+    (B, m, p).
+
+    Parameters
+    ----------
+    fun, args, jac
+        As in `lx.least_squares`.
+    layout : Layout
+        Between the user's parameters and the vector.
+    compiled : bool
+        Whether JAX may compile fun.
+    fresh : bool
+        Whether jac returns a new array each time, one that lies column after column.
+    shared : lengths that a 1-d array among args may have if all rows share it, beside those of
+        x0 and, once known, of the residuals.
+
+    Attributes
+    ----------
+    calls : Calls
+        What was called so far.
+    calls_per_jacobian : int
+        How often a Jacobian by differences calls fun; else 0.
+    """
+
+    def __init__(
+        self, fun: Callable, args: tuple, jac: Any, layout: Layout, compiled: bool,
+        fresh: bool = False, shared: Collection[int] = (),
+    ):
+        if not callable(fun):
+            raise TypeError(f"residuals is a {type(fun).__name__}; wanted a function of x")
+        if any(layout.complex):
+            raise TypeError("x0 is complex; wanted real x0 for least squares")
+        self.layout, self.backend = layout, layout.backend
+        self.fun, self.args, self.jac = fun, args, jac
+        self.compiled, self.fresh = compiled, fresh
+        self.shared = {*shared, *(length for shape in layout.shapes for length in shape[1:])}
+        self.calls = Calls()
+        self.partial = False
+        self._automatic: Callable | None = None
+        evaluate: Any = self.backend.jit if compiled else functools.partial
+        self._evaluate = evaluate(_evaluate, fun, layout, isinstance(jac, str))
+        self.calls_per_jacobian = 0
+        if callable(jac):
+            return
+        if isinstance(jac, str) and jac in differences.METHODS:
+            self.calls_per_jacobian = differences.calls_per_derivative(
+                layout.size, jac == "3-point"
+            )
+            return
+        if jac is not None:
+            raise ValueError(
+                f"jac is {jac!r}; wanted None (automatic differentiation), a function, "
+                '"2-point" or "3-point"'
+            )
+        if not self.backend.differentiates:
+            raise ValueError(
+                f"{self.backend.name} has no automatic differentiation: {_WAYS_OUT}"
+            )
+        self._automatic = self.backend.jacobian(compiled, _evaluate, fun, layout, False)
+
+    def take(self, rows: np.ndarray, calls: Calls | None = None) -> Residuals:
+        """The same for these rows alone: of x0, and of the arguments that belong to the rows.
+
+        calls : where its calls are counted; None: with those of all rows.
+        """
+        (count,) = self.layout.batch
+        indices = self.backend.index_array(rows)
+        leaves = [take(leaf, indices) for leaf in self.layout.leaves]
+        layout = Layout(unflatten(self.layout.structure, leaves), True)
+        args = tuple(
+            take_rows(self.backend, arg, indices, count, self.shared) for arg in self.args
+        )
+        part = Residuals(
+            self.fun, args, self.jac, layout, self.compiled, self.fresh, self.shared
+        )
+        part.calls, part.partial = calls or self.calls, True
+        return part
+
+    def __call__(self, x: Array) -> Array:
+        """The residuals (B, m) at x (B, p)."""
+        self.calls.nfev += 1
+        try:
+            found = self._evaluate(self.args, self._to_user(x))
+        except Exception as error:
+            if self.partial:
+                error.add_note(_PARTIAL)
+            raise
+        self.backend.check_device(found, "what residuals returned")
+        found = self.backend.own(self.backend.detach(found))
+        found = self.layout.xp.reshape(found, (x.shape[0], -1))
+        self.shared.add(found.shape[1])
+        return found
+
+    def columns(self, x: Array, residuals: Array) -> Array:
+        """The columns of the Jacobian (B, p, m) at x (B, p), where the residuals are known."""
+        columns = self.layout.xp.matrix_transpose(self.jacobian(x, residuals))
+        return columns if self.fresh else self.backend.own(columns)
+
+    def jacobian(self, x: Array, residuals: Array) -> Array:
+        """The Jacobian (B, m, p), which may be an array of the user's."""
+        self.calls.njev += 1
+        xp, layout = self.layout.xp, self.layout
+        shape = (*residuals.shape, x.shape[-1])
+        if self._automatic is not None:
+            jacobian = self._automatic(self.args, self._to_user(x))
+        elif callable(self.jac):
+            jacobian = self.jac(layout.to_tree(self._to_user(x)), *self.args)
+            wanted = shape if layout.batched else shape[1:]
+            jacobian = self.backend.detach(layout.check(jacobian, 0, "the Jacobian", wanted))
+        else:
+            # Steps are relative however small a parameter is: those of a fit may be of very
+            # different sizes.
+            jacobian = xp.stack(
+                differences.differences(
+                    self.backend, self, x, residuals, self.jac == "3-point", least=0.0
+                ),
+                axis=-1,
+            )
+        return xp.reshape(jacobian, shape)
+
+    def _to_user(self, x: Array) -> Array:
+        return x if self.layout.batched else x[0, ...]
+
+
+def _evaluate(
+    fun: Callable, layout: Layout, differs: bool, args: tuple, x: Array
+) -> Array:
+    """What fun says of the vector x (..., p), checked: (..., m).
+
+    differs : whether the residuals are told apart by differences.
+    """
+    out = fun(layout.to_tree(x), *args)
+    backend, batch = layout.backend, layout.batch
+    wanted = f"an array {batch + ('m',)}".replace("'", "")
+    returned.check_array("residuals", out, backend, wanted)
+    shape = tuple(out.shape)
+    if len(shape) <= len(batch) or shape[: len(batch)] != batch or 0 in shape:
+        raise ValueError(f"residuals returned {returned.described(out)}; wanted {wanted}")
+    returned.check_real("residuals", out, backend)
+    if differs:
+        returned.check_precision("residuals", out, backend)
+    out = layout.xp.astype(out, backend.dtype, copy=False)
+    return layout.xp.reshape(out, (*batch, -1))

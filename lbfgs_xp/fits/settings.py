@@ -1,0 +1,82 @@
+"""What a fit is told to do: settings and budgets, checked."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, NamedTuple
+
+from lbfgs_xp import checks
+from lbfgs_xp.arrays.backend import Array, Backend
+from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.fits.losses import ResidualLoss
+from lbfgs_xp.result import Status
+
+# The least curvature of a robust loss, relative to that of least squares with the same weights.
+_LEAST_BEND = 0.01
+
+
+class FitSettings(NamedTuple):
+    """What does not change in a fit; the tolerances are those of `lx.least_squares`."""
+
+    loss: ResidualLoss
+    damping: float
+    gtol: float
+    ftol: float
+    xtol: float
+    maxiter: int
+
+    @classmethod
+    def checked(
+        cls, backend: Backend, *, loss: Any, f_scale: Any, damping: Any, gtol: Any, ftol: Any,
+        xtol: Any, maxiter: Any,
+    ) -> FitSettings:
+        return cls(
+            ResidualLoss.checked(loss, f_scale),
+            checks.number("damping", damping, above=0.0),
+            checks.tolerance("gtol", backend.eps**0.6 if gtol is None else gtol),
+            checks.tolerance("ftol", ftol),
+            checks.tolerance("xtol", xtol),
+            _at_most(checks.budget("maxiter", maxiter, 0)),
+        )
+
+    def weights(self, space: Space, residuals: Array) -> tuple[Array, Array]:
+        """Factors for the rows of the Jacobian and for the residuals; see `ResidualLoss.weights`.
+        """
+        return self.loss.weights(space.xp, residuals, _LEAST_BEND)
+
+
+class FitPlan(NamedTuple):
+    """How to run a fit.
+
+    deadline : by time.perf_counter().
+    acceleration, compact : as in `lx.least_squares`.
+    end : why to end at once, if so.
+    """
+
+    settings: FitSettings
+    maxfun: float
+    deadline: float
+    acceleration: bool
+    compact: bool
+    end: Status | None = None
+
+    @classmethod
+    def checked(
+        cls, backend: Backend, *, maxfun: Any, maxtime: Any, acceleration: Any, compact: Any,
+        **settings: Any,
+    ) -> FitPlan:
+        limit = checks.optional(checks.seconds)("maxtime", maxtime)
+        return cls(
+            FitSettings.checked(backend, **settings),
+            _at_most(checks.budget("maxfun", maxfun, 1)),
+            time.perf_counter() + (math.inf if limit is None else limit),
+            bool(acceleration),
+            bool(compact),
+        )
+
+
+def _at_most(limit: int | None) -> int:
+    # Counts of a batch are 32-bit integers.
+    unlimited = 2**31 - 1
+    return unlimited if limit is None else min(limit, unlimited)

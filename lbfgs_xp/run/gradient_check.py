@@ -1,0 +1,77 @@
+"""`check_gradient`: the user's gradient beside finite differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp.run.objective import Objective
+from lbfgs_xp.typing import Jacobian
+
+
+class GradientCheck(NamedTuple):
+    """What `lx.check_gradient` found.
+
+    error : float
+        The largest |jac - differences|, divided by max(1, largest |differences|). Where f or the
+        units of x make all gradients small, compare `jac` with `differences` yourself.
+    where : int
+        The position of that component in the flattened x.
+    jac, differences : arrays (n,)
+        The gradient as given, and by central differences.
+    """
+
+    error: float
+    where: int
+    jac: Array
+    differences: Array
+
+    def __repr__(self) -> str:
+        return f"GradientCheck(error={self.error:.2e}, where={self.where})"
+
+
+def check_gradient(
+    fun: Callable[..., Any], x: Any, jac: Jacobian = None, args: Any = (), *,
+    has_aux: bool = False,
+) -> GradientCheck:
+    """Compare the gradient with central differences of the value.
+
+    Parameters
+    ----------
+    fun, jac, args, has_aux
+        As in `lx.minimize`.
+    x : array or nested parameters
+        Where to look. float64 reveals most: there errors of about 1e-10 are rounding alone, while
+        float32 sees nothing below 1e-4.
+
+    Returns
+    -------
+    GradientCheck
+        `error` is relative; a correct gradient gives a number near eps^(2/3).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lbfgs_xp as lx
+    >>> check = lx.check_gradient(lambda x: np.sum(x**3), np.asarray([1.0, 2.0]), lambda x: 2 * x)
+    >>> check.error > 0.1, check.where
+    (True, 1)
+    """
+    layout = Layout(x, batched=False)
+    vector = layout.to_vector(x, "x")
+    _, given, _ = Objective(fun, args, jac, has_aux, layout).evaluate(vector)
+
+    def value_only(x: Any, *args: Any) -> Any:
+        out = fun(x, *args)
+        value = out[0] if jac is True else out
+        return value[0] if has_aux else value
+
+    _, numeric, _ = Objective(value_only, args, "3-point", False, layout).evaluate(vector)
+    difference = layout.backend.to_host(given - numeric)
+    size = float(np.max(np.abs(layout.backend.to_host(numeric))))
+    index = int(np.argmax(np.abs(difference)))
+    return GradientCheck(abs(float(difference[index])) / max(1.0, size), index, given, numeric)

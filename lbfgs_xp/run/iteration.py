@@ -1,0 +1,141 @@
+"""What one evaluation changes in a run: pure functions, which JAX can compile for a batch."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.scalars import named
+from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.result import Best, Status
+from lbfgs_xp.run import stopping
+from lbfgs_xp.run.stopping import Criteria, Progress
+from lbfgs_xp.solvers.contract import Solver
+
+_RUNNING = int(Status.RUNNING)
+_SUCCESSES = [int(member) for member in Status if member.success]
+
+
+class Standing(NamedTuple):
+    """Where a run stands: all that one evaluation changes."""
+
+    solver_state: Any
+    progress: Progress
+    best: Best
+
+
+class _Seen(NamedTuple):
+    """What `_account` looks at: see `lbfgs_xp.solvers.contract`."""
+
+    x: Array
+    value: Any
+    gradient_norm: Any
+    trial: Array
+    seen: Any
+    decrement: Any
+    accepted: Any
+    failed: Any
+    unbounded: Any
+
+    @classmethod
+    def of(cls, state: Any) -> _Seen:
+        return cls(*(getattr(state, name) for name in cls._fields))
+
+
+def is_compilable(solver: Solver) -> bool:
+    """Whether a step can be compiled: a Hessian is a function of the user's, and some solvers work
+    on the host."""
+    return solver.compiles and not solver.needs_hessian
+
+
+def solver_state_at(
+    solver: Solver, space: Space, x: Array, value: Any, gradient: Array, learned: Any, **more: Any
+) -> Any:
+    """The solver's state at x, with what an earlier run has learned; None for nothing."""
+    known = () if learned is None else (learned,)
+    return solver.init(space, x, value, gradient, *known, **more)
+
+
+def after_evaluation(
+    solver: Solver, space: Space, measure_steps: bool, standing: Standing, criteria: Criteria,
+    value: Any, gradient: Array, count: int, hessian: Any = None,
+) -> tuple[Standing, Any]:
+    """Where a run stands once value and gradient at the trial are known, and whether the trial is
+    the best point. Pure, except that it may overwrite what the solver has learned.
+
+    count : how many evaluations that took.
+    """
+    old = standing.solver_state
+    running = standing.progress.status == _RUNNING
+    more = {} if hessian is None else {"hessian": hessian}
+    state = solver.step(space, old, value, gradient, running, **more)
+    account: Any = _account
+    arguments: tuple = (solver, space, measure_steps)
+    seen = old, state
+    if space.batched and not (space.reproducible or is_compilable(solver)):
+        # What can be compiled of the iteration, apart from the solver.
+        account, arguments = space.backend.jit(_account, *arguments), ()
+        seen = _Seen.of(old), _Seen.of(state)
+    progress, best, better = account(
+        *arguments, criteria, standing.progress, standing.best, *seen, gradient, count
+    )
+    return named(Standing, (state, progress, best)), better
+
+
+def _account(
+    solver: Solver, space: Space, measure_steps: bool, criteria: Criteria, progress: Progress,
+    best: Best, old: Any, new: Any, gradient: Array, count: int,
+) -> tuple[Progress, Best, Any]:
+    """What a step means for the run, and whether the trial is the best point."""
+    fn = space.scalars
+    running = progress.status == _RUNNING
+    step = size = None
+    if measure_steps:
+        step, size = space.read(space.max_abs(new.x - old.x), space.max_abs(new.x))
+    progress = stopping.update(fn, criteria, progress, old, new, step, size, count)
+    best, better = better_point(solver, space, criteria, best, old.trial, new, gradient, running)
+    return progress, best, better
+
+
+def better_point(
+    solver: Solver, space: Space, criteria: Criteria, best: Best, trial: Array, state: Any,
+    gradient: Array, running: Any,
+) -> tuple[Best, Any]:
+    """The best point, now that the trial was seen, and whether it is the trial.
+
+    The lower value wins; among values that agree with the lowest to rounding, the smallest
+    gradient.
+    """
+    fn = space.scalars
+    value = state.seen
+    taken = state.accepted & (state.value == value)
+    slack = 2.0 * criteria.noise
+    margin = slack * fn.abs(best.lowest)
+    if fn.every(taken & running & (value < best.lowest - margin)):
+        return named(Best, (trial, value, gradient, state.gradient_norm, value)), taken
+    near = running & (value <= best.lowest + margin)
+    if fn.every(fn.logical_not(near)):
+        return best, near
+    norm = space.read_one(solver.optimality(space, trial, gradient))
+    usable = near & fn.isfinite(value) & fn.isfinite(norm)
+    lowest = fn.where(usable & (value < best.lowest), value, best.lowest)
+    limit = lowest + slack * fn.abs(lowest)
+    better = usable & (value <= limit) & ((norm < best.gradient_norm) | (best.value > limit))
+    if fn.every(fn.logical_not(better)):
+        return best._replace(lowest=lowest), better
+    best = Best(
+        space.pick(better, trial, best.x),
+        fn.where(better, value, best.value),
+        space.pick(better, gradient, best.gradient),
+        fn.where(better, norm, best.gradient_norm),
+        lowest,
+    )
+    return best, better
+
+
+def succeeded(status: Any) -> Any:
+    """Which problems ended where they were meant to, from the integers of their statuses."""
+    success = status != status
+    for code in _SUCCESSES:
+        success = success | (status == code)
+    return success

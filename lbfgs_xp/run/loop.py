@@ -1,0 +1,377 @@
+"""A run of `minimize`: it joins an objective, a solver and the rules for stopping."""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.rows import Rows, Sizes
+from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.result import CLAIMED, BatchResult, Best, Record, Result, State, Status, joined
+from lbfgs_xp.run import stopping
+from lbfgs_xp.run.aux_output import AuxOutput
+from lbfgs_xp.run.iteration import (
+    Standing,
+    after_evaluation,
+    is_compilable,
+    solver_state_at,
+    succeeded,
+)
+from lbfgs_xp.run.objective import Objective
+from lbfgs_xp.run.plan import Plan, Stage
+from lbfgs_xp.run.second_look import SecondLook
+from lbfgs_xp.run.stopping import Criteria, Progress
+from lbfgs_xp.solvers.contract import Solver
+
+_RUNNING = int(Status.RUNNING)
+# Finite trials of one search after which differences are no longer trusted.
+_DOUBTFUL = 8
+
+
+class Run:
+    """One call of `minimize`, under way.
+
+    standing : a `Standing`; None until the start is known.
+    rows : which rows of a batch are left.
+    deadline : when the phase under way must end, by time.perf_counter().
+    """
+
+    def __init__(self, plan: Plan, space: Space, objective: Objective, hess: Any):
+        self.plan = plan
+        self.space = space
+        self.objective = objective
+        self.layout = objective.layout
+        self.standing: Any = None
+        self.rows, self.sizes = Rows(), Sizes(space.backend)
+        self._in_step = False
+        # Runs the user's functions as the caller of `minimize` would.
+        self.in_caller_context = contextvars.copy_context().run
+        self._last_deadline = time.perf_counter() + plan.maxtime
+        # All of them now, so that what a later phase lacks is said before the first one runs.
+        self._ahead = [(stage, *self._prepared(stage, hess)) for stage in plan.stages]
+        self._ended: list[Result] = []
+        self._forward = objective.forward
+        self._enter_stage()
+
+    def _prepared(self, stage: Stage, hess: Any) -> tuple[Callable, Callable]:
+        """For a stage: `solver_state_at`, and from its solver to `after_evaluation`."""
+        solver, space = stage.solver, self.space
+        more: dict[str, Any] = {}
+        if solver.needs_hessian:
+            hessian = self.objective.hessian(hess)
+            more["hessian"] = lambda x: self.in_caller_context(hessian, x)
+        # One problem runs on Python floats and branches, which nothing can compile, and a Hessian
+        # is a function of the user's.
+        compiled = space.batched and is_compilable(solver) and not space.reproducible
+        prepare = space.backend.jit if compiled else functools.partial
+
+        def after(solver: Solver) -> Callable:
+            measure_steps = stage.criteria.xtol > 0.0
+            return functools.partial(
+                prepare(after_evaluation, solver, space, measure_steps), **more
+            )
+
+        return functools.partial(prepare(solver_state_at, solver, space), **more), after
+
+    def _enter_stage(self) -> None:
+        """Make the next stage the one under way."""
+        stage, self._state_at, self._after_of = self._ahead.pop(0)
+        self.method, self.solver, self.criteria = stage.name, stage.solver, stage.criteria
+        if self.objective.differs:
+            self.set_differences(self._forward)
+        self._after = self._after_of(self.solver)
+        self.deadline = min(self._last_deadline, time.perf_counter() + stage.maxtime)
+
+    def set_differences(self, forward: bool) -> None:
+        """Take the gradient by forward or by central differences."""
+        self.objective.forward, eps = forward, self.space.backend.eps
+        self.criteria = self.criteria._replace(
+            calls_per_trial=self.objective.calls_per_trial(forward), trials=_DOUBTFUL,
+            # Forward ones are doubted wherever they fail, so their error is no excuse. That of
+            # central ones is eps^(2/3) where third derivatives are of the order of f, mostly less.
+            forward=forward, error=eps if forward else 0.1 * eps ** (2 / 3),
+        )
+
+    # --- beginning -----------------------------------------------------------------------------
+
+    def begin(self, x: Array, state: State | None) -> None:
+        """Evaluate the start, or where an earlier run stands."""
+        space, solver, objective = self.space, self.solver, self.objective
+        start, learned, earlier = x, None, None
+        if state is not None:
+            state = _checked_state(state, x, self.method, solver, space)
+            if objective.forward and state.central:
+                self.set_differences(forward=False)
+            learned = solver.learned(space, state.solver_state)
+            earlier = state if space.equal(x, state.best.x) else None
+        if earlier is not None:
+            start = earlier.solver_state.x
+        if solver.projects and (earlier is None or earlier.solver != solver):
+            start = solver.project(space, start)
+        untouched = space.backend.own(start)
+        value, gradient, aux, _ = self.evaluate(start)
+        if not space.equal(start, untouched):
+            raise ValueError(
+                "fun changed x in place; wanted a function that leaves its argument as it is"
+            )
+        inner = self._state_at(start, value, gradient, learned)
+        best = Best(start, inner.value, gradient, inner.gradient_norm, inner.value)
+        self.aux = AuxOutput(aux)
+        if space.batched:
+            self.aux = AuxOutput.of(aux, space, self.layout.batch[0])
+        if (
+            earlier is not None
+            and earlier.solver == solver
+            and space.equal(inner.value, earlier.solver_state.value)
+            and space.equal(inner.gradient, earlier.solver_state.gradient)
+        ):
+            # A state may serve several runs, and a run overwrites what it has learned.
+            inner = solver.resume(earlier.solver_state)
+            best, self.aux = earlier.best, self.aux._replace(value=earlier.aux)
+        extent = space.read_one(space.max_abs(start))
+        progress = stopping.start(
+            space.scalars, self.criteria, inner.value, inner.gradient_norm, extent, objective.nfev
+        )
+        self.standing = Standing(inner, progress, best)
+        self.second_look = SecondLook(self)
+
+    def _begin_next_stage(self) -> bool:
+        """Begin the next stage at the best point so far; whether there is one."""
+        self.rejoin_rows()
+        if not self._ahead:
+            return False
+        space, objective, (_, p, best) = self.space, self.objective, self.standing
+        fn, ended, before = space.scalars, self._result_of_stage(), objective.nfev
+        x, value, gradient, aux = best.x, self.to_user(best.value), best.gradient, self.aux
+        solver = self._ahead[0][0].solver
+        if solver.projects:
+            x = solver.project(space, x)
+        moved = not space.equal(x, best.x)
+        if moved:
+            value, gradient, found, _ = self.evaluate(x)
+            aux = aux._replace(value=found)
+        self._ended.append(ended)
+        self._enter_stage()
+        self.criteria = stopping.later(fn, self.criteria, p, self.plan.maxiter, self.plan.maxfun)
+        inner = self._state_at(x, value, gradient, None)
+        norm, count = inner.gradient_norm, objective.nfev - before
+        p = stopping.again(fn, self.criteria, p, inner.value, norm, count)
+        best = Best(x, inner.value, gradient, norm, inner.value if moved else best.lowest)
+        self.standing, self.aux = Standing(inner, p, best), aux
+        self.second_look = SecondLook(self)
+        return True
+
+    def afresh(self, x: Array, value: Any, gradient: Array) -> Any:
+        """The solver's state at x, without what it has learned. What its last step promised is
+        kept: a new one promises nothing yet, and a failure is judged by it."""
+        fresh = self._state_at(x, self.to_user(value), gradient, None)
+        return fresh._replace(decrement=self.standing.solver_state.decrement)
+
+    # --- advancing -----------------------------------------------------------------------------
+
+    def goes_on(self) -> bool:
+        """Whether something runs, or sets out again now that nothing does."""
+        while not self.is_running():
+            if self.second_look.resumes():
+                return True
+            if not self._begin_next_stage():
+                return False
+        return True
+
+    def is_running(self) -> bool:
+        """Whether some problem has not stopped: the one read of an evaluation of a batch. Rows
+        leave the batch here once enough of them are done."""
+        space, status = self.space, self.standing.progress.status
+        if not space.batched:
+            return status == _RUNNING
+        running = status == _RUNNING
+        count, size = space.count(running), status.shape[0]
+        if count == 0:
+            return False
+        fewer = self.sizes.next(size, count)
+        if fewer < size:
+            self._set_rows(*self.rows.part(space, self._per_row(), running, fewer))
+        return True
+
+    def evaluate(self, x: Array) -> tuple[Any, Array, Any, int]:
+        """Value, gradient and aux at x, and how many calls of fun that took."""
+        before = self.objective.nfev
+        value, gradient, aux = self.in_caller_context(self.objective.evaluate, x)
+        return value, gradient, aux, self.objective.nfev - before
+
+    def advance(self) -> bool:
+        """One evaluation and what follows from it; whether an iteration may have ended."""
+        value, gradient, aux, count = self.evaluate(self.standing.solver_state.trial)
+        self._in_step = True
+        standing, better = self._after(self.standing, self.criteria, value, gradient, count)
+        self._in_step = False
+        self.move_to(standing, aux, better)
+        return self.space.batched or self.standing.solver_state.accepted
+
+    def move_to(self, standing: Standing, aux: Any, better: Any) -> None:
+        """Take up a new standing, with the aux of an evaluation that is `better` than the best."""
+        of_best = self._aux_of_best(aux, better) if self.objective.has_aux else self.aux
+        # In one statement, which no interrupt can split.
+        self.standing, self.aux = standing, of_best
+
+    def _aux_of_best(self, value: Any, better: Any) -> AuxOutput:
+        """The auxiliary output of the better point; in a batch, of each problem on its own."""
+        space, old = self.space, self.aux
+        if not space.batched:
+            return AuxOutput(value) if better else old
+        new = old.followed_by(value, space, self.standing.progress.status.shape[0])
+        kept = [i for i, place in enumerate(old.places) if place in new.places]
+        if len(kept) < len(old.places):
+            old = old._replace(places=new.places)
+            left = tuple(
+                (numbers, (standing, criteria, tuple(of_rows[i] for i in kept)))
+                for numbers, (standing, criteria, of_rows) in self.rows.left
+            )
+            self.rows, self.aux = self.rows._replace(left=left), old
+        return new.with_rows(space.merge(better, new.rows(), old.rows()))
+
+    def note(self, progress: Progress) -> None:
+        self.standing = self.standing._replace(progress=progress)
+
+    # --- the rows of a batch -------------------------------------------------------------------
+
+    def rejoin_rows(self) -> None:
+        """Put the rows that have left back into the batch."""
+        if self.rows.here is not None:
+            self._set_rows(Rows(), self.rows.join(self.space, self._per_row()))
+
+    def _per_row(self) -> tuple[Standing, Criteria, tuple]:
+        """All that has an entry for each row of the batch."""
+        return self.standing, self.criteria, self.aux.rows()
+
+    def _set_rows(self, rows: Rows, per_row: tuple[Standing, Criteria, tuple]) -> None:
+        """Make these rows, of which this is known, the batch."""
+        standing, criteria, of_rows = per_row
+        aux = self.aux.with_rows(of_rows)
+        # In one statement, which no interrupt can split.
+        self.rows, self.standing, self.criteria, self.aux = rows, standing, criteria, aux
+        self.objective.restrict_to(None if rows.here is None else self.space.send(rows.here))
+        self._after = self._after_of(self.solver_here())
+
+    def solver_here(self) -> Solver:
+        """The solver of the rows that make up the batch."""
+        if self.rows.here is None:
+            return self.solver
+        return self.solver.of_rows(self.space, self.layout.batch[0], self.rows.here)
+
+    # --- ending --------------------------------------------------------------------------------
+
+    def end(self, status: Status) -> None:
+        """End what still runs, or was not confirmed."""
+        p = self.standing.progress
+        running = (p.status == _RUNNING) | (p.status == CLAIMED)
+        self.note(p._replace(status=self.space.scalars.where(running, int(status), p.status)))
+
+    def stop(self, status: Status) -> None:
+        """End the run: what still runs, and what later stages were meant to go on with."""
+        if self._ahead:
+            self.rejoin_rows()
+            fn, p = self.space.scalars, self.standing.progress
+            # These are beyond help.
+            lost = (p.status == int(Status.NOT_FINITE)) | (p.status == int(Status.UNBOUNDED))
+            self.note(p._replace(status=fn.where(lost, p.status, _RUNNING)))
+        self.end(status)
+
+    def recover_from_interrupt(self) -> None:
+        """After an interrupt within a step, which may have overwritten half of what the solver has
+        learned: it sets out afresh from its iterate."""
+        if not self._in_step:
+            return
+        self.rejoin_rows()
+        state = self.standing.solver_state
+        fresh = self.afresh(state.x, state.value, state.gradient)
+        self.standing, self._in_step = self.standing._replace(solver_state=fresh), False
+
+    def record(self) -> Record:
+        shown = self.rows.join(self.space, _shown(self.standing), lambda left: _shown(left[0]))
+        # A copy, for the callback may do with it what it likes.
+        x = self.space.backend.own(shown.x)
+        return Record(self.layout.to_tree(x), *(self.to_user(scalar) for scalar in shown[1:]))
+
+    def result(self) -> Result:
+        last = self._result_of_stage()
+        return last if len(self.plan.stages) == 1 else joined([*self._ended, last])
+
+    def _result_of_stage(self) -> Result:
+        """The result of the stage under way; its counts are those of the run so far."""
+        self.rejoin_rows()
+        space, layout = self.space, self.layout
+        state, p, best = self.standing
+        status: Any
+        message: Any
+        code = space.scalars.where(p.status == CLAIMED, _RUNNING, p.status)
+        norm = space.read(self.solver.optimality(space, best.x, best.gradient))[0]
+        if space.batched:
+            status, message = code, _messages(space, code)
+        else:
+            status = Status(code)  # type: ignore[call-arg]
+            message = status.message
+        own = space.backend.own    # the state goes on to hold the others
+        kind = BatchResult if space.batched else Result
+        return kind(
+            x=layout.to_tree(own(best.x)),
+            fun=self.to_user(best.value),
+            jac=layout.to_tree(own(best.gradient)),
+            gradient_norm=self.to_user(norm),
+            nit=self.to_user(p.nit),
+            nfev=self.to_user(p.nfev),
+            nhev=self.objective.nhev,
+            success=self.to_user(succeeded(code)),
+            status=self.to_user(status),
+            message=message,
+            aux=self.aux.value,
+            hess_inv=self._inverse_hessian(),
+            state=State(
+                self.solver, space, state, best, self.aux.value,
+                self._forward and not self.objective.forward,
+            ),
+        )
+
+    def _inverse_hessian(self) -> Any:
+        found = self.solver.inverse_hessian(self.space, self.standing.solver_state)
+        return None if found is None else found.named(self.layout.to_tree)
+
+    def to_user(self, scalar: Any) -> Any:
+        """A scalar of each problem as the user sees it."""
+        return self.space.send(scalar) if self.space.batched else scalar
+
+
+def _shown(standing: Standing) -> Record:
+    """What a record shows of a run."""
+    state, p = standing.solver_state, standing.progress
+    return Record(state.x, state.value, state.gradient_norm, state.step, p.nit, p.nfev)
+
+
+def _messages(space: Space, status: Array) -> list[str]:
+    messages = {int(member): member.message for member in Status}
+    codes = status if space.small_on_host else space.backend.to_host(status)
+    return [messages[int(code)] for code in codes]
+
+
+def _checked_state(state: Any, x: Array, method: str, solver: Solver, space: Space) -> State:
+    if not isinstance(state, State):
+        raise TypeError(f"state is a {type(state).__name__}; wanted the `state` of a Result")
+    old = getattr(state.solver_state, "x", None)
+    if old is None or type(old) is not type(x) or old.shape != x.shape or old.dtype != x.dtype:
+        raise ValueError(
+            "state belongs to other variables: "
+            f"{getattr(old, 'dtype', None)} {tuple(getattr(old, 'shape', ()))}; "
+            f"wanted {x.dtype} {tuple(x.shape)}, like x0"
+        )
+    if state.space != space:
+        raise ValueError(
+            f"state comes from a run in {state.space!r}; wanted one in {space!r}, as this run is"
+        )
+    if not solver.resumes:
+        raise ValueError(f"state was passed, but {method} cannot go on from one")
+    solver.check_state(state.solver_state)
+    return state

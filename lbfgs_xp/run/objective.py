@@ -1,0 +1,297 @@
+"""fun and jac, in whatever form, as one function: vector -> (value, gradient, aux)."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lbfgs_xp.arrays import returned
+from lbfgs_xp.arrays.backend import Array, is_array
+from lbfgs_xp.arrays.rows import belongs_to_rows, take_rows
+from lbfgs_xp.arrays.tree import Layout, flatten, map_leaves
+from lbfgs_xp.run import differences
+
+_WAYS_OUT = (
+    "give jac= a function that returns the gradient; or jac=True, fun then returning "
+    '(value, gradient); or jac="2-point" or "3-point" for finite differences; or an x0 of a '
+    "library that differentiates (a tensor of PyTorch, an array of JAX)"
+)
+
+
+class Objective:
+    """Evaluates value and gradient on vectors and counts the evaluations.
+
+    Parameters
+    ----------
+    fun, args, jac, has_aux, pass_rows
+        As in `lx.minimize`.
+    layout : Layout
+        Between the user's parameters and the vector.
+
+    Attributes
+    ----------
+    layout : Layout
+        That of the problems in the batch.
+    nfev, nhev : int
+        How often `fun` was called; how often the Hessian was formed.
+    differs, forward : bool
+        Whether the gradient comes from differences, and whether from forward ones. Set `forward` to
+        False for central ones.
+    """
+
+    def __init__(
+        self, fun: Callable, args: tuple, jac: Any, has_aux: bool, layout: Layout,
+        pass_rows: bool = False,
+    ):
+        if not callable(fun):
+            raise TypeError(f"fun is a {type(fun).__name__}; wanted a function of x")
+        if not isinstance(args, tuple):
+            args = (args,)
+        if pass_rows and not layout.batch:
+            raise ValueError("pass_rows is True for one problem; wanted it with batched=True")
+        self.layout = self._all = layout
+        self._all_args = args
+        self._pass_rows = pass_rows
+        # Lengths that a 1-d array shared by all rows may have.
+        self._shared = {length for shape in layout.shapes for length in shape[1:]}
+        if layout.batch and not pass_rows:
+            self._warn_of_shared()
+        self.backend = layout.backend
+        self.fun = fun
+        self.args = args
+        self.has_aux = has_aux
+        self.nfev = self.nhev = 0
+        self.jac: Any = None
+        self.forward = self.differs = False
+        if layout.batch:
+            self.restrict_to(None)
+        self._evaluate = self._choose(jac)
+        # Like the gradient, the values of a batch may be in a buffer that fun fills again.
+        self.evaluate = self._with_own_value if layout.batch else self._evaluate
+        self._unshared = -1
+        if self.backend.on_host and layout.plain:
+            self._unshared = self._references_of_a_fresh_array()
+
+    def calls_per_trial(self, forward: bool) -> int:
+        """How often fun is called for a value and its gradient by differences."""
+        return 1 + differences.calls_per_derivative(self.layout.size, central=not forward)
+
+    def restrict_to(self, indices: Array | None) -> None:
+        """From now on x holds the problems with these indices, (k,); None: all of them."""
+        (count,) = self._all.batch
+        self.layout = self._all if indices is None else self._all.of_rows(indices.shape[0])
+        if self._pass_rows:
+            numbers = self.backend.index_array(np.arange(count)) if indices is None else indices
+            self.args = (numbers, *self._all_args)
+        elif indices is None:
+            self.args = self._all_args
+        else:
+            self.args = tuple(
+                take_rows(self.backend, arg, indices, count, self._shared)
+                for arg in self._all_args
+            )
+
+    def hessian(self, hess: Callable | None) -> Callable[[Array], Array]:
+        """The function from the vector x to its Hessian, symmetric matrices (..., n, n).
+
+        hess : as in `lx.minimize`; None: automatic differentiation.
+        """
+        if any(self.layout.complex):
+            raise TypeError(
+                "x0 is complex; wanted real x0 for a method that needs the Hessian, which is that "
+                "of real variables"
+            )
+        if hess is None and not self.backend.differentiates:
+            raise ValueError(
+                f"{self.backend.name} has no automatic differentiation: give hess= a function that "
+                "returns the Hessian; or an x0 of a library that differentiates; or choose a "
+                'method that needs no Hessian, such as "lbfgs"'
+            )
+        value = _first_and_aux if self._evaluate == self._both else _value_and_aux
+
+        def evaluate(x: Array) -> Array:
+            layout = self.layout
+            shape = (*layout.batch, layout.size, layout.size)
+            self.nhev += 1
+            if hess is None:
+                differentiated = self.backend.hessian(value, self.fun, self.has_aux, layout)
+                matrix = differentiated(self.args, x)
+            else:
+                # A copy, since a function that is called once an iteration may well change it.
+                matrix = hess(layout.to_tree(self.backend.own(x)), *self.args)
+                matrix = self.backend.detach(layout.check(matrix, 0, "the Hessian", shape))
+            return 0.5 * (matrix + layout.xp.matrix_transpose(matrix))
+
+        return evaluate
+
+    def _choose(self, jac: Any) -> Callable:
+        if jac is True:
+            return self._both
+        if callable(jac):
+            self.jac = jac
+            return self._separate
+        if isinstance(jac, str) and jac in differences.METHODS:
+            self.differs, self.forward = True, jac == "2-point"
+            return self._differences
+        if jac is not None and jac is not False:
+            raise ValueError(
+                f"jac is {jac!r}; wanted None (automatic differentiation), True, a function, "
+                '"2-point" or "3-point"'
+            )
+        if not self.backend.differentiates:
+            raise ValueError(
+                f"{self.backend.name} has no automatic differentiation: {_WAYS_OUT}"
+            )
+        return self._automatic
+
+    def _with_own_value(self, x: Array) -> tuple[Any, Array, Any]:
+        value, gradient, aux = self._evaluate(x)
+        return self.backend.own(value), gradient, aux
+
+    # --- the four ways to a gradient -----------------------------------------------------------
+
+    def _both(self, x: Array) -> tuple[Any, Array, Any]:
+        self.nfev += 1
+        value, gradient = returned.pair(
+            "fun", self.fun(self.layout.to_tree(x), *self.args), "jac=True",
+            "((value, aux), gradient)" if self.has_aux else "(value, gradient)",
+        )
+        aux = None
+        if self.has_aux:
+            value, aux = _split(value)
+        if self.layout.batch or not isinstance(value, float):
+            value = self.backend.detach(_checked_value(value, self.layout))
+        return value, self._gradient(gradient, x), aux
+
+    def _separate(self, x: Array) -> tuple[Any, Array, Any]:
+        value, aux = self._value(x)
+        gradient = self.jac(self.layout.to_tree(x), *self.args)
+        return value, self._gradient(gradient, x), aux
+
+    def _automatic(self, x: Array) -> tuple[Any, Array, Any]:
+        self.nfev += 1
+        differentiated = self.backend.value_and_gradient(
+            _value_and_aux, self.fun, self.has_aux, self.layout
+        )
+        value, gradient, aux = differentiated(self.args, x)
+        gradient = self.backend.placed(gradient, "the gradient")
+        return value, gradient, map_leaves(self.backend.detach, aux) if self.has_aux else None
+
+    def _differences(self, x: Array) -> tuple[Any, Array, Any]:
+        xp, backend = self.layout.xp, self.backend
+        value, aux = self._value(x)
+        slopes = differences.differences(
+            backend, lambda x: self._value(x)[0], x, value, not self.forward, least=1.0
+        )
+        slopes = [s if is_array(s) else backend.full((), s) for s in slopes]
+        gradient = backend.placed(xp.stack(slopes, axis=-1), "the gradient")
+        return value, xp.astype(gradient, backend.dtype, copy=False), aux
+
+    # --- what the user's functions returned ----------------------------------------------------
+
+    def _value(self, x: Array) -> tuple[Any, Any]:
+        self.nfev += 1
+        fun = self._precise if self.differs else self.fun
+        value, aux = _value_and_aux(fun, self.has_aux, self.layout, self.args, x)
+        return self.backend.detach(value), aux
+
+    def _precise(self, x: Any, *args: Any) -> Any:
+        """What fun returned, if its values are as precise as x."""
+        out = self.fun(x, *args)
+        value = out[0] if self.has_aux and isinstance(out, (tuple, list)) and out else out
+        if isinstance(value, np.generic) or is_array(value):
+            returned.check_precision("fun", value, self.backend)
+        return out
+
+    def _gradient(self, gradient: Any, x: Array) -> Array:
+        """The user's gradient as a vector that nobody else can change later."""
+        plain = self.layout.plain
+        if not (
+            plain
+            and type(gradient) is type(x)
+            and gradient.shape == x.shape
+            and gradient.dtype == x.dtype
+            and self.backend.holds(gradient)
+        ):
+            gradient = self.layout.to_vector(gradient, "the gradient")
+        # A caller that fills one buffer again and again would change our past gradients. An array
+        # that nobody else holds needs no copy.
+        references = sys.getrefcount(gradient)
+        if self._unshared == 0:
+            return references
+        if references == self._unshared and gradient.base is None:
+            return gradient
+        return self.backend.own(gradient)
+
+    def _references_of_a_fresh_array(self) -> int:
+        """How many references `_gradient` sees to an array that only the caller's result holds.
+
+        Counted on the path that a real gradient takes, since interpreters differ.
+        """
+        fun, jac, self._unshared = self.fun, self.jac, 0
+        like, batch = self.layout.leaves[0], self.layout.batch
+        value = np.zeros(batch) if batch else 0.0
+        value_and_aux = (value, None) if self.has_aux else value
+        if self._evaluate == self._both:
+            self.fun = lambda x, *args: (value_and_aux, np.empty_like(like))
+        elif self._evaluate == self._separate:
+            self.fun = lambda x, *args: value_and_aux
+            self.jac = lambda x, *args: np.empty_like(like)
+        else:
+            return -1
+        references = self._evaluate(like)[1]
+        self.fun, self.jac, self.nfev = fun, jac, 0
+        return references
+
+    def _warn_of_shared(self) -> None:
+        """Warn of arrays that all rows share but that may have been meant for one row each."""
+        (count,) = self._all.batch
+        for leaf in flatten(self._all_args)[0]:
+            if is_array(leaf) and leaf.ndim == 1 and belongs_to_rows(leaf, count) and not (
+                belongs_to_rows(leaf, count, self._shared)
+            ):
+                warnings.warn(
+                    f"args has an array of shape ({count},), and x0 has {count} rows and another "
+                    f"axis of {count}: all rows share the array. If it holds a number for each "
+                    "row, hand over array[:, None]; array[None] says that it is shared, without "
+                    "this warning",
+                    stacklevel=5,
+                )
+
+
+def _value_and_aux(
+    fun: Callable, has_aux: bool, layout: Layout, args: tuple, x: Array
+) -> tuple[Any, Any]:
+    """What fun returned for the vector x, checked."""
+    out = fun(layout.to_tree(x), *args)
+    value, aux = _split(out) if has_aux else (out, None)
+    return _checked_value(value, layout), aux
+
+
+def _first_and_aux(
+    fun: Callable, has_aux: bool, layout: Layout, args: tuple, x: Array
+) -> tuple[Any, Any]:
+    """`_value_and_aux` of a function that returns its gradient as well."""
+    return _value_and_aux(_first, has_aux, layout, (fun, *args), x)
+
+
+def _first(x: Any, fun: Callable, *args: Any) -> Any:
+    return fun(x, *args)[0]
+
+
+def _split(out: Any) -> tuple[Any, Any]:
+    return returned.pair("fun", out, "has_aux=True", "(value, aux)")
+
+
+def _checked_value(value: Any, layout: Layout) -> Any:
+    backend, pair_if = layout.backend, "jac=True or has_aux=True"
+    if layout.batch:
+        return returned.row_numbers("fun", value, backend, layout.batch, pair_if)
+    hint = ""
+    if getattr(value, "ndim", 0) == 1 and all(s[:1] == value.shape for s in layout.shapes):
+        hint = ", or batched=True where each row of x0 is a problem of its own"
+    return returned.real_number("fun", value, backend, pair_if=pair_if, hint=hint)

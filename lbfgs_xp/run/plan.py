@@ -1,0 +1,114 @@
+"""The plan of a run: what `method` of `lx.minimize` stands for, as stages with limits."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp.projections import Box
+from lbfgs_xp.result import Status
+from lbfgs_xp.run.methods import method_named
+from lbfgs_xp.run.stopping import Criteria
+from lbfgs_xp.solvers.contract import Solver, completed
+from lbfgs_xp.solvers.method import Limits, Phase
+
+# Counts of a batch are 32-bit integers.
+_UNLIMITED = 2**31 - 1
+# Iterations without meaningful progress before the floor is taken as reached.
+_PATIENCE = 8
+# Up to this many variables, twice the memory of L-BFGS, one matrix is less work than the pairs.
+_DENSE = 20
+
+
+class Stage(NamedTuple):
+    """A phase, ready to run. Its budgets, seconds among them, count from its start."""
+
+    name: str    # of the method, as its user knows it
+    solver: Solver
+    criteria: Criteria
+    maxtime: float
+
+
+class Plan(NamedTuple):
+    """The stages of a run, at least one, and the budgets of the whole."""
+
+    stages: list[Stage]
+    maxiter: int
+    maxfun: int
+    maxtime: float
+
+
+def plan_of(method: Any, limits: Limits, bounds: Any, hess: Any, layout: Layout) -> Plan:
+    """The plan of a run, from the arguments of `lx.minimize`."""
+    stages = [_stage(phase, limits, bounds, layout) for phase in _phases(method)]
+    if hess is not None and not any(stage.solver.needs_hessian for stage in stages):
+        names = " and ".join(stage.name for stage in stages)
+        need = "needs" if len(stages) == 1 else "need"
+        raise ValueError(f"hess was passed, but {names} {need} none; wanted hess=None")
+    if not (hess is None or callable(hess)):
+        raise TypeError(f"hess is a {type(hess).__name__}; wanted a function of x, or None")
+    return Plan(
+        stages,
+        _smaller(None, limits.maxiter),
+        _smaller(None, limits.maxfun),
+        _first_given(None, limits.maxtime, math.inf),
+    )
+
+
+def _phases(method: Any) -> list[Phase]:
+    """`method` of `lx.minimize` as phases: one, or those of a list."""
+    methods = method if isinstance(method, (list, tuple)) else [method]
+    if not methods:
+        raise ValueError(f"method is {method!r}; wanted at least one method")
+    return [each if isinstance(each, Phase) else Phase(each) for each in methods]
+
+
+def _stage(phase: Phase, whole: Limits, bounds: Any, layout: Layout) -> Stage:
+    name, solver = _solver(phase.method, bounds, layout)
+    own, backend = phase.limits, layout.backend
+    criteria = Criteria(
+        gtol=_first_given(own.gtol, whole.gtol, math.sqrt(backend.eps)),
+        ftol=_first_given(own.ftol, whole.ftol, 0.0),
+        xtol=_first_given(own.xtol, whole.xtol, 0.0),
+        maxiter=_smaller(own.maxiter, whole.maxiter),
+        maxfun=_smaller(own.maxfun, whole.maxfun),
+        noise=backend.noise,
+        largest=backend.largest,
+        patience=_PATIENCE if solver.patience is None else solver.patience,
+        failure=int(Status.LINE_SEARCH if solver.searches else Status.DIVERGED),
+        calls_per_trial=1,
+        trials=_UNLIMITED,
+        forward=False,
+        error=backend.eps,
+    )
+    return Stage(name, solver, criteria, _first_given(own.maxtime, None, math.inf))
+
+
+def _first_given(own: float | None, whole: float | None, default: float) -> float:
+    value = whole if own is None else own
+    return default if value is None else value
+
+
+def _smaller(own: int | None, whole: int | None) -> int:
+    """The smaller of the limits that are given."""
+    most = _UNLIMITED if whole is None else min(whole, _UNLIMITED)
+    return most if own is None else min(own, most)
+
+
+def _solver(method: Any, bounds: Any, layout: Layout) -> tuple[str, Solver]:
+    """The name of a method, and the solver that it stands for, within the bounds."""
+    if method is None or (isinstance(method, str) and method == "auto"):
+        method = "bfgs" if layout.batch and layout.size <= _DENSE else "lbfgs"
+    method = method_named(method, more=("auto",))
+    name = type(method).__name__
+    # An optimizer of nested parameters is no solver yet, but makes one.
+    solver = completed(method.solver(layout) if hasattr(method, "solver") else method)
+    if bounds is None:
+        return name, solver
+    if not solver.supports_bounds:
+        raise ValueError(
+            f"bounds were passed, but {name} takes none; wanted bounds=None, or "
+            'a method that takes them, such as "projected_gradient"'
+        )
+    return name, solver.with_bounds(Box(*layout.sides(bounds)))

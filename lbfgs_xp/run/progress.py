@@ -1,0 +1,58 @@
+"""The live line of `progress=True`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from lbfgs_xp.result import Record
+
+
+class Live:
+    """One line in the terminal that follows a run; nothing at all where `shown` is False.
+
+    line : what it says of a record; the progress of `minimize` unless told.
+    """
+
+    def __init__(self, shown: bool, line: Callable[[Any], str] | None = None):
+        self.shown = shown
+        self._line = line or _line
+        self._live: Any = None
+        self._next = 0.0
+        if shown:
+            # Here, for rich takes longer to import than this library.
+            from rich.live import Live as RichLive
+
+            self._live = RichLive(auto_refresh=False)
+
+    def __enter__(self) -> Live:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._live is not None:
+            self._live.refresh()
+            self._live.stop()
+            if not self._live.console.is_terminal:
+                self._live.console.line()    # rich ends the line on a terminal alone
+
+    def show(self, record: Any) -> None:
+        if self._live is None:
+            return
+        self._live.update(self._line(record))
+        # Drawing costs more than a small iteration.
+        if time.perf_counter() >= self._next:
+            self._live.refresh()
+            self._next = time.perf_counter() + 0.1
+
+
+def _line(record: Record) -> str:
+    if isinstance(record.fun, float):
+        return (
+            f"iteration {record.nit}  evaluations {record.nfev}  value {record.fun:.9g}  "
+            f"gradient {record.gradient_norm:.2e}  step {record.step:.2e}"
+        )
+    done = [float(number.max()) for number in (record.nit, record.nfev)]
+    return f"{record.fun.shape[0]} problems  iterations {done[0]:.0f}  evaluations {done[1]:.0f}"

@@ -1,0 +1,234 @@
+"""When a run stops, and why: scalars in, `Status` out, for one problem or each of a batch."""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import Any, NamedTuple
+
+from lbfgs_xp.arrays.scalars import FLOATS, Scalars, named
+from lbfgs_xp.result import CLAIMED, Status
+
+# Plain integers: members of an enum are slow to look up, and no library takes them in `where`.
+_RUNNING = int(Status.RUNNING)
+_GRADIENT = int(Status.GRADIENT)
+_VALUE = int(Status.VALUE)
+_STEP = int(Status.STEP)
+_ITERATIONS = int(Status.ITERATIONS)
+_EVALUATIONS = int(Status.EVALUATIONS)
+_LINE_SEARCH = int(Status.LINE_SEARCH)
+_NOT_FINITE = int(Status.NOT_FINITE)
+_UNBOUNDED = int(Status.UNBOUNDED)
+
+# Iterations in a row whose change must be small for the value or the step to have settled.
+_SETTLED = 2
+# Parts of a gradient that cancel are as large as it has been elsewhere, and so is their error; so
+# many times it, for the sums of which the parts are made.
+_FADED = 1e3
+
+
+class Criteria(NamedTuple):
+    """Tolerances and budgets.
+
+    noise, largest : what `Backend` says of the dtype.
+    patience : iterations without a change that tells something, before the floor is taken as
+        reached.
+    failure : the status of a failed step that rounding does not explain.
+    calls_per_trial : of fun: more than one where the gradient is one of differences.
+    trials : finite trials of one iteration after which differences are doubted. That is a failed
+        step where they are `forward` ones, or where their error explains it.
+    forward : whether the gradient is one of forward differences.
+    error : that of the gradient, relative: eps, or more where it is one of differences.
+    """
+
+    gtol: float
+    ftol: float
+    xtol: float
+    maxiter: int
+    maxfun: int
+    noise: float
+    largest: float
+    patience: int
+    failure: int
+    calls_per_trial: int
+    trials: int
+    forward: bool
+    error: float
+
+
+class Progress(NamedTuple):
+    """What has been seen so far; scalars, or arrays (B,).
+
+    status : integer of `Status`.
+    nit, nfev : iterations and evaluations.
+    settled_value, settled_step : iterations in a row with a small change.
+    stalled : iterations since value or gradient last fell by more than rounding.
+    reference : the value then.
+    lowest_norm : the smallest gradient norm so far.
+    highest_norm : the largest.
+    trials : points tried since the last iteration whose value was finite.
+    extent : the largest |x| at the start, for looks ahead from x = 0.
+    """
+
+    status: Any
+    nit: Any
+    nfev: Any
+    settled_value: Any
+    settled_step: Any
+    stalled: Any
+    reference: Any
+    lowest_norm: Any
+    highest_norm: Any
+    trials: Any
+    extent: Any
+
+
+def start(
+    fn: Scalars, criteria: Criteria, value: Any, norm: Any, extent: Any, nfev: int
+) -> Progress:
+    """Where a run stands after `nfev` evaluations at its start."""
+    return budgets(fn, criteria, _fresh(fn, criteria, value, norm, extent, nfev))
+
+
+def again(
+    fn: Scalars, criteria: Criteria, before: Progress, value: Any, norm: Any, nfev: int
+) -> Progress:
+    """Where it stands after `nfev` more evaluations, all but its counts begun anew."""
+    p = _fresh(fn, criteria, value, norm, before.extent, nfev)
+    # Nothing but a function without a bound is left as it is.
+    status = fn.where(before.status == _UNBOUNDED, _UNBOUNDED, p.status)
+    p = p._replace(status=status, nit=before.nit, nfev=before.nfev + nfev)
+    return budgets(fn, criteria, p)
+
+
+def _fresh(
+    fn: Scalars, criteria: Criteria, value: Any, norm: Any, extent: Any, nfev: int
+) -> Progress:
+    zero = fn.full(0, value)
+    status = fn.full(_RUNNING, value)
+    status = fn.where(norm <= criteria.gtol, _GRADIENT, status)
+    usable = fn.isfinite(value) & fn.isfinite(norm)
+    status = fn.where(usable, status, _NOT_FINITE)
+    return Progress(
+        status, zero, zero + nfev, zero, zero, zero, value, norm, norm, zero, extent
+    )
+
+
+def later(fn: Scalars, criteria: Criteria, p: Progress, maxiter: int, maxfun: int) -> Criteria:
+    """Those of a phase that begins after p: its budgets count from there, and end at the latest
+    with those of the whole run, maxiter and maxfun."""
+    # In this order, for what a batch counts with has 32 bits.
+    return criteria._replace(
+        maxiter=fn.minimum(p.nit, maxiter - criteria.maxiter) + criteria.maxiter,
+        maxfun=fn.minimum(p.nfev, maxfun - criteria.maxfun) + criteria.maxfun,
+    )
+
+
+def update(
+    fn: Scalars, criteria: Criteria, p: Progress, old: Any, new: Any, step: Any, size: Any,
+    evaluations: int,
+) -> Progress:
+    """Where it stands after one more evaluation. Problems that have stopped stay as they are.
+
+    old, new : the solver's states before and after.
+    step, size : infinity norms of the step and of x; None where xtol is 0.
+    """
+    if fn is FLOATS and (after := _ordinary(criteria, p, old, new, evaluations)):
+        return after
+    running = p.status == _RUNNING
+    nfev = fn.where(running, p.nfev + evaluations, p.nfev)
+    trials = fn.where(running & fn.isfinite(new.seen), p.trials + 1, p.trials)
+    trials = fn.where(new.accepted, 0, trials)
+    faded = new.gradient_norm <= _FADED * criteria.error * p.highest_norm
+    doubtful = (trials >= criteria.trials) & (faded | criteria.forward)
+    failed = new.failed | (running & doubtful)
+    if fn.every(fn.logical_not(new.accepted | failed)):
+        return budgets(fn, criteria, p._replace(nfev=nfev, trials=trials))
+
+    accepted = new.accepted & running
+    value, norm, before = new.value, new.gradient_norm, old.value
+    magnitude = fn.maximum(fn.abs(before), fn.abs(value))
+    lower = accepted & (value < p.reference - criteria.noise * magnitude)
+    small = (criteria.ftol > 0.0) & (fn.abs(before - value) <= criteria.ftol * magnitude)
+    short = norm < 0.0 if step is None else step <= criteria.xtol * fn.maximum(size, 1.0)
+    endless = new.unbounded | (value < -0.01 * criteria.largest)
+    flat = norm <= criteria.gtol
+    nit = fn.where(accepted, p.nit + 1, p.nit)
+    lowest_norm = fn.where(accepted, fn.minimum(norm, p.lowest_norm), p.lowest_norm)
+    highest_norm = fn.where(accepted, fn.maximum(norm, p.highest_norm), p.highest_norm)
+
+    # A step too short to change anything settles nothing.
+    moved = (value != before) | (norm != old.gradient_norm)
+    settled_value = fn.where(small & moved, p.settled_value + 1, 0)
+    settled_step = fn.where(short & moved, p.settled_step + 1, 0)
+    stalled = fn.where(lower | (norm < 0.9 * p.lowest_norm), 0, p.stalled + 1)
+    # No progress is what rounding may explain where little decrease was to be had, or where the
+    # gradient has fallen so far that its error may make up what is left. Else it is an error.
+    rounding = (new.decrement <= criteria.noise * magnitude) | faded
+    given_up = fn.where(
+        rounding & (criteria.failure == _LINE_SEARCH), fn.full(CLAIMED, value), criteria.failure
+    )
+    status = fn.where(stalled >= criteria.patience, given_up, p.status)
+    status = fn.where(settled_step >= _SETTLED, _STEP, status)
+    status = fn.where(settled_value >= _SETTLED, _VALUE, status)
+    status = fn.where(endless, _UNBOUNDED, status)
+    status = fn.where(flat, _GRADIENT, status)
+    status = fn.where(accepted, status, p.status)
+    status = fn.where(running & failed, given_up, status)
+    after = Progress(
+        status,
+        nit,
+        nfev,
+        fn.where(accepted, settled_value, p.settled_value),
+        fn.where(accepted, settled_step, p.settled_step),
+        fn.where(accepted, stalled, p.stalled),
+        fn.where(lower, value, p.reference),
+        lowest_norm,
+        highest_norm,
+        trials,
+        p.extent,
+    )
+    return budgets(fn, criteria, after)
+
+
+def _ordinary(
+    criteria: Criteria, p: Progress, old: Any, new: Any, evaluations: int
+) -> Progress | None:
+    """`update` of one problem where there is nothing to note but a lower value, or one more trial
+    of a search, as nearly always; None elsewhere."""
+    c, (status, nit, nfev, _, _, _, reference, lowest_norm, highest_norm, trials, extent) = (
+        criteria, p
+    )
+    nfev += evaluations
+    if status != _RUNNING or nfev + c.calls_per_trial > c.maxfun:
+        return None
+    if not new.accepted:
+        trials += isfinite(new.seen)
+        if new.failed or trials >= c.trials:
+            return None
+        return named(Progress, (status, nit, nfev, *p[3:9], trials, extent))
+    value, norm = new.value, new.gradient_norm
+    if (
+        value < reference - c.noise * max(abs(old.value), abs(value))
+        and value >= -0.01 * c.largest
+        and norm > c.gtol
+        and nit + 1 < c.maxiter
+        and not (c.ftol or c.xtol or new.unbounded)
+    ):
+        lowest_norm = norm if norm < lowest_norm else lowest_norm
+        highest_norm = norm if norm > highest_norm else highest_norm
+        return named(
+            Progress, (status, nit + 1, nfev, 0, 0, 0, value, lowest_norm, highest_norm, 0, extent)
+        )
+    return None
+
+
+def budgets(fn: Scalars, criteria: Criteria, p: Progress) -> Progress:
+    """Ends what still runs and has spent its iterations or evaluations."""
+    unpaid = p.nfev + criteria.calls_per_trial > criteria.maxfun
+    spent = unpaid | (p.nit >= criteria.maxiter)
+    if fn.every(fn.logical_not(spent)):
+        return p
+    running = p.status == _RUNNING
+    status = fn.where(running & unpaid, _EVALUATIONS, p.status)
+    status = fn.where(running & (p.nit >= criteria.maxiter), _ITERATIONS, status)
+    return p._replace(status=status)

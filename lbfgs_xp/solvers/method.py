@@ -1,0 +1,143 @@
+"""What every method object can do, and the limits that it may be given as a phase of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any, Self
+
+from lbfgs_xp.arrays.keyed import Keyed, key_of
+from lbfgs_xp.checks import Settings, budget, optional, seconds, setting, tolerance
+from lbfgs_xp.schedules import Constant
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Budgets and tolerances, as in `lx.minimize`; None for no limit.
+
+    Parameters
+    ----------
+    maxiter, maxfun : int
+        Iterations, at least 0; evaluations, at least 1.
+    maxtime : float
+        Seconds, at least 0.
+    gtol, ftol, xtol : float
+        At least 0.
+
+    Raises
+    ------
+    ValueError
+        for values outside these ranges, naming what was passed.
+    """
+
+    maxiter: int | None = None
+    maxfun: int | None = None
+    maxtime: float | None = None
+    gtol: float | None = None
+    ftol: float | None = None
+    xtol: float | None = None
+
+    def __post_init__(self) -> None:
+        setting(self, "maxiter", budget, least=0)
+        setting(self, "maxfun", budget, least=1)
+        setting(self, "maxtime", optional(seconds))
+        for name in ("gtol", "ftol", "xtol"):
+            setting(self, name, optional(tolerance))
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A method of `lx.minimize` and the limits of its part of a run.
+
+    Parameters
+    ----------
+    method : str, optimizer or solver
+    limits : Limits
+        Budgets count from the start of the phase. What is None is left to the arguments of
+        `lx.minimize`.
+
+    Examples
+    --------
+    >>> import lbfgs_xp as lx
+    >>> phase = lx.LBFGS().until(maxiter=100, ftol=1e-9)
+    >>> phase == lx.Phase(lx.LBFGS(), lx.Limits(maxiter=100, ftol=1e-9))
+    True
+    """
+
+    method: Any
+    limits: Limits = Limits()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.method, (Phase, list, tuple)):
+            raise TypeError(f"method is {self.method!r}; wanted one method, without limits")
+        if not isinstance(self.limits, Limits):
+            raise TypeError(f"limits is {self.limits!r}; wanted lx.Limits(...)")
+
+
+# What other libraries call our settings.
+_OURS = {
+    "lr": "learning_rate",
+    "history_size": "memory_size",
+    **dict.fromkeys(("maxcor", "m", "memory"), "memory_size"),
+    "line_search_fn": "line_search",
+    **dict.fromkeys(("b1", "b2", "beta1", "beta2"), "betas"),
+}
+
+
+class _Signature:
+    """The signature of `__init__`, which `Method.__new__` would hide from the documentation."""
+
+    def __get__(self, instance: Any, cls: type) -> inspect.Signature:
+        _, *own = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
+        return inspect.Signature(own)
+
+
+class Method(Settings, Keyed):
+    """What every method object can do; a subclass is a frozen dataclass of settings."""
+
+    __signature__ = _Signature()
+
+    if not TYPE_CHECKING:
+
+        def __new__(cls, *args: Any, **settings: Any) -> Self:
+            for name in settings.keys() & _OURS.keys():
+                own = inspect.signature(cls.__init__).parameters
+                if name not in own and (ours := _OURS[name]) in own:
+                    raise TypeError(f"{name} was passed to {cls.__name__}; wanted {ours}")
+            return super().__new__(cls)
+
+    def until(
+        self,
+        *,
+        maxiter: int | None = None,
+        maxfun: int | None = None,
+        maxtime: float | None = None,
+        gtol: float | None = None,
+        ftol: float | None = None,
+        xtol: float | None = None,
+    ) -> Phase:
+        """This method as a phase of a run, with budgets and tolerances of its own.
+
+        See `lx.minimize` for what they mean, and `lx.Phase`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import lbfgs_xp as lx
+        >>> problem = lx.problems.rosenbrock(2)
+        >>> res = lx.minimize(problem.value_and_gradient, problem.x0, jac=True,
+        ...                   method=[lx.Adam(0.1).until(maxiter=50), lx.LBFGS()])
+        >>> [phase.status.name for phase in res.phases]
+        ['ITERATIONS', 'GRADIENT']
+        """
+        return Phase(self, Limits(maxiter, maxfun, maxtime, gtol, ftol, xtol))
+
+    @staticmethod
+    def _as_given(value: Any) -> Any:
+        return value.learning_rate if isinstance(value, Constant) else value
+
+    @functools.cached_property
+    def _key(self) -> tuple[Any, ...]:
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        return tuple(key_of(getattr(self, field.name)) for field in fields if field.compare)

@@ -1,0 +1,104 @@
+"""loss and jac, in whatever form, as one function: (leaves, batch) -> (value, gradients)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lbfgs_xp.arrays import returned
+from lbfgs_xp.arrays.backend import Array, Backend, is_array
+from lbfgs_xp.arrays.tree import flatten, unflatten
+
+
+class Loss:
+    """Value and gradients of a loss.
+
+    Parameters
+    ----------
+    loss, jac, compile
+        As in `lx.train`.
+    backend : Backend
+        That of the parameters.
+    structure
+        How the leaves of the parameters are nested.
+
+    Attributes
+    ----------
+    differentiates : bool
+        Whether the gradients come from automatic differentiation, and so fit the parameters.
+    """
+
+    def __init__(
+        self, loss: Callable, jac: Any, compile: bool, backend: Backend, structure: Any
+    ):
+        if not callable(loss):
+            raise TypeError(f"loss is a {type(loss).__name__}; wanted a function (params, batch)")
+        if jac is not None and jac is not True and not callable(jac):
+            raise ValueError(
+                f"jac is {jac!r}; wanted None (automatic differentiation), True or a function "
+                "(params, batch) -> gradient"
+            )
+        if jac is None and not backend.differentiates:
+            raise ValueError(
+                f"{backend.name} has no automatic differentiation: give jac= a function "
+                "(params, batch) -> gradient; or jac=True, loss then returning (value, gradient)"
+            )
+        self.loss = loss
+        self.jac = jac
+        self.differentiates = jac is None
+        self.compiled = compile and backend.compiles
+        self.backend = backend
+        self.structure = structure
+
+    def __call__(self, leaves: list[Array], batch: Any) -> tuple[Any, Any]:
+        """(value, gradients): a float or 0-d array, and the gradients as leaves if they come from
+        automatic differentiation, else as the user returned them."""
+        if self.differentiates:
+            return self._automatic(leaves, batch)
+        params = unflatten(self.structure, leaves)
+        if self.jac is True:
+            value, gradients = returned.pair(
+                "loss", self.loss(params, batch), "jac=True", "(value, gradient)"
+            )
+        else:
+            value, gradients = self.loss(params, batch), self.jac(params, batch)
+        return self._kept(_checked(value, self.backend)), gradients
+
+    def of_params(self, params: Any, batch: Any) -> tuple[Any, Any]:
+        """(value, gradients) for nested parameters; the gradients are nested alike."""
+        leaves, _ = flatten(params)
+        value, gradients = self(leaves, batch)
+        return value, unflatten(self.structure, gradients) if self.differentiates else gradients
+
+    def _automatic(self, leaves: list[Array], batch: Any) -> tuple[Array, list[Array]]:
+        nesting = None
+        if self.compiled:
+            # What is compiled takes lists of arrays, whatever containers the user has.
+            batch, nesting = flatten(batch)
+        differentiated = self.backend.value_and_gradients(
+            self.compiled, _evaluate, self.loss, self.backend, self.structure, nesting
+        )
+        value, gradients = differentiated(leaves, batch)
+        return self._kept(value), gradients
+
+    def _kept(self, value: Any) -> Any:
+        """A value that no later update changes: it may be a part of the parameters, or a buffer of
+        the user's."""
+        if self.backend.reads_are_free:
+            return self.backend.read([value])[0]
+        return self.backend.own(value) if is_array(value) else value
+
+
+def _evaluate(
+    loss: Callable, backend: Backend, structure: Any, nesting: Any, leaves: list[Array], batch: Any
+) -> Any:
+    """The checked loss of parameters given as their leaves."""
+    if nesting is not None:
+        batch = unflatten(nesting, batch)
+    return _checked(loss(unflatten(structure, leaves), batch), backend)
+
+
+def _checked(value: Any, backend: Backend) -> Any:
+    return returned.real_number(
+        "loss", value, backend, like="params", pair_if="jac=True", hint=", such as the mean"
+    )

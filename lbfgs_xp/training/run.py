@@ -1,0 +1,224 @@
+"""A run of `train`: epoch after epoch, batch after batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lbfgs_xp.arrays.backend import Array, Backend, copy_of
+from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.arrays.tree import flatten, unflatten
+from lbfgs_xp.first_order import FirstOrder, update
+from lbfgs_xp.minimize import minimize
+from lbfgs_xp.result import Status
+from lbfgs_xp.solvers.contract import completed
+from lbfgs_xp.training.loss import Loss
+from lbfgs_xp.training.result import History, TrainRecord, TrainResult, TrainState
+
+_DIVERGED = (
+    "the loss or a parameter is not finite: the learning rate may be too large; the parameters are "
+    "those that the epoch began with"
+)
+
+
+def has_updates(method: Any) -> bool:
+    """Whether it is an optimizer that updates parameters without looking at the loss again."""
+    return isinstance(method, FirstOrder) and method.learning_rate is not None
+
+
+class TrainingRun:
+    """One call of `train`, under way.
+
+    leaves : the parameters; `structure` says how they are nested.
+    """
+
+    def __init__(
+        self, method: Any, loss: Loss, backends: list[Backend], updates_per_batch: int,
+        reproducible: bool, deadline: float,
+    ):
+        self.method = method
+        self.loss = loss
+        self.structure = loss.structure
+        self.backend = backends[0]
+        self.spaces = tuple(Space(backend) for backend in backends)
+        self.updates_per_batch = updates_per_batch
+        self.reproducible = reproducible
+        self.deadline = deadline
+        self._advance = self._update if has_updates(method) else self._iterate
+        # Batches whose loss or gradient is not finite are skipped.
+        self.tolerant = getattr(method, "on_nonfinite", "") == "skip"
+        self.status = Status.RUNNING
+        self.history: dict[str, list[float]] = {
+            field.name: [] for field in dataclasses.fields(History)
+        }
+
+    def stand(self, leaves: list[Array], state: TrainState) -> None:
+        """Take up the position of `state`, to which the run can return."""
+        self.leaves, self._kept = leaves, (leaves, state)
+        self.epoch, self.updates, seen, self._told, self._memory = state
+        self.seen: list[tuple[Any, int, float]] = list(seen)
+        self._noted = len(seen)
+        # The arrays stay as they are until the first update has made others. So those that an
+        # epoch begins with are kept, at no cost, and a state may serve several runs.
+        self._overwrites = False
+        self._torn = False
+
+    # --- an epoch ------------------------------------------------------------------------------
+
+    def run_epoch(self, batches: Any) -> None:
+        """One epoch, or what is left of it."""
+        begin = time.perf_counter()
+        watches = self.backend.reads_are_free and not self.tolerant
+        for batch, rows in batches.epoch(self.epoch, len(self.seen)):
+            if time.perf_counter() >= self.deadline:
+                self.status = Status.TIME
+                break
+            value, rate = self._advance(batch)
+            self.seen.append((value, rows, rate))
+            if watches and not math.isfinite(value):
+                break
+        self._note_losses()
+        if self.tolerant and not any(map(_is_finite, self.seen)):
+            self.status = Status.DIVERGED
+        if not self.tolerant and not self._all_finite():
+            self.stand(*self._kept)
+            self.status = Status.DIVERGED
+        if self.status is not Status.RUNNING:
+            return
+        mean = _mean(self.seen)
+        self.history["epoch_loss"].append(mean)
+        self.history["seconds"].append(time.perf_counter() - begin)
+        self.stand(
+            self.leaves, TrainState(self.epoch + 1, self.updates, (), mean, self._memory)
+        )
+
+    def _update(self, batch: Any) -> tuple[Any, float]:
+        """Updates of a first-order optimizer: the loss before them, the last learning rate."""
+        first: Any = None
+        if self._memory is None:
+            self._memory = self.method.init(self.params)
+        for _ in range(self.updates_per_batch):
+            value, gradients = self.loss(self.leaves, batch)
+            first = value if first is None else first
+            old = self._memory
+            if not self.loss.differentiates:
+                gradients = update.checked_leaves(gradients, old.spec, "grads")
+            self._torn = self._overwrites
+            self.leaves, self._memory = self.method.update_leaves(
+                self.leaves, gradients, old, value=self._told, in_place=self._overwrites,
+                reproducible=self.reproducible,
+            )
+            self._torn = False
+            if self._memory.step > old.step:  # else the update was skipped
+                self._told, self._overwrites = None, True
+                self.updates += 1
+        rate, _ = self.method.learning_rate.follow(self._memory.plateaus[0], old.step, None)
+        return first, rate
+
+    def _iterate(self, batch: Any) -> tuple[Any, float]:
+        """Iterations of a solver: the loss before them, the last step length."""
+        first: list[Any] = []
+
+        def fun(params: Any, batch: Any) -> tuple[Any, Any]:
+            value, gradients = self.loss.of_params(params, batch)
+            if not first:
+                first.append(value)
+            return value, gradients
+
+        res = minimize(
+            fun, self.params, (batch,), jac=True, method=self.method, gtol=0.0,
+            maxiter=self.updates_per_batch, maxtime=max(self.deadline - time.perf_counter(), 0.0),
+            reproducible=self.reproducible,
+            state=self._memory if completed(self.method).resumes else None,
+        )
+        self.leaves, self._memory = flatten(res.x)[0], res.state
+        self.updates += res.nit
+        if res.status is Status.INTERRUPTED:
+            raise KeyboardInterrupt
+        # The gradient may be what is not finite.
+        value = math.nan if res.status is Status.NOT_FINITE else first[0]
+        return value, res.state.solver_state.step
+
+    def _note_losses(self) -> None:
+        """Note the losses, with one wait if they are on a device."""
+        losses = self.backend.read_many([value for value, _, _ in self.seen])
+        self.seen = [(x, n, rate) for x, (_, n, rate) in zip(losses, self.seen, strict=True)]
+        new, self._noted = self.seen[self._noted :], len(self.seen)
+        if not self.tolerant:
+            # What comes after the first loss that is not finite means nothing.
+            new = new[: next((i for i, seen in enumerate(new, 1) if not _is_finite(seen)), None)]
+        self.history["loss"] += [x for x, _, _ in new]
+        self.history["learning_rate"] += [rate for _, _, rate in new]
+
+    def _all_finite(self) -> bool:
+        """Whether all losses of the epoch and all parameters are finite."""
+        if not all(map(_is_finite, self.seen)):
+            return False
+        with np.errstate(all="ignore"):
+            sizes = self.backend.jit(_largest, self.spaces)(self.leaves)
+        return all(map(math.isfinite, self.backend.read_many(sizes)))
+
+    # --- the outcome ---------------------------------------------------------------------------
+
+    @property
+    def params(self) -> Any:
+        """The parameters, nested as the user has them."""
+        return unflatten(self.structure, self.leaves)
+
+    def interrupt(self) -> None:
+        if self._torn:
+            # In the midst of an update the arrays may be half old, half new.
+            self.stand(*self._kept)
+        self.status = Status.INTERRUPTED
+
+    def record(self) -> TrainRecord:
+        return TrainRecord(
+            self.epoch,
+            self.updates,
+            self.history["epoch_loss"][-1],
+            self.history["learning_rate"][-1],
+            unflatten(self.structure, list(map(copy_of, self.leaves))),
+            self._kept[1],
+        )
+
+    def result(self) -> TrainResult:
+        self._note_losses()
+        state = TrainState(
+            self.epoch, self.updates, tuple(self.seen), self._told, self._memory
+        )
+        return TrainResult(
+            params=self.params,
+            loss=([math.nan] + self.history["epoch_loss"])[-1],
+            history=History(**{name: np.asarray(seen) for name, seen in self.history.items()}),
+            epochs=self.epoch,
+            updates=self.updates,
+            success=self.status.success,
+            status=self.status,
+            message=_DIVERGED if self.status is Status.DIVERGED else self.status.message,
+            state=state,
+        )
+
+
+def _largest(spaces: tuple[Space, ...], leaves: list[Array]) -> list[Any]:
+    """The largest component of each leaf."""
+    return [
+        space.max_abs(space.backend.vector(leaf))
+        for space, leaf in zip(spaces, leaves, strict=True)
+        if 0 not in leaf.shape
+    ]
+
+
+def _is_finite(seen: tuple[float, int, float]) -> bool:
+    return math.isfinite(seen[0])
+
+
+def _mean(seen: Sequence[tuple[float, int, float]]) -> float:
+    """The mean over all rows of the batches whose loss is finite, rounded once."""
+    finite = list(filter(_is_finite, seen))
+    rows = sum(n for _, n, _ in finite)
+    return math.fsum(x * n for x, n, _ in finite) / rows if rows else math.nan

@@ -1,0 +1,236 @@
+"""`train`: a loss over batches of data, epoch after epoch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+from lbfgs_xp import checks
+from lbfgs_xp.arrays.backend import Array, Backend
+from lbfgs_xp.arrays.returned import is_true
+from lbfgs_xp.arrays.tree import backends_of, flatten
+from lbfgs_xp.first_order import OptimizerState, update
+from lbfgs_xp.result import Status, attach
+from lbfgs_xp.run.methods import method_named
+from lbfgs_xp.run.progress import Live
+from lbfgs_xp.training.batches import batches_of
+from lbfgs_xp.training.loss import Loss
+from lbfgs_xp.training.result import TrainRecord, TrainResult, TrainState
+from lbfgs_xp.training.run import TrainingRun, has_updates
+from lbfgs_xp.typing import Method
+
+
+@checks.reject_foreign_keywords(
+    **dict.fromkeys(("optimizer", "opt"), "method"),
+    **dict.fromkeys(("lr", "learning_rate"), "a setting of the method, such as lx.Adam(1e-2)"),
+    **dict.fromkeys(("num_epochs", "n_epochs", "max_epochs"), "epochs"),
+)
+def train(
+    loss: Callable[..., Any],
+    params: Any,
+    data: Any,
+    *,
+    method: Method = "adam",
+    jac: Callable[..., Any] | Literal[True] | None = None,
+    batch_size: int | None = None,
+    epochs: int = 1,
+    shuffle: bool = True,
+    seed: int = 0,
+    updates_per_batch: int = 1,
+    maxtime: float | None = None,
+    reproducible: bool = False,
+    compile: bool = True,
+    callback: Callable[[TrainRecord], Any] | Sequence[Callable[[TrainRecord], Any]] = (),
+    progress: bool = False,
+    state: TrainState | None = None,
+) -> TrainResult:
+    """Minimise a loss over data, a batch at a time.
+
+    Parameters
+    ----------
+    loss : function
+        loss(params, batch) -> a real number or 0-d array, such as a mean over the batch.
+    params : array, or nested dict, list, tuple or dataclass of arrays, float or complex
+        The start; the arrays themselves stay as they are.
+    data : arrays, or an iterable of batches
+        An array, or a tuple, dict or dataclass of arrays (nested ones too) of the library and
+        device of params, whose first axes count the same rows: a batch is nested like data and
+        holds some of the rows. Anything else that can be iterated gives the batches of an epoch
+        each time it is: a list of batches, a DataLoader of torch. They go to the loss as they are,
+        and batch_size, shuffle and seed are not for them.
+    method : str, optimizer or solver
+        "adam", or another first-order optimizer such as `lx.SGD(0.1, momentum=0.9)`. Or a solver
+        such as "lbfgs" or `lx.LBFGS()`, which takes iterations of `lx.minimize` on each batch and
+        keeps its curvature from batch to batch. A `ReduceOnPlateau` as learning rate is told the
+        mean loss at the end of each epoch.
+    jac : None, True or function
+        None: automatic differentiation (PyTorch, JAX). True: loss returns (value, gradient). A
+        function: jac(params, batch) -> gradient, of the structure of params. For complex leaves
+        the gradient is df/d(re) + i df/d(im).
+    batch_size : int
+        How many rows a batch has; the last one of an epoch has those that are left. None: all
+        rows in one batch, in the order in which they lie.
+    epochs : int
+        How often to go through the data. An epoch that an earlier run has left unfinished counts.
+    shuffle : bool
+        Whether each epoch takes the rows in another order. The order depends on seed, epoch and
+        the number of rows alone, and not on the library. Without it batches are slices: views,
+        where the library has such.
+    seed : int
+        At least 0.
+    updates_per_batch : int
+        Updates, or iterations of a solver, on each batch.
+    maxtime : float
+        Seconds after which no other batch is begun. None for no limit.
+    reproducible : bool
+        The same bits on every library, if loss does its part (see `lx.fixed_sum`). Nothing is
+        compiled.
+    compile : bool
+        Whether JAX compiles loss and gradient, once for each shape of batch; then loss must be a
+        pure function that JAX can trace. Elsewhere without effect.
+    callback : function, or several
+        callback(record) after each epoch, with a `TrainRecord`; returning True stops the run.
+    progress : bool
+        Show one live line in the terminal.
+    state : TrainState
+        `res.state` of an earlier run, to go on from with its params. Two epochs and then three are
+        the same, to the bit, as five.
+
+    Returns
+    -------
+    TrainResult
+
+    Raises
+    ------
+    TypeError, ValueError
+        for arguments outside these ranges: what was passed, what is wanted.
+    Exception
+        What loss, jac, callback or data raise goes through, with the parameters so far attached as
+        the attribute `result` of the exception.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lbfgs_xp as lx
+    >>> X = np.linspace(-1.0, 1.0, 100)
+    >>> y = 2.0 * X + 1.0
+    >>> def loss(p, batch):
+    ...     X, y = batch
+    ...     r = p[0] * X + p[1] - y
+    ...     return np.mean(r * r), np.stack([2.0 * np.mean(r * X), 2.0 * np.mean(r)])
+    >>> res = lx.train(loss, np.zeros(2), (X, y), method=lx.SGD(0.1), jac=True, batch_size=10,
+    ...                epochs=100)
+    >>> res.status.name, bool(np.allclose(res.params, [2.0, 1.0]))
+    ('EPOCHS', True)
+    """
+    leaves, structure = flatten(params)
+    backends = _backends(leaves)
+    for name, value in (
+        ("shuffle", shuffle), ("reproducible", reproducible), ("compile", compile),
+        ("progress", progress),
+    ):
+        checks.flag(name, value)
+    epochs = checks.count("epochs", epochs, 1)
+    batch_size = checks.optional(checks.count)("batch_size", batch_size, 1)
+    seed = checks.count("seed", seed, 0)
+    batches = batches_of(data, batch_size, shuffle, seed, epochs, backends[0])
+    seconds = checks.optional(checks.seconds)("maxtime", maxtime)
+    deadline = time.perf_counter() + (math.inf if seconds is None else seconds)
+    callbacks = _callbacks(callback)
+    run = TrainingRun(
+        _checked_method(method),
+        Loss(loss, jac, compile and not reproducible, backends[0], structure),
+        backends,
+        checks.count("updates_per_batch", updates_per_batch, 1),
+        reproducible,
+        deadline,
+    )
+    state = _checked_state(state, run.method, params)
+    batches.check([rows for _, rows, _ in state.seen])
+    run.stand([b.own(x) for b, x in zip(backends, leaves, strict=True)], state)
+    with Live(progress, _line) as live:
+        try:
+            _carry_on(run, batches, run.epoch + epochs, callbacks, live)
+        except KeyboardInterrupt:
+            run.interrupt()
+        except Exception as error:
+            result = run.result()
+            attach(error, result, f"the parameters after {result.updates} updates")
+            raise
+    return run.result()
+
+
+def _carry_on(
+    run: TrainingRun, batches: Any, last: int, callbacks: list[Callable], live: Live
+) -> None:
+    """Epoch after epoch until the last, or until a callback stops the run."""
+    while run.status is Status.RUNNING:
+        run.run_epoch(batches)
+        if run.status is not Status.RUNNING:
+            return
+        if run.epoch == last:
+            run.status = Status.EPOCHS
+        if not callbacks and not live.shown:
+            continue
+        record = run.record()
+        live.show(record)
+        stops = [is_true(call(record)) for call in callbacks]
+        if any(stops) and run.status is Status.RUNNING:
+            run.status = Status.CALLBACK
+
+
+def _line(record: TrainRecord) -> str:
+    return (
+        f"epoch {record.epoch}  updates {record.updates}  loss {record.loss:.9g}  "
+        f"learning rate {record.learning_rate:.3g}"
+    )
+
+
+# --- the arguments -----------------------------------------------------------------------------
+
+
+def _backends(leaves: list[Array]) -> list[Backend]:
+    """The backends of the parameters."""
+    backends = backends_of(leaves, "params")
+    if len({getattr(leaf, "requires_grad", None) for leaf in leaves}) > 1:
+        raise ValueError(
+            "params holds frozen tensors (requires_grad=False) beside others; wanted those that "
+            "are trained alone, such as {k: p for k, p in model.named_parameters() if "
+            "p.requires_grad}"
+        )
+    return backends
+
+
+def _checked_method(method: Any) -> Any:
+    method = method_named(method)
+    if getattr(method, "needs_hessian", False):
+        raise ValueError(f"method is {method!r}; wanted one that needs no Hessian")
+    return method
+
+
+def _callbacks(given: Any) -> list[Callable]:
+    calls = list(given) if isinstance(given, Iterable) else [] if given is None else [given]
+    for call in calls:
+        if not callable(call):
+            raise TypeError(
+                f"callback is a {type(call).__name__}; wanted a function, or several in a list"
+            )
+    return calls
+
+
+def _checked_state(state: Any, method: Any, params: Any) -> TrainState:
+    if state is None:
+        return TrainState(0, 0, (), None, None)
+    if not isinstance(state, TrainState):
+        raise TypeError(f"state is a {type(state).__name__}; wanted the `state` of a TrainResult")
+    updated = isinstance(state.memory, OptimizerState)
+    if state.memory is not None and updated != has_updates(method):
+        raise ValueError(
+            "state comes from a run with another kind of method; wanted one of "
+            f"{type(method).__name__}"
+        )
+    if updated:
+        update.checked_leaves(params, update.checked_spec(method, state.memory), "params")
+    return state

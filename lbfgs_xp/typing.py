@@ -1,0 +1,93 @@
+"""Types of arguments that several functions share: the words they take, so that type checkers know.
+
+Arrays are `Any`: libraries differ in what their stubs say of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol, TypedDict
+
+MethodName = Literal[
+    "auto", "lbfgs", "bfgs", "newton", "projected_gradient", "gradient_descent", "sgd", "adagrad",
+    "rmsprop", "adadelta", "adam", "adamw", "adamax", "nadam", "radam", "yogi", "adabelief", "lion",
+    "rprop", "asgd",
+]
+LineSearchName = Literal[
+    "fixed", "armijo", "bisection", "strong_wolfe", "more_thuente", "hager_zhang"
+]
+LossName = Literal["linear", "soft_l1", "huber", "cauchy"]
+Differences = Literal["2-point", "3-point"]
+Jacobian = Callable[..., Any] | Literal[True, "2-point", "3-point"] | None
+
+
+class _Solves(Protocol):
+    """A solver; see `lbfgs_xp.solvers.contract`."""
+
+    init: Any
+    step: Any
+
+
+class _Updates(Protocol):
+    """A first-order optimizer, or another maker of solvers."""
+
+    solver: Any
+
+
+class _Limited(Protocol):
+    """An `lx.Phase`."""
+
+    method: Any
+    limits: Any
+
+
+Method = MethodName | _Solves | _Updates
+PhasesOf = Method | _Limited | Sequence[Method | _Limited] | None
+
+
+class MinimizeSettings(TypedDict, total=False):
+    """The keyword arguments of `lx.minimize`, but `batched`."""
+
+    method: PhasesOf
+    jac: Jacobian
+    hess: Callable[..., Any] | None
+    has_aux: bool
+    bounds: Any
+    gtol: float | None
+    ftol: float
+    xtol: float
+    maxiter: int | None
+    maxfun: int | None
+    maxtime: float | None
+    pass_rows: bool
+    reproducible: bool
+    callback: Callable[[Any], Any] | None
+    progress: bool
+    state: Any
+
+
+class FitSettings(TypedDict, total=False):
+    """The keyword arguments that `lx.curve_fit` and `lx.least_squares` share."""
+
+    jac: Callable[..., Any] | Differences | None
+    bounds: Any
+    loss: LossName
+    f_scale: float
+    gtol: float | None
+    ftol: float
+    xtol: float
+    maxiter: int | None
+    maxfun: int | None
+    maxtime: float | None
+    damping: float
+    acceleration: bool
+    compact: bool
+
+
+class CurveFitSettings(FitSettings, total=False):
+    """The keyword arguments of `lx.curve_fit`, but `batched`."""
+
+    sigma: Any
+    absolute_sigma: bool
+    method: Literal["lm", "lbfgs"]
+    threads: int

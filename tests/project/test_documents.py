@@ -1,0 +1,129 @@
+"""What the documents show must run: README, the pages and notebooks of docs, the docstrings.
+
+The ```python blocks of one file run in order and share their names. A block whose info string
+contains `no-run` is only shown; one that contains `gpu` needs CUDA and is only shown too.
+"""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import importlib.util
+import json
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import lbfgs_xp
+
+ROOT = Path(__file__).parents[2]
+PAGES = [path for path in sorted(ROOT.glob("docs/**/*.md")) if "_build" not in path.parts]
+NOTEBOOKS = [path for path in sorted(ROOT.glob("docs/**/*.ipynb")) if "_build" not in path.parts]
+# modules with public names
+PUBLIC = [
+    "lbfgs_xp", "lbfgs_xp.projections", "lbfgs_xp.schedules", "lbfgs_xp.torch", "lbfgs_xp.scipy"
+]
+DOCUMENTS = [ROOT / "README.md", *PAGES]
+FENCE = re.compile(r"^```(python\b[^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+# modules that need a library which the package itself does not
+NEEDS = {
+    "lbfgs_xp.torch": "torch",
+    "lbfgs_xp.scipy": "scipy",
+    "lbfgs_xp.arrays.torch": "torch",
+    "lbfgs_xp.arrays.jax": "jax",
+    "lbfgs_xp.arrays.cupy": "cupy",
+    "lbfgs_xp.arrays.strict": "array_api_strict",
+}
+MODULES = ["lbfgs_xp"] + [m.name for m in pkgutil.walk_packages(lbfgs_xp.__path__, "lbfgs_xp.")]
+
+
+def test_documents_are_found() -> None:
+    """Without any, what follows would be skipped."""
+    assert PAGES and NOTEBOOKS and FENCE.search(DOCUMENTS[0].read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_blocks_run(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # files that a block writes
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    text = path.read_text(encoding="utf-8")
+    names: dict[str, object] = {"__name__": "__document__"}
+    for match in FENCE.finditer(text):
+        info, block = match.groups()
+        if "no-run" in info or "gpu" in info:
+            continue
+        line = text.count("\n", 0, match.start(2))
+        # empty lines ahead: a traceback then gives the line of the document
+        exec(compile("\n" * line + block, str(path), "exec"), names)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings_run(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for module, library in NEEDS.items():
+        if name == module or name.startswith(f"{module}."):
+            pytest.importorskip(library)
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(name)
+    report: list[str] = []
+    runner = doctest.DocTestRunner(optionflags=FLAGS)
+    for test in doctest.DocTestFinder(exclude_empty=True).find(module):
+        runner.run(test, out=report.append)
+    assert runner.failures == 0, "".join(report)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebooks_run(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    plt = pytest.importorskip("matplotlib.pyplot")
+    names: dict[str, object] = {"__name__": "__notebook__"}
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"] and cell["execution_count"] is None, "strip the outputs"
+            exec(compile("".join(cell["source"]), f"{path.name}, {cell['id']}", "exec"), names)
+            plt.close("all")
+
+
+def test_reference_is_complete() -> None:
+    """Every public name has its entry in docs/api, and every entry is of something that exists."""
+    directive = re.compile(r"^\.\. (currentmodule|auto(?:function|class|module)):: (\S+)", re.M)
+    found = set()
+    for page in ROOT.glob("docs/api/*.rst"):
+        module = ""
+        for kind, name in directive.findall(page.read_text(encoding="utf-8")):
+            if kind == "currentmodule":
+                module = name
+            else:
+                found.add(name if kind == "automodule" else f"{module}.{name}")
+    wanted = {f"lbfgs_xp.problems.{name}" for name in ("Problem", *lbfgs_xp.problems.ALL)}
+    for name in PUBLIC:
+        if name not in NEEDS or importlib.util.find_spec(NEEDS[name]):
+            wanted |= {f"{name}.{public}" for public in importlib.import_module(name).__all__}
+    missing = [f"{name}: write its entry in docs/api/{_page(name)}" for name in wanted - found]
+    assert not missing, "\n".join(sorted(missing))
+    assert all(_resolves(name) for name in found if not name.startswith(tuple(NEEDS)))
+
+
+# Wing, or module in the root -> the page of the reference.
+PAGE = {"run": "minimize", "result": "minimize", "arrays": "spaces", "line_search": "line_searches"}
+
+
+def _page(name: str) -> str:
+    """The page of the reference where a public name belongs."""
+    value = pkgutil.resolve_name(name)
+    module = getattr(value, "__module__", None) or getattr(value, "__name__", name)
+    wing = (module.split(".") + [""])[1]
+    if wing == "solvers" and value.__module__.endswith("method"):
+        wing = "run"
+    page = PAGE.get(wing, wing)
+    return f"{page}.rst" if (ROOT / f"docs/api/{page}.rst").exists() else "(a page of your choice)"
+
+
+def _resolves(name: str) -> bool:
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
