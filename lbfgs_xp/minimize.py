@@ -25,7 +25,7 @@ from lbfgs_xp.solvers.method import Limits
 from lbfgs_xp.typing import Jacobian, MinimizeSettings, PhasesOf
 
 # Numbers of x from which on the C library may fetch each temporary from the system.
-_LARGE = 2**14
+_LARGE = 2**10
 
 
 _OF_THE_METHOD = "a setting of the method, such as lx.LBFGS(memory_size=20) or lx.Adam(1e-2)"
