@@ -1,5 +1,6 @@
 # make venv      .venv with the package and all that its tests need
 # make test      ruff, mypy, pytest
+# make test-all  the same with the tests marked thorough
 # make test-gpu  the tests marked gpu, with this machine's own python3
 # make demo      python -m lbfgs_xp demo
 # make bench     every script in benchmarks/
@@ -10,7 +11,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := test
-.PHONY: venv test lint types unit test-gpu demo bench docs gallery clean
+.PHONY: venv test test-all lint types unit unit-all test-gpu demo bench docs gallery clean
 
 # the first interpreter of at least 3.11; PYTHON=/path/to/python overrides
 find_python = for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -50,6 +51,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 test: lint types unit
 
+test-all: lint types unit-all
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 
@@ -58,6 +61,9 @@ types: $(STAMP)
 
 unit: $(STAMP)
 	$(QUIET) $(CACHED) $(BIN)/python -m pytest -n $(WORKERS) tests
+
+unit-all: $(STAMP)
+	$(QUIET) $(CACHED) $(BIN)/python -m pytest -n $(WORKERS) -m "" tests
 
 # needs NumPy, pytest, array-api-compat, array-api-extra, optree and at least one of torch, CuPy
 # and JAX in that interpreter; nothing is installed

@@ -1,7 +1,8 @@
 """An L-BFGS step of a batch: every problem in a search, or at a new iterate, of its own.
 
 The same steps as in `one`, with `where` for every branch: nothing here is read back to the host,
-and JAX can compile it.
+and JAX can compile it. Not a `Descent`, because it shares its state with `one`;
+`test_rows_are_bitwise_single_runs` in tests/run/test_batch.py holds the two equal.
 """
 
 from __future__ import annotations
