@@ -58,6 +58,7 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+	$(BIN)/mypy --strict tests/typing/usage.py
 
 unit: $(STAMP)
 	$(QUIET) $(CACHED) $(BIN)/python -m pytest -n $(WORKERS) tests

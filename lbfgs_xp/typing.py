@@ -24,21 +24,26 @@ Jacobian = Callable[..., Any] | Literal[True, "2-point", "3-point"] | None
 class _Solves(Protocol):
     """A solver; see `lbfgs_xp.solvers.contract`."""
 
-    init: Any
-    step: Any
+    @property
+    def init(self) -> Any: ...
+    @property
+    def step(self) -> Any: ...
 
 
 class _Updates(Protocol):
     """A first-order optimizer, or another maker of solvers."""
 
-    solver: Any
+    @property
+    def solver(self) -> Any: ...
 
 
 class _Limited(Protocol):
     """An `lx.Phase`."""
 
-    method: Any
-    limits: Any
+    @property
+    def method(self) -> Any: ...
+    @property
+    def limits(self) -> Any: ...
 
 
 Method = MethodName | _Solves | _Updates
