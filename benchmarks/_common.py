@@ -1,4 +1,4 @@
-"""What the benchmarks share: tables, and the line that says where figures come from."""
+"""Code shared by the benchmarks: tables, and the line that says where the figures come from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGES += ("cupy-cuda12x",)
 
 
 def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Plain text: the first column to the left, all others to the right."""
+    """Print a plain-text table; only the first column is left-aligned."""
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
     print(f"\n{title}\n")
     for row in (headings, ["-" * width for width in widths], *rows):
@@ -24,7 +24,7 @@ def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
 
 
 def print_machine() -> None:
-    """Date, processor, cores and versions."""
+    """Print the date, the processor, the number of cores and the versions."""
     versions = []
     for name in PACKAGES:
         try:

@@ -1,12 +1,12 @@
-"""Many small problems at once: the rate, beside a loop over SciPy and a vmap of optax.
+"""Many small problems at once: the rate, compared with a loop over SciPy and a vmap of optax.
 
 The extended Rosenbrock function in 6 variables from B random starts, float64, until the largest
 component of each gradient is at most 1e-6. SciPy's L-BFGS-B solves a sample of the starts, one
-after the other, which gives its rate. What a library compiles is compiled before the clock starts;
-each figure is the best of a few runs. Where PyTorch or JAX see a GPU, or CuPy is installed, each
-device is a contender of its own.
+after the other, which gives its rate. Compilation happens before the clock starts; each figure is
+the best of a few runs. If PyTorch or JAX sees a GPU, or CuPy is installed, each device is a
+separate contender.
 
-    python benchmarks/batched.py --plot batched.png    # for B = 1, 10, ... 1,000,000, as a picture
+    python benchmarks/batched.py --plot batched.png    # draws B = 1, 10, ... 1,000,000
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SAMPLE = 300
 
 
 def best_time(solve: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds, the least of some runs, and what the last one returned."""
+    """The least time of several runs, in seconds, and the result of the last one."""
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()
@@ -39,7 +39,7 @@ def best_time(solve: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def scipy_loop(x0: np.ndarray) -> tuple[float, float]:
-    """Problems per second, and the mean evaluations."""
+    """Problems per second, and the mean number of evaluations."""
     from scipy.optimize import minimize
 
     fun = problems.rosenbrock(x0.shape[1]).value_and_gradient
@@ -73,7 +73,7 @@ def ours(
 
 
 def optax_vmap(x0: np.ndarray) -> tuple[float, float]:
-    """optax.lbfgs in a while loop, under vmap: all go on until the last one is done."""
+    """Run optax.lbfgs in a while loop under vmap: all problems continue until the last is done."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -110,12 +110,12 @@ def optax_vmap(x0: np.ndarray) -> tuple[float, float]:
     seconds, norms = best_time(solve)
     reached = float(np.mean(np.asarray(norms) <= GTOL))
     if reached < 1.0:
-        print(f"optax: {1.0 - reached:.2%} of the problems did not get there")
+        print(f"optax: {1.0 - reached:.2%} of the problems did not converge")
     return len(x0) / seconds, float("nan")
 
 
 def libraries() -> dict[str, tuple[Any, Callable, Any]]:
-    """Name -> namespace, what makes a function fast, device: for each library and device found."""
+    """Name -> (namespace, wrapper that speeds up a function, device), for each device found."""
     found: dict[str, tuple[Any, Callable, Any]] = {"NumPy": (np, lambda fun: fun, None)}
     try:
         import torch
@@ -124,7 +124,7 @@ def libraries() -> dict[str, tuple[Any, Callable, Any]]:
         if torch.cuda.is_available():
             found["torch, GPU"] = torch, lambda fun: fun, "cuda"
     except ImportError:
-        print("torch: not installed, left out")
+        print("torch: not installed, skipped")
     try:
         import jax
         import jax.numpy as jnp
@@ -134,7 +134,7 @@ def libraries() -> dict[str, tuple[Any, Callable, Any]]:
         if jax.default_backend() != "cpu":
             found["JAX, jitted, GPU"] = jnp, jax.jit, jax.devices()[0]
     except ImportError:
-        print("JAX: not installed, left out")
+        print("JAX: not installed, skipped")
     try:
         import array_api_compat.cupy as cupy
 
@@ -145,7 +145,7 @@ def libraries() -> dict[str, tuple[Any, Callable, Any]]:
 
 
 def contenders() -> dict[str, Callable[[np.ndarray], tuple[float, float]]]:
-    """Name -> a function from the starts to problems a second and evaluations."""
+    """Name -> a function from the starts to (problems per second, evaluations)."""
     found: dict[str, Callable] = {"SciPy L-BFGS-B, a loop": scipy_loop}
     for library, (xp, wrap, device) in libraries().items():
         for method in ("bfgs", "lbfgs"):
@@ -168,7 +168,7 @@ def compare(count: int, size: int) -> None:
         try:
             rate, evaluations = run(starts(count, size))
         except ImportError as error:
-            print(f"{name}: {error.name} is not installed, left out")
+            print(f"{name}: {error.name} is not installed, skipped")
             continue
         base = base or (rate if name.startswith("SciPy") else None)
         factor = f"{rate / base:.1f}" if base else "-"
@@ -181,14 +181,14 @@ def compare(count: int, size: int) -> None:
 
 
 def plot(path: str, size: int, most: float) -> None:
-    """The rates for B = 1, 10, ... 1,000,000, each contender as long as a run takes `most` s."""
+    """Draw the rates for B = 1, 10, ... 1,000,000, of each contender up to runs of `most` s."""
     from matplotlib.figure import Figure
 
     global REPEATS
     REPEATS = 1
     figure = Figure(figsize=(8.5, 5.0), layout="constrained")
     axes = figure.subplots()
-    # Okabe & Ito: distinct for colour-blind eyes; a colour for each library, dashes for L-BFGS.
+    # Okabe & Ito: distinct for colour-blind readers. A colour for each library, dashes for L-BFGS.
     colors = iter(["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"])
     color: dict[str, str] = {}
     for name, run in contenders().items():
@@ -198,12 +198,12 @@ def plot(path: str, size: int, most: float) -> None:
                 rate, _ = run(starts(count, size))
                 found.append((count, rate))
                 print(f"{name}: B = {count}, {rate:.0f} problems / s", flush=True)
-                # A tenfold batch takes ten times as long, once the calls cost little.
+                # A batch ten times as large takes ten times as long, once the calls cost little.
                 sampled = name.startswith("SciPy")
                 if not sampled and count >= 1000 and 10.0 * count / rate > most:
                     break
         except ImportError as error:
-            print(f"{name}: {error.name} is not installed, left out")
+            print(f"{name}: {error.name} is not installed, skipped")
             continue
         method, _, library = name.partition(", ")
         if library not in color:
@@ -221,10 +221,10 @@ def plot(path: str, size: int, most: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-B", type=int, default=10_000, help="how many problems")
-    parser.add_argument("-n", type=int, default=6, help="variables of each, even")
-    parser.add_argument("--plot", metavar="FILE", help="B = 1 to 1,000,000, as a picture")
-    parser.add_argument("--seconds", type=float, default=60.0, help="the longest run of a plot")
+    parser.add_argument("-B", type=int, default=10_000, help="number of problems")
+    parser.add_argument("-n", type=int, default=6, help="number of variables of each, even")
+    parser.add_argument("--plot", metavar="FILE", help="draw the rates for B = 1 to 1,000,000")
+    parser.add_argument("--seconds", type=float, default=60.0, help="the longest run for the plot")
     arguments = parser.parse_args()
     if arguments.plot:
         plot(arguments.plot, arguments.n, arguments.seconds)

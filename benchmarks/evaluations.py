@@ -1,7 +1,7 @@
 """Evaluations of value and gradient until the largest component of the gradient is small.
 
-Each reference problem on NumPy in float64: L-BFGS with each line search, and the L-BFGS of SciPy
-and PyTorch, all with a memory of 10. A dash: it stopped before it got there.
+Each reference problem on NumPy in float64, with L-BFGS with each line search, and with the L-BFGS
+of SciPy and PyTorch, all with a memory of 10. A dash means that a run stopped before that.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def main() -> None:
         try:
             run(problems.beale(), gtol)
         except ImportError:
-            print(f"{name}: not installed, left out")
+            print(f"{name}: not installed, skipped")
             continue
         contenders[name] = run
     rows = []

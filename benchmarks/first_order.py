@@ -1,9 +1,9 @@
-"""One step of Adam on 10,000,000 parameters, beside torch.optim and optax.
+"""One step of Adam on 10,000,000 parameters, compared with torch.optim and optax.
 
     python benchmarks/first_order.py [--size N] [--repeats K]
 
-All columns take turns in one process. Parameters and state are overwritten in place, as torch's
-are; JAX donates its own.
+All contenders take turns in one process. Parameters and state are overwritten in place, as in
+torch; on JAX they are donated.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def measure(steps: dict[str, Callable[[], Any]], repeats: int) -> dict[str, floa
         for name, step in steps.items():
             start = time.perf_counter()
             jax.block_until_ready(step())
-            if repeat >= 2:  # the first ones compile, and touch fresh memory
+            if repeat >= 2:  # the first two compile and touch new memory
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(each) for name, each in times.items()}
 
@@ -91,7 +91,7 @@ def main() -> None:
     for dtype in (np.float32, np.float64):
         x, g = (rng.standard_normal(options.size).astype(dtype) for _ in range(2))
         found = measure(candidates(x, g), options.repeats)
-        print(f"Adam, n = {options.size:,}, {np.dtype(dtype).name}: milliseconds a step")
+        print(f"Adam, n = {options.size:,}, {np.dtype(dtype).name}: milliseconds per step")
         for name, seconds in found.items():
             peers = ("torch foreach", "torch fused", "optax jitted")
             ratios = ", ".join(f"{seconds / found[p]:.2f} x {p}" for p in peers if p != name)

@@ -36,7 +36,7 @@ def main() -> None:
     seen: dict[str, list[tuple[float, float, int]]] = {module: [] for module in MODULES}
     missing = set()
     for _ in range(repeats):
-        for module in MODULES:  # in turn, so that a busy moment strikes all
+        for module in MODULES:  # in turn, so that a busy moment affects all
             if module in missing:
                 continue
             try:

@@ -1,9 +1,9 @@
 """The time per iteration that is not spent in the user's function.
 
 Extended Rosenbrock with an analytic gradient, float64, a memory of 10, until the largest component
-of the gradient is at most 1e-6. All contenders run in one process, in turn; medians of several
-rounds after one that is not counted. By default everything has one thread: thread pools of several
-libraries in one process wait for each other's cores.
+of the gradient is at most 1e-6. All contenders run in one process, in turn; the figures are medians
+of several rounds, after one that is not counted. By default everything runs on one thread, because
+the thread pools of several libraries in one process compete for the cores.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Timed(NamedTuple):
 
 
 class Clock:
-    """A function that adds up its own time."""
+    """A function that measures the time spent in it."""
 
     def __init__(self, function: Callable, wait: Callable[[Any], Any]):
         self.function, self.wait = function, wait
         self.seconds, self.calls = 0.0, 0
 
     def __call__(self, x: Any) -> Any:
-        self.wait(x)  # what is still being computed is not the function's
+        self.wait(x)  # pending work is not the function's
         start = time.perf_counter()
         out = self.function(x)
         self.wait(out)
@@ -55,11 +55,11 @@ class Clock:
 
 
 def nothing(_: Any) -> None:
-    """On the host arrays are ready when they are returned."""
+    """Do not wait: on the host, arrays are ready when they are returned."""
 
 
 def waiter(name: str, device: str) -> Callable[[Any], Any]:
-    """What waits until an array of that library is ready."""
+    """A function that waits until an array of that library is ready."""
     if name == "jax":
         import jax
 
@@ -140,7 +140,7 @@ def torch_lbfgs(n: int, device: str) -> Callable[[], Timed]:
         )
         state = optimizer.state[x]
         before = -1
-        # One step runs to the tolerance; it is called again as long as that leads on.
+        # One step runs to the tolerance; it is repeated as long as it makes progress.
         while before < state.get("n_iter", 0) < MAXITER:
             before = state.get("n_iter", 0)
             optimizer.step(closure)
@@ -163,7 +163,7 @@ def torchmin_lbfgs(n: int, device: str) -> Callable[[], Timed]:
 
     problem = problems.rosenbrock(n, xp=xp, dtype=torch.float64, device=torch.device(device))
     wait = waiter("torch", device)
-    # It differentiates by autograd: a function that knows its gradient already.
+    # It differentiates by autograd, so wrap the function with its known gradient.
     options = {
         "gtol": GTOL, "xtol": 0.0, "gtd_tol": 0.0, "history_size": MEMORY, "max_iter": MAXITER,
     }
@@ -229,7 +229,7 @@ def optax_lbfgs(n: int, device: Any) -> Callable[[], Timed]:
 
 
 def contenders(n: int) -> dict[str, Callable[[], Timed]]:
-    """Name -> one solve of n variables; those that cannot be built say so."""
+    """Name -> a function that solves the problem in n variables once; report missing peers."""
     import jax
 
     from lbfgs_xp import problems
@@ -243,7 +243,7 @@ def contenders(n: int) -> dict[str, Callable[[], Timed]]:
         try:
             made[label] = make()
         except ImportError as error:
-            print(f"{label}: left out ({error})")
+            print(f"{label}: skipped ({error})")
 
     devices: dict[str, list[tuple[str, Any]]] = {}
     for name in ("numpy", "torch", "jax", "cupy"):
@@ -264,7 +264,7 @@ def contenders(n: int) -> dict[str, Callable[[], Timed]]:
 
 
 def floor(n: int, repeats: int) -> float:
-    """Seconds for two products with the history: what no L-BFGS of this memory does without."""
+    """Seconds for two products with the history, which every L-BFGS with this memory needs."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -278,7 +278,7 @@ def floor(n: int, repeats: int) -> float:
 
 
 def measure(n: int, repeats: int) -> dict[str, Timed]:
-    """The median solve of each contender, by overhead (optax: by time)."""
+    """The median solve of each contender, by overhead (for optax, by time)."""
     made = contenders(n)
     seen: dict[str, list[Timed]] = {name: [] for name in made}
     for k in range(repeats + 1):
@@ -326,14 +326,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 10_000, 1_000_000])
     parser.add_argument(
-        "--repeats", type=int, help="rounds (default: 7, and 3 where n is a million or more)"
+        "--repeats", type=int, help="rounds (default: 7, or 3 if n is a million or more)"
     )
-    parser.add_argument("--threads", type=int, default=1, help="per library; 0: as they choose")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="threads per library; 0: as the libraries choose"
+    )
     options = parser.parse_args()
     if options.threads:
         for name in ("OMP", "OPENBLAS", "MKL"):  # read when the libraries are first imported
             os.environ[f"{name}_NUM_THREADS"] = str(options.threads)
-        if hasattr(os, "sched_setaffinity"):  # JAX counts the cores that it may use
+        if hasattr(os, "sched_setaffinity"):  # JAX counts the cores available to it
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-options.threads :])
     warnings.filterwarnings("ignore", category=RuntimeWarning)
     from _common import print_machine
@@ -345,7 +347,7 @@ def main() -> None:
         results = measure(n, repeats)
         show(n, results, floor(n, repeats) if large else None)
         sys.stdout.flush()
-    print("\n(1) compiled with the function inside: the time in it cannot be told apart")
+    print("\n(1) compiled together with the function, so the time includes the function")
     print(f"threads: {options.threads or 'as each library chooses'}")
     print_machine()
 

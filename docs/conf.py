@@ -1,4 +1,4 @@
-"""How Sphinx builds the site: `make docs`. Nothing is fetched from elsewhere."""
+"""Configuration of Sphinx, for `make docs`. Nothing is fetched from the network."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx.ext.mathjax",
-    "sphinx-mathjax-offline",  # MathJax itself, so that formulas need no network
+    "sphinx-mathjax-offline",  # includes MathJax, so that formulas need no network
     "sphinx_copybutton",
     "sphinx_design",
 ]
@@ -35,7 +35,7 @@ exclude_patterns = ["_build", "jupyter_execute"]
 
 myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3
-os.environ.pop("MPLBACKEND", None)  # pictures of a notebook go into its page
+os.environ.pop("MPLBACKEND", None)  # so that the notebook's pictures appear in its page
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
@@ -44,12 +44,12 @@ mathjax3_config = {"chtml": {"scale": 0.94}}
 
 autosummary_generate = False  # the pages of api/ are written by hand
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the docstrings say it in words
+autodoc_typehints = "none"  # the docstrings describe types in words
 autodoc_class_signature = "mixed"
 napoleon_google_docstring = False
 napoleon_use_param = False
 napoleon_use_rtype = False
-# as lists, like parameters: the types are words, not links
+# Shown as lists, like parameters: their types are words, not links.
 napoleon_custom_sections = [("Attributes", "params_style"), ("Options", "params_style")]
 default_role = "code"
 
@@ -85,7 +85,7 @@ _MODULE = re.compile(r"<module '([\w.]+)'[^>]*>")
 
 
 def _plain(line: str) -> str:
-    """Docstrings are plain text: |f| and x* mean what they say, not markup. Bullets stay."""
+    """Escape what Sphinx would read as markup, such as |f| and x*. Bullets stay."""
     bullet, line = ("* ", line[2:]) if line.startswith("* ") else ("", line)
     parts = _CODE.split(line)
     parts[::2] = [re.sub(r"([|*])", r"\\\1", part) for part in parts[::2]]
@@ -93,10 +93,10 @@ def _plain(line: str) -> str:
 
 
 def _docstring(app, what, name, obj, options, lines) -> None:
-    """Makes markup of a docstring in plain text.
+    """Convert a docstring from plain text to markup.
 
-    Paragraphs of `name : what it is` become lists; what is indented ahead of the sections, such
-    as a formula, becomes a literal block.
+    Paragraphs of `name : description` become lists. Indented text before the sections, such as a
+    formula, becomes a literal block.
     """
     out: list[str] = []
     section, in_list, literal = "", False, False
@@ -133,7 +133,7 @@ def _docstring(app, what, name, obj, options, lines) -> None:
 
 
 def _signature(app, what, name, obj, options, signature, returns):
-    """Defaults that are objects are shown as in the source: LBFGS(), np."""
+    """Show defaults that are objects as in the source: LBFGS(), np."""
     if signature:
         signature = _OBJECT.sub(r"\1()", signature)
         signature = _MODULE.sub(lambda found: {"numpy": "np"}.get(found[1], found[1]), signature)
@@ -141,7 +141,7 @@ def _signature(app, what, name, obj, options, signature, returns):
 
 
 def _links(app, doctree) -> None:
-    """`lx.minimize` and `lx.LBFGS(memory_size=20)`, wherever they are, lead to the reference."""
+    """Link `lx.minimize` and `lx.LBFGS(memory_size=20)` to the reference wherever they occur."""
     public = set(lbfgs_xp.__all__)
     for module in ("problems", "projections", "schedules"):
         public |= {f"{module}.{name}" for name in vars(getattr(lbfgs_xp, module))}
@@ -159,7 +159,7 @@ def _links(app, doctree) -> None:
 
 
 def setup(app) -> None:
-    # Before napoleon, whose markup has stars of its own.
+    # Before napoleon, whose markup contains stars too.
     app.connect("autodoc-process-docstring", _docstring, priority=400)
     app.connect("autodoc-process-signature", _signature)
     app.connect("doctree-read", _links)

@@ -1,4 +1,4 @@
-"""Draws the pictures that explain: python docs/figures.py writes docs/figures/"""
+"""Draw the explanatory pictures: python docs/figures.py writes docs/figures/"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from _common import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION  # noqa: E402
 
 FOLDER = HERE / "figures"
 GREY = "#777777"
-# The same file from the same numbers.
+# With a fixed salt, the same numbers give the same file.
 matplotlib.rcParams.update({
     "svg.hashsalt": "lbfgs_xp", "font.size": 10, "axes.spines.top": False,
     "axes.spines.right": False, "axes.titlesize": 10.5,
@@ -39,7 +39,7 @@ END = 6.6
 
 
 def phi(a: Any) -> Any:
-    """A value along a direction, with two minima."""
+    """The value along a direction, with two minima."""
     return 0.12 * (a - 3.2) ** 2 + 0.35 * np.cos(2.2 * a)
 
 
@@ -48,7 +48,7 @@ def slope(a: Any) -> Any:
 
 
 def bars(axes: Any, a: np.ndarray, rows: list[tuple[str, np.ndarray, str]]) -> None:
-    """Where along `a` each condition holds, one bar a row."""
+    """Show where along `a` each condition holds, with one row of bars for each."""
     for row, (_, holds, color) in enumerate(rows):
         parts = [(left, right - left) for left, right in runs(a, holds)]
         axes.broken_barh(parts, (row - 0.32, 0.64), color=color, linewidth=0)
@@ -129,7 +129,7 @@ def wolfe() -> None:
 
 
 def runs(a: np.ndarray, holds: np.ndarray) -> list[tuple[float, float]]:
-    """The stretches of the evenly spaced `a` on which `holds` is true."""
+    """The intervals of the evenly spaced `a` on which `holds` is true."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], holds.astype(int), [0]])))
     half = 0.5 * (a[1] - a[0])
     return [
@@ -139,7 +139,7 @@ def runs(a: np.ndarray, holds: np.ndarray) -> list[tuple[float, float]]:
 
 
 def approximate_wolfe() -> None:
-    """A mean of squares in float32, along a line through its minimum."""
+    """Draw a mean of squares in float32, along a line through its minimum."""
     rng = np.random.default_rng(5)
     A = rng.normal(size=(400, 3)).astype(np.float32)
     b = (A @ np.ones(3) + rng.normal(size=400)).astype(np.float32)
@@ -191,7 +191,7 @@ def approximate_wolfe() -> None:
 
 
 def valley() -> None:
-    """The iterates of L-BFGS in Rosenbrock's valley."""
+    """Draw the iterates of L-BFGS in Rosenbrock's valley."""
     problem = lx.problems.rosenbrock(2)
     path = [problem.x0]
     res = lx.minimize(

@@ -1,8 +1,8 @@
-"""Runs the examples and writes the gallery: python docs/make_gallery.py [names] [--quick]
+"""Run the examples and write the gallery: python docs/make_gallery.py [names] [--quick]
 
-Every script of examples/ that takes --out is run. Its pictures and a page with what it printed go
-into docs/gallery, and docs/gallery.md shows all pages that are there. With names, such as
-`rosenbrock`, only these are run, and the pages of the others stay as they are.
+Runs every script in examples/ that takes --out. Its pictures and a page with its output go into
+docs/gallery, and docs/gallery.md lists all pages found there. If names are given, such as
+`line_searches`, only these are run, and the pages of the others do not change.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 GALLERY = ROOT / "docs" / "gallery"
 INDEX = ROOT / "docs" / "gallery.md"
-# In this order; what is not named here comes last.
+# The order of the pages; examples that are not listed come last.
 ORDER = [
     "two_dimensions", "line_searches", "fit_decay", "gaussian_peaks", "batch_of_fits",
     "sparse_features", "schedules", "cnn_fixed_batch", "cnn_minibatches", "burgers_pinn",
 ]
-# Arguments of single scripts, beside --out.
+# Arguments of single scripts, in addition to --out.
 EXTRA: dict[str, list[str]] = {"burgers_pinn": ["--dtype", "float64"]}
 COLUMNS = 3     # of the index
-COLORS = 128    # of a picture's palette: a third of the bytes, and nothing to be seen of it
+COLORS = 128    # of a picture's palette: a third of the bytes, without a visible difference
 
 
 class Example(NamedTuple):
-    """One script, as its docstring tells of it."""
+    """One script, with the title and the text from its docstring."""
 
     name: str
     title: str
@@ -43,7 +43,7 @@ class Example(NamedTuple):
 
 
 def example(path: Path) -> Example | None:
-    """What the docstring says; None where the script draws nothing."""
+    """The example in this file; None if the script draws nothing."""
     source = path.read_text(encoding="utf-8")
     if not re.search(r"--out\b|\b_common\b.*\bparser\b|\bparser\(__doc__\)", source):
         return None
@@ -54,7 +54,7 @@ def example(path: Path) -> Example | None:
 
 
 def run(script: str, arguments: list[str], folder: Path) -> tuple[str, float]:
-    """What the script prints, and the seconds it takes; the end of all where it fails."""
+    """Run the script and return its output and its seconds; exit if it fails."""
     command = [sys.executable, str(EXAMPLES / f"{script}.py"), "--out", str(folder), *arguments]
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {
@@ -68,7 +68,7 @@ def run(script: str, arguments: list[str], folder: Path) -> tuple[str, float]:
 
 
 def shrink(source: Path, target: Path) -> None:
-    """A copy of the picture with a palette, where that is smaller."""
+    """Copy the picture, with a palette if that is smaller."""
     with Image.open(source) as picture:
         flat = Image.new("RGB", picture.size, "white")
         flat.paste(picture, mask=picture.getchannel("A") if picture.mode == "RGBA" else None)
@@ -78,7 +78,7 @@ def shrink(source: Path, target: Path) -> None:
 
 
 def escaped(text: str) -> str:
-    """Plain text as Markdown: what is not code means itself."""
+    """Plain text as Markdown, with markup escaped outside of code."""
     parts = re.split(r"(`[^`]*`|^ {4}.*$)", text, flags=re.MULTILINE)
     parts[::2] = [re.sub(r"([*_<>\[\]$|])", r"\\\1", part) for part in parts[::2]]
     return "".join(parts)
@@ -92,13 +92,13 @@ def page(shown: Example, arguments: list[str], printed: str, pictures: list[Path
     parts = [f"# {escaped(shown.title)}", escaped(shown.text), f"    {command}"]
     parts += [f"![{escaped(shown.title)}]({path.name})" for path in pictures]
     if output:
-        parts += ["It prints:", f"```text\n{output}\n```"]
+        parts += ["Output:", f"```text\n{output}\n```"]
     parts.append(f"The script: [examples/{shown.name}.py](../../examples/{shown.name}.py)")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def index(found: list[Example]) -> str:
-    """The page with a picture of each example that has a page."""
+    """The page that shows each example with a page, and its first picture."""
     cells, names = [], []
     for shown in found:
         if not (GALLERY / f"{shown.name}.md").is_file():
@@ -112,10 +112,10 @@ def index(found: list[Example]) -> str:
     rows = [cells[i : i + COLUMNS] for i in range(0, len(cells), COLUMNS)]
     table = [[""] * COLUMNS, ["---"] * COLUMNS, *rows]
     return (
-        "# Gallery\n\nPrograms of the folder `examples/`: their pictures and what they print. "
-        "`--quick` does less of\neverything, `--backend torch` (jax, cupy) takes another array "
-        "library where a script has it.\n"
-        "`make gallery` makes these pages anew.\n\n"
+        "# Gallery\n\nThe programs in the folder `examples/`, with their pictures and output. "
+        "`--quick` runs a smaller\nversion, and most scripts take `--backend torch` (or jax, cupy) "
+        "for another array library.\n"
+        "`make gallery` generates these pages.\n\n"
         + "".join(f"| {' | '.join(row)} |\n" for row in table)
         + "\n```{toctree}\n:hidden:\n\n" + "\n".join(names) + "\n```\n"
     )
@@ -128,7 +128,7 @@ def place(shown: Example) -> tuple[int, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", help="examples to run, without .py; default: all")
-    parser.add_argument("--quick", action="store_true", help="hand --quick to every script")
+    parser.add_argument("--quick", action="store_true", help="pass --quick to every script")
     options = parser.parse_args()
     scripts = [path for path in sorted(EXAMPLES.glob("*.py")) if not path.name.startswith("_")]
     found = sorted(filter(None, map(example, scripts)), key=place)
@@ -155,7 +155,7 @@ def main() -> None:
         (GALLERY / f"{shown.name}.md").write_text(text, encoding="utf-8")
         size = sum(path.stat().st_size for path in pictures) // 1024
         print(f"{shown.name}: {seconds:.0f} s, {len(pictures)} pictures of {size} KiB in all")
-    for path in GALLERY.glob("*"):    # of examples that are gone
+    for path in GALLERY.glob("*"):    # pages of examples that no longer exist
         if path.stem.split("-")[0] not in {shown.name for shown in found}:
             path.unlink()
     INDEX.write_text(index(found), encoding="utf-8")

@@ -2,10 +2,10 @@
 
     images -> convolution, tanh -> convolution, tanh -> ten scores
 
-Its loss is the mean cross-entropy. A convolution is one matrix product: the patches of each image
-are gathered as rows, a table saying which pixel goes where. Backwards, what the patches say of a
-pixel is gathered as well, by another table, and added up. So nothing is written in place, and
-NumPy and CuPy, which do not differentiate, serve as well as PyTorch and JAX.
+Its loss is the mean cross-entropy. A convolution is one matrix product: a table of indices gathers
+the patches of each image as rows. In the backward pass another table gathers the contributions of
+the patches to each pixel, which are then added up. So nothing is written in place, and NumPy and
+CuPy, which do not differentiate, work as well as PyTorch and JAX.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ CLASSES = 10
 
 
 class Tables(NamedTuple):
-    """Where the patches of a square image come from, and where they go back to.
+    """The indices that connect the pixels of a square image with the entries of its patches.
 
     gather : (patches * kernel^2,) the pixel of each entry of the patches.
-    scatter : (overlap * pixels,) an entry that each pixel is in, then another one of each, and so
-        on; for a pixel that is in no other, the number of entries, which is none of them.
-    side : that of the square of patches.
+    scatter : (overlap * pixels,) for each pixel an entry that contains it, then a second entry for
+        each pixel, and so on. A pixel without a further entry has the number of entries, which is
+        the index of none.
+    side : the side length of the square of patches.
     """
 
     gather: Array
@@ -46,12 +47,12 @@ def tables(lib: Library, side: int, kernel: int, stride: int) -> Tables:
 
 
 class CNN:
-    """Two convolutions and a layer that sees all of what comes out of them.
+    """Two convolutions and a dense layer.
 
     lib : the array library.
-    side : that of the square images: 28, or 8, for which the kernels are smaller.
+    side : the side length of the square images: 28, or 8, for which the kernels are smaller.
     dtype : "float32" or "float64".
-    channels : how many numbers of a pixel come out of either convolution.
+    channels : the number of output channels of each convolution.
     """
 
     def __init__(
@@ -66,11 +67,11 @@ class CNN:
         self.scores = lib.compiled(self._scores)
 
     def start(self, seed: int = 0) -> list[dict[str, Array]]:
-        """Weights as Glorot & Bengio (2010) draw them, the same for every library."""
+        """Weights initialised after Glorot & Bengio (2010), the same for every library."""
         rng = np.random.default_rng(seed)
         area = self.kernel**2
         c, d = self.channels
-        # What goes into a number and how many it goes into, of each layer.
+        # Fan-in and fan-out of each layer.
         fans = [
             (area, area * c),
             (area * c, area * d),
@@ -86,13 +87,13 @@ class CNN:
         return self.lib.array(values, self.dtype)
 
     def batch(self, images: np.ndarray, labels: np.ndarray) -> tuple[Array, Array]:
-        """Images (m, pixels) and, for each, a row with 1 at its label, else 0."""
+        """Images (m, pixels) and their labels as one-hot rows."""
         return self.array(images), self.array(np.eye(CLASSES)[labels])
 
-    # --- forwards ------------------------------------------------------------------------------
+    # --- the forward pass ----------------------------------------------------------------------
 
     def _forwards(self, params: Any, images: Array) -> tuple[Array, list[Array], list[Array]]:
-        """The scores, and of each layer the rows that go in and what comes out (m, pixels, c)."""
+        """The scores, and for each layer its input rows and its output (m, pixels, c)."""
         xp, m = self.xp, images.shape[0]
         h = images
         rows, outputs = [], []
@@ -106,22 +107,22 @@ class CNN:
         return rows[-1] @ params[-1]["weight"] + params[-1]["bias"], rows, outputs
 
     def _scores(self, params: Any, images: Array) -> Array:
-        """(m, pixels) -> (m, 10)"""
+        """The scores of images: (m, pixels) -> (m, 10)."""
         return self._forwards(params, images)[0]
 
-    # --- and back ------------------------------------------------------------------------------
+    # --- the backward pass ---------------------------------------------------------------------
 
     def _value_and_gradient(self, params: Any, batch: Any) -> tuple[Array, list[dict[str, Array]]]:
         xp = self.xp
         images, wanted = batch
         m = images.shape[0]
         scores, rows, outputs = self._forwards(params, images)
-        scores = scores - xp.max(scores, axis=1, keepdims=True)    # or exp overflows
+        scores = scores - xp.max(scores, axis=1, keepdims=True)    # so that exp does not overflow
         odds = xp.exp(scores)
         total = xp.sum(odds, axis=1, keepdims=True)
         value = xp.sum(xp.log(total) - xp.sum(wanted * scores, axis=1, keepdims=True)) / m
 
-        delta = (odds / total - wanted) / m    # the derivative by what leaves the layer in hand
+        delta = (odds / total - wanted) / m    # the derivative by the output of the current layer
         gradient = []
         for k in (2, 1, 0):
             gradient.append({"weight": rows[k].T @ delta, "bias": xp.sum(delta, axis=0)})
@@ -135,7 +136,7 @@ class CNN:
         return value, gradient[::-1]
 
     def _scattered(self, patches: Array, scatter: Array) -> Array:
-        """(m, entries, c) -> (m, pixels, c), the sum over the entries that each pixel is in."""
+        """Sum over the entries that contain each pixel: (m, entries, c) -> (m, pixels, c)."""
         xp, (m, _, c) = self.xp, patches.shape
         padded = xp.concat([patches, xp.zeros_like(patches[:, :1, :])], axis=1)
         taken = xp.take(padded, scatter, axis=1)
@@ -144,7 +145,7 @@ class CNN:
 
 
 def accuracy(network: CNN, params: Any, images: Array, labels: np.ndarray) -> float:
-    """The share of images whose highest score is that of their label."""
+    """The fraction of images whose highest score is at their label."""
     found = [
         host(network.xp.argmax(network.scores(params, images[i : i + 1000]), axis=1))
         for i in range(0, len(labels), 1000)

@@ -1,4 +1,4 @@
-"""What the examples share: their arguments, the array library, a progress line, pictures."""
+"""Code shared by the examples: arguments, the array library, a progress line, pictures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Okabe & Ito (2008): distinct for colour-blind eyes. Give curves different dashes or markers too.
+# Okabe & Ito (2008): distinct for colour-blind readers. Vary the dashes or markers of curves too.
 BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, YELLOW, BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000",
 )
@@ -28,33 +28,33 @@ class Library(NamedTuple):
     xp: Any
 
     def array(self, values: Any, dtype: str = "float64") -> Any:
-        """The values as an array of the library, on its GPU if it is CuPy."""
+        """The values as an array of the library; for CuPy, on the GPU."""
         return self.xp.asarray(values, dtype=getattr(self.xp, dtype))
 
     def compiled(self, function: Any) -> Any:
-        """The function, which JAX compiles and other libraries run as it is."""
+        """The function, compiled on JAX and unchanged for other libraries."""
         return importlib.import_module("jax").jit(function) if self.name == "jax" else function
 
 
 def host(array: Any) -> np.ndarray:
-    """The array as one of NumPy, for pictures and tables."""
+    """The array as a NumPy array, for pictures and tables."""
     return np.asarray(array.get() if hasattr(array, "get") else array)    # CuPy has `get`
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
-    """--backend, --quick and --out; an example adds what is its own."""
+    """A parser with --backend, --quick and --out; an example adds its own arguments."""
     made = argparse.ArgumentParser(description=doc.splitlines()[0])
     made.add_argument("--backend", choices=BACKENDS, default="numpy", help="default: numpy")
-    made.add_argument("--quick", action="store_true", help="less of everything: some seconds")
+    made.add_argument("--quick", action="store_true", help="a smaller version: some seconds")
     made.add_argument(
         "--out", type=Path, default=Path("pictures"), metavar="FOLDER",
-        help="where pictures go, if matplotlib is there; default: pictures",
+        help="folder for the pictures, if matplotlib is installed; default: pictures",
     )
     return made
 
 
 def array_library(name: str) -> Library:
-    """The array library of that name, or the end of the script where it is not installed."""
+    """The array library of that name; exit if it is not installed."""
     if name == "jax":
         os.environ.setdefault("JAX_ENABLE_X64", "1")    # float64, as in the other libraries
     try:
@@ -69,13 +69,13 @@ def array_library(name: str) -> Library:
 
 
 def progress(text: str = "") -> None:
-    """One live line on a terminal; nothing elsewhere. Without text it is wiped away."""
+    """Show one live line, on a terminal only. Without text, erase it."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def figure(width: float, height: float) -> Any:
-    """A matplotlib figure, or None where matplotlib is not installed."""
+    """A matplotlib figure, or None if matplotlib is not installed."""
     try:
         made = importlib.import_module("matplotlib.figure")
     except ImportError:
@@ -85,7 +85,7 @@ def figure(width: float, height: float) -> Any:
 
 
 def save(picture: Any, folder: Path, name: str) -> None:
-    """Writes the picture to folder/name.png and says so."""
+    """Write the picture to folder/name.png and print its path."""
     progress()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"

@@ -1,4 +1,4 @@
-"""Handwritten digits: MNIST from files, or the small ones that come with scikit-learn."""
+"""Handwritten digits: MNIST from files, or the small digits that come with scikit-learn."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ BYTES = 8    # the code of unsigned bytes in idx files
 
 
 class Digits(NamedTuple):
-    """images (m, pixels), from 0 for white to 1 for black; labels (m,)."""
+    """Images (m, pixels), from 0 for white to 1 for black; labels (m,)."""
 
     images: np.ndarray
     labels: np.ndarray
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array in an idx file of unsigned bytes, gzipped where its name ends in .gz."""
+    """The array in an idx file of unsigned bytes, gzipped if its name ends in .gz."""
     content = (gzip.decompress if path.suffix == ".gz" else bytes)(path.read_bytes())
-    # Two zeros, the code of the type, the number of axes; the length of each; then the numbers.
+    # Two zeros, the type code, the number of axes; the length of each axis; then the numbers.
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] != BYTES:
         raise ValueError(
             f"{path} begins with {content[:4].hex(' ') or 'nothing'}; wanted an idx file of "
@@ -36,36 +36,36 @@ def read_idx(path: Path) -> np.ndarray:
         )
     begin = 4 + 4 * content[3]
     if len(content) < begin:
-        raise ValueError(f"{path} ends amid its header; wanted {content[3]} lengths of 4 bytes")
+        raise ValueError(f"{path} ends within its header; wanted {content[3]} lengths of 4 bytes")
     shape = struct.unpack(f">{content[3]}I", content[4:begin])
     if len(content) != begin + math.prod(shape):
         raise ValueError(
             f"{path} holds {len(content) - begin} numbers; wanted {math.prod(shape)}, "
-            f"for its shape is {shape}"
+            f"because its shape is {shape}"
         )
     return np.frombuffer(content, np.uint8, offset=begin).reshape(shape)
 
 
 def mnist(folder: Path) -> tuple[Digits, Digits]:
-    """To train on and to test on."""
+    """The training set and the test set of MNIST."""
     arrays = []
     for name in NAMES:
         found = [path for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
         if not found:
-            sys.exit(f"--data {folder}: wanted a folder with {name} or {name}.gz in it")
+            sys.exit(f"--data {folder}: wanted a folder with {name} or {name}.gz")
         arrays.append(read_idx(found[0]))
     x, y, x_test, y_test = arrays
     return _scaled(x, y, 255.0), _scaled(x_test, y_test, 255.0)
 
 
 def small() -> tuple[Digits, Digits]:
-    """1797 digits of 8 by 8 pixels, one in five of them to test on."""
+    """1797 digits of 8 by 8 pixels: a training set, and a test set of one fifth of them."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
         sys.exit(
-            "without --data the digits are those of scikit-learn, which is not installed: "
-            "pip install scikit-learn, or give --data FOLDER with the files of MNIST"
+            "without --data the digits come from scikit-learn, which is not installed: "
+            "pip install scikit-learn, or pass --data FOLDER with the files of MNIST"
         )
     bunch = load_digits()
     order = np.random.default_rng(0).permutation(len(bunch.target))
@@ -74,7 +74,7 @@ def small() -> tuple[Digits, Digits]:
 
 
 def digits(folder: Path | None) -> tuple[Digits, Digits]:
-    """To train on and to test on: MNIST where there is a folder of it."""
+    """The training set and the test set: MNIST from the folder, or without one the small digits."""
     return small() if folder is None else mnist(folder)
 
 

@@ -1,10 +1,10 @@
 """A thousand decay curves fitted at once: python examples/batch_of_fits.py
 
-Each row of x is a problem of its own, with its own curvature, line search and status. Fits that are
-done leave the batch, and their data with them. The function minimised is -log likelihood, so the
-inverse Hessian that each fit has gathered gives its standard errors. With noise drawn a thousand
-times over, these can be checked: the errors in units of their standard errors should be normal,
-with a spread of 1.
+Each row of x is a separate problem, with its own curvature, line search and status. Fits that are
+done leave the batch, and their data leave with them. The function minimised is the negative log
+likelihood, so the inverse Hessian that each fit estimates gives its standard errors. With a
+thousand fits these can be checked: the errors, in units of their standard errors, should be
+normally distributed with a spread of 1.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
     u(x, 0) = -sin(pi x),  u(-1, t) = u(1, t) = 0.
 
 The network (Raissi, Perdikaris & Karniadakis 2019) is trained with Adam and then L-BFGS, and with
-Adam alone for as many evaluations. The relative L2 error is taken against the solution of the file
-given by --data (burgers_shock.mat of that paper), or else against the formula of Cole and Hopf.
-Without --quick it runs for some minutes.
+Adam alone for the same number of evaluations. The relative L2 error is measured against the
+solution in the file given by --data (burgers_shock.mat of that paper), or without it against the
+Cole-Hopf formula. Without --quick it runs for several minutes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COLORS = {WITH: "#0072B2", ALONE: "#D55E00"}    # Okabe & Ito: distinct for colo
 
 
 class Solution(NamedTuple):
-    """u (x, t) on a grid: x (nx,), t (nt,), u (nx, nt)."""
+    """u(x, t) on a grid: x (nx,), t (nt,), u (nx, nt)."""
 
     x: np.ndarray
     t: np.ndarray
@@ -37,7 +37,7 @@ class Solution(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What came of one training: the network's u, and (evaluations, loss) on the way."""
+    """The outcome of one training: the network's u, and the curve of (evaluations, loss)."""
 
     result: lx.Result
     seconds: float
@@ -57,7 +57,7 @@ def cole_hopf(x: np.ndarray, t: np.ndarray, nodes: int = 100) -> Solution:
     z, weights = np.polynomial.hermite.hermgauss(nodes)
     y = x[:, None, None] - np.sqrt(4.0 * NU * t)[:, None] * z
     exponent = -np.cos(np.pi * y) / (2.0 * np.pi * NU)
-    w = weights * np.exp(exponent - exponent.max(-1, keepdims=True))    # or it overflows
+    w = weights * np.exp(exponent - exponent.max(-1, keepdims=True))    # without overflow
     return Solution(x, t, -np.sum(np.sin(np.pi * y) * w, -1) / np.sum(w, -1))
 
 
@@ -74,7 +74,7 @@ def reference(data: Path | None) -> Solution:
 
 
 def initial(widths: list[int], dtype: torch.dtype) -> list[dict[str, torch.Tensor]]:
-    """Layers with the weights of Glorot & Bengio (2010)."""
+    """Layers with weights initialised after Glorot & Bengio (2010)."""
     generator = torch.Generator().manual_seed(0)
     return [
         {
@@ -87,7 +87,7 @@ def initial(widths: list[int], dtype: torch.dtype) -> list[dict[str, torch.Tenso
 
 
 def u(params: Any, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """(k,), (k,) -> (k,); start and boundary values hold whatever the parameters."""
+    """The solution at (k,), (k,); it meets the initial and boundary values for any parameters."""
     h = torch.stack([x, 2.0 * t - 1.0], dim=-1)
     for layer in params[:-1]:
         h = torch.tanh(h @ layer["weight"] + layer["bias"])
@@ -127,7 +127,7 @@ def train(method: Any, quick: bool, evaluations: int, dtype: torch.dtype, at: So
     return Run(res, seconds, found, np.asarray(curve))
 
 
-# --- what is shown -----------------------------------------------------------------------------
+# --- the output --------------------------------------------------------------------------------
 
 
 def error(found: np.ndarray, at: Solution) -> float:
@@ -167,7 +167,9 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float64", "float32"), help="default: both in turn")
     parser.add_argument("--evaluations", type=int, help="default: 1600 if quick, else 6000")
     parser.add_argument("--data", type=Path, metavar="FILE.mat", help="a solution: x, t and usol")
-    parser.add_argument("--out", type=Path, default=Path(), metavar="FOLDER", help="for pictures")
+    parser.add_argument(
+        "--out", type=Path, default=Path(), metavar="FOLDER", help="folder for the pictures"
+    )
     options = parser.parse_args()
     if options.data is not None and not options.data.is_file():
         parser.error(f"--data {options.data}: no such file")

@@ -1,13 +1,13 @@
 """A small network trained on one fixed batch of digits: python examples/cnn_fixed_batch.py
 
-SGD with momentum, Adam and L-BFGS set out from the same weights and see the same images each time,
-so the objective never changes: what L-BFGS asks for. The network can learn all images of the batch
-by heart, so the loss has no minimum but nears 0 as the weights grow; a run ends where the gradient
+SGD with momentum, Adam and L-BFGS start from the same weights and see the same images at every
+step, so the objective never changes, as L-BFGS requires. The network can memorise all images of the
+batch, so the loss has no minimum but tends to 0 as the weights grow. A run ends when the gradient
 is small.
 
---data FOLDER takes the digits of MNIST; without it they are the small ones of scikit-learn, for
-which the rates of SGD and Adam are the best of those tried: 1, 2 and 5 times a power of ten. With
-JAX the time of a method includes what it has compiled on the way.
+--data FOLDER uses the digits of MNIST. Without it the script uses the small digits of scikit-learn,
+for which the learning rates of SGD and Adam are the best of those tried: 1, 2 and 5 times a power
+of ten. With JAX the time of a method includes the compilation during its run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ METHODS = {
 
 
 class Run(NamedTuple):
-    """The outcome; of each iteration the loss, and the seconds until then."""
+    """The outcome; for each iteration the loss, and the seconds until then."""
 
     result: lx.Result
     losses: np.ndarray
@@ -85,7 +85,7 @@ def main() -> None:
     side = math.isqrt(train_set.images.shape[1])
     network = CNN(lib, side, "float64")
     batch = network.batch(train_set.images[:images], train_set.labels[:images])
-    network.value_and_gradient(network.start(), batch)    # JAX compiles it now
+    network.value_and_gradient(network.start(), batch)    # JAX compiles it here
 
     runs = {name: train(network, batch, name, maxiter) for name in METHODS}
     progress()
@@ -96,7 +96,7 @@ def main() -> None:
         res = run.result
         print(
             f"  {name:8}{res.nit:4} iterations {res.nfev:4} evaluations {run.seconds[-1]:6.1f} s  "
-            f"loss {res.fun:8.2e}  of the test set right: "
+            f"loss {res.fun:8.2e}  test accuracy: "
             f"{accuracy(network, res.x, test, test_set.labels):.1%}  ({res.status.name})"
         )
     draw(runs, title, options.out)

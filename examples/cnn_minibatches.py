@@ -1,17 +1,20 @@
 """A small network trained on many digits, 128 at a time: python examples/cnn_minibatches.py
 
-SGD with momentum and Adam make one update on each batch, L-BFGS ten or one. The loss shown is that
-of each batch before the updates on it, so of images that this epoch has not seen yet. The rates of
-SGD and Adam are the best of those tried (1, 2 and 5 times a power of ten) for one epoch of MNIST.
+SGD with momentum and Adam make one update on each batch, L-BFGS ten or one. The loss of a batch is
+shown as it was before the updates on it, so it is measured on images that the epoch has not used
+yet. The learning rates of SGD and Adam are the best of those tried (1, 2 and 5 times a power of
+ten) for one epoch of MNIST.
 
-L-BFGS is made for one objective, and each batch is another. On MNIST (--data FOLDER with its files)
-ten updates fit the batch at hand at the cost of the others: in the fourth epoch they took the loss
-of a batch from 1.1 to 0.002 on average, and the share of the test set that is told right fell from
-94 % after the first epoch to 86 %. One update on each batch kept up with SGD and Adam at first, for
-twice the evaluations, and ended at 96.6 %; SGD came to 98.1 %. On the small digits of scikit-learn,
-which serve without --data, a batch is a good part of them all, and ten updates on each did best.
+L-BFGS is designed for one objective, but each batch is a different one. On MNIST (--data FOLDER
+with its files) ten updates fit the current batch at the expense of the others: in the fourth epoch
+they reduced the loss of a batch from 1.1 to 0.002 on average, and the test accuracy fell from 94 %
+after the first epoch to 86 %. One update on each batch kept up with SGD and Adam at first, with
+twice as many evaluations, and ended at 96.6 %; SGD reached 98.1 %. On the small digits of
+scikit-learn, which are used without --data, a batch is a large part of the data. There the test
+accuracy after ten updates on each batch depends on rounding: it was between 94 % and 97 % on
+different machines.
 
-MNIST takes some minutes, most of them for the ten updates.
+MNIST takes several minutes, most of them for the ten updates.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ METHODS = {
 
 
 class Watched:
-    """The network's loss; it counts the calls and keeps the last value seen on each batch."""
+    """The network's loss, with a count of its calls and the last value on each batch."""
 
     def __init__(self, network: CNN, name: str, batches: int):
         self.network, self.name, self.batches = network, name, batches
@@ -62,8 +65,8 @@ class Watched:
 class Run(NamedTuple):
     """The outcome.
 
-    last : the last loss seen on each batch; of SGD and Adam, which see but one, that one.
-    right : the share of the test set that is told right, after each epoch.
+    last : the last loss evaluated on each batch; SGD and Adam evaluate only one.
+    right : the test accuracy after each epoch.
     """
 
     result: lx.TrainResult
@@ -73,12 +76,12 @@ class Run(NamedTuple):
 
     @property
     def before(self) -> float:
-        """The mean loss of the batches of the last epoch, before the updates on them."""
+        """The mean loss of a batch in the last epoch, before the updates on it."""
         return self.result.loss
 
     @property
     def after(self) -> float:
-        """The like after the updates; for L-BFGS."""
+        """The mean loss of a batch in the last epoch, after the updates on it; for L-BFGS."""
         each = len(self.last) // self.result.epochs
         return float(np.mean(self.last[-each:]))
 
@@ -99,17 +102,18 @@ def train(network: CNN, data: Any, test: Digits, name: str, epochs: int) -> Run:
 
 
 def lesson(runs: dict[str, Run]) -> str:
-    """What the run shows of L-BFGS."""
+    """What the run shows about L-BFGS."""
     ten = runs[TEN]
     text = (
-        f"In the last epoch ten updates of L-BFGS took the loss of a batch from {ten.before:.2g} "
-        f"to {ten.after:.2g} on average; SGD met its batches at {runs[SGD].before:.2g}, Adam at "
-        f"{runs[ADAM].before:.2g}, L-BFGS with one update on each at {runs[ONE].before:.2g}. "
+        "In the last epoch ten updates of L-BFGS reduced the loss of a batch from "
+        f"{ten.before:.2g} to {ten.after:.2g} on average. Before its update the loss was "
+        f"{runs[SGD].before:.2g} with SGD, {runs[ADAM].before:.2g} with Adam and "
+        f"{runs[ONE].before:.2g} with one update of L-BFGS. "
     )
     if ten.before > max(runs[SGD].before, runs[ADAM].before):
-        text += "So they fit the batch at hand at the cost of the others."
+        text += "So ten updates fit the current batch at the expense of the others."
     else:
-        text += "So what they learn of a batch holds for the others too, in this run."
+        text += "So in this run, what ten updates learn from one batch also holds for the others."
     return textwrap.fill(text, 100)
 
 
@@ -142,7 +146,7 @@ def draw(runs: dict[str, Run], title: str, folder: Path) -> None:
         )
         if name == TEN:
             style |= {"linestyle": ":", "linewidth": 1.2}
-            label = "L-BFGS, ten: each batch after them"
+            label = "L-BFGS, ten: each batch after its updates"
             last = smooth(run.last, window)
             by_update.plot(share * run.result.updates, last, **style, label=label)
             by_time.plot(seconds, last, **style)
@@ -154,7 +158,7 @@ def draw(runs: dict[str, Run], title: str, folder: Path) -> None:
     )
     by_time.set(title="loss by time, running mean", xlabel="seconds")
     by_epoch.set(
-        title="test set", xlabel="epochs", ylabel="told wrong, %", yscale="log", xticks=epochs[1:],
+        title="test set", xlabel="epochs", ylabel="error rate, %", yscale="log", xticks=epochs[1:],
     )
     by_epoch.yaxis.set_major_formatter("{x:g}")
     by_epoch.yaxis.set_minor_formatter("{x:g}")
@@ -187,7 +191,7 @@ def main() -> None:
         f"{len(train_set.labels)} digits of {side} x {side} pixels in batches of {BATCH}, "
         f"{epochs} epochs, {lib.name}"
     )
-    print(f"{title}\n{'':30}updates  evaluations  seconds  loss of the last epoch  test set right")
+    print(f"{title}\n{'':30}updates  evaluations  seconds  loss of the last epoch   test accuracy")
     for name, run in runs.items():
         seconds = run.result.history.seconds.sum()
         print(

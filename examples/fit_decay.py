@@ -1,10 +1,11 @@
 """Decay curves fitted to noisy data, with uncertainties: python examples/fit_decay.py
 
 The model is y = A exp(-k t) + C with normal noise of known size; its parameters are a dict. The
-function minimised is -log likelihood, so the inverse of its Hessian is the covariance of the
-parameters. L-BFGS gathers an estimate of it (`res.hess_inv`), here set beside the least-squares
-formula. Then twelve curves with one k in common: what the memory and the scaling of the first step
-do for L-BFGS. Last a start so far away that only clipped gradients get home from it.
+function minimised is the negative log likelihood, so the inverse of its Hessian is the covariance
+of the parameters. L-BFGS builds an estimate of it (`res.hess_inv`), which is compared with the
+least-squares formula. Then twelve curves with a common k show the effect of the memory size and of
+scaling the first step. The last start is so far away that only runs with clipped gradients return
+from it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ MEMORIES = (3, 10, 20, 30)
 
 
 class Data(NamedTuple):
-    """Curves y (curves, samples) at t (samples,), what is to be minimised, and the true A and C."""
+    """Curves y (curves, samples) at t (samples,), the objective, and the true parameters."""
 
     lib: shared.Library
     t: Any
@@ -34,36 +35,36 @@ class Data(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What came of one minimisation: the result, and (evaluations, value) on the way."""
+    """The outcome of one minimisation: the result, and the curve of (evaluations, value)."""
 
     result: lx.Result
     curve: np.ndarray
 
 
 def model(p: dict[str, Any], t: Any, xp: Any) -> Any:
-    """(curves, samples)"""
+    """The values of the model, (curves, samples)."""
     return p["A"][:, None] * xp.exp(-p["k"] * t) + p["C"][:, None]
 
 
 def objective(lib: shared.Library, t: Any, y: Any) -> Callable:
-    """-log likelihood (less a constant) with its gradient, a dict like the parameters."""
+    """Minus the log likelihood (up to a constant) with its gradient, a dict like the parameters."""
     xp = lib.xp
 
     @lib.compiled
-    @np.errstate(over="ignore", invalid="ignore")    # trials that go too far are ordinary
+    @np.errstate(over="ignore", invalid="ignore")    # trials that go too far are expected
     def value_and_gradient(p: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         r = (model(p, t, xp) - y) / SIGMA
         e = xp.exp(-p["k"] * t)
-        slope = -p["A"][:, None] * t * e    # of the model, by k
+        slope = -p["A"][:, None] * t * e    # of the model with respect to k
         gradient = {"A": r @ e, "k": xp.sum(r * slope), "C": xp.sum(r, axis=1)}
-        # asarray: a sum of NumPy's is no array
+        # asarray, because a NumPy sum is a scalar and not an array
         return 0.5 * xp.sum(r * r), {name: xp.asarray(g / SIGMA) for name, g in gradient.items()}
 
     return value_and_gradient
 
 
 def measured(lib: shared.Library, A: Any, C: Any, samples: int = 40) -> Data:
-    """Curves with these A and C, the same k, and noise."""
+    """Noisy curves with these A and C and the same k."""
     truth = {"A": np.asarray(A), "k": K, "C": np.asarray(C)}
     t = np.linspace(0.0, 4.0, samples)
     y = model(truth, t, np)
@@ -90,20 +91,20 @@ def run(data: Data, x0: dict[str, Any], method: Any, **limits: Any) -> Run:
 
 
 def jacobian(p: dict[str, Any], data: Data) -> Any:
-    """The slopes of one curve by A, C and k, the order in which hess_inv has them: (samples, 3)."""
+    """The derivatives of one curve by A, C and k, in the order of hess_inv: (samples, 3)."""
     xp = data.lib.xp
     e = xp.exp(-p["k"] * data.t)
     return xp.stack([e, xp.ones_like(e), -p["A"] * data.t * e], axis=1)
 
 
 def errors(run: Run) -> dict[str, float]:
-    """Standard errors from the Hessian that the run has gathered."""
+    """Standard errors from the run's estimate of the inverse Hessian."""
     h = run.result.hess_inv
     return {name: shared.host(v).item() ** 0.5 for name, v in h.unravel(h.diagonal()).items()}
 
 
 def uncertainties(data: Data, out: Path) -> None:
-    """The fit of one curve, and its standard errors as each memory has them."""
+    """Fit one curve and show its standard errors for each memory size."""
     xp = data.lib.xp
     methods: dict[str, Any] = {f"memory {m}": lx.LBFGS(memory_size=m) for m in MEMORIES}
     methods["BFGS"] = lx.BFGS()
@@ -111,7 +112,7 @@ def uncertainties(data: Data, out: Path) -> None:
     best = runs["memory 10"].result
     print(f"one curve: {best.nit} iterations, {best.nfev} evaluations, {best.status.name}")
 
-    # Gauss-Newton: the Hessian is J' J / sigma^2 where the model is nearly linear in p.
+    # Gauss-Newton: the Hessian is J' J / sigma^2 if the model is nearly linear in p.
     J = jacobian(best.x, data)
     covariance = SIGMA**2 * xp.linalg.inv(J.T @ J)
     formula = dict(zip("ACk", np.sqrt(np.diagonal(shared.host(covariance))), strict=True))
@@ -125,7 +126,7 @@ def uncertainties(data: Data, out: Path) -> None:
     if picture is None:
         return
     fitted = model(best.x, data.t, xp)[0, :]
-    # Var of the fitted curve at each t: J H^-1 J'.
+    # The variance of the fitted curve at each t: J H^-1 J'.
     variance = xp.sum((J @ best.hess_inv.todense()) * J, axis=1)
     drawn = (data.t, data.y[0, :], fitted, 2.0 * xp.sqrt(variance))
     t, y, fit, band = (shared.host(values) for values in drawn)
@@ -160,7 +161,7 @@ def uncertainties(data: Data, out: Path) -> None:
 
 
 class Panel(NamedTuple):
-    """Methods to compare on the same data from the same start."""
+    """Methods to compare, on the same data and from the same start."""
 
     title: str
     data: Data

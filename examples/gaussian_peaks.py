@@ -1,12 +1,13 @@
 """A hundred thousand noisy peaks fitted at once: python examples/gaussian_peaks.py
 
-Single-molecule microscopy sees each molecule as a blurred spot of some pixels, and finds where it
-is by a fit: a Gaussian of 5 parameters (place x and y, photons, background, width) on 15 x 15
-pixels with counting noise, weighted by the square root of the counts expected. No estimate
-without bias can scatter less than the Cramer-Rao bound, the inverse of the Fisher information.
+Single-molecule microscopy sees each molecule as a blurred spot of a few pixels, and locates it with
+a fit: a Gaussian with 5 parameters (position x and y, photons, background, width) on 15 x 15 pixels
+with counting noise. The standard deviations are the square roots of the expected counts. No
+unbiased estimate can scatter less than the Cramer-Rao bound, the inverse of the Fisher information.
 
---backend torch or jax differentiates the model itself; elsewhere the derivatives are written out.
-A loop over scipy.optimize.curve_fit, with the same model and derivatives, fits some of the peaks.
+With --backend torch or jax the library differentiates the model; otherwise the derivatives are
+written by hand. For comparison, a loop over scipy.optimize.curve_fit fits some of the peaks, with
+the same model and derivatives.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ PIXELS = SIZE * SIZE
 NAMES = ("x", "y", "photons", "background", "width")
 UNITS = ("px", "px", "relative", "photons/px", "px")
 LEVELS = (500, 1000, 2000, 4000, 8000)
-# The step that is left is then at most 1.5e-3 standard errors, see `lx.least_squares`.
+# The remaining step is then at most 1.5e-3 standard errors; see `lx.least_squares`.
 GTOL = 1e-4
 
 
 class Peaks(NamedTuple):
-    """Images (B, 225), the parameters (B, 5) behind them, a first guess, deviations (B, 225)."""
+    """Images (B, 225), true parameters and first guess (B, 5), standard deviations (B, 225)."""
 
     images: np.ndarray
     truth: np.ndarray
@@ -42,7 +43,7 @@ class Peaks(NamedTuple):
 
 
 def model_of(xp: Any) -> Callable:
-    """The expected counts of an image, row after row, as a function of the coordinates t (15,)."""
+    """The expected counts of an image, row by row, as a function of the coordinates t (15,)."""
 
     def model(t: Any, x: Any, y: Any, photons: Any, background: Any, width: Any) -> Any:
         u, v = (t - x) / width, (t - y) / width
@@ -55,7 +56,7 @@ def model_of(xp: Any) -> Callable:
 
 
 def derivatives_of(xp: Any) -> Callable:
-    """The derivatives of the model by its parameters, (..., 225, 5).
+    """The derivatives of the model with respect to its parameters, (..., 225, 5).
 
     Each is a sum of two products of a column and a row: matrices of inner size 2.
     """
@@ -88,7 +89,7 @@ def columns_of(parameters: np.ndarray) -> list[np.ndarray]:
 
 
 def simulate(count: int, seed: int = 0) -> Peaks:
-    """Peaks of five brightnesses, with counting noise, and a guess from the image alone."""
+    """Peaks of five brightnesses, with counting noise, and first guesses from the images alone."""
     rng = np.random.default_rng(seed)
     truth = np.stack([
         rng.uniform(6.0, 8.0, count),
@@ -98,17 +99,17 @@ def simulate(count: int, seed: int = 0) -> Peaks:
         rng.uniform(1.2, 1.6, count),
     ], axis=-1)
     images = np.empty((count, PIXELS))
-    for start in range(0, count, 1000):    # the noise, a piece at a time
+    for start in range(0, count, 1000):    # in pieces, to save memory
         part = slice(start, start + 1000)
         images[part] = rng.poisson(MODEL(T, *columns_of(truth[part])))
     guess = first_guess(images)
-    # Weights from the counts themselves would favour pixels that are low by chance.
+    # Weights from the counts themselves would favour pixels that happen to be low.
     smooth = MODEL(T, *columns_of(guess))
     return Peaks(images, truth, guess, np.sqrt(np.maximum(smooth, 1.0)))
 
 
 def first_guess(images: np.ndarray) -> np.ndarray:
-    """Background from the border, photons from the sum, the place from the middle's centroid."""
+    """Background from the border, photons from the sum, position from the central centroid."""
     square = images.reshape(-1, SIZE, SIZE)
     inside = np.zeros((SIZE, SIZE), dtype=bool)
     inside[1:-1, 1:-1] = True
@@ -123,7 +124,7 @@ def first_guess(images: np.ndarray) -> np.ndarray:
 
 
 def bounds_of(truth: np.ndarray) -> np.ndarray:
-    """The Cramer-Rao bound of each parameter of each peak: no deviation can be smaller (B, 5)."""
+    """The Cramer-Rao bound (B, 5): the smallest standard deviation of each parameter."""
     found = np.empty_like(truth)
     for start in range(0, len(truth), 1000):
         part = slice(start, start + 1000)
@@ -137,7 +138,7 @@ def bounds_of(truth: np.ndarray) -> np.ndarray:
 
 
 class Fitter:
-    """`lx.curve_fit` of peaks with one array library."""
+    """Fits of peaks by `lx.curve_fit`, with one array library."""
 
     def __init__(self, library: shared.Library, dtype: str, threads: int):
         self.arrays, self.dtype, self.threads = library, dtype, threads
@@ -148,10 +149,10 @@ class Fitter:
 
             self.model = jax.jit(self.model)
         if library.name in ("torch", "jax"):
-            self.derivatives = None    # automatic
+            self.derivatives = None    # automatic differentiation
 
     def fit(self, peaks: Peaks) -> tuple[lx.CurveFit, float]:
-        """The fits, and the seconds that they took; data are brought to the device before."""
+        """The fits and their time in seconds, without the transfer of the data to the device."""
         t, images, guess, sigma = (
             self.arrays.array(values, self.dtype)
             for values in (T, peaks.images, peaks.guess, peaks.sigma)
@@ -175,7 +176,7 @@ def head(peaks: Peaks, count: int) -> Peaks:
 
 
 def loop_over_scipy(peaks: Peaks) -> tuple[np.ndarray, float]:
-    """The same by SciPy, one after the other: the parameters, and the seconds for each fit."""
+    """The same fits by SciPy, one after the other: the parameters, and the seconds per fit."""
     from scipy.optimize import curve_fit
 
     found = []
@@ -190,10 +191,10 @@ def loop_over_scipy(peaks: Peaks) -> tuple[np.ndarray, float]:
 
 
 class Scatter(NamedTuple):
-    """Root mean squares, for each parameter, over peaks of one brightness (5,).
+    """Root mean squares over the peaks of one brightness, for each parameter (5,).
 
-    actual, least : of the errors; and the least possible.
-    by_bound, by_stderr : of the errors relative to the bound, and to the errors reported.
+    actual, least : of the errors, and of the Cramer-Rao bound.
+    by_bound, by_stderr : of the errors divided by the bound, and by the reported standard errors.
     """
 
     actual: np.ndarray
@@ -213,7 +214,7 @@ def scatter_of(peaks: Peaks, x: np.ndarray, stderr: np.ndarray, good: np.ndarray
 
 
 def rms(values: np.ndarray) -> np.ndarray:
-    """The root of the mean square over the peaks: systematic errors count."""
+    """The root mean square over the peaks, which includes systematic errors."""
     return np.sqrt((values * values).mean(axis=0))
 
 
@@ -292,7 +293,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float64")
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count() or 1,
-        help="of NumPy, for pieces of the batch; default: one for each core",
+        help="threads that fit pieces of the batch, for NumPy; default: one for each core",
     )
     options = parser.parse_args()
     count = options.peaks or (2000 if options.quick else 100_000)
@@ -304,7 +305,7 @@ def main() -> None:
 
     sizes = sorted({min(10**k, count) for k in range(1, 6)} | {count})
     if library.name == "jax":
-        sizes = [count]    # each size is compiled anew
+        sizes = [count]    # each size would be compiled separately
     fitter.fit(head(peaks, sizes[0]))    # imports, compiles
     speeds = []
     for size in sizes:
@@ -326,7 +327,7 @@ def main() -> None:
         loop = None
     else:
         away = np.max(np.abs(found - x[: len(found)]) / stderr[: len(found)])
-        print(f"SciPy in a loop, {len(found)} of them: {1.0 / loop:.0f} fits per second")
+        print(f"SciPy in a loop over {len(found)} peaks: {1.0 / loop:.0f} fits per second")
         print(f"  ratio {loop * speeds[-1][1]:.1f}; largest difference {away:.1e} standard errors")
     scatters = scatter_of(peaks, x, stderr, good)
     report(scatters)

@@ -1,13 +1,13 @@
 """Where each line search looks for a step: python examples/line_searches.py
 
-Two functions of one variable that are hard to search, drawn with the trials of every rule:
+Two functions of one variable that are hard to search, with the trials of every rule:
 
     bumps    a valley between small waves (Moré & Thuente 1994, eq. 5.3, beta = 0.01, l = 39),
              from a first trial that is too short and from one that is too long
-    barrier  -alpha - 0.05 log(1 - alpha), which is NaN from 1 on, from a first trial out there
+    barrier  -alpha - 0.05 log(1 - alpha), which is NaN from 1 on, from a first trial beyond 1
 
-The slope at 0 of the first is nearly flat, which makes the strong Wolfe conditions hard to meet.
-All starts on one function are a batch: each search of it goes its own way.
+The first function is nearly flat at 0, which makes the strong Wolfe conditions hard to meet. All
+starts on one function form a batch, in which each search proceeds independently.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def barrier(alpha: Any, xp: Any) -> tuple[Any, Any]:
 
 
 class Case(NamedTuple):
-    """A function, what is drawn of it, and the first trials by the names of their pictures."""
+    """A function, the grid on which it is drawn, and the first trials by the names of their
+    pictures."""
 
     phi: Callable[[Any, Any], tuple[Any, Any]]
     grid: np.ndarray
@@ -62,7 +63,7 @@ CASES = {
 
 
 class Search(NamedTuple):
-    """One search, on the host: its trials (number, 3), as rows alpha, phi, slope, and its end."""
+    """One search on the host: its trials (number, 3) with rows (alpha, phi, slope), and its end."""
 
     trials: np.ndarray
     alpha: float
@@ -81,7 +82,7 @@ def searches(phi: Callable, rule: lx.LineSearch, starts: Any) -> list[Search]:
     found = lx.line_search(phi, rule, starts)
     trials = np.asarray([[shared.host(part) for part in trial] for trial in found.trials])
     ends = (found.evaluations, found.alpha, found.phi, found.dphi, found.success)
-    # Rows that are done repeat until the last one is.
+    # Rows that are done repeat their last trial until all are done.
     counts, *rest = (shared.host(end).tolist() for end in ends)
     return [
         Search(trials[:count, :, row], *end)
@@ -90,14 +91,14 @@ def searches(phi: Callable, rule: lx.LineSearch, starts: Any) -> list[Search]:
 
 
 def acceptable(phi: Callable, rule: lx.LineSearch, grid: Any) -> np.ndarray:
-    """Where on the grid the rule would end: a batch of searches, each told one trial."""
+    """Where on the grid the rule accepts: a batch of searches, each with one trial."""
     begun = rule.begin(*phi(0.0 * grid), alpha0=grid)
     return shared.host(rule.advance(begun, *phi(grid)).status == ACCEPTED)
 
 
 def draw(ax: Any, strip: Any, grid: np.ndarray, values: np.ndarray, accepts: np.ndarray,
          search: Search) -> None:
-    """The function with the trials on it, and below it the trials in their order."""
+    """Draw the function with the trials on it, and below it the trials in order."""
     alphas, heights = search.trials[:, 0], search.trials[:, 1]
     numbers = np.arange(1, len(alphas) + 1)
     taken, lost = alphas == search.alpha, ~np.isfinite(heights)
@@ -145,7 +146,7 @@ def main() -> None:
             picture = shared.figure(13.0, 9.0)
             if picture is not None:
                 axes = picture.subplots(4, 3, sharex=True, height_ratios=(3, 2, 3, 2))
-                # Rows of two: the function, and its trials in order below.
+                # Pairs of panels: the function, and below it the trials in order.
                 places = axes.reshape(2, 2, 3).swapaxes(1, 2).reshape(6, 2)
             for i, title in enumerate(found):
                 search = found[title][row]

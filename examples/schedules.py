@@ -1,8 +1,8 @@
-"""Every learning-rate schedule, drawn and put to work: python examples/schedules.py
+"""Every learning-rate schedule on the same problem: python examples/schedules.py
 
-The same small training with each: a linear model fitted to noisy data by stochastic gradient
-descent, in batches of 16. A high rate gets down fast and then wanders about the minimum; a low one
-comes closer but takes long. A schedule is a way from the one to the other.
+The problem is a small training: a linear model is fitted to noisy data by stochastic gradient
+descent, in batches of 16. A high rate makes fast progress and then wanders around the minimum; a
+low rate gets closer but takes long. A schedule leads from one to the other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RATE = 0.25
 
 
 def every_schedule(steps: int) -> dict[str, schedules.Schedule]:
-    """One of each class, with an end (where it has one) at this step; and a constant low rate."""
+    """One schedule of each class, ending (if it ends) at this step; and a constant low rate."""
     tenth = steps // 10
     decay = schedules.Exponential(RATE, 0.01, every=steps)
     made = [
@@ -62,7 +62,7 @@ def half_mean_square(w: Any, batch: Any) -> tuple[Any, Any]:
 
 
 class Problem(NamedTuple):
-    """The rows (X, y), the parameters to begin with, and the lowest loss."""
+    """The rows (X, y), the initial parameters, and the lowest loss."""
 
     rows: tuple[Any, Any]
     start: Any
@@ -90,17 +90,17 @@ def train(schedule: Any, problem: Problem, epochs: int, seed: int) -> Run:
 
 
 def end(runs: list[Run]) -> float:
-    """The last loss, in the mean over the runs."""
+    """The mean of the final losses of the runs."""
     return float(np.mean([run.losses[-1] for run in runs]))
 
 
 def draw(runs: dict[str, list[Run]]) -> Any:
-    """A panel for each schedule: its rate, and what became of the loss."""
+    """A panel for each schedule: its rate, and the loss over the training."""
     picture = shared.figure(15.0, 11.0)
     if picture is None:
         return None
     picture.suptitle("shaded: the learning rate; lines: the loss above the minimum, one for each "
-                     "order of the batches; in the titles: where they end, in the mean")
+                     "random order of the batches; in the titles: its final value, on average")
     panels = picture.subplots(4, 5, sharex=True, sharey=True)
     for (name, found), ax in zip(runs.items(), panels.flat, strict=True):
         rates = found[0].rates
@@ -134,7 +134,7 @@ def main() -> None:
         shared.progress(f"training with {name}")
         runs[name] = [train(schedule, fit, epochs, seed) for seed in range(seeds)]
     shared.progress()
-    print(f"{epochs * batches} steps, rate {RATE:g} at most; loss above the minimum at the end")
+    print(f"{epochs * batches} steps, rate at most {RATE:g}; final loss above the minimum")
     for name, found in runs.items():
         print(f"{name:18} {end(found):.1e}")
 

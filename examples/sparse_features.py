@@ -1,10 +1,10 @@
-"""Features that are rarely there: python examples/sparse_features.py
+"""Learning rates for rare features: python examples/sparse_features.py
 
-Logistic regression on features of 0 and 1 whose frequencies follow a power law, as those of words
-do: the first is in every other row, the last in a handful. With one learning rate for all, what is
-right for the frequent ones is too little for the rare ones; Adagrad and its heirs give each
-coordinate a rate of its own. The learning rate of each is the best of a small grid. The weights are
-compared with those at the minimum, which L-BFGS finds.
+Logistic regression on features of 0 and 1 whose frequencies follow a power law, like those of
+words: the first occurs in every other row, the last in a handful. With a single learning rate, the
+rate that suits the frequent features is too small for the rare ones; Adagrad and its successors
+give each coordinate its own rate. Each method uses the best learning rate of a small grid. The
+weights are compared with those at the minimum, which L-BFGS finds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MARKERS = "osD^vP"
 
 
 class Problem(NamedTuple):
-    """Rows (X, y), the loss on a batch of them, how often each feature is there, the minimum."""
+    """Rows (X, y), the loss on a batch of them, how often each feature occurs, the minimum."""
 
     lib: shared.Library
     rows: tuple[Any, Any]
@@ -39,7 +39,7 @@ class Problem(NamedTuple):
 
 
 class Run(NamedTuple):
-    """After each epoch the loss above the minimum; and the errors of all weights, one by one."""
+    """After each epoch: the loss above the minimum, and the errors of all weights."""
 
     rate: float
     losses: np.ndarray
@@ -54,7 +54,8 @@ def problem(lib: shared.Library, rows: int) -> Problem:
     X, y = lib.array(there), lib.array(labels)
 
     def loss(w: Any, batch: tuple[Any, Any]) -> tuple[Any, Any]:
-        """-log likelihood of a row, with a small penalty on the weights; and the gradient."""
+        """The mean of -log likelihood over the rows, with a small penalty on the weights; and its
+        gradient."""
         X, y = batch
         z = X @ w
         p = 0.5 + 0.5 * xp.tanh(0.5 * z)    # 1 / (1 + exp(-z)), which never overflows
@@ -78,7 +79,7 @@ def train(p: Problem, method: Any, rate: float, epochs: int) -> Run:
 
 
 def relative(run: Run, p: Problem, which: np.ndarray) -> np.ndarray:
-    """|w - w_min| / |w_min| of these features, after each epoch."""
+    """The error |w - w_min| / |w_min| of these features after each epoch."""
     scale = np.linalg.norm(shared.host(p.best.x)[which])
     return np.linalg.norm(run.errors[:, which], axis=1) / scale
 
@@ -121,7 +122,7 @@ def main() -> None:
     rows, epochs = (1000, 4) if options.quick else (2000, 8)
     p = problem(shared.array_library(options.backend), rows)
     rare = (np.arange(FEATURES) >= FEATURES // 2) & (p.counts > 0)
-    print(f"{rows} rows, {epochs} epochs; the rarer half of the features is in "
+    print(f"{rows} rows, {epochs} epochs; the rarer half of the features occurs in "
           f"{p.counts[rare].min()} to {p.counts[rare].max()} rows each")
     print("           rate   loss above the minimum   error of rare weights   of frequent ones")
     tried, chosen = {}, {}

@@ -1,13 +1,13 @@
 """Gradient descent and L-BFGS on functions of two variables: python examples/two_dimensions.py
 
-Rosenbrock's function is one long bent valley, steep across and almost flat along it. Rastrigin's
-is a bowl with a local minimum near every point of the integer grid. On each of them runs gradient
-descent with a fixed learning rate, gradient descent with a line search, and L-BFGS. A picture shows
-the way each of them went, and its values by evaluations of function and gradient: a line search
-takes more than one of them for a step.
+Rosenbrock's function has one long curved valley, steep across and almost flat along it. Rastrigin's
+function is a bowl with a local minimum near every point of the integer grid. On each of them the
+script runs gradient descent with a fixed learning rate, gradient descent with a line search, and
+L-BFGS. The pictures show the path of each run, and its values over the evaluations of function and
+gradient, since a line search may take several of them for one step.
 
-None of the three looks for the least of many minima. In which one a run ends depends on the steps
-it takes, and a line search may step over a ridge.
+None of the three methods looks for the global minimum. Which minimum a run reaches depends on its
+steps, and a line search may step over a ridge.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import lbfgs_xp as lx
 
 
 class Case(NamedTuple):
-    """A function, where to start, the learning rate that suits it, and how it is drawn."""
+    """A function, a start, a suitable learning rate, and how to draw the function."""
 
     problem: lx.problems.Problem
     start: tuple[float, float]
@@ -43,7 +43,7 @@ class Case(NamedTuple):
 
 
 class Run(NamedTuple):
-    """The outcome, and of the start and each iterate: the point, evaluations so far, the value."""
+    """The outcome; and for the start and each iterate: the point, evaluations so far, the value."""
 
     result: lx.Result
     path: np.ndarray
@@ -53,7 +53,7 @@ class Run(NamedTuple):
 
 def cases(lib: Library) -> list[Case]:
     # Near a minimum rates up to 2 / L converge, with L the largest eigenvalue of the Hessian there:
-    # 1002 of Rosenbrock's function, 397 of Rastrigin's.
+    # 1002 for Rosenbrock's function, 397 for Rastrigin's.
     rosenbrock = lx.problems.rosenbrock(2, xp=lib.xp)
     rastrigin = lx.problems.rastrigin(2, xp=lib.xp)
     bent, bowl = np.geomspace(0.02, 2e3, 18), np.linspace(0.0, 80.0, 11)
@@ -89,7 +89,7 @@ def solve(lib: Library, case: Case, name: str, method: Any, maxiter: int) -> Run
 
 
 def scale(curves: list[np.ndarray]) -> str:
-    """Logarithmic where the curves span several powers of ten."""
+    """The scale of an axis: logarithmic if the curves span several powers of ten."""
     numbers = np.concatenate(curves)
     return "log" if numbers.max() > 100.0 * numbers.min() else "linear"
 
@@ -120,13 +120,13 @@ def draw(lib: Library, case: Case, runs: dict[str, Run], folder: Path) -> None:
         )
     plane.plot(*case.start, "D", color="black", markersize=7, label="start")
     least = host(case.problem.x_min)
-    plane.plot(*least, "*", color="black", markersize=14, label="least minimum")
+    plane.plot(*least, "*", color="black", markersize=14, label="global minimum")
     plane.set(
         xlim=(left, right), ylim=(bottom, top), aspect="equal", xlabel="$x_0$", ylabel="$x_1$",
-        title="the ways they went",
+        title="paths",
     )
     curves.set(
-        xlabel="evaluations of function and gradient", ylabel="value", title="the value on the way",
+        xlabel="evaluations of function and gradient", ylabel="value", title="value along the path",
         xscale=scale([run.evaluations for run in runs.values()]),
         yscale=scale([run.values for run in runs.values()]),
     )

@@ -1,9 +1,10 @@
 """lbfgs_xp: optimisation for arrays of any library.
 
-L-BFGS and line searches, Newton, constraints, first-order optimizers, schedules, training.
+L-BFGS with line searches, Newton's method, constraints, first-order optimizers, learning-rate
+schedules and training.
 
-NumPy, PyTorch, CuPy, JAX and every other library that follows the Python array API standard, on
-any device; one problem or a batch of them; bitwise reproducible on demand.
+It works with NumPy, PyTorch, CuPy, JAX and every other library that follows the Python array API
+standard, on any device, for one problem or a batch, and is bitwise reproducible on request.
 """
 
 import importlib.util
@@ -138,5 +139,5 @@ def __getattr__(name: str) -> Any:
     near = {public.lower(): public for public in __all__}.get(name.lower())
     hint = f"; did you mean lx.{near}?" if near else ""
     if name.isidentifier() and importlib.util.find_spec(f"{__name__}.{name}") is not None:
-        hint = f"; it is a module of its own: import lbfgs_xp.{name}"
+        hint = f"; it is a separate module: import lbfgs_xp.{name}"
     raise AttributeError(f"lbfgs_xp has no {name!r}{hint}")

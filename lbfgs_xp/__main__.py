@@ -1,4 +1,4 @@
-"""python -m lbfgs_xp demo | info"""
+"""The command line: python -m lbfgs_xp demo | info."""
 
 from __future__ import annotations
 
@@ -26,37 +26,37 @@ _PATIENCE = 5.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; 0 where it went well."""
+    """Run one command and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m lbfgs_xp",
-        description="L-BFGS for the arrays of any library.",
+        description="L-BFGS for arrays of any library.",
     )
     parser.add_argument("--version", action="version", version=f"lbfgs_xp {lx.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command")
     shown = commands.add_parser(
         "demo",
-        help="solve reference problems with every array library found, and draw a picture",
-        description="Minimises Rosenbrock's function and trains a small network with every array "
-        "library found, on each device, in default and in reproducible mode; compares the "
-        "iterates with those of NumPy; and draws how the line searches differ.",
+        help="solve reference problems with every installed array library, and draw a picture",
+        description="Minimise Rosenbrock's function and train a small network with every installed "
+        "array library, on each device, in default and in reproducible mode; compare the iterates "
+        "with those of NumPy; and draw how the line searches differ.",
     )
     shown.add_argument(
         "--out", type=Path, default=Path(), metavar="DIR",
-        help="folder for lbfgs_xp_demo.png (default: the current one)",
+        help="folder for lbfgs_xp_demo.png (default: the current folder)",
     )
     shown.add_argument("--quick", action="store_true", help="smaller problems, fewer iterations")
     commands.add_parser(
         "info",
-        help="say which array libraries and devices are here, and what works on each",
-        description="Lists what is installed, and tries on each device what works there.",
+        help="show which array libraries and devices are available, and what works on each",
+        description="List what is installed, and test what works on each device.",
     )
     chosen = parser.parse_args(arguments)
     if chosen.command is None:
         parser.print_help()
         return 0
-    # float64 in JAX, unless the user has decided; JAX reads this when it is first imported.
+    # Enable float64 in JAX, unless the user has decided; JAX reads this when it is first imported.
     os.environ.setdefault("JAX_ENABLE_X64", "1")
-    # The thread pools of several libraries in one process wait for each other's cores.
+    # The thread pools of several libraries in one process compete for the cores.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if chosen.command == "demo":
         return demo(chosen.out, chosen.quick)
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def info() -> int:
-    """Shows what is installed, and what works on each device."""
+    """Show what is installed, and what works on each device."""
     from rich.table import Table
 
     out = console()
@@ -93,9 +93,9 @@ def info() -> int:
             table.add_row(name, version, device, str(here.dtype).split(".")[-1], *marks)
     out.print(table)
     out.print(
-        "Each mark is the outcome of a small run. autodiff: no jac= needed. in place: buffers are "
-        "overwritten, not copied. compiles: functions are compiled. batched: many problems at "
-        "once. reproducible: the same bits as NumPy.",
+        "Each mark comes from a small run. autodiff: jac= is not needed. in place: buffers are "
+        "overwritten, not copied. compiles: functions are compiled. batched: many problems are "
+        "solved at once. reproducible: the same bits as NumPy.",
         style="dim",
     )
     return 0
@@ -108,13 +108,13 @@ def _try(probe: Callable[[Backend], bool], here: Backend) -> str:
             return "[green]yes[/]" if probe(here) else "no"
     except TimeoutError:
         return "too slow"
-    except Exception as error:  # what fails, and how, is the answer
+    except Exception as error:  # how a probe fails is part of the answer
         return f"[red]no ({type(error).__name__})[/]"
 
 
 def _differentiates(here: Backend) -> bool:
     start = here.full((3,), 2.0)
-    with contextlib.suppress(ValueError):  # the error that names the ways out
+    with contextlib.suppress(ValueError):  # raised if a gradient must be passed
         return lx.minimize(lambda x: ((x - 1.0) ** 2).sum(), start).success
     return False
 
@@ -123,7 +123,7 @@ def _writes_in_place(here: Backend) -> bool:
     buffer = here.zeros((2, 3))
     after = here.write_row(buffer, 1, here.full((3,), 1.0))
     assert here.to_host(after).tolist() == [[0.0] * 3, [1.0] * 3]
-    with contextlib.suppress(RuntimeError):  # a buffer given away
+    with contextlib.suppress(RuntimeError):  # a donated buffer
         return bool(here.to_host(buffer)[1, 0] == 1.0)
     return False
 
@@ -143,7 +143,7 @@ def _compiles(here: Backend) -> bool:
 
 def _solves_batches(here: Backend) -> bool:
     problem = lx.problems.rosenbrock(2, xp=here.xp, dtype=here.dtype, device=here.device)
-    for _ in range(2):  # the first run may spend its time on compiling
+    for _ in range(2):  # the first run may spend its time on compilation
         res = lx.minimize(
             problem.value_and_gradient, problem.starts(3), jac=True, batched=True, maxiter=100,
             maxtime=_PATIENCE,

@@ -1,7 +1,7 @@
-"""Checks of arguments: each returns the value as it is used from then on, or raises a clear error.
+"""Checks of arguments: each returns the value in the form used internally, or raises a clear error.
 
-A number may be of any library (0-d), but is no bool; an integer may be a whole float. What does not
-fit is a ValueError for numbers, whatever was passed in their place, and a TypeError for all else.
+A number may also be a 0-d array of any library, but not a bool; an integer may be a whole float. A
+bad number raises a ValueError, whatever its type; any other bad argument raises a TypeError.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-# Numbers of an array that are written out.
+# Arrays with more elements are shown by their shape.
 _SHOWN = 8
 
 P = ParamSpec("P")
@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 
 def shown(value: Any) -> str:
-    """What was passed, for a message: of a large array the shape, for its numbers fill pages."""
+    """`value` as text for a message; a large array is shown by its shape only."""
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple) and math.prod(shape) > _SHOWN:
         return f"an array of shape {tuple(shape)}"
@@ -32,7 +32,7 @@ def number(
     name: str, value: Any, *, least: float = -math.inf, above: float = -math.inf,
     most: float = math.inf, below: float = math.inf,
 ) -> float:
-    """A finite number: at least `least`, or `above`; at most `most`, or `below`."""
+    """A finite number, at least `least`, above `above`, at most `most` and below `below`."""
     found = real(value)
     if found is None or not (
         math.isfinite(found) and least <= found <= most and above < found < below
@@ -42,12 +42,12 @@ def number(
 
 
 def tolerance(name: str, value: Any) -> float:
-    """A number of at least 0, which may be infinite."""
+    """A number of at least 0, possibly infinite."""
     return _not_negative(name, value, "a number")
 
 
 def seconds(name: str, value: Any) -> float:
-    """A time of at least 0, which may be infinite."""
+    """A time in seconds of at least 0, possibly infinite."""
     return _not_negative(name, value, "a number of seconds")
 
 
@@ -62,7 +62,7 @@ def count(name: str, value: Any, least: int) -> int:
 
 
 def budget(name: str, value: Any, least: int) -> int | None:
-    """An integer of at least `least`; None, and infinity, for no limit."""
+    """An integer of at least `least`; None or infinity means no limit and gives None."""
     return None if real(value) == math.inf else optional(count)(name, value, least)
 
 
@@ -74,29 +74,29 @@ def flag(name: str, value: Any) -> bool:
 
 
 def bounds(value: Any) -> tuple[Any, Any]:
-    """The pair (lower, upper), or what has it as `lb` and `ub` (SciPy's `Bounds`)."""
+    """The pair (lower, upper), also from an object with `lb` and `ub`, such as SciPy's `Bounds`."""
     if hasattr(value, "lb") and hasattr(value, "ub"):
         return value.lb, value.ub
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         many = isinstance(value, (tuple, list)) and len(value) > 2
         what = f"a {type(value).__name__} of {len(value)}" if many else shown(value)
         raise TypeError(
-            f"bounds is {what}; wanted the pair (lower, upper), each None, a number, or numbers "
-            "like x0 (not a pair for each variable, as in SciPy)"
+            f"bounds is {what}; wanted the pair (lower, upper), each None, a number or an array "
+            "like x0 (not one pair per variable, as in SciPy)"
         )
-    # SciPy's `minimize` has a list of pairs, one for each variable.
+    # SciPy's `minimize` takes a list of pairs, one per variable.
     if isinstance(value, list) and all(
         isinstance(side, (tuple, list)) and len(side) == 2 for side in value
     ):
         raise TypeError(
-            f"bounds is {value!r}, a list of two pairs, which might be those of two variables; "
+            f"bounds is {value!r}, a list of two pairs, possibly one for each of two variables; "
             "wanted the tuple (lower, upper)"
         )
     return value[0], value[1]
 
 
 def optional(check: Callable[..., Any]) -> Callable[..., Any]:
-    """The check that lets None pass."""
+    """`check`, except that None passes."""
 
     def check_given(name: str, value: Any, *limits: Any, **more: Any) -> Any:
         try:
@@ -108,11 +108,11 @@ def optional(check: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Settings:
-    """A frozen dataclass of settings, which prints those that differ from their defaults."""
+    """A frozen dataclass of settings whose repr shows those that differ from their defaults."""
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
-        # In the class's own dict, or the dataclass would write another one.
+        # In the class's own dict, so that the dataclass decorator does not generate another one.
         cls.__repr__ = cls.__repr__  # type: ignore[method-assign]
 
     def __repr__(self) -> str:
@@ -125,24 +125,27 @@ class Settings:
 
     @staticmethod
     def _as_given(value: Any) -> Any:
-        """A setting as its user would write it."""
+        """A setting as the user would write it."""
         return value
 
 
 def setting(owner: Any, name: str, check: Callable[..., Any], **limits: Any) -> None:
-    """Check a field of a frozen dataclass, which then holds what the check returns."""
+    """Replace a field of a frozen dataclass with what its check returns."""
     object.__setattr__(owner, name, check(name, getattr(owner, name), **limits))
 
 
 def require(condition: bool, wanted: str, **passed: object) -> None:
-    """Raise a ValueError that says what was passed and what is wanted."""
+    """Raise a ValueError that says what was passed and what is wanted, unless `condition` holds."""
     if not condition:
         values = " and ".join(f"{name} is {value!r}" for name, value in passed.items())
         raise ValueError(f"{values}; wanted {wanted}")
 
 
 def reject_foreign_keywords(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorates a function: an error says of keywords that other libraries have what is wanted."""
+    """Decorate a function so that keywords of other libraries raise an error that says what to use.
+
+    names : each such keyword, with what is wanted instead.
+    """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         own = inspect.signature(function).parameters
@@ -162,7 +165,7 @@ def reject_foreign_keywords(**names: str) -> Callable[[Callable[P, R]], Callable
 
 
 def real(value: Any) -> float | None:
-    """One real number of any library, as a float; None for anything else."""
+    """One real number of any library as a float; None for anything else."""
     if not hasattr(value, "__float__") or _is_no_number(value):
         return None
     try:
@@ -172,7 +175,7 @@ def real(value: Any) -> float | None:
 
 
 def integer(value: Any) -> int | None:
-    """One integer of any library, as an int; None for anything else, whole floats among it."""
+    """One integer of any library as an int; None for anything else, including whole floats."""
     if not hasattr(value, "__index__") or _is_no_number(value):
         return None
     try:
@@ -182,7 +185,7 @@ def integer(value: Any) -> int | None:
 
 
 def _is_no_number(value: Any) -> bool:
-    """Whether it is a bool or complex, or an array with axes, be it of one number."""
+    """Whether `value` is a bool, complex, or an array with axes, even with a single element."""
     if isinstance(value, (int, float)):
         return isinstance(value, bool)
     dtype = str(getattr(value, "dtype", ""))

@@ -1,12 +1,12 @@
-"""Minimisation under constraints, by a sequence of unconstrained problems.
+"""Minimisation under constraints, as a sequence of unconstrained problems.
 
 fun(x) is minimised subject to inequality(x) <= 0 and equality(x) = 0. With multipliers mu >= 0 and
-lambda the Lagrangian is
+lambda, the Lagrangian is
 
     L(x) = fun(x) + mu . inequality(x) + lambda . equality(x),
 
-so that at a solution grad fun + J_inequality^T mu + J_equality^T lambda = 0, and mu = 0 where
-an inequality is not active. Nocedal & Wright (2006), chapter 17, has c(x) >= 0 and the other sign.
+so that at a solution grad fun + J_inequality^T mu + J_equality^T lambda = 0, and mu = 0 for every
+inactive inequality. Nocedal & Wright (2006), chapter 17, use c(x) >= 0 and the opposite sign.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from lbfgs_xp.result import Reason, Result, Status, attach, table
 from lbfgs_xp.run.penalised import Multipliers, PenalisedProblem
 from lbfgs_xp.typing import Jacobian, PhasesOf
 
-# The penalty grows where the violation has not fallen to this share.
+# The penalty grows unless the violation has fallen to this fraction.
 _ENOUGH = 0.25
 
 
 class ConstrainedStatus(Reason):
-    """Why a minimisation under constraints stopped; `str(status)` is the sentence."""
+    """The reason why a minimisation under constraints stopped; `str(status)` is the message."""
 
     RUNNING = -1, False, "still running"
     CONVERGED = 0, True, "converged: the constraints hold to ctol, and the inner solve succeeded"
     INFEASIBLE = (
         1,
         False,
-        "the violation does not fall however large the penalty: the constraints contradict each "
-        "other, hold nowhere near, or have a scale far from that of fun",
+        "the violation does not fall, however large the penalty: the constraints contradict each "
+        "other, cannot be satisfied nearby, or are scaled very differently from fun",
     )
     ITERATIONS = 2, False, "the budget of outer iterations (maxiter) is spent"
-    EVALUATIONS = 3, False, "the budget of evaluations (maxfun) is spent"
-    TIME = 4, False, "the budget of seconds (maxtime) is spent"
+    EVALUATIONS = 3, False, "the evaluation budget (maxfun) is spent"
+    TIME = 4, False, "the time budget (maxtime) is spent"
     INNER = (
         5,
         False,
-        "the inner solve failed: `inner` of the result tells why",
+        "the inner solve failed: see `inner` of the result",
     )
     UNBOUNDED = 6, False, "the value falls without bound, however large the penalty"
     NOT_FINITE = 7, False, "the value, a constraint or a gradient at the start is not finite"
@@ -70,11 +70,12 @@ class ConstrainedResult:
 
     Attributes
     ----------
-    x : of the structure, library, device and dtype of x0
-        Where the run converged; else, of the ends of the inner solves, the one with the lowest
-        value among those that satisfy the constraints to ctol, or with the smallest violation.
+    x : with the structure, library, device and dtype of x0
+        The solution, if the run converged. Otherwise, among the points at which inner solves
+        ended, the one with the lowest value that satisfies the constraints to ctol or, if none
+        does, the one with the smallest violation.
     fun : float
-        The value of fun there, without penalty.
+        The value of fun there, without the penalty.
     violation : float
         The largest of max(0, inequality(x)) and |equality(x)|.
     multipliers : Multipliers
@@ -82,12 +83,12 @@ class ConstrainedResult:
     penalty : float
         The penalty parameter with which x was found.
     nit, nfev : int
-        Outer iterations; evaluations of fun in all.
+        Outer iterations; evaluations of fun in total.
     success, status, message
-        Whether and why the run ended; see `lx.ConstrainedStatus`.
+        Whether the run succeeded, and why it stopped; see `lx.ConstrainedStatus`.
     inner : Result
-        What the inner solve that ended at x gave back: value and gradient of the penalised
-        function.
+        The result of the inner solve that ended at x, with the value and the gradient of the
+        penalised function.
     """
 
     x: Any
@@ -131,13 +132,13 @@ def quadratic_penalty(
 ) -> ConstrainedResult:
     """Minimise fun(x) subject to inequality(x) <= 0 and equality(x) = 0, by quadratic penalties.
 
-    Minimises fun + rho/2 (|max(0, inequality)|^2 + |equality|^2) for a growing penalty parameter
-    rho, each time from the last solution (Nocedal & Wright 2006, Framework 17.1). The constraints
-    are approached from outside: at the end they are violated by about (multiplier / rho), and the
-    larger rho is, the worse conditioned the problem. `lx.augmented_lagrangian` has neither flaw.
+    Each outer iteration minimises fun + rho/2 (|max(0, inequality)|^2 + |equality|^2) from the last
+    solution, for a growing penalty parameter rho (Nocedal & Wright 2006, Framework 17.1). The
+    constraints are approached from outside: the solution violates them by about (multiplier / rho),
+    and the larger rho, the worse conditioned the problem. `lx.augmented_lagrangian` avoids both.
 
-    The parameters are those of `lx.augmented_lagrangian`; but the penalty grows every time, and
-    `ctol` is by default eps^(1/3): 6e-6 in float64, 5e-3 in float32.
+    The parameters are the same as for `lx.augmented_lagrangian`, except that the penalty grows in
+    every outer iteration, and `ctol` defaults to eps^(1/3): 6e-6 in float64, 5e-3 in float32.
 
     Examples
     --------
@@ -183,17 +184,18 @@ def augmented_lagrangian(
 ) -> ConstrainedResult:
     """Minimise fun(x) subject to inequality(x) <= 0 and equality(x) = 0, by multipliers.
 
-    Minimises, each time from the last solution,
+    Each outer iteration minimises, from the last solution,
 
         fun + (|max(0, mu + rho inequality)|^2 - |mu|^2 + |lambda + rho equality|^2 - |lambda|^2)
               / (2 rho)
 
     and takes max(0, mu + rho inequality) and lambda + rho equality as the next multipliers
     (Hestenes 1969, Powell 1969, Rockafellar 1973; Nocedal & Wright 2006, Framework 17.3 and section
-    17.4). The penalty parameter rho grows only where the violation has not fallen to a quarter.
+    17.4). The penalty parameter rho grows only if the violation has not fallen to a quarter of its
+    last value.
 
-    One problem at a time; there is no `batched`. On JAX hand over functions that are compiled, all
-    of them, and what is minimised is compiled as a whole.
+    One problem at a time; there is no `batched`. On JAX, if all the functions passed are compiled,
+    the function that is minimised is compiled as a whole.
 
     Parameters
     ----------
@@ -204,27 +206,27 @@ def augmented_lagrangian(
     args : tuple
         Further arguments of fun, jac, the constraints and their Jacobians.
     inequality, equality : function, at least one
-        inequality(x, *args) -> array (m,), or a number: at most 0 where the constraints hold; and
-        equality(x, *args) likewise: 0 where they hold.
+        inequality(x, *args) -> array (m,), or a number: at most 0 where the constraints hold.
+        Likewise equality(x, *args): 0 where they hold.
     jac : None, True, function, "2-point" or "3-point"
-        As in `lx.minimize`. With None, "2-point" and "3-point" the constraints are differentiated
+        As in `lx.minimize`. With None, "2-point" or "3-point" the constraints are differentiated
         in the same way as fun; with True or a function they need Jacobians.
     inequality_jac, equality_jac : function
-        inequality_jac(x, *args) -> array (m, n), where n counts the variables of nested parameters
+        inequality_jac(x, *args) -> array (m, n), where n counts the variables, nested parameters
         end to end.
     method, bounds
-        What solves the inner problems: any method of `lx.minimize`, with its bounds.
+        The method for the inner problems: any method of `lx.minimize`, with its bounds.
     penalty, growth : float
-        The first rho, above 0; and the factor by which it grows, above 1.
+        The first rho, above 0, and the factor by which it grows, above 1.
     ctol : float
         How far the constraints may be violated. Default: the square root of the dtype's eps,
-        1.5e-8 for float64 and 3.5e-4 for float32; with jac="2-point", whose gradients are not
-        good enough for that, eps^(1/3) in its place and for gtol: 6e-6 and 5e-3.
+        1.5e-8 for float64 and 3.5e-4 for float32. With jac="2-point", whose gradients are not
+        accurate enough for that, ctol and gtol default to eps^(1/3): 6e-6 and 5e-3.
     gtol, maxiter_inner : float, int or None
-        `gtol` and `maxiter` of the inner solves. One that ends at its last iteration is taken up
-        again in the next outer iteration.
+        `gtol` and `maxiter` of the inner solves. One that reaches its last iteration is continued
+        in the next outer iteration.
     maxiter, maxfun, maxtime : int, int, float in seconds; None for no limit
-        Budgets of the whole: outer iterations, evaluations of fun, time.
+        Budgets of the whole run: outer iterations, evaluations of fun, time.
     reproducible : bool
         As in `lx.minimize`.
     callback : function
@@ -238,10 +240,10 @@ def augmented_lagrangian(
     Raises
     ------
     TypeError, ValueError
-        for arguments outside these ranges: what was passed, what is wanted.
+        If an argument is invalid; the message says what was passed and what is wanted.
     Exception
-        What the functions raise goes through, with the `ConstrainedResult` so far, where there is
-        any, attached as the attribute `result`.
+        Whatever the functions raise is passed on, with the `ConstrainedResult` so far, if any,
+        attached to the exception as its attribute `result`.
 
     Examples
     --------
@@ -265,7 +267,7 @@ def augmented_lagrangian(
 
 
 class _Settings(NamedTuple):
-    """How to solve; those of `lx.augmented_lagrangian`, checked."""
+    """The settings of `lx.augmented_lagrangian`, checked."""
 
     has_multipliers: bool
     method: Any
@@ -304,10 +306,10 @@ class _Settings(NamedTuple):
 
 
 class _ConstrainedRun:
-    """One call of `quadratic_penalty` or `augmented_lagrangian`, under way.
+    """One call of `quadratic_penalty` or `augmented_lagrangian` in progress.
 
-    x, multipliers, penalty : where the next inner solve begins, and what it minimises.
-    best : the result so far; None before the first inner solve has ended.
+    x, multipliers, penalty : the start of the next inner solve, and the function it minimises.
+    best : the best result so far; None before the first inner solve has ended.
     """
 
     def __init__(
@@ -320,16 +322,16 @@ class _ConstrainedRun:
         self.args = args if isinstance(args, tuple) else (args,)
         self.start = time.perf_counter()
         self.x, self.penalty = x0, settings.penalty
-        self.multipliers = Multipliers(0.0, 0.0)  # of any number of constraints
+        self.multipliers = Multipliers(0.0, 0.0)  # for any number of constraints
         self.best: ConstrainedResult | None = None
         self.nit = self.nfev = 0
         # The largest change of a multiplier in the last outer iteration, divided by the penalty.
         self._change = math.inf
-        # The violation when it last fell by half, and the penalty then.
+        # The violation when it last fell by half, and the penalty at that time.
         self._milestone, self._since = math.inf, self.penalty
 
     def go(self) -> ConstrainedResult:
-        """Outer iterations until one ends the run."""
+        """Run outer iterations until one ends the run."""
         try:
             while True:
                 if (end := self._iterate()) is not None:
@@ -347,7 +349,7 @@ class _ConstrainedRun:
             raise
 
     def _iterate(self) -> ConstrainedResult | None:
-        """One outer iteration; the result if it is the last."""
+        """Run one outer iteration; return the result if it is the last."""
         s = self.settings
         self.nit += 1
         inner = self._solve_inner()
@@ -356,7 +358,7 @@ class _ConstrainedRun:
         if inner.success and change <= s.ctol:
             return _ended(new, ConstrainedStatus.CONVERGED)
         if inner.status is Status.NOT_FINITE and self.best is not None:
-            # The last inner solve has run off to where a larger penalty overflows.
+            # The previous inner solve ran off to where a larger penalty overflows.
             return _ended(self.best, ConstrainedStatus.UNBOUNDED)
         self.best = self._better(new)
         if inner.status in _ENDS:
@@ -370,7 +372,7 @@ class _ConstrainedRun:
         if s.maxfun is not None and self.nfev >= s.maxfun:
             return _ended(self.best, ConstrainedStatus.EVALUATIONS)
         if inner.status is Status.ITERATIONS:
-            # Multipliers and violation mean nothing yet.
+            # Multipliers and violation are not meaningful yet.
             self.x = inner.x
             return None
         self._learn(inner, new, change)
@@ -389,11 +391,11 @@ class _ConstrainedRun:
         )
 
     def _learn(self, inner: Result, new: ConstrainedResult, change: float) -> None:
-        """Multipliers and penalty for the next inner solve."""
+        """Choose the start, multipliers and penalty of the next inner solve."""
         s = self.settings
         grows = not s.has_multipliers or change > _ENOUGH * self._change
         if inner.status is Status.UNBOUNDED:
-            # With a larger penalty there may be a minimum; not from out there.
+            # A larger penalty may create a minimum; look for it from the last start instead.
             grows = True
         else:
             self.x, self._change = inner.x, change
@@ -412,12 +414,12 @@ class _ConstrainedRun:
             return None
         if inner.status is Status.UNBOUNDED:
             return _ended(best, ConstrainedStatus.UNBOUNDED)
-        # If next to nothing is left of the violation, the inner solves are what fails.
+        # If hardly any violation is left, it is the inner solves that fail.
         solved = best.violation <= eps ** (1 / 3)
         return _ended(best, ConstrainedStatus.INNER if solved else ConstrainedStatus.INFEASIBLE)
 
     def _measured(self, inner: Result) -> tuple[ConstrainedResult, float]:
-        """The result of an inner solve, and the largest change of a multiplier."""
+        """The result of an inner solve, and the largest multiplier change over the penalty."""
         value, violation, change, after = self.problem.measure(
             inner.aux, self.multipliers, self.penalty
         )
@@ -444,7 +446,7 @@ def _ended(result: ConstrainedResult, status: ConstrainedStatus) -> ConstrainedR
 
 
 def _apart(result: ConstrainedResult) -> ConstrainedResult:
-    """A result whose arrays the receiver may change."""
+    """A copy of the result, whose arrays the receiver may change."""
     x, multipliers = map_leaves(
         lambda leaf: copy_of(leaf) if is_array(leaf) else leaf,
         (result.x, tuple(result.multipliers)),

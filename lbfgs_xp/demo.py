@@ -1,4 +1,4 @@
-"""`python -m lbfgs_xp demo`: the same problems with every array library found, and a picture."""
+"""`python -m lbfgs_xp demo`: the same problems in every installed array library, and a picture."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PICTURE = "lbfgs_xp_demo.png"
 
 
 class Drawing(NamedTuple):
-    """A solver, and how its curve is drawn."""
+    """A solver, with the style of its curve."""
 
     solver: lx.LBFGS
     colour: str
@@ -31,7 +31,7 @@ def _drawn(rule: lx.LineSearch, colour: str, line: Any, marker: str, memory: int
     return Drawing(lx.LBFGS(memory_size=memory, line_search=rule), colour, line, marker)
 
 
-# Okabe & Ito (2008): colours that colour-blind readers tell apart.
+# The palette of Okabe & Ito (2008), which colour-blind readers can distinguish.
 METHODS: dict[str, Drawing] = {
     "Moré–Thuente": _drawn(lx.MoreThuente(), "#0072B2", "-", "o"),
     "Hager–Zhang": _drawn(lx.HagerZhang(), "#E69F00", "--", "s"),
@@ -44,7 +44,7 @@ METHODS: dict[str, Drawing] = {
 
 
 class Case(NamedTuple):
-    """One problem of the table: how it is made, and the budget."""
+    """One problem of the table: how to make it, and its budget."""
 
     title: str
     factory: Any
@@ -53,7 +53,7 @@ class Case(NamedTuple):
 
 
 class Solved(NamedTuple):
-    """One solved problem: the outcome, the seconds, and the iterates on the host."""
+    """One solved problem: the result, the time in seconds, and the iterates on the host."""
 
     result: Any
     seconds: float
@@ -61,7 +61,7 @@ class Solved(NamedTuple):
 
 
 def console() -> Any:
-    """A rich console, wide enough for a table where the output is not a terminal."""
+    """A rich console, wide enough for a table if the output is not a terminal."""
     from rich.console import Console
 
     out = Console()
@@ -69,7 +69,7 @@ def console() -> Any:
 
 
 def demo(folder: Path, quick: bool = False) -> int:
-    """Prints the table and saves the picture; 0 where both went well."""
+    """Print the tables and save the picture; return the exit code."""
     out = console()
     tables(out, quick)
     return picture(out, folder, quick)
@@ -79,7 +79,7 @@ def demo(folder: Path, quick: bool = False) -> int:
 
 
 def tables(out: Any, quick: bool) -> None:
-    """A table for each problem, with a row for each library, device and mode."""
+    """Print a table for each problem, with a row for each library, device and mode."""
     from rich.markup import escape
 
     places = [
@@ -102,7 +102,7 @@ def tables(out: Any, quick: bool) -> None:
                 with out.status(f"{case.title}, {mode} mode: {name} on {device}"):
                     try:
                         run = solve(case, here, reproducible, patience)
-                    except Exception as error:  # one library that fails does not end the demo
+                    except Exception as error:  # one failing library does not end the demo
                         shown.add_row(*cells, *"-----", escape(f"{type(error).__name__}: {error}"))
                         continue
                     if run.result.status == lx.Status.TIME:
@@ -117,16 +117,17 @@ def tables(out: Any, quick: bool) -> None:
             shown.add_section()
         out.print(shown)
     out.print(
-        "ms: the fastest of up to three runs once compiled programs are at hand. Last column: the "
-        "largest difference of an iterate, relative to its largest component; libraries round "
-        "differently, and over many steps that grows, unless every sum has a fixed order "
-        "(reproducible mode). The network has tanh, and in reproducible mode softsign: libraries "
-        "differ in the last bits of tanh.",
+        "ms: the fastest of up to three runs, after compilation. Last column: the largest "
+        "difference in any iterate, relative to its largest component. Libraries round "
+        "differently, and the differences grow over many steps unless every sum has a fixed order "
+        "(reproducible mode). The network uses tanh, but softsign in reproducible mode, because "
+        "libraries differ in the last bits of tanh.",
         style="dim",
     )
     for name, where in slow.items():
         out.print(
-            f"{name}: left out, a run took more than {patience:.0f} s ({where} in that time)",
+            f"{name}: left out because a run took more than {patience:.0f} s ({where} in that "
+            "time)",
             style="dim",
         )
 
@@ -153,14 +154,14 @@ def cases(quick: bool) -> Iterator[Case]:
 
 
 def solve(case: Case, here: Backend, reproducible: bool, patience: float) -> Solved:
-    """Solves the case to see every iterate, then again for the time."""
+    """Solve the case once to record every iterate, then again to measure the time."""
     settings = dict(case.settings)
     if reproducible and case.factory is problems.mlp_regression:
         settings["activation"] = "softsign"  # libraries differ in the last bits of tanh
     problem = case.factory(
         **settings, xp=here.xp, dtype=here.dtype, device=here.device, reproducible=reproducible
     )
-    # A compiled program may round a product and a sum at once, so it may not where bits count.
+    # A compiled program may fuse a product and a sum into one rounding, which changes bits.
     fun = problem.value_and_gradient
     fun = fun if reproducible else here.jit(fun)
     iterates: list[np.ndarray] = []
@@ -177,7 +178,7 @@ def solve(case: Case, here: Backend, reproducible: bool, patience: float) -> Sol
         return result
 
     result = run(callback=keep)
-    if result.status == lx.Status.TIME:  # spent on compiling, it may be
+    if result.status == lx.Status.TIME:  # possibly spent on compilation
         iterates.clear()
         result = run(callback=keep)
     if result.status == lx.Status.TIME:
@@ -213,7 +214,7 @@ def _compare(run: Solved, reference: list[np.ndarray]) -> str:
 
 
 def picture(out: Any, folder: Path, quick: bool) -> int:
-    """Saves the picture, where matplotlib is installed."""
+    """Save the picture, if matplotlib is installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -268,7 +269,7 @@ def _contours(axes: Any, problem: Any) -> None:
 
 
 def _explain(axes: Any) -> None:
-    """The key to the small panels, in the place of the last."""
+    """Draw the legend of the small panels, in the last of them."""
     axes.axis("off")
     axes.plot([], [], marker="s", color="black", linestyle="", label="start")
     axes.plot([], [], marker="*", color="black", linestyle="", markersize=12, label="minimum")
@@ -277,7 +278,7 @@ def _explain(axes: Any) -> None:
 
 
 def _follow(problem: Any, solver: Any) -> tuple[np.ndarray, list[float], list[int]]:
-    """The iterates (k, 2), how far their values lie above the minimum, and the evaluations."""
+    """The iterates (k, 2), their values above the minimum, and the evaluations so far."""
     path = [problem.x0]
     losses = [float(problem.fun(problem.x0)) - problem.minimum]
     counts = [1]

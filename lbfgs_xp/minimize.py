@@ -1,4 +1,4 @@
-"""`minimize`: its arguments, the loop, and what becomes of exceptions."""
+"""`minimize`: its arguments, the main loop, and the handling of exceptions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lbfgs_xp.run.progress import Live
 from lbfgs_xp.solvers.method import Limits
 from lbfgs_xp.typing import Jacobian, MinimizeSettings, PhasesOf
 
-# Numbers of x from which on the C library may fetch each temporary from the system.
+# From this many numbers in x on, the C library may request every temporary from the system.
 _LARGE = 2**10
 
 
@@ -53,8 +53,8 @@ def minimize(
 
 
 @reject_foreign_keywords(
-    tol="gtol (of the gradient), ftol (of the value) or xtol (of x)",
-    options="each option as an argument of its own: maxiter=, gtol=, ...",
+    tol="gtol (for the gradient), ftol (for the value) or xtol (for x)",
+    options="each option as a separate argument: maxiter=, gtol=, ...",
     **dict.fromkeys(("max_iter", "maxit", "n_iter", "steps", "iterations"), "maxiter"),
     **dict.fromkeys(("max_eval", "maxfev", "max_nfev"), "maxfun"),
     **dict.fromkeys(("disp", "verbose"), "progress=True"),
@@ -96,73 +96,76 @@ def minimize(
     Parameters
     ----------
     fun : function
-        fun(x, *args) -> value: a real number or 0-d array; for a batch an array (B,). It must not
+        fun(x, *args) -> value: a real number or 0-d array; for a batch, an array (B,). It must not
         change x in place.
-    x0 : array of any shape, float or complex; or a nested dict, list, tuple or dataclass of them
-        The start. Its library and device are those of the whole run.
+    x0 : array of any shape, float or complex; or a nested dict, list, tuple or dataclass of arrays
+        The start. The whole run uses its library, device and dtype.
     args : tuple
-        Further arguments of fun (and jac).
+        Further arguments of fun (and of jac and hess).
     method : None, str, optimizer, solver, or a list of phases
         "lbfgs", "bfgs", "newton", "projected_gradient", "adam", ..., or an object such as
-        `lx.LBFGS(memory_size=20)` or `lx.Adam(1e-2)`. "auto": BFGS for a batch of problems of at
-        most 20 variables each, else L-BFGS. None: "auto" for a batch, else "lbfgs". A list of
-        methods follow each other: `[lx.Adam(1e-3).until(maxiter=1000), lx.LBFGS()]`. Each begins
-        at the best point so far and ends by limits of its own (`until`, `lx.Phase`), or by those
-        below. Budgets below are those of the whole run.
+        `lx.LBFGS(memory_size=20)` or `lx.Adam(1e-2)`. "auto" or None: BFGS for a batch of problems
+        with at most 20 variables each, otherwise L-BFGS. The methods of a list run one after
+        another: `[lx.Adam(1e-3).until(maxiter=1000), lx.LBFGS()]`. Each starts at the best point
+        so far and stops by its own limits (`until`, `lx.Phase`) or by those below. The budgets
+        below apply to the whole run.
     jac : None, True, function, "2-point" or "3-point"
         None: automatic differentiation (PyTorch, JAX). True: fun returns (value, gradient). A
-        function: jac(x, *args) -> gradient, of the structure of x. For complex x the gradient is
-        df/d(re) + i df/d(im). "3-point": central differences, 2n more evaluations each.
-        "2-point": forward ones, n more each; and central ones from where a search has failed or
-        needed 8 trials, for near a minimum the error of forward differences is larger than the
-        gradient, and where a small gradient may be no more than that error.
+        function: jac(x, *args) -> gradient, with the structure of x. For complex x the gradient is
+        df/d(re) + i df/d(im). "3-point": central differences, 2n extra evaluations per gradient.
+        "2-point": forward differences, n extra evaluations per gradient. Near a minimum their
+        error exceeds the gradient, so the run switches to central differences once a search has
+        failed or taken 8 trials, or once a small gradient may be nothing more than that error.
     hess : None or function
-        For methods that need the Hessian (`lx.Newton`) of real x. None: automatic differentiation
-        (PyTorch, JAX). A function: hess(x, *args) -> (n, n), for a batch (B, n, n); where x is not
-        one vector, over all its numbers in a row, n in all, in the order of its leaves.
+        For methods that need the Hessian (`lx.Newton`); x must be real. None: automatic
+        differentiation (PyTorch, JAX). A function: hess(x, *args) -> (n, n), for a batch
+        (B, n, n). If x is not a single vector, the n variables are all its numbers, flattened in
+        the order of its leaves.
     has_aux : bool
-        Whether fun returns (value, aux) in place of value (with jac=True, ((value, aux),
-        gradient)); `res.aux` is that of the best point.
+        Whether fun returns (value, aux) instead of value (with jac=True, ((value, aux),
+        gradient)); `res.aux` belongs to the best point.
     bounds : None or (lower, upper)
-        For methods that take bounds, such as "projected_gradient"; L-BFGS takes none. Each side is
-        None, a number, an array that broadcasts to x0, or of the structure of x0 with such leaves.
-        Infinities are no bounds. A start outside is moved to the nearest point inside.
+        For methods that support bounds, such as "projected_gradient"; L-BFGS does not. Each side
+        is None, a number, an array that broadcasts to x0, or has the structure of x0 with such
+        leaves. Infinite entries impose no bound. A start outside the bounds is moved to the
+        nearest point inside.
     gtol : float
-        Stop where the largest component of the gradient is at most this; under constraints, of
-        P(x - gradient) - x, with P the projection. Default: the square root of the dtype's eps,
-        1.5e-8 for float64 and 3.5e-4 for float32.
+        Stop when the largest component of the gradient is at most this; under constraints, of
+        P(x - gradient) - x, where P is the projection. Default: the square root of the dtype's
+        eps, 1.5e-8 for float64 and 3.5e-4 for float32.
     ftol, xtol : float
-        Stop where in two iterations running the value changes by at most ftol |value|, or x by
-        at most xtol max(1, largest |x|). With 0, the default, a run goes on until the gradient is
-        small or the dtype cannot tell a better point.
+        Stop when in two successive iterations the value changes by at most ftol |value|, or x by
+        at most xtol max(1, largest |x|). With 0, the default, a run continues until the gradient
+        is small or the dtype cannot distinguish a better point.
     maxiter, maxfun, maxtime : int, int, float in seconds; None for no limit
-        Budgets, for each problem of a batch. maxfun counts every call of fun, those of differences
-        included, and is honoured inside the line search; only the start may exceed it, which is
-        evaluated in any case. By differences a run ends before it where what is left does not
-        allow a value with its gradient.
+        Budgets; maxiter and maxfun apply to each problem of a batch. maxfun counts every call of
+        fun, including those for finite differences, and is enforced inside the line search; only
+        the evaluation of the start, which always takes place, may exceed it. With finite
+        differences a run stops early if what is left does not cover a value and its gradient.
     batched : bool
         x0 is (B, ...) and fun maps it to (B,): B independent problems, each with its own memory,
-        line search and status. Problems that are done leave the batch, so that fun is soon handed
-        fewer rows than B. Arrays in args whose first axis is B belong to the rows: fun is handed
-        the entries of its rows. (On JAX, which compiles for each shape, a batch shrinks to 1024,
-        4096, 16384, ... rows only; some of those are done already.) All other functions of
-        vectors, such as a projection, see the rows that are left as well.
+        line search and status. Problems that are done leave the batch, so fun soon receives fewer
+        than B rows. An array in args whose first axis is B holds data of the rows: fun receives
+        the entries of its rows. A 1-d array that is as long as another axis of x0 is shared by all
+        rows instead, with a warning. (On JAX, which compiles for each shape, a batch only shrinks
+        to 1024, 4096, 16384, ... rows, some of which may be done already.) All other functions of
+        vectors, such as a projection, also see only the remaining rows.
     pass_rows : bool
-        For a batch: fun (and jac, hess) are called as fun(x, rows, *args), with the numbers of the
-        rows of x, an array (k,) of integers like x; and args are handed over as they are.
+        For a batch: call fun (and jac, hess) as fun(x, rows, *args), where rows holds the indices
+        of the rows of x, an integer array (k,) of the same library, and args are left as they are.
     reproducible : bool
-        Every sum in a fixed order: the same bits on every library whose elementary operations
-        round as IEEE 754 tells, if fun does its part (see `lx.fixed_sum`). Slower.
+        Take every sum in a fixed order: the same bits on every library whose elementary operations
+        round as IEEE 754 specifies, if fun does its part (see `lx.fixed_sum`). Slower.
     callback : function
-        callback(record) after each iteration (of a batch: each evaluation), with a `Record`;
-        returning True (of Python or of an array library), or raising StopIteration, stops the run.
+        callback(record) after each iteration (for a batch, each evaluation), with a `Record`.
+        Returning True (Python's or an array library's) or raising StopIteration stops the run.
     progress : bool
-        Show one live line in the terminal.
+        Show a live status line in the terminal.
     state : State
-        `res.state` of an earlier run, to go on from. With that run's x as x0 and the same fun, 30
-        iterations and then 30 give the same iterates as 60, for one evaluation more. With another
-        x0 or fun, the run starts there with the curvature gathered so far. A list of phases cannot
-        go on; its last method can, with the state that the list ended with.
+        `res.state` of an earlier run, to resume from. With that run's x as x0 and the same fun, 30
+        iterations followed by 30 more give the same iterates as 60, at the cost of one extra
+        evaluation. With another x0 or fun, the run starts there with the curvature gathered so
+        far. A list of phases cannot be resumed; its last method can, from the final state.
 
     Returns
     -------
@@ -171,10 +174,10 @@ def minimize(
     Raises
     ------
     TypeError, ValueError
-        for arguments outside these ranges: what was passed, what is wanted.
+        If an argument is invalid; the message says what was passed and what is wanted.
     Exception
-        What fun, jac or callback raise goes through, with the best point so far attached as the
-        attribute `result` of the exception.
+        Whatever fun, jac, hess or callback raises is passed on, with the best point so far attached
+        to the exception as its attribute `result`.
 
     Examples
     --------
@@ -193,15 +196,15 @@ def minimize(
         raise TypeError(f"callback is a {type(callback).__name__}; wanted a function or None")
     if state is not None and len(plan.stages) > 1:
         raise ValueError(
-            f"state was passed with {len(plan.stages)} phases; wanted the one method to go on with"
+            f"state was passed with {len(plan.stages)} phases; wanted the single method to resume"
         )
     space = (FixedOrderSpace if reproducible else Space)(layout.backend, batched)
     objective = Objective(fun, args, jac, has_aux, layout, pass_rows)
     if math.prod(layout.shape) >= _LARGE:
         layout.backend.keep_freed_memory()
     run = Run(plan, space, objective, hess)
-    # Trials that overflow are ordinary, so NumPy's warnings are off; but not inside the user's
-    # functions, which run in the context of the caller.
+    # Trials that overflow are normal, so NumPy's warnings are off; but not inside the user's
+    # functions, which run in the caller's context.
     with Live(progress) as live, np.errstate(all="ignore"):
         try:
             run.begin(layout.start(), state)
@@ -223,7 +226,7 @@ def minimize(
 
 
 def _carry_on(run: Run, callback: Callable[[Record], Any] | None, live: Live) -> None:
-    """Evaluate after evaluation until the run has ended, or the callback stops it."""
+    """Advance the run until it has ended or the callback stops it."""
     watched = live.shown or callback is not None
     while run.goes_on():
         if time.perf_counter() >= run.deadline:
@@ -246,9 +249,9 @@ def _stops(run: Run, callback: Callable, record: Record) -> bool:
 
 
 def _explain_dtype(error: BaseException, layout: Layout) -> None:
-    """Add the dtypes of x0, which other arrays of a function may not go together with."""
+    """Note the dtypes of x0, in case other arrays in the user's functions do not match them."""
     with contextlib.suppress(Exception):
-        if "dtype" in str(error) and "wanted" not in str(error):    # as our own checks say
+        if "dtype" in str(error) and "wanted" not in str(error):    # not one of our own checks
             dtypes = sorted({str(leaf.dtype) for leaf in layout.leaves})
             error.add_note(f"lbfgs_xp: functions are passed {', '.join(dtypes)}, like x0")
 
@@ -261,7 +264,7 @@ def _explain_rows(error: BaseException, rows: Rows, layout: Layout) -> None:
     with contextlib.suppress(Exception):
         error.add_note(
             f"lbfgs_xp: functions were passed {left} of the {count} rows, because rows that are "
-            "done leave the batch; pass data of the rows as args=, or take the indices of the rows "
-            f"with pass_rows=True (arrays in args with first axis {count} count as data of the "
-            "rows, but 1-d ones as shared where another axis of x0 is as long)"
+            "done leave the batch; pass data of the rows as args=, or get the indices of the rows "
+            f"with pass_rows=True (an array in args whose first axis is {count} counts as data of "
+            "the rows, but a 1-d array as shared if another axis of x0 has that length)"
         )

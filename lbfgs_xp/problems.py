@@ -1,14 +1,14 @@
 """Reference problems, written once for any library that follows the array API standard.
 
-Each factory returns a :class:`Problem`: a function with its hand-written gradient, a start and,
-where it is known, the minimum. The same formula serves one point of shape ``(n,)`` and a batch
-of points of shape ``(..., n)``, so every problem can be solved once or many times side by side.
-No file is read and nothing is downloaded: data come from closed formulas or a seeded generator.
+Each factory returns a :class:`Problem`: a function with its hand-written gradient, a start and, if
+known, the minimum. The same formula serves one point of shape ``(n,)`` and a batch of points of
+shape ``(..., n)``, so every problem can be solved once or many times side by side. No files are
+read and nothing is downloaded: data come from closed formulas or a seeded generator.
 
 With ``reproducible=True`` every sum has a fixed order and every matrix product is formed from
 elementwise products and such sums. Addition, multiplication and division are correctly rounded
 in every IEEE library, so values and gradients are then bitwise the same in all of them. Problems
-that call ``exp``, ``cos`` or ``tanh`` agree to a few units in the last place only, because
+that call ``exp``, ``cos`` or ``tanh`` agree only to a few units in the last place, because
 libraries differ there; each factory says which kind it is.
 
 >>> from lbfgs_xp import problems
@@ -47,18 +47,18 @@ class Problem:
     name : str
         The name of its factory.
     xp, device, dtype
-        Namespace, device and dtype of `x0`; points passed to the functions share them.
+        Namespace, device and dtype of `x0`; points passed to the functions must share them.
     x0 : array, shape (n,)
         The usual start.
     value_and_gradient : callable
         ``(..., n) -> ((...), (..., n))``, both from one pass.
     fun : callable
-        ``(..., n) -> (...)``, the value alone; of functional operations only, so a library's
-        automatic differentiation can go through it. Same bits as in `value_and_gradient`.
+        ``(..., n) -> (...)``, the value alone, with the same bits as in `value_and_gradient`. It
+        uses only functional operations, so it can be differentiated automatically.
     minimum : float or None
-        The least value, where it is known.
+        The lowest value, if known.
     x_min : array, shape (n,), or None
-        A point where it is reached (others may exist).
+        A point where it is attained (there may be others).
     """
 
     name: str
@@ -83,8 +83,8 @@ class Problem:
     def starts(self, count: int, *, scale: float = 0.1, seed: int = 0) -> Array:
         """`count` different starts around `x0`, shape ``(count, n)``.
 
-        To `x0` is added a normal variate times `scale`, drawn with NumPy's generator from `seed`:
-        the same numbers for every library.
+        Normal variates times `scale` are added to `x0`. NumPy's generator draws them from `seed`,
+        so they are the same numbers for every library.
 
         >>> himmelblau().starts(5).shape
         (5, 2)
@@ -143,7 +143,7 @@ class _Arithmetic:
         value_and_gradient: Callable[[Array], tuple[Array, Array]],
         x_min: Any = None,
     ) -> Problem:
-        """A finished problem; the minimum is 0 wherever `x_min` is given."""
+        """The finished problem; its minimum is 0 if `x_min` is given."""
         start = self.array(x0)
         return Problem(
             name=name,
@@ -182,18 +182,18 @@ def rosenbrock(
     n : int
         Number of variables, even.
     xp : namespace
-        The array library, NumPy unless told.
+        The array library, by default NumPy.
     dtype : dtype or str, optional
-        float64 unless told; float32 where the library or the device has no float64.
+        By default float64, or float32 if the library or the device has no float64.
     device : optional
-        The library's default device unless told.
+        By default the library's default device.
     reproducible : bool
-        Every sum in a fixed order.
+        Whether every sum has a fixed order.
 
     Raises
     ------
     ValueError
-        Where n is odd or less than 2.
+        If n is odd or less than 2.
 
     >>> p = rosenbrock(2)
     >>> [float(v) for v in p.gradient(p.x0)]
@@ -229,7 +229,7 @@ def chained_rosenbrock(
 
     f(x) = sum_{i<n} 100 (x_{i+1} - x_i^2)^2 + (1 - x_i)^2, start (-1.2, 1, -1.2, 1, ...),
     minimum 0 at (1, ..., 1); for n >= 4 a second, local minimum lies near (-1, 1, ..., 1).
-    Source: Toint (1978); this form is that of `scipy.optimize.rosen`. Bitwise reproducible.
+    Source: Toint (1978), in the form of `scipy.optimize.rosen`. Bitwise reproducible.
 
     >>> p = chained_rosenbrock(3)
     >>> [float(v) for v in p.gradient(p.xp.zeros(3))]
@@ -249,7 +249,7 @@ def chained_rosenbrock(
         a = x[..., :-1]
         t = x[..., 1:] - a * a
         u = 1.0 - a
-        right = 200.0 * t  # what each term gives to x_{i+1}
+        right = 200.0 * t  # contribution of each term to x_{i+1}
         left = -2.0 * (a * right + u)  # and to x_i
         inner = left[..., 1:] + right[..., :-1]
         gradient = xp.concat([left[..., :1], inner, right[..., -1:]], axis=-1)
@@ -265,8 +265,8 @@ def rastrigin(
     """A bowl covered with local minima, one near every point of the integer grid.
 
     f(x) = 10 n + sum_i x_i^2 - 10 cos(2 pi x_i), minimum 0 at the origin. The start,
-    (0.3, -0.3, ...), lies in the basin of the least minimum; `Problem.starts` with a scale of 2
-    spreads over many. Source: Rastrigin (1974). cos: reproducible up to its rounding.
+    (0.3, -0.3, ...), lies in the basin of the global minimum; `Problem.starts` with a scale of 2
+    reaches many basins. Source: Rastrigin (1974). Reproducible up to the rounding of cos.
 
     >>> p = rastrigin(2)
     >>> float(p.fun(p.x_min))
@@ -290,7 +290,7 @@ def rastrigin(
 def beale(
     *, xp: Any = np, dtype: Any = None, device: Any = None, reproducible: bool = False
 ) -> Problem:
-    """Two variables, a flat valley with steep corners.
+    """Two variables: a flat valley with steep corners.
 
     f(x, y) = (1.5 - x (1 - y))^2 + (2.25 - x (1 - y^2))^2 + (2.625 - x (1 - y^3))^2,
     start (1, 1), minimum 0 at (3, 0.5).
@@ -325,7 +325,7 @@ def beale(
 def himmelblau(
     *, xp: Any = np, dtype: Any = None, device: Any = None, reproducible: bool = False
 ) -> Problem:
-    """Two variables, four minima of value 0.
+    """Two variables and four minima, all with value 0.
 
     f(x, y) = (x^2 + y - 11)^2 + (x + y^2 - 7)^2, start (0, 0). `x_min` is (3, 2); the others
     lie near (-2.805, 3.131), (-3.779, -3.283) and (3.584, -1.848).
@@ -365,22 +365,22 @@ def quadratic(
     device: Any = None,
     reproducible: bool = False,
 ) -> Problem:
-    """A convex quadratic whose eigenvalues you choose.
+    """A convex quadratic with given eigenvalues.
 
     f(x) = 1/2 (x - x_min)^T A (x - x_min), A = H diag(spectrum) H with the reflection
-    H = I - 2 w w^T / (w^T w); A is never formed, a product with it costs O(n). The start is the
-    origin, x_min is (1, -1, 1, ...) and the minimum 0. Bitwise reproducible.
+    H = I - 2 w w^T / (w^T w). A is never formed; a product with it costs O(n). The start is the
+    origin, x_min is (1, -1, 1, ...) and the minimum is 0. Bitwise reproducible.
 
     Parameters
     ----------
     n : int
-        Number of variables; that of the spectrum, where one is given.
+        Number of variables; ignored if `spectrum` is given.
     spectrum : sequence of float, optional
-        The eigenvalues of A; from 1 to 1000 in geometric progression unless told.
+        The eigenvalues of A, by default a geometric progression from 1 to 1000.
     rotation : {"householder", None}
         None leaves A diagonal.
     seed : int
-        Draws w.
+        The seed from which w is drawn.
     xp, dtype, device, reproducible
         As for `rosenbrock`.
 
@@ -427,12 +427,12 @@ def logistic_regression(
     device: Any = None,
     reproducible: bool = False,
 ) -> Problem:
-    """Two classes told apart by a linear rule: smooth and strictly convex.
+    """Two classes separated by a linear rule: smooth and strictly convex.
 
     f(x) = 1/m sum_i log(1 + exp(-b_i a_i^T x)) + l2/2 |x|^2, start 0. The features a_i are
-    normal; the labels b_i = +-1 follow a hidden rule with 10 % of them flipped. Written so that
-    no exponential overflows. The minimum has no closed form: `minimum` is None.
-    exp and log: reproducible up to their rounding.
+    normal; the labels b_i = +-1 follow a hidden rule, with 10 % of them flipped. No exponential
+    overflows. The minimum has no closed form, so `minimum` is None. Reproducible up to the
+    rounding of exp and log.
 
     Parameters
     ----------
@@ -441,7 +441,7 @@ def logistic_regression(
     l2 : float
         Weight of the squared norm.
     seed : int
-        Draws the data.
+        The seed from which the data are drawn.
     xp, dtype, device, reproducible
         As for `rosenbrock`.
 
@@ -504,24 +504,24 @@ def mlp_regression(
     device: Any = None,
     reproducible: bool = False,
 ) -> Problem:
-    """A small neural network fitted to one arch of curves: non-convex, badly scaled.
+    """A small neural network fitted to a sine curve: non-convex and badly scaled.
 
     f(x) = 1/(2m) sum_i (net(t_i; x) - sin(3 t_i))^2 with t_i evenly spaced in [-1, 1]. All
-    weights and biases are one vector x, layer after layer: W_1 (in-by-out, row by row), b_1,
-    W_2, b_2, ... The gradient is written-out backpropagation. The start is Glorot's uniform
-    draw with small biases; `minimum` is None. Bitwise reproducible with "softsign" and "relu";
-    with "tanh" up to its rounding.
+    weights and biases form one vector x, layer by layer: W_1 (in-by-out, row by row), b_1,
+    W_2, b_2, ... The gradient is hand-written backpropagation. The start is drawn from Glorot's
+    uniform distribution, with small biases; `minimum` is None. Bitwise reproducible with
+    "softsign" and "relu", and up to its rounding with "tanh".
 
     Parameters
     ----------
     hidden : int or sequence of int
         Width of each hidden layer.
     activation : {"tanh", "softsign", "relu"}
-        What follows each hidden layer. "relu" has kinks.
+        The activation after each hidden layer. "relu" has kinks.
     samples : int
         Number of points m.
     seed : int
-        Draws the start.
+        The seed from which the start is drawn.
     xp, dtype, device, reproducible
         As for `rosenbrock`.
 
@@ -534,7 +534,7 @@ def mlp_regression(
     m = _Arithmetic.of(xp, dtype, device, reproducible)
     xp = m.xp
     activate, derivative = _ACTIVATIONS[activation]
-    share = 1.0 / samples  # a factor: JAX divides by a scalar with an ulp of error at times
+    share = 1.0 / samples  # a factor: JAX's division by a scalar can be an ulp off
     widths = [1, *([hidden] if isinstance(hidden, int) else hidden), 1]
     shapes = list(itertools.pairwise(widths))
     t = np.linspace(-1.0, 1.0, samples)
@@ -558,7 +558,7 @@ def mlp_regression(
         return parts
 
     def forward(parts: list[tuple[Array, Array]]) -> list[Array]:
-        """What enters each layer, shapes (..., m, width); the last entry is the residual."""
+        """The input of each layer, shapes (..., m, width); the last entry is the residual."""
         values = [inputs]
         for k, (weights, biases) in enumerate(parts):
             z = m.matmul(values[-1], weights) + biases
@@ -576,7 +576,7 @@ def mlp_regression(
         parts = layers(x)
         values = forward(parts)
         residual = values.pop()
-        delta = residual * share  # df/dz of the layer in hand, (..., m, out)
+        delta = residual * share  # df/dz of the current layer, (..., m, out)
         pieces: list[Array] = []
         for k in range(len(parts) - 1, -1, -1):
             by_weights = m.matmul(xp.matrix_transpose(values[k]), delta)
@@ -600,12 +600,12 @@ def exponential_decay(
     device: Any = None,
     reproducible: bool = False,
 ) -> Problem:
-    """Fit of a decay curve: a small nonlinear least-squares problem, as in a laboratory.
+    """A fit of a decay curve: a small nonlinear least-squares problem from the laboratory.
 
     f(a, b, c) = 1/2 sum_i (a exp(-b t_i) + c - y_i)^2 with t_i evenly spaced in [0, 4] and
-    y_i made from (2.5, 1.3, 0.5). Start (1, 1, 0). Without noise the minimum is 0 at those
-    numbers, up to the rounding of y; with noise `minimum` and `x_min` are None.
-    exp: reproducible up to its rounding.
+    y_i computed with (a, b, c) = (2.5, 1.3, 0.5). Start (1, 1, 0). Without noise the minimum is 0
+    at those numbers, up to the rounding of y; with noise `minimum` and `x_min` are None.
+    Reproducible up to the rounding of exp.
 
     Parameters
     ----------
@@ -614,7 +614,7 @@ def exponential_decay(
     noise : float
         Standard deviation of the normal noise on y.
     seed : int
-        Draws the noise.
+        The seed from which the noise is drawn.
     xp, dtype, device, reproducible
         As for `rosenbrock`.
 
@@ -664,4 +664,4 @@ ALL: dict[str, Callable[..., Problem]] = {
         exponential_decay,
     )
 }
-"""Name -> factory; each may be called without arguments."""
+"""Name -> factory; each can be called without arguments."""

@@ -1,13 +1,13 @@
-"""The nearest point of a convex set, in the Euclidean norm, along the last axis of an array.
+"""Projections onto convex sets: the nearest point, in the Euclidean norm, along the last axis.
 
-Each set is a frozen dataclass, and a function of a vector (n,) or of rows (..., n) of any library:
-it returns the nearest points as an array of the same library, device and dtype. A point of the set
-comes back as it is; so does one outside of it by no more than rounding explains (16 eps, relative
-to the size of the set; a box is exact). Nothing is read back to the host, so that `jax.jit` may
-hold a projection.
+Each set is a frozen dataclass and also a function of a vector (n,) or rows (..., n) of any library:
+it returns the nearest points as an array of the same library, device and dtype. A point in the set
+is returned unchanged, and so is a point that is outside only by rounding error (16 eps, relative to
+the size of the set; a box is exact). Nothing is read back to the host, so a projection can be used
+inside `jax.jit`.
 
-Settings that are arrays are lists, NumPy arrays, or arrays of x's library and device. They are
-copied, and looked at on the host once.
+Array settings may be lists, NumPy arrays, or arrays of x's library and device. They are copied, and
+checked on the host once.
 
 >>> import numpy as np
 >>> from lbfgs_xp import projections
@@ -42,8 +42,8 @@ __all__ = ["Box", "Halfspace", "L1Ball", "L2Ball", "NonNegative", "Projection", 
 class Projection(Keyed, ABC):
     """A convex set, as the function that maps a point to the nearest point of the set.
 
-    To write one, derive a frozen dataclass (this class compares the settings)
-    and implement `project` with the reductions of the space.
+    To write one, derive a frozen dataclass (this class defines equality, by the settings) and
+    implement `project` with the reductions of the space.
     """
 
     takes_complex = False
@@ -54,8 +54,8 @@ class Projection(Keyed, ABC):
         Raises
         ------
         TypeError, ValueError
-            Where x is no floating-point array with at least one axis, is complex (only `L2Ball`
-            takes such), or does not fit the settings.
+            If x is not a floating-point array with at least one axis, is complex (which only
+            `L2Ball` accepts), or does not fit the settings.
         """
         name = type(self).__name__
         if not is_array(x) or x.ndim == 0:
@@ -64,25 +64,25 @@ class Projection(Keyed, ABC):
         backend = Backend.of(x, traced=True)
         if backend.complex and not self.takes_complex:
             raise TypeError(
-                f"{name} was given dtype {x.dtype}; wanted real numbers, for complex ones have no "
-                "order"
+                f"{name} was given dtype {x.dtype}; wanted real numbers, because complex ones have "
+                "no order"
             )
         with np.errstate(all="ignore"):
             return self.nearest(Space(backend, batched=x.ndim > 1), x)
 
     def nearest(self, space: Space, x: Array) -> Array:
-        """`project`, compiled where the library can and the bits may differ."""
+        """`project`, compiled if the library can and the space is not reproducible."""
         if space.reproducible:
             return self.project(space, x)
         return space.backend.jit(_project, self, space)(x)
 
     @abstractmethod
     def project(self, space: Space, x: Array) -> Array:
-        """The nearest points to x (..., n), with the sums of `space`."""
+        """The nearest points to x (..., n), using the sums of `space`."""
 
     def of_rows(self, space: Space, count: int, here: Array) -> Projection:
-        """The sets of those of `count` problems that have these numbers: the settings (count, ...)
-        have an entry for each problem."""
+        """The sets of the problems with the numbers `here`, out of `count`: settings (count, ...)
+        have one row per problem."""
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         own = {
             name: space.backend.take_from_any(value, space.send(here))
@@ -101,8 +101,8 @@ class Projection(Keyed, ABC):
 class Box(Projection):
     """lower <= x <= upper, component by component.
 
-    lower, upper : None for no bound, a number, or an array that broadcasts to x; infinities are
-        no bounds.
+    lower, upper : None for no bound, a number, or an array that broadcasts to x; an infinity is no
+        bound.
 
     >>> import numpy as np
     >>> Box(-1.0, 1.0)(np.asarray([-3.0, 0.5, 2.0]))
@@ -124,11 +124,14 @@ class Box(Projection):
             ) from None
         if np.any(empty):
             low, high = (side[empty] for side in np.broadcast_arrays(lower, upper))
-            raise ValueError(f"lower is {low[0]} where upper is {high[0]}; wanted lower <= upper")
+            raise ValueError(
+                f"lower is {low[0]} where upper is {high[0]}; wanted lower <= upper, lower < inf "
+                "and upper > -inf"
+            )
 
     def project(self, space: Space, x: Array) -> Array:
         xp = space.xp
-        # Python numbers are not everywhere taken by `maximum`.
+        # Not every library's `maximum` takes Python numbers.
         if not _is(self.lower, -math.inf):
             x = xp.maximum(x, _like(space, self.lower, "lower", x))
         if not _is(self.upper, math.inf):
@@ -151,7 +154,7 @@ class NonNegative(Projection):
 
 @dataclasses.dataclass(frozen=True)
 class Simplex(Projection):
-    """x >= 0 with the sum `total`.
+    """x >= 0, component by component, with sum `total`.
 
     total : float > 0.
 
@@ -180,7 +183,7 @@ class L1Ball(Projection):
 
     radius : float > 0.
 
-    The magnitudes go to the simplex (Duchi et al. 2008, section 4).
+    The magnitudes are projected onto the simplex (Duchi et al. 2008, section 4).
 
     >>> import numpy as np
     >>> L1Ball()(np.asarray([1.5, -1.0, 0.1]))
@@ -267,7 +270,7 @@ class Halfspace(Projection):
         _finite("normal", normal)
         if normal.ndim != 1 or not np.any(normal):
             raise ValueError(
-                f"normal is {self.normal!r}; wanted an array (n,) with a number other than 0"
+                f"normal is {self.normal!r}; wanted an array (n,) with a nonzero entry"
             )
         _finite("offset", _own(self, "offset"))
         if not isinstance(self.offset, float):
@@ -287,7 +290,7 @@ class Halfspace(Projection):
         level = self.offset * per_normal * (1.0 / unit)
         height = space.dot(xp.broadcast_to(normal, x.shape), x * (1.0 / unit)[..., None])
         excess = height - level
-        # What rounding may add to a sum of these terms.
+        # The rounding error of a sum is relative to the size of its terms.
         sizes = xp.abs(xp.broadcast_to(normal, x.shape)), xp.abs(x * (1.0 / unit)[..., None])
         terms = space.dot(*sizes)
         inside = excess <= space.backend.noise * (terms + xp.abs(level))
@@ -303,20 +306,20 @@ def _project(projection: Projection, space: Space, x: Array) -> Array:
 def _onto_simplex(space: Space, x: Array, total: float) -> Array:
     """max(x - threshold, 0), whose sum is `total`.
 
-    The threshold is the largest of t_k = (the sum of the k largest x - total) / k, for t_k grows
-    with k as long as the next x is above it.
+    The threshold is the largest of t_k = (the sum of the k largest x - total) / k, because t_k
+    grows with k as long as the next x is above it.
     """
     xp = space.xp
     descending = xp.sort(x, axis=-1, descending=True)
     largest = descending[..., :1]
-    # In units of `total`, down from the largest; what lies more than 1 below it becomes 0.
+    # In units of `total`, relative to the largest; entries more than 1 below it become 0.
     floor = xp.full_like(largest, -1.0)
     descending = xp.maximum((descending - largest) * (1.0 / total), floor)
     x = xp.maximum((x - largest) * (1.0 / total), floor)
     counts = xp.arange(1, x.shape[-1] + 1, dtype=x.dtype, device=space.backend.creation_device)
     candidates = (space.cumulative_sum(descending) - 1.0) * (1.0 / counts)
     threshold = xp.max(candidates, axis=-1, keepdims=True)
-    # Sums of many numbers have rounded: once more with those that are left.
+    # Long sums have rounding errors, so correct the threshold with the entries that are left.
     left = xp.astype(x > threshold, x.dtype)
     above = xp.maximum(x - threshold, xp.zeros_like(x))
     threshold = threshold + ((space.sum(above) - 1.0) / space.sum(left))[..., None]
@@ -332,7 +335,7 @@ def _finite(name: str, host: np.ndarray) -> None:
 
 
 def _own(projection: Projection, name: str, missing: float | None = None) -> np.ndarray:
-    """Makes a setting a float, or an array of its own; and returns what it holds, on the host."""
+    """Turn a setting into a float or a copied array, and return its numbers on the host."""
     value: Any = getattr(projection, name)
     if value is None:
         value = missing
@@ -356,7 +359,7 @@ def _is(setting: Any, number: float) -> bool:
 
 
 def _like(space: Space, setting: Any, name: str, x: Array) -> Array:
-    """A setting as an array of the library, device and dtype of x, that broadcasts to x."""
+    """A setting as an array with the library, device and dtype of x that broadcasts to x."""
     if isinstance(setting, float):
         return space.backend.full((), setting)
     shape = tuple(setting.shape)
@@ -367,9 +370,10 @@ def _like(space: Space, setting: Any, name: str, x: Array) -> Array:
 
 
 def _unit(space: Space, size: Array, least: float = 0.0) -> Array:
-    """Units to measure by: the sizes, as far as their reciprocals have full precision.
+    """Units to scale by: the sizes, limited to numbers whose reciprocals have full precision.
 
-    Vectors are multiplied by the reciprocal: compilers do the same with a division, and not all.
+    Vectors are multiplied by the reciprocal, because some compilers turn a division into that
+    product and others do not.
     """
     xp, full = space.xp, space.backend.full
     tiny = 4.0 * float(xp.finfo(size.dtype).smallest_normal)
@@ -377,7 +381,7 @@ def _unit(space: Space, size: Array, least: float = 0.0) -> Array:
 
 
 def _fingerprint(setting: Any) -> Any:
-    """What tells settings apart: equal numbers in arrays of one kind are the same setting."""
+    """A key for a setting; arrays with equal backends, shapes and numbers have equal keys."""
     if not is_array(setting):
         return setting
     backend = Backend.of(setting)

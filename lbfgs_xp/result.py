@@ -1,4 +1,4 @@
-"""What a run gives back, and why it stopped."""
+"""What a run returns, and why it stopped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lbfgs_xp.arrays.tree import flatten, map_leaves
 
 
 class Reason(enum.IntEnum):
-    """Why something stopped. Each member is its own message: `str(reason)` is the sentence."""
+    """The reason why something stopped; `str(reason)` is the message."""
 
     message: str
     success: bool
@@ -34,17 +34,17 @@ class Reason(enum.IntEnum):
 
 
 class Status(Reason):
-    """Why a run stopped. Each member is its own message: `str(status)` is the sentence.
+    """The reason why a run stopped; `str(status)` is the message.
 
-    `status.success` tells whether the run ended where it was meant to: at a small gradient, where
-    value or step have settled, or at the floor of what the dtype can tell apart.
+    `status.success` says whether the run ended as intended: the gradient is small, the value or the
+    step has settled, the precision floor of the dtype is reached, or all epochs are done.
     """
 
     RUNNING = -1, False, "still running"
     GRADIENT = (
         0,
         True,
-        "the gradient is small: its largest component (under constraints, that of the projected "
+        "the gradient is small: its largest component (under constraints, of the projected "
         "gradient) is at most gtol",
     )
     VALUE = 1, True, "the value has settled: its relative change is at most ftol"
@@ -52,39 +52,39 @@ class Status(Reason):
     PRECISION = (
         3,
         True,
-        "precision floor: the dtype cannot tell a better point from this one",
+        "precision floor: the dtype cannot distinguish a better point from this one",
     )
-    ITERATIONS = 4, False, "the budget of iterations (maxiter) is spent"
-    EVALUATIONS = 5, False, "the budget of evaluations (maxfun) is spent"
-    TIME = 6, False, "the budget of seconds (maxtime) is spent"
+    ITERATIONS = 4, False, "the iteration budget (maxiter) is spent"
+    EVALUATIONS = 5, False, "the evaluation budget (maxfun) is spent"
+    TIME = 6, False, "the time budget (maxtime) is spent"
     LINE_SEARCH = (
         7,
         False,
-        "steps along the direction of descent do not lower the value: function and gradient "
-        "disagree (lx.check_gradient tells), or the function has a kink, a jump, large rounding "
-        "errors or the end of its domain here",
+        "no step along the descent direction lowers the value: function and gradient disagree "
+        "(lx.check_gradient compares them), or there is a kink, a jump, a large rounding error or "
+        "the edge of the domain here",
     )
     NOT_FINITE = 8, False, "the value or the gradient at the start is not finite"
-    UNBOUNDED = 9, False, "the value falls without bound along the direction of search"
+    UNBOUNDED = 9, False, "the value falls without bound along the search direction"
     CALLBACK = 10, False, "stopped by the callback"
     INTERRUPTED = 11, False, "interrupted from the keyboard"
     DIVERGED = (
         12,
         False,
-        "a step led to where the value or the gradient is not finite: the learning rate may be too "
-        "large; the best point before that is kept",
+        "a step led to a value or gradient that is not finite: the learning rate may be too "
+        "large; the best point before it is kept",
     )
     HIGHER = (
         13,
         False,
         "settled higher than the best point seen, which is the one returned: at a saddle, at a "
-        "maximum, in another valley, or in many steps too short",
+        "maximum, in another valley, or after many overly short steps",
     )
     EPOCHS = 14, True, "all epochs are done"
 
 
-# A code beside those of `Status`, which no user sees: rounding is said to hide all that is lower,
-# and this has to be confirmed.
+# An internal code besides those of `Status`: the run seems to be at the precision floor, which has
+# yet to be confirmed.
 CLAIMED = -2
 
 
@@ -99,12 +99,12 @@ class Best(NamedTuple):
 
 
 class State(NamedTuple):
-    """All that is needed to go on: `lx.minimize(..., state=res.state)`.
+    """Everything needed to continue a run: `lx.minimize(..., state=res.state)`.
 
-    solver, space : those of the run.
-    solver_state : where the solver stands.
-    best, aux : the best point so far.
-    central : whether central differences have taken the place of forward ones.
+    solver, space : the solver and the space of the run.
+    solver_state : the state of the solver.
+    best, aux : the best point so far, and its aux.
+    central : whether central differences have replaced forward ones.
     """
 
     solver: Any
@@ -116,9 +116,9 @@ class State(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What a callback is given after each iteration.
+    """What a callback receives after each iteration.
 
-    x : the iterate, of the structure of x0.
+    x : the iterate, with the structure of x0.
     fun, gradient_norm, step : float, or (B,) arrays for a batch: the value, the infinity norm of
         the gradient, and the step length alpha of the line search that led here.
     nit, nfev : int, or (B,) arrays: iterations and evaluations so far.
@@ -134,35 +134,35 @@ class Record(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The outcome of `lx.minimize`; that of a batch is a `lx.BatchResult`.
+    """The outcome of `lx.minimize`; a batch gives an `lx.BatchResult`.
 
     Attributes
     ----------
-    x : of the structure, library, device and dtype of x0
-        The best point seen: the lowest value; among values that agree to rounding, the smallest
-        gradient.
+    x : with the structure, library, device and dtype of x0
+        The best point seen: the one with the lowest value or, among values that agree up to
+        rounding, with the smallest gradient.
     fun : float
         Its value.
-    jac : of the structure of x
+    jac : with the structure of x
         Its gradient.
     gradient_norm : float
-        The largest absolute component of `jac`; of a solver that projects, of P(x - jac) - x, with
-        P the projection.
+        The largest absolute component of `jac` or, for a solver with a projection P, of
+        P(x - jac) - x.
     nit, nfev : int
-        Accepted iterations; evaluations of fun (those for finite differences included).
+        Accepted iterations; evaluations of fun (including those for finite differences).
     nhev : int
-        How often the Hessian was formed (for a batch: those of all problems at once).
+        How often the Hessian was formed (in a batch, for all problems at once).
     success, status, message
-        Whether and why the run ended; see `lx.Status`.
+        Whether the run ended as intended, and why it ended; see `lx.Status`.
     aux : Any
-        What fun returned beside the value at `x` (has_aux=True), else None.
+        What fun returned besides the value at `x` with has_aux=True, else None.
     hess_inv : operator (n, n), or None
         The solver's inverse Hessian at its last iterate: `@`, `diagonal()`, `todense()`.
     state : State
-        Pass it as `state=` to go on.
+        Pass it as `state=` to continue the run.
     phases : tuple of Result
-        Where `method` lists several: one for each that was begun, with the iterations and
-        evaluations of its own and the best point so far. Else empty.
+        If `method` lists several phases, one result for each phase that began, with its own counts
+        of iterations and evaluations and the best point so far. Otherwise empty.
     """
 
     x: Any
@@ -185,7 +185,7 @@ class Result:
 
     def __iter__(self) -> NoReturn:
         raise TypeError(
-            "the result of minimize is one object, which cannot be unpacked; wanted "
+            "the result of minimize is a single object and cannot be unpacked; wanted "
             "res = lx.minimize(...), then res.x and res.fun"
         )
 
@@ -194,8 +194,8 @@ class Result:
 class BatchResult(Result):
     """The outcome of `lx.minimize` with batched=True, for B problems.
 
-    The attributes of `lx.Result`, of which `fun`, `gradient_norm`, `nit`, `nfev`, `success` and
-    `status` are arrays (B,) of the library of x0, and `message` is a list of B sentences. `status`
+    It has the attributes of `lx.Result`, but `fun`, `gradient_norm`, `nit`, `nfev`, `success` and
+    `status` are arrays (B,) of the library of x0, and `message` is a list of B strings. `status`
     holds the integers of `lx.Status`.
     """
 
@@ -212,8 +212,8 @@ _COUNTS = ("nit", "nfev", "nhev")
 
 
 def joined(results: list[Result]) -> Result:
-    """The last of the results of several phases, whose counts go on from one to the next, with
-    `phases`."""
+    """The last of the results of several phases, with all of them as `phases`; the counts in
+    `results` accumulate, whereas those in `phases` are of one phase each."""
     own = results[:1]
     for before, after in itertools.pairwise(results):
         counts = {name: getattr(after, name) - getattr(before, name) for name in _COUNTS}
@@ -221,15 +221,15 @@ def joined(results: list[Result]) -> Result:
     return dataclasses.replace(results[-1], phases=tuple(own))
 
 
-# Numbers of an array that are written out.
+# Arrays with more elements are shown by their shape.
 _SHOWN = 100
-# Fields of the structure of x. (So they hold no single number for each row of a batch, whatever
-# their shape.)
+# Fields with the structure of x: even for a batch they do not hold one number per row, whatever
+# their shape.
 _LIKE_X = ("x", "jac", "stderr")
 
 
 def table(result: Any) -> str:
-    """The fields of a result, one a line. Of a batch: how many rows, and from where to where."""
+    """The fields of a result, one per line; for a batch, counts and ranges over the rows."""
     batched = isinstance(result.message, list)
     rows = []
     for field in dataclasses.fields(result):
@@ -245,27 +245,27 @@ def table(result: Any) -> str:
             backend = Backend.of(flatten(result.x)[0][0], "x")
             text = _of_rows(field.name, backend.to_host(value))
         else:
-            # A status prints as its name here, since the message has a line of its own.
+            # Only the name of a status is shown, because the message has its own line.
             text = value.name if isinstance(value, Reason) else str(_short(value))
         rows.append(f"{field.name:>14}: " + text.replace("\n", "\n" + " " * 16))
     return "\n".join(rows)
 
 
 class _Words(str):
-    """A string that has no quotes in a container."""
+    """A string shown without quotes inside a container."""
 
     __repr__ = str.__str__
 
 
 def _short(value: Any) -> Any:
-    """The value itself, or of a large array what it is."""
+    """`value` itself, or the description of a large array."""
     if is_array(value) and math.prod(value.shape) > _SHOWN:
         return _Words(f"{value.dtype} array of shape {tuple(value.shape)}")
     return value
 
 
 def _of_rows(name: str, values: np.ndarray) -> str:
-    """What the numbers of all rows come to."""
+    """A summary of `values`, one number per row."""
     if name == "success":
         return f"{np.count_nonzero(values)} of {values.size}"
     if name == "status":
@@ -282,7 +282,7 @@ def _of_rows(name: str, values: np.ndarray) -> str:
 
 
 def _counts(values: list[Any]) -> list[tuple[Any, int]]:
-    """What occurs, the most frequent first, and how often."""
+    """The distinct values and how often each occurs, the most frequent first."""
     return collections.Counter(values).most_common()
 
 
@@ -290,11 +290,11 @@ _ATTACHED = "lbfgs_xp: in the attribute `result` of this exception: "
 
 
 def attach(error: BaseException, result: Any, what: str) -> None:
-    """Hands what is known so far to whoever catches the error, with a note that says what it is."""
-    # Some exceptions take no attributes; they go through as they are.
+    """Attach what is known so far to an error, with a note that says what it is."""
+    # Some exceptions take no attributes; they are raised unchanged.
     with contextlib.suppress(Exception):
         error.result = result  # type: ignore[attr-defined]
-        # A run within this one may have said the like of its own result.
+        # A run within this one may have added such a note about its own result.
         notes = getattr(error, "__notes__", [])
         error.__notes__ = [note for note in notes if not note.startswith(_ATTACHED)]
         error.add_note(_ATTACHED + what)

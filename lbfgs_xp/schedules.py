@@ -1,19 +1,20 @@
 """Learning-rate schedules: `schedule(step)` is the learning rate at that step.
 
-A schedule is a small frozen object. It keeps no count of its own, so it may be asked for any step
-in any order, shared, compared, hashed and pickled. Steps are counted from 0; after its end a
-schedule stays at its last value. `ReduceOnPlateau` is the exception: it looks at values instead of
-steps, and its state is passed in and out.
+A schedule is a small frozen object. It does not count steps, so it can be evaluated at any step in
+any order, shared, compared, hashed and pickled. Steps are counted from 0; after its end a schedule
+stays at its last value. `ReduceOnPlateau` is the exception: it depends on values instead of steps,
+and its state is passed in and out.
 
-One word means one thing in all of them:
+Each name means the same in all of them:
 
-* `learning_rate`: the rate that all else is relative to, the highest unless a factor raises it;
-* `initial`, `final`: the rates at step 0, where that is another one, and at the end;
-* `minimum`: a rate below which it never goes;
-* `steps`: how many steps until the end; `warmup_steps` of them rise in a straight line;
-* `delay`: how many steps pass before anything changes;
-* `factor`: what the rate is multiplied by, and `every`: how many steps from one factor to the next;
-* `boundaries`: the steps at which something changes, increasing;
+* `learning_rate`: the reference rate, and the highest one unless a factor raises it;
+* `initial`, `final`: the rate at step 0, if it is a different one, and the rate at the end;
+* `minimum`: a lower bound of the rate;
+* `steps`: the number of steps until the end; in the first `warmup_steps` the rate rises linearly;
+* `delay`: the number of steps before anything changes;
+* `factor`, `every`: what the rate is multiplied by, and the number of steps from one factor to the
+  next;
+* `boundaries`: the steps at which something changes, in increasing order;
 * `power`, `shape`: the exponent and the form of a curve.
 
 >>> from lbfgs_xp import schedules
@@ -58,12 +59,13 @@ __all__ = [
 
 
 def as_schedule(value: Any, name: str = "learning_rate") -> Schedule:
-    """A number, a schedule or a function from step to rate, as a schedule.
+    """Turn a number, a schedule or a function from step to rate into a schedule.
 
-    A number of at least 0 becomes `Constant`, a schedule stays as it is, any other callable becomes
-    `Function`. `name` is what an error calls the value.
+    A number of at least 0 becomes a `Constant`, a schedule stays as it is, and any other callable
+    becomes a `Function`. Errors call the value `name`.
 
-    Raises ValueError for a number that is negative, NaN or infinite, TypeError for anything else.
+    Raises ValueError for a number that is negative, NaN or infinite, and TypeError for anything
+    else.
 
     >>> as_schedule(0.1)
     Constant(learning_rate=0.1)
@@ -85,11 +87,11 @@ def as_schedule(value: Any, name: str = "learning_rate") -> Schedule:
 
 @dataclass(frozen=True, eq=False)
 class Schedule(Settings):
-    """What all schedules share: calling one, drawing it, and the checks of its settings.
+    """The base of all schedules, with calls, plots and checks of the settings.
 
     To write a schedule, derive a frozen dataclass and implement `rate`; `span` is optional. Fields
-    that bear one of the names above are checked; a `shape` is a string, one of the class's `shapes`
-    where it has some.
+    with one of the names above are checked; a `shape` must be a string, and one of the class's
+    `shapes` if it has any.
 
     >>> from dataclasses import dataclass
     >>> @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Schedule(Settings):
             if field.name not in _CHECKS or (value is None and field.default is None):
                 continue
             check, limits = _CHECKS[field.name]
-            # The dataclass is frozen.
+            # Assignment is not possible, because the dataclass is frozen.
             object.__setattr__(self, field.name, check(field.name, value, **limits))
         minimum, highest = getattr(self, "minimum", 0.0), getattr(self, "learning_rate", math.inf)
         if minimum > highest:
@@ -120,8 +122,8 @@ class Schedule(Settings):
     def __call__(self, step: int) -> float:
         """The learning rate at `step`, an integer of at least 0.
 
-        Raises TypeError for a step that is no integer, ValueError for one that is negative, and
-        where the rate is not a finite number of at least 0.
+        Raises TypeError if the step is not an integer, and ValueError if it is negative or if the
+        rate is not a finite number of at least 0.
         """
         known = integer(step)
         if known is None:
@@ -137,31 +139,31 @@ class Schedule(Settings):
         return rate
 
     def rate(self, step: int) -> float:
-        """The learning rate at a step that is known to be an integer of at least 0."""
+        """The learning rate at a step, which is known to be an integer of at least 0."""
         raise NotImplementedError(f"{type(self).__name__} needs a method rate(step)")
 
     def init(self) -> Any:
-        """What is known before the first step: nothing, for a schedule of the step alone."""
+        """The state before the first step: None if the schedule depends only on the step."""
         return None
 
     def follow(self, state: Any, step: int, value: Any) -> tuple[float, Any]:
-        """The rate of a step that starts at `value` (None: unknown), and the state after it."""
+        """The rate of a step that starts at `value` (None if unknown), and the state after it."""
         return self(step), state
 
     @property
     def span(self) -> int:
-        """How many steps show what it does: until its end, or over a few cycles."""
+        """A number of steps that shows its course: until its end, or over a few cycles."""
         return 100
 
     def plot(self, steps: int | None = None, ax: Any = None) -> Any:
-        """Draws the rate at the steps 0 to `steps`, `span` where that is None.
+        """Plot the rate at steps 0 to `steps`, by default `span`.
 
-        ax : the matplotlib Axes to draw into; a new figure where it is None.
+        ax : the matplotlib Axes to draw into, by default those of a new figure.
 
-        Returns the Axes. Raises ImportError where matplotlib is not installed.
+        Returns the Axes. Raises ImportError if matplotlib is not installed.
         """
         last = self.span if steps is None else count("steps", steps, 1)
-        # more points than any screen shows, and no more
+        # about 10,000 points at most, more than any screen shows
         shown = range(0, last + 1, 1 + last // 10_000)
         rates = [self(step) for step in shown]
         if ax is None:
@@ -194,9 +196,9 @@ class Constant(Schedule):
 
 @dataclass(frozen=True)
 class Function(Schedule):
-    """Any function from step to learning rate, a schedule of optax for one.
+    """Any function from step to learning rate, such as an optax schedule.
 
-    What it returns must be a finite number of at least 0.
+    It must return a finite number of at least 0.
 
     >>> Function(lambda step: 0.1 / (1 + step))(4)
     0.02
@@ -219,13 +221,14 @@ class Function(Schedule):
 
 @dataclass(frozen=True)
 class Exponential(Schedule):
-    """learning_rate factor^((step - delay) / every), which does not go past `final`.
+    """learning_rate factor^((step - delay) / every), bounded by `final`.
 
     staircase : whether the exponent is rounded down, so that the rate changes in jumps.
-    final : where the rate stops: a lower bound if factor < 1, else an upper one; None for no bound.
+    final : a lower bound of the rate if factor < 1, otherwise an upper one; None for no bound.
 
-    `torch.optim.lr_scheduler.ExponentialLR(gamma=factor)`, and `optax.exponential_decay`, whose
-    names are init_value, decay_rate, transition_steps (every), transition_begin (delay), end_value.
+    Equivalent to `torch.optim.lr_scheduler.ExponentialLR(gamma=factor)`, and to
+    `optax.exponential_decay`, whose names are init_value, decay_rate, transition_steps (every),
+    transition_begin (delay) and end_value.
 
     >>> Exponential(0.1, 0.5, every=10)(20)
     0.025
@@ -254,7 +257,7 @@ class Exponential(Schedule):
 
 @dataclass(frozen=True)
 class Factor(Schedule):
-    """max(minimum, learning_rate factor^(step // every)): one factor, with a floor.
+    """max(minimum, learning_rate factor^(step // every)): decay by a factor, down to a floor.
 
     >>> schedule = Factor(0.1, 0.5, every=10, minimum=0.03)
     >>> schedule(9), schedule(10), schedule(1000)
@@ -279,7 +282,7 @@ class Factor(Schedule):
 class StepDecay(Schedule):
     """learning_rate factor^(step // every).
 
-    `torch.optim.lr_scheduler.StepLR(step_size=every, gamma=factor)`.
+    Equivalent to `torch.optim.lr_scheduler.StepLR(step_size=every, gamma=factor)`.
 
     >>> [round(StepDecay(0.1, 30)(step), 6) for step in (29, 30, 60)]
     [0.1, 0.01, 0.001]
@@ -299,9 +302,9 @@ class StepDecay(Schedule):
 
 @dataclass(frozen=True)
 class MultiStep(Schedule):
-    """learning_rate factor^k, where k of the boundaries are at or before the step.
+    """learning_rate factor^k, where k is the number of boundaries at or before the step.
 
-    `torch.optim.lr_scheduler.MultiStepLR(milestones=boundaries, gamma=factor)`.
+    Equivalent to `torch.optim.lr_scheduler.MultiStepLR(milestones=boundaries, gamma=factor)`.
 
     >>> [round(MultiStep(0.1, (30, 80))(step), 6) for step in (29, 30, 80)]
     [0.1, 0.01, 0.001]
@@ -323,9 +326,10 @@ class MultiStep(Schedule):
 class PiecewiseConstant(Schedule):
     """learning_rate times the product of the factors whose boundaries are at or before the step.
 
-    factors : as many numbers of at least 0 as there are boundaries.
+    factors : one number of at least 0 for each boundary.
 
-    `optax.piecewise_constant_schedule(boundaries_and_scales=dict(zip(boundaries, factors)))`.
+    Equivalent to `optax.piecewise_constant_schedule(boundaries_and_scales=dict(zip(boundaries,
+    factors)))`.
 
     >>> [PiecewiseConstant(0.1, (30, 80), (0.5, 2.0))(step) for step in (29, 30, 80)]
     [0.1, 0.05, 0.1]
@@ -339,7 +343,7 @@ class PiecewiseConstant(Schedule):
         super().__post_init__()
         if len(self.factors) != len(self.boundaries):
             raise ValueError(
-                f"factors is {self.factors!r}; wanted one for each of the boundaries "
+                f"factors is {self.factors!r}; wanted one factor for each of the boundaries "
                 f"{self.boundaries!r}"
             )
 
@@ -355,9 +359,9 @@ class PiecewiseConstant(Schedule):
 class InverseSquareRoot(Schedule):
     """learning_rate min(t / warmup_steps, sqrt(warmup_steps / t)) with t = step + 1.
 
-    It rises to `learning_rate` at t = warmup_steps and falls from there. That is the schedule of
-    Vaswani et al. (2017), *Attention is all you need*, section 5.3, for
-    learning_rate = 1 / sqrt(d_model warmup_steps).
+    The rate rises to `learning_rate` at t = warmup_steps and then falls. With learning_rate =
+    1 / sqrt(d_model warmup_steps), this is the schedule of Vaswani et al. (2017), *Attention is all
+    you need*, section 5.3.
 
     >>> schedule = InverseSquareRoot(0.1, warmup_steps=100)
     >>> schedule(49), schedule(99), schedule(399)
@@ -386,11 +390,11 @@ class InverseSquareRoot(Schedule):
 
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """A straight line from `initial` at step `delay` to `final`, `steps` later; up or down.
+    """A straight line, up or down, from `initial` at step `delay` to `final`, `steps` later.
 
-    `torch.optim.lr_scheduler.LinearLR`, whose initial is lr start_factor, final lr end_factor and
-    steps total_iters; and `optax.linear_schedule`, whose names are init_value, end_value,
-    transition_steps and transition_begin (delay).
+    Equivalent to `torch.optim.lr_scheduler.LinearLR` with initial = lr start_factor, final =
+    lr end_factor and steps = total_iters, and to `optax.linear_schedule`, whose names are
+    init_value, end_value, transition_steps and transition_begin (delay).
 
     >>> [Linear(0.3, 0.1, 10)(step) for step in (0, 5, 10, 15)]
     [0.3, 0.2, 0.1, 0.1]
@@ -414,8 +418,9 @@ class Linear(Schedule):
 class Polynomial(Schedule):
     """final + (learning_rate - final) (1 - t / steps)^power with t = step - delay.
 
-    `torch.optim.lr_scheduler.PolynomialLR(total_iters=steps)`, and `optax.polynomial_schedule`,
-    whose names are init_value, end_value, transition_steps and transition_begin (delay).
+    Equivalent to `torch.optim.lr_scheduler.PolynomialLR(total_iters=steps)`, and to
+    `optax.polynomial_schedule`, whose names are init_value, end_value, transition_steps and
+    transition_begin (delay).
 
     >>> [Polynomial(0.1, 10, power=2.0)(step) for step in (0, 5, 10)]
     [0.1, 0.025, 0.0]
@@ -439,18 +444,19 @@ class Polynomial(Schedule):
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """Half a wave from `learning_rate` down to `final`, at will after a linear warmup.
+    """Half a cosine wave from `learning_rate` down to `final`, optionally after a linear warmup.
 
-    final + (learning_rate - final) ((1 + cos(pi s)) / 2)^power, where s is the share of the steps
-    after the warmup. Loshchilov & Hutter (2017), *SGDR*, eq. 5.
+    final + (learning_rate - final) ((1 + cos(pi s)) / 2)^power, where s goes from 0 to 1 over the
+    steps after the warmup. Loshchilov & Hutter (2017), *SGDR*, eq. 5.
 
-    steps : the whole length, warmup included.
+    steps : the total length, including the warmup.
     initial : the rate at step 0 of a warmup.
 
-    `torch.optim.lr_scheduler.CosineAnnealingLR(T_max=steps, eta_min=final)`, which rises again
-    after T_max where this one stays; `optax.cosine_decay_schedule(decay_steps=steps,
-    exponent=power)` with alpha = final / learning_rate; `optax.warmup_cosine_decay_schedule`, whose
-    init_value is initial, peak_value learning_rate, end_value final and decay_steps steps.
+    Equivalent to `torch.optim.lr_scheduler.CosineAnnealingLR(T_max=steps, eta_min=final)`, which
+    however rises again after T_max; to `optax.cosine_decay_schedule(decay_steps=steps,
+    exponent=power)` with alpha = final / learning_rate; and to `optax.warmup_cosine_decay_schedule`
+    with init_value = initial, peak_value = learning_rate, end_value = final and
+    decay_steps = steps.
 
     >>> [round(Cosine(0.1, 100, final=0.02)(step), 6) for step in (0, 50, 100, 150)]
     [0.1, 0.06, 0.02, 0.02]
@@ -486,12 +492,13 @@ class Cosine(Schedule):
 class WarmupStableDecay(Schedule):
     """A linear warmup, a plateau at `learning_rate`, and a decay to `final`.
 
-    shape : the form of the decay, "linear", "cosine" or "1-sqrt", the last being 1 - sqrt(s) after
-        the share s of it (Hägele et al. 2024, *Scaling laws and compute-optimal training beyond
-        fixed training durations*, section 3).
+    shape : the form of the decay: "linear", "cosine", or "1-sqrt", which is 1 - sqrt(s) after the
+        fraction s of the decay (Hägele et al. 2024, *Scaling laws and compute-optimal training
+        beyond fixed training durations*, section 3).
     initial : the rate at step 0 of the warmup.
 
-    `optax.join_schedules` of linear_schedule, constant_schedule and linear_schedule.
+    With the shape "linear", equivalent to `optax.join_schedules` of linear_schedule,
+    constant_schedule and linear_schedule.
 
     >>> schedule = WarmupStableDecay(0.1, warmup_steps=10, stable_steps=80, decay_steps=10)
     >>> [round(schedule(step), 6) for step in (0, 5, 10, 90, 95, 100)]
@@ -522,23 +529,23 @@ class WarmupStableDecay(Schedule):
 
 @dataclass(frozen=True)
 class OneCycle(Schedule):
-    """Up from `initial` to `learning_rate` and down to `final`, each along the same shape.
+    """A rise from `initial` to `learning_rate` and a fall to `final`, both with the same shape.
 
     Smith & Topin (2018), *Super-convergence*.
 
     steps : the length; the last step, steps - 1, has the rate `final`.
-    warmup_fraction : the share of the steps until the peak, which is at step
+    warmup_fraction : the fraction of the steps up to the peak, which is at step
         warmup_fraction steps - 1.
     shape : "cosine" or "linear".
-    three_phase : whether it comes down as it went up, to `initial`, before it goes on to `final`.
+    three_phase : whether the rate first falls back to `initial`, as it rose, and then to `final`.
     initial : by default learning_rate / 25.
     final : by default initial / 10000.
 
-    `torch.optim.lr_scheduler.OneCycleLR`, whose max_lr is learning_rate, total_steps steps,
-    pct_start warmup_fraction, anneal_strategy shape, div_factor learning_rate / initial and
-    final_div_factor initial / final. `optax.cosine_onecycle_schedule` and, with three phases,
-    `optax.linear_onecycle_schedule` have their end at transition_steps = steps - 1, and the same
-    values where their bends fall on the same steps.
+    Equivalent to `torch.optim.lr_scheduler.OneCycleLR` with max_lr = learning_rate, total_steps =
+    steps, pct_start = warmup_fraction, anneal_strategy = shape, div_factor = learning_rate /
+    initial and final_div_factor = initial / final. `optax.cosine_onecycle_schedule` and, with three
+    phases, `optax.linear_onecycle_schedule` end at transition_steps = steps - 1, and have the same
+    values if their bends are at the same steps.
 
     >>> [round(OneCycle(0.1, 100)(step), 6) for step in (0, 29, 99)]
     [0.004, 0.1, 0.0]
@@ -585,14 +592,14 @@ class OneCycle(Schedule):
 
 @dataclass(frozen=True)
 class CosineRestarts(Schedule):
-    """Cosine decays from `learning_rate` towards `minimum`, one after the other.
+    """Cosine decays from `learning_rate` towards `minimum`, one after another.
 
     Loshchilov & Hutter (2017), *SGDR: stochastic gradient descent with warm restarts*.
 
     period : the length of the first decay.
-    growth : how many times as long as the one before each decay is, an integer of at least 1.
+    growth : the ratio of the length of each decay to the one before, an integer of at least 1.
 
-    `torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(T_0=period, T_mult=growth,
+    Equivalent to `torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(T_0=period, T_mult=growth,
     eta_min=minimum)`.
 
     >>> [round(CosineRestarts(0.1, 10, growth=2)(step), 6) for step in (0, 5, 10, 20, 30)]
@@ -621,17 +628,19 @@ class CosineRestarts(Schedule):
 
 @dataclass(frozen=True)
 class Cyclic(Schedule):
-    """Up from `minimum` to `learning_rate` in a straight line, down again, and so on.
+    """Linear rises from `minimum` to `learning_rate` and falls back, in turn.
 
     Smith (2017), *Cyclical learning rates for training neural networks*.
 
-    up_steps, down_steps : the steps of each rise and each fall; down_steps is up_steps by default.
+    up_steps, down_steps : the number of steps of each rise and of each fall; down_steps is up_steps
+        by default.
     shape : "triangular"; "triangular2", where each cycle is half as high as the one before; or
         "exp_range", where the height is multiplied by `factor` at each step.
-    factor : is used by "exp_range" alone.
+    factor : used only by "exp_range".
 
-    `torch.optim.lr_scheduler.CyclicLR`, whose base_lr is minimum, max_lr learning_rate,
-    step_size_up up_steps, step_size_down down_steps, mode shape and gamma factor.
+    Equivalent to `torch.optim.lr_scheduler.CyclicLR` with base_lr = minimum, max_lr =
+    learning_rate, step_size_up = up_steps, step_size_down = down_steps, mode = shape and gamma =
+    factor.
 
     >>> [round(Cyclic(0.1, 10, minimum=0.02)(step), 6) for step in (0, 5, 10, 20)]
     [0.02, 0.06, 0.1, 0.02]
@@ -662,18 +671,19 @@ class Cyclic(Schedule):
         return 3 * (self.up_steps + (self.down_steps or self.up_steps))
 
 
-# ---- of other schedules -------------------------------------------------------------------------
+# ---- combinations of schedules ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Warmup(Schedule):
-    """A straight line up to the first rate of another schedule, which then begins.
+    """A linear rise to the first rate of another schedule, which then begins.
 
-    schedule : what comes after the warmup, its step 0 at step `warmup_steps`; or a number.
-    start_factor : the rate at step 0, as a share of that first rate, from 0 to 1.
+    schedule : the schedule after the warmup, whose step 0 is at step `warmup_steps`; or a number.
+    start_factor : the rate at step 0, as a fraction of that first rate, from 0 to 1.
 
-    `torch.optim.lr_scheduler.SequentialLR` of LinearLR(start_factor, total_iters=warmup_steps) and
-    another. To multiply a warmup into a schedule that runs meanwhile, see `Product`.
+    Equivalent to `torch.optim.lr_scheduler.SequentialLR` of LinearLR(start_factor,
+    total_iters=warmup_steps) and another schedule. To multiply a schedule by a warmup from its
+    first step on, see `Product`.
 
     >>> schedule = Warmup(Exponential(0.1, 0.5), 10)
     >>> [schedule(step) for step in (0, 5, 10, 11)]
@@ -701,12 +711,14 @@ class Warmup(Schedule):
 
 @dataclass(frozen=True)
 class Sequence(Schedule):
-    """One schedule after the other; each begins with its step 0 at its boundary.
+    """Schedules one after another, each of which begins with its step 0 at its boundary.
 
     schedules : schedules or numbers.
-    boundaries : where the second, the third, ... begin, one less than there are schedules.
+    boundaries : the steps at which the second, the third, ... begin; one fewer than there are
+        schedules.
 
-    `torch.optim.lr_scheduler.SequentialLR(milestones=boundaries)` and `optax.join_schedules`.
+    Equivalent to `torch.optim.lr_scheduler.SequentialLR(milestones=boundaries)` and to
+    `optax.join_schedules`.
 
     >>> schedule = Sequence((Linear(0.0, 0.1, 10), 0.1, Exponential(0.1, 0.5)), (10, 20))
     >>> [schedule(step) for step in (5, 15, 20, 21)]
@@ -721,7 +733,7 @@ class Sequence(Schedule):
         object.__setattr__(self, "schedules", _inner_ones(self.schedules))
         if len(self.boundaries) != len(self.schedules) - 1:
             raise ValueError(
-                f"boundaries is {self.boundaries!r}; wanted one less than the "
+                f"boundaries is {self.boundaries!r}; wanted one fewer than the "
                 f"{len(self.schedules)} schedules"
             )
 
@@ -741,7 +753,7 @@ class Product(Schedule):
 
     schedules : schedules or numbers.
 
-    `torch.optim.lr_scheduler.ChainedScheduler` of those that multiply the rate.
+    Equivalent to `torch.optim.lr_scheduler.ChainedScheduler` of schedulers that multiply the rate.
 
     >>> Product((Exponential(0.1, 0.5), Linear(0.5, 1.0, 10)))(10) == 0.1 * 0.5**10
     True
@@ -760,16 +772,16 @@ class Product(Schedule):
         return max(schedule.span for schedule in self.schedules)
 
 
-# ---- of values ----------------------------------------------------------------------------------
+# ---- a schedule that depends on values ----------------------------------------------------------
 
 
 class PlateauState(NamedTuple):
-    """What `ReduceOnPlateau` knows after some values.
+    """The state of `ReduceOnPlateau` after some values.
 
     learning_rate : the rate to use now.
     best : the best value so far.
-    bad : values in a row that were no better.
-    cooldown : how many more values are not to count as bad.
+    bad : how many values in a row have been no better.
+    cooldown : how many more values do not count as bad.
     """
 
     learning_rate: float
@@ -780,19 +792,19 @@ class PlateauState(NamedTuple):
 
 @dataclass(frozen=True)
 class ReduceOnPlateau(Schedule):
-    """Multiplies the rate by `factor` once a value has not become better for a while.
+    """A rate that is multiplied by `factor` once the values have not improved for a while.
 
-    It depends on values, not on steps, so it is not called: `init` gives a state, `update` the next
-    one, and `state.learning_rate` is the rate.
+    It depends on values, not on steps, so it is not called: `init` returns the first state and
+    `update` the next one, and `state.learning_rate` is the rate.
 
     patience : how many values in a row may be no better; the next one reduces the rate.
-    threshold, threshold_mode : by how much a value must be better than the best one to count:
+    threshold, threshold_mode : by how much a value must be better than the best one to count,
         relative to it ("rel") or as a difference ("abs").
     cooldown : how many values after a reduction do not count as bad.
-    mode : "min" where lower values are better, "max" where higher ones are. NaN is never better.
-    eps : a reduction by no more than this is not made.
+    mode : "min" if lower values are better, "max" if higher ones are. NaN is never better.
+    eps : reductions by at most this amount are omitted.
 
-    `torch.optim.lr_scheduler.ReduceLROnPlateau(min_lr=minimum)`.
+    Equivalent to `torch.optim.lr_scheduler.ReduceLROnPlateau(min_lr=minimum)`.
 
     >>> schedule = ReduceOnPlateau(0.1, factor=0.5, patience=1)
     >>> state = schedule.init()
@@ -822,7 +834,7 @@ class ReduceOnPlateau(Schedule):
     def __call__(self, step: int) -> NoReturn:
         raise TypeError(
             "ReduceOnPlateau depends on values, not on the step: begin with state = "
-            "schedule.init(), go on with state = schedule.update(state, value), and take "
+            "schedule.init(), continue with state = schedule.update(state, value), and use "
             "state.learning_rate"
         )
 
@@ -833,9 +845,9 @@ class ReduceOnPlateau(Schedule):
         )
 
     def update(self, state: PlateauState, value: float) -> PlateauState:
-        """The state after one more value, a number.
+        """The state after one more value.
 
-        Raises TypeError where `state` or `value` is something else.
+        Raises TypeError if `state` is not such a state or `value` is not a number.
         """
         if not isinstance(state, PlateauState):
             raise TypeError(f"state is {state!r}; wanted what init() or update(...) returned")
@@ -876,7 +888,7 @@ def _rate(value: Any) -> float | None:
 
 
 def _each(name: str, value: Any, check: Callable[..., Any], wanted: str) -> tuple:
-    """A sequence of which each item passes the check, as a tuple."""
+    """A sequence whose items all pass the check, as a tuple."""
     try:
         return tuple(check(name, item, least=0) for item in value)
     except (TypeError, ValueError):
@@ -891,7 +903,7 @@ def _boundaries(name: str, value: Any) -> tuple[int, ...]:
     return items
 
 
-# Name of a field -> its check, and the limits of that.
+# Name of a field -> its check, and the limits for it.
 _CHECKS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     **dict.fromkeys(
         ("learning_rate", "initial", "final", "minimum", "threshold", "eps"),
@@ -926,9 +938,9 @@ def _one_of(schedule: Schedule, name: str, choices: Iterable[str]) -> None:
 
 
 def _inner(value: Any, name: str) -> Schedule:
-    """A schedule within another one."""
+    """A schedule inside another one."""
     if isinstance(value, ReduceOnPlateau):
-        raise TypeError(f"{name} is {value!r}; wanted a schedule that depends on the step alone")
+        raise TypeError(f"{name} is {value!r}; wanted a schedule that depends only on the step")
     return as_schedule(value, name)
 
 
@@ -945,12 +957,12 @@ def _inner_ones(values: Any) -> tuple[Schedule, ...]:
 
 
 def _blend(start: float, end: float, left: float) -> float:
-    """From `start`, where all of the way is left, to `end`, where nothing is; exact at both."""
+    """`start` if `left` is 1, `end` if it is 0, exactly, and linear in between."""
     return left * start + (1.0 - left) * end
 
 
 def _share(passed: int, steps: int) -> float:
-    """Which share of the steps has passed, from 0 to 1."""
+    """The fraction of the steps that has passed, from 0 to 1."""
     return min(max(passed, 0), steps) / steps
 
 
@@ -958,7 +970,7 @@ def _cosine(share: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * share))
 
 
-# What is left of the way after a share of the steps.
+# Shape -> the fraction of the change that is left after a fraction of the steps.
 _SHAPES: dict[str, Callable[[float], float]] = {
     "linear": lambda share: 1.0 - share,
     "cosine": _cosine,
@@ -974,15 +986,15 @@ def _power(base: float, exponent: float) -> float:
 
 
 def _passed(boundaries: tuple[int, ...], step: int) -> int:
-    """How many boundaries are at or before the step."""
+    """The number of boundaries at or before the step."""
     return sum(boundary <= step for boundary in boundaries)
 
 
 def _hundredfold(factor: float, every: int) -> int:
-    """After how many steps factors have changed the rate by a hundred."""
+    """The number of steps after which the factors have changed the rate a hundredfold."""
     return every * math.ceil(math.log(100.0) / abs(math.log(factor))) if factor != 1.0 else 100
 
 
 def _beyond(boundaries: tuple[int, ...]) -> int:
-    """A quarter past the last boundary."""
+    """A number of steps that ends a quarter past the last boundary."""
     return 1 + sum(boundaries[-1:]) * 5 // 4

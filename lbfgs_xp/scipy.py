@@ -1,8 +1,8 @@
 """Methods for `scipy.optimize.minimize`.
 
-Its `method` may be a function: `lbfgs` or `projected_gradient` of this module. They take the
-arguments and the options of SciPy's own "L-BFGS-B", with its defaults, and give what it gives.
-SciPy hands every start over as an array of NumPy; for other libraries there is `lx.minimize`.
+Its `method` may be a function, such as `lbfgs` or `projected_gradient` of this module. They take
+the arguments and options of SciPy's own "L-BFGS-B", with its defaults, and return results of the
+same form. SciPy passes every start as a NumPy array; for other libraries use `lx.minimize`.
 """
 
 from __future__ import annotations
@@ -25,49 +25,49 @@ from lbfgs_xp.solvers.projected_gradient import ProjectedGradient
 
 __all__ = ["lbfgs", "projected_gradient"]
 
-# As SciPy has them: spent budgets, and StopIteration.
+# SciPy's codes for spent budgets and for StopIteration.
 _CODES = {Status.ITERATIONS: 1, Status.EVALUATIONS: 1, Status.CALLBACK: 99}
 
 
 def lbfgs(fun: Callable, x0: Any, args: tuple = (), *, maxcor: int = 10, **settings: Any) -> Any:
-    """L-BFGS, as `method` of `scipy.optimize.minimize`.
+    """L-BFGS, as a `method` for `scipy.optimize.minimize`.
 
     Parameters
     ----------
     fun, x0, args, jac, callback
         As in `scipy.optimize.minimize`. jac=None: SciPy's forward differences. callback takes x, or
-        one argument that is called intermediate_result; StopIteration ends the run.
+        a single argument named intermediate_result; StopIteration ends the run.
     bounds, constraints
-        There are none for this method; finite bounds are for `projected_gradient`.
+        Not supported by this method; for finite bounds use `projected_gradient`.
 
     Options
     -------
     maxcor : int
-        How many pairs (s, y) are kept.
+        The number of pairs (s, y) to keep.
     gtol : float, 1e-5
-        Stop where the largest component of the gradient is at most this.
+        Stop when the largest component of the gradient is at most this.
     ftol : float, 2.2e-9
-        Stop where in two iterations running the value changes by at most ftol |value|.
+        Stop when, in two consecutive iterations, the value changes by at most ftol |value|.
     tol : float
-        Both of them, where they are not given.
+        The value of gtol and ftol if they are not passed.
     maxiter, maxfun : int, 15000
-        Iterations; calls of fun, those for differences included.
+        The most iterations, and the most calls of fun, including those for finite differences.
     eps : float, or numbers (n,), 1e-8
-        The step of the differences, for all variables or for each.
+        The step of the finite differences, for all variables or for each.
     disp : bool
-        Print how the run has ended.
+        Whether to print how the run ended.
 
     Returns
     -------
     OptimizeResult
-        x (the best point seen), fun, jac, nit, nfev, njev, success, message; status, 0 for a
-        success, 1 for a budget that is spent, 99 for StopIteration and 2 else; hess_inv, a
-        `LinearOperator` that has `todense` too.
+        x (the best point seen), fun, jac, nit, nfev, njev, success, message; status: 0 for success,
+        1 for a spent budget, 99 for StopIteration, otherwise 2; and hess_inv, a `LinearOperator`
+        that also has `todense`.
 
     Raises
     ------
     ValueError
-        for bounds or constraints; TypeError and ValueError as `lx.minimize` does.
+        For bounds or constraints. Otherwise, TypeError and ValueError as in `lx.minimize`.
 
     Examples
     --------
@@ -83,14 +83,14 @@ def lbfgs(fun: Callable, x0: Any, args: tuple = (), *, maxcor: int = 10, **setti
 
 
 def projected_gradient(fun: Callable, x0: Any, args: tuple = (), **settings: Any) -> Any:
-    """`lx.ProjectedGradient`, for bounds, as `method` of `scipy.optimize.minimize`.
+    """`lx.ProjectedGradient`, for bounds, as a `method` for `scipy.optimize.minimize`.
 
     Parameters
     ----------
     bounds : scipy.optimize.Bounds, or pairs (low, high) with None for no bound
-        fun is called within them alone, for differences too.
+        fun is only called within the bounds, also for finite differences.
     everything else
-        As for `lbfgs`, but that there is neither maxcor nor hess_inv. What gtol limits is the
+        As for `lbfgs`, except that there is neither maxcor nor hess_inv, and gtol applies to the
         projected gradient.
 
     Examples
@@ -138,7 +138,7 @@ def _solve(
         )
     args = args if isinstance(args, tuple) else (args,)
     evaluate = _Evaluate(fun, jac, args, _steps(eps, start.size), lower, upper)
-    # Forward differences take n calls more for each gradient.
+    # Forward differences take n further calls for each gradient.
     calls = 1 if callable(jac) else 1 + start.size
     res = minimize(
         evaluate, start, jac=True, method=solver,
@@ -190,7 +190,7 @@ class _Evaluate:
         return value
 
     def differences(self, x: np.ndarray, value: Any) -> np.ndarray:
-        """Forward differences, backward where a bound is in the way; 0 for fixed variables."""
+        """Forward differences, or backward ones if a bound is in the way; 0 for fixed variables."""
         from scipy.optimize import approx_fprime
 
         before, ahead = x - self.lower, self.upper - x
@@ -202,7 +202,7 @@ class _Evaluate:
         def value_at(part: np.ndarray) -> Any:
             point = np.copy(x)
             point[free] = part
-            # SciPy asks for the value at x itself once more.
+            # SciPy also asks for the value at x itself, which is known.
             return value if np.array_equal(point, x) else self.value(
                 np.clip(point, self.lower, self.upper)
             )
@@ -213,7 +213,7 @@ class _Evaluate:
 
 
 def _watch(callback: Callable, result: Callable) -> Callable[[Record], bool]:
-    """SciPy's callback as one of ours."""
+    """A callback for SciPy as a callback for `lx.minimize`."""
     try:
         named = set(inspect.signature(callback).parameters) == {"intermediate_result"}
     except ValueError:    # a function in C
@@ -233,7 +233,7 @@ def _watch(callback: Callable, result: Callable) -> Callable[[Record], bool]:
 
 
 def _steps(eps: Any, n: int) -> np.ndarray:
-    """The steps of the differences, (n,)."""
+    """The steps of the finite differences, (n,)."""
     steps = None
     with contextlib.suppress(TypeError, ValueError):
         steps = np.broadcast_to(np.asarray(eps, dtype=np.float64), (n,))
@@ -245,7 +245,7 @@ def _steps(eps: Any, n: int) -> np.ndarray:
 
 
 def _sides(bounds: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The lower and upper bounds, of SciPy's `Bounds` or of n pairs."""
+    """The lower and upper bounds, from SciPy's `Bounds` or from n pairs."""
     if bounds is None:
         bounds = [(None, None)] * n
     if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
@@ -262,7 +262,7 @@ def _sides(bounds: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _operator(inverse: Any) -> Any:
-    """`res.hess_inv` of ours as SciPy's operator."""
+    """`hess_inv` of a result as a SciPy operator."""
     from scipy.sparse.linalg import LinearOperator
 
     apply = _Product(inverse)
@@ -272,7 +272,7 @@ def _operator(inverse: Any) -> Any:
 
 
 class _Product:
-    """v -> H v; unlike a function made where it is needed, it can be pickled."""
+    """v -> H v, as a class because a local function could not be pickled."""
 
     def __init__(self, inverse: Any):
         self.inverse = inverse

@@ -1,6 +1,6 @@
-"""Types of arguments that several functions share: the words they take, so that type checkers know.
+"""Argument types shared by several functions, so that type checkers know the names they accept.
 
-Arrays are `Any`: libraries differ in what their stubs say of them.
+Arrays are `Any`, because the type stubs of the libraries differ too much.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Solves(Protocol):
 
 
 class _Updates(Protocol):
-    """A first-order optimizer, or another maker of solvers."""
+    """A first-order optimizer, or another object that makes a solver."""
 
     @property
     def solver(self) -> Any: ...
@@ -51,7 +51,7 @@ PhasesOf = Method | _Limited | Sequence[Method | _Limited] | None
 
 
 class MinimizeSettings(TypedDict, total=False):
-    """The keyword arguments of `lx.minimize`, but `batched`."""
+    """The keyword arguments of `lx.minimize`, except `batched`."""
 
     method: PhasesOf
     jac: Jacobian
@@ -72,7 +72,7 @@ class MinimizeSettings(TypedDict, total=False):
 
 
 class FitSettings(TypedDict, total=False):
-    """The keyword arguments that `lx.curve_fit` and `lx.least_squares` share."""
+    """The keyword arguments shared by `lx.curve_fit` and `lx.least_squares`."""
 
     jac: Callable[..., Any] | Differences | None
     bounds: Any
@@ -90,7 +90,7 @@ class FitSettings(TypedDict, total=False):
 
 
 class CurveFitSettings(FitSettings, total=False):
-    """The keyword arguments of `lx.curve_fit`, but `batched`."""
+    """The keyword arguments of `lx.curve_fit`, except `batched`."""
 
     sigma: Any
     absolute_sigma: bool

@@ -1,4 +1,4 @@
-"""The checks of arguments: what passes, as what, and what an error says."""
+"""The checks of arguments: what passes, in which form, and what errors say."""
 
 from __future__ import annotations
 

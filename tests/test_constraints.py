@@ -1,4 +1,4 @@
-"""Penalties and multipliers against closed forms, and every way in which a run may end."""
+"""Penalties and multipliers against closed forms, and every way in which a run can end."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ BOTH = [lx.augmented_lagrangian, lx.quadratic_penalty]
 class Case:
     """A problem of Hock & Schittkowski (1981), or a smaller one, with its closed form.
 
-    Written with items of x and the four operations, so that it runs on every library; `c` is of
-    one kind alone.
+    Written with entries of x and the four operations, so that it runs on every library; `c` holds
+    constraints of only one kind.
     """
 
     fun: Callable
@@ -47,7 +47,7 @@ CASES = {
         lambda x: [[-20.0 * x[0], 10.0 + 0.0 * x[0]]],
         [-1.2, 1.0], [1.0, 1.0], 0.0, [0.0],
     ),
-    # HS7 with 1 + x^2 in place of its logarithm, which moves neither solution nor multiplier
+    # HS7 with 1 + x^2 instead of its logarithm, which changes neither solution nor multiplier
     "HS7": Case(
         lambda x: 1.0 + x[0] ** 2 - x[1],
         lambda x: [2.0 * x[0], -1.0 + 0.0 * x[0]],
@@ -83,7 +83,7 @@ CASES = {
         ],
         [0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 2.0, -1.0], -44.0, [1.0, 0.0, 2.0],
     ),
-    # the second constraint, x0 <= 5, is not active
+    # the second constraint, x0 <= 5, is inactive
     "disc": Case(
         lambda x: x[0] + x[1],
         lambda x: [1.0 + 0.0 * x[0], 1.0 + 0.0 * x[0]],
@@ -107,7 +107,7 @@ def run(
     method: Callable, case: Case, backend: Backend = Backend.NUMPY, dtype: str = "float64",
     **kwargs: Any,
 ) -> Any:
-    """Solves with automatic differentiation where there is any, elsewhere with Jacobians."""
+    """Solve with automatic differentiation if the library has it, otherwise with Jacobians."""
     xp = backend.xp
 
     def stack(function: Callable) -> Callable:
@@ -181,7 +181,7 @@ def test_kkt_conditions_with_the_documented_signs() -> None:
 
 @pytest.mark.parametrize("penalty", [1e1, 1e2, 1e3, 1e4])
 def test_bias_of_the_quadratic_penalty(penalty: float) -> None:
-    """One penalty alone leaves c = multiplier / rho (Nocedal & Wright, Theorem 17.2)."""
+    """A single penalty leaves c = multiplier / rho (Nocedal & Wright, Theorem 17.2)."""
     case = CASES["circle"]
     res = run(lx.quadratic_penalty, case, penalty=penalty, maxiter=1, ctol=0.0)
     assert res.status is ConstrainedStatus.ITERATIONS and res.penalty == penalty
@@ -195,7 +195,7 @@ def test_multipliers_need_no_large_penalty() -> None:
 
 
 def test_both_kinds_and_the_parameters_of_a_user(backend: Backend) -> None:
-    """min |x - t|^2 with x0 + x1 = 1 and x0 <= 0.25; t from args; scalars as constraints."""
+    """min |x - t|^2 with x0 + x1 = 1 and x0 <= 0.25; t from args; the constraints are scalars."""
 
     def fun(x: Any, t: float) -> Any:
         return backend.xp.sum((x - t) ** 2)
@@ -229,7 +229,7 @@ def test_nested_parameters_and_jac_true() -> None:
 
 
 def test_with_bounds_and_another_method() -> None:
-    """Bounds go to the inner method: min x0 + 2 x1 with x0 x1 = 1 and x <= 1.2."""
+    """Bounds are passed to the inner method: min x0 + 2 x1 with x0 x1 = 1 and x <= 1.2."""
     res = lx.augmented_lagrangian(
         lambda x: x[0] + 2.0 * x[1], np.asarray([1.0, 1.0]), jac=lambda x: np.asarray([1.0, 2.0]),
         equality=lambda x: x[0] * x[1] - 1.0, equality_jac=lambda x: x[::-1].copy(),
@@ -263,7 +263,7 @@ def circle(method: Callable = lx.augmented_lagrangian, **kwargs: Any) -> Any:
 
 @pytest.mark.parametrize("method", BOTH)
 def test_an_infeasible_problem_says_so(method: Callable) -> None:
-    """x = 1 and x = 3: the least violation is at 2."""
+    """x = 1 and x = 3: the violation is smallest at 2."""
     res = method(
         lambda x: float(x @ x), np.asarray([5.0]), jac=lambda x: 2.0 * x,
         equality=lambda x: np.asarray([x[0] - 1.0, x[0] - 3.0]),

@@ -10,7 +10,7 @@ from tests.backends import CPU, Backend
 
 NAMES = sorted(problems.ALL)
 
-# factory arguments beside the defaults, so that every branch is visited
+# factory arguments besides the defaults, so that every branch is visited
 VARIANTS = {
     **{name: (name, {}) for name in NAMES},
     "rosenbrock-100": ("rosenbrock", {"n": 100}),
@@ -22,7 +22,7 @@ VARIANTS = {
     "mlp-relu": ("mlp_regression", {"hidden": (4,), "activation": "relu", "samples": 5}),
     "decay-noise": ("exponential_decay", {"noise": 0.05}),
 }
-# sums, products and quotients alone: the same bits everywhere
+# only sums, products and quotients: the same bits everywhere
 EXACT = [
     "rosenbrock",
     "rosenbrock-100",
@@ -128,7 +128,7 @@ def test_keeps_shape_dtype_device(
         assert tuple(gradient.shape) == tuple(x.shape)
         assert value.dtype == gradient.dtype == x.dtype == p.dtype
         assert gradient.device == x.device
-        if not backend.is_numpy:  # NumPy gives a scalar for one value
+        if not backend.is_numpy:  # NumPy returns a scalar for one value
             assert value.device == x.device
         assert np.all(backend.to_numpy(p.fun(x)) == backend.to_numpy(value))
 

@@ -1,4 +1,4 @@
-"""Projections: what defines the nearest point, on every library."""
+"""Projections: the properties that define the nearest point, on every library."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def in_halfspace(rng: Any) -> np.ndarray:
     return z - max(NORMAL @ z - 0.5, 0.0) * NORMAL / (NORMAL @ NORMAL)
 
 
-# each set with a sampler of points in it, written without the projection
+# each set with a sampler of its points that does not use the projection
 SETS: dict[str, tuple[Projection, Callable]] = {
     "box": (Box(LOWER, 2.0), in_box),
     "non-negative": (NonNegative(), lambda rng: np.abs(rng.normal(size=N))),
@@ -64,7 +64,7 @@ def case(request: pytest.FixtureRequest) -> tuple[Projection, Callable]:
 def test_what_defines_the_nearest_point(
     backend: Backend, case: tuple[Projection, Callable], dtype: str
 ) -> None:
-    """(x - P x) . (z - P x) <= 0 for all z of the set; P P x = P x; |P x - P y| <= |x - y|."""
+    """(x - P x) . (z - P x) <= 0 for all z in the set; P P x = P x; |P x - P y| <= |x - y|."""
     project, sample = case
     eps = np.finfo(dtype).eps
     rng = np.random.default_rng(1)
@@ -104,7 +104,7 @@ def test_rows_are_projected_alone(backend: Backend, case: tuple[Projection, Call
 def test_no_scale_overflows(
     backend: Backend, case: tuple[Projection, Callable], scale: float
 ) -> None:
-    """At the ends of float32 the answer is that of float64, which has room there."""
+    """At the limits of float32 the result is the same as in float64, which has room there."""
     project, _ = case
     x = (scale * np.random.default_rng(4).normal(size=N)).astype("float32")
     found = backend.to_numpy(project(backend.asarray(x, "float32")))
@@ -113,7 +113,7 @@ def test_no_scale_overflows(
 
 
 def test_no_scale_overflows_in_float64(case: tuple[Projection, Callable]) -> None:
-    """Far away, a set is as good as its image at another scale."""
+    """Far from a set, the projection is the same at another scale."""
     project, _ = case
     x = np.random.default_rng(4).normal(size=N)
     far, near = project(x * 1e308), project(x * 1e30)
@@ -123,7 +123,7 @@ def test_no_scale_overflows_in_float64(case: tuple[Projection, Callable]) -> Non
 
 
 def bisected(x: np.ndarray, total: float) -> np.ndarray:
-    """The simplex by bisection on the threshold: sum max(x - t, 0) = total."""
+    """Projection onto the simplex by bisection on the threshold t: sum max(x - t, 0) = total."""
     low, high = x.min() - total, x.max()
     for _ in range(200):
         middle = 0.5 * (low + high)
@@ -144,7 +144,7 @@ def test_simplex_and_l1_ball_against_bisection(backend: Backend, n: int) -> None
 
 
 def test_large_simplex_in_float32(backend: Backend) -> None:
-    """The sum is right although ten thousand numbers of like size share it."""
+    """The sum is right even if it is shared by ten thousand numbers of similar size."""
     x = np.full(10_001, -0.9, dtype=np.float32)
     x[0] = 0.0
     x += 1e-5 * np.random.default_rng(0).normal(size=x.shape).astype(np.float32)
@@ -158,7 +158,7 @@ def test_against_a_general_solver(case: tuple[Projection, Callable]) -> None:
     project, _ = case
     x = np.random.default_rng(5).normal(size=N) * 2.0
     equal = {"type": "eq", "fun": lambda z: z.sum() - getattr(project, "total", 0.0)}
-    # the ball of the 1-norm has kinks, so it is written with z = u - v, u and v >= 0
+    # the 1-norm ball has kinks, so it is written with z = u - v, where u and v >= 0
     constraints: Any = {
         Box: [],
         NonNegative: [],
@@ -276,7 +276,7 @@ def test_bad_settings(make: Callable, text: str) -> None:
 
 def test_settings_of_another_library() -> None:
     torch = pytest.importorskip("torch")
-    with pytest.raises(TypeError, match="lower is an array of torch; wanted one of numpy"):
+    with pytest.raises(TypeError, match="lower is an array of torch; wanted an array of numpy"):
         Box(torch.zeros(3))(np.zeros(3))
 
 

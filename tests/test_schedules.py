@@ -30,7 +30,7 @@ def equal(ours: np.ndarray, theirs: np.ndarray) -> None:
 
 
 def fails(call: Callable[[], Any], error: type[Exception], *words: str) -> None:
-    """The call raises exactly this error, alone, and its message holds all the words."""
+    """The call raises exactly this error, without a cause, and its message has all the words."""
     with pytest.raises(error) as caught:
         call()
     assert type(caught.value) is error
@@ -42,8 +42,8 @@ def fails(call: Callable[[], Any], error: type[Exception], *words: str) -> None:
 
 # --- torch --------------------------------------------------------------------------------------
 
-# (schedule, steps to compare, the same of torch from its module, L, and an optimizer whose rate
-# is 0.3)
+# (schedule, steps to compare, torch's equivalent made from its module L and an optimizer whose
+# rate is 0.3)
 TORCH: list[tuple[Schedule, int, Callable[[Any, Any], Any]]] = [
     (S.Constant(0.3), 9, lambda L, o: L.LambdaLR(o, lambda step: 1.0)),
     (S.Exponential(0.3, 0.9), 99, lambda L, o: L.ExponentialLR(o, 0.9)),
@@ -221,7 +221,7 @@ def test_plateau_by_hand() -> None:
 
 # --- optax --------------------------------------------------------------------------------------
 
-# (schedule, steps to compare, the same of optax)
+# (schedule, steps to compare, its equivalent in optax)
 OPTAX: list[tuple[Schedule, int, Callable[[Any], Any]]] = [
     (S.Constant(0.3), 9, lambda o: o.constant_schedule(0.3)),
     (S.Exponential(0.3, 0.9), 60, lambda o: o.exponential_decay(0.3, 1, 0.9)),
@@ -339,9 +339,9 @@ OPTAX: list[tuple[Schedule, int, Callable[[Any], Any]]] = [
 @pytest.mark.parametrize(("schedule", "count", "make"), OPTAX, ids=names(OPTAX))
 def test_optax(schedule: Schedule, count: int, make: Callable[[Any], Any]) -> None:
     optax = pytest.importorskip("optax")
-    theirs = make(optax)  # in float64: conftest.py turns it on before any array is made
+    theirs = make(optax)  # in float64, which conftest.py enables before any array is made
     equal(rates(schedule, count), rates(theirs, count))
-    if count > schedule.span:  # far behind the end
+    if count > schedule.span:  # far beyond the end
         equal(np.asarray([schedule(10**6)]), np.asarray([float(theirs(10**6))]))
 
 
@@ -358,7 +358,7 @@ def test_functions_of_optax() -> None:
 
 @pytest.mark.parametrize(("d_model", "warmup"), [(512, 4000), (64, 1), (128, 33)])
 def test_inverse_square_root(d_model: int, warmup: int) -> None:
-    """Vaswani et al. (2017), eq. 3, whose steps count from 1."""
+    """Vaswani et al. (2017), eq. 3, where steps are counted from 1."""
     schedule = S.InverseSquareRoot((d_model * warmup) ** -0.5, warmup)
     for step in (1, 2, warmup - 1, warmup, warmup + 1, 3 * warmup, 10**7):
         if step >= 1:
@@ -416,7 +416,7 @@ def leaf(rng: np.random.Generator) -> Schedule:
 
 
 def tree(rng: np.random.Generator, depth: int = 2) -> Schedule:
-    """A schedule of schedules."""
+    """A schedule made of other schedules."""
     kind = rng.integers(4) if depth else 0
     few = int(rng.integers(0, 9))
     if kind == 1:
@@ -445,7 +445,7 @@ def test_every_class_is_among_them() -> None:
 
 
 def test_a_schedule_is_a_value() -> None:
-    """Frozen, hashable, equal to its copies, and nothing in it can change."""
+    """It is frozen, hashable and equal to its copies, and nothing inside it can change."""
     for schedule in TREES:
         copy = pickle.loads(pickle.dumps(schedule))
         assert copy == schedule and hash(copy) == hash(schedule) and copy is not schedule
@@ -507,7 +507,7 @@ def test_the_last_value_stays() -> None:
 def test_one_cycle_of_few_steps() -> None:
     assert S.OneCycle(0.3, 1, initial=0.2, final=0.1)(0) == 0.1
     assert S.OneCycle(0.3, 1, warmup_fraction=1.0, initial=0.2, final=0.1)(5) == 0.1
-    # the peak is at the first step already
+    # the peak is already at the first step
     cycle = S.OneCycle(0.3, 10, warmup_fraction=0.1, initial=0.2, final=0.1)
     assert cycle(0) == 0.3 and cycle(9) == cycle(10) == 0.1
 
@@ -670,7 +670,7 @@ BAD: list[tuple[str, type[Exception], str, str]] = [
     ("S.CosineRestarts(0.1, 5, growth=1.5)", ValueError, "growth is 1.5", "integer"),
     ("S.Warmup(0.1, 5, start_factor=2)", ValueError, "start_factor is 2", "from 0 to 1"),
     ("S.Warmup(None, 5)", TypeError, "schedule is None", "a schedule"),
-    ("S.Warmup(S.ReduceOnPlateau(0.1), 5)", TypeError, "schedule is Reduce", "the step alone"),
+    ("S.Warmup(S.ReduceOnPlateau(0.1), 5)", TypeError, "schedule is Reduce", "only on the step"),
     ("S.Product(())", ValueError, "schedules is ()", "at least one"),
     ("S.Product(S.Constant(1))", TypeError, "schedules is Constant", "a sequence"),
     ("S.Product((1.0, 'a'))", TypeError, "schedules[1] is 'a'", "a schedule"),

@@ -1,4 +1,4 @@
-"""lbfgs_xp.scipy beside SciPy's own L-BFGS-B."""
+"""lbfgs_xp.scipy, compared with SciPy's own L-BFGS-B."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_gradients_in_every_form(method: Any) -> None:
         res = solve(method, fun, np.zeros(3), jac=jac, args=(2.0,))
         assert res.success
         np.testing.assert_allclose(res.x, 2.0, atol=1e-6)
-    assert solve(method, value, np.zeros(3), jac=None, args=2.0).success    # one argument
+    assert solve(method, value, np.zeros(3), jac=None, args=2.0).success    # not a tuple
 
 
 def test_differences_are_scipys() -> None:
@@ -137,7 +137,7 @@ def test_it_serves_scipys_global_methods() -> None:
     assert res.fun < 1e-8
 
 
-# --- when it ends ------------------------------------------------------------------------------
+# --- how a run ends ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", [{"maxiter": 3}, {"maxfun": 4}])
@@ -191,7 +191,7 @@ def test_both_signatures_of_the_callback() -> None:
     assert all(isinstance(r, optimize.OptimizeResult) for r in results)
     assert all(r.fun == ROSENBROCK.fun(r.x) for r in results)
     assert np.array_equal(first.x, solve(callback=[].append).x)
-    assert solve(callback=lambda x: True).success    # SciPy takes no notice of what it returns
+    assert solve(callback=lambda x: True).success    # SciPy ignores the return value
 
 
 def test_stop_iteration_ends_the_run() -> None:
@@ -232,7 +232,7 @@ def test_bounds(differences: bool) -> None:
         assert ours.success
         np.testing.assert_allclose(ours.x, solve("L-BFGS-B", fun, **how).x, atol=2e-5)
         assert np.all((seen >= lower) & (seen <= upper))
-    even = solve(projected_gradient, bounds=optimize.Bounds(-1.0, 0.5))    # numbers for all
+    even = solve(projected_gradient, bounds=optimize.Bounds(-1.0, 0.5))    # the same for all
     assert even.success and np.max(even.x) == 0.5
 
 
@@ -243,7 +243,7 @@ def test_narrow_bounds_leave_room_for_differences() -> None:
         seen.append(x)
         return float(x @ x)
 
-    width = 1e-9    # less than the step of the differences
+    width = 1e-9    # less than the step of the finite differences
     res = solve(projected_gradient, value, [1.0], jac=None, bounds=[(1.0, 1.0 + width)])
     assert res.x == [1.0] and np.all((np.asarray(seen) >= 1.0) & (np.asarray(seen) <= 1.0 + width))
     np.testing.assert_allclose(res.jac, 2.0, rtol=1e-5)

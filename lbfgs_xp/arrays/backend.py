@@ -1,10 +1,10 @@
-"""How to work with the arrays of one library: the way of the array API standard.
+"""How to work with the arrays of one library, by default through the array API standard.
 
-`Backend.of(array)` gives the backend of an array. What a library does in its own way stands in the
-file of its name, in a subclass: how its arrays reach the host, how a row of a buffer is
-overwritten, how a function is differentiated or compiled. A library without such a file works by
-the standard alone. Each file imports its library, so it is imported only once the user has arrays
-of that library.
+`Backend.of(array)` returns the backend of an array. Whatever a library does differently is in a
+subclass, in the file named after the library: how its arrays reach the host, how a row of a buffer
+is overwritten, how a function is differentiated or compiled. A library without such a file uses the
+standard alone. Each of these files imports its library, so it is loaded only once the user has
+arrays of that library.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lbfgs_xp.arrays.keyed import Keyed
 Array = Any
 Namespace = Any
 
-# Library -> the file with its own way of doing things, and the class there.
+# Library -> the file with its backend, and the name of the class.
 OWN_WAYS = {
     "numpy": ("numpy", "NumPyBackend"),
     "torch": ("torch", "TorchBackend"),
@@ -46,8 +46,8 @@ def is_array(value: object) -> bool:
 
 
 def namespace_of(array: Array) -> Namespace:
-    """The namespace of an array, made standard by array-api-compat."""
-    # The most frequent type is recognised without a look at every library there is.
+    """The namespace of an array, as standardised by array-api-compat."""
+    # A shortcut for the most frequent type, because the general case tries every library.
     return compat_numpy if type(array) is np.ndarray else compat.array_namespace(array)
 
 
@@ -67,7 +67,7 @@ def take(array: Array, indices: Array) -> Array:
 
 
 def compiled(array: Array, function: Callable) -> Callable:
-    """`function` of arrays like this one, compiled if their library compiles."""
+    """`function` for arrays like this one, compiled if their library can."""
     return _class(namespace_of(array)).compile(function)
 
 
@@ -79,27 +79,27 @@ class Backend(Keyed):
     name : str
         "numpy", "torch", "jax", "cupy", "array_api_strict" or the name of another library.
     xp : namespace
-        The library's namespace, made standard by array-api-compat.
+        The library's namespace, as standardised by array-api-compat.
     device, dtype
         Where the arrays live, and the dtype of their real and imaginary parts.
     creation_device
-        The `device` argument for creation functions. JAX leaves it None where new arrays should be
-        as free to move as the user's.
+        The `device` argument for creation functions. On JAX it is None if new arrays should stay
+        uncommitted, like the user's.
     complex : bool
-        Whether the array that was given is complex.
+        Whether the given array is complex.
     eps, largest : float
         The distance from 1 to the next number of the dtype; its largest number.
     noise : float
         The relative change of a value that rounding may hide.
     on_host : bool
-        Whether the arrays are NumPy's.
+        Whether the arrays are NumPy arrays.
     reads_are_free : bool
-        Whether reading a number costs next to nothing: NumPy, and torch on the CPU. On JAX it does
-        not, even on the CPU.
+        Whether reading a number costs next to nothing: with NumPy, and with torch on the CPU, but
+        not with JAX, even on the CPU.
     compiles, differentiates : bool
         Whether `jit` compiles; whether there is automatic differentiation.
     has_kernels : bool
-        Whether `elementwise` makes a kernel of a text in C++.
+        Whether `elementwise` can build a kernel from C++ source.
     """
 
     on_host = False
@@ -122,9 +122,8 @@ class Backend(Keyed):
     def of(array: Array, what: str = "x0", traced: bool = False) -> Backend:
         """The backend of an array.
 
-        what : what errors call the array.
-        traced : whether an array that JAX is tracing, which has neither values nor a device, is
-            acceptable.
+        what : the name of the array in errors.
+        traced : whether to accept an array traced by JAX, which has neither values nor a device.
         """
         return _class(namespace_of(array))(array, what, traced)
 
@@ -138,7 +137,7 @@ class Backend(Keyed):
         return self.name, str(self.dtype), self.complex, str(self.device)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Modules cannot be pickled; an array knows its own.
+        # Modules cannot be pickled, so the backend is rebuilt from an array.
         return Backend.of, (self.zeros(()) + (0j if self.complex else 0.0),)
 
     def __repr__(self) -> str:
@@ -146,20 +145,20 @@ class Backend(Keyed):
 
     @property
     def cache_size(self) -> int:
-        """How many numbers of an array to work on at a time: few enough to stay in the caches, many
-        enough for the work to outweigh the calls."""
+        """How many elements of an array to work on at a time: few enough to stay in the caches,
+        many enough for the work to outweigh the call overhead."""
         return 2**22 if "cpu" in str(self.device).lower() else 2**28
 
-    # --- where arrays lie ----------------------------------------------------------------------
+    # --- devices -------------------------------------------------------------------------------
 
     def holds(self, array: Array) -> bool:
-        """Whether an array of this library lies on this device, or is free to be brought here."""
+        """Whether an array of this library is on this device, or may be moved to it."""
         return self.device in (None, compat.device(array))
 
     def check_device(self, array: Array, what: str, like: str = "x0") -> None:
-        """Raise a clear error if an array of this library, `what`, lies on another device.
+        """Raise a clear error if an array of this library is on another device.
 
-        like : what the error names as the array on this device.
+        what, like : the names, in the error, of the array and of an array on this device.
         """
         if not self.holds(array):
             raise ValueError(
@@ -167,22 +166,22 @@ class Backend(Keyed):
             )
 
     def placed(self, array: Array, what: str) -> Array:
-        """`array` where new arrays are made, or the error of `check_device`."""
+        """`array` on the device of new arrays, or the error of `check_device`."""
         self.check_device(array, what)
         return array
 
     def thread_context(self) -> contextlib.AbstractContextManager[Any]:
-        """A context for threads that gives them the caller's default device."""
+        """A context that gives other threads the default device of the caller."""
         return contextlib.nullcontext()
 
     # --- transfers between host and device -----------------------------------------------------
 
     def to_host(self, array: Array) -> np.ndarray:
-        """A NumPy copy or view of `array`: the only way by which data reach the host."""
+        """A NumPy copy or view of `array`; all data reach the host through this method."""
         return np.asarray(array)
 
     def from_host(self, values: np.ndarray, dtype: Any = None) -> Array:
-        """`values` as an array of this library on this device, of this dtype by default."""
+        """`values` as an array of this library on this device, by default in this dtype."""
         dtype = self.dtype if dtype is None else dtype
         return self.xp.asarray(values, dtype=dtype, device=self.creation_device)
 
@@ -191,9 +190,10 @@ class Backend(Keyed):
         return self.from_host(indices, self.xp.asarray(0).dtype)
 
     def adopt(self, values: Any, what: str) -> Array:
-        """Numbers, lists, NumPy arrays, or arrays of this library and device, in this dtype.
+        """`values` as an array of this library, device and dtype.
 
-        what : what errors call them.
+        values : numbers, lists, NumPy arrays, or arrays of this library and device.
+        what : the name of the values in errors.
         """
         if isinstance(values, (np.ndarray, np.generic)) or not is_array(values):
             try:
@@ -205,7 +205,8 @@ class Backend(Keyed):
             return self.from_host(host)
         if (library := library_of(values)) != self.name:
             raise TypeError(
-                f"{what} is an array of {library}; wanted one of {self.name}, like x, or of NumPy"
+                f"{what} is an array of {library}; wanted an array of {self.name}, like x, or of "
+                "NumPy"
             )
         values = self.placed(values, what)
         if not self.xp.isdtype(values.dtype, ("real floating", "integral")):
@@ -213,7 +214,7 @@ class Backend(Keyed):
         return self.xp.astype(values, self.dtype, copy=False)
 
     def read(self, numbers: Sequence[Array]) -> list[float]:
-        """Several 0-d arrays as floats: one transfer if the arrays live on a device."""
+        """Several 0-d arrays as floats, in one transfer if they are on a device."""
         if self.reads_are_free:
             return [float(number) for number in numbers]
         arrays = [number for number in numbers if is_array(number)]
@@ -221,8 +222,8 @@ class Backend(Keyed):
         return [next(found) if is_array(number) else float(number) for number in numbers]
 
     def read_many(self, numbers: Sequence[Any]) -> list[float]:
-        """`read` of very many numbers from any device, with one wait and nothing compiled for their
-        count."""
+        """`read` for very many numbers on any device: it waits once, and compiles nothing that
+        depends on their count."""
         if self.reads_are_free:
             return self.read(numbers)
         return self.read([compat.to_device(n, self.device) if is_array(n) else n for n in numbers])
@@ -244,15 +245,15 @@ class Backend(Keyed):
         return namespace_of(array).asarray(array, copy=True)
 
     def own(self, array: Array) -> Array:
-        """`array`, copied if somebody else could change it in place."""
+        """`array`, copied if the user could change it in place."""
         return self.xp.asarray(array, copy=True) if self.mutable else array
 
     def detach(self, value: Any) -> Any:
-        """`value` without the record that autograd keeps of how it was computed."""
+        """`value`, detached from the graph of autograd."""
         return value
 
     def keep_freed_memory(self) -> None:
-        """Make the C library keep the memory of large arrays in the process, if it would not."""
+        """Make the C library keep the memory of large arrays in the process once they are freed."""
 
     # --- rows ----------------------------------------------------------------------------------
 
@@ -262,7 +263,7 @@ class Backend(Keyed):
         return namespace_of(array).take(array, indices, axis=0)
 
     def take_from_any(self, array: Array, indices: Array) -> Array:
-        """`take` from an array of any library and device, by indices of this one."""
+        """`take` from an array of any library and device, with indices of this library."""
         if type(array) is not type(indices) or not self.holds(array):
             xp, host = namespace_of(array), self.to_host(indices)
             indices = host if isinstance(array, np.ndarray) else xp.asarray(
@@ -280,14 +281,14 @@ class Backend(Keyed):
         return [self.take(array, chosen) for array in arrays]
 
     def join(self, parts: Sequence[Array]) -> Array:
-        """0-d and 1-d arrays, end to end, in this dtype and on this device."""
+        """The concatenation of 0-d and 1-d arrays on this device, in this dtype."""
         xp = self.xp
         flat = [
             xp.reshape(xp.astype(part, self.dtype, copy=False), (-1,)) for part in parts
         ]
         return xp.concat(flat)
 
-    # --- buffers, overwritten in place where the library allows --------------------------------
+    # --- buffers, overwritten in place if the library allows -----------------------------------
 
     def write_row(self, buffer: Array, index: int, row: Array) -> Array:
         """`buffer` (k, n) with row `index` overwritten."""
@@ -306,21 +307,21 @@ class Backend(Keyed):
         return xp.where(here[:, :, None], rows[:, None, :], buffer)
 
     def subtract_scaled(self, u: Array, factor: Any, v: Array) -> Array:
-        """u - factor v, in place of u where the library allows."""
+        """u - factor v, written over u if the library allows."""
         u -= v * factor
         return u
 
     def overwrite(self, array: Array, new: Array) -> Array:
-        """`new`, written over `array` in place where the library allows."""
+        """`new`, written over `array` in place if the library allows."""
         if not self.mutable:
             return new
         self.detach(array)[...] = new
         return array
 
-    # --- reductions; `Space` decides who may use them ------------------------------------------
+    # --- reductions; `Space` decides when they may be used -------------------------------------
 
     def max_abs(self, array: Array) -> Array:
-        """The largest absolute element along the last axis; nan if there is one."""
+        """The largest absolute element along the last axis; nan if any element is nan."""
         return self.xp.max(self.xp.abs(array), axis=-1)
 
     def dot(self, u: Array, v: Array) -> Array:
@@ -352,11 +353,11 @@ class Backend(Keyed):
     # --- one array of any shape as a row of real numbers ---------------------------------------
 
     def real_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of `to_real` of an array of this shape."""
+        """The shape that `to_real` gives an array of this shape."""
         return (*shape, 2) if self.complex else shape
 
     def to_real(self, array: Array) -> Array:
-        """A real array as it is; a complex one (...) as its parts (..., 2)."""
+        """A real array unchanged; a complex one (...) as its real and imaginary parts (..., 2)."""
         array, xp = self.detach(array), self.xp
         if not self._is_complex(array.dtype):
             return array
@@ -373,21 +374,21 @@ class Backend(Keyed):
         return self.complex and self.xp.isdtype(dtype, "complex floating")
 
     def vector(self, array: Array) -> Array:
-        """All real numbers of an array, in one row."""
+        """All real numbers of an array, as a 1-d array."""
         return self.xp.reshape(self.to_real(array), (-1,))
 
     # --- memory that arrays share --------------------------------------------------------------
 
     def memory_key(self, array: Array) -> Any:
-        """A key that two arrays have in common if they may lie in the same memory."""
+        """A key that is the same for two arrays if they may share memory."""
         return id(array)
 
     def is_writable(self, array: Array) -> bool:
-        """Whether each element has memory of its own, which may be overwritten."""
+        """Whether each element has its own memory, which may be overwritten."""
         return True
 
     def flat_view(self, array: Array) -> np.ndarray:
-        """`vector` for NumPy: a view of the same memory where `has_flat_view`, else a copy."""
+        """`vector` for NumPy: a view of the same memory if `has_flat_view`, else a copy."""
         raise NotImplementedError
 
     def has_flat_view(self, array: Array) -> bool:
@@ -406,64 +407,65 @@ class Backend(Keyed):
         """Tell autograd that the array was overwritten through `flat_view`."""
 
     def requires_grad_like(self, array: Array, like: Array) -> Array:
-        """`array`, recorded by autograd if `like` is."""
+        """`array`, which requires a gradient if `like` does."""
         return array
 
     # --- compiling and differentiating ---------------------------------------------------------
 
     @staticmethod
     def compile(function: Callable) -> Callable:
-        """`function` of arrays, compiled where the library can."""
+        """`function` of arrays, compiled if the library can."""
         return function
 
     def jit(self, function: Callable, *static: Any, donate: tuple[int, ...] = ()) -> Callable:
-        """`function` with its first arguments `static`, compiled where the library can.
+        """`function` with its first arguments `static`, compiled if the library can.
 
-        What is compiled once serves every later call with equal (hashable) static arguments. The
-        arguments at the positions `donate` may be overwritten.
+        A compiled function is reused in every later call with equal (hashable) static arguments.
+        The arguments at the positions `donate` may be overwritten.
         """
         return functools.partial(function, *static) if static else function
 
     @staticmethod
     def is_compiled(fun: Callable) -> bool:
-        """Whether the user has compiled `fun`, and so declared it a pure function."""
+        """Whether the user has compiled `fun`, which declares it a pure function."""
         return False
 
     def elementwise(self, inputs: str, outputs: str, body: str) -> Callable:
-        """The kernel that computes `body` for each element of its arrays."""
+        """A kernel that computes `body` for each element of its arrays."""
         raise NotImplementedError
 
     def value_and_gradient(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
         """(args, x) -> (value, gradient, aux) by automatic differentiation.
 
-        `evaluate(fun, *static, args, x)` gives (value, aux). For a batch the value holds one number
-        per row; since rows are independent, the gradient of the sum holds the gradient of each. If
-        `fun` is compiled, so is the whole, once for all calls.
+        `evaluate(fun, *static, args, x)` returns (value, aux). For a batch the value holds one
+        number per row; since rows are independent, the gradient of the sum contains the gradient of
+        each. If `fun` is compiled, so is the returned function, once for all calls.
         """
         raise NotImplementedError
 
     def value_and_gradients(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
         """(leaves, batch) -> (value, gradients), one per leaf, by automatic differentiation.
 
-        `evaluate(*static, leaves, batch)` gives the value, a 0-d array. The gradient of a complex
-        leaf is df/d(re) + i df/d(im). The whole is compiled if `compiled`.
+        `evaluate(*static, leaves, batch)` returns the value, a 0-d array. The gradient of a complex
+        leaf is df/d(re) + i df/d(im). The returned function is compiled if `compiled`.
         """
         raise NotImplementedError
 
     def hessian(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
         """(args, x) -> the matrices (..., n, n), by differentiating twice.
 
-        The arguments are those of `value_and_gradient`. Since the rows of a batch are independent,
-        row i of each problem's matrix is the gradient of the sum of the i-th components of all
-        gradients.
+        The arguments are as for `value_and_gradient`. Since the rows of a batch are independent,
+        row i of each problem's matrix is the gradient of the sum, over all problems, of the i-th
+        component of the gradient.
         """
         raise NotImplementedError
 
     def jacobian(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
-        """(args, x) -> the Jacobian (..., m, p), by forward differentiation.
+        """(args, x) -> the Jacobian (..., m, p), by forward-mode differentiation.
 
         `evaluate(*static, args, x)` maps vectors (..., p) to (..., m). Since the rows of a batch
-        are independent, one direction serves all of them. The whole is compiled if `compiled`.
+        are independent, one direction serves all of them. The returned function is compiled if
+        `compiled`.
         """
         raise NotImplementedError
 
@@ -472,7 +474,7 @@ class Backend(Keyed):
     def linalg(self, name: str, otherwise: str = "") -> Callable:
         """A function of the linear algebra extension of the standard.
 
-        otherwise : what the error suggests if the library does not have it.
+        otherwise : what the error suggests instead if the library lacks the function.
         """
         found = getattr(getattr(self.xp, "linalg", None), name, None)
         if found is None:
@@ -483,7 +485,7 @@ class Backend(Keyed):
         return found
 
     def eigh(self, matrix: Array) -> tuple[Array, Array]:
-        """Eigenvalues in ascending order and eigenvectors, as columns, of symmetric matrices."""
+        """The eigenvalues, ascending, and the eigenvectors, as columns, of symmetric matrices."""
         eigh = self.linalg("eigh", ", or a method that needs no Hessian")
         eigenvalues, eigenvectors = eigh(matrix)
         return eigenvalues, eigenvectors
@@ -497,7 +499,7 @@ class Backend(Keyed):
 
 
 class InPlaceBackend(Backend):
-    """A library whose arrays are indexed and overwritten as those of NumPy are."""
+    """A library whose arrays are indexed and overwritten in place as in NumPy."""
 
     mutable = True
 
@@ -532,7 +534,7 @@ def _class(xp: Namespace) -> type[Backend]:
 
 
 def class_for(library: str) -> type[Backend]:
-    """The class of a library's backends."""
+    """The backend class of a library."""
     if library not in OWN_WAYS:
         return Backend
     file, name = OWN_WAYS[library]
@@ -541,10 +543,10 @@ def class_for(library: str) -> type[Backend]:
 
 @functools.cache
 def _limits(xp: Namespace, dtype: Any, what: str) -> tuple[bool, float, float]:
-    """Whether the dtype is complex; eps and the largest number of its parts."""
+    """Whether the dtype is complex; eps and the largest number of its real part."""
     is_complex = xp.isdtype(dtype, "complex floating")
     if not is_complex and not xp.isdtype(dtype, "real floating"):
-        hint = " (1.0 in place of 1)" if xp.isdtype(dtype, "integral") else ""
+        hint = " (1.0 instead of 1)" if xp.isdtype(dtype, "integral") else ""
         raise TypeError(
             f"{what} has dtype {dtype}; wanted a real or complex floating-point dtype{hint}"
         )

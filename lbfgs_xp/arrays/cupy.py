@@ -1,4 +1,4 @@
-"""CuPy: arrays on a GPU, and kernels of a text in C++."""
+"""CuPy: arrays on a GPU, and kernels from C++ source."""
 
 from __future__ import annotations
 
@@ -39,5 +39,5 @@ class CuPyBackend(InPlaceBackend):
 
 @functools.cache
 def _elementwise(inputs: str, outputs: str, body: str) -> Callable:
-    # Products and sums are not contracted, so that each rounds as it does elsewhere.
+    # Without fused multiply-add, so that products and sums round as on other libraries.
     return cupy.ElementwiseKernel(inputs, outputs, body, "lbfgs_xp", options=("--fmad=false",))

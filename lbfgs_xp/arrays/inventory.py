@@ -1,4 +1,4 @@
-"""Which array libraries and devices this machine has, for the command line."""
+"""The array libraries and devices of this machine, for the command line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 from lbfgs_xp.arrays.backend import OWN_WAYS, Array, class_for
 
-# What to import where that is not the name of the library.
+# What to import if it is not named like the library.
 _MODULES = {"dask": "dask.array"}
 
 

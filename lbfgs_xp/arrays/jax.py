@@ -1,8 +1,8 @@
-"""JAX: arrays that never change, compiled functions, and arrays that are free to move.
+"""JAX: immutable arrays, committed to a device or not, and compiled functions.
 
-JAX compiles a function once for arrays that are committed to a device and once more for those that
-are free to move. New arrays are therefore as free or as committed as the user's own, so that his
-functions are compiled once.
+JAX compiles a function once for arrays committed to a device and again for uncommitted ones, which
+it may move. New arrays are therefore committed only if the user's are, so that each function is
+compiled only once.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ class JaxBackend(Backend):
         if _is_traced(array) and not traced:
             raise TypeError(
                 f"{what} is traced (by jax.jit, grad or vmap); wanted an array with values: call "
-                "lbfgs_xp outside of compiled functions (its loops run in Python; what can be "
-                "compiled, it compiles itself), and use batched=True in place of vmap"
+                "lbfgs_xp outside compiled functions (its loops run in Python; it compiles what it "
+                "can), and use batched=True instead of vmap"
             )
         super().__init__(array, what, traced)
         self._devices = None if _is_traced(array) else array.devices()
         if _is_free(array):
             self.creation_device = None
 
-    # --- where arrays lie ----------------------------------------------------------------------
+    # --- devices -------------------------------------------------------------------------------
 
     def holds(self, array: Array) -> bool:
         if self._devices is None or not _has_values(array):
@@ -45,8 +45,8 @@ class JaxBackend(Backend):
     def check_device(self, array: Array, what: str, like: str = "x0") -> None:
         if _is_traced(array):
             raise TypeError(
-                f"{what} is traced (by jax.jit, grad or vmap) through what the function closes "
-                "over; wanted arrays with values: call lbfgs_xp outside of compiled functions"
+                f"{what} is traced (by jax.jit, grad or vmap), because the function closes over "
+                "traced arrays; wanted arrays with values: call lbfgs_xp outside compiled functions"
             )
         super().check_device(array, what, like)
 
@@ -55,8 +55,8 @@ class JaxBackend(Backend):
         return self._committed(array)
 
     def _committed(self, array: Array) -> Array:
-        """`array`, committed to this device if new arrays are. JAX takes arrays that are not
-        committed to its default device, wherever they lie."""
+        """`array`, committed to this device if new arrays are, because JAX moves uncommitted arrays
+        to its default device."""
         if self.creation_device is None or _is_committed(array):
             return array
         return jax.device_put(array, self.creation_device)
@@ -145,13 +145,13 @@ def _has_values(array: Array) -> bool:
 
 
 def _is_committed(array: Array) -> bool:
-    """Whether an array is committed to where it lies. What JAX is tracing lies nowhere."""
+    """Whether an array is committed to its device; a traced array counts as committed."""
     return _is_traced(array) or getattr(array, "committed", getattr(array, "_committed", True))
 
 
 def _is_free(array: Array) -> bool:
-    """Whether JAX should choose where new arrays beside this one lie: it lies on the default device
-    and may be moved to where others are, or it is spread over several devices."""
+    """Whether JAX should choose the device of new arrays used with this one, because it is
+    uncommitted and on the default device, or committed and spread over several devices."""
     if not _has_values(array):
         return False
     devices = array.devices()
@@ -204,22 +204,22 @@ def _gradients(count: int, evaluate: Callable, *arguments: Any) -> tuple[Array, 
 
 
 def _check_array(value: Any, function: str, parameters: str) -> None:
-    """Refuse a value that is a plain number, and so has no gradient."""
+    """Refuse a value that is a plain number and therefore has no gradient."""
     if not is_array(value):
         raise TypeError(
             f"{function} returned a {type(value).__name__}, which does not depend on {parameters}; "
-            f"wanted an array made from {parameters}, or jac= a function or True"
+            f"wanted an array computed from {parameters}, or jac= a function or True"
         )
 
 
 def _explained(function: Callable, *arguments: Any) -> Any:
-    """What the compiled function returns; a TypeError gets a note about compiling."""
+    """Call the compiled function; a TypeError gets a note about compiling."""
     try:
         return function(*arguments)
     except TypeError as error:
         error.add_note(
-            "lbfgs_xp: jax.jit compiles the loss, which then takes arrays and numbers alone and "
-            "has no branches on their values; compile=False runs it as it is"
+            "lbfgs_xp: jax.jit compiles the loss, which may then take only arrays and numbers and "
+            "must not branch on their values; compile=False runs it without compiling"
         )
         raise
 

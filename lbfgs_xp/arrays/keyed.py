@@ -1,4 +1,4 @@
-"""Equality by a key: what is compiled for one object serves every other with an equal key."""
+"""Equality by a key: what is compiled for one object serves all others with an equal key."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import array_api_compat as compat
 
 
 class Keyed:
-    """Objects of one type are equal if their `_key` is, which has to be hashable."""
+    """Objects of the same type are equal if their `_key`, which must be hashable, is equal."""
 
     _key: Any
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
-        # In the class's own dict, or a dataclass would write others.
+        # In the class's own dict, so that the dataclass decorator does not generate others.
         cls.__eq__, cls.__hash__ = cls.__eq__, cls.__hash__  # type: ignore[method-assign]
 
     def __eq__(self, other: object) -> bool:
@@ -25,8 +25,7 @@ class Keyed:
 
 
 def key_of(setting: Any) -> Any:
-    """A setting as part of a key: arrays, and all else that cannot be hashed, count as the same
-    setting only if they are the same object."""
+    """A setting as part of a key; arrays and unhashable settings are compared by identity."""
     if compat.is_array_api_obj(setting):
         return id(setting)
     try:

@@ -11,7 +11,7 @@ from lbfgs_xp.arrays.backend import Array, InPlaceBackend
 # How many elements of an array fit in the cache of one core, and how many to work on at a time.
 _CACHED = 2**17
 _PIECE = 2**14
-# Rows shorter than this are worked on across many rows, rather than along each.
+# With rows shorter than this, operations run across many rows rather than along each.
 _NARROW = 32
 
 
@@ -33,15 +33,15 @@ class NumPyBackend(InPlaceBackend):
         return np.zeros(shape, self.dtype)
 
     def own(self, array: Array) -> Array:
-        """A copy. Many short rows are copied to Fortran order, so that an operation runs along all
-        of them rather than along each."""
+        """A copy; many short rows are copied to Fortran order, so that operations run across the
+        rows rather than along each."""
         return array.copy("F" if _are_narrow(array) else "C")
 
     def keep_freed_memory(self) -> None:
         """Make glibc keep the memory of arrays up to 32 MiB in the process, for all its threads.
 
-        It learns from the largest block that was freed. Otherwise it returns large arrays to the
-        system as soon as they are dropped, and fetching the pages again costs more than arithmetic.
+        glibc adapts its limit to the largest block freed so far. Otherwise it returns the memory of
+        large arrays to the system at once, and getting the pages back costs more than arithmetic.
         """
         np.empty(2**25 - 2**14, np.uint8)
 
@@ -54,20 +54,20 @@ class NumPyBackend(InPlaceBackend):
     def subtract_scaled(self, u: Array, factor: Any, v: Array) -> Array:
         if u.ndim > 1 or u.size < _CACHED:
             return super().subtract_scaled(u, factor, v)
-        # In pieces, so that the product does not leave the cache.
+        # In pieces, so that the product stays in the cache.
         for i in range(0, u.shape[0], _PIECE):
             piece = u[i : i + _PIECE]
             np.subtract(piece, factor * v[i : i + _PIECE], out=piece)
         return u
 
-    # --- reductions: for rows as short as these, einsum beats a call for each ------------------
+    # --- reductions: for short rows, einsum is faster than one call per row --------------------
 
     def max_abs(self, array: Array) -> Array:
         if _are_narrow(array):
             return np.maximum.reduce(np.asfortranarray(np.abs(array)), axis=-1)
         if array.ndim != 1:
             return super().max_abs(array)
-        # No temporary, and argmax is faster than max. Both return the position of a nan.
+        # This needs no temporary, argmax is faster than max, and both find the position of a nan.
         high, low = abs(array[array.argmax()]), abs(array[array.argmin()])
         return low if low > high else high
 
@@ -87,7 +87,7 @@ class NumPyBackend(InPlaceBackend):
         return super().combine(coefficients, rows)
 
     def gram(self, rows: Array) -> Array:
-        # For matrices as small as these, half of the products one by one take half the time.
+        # For such small matrices, half of the products, one by one, take half the time of all.
         product = np.zeros((*rows.shape[:-1], rows.shape[-2]), rows.dtype)
         for i in range(rows.shape[-2]):
             product[..., i, i:] = self.xp.vecdot(rows[..., i:, :], rows[..., i : i + 1, :])
@@ -96,7 +96,7 @@ class NumPyBackend(InPlaceBackend):
     def add_outer(self, factor: Array, matrix: Array, u: Array, v: Array) -> Array:
         if u.shape[-1] >= _NARROW:
             return super().add_outer(factor, matrix, u, v)
-        # In place, one row of all matrices at a time, for the products to stay in the cache.
+        # In place, one row of all matrices at a time, so that the products stay in the cache.
         u, v = u.T, v.T
         one, other = np.empty_like(u), np.empty_like(u)
         for i, row in enumerate(matrix.T):
@@ -128,5 +128,5 @@ class NumPyBackend(InPlaceBackend):
 
 
 def _are_narrow(array: Array) -> bool:
-    """Whether these are many short rows."""
+    """Whether the array consists of many short rows."""
     return array.ndim == 2 and array.shape[1] < _NARROW and array.shape[1] < array.shape[0]

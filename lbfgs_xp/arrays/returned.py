@@ -1,4 +1,4 @@
-"""Checks of what a user's function returned: one clear error says what came and what is wanted."""
+"""Checks of what a user's function returned; errors say what was returned and what is wanted."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ def described(out: object) -> str:
 def check_array(
     function: str, out: Any, backend: Backend, wanted: str, like: str = "x0"
 ) -> None:
-    """Refuse what is not an array of the backend's library.
+    """Refuse anything but an array of the backend's library.
 
-    like : the argument whose library it should be, for the message.
+    like : the argument with that library, for the message.
     """
     if not is_array(out):
         raise TypeError(f"{function} returned {described(out)}; wanted {wanted}")
     if (library := library_of(out)) != backend.name:
         raise TypeError(
-            f"{function} returned an array of {library}; wanted one of {backend.name}, like {like}"
+            f"{function} returned an array of {library}; wanted an array of {backend.name}, "
+            f"like {like}"
         )
 
 
@@ -42,7 +43,7 @@ def check_real(function: str, out: Array, backend: Backend) -> None:
 
 
 def check_like(function: str, out: Any, like: Array) -> None:
-    """Refuse what is not an array of the shape and dtype of the function's argument `like`."""
+    """Refuse anything but an array with the shape and dtype of the function's argument `like`."""
     if is_array(out) and (out.shape, out.dtype) == (like.shape, like.dtype):
         return
     what = f"{out.dtype} {tuple(out.shape)}" if is_array(out) else repr(out)
@@ -52,12 +53,12 @@ def check_like(function: str, out: Any, like: Array) -> None:
 
 
 def check_precision(function: str, out: Any, backend: Backend) -> None:
-    """Refuse numbers with fewer digits than finite differences need."""
+    """Refuse numbers with too few digits for finite differences."""
     xp = np if isinstance(out, np.generic) else backend.xp
     if xp.isdtype(out.dtype, "real floating") and xp.finfo(out.dtype).eps > backend.eps:
         raise TypeError(
             f"{function} returned {out.dtype}; wanted {backend.dtype}, like x0: finite differences "
-            f"with steps for {backend.dtype} drown in the rounding of {out.dtype}"
+            f"with steps for {backend.dtype} are lost in the rounding errors of {out.dtype}"
         )
 
 
@@ -66,8 +67,8 @@ def real_number(
 ) -> Any:
     """`out` if it is one real number: a float, or a 0-d array.
 
-    pair_if : the arguments under which the function may return a pair, for the message.
-    hint : what the message adds about an array with axes.
+    pair_if : the arguments with which the function may return a pair, for the message.
+    hint : what the message adds if `out` is an array with axes.
     """
     if isinstance(out, (bool, int, float, np.floating, np.integer)):
         return float(out)
@@ -97,7 +98,7 @@ def row_numbers(
 def pair(function: str, out: Any, condition: str, wanted: str) -> tuple[Any, Any]:
     """The two parts of what a function returned.
 
-    condition, wanted : the argument that asks for them, and what they are, for the message.
+    condition, wanted : the argument that asks for a pair, and the pair, for the message.
     """
     try:
         first, second = out
@@ -109,7 +110,7 @@ def pair(function: str, out: Any, condition: str, wanted: str) -> tuple[Any, Any
 
 
 def is_true(outcome: Any) -> bool:
-    """Whether a callback returned True, or a truth value of an array library."""
+    """Whether a callback returned True, also as a 0-d array."""
     if is_array(outcome) and outcome.ndim == 0:
         return bool(outcome)
     return outcome is True

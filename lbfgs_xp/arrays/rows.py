@@ -1,4 +1,4 @@
-"""The rows of a batch that are still running, and which arrays hold data of the rows.
+"""The rows of a batch that are still running, and the arrays that hold data of the rows.
 
 Rows that are done leave the batch and rejoin it at the end.
 """
@@ -12,19 +12,19 @@ from lbfgs_xp.arrays.backend import Array, Backend, is_array
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import flatten, map_leaves
 
-# Rows leave once so much of the batch is done, or once more than this share of all rows evaluated
-# so far was done already: more often would be copying for nothing.
+# Rows leave once this fraction of the batch is done, or once this fraction of all row evaluations
+# so far was in vain, on rows already done. Leaving more often would waste time on copies.
 _DONE, _VAIN = 0.2, 0.05
-# Every new size is compiled anew, for seconds. So few of them, and none that saves nothing.
+# Each new size takes seconds to compile, so there are few sizes, far apart.
 _COMPILED_SIZES = tuple(1024 * 4**power for power in range(12))
 
 
 def belongs_to_rows(leaf: Any, count: int, shared: Collection[int] = ()) -> bool:
-    """Whether an array holds data of each of `count` rows: its first axis counts them.
+    """Whether an array holds data of each of `count` rows, so that its first axis has this length.
 
-    A 1-d array could also be one that all rows share; it counts as shared if `shared`, the lengths
-    that such an array may have, includes its own. So a mistake cannot pass unnoticed: once rows
-    have left, an array that is too long fits none of theirs.
+    A 1-d array may also be shared by all rows; it counts as shared if its length is in `shared`,
+    the lengths that such an array may have. A mistake cannot pass unnoticed: once rows have left,
+    the array is too long to match the arrays of the others.
     """
     if not is_array(leaf) or tuple(leaf.shape[:1]) != (count,):
         return False
@@ -34,12 +34,12 @@ def belongs_to_rows(leaf: Any, count: int, shared: Collection[int] = ()) -> bool
 def take_rows(
     backend: Backend, tree: Any, indices: Array, count: int, shared: Collection[int] = ()
 ) -> Any:
-    """Nested data with some of its rows, where arrays belong to `count` rows."""
+    """Nested data with only the rows `indices` in the arrays that belong to `count` rows."""
 
     def belongs(leaf: Any) -> bool:
         return belongs_to_rows(leaf, count, shared)
 
-    # What holds nothing of the rows stays the same object, for a function may write into it.
+    # Data without rows must stay the same object, because a function may write into it.
     if not any(map(belongs, flatten(tree)[0])):
         return tree
     return map_leaves(
@@ -48,10 +48,10 @@ def take_rows(
 
 
 class Rows(NamedTuple):
-    """Which of the B rows make up the batch. Numbers and masks are of the small algebra.
+    """Which of the B rows make up the batch; row numbers and masks belong to the small algebra.
 
     here : the numbers of the rows, (k,); None for all of them.
-    left : of each group that has left, the numbers, and all that is known of it.
+    left : for each group of rows that has left, their numbers and what is kept of them.
     """
 
     here: Array | None = None
@@ -61,11 +61,11 @@ class Rows(NamedTuple):
         self, space: Space, known: Any, running: Array, size: int,
         of_left: Callable = lambda known: known,
     ) -> tuple[Rows, Any]:
-        """The `size` rows that stay, and what is known of them. The others leave.
+        """The `size` rows that stay, and what is known of them; the others leave.
 
-        known : (nested) tuples of arrays with one entry for each row.
-        running : a mask, (k,); where rows that are done fill up the size, they stay as well.
-        of_left : from what is known to that part of it that is kept of rows that leave.
+        known : (nested) tuples of arrays with one entry per row.
+        running : a mask, (k,); rows that are done stay only to fill up the size.
+        of_left : maps `known` to the part that is kept of the rows that leave.
         """
         xp = space.small
         done = xp.astype(xp.logical_not(running), xp.int32)
@@ -79,9 +79,9 @@ class Rows(NamedTuple):
         )
 
     def join(self, space: Space, known: Any, of_left: Callable = lambda known: known) -> Any:
-        """What is known of all B rows, in their order.
+        """What is known of all B rows, in their original order.
 
-        of_left : from what is known of a group that has left to what `known` is of the others.
+        of_left : maps what was kept of a group that has left to the form of `known`.
         """
         if self.here is None:
             return known
@@ -91,19 +91,19 @@ class Rows(NamedTuple):
 
 
 def compiled_size(running: int, size: int) -> int:
-    """The least of the sizes that are compiled for which so many rows fit in, at most `size`."""
+    """The smallest compiled size that holds `running` rows, but at most `size`."""
     return min(next((s for s in _COMPILED_SIZES if s >= running), size), size)
 
 
 class Sizes:
-    """How many rows a batch goes on with."""
+    """The number of rows with which a batch continues."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self._seen = self._vain = 0.0
 
     def next(self, size: int, running: int) -> int:
-        """The size of the batch for the next evaluation, of `size` rows now."""
+        """The size of the batch for the next evaluation, if it has `size` rows now."""
         if self.backend.compiles:
             least = compiled_size(running, size)
             return least if 2 * least <= size else size

@@ -1,7 +1,7 @@
-"""One small set of functions over Python floats and over arrays of any library.
+"""One small set of functions for Python floats and for arrays of any library.
 
-A rule written with these functions runs on one problem, whose scalars are Python floats, and on a
-batch, whose scalars are arrays of shape ``(B,)``. Both runs make the same IEEE operations in the
+A rule written with these functions works for one problem, whose scalars are Python floats, and for
+a batch, whose scalars are arrays of shape ``(B,)``. Both perform the same IEEE operations in the
 same order, so they give the same bits.
 
 >>> fn = of(2.0)
@@ -34,12 +34,12 @@ Mask = Any
 T = TypeVar("T")
 
 named = tuple.__new__
-"""`named(T, (a, b))` is `T(a, b)` for a named tuple T, in half the time, which matters on a small
-problem."""
+"""`named(T, (a, b))` is `T(a, b)` for a named tuple T in half the time, which matters for small
+problems."""
 
 
 def map_tuple(function: Callable, tree: Any, *others: Any) -> Any:
-    """`function` over the entries of (nested) named tuples of one structure."""
+    """`function` applied to the entries of (nested) named tuples with the same structure."""
     if isinstance(tree, tuple):
         columns = zip(tree, *others, strict=True)
         return named(type(tree), [map_tuple(function, *each) for each in columns])
@@ -47,14 +47,14 @@ def map_tuple(function: Callable, tree: Any, *others: Any) -> Any:
 
 
 class Scalars:
-    """The functions, first as they are for arrays of the namespace ``xp``.
+    """The functions for arrays of the namespace ``xp``; subclasses adapt them to other scalars.
 
     Any argument of `where`, `minimum`, `maximum` and `clip` may be a Python number as long as one
-    of the others is an array, whose dtype and device the result then has.
+    of the others is an array; the result has the dtype and device of that array.
     """
 
     picks = False
-    """Whether rows can be picked by a mask, at no cost but that of a copy."""
+    """Whether rows can be picked by a mask at the cost of a copy only."""
 
     def __init__(self, xp: Any) -> None:
         self.xp = xp
@@ -65,9 +65,9 @@ class Scalars:
         self.logical_not: Callable[[Mask], Mask] = xp.logical_not
 
     def full(self, value: Any, like: Scalar) -> Scalar:
-        """`value` in the shape, library and device of `like`.
+        """`value` with the shape, library and device of `like`.
 
-        A bool gives booleans, an int 32-bit integers, everything else the dtype of `like`.
+        A bool gives booleans, an int 32-bit integers, anything else the dtype of `like`.
         """
         xp = self.xp
         if isinstance(value, bool):
@@ -81,7 +81,7 @@ class Scalars:
         return value if value.shape == like.shape else xp.broadcast_to(value, like.shape)
 
     def _arrays(self, a: Scalar, b: Scalar) -> tuple[Scalar, Scalar]:
-        # array-api-compat would send the number to a device of torch, which is a transfer.
+        # array-api-compat would transfer the number to the device of a torch tensor.
         if isinstance(a, (int, float)):
             a = self.xp.full_like(b, a)
         elif isinstance(b, (int, float)):
@@ -89,33 +89,33 @@ class Scalars:
         return a, b
 
     def where(self, mask: Mask, a: Scalar, b: Scalar) -> Scalar:
-        """`a` where `mask`, else `b`."""
+        """`a` where `mask` holds, else `b`."""
         return self.xp.where(mask, a, b)
 
     def minimum(self, a: Scalar, b: Scalar) -> Scalar:
-        """The smaller of two; NaN where one is NaN."""
+        """The smaller of two scalars; NaN where either is NaN."""
         return self.xp.minimum(*self._arrays(a, b))
 
     def maximum(self, a: Scalar, b: Scalar) -> Scalar:
-        """The larger of two; NaN where one is NaN."""
+        """The larger of two scalars; NaN where either is NaN."""
         return self.xp.maximum(*self._arrays(a, b))
 
     def clip(self, value: Scalar, low: Scalar, high: Scalar) -> Scalar:
-        """`value`, but not below `low` and then not above `high`."""
+        """`value`, raised to `low` if it is below and then lowered to `high` if it is above."""
         return self.minimum(self.maximum(value, low), high)
 
     def divide(self, a: Scalar, b: Scalar) -> Scalar:
-        """The IEEE quotient: infinite or NaN over zero, never an error."""
+        """The IEEE quotient: division by zero gives infinity or NaN, never an error."""
         return a / b
 
     def every(self, mask: Mask) -> bool:
-        """Whether an early exit may be taken: never where asking would wait for a device."""
+        """Whether the mask holds everywhere; always False if checking would wait for a device."""
         return False
 
     def select(self, cases: list[tuple[Mask, Callable[[], T]]], default: Callable[[], T]) -> T:
         """The result of the first case whose mask holds, else of `default`.
 
-        On floats that one function alone is called, on arrays those that may be needed.
+        For floats only that function is called, for arrays all that may be needed.
         """
         result = default()
         for mask, function in reversed(cases):
@@ -123,17 +123,19 @@ class Scalars:
         return result
 
     def choose(self, mask: Mask, new: T, old: T) -> T:
-        """`where` through (nested) named tuples of scalars."""
+        """`where` for (nested) named tuples of scalars."""
         return map_tuple(lambda a, b: b if a is b else self.where(mask, a, b), new, old)
 
     def some(self, mask: Mask, function: Callable[..., T], told: tuple, old: T) -> T:
-        """`function(*told)` in the rows where `mask`, and `old` in the others; all of them (nested)
-        named tuples of scalars. The first of what is told is what the function changes, and differs
-        from `old` in other rows alone. Where rows can be picked, only they are computed."""
+        """`function(*told)` in the rows where `mask` holds, and `old` in the others.
+
+        All are (nested) named tuples of scalars. The function changes the first of its arguments,
+        which equals `old` where `mask` holds. If rows can be picked, only those are computed.
+        """
         return self.choose(mask, function(*told), old)
 
     def quiet(self) -> contextlib.AbstractContextManager[Any]:
-        """Without NumPy's warnings about NaN and infinity, which `where` drops afterwards."""
+        """A context without NumPy's warnings about NaN and infinity that `where` discards later."""
         return np.errstate(all="ignore")
 
 
@@ -141,13 +143,13 @@ _KINDS = {bool: np.bool_, int: np.int32}
 
 
 class _Host(Scalars):
-    """The same functions over NumPy arrays, which mix with Python numbers."""
+    """The same functions for NumPy arrays, which mix with Python numbers."""
 
     picks = True
 
     def __init__(self, xp: Any) -> None:
         super().__init__(xp)
-        # Each array less is time saved.
+        # Python numbers need not become arrays first, which saves time.
         vars(self).update(where=np.where, minimum=np.minimum, maximum=np.maximum)
 
     def full(self, value: Any, like: Scalar) -> Scalar:
@@ -161,7 +163,7 @@ class _Host(Scalars):
 
     def select(self, cases: list[tuple[Mask, Callable[[], T]]], default: Callable[[], T]) -> T:
         found = [(mask, function) for mask, function in cases if mask.any()]
-        # Where the first cases are all there is, the last of them may stand for the rest.
+        # If the cases cover all rows, the last of them serves as the default.
         rest = functools.reduce(np.logical_or, (mask for mask, _ in found), np.False_)
         result = found.pop()[1]() if np.all(rest) else default()
         for mask, function in reversed(found):
@@ -234,7 +236,7 @@ def _select(cases: list[tuple[Mask, Callable[[], T]]], default: Callable[[], T])
 
 
 class _Floats(Scalars):
-    """The same functions over Python floats and bools, held as plain functions for speed."""
+    """The same functions for Python floats and bools, stored as plain functions for speed."""
 
     def __init__(self) -> None:
         vars(self).update(
@@ -269,7 +271,7 @@ def of(value: Scalar) -> Scalars:
     Raises
     ------
     TypeError
-        If `value` is neither a number nor an array of a library that is known.
+        If `value` is neither a number nor an array of a known library.
     """
     if isinstance(value, (float, int)):
         return FLOATS

@@ -1,7 +1,7 @@
-"""Every reduction over the variables, and the transfers of numbers between host and device.
+"""All reductions over the variables, and the transfers of numbers between host and device.
 
-Vectors are (..., n) arrays of the user's library, scalars are (...): Python floats for one problem,
-arrays for a batch. No other module that `minimize` runs sums over the variables.
+Vectors are (..., n) arrays of the user's library; scalars are (...), Python floats for one problem
+and arrays for a batch. No other module used by `minimize` sums over the variables.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from lbfgs_xp.arrays.keyed import Keyed
 
 
 def fixed_sum(x: Array, axis: int = -1) -> Array:
-    """The sum along one axis in an order that depends on its length alone.
+    """The sum along one axis, in an order that depends only on its length.
 
-    The axis is padded with zeros to a power of two, and the first half is added to the second
-    until one element is left. Only elementwise additions take part, so every library that rounds
-    as IEEE 754 specifies gives the same bits, on any device and for any number of threads. The
-    error grows like log2(n), not n (pairwise summation: Higham, Accuracy and Stability of
-    Numerical Algorithms, section 4.2).
+    The axis is padded with zeros to a power of two, and the second half is repeatedly added to the
+    first until one element is left. All additions are elementwise, so every library that rounds as
+    IEEE 754 specifies gives the same bits, on any device and with any number of threads. The error
+    grows like log2(n), not n (pairwise summation: Higham, Accuracy and Stability of Numerical
+    Algorithms, section 4.2).
 
     Parameters
     ----------
-    x : array of any shape, of any library of the array API standard.
+    x : array with at least one axis, of any library that follows the array API standard.
     axis : int, the axis to sum over.
 
     Returns
@@ -46,8 +46,8 @@ def fixed_sum(x: Array, axis: int = -1) -> Array:
         raise ValueError("x is a 0-d array; wanted one with at least one axis")
     if axis not in (-1, x.ndim - 1):
         x = compat.array_namespace(x).moveaxis(x, axis, -1)
-    # JAX gets the additions as one program, and nothing else with them: a product it would fuse
-    # with its sum, and round but once.
+    # JAX compiles the additions as one program, without anything else: it would fuse a product with
+    # its sum and round only once.
     return compiled(x, _halved)(x)
 
 
@@ -66,22 +66,23 @@ def _halved(x: Array) -> Array:
 
 
 class Space(Keyed):
-    """The plain space: the library's own products, fastest.
+    """The plain and fastest space, which uses the library's own products.
 
     Parameters
     ----------
-    backend : Backend, or an array of the library, device and dtype that is meant
+    backend : Backend, or an array with the library, device and dtype to use
     batched : bool
         Whether vectors are (B, n); otherwise they are (n,).
 
     Attributes
     ----------
     remote : bool
-        One problem on a device, where each read of a number waits: reads are gathered.
+        Whether this is one problem on a device. There each read of a number waits, so reads are
+        gathered.
     small_on_host : bool
-        Whether the algebra on m x m matrices runs in NumPy on the host, in float64: for one
-        problem, for all of NumPy, and where bits matter. Otherwise it runs on the device, in the
-        dtype of x.
+        Whether the small algebra, on m x m matrices, runs in NumPy on the host, in float64: for one
+        problem, for NumPy arrays, and for reproducible runs. Otherwise it runs on the device, in
+        the dtype of x.
     small : namespace of that algebra.
     scalars : the functions for the scalars of each problem.
     """
@@ -99,9 +100,9 @@ class Space(Keyed):
         self.small_on_host = not batched or self.reproducible or backend.on_host
         self.small = np if self.small_on_host else backend.xp
         self.scalars = scalars.of(self.small_zeros(()) if batched else 0.0)
-        # What a subclass says of a reduction must hold, so it gets none of these.
+        # Subclasses get no shortcuts, because these would bypass the reductions they define.
         plain = type(self) is Space and not batched
-        # On a small problem the time goes in calls, so nothing stands between them and NumPy.
+        # Small problems spend their time in call overhead, so these call NumPy directly.
         dot = np.ndarray.dot
         if plain:
             vars(self).update(matvec=dot, vecmat=dot)
@@ -139,13 +140,13 @@ class Space(Keyed):
         return self.fetch(self.products(rows, vector))
 
     def matmul(self, a: Array, b: Array) -> Array:
-        """Products of matrices: (..., k, n), (..., n, p) -> (..., k, p)."""
+        """Matrix products: (..., k, n), (..., n, p) -> (..., k, p)."""
         return a @ b
 
     def add_outer(self, factor: Any, matrix: Array, u: Array, v: Array) -> Array:
         """factor matrix + u v' + v u', for symmetric matrices (..., n, n) and vectors (..., n).
 
-        May overwrite the matrices of a batch: see `own_matrices`.
+        It may overwrite the matrices of a batch; see `own_matrices`.
         """
         if self.batched:
             return self.backend.add_outer(self.send(factor), matrix, u, v)
@@ -165,7 +166,7 @@ class Space(Keyed):
         return coefficients @ rows
 
     def descend(self, coefficients: Array, rows: Array, gamma: Any, gradient: Array) -> Array:
-        """coefficients rows - gamma gradient; coefficients and gamma of the small algebra."""
+        """coefficients rows - gamma gradient, with coefficients and gamma of the small algebra."""
         sum_ = self.combine(self.send(coefficients), rows)
         gamma = self.spread(gamma) if self.batched else gamma
         return self.backend.subtract_scaled(sum_, gamma, gradient)
@@ -181,8 +182,8 @@ class Space(Keyed):
     def cumulative_sum(self, u: Array) -> Array:
         """The sums of the first 1, 2, ... n elements: (..., n) -> (..., n).
 
-        From sums of the last 1, 2, 4, ... elements (Hillis & Steele 1986): one order for every
-        library, and errors that grow like log2(n), not n.
+        They are built from sums of the last 1, 2, 4, ... elements (Hillis & Steele 1986), in the
+        same order on every library, with errors that grow like log2(n), not n.
         """
         reach = 1
         while reach < u.shape[-1]:
@@ -191,7 +192,7 @@ class Space(Keyed):
         return u
 
     def sqrt(self, u: Array) -> Array:
-        """Square roots of numbers that were reduced."""
+        """Square roots of reduced numbers."""
         return self.xp.sqrt(u)
 
     def matvec(self, matrix: Array, vector: Array) -> Array:
@@ -199,9 +200,9 @@ class Space(Keyed):
         return self.backend.products(matrix, vector) if self.batched else matrix @ vector
 
     def eigh(self, matrix: Array) -> tuple[Array, Array]:
-        """Symmetric matrices (..., n, n): eigenvalues (..., n), ascending, for the small algebra,
-        and eigenvectors as rows (..., n, n). The eigenvalues are nan where the matrix is not
-        finite."""
+        """Eigenvalues (..., n), ascending, for the small algebra, and eigenvectors, as rows
+        (..., n, n), of symmetric matrices (..., n, n). The eigenvalues of a matrix that is not
+        finite are nan."""
         xp = self.xp
         finite = xp.all(xp.isfinite(matrix), axis=(-2, -1))[..., None, None]
         values, vectors = self.backend.eigh(xp.where(finite, matrix, xp.zeros_like(matrix)))
@@ -211,17 +212,17 @@ class Space(Keyed):
     # --- elementwise, on vectors ---------------------------------------------------------------
 
     def move(self, x: Array, alpha: Any, direction: Array) -> Array:
-        """x + alpha direction, a product and then a sum: rounded twice on every library."""
+        """x + alpha direction, as a product and then a sum: rounded twice on every library."""
         if self.batched:
             return x + self.spread(alpha) * direction
         return x + (direction if alpha == 1.0 else alpha * direction)
 
     def scale(self, factor: Any, u: Array) -> Array:
-        """factor u, one factor for each problem."""
+        """factor u, with one factor per problem."""
         return u if not self.batched and factor == 1.0 else self.spread(factor) * u
 
     def spread(self, scalar: Any) -> Any:
-        """A scalar of each problem, ready to multiply vectors."""
+        """One scalar per problem, shaped to multiply vectors."""
         return self.send(scalar)[..., None] if self.batched else scalar
 
     def pick(self, mask: Any, new: Array, old: Array) -> Array:
@@ -231,7 +232,7 @@ class Space(Keyed):
         return self.xp.where(self.send(mask)[..., None], new, old)
 
     def merge(self, mask: Any, new: Any, old: Any) -> Any:
-        """Named tuples of vectors and scalars: `new` where the problem's mask holds."""
+        """Named tuples of vectors and scalars: `new` where the problem's mask holds, else `old`."""
         if not self.batched:
             return new if mask else old
 
@@ -241,7 +242,7 @@ class Space(Keyed):
         return _map_rows(pick, new, old)
 
     def pick_rows(self, mask: Array, new: Array, old: Array) -> Array:
-        """Arrays (B, ...) of the device or of the small algebra: `new` where the mask holds."""
+        """Arrays (B, ...), also of the small algebra: `new` where the mask holds, else `old`."""
         on_host = isinstance(new, np.ndarray)
         if on_host and new.ndim == 1:
             return np.where(mask, new, old)
@@ -249,7 +250,7 @@ class Space(Keyed):
         return xp.where(xp.reshape(mask, (-1, *(1,) * (new.ndim - 1))), new, old)
 
     def take(self, tree: Any, order: Array) -> Any:
-        """The rows `order`, of the host or of the small algebra, of all arrays (B, ...) of (nested)
+        """The rows `order`, on the host or in the small algebra, of all arrays (B, ...) in (nested)
         tuples."""
         places = self.backend.index_array(order) if isinstance(order, np.ndarray) else order
 
@@ -259,8 +260,10 @@ class Space(Keyed):
         return _map_rows(rows, tree)
 
     def put(self, rows: np.ndarray, new: Any, old: Any) -> Any:
-        """The tree `old` with those of its rows replaced by `new`, whose first axis counts `rows`,
-        numbers of the host."""
+        """The tree `old` with its rows `rows` replaced, in order, by the rows of `new`.
+
+        rows : row numbers, on the host.
+        """
         size = (old[0] if isinstance(old, tuple) else old).shape[0]
         places = np.arange(size)
         places[rows] = size + np.arange(rows.size)
@@ -274,7 +277,7 @@ class Space(Keyed):
         def rows(*arrays: Array) -> Array:
             if not isinstance(arrays[0], np.ndarray):
                 return self.xp.concat(arrays, axis=0)
-            # The order in memory stays, for the order of sums depends on it.
+            # Keep the memory layout, because the order of sums depends on it.
             if any(array.flags.fnc for array in arrays):
                 return np.concat([array.T for array in arrays], axis=-1).T
             return np.concat(arrays, axis=0)
@@ -284,7 +287,7 @@ class Space(Keyed):
     # --- between vectors and scalars -----------------------------------------------------------
 
     def read(self, *numbers: Array) -> Sequence[Any]:
-        """Reduced numbers as scalars: floats (one transfer at most), or (B,) arrays."""
+        """Reduced numbers as scalars: floats (at most one transfer), or (B,) arrays."""
         if not self.batched:
             return self.backend.read(numbers)
         return [self.fetch(number) for number in numbers]
@@ -294,14 +297,14 @@ class Space(Keyed):
         return self.read(number)[0]
 
     def fetch(self, array: Array) -> Array:
-        """Numbers (..., k) of the device, for the small algebra."""
+        """Numbers (..., k) from the device, for the small algebra."""
         if not self.small_on_host:
             return self.xp.astype(array, self.backend.dtype, copy=False)
         array = self.backend.to_host(array)
         return array if array.dtype == np.float64 else array.astype(np.float64)
 
     def send(self, array: Array) -> Array:
-        """Numbers, counts or masks of the small algebra, for the device."""
+        """Numbers, counts or masks from the small algebra, for the device."""
         if not self.small_on_host:
             return array
         kind = array.dtype.kind
@@ -311,27 +314,27 @@ class Space(Keyed):
         return self.backend.from_host(array, dtypes.get(kind, self.backend.dtype))
 
     def any(self, mask: Any) -> bool:
-        """Whether the mask holds for some problem: one read."""
+        """Whether the mask holds for any problem; one read."""
         if not self.batched:
             return mask
         return bool(mask.any() if self.small_on_host else self.backend.to_host(self.xp.any(mask)))
 
     def count(self, mask: Array) -> int:
-        """For how many problems of a batch the mask holds: one read."""
+        """The number of problems in a batch for which the mask holds; one read."""
         if self.small_on_host:
             return int(np.count_nonzero(mask))
         xp = self.xp
         return int(self.backend.to_host(xp.sum(xp.astype(mask, xp.int32))))
 
     def none(self, mask: Any) -> bool:
-        """Whether the mask holds for no problem; False as well where asking would wait for a
+        """Whether the mask holds for no problem; always False if checking would wait for a
         device."""
         if not self.batched:
             return not mask
         return self.small_on_host and not mask.any()
 
     def equal(self, u: Any, v: Any) -> bool:
-        """Whether two vectors, or two scalars of each problem, are the same numbers (nan is nan):
+        """Whether two vectors, or two scalars per problem, hold the same numbers (nan equals nan);
         one read."""
         if u is v:
             return True
@@ -351,7 +354,7 @@ class Space(Keyed):
         return self.matvec(transposed, vector)
 
     def per_problem(self, scalar: Any) -> Any:
-        """A scalar of each problem, ready to multiply small vectors (..., m)."""
+        """One scalar per problem, shaped to multiply small vectors (..., m)."""
         return scalar[..., None] if self.batched else scalar
 
     def small_zeros(self, shape: tuple[int, ...]) -> Array:
@@ -359,7 +362,7 @@ class Space(Keyed):
         return np.zeros(shape) if self.small_on_host else self.backend.zeros(shape)
 
     def small_count(self, shape: tuple[int, ...]) -> Array:
-        """Zeros to count with."""
+        """Integer zeros, for counters."""
         if self.small_on_host:
             return np.zeros(shape, dtype=np.int64)
         xp = self.xp
@@ -372,8 +375,8 @@ class Space(Keyed):
 
 
 class FixedOrderSpace(Space):
-    """Every sum that `minimize` takes by halving, every scalar on the host in float64: the same
-    bits on every library."""
+    """The reproducible space: all sums of `minimize` by `fixed_sum`, all scalars in float64 on the
+    host, and therefore the same bits on every library."""
 
     reproducible = True
 
@@ -384,7 +387,7 @@ class FixedOrderSpace(Space):
         return fixed_sum(u)
 
     def sqrt(self, u: Array) -> Array:
-        # On the host: not every library rounds its square roots correctly.
+        # On the host, because not every library rounds square roots correctly.
         return self.send(np.sqrt(self.fetch(u)))
 
     def products(self, rows: Array, vector: Array) -> Array:
@@ -400,7 +403,7 @@ class FixedOrderSpace(Space):
         return fixed_sum(matrix * vector[..., None, :])
 
     def eigh(self, matrix: Array) -> tuple[Array, Array]:
-        """On the host, by NumPy for every library: no two libraries' eigenvectors agree in all
+        """`Space.eigh` by NumPy on the host, because no two libraries' eigenvectors agree in all
         bits."""
         values, rows = Space(np.zeros(()), self.batched).eigh(self.fetch(matrix))
         return values, self.send(rows)
@@ -409,16 +412,16 @@ class FixedOrderSpace(Space):
 def _descend(
     backend: Backend, coefficients: Array, rows: Array, gamma: Any, gradient: Array
 ) -> Array:
-    """`Space.descend` in one program, which takes the coefficients to the device as well."""
+    """`Space.descend` as one program, which also transfers the coefficients to the device."""
     return backend.xp.astype(coefficients, backend.dtype) @ rows - gamma * gradient
 
 
 def _map_rows(function: Callable, tree: Any, *others: Any) -> Any:
-    """`function` over the arrays (B, ...) of (nested) tuples of one structure. All else is as in
-    the last of them."""
+    """`function` applied to the arrays (B, ...) of (nested) tuples with the same structure; all
+    other entries are taken from the last tuple."""
 
     def each(*entries: Any) -> Any:
-        # JAX makes 0-d arrays of the numbers that all problems share.
+        # JAX turns numbers shared by all problems into 0-d arrays.
         several = is_array(entries[0]) and entries[0].ndim > 0
         return function(*entries) if several else entries[-1]
 

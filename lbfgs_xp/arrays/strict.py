@@ -1,4 +1,4 @@
-"""array-api-strict: the standard and nothing else, with a second device that keeps its data."""
+"""array-api-strict: only the standard, with a second device that NumPy cannot read directly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PyTorch: autograd, and CPU tensors whose memory NumPy can work on."""
+"""PyTorch: autograd, and CPU tensors whose memory NumPy can use."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _gradient(evaluate: Callable, *arguments: Any) -> tuple[Array, Array, Any]:
 def _record(
     evaluate: Callable, *arguments: Any, twice: bool = False
 ) -> tuple[Array, Array, Array, Any]:
-    """x, value, gradient and aux; the gradient can be differentiated once more if `twice`."""
+    """x, value, gradient and aux; the gradient can be differentiated again if `twice`."""
     *rest, x = arguments
     _refuse_inference_mode("minimize", "jac= a function or True")
     with torch.enable_grad():
@@ -109,8 +109,8 @@ def _record(
         )
     if gradient is None:
         raise TypeError(
-            "fun returned a value that does not depend on x, though on other tensors that require "
-            "a gradient; wanted a tensor made from x"
+            "fun returned a value that depends on tensors that require a gradient, but not on x; "
+            "wanted a tensor computed from x"
         )
     return x, value, gradient, aux
 
@@ -125,9 +125,9 @@ def _gradients(evaluate: Callable, *arguments: Any) -> tuple[Array, list[Array]]
         gradients = torch.autograd.grad(value, leaves, allow_unused=True)
     if all(gradient is None for gradient in gradients):
         raise TypeError(
-            "loss uses none of params, so there is nothing to train: a module has parameters of "
-            "its own; wanted torch.func.functional_call(module, params, ...) in the loss, with the "
-            "names of module.named_parameters()"
+            "loss uses none of params, so there is nothing to train (a module called directly uses "
+            "its own parameters); wanted torch.func.functional_call(module, params, ...) in the "
+            "loss, with the names of module.named_parameters()"
         )
     # A parameter that the loss does not use has gradient 0.
     return value.detach(), [
@@ -142,7 +142,7 @@ def _check_depends(value: Any, function: str, parameters: str) -> None:
         raise TypeError(
             f"{function} returned a value ({type(value).__name__}) that does not depend on "
             f"{parameters} through torch operations, so autograd finds no gradient; wanted a "
-            f"tensor made from {parameters}, or jac= a function or True"
+            f"tensor computed from {parameters}, or jac= a function or True"
         )
 
 
@@ -150,7 +150,7 @@ def _refuse_inference_mode(caller: str, otherwise: str) -> None:
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
             f"{caller} was called under torch.inference_mode, which forbids autograd; wanted a "
-            f"call outside of it, or {otherwise}"
+            f"call outside it, or {otherwise}"
         )
 
 
@@ -184,13 +184,13 @@ def _jacobian(evaluate: Callable, *arguments: Any) -> Array:
         return torch.func.vmap(column, out_dims=-1)(torch.eye(x.shape[-1]).to(x)).detach()
 
 
-# torch keeps the state of forward differentiation for all threads together.
+# All threads share torch's state of forward-mode differentiation.
 _FORWARD = threading.RLock()
 
 
 @functools.cache
 def _warm_up() -> None:
-    """Import what forward differentiation needs, without the warnings of its first use."""
+    """Import what forward-mode differentiation needs, without the warnings of its first use."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.func.jvp(torch.sin, (torch.ones(()),), (torch.ones(()),))

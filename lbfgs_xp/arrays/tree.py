@@ -1,4 +1,4 @@
-"""Nested parameters <-> one real vector (..., n), built on optree."""
+"""Conversion between nested parameters and one real vector (..., n), built on optree."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from lbfgs_xp.arrays.backend import Array, Backend, is_array, library_of
 from lbfgs_xp.arrays.keyed import Keyed
 
 _NAMESPACE = "lbfgs_xp"
-# The structure of a single array, which is what most runs have.
+# The structure of a single array, the most frequent case.
 _LEAF = optree.treespec_leaf(none_is_leaf=True, namespace=_NAMESPACE)
 
 
 class Layout(Keyed):
-    """How the parameters of one problem (or of B problems) lie in a real vector.
+    """The layout of the parameters of one problem (or of B problems) in a real vector.
 
-    A complex leaf takes two stretches, its real and its imaginary part, so that everything behind
-    this class is real and the inner product is Re<a, b>.
+    A complex leaf takes up two stretches, its real and its imaginary part, so that all code behind
+    this class works with real numbers and the inner product is Re<a, b>.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class Layout(Keyed):
         self.size = sum(self.sizes)
         if self.size == 0 or 0 in self.batch:
             raise ValueError(f"x0 is empty (shapes {self.shapes}); wanted at least one number")
-        # The common case, one real array that is the vector already, costs nothing.
+        # The common case, one real array that already is the vector, costs nothing.
         self.plain = (
             self.structure is _LEAF
             and not self.complex[0]
@@ -69,7 +69,7 @@ class Layout(Keyed):
         return self.structure, tuple(self.shapes), dtypes, self.batched, self.backend
 
     def of_rows(self, count: int) -> Layout:
-        """The layout of a batch of so many of the problems."""
+        """The layout of a batch of `count` of the problems."""
         layout = copy.copy(self)
         layout.batch = (count,)
         layout.shapes = [(count, *shape[1:]) for shape in self.shapes]
@@ -77,12 +77,12 @@ class Layout(Keyed):
         return layout
 
     def start(self) -> Array:
-        """The vector of x0, which nobody else can change."""
+        """The vector of x0, which no one else can change."""
         vector = self.leaves[0] if self.plain else self._join(self.leaves)
         return self.backend.own(vector)
 
     def to_vector(self, tree: Any, what: str) -> Array:
-        """The vector of `tree`, which `what` names in errors ("x0", "the gradient", ...)."""
+        """The vector of `tree`, which errors call `what` ("x0", "the gradient", ...)."""
         if self.backend.on_host and self.structure.is_leaf() and isinstance(tree, (list, tuple)):
             tree = _as_parameters(tree)
         leaves, structure = flatten(tree)
@@ -94,7 +94,7 @@ class Layout(Keyed):
         return leaves[0] if self.plain else self._join(leaves)
 
     def sides(self, bounds: Any) -> tuple[Any, Any]:
-        """`bounds` as (lower, upper) for all variables, each as `spread` gives it."""
+        """`bounds` as (lower, upper) for all variables, each as returned by `spread`."""
         lower, upper = checks.bounds(bounds)
         if any(self.complex):
             raise TypeError("bounds were passed, but x0 is complex; complex numbers have no order")
@@ -104,8 +104,8 @@ class Layout(Keyed):
     def spread(self, tree: Any, what: str, missing: float) -> Any:
         """Numbers for all variables: one float, or an array that broadcasts to the vector.
 
-        tree : None for `missing`, a number, or of the structure of x0 with leaves that are None,
-            numbers or arrays that broadcast to those of x0.
+        tree : None for `missing`, a number, or a tree with the structure of x0 whose leaves are
+            None, numbers, or arrays that broadcast to those of x0.
         """
         if tree is None:
             return missing
@@ -139,7 +139,7 @@ class Layout(Keyed):
         return pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=-1)
 
     def to_tree(self, vector: Array) -> Any:
-        """The parameters that `vector` holds."""
+        """The nested parameters that `vector` holds."""
         if self.plain:
             return vector
         xp = self.xp
@@ -160,7 +160,7 @@ class Layout(Keyed):
     def check(
         self, leaf: Any, index: int, what: str, shape: tuple[int, ...] | None = None
     ) -> Array:
-        """`leaf` as an array like leaf `index` of x0 (or of `shape`), or a clear error."""
+        """`leaf` as an array like leaf `index` of x0 (with `shape`, if given), or a clear error."""
         like = self.leaves[index]
         if not is_array(leaf):
             if self.backend.name != "numpy":
@@ -174,7 +174,7 @@ class Layout(Keyed):
             raise TypeError(f"{what} has dtype {leaf.dtype}; wanted {like.dtype}, like x0")
         if type(leaf) is not type(like) and (other := library_of(leaf)) != self.backend.name:
             raise TypeError(
-                f"{what} is an array of {other}; wanted one of {self.backend.name}, like x0"
+                f"{what} is an array of {other}; wanted an array of {self.backend.name}, like x0"
             )
         if tuple(leaf.shape) != (self.shapes[index] if shape is None else shape):
             wanted = f"{self.shapes[index]}, like x0" if shape is None else shape
@@ -183,13 +183,13 @@ class Layout(Keyed):
         if leaf.dtype != like.dtype:
             if self.xp.isdtype(leaf.dtype, "complex floating") and not self.complex[index]:
                 raise TypeError(f"{what} is complex; wanted {like.dtype}, like x0")
-            with np.errstate(all="ignore"):    # what overflows is inf, like any such trial
+            with np.errstate(all="ignore"):    # overflow gives inf, as in any trial
                 leaf = self.xp.astype(leaf, like.dtype)
         return leaf
 
 
 def map_leaves(function: Callable, tree: Any, *others: Any) -> Any:
-    """`function` over the leaves of trees of one structure."""
+    """`function` applied to the leaves of trees with the same structure."""
     leaves, structure = flatten(tree)
     rest = [flatten(other)[0] for other in others]
     mapped = [function(*each) for each in zip(leaves, *rest, strict=True)]
@@ -197,7 +197,7 @@ def map_leaves(function: Callable, tree: Any, *others: Any) -> Any:
 
 
 def flatten(tree: Any) -> tuple[list[Any], Any]:
-    """The leaves of nested parameters, and how they are nested."""
+    """The leaves of nested parameters, and their structure."""
     if is_array(tree):
         return [tree], _LEAF
     while True:
@@ -210,12 +210,12 @@ def flatten(tree: Any) -> tuple[list[Any], Any]:
 
 
 def unflatten(structure: Any, leaves: list[Any]) -> Any:
-    """The parameters that have these leaves."""
+    """The nested parameters with these leaves."""
     return optree.tree_unflatten(structure, leaves)
 
 
 def paths(structure: Any) -> list[str]:
-    """Where each leaf is, such as "layers.0.bias"; "" where the one leaf is all there is."""
+    """The path of each leaf, such as "layers.0.bias"; "" for a single array."""
     return [".".join(map(str, path)) for path in structure.paths()]
 
 
@@ -226,7 +226,7 @@ def _register(cls: type) -> None:
         return [getattr(node, name) for name in names], None, names
 
     def unflatten(_: Any, leaves: Any) -> Any:
-        # Not through __init__, which may check or convert what it is given.
+        # Not through __init__, which may check or convert its arguments.
         node: Any = object.__new__(cls)
         for name, leaf in zip(names, leaves, strict=True):
             object.__setattr__(node, name, leaf)
@@ -240,8 +240,8 @@ def _is_plain_dataclass(leaf: Any) -> bool:
 
 
 def _as_parameters(x0: Any) -> Any:
-    """x0 itself, or a NumPy array where it is a number or a (nested) list of numbers; of a dict
-    of nothing but numbers, one of each."""
+    """x0 itself, or as a NumPy array if it is a number or a (nested) list of numbers; in a dict of
+    only numbers, each becomes an array."""
     if is_array(x0):
         return x0
     if isinstance(x0, dict) and all(isinstance(v, (int, float, complex)) for v in x0.values()):
@@ -273,7 +273,7 @@ def backends_of(leaves: list[Any], what: str) -> list[Backend]:
         if not is_array(leaf):
             raise TypeError(
                 f"{what} holds a {type(leaf).__name__}; wanted arrays of NumPy, PyTorch, JAX, CuPy "
-                "or another library of the array API standard" + _of_a_module(leaf)
+                "or another library that follows the array API standard" + _of_a_module(leaf)
             )
     names = {library_of(leaf) for leaf in leaves}
     if len(names) > 1:
@@ -282,12 +282,12 @@ def backends_of(leaves: list[Any], what: str) -> list[Backend]:
 
 
 def _of_a_module(leaf: Any) -> str:
-    """What an error adds where a module, or its `parameters()`, was passed."""
+    """The hint of an error if a module, or its `parameters()`, was passed."""
     if not (hasattr(leaf, "named_parameters") or inspect.isgenerator(leaf)):
         return ""
     return (
-        "; of a module take dict(module.named_parameters()), with torch.func.functional_call in "
-        "the function, or see lbfgs_xp.torch"
+        "; for a module, pass dict(module.named_parameters()) and use torch.func.functional_call "
+        "in the function, or see lbfgs_xp.torch"
     )
 
 
@@ -302,6 +302,6 @@ def _check_leaves(leaves: list[Any], batched: bool) -> list[Backend]:
         if len(firsts) > 1 or firsts == {()}:
             raise ValueError(
                 f"x0 has shapes {[tuple(leaf.shape) for leaf in leaves]}; wanted, with "
-                "batched=True, the same first axis B in all"
+                "batched=True, the same first axis B in all of them"
             )
     return backends

@@ -1,4 +1,4 @@
-"""First-order optimizers: elementwise rules, each written as in its paper."""
+"""First-order optimizers: elementwise rules, written as in their papers."""
 
 from lbfgs_xp.first_order.adagrad import Adadelta, Adagrad, RMSProp
 from lbfgs_xp.first_order.adam import (

@@ -1,4 +1,4 @@
-"""Adagrad and its heirs without momentum: RMSProp, Adadelta."""
+"""Adagrad and its descendants RMSProp and Adadelta."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Adagrad(FirstOrder):
     learning_rate : float or schedule
     lr_decay : float
     initial_accumulator_value : float
-        a at the start.
+        The initial a.
     eps : float
     **settings
         Weight decay, clipping and groups: see `lx.FirstOrder`.
@@ -63,7 +63,7 @@ class RMSProp(FirstOrder):
     """RMSProp (Tieleman & Hinton 2012; centered: Graves 2013, with eps outside the root).
 
         v ← alpha v + (1 - alpha) g²
-        m ← alpha m + (1 - alpha) g             (centered: v - m² in place of v below)
+        m ← alpha m + (1 - alpha) g             (centered: v - m² instead of v below)
         b ← momentum b + g / (√v + eps)
         x ← x - learning_rate b
 
@@ -110,7 +110,7 @@ class RMSProp(FirstOrder):
         if self.centered:
             m = others[0]
             m = m + (1.0 - self.alpha) * (g - m)
-            # Rounding may take a variance of 0 below it.
+            # Rounding may make a variance of 0 negative.
             spread = fn.maximum(v - m * m, 0.0)
             kept.append(m)
         step = g / (fn.sqrt(spread) + self.eps)

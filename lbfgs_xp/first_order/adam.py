@@ -1,4 +1,4 @@
-"""Adam and its family: running means of the gradient and of its square."""
+"""Adam and its variants, which keep running means of the gradient and its square."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lbfgs_xp.first_order.base import FirstOrder
 
 @dataclasses.dataclass(frozen=True)
 class _Moments(FirstOrder):
-    """What the family shares."""
+    """The base of Adam and its variants."""
 
     learning_rate: Any = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
@@ -26,11 +26,12 @@ class _Moments(FirstOrder):
         return {"exp_avg": 0.0, "exp_avg_sq": 0.0}
 
     def corrections(self, t: int) -> tuple[float, float]:
-        """1 - beta^t for both: what the means, begun at 0, lack (Kingma & Ba 2015, section 3)."""
+        """1 - beta^t for both: the bias corrections of means that start at 0 (Kingma & Ba 2015,
+        section 3)."""
         return 1.0 - self.betas[0] ** t, 1.0 - self.betas[1] ** t
 
     def numbers(self, t: int, rate: float, carried: tuple) -> tuple[tuple, tuple]:
-        """Learning rate and eps for m and v as they are: the corrections taken out of the
+        """Learning rate and eps for uncorrected m and v: the corrections are moved out of the
         elementwise part, as in section 2 of the paper."""
         first, second = self.corrections(t)
         root = math.sqrt(second)
@@ -50,7 +51,7 @@ class Adam(_Moments):
         v ← beta2 v + (1 - beta2) g²
         x ← x - learning_rate m̂ / (√v̂ + eps),  m̂ = m / (1 - beta1^t),  v̂ = v / (1 - beta2^t)
 
-    amsgrad takes the largest v so far in place of v.
+    amsgrad uses the largest v so far instead of v.
 
     Parameters
     ----------
@@ -208,11 +209,11 @@ class RAdam(_Moments):
     """Rectified Adam (Liu et al. 2020, Algorithm 2).
 
         m, v as in Adam;  ρ_∞ = 2 / (1 - beta2) - 1,  ρ_t = ρ_∞ - 2 t beta2^t / (1 - beta2^t)
-        x ← x - learning_rate r_t m̂ / (√v̂ + eps)    where ρ_t > 5
-        x ← x - learning_rate m̂                     before
+        x ← x - learning_rate r_t m̂ / (√v̂ + eps)    if ρ_t > 5
+        x ← x - learning_rate m̂                     otherwise
 
-    r_t² = (ρ_t - 4) (ρ_t - 2) ρ_∞ / ((ρ_∞ - 4) (ρ_∞ - 2) ρ_t); eps is added before v is corrected,
-    and 5 takes the place of the paper's 4, both as torch does.
+    r_t² = (ρ_t - 4) (ρ_t - 2) ρ_∞ / ((ρ_∞ - 4) (ρ_∞ - 2) ρ_t). As in torch, eps is added before v
+    is corrected, and the threshold is 5 instead of the paper's 4.
 
     Parameters
     ----------
@@ -242,7 +243,7 @@ class RAdam(_Moments):
     def formula(
         self, fn: Any, x: Array, g: Array, slots: tuple, numbers: tuple
     ) -> tuple[Array, tuple]:
-        # One of the two is 0.
+        # One of the two rates is 0.
         plain, rectified = numbers
         m, v = self.moments(g, *slots)
         return x - m * (plain + rectified / (fn.sqrt(v) + self.eps)), (m, v)
@@ -262,7 +263,7 @@ class Yogi(_Moments):
     betas : two floats in [0, 1)
     eps : float
     initial_accumulator_value : float
-        m and v at the start.
+        The initial m and v.
     **settings
         Weight decay, clipping and groups: see `lx.FirstOrder`.
 

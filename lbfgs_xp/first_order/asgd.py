@@ -16,7 +16,8 @@ class ASGD(FirstOrder):
         x ← (1 - lambd η) x - η g,   η = learning_rate / (1 + lambd learning_rate t)^alpha
         a ← a + μ (x - a),           μ = 1 / max(1, t - t0)
 
-    with the t of the step before in η and μ. The average a is the slot "ax": `state.slots`.
+    where t in η and μ is that of the previous step. The average a is the slot "ax" in
+    `state.slots`.
 
     Parameters
     ----------
@@ -45,7 +46,7 @@ class ASGD(FirstOrder):
         return {"ax": 0.0}
 
     def carried(self) -> tuple[float, ...]:
-        return (-1.0, 1.0)  # η of the next step, below 0 where that is the learning rate; μ
+        return (-1.0, 1.0)  # η of the next step, negative if that is the learning rate; μ
 
     def numbers(self, t: int, rate: float, carried: tuple) -> tuple[tuple, tuple]:
         eta, mu = carried

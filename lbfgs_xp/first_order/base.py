@@ -1,4 +1,4 @@
-"""What all first-order optimizers share: their settings, and the face init / update."""
+"""What all first-order optimizers share: common settings, and the interface init / update."""
 
 from __future__ import annotations
 
@@ -22,38 +22,39 @@ from lbfgs_xp.schedules import as_schedule
 from lbfgs_xp.solvers.method import Method
 
 _POLICIES = ("ignore", "raise", "skip")
-# Settings of the whole update, which a group of leaves cannot have of its own.
+# Settings of the update as a whole, which cannot differ between groups of leaves.
 _GLOBAL = ("clip_norm", "on_nonfinite", "groups", "labels")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FirstOrder(Method):
-    """The settings that every first-order optimizer has beside its own.
+    """The settings that all first-order optimizers share, in addition to their own.
 
     Parameters
     ----------
     learning_rate : float, schedule or function
-        A number of at least 0, an object of `lx.schedules`, or a function: step -> number. Steps
-        count from 0.
+        A number of at least 0, an object of `lx.schedules`, or a function step -> number. Steps
+        are counted from 0.
     weight_decay : float
         λ ≥ 0. Coupled: λ x is added to the gradient (an l2 penalty). Decoupled: x shrinks by
         learning_rate λ x at each step (Loshchilov & Hutter 2019).
     decoupled_weight_decay : bool
+        Whether the weight decay is decoupled.
     clip_norm : float
         The gradient of all leaves together is scaled down to at most this Euclidean norm.
     clip_value : float
         After that, each component is clipped to [-clip_value, clip_value].
     maximize : bool
-        Climb instead of descending.
+        Whether to maximise instead of minimise.
     on_nonfinite : "ignore", "raise" or "skip"
-        What to do about a gradient with NaN or infinite components. "skip" leaves parameters and
-        state as they are; "raise" raises FloatingPointError. Both wait for the device.
+        How to treat a gradient with NaN or infinite components. "skip" leaves parameters and state
+        unchanged; "raise" raises FloatingPointError. Both must wait for the device.
     labels : function or nested strings
         The label of each leaf: a function of its path, such as "layers.0.bias", or strings nested
         like the parameters.
     groups : mapping of label -> mapping of settings
-        Settings in which the leaves of a label differ, such as `{"bias": {"weight_decay": 0.0}}`;
-        leaves of other labels keep the settings of the optimizer itself.
+        Settings that differ for the leaves of a label, such as `{"bias": {"weight_decay": 0.0}}`;
+        leaves with other labels keep the settings of the optimizer itself.
     """
 
     weight_decay: float = 0.0
@@ -65,7 +66,7 @@ class FirstOrder(Method):
     labels: Any = None
     groups: Any = ()
 
-    if TYPE_CHECKING:  # every optimizer has one, with a default of its own
+    if TYPE_CHECKING:  # every optimizer has one, with its own default
         learning_rate: Any = None
 
     def __post_init__(self) -> None:
@@ -83,16 +84,16 @@ class FirstOrder(Method):
             )
         self._check()
         set_(self, "groups", self._frozen(self.groups))
-        _ = self.variants  # bad settings of a group are refused here
+        _ = self.variants  # this checks the settings of the groups
 
-    # --- the face ------------------------------------------------------------------------------
+    # --- public methods ------------------------------------------------------------------------
 
     def init(self, params: Any) -> OptimizerState:
         """The state before the first update.
 
-        params : an array of any shape, float or complex, or a nested dict, list, tuple or
-            dataclass of them, of one library. Leaves may differ in dtype, and in device where
-            the library is not JAX; clip_norm wants one device.
+        params : a float or complex array of any shape, or a nested dict, list, tuple or dataclass
+            of such arrays, all from one library. Leaves may differ in dtype and, except in JAX, in
+            device; clip_norm requires a single device.
         """
         return update.init(self, params)
 
@@ -104,25 +105,27 @@ class FirstOrder(Method):
 
         Parameters
         ----------
-        params, grads : of one structure, with leaves of the same shapes, dtypes and devices
-            For complex leaves the gradient is df/d(re) + i df/d(im), as torch gives it.
-        state : what `init` or the last `update` returned.
+        params, grads : the same structure, with leaves of the same shapes, dtypes and devices
+            For complex leaves the gradient is df/d(re) + i df/d(im), as in torch.
+        state : OptimizerState
+            The state returned by `init` or by the last `update`.
         value : float
-            The value of the objective; only a `ReduceOnPlateau` needs it, and stays where it is
-            at a step without one.
+            The value of the objective. Only a `ReduceOnPlateau` needs it; without a value it does
+            not change.
         in_place : bool
-            Whether params and the arrays of the state may be overwritten (on JAX: donated). The
-            old ones are then gone. On NumPy and torch's CPU nothing large is allocated.
+            Whether params and the arrays of the state may be overwritten (in JAX, donated); their
+            old contents are then lost. On NumPy and torch's CPU nothing large is then allocated.
         reproducible : bool
-            The same bits on every library (JAX then compiles nothing, and sums of clip_norm are
-            taken in a fixed order).
+            Whether to give the same bits on every library (JAX then compiles nothing, and the sums
+            for clip_norm are taken in a fixed order).
 
         Raises
         ------
         TypeError, ValueError
-            for a gradient or state that does not fit params: what was passed, what is wanted.
+            If params, grads and state do not match; the message says what was passed and what is
+            wanted.
         FloatingPointError
-            for a gradient that is not finite, with on_nonfinite="raise".
+            If the gradient is not finite and on_nonfinite="raise".
         """
         with np.errstate(all="ignore"):
             return update.update(self, params, grads, state, value, in_place, reproducible)
@@ -131,12 +134,12 @@ class FirstOrder(Method):
         self, xs: list[Array], gs: list[Array], state: OptimizerState, *, value: Any = None,
         in_place: bool = False, reproducible: bool = False,
     ) -> tuple[list[Array], OptimizerState]:
-        """`update` of leaves and gradients that are known to fit the state."""
+        """`update` for leaves and gradients that are known to match the state."""
         with np.errstate(all="ignore"):
             return update.update_leaves(self, xs, gs, state, value, in_place, reproducible)
 
     def solver(self, layout: Layout) -> Any:
-        """The same rule as a solver for `lx.minimize`."""
+        """The rule as a solver for `lx.minimize`."""
         if any(variant.maximize for variant in self.variants):
             raise ValueError(
                 "maximize=True was passed to a minimisation; wanted maximize=False and a function "
@@ -144,32 +147,32 @@ class FirstOrder(Method):
             )
         return Stepping(self, update.segments(self, layout))
 
-    # --- what a rule tells of itself -----------------------------------------------------------
+    # --- what a rule defines -------------------------------------------------------------------
 
     def _check(self) -> None:
-        """Refuses settings of the rule's own that are out of range."""
+        """Check the rule's own settings."""
 
     def slots(self) -> dict[str, float]:
-        """The arrays that the rule keeps for each leaf, and the number each is filled with."""
+        """The arrays that the rule keeps for each leaf, with their initial fill values."""
         return {}
 
     def carried(self) -> tuple[float, ...]:
-        """Numbers that the rule keeps from step to step, at the start."""
+        """The initial values of the numbers that the rule keeps from step to step."""
         return ()
 
     def numbers(
         self, t: int, rate: float, carried: tuple[float, ...]
     ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """The numbers of step t = 1, 2, ... that the formula wants, and those to carry on."""
+        """The numbers that the formula takes at step t = 1, 2, ..., and those to carry over."""
         return (rate,), carried
 
     def formula(
         self, fn: Any, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...]
     ) -> tuple[Array, tuple[Array, ...]]:
-        """The new x and slots, elementwise: arithmetic, comparisons and the functions of `fn`."""
+        """The new x and slots, by elementwise arithmetic, comparisons and functions of `fn`."""
         raise NotImplementedError
 
-    # --- the rule with what stands around it ---------------------------------------------------
+    # --- the rule with clipping and weight decay -----------------------------------------------
 
     def all_numbers(
         self, t: int, rate: float, carried: tuple[float, ...]
@@ -180,7 +183,7 @@ class FirstOrder(Method):
     def whole_formula(
         self, fn: Any, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...]
     ) -> tuple[Array, tuple[Array, ...]]:
-        """`formula`, after clipping and weight decay. numbers: shrinkage, [clip factor,] own."""
+        """`formula` after clipping and weight decay. numbers: shrinkage, [clip factor,] own."""
         shrinkage, *own = numbers
         if self.clip_norm is not None:
             factor, *own = own
@@ -197,12 +200,12 @@ class FirstOrder(Method):
 
     @functools.cached_property
     def rule(self) -> FirstOrder:
-        """The settings without the learning rate: what is compiled for these serves every rate."""
+        """The settings without the learning rate, so that compiled code serves every rate."""
         return dataclasses.replace(self, learning_rate=0.0, labels=None, groups=())
 
     @functools.cached_property
     def tape(self) -> Tape:
-        """The formula, recorded."""
+        """The recorded formula."""
         slots = self.slots()
         numbers, _ = self.all_numbers(1, 0.0, self.carried())
         count = len(numbers) + (self.clip_norm is not None)
@@ -210,12 +213,12 @@ class FirstOrder(Method):
 
     @functools.cached_property
     def kernel(self) -> Kernel:
-        """The recording, for libraries that compile its text."""
+        """The recorded formula as source code, for libraries that compile it."""
         return kernel(self.tape)
 
     @functools.cached_property
     def variants(self) -> tuple[FirstOrder, ...]:
-        """The optimizer itself, and those of its groups."""
+        """The optimizer itself, followed by the optimizers of its groups."""
         bare = dataclasses.replace(self, labels=None, groups=()) if self.groups else self
         return self, *(dataclasses.replace(bare, **dict(settings)) for _, settings in self.groups)
 
@@ -235,13 +238,13 @@ class FirstOrder(Method):
         setting(self, name, flag)
 
     def _frozen(self, groups: Any) -> tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]:
-        """`groups` as pairs, which can be hashed."""
+        """`groups` as nested pairs, which can be hashed."""
         if not isinstance(groups, (Mapping, tuple)) or not all(
             isinstance(label, str) and isinstance(settings, (Mapping, tuple))
             for label, settings in dict(groups).items()
         ):
             raise TypeError(
-                f"groups is {groups!r}; wanted a mapping of labels to mappings of settings, such "
+                f"groups is {groups!r}; wanted a mapping from labels to mappings of settings, such "
                 'as {"bias": {"weight_decay": 0.0}}'
             )
         if groups and self.labels is None:
@@ -250,7 +253,7 @@ class FirstOrder(Method):
         for label, settings in dict(groups).items():
             if strange := dict(settings).keys() - own:
                 raise ValueError(
-                    f"groups[{label!r}] sets {', '.join(map(str, strange))}; wanted some of "
+                    f"groups[{label!r}] sets {', '.join(map(str, strange))}; wanted settings among "
                     + ", ".join(sorted(own))
                 )
         return tuple((label, tuple(dict(s).items())) for label, s in dict(groups).items())

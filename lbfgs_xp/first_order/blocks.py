@@ -1,4 +1,4 @@
-"""Runs a tape on NumPy arrays: block after block in the cache, on all cores."""
+"""Running a tape on NumPy arrays, one cache-sized block at a time, on all cores."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import numpy as np
 
 from lbfgs_xp.first_order.tape import Instruction, Tape
 
-# Bytes of a block. Smaller ones would stay nearer to the processor, but the threads would then
-# wait for the interpreter lock, which each operation takes and gives back.
+# Bytes per block. Smaller blocks would stay in closer caches, but the threads would then wait for
+# the interpreter lock, which each operation acquires and releases.
 _BLOCK = 2**19
-# Elements of a leaf that is better joined with others: the calls cost more than the numbers.
+# Leaves with at most this many elements are joined with others, since calls cost more than numbers.
 SMALL = 2**14
-# Beyond that many threads the interpreter lock is what they wait for.
+# With more threads than this, they would only wait for the interpreter lock.
 _MOST_THREADS = 8
 
 
 class Leaf(NamedTuple):
-    """The arrays of one leaf, all 1-d and of one dtype: the new x and slots, the old ones, which
-    may be the same, and the gradient."""
+    """The arrays of one leaf, all 1-d and of one dtype: the new x and slots, the old ones (which
+    may be the same arrays), and the gradient."""
 
     outputs: Sequence[np.ndarray]
     inputs: Sequence[np.ndarray]
@@ -31,7 +31,7 @@ class Leaf(NamedTuple):
 
 
 def run_together(tape: Tape, leaves: Sequence[Leaf], numbers: Sequence[float]) -> None:
-    """Fills the outputs of several leaves of one dtype, end to end as one."""
+    """Fill the outputs of several leaves of one dtype, joined end to end."""
     if len(leaves) == 1:
         run(tape, *leaves[0], numbers)
         return
@@ -50,8 +50,8 @@ def run(
     tape: Tape, outputs: Sequence[np.ndarray], inputs: Sequence[np.ndarray], g: np.ndarray,
     numbers: Sequence[float],
 ) -> None:
-    """Fills `outputs` (x, then the slots), each of which may be its input; all are 1-d and of one
-    dtype."""
+    """Fill `outputs` (x, then the slots), each of which may be the same array as its input; all are
+    1-d and of one dtype."""
     n = g.shape[0]
     block = max(_BLOCK // g.itemsize, 1)
     blocks = -(-n // block)
@@ -65,7 +65,7 @@ def run(
     pool, spans = _pool(), list(zip(edges[1:-1], edges[2:], strict=True))
     try:
         others = [pool.submit(work, *span) for span in spans]
-    except RuntimeError:  # the interpreter is shutting down, and takes no more work
+    except RuntimeError:  # the interpreter is shutting down and accepts no more work
         work(0, n)
         return
     try:
@@ -81,7 +81,7 @@ def _run_span(
 ) -> None:
     size = min(block, stop - start)
     scratch = [np.empty(size, bool if boolean else g.dtype) for boolean in tape.scratch]
-    # Each thread has warnings of its own.
+    # The handling of warnings is separate for each thread.
     with np.errstate(all="ignore"):
         for i in range(start, stop, block):
             j = min(i + block, stop)
@@ -125,5 +125,5 @@ def _pool() -> ThreadPoolExecutor:
 
 
 if hasattr(os, "register_at_fork"):
-    # The threads of a pool do not follow into a forked process.
+    # The threads of a pool do not exist in a forked process.
     os.register_at_fork(after_in_child=_pool.cache_clear)

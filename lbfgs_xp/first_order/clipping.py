@@ -1,4 +1,4 @@
-"""Clipping by the norm of the gradient of all leaves together."""
+"""Clipping by the joint gradient norm of all leaves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lbfgs_xp.arrays.space import Space
 
 
 def clip_factor(clip: float | None, spaces: tuple[Space, ...], gs: list[Array]) -> Any:
-    """min(1, clip / norm) over all leaves together, for each problem; or None."""
+    """min(1, clip / norm) for each problem, with the joint norm of all leaves; or None."""
     if clip is None:
         return None
     vectors = [g if s.batched else s.backend.vector(g) for s, g in zip(spaces, gs, strict=True)]
@@ -26,10 +26,10 @@ def clip_factor(clip: float | None, spaces: tuple[Space, ...], gs: list[Array]) 
 
 
 def _norm(parts: Sequence[tuple[Space, Array]]) -> Any:
-    """The Euclidean norm of several vectors together, each with its space.
+    """The joint Euclidean norm of several vectors, each with its space.
 
-    A float where reading one costs nothing or bits matter; otherwise it stays on the device. For a
-    batch an array (B,), in the small algebra.
+    A float if reading one is free or bits must be reproducible; otherwise the norm stays on the
+    device. For a batch, an array (B,) in the small algebra.
     """
     space = parts[0][0]
     squares = [own.dot(vector, vector) for own, vector in parts]
@@ -37,7 +37,7 @@ def _norm(parts: Sequence[tuple[Space, Array]]) -> Any:
         total = sum(space.backend.read(squares))
         if 0.0 < total < math.inf:
             return math.sqrt(total)
-        # The squares are out of range, or all are 0.
+        # The squares are out of range, or all of them are 0.
         sizes = [own.max_abs(vector) for own, vector in parts if 0 not in vector.shape]
         unit = max(space.backend.read(sizes), default=0.0)
         if not 0.0 < unit < math.inf:

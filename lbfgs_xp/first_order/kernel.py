@@ -1,4 +1,4 @@
-"""A tape as the C++ of one elementwise kernel, for libraries that compile such a text."""
+"""A tape as the C++ source of an elementwise kernel, for libraries that compile such source."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OPERATIONS: dict[str, Callable[..., str]] = {
     "less": "{} < {}".format,
     "sqrt": "sqrt({})".format,
     "absolute": "{0} < (T)0 ? -{0} : {0}".format,
-    # nan is neither above nor below 0, and stays
+    # nan is neither above nor below 0, so it is kept
     "sign": "{0} > (T)0 ? (T)1 : {0} < (T)0 ? (T)-1 : {0}".format,
     "maximum": "{0} > {1} || {0} != {0} ? {0} : {1}".format,
     "minimum": "{0} < {1} || {0} != {0} ? {0} : {1}".format,
@@ -27,11 +27,11 @@ _OPERATIONS: dict[str, Callable[..., str]] = {
 
 
 class Kernel(NamedTuple):
-    """What an elementwise kernel is made of. T is the type of the arrays.
+    """The parts of an elementwise kernel; T is the type of the arrays.
 
     inputs : declarations of the old x and slots, of g and of the numbers.
     outputs : declarations of the new x and slots.
-    body : what is done for each element.
+    body : the statements for each element.
     """
 
     inputs: str
@@ -40,7 +40,7 @@ class Kernel(NamedTuple):
 
 
 def kernel(tape: Tape) -> Kernel:
-    """The kernel of a tape; its arguments are those of the tape, in order."""
+    """The kernel for a tape, with the same arguments in the same order."""
     arrays = range(tape.slots + 1)
     g, first = tape.slots + 1, tape.slots + 2
     numbers = range(first, first + tape.numbers)

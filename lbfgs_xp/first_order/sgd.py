@@ -24,11 +24,11 @@ class GradientDescent(FirstOrder):
     ----------
     learning_rate : float or schedule
     line_search : LineSearch or str
-        A rule such as `lx.Bisection()`, or its name, in place of a learning rate; for
-        `lx.minimize`. The first trial of a search is the step of Barzilai & Borwein (1988). With
-        neither of the two: `lx.Bisection(alpha_max=1e30)`, for steps are in units of -g.
+        A rule such as `lx.Bisection()`, or its name, instead of a learning rate; only for
+        `lx.minimize`. The first trial of a search is the step of Barzilai & Borwein (1988). If
+        neither is passed: `lx.Bisection(alpha_max=1e30)`, because steps are in units of -g.
     **settings
-        With a learning rate: weight decay, clipping and groups, see `lx.FirstOrder`.
+        With a learning rate: weight decay, clipping and groups; see `lx.FirstOrder`.
 
     Examples
     --------
@@ -53,7 +53,7 @@ class GradientDescent(FirstOrder):
             if self.line_search is not None:
                 raise ValueError(
                     f"learning_rate is {self.learning_rate!r} and line_search is "
-                    f"{self.line_search!r}; wanted one of the two"
+                    f"{self.line_search!r}; wanted only one of the two"
                 )
             super().__post_init__()
             if any(variant.learning_rate is None for variant in self.variants):
@@ -65,15 +65,15 @@ class GradientDescent(FirstOrder):
         for field in dataclasses.fields(FirstOrder):
             if getattr(self, field.name) != field.default:
                 raise ValueError(
-                    f"{field.name} is {getattr(self, field.name)!r}; it takes a learning rate, "
+                    f"{field.name} is {getattr(self, field.name)!r}; it needs a learning rate, "
                     f"wanted {field.default!r} with a line search"
                 )
 
     def init(self, params: Any) -> OptimizerState:
         if self.learning_rate is None:
             raise TypeError(
-                "GradientDescent with a line search has no steps of its own, for it needs the "
-                "function; wanted lx.minimize(..., method=this), or a learning rate"
+                "GradientDescent with a line search cannot update on its own, since it evaluates "
+                "the function; wanted lx.minimize(..., method=this), or a learning rate"
             )
         return super().init(params)
 
@@ -94,14 +94,14 @@ class SGD(FirstOrder):
     """Stochastic gradient descent with momentum (Sutskever et al. 2013, in torch's form).
 
         b ← momentum b + (1 - dampening) g      (b = g at the first step)
-        x ← x - learning_rate b                 (nesterov: g + momentum b in place of b)
+        x ← x - learning_rate b                 (nesterov: g + momentum b instead of b)
 
     Parameters
     ----------
     learning_rate : float or schedule
     momentum, dampening : float in [0, 1)
     nesterov : bool
-        Wants momentum > 0 and no dampening.
+        Requires momentum > 0 and no dampening.
     **settings
         Weight decay, clipping and groups: see `lx.FirstOrder`.
 

@@ -1,4 +1,4 @@
-"""Rules that look at signs: Lion, Rprop."""
+"""Rules that step by the sign: Lion and Rprop."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ class Lion(FirstOrder):
     learning_rate : float or schedule
     betas : two floats in [0, 1)
     **settings
-        Weight decay (decoupled here unless told otherwise, 1e-3), clipping and groups: see
-        `lx.FirstOrder`.
+        Weight decay (by default decoupled, 1e-3), clipping and groups: see `lx.FirstOrder`.
 
     Examples
     --------
@@ -58,14 +57,14 @@ class Lion(FirstOrder):
 class Rprop(FirstOrder):
     """Resilient backpropagation (Riedmiller & Braun 1993), for full batches.
 
-        η ← clip(η etas[1], step_sizes)    where g and the gradient before have one sign
-        η ← clip(η etas[0], step_sizes)    where they have not; g then counts as 0
+        η ← clip(η etas[1], step_sizes)    where g and the previous g have the same sign
+        η ← clip(η etas[0], step_sizes)    where they have opposite signs; g then counts as 0
         x ← x - η sign(g)
 
     Parameters
     ----------
     learning_rate : float or schedule
-        η at the start, for every component; a schedule's later values do not matter.
+        The initial η of every component; later values of a schedule are ignored.
     etas : two floats
         0 < etas[0] < 1 < etas[1].
     step_sizes : two floats
@@ -96,7 +95,7 @@ class Rprop(FirstOrder):
         return {"prev": 0.0, "step_size": 1.0}
 
     def numbers(self, t: int, rate: float, carried: tuple) -> tuple[tuple, tuple]:
-        # The slot begins at 1, so that the state does not depend on the learning rate.
+        # The slot starts at 1, so that the initial state does not depend on the learning rate.
         return (rate if t == 1 else 1.0,), carried
 
     def formula(

@@ -1,4 +1,4 @@
-"""Where a first-order optimizer stands."""
+"""The state of a first-order optimizer."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from lbfgs_xp.arrays.space import Space
 
 
 class ParameterSpec(NamedTuple):
-    """What the parameters are like, as `init` found them.
+    """A description of the parameters, as passed to `init`.
 
     optimizer : the name of the optimizer's class.
     structure : how the leaves are nested.
     spaces, types, shapes, dtypes : of each leaf.
-    variants : for each leaf, which settings are its own: 0, or the place of its group.
+    variants : for each leaf, the index of its settings in `FirstOrder.variants`.
     names : for each leaf, the names of its slots.
     """
 
@@ -29,14 +29,14 @@ class ParameterSpec(NamedTuple):
 
 
 class OptimizerState(NamedTuple):
-    """What an optimizer remembers from update to update.
+    """What an optimizer keeps from update to update.
 
-    step : int, the updates so far.
-    slots : for each leaf, the arrays that the rule keeps (see `spec.names`), of the shape of the
-        leaf; of a complex leaf (..., 2), real and imaginary parts.
+    step : int, the number of updates so far.
+    slots : for each leaf, the arrays that the rule keeps (see `spec.names`), in the shape of the
+        leaf; for a complex leaf (..., 2), its real and imaginary parts.
     carried : for each group of settings, the numbers that the rule keeps.
     plateaus : for each group, the state of its `ReduceOnPlateau`, or None.
-    spec : what is known of the parameters.
+    spec : the description of the parameters.
     """
 
     step: int

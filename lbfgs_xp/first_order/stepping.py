@@ -1,4 +1,4 @@
-"""A first-order rule as a solver for `lx.minimize`: one step from every point evaluated."""
+"""A first-order rule as a solver for `lx.minimize`, with one step for each evaluation."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.first_order import update
 from lbfgs_xp.solvers.contract import Solver
 
-# How often a trial that is not finite is looked at again.
+# How often in a row a trial that is not finite is evaluated again.
 _LOOKS = 10
 
 
 class Memory(NamedTuple):
-    """What the rule keeps.
+    """What the rule keeps from step to step.
 
-    kind : of what rule it is: the name, and for each stretch the names of its slots.
-    updates : updates so far.
-    slots : for each stretch of the vector, the rule's arrays.
+    kind : identifies the rule and its settings; see `Stepping._kind`.
+    updates : the number of updates so far.
+    slots : for each segment of the vector, the arrays of the rule.
     carried, plateaus : for each group of settings, as in `OptimizerState`.
     """
 
@@ -32,10 +32,10 @@ class Memory(NamedTuple):
 
 
 class SteppingState(NamedTuple):
-    """Where a run stands: see `lbfgs_xp.solvers.contract`; and
+    """The state of a run; see `lbfgs_xp.solvers.contract` for the common fields.
 
     rate : the learning rate of the step to `trial`.
-    refused : how often running the trial was not finite, and looked at again.
+    refused : how often in a row the trial was not finite and had to be evaluated again.
     memory : what the rule keeps.
     """
 
@@ -59,24 +59,24 @@ class SteppingState(NamedTuple):
 class Stepping(Solver):
     """Steps of a first-order optimizer.
 
-    optimizer : FirstOrder
-    segments : (start, stop, group) of the stretches of x with settings of their own.
+    optimizer : the `FirstOrder` object.
+    segments : (start, stop, group) for each segment of x with the settings of one group.
     """
 
     optimizer: Any
     segments: tuple[tuple[int, int, int], ...]
 
-    # The value may rise from step to step, for as long as it likes.
+    # The value may rise for any number of steps.
     searches = False
     resumes = True
     patience = 2**31 - 1
-    # The learning rate of a step is a matter of the host.
+    # The learning rate of each step is computed on the host.
     compiles = False
 
     def init(
         self, space: Space, x: Array, value: Any, gradient: Array, learned: Memory | None = None
     ) -> SteppingState:
-        """The state at x, a vector (..., n), where value and gradient are known."""
+        """The state at x, a vector (..., n) with known value and gradient."""
         fn = space.scalars
         if space.batched:
             self._check_shared()
@@ -92,7 +92,7 @@ class Stepping(Solver):
     def step(
         self, space: Space, state: SteppingState, value: Any, gradient: Array, active: Any = True
     ) -> SteppingState:
-        """The state after value and gradient at `state.trial` were seen."""
+        """The state after value and gradient at `state.trial` have been evaluated."""
         fn = space.scalars
         value, size = space.read(value, space.max_abs(gradient))
         usable = fn.isfinite(value) & fn.isfinite(size)
@@ -104,7 +104,7 @@ class Stepping(Solver):
                 "fun returned a value or gradient that is not finite (on_nonfinite=\"raise\")"
             )
         if self.optimizer.on_nonfinite == "skip" and failed:
-            # With noise in the function another look at the same point may help.
+            # If the function is noisy, evaluating the same point again may help.
             refused = state.refused + 1
             failed = refused > _LOOKS
         state = state._replace(
@@ -121,16 +121,16 @@ class Stepping(Solver):
         return self._advanced(space, state, accepted) if space.any(accepted) else state
 
     def _check_shared(self) -> None:
-        """Refuses what the problems of a batch, which share their steps, cannot have."""
+        """Refuse settings that are impossible for a batch, whose problems step together."""
         if any(rule.learning_rate.init() is not None for rule in self.optimizer.variants):
             raise ValueError(
-                "ReduceOnPlateau was passed with batched=True; wanted a schedule of the step "
-                "alone, for the problems of a batch share one learning rate"
+                "ReduceOnPlateau was passed with batched=True; wanted a schedule that depends only "
+                "on the step, because the problems of a batch share one learning rate"
             )
         if (policy := self.optimizer.on_nonfinite) != "ignore":
             raise ValueError(
-                f"on_nonfinite is {policy!r} with batched=True; wanted 'ignore', for the problems "
-                "of a batch take their steps together"
+                f"on_nonfinite is {policy!r} with batched=True; wanted 'ignore', because the "
+                "problems of a batch take their steps together"
             )
 
     def _fresh(self, space: Space, x: Array) -> Memory:
@@ -151,7 +151,7 @@ class Stepping(Solver):
         )
 
     def _advanced(self, space: Space, state: SteppingState, moving: Any) -> SteppingState:
-        """The state with the next trial, where `moving`."""
+        """The state with the next trial for the problems in the mask `moving`."""
         old = state.memory
         optimizer, variants = self.optimizer, self.optimizer.variants
         numbers, carried, plateaus = update.numbers_of(
@@ -187,15 +187,15 @@ class Stepping(Solver):
             return [vector]
         return [vector[..., start:stop] for start, stop, _ in self.segments]
 
-    # --- going on from an earlier run ----------------------------------------------------------
+    # --- continuing an earlier run -------------------------------------------------------------
 
     def check_state(self, state: Any) -> None:
-        """Refuses a state that is not one of a solver like this."""
+        """Refuse a state of a different kind of solver."""
         memory = getattr(state, "memory", None)
         if not isinstance(memory, Memory) or memory.kind != self._kind:
             whose = memory.kind[0] if isinstance(memory, Memory) else "another method"
             raise ValueError(
-                f"state is that of {whose}; wanted that of {self._kind[0]}, with the same slots, "
+                f"state belongs to {whose}; wanted a state of {self._kind[0]} with the same slots, "
                 "groups and kind of learning rate"
             )
 
@@ -213,7 +213,7 @@ class Stepping(Solver):
         return self.resume(state).memory
 
     def resume(self, state: SteppingState) -> SteppingState:
-        """The same state, with arrays of its own to overwrite."""
+        """The same state, with copies of the arrays that may be overwritten."""
         memory = state.memory
         kept = tuple(tuple(copy_of(s) for s in own) for own in memory.slots)
         return state._replace(memory=memory._replace(slots=kept))

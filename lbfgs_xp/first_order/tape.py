@@ -1,8 +1,9 @@
-"""An elementwise formula, recorded once, as a list of operations on few registers.
+"""Recording an elementwise formula once, as a list of operations on a few registers.
 
-A rule such as Adam's is written as a formula over whole arrays. Run as it stands, each of its dozen
-operations would go through memory once, and make a new array. Recorded, it can be run on one block
-after the other, each small enough for the cache, with `out=` and two or three blocks of scratch.
+A rule such as Adam is written as a formula over whole arrays. Run directly, each of its dozen
+operations would pass through memory once and allocate a new array. Once recorded, the formula can
+be run block by block, with blocks small enough for the cache, `out=`, and two or three blocks of
+scratch memory.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 Operand = Any
-"""An index of a register, or a Python float."""
+"""The index of a register, or a Python float."""
 
 
 class Instruction(NamedTuple):
-    """registers[out] = operation(*operands); an operand is a register's index or a float."""
+    """registers[out] = operation(*operands); operands are register indices or floats."""
 
     operation: str
     operands: tuple[Operand, ...]
@@ -25,12 +26,12 @@ class Instruction(NamedTuple):
 class Tape(NamedTuple):
     """A recorded formula (x, g, slots, numbers) -> (x, slots).
 
-    Registers: the outputs (x, then the slots), in whose place the inputs may lie; g; the numbers;
-    the scratch.
+    The registers are, in order: the outputs (x, then the slots), which at first hold the inputs; g;
+    the numbers; scratch registers.
 
-    slots, numbers : how many of them.
-    instructions : what to do, in order.
-    scratch : for each register of scratch, whether it holds booleans.
+    slots, numbers : how many there are.
+    instructions : the operations, in order.
+    scratch : for each scratch register, whether it holds booleans.
     """
 
     slots: int
@@ -89,7 +90,7 @@ _BOOLEAN = ("greater", "less")
 
 
 class Recorder:
-    """Stands in for `lbfgs_xp.scalars` functions while a formula is recorded."""
+    """Replaces the functions of `lbfgs_xp.arrays.scalars` while a formula is recorded."""
 
     def __init__(self) -> None:
         self.inputs = 0
@@ -137,7 +138,7 @@ def record(formula: Callable, slots: int, numbers: int) -> Tape:
 
 
 def _allocate(recorder: Recorder, outputs: Sequence[Any], slots: int, numbers: int) -> Tape:
-    """Gives each value a register; a register is free once its value was used for the last time."""
+    """Assign a register to each value; a register is free after the last use of its value."""
     inputs, count = recorder.inputs, slots + 1
     end = inputs + len(recorder.notes)
     last: dict[int, int] = {}
@@ -145,7 +146,7 @@ def _allocate(recorder: Recorder, outputs: Sequence[Any], slots: int, numbers: i
         last.update({o.index: i for o in operands if isinstance(o, Symbol)})
     last.update({o.index: end for o in outputs if isinstance(o, Symbol)})
 
-    home: dict[int, int] = {}  # value -> the output that it is
+    home: dict[int, int] = {}  # value -> index of the output
     for k, output in enumerate(outputs):
         if isinstance(output, Symbol) and output.index >= inputs:
             home.setdefault(output.index, k)
@@ -155,7 +156,7 @@ def _allocate(recorder: Recorder, outputs: Sequence[Any], slots: int, numbers: i
     instructions: list[Instruction] = []
 
     for i, (operation, operands) in enumerate(recorder.notes, start=inputs):
-        # `where` writes its third operand first, so it must not write over the others.
+        # `where` writes its third operand first, so it must not overwrite the other two.
         hot = operands[:2] if operation == "where" else ()
         kept = {o.index for o in hot if isinstance(o, Symbol)}
         dying = {o.index for o in operands if isinstance(o, Symbol) and last[o.index] == i}
@@ -176,14 +177,14 @@ def _allocate(recorder: Recorder, outputs: Sequence[Any], slots: int, numbers: i
         free += [place[v] for v in dying & kept if place[v] in released]
         place[i] = out
         instructions.append(Instruction(operation, _registers(operands, place), out))
-    # What could not be written where it belongs goes there in the end, never over what is still
-    # to be copied.
+    # Outputs that could not be written in place are copied at the end, never over a register that
+    # is still to be copied.
     copies = {k: _registers((output,), place)[0] for k, output in enumerate(outputs)}
     copies = {k: register for k, register in copies.items() if register != k}
     while copies:
         k = next((k for k in copies if k not in copies.values()), -1)
         if k < 0:
-            raise NotImplementedError("a formula whose outputs change places among themselves")
+            raise NotImplementedError("a formula that permutes its own outputs")
         instructions.append(Instruction("positive", (copies.pop(k),), k))
     assert count + 1 + numbers == inputs
     return Tape(slots, numbers, tuple(instructions), tuple(scratch))

@@ -1,7 +1,7 @@
-"""One update of all leaves: the one place that runs a rule.
+"""One update of all leaves, the only place where a rule is run.
 
-NumPy and torch on the CPU run the recorded formula in blocks; JAX compiles it for all leaves at
-once; CuPy fuses it into one kernel; every other library runs the formula as it stands.
+NumPy and torch on the CPU run the recorded formula in blocks; JAX compiles the formula for all
+leaves at once; CuPy fuses it into one kernel per leaf; any other library runs it directly.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def init(optimizer: Any, params: Any) -> OptimizerState:
     devices = sorted({str(backend.device) for backend in backends})
     if len(devices) > 1 and (backends[0].compiles or optimizer.clip_norm is not None):
         raise ValueError(
-            f"params is on devices {', '.join(devices)}; wanted one, with clip_norm or where all "
-            "leaves are updated by one compiled program"
+            f"params is on devices {', '.join(devices)}; wanted a single device, as clip_norm and "
+            "compiled updates require"
         )
     chosen = _variants(optimizer, tree.paths(structure), structure)
     rules = [optimizer.variants[i] for i in chosen]
@@ -71,13 +71,13 @@ def update_leaves(
     optimizer: Any, xs: list[Array], gs: list[Array], state: OptimizerState, value: Any,
     in_place: bool, reproducible: bool,
 ) -> tuple[list[Array], OptimizerState]:
-    """`update` of leaves that are known to fit the state; the same ones if it is skipped."""
+    """`update` for leaves known to match the state; returns them unchanged if it is skipped."""
     spec, policy = state.spec, optimizer.on_nonfinite
     if policy != "ignore" and not _all_finite(spec, gs):
         if policy == "skip":
             return xs, state
         raise FloatingPointError(
-            "grads holds NaN or infinite components; parameters and state are as they were "
+            "grads holds NaN or infinite components; parameters and state are unchanged "
             '(on_nonfinite="raise")'
         )
     if in_place:
@@ -106,19 +106,20 @@ def update_leaves(
 
 
 def _apart(spec: ParameterSpec, xs: list[Array], gs: list[Array]) -> list[Array]:
-    """The gradients, none of them in the memory of a parameter, which will be overwritten."""
+    """The gradients, copied if they share memory with a parameter that will be overwritten."""
     taken: dict[Any, list[Array]] = {}
     for space, x in zip(spec.spaces, xs, strict=True):
         backend = space.backend
         if not backend.is_writable(x):
             raise ValueError(
                 "params holds an array that cannot be overwritten (it is read-only, broadcast or a "
-                "NumPy scalar); wanted another, or in_place=False"
+                "NumPy scalar); wanted a writable one, or in_place=False"
             )
         others = taken.setdefault(backend.memory_key(x), [])
         if any(backend.overlap(x, other) for other in others):
             raise ValueError(
-                "params holds the same memory twice; wanted each array once, or in_place=False"
+                "params holds the same memory twice; wanted arrays that do not overlap, or "
+                "in_place=False"
             )
         others.append(x)
     return [
@@ -134,9 +135,9 @@ def apply(
     rules: tuple, spaces: tuple[Space, ...], clip: float | None, xs: list[Array], gs: list[Array],
     slots: tuple, numbers: list[tuple], in_place: tuple[bool, bool],
 ) -> tuple[list[Array], tuple]:
-    """The new xs and slots of several leaves (or of vectors (B, n) of a batch), one rule for each.
+    """The new xs and slots of several leaves (or of vectors (B, n) for a batch), a rule for each.
 
-    in_place : whether xs, and whether slots, may be overwritten.
+    in_place : whether xs and whether slots may be overwritten.
     """
     if spaces[0].backend.compiles and not spaces[0].reproducible:
         donate = tuple(i for i, may in zip((3, 5), in_place, strict=True) if may)
@@ -144,7 +145,7 @@ def apply(
         return run(xs, gs, slots, numbers)
     factor = clip_factor(clip, spaces, gs)
     if factor is not None and spaces[0].batched:
-        # Each problem has its own, so it cannot be one of the numbers.
+        # Each problem has its own factor, so it cannot be one of the numbers.
         gs, factor = [factor * g for g in gs], 1.0
     numbers = _inserted(numbers, factor)
     if all(space.backend.reads_are_free for space in spaces):
@@ -162,7 +163,7 @@ def _all_at_once(
     rules: tuple, spaces: tuple[Space, ...], clip: float | None, xs: list[Array], gs: list[Array],
     slots: tuple, numbers: list[tuple],
 ) -> tuple[list[Array], tuple]:
-    """What is compiled as one program."""
+    """The update of all leaves, to be compiled as one program."""
     numbers = _inserted(numbers, clip_factor(clip, spaces, gs))
     new, kept = [], []
     for rule, space, x, g, own, n in zip(rules, spaces, xs, gs, slots, numbers, strict=True):
@@ -176,9 +177,9 @@ def _as_it_stands(
     rule: Any, backend: Backend, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple,
     in_place: tuple[bool, bool],
 ) -> tuple[Array, tuple[Array, ...]]:
-    """The formula on whole arrays."""
+    """Run the formula on whole arrays."""
     real = backend.to_real(x)
-    # The factor of clipping has the widest dtype of all leaves.
+    # The clip factor has the widest dtype of all leaves.
     numbers = tuple(
         backend.xp.astype(n, real.dtype, copy=False) if is_array(n) else n for n in numbers
     )
@@ -191,7 +192,7 @@ def _in_blocks(
     rules: tuple, spaces: tuple[Space, ...], xs: list[Array], gs: list[Array], slots: tuple,
     numbers: list[tuple], in_place: tuple[bool, bool],
 ) -> tuple[list[Array], tuple]:
-    """The recorded formulas, block by block; small leaves with one rule together."""
+    """Run the recorded formulas block by block, with small leaves of the same rule joined."""
     new, kept = [], []
     work: dict[Any, list[tuple[int, blocks.Leaf]]] = {}
     for i, (rule, space, x, own) in enumerate(zip(rules, spaces, xs, slots, strict=True)):
@@ -227,12 +228,12 @@ def _fused(
     rule: Any, backend: Backend, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple,
     in_place: tuple[bool, bool],
 ) -> tuple[Array, tuple[Array, ...]]:
-    """The recorded formula as one kernel."""
+    """Run the recorded formula as one kernel."""
     run = backend.elementwise(*rule.kernel)
     real = backend.to_real(x)
     new = backend.empty(real.shape, real.dtype)
     kept = slots if in_place[1] else tuple(backend.empty(s.shape, s.dtype) for s in slots)
-    # A kernel takes numbers as float64, be they on the device.
+    # A kernel takes numbers as float64, even if they are on the device.
     double = [backend.xp.astype(n, backend.xp.float64) if is_array(n) else n for n in numbers]
     run(real, *slots, backend.to_real(g), *double, new, *kept)
     new = backend.from_real(new, x.dtype)
@@ -240,16 +241,16 @@ def _fused(
 
 
 def _inserted(numbers: list[tuple], factor: Any) -> list[tuple]:
-    """The numbers of each leaf with the clip factor in its place, second."""
+    """The numbers of each leaf, with the clip factor inserted in second place."""
     if factor is None:
         return numbers
-    # Leaves that share their numbers go on sharing them.
+    # Leaves that share their numbers still share them afterwards.
     made = {id(own): (own[0], factor, *own[1:]) for own in numbers}
     return [made[id(own)] for own in numbers]
 
 
 def _all_finite(spec: ParameterSpec, gs: list[Array]) -> bool:
-    """Whether every gradient is finite: one read for each device."""
+    """Whether every gradient is finite, with one host transfer for each device."""
     sizes: dict[Backend, list[Array]] = {}
     for space, g in zip(spec.spaces, gs, strict=True):
         if 0 not in g.shape:
@@ -264,7 +265,7 @@ def _all_finite(spec: ParameterSpec, gs: list[Array]) -> bool:
 def numbers_of(
     variants: tuple, step: int, old_carried: tuple, old_plateaus: tuple, value: Any
 ) -> tuple[list[tuple], tuple[tuple, ...], tuple]:
-    """For each group of settings the numbers of this step, and what is carried on."""
+    """The numbers of this step for each group of settings, and what is carried over."""
     numbers, carried, plateaus = [], [], []
     for rule, old, plateau in zip(variants, old_carried, old_plateaus, strict=True):
         rate, plateau = rule.learning_rate.follow(plateau, step, value)
@@ -275,11 +276,11 @@ def numbers_of(
     return numbers, tuple(carried), tuple(plateaus)
 
 
-# --- what belongs together ---------------------------------------------------------------------
+# --- groups, and checks ------------------------------------------------------------------------
 
 
 def segments(optimizer: Any, layout: Any) -> tuple[tuple[int, int, int], ...]:
-    """(start, stop, group) of stretches of the layout's vector with settings of their own."""
+    """(start, stop, group) for each segment of the layout's vector with settings of one group."""
     chosen = _variants(optimizer, tree.paths(layout.structure), layout.structure)
     found: list[tuple[int, int, int]] = []
     start = 0
@@ -293,7 +294,7 @@ def segments(optimizer: Any, layout: Any) -> tuple[tuple[int, int, int], ...]:
 
 
 def _variants(optimizer: Any, paths: list[str], structure: Any) -> list[int]:
-    """For each leaf the place of its settings in `optimizer.variants`."""
+    """For each leaf, the index of its settings in `optimizer.variants`."""
     labels: Any = optimizer.labels
     if labels is None:
         return [0] * len(paths)
@@ -304,7 +305,7 @@ def _variants(optimizer: Any, paths: list[str], structure: Any) -> list[int]:
         if nesting != structure:
             raise ValueError(
                 f"labels are nested as {nesting}; wanted a string for each leaf of the "
-                f"parameters, {structure}"
+                f"parameters, nested as {structure}"
             )
     for path, label in zip(paths, found, strict=True):
         if not isinstance(label, str):
@@ -312,8 +313,8 @@ def _variants(optimizer: Any, paths: list[str], structure: Any) -> list[int]:
     known = [label for label, _ in optimizer.groups]
     if unused := set(known) - set(found):
         raise ValueError(
-            f"groups has settings for {', '.join(sorted(unused))}, a label that no leaf has; the "
-            f"labels are {', '.join(sorted(set(found)))}"
+            f"groups has settings for {', '.join(sorted(unused))}, but no leaf has that label; "
+            f"wanted labels among {', '.join(sorted(set(found)))}"
         )
     return [known.index(label) + 1 if label in known else 0 for label in found]
 
@@ -321,8 +322,8 @@ def _variants(optimizer: Any, paths: list[str], structure: Any) -> list[int]:
 def checked_spec(optimizer: Any, state: Any) -> ParameterSpec:
     if not isinstance(state, OptimizerState):
         raise TypeError(
-            f"state is a {type(state).__name__}; wanted what {type(optimizer).__name__}(...)"
-            ".init(params) or the last update returned"
+            f"state is a {type(state).__name__}; wanted the state that {type(optimizer).__name__}"
+            "(...).init(params) or the last update returned"
         )
     spec = state.spec
     names = [tuple(rule.slots()) for rule in optimizer.variants]
@@ -333,13 +334,13 @@ def checked_spec(optimizer: Any, state: Any) -> ParameterSpec:
     told = [rule.learning_rate.init() is not None for rule in optimizer.variants]
     if told != [plateau is not None for plateau in state.plateaus]:
         raise ValueError(
-            "state is that of another kind of learning rate; wanted ReduceOnPlateau in both, or in "
+            "state belongs to another kind of learning rate; wanted ReduceOnPlateau in both or in "
             "neither"
         )
     wanted = [names[i] for i in spec.variants]
     if spec.optimizer != type(optimizer).__name__ or list(spec.names) != wanted:
         raise ValueError(
-            f"state is that of {_with_slots(spec.optimizer, spec.names)}; wanted that of "
+            f"state belongs to {_with_slots(spec.optimizer, spec.names)}; wanted a state of "
             + _with_slots(type(optimizer).__name__, wanted)
         )
     return spec
@@ -354,7 +355,7 @@ def checked_leaves(params: Any, spec: ParameterSpec, what: str) -> list[Array]:
     leaves, structure = tree.flatten(params)
     if structure != spec.structure:
         raise ValueError(
-            f"{what} has the structure {structure}; wanted that which init was given, "
+            f"{what} has the structure {structure}; wanted the structure passed to init, "
             f"{spec.structure}"
         )
     for leaf, space, kind, shape, dtype in zip(
@@ -371,7 +372,7 @@ def checked_leaves(params: Any, spec: ParameterSpec, what: str) -> list[Array]:
         if leaf.dtype != dtype or tuple(leaf.shape) != shape:
             raise ValueError(
                 f"{what} holds {leaf.dtype} {tuple(leaf.shape)}; wanted {dtype} {shape}, "
-                "as init was given"
+                "as passed to init"
             )
-        backend.check_device(leaf, what, like="what init was given")
+        backend.check_device(leaf, what, like="the parameters passed to init")
     return leaves

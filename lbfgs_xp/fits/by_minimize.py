@@ -1,4 +1,4 @@
-"""A fit by `minimize`, to compare Levenberg-Marquardt with."""
+"""Fits with `minimize`, for comparison with Levenberg-Marquardt."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from lbfgs_xp.minimize import minimize
 def fit_by_minimize(
     objective: Residuals, plan: FitPlan, settings: dict[str, Any]
 ) -> LeastSquaresResult:
-    """The fit by `minimize`."""
+    """Minimise the cost with L-BFGS."""
     layout, xp = objective.layout, objective.layout.xp
     loss = plan.settings.loss
     space = Space(layout.backend, batched=True)
 
-    # The rows in the batch, as numbers of the host; of all rows the last x.
+    # The rows last evaluated, on the device and on the host, with their residuals; and the latest
+    # x of all rows.
     here: tuple[Any, Any, Residuals] = None, None, objective
     latest = xp.reshape(layout.start(), (-1, layout.size))
 
     def evaluate(x: Array, rows: Any) -> tuple[Array, Array]:
-        """The residuals and their Jacobian in those rows."""
+        """The residuals of these rows and their Jacobian."""
         nonlocal here, latest
         if rows is not here[0]:
             numbers = layout.backend.to_host(rows)
@@ -47,7 +48,7 @@ def fit_by_minimize(
 
     def fun(vector: Array, rows: Any = None) -> tuple[Any, Array]:
         residuals, jacobian = evaluate(xp.reshape(vector, (-1, layout.size)), rows)
-        with np.errstate(all="ignore"):    # far away they may overflow
+        with np.errstate(all="ignore"):    # trials far away may overflow
             squares, others = loss.weights(xp, residuals, layout.backend.eps)
             value = space.sum(loss.terms(xp, residuals))
             columns = xp.matrix_transpose(jacobian)

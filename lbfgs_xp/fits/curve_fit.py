@@ -1,4 +1,4 @@
-"""`curve_fit`: its arguments."""
+"""`curve_fit`, and the checks of its arguments."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def curve_fit(
 
 @reject_foreign_keywords(
     **dict.fromkeys(("maxfev", "max_nfev"), "maxfun"),
-    full_output="no more: the result holds all",
+    full_output="nothing in its place: the result is always complete",
 )
 def curve_fit(
     model: Callable[..., Any],
@@ -79,46 +79,46 @@ def curve_fit(
     Parameters
     ----------
     model : function
-        model(x, *params) -> (m,), like y. With a dict as p0, model(x, **params).
+        model(x, *params) -> (m,), like y. If p0 is a dict, model(x, **params).
     x : array, list, or whatever the model takes
-        Handed to the model; lists and NumPy arrays as arrays of the library of y.
+        Passed to the model; lists and NumPy arrays are first converted to the library of y.
     y : array (m,), or (B, m) for a batch
-        The data. Their library, device and dtype are those of the whole fit.
+        The data. Their library, device and dtype are used throughout the fit.
     p0 : numbers (p,), or a dict (nested or not) of numbers and arrays
-        The start. For a batch (B, p), or leaves (B, ...); (p,) and plain numbers serve all rows.
+        The start. For a batch (B, p), or leaves (B, ...); (p,) and plain numbers apply to all rows.
     sigma : None, or an array
-        Standard deviations of y, of a shape that broadcasts to it; or for one fit the covariance
-        (m, m) of the data. An infinite one leaves its point out, be y there nan; its residual is
-        then nan.
+        Standard deviations of y, with a shape that broadcasts to it; or, for a single fit, the
+        covariance (m, m) of the data. An infinite entry leaves its point out, even if y is nan
+        there; the residual of that point is nan.
     absolute_sigma : bool
-        Whether sigma is meant as it is. Otherwise it tells relative weights only, and the
+        Whether sigma is in absolute units. If not, sigma only gives relative weights, and the
         covariance is scaled by reduced_chi2.
     bounds : None or (lower, upper)
-        Each side is None, a number, an array that broadcasts to p0, or of the structure of p0. A
+        Each side is None, a number, an array that broadcasts to p0, or has the structure of p0. A
         parameter whose bounds are equal is fixed: its covariances are 0. A start outside is moved
         to the nearest point inside.
     loss, f_scale
         As in `lx.least_squares`, for residuals (y - model) / sigma.
     method : "lm" or "lbfgs"
-        Levenberg-Marquardt, or `lx.minimize` on half of chi2 (without bounds), to compare with.
+        Levenberg-Marquardt; or, for comparison, `lx.minimize` on half of chi2 (without bounds).
     jac : None, function, "2-point" or "3-point"
-        None: automatic differentiation (PyTorch, JAX). A function: jac(x, *params) of the
-        arguments of the model -> (m, p), for a batch (B, m, p), in the order of the leaves of p0
-        (of a dict: of its sorted keys). Or finite differences.
+        None: automatic differentiation (PyTorch, JAX). A function with the arguments of the model:
+        jac(x, *params) -> (m, p), for a batch (B, m, p), in the order of the leaves of p0 (for a
+        dict, of its sorted keys). "2-point" or "3-point": finite differences.
     gtol, ftol, xtol, maxiter, maxfun, maxtime, damping, acceleration
         As in `lx.least_squares`; for "lbfgs" the first six as in `lx.minimize`.
     batched : bool
-        y is (B, m): B independent fits. Each parameter then arrives at the model with the shape
+        y is (B, m): B independent fits. Each parameter is then passed to the model with shape
         (B, 1), so that it broadcasts against x of shape (m,) or (B, m); a leaf (B, k) as (B, 1, k).
     compact : bool
-        For a batch: whether the model may be called with some of its rows alone, in place of all B:
-        a piece at a time, and without those whose fit has ended. Of x (or the arrays in it) it then
-        gets those rows where there are two or more axes and the first counts B. False for a model
-        that holds other data of each row.
+        For a batch: whether the model may be called with only some of the rows instead of all B:
+        one piece at a time, and without rows whose fit has ended. Arrays in x whose first axis has
+        length B are then reduced to the same rows (not 1-d arrays if B is also the number of data
+        or of parameters). Use False for a model that holds other data for each row.
     threads : int
-        How many pieces of a large batch to fit at a time, each in a thread of its own, from which
-        it calls the model. Worth it for NumPy, which runs on one core. An interrupt from the
-        keyboard then goes through.
+        How many pieces of a large batch to fit at a time, each in its own thread, from which the
+        model is called. Useful for NumPy, which runs on one core. A keyboard interrupt then
+        propagates to the caller.
 
     Returns
     -------
@@ -127,11 +127,10 @@ def curve_fit(
     Raises
     ------
     TypeError, ValueError
-        for arguments outside these ranges: what was passed, what is wanted.
+        For invalid arguments; the message says what was passed and what is wanted.
     Exception
-        What model or jac raise goes through, with the best point so far attached as the attribute
-        `result` of the exception: a `LeastSquaresResult`, of a batch that of a piece (by "lbfgs",
-        a `Result`).
+        Exceptions of model or jac propagate, with the best point so far attached as the attribute
+        `result`: a `LeastSquaresResult`, for a batch that of one piece (with "lbfgs", a `Result`).
 
     Examples
     --------
@@ -175,10 +174,10 @@ def curve_fit(
     box = box_of(bounds, layout)
 
     def fit(rows: Any, plan: FitPlan) -> CurveFit:
-        """The fits of these rows; None for all."""
+        """Fit these rows; None for all."""
         part, inside = objective, box
         if rows is not None:
-            # Counted apart, for maxfun holds for each piece.
+            # Counted separately, because maxfun applies to each piece.
             part = objective.take(rows, Calls())
             inside = Space(backend).take(box, rows)
         return report(run_fit(part, inside, plan), part, inside, plan.settings, absolute_sigma)

@@ -1,4 +1,4 @@
-"""The data of `curve_fit`: y, sigma, the start, and the model as residuals of them."""
+"""The data of `curve_fit`: y, sigma, the start, and the residuals of the model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def data_of(y: Any, batched: bool) -> Array:
 
 
 def start_of(p0: Any, backend: Backend, batch: tuple[int, ...] | None) -> Any:
-    """p0 with arrays of the backend as leaves, one row for each problem."""
+    """p0 with arrays of the backend as leaves; for a batch, with one row for each problem."""
 
     def adopt(leaf: Any, least: int) -> Array:
         leaf = backend.adopt(leaf, "p0")
@@ -40,8 +40,8 @@ def start_of(p0: Any, backend: Backend, batch: tuple[int, ...] | None) -> Any:
             leaf = backend.xp.broadcast_to(leaf, (*batch, *leaf.shape))
         if tuple(leaf.shape[:1]) != tuple(batch):
             raise ValueError(
-                f"p0 has an array of shape {tuple(leaf.shape)}; wanted the first axis {batch[0]}, "
-                "like y"
+                f"p0 has an array of shape {tuple(leaf.shape)}; wanted a first axis of length "
+                f"{batch[0]}, like y"
             )
         return leaf
 
@@ -59,7 +59,7 @@ def start_of(p0: Any, backend: Backend, batch: tuple[int, ...] | None) -> Any:
 
 
 def weights_of(sigma: Any, y: Array, backend: Backend, batched: bool) -> Any:
-    """1 / sigma, broadcast to y; of a covariance (m, m) the inverse Cholesky factor; or None."""
+    """1 / sigma, broadcast to y; for a covariance (m, m) its inverse Cholesky factor; or None."""
     if sigma is None:
         return None
     sigma = backend.adopt(sigma, "sigma")
@@ -68,24 +68,24 @@ def weights_of(sigma: Any, y: Array, backend: Backend, batched: bool) -> Any:
         host = backend.to_host(sigma).astype(np.float64)
         if not np.allclose(host, host.T, rtol=1e-6, atol=0.0):
             raise ValueError(
-                "sigma is a matrix that is not symmetric; wanted the covariance of the data"
+                "sigma is a matrix that is not symmetric; wanted a covariance of the data"
             )
         try:
             factor = np.linalg.cholesky(host)
         except np.linalg.LinAlgError:
             raise ValueError(
-                "sigma is a matrix that is not positive definite; wanted the covariance of the data"
+                "sigma is a matrix that is not positive definite; wanted a covariance of the data"
             ) from None
         return backend.from_host(np.linalg.inv(factor))
     try:
         sigma = xp.broadcast_to(sigma, shape)
     except (ValueError, RuntimeError):
-        wanted = f"one that broadcasts to {shape}, like y"
+        wanted = f"a shape that broadcasts to {shape}, that of y"
         if not batched:
-            wanted += f", or the covariance {(*shape, *shape)}"
+            wanted += f", or a covariance of shape {(*shape, *shape)}"
         raise ValueError(f"sigma has shape {tuple(sigma.shape)}; wanted {wanted}") from None
     if not np.all(backend.to_host(sigma) > 0.0):
-        raise ValueError("sigma has entries that are not above 0; wanted standard deviations")
+        raise ValueError("sigma has entries that are not above 0; wanted positive deviations")
     with np.errstate(all="ignore"):
         weights = 1.0 / sigma
     if not np.all(np.isfinite(backend.to_host(weights))):
@@ -94,7 +94,7 @@ def weights_of(sigma: Any, y: Array, backend: Backend, batched: bool) -> Any:
 
 
 def in_units_of_sigma(weights: Any, residuals: Array) -> Array:
-    """Residuals in units of sigma; with correlated data, those of uncorrelated combinations."""
+    """Residuals in units of sigma; for correlated data, of their uncorrelated combinations."""
     if weights is None:
         return residuals
     return weights @ residuals if are_correlated(weights, residuals) else weights * residuals
@@ -119,8 +119,8 @@ def in_units_of_data(weights: Any, residuals: Array, backend: Backend) -> Array:
 class Curve:
     """The residuals of a model, as a function of parameters and data.
 
-    backend : that of the data.
-    differs : whether the model is told apart by differences, and so must have as many digits.
+    backend : the backend of the data.
+    differs : whether finite differences are taken, for which the model must return full precision.
     """
 
     model: Callable
@@ -143,7 +143,7 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Slopes:
-    """The Jacobian of those residuals, from that of the model."""
+    """The Jacobian of the residuals, from the Jacobian of the model."""
 
     jac: Callable
     batched: bool
@@ -152,16 +152,16 @@ class Slopes:
         positional, named = _arguments(params, self.batched)
         found = self.jac(x, *positional, **named)
         if weights is None or not is_array(found) or found.ndim != y.ndim + 1:
-            return found  # a wrong shape is told of where it is checked
+            return found  # a wrong shape is reported by a later check
         if are_correlated(weights, y):
             return weights @ found
-        # Column after column, as they are wanted.
+        # Stored column by column, the order in which the fit uses them.
         transpose = array_namespace(found).matrix_transpose
         return transpose(weights[..., None, :] * transpose(found))
 
 
 def _arguments(params: Any, batched: bool) -> tuple[list[Any], dict[str, Any]]:
-    """The parameters as the model takes them: positional, and by name."""
+    """The positional and the keyword arguments of the model."""
     if is_array(params):
         each = range(params.shape[-1])
         return [params[:, i, None] if batched else params[i] for i in each], {}

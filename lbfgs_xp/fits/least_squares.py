@@ -1,4 +1,4 @@
-"""`least_squares`: its arguments."""
+"""`least_squares`, and the checks of its arguments."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def least_squares(
 
 @checks.reject_foreign_keywords(
     **dict.fromkeys(("maxfev", "max_nfev"), "maxfun"),
-    x_scale="nothing: parameters are scaled by their columns of the Jacobian",
+    x_scale="nothing in its place: parameters are scaled by the columns of their Jacobian",
 )
 def least_squares(
     residuals: Callable[..., Any],
@@ -59,55 +59,57 @@ def least_squares(
     batched: bool = False,
     compact: bool = False,
 ) -> LeastSquaresResult:
-    """Minimise half the sum of the squares of residuals, for one problem or for many at once.
+    """Minimise half the sum of squared residuals, for one problem or many at once.
 
-    By Levenberg and Marquardt's method; see `lbfgs_xp.fits.levenberg_marquardt`.
+    Uses the Levenberg-Marquardt method; see `lbfgs_xp.fits.levenberg_marquardt`.
 
     Parameters
     ----------
     residuals : function
         residuals(x, *args) -> real array (m,); for a batch (B, m).
-    x0 : array of any shape, float; or a nested dict, list, tuple or dataclass of them
-        The start. Its library and device are those of the whole run.
+    x0 : float array of any shape; or a nested dict, list, tuple or dataclass of them
+        The start. Its library and device are used throughout the run.
     args : tuple
-        Further arguments of residuals (and jac).
+        Further arguments of residuals and jac.
     jac : None, function, "2-point" or "3-point"
         None: automatic differentiation (PyTorch, JAX). A function: jac(x, *args) -> (m, p), for a
-        batch (B, m, p), over all p numbers of x in the order of its leaves. "2-point", "3-point":
-        finite differences, p or 2p more evaluations each.
+        batch (B, m, p), for all p numbers of x in the order of its leaves. "2-point", "3-point":
+        finite differences, with p or 2p further evaluations per Jacobian.
     bounds : None or (lower, upper)
-        Each side is None, a number, an array that broadcasts to x0, or of the structure of x0 with
-        such leaves. Infinities are no bounds. A start outside is moved to the nearest point inside.
+        Each side is None, a number, an array that broadcasts to x0, or such leaves in the structure
+        of x0; infinite means no bound. A start outside is moved to the nearest point inside.
     loss : "linear", "soft_l1", "huber" or "cauchy"
-        What a residual r costs: with z = (r / f_scale)^2, half f_scale^2 times z,
-        2 (sqrt(1 + z) - 1), z up to 1 and 2 sqrt(z) - 1 from there, or log(1 + z).
+        The cost of a residual r. With z = (r / f_scale)^2, it is half f_scale^2 times: z;
+        2 (sqrt(1 + z) - 1); z up to 1 and 2 sqrt(z) - 1 beyond; or log(1 + z).
     f_scale : float
-        From what size on a residual is an outlier, in the unit of the residuals.
+        The size from which a residual counts as an outlier, in the unit of the residuals.
     gtol : float
-        Stop where `optimality` of the result is at most this: the step that is left is then, for
+        Stop when the `optimality` of the result is at most this: the remaining step is then, for
         each parameter, at most gtol sqrt(m - p) of its standard error. Default: eps^0.6 of
         the dtype, 4e-10 for float64.
     ftol, xtol : float
-        Stop where in two steps running the cost falls by at most ftol cost, or x, in the scale of
-        its parameters, moves by at most xtol |x|. With 0, the default, a run goes on until the
-        gradient is small or the dtype cannot tell a better point.
+        Stop when, in two consecutive steps, the cost falls by at most ftol cost, or x, in the scale
+        of its parameters, moves by at most xtol |x|. With 0, the default, a run continues until the
+        gradient is small or the precision floor is reached.
     maxiter, maxfun, maxtime : int, int, float in seconds; None for no limit
-        Budgets; maxfun and maxtime for a batch as a whole (in `curve_fit` maxfun for each piece).
-        maxfun counts every call, those of differences included; only the start may exceed it, which
-        is evaluated in any case.
+        Budgets; maxfun and maxtime for a batch as a whole (in `curve_fit`, maxfun per piece).
+        maxfun counts every call, including those for finite differences; only the start, which is
+        always evaluated, may exceed it.
     damping : float
-        The damping at the start, relative to the squared norms of the columns of the Jacobian.
-        Larger: shorter first steps.
+        The initial damping, relative to the squared norms of the columns of the Jacobian. Larger
+        values give shorter first steps.
     acceleration : bool
-        Whether steps follow the curvature of the residuals, for one more evaluation each, after a
-        step that their slopes told badly. Along narrow curved valleys that saves most of the steps.
+        Whether to bend a step along the curvature of the residuals, for one more evaluation, if
+        their slopes predicted the previous step badly. Along narrow curved valleys this saves most
+        of the steps.
     batched : bool
         x0 is (B, ...) and residuals maps it to (B, m): B independent problems, each with its own
         damping and status.
     compact : bool
-        For a batch: whether residuals and jac may be called with some of the rows alone, in place
-        of all B, so that those that have ended cost nothing more. Of `args` they then get those
-        rows of arrays with two or more axes whose first counts B.
+        For a batch: whether residuals and jac may be called with only some of the rows instead of
+        all B, so that rows that have ended cost nothing more. Arrays in `args` whose first axis has
+        length B are then reduced to the same rows (not 1-d arrays if B is also the number of
+        residuals or of parameters).
 
     Returns
     -------
@@ -116,10 +118,10 @@ def least_squares(
     Raises
     ------
     TypeError, ValueError
-        for arguments outside these ranges: what was passed, what is wanted.
+        For invalid arguments; the message says what was passed and what is wanted.
     Exception
-        What residuals or jac raise goes through, with the best point so far attached as the
-        attribute `result` of the exception.
+        Exceptions of residuals or jac propagate, with the best point so far attached as the
+        attribute `result`.
 
     Examples
     --------

@@ -1,14 +1,14 @@
 """Levenberg-Marquardt: Gauss-Newton steps, damped in the scale of each parameter.
 
-The damped step minimises the linear residuals of `linear_model`. The damping mu follows the ratio
-of actual to predicted decrease (Nielsen 1999, Damping parameter in Marquardt's method). Geodesic
-acceleration: Transtrum & Sethna (2012), Improvements to the Levenberg-Marquardt algorithm for
-nonlinear least-squares minimization; here only after a step that the linear residuals predicted
-badly. The first step is damped until it is no longer than x itself, in the scale of D, as trust
-regions begin (More 1978, section 6).
+The damped step minimises the linearised residuals of `linear_model`. The damping mu follows the
+ratio of actual to predicted decrease (Nielsen 1999, Damping parameter in Marquardt's method).
+Geodesic acceleration follows Transtrum & Sethna (2012), Improvements to the Levenberg-Marquardt
+algorithm for nonlinear least-squares minimization, but only after a step that the linearised
+residuals predicted badly. The first step is damped until it is no longer than x itself, in the
+scale D of that model, by analogy with the initial trust region of More (1978, section 6).
 
-Everything is a batch: vectors are (B, p), residuals (B, m), scalars (B,), and a branch is a
-`where`. Nothing is read back to the host, and JAX compiles these functions.
+Everything is batched: vectors are (B, p), residuals (B, m), scalars (B,), and branches are written
+with `where`. Nothing is read back to the host, and JAX compiles these functions.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from lbfgs_xp.result import CLAIMED, Status
 from lbfgs_xp.run import agreement
 
 _RUNNING = int(Status.RUNNING)
-# A trial is refused where it does not bring this share of the decrease that was predicted.
+# A trial is rejected unless it achieves this share of the predicted decrease.
 _ENOUGH = 1e-4
 # How often the first damping may be raised, and by how much each time.
 _RAISES, _RAISE = 5, 30.0
-# Where acceleration looks for the second derivative, along the step; and how long, relative to the
-# step, twice the acceleration may be (Transtrum & Sethna, section 5).
+# Where along the step the second derivative is probed; and how long twice the acceleration may be,
+# relative to the step (Transtrum & Sethna, section 5).
 _PROBE = 0.1
 _LONGEST = 0.75
-# It looks where the last decrease differed by more than this share from what was predicted.
+# Acceleration is tried if the last decrease differed by more than this share from the prediction.
 _CURVED = 0.25
-# Parameters up to which the normal equations are tried; their elimination is written out.
+# The most parameters for which the normal equations are tried: their elimination is unrolled.
 FEW = 16
-# Of `going`.
+# Flags in the result of `going`.
 CURVED, HARD = 2, 4
-# Steps in a row that must be small, or must tell nothing new, before a run stops.
+# Consecutive steps that must be small, or bring no meaningful progress, before a run stops.
 _SETTLED = 2
 _PATIENCE = 3
-# The same while much is left that a change of the parameters could take away: the damping, which
-# falls to a third with each such step, may be all that hides it.
+# The same while the cost that a change of the parameters could remove is well above rounding: the
+# damping, which falls to a third with each such step, may be all that hides it.
 _LONG_PATIENCE = 30
-# What rounding may be many times larger than is known of it, for it adds up.
+# How many times larger than its estimate a rounding error may be, because errors accumulate.
 _ADDED_UP = 16.0
 
 
 class Tally(NamedTuple):
-    """How many steps in a row were small, or hidden by rounding; and the lowest optimality since
-    rounding hides the steps."""
+    """How many consecutive steps were small or hidden by rounding, and the lowest optimality since
+    rounding began to hide the steps."""
 
     small_value: Array
     small_step: Array
@@ -59,17 +59,17 @@ class Tally(NamedTuple):
 
 
 class LMState(NamedTuple):
-    """Where a run stands.
+    """The state of a run.
 
-    x, residuals, columns, value, linear : the iterate, and what is known there; columns are those
-        of the Jacobian (B, p, m).
-    mu, growth : the damping, and the factor by which the next refusal raises it.
-    factor : (B, p, p), R of the damped problem that gave the step.
-    step, trial, predicted : the step under trial, x + step, the decrease that the linear residuals
-        tell.
-    curved : whether the last step was refused, or told badly.
-    promise : `predicted` of the first step from the iterate. Later ones are damped more, and tell
-        of little decrease even where much is left.
+    x, residuals, columns, value, linear : the iterate, and what is known there; columns are the
+        columns of the Jacobian (B, p, m).
+    mu, growth : the damping, and the factor by which the next rejection raises it.
+    factor : (B, p, p), R of the damped problem from which the step was computed.
+    step, trial, predicted : the current step, x + step, and the decrease that the linearised
+        residuals predict.
+    curved : whether the last step was rejected or badly predicted.
+    promise : `predicted` of the first step from the iterate. Later steps are damped more and
+        predict little decrease even if much is left.
     status, nit : integers.
     """
 
@@ -92,7 +92,7 @@ class LMState(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What the residuals at the trial say: scalars (B,)."""
+    """How the trial compares with the iterate and the prediction: scalars (B,)."""
 
     accepted: Array
     hidden: Array
@@ -105,7 +105,7 @@ def begin(
     settings: FitSettings, space: Space, x: Array, residuals: Array, columns: Array,
     linear: LinearModel,
 ) -> LMState:
-    """The state at the start, to be aimed; `linear` is that of `linearize`."""
+    """The state at the start, ready for `aim`; `linear` is the result of `linearize` there."""
     fn = space.scalars
     value = settings.loss.cost(space, residuals)
     zero = fn.full(0, value)
@@ -123,8 +123,8 @@ def begin(
 
 
 def _cautious(space: Space, x: Array, linear: LinearModel, mu: Any) -> Any:
-    """The damping, raised where the first step would be longer than x itself, in the scale of the
-    parameters: so far the linear residuals tell little."""
+    """The damping, raised while the first step would be longer than x itself, in the scale of the
+    parameters: over that distance the linearised residuals mean little."""
     size = norm(space, linear.scale * x)
     for _ in range(_RAISES):
         z, _ = solve_damped(False, space, linear.R, linear.q, mu)
@@ -133,8 +133,8 @@ def _cautious(space: Space, x: Array, linear: LinearModel, mu: Any) -> Any:
 
 
 def going(space: Space, state: LMState) -> Array:
-    """What the loop must know of each problem: 0 if it has ended, else the sum of 1, of `CURVED` if
-    it wants to look for curvature, and of `HARD` if `aim` is to be exact."""
+    """What the loop must know about each problem: 0 if it has ended; else 1, plus `CURVED` if it
+    needs the curvature, plus `HARD` if `aim` must be exact."""
     fn = space.scalars
     zero = fn.full(0, state.value)
     kind = 1 + fn.where(state.curved, zero + CURVED, zero)
@@ -143,13 +143,14 @@ def going(space: Space, state: LMState) -> Array:
 
 
 def aim(exact: bool, space: Space, state: LMState, box: Any) -> LMState:
-    """The state with a step from its iterate: `factor`, `step`, `trial` and `predicted`."""
+    """The state with a new step from its iterate: `factor`, `step`, `trial` and `predicted`."""
     xp, linear = space.xp, state.linear
     z, factor = solve_damped(exact, space, linear.R, linear.q, state.mu)
     step = z / linear.scale
     if box is not None:
         step = xp.where(linear.frozen, xp.zeros_like(z), step)
-        # What would leave the box goes to its bound, and the others are solved for once more.
+        # Parameters that would leave the box go to their bounds; then the others are solved for
+        # again.
         inside = _into(space, state.x + step, box)
         beyond = inside != state.x + step
         fixed = xp.where(beyond, inside - state.x, xp.zeros_like(step))
@@ -162,14 +163,16 @@ def aim(exact: bool, space: Space, state: LMState, box: Any) -> LMState:
 
 
 def probe(state: LMState) -> Array:
-    """Where acceleration wants the residuals."""
+    """The point at which `accelerate` needs the residuals."""
     return state.x + _PROBE * (state.trial - state.x)
 
 
 def accelerate(
     settings: FitSettings, space: Space, state: LMState, residuals: Array, box: Any
 ) -> LMState:
-    """The state whose step bends along with the residuals; those at `probe` are given.
+    """The state with its step bent along the curvature of the residuals.
+
+    residuals : the residuals at `probe`.
 
     Only `step` and `trial` change.
     """
@@ -184,17 +187,18 @@ def accelerate(
     if box is not None:
         still = linear.frozen | (state.trial <= box[0]) | (state.trial >= box[1])
         along = xp.where(still, xp.zeros_like(along), along)
-    # Half of 2 / _PROBE: half of the acceleration enters the step.
+    # The factor 2 / _PROBE of the second difference, halved because half of the acceleration enters
+    # the step.
     along = solve_upper(space, state.factor, along * (-1.0 / _PROBE), transposed=True)
     bent = solve_upper(space, state.factor, along)
-    # twice the whole acceleration
+    # 4 |bent| is the length of twice the full acceleration.
     short = 4.0 * norm(space, bent) <= _LONGEST * norm(space, z)
     step = space.pick(short & state.curved, state.step + bent / linear.scale, state.step)
     return _try(space, state, step, box)._replace(predicted=state.predicted)
 
 
 def judge(settings: FitSettings, space: Space, state: LMState, residuals: Array) -> Verdict:
-    """Whether the trial, with these residuals, is the next iterate."""
+    """Judge whether the trial, with these residuals, becomes the next iterate."""
     fn = space.scalars
     value, decrease = settings.loss.decrease(space, state.residuals, residuals)
     predicted = state.predicted
@@ -210,10 +214,10 @@ def advance(
     settings: FitSettings, space: Space, state: LMState, verdict: Verdict, residuals: Array,
     columns: Any, linear: Any,
 ) -> LMState:
-    """The state after a trial, to be aimed.
+    """The state after a trial, ready for `aim`.
 
-    columns, linear : those at the trial where it was accepted, elsewhere those at the iterate; or
-        None if none was accepted.
+    columns, linear : at the trial if it was accepted, else at the iterate; or None if no trial of
+        the batch was accepted.
     """
     fn, old = space.scalars, state
     running = state.status == _RUNNING
@@ -226,7 +230,7 @@ def advance(
         linear = space.merge(accepted, linear, old.linear)
     refused = running & fn.logical_not(accepted)
     mu, growth = _damping_after(space, old, verdict, linear, accepted, refused)
-    # Lengths are in the scale of the parameters.
+    # Lengths are measured in the scale of the parameters.
     scale, eps = old.linear.scale, space.backend.eps
     length, size = space.max_abs(scale * old.step), space.max_abs(scale * old.x)
     short = (length <= settings.xtol * size) & (settings.xtol > 0.0)
@@ -273,12 +277,12 @@ def _tally(
     settings: FitSettings, space: Space, old: LMState, verdict: Verdict, linear: LinearModel,
     accepted: Array, short: Array,
 ) -> Tally:
-    """The counts after a trial; `short`: whether its step was."""
+    """The counts after a trial; `short` says whether its step was short."""
     fn, before = space.scalars, old.tally
     small = verdict.decrease <= settings.ftol * old.value
     small = small & (old.predicted <= settings.ftol * old.value) & (settings.ftol > 0.0)
     better = linear.optimality <= 0.9 * old.linear.optimality
-    # Errors of differences make it go up and down, which is no progress.
+    # Finite-difference errors make the optimality fluctuate, which is not progress.
     best = linear.optimality <= 0.9 * before.lowest
     lowest = fn.where(
         verdict.hidden, fn.minimum(before.lowest, linear.optimality), linear.optimality
@@ -297,14 +301,14 @@ def ahead(
     settings: FitSettings, space: Space, x: Array, residuals: Array, columns: Array, box: Any,
     length: float,
 ) -> Array:
-    """A point so far down the gradient, within the box."""
+    """The point at this relative distance down the gradient, moved into the box."""
     xp = space.xp
     of_rows, of_residuals = settings.weights(space, residuals)
     columns = columns * of_rows[:, None, :]
-    scale = divisor(space, space.max_abs(columns))    # whose square need not be finite
+    scale = divisor(space, space.max_abs(columns))    # the squares of a norm might overflow
     slope = space.products(columns / scale[..., None], residuals * of_residuals)
     slope = xp.where(frozen_at_bounds(space, x, slope, box), xp.zeros_like(slope), slope)
-    # At x = 0 the step that the slope asks for tells the scale.
+    # At x = 0 the length comes from the slope, which has the unit of a scaled step.
     norm, size = space.max_abs(slope), space.max_abs(scale * x)
     size = xp.where(size > 0.0, size, norm)
     unit = slope / divisor(space, norm)[:, None]    # first, so that no product overflows
@@ -316,8 +320,8 @@ def look(
     settings: FitSettings, space: Space, x: Array, residuals: Array, columns: Array, ahead: Array,
     residuals_there: Array, columns_there: Array,
 ) -> tuple[Array, Array]:
-    """Whether the residuals there are those that the Jacobians tell, by the trapezoidal rule; and
-    whether they lower the cost by more than rounding explains: masks (B,)."""
+    """Whether the residuals ahead agree with the Jacobians, by the trapezoidal rule, and whether
+    they lower the cost by more than rounding explains: masks (B,)."""
     change, promised, sizes = residuals_there - residuals, 0.0, 0.0
     off: Any = change
     for r, c in ((residuals, columns), (residuals_there, columns_there)):
@@ -332,7 +336,7 @@ def look(
 
 
 def _try(space: Space, state: LMState, step: Array, box: Any) -> LMState:
-    """The state with this step under trial."""
+    """The state with this step as its trial."""
     linear = state.linear
     trial = state.x + step
     if box is not None:
@@ -344,12 +348,12 @@ def _try(space: Space, state: LMState, step: Array, box: Any) -> LMState:
 
 
 def _least(space: Space, linear: LinearModel) -> Array:
-    """The damping that no longer matters: eps^2 of the shortest column, in the scale D, which may
-    stem from where the columns were much longer."""
+    """The damping that no longer matters: (eps |c|)^2 for the shortest column c in the scale D,
+    which may stem from points at which the columns were much longer."""
     xp = space.xp
     norms = column_norms(space, linear.R)
     least = space.backend.eps * xp.min(divisor(space, norms), axis=-1)
-    # Never 0, which no refusal could raise.
+    # Never 0, because a rejection could not raise it.
     return xp.maximum(least * least, xp.full_like(least, 4.0 / space.backend.largest))
 
 
@@ -358,8 +362,8 @@ def _promise(fn: Any, state: LMState) -> Array:
 
 
 def _noise(space: Space, state: LMState) -> Array:
-    """What rounding does to the value: at the least what that of the parameters does to the
-    residuals."""
+    """An estimate of the rounding error of the value, including the effect of rounding the
+    parameters on the residuals."""
     value, norms = state.value, column_norms(space, state.linear.R) * state.linear.scale
     blur = space.backend.eps * space.sum(space.xp.abs(norms * state.x))
     return space.backend.noise * value + space.xp.sqrt(2.0 * value) * blur

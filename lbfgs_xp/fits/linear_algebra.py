@@ -1,6 +1,6 @@
-"""Systems of small matrices, many at once: what fits need.
+"""Linear algebra for fits: many small systems at once.
 
-The sums within are the libraries' own, in any space.
+Sums inside decompositions and matrix products are the library's own, whatever the space.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from lbfgs_xp.arrays.space import Space
 
 
 def qr(space: Space, matrix: Array) -> tuple[Array, Array]:
-    """Matrices (..., m, p), m >= p, as Q (..., m, p), orthonormal columns, times R (..., p, p),
-    upper triangular."""
+    """Factor matrices (..., m, p), m >= p, into Q (..., m, p) with orthonormal columns and upper
+    triangular R (..., p, p)."""
     q, r = space.backend.linalg("qr")(matrix)
     return q, r
 
 
 def solve_upper(space: Space, matrix: Array, vector: Array, transposed: bool = False) -> Array:
-    """R^-1 v, or R^-T v, of upper triangular R (..., p, p), v (..., p); a 0 on the diagonal
+    """R^-1 v, or R^-T v, for upper triangular R (..., p, p) and v (..., p); a 0 on the diagonal
     counts as 1."""
     xp = space.xp
     one = xp.eye(matrix.shape[-1], dtype=xp.bool, device=space.backend.creation_device)
@@ -27,9 +27,9 @@ def solve_upper(space: Space, matrix: Array, vector: Array, transposed: bool = F
 
 
 def normal_matrix(space: Space, rows: Array) -> tuple[Array, Array, Array]:
-    """A A^T for A (..., p, m) with its rows scaled to the length 1; their lengths (..., p), and
-    which of these lie so that no digits are lost in squares. Below the diagonal there may be
-    zeros."""
+    """A A^T for A (..., p, m) with its rows scaled to length 1; the lengths of the rows (..., p);
+    and a mask of the lengths whose squares lose no digits. Elements below the diagonal may be left
+    0."""
     xp = space.xp
     product = space.backend.gram(rows)
     one = xp.eye(rows.shape[-2], dtype=product.dtype, device=space.backend.creation_device)
@@ -41,22 +41,22 @@ def normal_matrix(space: Space, rows: Array) -> tuple[Array, Array, Array]:
 
 
 def safe_pivot(space: Space) -> float:
-    """The least pivot of `eliminate`, of a matrix with ones on its diagonal, that leaves two
-    thirds of the digits to what is solved for."""
+    """The smallest pivot in `eliminate`, for a matrix with ones on its diagonal, with which the
+    solution keeps two thirds of its digits."""
     return space.backend.eps ** (1 / 6)
 
 
 def eliminate(space: Space, matrix: Array) -> tuple[Array, Array]:
-    """Symmetric matrices and columns beside them, [A, C] (B, p, p + k), as [R, R^-T C] with
-    A = R^T R, R upper triangular; and the least diagonal element of R, (B,). What is below the
-    diagonal of A does not count.
+    """Reduce symmetric matrices with columns beside them, [A, C] (B, p, p + k), to [R, R^-T C] with
+    A = R^T R, R upper triangular; also return the smallest diagonal element of R, (B,). Elements
+    below the diagonal of A are ignored.
 
-    That is 0 where A is not positive definite, and the rest arbitrary there; no matrix harms
-    another, as in LAPACK it may.
+    If A is not positive definite, the smallest element is 0 and the rest arbitrary. Such a matrix
+    does not affect the others of the batch, as it may in LAPACK.
     """
     xp, rows, least = space.xp, [], None
     p = matrix.shape[-2]
-    # The problems along the last axis: there, one operation runs over all of them.
+    # The batch becomes the last axis, so that each operation runs over all problems in one pass.
     rest = space.backend.own(xp.moveaxis(matrix, 0, -1))
     for k in range(p):
         pivot = rest[0, 0, :]
@@ -83,8 +83,8 @@ def substitute(space: Space, matrix: Array, vector: Array) -> Array:
 
 
 def svd(space: Space, matrix: Array) -> tuple[Array, Array]:
-    """Matrices (..., m, p): singular values (..., k), descending, and right singular vectors as
-    rows (..., k, p), k = min(m, p)."""
+    """Singular values (..., k) of matrices (..., m, p), descending, and right singular vectors as
+    rows (..., k, p), with k = min(m, p)."""
     _, values, rows = space.backend.linalg("svd")(matrix, full_matrices=False)
     return values, rows
 
@@ -105,7 +105,7 @@ def column_norms(space: Space, matrix: Array) -> Array:
 
 
 def divisor(space: Space, u: Array) -> Array:
-    """Sizes to divide by: 1 in place of 0."""
+    """Sizes to divide by: u, with 1 instead of 0."""
     return space.xp.where(u > 0.0, u, space.xp.ones_like(u))
 
 

@@ -1,14 +1,14 @@
-"""The residuals near a point as a linear function, and its damped minimum.
+"""The linearised residuals near a point, and the damped minimum of their squares.
 
-From the iterate x, where the residuals are r and their Jacobian J = Q R, a step s minimises
+From the iterate x, with residuals r and their Jacobian J = Q R, the step s minimises
 
     |r + J s|^2 + mu |D s|^2,
 
-a problem of size 2p x p once R and Q^T r are known. These come from the normal equations where
-those keep enough digits (no column of J lies close to the space of those before it), and from a QR
-decomposition of J elsewhere; so does the step. D holds the largest norm that each column of J has
-had (More 1978, The Levenberg-Marquardt algorithm, section 6), so that the unit of a parameter does
-not matter.
+a problem of size 2p x p once R and Q^T r are known. These come from the normal equations if those
+keep enough digits (no column of J lies close to the span of the columns before it), and otherwise
+from a QR decomposition of J; so does the step. D holds the largest norm that each column of J has
+had (More 1978, The Levenberg-Marquardt algorithm, section 6), so that the units of the parameters
+do not matter.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from lbfgs_xp.fits.settings import FitSettings
 
 
 class LinearModel(NamedTuple):
-    """The residuals near x as a linear function, in parameters scaled by D: r + Q R D (step).
+    """The linearised residuals near x, in parameters scaled by D: r + Q R D (step).
 
-    R : (B, p, p), of J / D with weighted rows; columns of frozen parameters are 0.
-    q : Q^T r (B, p), of the weighted residuals.
-    scale : D (B, p).
-    frozen : (B, p), parameters at a bound that the gradient pushes against.
-    optimality : (B,), the norm of the part of r that a change of the parameters could take away,
+    R : (B, p, p), the factor of J / D with weighted rows; columns of frozen parameters are 0.
+    q : (B, p), Q^T r for the weighted residuals.
+    scale : (B, p), D.
+    frozen : (B, p), whether a parameter is held at a bound by the gradient.
+    optimality : (B,), the norm of the part of r that a change of the parameters could remove,
         relative to the norm of r.
-    finite : (B,)
+    finite : (B,), whether the residuals and their Jacobian are finite.
     hard : (B,), whether the normal equations lose too many digits.
     """
 
@@ -57,9 +57,9 @@ def linearize(
     settings: FitSettings, space: Space, x: Array, residuals: Array, columns: Array, box: Any,
     largest: Any,
 ) -> LinearModel:
-    """The linear residuals at x, by the normal equations; `largest` is D of the iterate before.
+    """Linearise the residuals at x by the normal equations; `largest` is D of the last iterate.
 
-    What is `hard` is to be had from `decompose`.
+    Problems flagged as `hard` need `decompose` instead.
     """
     xp, p = space.xp, x.shape[-1]
     weighted = residuals
@@ -87,17 +87,17 @@ def decompose(
     settings: FitSettings, space: Space, x: Array, residuals: Array, columns: Array, box: Any,
     largest: Any,
 ) -> LinearModel:
-    """`linearize` by a QR decomposition, for any Jacobian."""
+    """Linearise the residuals by a QR decomposition, which suits any Jacobian."""
     xp, backend = space.xp, space.backend
     finite = xp.all(xp.isfinite(columns), axis=(-2, -1)) & xp.all(xp.isfinite(residuals), axis=-1)
-    # What is not finite must not reach a decomposition, where it might harm other problems.
+    # Numbers that are not finite must not reach the decomposition: they might spoil other problems.
     columns = xp.where(finite[:, None, None], columns, xp.zeros_like(columns))
     residuals = space.pick(finite, residuals, xp.zeros_like(residuals))
     of_rows, of_residuals = settings.weights(space, residuals)
     columns = columns * of_rows[:, None, :]
     weighted = residuals * of_residuals
 
-    # Sums of squares may overflow where the norms do not.
+    # Sums of squares may overflow even if the norms do not.
     unit = divisor(space, space.max_abs(columns))
     columns = columns / unit[..., None]
     norms = xp.sqrt(space.dot(columns, columns))
@@ -112,8 +112,8 @@ def decompose(
         weighted = xp.concat([weighted, backend.zeros((x.shape[0], p - m))], axis=-1)
     Q, R = qr(space, xp.matrix_transpose(columns))
     q = transposed_product(space, Q, weighted)
-    # A column that depends on those before it leaves rounding on the diagonal, and its column of Q
-    # is arbitrary.
+    # A column that depends on the columns before it leaves only rounding errors on the diagonal,
+    # and its column of Q is arbitrary.
     one = xp.eye(p, dtype=R.dtype, device=backend.creation_device)
     diagonal = space.sum(xp.abs(R * one))
     seen = diagonal > max(m, p) * backend.eps
@@ -126,7 +126,7 @@ def _linear(
     settings: FitSettings, space: Space, residuals: Array, R: Array, q: Array, part: Array,
     norms: Array, largest: Any, frozen: Array, finite: Array, hard: Array,
 ) -> LinearModel:
-    """From R of columns of unit length, and the norm of what of q counts."""
+    """The model, from R for columns of unit length and `part`, the norm of what matters in q."""
     xp = space.xp
     scale = divisor(space, norms if largest is None else xp.maximum(norms, largest))
     R = xp.where(frozen[:, None, :], xp.zeros_like(R), R * (norms / scale)[:, None, :])
@@ -136,14 +136,14 @@ def _linear(
 
 
 def frozen_at_bounds(space: Space, x: Array, slope: Array, box: Any) -> Array:
-    """Parameters at a bound that the slope pushes against."""
+    """A mask of the parameters that the slope holds at a bound."""
     if box is None:
         return space.xp.zeros(x.shape, dtype=space.xp.bool, device=space.backend.creation_device)
     return ((x <= box[0]) & (slope >= 0.0)) | ((x >= box[1]) & (slope <= 0.0))
 
 
 def solve_damped(exact: bool, space: Space, R: Array, q: Array, mu: Array) -> tuple[Array, Array]:
-    """The z that minimises |q + R z|^2 + mu |z|^2, and R of that problem."""
+    """The z that minimises |q + R z|^2 + mu |z|^2, and the factor R of that damped problem."""
     xp, p = space.xp, R.shape[-1]
     one = xp.eye(p, dtype=R.dtype, device=space.backend.creation_device)
     if exact:

@@ -1,4 +1,4 @@
-"""The run of a fit: Levenberg-Marquardt around the user's residuals."""
+"""The loop of a fit: Levenberg-Marquardt steps around the user's residuals."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ from lbfgs_xp.run import agreement
 
 _RUNNING = int(Status.RUNNING)
 _STATUSES = {int(status): status for status in Status}
-# Where the sentence is another one than that of a minimum.
+# Statuses whose message differs from that of `minimize`.
 _MESSAGES = {
     Status.GRADIENT: (
         "the residuals are stationary: the share of them that a change of the parameters could "
-        "still take away (optimality) is at most gtol"
+        "still remove (optimality) is at most gtol"
     ),
     Status.LINE_SEARCH: (
-        "no step tried lowers the cost: residuals and Jacobian disagree, or they have a kink, a "
-        "jump, large rounding errors or the end of their domain here"
+        "none of the steps tried lowers the cost: residuals and Jacobian disagree, or there is a "
+        "kink, a jump, a large rounding error or the edge of the domain of the residuals here"
     ),
     Status.NOT_FINITE: (
         "the residuals or their Jacobian at the start are not finite (is there a nan in the "
-        "data?), or the squares of the residuals are beyond the range of the dtype"
+        "data?), or the squares of the residuals are outside the range of the dtype"
     ),
 }
-# Elements of a Jacobian up to which the host does the algebra of one problem.
+# The most elements of a Jacobian for which the algebra of one problem runs on the host.
 _SMALL = 2**16
-# Problems of which it pays to pick out some, for an evaluation of their own.
+# The smallest batch for which evaluating only some of the problems pays.
 _FEWEST = 64
 
 
 class _Outcome(NamedTuple):
-    """What remains of each problem."""
+    """What is kept of each problem for the result."""
 
     x: Array
     value: Array
@@ -68,7 +68,7 @@ def _outcome(state: lm.LMState) -> _Outcome:
 
 
 class _Steps:
-    """The functions of `levenberg_marquardt`, for one space."""
+    """The functions of `levenberg_marquardt`, prepared for one space."""
 
     def __init__(self, settings: FitSettings, space: Space):
         self.space, prepare = space, space.backend.jit
@@ -85,7 +85,7 @@ class _Steps:
         self._decompose = prepare(linear_model.decompose, settings, space)
 
     def aim(self, state: lm.LMState, box: Any, going: np.ndarray) -> lm.LMState:
-        """The state with a step to try."""
+        """The state with its next trial."""
         hard = going >= lm.HARD
         if not hard.any():
             return self._aim(state, box)
@@ -99,7 +99,7 @@ class _Steps:
     def linearize(
         self, x: Array, residuals: Array, columns: Array, box: Any, largest: Any
     ) -> tuple[LinearModel, bool]:
-        """The linear residuals; and whether all are finite for certain. One read."""
+        """The linearised residuals, and whether all are known to be finite. One host transfer."""
         space = self.space
         arguments = (x, residuals, columns, box, largest)
         if x.shape[-1] > lm.FEW:
@@ -110,21 +110,21 @@ class _Steps:
             return linear, True
         if hard.all():
             return self._decompose(*arguments), False
-        # Few as a rule, and each costs as much as ten others.
+        # Usually only a few, and each costs as much as ten others.
         rows = _padded(space.backend, np.flatnonzero(hard), hard.size)
         exact = self._decompose(*space.take(arguments, rows))
         return space.put(rows, exact, linear), False
 
 
 def _padded(backend: Backend, rows: np.ndarray, size: int) -> np.ndarray:
-    """The rows, the last repeated where each new shape would be compiled anew."""
+    """The rows, padded with the last one if each new shape would be compiled anew."""
     if not backend.compiles:
         return rows
     return np.concatenate([rows, np.full(compiled_size(rows.size, size) - rows.size, rows[-1])])
 
 
 def _curved(backend: Backend, going: np.ndarray) -> Any:
-    """The rows that look for curvature; None where it is better to ask for all."""
+    """The rows that need the curvature; None if it is better to evaluate all rows."""
     rows = np.flatnonzero(going & lm.CURVED)
     few = going.size >= _FEWEST and 2 * rows.size <= going.size
     return rows if few and not backend.compiles else None
@@ -133,7 +133,7 @@ def _curved(backend: Backend, going: np.ndarray) -> Any:
 def _replaced(
     space: Space, rows: np.ndarray, new: lm.LMState, old: lm.LMState, *names: str
 ) -> lm.LMState:
-    """The old state with those of its rows that are in `new`, in the fields of these names."""
+    """The old state with these rows taken from `new`, in the fields of these names."""
     parts = space.put(
         rows, *(tuple(getattr(state, name) for name in names) for state in (new, old))
     )
@@ -141,12 +141,12 @@ def _replaced(
 
 
 def run_fit(objective: Residuals, box: Any, plan: FitPlan) -> LeastSquaresResult:
-    """The loop: one read for each evaluation, of the residuals or of their Jacobian.
+    """Run the loop, which reads from the device once per evaluation of the residuals or Jacobian.
 
-    Problems that have ended leave the batch, where `plan.compact`.
+    With `plan.compact`, problems that have ended leave the batch.
     """
-    # Trials that overflow are ordinary, so NumPy's warnings are off; but not inside the user's
-    # functions, which run in the context of the caller.
+    # Trials may overflow, so NumPy's warnings are off; but the user's functions run in the context
+    # of the caller, where warnings stay as the caller has set them.
     in_caller_context = contextvars.copy_context().run
     with np.errstate(all="ignore"):
         fit = Fit(objective, box, plan, in_caller_context)
@@ -166,12 +166,12 @@ def run_fit(objective: Residuals, box: Any, plan: FitPlan) -> LeastSquaresResult
 
 
 class Fit:
-    """One call of `run`, under way.
+    """One call of `run_fit` in progress.
 
-    objective, box : of all problems; here, box_here : of those in the batch.
-    confirmed : the statuses, once those that have to be were confirmed.
-    in_caller_context : calls a function of the user's.
-    send, fetch : arrays to the user's functions, and from them, where the host does the algebra.
+    objective, box : of all problems; here, box_here : of the problems in the batch.
+    confirmed : the statuses on the host, once provisional ones are being confirmed; else None.
+    in_caller_context : calls a function of the user in the context of the caller.
+    send, fetch : transfer arrays to and from the user's functions if the algebra is on the host.
     """
 
     def __init__(self, objective: Residuals, box: Any, plan: FitPlan, in_caller_context: Callable):
@@ -186,11 +186,11 @@ class Fit:
         residuals = in_caller_context(objective, x)
         if not Space(backend).equal(x, untouched):
             raise ValueError(
-                "residuals changed x in place; wanted a function that leaves its argument as it is"
+                "residuals changed x in place; wanted a function that leaves its argument unchanged"
             )
         columns = in_caller_context(objective.columns, x, residuals)
 
-        # A small problem is quicker on the host, where nothing waits or is compiled.
+        # A small problem is faster on the host, where there is no latency and no compilation.
         self.send: Callable = identity
         self.fetch: Callable = identity
         if not layout.batched and math.prod(columns.shape) <= _SMALL:
@@ -199,7 +199,7 @@ class Fit:
             x, residuals, columns = map(self.fetch, (x, residuals, columns))
             box = None if box is None else tuple(map(self.fetch, box))
             backend = Backend.of(x)
-        # One problem is a batch of one: the same text serves both.
+        # One problem is a batch of one, so that the same code handles both.
         self.space = Space(backend, batched=True)
         self.steps = _Steps(plan.settings, self.space)
         self.rows, self.sizes, self.box = Rows(), Sizes(backend), box
@@ -213,18 +213,18 @@ class Fit:
         return self.space.backend.to_host(self.steps.going(self.state))
 
     def calls(self, going: np.ndarray) -> int:
-        """How often another step with its Jacobian calls the residuals."""
+        """How many calls of the residuals another step with its Jacobian takes."""
         return int(self._wants_probe(going)) + 1 + self.objective.calls_per_jacobian
 
     def spent(self, calls: int) -> Status | None:
-        """Which budget does not allow so many calls; None: they do."""
+        """The status of a budget that does not allow this many calls; None if all do."""
         if self.objective.calls.nfev + calls > self.plan.maxfun:
             return Status.EVALUATIONS
         return Status.TIME if time.perf_counter() >= self.plan.deadline else None
 
     def compact(self, going: np.ndarray) -> np.ndarray:
-        """Lets problems that have ended leave the batch, where enough have; `going` of the others.
-        """
+        """Remove problems that have ended from the batch, if enough have; return `going` of the
+        others."""
         size = going.size
         if self.plan.compact:
             size = self.sizes.next(size, int(np.count_nonzero(going)))
@@ -235,12 +235,12 @@ class Fit:
             space, (self.state, self.box_here), running, size, lambda known: _outcome(known[0])
         )
         part = self.objective.take(space.backend.to_host(fewer.here))
-        # In one statement, which no interruption can part.
+        # In one statement, so that an interrupt leaves the three consistent.
         self.rows, self.here, (self.state, self.box_here) = fewer, part, rest
         return self.going()
 
     def advance(self, going: np.ndarray) -> None:
-        """Tries one step of each problem."""
+        """Try one step of each problem."""
         space, steps, box = self.space, self.steps, self.box_here
         state = steps.aim(self.state, box, going)
         if self._wants_probe(going):
@@ -250,7 +250,7 @@ class Fit:
         found: Any = None
         linear = None
         if space.any(verdict.accepted):
-            # Where the trial was not accepted the model may have no value.
+            # The model may have no value at a trial that was rejected.
             at = space.pick(verdict.accepted, state.trial, state.x)
             known = space.pick(verdict.accepted, residuals, state.residuals)
             found = self._ask(self.here.columns, at, known)
@@ -263,7 +263,7 @@ class Fit:
         return self.plan.acceleration and bool((going & lm.CURVED).any())
 
     def _bend(self, state: lm.LMState, going: np.ndarray) -> lm.LMState:
-        """The state with accelerated steps, where they are wanted."""
+        """The state with accelerated steps for the problems that need them."""
         space, box, here = self.space, self.box_here, self.here
         rows = _curved(space.backend, going) if self.plan.compact else None
         if rows is None:
@@ -272,17 +272,18 @@ class Fit:
         bent = self.steps.accelerate(near, self._ask(here.take(rows), lm.probe(near)), box)
         return _replaced(space, rows, bent, state, "step", "trial")
 
-    # --- looks that confirm a floor of precision; see `agreement.confirm` ----------------------
+    # --- confirming a precision floor; see `agreement.confirm` ---------------------------------
 
     def confirm(self) -> None:
-        """Confirm or refute that rounding ended a fit, by looks whether residuals and Jacobian
-        agree ahead of it."""
+        """Confirm or refute that rounding ended a fit, by checking whether residuals and Jacobian
+        agree at a point ahead."""
         backend = self.space.backend
         self._known = self.rows.join(self.space, _outcome(self.state))
         # Filled in place, so that an interrupt loses nothing.
         self.confirmed = np.array(backend.to_host(self._known.status))
-        # Relative to |D x|: first to where rounding of the residuals and their second derivatives
-        # weigh about the same. Shorter looks are for residuals that bend much more than that.
+        # Lengths are relative to |D x|. At the longest, the rounding of the residuals and their
+        # second derivatives weigh about the same; the shorter ones are for residuals that are
+        # curved much more strongly.
         longest = backend.eps ** (1 / 3)
         agreement.confirm(self, agreement.lengths(longest, longest / 1024.0))
 
@@ -315,11 +316,11 @@ class Fit:
     # --- the outcome ---------------------------------------------------------------------------
 
     def _ask(self, function: Callable, *arrays: Array) -> Array:
-        """What a function of the user's returns."""
+        """Call a function of the user with these arrays."""
         return self.fetch(self.in_caller_context(function, *map(self.send, arrays)))
 
     def result(self, end: Status | None) -> LeastSquaresResult:
-        """The result; `end`: why problems that still run do so no longer."""
+        """The result; `end` is the status of problems that are still running."""
         backend = self.space.backend
         outcome = self.rows.join(self.space, _outcome(self.state))
         codes = self.confirmed

@@ -1,8 +1,8 @@
-"""Losses that grow slower than the square, so that outliers weigh less.
+"""Robust losses, which grow more slowly than the square, so that outliers weigh less.
 
-A loss rho maps z = (residual / f_scale)^2 to f_scale^2 rho(z), of which least squares take half the
-sum. Near 0 each is z, and so least squares themselves. See Triggs, McLauchlan, Hartley & Fitzgibbon
-(2000), Bundle Adjustment - A Modern Synthesis, section 4.3.
+With a loss rho, the cost of a fit is half the sum of f_scale^2 rho(z) over its residuals, where
+z = (residual / f_scale)^2. Near 0, rho(z) is about z, as in least squares. See Triggs, McLauchlan,
+Hartley & Fitzgibbon (2000), Bundle Adjustment - A Modern Synthesis, section 4.3.
 
 >>> import numpy as np
 >>> value, slope, bend = LOSSES["huber"](np, np.asarray([0.25, 4.0]))
@@ -30,7 +30,7 @@ def _linear(xp: Any, z: Array) -> Terms:
 
 def _soft_l1(xp: Any, z: Array) -> Terms:
     root = xp.sqrt(1.0 + z)
-    # 2 (root - 1), without the cancellation
+    # 2 (root - 1) without cancellation
     return 2.0 * z / (root + 1.0), 1.0 / root, -0.5 / (root * root * root)
 
 
@@ -53,29 +53,29 @@ LOSSES: dict[str, Callable[[Any, Array], Terms]] = {
     "huber": _huber,
     "cauchy": _cauchy,
 }
-"""From a name to (xp, z) -> (rho, rho', rho'')."""
+"""Functions (xp, z) -> (rho, rho', rho'') by name."""
 
 
 class ResidualLoss(NamedTuple):
-    """A loss by its name, and the size from which on a residual is an outlier."""
+    """The name of a loss, and the size from which a residual counts as an outlier."""
 
     name: str
     f_scale: float
 
     @classmethod
     def checked(cls, name: Any, f_scale: Any) -> ResidualLoss:
-        """The loss that a user asked for, or a clear error."""
+        """The loss of this name, or a clear error."""
         if not isinstance(name, str) or name not in LOSSES:
             raise ValueError(f"loss is {name!r}; wanted one of {', '.join(map(repr, LOSSES))}")
         return cls(name, number("f_scale", f_scale, above=0.0))
 
     @property
     def is_linear(self) -> bool:
-        """Whether it is that of least squares."""
+        """Whether this is the loss of least squares."""
         return self.name == "linear"
 
     def terms(self, xp: Any, residuals: Array) -> Array:
-        """Half the loss of each residual; their sum is what a fit minimises."""
+        """Half the loss of each residual; a fit minimises their sum."""
         if self.is_linear:
             return 0.5 * (residuals * residuals)
         scaled = residuals * (1.0 / self.f_scale)
@@ -84,9 +84,9 @@ class ResidualLoss(NamedTuple):
     def weights(self, xp: Any, residuals: Array, least: float) -> tuple[Array, Array]:
         """Factors for the rows of the Jacobian and for the residuals.
 
-        With J and r multiplied by them, J^T r is the gradient of the cost, and J^T J its
-        Gauss-Newton Hessian: row by row rho' + 2 z rho'', which is negative far out, but here at
-        least least rho'.
+        With J and r multiplied by them, J^T r is the gradient of the cost and J^T J its
+        Gauss-Newton Hessian. The curvature in each row is rho' + 2 z rho'', which is negative for
+        large residuals, but bounded below by `least` times rho' here.
         """
         scaled = residuals * (1.0 / self.f_scale)
         z = scaled * scaled
@@ -96,15 +96,15 @@ class ResidualLoss(NamedTuple):
         return xp.sqrt(slope * share), xp.sqrt(slope / share)
 
     def cost(self, space: Space, residuals: Array) -> Array:
-        """What a fit minimises: (B, m) -> (B,)."""
+        """The cost, which a fit minimises: (B, m) -> (B,)."""
         if self.is_linear:
             return 0.5 * space.dot(residuals, residuals)
         return space.sum(self.terms(space.xp, residuals))
 
     def decrease(self, space: Space, old: Array, new: Array) -> tuple[Array, Array]:
-        """The cost of the new residuals, and by how much it is below that of the old ones.
+        """The cost of the new residuals, and by how much it is below the cost of the old ones.
 
-        Term by term first, since the difference of the sums would lose digits.
+        The differences are taken term by term, since a difference of sums would lose digits.
         """
         if self.is_linear:
             return self.cost(space, new), 0.5 * space.dot(old - new, old + new)

@@ -1,4 +1,4 @@
-"""A batch of fits in pieces: as much at a time as stays near the processor, in several threads."""
+"""Fitting a batch in pieces that fit into the processor's caches, in several threads."""
 
 from __future__ import annotations
 
@@ -18,25 +18,29 @@ from lbfgs_xp.fits.report import BatchCurveFit, CurveFit
 from lbfgs_xp.fits.settings import FitPlan
 from lbfgs_xp.result import Status
 
-# The fewest rows of a piece: below, the calls from Python cost more than the memory.
+# The fewest rows of a piece: below that, calls from Python cost more than memory access.
 _FEWEST = 256
 
 
 def pieces_of(backend: Backend, rows: int, numbers: int, threads: int) -> list[Any]:
-    """The rows of a batch in pieces of one size, each with as much of the Jacobian, of so many
-    numbers for each row, as stays near the processor. [None] where one piece holds all."""
+    """Split the rows of a batch into pieces of equal size, whose Jacobians stay in the caches.
+
+    numbers : the numbers of the Jacobian in each row.
+
+    Returns [None] if one piece holds all rows.
+    """
     most = max(min(backend.cache_size // numbers, -(-rows // threads)), _FEWEST)
     if rows <= most:
         return [None]
     size = -(-rows // -(-rows // most))
-    # The last begins earlier, to be as large as the others.
+    # The last piece begins earlier, so that it is as large as the others.
     return [np.arange(size) + min(start, rows - size) for start in range(0, rows, size)]
 
 
 def fit_pieces(
     fit: Callable, pieces: list[Any], plan: FitPlan, threads: int, backend: Backend
 ) -> list[CurveFit]:
-    """The fits of the pieces, in threads that see the context of the caller."""
+    """Fit the pieces, in threads that see the context of the caller."""
     if threads == 1 or len(pieces) == 1:
         fits = []
         for rows in pieces:
@@ -58,11 +62,11 @@ def fit_pieces(
 
 
 def joined(fits: list[CurveFit], space: Space, rows: int) -> CurveFit:
-    """The fits of the pieces of a batch as one."""
+    """Join the fits of the pieces of a batch."""
     if len(fits) == 1:
         return fits[0]
     size = len(fits[0].message)
-    # Rows of the last piece that are those of the one before.
+    # How many rows the last piece shares with the previous one.
     over = size * len(fits) - rows
 
     def joined(*parts: Array) -> Array:

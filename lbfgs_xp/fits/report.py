@@ -1,4 +1,4 @@
-"""What a fit reports: parameters with their errors, and how well the model describes the data."""
+"""The report of a fit: parameters with their errors, and how well the model describes the data."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from lbfgs_xp.result import Status, table
 
 @dataclasses.dataclass(frozen=True)
 class CurveFit:
-    """The outcome of `lx.curve_fit`; that of a batch is a `lx.BatchCurveFit`.
+    """The outcome of `lx.curve_fit`; for a batch see `lx.BatchCurveFit`.
 
     Attributes
     ----------
-    x : of the structure of p0
-        The parameters.
+    x : like p0
+        The parameters, in the structure of p0.
     covariance : array (p, p)
-        Their covariance, over all p numbers in the order of the leaves of p0. Where the data do not
-        determine all parameters, of those directions that they do determine; infinite where there
-        are no more data than parameters and absolute_sigma is False.
-    stderr : of the structure of p0
-        Their standard deviations, the square roots of the diagonal of `covariance`; infinite for
-        parameters that the data do not determine.
+        Their covariance, for all p numbers in the order of the leaves of p0. If the data do not
+        determine all parameters, it covers only the directions that they do determine; if there are
+        no more data than parameters and absolute_sigma is False, it is infinite.
+    stderr : like p0
+        The standard deviations of the parameters, the square roots of the diagonal of `covariance`;
+        infinite for parameters that the data do not determine.
     chi2 : float
-        The sum of ((y - model) / sigma)^2, or of the losses in place of the squares.
+        The sum of ((y - model) / sigma)^2, or of the losses instead of the squares.
     reduced_chi2 : float
-        chi2 / (m - p), for m data and p parameters that are not fixed; nan where m <= p.
+        chi2 / (m - p), for m data and p parameters that are not fixed; nan if m <= p.
     r2 : float
         1 - sum of squares / sum of squares of the best constant: 1 for a perfect fit.
     residuals : array (m,)
@@ -47,9 +47,9 @@ class CurveFit:
     nit : int
         Steps taken.
     nfev, njev : int
-        Calls of the model (those for differences included), and of its Jacobian.
+        Calls of the model, including those for finite differences, and evaluations of its Jacobian.
     success, status, message
-        Whether and why the fit ended; see `lx.Status`.
+        Whether the fit succeeded, and why it ended; see `lx.Status`.
     """
 
     x: Any
@@ -71,7 +71,7 @@ class CurveFit:
 
     def __iter__(self) -> NoReturn:
         raise TypeError(
-            "the result of curve_fit is one object, not a pair that can be unpacked; wanted "
+            "the result of curve_fit is a single object, not a pair to unpack; wanted "
             "fit = lx.curve_fit(...), then fit.x and fit.covariance"
         )
 
@@ -80,11 +80,11 @@ class CurveFit:
 class BatchCurveFit(CurveFit):
     """The outcome of `lx.curve_fit` with batched=True, for B fits.
 
-    The attributes of `lx.CurveFit`, of which `chi2`, `reduced_chi2`, `r2`, `nit`, `success` and
-    `status` are arrays (B,) of the library of y, `covariance` and `residuals` have the shapes
-    (B, p, p) and (B, m), and `message` is a list of B sentences. `status` holds the integers of
-    `lx.Status`. Where the batch is fitted in pieces, `nfev` and `njev` are those of the piece with
-    the most.
+    The attributes are those of `lx.CurveFit`, but `chi2`, `reduced_chi2`, `r2`, `nit`, `success`
+    and `status` are arrays (B,) of the library of y, `covariance` and `residuals` have shapes
+    (B, p, p) and (B, m), and `message` is a list of B strings. `status` holds the integers of
+    `lx.Status`. If the batch is fitted in pieces, `nfev` and `njev` are the largest counts of any
+    piece.
     """
 
     chi2: Any
@@ -110,7 +110,7 @@ def report(
     send: Callable = identity
     fixed = None if box is None else box[0] == box[1]
     if not layout.batched:
-        # On the host, as is all the algebra of one problem that is small.
+        # On the host, like the algebra of any small problem.
         send, fetch = backend.from_host, backend.to_host
         y, weighted, jacobian = fetch(y), fetch(weighted), fetch(jacobian)
         weights = None if weights is None else fetch(weights)
@@ -150,8 +150,8 @@ def report(
 def _seen(
     loss: ResidualLoss, space: Space, weighted: Array, jacobian: Array, fixed: Any
 ) -> Array:
-    """The Jacobian (B, m, p) with the weights that the loss gives to the residuals, and zeros for
-    parameters that are fixed."""
+    """The Jacobian (B, m, p) with the weights that the loss gives to the residuals, and with zeros
+    for fixed parameters."""
     xp = space.xp
     if not loss.is_linear:
         rows, _ = loss.weights(xp, weighted, space.backend.eps)
@@ -165,7 +165,7 @@ def _statistics(
     loss: ResidualLoss, absolute_sigma: bool, space: Space, weighted: Array, y: Array,
     weights: Any, fixed: Any, covariance: Array, loose: Array,
 ) -> tuple[Array, Array, Array, Array, Array]:
-    """covariance, stderr, chi2, reduced_chi2 and r2 of residuals (B, m), from (J^T J)^-1."""
+    """covariance, stderr, chi2, reduced_chi2 and r2, from residuals (B, m) and (J^T J)^-1."""
     xp, (m, p) = space.xp, (weighted.shape[-1], covariance.shape[-1])
     free = xp.full_like(weighted[:, 0], p)
     if fixed is not None:
@@ -182,7 +182,7 @@ def _statistics(
     variances = xp.max(xp.where(one, covariance, xp.full_like(covariance, -math.inf)), axis=-1)
     stderr = xp.where(loose, xp.full_like(variances, math.inf), xp.sqrt(variances))
 
-    # The best constant, in the same weights.
+    # The best constant, with the same weights.
     unit = xp.broadcast_to(in_units_of_sigma(weights, xp.ones_like(y)), y.shape)
     unit = xp.reshape(unit, (-1, m))
     data = xp.reshape(in_units_of_sigma(weights, y), (-1, m))
@@ -193,7 +193,7 @@ def _statistics(
 
 
 def _covariance(space: Space, jacobian: Array) -> tuple[Array, Array]:
-    """(J^T J)^-1, or where that is singular the pseudo-inverse; and which parameters are loose."""
+    """(J^T J)^-1, or its pseudo-inverse if J^T J is singular; and a mask of loose parameters."""
     if jacobian.shape[-1] > FEW:
         return _pseudo_inverse(space, jacobian)
     covariance, loose, sound = space.backend.jit(_inverse, space)(jacobian)
@@ -205,7 +205,7 @@ def _covariance(space: Space, jacobian: Array) -> tuple[Array, Array]:
 
 
 def _inverse(space: Space, jacobian: Array) -> tuple[Array, Array, Array]:
-    """(J^T J)^-1 by elimination, no loose parameters, and where this keeps enough digits."""
+    """(J^T J)^-1 by elimination, with no loose parameters; and whether it keeps enough digits."""
     xp, p = space.xp, jacobian.shape[-1]
     gram, norms, kept = normal_matrix(space, xp.matrix_transpose(jacobian))
     one = xp.eye(p, dtype=gram.dtype, device=space.backend.creation_device)
@@ -216,8 +216,8 @@ def _inverse(space: Space, jacobian: Array) -> tuple[Array, Array, Array]:
 
 
 def _pseudo_inverse(space: Space, jacobian: Array) -> tuple[Array, Array]:
-    """`_covariance` by singular values, in the scale of the columns, so that the units of the
-    parameters do not matter."""
+    """`_covariance` by singular values of the Jacobian with its columns scaled to length 1, so that
+    the units of the parameters do not matter."""
     xp, eps = space.xp, space.backend.eps
     finite = xp.all(xp.isfinite(jacobian), axis=(-2, -1))
     jacobian = xp.where(finite[:, None, None], jacobian, xp.zeros_like(jacobian))

@@ -1,4 +1,4 @@
-"""The residuals and their Jacobian, of whatever form, as functions of vectors (B, p)."""
+"""The residuals and their Jacobian, however they are given, as functions of vectors (B, p)."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from lbfgs_xp.run import differences
 
 _WAYS_OUT = (
     "give jac= a function that returns the Jacobian (m, p); or "
-    'jac="3-point" (or "2-point") for finite differences; or x0 of a library that differentiates'
+    'jac="3-point" (or "2-point") for finite differences; or x0 in a library that differentiates'
 )
 _PARTIAL = (
-    "lbfgs_xp: called with some of the rows of the batch alone; compact=False calls with all"
+    "lbfgs_xp: called with only some of the rows of the batch; compact=False calls with all rows"
 )
 
 
 @dataclasses.dataclass
 class Calls:
-    """How often the residuals were called, for differences too; and their Jacobian was formed."""
+    """How often the residuals were called, also for differences, and their Jacobian evaluated."""
 
     nfev: int = 0
     njev: int = 0
 
 
 class Residuals:
-    """Evaluates residuals and Jacobian, and counts the evaluations.
+    """Residuals and Jacobian as functions that count their calls.
 
-    One problem is the batch of size 1 here: vectors are (B, p), residuals (B, m), Jacobians
+    One problem is treated as a batch of size 1: vectors are (B, p), residuals (B, m), Jacobians
     (B, m, p).
 
     Parameters
@@ -43,20 +43,21 @@ class Residuals:
     fun, args, jac
         As in `lx.least_squares`.
     layout : Layout
-        Between the user's parameters and the vector.
+        The map between the user's parameters and the vector.
     compiled : bool
         Whether JAX may compile fun.
     fresh : bool
-        Whether jac returns a new array each time, one that lies column after column.
-    shared : lengths that a 1-d array among args may have if all rows share it, beside those of
-        x0 and, once known, of the residuals.
+        Whether jac returns a new array each time, stored column by column.
+    shared : collection of int
+        Lengths that a 1-d array in args may have if all rows share it, besides the lengths of axes
+        of x0 and, once known, of the residuals.
 
     Attributes
     ----------
     calls : Calls
-        What was called so far.
+        The calls so far.
     calls_per_jacobian : int
-        How often a Jacobian by differences calls fun; else 0.
+        How often a Jacobian by finite differences calls fun; 0 for other Jacobians.
     """
 
     def __init__(
@@ -96,9 +97,9 @@ class Residuals:
         self._automatic = self.backend.jacobian(compiled, _evaluate, fun, layout, False)
 
     def take(self, rows: np.ndarray, calls: Calls | None = None) -> Residuals:
-        """The same for these rows alone: of x0, and of the arguments that belong to the rows.
+        """The same for these rows only, of x0 and of the arguments that belong to the rows.
 
-        calls : where its calls are counted; None: with those of all rows.
+        calls : where its calls are counted; None: together with the calls for all rows.
         """
         (count,) = self.layout.batch
         indices = self.backend.index_array(rows)
@@ -129,12 +130,12 @@ class Residuals:
         return found
 
     def columns(self, x: Array, residuals: Array) -> Array:
-        """The columns of the Jacobian (B, p, m) at x (B, p), where the residuals are known."""
+        """The columns of the Jacobian (B, p, m) at x (B, p), given the residuals there."""
         columns = self.layout.xp.matrix_transpose(self.jacobian(x, residuals))
         return columns if self.fresh else self.backend.own(columns)
 
     def jacobian(self, x: Array, residuals: Array) -> Array:
-        """The Jacobian (B, m, p), which may be an array of the user's."""
+        """The Jacobian (B, m, p), which may share memory with an array of the user."""
         self.calls.njev += 1
         xp, layout = self.layout.xp, self.layout
         shape = (*residuals.shape, x.shape[-1])
@@ -145,8 +146,8 @@ class Residuals:
             wanted = shape if layout.batched else shape[1:]
             jacobian = self.backend.detach(layout.check(jacobian, 0, "the Jacobian", wanted))
         else:
-            # Steps are relative however small a parameter is: those of a fit may be of very
-            # different sizes.
+            # Steps are relative however small a parameter is, because the parameters of a fit may
+            # differ greatly in size.
             jacobian = xp.stack(
                 differences.differences(
                     self.backend, self, x, residuals, self.jac == "3-point", least=0.0
@@ -162,9 +163,9 @@ class Residuals:
 def _evaluate(
     fun: Callable, layout: Layout, differs: bool, args: tuple, x: Array
 ) -> Array:
-    """What fun says of the vector x (..., p), checked: (..., m).
+    """The checked residuals (..., m) at the vector x (..., p).
 
-    differs : whether the residuals are told apart by differences.
+    differs : whether finite differences of the residuals are taken.
     """
     out = fun(layout.to_tree(x), *args)
     backend, batch = layout.backend, layout.batch

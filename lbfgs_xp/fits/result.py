@@ -10,28 +10,30 @@ from lbfgs_xp.result import Status, table
 
 @dataclasses.dataclass(frozen=True)
 class LeastSquaresResult:
-    """The outcome of `lx.least_squares`; that of a batch is a `lx.BatchLeastSquaresResult`.
+    """The outcome of `lx.least_squares`; for a batch see `lx.BatchLeastSquaresResult`.
 
     Attributes
     ----------
-    x : of the structure, library, device and dtype of x0
-        The point with the lowest cost.
+    x : like x0
+        The point with the lowest cost, with the structure, library, device and dtype of x0.
     cost : float
-        Half the sum of the losses of the residuals; of their squares, without a loss.
+        Half the sum of the squares of the residuals, or of their losses.
     fun : array (m,)
         The residuals at x.
     jac : array (m, p)
-        Their Jacobian, in the order in which the leaves of x0 lie in a row.
+        Their Jacobian, with columns in the order of the leaves of x0.
     optimality : float
-        |Q^T r| / |r|, with Q an orthonormal basis of the columns of the Jacobian (those of
-        parameters that rest at a bound left out): the share of the residuals that a change of the
-        parameters could still take away.
+        |Q^T r| / |r|, with Q an orthonormal basis of the columns of the Jacobian (without those of
+        parameters held at a bound): the share of the residuals that a change of the parameters
+        could still remove.
     nit : int
         Steps taken.
     nfev, njev : int
-        Calls of residuals (those for differences included), and of the Jacobian.
+        Calls of the residuals, including those for finite differences, and evaluations of the
+        Jacobian.
     success, status, message
-        Whether and why the run ended; see `lx.Status`. `GRADIENT` means optimality <= gtol.
+        Whether the run succeeded, and why it ended; see `lx.Status`. `GRADIENT` means
+        optimality <= gtol.
     """
 
     x: Any
@@ -54,9 +56,9 @@ class LeastSquaresResult:
 class BatchLeastSquaresResult(LeastSquaresResult):
     """The outcome of `lx.least_squares` with batched=True, for B problems.
 
-    The attributes of `lx.LeastSquaresResult`, of which `cost`, `optimality`, `nit`, `success` and
-    `status` are arrays (B,) of the library of x0, `fun` and `jac` have the shapes (B, m) and
-    (B, m, p), and `message` is a list of B sentences. `status` holds the integers of `lx.Status`.
+    The attributes are those of `lx.LeastSquaresResult`, but `cost`, `optimality`, `nit`, `success`
+    and `status` are arrays (B,) of the library of x0, `fun` and `jac` have shapes (B, m) and
+    (B, m, p), and `message` is a list of B strings. `status` holds the integers of `lx.Status`.
     """
 
     cost: Any

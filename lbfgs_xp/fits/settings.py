@@ -1,4 +1,4 @@
-"""What a fit is told to do: settings and budgets, checked."""
+"""The checked settings and budgets of a fit."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.fits.losses import ResidualLoss
 from lbfgs_xp.result import Status
 
-# The least curvature of a robust loss, relative to that of least squares with the same weights.
+# The lower bound on the curvature of a robust loss, relative to weighted least squares.
 _LEAST_BEND = 0.01
 
 
 class FitSettings(NamedTuple):
-    """What does not change in a fit; the tolerances are those of `lx.least_squares`."""
+    """What is constant during a fit; tolerances are as in `lx.least_squares`."""
 
     loss: ResidualLoss
     damping: float
@@ -41,17 +41,16 @@ class FitSettings(NamedTuple):
         )
 
     def weights(self, space: Space, residuals: Array) -> tuple[Array, Array]:
-        """Factors for the rows of the Jacobian and for the residuals; see `ResidualLoss.weights`.
-        """
+        """Factors for Jacobian rows and residuals; see `ResidualLoss.weights`."""
         return self.loss.weights(space.xp, residuals, _LEAST_BEND)
 
 
 class FitPlan(NamedTuple):
     """How to run a fit.
 
-    deadline : by time.perf_counter().
+    deadline : in the time of time.perf_counter().
     acceleration, compact : as in `lx.least_squares`.
-    end : why to end at once, if so.
+    end : the status with which to end at once; None to run.
     """
 
     settings: FitSettings
@@ -77,6 +76,6 @@ class FitPlan(NamedTuple):
 
 
 def _at_most(limit: int | None) -> int:
-    # Counts of a batch are 32-bit integers.
+    # Counts in a batch are 32-bit integers.
     unlimited = 2**31 - 1
     return unlimited if limit is None else min(limit, unlimited)

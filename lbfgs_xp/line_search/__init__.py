@@ -1,8 +1,8 @@
 """One-dimensional searches on phi(alpha) = f(x + alpha d).
 
-Each rule is a frozen dataclass that says which step to try and when to stop. It sees scalars only:
-the value and the slope at each trial. See `LineSearch` for how to drive one, `line_search` to run
-one alone.
+Each rule is a frozen dataclass that says which step to try and when to stop. It sees only scalars:
+the value and the slope at each trial. See `LineSearch` for how to drive a rule, and `line_search`
+to run one on its own.
 """
 
 from lbfgs_xp.line_search.armijo import Armijo

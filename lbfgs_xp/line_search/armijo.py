@@ -1,4 +1,4 @@
-"""Backtracking to sufficient decrease."""
+"""Backtracking until the decrease is sufficient."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from lbfgs_xp.line_search.interpolation import cubic, quadratic
 class Armijo(LineSearch):
     """Shrink the step until phi(alpha) <= phi(0) + c1 alpha phi'(0).
 
-    The next step is the minimiser of the cubic through value and slope at 0 and at the trial, kept
-    between `shrink_min` and `shrink_max` times the trial. Never longer than the first trial.
+    The next step is the minimiser of the cubic that matches value and slope at 0 and at the trial,
+    kept between `shrink_min` and `shrink_max` times the trial. No step is longer than the first.
 
-    c1: share of the decrease that the slope promises, 0 < c1 < 1.
+    c1: the required share of the decrease that the slope predicts, 0 < c1 < 1.
     shrink_min, shrink_max: 0 < shrink_min <= shrink_max < 1.
     max_evaluations, alpha_max: see `LineSearch`.
 
-    Source: Nocedal & Wright (2006), Algorithm 3.1 and section 3.5. The slope at the trial is known
-    here, so the cubic takes it where their eq. 3.58 takes an older value.
+    Source: Nocedal & Wright (2006), Algorithm 3.1 and section 3.5. Since the slope at the trial is
+    known here, the cubic uses it instead of the older value in their eq. 3.58.
 
     >>> from lbfgs_xp.line_search import Armijo, line_search
     >>> line_search(lambda a: ((a - 3.0) ** 2, 2.0 * (a - 3.0)), Armijo(), 8.0).alpha

@@ -1,4 +1,4 @@
-"""What all line searches share: the state, the budget, and the way back from NaN and infinity."""
+"""What all line searches share: the state, the budget, and backing off from NaN and infinity."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from lbfgs_xp.checks import Settings, count, number, setting
 SEARCHING = 0
 """Evaluate at `Search.alpha` and advance."""
 ACCEPTED = 1
-"""`Search.alpha` fulfils the rule's conditions."""
+"""`Search.alpha` satisfies the conditions of the rule."""
 STUCK = 2
-"""No step was accepted; `Search.best_alpha` is the best one seen."""
+"""No step was accepted; `Search.best_alpha` is the best step seen."""
 
-# The share of the step that is kept after a trial that is not finite: eight such trials bring a
-# step down by 1e8.
+# The share of the step that is kept after a trial that is not finite: eight such trials shrink a
+# step by a factor of 1e8.
 BACK = 0.1
 
 
 class Point(NamedTuple):
-    """A step with the value and the slope there."""
+    """A step, with the value and the slope there."""
 
     alpha: Scalar
     phi: Scalar
@@ -35,19 +35,19 @@ class Point(NamedTuple):
 class Search(NamedTuple):
     """The state of a search: Python numbers for one problem, arrays of shape (B,) for a batch.
 
-    alpha: the step to try next; once done, the accepted step or, where stuck, the last one tried.
+    alpha: the step to try next; at the end, the accepted step or, if stuck, the last one tried.
     status: SEARCHING, ACCEPTED or STUCK.
-    evaluations: how many trials were made.
-    origin: what is subtracted from all values before the rule sees them, so that small differences
-        are not lost: phi(0) where `noise` is positive, else 0.
-    phi0, dphi0: value (less `origin`) and slope at 0.
-    noise: how far two values may be apart by rounding alone.
-    best_alpha, best_phi: the lowest finite trial so far and its value (less `origin`); 0 and phi0
-        before there is any. Compare `best_phi` with `phi0` only.
-    cap: the smallest step whose trial was not finite, infinite before there is any.
-    contrary: whether the last trial that rounding did not hide was higher although the slope there
-        was negative: where steps get short, value and slope then contradict each other.
-    inner: the rule's own state.
+    evaluations: the number of trials so far.
+    origin: subtracted from all values before the rule sees them, so that small differences are not
+        lost: phi(0) if `noise` is positive, else 0.
+    phi0, dphi0: value (minus `origin`) and slope at 0.
+    noise: how far apart two values may be through rounding alone.
+    best_alpha, best_phi: the lowest finite trial so far and its value (minus `origin`); 0 and phi0
+        until there is one. Compare `best_phi` only with `phi0`.
+    cap: the smallest step whose trial was not finite; infinite until there is one.
+    contrary: whether the last trial not hidden by rounding was higher than phi0 although its slope
+        was negative: for short steps, value and slope then contradict each other.
+    inner: the state of the rule itself.
     """
 
     alpha: Scalar
@@ -65,21 +65,21 @@ class Search(NamedTuple):
 
 
 class Nothing(NamedTuple):
-    """The inner state of a rule that remembers nothing."""
+    """The inner state of a rule that needs none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LineSearch(Settings, ABC):
-    """A search along phi(alpha) = f(x + alpha d), by ask and tell, that sees scalars only.
+    """A search along phi(alpha) = f(x + alpha d), driven by ask and tell, that sees only scalars.
 
-    A rule is a frozen dataclass of constants. All that changes is in the `Search` it hands out, so
-    one rule may serve any number of searches. Scalars are Python floats, or arrays of shape (B,):
-    then each row is a search of its own, and nothing is read back to the host.
+    A rule is a frozen dataclass of constants. Everything that changes is in the `Search` that it
+    returns, so one rule may serve any number of searches. Scalars are Python floats, or arrays of
+    shape (B,): each row is then a separate search, and nothing is read back to the host.
 
     To write a rule, implement `accepts`, `first` and `next` with the functions of
-    `lbfgs_xp.scalars`.
+    `lbfgs_xp.arrays.scalars`.
 
-    max_evaluations: trials before the search gives up, at least 1.
+    max_evaluations: the number of trials before the search gives up, at least 1.
     alpha_max: the largest step.
 
     >>> from lbfgs_xp.line_search import SEARCHING, MoreThuente
@@ -99,17 +99,17 @@ class LineSearch(Settings, ABC):
         setting(self, "max_evaluations", count, least=1)
         setting(self, "alpha_max", number, above=0.0)
 
-    # ---- the face -------------------------------------------------------------------------------
+    # ---- public methods -------------------------------------------------------------------------
 
     def begin(self, phi0: Scalar, dphi0: Scalar, alpha0: Scalar, noise: Scalar = 0.0) -> Search:
         """Start a search from the value and the slope at 0; `alpha0` is the first step to try.
 
         phi0, dphi0: Python numbers, or arrays of shape (B,).
-        alpha0, noise: the same, or Python numbers for a whole batch. Where a value lies closer than
-        `noise` to `phi0`, the slopes stand in for it (see `advance`).
+        alpha0, noise: the same, or Python numbers for a whole batch. A value that differs from
+        `phi0` by less than `noise` is replaced by an estimate from the slopes (see `advance`).
 
-        There is nothing to search where the slope is not negative, or phi0, dphi0 or alpha0 not
-        finite, or alpha0 not positive: the search is STUCK at once, with best_alpha = 0.
+        If the slope is not negative, phi0, dphi0 or alpha0 is not finite, or alpha0 is not
+        positive, there is nothing to search: the search is STUCK at once, with best_alpha = 0.
         """
         if isinstance(phi0, (float, int)):
             return self._begin(float(phi0), float(dphi0), float(alpha0), float(noise))
@@ -139,19 +139,21 @@ class LineSearch(Settings, ABC):
         )
 
     def advance(self, search: Search, phi: Scalar, dphi: Scalar) -> Search:
-        """The search after value and slope at `search.alpha` were seen.
+        """The search after value and slope at `search.alpha` have been evaluated.
 
-        phi, dphi: like those of `begin`. Rows that are done stay as they are.
+        phi, dphi: value and slope, of the same kind as in `begin`. Rows that are done do not
+        change.
 
-        * Where phi and phi0 are closer than `search.noise`, rounding hides which of them is lower.
-          The rule then sees phi0 + alpha/2 (dphi0 + dphi) for phi, exact on a quadratic. With it
-          the test for sufficient decrease becomes the approximate Wolfe condition of Hager & Zhang
-          (2005), eq. 4.1: (2 c1 - 1) dphi0 >= dphi. With noise = 0 the rule sees all as it is.
-          Not so after higher values where the slope was negative: then one of the two is wrong.
+        * If phi and phi0 differ by less than `search.noise`, rounding hides which is lower. The
+          rule then sees phi0 + alpha/2 (dphi0 + dphi) instead of phi, which is exact on a
+          quadratic. The test for sufficient decrease thereby becomes the approximate Wolfe
+          condition of Hager & Zhang (2005), eq. 4.1: (2 c1 - 1) dphi0 >= dphi. With noise = 0 the
+          rule sees every value unchanged; it also does after a higher value with a negative slope
+          (`Search.contrary`), since one of the two must then be wrong.
         * A trial that is not finite was too far. The rule does not see it; the next trial is
-          nearer to the best one, and no later trial reaches that far again.
-        * The search is STUCK once the budget is spent, or where no new step is left to try. It
-          never asks for the same point again: take `best_alpha` if `best_phi` < `phi0`.
+          closer to the best one, and no later trial goes that far again.
+        * The search is STUCK once the budget is spent or no new step is left to try. It never asks
+          for the same point twice: take `best_alpha` if `best_phi` < `phi0`.
         """
         if isinstance(search.phi0, float):
             return self._advance_one(search, float(phi), float(dphi))
@@ -161,10 +163,10 @@ class LineSearch(Settings, ABC):
             advance = self._advance_many if fn.picks else self._advance
             return advance(fn, search, phi, dphi)
 
-    # ---- what a rule says -----------------------------------------------------------------------
+    # ---- what a rule defines --------------------------------------------------------------------
 
     def start(self, fn: Scalars, alpha0: Scalar) -> Scalar:
-        """The first trial, from the step that the caller proposes."""
+        """The first trial, given the step that the caller proposes."""
         return fn.minimum(alpha0, self.alpha_max)
 
     @abstractmethod
@@ -173,19 +175,19 @@ class LineSearch(Settings, ABC):
 
     @abstractmethod
     def first(self, fn: Scalars, phi0: Scalar, dphi0: Scalar, alpha0: Scalar) -> Any:
-        """The rule's own state at the start: a named tuple of scalars."""
+        """The initial state of the rule itself: a named tuple of scalars."""
 
     @abstractmethod
     def next(
         self, fn: Scalars, search: Search, phi: Scalar, dphi: Scalar
     ) -> tuple[Scalar, Mask, Any]:
-        """The next trial, where the rule can go no further, and the rule's own new state."""
+        """The next trial, a mask of where the rule can go no further, and its new state."""
 
     # ---- what all rules share -------------------------------------------------------------------
 
     def _begin(self, phi0: float, dphi0: float, alpha0: float, noise: float) -> Search:
-        """`begin` for one problem. Most searches end at their first trial, so the rule's own state
-        is made only when it is needed: until then `inner` is the first step."""
+        """`begin` for one problem. Most searches end at their first trial, so the state of the rule
+        is made only when needed; until then `inner` is the first step."""
         usable = math.isfinite(phi0) and -math.inf < dphi0 < 0.0 < alpha0 < math.inf
         status = SEARCHING if usable else STUCK
         alpha = self.start(scalars.FLOATS, alpha0)
@@ -196,8 +198,8 @@ class LineSearch(Settings, ABC):
         ))
 
     def _advance_one(self, search: Search, phi: float, dphi: float) -> Search:
-        """`_advance` for one problem, without detours where the trial is finite and rounding does
-        not hide whether it is lower."""
+        """`_advance` for one problem, with a short cut for a finite trial whose value rounding does
+        not hide."""
         fn = scalars.FLOATS
         (
             alpha, status, evaluations, origin, phi0, dphi0, noise, best_alpha, best_phi, cap,
@@ -233,7 +235,8 @@ class LineSearch(Settings, ABC):
         ))
 
     def _advance_many(self, fn: Scalars, search: Search, phi: Scalar, dphi: Scalar) -> Search:
-        """`_advance` where rows can be picked: most are accepted, and need no more than this."""
+        """`_advance` when rows can be picked: most rows are accepted, and need no more than this.
+        """
         searching = search.status == SEARCHING
         seen = phi - search.origin
         away = fn.abs(seen - search.phi0)
@@ -261,8 +264,8 @@ class LineSearch(Settings, ABC):
 
         phi = phi - origin
         near = fn.abs(phi - phi0) < noise
-        # Where nothing has changed there was no step; and a slope that contradicts the values
-        # cannot stand in for them.
+        # If neither value nor slope has changed, there was no step; and slopes that contradict the
+        # values cannot replace them.
         hidden = near & fn.logical_not(contrary) & ((phi != phi0) | (dphi != dphi0))
         raised = phi > phi0
         phi = fn.where(hidden, phi0 + 0.5 * alpha * (dphi0 + dphi), phi)
@@ -275,7 +278,7 @@ class LineSearch(Settings, ABC):
         too_far = searching & fn.logical_not(finite)
         contrary = fn.where(finite & fn.logical_not(near), raised & (dphi < 0.0), contrary)
         cap = fn.where(too_far, fn.minimum(cap, alpha), cap)
-        # The way back from the cap leads to the best point below it. A best point above it is on
+        # Back off from the cap towards the best point below it. A best point above it would be on
         # the far side of a hole in the domain.
         anchor = fn.where(best_alpha < cap, best_alpha, 0.0)
         proposal = anchor + BACK * (alpha - anchor)
@@ -302,5 +305,5 @@ class LineSearch(Settings, ABC):
 
 
 def _real(value: Any) -> Any:
-    """A Python number as a float; anything else as it is."""
+    """A Python number as a float; anything else unchanged."""
     return float(value) if isinstance(value, (int, float)) else value

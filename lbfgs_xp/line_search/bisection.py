@@ -1,4 +1,4 @@
-"""Bisection with doubling to the weak Wolfe conditions."""
+"""Doubling and bisection until the weak Wolfe conditions hold."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Interval(NamedTuple):
 class Bisection(LineSearch):
     """Double the step, then halve the bracket, until the weak Wolfe conditions hold.
 
-    phi(alpha) <= phi(0) + c1 alpha phi'(0) and phi'(alpha) >= c2 phi'(0). It trusts no model of
-    phi, so it ends on kinks too: the rule for functions that are not smooth.
+    phi(alpha) <= phi(0) + c1 alpha phi'(0) and phi'(alpha) >= c2 phi'(0). Since it uses no model of
+    phi, it also succeeds at kinks: this is the rule for nonsmooth functions.
 
     c1, c2: 0 < c1 < c2 < 1.
     max_evaluations, alpha_max: see `LineSearch`.
@@ -52,7 +52,8 @@ class Bisection(LineSearch):
     def next(
         self, fn: Scalars, search: Search, phi: Scalar, dphi: Scalar
     ) -> tuple[Scalar, Mask, Interval]:
-        # A trial that did decrease is here because its slope is still too steep: go on from it.
+        # A trial that decreased enough was rejected because its slope is still too steep: continue
+        # from it.
         decreased = self._decreased(search, phi)
         low = fn.where(decreased, search.alpha, search.inner.low)
         high = fn.where(decreased, search.inner.high, search.alpha)

@@ -1,4 +1,4 @@
-"""The step that is taken as it is."""
+"""A fixed step, accepted without conditions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from lbfgs_xp.line_search.base import LineSearch, Nothing, Search
 class Fixed(LineSearch):
     """Accept the first trial that is finite.
 
-    alpha: the step; None keeps the one that `begin` is given.
-    max_evaluations: trials before giving up; only trials that are not finite need more than one.
+    alpha: the step; None uses the one passed to `begin`.
+    max_evaluations: the number of trials before giving up; more than one is needed only if a trial
+        is not finite.
 
     >>> from lbfgs_xp.line_search import Fixed, line_search
     >>> line_search(lambda a: ((a - 3.0) ** 2, 2.0 * (a - 3.0)), Fixed(0.25)).alpha

@@ -1,4 +1,4 @@
-"""Hager and Zhang's search, which slopes can end when values are drowned in rounding."""
+"""The search of Hager and Zhang, which can accept a step by slopes if rounding hides the values."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from lbfgs_xp.checks import number, require, setting, tolerance
 from lbfgs_xp.line_search.base import LineSearch, Point, Search
 from lbfgs_xp.line_search.interpolation import secant
 
-# What to do once the bracket is in order again: the first and the second step of secant^2 (S1; S2
-# and S3), and the check that both together have narrowed it enough (L2).
+# What to do next with a proper bracket: the first and the second step of secant^2 (S1; S2 and S3),
+# or the check that both together have narrowed it enough (L2).
 FIRST, SECOND, CHECK = 0, 1, 2
 
 
 class SecantBracket(NamedTuple):
-    """low: slope negative, value not above the limit; high: the other end, at first infinitely far.
+    """low: slope negative, value not above the limit; high: the other end, at first at infinity.
 
-    older_low, older_high: the bracket that the running secant^2 began with.
-    secant: the first trial of the running secant^2.
+    older_low, older_high: the bracket at the start of the current secant^2.
+    secant: the first trial of the current secant^2.
     """
 
     stage: Any
@@ -33,18 +33,19 @@ class SecantBracket(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class HagerZhang(LineSearch):
-    """The search of CG_DESCENT: Wolfe conditions, or approximate ones near the minimiser.
+    """The line search of CG_DESCENT: Wolfe conditions, or approximate ones near the minimiser.
 
-    Accepts where phi(alpha) <= phi(0) + delta alpha phi'(0) and phi'(alpha) >= sigma phi'(0), or
-    where (2 delta - 1) phi'(0) >= phi'(alpha) >= sigma phi'(0) and
-    phi(alpha) <= phi(0) + epsilon |phi(0)|. The second test compares slopes, so it still tells a
-    good step where values differ by rounding alone.
+    A step is accepted if
+    phi(alpha) <= phi(0) + delta alpha phi'(0) and phi'(alpha) >= sigma phi'(0), or if
+    (2 delta - 1) phi'(0) >= phi'(alpha) >= sigma phi'(0) and
+    phi(alpha) <= phi(0) + epsilon |phi(0)|. The second test compares slopes, so it still recognises
+    a good step when values differ only by rounding.
 
     delta, sigma: 0 < delta < 1/2, delta <= sigma < 1.
     epsilon: how far the value may rise, relative to |phi(0)|; epsilon >= 0.
-    theta: where a bracket that contains a rise is cut, 0 < theta < 1.
+    theta: where to cut a bracket whose upper end is too high, 0 < theta < 1.
     gamma: a bracket is halved if secants leave more than this share of it, 0 < gamma < 1.
-    rho: growth of a step without a bracket, rho > 1.
+    rho: growth factor of the step until a bracket is found, rho > 1.
     max_evaluations, alpha_max: see `LineSearch`.
 
     Source: Hager & Zhang (2005), A new conjugate gradient method with guaranteed descent and an
@@ -89,7 +90,7 @@ class HagerZhang(LineSearch):
     ) -> tuple[Scalar, Mask, SecantBracket]:
         stage, low, high, older_low, older_high, first_secant = search.inner
 
-        # U1, U2 and U3 in one: a trial where phi rises, or is above the limit, is the new high end.
+        # U1, U2 and U3 in one: a trial where phi rises or is above the limit becomes the high end.
         rises = (dphi >= 0.0) | (phi > self._limit(fn, search))
         trial = Point(search.alpha, phi, dphi)
         high = fn.choose(rises, trial, high)
@@ -99,7 +100,7 @@ class HagerZhang(LineSearch):
             return (step > low.alpha) & (step < high.alpha)
 
         # B3: no high end yet. U3: a high end where phi falls is above the limit, so there is a
-        # minimiser before it; cut until the high end is one where phi rises.
+        # minimiser before it; cut until phi rises at the high end.
         open_ended = fn.logical_not(fn.isfinite(high.alpha))
         span = high.alpha - low.alpha
         falling = fn.logical_not(open_ended) & (high.dphi < 0.0)
@@ -109,10 +110,10 @@ class HagerZhang(LineSearch):
         is_high, is_low = first_secant == high.alpha, first_secant == low.alpha
         again = fn.where(is_high, secant(fn, older_high, high), secant(fn, older_low, low))
         second = ordered & (stage == SECOND) & (is_high | is_low) & inside(again)
-        # L2: the two secants left too much.
+        # L2: the two secants have left too much.
         wide = span > self.gamma * (older_high.alpha - older_low.alpha)
         halve = ordered & (stage != FIRST) & fn.logical_not(second) & wide
-        # L1: begin anew. S1: a secant at an end of the bracket is no trial; halve then as well.
+        # L1: start again. S1: if the secant gives no step inside the bracket, halve it too.
         anew = ordered & fn.logical_not(second | halve)
         fresh = secant(fn, low, high)
         begun = anew & inside(fresh)

@@ -1,4 +1,4 @@
-"""Minimisers of polynomials through two points, each with a value and a slope."""
+"""Minimisers of polynomials through two points with known values and slopes."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def secant(fn: Scalars, a: Point, b: Point) -> Scalar:
 
 
 def cubic_terms(fn: Scalars, a: Point, b: Point) -> tuple[Scalar, Scalar]:
-    """theta and gamma >= 0 of the cubic through both points; gamma = 0 where it has no minimiser.
+    """theta and gamma >= 0 of the cubic through both points; gamma = 0 if it has no minimiser.
 
-    Moré & Thuente (1994), section 4. Scaled, so that no square can overflow.
+    Moré & Thuente (1994), section 4. Scaled so that no square can overflow.
     """
     theta = fn.divide(3.0 * (a.phi - b.phi), b.alpha - a.alpha) + a.dphi + b.dphi
     scale = fn.maximum(fn.maximum(fn.abs(theta), fn.abs(a.dphi)), fn.abs(b.dphi))
@@ -34,7 +34,7 @@ def cubic_terms(fn: Scalars, a: Point, b: Point) -> tuple[Scalar, Scalar]:
 
 
 def cubic_from(fn: Scalars, a: Point, b: Point, theta: Scalar, gamma: Scalar) -> Scalar:
-    """The minimiser of the cubic with those terms, measured from `a`."""
+    """The minimiser of the cubic with these terms, measured from `a`."""
     gamma = fn.where(b.alpha < a.alpha, -gamma, gamma)
     p = (gamma - a.dphi) + theta
     q = ((gamma - a.dphi) + gamma) + b.dphi
@@ -44,6 +44,6 @@ def cubic_from(fn: Scalars, a: Point, b: Point, theta: Scalar, gamma: Scalar) ->
 def cubic(fn: Scalars, a: Point, b: Point) -> Scalar:
     """The minimiser of the cubic through both points. Nocedal & Wright, eq. 3.59.
 
-    Not finite where there is none; beyond the points where that is where it lies.
+    Not finite if there is none. It need not lie between the points.
     """
     return cubic_from(fn, a, b, *cubic_terms(fn, a, b))

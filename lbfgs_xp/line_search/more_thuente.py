@@ -1,4 +1,4 @@
-"""Moré and Thuente's search for the strong Wolfe conditions."""
+"""The search of Moré and Thuente for the strong Wolfe conditions."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from lbfgs_xp.checks import number, require, setting, tolerance
 from lbfgs_xp.line_search.base import LineSearch, Point, Search
 from lbfgs_xp.line_search.interpolation import cubic_from, cubic_terms, quadratic, secant
 
-# The constants of MINPACK-2: how far a step without a bracket may go, in lengths of the last one,
-# and how much of a bracket may be left after two steps before it is halved.
+# The constants of MINPACK-2: how far a step without a bracket may go, as a multiple of the last
+# one, and the share of a bracket that may be left after two steps before it is halved.
 GROW_MIN, GROW_MAX = 1.1, 4.0
 SHRINK = 0.66
 
 
 class Bracket(NamedTuple):
-    """x: the best point; y: the other end of the interval; low, high: limits of the next trial."""
+    """x: the best point; y: the other end of the interval; low, high: limits for the next trial."""
 
     found: Mask
     second_stage: Mask
@@ -33,18 +33,18 @@ class Bracket(NamedTuple):
 class MoreThuente(LineSearch):
     """The search of Moré and Thuente: guaranteed decrease and a small slope.
 
-    phi(alpha) <= phi(0) + c1 alpha phi'(0) and |phi'(alpha)| <= c2 |phi'(0)|. It walks the steps of
-    `dcsrch` in MINPACK-2 (SciPy's default search), save that where `dcsrch` returns to its best
-    point to evaluate it again, this one is STUCK and leaves that point in `best_alpha`.
+    phi(alpha) <= phi(0) + c1 alpha phi'(0) and |phi'(alpha)| <= c2 |phi'(0)|. It takes the same
+    steps as `dcsrch` in MINPACK-2 (SciPy's default search), except that when `dcsrch` would return
+    to its best point to evaluate it again, this search is STUCK with that point in `best_alpha`.
 
-    c1: share of the decrease that the slope promises (their mu), c1 >= 0.
-    c2: share of the slope that may be left (their eta), c2 >= 0.
+    c1: the required share of the decrease that the slope predicts (their mu), c1 >= 0.
+    c2: the share of the slope that may be left (their eta), c2 >= 0.
     xtol: give up when the bracket is this narrow, relative to its upper end; xtol >= 0.
     alpha_min: the smallest step, 0 <= alpha_min <= alpha_max.
     max_evaluations, alpha_max: see `LineSearch`.
 
     Source: Moré & Thuente (1994), Line search algorithms with guaranteed sufficient decrease, ACM
-    TOMS 20(3); the step is that of section 4, with the cases as MINPACK-2 has them.
+    TOMS 20(3); the step follows section 4, with the cases as implemented in MINPACK-2.
 
     >>> from lbfgs_xp.line_search import MoreThuente, line_search
     >>> result = line_search(lambda a: ((a - 3.0) ** 2, 2.0 * (a - 3.0)), MoreThuente(c2=0.1))
@@ -97,8 +97,8 @@ class MoreThuente(LineSearch):
         at_least = (alpha == self.alpha_min) & (fn.logical_not(decreased) | (dphi >= promised))
         stuck = stuck | at_most | at_least
 
-        # The first stage looks for a minimiser of psi, which is phi less its promised decrease,
-        # while the trial is lower but not low enough.
+        # While the trial is lower but not low enough, the first stage looks for a minimiser of psi,
+        # which is phi minus its predicted decrease.
         use_psi = fn.logical_not(second_stage | decreased) & (phi <= x.phi)
         trial = named(Point, (alpha, phi, dphi))
         if fn.every(fn.logical_not(use_psi)):
@@ -109,7 +109,7 @@ class MoreThuente(LineSearch):
             step, x, y, found = _step(fn, x, y, trial, found, low, high)
             x, y = _tilted(x, -tilt), _tilted(y, -tilt)
 
-        # Halve a bracket that two steps have not cut down to two thirds.
+        # Halve a bracket that two steps have not reduced to two thirds.
         span = fn.abs(y.alpha - x.alpha)
         slow = found & (span >= SHRINK * older_width)
         step = fn.where(slow, x.alpha + 0.5 * (y.alpha - x.alpha), step)
@@ -137,7 +137,7 @@ def _step(
 ) -> tuple[Scalar, Point, Point, Mask]:
     """The next step from the best point x, the far end y and the trial t, and the new x, y, found.
 
-    Section 4 of the paper: four cases, by the value and the slope at the trial.
+    Section 4 of the paper distinguishes four cases by the value and the slope at the trial.
     """
     higher = t.phi > x.phi
     turned = ((t.dphi > 0.0) & (x.dphi < 0.0)) | ((t.dphi < 0.0) & (x.dphi > 0.0))
@@ -145,21 +145,22 @@ def _step(
     forward = t.alpha > x.alpha
 
     def case_1() -> Scalar:
-        # The value is higher. The cubic step if it is nearer to x than the quadratic one, else
-        # the middle of the two.
+        # The value is higher. Take the cubic step if it is closer to x than the quadratic one, else
+        # the average of the two.
         c = cubic_from(fn, x, t, *cubic_terms(fn, x, t))
         q = quadratic(fn, x, t)
         nearer = fn.abs(c - x.alpha) <= fn.abs(q - x.alpha)
         return fn.where(nearer, c, c + (q - c) / 2.0)
 
     def case_2() -> Scalar:
-        # The slope has changed sign. Of cubic and secant step the one farther from t.
+        # The slope has changed sign. Take the cubic or the secant step, whichever is farther away.
         c = cubic_from(fn, t, x, *cubic_terms(fn, x, t))
         s = secant(fn, x, t)
         return fn.where(fn.abs(c - t.alpha) > fn.abs(s - t.alpha), c, s)
 
     def case_3() -> Scalar:
-        # The slope goes on, flatter. The cubic counts only if its minimiser lies beyond t.
+        # The slope has the same sign and is flatter. Use the cubic only if its minimiser lies
+        # beyond t.
         theta, gamma = cubic_terms(fn, x, t)
         gamma = fn.where(forward, -gamma, gamma)
         r = fn.divide((gamma - t.dphi) + theta, (gamma + (x.dphi - t.dphi)) + gamma)
@@ -167,7 +168,7 @@ def _step(
         c = fn.where((r < 0.0) & (gamma != 0.0), c, fn.where(forward, high, low))
         s = secant(fn, x, t)
         to_c, to_s = fn.abs(c - t.alpha), fn.abs(s - t.alpha)
-        # Inside a bracket take the shorter of the two, and not to its far end.
+        # Inside a bracket, take the shorter of the two steps, and stay clear of the far end.
         inside = fn.where(to_c < to_s, c, s)
         end = t.alpha + SHRINK * (y.alpha - t.alpha)
         inside = fn.where(forward, fn.minimum(end, inside), fn.maximum(end, inside))
@@ -175,7 +176,8 @@ def _step(
         return fn.where(found, inside, outside)
 
     def case_4() -> Scalar:
-        # The slope goes on, not flatter. As far as allowed, or the cubic of t and y in a bracket.
+        # The slope has the same sign and is not flatter. Step as far as allowed or, in a bracket,
+        # to the minimiser of the cubic through t and y.
         c = cubic_from(fn, t, y, *cubic_terms(fn, y, t))
         return fn.where(found, c, fn.where(forward, high, low))
 

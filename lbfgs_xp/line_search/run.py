@@ -1,4 +1,4 @@
-"""A rule on its own, with a function to search."""
+"""`line_search`, which runs a rule on a given function."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ NAMES: dict[str, type[LineSearch]] = {
     "more_thuente": MoreThuente,
     "hager_zhang": HagerZhang,
 }
-"""The rules by the names that may be passed for them."""
+"""The rules, by the names that may be passed instead of them."""
 
 
 class LineSearchResult(NamedTuple):
-    """What `line_search` returns: Python numbers, or arrays of shape (B,) for a batch.
+    """The result of `line_search`: Python numbers, or arrays of shape (B,) for a batch.
 
-    alpha, phi, dphi: the accepted step or else the best trial, its value and its slope; 0.0 and
-    what is there if no trial was lower.
+    alpha, phi, dphi: the accepted step, or else the best trial, with its value and slope; 0.0 and
+    the value and slope there if no trial was lower.
     success: whether the rule accepted the step.
-    evaluations: how many trials were made; that at 0 is not counted.
-    trials: all of them as (alpha, phi, dphi), in order. Rows of a batch that were done repeat.
+    evaluations: the number of trials, not counting the evaluation at 0.
+    trials: all trials as (alpha, phi, dphi), in order. Rows of a batch that are done repeat their
+    last step.
     """
 
     alpha: Scalar
@@ -50,14 +51,14 @@ class LineSearchResult(NamedTuple):
 def rule_of(rule: str | LineSearch, name: str = "line_search") -> LineSearch:
     """The rule with that name, with its default constants, or the rule itself.
 
-    name: what an error calls it.
+    name: the name of the argument, for error messages.
 
     Raises
     ------
     ValueError
         If there is no rule with that name.
     TypeError
-        If it is neither a name nor a rule.
+        If `rule` is neither a name nor a rule.
 
     >>> rule_of("armijo").max_evaluations
     30
@@ -82,17 +83,19 @@ def line_search(
 ) -> LineSearchResult:
     """Search along `phi` from 0 for a step that `rule` accepts.
 
-    phi: maps a step to (value, slope). For a batch it maps (B,) to two (B,); rows are independent.
+    phi: maps a step to (value, slope); for a batch, an array (B,) to two arrays (B,). Rows are
+    independent.
     rule: a name from `NAMES` or an object such as ``MoreThuente(c2=0.1)``.
     alpha0: the first trial, positive: a Python number, or an array of shape (B,) for a batch.
-    noise: how far two values may be apart by rounding alone, such as 1e-15 |phi(0)|.
+    noise: how far apart two values may be through rounding alone, such as 1e-15 |phi(0)|.
 
     Raises
     ------
     ValueError
-        If the rule is not known, or alpha0 is a number that is not positive and finite.
+        If the rule is unknown, or alpha0 is a number that is not positive and finite.
     TypeError
-        If `phi` does not return a pair of real scalars, or alpha0 is an array of other numbers.
+        If `phi` does not return a pair of real scalars, or alpha0 is an array that is not of real
+        floats.
 
     >>> from lbfgs_xp.line_search import line_search
     >>> result = line_search(lambda a: ((a - 3.0) ** 2, 2.0 * (a - 3.0)), "hager_zhang", 0.1)

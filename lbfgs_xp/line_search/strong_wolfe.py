@@ -1,4 +1,4 @@
-"""Nocedal and Wright's bracketing and zoom to the strong Wolfe conditions."""
+"""Bracketing and zoom for the strong Wolfe conditions, after Nocedal and Wright."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from lbfgs_xp.checks import number, require, setting
 from lbfgs_xp.line_search.base import LineSearch, Point, Search
 from lbfgs_xp.line_search.interpolation import cubic
 
-# A trial stays this share of the bracket away from both ends, so that each trial tells something.
+# A trial stays this share of the bracket away from both ends, so that every trial is informative.
 MARGIN = 0.1
-# A bracket wider than this share of what it was two trials ago is halved.
+# A bracket wider than this share of its width two trials ago is halved.
 SHRINK = 0.66
 
 
 class Zoom(NamedTuple):
-    """low: the lowest point with sufficient decrease; high: the other end, infinitely far before a
+    """low: the lowest point with sufficient decrease; high: the other end, at infinity until a
     bracket is found."""
 
     low: Point
@@ -34,7 +34,7 @@ class StrongWolfe(LineSearch):
     phi(alpha) <= phi(0) + c1 alpha phi'(0) and |phi'(alpha)| <= c2 |phi'(0)|.
 
     c1, c2: 0 < c1 < c2 < 1.
-    growth: a step without a bracket is at most this many times the last one, growth >= 2.
+    growth: until a bracket is found, a step is at most this many times the last; growth >= 2.
     max_evaluations, alpha_max: see `LineSearch`.
 
     Source: Nocedal & Wright (2006), Algorithms 3.5 (bracketing) and 3.6 (zoom), eq. 3.59 for the
@@ -86,8 +86,8 @@ class StrongWolfe(LineSearch):
         inside = fn.clip(inside, nearest + margin, nearest + (span - margin))
         inside = fn.where(slow, middle, inside)
 
-        # Without a bracket the trial is the new low, and the cubic through it and the low before
-        # may have its minimiser ahead. Twice the step at least, for the cubic may be wrong.
+        # Without a bracket the trial is the new low, and the cubic through it and the previous low
+        # may have its minimiser ahead. At least double the step, since the cubic may be wrong.
         farthest = self.growth * low.alpha
         ahead = cubic(fn, older, low)
         ahead = fn.where(ahead > low.alpha, ahead, farthest)

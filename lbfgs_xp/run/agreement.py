@@ -1,14 +1,14 @@
 """Whether value and gradient agree over a short step.
 
-A run that finds no lower point may have reached the limit of rounding, or its gradient may not be
-that of the function. To first order both look the same from afar: the value no longer falls along
-the gradient. A look at one more point tells them apart. By the trapezoidal rule
+A run that finds no lower point may have reached the precision floor, or its gradient may not
+belong to the function. From afar both look the same: the value no longer falls along the negative
+gradient. A look, which evaluates one more point, tells them apart. By the trapezoidal rule
 
     f(x + d) - f(x) = (g(x) + g(x + d)) . d / 2,
 
-up to third derivatives. A gradient that is wrong by more than a fifth along itself, a kink or a
-jump breaks this over steps of any length. Where rounding hides what a look shows, the look says
-nothing.
+up to third derivatives. A gradient whose slope along itself is wrong by more than a fifth, a kink
+or a jump violates this over steps of any length. If rounding hides the changes, a look is
+inconclusive.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.solvers.contract import Solver
 
-# Values and slopes agree if they differ by at most this share of the slopes: third derivatives may
-# take it over the longest step, and a kink halfway takes half.
+# Value and slopes agree if they differ by at most this fraction of the slopes: third derivatives
+# may use it up over the longest step, whereas a kink next to x takes up to half of the slopes.
 _SHARE = 0.1
-# How many times its rounding a change of f must be to count as one; and how many times that a slope
-# must promise, so that the verdict does not depend on rounding.
+# A change of f counts if it exceeds its rounding error by the first factor. A slope must predict
+# the second factor times as much again, so that the verdict does not depend on rounding.
 _ROUNDED, _VISIBLE = 4.0, 4.0
-# From one look to the next, for a long step may have met third derivatives.
+# The ratio of successive looks; over a long step third derivatives may matter.
 _SHORTER = 1.0 / 32.0
 
 
 class Look(NamedTuple):
-    """What one more point tells: the value there, and masks.
+    """What one more point shows: the value there, and masks.
 
-    agrees : the change of the value is what the slopes predict, or is hidden by rounding.
-    visible : the slope at x promised much more than rounding hides.
-    lower : they agree that the value is lower.
+    agrees : the change of the value is as the slopes predict, or is hidden by rounding.
+    visible : the slope at x predicted a change much larger than rounding hides.
+    lower : value and slopes agree, and the value is lower.
     """
 
     value: Any
@@ -44,23 +44,23 @@ class Look(NamedTuple):
 
 
 class Claims(Protocol):
-    """Problems that rounding is said to have ended, which looks are to confirm."""
+    """Claims that rounding has ended a run, for looks to confirm or refute."""
 
     def pending(self) -> bool:
         """Whether some claim is still open and the budgets allow another look."""
         ...
 
     def look(self, length: float, first: bool) -> None:
-        """One look of this length; it decides some of the claims."""
+        """Take one look of this length, which decides some of the claims."""
         ...
 
     def refute(self) -> None:
-        """Reject what no look has confirmed."""
+        """Reject the claims that no look has confirmed."""
         ...
 
 
 def confirm(claims: Claims, lengths: list[float]) -> None:
-    """Decide claims that rounding ended a run, for `minimize` and for fits."""
+    """Confirm or refute claims that rounding has ended a run, for `minimize` and for fits."""
     for length in lengths:
         if not claims.pending():
             return
@@ -69,7 +69,7 @@ def confirm(claims: Claims, lengths: list[float]) -> None:
 
 
 def lengths(longest: float, shortest: float) -> list[float]:
-    """How far to look: first the longest, then shorter and shorter."""
+    """How far to look: the longest first, then shorter and shorter."""
     found, length = [], longest
     while length >= shortest:
         found.append(length)
@@ -80,40 +80,40 @@ def lengths(longest: float, shortest: float) -> list[float]:
 def follows_slopes(off: Any, slopes: Any, hidden: Any = 0.0) -> Any:
     """Whether a change agrees with the trapezoidal rule.
 
-    off : by how much it differs from what the slopes predict.
-    slopes : their sizes.
-    hidden : what rounding hides.
+    off : by how much it differs from the prediction of the slopes.
+    slopes : the sum of their magnitudes.
+    hidden : the change that rounding hides.
     """
     return off <= _SHARE * slopes + hidden
 
 
 def lengths_of(eps: float) -> list[float]:
-    """How far to look, relative to the largest |x|: from where rounding of value and slopes weighs
-    about the same, down to that of x."""
-    # So that the step, which is rounded, keeps a digit.
+    """How far to look, relative to the largest |x|: from where rounding affects value and slopes
+    about equally, down to the rounding of x."""
+    # A step of 8 eps or more keeps a digit when it is rounded.
     return lengths(eps**0.5, 8.0 * eps)
 
 
 def ahead(
     solver: Solver, space: Space, x: Array, gradient: Array, extent: Any, length: float
 ) -> Array:
-    """The point at this distance down the gradient, or the nearest one within the constraints.
+    """The point at this distance along the negative gradient, or the nearest feasible one.
 
-    extent : the largest |x| where the run began. A share of it counts, since at x = 0 nothing is
-        known of its units, and a run may begin far away.
+    extent : the largest |x| at the start of the run. Near x = 0, which says nothing about the units
+        of x, a fraction of it is used instead; only a fraction, as the start may be far away.
     """
     fn = space.scalars
     size, norm = space.read(space.max_abs(x), space.max_abs(gradient))
     size = fn.maximum(size, space.backend.eps**0.25 * extent)
     step = fn.where(size > 0.0, length * size, length)
-    # Divided by its norm first, so that no product overflows.
+    # Normalised first, so that no product overflows.
     direction = space.scale(fn.where(norm > 0.0, fn.divide(-1.0, norm), 0.0), gradient)
     point = space.move(x, step, direction)
     return solver.project(space, point) if solver.projects else point
 
 
 def look(space: Space, state: Any, x: Array, value: Any, gradient: Array) -> Look:
-    """Compare what is known at the solver's state with value and gradient at x."""
+    """Compare value and gradient of the solver's state with those at x."""
     fn, backend, direction = space.scalars, space.backend, x - state.x
     there, before, after = space.read(
         value, space.dot(state.gradient, direction), space.dot(gradient, direction)
@@ -121,7 +121,7 @@ def look(space: Space, state: Any, x: Array, value: Any, gradient: Array) -> Loo
     change = there - state.value
     usable = fn.isfinite(change) & fn.isfinite(after)
     magnitude = fn.maximum(fn.abs(state.value), fn.where(usable, fn.abs(there), 0.0))
-    smallest = 4.0 / backend.largest    # of the normal numbers, below which digits are lost
+    smallest = 4.0 / backend.largest    # the smallest normal number, below which digits are lost
     hidden = _ROUNDED * fn.maximum(backend.noise * magnitude, smallest)
     off = fn.abs(change - 0.5 * (before + after))
     agrees = usable & follows_slopes(off, fn.abs(before) + fn.abs(after), hidden)

@@ -1,4 +1,4 @@
-"""What a function returns beside its value; for a batch, that of the best point of each row."""
+"""What a function returns besides its value; in a batch, kept for the best point of each row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class AuxOutput(NamedTuple):
     """An auxiliary output.
 
     value : as the function returned it, of any structure.
-    places : those of its leaves that have an entry for each row of the batch.
+    places : the positions of the leaves that have an entry for each row of the batch.
     """
 
     value: Any
@@ -22,7 +22,7 @@ class AuxOutput(NamedTuple):
 
     @classmethod
     def of(cls, value: Any, space: Space, count: int) -> AuxOutput:
-        """The output of a batch of `count` rows."""
+        """The output for a batch of `count` rows."""
         libraries = {space.backend.name, "numpy"}
         leaves, _ = flatten(value)
         return cls(value, tuple(
@@ -31,19 +31,19 @@ class AuxOutput(NamedTuple):
         ))
 
     def followed_by(self, value: Any, space: Space, count: int) -> AuxOutput:
-        """The next output of the run. A leaf that keeps its entries when rows leave did not belong
+        """The next output of the run. A leaf that keeps its length when rows leave did not belong
         to them."""
         (leaves, after), (known, before) = flatten(value), flatten(self.value)
         if after != before:
             raise ValueError(
-                f"fun returned aux of the structure {after}; wanted {before}, as before, since "
-                "each row keeps that of its best point"
+                f"fun returned aux of the structure {after}; wanted {before}, as before, because "
+                "each row keeps the aux of its best point"
             )
         found = self.of(value, space, count).places
         if any(leaves[place] is None or known[place] is None for place in {*found, *self.places}):
             raise ValueError(
-                "fun returned aux with None in place of an array, or the other way round; wanted "
-                "what it returned before, since each row keeps that of its best point"
+                "fun returned aux with None instead of an array, or vice versa; wanted the same "
+                "leaves as before, because each row keeps the aux of its best point"
             )
         return AuxOutput(value, tuple(place for place in self.places if place in found))
 
@@ -53,7 +53,7 @@ class AuxOutput(NamedTuple):
         return tuple(leaves[place] for place in self.places)
 
     def with_rows(self, rows: tuple) -> AuxOutput:
-        """The same with other leaves in those places."""
+        """The same output with other leaves in these places."""
         leaves, structure = flatten(self.value)
         for place, leaf in zip(self.places, rows, strict=True):
             leaves[place] = leaf

@@ -13,7 +13,7 @@ METHODS = ("2-point", "3-point")
 
 
 def calls_per_derivative(variables: int, central: bool) -> int:
-    """How often the function is called, beyond the call at x itself."""
+    """How often the function is called, in addition to the call at x itself."""
     return (2 if central else 1) * variables
 
 
@@ -25,10 +25,10 @@ def differences(
 
     Parameters
     ----------
-    value : function(x), which forward differences take for the lower end.
+    value : function(x), the lower end of forward differences.
     central : whether to step to both sides.
-    least : below this size of a coordinate, its step is that of a coordinate of size 1: 1 if only
-        large coordinates are to have larger steps, 0 if steps are always relative.
+    least : a coordinate of at most this size takes the step of a coordinate of size 1. With 1,
+        only large coordinates take larger steps; with 0, all steps are relative.
     """
     xp = backend.xp
     size = xp.abs(x)
@@ -42,7 +42,7 @@ def differences(
         behind = xp.where(here, x - steps, x) if central else x
         high, low = function(ahead), function(behind) if central else value
         width = (ahead - behind)[..., i]
-        # Results with an axis of their own, such as residuals (..., m).
+        # The results have another axis, such as residuals (..., m).
         if getattr(high, "ndim", 0) == x.ndim:
             width = width[..., None]
         with np.errstate(all="ignore"):    # the values may be infinite

@@ -1,4 +1,4 @@
-"""`check_gradient`: the user's gradient beside finite differences."""
+"""`check_gradient`: the user's gradient against finite differences."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lbfgs_xp.typing import Jacobian
 
 
 class GradientCheck(NamedTuple):
-    """What `lx.check_gradient` found.
+    """The outcome of `lx.check_gradient`.
 
     error : float
-        The largest |jac - differences|, divided by max(1, largest |differences|). Where f or the
+        The largest |jac - differences|, divided by max(1, largest |differences|). If f or the
         units of x make all gradients small, compare `jac` with `differences` yourself.
     where : int
-        The position of that component in the flattened x.
+        The index of that component in the flattened x.
     jac, differences : arrays (n,)
         The gradient as given, and by central differences.
     """
@@ -45,13 +45,13 @@ def check_gradient(
     fun, jac, args, has_aux
         As in `lx.minimize`.
     x : array or nested parameters
-        Where to look. float64 reveals most: there errors of about 1e-10 are rounding alone, while
-        float32 sees nothing below 1e-4.
+        Where to compare. float64 reveals the most: there, errors of about 1e-10 are only rounding,
+        whereas float32 shows nothing below 1e-4.
 
     Returns
     -------
     GradientCheck
-        `error` is relative; a correct gradient gives a number near eps^(2/3).
+        `error` is relative; for a correct gradient it is near eps^(2/3).
 
     Examples
     --------

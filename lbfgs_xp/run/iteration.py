@@ -1,4 +1,4 @@
-"""What one evaluation changes in a run: pure functions, which JAX can compile for a batch."""
+"""The effect of one evaluation on a run: pure functions, which JAX can compile for a batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SUCCESSES = [int(member) for member in Status if member.success]
 
 
 class Standing(NamedTuple):
-    """Where a run stands: all that one evaluation changes."""
+    """Where a run stands: everything that an evaluation changes."""
 
     solver_state: Any
     progress: Progress
@@ -25,7 +25,7 @@ class Standing(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """What `_account` looks at: see `lbfgs_xp.solvers.contract`."""
+    """The parts of a solver's state that `_account` needs: see `lbfgs_xp.solvers.contract`."""
 
     x: Array
     value: Any
@@ -43,15 +43,15 @@ class _Seen(NamedTuple):
 
 
 def is_compilable(solver: Solver) -> bool:
-    """Whether a step can be compiled: a Hessian is a function of the user's, and some solvers work
-    on the host."""
+    """Whether a step can be compiled. (The Hessian is a user's function, and some solvers work on
+    the host.)"""
     return solver.compiles and not solver.needs_hessian
 
 
 def solver_state_at(
     solver: Solver, space: Space, x: Array, value: Any, gradient: Array, learned: Any, **more: Any
 ) -> Any:
-    """The solver's state at x, with what an earlier run has learned; None for nothing."""
+    """The solver's state at x, with what an earlier run has learned, or None."""
     known = () if learned is None else (learned,)
     return solver.init(space, x, value, gradient, *known, **more)
 
@@ -63,7 +63,7 @@ def after_evaluation(
     """Where a run stands once value and gradient at the trial are known, and whether the trial is
     the best point. Pure, except that it may overwrite what the solver has learned.
 
-    count : how many evaluations that took.
+    count : how many evaluations this took.
     """
     old = standing.solver_state
     running = standing.progress.status == _RUNNING
@@ -73,7 +73,7 @@ def after_evaluation(
     arguments: tuple = (solver, space, measure_steps)
     seen = old, state
     if space.batched and not (space.reproducible or is_compilable(solver)):
-        # What can be compiled of the iteration, apart from the solver.
+        # The solver's step cannot be compiled, but the rest of the iteration can.
         account, arguments = space.backend.jit(_account, *arguments), ()
         seen = _Seen.of(old), _Seen.of(state)
     progress, best, better = account(
@@ -86,7 +86,7 @@ def _account(
     solver: Solver, space: Space, measure_steps: bool, criteria: Criteria, progress: Progress,
     best: Best, old: Any, new: Any, gradient: Array, count: int,
 ) -> tuple[Progress, Best, Any]:
-    """What a step means for the run, and whether the trial is the best point."""
+    """Progress and best point after a step, and whether the trial is the best point."""
     fn = space.scalars
     running = progress.status == _RUNNING
     step = size = None
@@ -101,10 +101,10 @@ def better_point(
     solver: Solver, space: Space, criteria: Criteria, best: Best, trial: Array, state: Any,
     gradient: Array, running: Any,
 ) -> tuple[Best, Any]:
-    """The best point, now that the trial was seen, and whether it is the trial.
+    """The best point, now that the trial has been evaluated, and whether it is the trial.
 
-    The lower value wins; among values that agree with the lowest to rounding, the smallest
-    gradient.
+    The lower value wins; among values that agree with the lowest up to rounding, the smallest
+    gradient wins.
     """
     fn = space.scalars
     value = state.seen
@@ -134,7 +134,7 @@ def better_point(
 
 
 def succeeded(status: Any) -> Any:
-    """Which problems ended where they were meant to, from the integers of their statuses."""
+    """Which problems ended successfully, from the integers of their statuses."""
     success = status != status
     for code in _SUCCESSES:
         success = success | (status == code)

@@ -1,4 +1,4 @@
-"""A run of `minimize`: it joins an objective, a solver and the rules for stopping."""
+"""A run of `minimize`, which combines an objective, a solver and the stopping rules."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from lbfgs_xp.run.stopping import Criteria, Progress
 from lbfgs_xp.solvers.contract import Solver
 
 _RUNNING = int(Status.RUNNING)
-# Finite trials of one search after which differences are no longer trusted.
+# Finite trials in one search after which finite differences are no longer trusted.
 _DOUBTFUL = 8
 
 
 class Run:
-    """One call of `minimize`, under way.
+    """One call of `minimize` in progress.
 
-    standing : a `Standing`; None until the start is known.
+    standing : a `Standing`; None until the start has been evaluated.
     rows : which rows of a batch are left.
-    deadline : when the phase under way must end, by time.perf_counter().
+    deadline : when the current phase must end, by time.perf_counter().
     """
 
     def __init__(self, plan: Plan, space: Space, objective: Objective, hess: Any):
@@ -48,24 +48,24 @@ class Run:
         self.standing: Any = None
         self.rows, self.sizes = Rows(), Sizes(space.backend)
         self._in_step = False
-        # Runs the user's functions as the caller of `minimize` would.
+        # Runs the user's functions in the context of the caller of `minimize`.
         self.in_caller_context = contextvars.copy_context().run
         self._last_deadline = time.perf_counter() + plan.maxtime
-        # All of them now, so that what a later phase lacks is said before the first one runs.
+        # Prepare all stages now, so that errors in a later one are raised before the first runs.
         self._ahead = [(stage, *self._prepared(stage, hess)) for stage in plan.stages]
         self._ended: list[Result] = []
         self._forward = objective.forward
         self._enter_stage()
 
     def _prepared(self, stage: Stage, hess: Any) -> tuple[Callable, Callable]:
-        """For a stage: `solver_state_at`, and from its solver to `after_evaluation`."""
+        """`solver_state_at` for a stage, and the function from its solver to `after_evaluation`."""
         solver, space = stage.solver, self.space
         more: dict[str, Any] = {}
         if solver.needs_hessian:
             hessian = self.objective.hessian(hess)
             more["hessian"] = lambda x: self.in_caller_context(hessian, x)
-        # One problem runs on Python floats and branches, which nothing can compile, and a Hessian
-        # is a function of the user's.
+        # A single problem runs on Python floats and branches, which cannot be compiled, and a
+        # Hessian is a user's function.
         compiled = space.batched and is_compilable(solver) and not space.reproducible
         prepare = space.backend.jit if compiled else functools.partial
 
@@ -78,7 +78,7 @@ class Run:
         return functools.partial(prepare(solver_state_at, solver, space), **more), after
 
     def _enter_stage(self) -> None:
-        """Make the next stage the one under way."""
+        """Make the next stage the current one."""
         stage, self._state_at, self._after_of = self._ahead.pop(0)
         self.method, self.solver, self.criteria = stage.name, stage.solver, stage.criteria
         if self.objective.differs:
@@ -87,19 +87,19 @@ class Run:
         self.deadline = min(self._last_deadline, time.perf_counter() + stage.maxtime)
 
     def set_differences(self, forward: bool) -> None:
-        """Take the gradient by forward or by central differences."""
+        """Take the gradient by forward or by central differences from now on."""
         self.objective.forward, eps = forward, self.space.backend.eps
         self.criteria = self.criteria._replace(
             calls_per_trial=self.objective.calls_per_trial(forward), trials=_DOUBTFUL,
-            # Forward ones are doubted wherever they fail, so their error is no excuse. That of
-            # central ones is eps^(2/3) where third derivatives are of the order of f, mostly less.
+            # Forward differences are doubted whenever they fail, so their error is no excuse. For
+            # central ones it is eps^(2/3) if third derivatives are of the order of f, mostly less.
             forward=forward, error=eps if forward else 0.1 * eps ** (2 / 3),
         )
 
     # --- beginning -----------------------------------------------------------------------------
 
     def begin(self, x: Array, state: State | None) -> None:
-        """Evaluate the start, or where an earlier run stands."""
+        """Evaluate the start, or the iterate of an earlier run."""
         space, solver, objective = self.space, self.solver, self.objective
         start, learned, earlier = x, None, None
         if state is not None:
@@ -116,7 +116,7 @@ class Run:
         value, gradient, aux, _ = self.evaluate(start)
         if not space.equal(start, untouched):
             raise ValueError(
-                "fun changed x in place; wanted a function that leaves its argument as it is"
+                "fun changed x in place; wanted a function that leaves its argument unchanged"
             )
         inner = self._state_at(start, value, gradient, learned)
         best = Best(start, inner.value, gradient, inner.gradient_norm, inner.value)
@@ -129,7 +129,7 @@ class Run:
             and space.equal(inner.value, earlier.solver_state.value)
             and space.equal(inner.gradient, earlier.solver_state.gradient)
         ):
-            # A state may serve several runs, and a run overwrites what it has learned.
+            # Several runs may resume from a state, and each overwrites what it has learned.
             inner = solver.resume(earlier.solver_state)
             best, self.aux = earlier.best, self.aux._replace(value=earlier.aux)
         extent = space.read_one(space.max_abs(start))
@@ -140,7 +140,7 @@ class Run:
         self.second_look = SecondLook(self)
 
     def _begin_next_stage(self) -> bool:
-        """Begin the next stage at the best point so far; whether there is one."""
+        """Begin the next stage at the best point so far; return whether there is one."""
         self.rejoin_rows()
         if not self._ahead:
             return False
@@ -166,15 +166,15 @@ class Run:
         return True
 
     def afresh(self, x: Array, value: Any, gradient: Array) -> Any:
-        """The solver's state at x, without what it has learned. What its last step promised is
-        kept: a new one promises nothing yet, and a failure is judged by it."""
+        """The solver's state at x without what it has learned. It keeps the decrement of the last
+        step, by which a failure is judged, because a new state has none yet."""
         fresh = self._state_at(x, self.to_user(value), gradient, None)
         return fresh._replace(decrement=self.standing.solver_state.decrement)
 
     # --- advancing -----------------------------------------------------------------------------
 
     def goes_on(self) -> bool:
-        """Whether something runs, or sets out again now that nothing does."""
+        """Whether any problem is running; if none is, resume some or begin the next stage."""
         while not self.is_running():
             if self.second_look.resumes():
                 return True
@@ -183,7 +183,7 @@ class Run:
         return True
 
     def is_running(self) -> bool:
-        """Whether some problem has not stopped: the one read of an evaluation of a batch. Rows
+        """Whether any problem is still running: for a batch, the only read per evaluation. Rows
         leave the batch here once enough of them are done."""
         space, status = self.space, self.standing.progress.status
         if not space.batched:
@@ -198,13 +198,13 @@ class Run:
         return True
 
     def evaluate(self, x: Array) -> tuple[Any, Array, Any, int]:
-        """Value, gradient and aux at x, and how many calls of fun that took."""
+        """Value, gradient and aux at x, and how many calls of fun this took."""
         before = self.objective.nfev
         value, gradient, aux = self.in_caller_context(self.objective.evaluate, x)
         return value, gradient, aux, self.objective.nfev - before
 
     def advance(self) -> bool:
-        """One evaluation and what follows from it; whether an iteration may have ended."""
+        """Evaluate the trial and update the run; return whether an iteration may have ended."""
         value, gradient, aux, count = self.evaluate(self.standing.solver_state.trial)
         self._in_step = True
         standing, better = self._after(self.standing, self.criteria, value, gradient, count)
@@ -213,13 +213,13 @@ class Run:
         return self.space.batched or self.standing.solver_state.accepted
 
     def move_to(self, standing: Standing, aux: Any, better: Any) -> None:
-        """Take up a new standing, with the aux of an evaluation that is `better` than the best."""
+        """Adopt a new standing, and the aux of an evaluation where it is `better` than the best."""
         of_best = self._aux_of_best(aux, better) if self.objective.has_aux else self.aux
-        # In one statement, which no interrupt can split.
+        # A single statement, which no interrupt can split.
         self.standing, self.aux = standing, of_best
 
     def _aux_of_best(self, value: Any, better: Any) -> AuxOutput:
-        """The auxiliary output of the better point; in a batch, of each problem on its own."""
+        """The auxiliary output of the better point; in a batch, for each problem separately."""
         space, old = self.space, self.aux
         if not space.batched:
             return AuxOutput(value) if better else old
@@ -245,20 +245,20 @@ class Run:
             self._set_rows(Rows(), self.rows.join(self.space, self._per_row()))
 
     def _per_row(self) -> tuple[Standing, Criteria, tuple]:
-        """All that has an entry for each row of the batch."""
+        """Everything that has an entry for each row of the batch."""
         return self.standing, self.criteria, self.aux.rows()
 
     def _set_rows(self, rows: Rows, per_row: tuple[Standing, Criteria, tuple]) -> None:
-        """Make these rows, of which this is known, the batch."""
+        """Make these rows the batch; `per_row` is what `_per_row` holds for them."""
         standing, criteria, of_rows = per_row
         aux = self.aux.with_rows(of_rows)
-        # In one statement, which no interrupt can split.
+        # A single statement, which no interrupt can split.
         self.rows, self.standing, self.criteria, self.aux = rows, standing, criteria, aux
         self.objective.restrict_to(None if rows.here is None else self.space.send(rows.here))
         self._after = self._after_of(self.solver_here())
 
     def solver_here(self) -> Solver:
-        """The solver of the rows that make up the batch."""
+        """The solver for the rows that make up the batch."""
         if self.rows.here is None:
             return self.solver
         return self.solver.of_rows(self.space, self.layout.batch[0], self.rows.here)
@@ -266,24 +266,24 @@ class Run:
     # --- ending --------------------------------------------------------------------------------
 
     def end(self, status: Status) -> None:
-        """End what still runs, or was not confirmed."""
+        """End the problems that are still running or were not confirmed."""
         p = self.standing.progress
         running = (p.status == _RUNNING) | (p.status == CLAIMED)
         self.note(p._replace(status=self.space.scalars.where(running, int(status), p.status)))
 
     def stop(self, status: Status) -> None:
-        """End the run: what still runs, and what later stages were meant to go on with."""
+        """End the run, including the problems that later stages would have continued."""
         if self._ahead:
             self.rejoin_rows()
             fn, p = self.space.scalars, self.standing.progress
-            # These are beyond help.
+            # No later stage could have continued these.
             lost = (p.status == int(Status.NOT_FINITE)) | (p.status == int(Status.UNBOUNDED))
             self.note(p._replace(status=fn.where(lost, p.status, _RUNNING)))
         self.end(status)
 
     def recover_from_interrupt(self) -> None:
-        """After an interrupt within a step, which may have overwritten half of what the solver has
-        learned: it sets out afresh from its iterate."""
+        """Restart the solver from its iterate if a step was interrupted, which may have overwritten
+        half of what it has learned."""
         if not self._in_step:
             return
         self.rejoin_rows()
@@ -293,7 +293,7 @@ class Run:
 
     def record(self) -> Record:
         shown = self.rows.join(self.space, _shown(self.standing), lambda left: _shown(left[0]))
-        # A copy, for the callback may do with it what it likes.
+        # A copy, because the callback may change it.
         x = self.space.backend.own(shown.x)
         return Record(self.layout.to_tree(x), *(self.to_user(scalar) for scalar in shown[1:]))
 
@@ -302,7 +302,7 @@ class Run:
         return last if len(self.plan.stages) == 1 else joined([*self._ended, last])
 
     def _result_of_stage(self) -> Result:
-        """The result of the stage under way; its counts are those of the run so far."""
+        """The result of the current stage, with the counts of the whole run so far."""
         self.rejoin_rows()
         space, layout = self.space, self.layout
         state, p, best = self.standing
@@ -315,7 +315,7 @@ class Run:
         else:
             status = Status(code)  # type: ignore[call-arg]
             message = status.message
-        own = space.backend.own    # the state goes on to hold the others
+        own = space.backend.own    # the state keeps the originals
         kind = BatchResult if space.batched else Result
         return kind(
             x=layout.to_tree(own(best.x)),
@@ -341,12 +341,12 @@ class Run:
         return None if found is None else found.named(self.layout.to_tree)
 
     def to_user(self, scalar: Any) -> Any:
-        """A scalar of each problem as the user sees it."""
+        """One scalar per problem, as the user sees it."""
         return self.space.send(scalar) if self.space.batched else scalar
 
 
 def _shown(standing: Standing) -> Record:
-    """What a record shows of a run."""
+    """The contents of a record, as vectors and scalars of the run."""
     state, p = standing.solver_state, standing.progress
     return Record(state.x, state.value, state.gradient_norm, state.step, p.nit, p.nfev)
 
@@ -369,9 +369,9 @@ def _checked_state(state: Any, x: Array, method: str, solver: Solver, space: Spa
         )
     if state.space != space:
         raise ValueError(
-            f"state comes from a run in {state.space!r}; wanted one in {space!r}, as this run is"
+            f"state comes from a run in {state.space!r}; wanted one in {space!r}, like this run"
         )
     if not solver.resumes:
-        raise ValueError(f"state was passed, but {method} cannot go on from one")
+        raise ValueError(f"state was passed, but {method} cannot resume from one")
     solver.check_state(state.solver_state)
     return state

@@ -1,4 +1,4 @@
-"""The methods by name, and what an error says of a name or object that is not one."""
+"""The methods by name, and error messages for names and objects that are not methods."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ METHODS: dict[str, Callable[[], Any]] = {
     **first_order.NAMES,
 }
 
-# Methods of SciPy that have other names here, or none.
+# Methods of SciPy that have another name here, or none.
 _OF_SCIPY = {
-    ("l-bfgs-b", "tnc"): 'with bounds take "projected_gradient", without them "lbfgs"',
-    ("cg",): '"lbfgs" needs about as little memory',
-    ("newton-cg", "dogleg", "trust-ncg", "trust-exact", "trust-krylov"): 'take "newton"',
+    ("l-bfgs-b", "tnc"): 'use "projected_gradient" with bounds, "lbfgs" without',
+    ("cg",): 'use "lbfgs", which needs about as little memory',
+    ("newton-cg", "dogleg", "trust-ncg", "trust-exact", "trust-krylov"): 'use "newton"',
     ("slsqp", "cobyla", "cobyqa", "trust-constr"): (
-        "for constraints there is lx.augmented_lagrangian"
+        "use lx.augmented_lagrangian for constraints"
     ),
-    ("lm", "trf", "dogbox"): "for fits there are lx.curve_fit and lx.least_squares",
-    ("nelder-mead", "powell"): 'all methods need gradients, of jac="3-point" if need be',
+    ("lm", "trf", "dogbox"): "use lx.curve_fit or lx.least_squares for fits",
+    ("nelder-mead", "powell"): 'all methods need gradients, if necessary by jac="3-point"',
 }
 
 
 def method_named(method: Any, more: tuple[str, ...] = ()) -> Any:
     """The method object that `method` names, or `method` itself if it is one.
 
-    more : further names, for the message.
+    more : further names to list in the message.
     """
     if isinstance(method, str):
         if method not in METHODS:
@@ -57,18 +57,18 @@ def method_named(method: Any, more: tuple[str, ...] = ()) -> Any:
 
 
 def is_solver(method: Any) -> bool:
-    """Whether it has what `lbfgs_xp.solvers.contract.Solver` asks for."""
+    """Whether it has the methods that `lbfgs_xp.solvers.contract.Solver` requires."""
     return all(hasattr(method, name) for name in ("init", "step"))
 
 
 def _is_optimizer(method: Any) -> bool:
-    """Whether it makes a solver for a layout of parameters."""
+    """Whether it makes solvers for layouts of parameters."""
     return hasattr(method, "solver")
 
 
 def _hint(method: Any) -> str:
-    """What an error adds where the name of a method is nearly right, or where a method of SciPy, a
-    line search or a class was passed for a method; else nothing."""
+    """What an error adds if the name of a method is nearly right, or if a method of SciPy, a line
+    search or a class was passed instead of a method; otherwise nothing."""
     if isinstance(method, str):
         name = method.lower()
         for names, ours in _OF_SCIPY.items():
@@ -82,7 +82,7 @@ def _hint(method: Any) -> str:
     if issubclass(kind, line_search.LineSearch) and not inspect.isabstract(kind):
         return _about_line_search(kind)
     if kind is method and issubclass(kind, Method):
-        return f"; this is the class, and an object is {kind.__name__}()"
+        return f"; this is the class: pass an object such as {kind.__name__}()"
     return ""
 
 

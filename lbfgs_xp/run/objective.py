@@ -1,4 +1,4 @@
-"""fun and jac, in whatever form, as one function: vector -> (value, gradient, aux)."""
+"""fun and jac, in any of their forms, as one function: vector -> (value, gradient, aux)."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from lbfgs_xp.arrays.tree import Layout, flatten, map_leaves
 from lbfgs_xp.run import differences
 
 _WAYS_OUT = (
-    "give jac= a function that returns the gradient; or jac=True, fun then returning "
+    "give jac= a function that returns the gradient; or jac=True, with fun returning "
     '(value, gradient); or jac="2-point" or "3-point" for finite differences; or an x0 of a '
-    "library that differentiates (a tensor of PyTorch, an array of JAX)"
+    "library that differentiates (a PyTorch tensor or a JAX array)"
 )
 
 
 class Objective:
-    """Evaluates value and gradient on vectors and counts the evaluations.
+    """Value and gradient as functions of a vector, with counts of the evaluations.
 
     Parameters
     ----------
     fun, args, jac, has_aux, pass_rows
         As in `lx.minimize`.
     layout : Layout
-        Between the user's parameters and the vector.
+        Converts between the user's parameters and the vector.
 
     Attributes
     ----------
     layout : Layout
-        That of the problems in the batch.
+        The layout of the problems that are in the batch.
     nfev, nhev : int
         How often `fun` was called; how often the Hessian was formed.
     differs, forward : bool
-        Whether the gradient comes from differences, and whether from forward ones. Set `forward` to
-        False for central ones.
+        Whether the gradient comes from finite differences, and whether from forward ones. Set
+        `forward` to False for central ones.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Objective:
         if not isinstance(args, tuple):
             args = (args,)
         if pass_rows and not layout.batch:
-            raise ValueError("pass_rows is True for one problem; wanted it with batched=True")
+            raise ValueError("pass_rows is True for one problem; wanted it only with batched=True")
         self.layout = self._all = layout
         self._all_args = args
         self._pass_rows = pass_rows
@@ -70,18 +70,18 @@ class Objective:
         if layout.batch:
             self.restrict_to(None)
         self._evaluate = self._choose(jac)
-        # Like the gradient, the values of a batch may be in a buffer that fun fills again.
+        # Like the gradient, the values of a batch may be in a buffer that fun reuses.
         self.evaluate = self._with_own_value if layout.batch else self._evaluate
         self._unshared = -1
         if self.backend.on_host and layout.plain:
             self._unshared = self._references_of_a_fresh_array()
 
     def calls_per_trial(self, forward: bool) -> int:
-        """How often fun is called for a value and its gradient by differences."""
+        """How often fun is called for a value and its gradient by finite differences."""
         return 1 + differences.calls_per_derivative(self.layout.size, central=not forward)
 
     def restrict_to(self, indices: Array | None) -> None:
-        """From now on x holds the problems with these indices, (k,); None: all of them."""
+        """Expect x to hold only the problems with these indices, (k,); None: all of them."""
         (count,) = self._all.batch
         self.layout = self._all if indices is None else self._all.of_rows(indices.shape[0])
         if self._pass_rows:
@@ -96,14 +96,14 @@ class Objective:
             )
 
     def hessian(self, hess: Callable | None) -> Callable[[Array], Array]:
-        """The function from the vector x to its Hessian, symmetric matrices (..., n, n).
+        """The function from the vector x to the Hessian there, a symmetric matrix (..., n, n).
 
         hess : as in `lx.minimize`; None: automatic differentiation.
         """
         if any(self.layout.complex):
             raise TypeError(
-                "x0 is complex; wanted real x0 for a method that needs the Hessian, which is that "
-                "of real variables"
+                "x0 is complex; wanted real x0 for a method that needs the Hessian, which is "
+                "defined for real variables only"
             )
         if hess is None and not self.backend.differentiates:
             raise ValueError(
@@ -121,7 +121,7 @@ class Objective:
                 differentiated = self.backend.hessian(value, self.fun, self.has_aux, layout)
                 matrix = differentiated(self.args, x)
             else:
-                # A copy, since a function that is called once an iteration may well change it.
+                # A copy costs little once per iteration, and the function may change it.
                 matrix = hess(layout.to_tree(self.backend.own(x)), *self.args)
                 matrix = self.backend.detach(layout.check(matrix, 0, "the Hessian", shape))
             return 0.5 * (matrix + layout.xp.matrix_transpose(matrix))
@@ -152,7 +152,7 @@ class Objective:
         value, gradient, aux = self._evaluate(x)
         return self.backend.own(value), gradient, aux
 
-    # --- the four ways to a gradient -----------------------------------------------------------
+    # --- four ways to compute the gradient -----------------------------------------------------
 
     def _both(self, x: Array) -> tuple[Any, Array, Any]:
         self.nfev += 1
@@ -200,7 +200,7 @@ class Objective:
         return self.backend.detach(value), aux
 
     def _precise(self, x: Any, *args: Any) -> Any:
-        """What fun returned, if its values are as precise as x."""
+        """What fun returned, checked to be as precise as x."""
         out = self.fun(x, *args)
         value = out[0] if self.has_aux and isinstance(out, (tuple, list)) and out else out
         if isinstance(value, np.generic) or is_array(value):
@@ -208,7 +208,7 @@ class Objective:
         return out
 
     def _gradient(self, gradient: Any, x: Array) -> Array:
-        """The user's gradient as a vector that nobody else can change later."""
+        """The user's gradient as a vector that no one else can change later."""
         plain = self.layout.plain
         if not (
             plain
@@ -218,8 +218,8 @@ class Objective:
             and self.backend.holds(gradient)
         ):
             gradient = self.layout.to_vector(gradient, "the gradient")
-        # A caller that fills one buffer again and again would change our past gradients. An array
-        # that nobody else holds needs no copy.
+        # A function that reuses one buffer would change our earlier gradients. An array that no
+        # one else holds needs no copy.
         references = sys.getrefcount(gradient)
         if self._unshared == 0:
             return references
@@ -228,9 +228,9 @@ class Objective:
         return self.backend.own(gradient)
 
     def _references_of_a_fresh_array(self) -> int:
-        """How many references `_gradient` sees to an array that only the caller's result holds.
+        """How many references `_gradient` sees to an array that only the user's result holds.
 
-        Counted on the path that a real gradient takes, since interpreters differ.
+        Counted on the path that a real gradient takes, because interpreters differ.
         """
         fun, jac, self._unshared = self.fun, self.jac, 0
         like, batch = self.layout.leaves[0], self.layout.batch
@@ -248,7 +248,7 @@ class Objective:
         return references
 
     def _warn_of_shared(self) -> None:
-        """Warn of arrays that all rows share but that may have been meant for one row each."""
+        """Warn about arrays that all rows share but that may hold one number for each row."""
         (count,) = self._all.batch
         for leaf in flatten(self._all_args)[0]:
             if is_array(leaf) and leaf.ndim == 1 and belongs_to_rows(leaf, count) and not (
@@ -256,8 +256,8 @@ class Objective:
             ):
                 warnings.warn(
                     f"args has an array of shape ({count},), and x0 has {count} rows and another "
-                    f"axis of {count}: all rows share the array. If it holds a number for each "
-                    "row, hand over array[:, None]; array[None] says that it is shared, without "
+                    f"axis of length {count}: all rows share the array. If it holds a number for "
+                    "each row, pass array[:, None]. If it is shared, pass array[None] to silence "
                     "this warning",
                     stacklevel=5,
                 )
@@ -275,7 +275,7 @@ def _value_and_aux(
 def _first_and_aux(
     fun: Callable, has_aux: bool, layout: Layout, args: tuple, x: Array
 ) -> tuple[Any, Any]:
-    """`_value_and_aux` of a function that returns its gradient as well."""
+    """`_value_and_aux` for a function that also returns its gradient."""
     return _value_and_aux(_first, has_aux, layout, (fun, *args), x)
 
 
@@ -293,5 +293,5 @@ def _checked_value(value: Any, layout: Layout) -> Any:
         return returned.row_numbers("fun", value, backend, layout.batch, pair_if)
     hint = ""
     if getattr(value, "ndim", 0) == 1 and all(s[:1] == value.shape for s in layout.shapes):
-        hint = ", or batched=True where each row of x0 is a problem of its own"
+        hint = ", or batched=True if each row of x0 is a separate problem"
     return returned.real_number("fun", value, backend, pair_if=pair_if, hint=hint)

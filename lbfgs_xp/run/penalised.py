@@ -1,4 +1,4 @@
-"""A function with the terms of its constraints, for `minimize`."""
+"""A function with penalty terms for its constraints, for `minimize`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from lbfgs_xp.arrays.tree import Layout
 
 
 class Multipliers(NamedTuple):
-    """Lagrange multipliers: arrays (m,), or None where there are no such constraints.
+    """Lagrange multipliers: arrays (m,), or None if there are no such constraints.
 
-    inequality : at least 0, and 0 where the constraint is not active.
+    inequality : at least 0, and 0 where the constraint is inactive.
     equality : of either sign.
     """
 
@@ -26,7 +26,7 @@ class Multipliers(NamedTuple):
 
 
 class PenalisedProblem:
-    """fun with the terms of its constraints, as a function for `minimize`."""
+    """fun with penalty terms for its constraints, as a function for `minimize`."""
 
     def __init__(
         self, fun: Callable, x0: Any, inequality: Any, equality: Any, jac: Any,
@@ -44,12 +44,12 @@ class PenalisedProblem:
             jacobian = jacobians[f"{name}_jac"]
             if jacobian is None and explicit and function is not None:
                 raise ValueError(
-                    f"{name}_jac is missing; wanted the Jacobian of {name}, since jac is "
+                    f"{name}_jac is missing; wanted the Jacobian of {name}, because jac is "
                     f"{'True' if jac is True else 'a function'}"
                 )
             if jacobian is not None and not (explicit and function is not None):
                 why = "jac is neither True nor a function" if function else f"{name} was not"
-                raise ValueError(f"{name}_jac was passed, but {why}; wanted both or none")
+                raise ValueError(f"{name}_jac was passed, but {why}; wanted both or neither")
         self.layout = Layout(x0, batched=False)
         self.backend = self.layout.backend
         self.space = (FixedOrderSpace if reproducible else Space)(self.backend)
@@ -64,7 +64,7 @@ class PenalisedProblem:
             self.merit = self.backend.jit(self.merit)
 
     def evaluate(self, x: Any, multipliers: Multipliers, penalty: float, *args: Any) -> Any:
-        """((value, (value of fun, constraints)), gradient), or without the gradient."""
+        """((value, (value of fun, constraints)), gradient); without a gradient, the first part."""
         f, gradient = self.fun(x, *args), None
         if self.fun_jac is True:
             f, gradient = returned.pair("fun", f, "jac=True", "(value, gradient)")
@@ -84,7 +84,7 @@ class PenalisedProblem:
             c = self._numbers(function(x, *args), name)
             matrix = None if jacobian is None else jacobian(x, *args)
             found.append(c)
-            # Trials that overflow are ordinary.
+            # Trials that overflow are normal.
             with np.errstate(all="ignore"):
                 change = self.change(name, c, multiplier, penalty)
                 weights = multiplier + change
@@ -97,11 +97,11 @@ class PenalisedProblem:
         return out if gradient is None else (out, self.layout.to_tree(gradient))
 
     def change(self, name: str, c: Array, multiplier: Any, penalty: float) -> Array:
-        """By how much the next multipliers differ from these: rho c; or for an inequality, whose
-        multiplier stays positive, max(0, multiplier + rho c) - multiplier.
+        """The change from these multipliers to the next ones: rho c; for an inequality, whose
+        multiplier must not be negative, max(0, multiplier + rho c) - multiplier.
 
-        Divided by rho that is 0 just where c = 0; or where c <= 0, multiplier >= 0 and one of the
-        two is 0.
+        It is 0 exactly where c = 0 or, for an inequality, where c <= 0, multiplier >= 0 and one of
+        the two is 0.
         """
         change = penalty * c
         if name == "equality":
@@ -127,7 +127,7 @@ class PenalisedProblem:
             sizes += [max_abs(beyond), max_abs(change)]
             after.append(multiplier + change)
         value, *sizes = self.space.read(f, *sizes)
-        violation = FLOATS.maximum(*sizes[::2])  # where one is nan, nan
+        violation = FLOATS.maximum(*sizes[::2])  # nan if one of them is
         change = FLOATS.maximum(*sizes[1::2]) / penalty
         return value, violation, change, Multipliers(*after)
 
@@ -149,7 +149,7 @@ class PenalisedProblem:
         return self._reshaped(out, wanted)
 
     def _adopted(self, out: Any, name: str) -> Array:
-        """Numbers, or an array of the library of x0."""
+        """What a function returned, as an array of the library of x0."""
         if not is_array(out):
             out = self.backend.adopt(out, name)
         returned.check_array(name, out, self.backend, "an array")

@@ -1,4 +1,4 @@
-"""The plan of a run: what `method` of `lx.minimize` stands for, as stages with limits."""
+"""The plan of a run: `method` of `lx.minimize` as stages with limits."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from lbfgs_xp.run.stopping import Criteria
 from lbfgs_xp.solvers.contract import Solver, completed
 from lbfgs_xp.solvers.method import Limits, Phase
 
-# Counts of a batch are 32-bit integers.
+# Counts in a batch are 32-bit integers.
 _UNLIMITED = 2**31 - 1
-# Iterations without meaningful progress before the floor is taken as reached.
+# Iterations without meaningful progress after which the precision floor counts as reached.
 _PATIENCE = 8
-# Up to this many variables, twice the memory of L-BFGS, one matrix is less work than the pairs.
+# Up to this many variables, twice the memory of L-BFGS, a matrix is less work than the pairs.
 _DENSE = 20
 
 
 class Stage(NamedTuple):
-    """A phase, ready to run. Its budgets, seconds among them, count from its start."""
+    """A phase, ready to run. Its budgets, including maxtime, count from its start."""
 
-    name: str    # of the method, as its user knows it
+    name: str    # of the method, as the user knows it
     solver: Solver
     criteria: Criteria
     maxtime: float
 
 
 class Plan(NamedTuple):
-    """The stages of a run, at least one, and the budgets of the whole."""
+    """The stages of a run, at least one, and the budgets of the whole run."""
 
     stages: list[Stage]
     maxiter: int
@@ -57,7 +57,7 @@ def plan_of(method: Any, limits: Limits, bounds: Any, hess: Any, layout: Layout)
 
 
 def _phases(method: Any) -> list[Phase]:
-    """`method` of `lx.minimize` as phases: one, or those of a list."""
+    """`method` of `lx.minimize`, a single method or a list, as phases."""
     methods = method if isinstance(method, (list, tuple)) else [method]
     if not methods:
         raise ValueError(f"method is {method!r}; wanted at least one method")
@@ -91,18 +91,18 @@ def _first_given(own: float | None, whole: float | None, default: float) -> floa
 
 
 def _smaller(own: int | None, whole: int | None) -> int:
-    """The smaller of the limits that are given."""
+    """The smaller of the given limits."""
     most = _UNLIMITED if whole is None else min(whole, _UNLIMITED)
     return most if own is None else min(own, most)
 
 
 def _solver(method: Any, bounds: Any, layout: Layout) -> tuple[str, Solver]:
-    """The name of a method, and the solver that it stands for, within the bounds."""
+    """The name of a method, and its solver, restricted to the bounds."""
     if method is None or (isinstance(method, str) and method == "auto"):
         method = "bfgs" if layout.batch and layout.size <= _DENSE else "lbfgs"
     method = method_named(method, more=("auto",))
     name = type(method).__name__
-    # An optimizer of nested parameters is no solver yet, but makes one.
+    # An optimizer of nested parameters is not a solver yet, but makes one.
     solver = completed(method.solver(layout) if hasattr(method, "solver") else method)
     if bounds is None:
         return name, solver

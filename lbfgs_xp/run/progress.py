@@ -1,4 +1,4 @@
-"""The live line of `progress=True`."""
+"""The live status line of `progress=True`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from lbfgs_xp.result import Record
 
 
 class Live:
-    """One line in the terminal that follows a run; nothing at all where `shown` is False.
+    """One line in the terminal that follows a run; nothing if `shown` is False.
 
-    line : what it says of a record; the progress of `minimize` unless told.
+    line : from a record to the text of the line; by default, the progress of `minimize`.
     """
 
     def __init__(self, shown: bool, line: Callable[[Any], str] | None = None):
@@ -21,7 +21,7 @@ class Live:
         self._live: Any = None
         self._next = 0.0
         if shown:
-            # Here, for rich takes longer to import than this library.
+            # Imported here because rich takes longer to import than this library.
             from rich.live import Live as RichLive
 
             self._live = RichLive(auto_refresh=False)
@@ -36,13 +36,13 @@ class Live:
             self._live.refresh()
             self._live.stop()
             if not self._live.console.is_terminal:
-                self._live.console.line()    # rich ends the line on a terminal alone
+                self._live.console.line()    # rich ends the line only on a terminal
 
     def show(self, record: Any) -> None:
         if self._live is None:
             return
         self._live.update(self._line(record))
-        # Drawing costs more than a small iteration.
+        # Drawing the line costs more than a small iteration.
         if time.perf_counter() >= self._next:
             self._live.refresh()
             self._next = time.perf_counter() + 0.1

@@ -1,8 +1,8 @@
-"""What a run does before it says that it has ended.
+"""The checks that a run makes before it reports that it has ended.
 
 A claim that rounding has ended a run is provisional: looks confirm or refute it (`agreement`). A
-run that has settled above its best point sets out again from there, and one along forward
-differences goes on with central ones where only their error may have ended it.
+run that has settled above its best point restarts from there, and a run with forward differences
+switches to central ones if only their error may have ended it.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _RUNNING, _GRADIENT = int(Status.RUNNING), int(Status.GRADIENT)
 _PRECISION, _LINE_SEARCH = int(Status.PRECISION), int(Status.LINE_SEARCH)
 _EVALUATIONS, _TIME = int(Status.EVALUATIONS), int(Status.TIME)
 _NOT_FINITE, _HIGHER = int(Status.NOT_FINITE), int(Status.HIGHER)
-# How often a run may set out again from its best point.
+# How often a run may restart from its best point.
 _DEPARTURES = 10
-# How many times gtol the error of a forward difference must be before a small one is not believed.
-# Where f is of order 1 it is twice gtol, and a small one is right as a rule.
+# A small gradient by forward differences is not trusted if their error exceeds this many times
+# gtol. For f of order 1 the error is twice gtol, and a small gradient is usually right.
 _BLIND = 100.0
 
 
 class SecondLook:
     """The second look at a phase of a run.
 
-    departures : how often each problem has set out again.
-    departed : the value where it last set out.
+    departures : how often each problem has restarted from its best point.
+    departed : the value at which it last started.
     """
 
     def __init__(self, run: Run):
@@ -42,12 +42,12 @@ class SecondLook:
         self.departed = value
 
     def resumes(self) -> bool:
-        """Whether some problem goes on after all, now that all have stopped."""
+        """Whether any problem resumes, now that all have stopped."""
         self.run.rejoin_rows()
         self._confirm()
         return self._set_out_again() or self._switch_to_central()
 
-    # --- looks that confirm a floor of precision; see `agreement.confirm` ----------------------
+    # --- looks that confirm the precision floor; see `agreement.confirm` -----------------------
 
     def _confirm(self) -> None:
         run = self.run
@@ -74,7 +74,8 @@ class SecondLook:
         value, gradient, aux, count = run.evaluate(x)
         look = agreement.look(space, state, x, value, gradient)
         running = p.status == _RUNNING
-        # Hidden at once, nothing contradicts the claim; later, all that was visible did.
+        # If rounding hides the first look, nothing contradicts the claim; if it hides a later one,
+        # all the visible looks before it did.
         hidden = fn.full(_PRECISION if first else _LINE_SEARCH, p.status)
         status = fn.where(running & look.agrees, _PRECISION, p.status)
         status = fn.where(running & fn.logical_not(look.visible), hidden, status)
@@ -90,13 +91,13 @@ class SecondLook:
     def refute(self) -> None:
         self.run.end(Status.LINE_SEARCH)
 
-    # --- setting out again ---------------------------------------------------------------------
+    # --- restarting from the best point --------------------------------------------------------
 
     def _set_out_again(self) -> bool:
-        """Set out from the best point where a run has settled elsewhere.
+        """Restart from the best point if a run has settled elsewhere.
 
-        A trial that was passed over may be lower than all that came after it, in another valley.
-        From a point that it has set out from before, the run would only go the same way again.
+        A rejected trial, in another valley, may be lower than everything that came after it. From
+        a point where it has started before, the run would only take the same path again.
         """
         run = self.run
         run.rejoin_rows()
@@ -118,7 +119,7 @@ class SecondLook:
         fresh = run.afresh(best.x, best.value, best.gradient)
         norm = fresh.gradient_norm
         again = stopping.again(fn, run.criteria, p, fresh.value, norm, 0)
-        # A look has found the gradient to be right, however large it was elsewhere.
+        # A look has confirmed the gradient, no matter how large it was elsewhere.
         highest = fn.where(looked, norm, fn.maximum(p.highest_norm, norm))
         again = again._replace(highest_norm=highest)
         run.standing = space.merge(
@@ -129,9 +130,9 @@ class SecondLook:
     # --- from forward differences to central ones ----------------------------------------------
 
     def _switch_to_central(self) -> bool:
-        """Go on with central differences where the error of forward ones may be all that ended a
-        run: a failed search, or a gradient that is small beside what they can tell. Where a budget
-        does not allow it, such a gradient is no success."""
+        """Switch to central differences if only the error of forward ones may have ended a run: if
+        a search has failed, or the gradient is small compared with that error. If a budget does not
+        allow the switch, such a gradient is not a success."""
         run = self.run
         objective = run.objective
         if not objective.forward:
@@ -139,7 +140,7 @@ class SecondLook:
         run.rejoin_rows()
         space, criteria, (state, p, best) = run.space, run.criteria, run.standing
         fn = space.scalars
-        # At least that of rounding, eps |f| at either end of steps of sqrt(eps).
+        # At least the rounding error: eps |f| at either end of a step of sqrt(eps).
         error = 2.0 * space.backend.eps**0.5 * fn.abs(best.value)
         small = (p.status == _GRADIENT) & (error > _BLIND * criteria.gtol)
         unpaid = p.nfev + objective.calls_per_trial(forward=False) > criteria.maxfun
@@ -156,7 +157,7 @@ class SecondLook:
         fresh = run.afresh(best.x, best.value, gradient)
         norm = fresh.gradient_norm
         again = stopping.again(fn, run.criteria, p, fresh.value, norm, count)
-        # If the differences reach beyond the end of the domain, the run ends as it did.
+        # If the differences reach beyond the domain, the run keeps the outcome it had.
         beyond = again.status == _NOT_FINITE
         flat = state.gradient_norm <= criteria.gtol
         ended = fn.where(flat, fn.full(_GRADIENT, again.status), _LINE_SEARCH)

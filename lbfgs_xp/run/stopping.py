@@ -1,4 +1,4 @@
-"""When a run stops, and why: scalars in, `Status` out, for one problem or each of a batch."""
+"""When and why a run stops: scalars in, `Status` out, for one problem or each in a batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from lbfgs_xp.arrays.scalars import FLOATS, Scalars, named
 from lbfgs_xp.result import CLAIMED, Status
 
-# Plain integers: members of an enum are slow to look up, and no library takes them in `where`.
+# Plain integers: members of an enum are slow to look up, and no library accepts them in `where`.
 _RUNNING = int(Status.RUNNING)
 _GRADIENT = int(Status.GRADIENT)
 _VALUE = int(Status.VALUE)
@@ -19,25 +19,25 @@ _LINE_SEARCH = int(Status.LINE_SEARCH)
 _NOT_FINITE = int(Status.NOT_FINITE)
 _UNBOUNDED = int(Status.UNBOUNDED)
 
-# Iterations in a row whose change must be small for the value or the step to have settled.
+# The number of successive small changes after which the value or the step has settled.
 _SETTLED = 2
-# Parts of a gradient that cancel are as large as it has been elsewhere, and so is their error; so
-# many times it, for the sums of which the parts are made.
+# The terms that cancel in a small gradient may be as large as the gradient was elsewhere, and have
+# the corresponding error; this many times that error, because the terms are sums themselves.
 _FADED = 1e3
 
 
 class Criteria(NamedTuple):
     """Tolerances and budgets.
 
-    noise, largest : what `Backend` says of the dtype.
-    patience : iterations without a change that tells something, before the floor is taken as
+    noise, largest : properties of the dtype, from `Backend`.
+    patience : iterations without meaningful progress after which the precision floor counts as
         reached.
     failure : the status of a failed step that rounding does not explain.
-    calls_per_trial : of fun: more than one where the gradient is one of differences.
-    trials : finite trials of one iteration after which differences are doubted. That is a failed
-        step where they are `forward` ones, or where their error explains it.
-    forward : whether the gradient is one of forward differences.
-    error : that of the gradient, relative: eps, or more where it is one of differences.
+    calls_per_trial : calls of fun per trial, more than one with finite differences.
+    trials : finite trials in one iteration after which finite differences are doubted. The step has
+        then failed if they are `forward` ones, or if their error explains it.
+    forward : whether the gradient comes from forward differences.
+    error : the relative error of the gradient: eps, or more with finite differences.
     """
 
     gtol: float
@@ -56,17 +56,18 @@ class Criteria(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """What has been seen so far; scalars, or arrays (B,).
+    """The progress of a run so far; scalars, or arrays (B,).
 
     status : integer of `Status`.
     nit, nfev : iterations and evaluations.
-    settled_value, settled_step : iterations in a row with a small change.
-    stalled : iterations since value or gradient last fell by more than rounding.
-    reference : the value then.
+    settled_value, settled_step : successive iterations with a small change.
+    stalled : iterations since the value last fell by more than rounding, or the gradient norm to
+        less than nine tenths of its lowest value.
+    reference : the value when it last fell by more than rounding.
     lowest_norm : the smallest gradient norm so far.
-    highest_norm : the largest.
-    trials : points tried since the last iteration whose value was finite.
-    extent : the largest |x| at the start, for looks ahead from x = 0.
+    highest_norm : the largest gradient norm so far.
+    trials : trials with a finite value since the last iteration.
+    extent : the largest |x| at the start, for looks from x near 0.
     """
 
     status: Any
@@ -85,16 +86,16 @@ class Progress(NamedTuple):
 def start(
     fn: Scalars, criteria: Criteria, value: Any, norm: Any, extent: Any, nfev: int
 ) -> Progress:
-    """Where a run stands after `nfev` evaluations at its start."""
+    """The progress of a run after `nfev` evaluations at its start."""
     return budgets(fn, criteria, _fresh(fn, criteria, value, norm, extent, nfev))
 
 
 def again(
     fn: Scalars, criteria: Criteria, before: Progress, value: Any, norm: Any, nfev: int
 ) -> Progress:
-    """Where it stands after `nfev` more evaluations, all but its counts begun anew."""
+    """The progress after `nfev` more evaluations, with everything but the counts started anew."""
     p = _fresh(fn, criteria, value, norm, before.extent, nfev)
-    # Nothing but a function without a bound is left as it is.
+    # Only a function without a lower bound keeps its status.
     status = fn.where(before.status == _UNBOUNDED, _UNBOUNDED, p.status)
     p = p._replace(status=status, nit=before.nit, nfev=before.nfev + nfev)
     return budgets(fn, criteria, p)
@@ -114,9 +115,9 @@ def _fresh(
 
 
 def later(fn: Scalars, criteria: Criteria, p: Progress, maxiter: int, maxfun: int) -> Criteria:
-    """Those of a phase that begins after p: its budgets count from there, and end at the latest
-    with those of the whole run, maxiter and maxfun."""
-    # In this order, for what a batch counts with has 32 bits.
+    """The criteria of a phase that begins after p: its budgets count from there, but never exceed
+    those of the whole run, maxiter and maxfun."""
+    # In this order, because the 32-bit counts of a batch must not overflow.
     return criteria._replace(
         maxiter=fn.minimum(p.nit, maxiter - criteria.maxiter) + criteria.maxiter,
         maxfun=fn.minimum(p.nfev, maxfun - criteria.maxfun) + criteria.maxfun,
@@ -127,10 +128,10 @@ def update(
     fn: Scalars, criteria: Criteria, p: Progress, old: Any, new: Any, step: Any, size: Any,
     evaluations: int,
 ) -> Progress:
-    """Where it stands after one more evaluation. Problems that have stopped stay as they are.
+    """The progress after one more evaluation. Problems that have stopped stay as they are.
 
     old, new : the solver's states before and after.
-    step, size : infinity norms of the step and of x; None where xtol is 0.
+    step, size : infinity norms of the step and of x; None if xtol is 0.
     """
     if fn is FLOATS and (after := _ordinary(criteria, p, old, new, evaluations)):
         return after
@@ -156,13 +157,13 @@ def update(
     lowest_norm = fn.where(accepted, fn.minimum(norm, p.lowest_norm), p.lowest_norm)
     highest_norm = fn.where(accepted, fn.maximum(norm, p.highest_norm), p.highest_norm)
 
-    # A step too short to change anything settles nothing.
+    # A step too short to change anything does not count as settled.
     moved = (value != before) | (norm != old.gradient_norm)
     settled_value = fn.where(small & moved, p.settled_value + 1, 0)
     settled_step = fn.where(short & moved, p.settled_step + 1, 0)
     stalled = fn.where(lower | (norm < 0.9 * p.lowest_norm), 0, p.stalled + 1)
-    # No progress is what rounding may explain where little decrease was to be had, or where the
-    # gradient has fallen so far that its error may make up what is left. Else it is an error.
+    # Rounding may explain the lack of progress if little decrease was predicted, or if the gradient
+    # has fallen so far that what is left may be its error. Otherwise it is a failure.
     rounding = (new.decrement <= criteria.noise * magnitude) | faded
     given_up = fn.where(
         rounding & (criteria.failure == _LINE_SEARCH), fn.full(CLAIMED, value), criteria.failure
@@ -193,8 +194,8 @@ def update(
 def _ordinary(
     criteria: Criteria, p: Progress, old: Any, new: Any, evaluations: int
 ) -> Progress | None:
-    """`update` of one problem where there is nothing to note but a lower value, or one more trial
-    of a search, as nearly always; None elsewhere."""
+    """`update` for one problem in the usual case, in which there is only a lower value or one more
+    trial of a search to note; None in any other case."""
     c, (status, nit, nfev, _, _, _, reference, lowest_norm, highest_norm, trials, extent) = (
         criteria, p
     )
@@ -223,7 +224,7 @@ def _ordinary(
 
 
 def budgets(fn: Scalars, criteria: Criteria, p: Progress) -> Progress:
-    """Ends what still runs and has spent its iterations or evaluations."""
+    """End the problems that are still running and have spent their iterations or evaluations."""
     unpaid = p.nfev + criteria.calls_per_trial > criteria.maxfun
     spent = unpaid | (p.nit >= criteria.maxiter)
     if fn.every(fn.logical_not(spent)):

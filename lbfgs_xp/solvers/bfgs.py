@@ -1,4 +1,4 @@
-"""BFGS: quasi-Newton steps with the inverse Hessian as one matrix."""
+"""BFGS: quasi-Newton steps with a dense inverse Hessian."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lbfgs_xp.solvers.initial import UNSCALED
 from lbfgs_xp.solvers.inverse_hessian import DenseInverseHessian
 from lbfgs_xp.typing import LineSearchName
 
-# How many times less curvature than promised calls for a larger H; and how much is made of it.
+# The ratio of predicted to actual curvature above which H grows, and the largest ratio used.
 _EXCESS, _MOST = 1.5, 4.0
 _WANTED = (
     "None, a positive number, an array (n,) of positive numbers (the diagonal), or a symmetric "
@@ -29,11 +29,11 @@ _WANTED = (
 
 
 class Estimate(NamedTuple):
-    """What has been learned of the inverse Hessian.
+    """What has been learned about the inverse Hessian.
 
     matrix : H, (..., n, n).
     product : H g, (..., n), with the gradient of the current iterate.
-    bare : whether H is the initial one still.
+    bare : whether H is still the initial one.
     """
 
     matrix: Array
@@ -45,9 +45,9 @@ class Estimate(NamedTuple):
 class BFGS(Descent):
     """BFGS with a dense inverse Hessian (Nocedal & Wright, Algorithm 6.1).
 
-    The direction is -H g; each step s and change of the gradient y improve H by two products of
-    vectors (eq. 6.17). Memory: n^2 numbers and some vectors. For n up to some twenty, as in a batch
-    of small fits, that is less work than the vectors of `lx.LBFGS`; and no pair is ever lost.
+    The direction is -H g. Each step s, with the change of the gradient y, updates H by two outer
+    products (eq. 6.17). Memory: n^2 numbers and a few vectors. For n up to about twenty, as in a
+    batch of small fits, this is less work than the vectors of `lx.LBFGS`, and no pair is forgotten.
 
     Parameters
     ----------
@@ -55,22 +55,23 @@ class BFGS(Descent):
         A rule such as `lx.HagerZhang()`, or its name.
     initial_inverse_hessian : None, float, array (n,) or (n, n)
         H before any step: the identity, a multiple of it, a positive diagonal, or a symmetric
-        positive definite matrix, over all variables in a row. The same for each problem of a batch.
+        positive definite matrix, over all variables end to end. The same for each problem of a
+        batch.
     scale_initial : bool
-        Whether H is multiplied by s . y / y . Hy before its first update (eq. 6.20, where H is the
-        identity). With True and no `initial_inverse_hessian` the first step is scaled as well, as
-        that of `lx.LBFGS`.
+        Whether H is multiplied by s . y / y . Hy before its first update (eq. 6.20 if H is the
+        identity). If True and without `initial_inverse_hessian`, the first step is scaled too, as
+        in `lx.LBFGS`.
     rescale : bool
-        Whether H grows where a step has met far less curvature than H had promised: self-scaling
-        (Oren & Luenberger 1974), but only upwards (Al-Baali 1998). Where c = s . Bs / s . y, with B
+        Whether H grows when a step has met far less curvature than H predicted: self-scaling
+        (Oren & Luenberger 1974), but only upwards (Al-Baali 1998). If c = s . Bs / s . y, with B
         the inverse of H, is above 1.5, H is multiplied by the fourth root of min(c, 4) before its
-        update. Where the curvature changes along the way that saves up to a third of the
+        update. If the curvature changes along the way, this saves up to a third of the
         iterations; near the minimum c is near 1, and nothing happens.
 
     Raises
     ------
     ValueError, TypeError
-        for values outside these ranges, naming what was passed.
+        If a value is outside these ranges; the message says what was passed.
 
     Examples
     --------
@@ -93,7 +94,7 @@ class BFGS(Descent):
         super().__post_init__()
         for name in ("scale_initial", "rescale"):
             setting(self, name, flag)
-        _ = self._given  # bad input is refused here
+        _ = self._given  # checks the input
 
     @functools.cached_property
     def probes(self) -> bool:  # type: ignore[override]
@@ -123,7 +124,7 @@ class BFGS(Descent):
         self, space: Space, x: Array, value: Any, gradient: Array,
         learned: Estimate | None = None, **more: Any,
     ) -> DescentState:
-        """The state at x, a vector (..., n), where value and gradient are known.
+        """The state at x, a vector (..., n), with value and gradient there.
 
         `learned` is the estimate of an earlier run, to start from.
         """
@@ -140,26 +141,26 @@ class BFGS(Descent):
     def learn(
         self, space: Space, state: DescentState, point: Iterate, alpha: Any, slope: Any, taken: Any
     ) -> Estimate:
-        """Nocedal & Wright, eq. 6.17, as H + s w' + w s'."""
+        """Update H by Nocedal & Wright, eq. 6.17, in the form H + s w' + w s'."""
         if space.none(taken):
             return state.learned
         fn, xp, g, (matrix, _, bare) = space.scalars, space.xp, point.gradient, state.learned
         s, y = space.scale(alpha, state.direction), g - state.gradient
         v, product = space.products(matrix, y), space.products(matrix, g)
         curvature, bend, along = space.read(space.dot(s, y), space.dot(y, v), space.dot(v, g))
-        # The test of L-BFGS: relative to s . g, whatever the units of x and f.
+        # The same test as in L-BFGS: relative to s . g, so free of the units of x and f.
         rho = fn.divide(1.0, curvature)
         good = taken & (curvature > -space.backend.eps * (alpha * state.search.dphi0))
         good = good & (rho < math.inf) & (bend > 0.0) & (bend < math.inf)
         factor = fn.full(1.0, curvature)
         if self.rescale:
-            # s B s / s y, for B s = -alpha g.
+            # s . Bs / s . y, with B s = -alpha g.
             excess = fn.divide(-alpha * alpha * state.search.dphi0, curvature)
             larger = fn.sqrt(fn.sqrt(fn.minimum(excess, _MOST)))
             factor = fn.where(good & (excess > _EXCESS), larger, factor)
         if self.scale_initial:
             factor = fn.where(good & bare, fn.divide(curvature, bend), factor)
-        # Everything that holds H is multiplied.
+        # Everything that contains H is multiplied.
         bend, along = factor * bend, factor * along
         v, product = space.scale(factor, v), space.scale(factor, product)
         share, ahead = 0.5 * (rho + rho * (rho * bend)), alpha * slope
@@ -178,8 +179,8 @@ class BFGS(Descent):
         fn, (x, value, gradient, norm, step) = space.scalars, point
         direction = -learned.product
         slope = space.read_one(space.dot(gradient, direction))
-        # Nothing is gained by a direction without descent; it goes together with what was learned.
-        # At a gradient of 0 there is none, and nothing is wrong.
+        # If it is not a descent direction, it is dropped together with what was learned. (At a
+        # gradient of 0 there is no descent, and nothing is wrong.)
         wrong = steepest | (fn.logical_not(slope < 0.0) & (norm > 0.0))
         wrong = wrong & fn.logical_not(learned.bare) & turned
         if not space.none(wrong):
@@ -211,15 +212,15 @@ class BFGS(Descent):
         return self.resume(state).learned
 
     def resume(self, state: DescentState) -> DescentState:
-        """The same state, with a matrix of its own to overwrite."""
+        """The same state, with its own copy of the matrix, to overwrite."""
         matrix = copy_of(state.learned.matrix)
         return state._replace(learned=state.learned._replace(matrix=matrix))
 
     def check_state(self, state: Any) -> None:
-        """Refuses a state that is not one of a solver like this."""
+        """Refuse a state that does not come from a solver like this."""
         if not isinstance(getattr(state, "learned", None), Estimate):
             raise ValueError(f"state holds a {type(state).__name__} without an inverse Hessian; "
-                             "wanted that of BFGS")
+                             "wanted the state of BFGS")
 
     def _initial(self, space: Space, shape: tuple[int, ...]) -> Array:
         """H before any step, (..., n, n), for x of this shape."""

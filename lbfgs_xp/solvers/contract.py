@@ -1,4 +1,4 @@
-"""What `minimize` asks of a solver."""
+"""What `minimize` requires of a solver."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from lbfgs_xp.projections import Box
 
 
 class SolverState(Protocol):
-    """Where a solver stands: a named tuple of arrays and scalars.
+    """The state of a solver: a named tuple of arrays and scalars.
 
     Vectors are (..., n); scalars are floats, or arrays (B,) for a batch.
 
     x, value, gradient, gradient_norm, step : the current iterate, and the step length that led to
         it.
-    trial : where value and gradient are wanted next.
+    trial : the point to evaluate next.
     seen : the value at the last trial.
-    decrement : the decrease that the last quasi-Newton step promised, or inf.
+    decrement : the decrease predicted for the last quasi-Newton step, or inf.
     accepted, failed, unbounded : whether the last trial ended an iteration; whether no lower point
         was found; whether the function seems to fall without bound.
     """
@@ -57,22 +57,22 @@ class Solver(ABC):
     supports_bounds : bool
         Whether it has `with_bounds`.
     projects : bool
-        Whether it has `project`. The start is then projected, and what `gtol` bounds is the
-        projected gradient; see `optimality`.
+        Whether it has `project`. The start is then projected, and `gtol` bounds the projected
+        gradient; see `optimality`.
     needs_hessian : bool
-        Whether `init` and `step` are passed, as the keyword `hessian`, a function from x to its
-        Hessian (..., n, n), symmetric. Such a solver is not compiled.
+        Whether `init` and `step` take the keyword `hessian`, a function from x to the symmetric
+        Hessian (..., n, n). Such a solver is not compiled.
     compiles : bool
         Whether JAX can compile `init` and `step` for a batch.
     searches : bool
-        Whether it looks for lower points. If not, a run that ends above its best point is no
-        failure, and only what is not finite is one.
+        Whether it looks for lower points. If not, ending above the best point is not a failure;
+        only a value or gradient that is not finite is one.
     patience : int or None
-        How many iterations may pass without a lower value or gradient before the floor is taken as
-        reached; None for the default.
+        How many iterations may pass without a lower value or gradient before the precision floor
+        counts as reached; None for the default.
     resumes : bool
-        Whether another run can go on from its state: `check_state`, `learned`, `resume`, and the
-        argument `learned` of `init`.
+        Whether another run can resume from its state, with `check_state`, `learned`, `resume` and
+        the argument `learned` of `init`.
     """
 
     supports_bounds = False
@@ -87,7 +87,7 @@ class Solver(ABC):
     def init(
         self, space: Space, x: Array, value: Any, gradient: Array, learned: Any = None
     ) -> Any:
-        """The state at x, where value and gradient are known.
+        """The state at x, with value and gradient there.
 
         learned : what `learned` returned for the state of an earlier run, to start from.
         """
@@ -96,14 +96,14 @@ class Solver(ABC):
     def step(
         self, space: Space, state: Any, value: Any, gradient: Array, active: Any = True
     ) -> Any:
-        """The state after value and gradient at `state.trial` were seen.
+        """The state after the evaluation of value and gradient at `state.trial`.
 
         Problems of a batch outside the mask `active` keep their iterate and their search. The
-        buffers of the old state may be overwritten: go on from the new one.
+        buffers of the old state may be overwritten: continue from the new one.
         """
 
     def with_bounds(self, box: Box) -> Solver:
-        """The same solver within a box of vectors."""
+        """The same solver, restricted to a box."""
         raise NotImplementedError
 
     def project(self, space: Space, x: Array) -> Array:
@@ -111,20 +111,20 @@ class Solver(ABC):
         return x
 
     def optimality(self, space: Space, x: Array, gradient: Array) -> Array:
-        """The number for each problem that is 0 at a solution, and that `gtol` bounds.
+        """The number that `gtol` bounds, for each problem; 0 at a solution.
 
         The largest component of the gradient or, for a solver that projects, of
-        project(x - gradient) - x, which is the same where no constraint is near.
+        project(x - gradient) - x, which is the same away from the constraints.
         """
         if self.projects:
             ahead = x - gradient
             nearest = self.project(space, ahead)
-            # Where the projection changes nothing, without the rounding of x - gradient.
+            # Where the projection changes nothing, avoid the rounding of x - gradient.
             gradient = space.xp.where(nearest == ahead, gradient, x - nearest)
         return space.max_abs(gradient)
 
     def of_rows(self, space: Space, count: int, rows: Array) -> Solver:
-        """The same solver for these rows of `count` problems, if it has settings for each."""
+        """The same solver for these rows of `count` problems, if its settings differ by row."""
         return self
 
     def inverse_hessian(self, space: Space, state: Any) -> Any:
@@ -136,7 +136,7 @@ class Solver(ABC):
         raise NotImplementedError
 
     def learned(self, space: Space, state: Any) -> Any:
-        """A copy of what the state holds beside the iterate, for another run to start from."""
+        """A copy of what the state has learned, for another run to start from."""
         return None
 
     def resume(self, state: Any) -> Any:
@@ -144,7 +144,7 @@ class Solver(ABC):
         return state
 
 
-# What a solver that does not derive from `Solver` may have beside `init` and `step`.
+# What a solver that does not derive from `Solver` may have in addition to `init` and `step`.
 _OPTIONAL = (
     "supports_bounds", "with_bounds", "project", "needs_hessian", "compiles", "searches",
     "patience", "of_rows", "inverse_hessian", "check_state", "learned", "resume",
@@ -152,7 +152,7 @@ _OPTIONAL = (
 
 
 class _Completed(Keyed, Solver):
-    """A solver that does not derive from `Solver`, with the defaults for what it lacks."""
+    """A solver that does not derive from `Solver`, with defaults for what it lacks."""
 
     def __init__(self, solver: Any):
         self._key = solver

@@ -1,8 +1,8 @@
-"""What all methods of a direction and a line search share, but for the direction.
+"""What all methods with a direction and a line search share, apart from the direction.
 
-A method derives from `Descent` and says in `aim` where to go from an iterate, and in `learn` what a
-step has taught it. Everything here is written once for one problem and for a batch, with the
-functions of `space.scalars`.
+A method derives from `Descent` and implements `aim`, the direction from an iterate, and `learn`,
+what a step shows about the function. The same code serves one problem and a batch, by the functions
+of `space.scalars`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lbfgs_xp.typing import LineSearchName
 
 class Iterate(NamedTuple):
     """An iterate: x and gradient (..., n), the value, the gradient's largest component, and the
-    step length to it, 0 at the start of a run."""
+    step length that led to it, 0 at the start of a run."""
 
     x: Array
     value: Any
@@ -35,13 +35,13 @@ class Iterate(NamedTuple):
 
 
 class Aim(NamedTuple):
-    """Where to go from an iterate.
+    """Where to search from an iterate.
 
-    direction, slope : d and g . d, which has to be negative.
-    first : the first step to try.
-    promised : the decrease that this step promises by a quadratic model; inf without a model.
-    steepest : whether d is that of steepest descent, so that there is none better.
-    learned : what the method has learned; None for one that keeps nothing.
+    direction, slope : d and g . d, which must be negative.
+    first : the first step length to try.
+    promised : the decrease that a quadratic model predicts for this step; inf without a model.
+    steepest : whether d is the direction of steepest descent, after which there is no other to try.
+    learned : what the method has learned; None if it keeps nothing.
     """
 
     direction: Array
@@ -53,11 +53,11 @@ class Aim(NamedTuple):
 
 
 class DescentState(NamedTuple):
-    """Where a run stands. Vectors are (..., n); scalars are floats, or arrays (B,) for a batch.
+    """The state of a run. Vectors are (..., n); scalars are floats, or arrays (B,) for a batch.
 
     x, value, gradient, gradient_norm, step, trial, seen, decrement, accepted, failed, unbounded :
         see `lbfgs_xp.solvers.contract`.
-    direction, search : the line search under way.
+    direction, search : the current line search.
     lowest : its lowest trial.
     promised, steepest, learned : see `Aim`.
     """
@@ -87,8 +87,8 @@ class Descent(Method, Solver):
 
     line_search: LineSearch | LineSearchName
 
-    # Whether all that a search along steepest descent is for is to find the scale, so that it ends
-    # at the first lower trial that shows curvature.
+    # Whether a search along steepest descent only has to find the scale, so that it ends at the
+    # first lower trial that shows curvature.
     probes = False
     resumes = True
 
@@ -97,39 +97,39 @@ class Descent(Method, Solver):
 
     @abstractmethod
     def aim(self, space: Space, point: Iterate, secant: Any, steepest: Any, **more: Any) -> Aim:
-        """Where to go from `point`.
+        """Where to search from `point`.
 
-        secant : the step at which the slopes of the search that led here put the minimum on its
-            line; nan where they do not.
-        steepest : a mask: where no other direction will do, the last one having led nowhere.
-        more : what `learn` returned, as `learned`; `turned`, a mask: the problems that set out from
-            here, for what others have learned is to stay as it is; and what `init` and `step` are
-            handed beyond the contract.
+        secant : the step length at which the slopes of the last search place the minimum on its
+            line; nan if they do not.
+        steepest : a mask of problems that need steepest descent, because the last direction failed.
+        more : `learned`, what `learn` returned; `turned`, a mask of the problems that search from
+            here (what the others have learned must stay as it is); and the arguments of `init` and
+            `step` beyond the contract.
         """
 
     def learn(
         self, space: Space, state: DescentState, point: Iterate, alpha: Any, slope: Any, taken: Any
     ) -> Any:
-        """What the state has learned, and what the step to `point` has shown, where it was `taken`.
+        """What the state has learned, with the step to `point` where it was `taken`.
 
-        alpha, slope : of the step: alpha state.direction, and the slope of the line at its end.
+        alpha, slope : the step is alpha state.direction; the slope along it at its end.
         """
         return state.learned
 
-    # --- going on from an earlier run; a method with a memory has its own of these ---------------
+    # --- resuming from an earlier run; methods with a memory override these ----------------------
 
     def check_state(self, state: Any) -> None:
-        """Refuses a state that is not one of a method like this."""
+        """Refuse a state that does not come from a method like this."""
         if not isinstance(state, DescentState) or state.learned is not None:
             raise ValueError(
-                f"state holds a {type(state).__name__} of another method; wanted that of "
+                f"state holds a {type(state).__name__} of another method; wanted the state of "
                 f"{type(self).__name__}"
             )
 
     def init(
         self, space: Space, x: Array, value: Any, gradient: Array, learned: Any = None, **more: Any
     ) -> DescentState:
-        """The state at x, a vector (..., n), where value and gradient are known."""
+        """The state at x, a vector (..., n), with value and gradient there."""
         value, norm = space.read(value, space.max_abs(gradient))
         full = space.scalars.full
         point, no = Iterate(x, value, gradient, norm, full(0.0, value)), full(False, value)
@@ -141,9 +141,9 @@ class Descent(Method, Solver):
         self, space: Space, state: DescentState, value: Any, gradient: Array, active: Any = True,
         **more: Any,
     ) -> DescentState:
-        """The state after value and gradient at `state.trial` were seen, where `active`.
+        """The state after the evaluation of value and gradient at `state.trial`, where `active`.
 
-        Trials that overflow are ordinary; `minimize` calls this under `numpy.errstate`.
+        Trials that overflow are normal; `minimize` calls this under `numpy.errstate`.
         """
         fn, old = space.scalars, state.search
         rule: Any = self.line_search
@@ -161,7 +161,7 @@ class Descent(Method, Solver):
         taken = accepted | (stuck & (search.best_phi < search.phi0))
         lost = stuck & fn.logical_not(taken)
         decrement = fn.where(taken | lost, state.promised, state.decrement)
-        # Steepest descent would do no better there.
+        # At the precision floor steepest descent would do no better.
         floor = at_floor(space, decrement, state.value)
         again = lost & fn.logical_not(state.steepest | floor)
 
@@ -186,7 +186,7 @@ class Descent(Method, Solver):
             learned = self.learn(space, state, point, alpha, dphi, taken)
             aim = self.aim(space, point, secant, again, turned=turned, learned=learned, **more)
             fresh = self._set_out(space, point, aim)
-            # Where a search goes on it keeps its line; all else is that of every problem.
+            # A search that continues keeps its line; the rest is the same for every problem.
             after = fresh if fn.every(turned) else space.merge(turned, fresh, fresh._replace(
                 direction=state.direction, search=search, lowest=lowest,
                 promised=state.promised, steepest=state.steepest,
@@ -198,7 +198,7 @@ class Descent(Method, Solver):
         )
 
     def _set_out(self, space: Space, point: Iterate, aim: Aim) -> DescentState:
-        """The state at `point` with a search begun towards `aim`, but for its trial."""
+        """The state at `point` with a search begun along `aim`, except for its trial."""
         full, (x, value, gradient, norm, step) = space.scalars.full, point
         noise = space.scalars.abs(value) * space.backend.noise
         rule: Any = self.line_search
@@ -212,10 +212,10 @@ class Descent(Method, Solver):
 
 
 def steepest_descent(space: Space, point: Iterate) -> Aim:
-    """Along -g, with a first step for when nothing is known of the scale: as long as that of
-    L-BFGS (see `first_step`)."""
+    """The direction -g, with a first step for an unknown scale: as long as that of L-BFGS (see
+    `first_step`)."""
     fn, (x, value, gradient, norm, _) = space.scalars, point
-    # The direction keeps its length, to which later steps refer.
+    # The direction is not normalised, because later steps are relative to its length.
     _, _, length = first_step(space, UNSCALED, None, x, value, gradient, norm, False)
     slope = space.read_one(space.dot(gradient, -gradient))
     return Aim(

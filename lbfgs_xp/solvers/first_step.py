@@ -1,4 +1,4 @@
-"""The first step of a run, and the first after its memory was dropped."""
+"""The first step of a run, and the first step after the memory was dropped."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.solvers.initial import Initial
 
-# A first step longer than this says that x has small units. Within it alpha has room to grow to the
-# limit of a line search, 1e10 as a rule.
+# A first step longer than this means that x has small units. Below it, alpha has room to grow to
+# the limit of a line search, usually 1e10.
 _LONG = 1e9
 
 
@@ -18,21 +18,21 @@ def first_step(
     space: Space, initial: Initial, weights: Any, x: Array, value: Any, gradient: Array, norm: Any,
     beginning: Any,
 ) -> tuple[Array, Any, Any]:
-    """The direction before anything is known of the curvature, its slope, and the first alpha.
+    """The direction while the curvature is unknown, its slope, and the first alpha.
 
-    The length of that step is that at which the linear model has fallen to -|f|: exact for a
-    quadratic whose minimum is 0, and free of the units of f and x. It is at most max(1, largest
-    |x|), for f may be far from 0; nothing is known of the scale of x where x is 0.
+    Along this step the linear model falls to -|f|: exact for a quadratic whose minimum is 0, and
+    independent of the units of f and x. Because f may be far from 0, the length is at most
+    max(1, largest |x|), except at x = 0, which says nothing about the scale of x.
 
-    beginning : whether this is the start of a run. Later it may be that f has no bound, which only
-        a long alpha shows, and the direction keeps the length 1.
+    beginning : whether this is the start of a run. Later the direction keeps the length 1, because
+        f may fall without bound, which only a long alpha shows.
     """
     fn = space.scalars
     one = fn.full(1.0, value)
     if not initial.scales_first:
         direction = initial.descent(space, gradient, weights)
         return direction, space.read_one(space.dot(gradient, direction)), one
-    # Divided by its norm, so that no product overflows.
+    # Normalised, so that no product overflows.
     direction = space.scale(fn.where(norm > 0.0, fn.divide(-1.0, norm), -1.0), gradient)
     slope, size = space.read(space.dot(gradient, direction), space.max_abs(x))
     limit = fn.maximum(one, size)

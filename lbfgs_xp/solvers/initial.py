@@ -1,4 +1,4 @@
-"""The initial inverse Hessian of L-BFGS, in whatever form it was given."""
+"""The initial inverse Hessian of L-BFGS, in any of its forms."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from lbfgs_xp.arrays.space import Space
 class Initial:
     """H before any pair.
 
-    A diagonal H is the identity in the coordinates z = x / sqrt(diagonal); the pairs are stored
-    in those, and nothing else need know.
+    A diagonal H is the identity in the coordinates z = x / sqrt(diagonal). The pairs are stored in
+    these coordinates, and nothing else needs to know.
 
     Attributes
     ----------
-    gamma : float, the multiple of the identity where no pair says another.
+    gamma : float, the multiple of the identity unless a pair gives another.
     function : H as a function of a vector (..., n), or None.
-    scales_first : whether nothing is known of the scale of x and f, so that the first step has to
-        find it.
+    scales_first : whether the scale of x and f is unknown, so that the first step has to find it.
     """
 
     def __init__(self, given: Any, scale: bool):
@@ -43,11 +42,11 @@ class Initial:
         self.scales_first = scale and given is None
 
     def weights(self, space: Space, x: Array) -> Any:
-        """The square roots of the diagonal, like x; None where there is none."""
+        """The square roots of the diagonal, shaped like x; None if there is no diagonal."""
         if self.diagonal is None:
             return None
         backend = space.backend
-        # On the host: not every library rounds its square roots correctly.
+        # On the host, because not every library rounds square roots correctly.
         if is_array(self.diagonal):
             diagonal = Backend.of(self.diagonal).to_host(self.diagonal)
         else:
@@ -65,7 +64,7 @@ class Initial:
             )
         roots = np.sqrt(diagonal)
         roots = roots if roots.shape == x.shape else roots.reshape(-1)
-        # In a batch each problem has its own.
+        # In a batch, each problem has its own.
         return backend.from_host(np.broadcast_to(roots, x.shape).copy())
 
     def descent(self, space: Space, gradient: Array, weights: Any) -> Array:
@@ -78,13 +77,13 @@ class Initial:
 
 
 def _product(function: Callable, vector: Array) -> Array:
-    """H v by the user's function, checked."""
+    """H v from the user's function, checked."""
     out = function(vector)
     check_like("initial_inverse_hessian", out, vector)
     return out
 
 
-# Where nothing is known of the scale of f and x.
+# For when the scale of f and x is unknown.
 UNSCALED = Initial(None, True)
 
 _WANTED = (

@@ -1,4 +1,4 @@
-"""The inverse Hessian of a finished run, as an operator."""
+"""The inverse Hessian at the end of a run, as an operator."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from lbfgs_xp.arrays.space import Space
 class Operator(ABC):
     """A symmetric matrix for each problem.
 
-    It acts on the real vector of all variables: an array in the order of its memory, leaves one
-    after the other (those of a dict by sorted keys), the real parts of a complex leaf before its
-    imaginary parts. `unravel` gives a vector, such as the diagonal, the structure of x.
+    It acts on the real vector of all variables: each array in row-major order, one leaf after the
+    other (those of a dict by sorted keys), the real parts of a complex leaf before its imaginary
+    parts. `unravel` gives a vector, such as the diagonal, the structure of x.
 
     Attributes
     ----------
     shape : (n, n), or (B, n, n) for a batch.
-    dtype : of the vectors.
-    unravel : function, from a vector (..., n) to the structure of x.
+    dtype : the dtype of the vectors.
+    unravel : function from a vector (..., n) to the structure of x.
     """
 
     def __init__(self, space: Space, shape: tuple[int, ...]):
@@ -41,12 +41,12 @@ class Operator(ABC):
         """H v: (..., n) -> (..., n)."""
 
     def diagonal(self) -> Array:
-        """The diagonal, (..., n): where fun is -log likelihood, the squares of standard errors, as
-        far as the run tells."""
+        """The diagonal, (..., n). If fun is -log likelihood, it estimates the squared standard
+        errors, as far as the run has seen the curvature."""
         return self._space.xp.linalg.diagonal(self.todense())
 
     def named(self, unravel: Callable) -> Operator:
-        """The same operator, with `unravel` for the variables of a user."""
+        """This operator, with `unravel` for the user's variables."""
         self.unravel = unravel
         return self
 
@@ -67,18 +67,18 @@ class Operator(ABC):
             return xp.stack(columns, axis=-1)
         if tuple(other.shape) != self.shape[:-1]:
             raise ValueError(
-                f"hess_inv of shape {self.shape} times an array of shape {tuple(other.shape)}; "
-                f"wanted {self.shape[:-1]}"
+                f"hess_inv of shape {self.shape} was multiplied by an array of shape "
+                f"{tuple(other.shape)}; wanted {self.shape[:-1]}"
             )
         return self._apply(other)
 
     def __rmatmul__(self, other: Array) -> Array:
-        """v H: H is symmetric."""
+        """v H, which equals H v because H is symmetric."""
         return self @ other
 
 
 class DenseInverseHessian(Operator):
-    """The inverse Hessian that BFGS has gathered, of the curvature that all its steps have seen.
+    """The inverse Hessian that BFGS has built up from the curvature along all its steps.
 
     Before any step it is the initial one.
     """

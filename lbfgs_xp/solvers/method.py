@@ -1,4 +1,4 @@
-"""What every method object can do, and the limits that it may be given as a phase of a run."""
+"""What every method object can do, and the limits that a phase of a run may have."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Limits:
     Raises
     ------
     ValueError
-        for values outside these ranges, naming what was passed.
+        If a value is outside these ranges; the message says what was passed.
     """
 
     maxiter: int | None = None
@@ -54,8 +54,8 @@ class Phase:
     ----------
     method : str, optimizer or solver
     limits : Limits
-        Budgets count from the start of the phase. What is None is left to the arguments of
-        `lx.minimize`.
+        Budgets count from the start of the phase. Limits that are None are left to the arguments
+        of `lx.minimize`.
 
     Examples
     --------
@@ -75,7 +75,7 @@ class Phase:
             raise TypeError(f"limits is {self.limits!r}; wanted lx.Limits(...)")
 
 
-# What other libraries call our settings.
+# Names of these settings in other libraries.
 _OURS = {
     "lr": "learning_rate",
     "history_size": "memory_size",
@@ -86,7 +86,7 @@ _OURS = {
 
 
 class _Signature:
-    """The signature of `__init__`, which `Method.__new__` would hide from the documentation."""
+    """The signature of `__init__`, which `Method.__new__` would hide in the documentation."""
 
     def __get__(self, instance: Any, cls: type) -> inspect.Signature:
         _, *own = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
@@ -117,9 +117,9 @@ class Method(Settings, Keyed):
         ftol: float | None = None,
         xtol: float | None = None,
     ) -> Phase:
-        """This method as a phase of a run, with budgets and tolerances of its own.
+        """This method as a phase of a run, with its own budgets and tolerances.
 
-        See `lx.minimize` for what they mean, and `lx.Phase`.
+        See `lx.minimize` for their meaning, and `lx.Phase`.
 
         Examples
         --------

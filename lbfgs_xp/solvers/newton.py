@@ -23,16 +23,16 @@ class Newton(Descent):
 
     The direction is -V (V'g / m), where V holds the eigenvectors of the Hessian and m its
     eigenvalues l, modified so that all are at least d = `floor` times the largest |l|. Each
-    iteration takes one Hessian and its eigenvalues, of the order of n^3 operations: for up to some
-    hundred variables. A batch forms all its Hessians anew after each evaluation.
+    iteration takes one Hessian and its eigenvalues, about n^3 operations: suitable for up to a few
+    hundred variables. A batch recomputes all its Hessians after each evaluation.
 
-    With `reproducible=True` the eigenvalues are NumPy's, on the host, for every library: the same
-    bits on one machine if fun and hess do their part. Else a batch agrees with its rows run alone,
-    and one library with another, to rounding.
+    With `reproducible=True` the eigenvalues are computed by NumPy, on the host, for every library:
+    the same bits on one machine if fun and hess do their part. Otherwise a batch agrees with its
+    rows run alone, and one library with another, to rounding.
 
-    `lx.minimize(..., hess=)` says where the Hessian comes from: automatic differentiation, or a
-    function. Where it is not finite, or gives no direction of descent, -g stands in, and also where
-    a search has found no lower point along the modified direction.
+    `lx.minimize(..., hess=)` determines where the Hessian comes from: automatic differentiation or
+    a function. If it is not finite or gives no descent direction, -g is used instead, and also
+    after a search along the modified direction has found no lower point.
 
     Parameters
     ----------
@@ -42,11 +42,11 @@ class Newton(Descent):
     modify : "absolute", "shift" or None
         "absolute": m = max(|l|, d). Negative curvature repels as positive curvature attracts
         (Dauphin et al. 2014, Identifying and attacking the saddle point problem).
-        "shift": m = l + t, a multiple of the identity added (Nocedal & Wright, section 3.4), with
-        the t that makes the least eigenvalue what "absolute" makes of it: 0 where all l >= d.
-        None: m = l. Where that is no direction of descent, -g stands in; but with `lx.Fixed` the
-        step is taken as it is. That pure Newton method goes to the nearest stationary point, be it
-        a saddle or a maximum.
+        "shift": m = l + t, which adds a multiple of the identity (Nocedal & Wright, section 3.4),
+        where t makes the least eigenvalue the same as "absolute" does: t = 0 if all l >= d.
+        None: m = l. If this gives no descent direction, -g is used instead; but with `lx.Fixed`
+        the step is taken as it is. This pure Newton method converges to the nearest stationary
+        point, even if it is a saddle or a maximum.
     floor : float or None
         At least 0 and below 1; None: eps^(2/3) of the dtype, 4e-11 for float64 and 2e-5 for
         float32.
@@ -54,7 +54,7 @@ class Newton(Descent):
     Raises
     ------
     ValueError, TypeError
-        for values outside these ranges, naming what was passed.
+        If a value is outside these ranges; the message says what was passed.
 
     Examples
     --------
@@ -91,14 +91,14 @@ class Newton(Descent):
     ) -> Aim:
         if hessian is None:
             raise TypeError(
-                "Newton was handed no Hessian; wanted hessian= a function from x (..., n) to "
+                "Newton was given no Hessian; wanted hessian= a function from x (..., n) to "
                 "(..., n, n) in init and step"
             )
         fn, gradient = space.scalars, point.gradient
         eigenvalues, rows = space.eigh(hessian(point.x))
         along = space.fetch(space.products(rows, gradient))
         modified = self._modified(space, eigenvalues)
-        # Singular: nan, without a warning.
+        # A singular Hessian gives nan, without a warning.
         modified = space.small.where(modified == 0.0, math.nan * modified, modified)
         direction = space.combine(space.send(-along / modified), rows)
         slope = space.read_one(space.dot(gradient, direction))
@@ -106,7 +106,7 @@ class Newton(Descent):
         promised = fn.where(downhill, -0.5 * slope, math.inf)
         usable = fn.isfinite(slope) & fn.logical_not(steepest)
         if self.modify is None and isinstance(self.line_search, Fixed):
-            # The rule asks nothing of the slope; but a search begins only where it is negative.
+            # The rule ignores the slope, but a search only begins if it is negative.
             slope = fn.where(downhill, slope, -1.0)
         else:
             usable = usable & downhill
@@ -116,7 +116,7 @@ class Newton(Descent):
         return space.merge(usable, newton, steepest_descent(space, point))
 
     def _modified(self, space: Space, eigenvalues: Array) -> Array:
-        """The eigenvalues (..., n), ascending, as the direction is to have them."""
+        """The eigenvalues (..., n), ascending, modified for the direction."""
         if self.modify is None:
             return eigenvalues
         xp, eps = space.small, space.backend.eps
@@ -125,5 +125,5 @@ class Newton(Descent):
         floor = floor * xp.maximum(xp.abs(least), xp.abs(largest))
         if self.modify == "absolute":
             return xp.maximum(xp.abs(eigenvalues), floor)
-        # A least eigenvalue of next to nothing would make the step as long as it is useless.
+        # If the least eigenvalue became almost 0, the step would be long and useless.
         return eigenvalues + (xp.maximum(xp.abs(least), floor) - least)

@@ -1,4 +1,4 @@
-"""Spectral projected gradients: minimisation over a convex set that can be projected on."""
+"""Spectral projected gradients: minimisation over a convex set, given the projection onto it."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _LONGEST = 1e10
 
 
 class ProjectedGradientState(NamedTuple):
-    """Where a run stands. Vectors are (..., n); scalars are floats, or arrays (B,) for a batch.
+    """The state of a run. Vectors are (..., n); scalars are floats, or arrays (B,) for a batch.
 
     x, value, gradient, step : the current iterate, and the step length that led to it.
     gradient_norm : the largest component of P(x - gradient) - x.
     direction, search : P(x - scale gradient) - x, and the search along it.
     squared : direction . direction.
-    trial : where value and gradient are wanted next.
+    trial : the point to evaluate next.
     seen : the value at the last trial.
     recent, slot : the values of the last iterates (..., memory_size), and where the next one goes.
-    scale : the length lambda of the step along the gradient, before it is projected.
-    decrement : half the decrease that the slope promises.
+    scale : the length lambda of the step along the gradient, before the projection.
+    decrement : half the decrease that the slope predicts.
     accepted, failed, unbounded : see `SolverState`.
     """
 
@@ -59,34 +59,34 @@ class ProjectedGradientState(NamedTuple):
 class ProjectedGradient(Method, Solver):
     """Spectral projected gradients (Birgin, Martinez & Raydan 2000, Algorithm SPG2).
 
-    A search along d = P(x - lambda g) - x, with P the projection and lambda the step length of
-    Barzilai & Borwein (1988), s . s / s . y. The value need not fall with every step: it must be
-    lower than the largest of the last `memory_size` values (Grippo, Lampariello & Lucidi 1986).
-    Every point at which the function is evaluated lies in the set, a start outside being projected
-    first. (Finite differences look around such points.)
+    Each iteration searches along d = P(x - lambda g) - x, with P the projection and lambda the step
+    length of Barzilai & Borwein (1988), s . s / s . y. The value need not fall in every step: it
+    must be lower than the largest of the last `memory_size` values (Grippo, Lampariello & Lucidi
+    1986). The function is only evaluated at points of the set; a start outside is projected first.
+    (Finite differences also evaluate it next to such points.)
 
-    A run has converged where the largest component of P(x - g) - x is at most gtol; that is
-    `res.gradient_norm`. Without constraints P(x - g) - x is -g.
+    A run has converged when the largest component of P(x - g) - x is at most gtol; this is
+    `res.gradient_norm`. Without constraints, P(x - g) - x is -g.
 
     Parameters
     ----------
     projection : projection, function or None
         One of `lx.projections`; or a function that maps a vector (..., n) to the nearest point of a
-        convex set (on JAX in a batch: one that can be compiled); or None, for the `bounds` of
-        `lx.minimize`, and for no constraints without those. It sees the variables as one real
-        vector: nested parameters end to end, flattened, of complex ones first all real and then
-        all imaginary parts.
+        convex set (on JAX, for a batch, one that can be compiled); or None, for the `bounds` of
+        `lx.minimize` or, without them, no constraints. It sees the variables as one real vector:
+        nested parameters flattened end to end, with all real parts of a complex leaf before its
+        imaginary parts.
     step_size : float or None
-        A constant lambda in place of Barzilai and Borwein's.
+        A constant lambda instead of Barzilai and Borwein's.
     memory_size : int
-        How many values the decrease is measured against, at least 1: with 1 each step goes down.
+        How many values the decrease is measured against, at least 1; with 1, each step goes down.
     line_search : Armijo
         How the search shortens its step, which is 1 at first.
 
     Raises
     ------
     ValueError, TypeError
-        for values outside these ranges, naming what was passed.
+        If a value is outside these ranges; the message says what was passed.
 
     Examples
     --------
@@ -127,26 +127,26 @@ class ProjectedGradient(Method, Solver):
         setting(self, "step_size", optional(number), above=0.0)
         if not isinstance(self.line_search, Armijo):
             raise TypeError(
-                f"line_search is {self.line_search!r}; wanted an lx.Armijo(...), for no other rule "
-                "stays within the set"
+                f"line_search is {self.line_search!r}; wanted an lx.Armijo(...), because no other "
+                "rule stays within the set"
             )
 
     @property
     def patience(self) -> int:  # type: ignore[override]
-        """How many iterations may pass without a lower value: some times the memory, for values
-        that have risen may take that long to fall again."""
+        """How many iterations may pass without a lower value: several times the memory, because
+        values that have risen may take that long to fall again."""
         return 8 * self.memory_size
 
     def with_bounds(self, box: Box) -> ProjectedGradient:
-        """The same solver within a box."""
+        """The same solver, restricted to a box."""
         if self.projection is not None:
             raise ValueError(
-                f"bounds were passed, and so was projection={self.projection!r}; wanted one of them"
+                f"bounds were passed with projection={self.projection!r}; wanted only one of them"
             )
         return dataclasses.replace(self, projection=box)
 
     def of_rows(self, space: Space, count: int, here: Array) -> ProjectedGradient:
-        """The same solver for those of `count` problems that have these numbers."""
+        """The same solver for those of `count` problems that have these indices."""
         if not isinstance(self.projection, Projection):
             return self
         return dataclasses.replace(self, projection=self.projection.of_rows(space, count, here))
@@ -165,13 +165,13 @@ class ProjectedGradient(Method, Solver):
     def init(
         self, space: Space, x: Array, value: Any, gradient: Array, learned: None = None
     ) -> ProjectedGradientState:
-        """The state at x, a feasible vector (..., n), where value and gradient are known."""
+        """The state at x, a feasible vector (..., n), with value and gradient there."""
         fn = space.scalars
         value, size, width, squared = space.read(
             value, space.max_abs(gradient), space.max_abs(x), space.dot(gradient, gradient)
         )
-        # At first a step as long as x itself, since nothing is known of the scale of f; from 0, one
-        # of 1, or where rounding would hide that, to where the linear model has fallen to -|f|.
+        # The first step is as long as x, because the scale of f is unknown; from 0 it has length 1
+        # or, if rounding would hide the change, leads to where the linear model falls to -|f|.
         scale = fn.where(size > 0.0, fn.divide(fn.maximum(width, 1.0), size), 1.0)
         fall = fn.divide(2.0 * fn.abs(value), squared)
         hidden = scale * squared <= space.backend.noise * fn.abs(value)
@@ -188,12 +188,12 @@ class ProjectedGradient(Method, Solver):
         self, space: Space, state: ProjectedGradientState, value: Any, gradient: Array,
         active: Any = True,
     ) -> ProjectedGradientState:
-        """The state after value and gradient at `state.trial` were seen, where `active`."""
+        """The state after the evaluation of value and gradient at `state.trial`, where `active`."""
         fn = space.scalars
         phi, dphi, change, size, width = space.read(
             value,
             space.dot(gradient, state.direction),
-            # Not as a difference of two slopes, which cancels.
+            # Not as a difference of two slopes, which would cancel.
             space.dot(gradient - state.gradient, state.direction),
             space.max_abs(gradient),
             space.max_abs(state.trial),
@@ -215,8 +215,8 @@ class ProjectedGradient(Method, Solver):
         )
         if fn.every(fn.logical_not(taken)):
             return onwards
-        # Barzilai & Borwein: s . s / s . y with s = alpha d. Where the curvature is not positive,
-        # longer steps; but only as long as numbers stay finite.
+        # Barzilai & Borwein: s . s / s . y with s = alpha d. If the curvature is not positive, take
+        # longer steps, but only as long as numbers stay finite.
         scale = fn.divide(alpha * state.squared, change)
         scale = fn.where((change > 0.0) & fn.isfinite(scale), scale, 10.0 * state.scale)
         scale = fn.minimum(scale, fn.divide(_LONGEST * fn.maximum(width, 1.0), size))
@@ -230,7 +230,7 @@ class ProjectedGradient(Method, Solver):
         self, space: Space, x: Array, value: Any, gradient: Array, size: Any, scale: Any,
         recent: Array, slot: Any, alpha: Any, seen: Any, accepted: Any, failed: Any,
     ) -> ProjectedGradientState:
-        """The state at x with a direction from there, and a search begun along it."""
+        """The state at x, with a direction from there and a search begun along it."""
         fn = space.scalars
         if self.step_size is not None:
             scale = fn.full(float(self.step_size), value)
@@ -241,7 +241,7 @@ class ProjectedGradient(Method, Solver):
             space.dot(gradient, direction),
             space.dot(direction, direction),
         )
-        # A constraint may hide that a gradient is not finite.
+        # The projection may hide that a gradient is not finite.
         norm = fn.where(fn.isfinite(size), norm, size)
         here = space.small_arange(self.memory_size) == space.per_problem(slot)
         recent = space.small.where(here, space.per_problem(value), recent)
@@ -255,11 +255,11 @@ class ProjectedGradient(Method, Solver):
         )
 
     def check_state(self, state: Any) -> None:
-        """Refuses a state that is not one of a solver like this."""
+        """Refuse a state that does not come from a solver like this."""
         held = state.recent.shape[-1] if isinstance(state, ProjectedGradientState) else 0
         if held != self.memory_size:
             what = f"{held} values" if held else f"a {type(state).__name__}"
             raise ValueError(
-                f"state holds {what}; wanted that of ProjectedGradient with "
+                f"state holds {what}; wanted the state of ProjectedGradient with "
                 f"memory_size={self.memory_size}"
             )

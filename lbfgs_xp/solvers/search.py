@@ -1,4 +1,4 @@
-"""What all methods with a line search share, however they find their directions."""
+"""What all methods with a line search share, whatever their directions."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from lbfgs_xp.arrays.scalars import Scalars
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.line_search import STUCK, LineSearch, Search
 
-# A function that goes down for so long, without a bend, has no bound. (A limit of the step below
-# this one is a wish of the user's, and proves nothing.)
+# A function that still falls without curvature after a step of this length counts as unbounded. (If
+# the user limits steps to less than this, reaching the limit proves nothing.)
 FAR = 1e9
 
 
 class Lowest(NamedTuple):
-    """The lowest trial of the search under way: what a search that gets stuck falls back on."""
+    """The lowest trial of the current search, to which a search that gets stuck falls back."""
 
     alpha: Any
     value: Any
@@ -23,7 +23,7 @@ class Lowest(NamedTuple):
 
 
 def at_floor(space: Space, decrement: Any, value: Any) -> Any:
-    """Whether rounding hides the decrease that the last step promised."""
+    """Whether rounding hides the decrease that was predicted for the last step."""
     return decrement <= space.scalars.abs(value) * space.backend.noise
 
 
@@ -33,7 +33,7 @@ def advance(
     """The searches, advanced where `active`."""
     if active is True:
         return rule.advance(search, phi, dphi)
-    # Rows that are done stay as they are.
+    # Rows that are done must stay as they are.
     told = search._replace(status=fn.where(active, search.status, STUCK))
     after = rule.advance(told, phi, dphi)
     return after._replace(status=fn.where(active, after.status, search.status))

@@ -13,18 +13,18 @@ from lbfgs_xp.typing import LineSearchName
 
 @dataclasses.dataclass(frozen=True)
 class SteepestDescent(Descent):
-    """Along the negative gradient, as far as a line search says (Nocedal & Wright, section 3.3).
+    """Steps along the negative gradient with a line search (Nocedal & Wright, section 3.3).
 
-    The first trial of the first search is scaled as that of L-BFGS; from then on it is the step of
+    The first trial of the first search is scaled as in L-BFGS; from then on it is the step of
     Barzilai & Borwein (1988, Two-point step size gradient methods, eq. 5), s . s / s . y, which for
-    steepest descent is where the slopes of the last search put the minimum of its line. A lax rule
-    mostly takes that step as it is. A strict one, such as `lx.MoreThuente(c2=0.01)`, goes to the
-    minimum of each line: the classical method, whose values fall by ((k - 1) / (k + 1))^2 in each
-    iteration where the Hessian has condition k.
+    steepest descent is where the slopes of the last search place the minimum of its line. A lax
+    rule usually takes this step as it is. A strict one, such as `lx.MoreThuente(c2=0.01)`, goes to
+    the minimum of each line: the classical method, whose values fall by a factor of
+    ((k - 1) / (k + 1))^2 per iteration if the Hessian has condition number k.
 
     Products g . g must be within the range of the dtype, and steps alpha, with x - alpha g, below
-    `alpha_max` of the line search, here 1e30: where x is of the order of 1e14 or more in its units
-    and f is not, scale the variables or, in float64, give a rule with a larger one.
+    `alpha_max` of the line search, here 1e30. If x is of the order of 1e14 or more in its units
+    and f is not, scale the variables or, in float64, pass a rule with a larger limit.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class SteepestDescent(Descent):
     Raises
     ------
     ValueError, TypeError
-        for another line search, naming what was passed.
+        If `line_search` is neither; the message says what was passed.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The two-loop recursion of L-BFGS, as in the textbook."""
+"""The textbook two-loop recursion of L-BFGS."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def two_loop(
     """The product H g of the L-BFGS inverse Hessian with a vector.
 
     Nocedal & Wright, Numerical Optimization, 2nd edition, Algorithm 7.4. `lx.LBFGS` itself uses
-    the compact form, which moves 4mn to 6mn numbers in place of 10mn, and waits once for a device
+    the compact form, which moves 4mn to 6mn numbers instead of 10mn, and waits once for a device
     instead of 2m times; the two agree to rounding.
 
     Parameters
@@ -29,21 +29,21 @@ def two_loop(
     gradient : array (..., n)
     S, Y : arrays (..., m, n)
         The steps and the changes of the gradient, the oldest first. A pair with s . y <= 0 is
-        passed over.
+        skipped.
     gamma : float, array (...), or function
         The initial inverse Hessian: gamma times the identity, or a function of a vector (..., n).
     dot : function, optional
-        The inner product over the last axis; the library's `vecdot` unless given.
+        The inner product over the last axis; by default, the library's `vecdot`.
 
     Returns
     -------
-    array (..., n), of the library, dtype and device of `gradient`. The direction of L-BFGS is its
+    array (..., n), of the library, dtype and device of `gradient`. The L-BFGS direction is its
     negative.
 
     Raises
     ------
     ValueError
-        where the shapes do not match.
+        If the shapes do not match.
 
     Examples
     --------
@@ -56,8 +56,8 @@ def two_loop(
     wanted = (*gradient.shape[:-1], S.shape[-2] if S.ndim > 1 else 0, gradient.shape[-1])
     if tuple(S.shape) != wanted or tuple(Y.shape) != wanted:
         raise ValueError(
-            f"two_loop got S of shape {tuple(S.shape)} and Y of shape {tuple(Y.shape)}; wanted "
-            f"(..., m, n) with the (..., n) = {tuple(gradient.shape)} of the gradient"
+            f"two_loop was given S of shape {tuple(S.shape)} and Y of shape {tuple(Y.shape)}; "
+            f"wanted (..., m, n), where the gradient has (..., n) = {tuple(gradient.shape)}"
         )
     dot = dot or xp.vecdot
     q = gradient

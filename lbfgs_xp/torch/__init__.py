@@ -1,8 +1,8 @@
-"""For those who come from PyTorch: `LBFGS` in place of `torch.optim.LBFGS`, and training with it.
+"""For users of PyTorch: `LBFGS`, a replacement for `torch.optim.LBFGS`, and training with it.
 
     from lbfgs_xp.torch import LBFGS, train_with_lbfgs
 
-`import lbfgs_xp` alone does not import torch.
+`import lbfgs_xp` by itself does not import torch.
 """
 
 from lbfgs_xp.torch.optimizer import LBFGS

@@ -1,4 +1,4 @@
-"""A loss over data that may be larger than memory: gradients are added up chunk by chunk."""
+"""A loss over data that may exceed the memory: gradients are accumulated chunk by chunk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lbfgs_xp.torch.flat import Flat
 
 
 class ChunkedLoss:
-    """The loss of some chunks together, with its gradient left in the parameters."""
+    """The total loss of several chunks; its gradient is left in the parameters."""
 
     def __init__(self, model: torch.nn.Module, loss_fn: Callable, reduction: Any, flat: Flat):
         if reduction is None:
@@ -23,7 +23,7 @@ class ChunkedLoss:
             raise ValueError(f"reduction is {reduction!r}; wanted 'mean' or 'sum'")
         if isinstance(loss_fn, type):
             raise TypeError(
-                f"loss_fn is the class {loss_fn.__name__}; wanted a function, {loss_fn.__name__}()"
+                f"loss_fn is the class {loss_fn.__name__}; wanted a function: {loss_fn.__name__}()"
             )
         self.model, self.loss_fn, self.flat = model, loss_fn, flat
         self.mean = reduction == "mean"
@@ -33,17 +33,18 @@ class ChunkedLoss:
         if torch.is_inference_mode_enabled():
             raise RuntimeError(
                 "train_with_lbfgs was called under torch.inference_mode, which forbids autograd; "
-                "wanted a call outside of it"
+                "wanted a call outside it"
             )
         for p in self.flat.params:
             p.grad = None
         total: Any = None
         unit = weights = 0.0
         for chunk in chunks:
-            # In units of the first chunk, so that one chunk alone, or equal ones, round once.
+            # Weights are relative to the first chunk, so that a single chunk, or chunks of equal
+            # size, have weight 1 and add no rounding.
             rows = _rows(chunk)
             if rows == 0:
-                raise ValueError("data holds a batch without rows; wanted one row at least")
+                raise ValueError("data holds a batch without rows; wanted at least one row")
             unit = unit or rows
             weight = rows / unit if self.mean else 1.0
             loss = weight * self._of(chunk)
@@ -65,9 +66,9 @@ class ChunkedLoss:
                 loss = self.loss_fn(self.model, *chunk)
             except Exception as error:
                 error.add_note(
-                    "lbfgs_xp: called as loss_fn(model, tensor), for data gave one tensor; pairs "
-                    "(inputs, targets) come as a tuple, or as a list of tuples"
-                    if chunk else "lbfgs_xp: called as loss_fn(model), for data is None"
+                    "lbfgs_xp: called as loss_fn(model, tensor), because data gave one tensor; "
+                    "pass pairs (inputs, targets) as a tuple, or as a list of tuples"
+                    if chunk else "lbfgs_xp: called as loss_fn(model), because data is None"
                 )
                 raise
         if not isinstance(loss, Tensor) or loss.ndim > 0:
@@ -76,7 +77,7 @@ class ChunkedLoss:
         if not loss.requires_grad:
             raise TypeError(
                 "loss_fn returned a tensor that does not depend on the model through torch "
-                "operations, so autograd finds no gradient; wanted one made from its parameters"
+                "operations, so autograd finds no gradient; wanted one computed from its parameters"
             )
         return loss
 
@@ -84,7 +85,7 @@ class ChunkedLoss:
 class Source:
     """Data as chunks: tuples (inputs, targets), (points,) or (), on the device of the model.
 
-    whole : whether a batch of Adam is all data.
+    whole : whether each batch for Adam holds all data.
     """
 
     def __init__(
@@ -102,8 +103,8 @@ class Source:
             shapes = [tuple(tensor.shape) for tensor in self.tensors]
             if len({shape[:1] for shape in shapes}) > 1 or shapes[0][:1] in ((), (0,)):
                 raise ValueError(
-                    f"data has the shapes {shapes}; wanted one first axis, the number of rows, and "
-                    "one row at least"
+                    f"data has the shapes {shapes}; wanted the same number of rows (the first "
+                    "axis) in all, and at least one row"
                 )
         elif batch_size is not None or chunk_size is not None:
             raise ValueError(
@@ -114,7 +115,7 @@ class Source:
             if not isinstance(data, Iterable) or isinstance(data, Iterator):
                 raise TypeError(
                     f"data is a {type(data).__name__}; wanted a tensor, a pair (inputs, targets) "
-                    "of tensors, an iterable of those that begins anew each time, or None"
+                    "of tensors, an iterable of these that can be iterated repeatedly, or None"
                 )
             self.items = data
         self.whole = self.items is None and batch_size is None
@@ -131,7 +132,7 @@ class Source:
         return map(self._moved, found)
 
     def batches(self) -> Iterator[Iterable[tuple]]:
-        """Batches for Adam, without end, each as chunks."""
+        """An endless sequence of batches for Adam, each as chunks."""
         generator = torch.Generator().manual_seed(self.seed)
         while True:
             if self.items is not None:
@@ -159,7 +160,7 @@ class Source:
 
 
 def _chunk(item: Any) -> tuple:
-    """What a list of data holds, or a DataLoader gives, as a tuple."""
+    """An item of a list or of a DataLoader, as a tuple."""
     if isinstance(item, (tuple, list)) and len(item) in (1, 2):
         return tuple(item)
     if isinstance(item, Tensor):
@@ -171,6 +172,6 @@ def _chunk(item: Any) -> tuple:
 
 
 def _rows(chunk: tuple) -> int:
-    """The first axis of the first tensor; 1 where there is none."""
+    """The length of the first axis of the first tensor; 1 if there is none."""
     leaves = (leaf for leaf in flatten(chunk)[0] if isinstance(leaf, Tensor) and leaf.ndim)
     return next((len(leaf) for leaf in leaves), 1)

@@ -1,4 +1,4 @@
-"""Parameters of torch as one vector."""
+"""Torch parameters as a single vector."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from lbfgs_xp.arrays.backend import Backend
 
 
 class Flat:
-    """The parameters that require a gradient, each of them once, as one real vector.
+    """The parameters that require a gradient, each once, as one real vector.
 
-    where : their places among all parameters.
+    where : their indices among all parameters.
     """
 
     def __init__(self, params: Iterable[Tensor]):
@@ -27,10 +27,10 @@ class Flat:
         ):
             if len(found) > 1:
                 raise ValueError(
-                    f"the parameters are of the {what} {', '.join(sorted(found))}; wanted one"
+                    f"the parameters have the {what} {', '.join(sorted(found))}; wanted only one"
                 )
         for p in self.params[:1]:
-            Backend.of(p, "a parameter")  # refuses 16 bits
+            Backend.of(p, "a parameter")  # refuses 16-bit numbers
 
     @torch.no_grad()
     def read(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""L-BFGS as an optimizer of torch."""
+"""L-BFGS as a torch optimizer."""
 
 from __future__ import annotations
 
@@ -18,47 +18,47 @@ from lbfgs_xp.typing import LineSearchName
 
 
 class LBFGS(torch.optim.Optimizer):
-    """L-BFGS in place of `torch.optim.LBFGS`: the same arguments, the same use.
+    """L-BFGS as a replacement for `torch.optim.LBFGS`, with the same arguments and usage.
 
     Parameters
     ----------
     params : iterable of tensors, of named tensors, or of dicts of groups
-        On one device and of one real dtype, float32 or float64; complex ones count as their real
-        and imaginary parts. Those that require no gradient are left alone; a gradient of None
-        counts as 0, and a sparse one is made dense. All groups must have the same settings.
+        On one device and of one real dtype, float32 or float64; complex parameters count as their
+        real and imaginary parts. Parameters that require no gradient are left alone; a gradient of
+        None counts as 0, and a sparse one is made dense. All groups must have the same settings.
     lr : float or tensor with one element
-        Multiplies the first trial of every line search; without one, the step itself. Schedulers
-        of torch may change it.
+        Multiplies the first trial of every line search or, without a line search, the step itself.
+        Torch schedulers may change it.
     max_iter, max_eval : int
-        Iterations and evaluations that one `step` may take; max_eval is 1.25 max_iter unless told.
-        (Two evaluations are always allowed, for less makes no step.)
+        The most iterations and evaluations in one `step`; max_eval is 1.25 max_iter by default.
+        (Two evaluations are always allowed, because fewer make no step.)
     tolerance_grad : float
-        A step ends where the largest component of the gradient is at most this.
+        A step ends when the largest component of the gradient is at most this.
     tolerance_change : float
-        It ends as well where no parameter changes by more than this, where the loss changes by
-        less, or where the slope along the direction promises less.
+        A step also ends when no parameter changes by more than this, the loss changes by less, or
+        the slope along the direction is smaller in size.
     history_size : int
-        How many curvature pairs are kept.
+        The number of pairs (s, y) to keep.
     line_search_fn : None, str or lx.LineSearch
-        None: steps of length lr along the direction, the very first one lr min(1, 1 / |g|_1).
-        "strong_wolfe", or the name of another rule of `lbfgs_xp.line_search`, or a rule such as
-        `lx.HagerZhang()`.
+        None: steps of length lr along the direction, the very first of length
+        lr min(1, 1 / |g|_1). Otherwise "strong_wolfe", the name of another rule of
+        `lbfgs_xp.line_search`, or a rule such as `lx.HagerZhang()`.
     maximize : bool
-        Whether the loss is to rise.
+        Whether to maximise the loss.
 
     Raises
     ------
     TypeError, ValueError
-        for settings out of range, groups that disagree, and parameters of several devices or
-        dtypes: what was passed, what is wanted.
+        For settings that are out of range or differ between groups, and for parameters on several
+        devices or of several dtypes; the message says what was passed and what is wanted.
 
     Notes
     -----
-    With None and a closure that stays the same, the iterates are those of `torch.optim.LBFGS` up to
-    rounding; with "strong_wolfe" as well, until the two searches differ in a trial. Trials that are
-    not finite are shortened.
+    With None and a closure that does not change, the iterates are those of `torch.optim.LBFGS` up
+    to rounding; with "strong_wolfe" too, until the two searches first try different steps. Trials
+    that are not finite are shortened.
 
-    `result`, a `StepResult`, tells why the last step ended; it is None before the first.
+    `result`, a `StepResult`, says why the last step ended; it is None before the first step.
 
     Examples
     --------
@@ -96,11 +96,11 @@ class LBFGS(torch.optim.Optimizer):
             lr, max_iter, max_eval, tolerance_grad, tolerance_change, history_size, line_search_fn,
             maximize,
         )
-        # lr as it was given: schedulers write into a tensor.
+        # lr is kept as passed, because schedulers write into a tensor.
         super().__init__(params, vars(settings) | {"lr": lr})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds parameters; the curvature so far, which is of fewer, is dropped at the next step."""
+        """Add parameters; the next step drops the curvature so far, which lacks them."""
         super().add_param_group(param_group)
         try:
             OptimizerSettings.of(self.param_groups)
@@ -111,14 +111,14 @@ class LBFGS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
-        """At most `max_iter` iterations; the loss before them, as the closure returned it.
+        """Run at most `max_iter` iterations; return the loss before them, as returned by closure.
 
         closure : clears the gradients, computes the loss, calls backward and returns the loss. It
             may be called up to `max_eval` times.
 
-        The parameters are left at the last point that was accepted, also where the closure raises
-        and at a Ctrl-C. (Without a line search the last step of all is not evaluated, as in
-        torch, but by the next call.)
+        The parameters are left at the last accepted point, also after an exception of the closure
+        or Ctrl-C. (Without a line search, as in torch, the very last step is only evaluated by the
+        next call.)
         """
         if not callable(closure):
             raise TypeError(f"closure is {closure!r}; wanted a function that returns the loss")
@@ -138,10 +138,10 @@ class LBFGS(torch.optim.Optimizer):
         return run.loss
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on, to the bit: tensors and plain numbers, so that `torch.load`
-        takes it with weights_only=True. A copy, which later steps leave as it is.
+        """All that is needed to continue with the same bits, as tensors and plain numbers, so that
+        `torch.load` accepts it with weights_only=True. A copy, which later steps do not change.
 
-        A line search given as an object is not in it: the optimizer that loads it brings its own.
+        A line search passed as an object is not included: the loading optimizer keeps its own.
         """
         packed = super().state_dict()
         packed["state"] = map_leaves(_copied, packed["state"])
@@ -152,11 +152,11 @@ class LBFGS(torch.optim.Optimizer):
         return packed
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from where `state_dict` was taken."""
+        """Continue from where `state_dict` was taken."""
         saved = next(iter(state_dict["state"].values()), None)
         if saved is not None and "pairs" not in saved:
             raise ValueError(
-                f"state_dict holds {', '.join(map(repr, saved))}; wanted that of an "
+                f"state_dict holds {', '.join(map(repr, saved))}; wanted the state_dict of an "
                 "lbfgs_xp.torch.LBFGS"
             )
         own = self.param_groups[0]["line_search_fn"]
@@ -164,7 +164,8 @@ class LBFGS(torch.optim.Optimizer):
         OptimizerSettings.of(groups)
         super().load_state_dict(state_dict | {"param_groups": groups})
         if saved is not None:
-            # torch casts all to the dtype of the parameters, but the small matrices are float64.
+            # torch casts everything to the dtype of the parameters, but the small matrices must
+            # stay float64.
             loaded = self._memory()
             loaded.update(map_leaves(_copied, saved))
             for name, where in (("pairs", ["rows"]), ("pending", ["x", "gradient", "direction"])):
@@ -175,8 +176,8 @@ class LBFGS(torch.optim.Optimizer):
         return [p for group in self.param_groups for p in group["params"]]
 
     def _memory(self) -> dict[str, Any]:
-        """What is kept from step to step: tensors and plain numbers, at the first parameter, where
-        torch has it. See `Step`."""
+        """What is kept from step to step, as tensors and plain numbers. As in torch, it is stored
+        in the state of the first parameter. See `Step`."""
         memory: dict[str, Any] = self.state[self._all()[0]]
         if not memory:
             memory.update(func_evals=0, n_iter=0, where=[], pairs=None, pending=None, retry=None)

@@ -1,4 +1,4 @@
-"""The settings of the optimizer, understood."""
+"""The checked settings of the optimizer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lbfgs_xp.solvers import lbfgs
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
-    """What every group says alike."""
+    """The settings, which must be the same for all parameter groups."""
 
     lr: Any
     max_iter: int
@@ -51,7 +51,7 @@ class OptimizerSettings:
                 if (odd := getattr(other, name)) != value:
                     raise ValueError(
                         f"{name} is {value!r} in one group of parameters and {odd!r} in another; "
-                        "wanted the same in all, since one step moves them together"
+                        "wanted the same in all, because one step moves them together"
                     )
         return first
 
@@ -61,5 +61,5 @@ class OptimizerSettings:
 
     def solver(self) -> lbfgs.LBFGS:
         rule = Fixed() if self.fixed else rule_of(self.line_search_fn)
-        # H is the identity at first, as in torch.
+        # The first inverse Hessian is the identity, as in torch.
         return lbfgs.LBFGS(self.history_size, rule, initial_inverse_hessian=1.0)

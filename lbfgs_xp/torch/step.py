@@ -1,4 +1,4 @@
-"""One step of the optimizer: iterations of L-BFGS on what a closure says."""
+"""One step of the optimizer: iterations of L-BFGS on the loss that a closure computes."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from lbfgs_xp.solvers.search import at_floor
 from lbfgs_xp.torch.flat import Flat
 from lbfgs_xp.torch.settings import OptimizerSettings
 
-# Pairs that there is room for at first. The room is doubled when it is full: most runs end long
-# before torch's default of 100 pairs, which for a large model are most of the memory.
+# The initial room for pairs, doubled whenever it is full: most runs end long before torch's default
+# of 100 pairs, which would take most of the memory for a large model.
 _ROOM = 8
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class StepResult:
-    """What the last `LBFGS.step` came to.
+    """The outcome of the last `LBFGS.step`.
 
     Attributes
     ----------
     fun, gradient_norm : float
         The loss at the last point that was accepted and evaluated, and the largest component of
-        its gradient. (Without a line search the parameters are one step further.)
+        its gradient. (Without a line search, the parameters are one step further on.)
     nit, nfev : int
         Iterations, and calls of the closure.
     status : lx.Status
         Why the step ended.
     message : str
-        The same in a sentence.
+        The status in a sentence.
     """
 
     fun: float
@@ -56,15 +56,16 @@ class StepResult:
 
 
 class Step:
-    """One call of `LBFGS.step`, under way.
+    """One call of `LBFGS.step` in progress.
 
     memory : what is kept from call to call.
-        func_evals, n_iter : how many there were so far.
-        where : the places of the parameters that the rest is about.
+        func_evals, n_iter : the evaluations and iterations so far.
+        where : the indices of the parameters to which the rest belongs.
         pairs : the fields of `Pairs`, or None.
-        pending : a step that was made and not evaluated (x + step direction, with value and
+        pending : a step that was taken but not evaluated (to x + step direction, with value and
             gradient at x), or None.
-        retry : the next trial of a search that the budget has ended without a lower point, or None.
+        retry : the next trial of a search that ran out of budget before it found a lower point, or
+            None.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class Step:
                     self.status = Status.VALUE
                     break
                 if s.fixed and self.nit == s.max_iter - 1:
-                    # Like torch: on another batch the value here would serve nothing.
+                    # As in torch: if the batch changes, the value here would be of no use.
                     self.nit, self.moved, self.status = self.nit + 1, True, Status.ITERATIONS
                     break
             self.flat.write(state.trial)
@@ -107,14 +108,14 @@ class Step:
             self._judge(before, state)
 
     def leave(self) -> StepResult | None:
-        """Puts the parameters and the memory where the step has come to."""
+        """Set the parameters and the memory to where the step has ended."""
         if (state := self.state) is None:
             return None
         self.flat.write(state.trial if self.moved else state.x)
         memory, search = self.memory, state.search
         memory["n_iter"] += self.nit
         memory["where"] = self.flat.where
-        # In the midst of an update the pairs may be half old, half new.
+        # In the middle of an update, the pairs may be partly old and partly new.
         memory["pairs"] = None if self.torn else self._packed(state)
         memory["pending"] = memory["retry"] = None
         if self.moved:
@@ -133,7 +134,7 @@ class Step:
     # --- the parts of a step -------------------------------------------------------------------
 
     def _begin(self) -> LBFGSState:
-        """The state at the parameters as they are."""
+        """The state at the current parameters."""
         x = self.flat.read()
         self.space = space = Space(x)
         self.loss = None
@@ -160,8 +161,8 @@ class Step:
             value = float(loss)
         except TypeError:
             raise TypeError(
-                f"closure returned a {type(loss).__name__}; wanted the loss, a number or a tensor "
-                "with one element"
+                f"closure returned a {type(loss).__name__}; wanted the loss as a number or a "
+                "tensor with one element"
             ) from None
         if all(p.grad is None for p in self.flat.params):
             raise ValueError(
@@ -183,7 +184,7 @@ class Step:
         return self.state
 
     def _set_out(self, state: LBFGSState) -> LBFGSState:
-        """The state with its search begun at the step that torch tries first."""
+        """The state with a new search that starts at the step that torch tries first."""
         s, memory, pairs = self.settings, self.memory, state.pairs
         if pairs.count == len(pairs.diagonal) < s.history_size and pairs.slot == 0:
             wider = _wider(self.space, pairs, s.history_size)
@@ -199,11 +200,11 @@ class Step:
         return self.state
 
     def _judge(self, before: LBFGSState, state: LBFGSState) -> None:
-        """Whether the step ends here, once an iteration has."""
+        """Set the status if the step ends here; most tests apply only after an iteration."""
         s, space = self.settings, self.space
         if state.failed:
-            # Not confirmed by a look as in `minimize`: a step must call the closure no more often
-            # than torch does.
+            # Unlike in `minimize`, this is not confirmed by another evaluation: a step must not
+            # call the closure more often than torch does.
             floor = at_floor(space, state.decrement, state.value)
             self.status = Status.PRECISION if floor else Status.LINE_SEARCH
         if not state.accepted:
@@ -219,7 +220,7 @@ class Step:
             self.status = Status.ITERATIONS
 
     def _settle(self, state: LBFGSState) -> None:
-        """Ends a search for want of evaluations: its lowest trial becomes the iterate."""
+        """End a search that is out of evaluations: its lowest trial becomes the iterate."""
         search, lowest = state.search, state.lowest
         if search.evaluations == 0 or not search.best_phi < search.phi0:
             return
@@ -229,10 +230,10 @@ class Step:
         self._tell(state, lowest.value, lowest.gradient)
         self.nit += 1
 
-    # --- the pairs, as the memory has them -----------------------------------------------------
+    # --- the pairs, as stored in the memory ----------------------------------------------------
 
     def _packed(self, state: LBFGSState) -> dict[str, Any]:
-        # In the midst of a search the pairs may hold a trial's.
+        # In the middle of a search, the pairs may include one from a trial.
         pairs = state.pairs
         if state.search.evaluations:
             pairs = self.solver.learned(self.space, state)
@@ -242,7 +243,7 @@ class Step:
         }
 
     def _known(self, x: Tensor) -> Pairs | None:
-        """The pairs of the last step, where they are about this vector."""
+        """The pairs of the last step, if they belong to this vector; else None."""
         saved = self.memory["pairs"]
         if saved is None or self.memory["where"] != self.flat.where:
             return None
@@ -257,7 +258,7 @@ class Step:
 def _begin_at(
     solver: lbfgs.LBFGS, space: Space, state: LBFGSState, alpha: float
 ) -> LBFGSState:
-    """The state with its search begun anew, at the trial alpha."""
+    """The state with a new search that starts at the trial alpha."""
     noise = abs(state.value) * space.backend.noise
     rule: Any = solver.line_search
     search: Search = rule.begin(state.value, state.search.dphi0, alpha, noise)
@@ -265,7 +266,8 @@ def _begin_at(
 
 
 def _wider(space: Space, pairs: Pairs, most: int) -> Pairs:
-    """A full ring, whose oldest pair is in slot 0, with room for twice as many."""
+    """Copy a full ring, whose oldest pair is in slot 0, to one with room for twice as many pairs.
+    """
     m, n = len(pairs.diagonal), pairs.rows.shape[1]
     size = min(2 * m, most)
     wider = curvature.empty(space, n, size, (), pairs.gamma)
@@ -277,9 +279,9 @@ def _wider(space: Space, pairs: Pairs, most: int) -> Pairs:
 
 _MESSAGES = {
     Status.GRADIENT: "the gradient is small: its largest component is at most tolerance_grad",
-    Status.VALUE: "the loss has settled: it changes, or the direction promises, less than "
-    "tolerance_change",
+    Status.VALUE: "the loss has settled: its change, or the slope along the direction, is less "
+    "than tolerance_change",
     Status.STEP: "the parameters have settled: none changes by more than tolerance_change",
-    Status.ITERATIONS: "the step has made its max_iter iterations",
-    Status.EVALUATIONS: "the step has made its max_eval evaluations",
+    Status.ITERATIONS: "the step has used its max_iter iterations",
+    Status.EVALUATIONS: "the step has used its max_eval evaluations",
 }

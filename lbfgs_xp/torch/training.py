@@ -1,4 +1,4 @@
-"""Adam and then L-BFGS, for a module of torch."""
+"""Training a torch module with Adam, then L-BFGS."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class PhaseHistory:
     Attributes
     ----------
     loss : (entries,) NumPy array
-        Of Adam the loss before each step, on its batch. Of L-BFGS that of all data, at the start
-        and after each epoch.
+        For Adam, the loss on each batch before the step. For L-BFGS, the loss on all data, at the
+        start and after each epoch.
     seconds : (entries,) NumPy array
-        When each of these was known, from the start of the phase.
+        When each of these was known, counted from the start of the phase.
     status, message
-        Why it ended.
+        Why the phase ended.
     """
 
     loss: np.ndarray
@@ -51,17 +51,16 @@ class PhaseHistory:
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class TrainingResult:
-    """The outcome of `train_with_lbfgs`; the model has the parameters.
+    """The outcome of `train_with_lbfgs`; the parameters are in the model.
 
     Attributes
     ----------
     loss : float
-        That of all data, with the parameters that the model is left with; nan where it was never
-        computed for them.
+        The loss on all data for the final parameters of the model; nan if it was never computed.
     adam, lbfgs : PhaseHistory or None
-        The history of each phase; None where it was not reached or not wanted.
+        The history of each phase; None if it was skipped or not reached.
     success, status, message
-        Whether and why the run ended: those of its last phase.
+        Whether the last phase succeeded, and why it ended.
     """
 
     loss: float
@@ -94,60 +93,62 @@ def train_with_lbfgs(
     seed: int = 0,
     progress: bool = False,
 ) -> TrainingResult:
-    """Adam for a fixed number of steps, then L-BFGS on all data until the loss has settled.
+    """Train with Adam for a fixed number of steps, then with L-BFGS until the loss has settled.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Its parameters are changed in place; see `LBFGS` for which it may have. Loss and model must
+        Its parameters are changed in place; see `LBFGS` for what is allowed. Loss and model must
         give the same value when called again: with dropout, call `model.eval()` first.
     loss_fn : function
-        Such as `torch.nn.MSELoss()`. How it is called depends on the data:
-    data : what to train on
-        a pair (inputs, targets) of tensors: loss_fn(model(inputs), targets);
-        one tensor, such as points of collocation: loss_fn(model, tensor);
+        Such as `torch.nn.MSELoss()`. How it is called depends on data.
+    data : tensors, None, or an iterable
+        A pair (inputs, targets) of tensors: loss_fn(model(inputs), targets).
+        One tensor, such as collocation points: loss_fn(model, tensor).
         None: loss_fn(model).
-        A list of such pairs or tensors, a DataLoader, or another iterable that can be gone through
-        again and again: Adam makes one step on each of its items, and L-BFGS, which needs all
-        data for every evaluation, adds up over them. Items are moved to the device of the model.
+        A list of such pairs or tensors, a DataLoader, or another iterable that can be iterated
+        repeatedly: Adam takes one step on each item, and L-BFGS, which needs all data for every
+        evaluation, accumulates over the items. Items are moved to the device of the model.
     tol : float
-        L-BFGS ends where the loss changes by at most this in an epoch, or where the largest
-        component of the gradient is at most this; see `until`.
+        L-BFGS ends when the loss changes by at most this in an epoch, or the largest component of
+        the gradient is at most this; see `until`.
     adam_steps, adam_lr : int, float or schedule of `lx.schedules`
-        0 steps: no Adam. On all data, L-BFGS begins where the loss was lowest.
+        With 0 steps, Adam is skipped. If Adam uses all data in each step, L-BFGS starts from the
+        parameters with the lowest loss.
     max_epochs, max_iter : int
-        At most so many epochs of L-BFGS, each of at most max_iter iterations. 0 epochs: no L-BFGS.
+        The most epochs of L-BFGS, and the most iterations in each. With 0 epochs, L-BFGS is
+        skipped.
     until : "either", "both", "loss" or "gradient"
-        Which of the two has to be at most tol.
+        Which of the two must be at most tol.
     history_size, line_search_fn
-        See `LBFGS`; here there must be a line search.
+        As in `LBFGS`, but a line search is required here.
     batch_size : int
-        How many rows, drawn without replacement, Adam takes for a step; None: all. Not for
-        iterables, whose items are the batches.
+        The number of rows, drawn without replacement, for each step of Adam; None: all rows. Not
+        for iterables, whose items are the batches.
     chunk_size : int
-        How many rows go through the model at once, where all are wanted; None: all. The memory
-        needed is that of one chunk. Not for iterables, whose items are the chunks.
+        How many rows pass through the model at once when all rows are needed; None: all. This
+        bounds the memory needed. Not for iterables, whose items are the chunks.
     reduction : "mean" or "sum"
-        Whether loss_fn takes the mean or the sum over the rows of what it is given. None: what it
-        says itself in `loss_fn.reduction`, as the losses of torch do, else "mean".
+        Whether loss_fn takes the mean or the sum over rows. None: as `loss_fn.reduction` says,
+        which the losses of torch have; otherwise "mean".
     seed : int
-        For the order of the rows with a batch_size.
+        The seed for the order of the rows with a batch_size.
     progress : bool
-        Show one live line in the terminal.
+        Whether to show a live line in the terminal.
 
     Returns
     -------
     TrainingResult
-        At a Ctrl-C as well; the model then has the best parameters so far. (Where Adam takes
-        batches, their losses cannot be compared: then those of the last step. Where a loss of its
-        batches is not finite, Adam ends with those of the last batch whose loss was.)
+        Also after Ctrl-C; the model then has the best parameters so far. (If Adam uses batches,
+        whose losses cannot be compared, it has those of the last step; and if the loss on a batch
+        is not finite, Adam ends with those of the last batch whose loss was.)
 
     Raises
     ------
     TypeError, ValueError
-        for arguments outside these ranges: what was passed, what is wanted.
+        For invalid arguments; the message says what was passed and what is wanted.
     Exception
-        What model, loss_fn or data raise goes through; the model has the best parameters.
+        Exceptions of model, loss_fn or data propagate; the model has the best parameters so far.
 
     Examples
     --------
@@ -163,11 +164,11 @@ def train_with_lbfgs(
     max_epochs = count("max_epochs", max_epochs, 0)
     seed = count("seed", seed, 0)
     if adam_steps == max_epochs == 0:
-        raise ValueError("adam_steps and max_epochs are both 0; wanted one of them above 0")
+        raise ValueError("adam_steps and max_epochs are both 0; wanted at least one above 0")
     if isinstance(tol, Tensor) and tol.ndim:
         raise TypeError(
-            f"tol is {shown(tol)}; wanted a number, and inputs and targets together: "
-            "data=(inputs, targets)"
+            f"tol is {shown(tol)}; wanted a number (inputs and targets are passed as a pair, "
+            "data=(inputs, targets))"
         )
     tol = number("tol", tol, least=0.0)
     if until not in ("either", "both", "loss", "gradient"):
@@ -181,8 +182,8 @@ def train_with_lbfgs(
     flat = Flat(model.parameters())
     if not any(flat.sizes):
         raise ValueError(
-            "the model has no parameter that requires a gradient and is not empty; wanted one at "
-            "least"
+            "the model has no parameter that requires a gradient and is not empty; wanted at least "
+            "one"
         )
     optimizer = LBFGS(
         model.parameters(), max_iter=max_iter, history_size=history_size,
@@ -206,23 +207,24 @@ def train_with_lbfgs(
 
 
 def _warn_of_noise(model: torch.nn.Module) -> None:
-    """Warns of layers that draw anew at each call, which L-BFGS takes for the loss."""
+    """Warn about layers that are random at each call, which a line search cannot handle."""
     noisy = sorted({
         type(layer).__name__ for layer in model.modules()
         if isinstance(layer, _DropoutNd) and layer.training and layer.p > 0.0
     })
     if noisy:
         warnings.warn(
-            f"the model is in training mode with {', '.join(noisy)}, so that its loss is another "
-            "one at each call, along which L-BFGS cannot search; call model.eval() before",
+            f"the model is in training mode with {', '.join(noisy)}, so its loss differs from call "
+            "to call and the line search of L-BFGS cannot work; call model.eval() first",
             stacklevel=3,
         )
 
 
 class _Training:
-    """One call of `train_with_lbfgs`, under way.
+    """One call of `train_with_lbfgs` in progress.
 
-    lowest, best : the lowest loss of all data that was seen, and where; None before any was.
+    lowest, best : the lowest loss seen on all data (inf before there is one), and the parameters
+        with that loss (or None).
     """
 
     def __init__(self, flat: Flat, loss: ChunkedLoss, source: Source, live: Live):
@@ -279,20 +281,20 @@ class _Training:
         self.end(Status.ITERATIONS, f"all {epochs} epochs are done, and tol={tol:g} is not reached")
 
     def _diverged(self, step: int, finite: Tensor) -> None:
-        """Ends Adam at a loss that is not finite. With batches the model gets the parameters of
-        the last loss that was."""
+        """End Adam at a loss that is not finite. With batches, the model gets the parameters of the
+        last batch whose loss was finite."""
         status = Status.DIVERGED if step > 1 else Status.NOT_FINITE
         message = _DIVERGED if step > 1 and self.best is None else None
         self.end(status, message)
         self.flat.write(finite if self.best is None else self.best)
 
     def restore(self) -> None:
-        """The best parameters, where they are known."""
+        """Put the best parameters into the model, if they are known."""
         if self.best is not None:
             self.flat.write(self.best)
 
     def end(self, status: Status, message: str | None = None) -> None:
-        """Ends the phase under way."""
+        """End the current phase."""
         loss, seconds = np.asarray(self.seen, dtype=np.float64).reshape(-1, 2).T
         self.phases[self.phase] = PhaseHistory(loss, seconds, status, message or status.message)
 
@@ -317,8 +319,8 @@ class _Training:
 
 
 _DIVERGED = (
-    "the loss has ceased to be finite: the learning rate may be too large; the parameters of the "
-    "last batch with a finite loss are kept"
+    "the loss is no longer finite: the learning rate may be too large; the parameters of the last "
+    "batch with a finite loss are kept"
 )
 _FLAT = "the largest component of the gradient is at most tol"
 _SETTLED = "the loss has changed by at most tol in an epoch"

@@ -1,4 +1,4 @@
-"""Data as batches, epoch after epoch."""
+"""The batches of each epoch, from arrays or iterables."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from lbfgs_xp.arrays.tree import flatten, unflatten
 def batches_of(
     data: Any, batch_size: int | None, shuffle: bool, seed: int, epochs: int, backend: Backend
 ) -> ArrayBatches | IterableBatches:
-    """`data` as `lx.train` takes it, with `epoch(number, done)` -> pairs (batch, rows).
+    """The batches of the `data` of `lx.train`; their `epoch(number, done)` yields (batch, rows).
 
-    number : which epoch, from 0.
-    done : how many of its batches to pass over.
-    rows : how many rows a batch has.
+    number : the epoch, counted from 0.
+    done : how many of its batches to skip.
+    rows : the number of rows in the batch.
     """
     if _holds_arrays(data):
         return _rows(data, batch_size, shuffle, seed, backend)
@@ -31,22 +31,22 @@ def batches_of(
         )
     if batch_size is not None:
         raise ValueError(
-            f"batch_size is {batch_size!r}, but data, a {type(data).__name__}, gives batches of "
-            "its own; wanted None, or a tuple, dict or dataclass of arrays as data"
+            f"batch_size is {batch_size!r}, but data, a {type(data).__name__}, gives its own "
+            "batches; wanted None, or a tuple, dict or dataclass of arrays as data"
         )
     if isinstance(data, Iterator) and epochs > 1:
         raise ValueError(
-            f"data is a {type(data).__name__}, which can be gone through once; wanted, with "
-            f"epochs={epochs}, an iterable that begins anew, such as a list of batches"
+            f"data is a {type(data).__name__}, which can be iterated only once; wanted, with "
+            f"epochs={epochs}, an iterable that can start again, such as a list of batches"
         )
     return IterableBatches(data)
 
 
 class ArrayBatches:
-    """Batches of the rows of arrays, each row once in an epoch.
+    """Batches of the rows of arrays; each row appears once per epoch.
 
     leaves, structure : arrays with a first axis of length `size`, and how they are nested.
-    seed : None for the order in which the rows lie.
+    seed : seed of the shuffling; None to keep the order of the rows.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class ArrayBatches:
         self.seed = seed
 
     def check(self, done: Sequence[int]) -> None:
-        """Refuses to go on with an epoch of which batches of other sizes are done."""
+        """Refuse to continue an epoch whose finished batches had other sizes."""
         wanted = [min(self.batch_size, self.size)] * len(done)
         if list(done) != wanted:
             raise ValueError(
-                f"state stands in an epoch with batches of {', '.join(map(str, done))} rows; "
-                f"wanted the same data and batch_size, which is {wanted[0]} here"
+                f"state is in the middle of an epoch with batches of {', '.join(map(str, done))} "
+                f"rows; wanted the same data and batch_size, which is {wanted[0]} here"
             )
 
     def epoch(self, number: int, done: int) -> Iterator[tuple[Any, int]]:
@@ -77,7 +77,7 @@ class ArrayBatches:
             return
         order = None
         if self.seed is not None:
-            # On the host, so that all libraries draw the same.
+            # Drawn on the host, so that the order is the same for all libraries.
             generator = np.random.default_rng([self.seed, number])
             order = self.backend.index_array(generator.permutation(size))
         for start in range(done * step, size, step):
@@ -87,13 +87,13 @@ class ArrayBatches:
 
 
 class IterableBatches:
-    """Batches as an iterable gives them."""
+    """The batches of an iterable, unchanged."""
 
     def __init__(self, data: Any):
         self.data = data
 
     def check(self, done: Sequence[int]) -> None:
-        """What is done of an epoch is the iterable's own affair."""
+        """Accept anything: an iterable may order and size its batches as it likes."""
 
     def epoch(self, number: int, done: int) -> Iterator[tuple[Any, int]]:
         found = 0
@@ -109,7 +109,7 @@ class IterableBatches:
 
 
 def _holds_arrays(data: Any) -> bool:
-    """Whether rows are to be drawn from the arrays in data."""
+    """Whether data holds arrays from whose rows batches are drawn."""
     return (
         is_array(data)
         or isinstance(data, (tuple, collections.abc.Mapping))
@@ -126,8 +126,8 @@ def _rows(
     for leaf in leaves:
         if not is_array(leaf):
             raise TypeError(
-                f"data holds a {type(leaf).__name__}; wanted arrays (batches come in a list or "
-                "another iterable)"
+                f"data holds a {type(leaf).__name__}; wanted arrays (or, for ready-made batches, a "
+                "list or another iterable)"
             )
         if (library := library_of(leaf)) != backend.name:
             raise TypeError(
@@ -135,18 +135,18 @@ def _rows(
             )
         backend.check_device(leaf, "data", like="params")
         if leaf.ndim == 0:
-            raise ValueError("data holds a 0-d array; wanted a first axis that counts the rows")
+            raise ValueError("data holds a 0-d array; wanted arrays with a first axis of rows")
     sizes = {leaf.shape[0] for leaf in leaves}
     if len(sizes) > 1 or sizes == {0}:
         raise ValueError(
-            f"data has the shapes {[tuple(leaf.shape) for leaf in leaves]}; wanted one first "
-            "axis, the number of rows, and at least one row"
+            f"data has the shapes {[tuple(leaf.shape) for leaf in leaves]}; wanted the same number "
+            "of rows (the first axis) in all, and at least one row"
         )
     return ArrayBatches(leaves, structure, backend, batch_size, seed if shuffle else None)
 
 
 def _length(batch: Any) -> int:
-    """How many rows a batch has: the first axis of its first array, 1 where it has none."""
+    """The number of rows in a batch: the first axis of its first array; 1 if it has none."""
     for leaf in flatten(batch)[0]:
         if is_array(leaf) and leaf.ndim > 0:
             return leaf.shape[0]

@@ -1,4 +1,4 @@
-"""loss and jac, in whatever form, as one function: (leaves, batch) -> (value, gradients)."""
+"""loss and jac, however they are given, as one function: (leaves, batch) -> (value, gradients)."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from lbfgs_xp.arrays.tree import flatten, unflatten
 
 
 class Loss:
-    """Value and gradients of a loss.
+    """The value and the gradients of a loss.
 
     Parameters
     ----------
     loss, jac, compile
         As in `lx.train`.
     backend : Backend
-        That of the parameters.
+        The backend of the parameters.
     structure
         How the leaves of the parameters are nested.
 
     Attributes
     ----------
     differentiates : bool
-        Whether the gradients come from automatic differentiation, and so fit the parameters.
+        Whether the gradients come from automatic differentiation, and so need no checks.
     """
 
     def __init__(
@@ -51,8 +51,8 @@ class Loss:
         self.structure = structure
 
     def __call__(self, leaves: list[Array], batch: Any) -> tuple[Any, Any]:
-        """(value, gradients): a float or 0-d array, and the gradients as leaves if they come from
-        automatic differentiation, else as the user returned them."""
+        """(value, gradients): a float or 0-d array; and the gradients, as leaves if they come from
+        automatic differentiation, otherwise as the user returned them."""
         if self.differentiates:
             return self._automatic(leaves, batch)
         params = unflatten(self.structure, leaves)
@@ -65,7 +65,7 @@ class Loss:
         return self._kept(_checked(value, self.backend)), gradients
 
     def of_params(self, params: Any, batch: Any) -> tuple[Any, Any]:
-        """(value, gradients) for nested parameters; the gradients are nested alike."""
+        """(value, gradients) for nested parameters; the gradients are nested in the same way."""
         leaves, _ = flatten(params)
         value, gradients = self(leaves, batch)
         return value, unflatten(self.structure, gradients) if self.differentiates else gradients
@@ -73,7 +73,7 @@ class Loss:
     def _automatic(self, leaves: list[Array], batch: Any) -> tuple[Array, list[Array]]:
         nesting = None
         if self.compiled:
-            # What is compiled takes lists of arrays, whatever containers the user has.
+            # A compiled function takes lists of arrays, whatever containers the user has.
             batch, nesting = flatten(batch)
         differentiated = self.backend.value_and_gradients(
             self.compiled, _evaluate, self.loss, self.backend, self.structure, nesting
@@ -82,8 +82,8 @@ class Loss:
         return self._kept(value), gradients
 
     def _kept(self, value: Any) -> Any:
-        """A value that no later update changes: it may be a part of the parameters, or a buffer of
-        the user's."""
+        """The value, copied if later updates could change it: it may be a view of the parameters or
+        of a buffer of the user."""
         if self.backend.reads_are_free:
             return self.backend.read([value])[0]
         return self.backend.own(value) if is_array(value) else value
@@ -92,7 +92,7 @@ class Loss:
 def _evaluate(
     loss: Callable, backend: Backend, structure: Any, nesting: Any, leaves: list[Array], batch: Any
 ) -> Any:
-    """The checked loss of parameters given as their leaves."""
+    """The checked loss for parameters that are given as leaves."""
     if nesting is not None:
         batch = unflatten(nesting, batch)
     return _checked(loss(unflatten(structure, leaves), batch), backend)

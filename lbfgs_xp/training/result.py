@@ -1,4 +1,4 @@
-"""What `lx.train` returns, and what it passes to callbacks."""
+"""The results of `lx.train`, and the records it passes to callbacks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from lbfgs_xp.result import Status, table
 
 
 class TrainRecord(NamedTuple):
-    """What a callback is given after each epoch.
+    """The record that is passed to a callback after each epoch.
 
-    epoch, updates : how many are done, those of the runs that this one goes on from included.
-    loss : the mean loss of the epoch, see `History`.
-    learning_rate : that of its last update.
+    epoch, updates : how many are done, including those of earlier runs that this one continues.
+    loss : the mean loss of the epoch; see `History`.
+    learning_rate : the learning rate of the last update.
     params : a copy of the parameters.
-    state : `TrainResult.state`, to save and to go on from.
+    state : `TrainResult.state`, to be saved and continued from.
     """
 
     epoch: int
@@ -29,12 +29,12 @@ class TrainRecord(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """All that is needed to go on: `lx.train(..., state=res.state)`.
+    """All that is needed to continue a run: `lx.train(..., state=res.state)`.
 
     epoch, updates : how many are done.
-    seen : (loss, rows, learning rate) of each batch that is done of the epoch under way.
-    told : the mean loss of the last epoch, where the learning rate has not been told of it yet.
-    memory : what the method remembers; None before it has begun.
+    seen : (loss, rows, learning rate) for each finished batch of the current epoch.
+    told : the mean loss of the last epoch, if it has not yet been passed to the learning rate.
+    memory : the state of the method; None before it has begun.
     """
 
     epoch: int
@@ -46,18 +46,18 @@ class TrainState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class History:
-    """What was seen on the way, as NumPy arrays of float64.
+    """The course of a run, as NumPy arrays of float64.
 
     Attributes
     ----------
     loss : (batches,)
-        Of each batch the loss before the updates on it.
+        The loss on each batch, before the updates on it.
     learning_rate : (batches,)
-        Of the last update on each batch; of a solver its step length.
+        The learning rate of the last update on each batch; for a solver, its step length.
     epoch_loss : (epochs,)
-        The mean of `loss` over each epoch that is done, weighted by the rows of the batches.
+        The mean of `loss` over each finished epoch, weighted by the rows of the batches.
     seconds : (epochs,)
-        What each of these epochs took.
+        The duration of each of these epochs.
     """
 
     loss: np.ndarray
@@ -75,19 +75,21 @@ class TrainResult:
 
     Attributes
     ----------
-    params : of the structure, library, devices and dtypes of the parameters given
-        Those after the last update; where the loss has ceased to be finite (`DIVERGED`), those
-        that the epoch began with.
+    params : like the parameters passed
+        The parameters after the last update, with the structure, library, devices and dtypes of
+        those passed. If the loss or a parameter was not finite (`DIVERGED`), the parameters at the
+        start of that epoch.
     loss : float
-        The mean loss of the last epoch that was done; nan where none was.
+        The mean loss of the last finished epoch; nan if there is none.
     history : History
-        Of this run alone.
+        The course of this run only.
     epochs, updates : int
-        How many are done, those of the runs that this one goes on from included.
+        How many are done, including those of earlier runs that this one continues.
     success, status, message
-        Whether and why the run ended; see `lx.Status`. The end of the last epoch is a success.
+        Whether the run succeeded, and why it ended; see `lx.Status`. Finishing all epochs is a
+        success.
     state : TrainState
-        Pass it as `state=` to go on.
+        Pass it as `state=` to continue.
     """
 
     params: Any = dataclasses.field(repr=False)

@@ -1,4 +1,4 @@
-"""A run of `train`: epoch after epoch, batch after batch."""
+"""The loop of `train` over epochs and batches."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from lbfgs_xp.training.loss import Loss
 from lbfgs_xp.training.result import History, TrainRecord, TrainResult, TrainState
 
 _DIVERGED = (
-    "the loss or a parameter is not finite: the learning rate may be too large; the parameters are "
-    "those that the epoch began with"
+    "the loss or a parameter is not finite: the learning rate may be too large; the parameters "
+    "returned are those at the start of that epoch"
 )
 
 
 def has_updates(method: Any) -> bool:
-    """Whether it is an optimizer that updates parameters without looking at the loss again."""
+    """Whether the method is a first-order optimizer with a learning rate, which needs no solver."""
     return isinstance(method, FirstOrder) and method.learning_rate is not None
 
 
 class TrainingRun:
-    """One call of `train`, under way.
+    """One call of `train` in progress.
 
     leaves : the parameters; `structure` says how they are nested.
     """
@@ -58,20 +58,20 @@ class TrainingRun:
         }
 
     def stand(self, leaves: list[Array], state: TrainState) -> None:
-        """Take up the position of `state`, to which the run can return."""
+        """Start from the position of `state`, to which the run can return."""
         self.leaves, self._kept = leaves, (leaves, state)
         self.epoch, self.updates, seen, self._told, self._memory = state
         self.seen: list[tuple[Any, int, float]] = list(seen)
         self._noted = len(seen)
-        # The arrays stay as they are until the first update has made others. So those that an
-        # epoch begins with are kept, at no cost, and a state may serve several runs.
+        # Until the first update has made new arrays, nothing is overwritten. So the arrays at the
+        # start of an epoch are kept at no cost, and a state may serve several runs.
         self._overwrites = False
         self._torn = False
 
     # --- an epoch ------------------------------------------------------------------------------
 
     def run_epoch(self, batches: Any) -> None:
-        """One epoch, or what is left of it."""
+        """Run one epoch, or the rest of it."""
         begin = time.perf_counter()
         watches = self.backend.reads_are_free and not self.tolerant
         for batch, rows in batches.epoch(self.epoch, len(self.seen)):
@@ -98,7 +98,8 @@ class TrainingRun:
         )
 
     def _update(self, batch: Any) -> tuple[Any, float]:
-        """Updates of a first-order optimizer: the loss before them, the last learning rate."""
+        """Update with a first-order optimizer; return the loss before and the last learning rate.
+        """
         first: Any = None
         if self._memory is None:
             self._memory = self.method.init(self.params)
@@ -121,7 +122,7 @@ class TrainingRun:
         return first, rate
 
     def _iterate(self, batch: Any) -> tuple[Any, float]:
-        """Iterations of a solver: the loss before them, the last step length."""
+        """Run iterations of a solver; return the loss before them and the last step length."""
         first: list[Any] = []
 
         def fun(params: Any, batch: Any) -> tuple[Any, Any]:
@@ -140,17 +141,17 @@ class TrainingRun:
         self.updates += res.nit
         if res.status is Status.INTERRUPTED:
             raise KeyboardInterrupt
-        # The gradient may be what is not finite.
+        # It may be the gradient that is not finite.
         value = math.nan if res.status is Status.NOT_FINITE else first[0]
         return value, res.state.solver_state.step
 
     def _note_losses(self) -> None:
-        """Note the losses, with one wait if they are on a device."""
+        """Record the losses, with one transfer if they are on a device."""
         losses = self.backend.read_many([value for value, _, _ in self.seen])
         self.seen = [(x, n, rate) for x, (_, n, rate) in zip(losses, self.seen, strict=True)]
         new, self._noted = self.seen[self._noted :], len(self.seen)
         if not self.tolerant:
-            # What comes after the first loss that is not finite means nothing.
+            # Losses after the first one that is not finite are meaningless.
             new = new[: next((i for i, seen in enumerate(new, 1) if not _is_finite(seen)), None)]
         self.history["loss"] += [x for x, _, _ in new]
         self.history["learning_rate"] += [rate for _, _, rate in new]
@@ -167,12 +168,12 @@ class TrainingRun:
 
     @property
     def params(self) -> Any:
-        """The parameters, nested as the user has them."""
+        """The parameters, nested as the user passed them."""
         return unflatten(self.structure, self.leaves)
 
     def interrupt(self) -> None:
         if self._torn:
-            # In the midst of an update the arrays may be half old, half new.
+            # In the middle of an update, the arrays may be partly old and partly new.
             self.stand(*self._kept)
         self.status = Status.INTERRUPTED
 

@@ -1,4 +1,4 @@
-"""`train`: a loss over batches of data, epoch after epoch."""
+"""`train`, which minimises a loss over batches of data."""
 
 from __future__ import annotations
 
@@ -46,57 +46,57 @@ def train(
     progress: bool = False,
     state: TrainState | None = None,
 ) -> TrainResult:
-    """Minimise a loss over data, a batch at a time.
+    """Minimise a loss over data, one batch at a time.
 
     Parameters
     ----------
     loss : function
         loss(params, batch) -> a real number or 0-d array, such as a mean over the batch.
     params : array, or nested dict, list, tuple or dataclass of arrays, float or complex
-        The start; the arrays themselves stay as they are.
+        The start; the arrays themselves are not changed.
     data : arrays, or an iterable of batches
-        An array, or a tuple, dict or dataclass of arrays (nested ones too) of the library and
-        device of params, whose first axes count the same rows: a batch is nested like data and
-        holds some of the rows. Anything else that can be iterated gives the batches of an epoch
-        each time it is: a list of batches, a DataLoader of torch. They go to the loss as they are,
-        and batch_size, shuffle and seed are not for them.
+        An array, or a (nested) tuple, dict or dataclass of arrays, in the library and on the
+        device of params, all with the same number of rows along the first axis: a batch is nested
+        like data and holds some of the rows. Any other iterable, such as a list of batches or a
+        DataLoader of torch, is iterated once per epoch; its items are passed to the loss as
+        batches, unchanged, and batch_size, shuffle and seed do not apply.
     method : str, optimizer or solver
         "adam", or another first-order optimizer such as `lx.SGD(0.1, momentum=0.9)`. Or a solver
-        such as "lbfgs" or `lx.LBFGS()`, which takes iterations of `lx.minimize` on each batch and
-        keeps its curvature from batch to batch. A `ReduceOnPlateau` as learning rate is told the
-        mean loss at the end of each epoch.
+        such as "lbfgs" or `lx.LBFGS()`, which runs iterations of `lx.minimize` on each batch and
+        keeps its curvature from batch to batch. If the learning rate is a `ReduceOnPlateau`, it
+        receives the mean loss at the end of each epoch.
     jac : None, True or function
         None: automatic differentiation (PyTorch, JAX). True: loss returns (value, gradient). A
-        function: jac(params, batch) -> gradient, of the structure of params. For complex leaves
+        function: jac(params, batch) -> gradient, in the structure of params. For complex leaves
         the gradient is df/d(re) + i df/d(im).
     batch_size : int
-        How many rows a batch has; the last one of an epoch has those that are left. None: all
-        rows in one batch, in the order in which they lie.
+        Rows per batch; the last batch of an epoch has the rows that are left. None: all rows in
+        one batch, in their original order.
     epochs : int
-        How often to go through the data. An epoch that an earlier run has left unfinished counts.
+        How often to go through the data. An epoch left unfinished by an earlier run counts as one.
     shuffle : bool
-        Whether each epoch takes the rows in another order. The order depends on seed, epoch and
-        the number of rows alone, and not on the library. Without it batches are slices: views,
-        where the library has such.
+        Whether each epoch takes the rows in a new order. The order depends only on seed, epoch and
+        the number of rows, not on the library. Without shuffling, batches are slices, which are
+        views if the library has them.
     seed : int
-        At least 0.
+        The seed for shuffling, at least 0.
     updates_per_batch : int
         Updates, or iterations of a solver, on each batch.
     maxtime : float
-        Seconds after which no other batch is begun. None for no limit.
+        Seconds after which no further batch is started. None for no limit.
     reproducible : bool
-        The same bits on every library, if loss does its part (see `lx.fixed_sum`). Nothing is
-        compiled.
+        Whether to give the same bits on every library, provided that loss does its part (see
+        `lx.fixed_sum`). Nothing is compiled then.
     compile : bool
-        Whether JAX compiles loss and gradient, once for each shape of batch; then loss must be a
-        pure function that JAX can trace. Elsewhere without effect.
+        Whether JAX compiles loss and gradient, once for each batch shape; loss must then be a pure
+        function that JAX can trace. No effect with other libraries.
     callback : function, or several
         callback(record) after each epoch, with a `TrainRecord`; returning True stops the run.
     progress : bool
-        Show one live line in the terminal.
+        Whether to show a live line in the terminal.
     state : TrainState
-        `res.state` of an earlier run, to go on from with its params. Two epochs and then three are
-        the same, to the bit, as five.
+        `res.state` of an earlier run, to continue from with its params. Two epochs followed by
+        three give the same bits as five.
 
     Returns
     -------
@@ -105,10 +105,10 @@ def train(
     Raises
     ------
     TypeError, ValueError
-        for arguments outside these ranges: what was passed, what is wanted.
+        For invalid arguments; the message says what was passed and what is wanted.
     Exception
-        What loss, jac, callback or data raise goes through, with the parameters so far attached as
-        the attribute `result` of the exception.
+        Exceptions of loss, jac, callback or data propagate, with the result so far attached as the
+        attribute `result`.
 
     Examples
     --------
@@ -165,7 +165,7 @@ def train(
 def _carry_on(
     run: TrainingRun, batches: Any, last: int, callbacks: list[Callable], live: Live
 ) -> None:
-    """Epoch after epoch until the last, or until a callback stops the run."""
+    """Run epochs up to `last`, or until a callback stops the run."""
     while run.status is Status.RUNNING:
         run.run_epoch(batches)
         if run.status is not Status.RUNNING:
@@ -196,8 +196,8 @@ def _backends(leaves: list[Array]) -> list[Backend]:
     backends = backends_of(leaves, "params")
     if len({getattr(leaf, "requires_grad", None) for leaf in leaves}) > 1:
         raise ValueError(
-            "params holds frozen tensors (requires_grad=False) beside others; wanted those that "
-            "are trained alone, such as {k: p for k, p in model.named_parameters() if "
+            "params holds frozen tensors (requires_grad=False) along with trainable ones; wanted "
+            "only those to be trained, such as {k: p for k, p in model.named_parameters() if "
             "p.requires_grad}"
         )
     return backends
@@ -228,7 +228,7 @@ def _checked_state(state: Any, method: Any, params: Any) -> TrainState:
     updated = isinstance(state.memory, OptimizerState)
     if state.memory is not None and updated != has_updates(method):
         raise ValueError(
-            "state comes from a run with another kind of method; wanted one of "
+            "state comes from a run with another kind of method; wanted a state of "
             f"{type(method).__name__}"
         )
     if updated:

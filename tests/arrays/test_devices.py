@@ -1,4 +1,4 @@
-"""Arrays of JAX on several devices: everything stays where x0 is."""
+"""JAX arrays on several devices: everything stays on the device of x0."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""How often numbers come from the device to the host: once for each evaluation."""
+"""How often numbers are read from the device: once per evaluation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import lbfgs_xp as lx
 from lbfgs_xp.problems import rosenbrock
 from tests.backends import Backend
 
-# The start reads value and norm, the first direction and whether fun has left x as it was.
+# The start reads the value and norm, the first direction, and whether fun has left x unchanged.
 AT_START = 8
 
 
@@ -23,7 +23,7 @@ def test_one_problem_reads_once_an_evaluation(
     res = lx.minimize(p.value_and_gradient, p.x0, jac=True, gtol=1e-8)
     assert res.status == lx.Status.GRADIENT
     assert len(reads) <= res.nfev + AT_START
-    # Never a vector: the products with 20 rows twice, and five numbers more.
+    # Never a vector, only two products with 20 rows each and five more numbers.
     assert max(int(np.prod(shape)) for shape in reads) <= 2 * 20 + 5
 
 

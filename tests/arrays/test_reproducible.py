@@ -1,4 +1,4 @@
-"""The same bits on every library, and the same run twice."""
+"""The same bits on every library, and the same bits if a run is repeated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXACT: dict[str, tuple[str, dict[str, Any], int, int]] = {
     "chained-2": ("chained_rosenbrock", {"n": 2}, 100, 10),
     "chained-50": ("chained_rosenbrock", {"n": 50}, 120, 10),
     "chained-1000": ("chained_rosenbrock", {"n": 1000}, 110, 10),
-    # few pairs, so that it is quick; 2^17 - n zeros are added to each sum
+    # one pair, for speed; each sum is padded with 2^17 - n zeros
     "chained-100003": ("chained_rosenbrock", {"n": 100_003}, 100, 1),
     "extended-50": ("rosenbrock", {"n": 50}, 100, 5),
     "mlp-softsign": ("mlp_regression", {"activation": "softsign", "hidden": 8}, 120, 10),
@@ -36,7 +36,7 @@ def path(
     iterations: int | None = None,
     line_search: str = "more_thuente",
 ) -> list[tuple[Any, ...]]:
-    """(digest of x, value, gradient norm, step, nit, nfev) of each iterate."""
+    """(digest of x, value, gradient norm, step, nit, nfev) for each iterate."""
     factory, arguments, limit, memory_size = EXACT[name]
     p = problems.ALL[factory](
         xp=backend.xp, device=backend.device, dtype=backend.dtype(dtype),
@@ -74,7 +74,7 @@ def test_the_same_bits_on_every_library(backend: Backend, name: str) -> None:
     if backend is Backend.JAX and name == "extended-50":
         pytest.skip("slow op by op; the chained function has the same operations")
     wanted = numpy_path(name)
-    assert len(wanted) > 100 or name in ("chained-2", "extended-50")  # these end by themselves
+    assert len(wanted) > 100 or name in ("chained-2", "extended-50")  # these converge earlier
     assert len(wanted) > 30
     same(path(name, backend), wanted)
 
@@ -82,7 +82,7 @@ def test_the_same_bits_on_every_library(backend: Backend, name: str) -> None:
 @pytest.mark.parametrize("backend_", OTHERS, ids=str)
 @pytest.mark.parametrize("line_search", ["armijo", "bisection", "strong_wolfe", "hager_zhang"])
 def test_the_same_bits_for_each_rule(backend_: Backend, line_search: str) -> None:
-    iterations = 15 if backend_.is_jax else 40  # JAX goes op by op
+    iterations = 15 if backend_.is_jax else 40  # JAX runs op by op
     settings: dict[str, Any] = {"line_search": line_search, "iterations": iterations}
     same(path("chained-50", backend_, **settings), numpy_path("chained-50", **settings))
 
@@ -119,7 +119,7 @@ def test_the_same_bits_for_each_initial_matrix(backend_: Backend, kind: str) -> 
     assert solve(backend_) == solve(Backend.NUMPY)
 
 
-# On JAX test_batch.py compares the rows with single runs, whose bits are compared above.
+# For JAX, test_batch.py compares the rows with single runs, whose bits are compared above.
 @pytest.mark.parametrize("backend_", [b for b in OTHERS if not b.is_jax], ids=str)
 def test_a_batch_has_the_same_bits(backend_: Backend) -> None:
     def solve(backend: Backend) -> list[bytes]:

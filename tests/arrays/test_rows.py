@@ -1,4 +1,4 @@
-"""Rows of a batch that are done leave it: what the function then sees, and that nothing is lost."""
+"""Finished rows leave the batch: what the function sees then, and that nothing is lost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ B = 40
 
 @pytest.fixture(autouse=True)
 def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sizes that JAX compiles for are in the thousands."""
+    """Small sizes, because those that JAX compiles for are in the thousands."""
     monkeypatch.setattr(rows, "_COMPILED_SIZES", (8, 16, 32))
 
 
@@ -29,7 +29,7 @@ def targets(backend: Backend) -> Any:
 
 
 def wells(backend: Backend) -> Any:
-    """(x, targets) -> values and gradients of a quartic around each target."""
+    """(x, targets) -> values and gradients of a quartic well around each target."""
     xp = backend.xp
 
     def fun(x: Any, target: Any) -> Any:
@@ -61,7 +61,7 @@ def test_args_go_with_their_rows(backend: Backend, method: Any) -> None:
     res = lx.minimize(watched, x0, args, batched=True, **how)
     nfev, status = (backend.to_numpy(a) for a in (res.nfev, res.status))
     assert seen[0] == B and seen[-1] < B and seen == sorted(seen, reverse=True)
-    if not backend.is_jax:    # whose batches are filled up
+    if not backend.is_jax:    # which fills up its batches
         assert sum(seen) <= 1.1 * nfev.sum()
     x, fun_, jac = (backend.to_numpy(a) for a in (res.x, res.fun, res.jac))
     assert x.shape == jac.shape == (B, 3) and fun_.shape == status.shape == (B,)
@@ -226,7 +226,7 @@ def test_an_end_while_rows_are_gone_loses_nothing(backend: Backend, how: str) ->
     np.testing.assert_allclose(
         backend.to_numpy(res.fun), backend.to_numpy(values), rtol=1e-9, atol=1e-12
     )
-    # and all can go on from there
+    # and all rows can continue from there
     if how != "error":
         more = lx.minimize(
             fun, res.x, (target,), jac=True, batched=True, gtol=1e-6, state=res.state
@@ -239,7 +239,7 @@ def test_an_end_while_rows_are_gone_loses_nothing(backend: Backend, how: str) ->
 def test_an_interrupt_within_a_step_tears_nothing(
     monkeypatch: pytest.MonkeyPatch, call: int, batched: bool
 ) -> None:
-    """The matrices of a batch are overwritten in place: half of an update is none."""
+    """The matrices of a batch are overwritten in place; half an update must not be used."""
     p, calls, add_outer = problems.rosenbrock(6), 0, lx.Space.add_outer
 
     def torn(space: lx.Space, factor: Any, matrix: np.ndarray, u: Any, v: Any) -> Any:
@@ -322,7 +322,7 @@ def test_phases_begin_with_all_rows() -> None:
 
 
 def test_few_rows_are_evaluated_in_vain() -> None:
-    """Also where some are done at the start: of 100 rows 19, of 9 rows 1."""
+    """Also if some are done at the start: 19 of 100 rows, or 1 of 9."""
     fun = wells(Backend.NUMPY)
     for count, done in ((100, 19), (9, 1), (1000, 199)):
         target = np.random.default_rng(0).normal(size=(count, 3))
@@ -339,7 +339,7 @@ def test_few_rows_are_evaluated_in_vain() -> None:
 
 
 def test_a_batch_is_no_slower_in_evaluations_than_its_rows() -> None:
-    """The rows that the function sees are at most 1.1 times those of single runs."""
+    """The function sees at most 1.1 times as many rows as in single runs."""
     p = problems.rosenbrock(6)
     x0 = np.random.default_rng(0).uniform(-2.0, 2.0, size=(100, 6))
     count = 0

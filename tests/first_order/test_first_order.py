@@ -1,4 +1,4 @@
-"""First-order optimizers: the iterates of torch.optim and optax, on every library."""
+"""First-order optimizers have the iterates of torch.optim and optax, on every library."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TORCH = {
 OPTAX = {"Yogi": "yogi", "AdaBelief": "adabelief", "Lion": "lion"}
 ALL = [*TORCH, *OPTAX]
 
-# optimizer, settings of ours, settings of torch where they have other names
+# optimizer, our settings, torch's settings if their names differ
 TORCH_CASES: list[tuple[str, dict, dict]] = [
     *((name, {"learning_rate": 0.02}, {"lr": 0.02}) for name in TORCH),
     *((name, {}, {}) for name in TORCH),
@@ -90,10 +90,10 @@ NOISE = np.random.default_rng(5).standard_normal((STEPS, N))
 
 
 def slope(x: np.ndarray, step: int = 0) -> np.ndarray:
-    """A gradient with noise, and a component that is exactly 0.
+    """A gradient with noise, and with one component that is exactly 0.
 
-    Without noise many rules end in a dance around the minimum that is chaotic: it multiplies a
-    difference of one rounding by ten every few steps, between any two programs.
+    Without noise, many rules end in a chaotic oscillation around the minimum, which multiplies
+    rounding differences between any two programs by ten every few steps.
     """
     g = MATRIX @ x + NOISE[step]
     g[-1] = 0.0
@@ -103,7 +103,7 @@ def slope(x: np.ndarray, step: int = 0) -> np.ndarray:
 def path(
     backend: Backend, opt: Any, steps: int = STEPS, dtype: str = "float64", **how: Any
 ) -> np.ndarray:
-    """The iterates, with gradients taken on the host so that only the rule is compared."""
+    """The iterates, with gradients computed on the host so that only the rule is compared."""
     x = backend.asarray(START, dtype)
     state = opt.init(x)
     found = []
@@ -171,7 +171,7 @@ def test_the_same_bits_in_reproducible_mode(backend: Backend, name: str, dtype: 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_blocks_and_threads_change_nothing(name: str, dtype: str) -> None:
-    """A large array is taken in blocks, by several threads; each element is its own."""
+    """A large array is processed in blocks by several threads; elements are independent."""
     opt = getattr(lx, name)(0.02, weight_decay=0.01)
     rng = np.random.default_rng(5)
     n = 3 * 2**18 + 17
@@ -259,7 +259,7 @@ def gradients(backend: Backend, params: Any) -> Any:
 
 @pytest.mark.parametrize("name", list(TORCH))
 def test_nested_parameters_as_torch(backend: Backend, name: str) -> None:
-    """Shapes, a 0-d leaf, complex and float32 leaves: each as torch has it."""
+    """Shapes, and 0-d, complex and float32 leaves, are as in torch."""
     torch = pytest.importorskip("torch")
     opt = getattr(lx, name)(0.02)
     params = nested(backend)
@@ -278,7 +278,7 @@ def test_nested_parameters_as_torch(backend: Backend, name: str) -> None:
     for key, leaf in leaves(backend, params).items():
         expected = theirs[key].detach().numpy()
         assert leaf.dtype == expected.dtype and leaf.shape == expected.shape
-        # torch keeps numbers of these two in float32 here
+        # torch keeps some numbers of these two in float32 here
         of_torch = 1e-6 if name in ("ASGD", "NAdam") else 1e-12
         tolerance = 1e-5 if key == "single" else of_torch
         np.testing.assert_allclose(leaf, expected, rtol=tolerance, atol=tolerance)
@@ -328,7 +328,7 @@ def test_clipping_by_value(backend: Backend) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_decoupled_weight_decay_is_shrinkage(name: str) -> None:
-    """Where the gradient is 0 and nothing is remembered, x shrinks by 1 - rate decay."""
+    """If the gradient is 0 and there is no memory, x shrinks by the factor 1 - rate decay."""
     if name == "Yogi":
         settings: dict = {"initial_accumulator_value": 0.0}
     else:
@@ -477,7 +477,7 @@ def test_bad_parameters_and_gradients(backend: Backend) -> None:
             opt.update(x, g, state)
     with pytest.raises((TypeError, ValueError), match="params holds"):
         opt.update({"a": backend.asarray([1.0])}, x, state)
-    with pytest.raises(ValueError, match=r"state is that of Adam .*; wanted that of Lion"):
+    with pytest.raises(ValueError, match=r"state belongs to Adam .*; wanted a state of Lion"):
         lx.Lion(1e-3).update(x, x, state)
     with pytest.raises(ValueError, match="max_exp_avg_sq"):
         lx.Adam(amsgrad=True).update(x, x, state)
@@ -539,7 +539,7 @@ def test_traced_arrays() -> None:
         jax.jit(lambda g: opt.update(x, g, state)[0])(x)
 
 
-# --- as torch and JAX users hold them ----------------------------------------------------------
+# --- parameters as torch and JAX users have them -----------------------------------------------
 
 
 def test_torch_parameters() -> None:
@@ -564,7 +564,7 @@ def test_jax_compiles_once() -> None:
     x = jax.numpy.asarray(START)
     opt = lx.Adam(schedules.Exponential(0.1, 0.9))
     state = opt.init(x)
-    for _ in range(2):  # arrays that JAX made itself are placed otherwise than those of the user
+    for _ in range(2):  # arrays made by JAX are placed differently from those of the user
         x, state = opt.update(x, x, state)
     compiled = state.spec.spaces[0].backend.jit(
         update._all_at_once, (opt.rule,), state.spec.spaces, None
@@ -600,7 +600,7 @@ def test_optimizers_are_values() -> None:
     assert [variant.eps for variant in changed.variants] == [1e-8, 1e-3]
 
 
-# --- what a hostile user found -----------------------------------------------------------------
+# --- hostile usage -----------------------------------------------------------------------------
 
 
 def test_a_gradient_that_is_the_parameter_itself(backend: Backend) -> None:
@@ -634,7 +634,7 @@ def test_clipping_overflows_without_a_warning(backend: Backend) -> None:
 
 
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several threads, whatever the machine: the same bits as one."""
+    """On any machine, several threads give the same bits as one."""
     from lbfgs_xp.first_order import blocks
 
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""First-order optimizers in `lx.minimize`: the same steps, statuses, batches, going on."""
+"""First-order optimizers in `lx.minimize`: steps, statuses, batches, continued runs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_to_the_minimum(backend: Backend) -> None:
 
 
 def test_values_that_rise_are_no_failure() -> None:
-    """The best point is kept, and no floor is seen where there is none."""
+    """The best point is kept, and no precision floor is reported if there is none."""
 
     def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
         return float(x @ x), 2.0 * x
@@ -142,7 +142,7 @@ def test_the_same_bits_on_every_library(backend: Backend, name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("batched", [False, True])
 def test_going_on(backend: Backend, name: str, batched: bool) -> None:
-    """15 and 15 iterations are 30, and a state serves more than once."""
+    """15 iterations and then 15 equal 30, and a state can be used more than once."""
     fun, opt = quadratic(backend), getattr(lx, name)(schedules.Cosine(0.1, steps=40))
     x0 = backend.asarray(np.stack([START, 2.0 * START]) if batched else START)
     how: dict = {"jac": True, "method": opt, "gtol": 0.0, "batched": batched}
@@ -216,7 +216,7 @@ def test_errors() -> None:
     with pytest.raises(TypeError, match="wanted a name, an optimizer"):
         lx.minimize(fun, np.ones(2), jac=True, method=lx.Adam)
     res = lx.minimize(fun, np.ones(2), jac=True, method=lx.Adam(), maxiter=2)
-    with pytest.raises(ValueError, match="state is that of Adam; wanted that of Lion"):
+    with pytest.raises(ValueError, match="state belongs to Adam; wanted a state of Lion"):
         lx.minimize(fun, res.x, jac=True, method=lx.Lion(), state=res.state)
     with pytest.raises(ValueError, match="LBFGS"):
         lx.minimize(fun, res.x, jac=True, state=res.state)
@@ -250,17 +250,17 @@ def test_gradient_descent_with_a_line_search(backend: Backend, rule: Any) -> Non
 
 
 def test_gradient_descent_takes_one_of_the_two() -> None:
-    with pytest.raises(ValueError, match="wanted one of the two"):
+    with pytest.raises(ValueError, match="wanted only one of the two"):
         lx.GradientDescent(0.1, line_search=lx.Bisection())
-    with pytest.raises(ValueError, match="clip_norm is 1.0; it takes a learning rate"):
+    with pytest.raises(ValueError, match="clip_norm is 1.0; it needs a learning rate"):
         lx.GradientDescent(clip_norm=1.0)
-    with pytest.raises(TypeError, match="needs the function"):
+    with pytest.raises(TypeError, match="evaluates the function"):
         lx.GradientDescent().init(np.zeros(2))
     with pytest.raises(ValueError, match="bisecton"):
         lx.GradientDescent(line_search="bisecton")
 
 
-# --- what a hostile user found -----------------------------------------------------------------
+# --- hostile usage -----------------------------------------------------------------------------
 
 
 def test_skip_ends_where_nothing_changes() -> None:
@@ -322,7 +322,7 @@ def test_states_of_other_rules_are_refused(other: Any) -> None:
         return float(x @ x), 2.0 * x
 
     res = lx.minimize(fun, np.ones(2), jac=True, method=lx.Adam(0.1), maxiter=5)
-    with pytest.raises(ValueError, match="state is that of Adam; wanted that of"):
+    with pytest.raises(ValueError, match="state belongs to Adam; wanted a state of"):
         lx.minimize(fun, res.x, jac=True, method=other, state=res.state)
 
 

@@ -1,4 +1,4 @@
-"""Recorded formulas do what the formulas do."""
+"""Recorded formulas compute the same as the formulas themselves."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NUMBERS = (0.75, -1.5)
 
 
 def random_formula(seed: int) -> Any:
-    """A formula of a dozen random operations on random operands, whose outputs are any values."""
+    """A formula of a dozen random operations on random operands, with random values as outputs."""
 
     def formula(fn: Any, x: Any, g: Any, slots: Any, numbers: Any) -> Any:
         rng = np.random.default_rng(seed)
@@ -70,13 +70,13 @@ def random_formula(seed: int) -> Any:
 
 @functools.cache
 def refused() -> list[int]:
-    """The formulas with outputs that are each other's inputs."""
+    """The formulas with outputs that permute the inputs."""
     found = []
     for seed in range(FORMULAS):
         try:
             record(random_formula(seed), SLOTS, len(NUMBERS))
         except NotImplementedError as error:
-            assert "change places" in str(error)
+            assert "permutes" in str(error)
             found.append(seed)
     return found
 
@@ -124,7 +124,7 @@ def test_a_formula_has_no_branches() -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_kernels_compute_what_the_tapes_do(dtype: str, tmp_path: Path) -> None:
-    """The text that a GPU's compiler is given, compiled for this processor."""
+    """The source that the compiler for a GPU would get, compiled for this processor."""
     optimizers = [
         getattr(lx, name)(0.02, weight_decay=0.1, clip_value=0.7, clip_norm=1.0) for name in ALL
     ]

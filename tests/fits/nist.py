@@ -1,4 +1,4 @@
-"""The nonlinear reference sets of NIST (Statistical Reference Datasets), read from tests/data/nist.
+"""The nonlinear NIST Statistical Reference Datasets, read from tests/data/nist.
 
 Each file holds the data, two starts, and parameters and standard deviations certified to 11 digits.
 """
@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parents[1] / "data" / "nist"
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """One set: y and x (m,) or (k, m), starts (2, p), certified numbers."""
+    """One data set: y, x (m,) or (k, m), starts (2, p), and certified results."""
 
     name: str
     x: np.ndarray
@@ -30,7 +30,7 @@ class Reference:
     sum_of_squares: float
 
     def model(self, xp: Any) -> Callable:
-        """model(x, *parameters) with the functions of the namespace."""
+        """model(x, *parameters), with the functions of the namespace xp."""
 
         def model(x: Any, *b: Any) -> Any:
             return MODELS[self.name](xp, x, *b)

@@ -1,4 +1,4 @@
-"""Fits with uncertainties: beside SciPy, in batches, with bounds, losses and named parameters."""
+"""Fits with uncertainties: compared with SciPy, in batches, with bounds, losses and names."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_like_scipy(backend: Backend, kind: str, absolute: bool) -> None:
 
 
 def test_r2() -> None:
-    """In a straight line it is the squared correlation."""
+    """For a straight line, r2 is the squared correlation."""
     y = 2.0 * X + np.cos(5.0 * X)
     res = lx.curve_fit(lambda x, a, b: a + b * x, X, y, [0.0, 0.0], jac="3-point")
     assert res.r2 == pytest.approx(np.corrcoef(X, y)[0, 1] ** 2, rel=1e-10)
@@ -105,7 +105,7 @@ def test_bounds_like_scipy(backend: Backend) -> None:
 
 
 def test_bounds_that_bind_on_the_way() -> None:
-    """From a start at a bound that does not bind at the solution."""
+    """The start is at a bound that does not bind at the solution."""
     free = fit(Backend.NUMPY)
     res = fit(Backend.NUMPY, p0=[0.0, 5.0, 0.0], bounds=([0.0, 0.0, 0.0], [3.0, 5.0, 1.0]))
     np.testing.assert_allclose(res.x, free.x, rtol=1e-8)
@@ -143,7 +143,7 @@ def test_jacobian_given(backend: Backend) -> None:
 
 @pytest.mark.parametrize("named", [False, True])
 def test_rows_of_a_batch(backend: Backend, named: bool) -> None:
-    """Each row is as it would be alone; one of nan harms no other."""
+    """Each row is as if fitted alone; a row with nan does not affect the others."""
     rng = np.random.default_rng(1)
     rows = np.asarray([[2.5, 1.3, 0.5], [1.0, 0.4, -1.0], [4.0, 3.0, 0.0], [1.0, 1.0, 1.0]])
     y = np.stack([decay()(X, *row) for row in rows]) + 0.05 * rng.normal(size=(4, 40))
@@ -165,7 +165,7 @@ def test_rows_of_a_batch(backend: Backend, named: bool) -> None:
 
 
 def peaks(rows: int) -> tuple[Any, np.ndarray, np.ndarray]:
-    """Peaks on a background, from starts near and far; one row of nan, one of zeros."""
+    """Noisy peaks, with starts near and far; one row has a nan, one holds zeros."""
     rng = np.random.default_rng(3)
     truth = np.stack(
         [rng.uniform(2.0, 9.0, rows), rng.uniform(1.0, 3.0, rows), rng.uniform(0.3, 0.6, rows)],
@@ -188,7 +188,7 @@ FEW = [Backend.NUMPY, Backend.STRICT, Backend.TORCH]
 def test_ended_rows_leave_and_pieces_are_joined(
     library: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever rows the model sees together, each fit is what it is alone."""
+    """Whichever rows the model sees together, each fit is the same as alone."""
     monkeypatch.setattr(sys.modules["lbfgs_xp.fits.loop"], "_FEWEST", 16)
     monkeypatch.setattr(sys.modules["lbfgs_xp.arrays.rows"], "_COMPILED_SIZES", (8, 16))
     monkeypatch.setattr(sys.modules["lbfgs_xp.fits.pieces"], "_FEWEST", 64)
@@ -262,12 +262,12 @@ def test_many_threads_make_no_small_pieces(monkeypatch: pytest.MonkeyPatch) -> N
 
     res = lx.curve_fit(watched, X, y, start, batched=True, jac="3-point", threads=1000, maxiter=0)
     assert res.x.shape == (100, 3)
-    # In seven pieces, the last of which begins earlier.
+    # Seven pieces, the last of which begins earlier.
     assert set(sizes) == {15}
 
 
 def test_threads_that_differentiate_with_torch() -> None:
-    """Forward differentiation of torch is not for two threads at a time."""
+    """Forward-mode differentiation in torch does not support two threads at a time."""
     model, y, start = peaks(1200)
     arguments = [Backend.TORCH.asarray(v) for v in (X, y, start)]
     fits = [
@@ -287,7 +287,7 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     def watched(x: Any, *parameters: Any) -> Any:
         if not hasattr(seen, "this_thread"):
             seen.this_thread = True
-            both.wait()    # or the second thread never comes
+            both.wait()    # times out if there is no second thread
         return model(np)(x, *parameters)
 
     one = lx.curve_fit(model(np), X, y, start, threads=1, **how)
@@ -310,7 +310,7 @@ def test_interrupts_end_all_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     res = lx.curve_fit(interrupted, X, y, start, batched=True, jac="3-point")
     assert 0 < np.count_nonzero(res.status == Status.INTERRUPTED) < 90
     assert res.status[-1] == Status.INTERRUPTED and res.x.shape == (100, 3)
-    assert next(calls) <= 201 + 7 * 7    # the start and its Jacobian, in each piece that is left
+    assert next(calls) <= 201 + 7 * 7    # the start and its Jacobian, for each remaining piece
 
 
 def test_models_that_hold_rows() -> None:
@@ -335,7 +335,7 @@ def test_models_that_hold_rows() -> None:
         for model_, y_, compact in ((shifted, y + offsets, False), (model(np), y, True))
     ]
     np.testing.assert_allclose(fits[0].chi2, fits[1].chi2, rtol=1e-6)
-    # An argument of their own, and least squares of any kind.
+    # The offsets as part of x, and the same with least_squares.
     res = lx.curve_fit(
         lambda x, *parameters: model(np)(x[0], *parameters) + x[1], (X, offsets), y + offsets,
         start, batched=True, jac="3-point",
@@ -350,7 +350,7 @@ def test_models_that_hold_rows() -> None:
 
 @pytest.mark.parametrize("backend", [*FEW, Backend.NUMPY_READONLY], ids=str)
 def test_jacobian_given_to_a_batch(backend: Backend) -> None:
-    """With weights; and rows whose normal equations lose their digits beside others."""
+    """With weights, and with rows whose normal equations lose too many digits among others."""
     xp = backend.xp
 
     def jac(x: Any, a: Any, k: Any, c: Any) -> Any:
@@ -358,7 +358,7 @@ def test_jacobian_given_to_a_batch(backend: Backend) -> None:
         return xp.stack([e, -a * x * e, xp.ones_like(e)], axis=-1)
 
     rng = np.random.default_rng(5)
-    # A slow decay looks like a straight line: a, k and c nearly depend on each other.
+    # A slow decay looks like a straight line, so that a, k and c are nearly dependent.
     rates = np.asarray([1.0, 0.003, 2.0, 0.002])
     y = 2.0 * np.exp(-rates[:, None] * X) + 1e-6 * rng.normal(size=(4, 40))
     start = np.stack([np.full(4, 1.9), rates * 1.1, np.full(4, 0.1)], axis=-1)
@@ -372,7 +372,7 @@ def test_jacobian_given_to_a_batch(backend: Backend) -> None:
 
 @pytest.mark.parametrize("batched", [False, True])
 def test_fixed_parameters(batched: bool) -> None:
-    """Equal bounds: as if the model had fewer parameters."""
+    """With equal bounds, a fit is as if the model had fewer parameters."""
     bounds = ([-np.inf, 1.3, -np.inf], [np.inf, 1.3, np.inf])
     settings = dict(jac="3-point", sigma=SIGMA)
     data = (np.stack([Y, 2.0 * Y]),) if batched else (Y,)
@@ -388,7 +388,7 @@ def test_fixed_parameters(batched: bool) -> None:
 
 @pytest.mark.parametrize("p0", [(10.0, 0.1, -3.0), (1e-3, 5.0, 0.0)])
 def test_errors_of_differences_are_not_followed(p0: tuple[float, ...]) -> None:
-    """The gradient that forward differences show at the end goes up and down."""
+    """At the end, the gradient from forward differences fluctuates."""
     rng = np.random.default_rng(0)
     t = np.linspace(0.0, 4.0, 60)
     y = decay()(t, 2.5, 1.3, 0.5) + 0.05 * rng.normal(size=60)
@@ -398,12 +398,12 @@ def test_errors_of_differences_are_not_followed(p0: tuple[float, ...]) -> None:
 
 
 def test_far_away_is_no_precision_floor() -> None:
-    """Bard's function (More, Garbow & Hillstrom 1981, problem 8) from a hundred times its start:
-    the columns of the Jacobian are there of quite another size than at the end.
+    """Bard's function (More, Garbow & Hillstrom 1981, problem 8) from a hundred times its start,
+    where the columns of the Jacobian have very different sizes from those at the end.
 
-    Infinity is a local minimum of it, and a pole on the way a valley that leads there. Which way a
-    run with differences takes from so far off, rounding tells: it may not get home in time, but it
-    must not take the valley for the end of what can be had.
+    It has a local minimum at infinity, and a pole on the way forms a valley that leads there. From
+    so far away, rounding decides which way a run with differences takes: it may not reach the
+    minimum in time, but it must not mistake the valley for a precision floor.
     """
     u = np.arange(1.0, 16.0)
     v, w = 16.0 - u, np.minimum(u, 16.0 - u)
@@ -452,7 +452,7 @@ def test_infinite_deviations_leave_points_out() -> None:
 
 
 def test_trials_without_a_value_are_refused() -> None:
-    """The logarithm ends where the first Gauss-Newton step leads."""
+    """The first Gauss-Newton step leads out of the domain of the logarithm."""
 
     def model(x: Any, a: Any, b: Any) -> Any:
         with np.errstate(invalid="ignore"):
@@ -465,7 +465,7 @@ def test_trials_without_a_value_are_refused() -> None:
 
 
 def test_parameters_that_the_data_do_not_determine() -> None:
-    """a + b is known, a and b are not; c is."""
+    """a + b and c are determined, but a and b are not."""
     y = 3.0 + 2.0 * X + 0.1 * np.cos(9.0 * X)
     rows = np.stack([np.ones(40), np.ones(40), X], axis=-1)
     res = lx.curve_fit(
@@ -498,7 +498,7 @@ def test_by_lbfgs(backend: Backend) -> None:
 
 
 def test_acceleration_saves_steps() -> None:
-    """Along the valley of Rosenbrock's function, and to the same end."""
+    """Along the valley of Rosenbrock's function, with the same result."""
 
     def residuals(x: Any) -> Any:
         return np.stack([100.0 * (x[1] - x[0] ** 2), 1.0 - x[0]])
@@ -513,7 +513,7 @@ def test_acceleration_saves_steps() -> None:
 
 
 def test_units_do_not_matter() -> None:
-    """Steps are the same in other units, up to rounding."""
+    """Up to rounding, the steps are the same in other units."""
     scale = np.asarray([1e-6, 1e3, 1e9])
     model = decay()
 
@@ -640,7 +640,7 @@ def test_errors_of_residuals() -> None:
 
 
 def test_lbfgs_of_a_batch_whose_rows_leave() -> None:
-    """Models that are handed the rows that are left, and such that hold data of all rows."""
+    """Models that are passed the remaining rows, and models that hold data of all rows."""
     model, y, start = peaks(60)
     shift = np.linspace(0.0, 1.0, 60)[:, None]
 
@@ -660,7 +660,7 @@ def test_lbfgs_of_a_batch_whose_rows_leave() -> None:
     assert min(sizes) < max(sizes) == 60
     np.testing.assert_allclose(left.x, whole.x, rtol=1e-2, atol=1e-2)
     np.testing.assert_array_equal(left.status, whole.status)
-    assert np.count_nonzero(left.success) == 59    # the data of one are nan
+    assert np.count_nonzero(left.success) == 59    # one row has a nan
 
 
 def test_data_of_the_rows_may_be_integers() -> None:
@@ -682,7 +682,7 @@ def test_what_is_printed_of_a_batch(backend: Backend) -> None:
     chi2 = f"{fit(Backend.NUMPY).chi2:.6g}"
     assert shown["chi2"] == f"min {chi2}, median {chi2}, max {chi2}, nan 1"
     assert shown["nfev"] == str(res.nfev)
-    # Half the sum of squares of residuals that no parameter can change.
+    # The cost of residuals that do not depend on the parameter.
     offsets, x0 = backend.asarray(np.eye(3)), backend.asarray(np.ones((3, 1)))
     res = lx.least_squares(
         lambda x: 0.0 * x + offsets, x0, jac=lambda x: 0.0 * offsets[:, :, None], batched=True

@@ -1,4 +1,4 @@
-"""Certified fits: the reference sets of NIST, from both of their starts, on every library."""
+"""The certified NIST reference sets, from both of their starts, on every library."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import lbfgs_xp as lx
 from tests.backends import CPU, GPU, Backend, parameters
 from tests.fits import nist
 
-# The residuals of Lanczos1 are rounding errors of its data in the 14th digit, so that the rounding
-# of the data and of the model to float64 leaves three digits of their size.
+# The residuals of Lanczos1 are rounding errors in the 14th digit of its data, so that rounding the
+# data and the model to float64 leaves only three digits of them.
 DIGITS_OF_DEVIATIONS = {"Lanczos1": 2.5}
 
 
 def digits(found: np.ndarray, certified: np.ndarray) -> float:
-    """How many digits of the worst number agree."""
+    """The number of digits to which the worst number agrees."""
     return float(-np.log10(np.max(np.abs(found - certified) / np.abs(certified)) + 1e-16))
 
 
@@ -27,7 +27,7 @@ def fit(backend: Backend, name: str, start: int) -> tuple[lx.CurveFit, nist.Refe
     formula = reference.model(backend.xp)
 
     def model(x: Any, *parameters: Any) -> Any:
-        # Trials far away may overflow.
+        # Trials may overflow far away.
         with np.errstate(all="ignore"):
             return formula(x, *parameters)
 
@@ -66,8 +66,8 @@ def test_certified(backend: Backend, name: str, start: int) -> None:
     assert error < reference.sum_of_squares * (1e-2 if name in DIGITS_OF_DEVIATIONS else 1e-8)
 
 
-# Sets of the same collection that have few data: y, x, model, the two starts, certified parameters
-# and deviations.
+# Small sets of the same collection: y, x, model, the two starts, certified parameters and
+# deviations.
 SHORT: dict[str, tuple] = {
     "BoxBOD": (
         [109, 149, 149, 191, 213, 224], [1, 2, 3, 5, 7, 10],
@@ -83,7 +83,7 @@ SHORT: dict[str, tuple] = {
         [1.9280693458e-1, 1.9128232873e-1, 1.2305650693e-1, 1.3606233068e-1],
         [1.1435312227e-2, 1.9633220911e-1, 8.0842031232e-2, 9.0025542308e-2],
     ),
-    # From its first start the scale of a falls by forty decades and comes back.
+    # From the first start, the scale of a falls by forty decades and recovers.
     "MGH10": (
         [
             34780, 28610, 23650, 19630, 16370, 13720, 11540, 9744, 8261, 7030, 6005, 5147, 4427,

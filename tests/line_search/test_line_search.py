@@ -1,4 +1,4 @@
-"""The line searches: conditions, budgets, hostile functions, and batches that equal single runs."""
+"""The line searches: conditions, budgets, hostile functions, and batches equal to single runs."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ RULES = [pytest.param(rule, id=name) for name, rule in NAMES.items()]
 WOLFE = [Bisection, StrongWolfe, MoreThuente, HagerZhang]
 INF, NAN = math.inf, math.nan
 
-# Each maps (functions, step, location) to value and slope, on floats and on arrays, with
-# operations that round the same on both.
+# Each maps (functions, step, location) to value and slope, for floats and for arrays, with
+# operations that round in the same way for both.
 KINDS = {
     "quadratic": lambda fn, a, m: ((a - m) * (a - m), 2.0 * (a - m)),
     "quartic": lambda fn, a, m: (
@@ -93,7 +93,7 @@ STUCK_AT_ONCE = ["ascent", "stationary", "not finite at 0"]
 
 
 def function(kind: str, m: float = 1.0):
-    """The function of one variable with its minimiser or its obstacle near m."""
+    """A function of one variable, with its minimiser or its obstacle near m."""
     return lambda a: KINDS[kind](scalars.of(a), a, m)
 
 
@@ -167,9 +167,9 @@ def test_bisection_ends_on_a_kink_as_lewis_and_overton_do():
 
 
 def hager_zhang_of_the_paper(phi, c: float, rule: HagerZhang) -> list[float]:
-    """The trial steps of Hager & Zhang (2005), section 4, as it is written there: loops, no state.
+    """The trial steps of Hager & Zhang (2005), section 4, as written there: loops without a state.
 
-    Where the paper would halt at a secant outside of the bracket, it halves the bracket.
+    If the secant lies outside the bracket, where the paper would halt, this halves the bracket.
     """
     trials: list[float] = []
     known = {0.0: phi(0.0)}
@@ -239,7 +239,7 @@ def hager_zhang_of_the_paper(phi, c: float, rule: HagerZhang) -> list[float]:
 
 
 def hills(m: float):
-    """Falls at 0, and again and again behind hills that rise above it, where U3 cuts."""
+    """A function that falls at 0 and behind hills that rise above its value at 0, where U3 cuts."""
     return lambda a: (0.3 * a - m * math.sin(5.0 * a / m), 0.3 - 5.0 * math.cos(5.0 * a / m))
 
 
@@ -344,7 +344,7 @@ def test_bad_regions_do_not_stop_the_descent(rule, kind):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_domain_with_a_minimiser_before_its_end_is_solved(rule):
-    # phi is -log(1 - a) - 2a with its pole at 1 and its minimiser at 1/2
+    # phi(a) = -log(1 - a) - 2a has its pole at 1 and its minimiser at 1/2.
     def phi(a):
         return (-math.log(1 - a) - 2 * a, 1 / (1 - a) - 2) if a < 1 else (NAN, NAN)
 
@@ -379,7 +379,7 @@ def test_rows_that_are_done_stay_as_they_are(rule):
 
 @pytest.mark.parametrize("rule", [*WOLFE, Armijo])
 def test_slopes_decide_where_values_are_drowned(rule):
-    # Around its minimiser 3, phi differs from 1e8 by 1e-9; doubles near 1e8 are 1.5e-8 apart.
+    # Around the minimiser 3, phi differs from 1e8 by 1e-9; doubles near 1e8 are 1.5e-8 apart.
     phi = function("drowned", 3.0)
     assert phi(0.0)[0] == phi(3.0)[0] == phi(6.0)[0]
     noise = 1e8 * 4e-16
@@ -421,7 +421,7 @@ def rows() -> list[tuple[str, float, float]]:
 
 
 def batch_function(rows, asarray):
-    """All rows as one function of an array of steps; one minimiser for each."""
+    """All rows as one function of an array of steps, each with its own minimiser."""
     m = asarray([row[1] for row in rows])
     masks = {kind: asarray([row[0] == kind for row in rows]) for kind in {row[0] for row in rows}}
 
@@ -486,7 +486,7 @@ def test_libraries_agree(rule, library):
     expected = line_search(batch_function(easy, np.asarray), rule(), np.asarray(alpha0))
     np.testing.assert_allclose(np.asarray(ours.alpha), expected.alpha, rtol=1e-9)
     np.testing.assert_array_equal(np.asarray(ours.evaluations), expected.evaluations)
-    # and the hostile ones end
+    # The hostile functions must end too.
     alpha0 = [row[2] for row in all_rows]
     ours = line_search(batch_function(all_rows, asarray), rule(), asarray(alpha0), noise=1e-9)
     assert np.all(np.isfinite(np.asarray(ours.alpha)))
@@ -686,8 +686,8 @@ def test_early_exits_are_taken_where_asking_costs_nothing():
 
 
 def test_picked_rows_are_those_of_all():
-    """`some` and `select` of NumPy, which compute the rows that are wanted, beside those that
-    compute all."""
+    """For NumPy, `some` and `select` compute only the rows that are needed; the result is the same
+    as if all were computed."""
     x = np.linspace(-2.0, 3.0, 11)
     host, plain = scalars.of(x), scalars.Scalars(array_api_compat.array_namespace(x))
     told, old = (x, (2.0 * x, x)), (0.0 * x, (x, x))
@@ -717,7 +717,7 @@ def test_examples(module):
 
 @pytest.mark.parametrize("rule", NAMES)
 def test_trials_that_are_not_finite_in_all_rows(rule):
-    """Where no row sees a value, each row is still its single search."""
+    """Even if no row has a finite value, each row is the same as its single search."""
     made = rule_of(rule)
 
     def phi(a):

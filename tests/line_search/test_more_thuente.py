@@ -1,4 +1,4 @@
-"""MoreThuente walks the steps of MINPACK-2's dcsrch, as SciPy has it, bit for bit."""
+"""MoreThuente takes the steps of dcsrch from MINPACK-2, as implemented in SciPy, bit for bit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONSTANTS = [(1e-3, 0.9, 0.1), (1e-4, 0.1, 1e-14), (1e-3, 1e-3, 1e-10), (0.1, 0.
 
 
 def random_function(rng: random.Random) -> Phi:
-    """A quadratic, a quartic, a sum of logarithms or exponentials, or an oscillation; it falls at
+    """A quadratic, a quartic, a sum of logarithms or exponentials, or an oscillation that falls at
     0."""
     p, q, r = (math.exp(rng.uniform(-3, 3)) for _ in range(3))
 
@@ -87,7 +87,7 @@ def paper_function(number: int) -> Phi:
 
 
 def walks(phi: Phi, alpha0: float, c1: float, c2: float, xtol: float, alpha_max: float = 1e10):
-    """The trial steps of SciPy and ours, and whether each accepted the last of them."""
+    """The trial steps of SciPy and ours, and whether each search accepted its last step."""
     theirs: list[float] = []
 
     def value(a: float) -> float:
@@ -96,7 +96,7 @@ def walks(phi: Phi, alpha0: float, c1: float, c2: float, xtol: float, alpha_max:
 
     search = DCSRCH(value, lambda a: phi(float(a))[1], c1, c2, xtol, 0.0, alpha_max)
     task = search(alpha0, *phi(0.0), maxiter=101)[3]
-    # Where no progress is possible, dcsrch evaluates its best point a second time, and ends.
+    # If no progress is possible, dcsrch evaluates its best point a second time and ends.
     if theirs[-1] in theirs[:-1]:
         theirs.pop()
     rule = MoreThuente(c1=c1, c2=c2, xtol=xtol, alpha_max=alpha_max, max_evaluations=100)
@@ -134,7 +134,7 @@ def test_same_walk_to_the_largest_step():
 
 
 def test_table_one_of_the_paper():
-    """Function 1, mu = 0.001, eta = 0.1: the counts of evaluations that Table I gives."""
+    """Function 1 with mu = 0.001, eta = 0.1: the numbers of evaluations in Table I."""
     counts = [
         line_search(paper_function(0), MoreThuente(c1=1e-3, c2=0.1, xtol=0.0), alpha0).evaluations
         for alpha0 in (1e-3, 1e-1, 1e1, 1e3)

@@ -1,6 +1,6 @@
-"""Who may import whom, checked from the source: a table of wings, and a few rules.
+"""Which module may import which, checked from the source: a table of wings, and a few rules.
 
-A module in a wing needs no line here. A new wing, or a new module in the root, needs one in
+A module in a wing needs no entry here. A new wing, or a new module in the root, needs one in
 `WINGS`.
 """
 
@@ -16,7 +16,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "lbfgs_xp"
 
-# Wing, or module in the root -> those that it may import, the lowest first. "" is __init__.py.
+# Wing, or module in the root -> what it may import; the lowest layers come first.
 WINGS: dict[str, str] = {
     "checks": "",
     "typing": "",
@@ -40,13 +40,13 @@ WINGS: dict[str, str] = {
     "__init__": "arrays constraints first_order fits line_search minimize problems projections "
     "result run schedules solvers training",
 }
-# Line searches know scalars alone.
+# Line searches know only scalars.
 ONLY = {"line_search": {"arrays": ["arrays.scalars"]}}
 
-# What the package depends on. The lowest modules and the line searches do without.
+# The dependencies of the package. The lowest modules and the line searches do without them.
 HARD = {"numpy", "array_api_compat", "array_api_extra", "optree"}
 WITHOUT = {"checks", "typing", "schedules", "line_search"}
-# What is imported only inside functions, when somebody asks for it.
+# Imported only inside functions, when needed.
 LATE = {
     "arrays.inventory": {"dask"},
     "run.progress": {"rich"},
@@ -56,14 +56,14 @@ LATE = {
     "__main__": {"rich"},
 }
 ARRAY_LIBRARIES = {"cupy", "dask", "jax", "torch", "array_api_strict"}
-# A module that knows a library -> the library; it is imported only once the user has arrays of it.
+# A module for one library -> the library; it is imported only once the user has arrays of it.
 KNOWS = {
     "arrays.torch": {"torch"},
     "arrays.jax": {"jax"},
     "arrays.cupy": {"cupy"},
     "arrays.strict": {"array_api_strict"},
 }
-# Tables of libraries.
+# Modules with tables of library names.
 NAMES = {"arrays.backend", "arrays.inventory", "__main__"}
 
 
@@ -100,7 +100,7 @@ def imports(module: str) -> Iterator[tuple[str, int, bool]]:
 
 
 def ours(dotted: str) -> str | None:
-    """The module of ours that a name belongs to: `lbfgs_xp.arrays.space.Space` -> arrays.space."""
+    """The module of ours that holds a name: `lbfgs_xp.arrays.space.Space` -> arrays.space."""
     head, *rest = dotted.split(".")
     if head != "lbfgs_xp":
         return None
@@ -162,7 +162,7 @@ def test_imports_from_outside(module: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_array_libraries_are_named_in_their_own_files(module: str) -> None:
-    """No `if name == "torch"` outside of arrays/torch.py."""
+    """There is no `if name == "torch"` outside arrays/torch.py."""
     if module in NAMES or wing_of(module) == "torch":
         return
     others = ARRAY_LIBRARIES - KNOWS.get(module, set())
@@ -180,7 +180,7 @@ def test_public_names_are_documented() -> None:
     import lbfgs_xp
 
     for name in lbfgs_xp.__all__:
-        value = getattr(lbfgs_xp, name)  # a name that does not exist fails here
+        value = getattr(lbfgs_xp, name)  # fails if the name does not exist
         if not (inspect.isclass(value) or inspect.isroutine(value) or inspect.ismodule(value)):
             continue
         text = inspect.getdoc(value) or ""

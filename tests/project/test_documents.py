@@ -1,7 +1,7 @@
-"""What the documents show must run: README, the pages and notebooks of docs, the docstrings.
+"""The code in the documents must run: README, the pages and notebooks of docs, the docstrings.
 
-The ```python blocks of one file run in order and share their names. A block whose info string
-contains `no-run` is only shown; one that contains `gpu` needs CUDA and is only shown too.
+The ```python blocks of a file run in order and share their names. A block whose info string
+contains `no-run` or `gpu` (which needs CUDA) is only shown.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PUBLIC = [
 DOCUMENTS = [ROOT / "README.md", *PAGES]
 FENCE = re.compile(r"^```(python\b[^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-# modules that need a library which the package itself does not
+# modules that need a library that the package itself does not need
 NEEDS = {
     "lbfgs_xp.torch": "torch",
     "lbfgs_xp.scipy": "scipy",
@@ -41,13 +41,13 @@ MODULES = ["lbfgs_xp"] + [m.name for m in pkgutil.walk_packages(lbfgs_xp.__path_
 
 
 def test_documents_are_found() -> None:
-    """Without any, what follows would be skipped."""
+    """Without documents, the tests below would be skipped."""
     assert PAGES and NOTEBOOKS and FENCE.search(DOCUMENTS[0].read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_blocks_run(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)  # files that a block writes
+    monkeypatch.chdir(tmp_path)  # for files that a block writes
     monkeypatch.setenv("MPLBACKEND", "Agg")
     text = path.read_text(encoding="utf-8")
     names: dict[str, object] = {"__name__": "__document__"}
@@ -56,7 +56,7 @@ def test_blocks_run(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         if "no-run" in info or "gpu" in info:
             continue
         line = text.count("\n", 0, match.start(2))
-        # empty lines ahead: a traceback then gives the line of the document
+        # with empty lines in front, a traceback gives the line in the document
         exec(compile("\n" * line + block, str(path), "exec"), names)
 
 
@@ -87,7 +87,7 @@ def test_notebooks_run(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_reference_is_complete() -> None:
-    """Every public name has its entry in docs/api, and every entry is of something that exists."""
+    """Every public name has an entry in docs/api, and every entry names something that exists."""
     directive = re.compile(r"^\.\. (currentmodule|auto(?:function|class|module)):: (\S+)", re.M)
     found = set()
     for page in ROOT.glob("docs/api/*.rst"):
@@ -106,12 +106,12 @@ def test_reference_is_complete() -> None:
     assert all(_resolves(name) for name in found if not name.startswith(tuple(NEEDS)))
 
 
-# Wing, or module in the root -> the page of the reference.
+# Wing, or module in the root -> the page of the reference, if their names differ.
 PAGE = {"run": "minimize", "result": "minimize", "arrays": "spaces", "line_search": "line_searches"}
 
 
 def _page(name: str) -> str:
-    """The page of the reference where a public name belongs."""
+    """The page of the reference to which a public name belongs."""
     value = pkgutil.resolve_name(name)
     module = getattr(value, "__module__", None) or getattr(value, "__name__", name)
     wing = (module.split(".") + [""])[1]

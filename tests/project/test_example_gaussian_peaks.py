@@ -1,4 +1,4 @@
-"""The example of many peaks: its derivatives, its numbers and its picture."""
+"""The example that fits many peaks: its derivatives, its numbers and its picture."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def test_derivatives(example: Any) -> None:
             example.MODEL(example.T, *(point + sign * h * np.eye(5)[i])) for sign in (1, -1)
         )
         np.testing.assert_allclose(found[:, i], (up - down) / (2.0 * h), atol=1e-4)
-    # Nearly all the light falls on the pixels.
+    # Nearly all of the light falls on the pixels.
     light = example.MODEL(example.T, *point) - point[3]
     assert np.sum(light) == pytest.approx(900.0, rel=1e-3)
 
 
 def test_bound_of_the_place(example: Any) -> None:
-    """Without background, of many photons on small pixels it is width / sqrt(photons)."""
+    """For many photons on small pixels without background, the bound is width / sqrt(photons)."""
     bound = example.bounds_of(np.asarray([[7.0, 7.0, 1e4, 1e-4, 1.5]]))
     assert bound[0, 0] == pytest.approx(1.5 / 100.0, rel=0.05)
 

@@ -1,4 +1,4 @@
-"""The examples run, on several libraries, and what they print and draw is so."""
+"""The examples run on several libraries, and print and draw what they should."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_fit_decay(tmp_path: Path) -> None:
     truth, fit, formula, few, *many = rows(shown, r"[AkC]" + r" +(\S+)" * 8).T
     assert len(fit) == 3 and len(many) == 4
     assert np.all(np.abs(fit - truth) < 3.0 * formula)
-    # Three pairs know less of the Hessian than more of them do.
+    # Three pairs hold less information about the Hessian than more pairs do.
     assert np.allclose(many, formula, rtol=0.05, atol=1e-3) and np.max(few / formula) > 1.5
 
     evaluations = dict(re.findall(r"(\w+=\w+) .* (\d+) evaluations", shown))
@@ -85,7 +85,7 @@ def test_line_searches(tmp_path: Path) -> None:
         for part in (lines[:n], lines[n:])
     )
     assert len(bumps) == len(barrier) == n
-    for rule in ("Fixed", "Armijo"):    # the first trial, too short as it is
+    for rule in ("Fixed", "Armijo"):    # the first trial, although it is too short
         alpha, _, slope, trials = bumps[rule]
         assert alpha == 0.1 and slope < 0.0 and trials == 1
     for rule in ("Bisection", "HagerZhang"):    # beyond the minimum, where the slope has risen
@@ -139,7 +139,8 @@ def test_burgers(tmp_path: Path) -> None:
     (loss, error), (loss_alone, error_alone) = [map(float, each) for each in found]
     assert loss < 0.5 * loss_alone and error < error_alone
     assert (tmp_path / "burgers_float64.png").stat().st_size > 10_000
-    # The network meets the start values u = 1, 0, -1 exactly: half of them is wrong by as much.
+    # The network satisfies the initial values u = 1, 0, -1 exactly, so halved values are wrong by
+    # their own size.
     half = {"x": [[-0.5], [0.0], [0.5]], "t": [[0.0]], "usol": [[0.5], [0.0], [-0.5]]}
     savemat(tmp_path / "half.mat", half)
     done = run(script, *short, "--evaluations", "4", "--data", str(tmp_path / "half.mat"))
@@ -149,12 +150,12 @@ def test_burgers(tmp_path: Path) -> None:
 
 
 def rows(shown: str, pattern: str) -> np.ndarray:
-    """The numbers of each line that the pattern fits."""
+    """The numbers in each line that matches the pattern."""
     return np.asarray(re.findall(f"^{pattern}$", shown, re.M), dtype=float)
 
 
 def quick(script: str, folder: Path, *pictures: str, **options: object) -> str:
-    """What the script prints, after a look at its pictures."""
+    """What the script prints, after a check of its pictures."""
     done = run(script, "--quick", "--out", str(folder), *arguments(options))
     assert done.returncode == 0, done.stderr
     assert {path.stem for path in folder.glob("*.png")} == set(pictures)
@@ -166,7 +167,7 @@ def quick(script: str, folder: Path, *pictures: str, **options: object) -> str:
 
 
 def without_pictures(script: str, folder: Path, backend: str, **options: object) -> str:
-    """What it prints with another library, and as if matplotlib were not installed."""
+    """What the script prints with another library, and without matplotlib."""
     stub = folder / "stub" / "matplotlib"
     stub.mkdir(parents=True)
     (stub / "__init__.py").write_text("raise ImportError", encoding="utf-8")
@@ -182,7 +183,7 @@ def arguments(options: dict[str, object]) -> list[str]:
 
 
 def run(script: str, *options: str, before: str = "") -> subprocess.CompletedProcess[str]:
-    """The script, run from the folder above; `before` is searched for modules first."""
+    """Run the script from the folder above; `before` is searched for modules first."""
     path = os.pathsep.join(filter(None, (before, os.environ.get("PYTHONPATH"))))
     return subprocess.run(
         [sys.executable, str(FOLDER / script), *options], cwd=FOLDER.parent,

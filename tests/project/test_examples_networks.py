@@ -1,7 +1,7 @@
-"""The examples that train a network on digits, what they are made of, and the two-dimensional one.
+"""The examples that train a network on digits, their modules, and the two-dimensional example.
 
-The scripts run as a reader would run them. `_cnn.py` and `_digits.py` are imported as they import
-them, from their folder.
+The scripts are run as a reader would run them. `_cnn.py` and `_digits.py` are imported from their
+folder, as the scripts do.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NUMBER = r"(\d\S*)"
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Imports a file of examples/ by its name."""
+    """A function that imports a file of examples/ by name."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     yield importlib.import_module
     for name in ("_common", "_cnn", "_digits"):
@@ -51,7 +51,7 @@ def some_digits(side: int, count: int = 5) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("side", [6, 17])
 def test_gradient(module: Any, side: int) -> None:
-    """Both kernels: 3 in steps of 1, and 5 in steps of 2, which leave a row of pixels over."""
+    """Both kernels: 3 with stride 1, and 5 with stride 2, which leaves a row of pixels over."""
     network = network_of(module, Backend.NUMPY, side)
     batch = network.batch(*some_digits(side))
     check = lx.check_gradient(network.value_and_gradient, network.start(), True, (batch,))
@@ -73,7 +73,7 @@ def test_every_library_agrees(module: Any, backend: Backend, side: int) -> None:
 
 
 def convolved(image: np.ndarray, layer: dict[str, Any], kernel: int, stride: int) -> np.ndarray:
-    """(side, side, c) -> (s, s, d), a pixel at a time."""
+    """(side, side, c) -> (s, s, d), one pixel at a time."""
     weight = np.asarray(layer["weight"]).reshape(kernel, kernel, image.shape[2], -1)
     s = (len(image) - kernel) // stride + 1
     out = np.empty((s, s, weight.shape[3]))
@@ -130,9 +130,9 @@ def idx(values: np.ndarray) -> bytes:
 
 
 def write_mnist(folder: Path, count: int) -> np.ndarray:
-    """Files as those of MNIST: a bright bar at a place of its own for each digit, and noise.
+    """Write files in the format of MNIST: noise, and a bright bar at a different place per digit.
 
-    The images to train on are gzipped, the other files are not.
+    The training images are gzipped, the other files are not.
     """
     rng = np.random.default_rng(0)
     for part in ("train", "t10k"):
@@ -164,7 +164,7 @@ def test_idx_files(module: Any, tmp_path: Path) -> None:
     [
         (b"", "begins with nothing; wanted an idx file of unsigned bytes, which begins with 00 00"),
         (b"\0\0\x0d\x01\0\0\0\x01abcd", "begins with 00 00 0d 01"),
-        (b"\0\0\x08\x03\0\0\0\x01", "ends amid its header; wanted 3 lengths"),
+        (b"\0\0\x08\x03\0\0\0\x01", "ends within its header; wanted 3 lengths"),
         (b"\0\0\x08\x02\0\0\0\x02\0\0\0\x02abc", r"holds 3 numbers; wanted 4, .* \(2, 2\)"),
     ],
 )
@@ -187,7 +187,7 @@ def test_small_digits(module: Any) -> None:
     assert len(train.labels) + len(test.labels) == 1797
     both = np.concatenate([train.images, test.images])
     assert both.min() == 0.0 and both.max() == 1.0 and both.shape[1] == 64
-    assert len(np.unique(both, axis=0)) == 1797    # none is in both
+    assert len(np.unique(both, axis=0)) == 1797    # no image is in both sets
 
 
 def test_without_digits(
@@ -205,7 +205,7 @@ def test_without_digits(
 
 
 def run(script: str, *options: str | Path) -> str:
-    """What a script prints; it must end well."""
+    """What a script prints; it must succeed."""
     done = subprocess.run(
         [sys.executable, "-W", "error", str(EXAMPLES / script), "--quick", *map(str, options)],
         cwd=ROOT, capture_output=True, text=True, timeout=300,
@@ -228,15 +228,15 @@ def test_two_dimensions(tmp_path: Path) -> None:
     names = ["gradient descent, rate", "gradient descent, line search", "L-BFGS"]
     assert all(row[0].startswith(name) for row, name in zip(found, 2 * names, strict=True))
     values = [float(value) for _, _, value in found]
-    assert values[2] < 1e-12 < values[1] < values[0] < 24.2    # that of the start
+    assert values[2] < 1e-12 < values[1] < values[0] < 24.2    # the value at the start
     assert int(found[2][1]) < 100 < int(found[1][1])
-    assert all(value < 30.0 for value in values[3:])    # 47.8 at the start
+    assert all(value < 30.0 for value in values[3:])    # the start has 47.8
 
 
 def fixed_batch(*options: str | Path) -> dict[str, tuple[float, float]]:
-    """Of each method the loss, and the part of the test set that is told right."""
+    """The loss of each method, and its test accuracy."""
     shown = run("cnn_fixed_batch.py", *options)
-    found = re.findall(rf"^  (\S+) .* loss +{NUMBER} .*right: {NUMBER}%", shown, re.M)
+    found = re.findall(rf"^  (\S+) .* loss +{NUMBER} .*accuracy: {NUMBER}%", shown, re.M)
     return {name: (float(loss), float(right)) for name, loss, right in found}
 
 
@@ -268,11 +268,11 @@ def test_minibatches(tmp_path: Path) -> None:
     )
     names = ["SGD", "Adam", "L-BFGS, ten updates per batch", "L-BFGS, one update per batch"]
     assert [row[0] for row in found] == names
-    # Ten batches in either epoch.
+    # Ten batches in each of two epochs.
     assert [int(row[1]) for row in found] == [20, 20, 200, 20]
     assert [int(row[2]) for row in found][:2] == [20, 20]
     assert int(found[2][2]) > 220 and 40 <= int(found[3][2]) < 80
-    # ln 10 = 2.3 to begin with, and one in ten right
+    # At first, the loss is ln 10 = 2.3 and one digit in ten is right.
     assert all(float(row[3]) < 0.8 and float(row[4]) > 80.0 for row in found), found
     before, after = re.findall(rf"from {NUMBER} to {NUMBER} on average", " ".join(shown.split()))[0]
     assert float(before) == pytest.approx(float(found[2][3]), rel=0.05)

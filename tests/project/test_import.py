@@ -1,4 +1,4 @@
-"""What `import lbfgs_xp` brings along, seen from a fresh interpreter."""
+"""What `import lbfgs_xp` imports, seen from a fresh interpreter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HEAVY = ["cupy", "dask", "jax", "matplotlib", "optax", "rich", "scipy", "torch"]
 
 @pytest.mark.parametrize("module", ["lbfgs_xp", "lbfgs_xp.problems", "lbfgs_xp.scipy"])
 def test_import_leaves_others_alone(module: str) -> None:
-    """Nothing is imported that the user has not imported."""
+    """None of these is imported until the user imports it."""
     program = f"import sys, {module}; print(*sorted({set(HEAVY)!r} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],

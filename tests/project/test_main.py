@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def fewer_libraries(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Lazy arrays take seconds for each run; the slow path has a test of its own."""
+    """The installed libraries without dask, whose lazy arrays take seconds for each run."""
     found = {name: v for name, v in inventory.installed().items() if name != "dask"}
     monkeypatch.setattr(inventory, "installed", lambda: found)
     return list(found)
@@ -87,7 +87,7 @@ def test_demo_leaves_out_what_is_slow_or_fails(
 
     solve = demo.solve
 
-    def slow(case: demo.Case, *rest: object) -> demo.Run:
+    def slow(case: demo.Case, *rest: object) -> demo.Solved:
         if case.title.startswith("network"):
             raise ArithmeticError("no [such] luck")
         run = solve(case, *rest)  # type: ignore[arg-type]

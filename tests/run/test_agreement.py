@@ -1,4 +1,4 @@
-"""That rounding ended a run is confirmed: value and gradient agree where it stands."""
+"""Looks confirm that rounding has ended a run: value and gradient agree around the iterate."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_ahead_is_that_far_down_the_gradient(backend: Backend) -> None:
     point = agreement.ahead(lx.LBFGS(), space, x, gradient, extent, 1e-3)
     step = backend.to_numpy(point - x)
     np.testing.assert_allclose(step[0], [-2e-3, 4e-3], rtol=1e-9)
-    # At 0 it is measured by where the run began.
+    # At 0 the distance is relative to where the run began.
     np.testing.assert_allclose(step[1], [-1e-3 * 1e-2 * np.finfo(np.float64).eps ** 0.25, 0.0])
 
 
@@ -147,7 +147,7 @@ def test_nor_is_the_end_of_the_domain(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("batched", [False, True], ids=["one", "batch"])
 def test_where_a_look_is_lower_the_run_goes_on(method: str, batched: bool) -> None:
-    """Along the steep part the promise is one of rounding, with all of the flat part to go."""
+    """On the steep part rounding hides the predicted decrease, though the flat part is ahead."""
     for start in ([1e3, 1.0], [1e6, 1.0]):
         x0 = np.asarray([start, start] if batched else start)
         res = lx.minimize(steep, x0, jac=True, method=method, batched=batched, maxfun=5000)
@@ -174,7 +174,7 @@ def test_the_floor_itself_is_confirmed(backend: Backend, method: str, dtype: str
     )
 
 
-# So many numbers that rounding leaves no gradient of 0.
+# With this many numbers, rounding never leaves a gradient of 0.
 SIZE = 12
 ROTATION = np.linalg.qr(np.random.default_rng(4).normal(size=(SIZE, SIZE)))[0]
 MATRIX = (ROTATION * np.logspace(0.0, 3.0, SIZE)) @ ROTATION.T
@@ -187,7 +187,7 @@ def floor(x: np.ndarray) -> Any:
 
 
 def are_paid_for(run: Any, fun: Any, start: np.ndarray, jac: Any) -> None:
-    """The looks with which this run ends at the floor count for its budget."""
+    """The looks with which this run ends at the precision floor count towards its budget."""
     whole = run(fun, start, jac=jac, gtol=0.0)
     assert whole.status is Status.PRECISION
     for maxfun in range(1, whole.nfev + 1):
@@ -202,7 +202,7 @@ def test_looks_are_paid_for() -> None:
 
 
 def test_the_time_of_looks_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it is up when the run claims its floor, it is what ended the run."""
+    """If time is up when the run claims to be at the precision floor, time has ended the run."""
     whole = lx.minimize(floor, np.zeros(SIZE), jac=True, gtol=0.0)
     clock, calls = 0.0, 0
 
@@ -218,7 +218,7 @@ def test_the_time_of_looks_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[agreement.Look]:
-    """The looks of the runs that follow."""
+    """The looks of all later runs."""
     seen, look = [], agreement.look
 
     def watched(*args: Any) -> agreement.Look:
@@ -230,7 +230,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[agreement.Look]:
 
 
 def test_shorter_looks_pass_by_third_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
-    """x is so large that the first look goes far up the other side."""
+    """x is so large that the first look ends far up the other side."""
     def fun(x: np.ndarray) -> Any:
         u = 1.54 * (x.astype(np.float64) - 10_000.3335)
         return np.float32(np.sum(np.cosh(u))), (1.54 * np.sinh(u)).astype(np.float32)
@@ -257,7 +257,7 @@ def test_an_end_within_a_look_loses_nothing() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_rows_are_confirmed_like_single_runs(method: str) -> None:
-    """Some rows end at a small gradient, some at the floor, some at a wrong gradient."""
+    """Some rows end at a small gradient, some at the precision floor, some at a wrong gradient."""
     wrong = np.asarray([0.0, 0.0, 1.0, 0.0, 1.0])
     offset = np.asarray([0.0, 1e6, 0.0, 1e8, 1e3])
 
@@ -278,7 +278,7 @@ def test_rows_are_confirmed_like_single_runs(method: str) -> None:
 
 
 def steep(x: np.ndarray) -> Any:
-    """Flat after a steep part, where the promise of a step is one of rounding."""
+    """Flat after a steep part, where rounding hides the predicted decrease of a step."""
     return np.sum(x**8, axis=-1), 8.0 * x**7
 
 
@@ -308,7 +308,8 @@ def test_what_a_lower_look_found_is_kept(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_looks_with_bounds_of_rows() -> None:
-    """Each row within its own, where others have left; also where differences are sharpened."""
+    """Each row stays within its own bounds after others have left, also when differences become
+    central."""
     rng = np.random.default_rng(3)
     starts = rng.uniform(0.0, 1.0, size=(12, 2))
     starts[:5] = 1.0
@@ -333,7 +334,7 @@ def test_looks_with_bounds_of_rows() -> None:
 
 
 def test_the_last_phase_is_checked_like_the_first() -> None:
-    """Next to 1e9 a forward difference of this function is 0 everywhere."""
+    """Next to 1e9, forward differences of this function are 0 everywhere."""
     def fun(x: np.ndarray) -> Any:
         return np.log1p((x[..., 0] - 1.0) ** 2) + 1e9
 
@@ -356,7 +357,7 @@ T = np.linspace(0.05, 2.0, 30)
 
 
 def noisy(offset: float, seed: int = 0) -> tuple[Any, Any, np.ndarray]:
-    """Residuals and their Jacobian, whose rounding is that of the offset; and a start."""
+    """Residuals with the rounding errors of the offset, their Jacobian, and a start."""
     truth = np.asarray([1.3, 0.8, 0.6])
     z = (T - truth[1]) / truth[2]
     data = truth[0] / (1.0 + z * z) + 0.01 * np.random.default_rng(seed).normal(size=30) + offset
@@ -377,7 +378,7 @@ def noisy(offset: float, seed: int = 0) -> tuple[Any, Any, np.ndarray]:
 @pytest.mark.parametrize("loss", ["linear", "soft_l1", "cauchy"])
 @pytest.mark.parametrize("offset", [0.0, 1e3, 1e8])
 def test_the_floor_of_a_fit_is_confirmed(offset: float, loss: str) -> None:
-    """What rounding does to the residuals, only they know."""
+    """Only the residual function knows how large its rounding errors are."""
     for seed in range(5):
         residuals, jacobian, start = noisy(offset, seed)
         calls = Counted(residuals)

@@ -1,4 +1,4 @@
-"""Many problems at once: each row is a run of its own."""
+"""Many problems at once: each row is a separate run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.backends import CPU, Backend
 
 NAN, INF = math.nan, math.inf
 B = 4
-# The same in many tests, so that JAX compiles once for all of them.
+# Shared by many tests, so that JAX compiles once for all of them.
 SETTINGS: dict[str, Any] = {"gtol": 1e-7, "maxfun": 80}
 
 
@@ -38,7 +38,7 @@ def host(backend: Backend, value: Any) -> np.ndarray:
 def same_rows(
     backend: Backend, p: problems.Problem, x0: Any, *, bitwise: bool, **settings: Any
 ) -> lx.Result:
-    """Solves the batch and each row alone, and compares."""
+    """Solve the batch and each row alone, and compare the results."""
     batch = run(p, x0, **settings)
     x, fun, jac = (host(backend, a) for a in (batch.x, batch.fun, batch.jac))
     counts = {
@@ -67,7 +67,7 @@ def same_rows(
 
 # --- each row equals its single run ------------------------------------------------------------
 
-# JAX runs fixed order op by op: fewer of its cases, each shorter.
+# With a fixed order JAX runs operation by operation: fewer and shorter cases.
 CASES = [
     ("rosenbrock", {}, "float64"),
     ("rosenbrock", {}, "float32"),
@@ -93,7 +93,7 @@ def test_rows_are_bitwise_single_runs(
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("backend_", [Backend.NUMPY, Backend.TORCH, Backend.STRICT], ids=str)
 def test_rows_are_bitwise_single_runs_for_each_rule(backend_: Backend, rule: str) -> None:
-    """To the very end: rounding level, stuck searches, dropped memories."""
+    """To the very end: rounding errors, stuck searches, dropped memories."""
     p = make("rosenbrock", backend_, reproducible=True)
     same_rows(
         backend_, p, p.starts(B, scale=1.0), bitwise=True, reproducible=True, gtol=0.0,
@@ -201,7 +201,7 @@ def test_fields_are_arrays_of_the_library(backend: Backend) -> None:
 
 
 def lines(res: Any) -> dict[str, str]:
-    """What is printed of each field."""
+    """What is printed for each field."""
     return dict(line.lstrip().split(": ", 1) for line in repr(res).splitlines() if ": " in line)
 
 
@@ -337,7 +337,7 @@ def test_best_point_of_each_row(rule: str, reproducible: bool) -> None:
         )
         values = np.stack([v for _, v in seen])
         best = np.min(np.where(np.isfinite(values), values, INF), axis=0)
-        # A row that is done may be evaluated on, but only at points it will not take.
+        # A row that is done may still be evaluated, but only at points that it will not adopt.
         for i in range(5):
             assert res.fun[i] <= best[i] * (1 + 4e-16)
             assert any(x[i].tobytes() == res.x[i].tobytes() for x, _ in seen)
@@ -371,7 +371,7 @@ def test_interrupt_and_callback_end_what_still_runs() -> None:
 
 
 def spoiled(backend: Backend, p: problems.Problem, kind: str, row: int) -> Callable:
-    """The problem's function of x and the rows, made bad in one row."""
+    """The problem's function of x and the rows, spoiled in one row."""
     xp = backend.xp
     starts = backend.asarray(host(backend, STARTS(p)))
 
@@ -451,7 +451,7 @@ def test_start_of_nan_in_one_row() -> None:
 
 @pytest.mark.parametrize("kind", ["nan", "unbounded", "start"])
 def test_going_on_with_one_bad_row(kind: str) -> None:
-    """30 and 30 iterations are 60 for the good rows."""
+    """For the good rows, 30 iterations followed by 30 are the same as 60."""
     p = problems.chained_rosenbrock(8)
     x0 = STARTS(p)
     fun = p.value_and_gradient
@@ -570,7 +570,7 @@ def test_aux_of_each_row(backend_: Backend) -> None:
 
 
 def test_buffers_are_reused() -> None:
-    """fun fills the same two arrays again and again."""
+    """fun reuses the same two arrays for its results."""
     p = problems.chained_rosenbrock(6)
     x0 = STARTS(p)
     f, g = np.empty(B), np.empty((B, 6))
@@ -626,14 +626,14 @@ def quartic(x: np.ndarray, target: np.ndarray) -> Any:
     return (d**4 + d**2).sum(-1), 4.0 * d**3 + 2.0 * d
 
 
-# Far rows take longer than near ones, so that rows leave again and again.
+# Distant rows take longer than near ones, so that rows leave again and again.
 TARGETS = 10.0 ** np.linspace(-3.0, 2.0, 20)[:, None] * np.asarray([1.0, -2.0, 3.0])
 
 
 @pytest.mark.parametrize("method", ["lbfgs", "bfgs", "gradient_descent", "adam"])
 @pytest.mark.parametrize("backend_", [Backend.NUMPY, Backend.TORCH], ids=str)
 def test_batches_larger_than_a_piece(backend_: Backend, method: str) -> None:
-    """Large arrays are worked through in pieces."""
+    """Large arrays are processed in pieces."""
     size, few = 30_011, 50
     p = make("rosenbrock", backend_, n=6)
     x0 = np.random.default_rng(0).uniform(-2.0, 2.0, size=(size, 6))
@@ -699,7 +699,7 @@ def test_aux_of_none_and_of_arrays_is_refused(first: bool) -> None:
         value, gradient = quartic(x, target)
         return (value, {"of rows": None if (calls == 1) == first else value}), gradient
 
-    with pytest.raises(ValueError, match="^fun returned aux with None in place of an array"):
+    with pytest.raises(ValueError, match="^fun returned aux with None instead of an array"):
         lx.minimize(
             fun, np.zeros_like(TARGETS), (TARGETS,), jac=True, batched=True, has_aux=True
         )
@@ -714,7 +714,7 @@ def test_an_interrupt_between_point_and_aux_parts_neither(monkeypatch: pytest.Mo
 
     def merge(self: Any, mask: Any, new: Any, old: Any) -> Any:
         nonlocal calls
-        calls += type(new) is tuple    # what has an entry for each row of aux
+        calls += type(new) is tuple    # the leaves of aux that have an entry for each row
         if calls == 5:
             raise KeyboardInterrupt
         return plain(self, mask, new, old)

@@ -1,4 +1,4 @@
-"""Bad input gives one clear error, at once: what was passed, what is wanted."""
+"""Bad input raises one clear error at once, with what was passed and what is wanted."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def solve(function: Any = fun, x0: Any = X0, **settings: Any) -> lx.Result:
 
 
 def fails(call: Callable[[], Any], error: type[Exception], *words: str) -> None:
-    """The call raises exactly this error, and its message holds all the words."""
+    """Check that the call raises exactly this error, with all the words in its message."""
     with pytest.raises(error) as caught:
         call()
     assert type(caught.value) is error
     message = str(caught.value)
     for word in words:
         assert re.search(word, message), f"{word!r} is not in: {message}"
-    # one error, not one raised while another was handled
+    # A single error, not one raised while another was being handled.
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
@@ -288,7 +288,7 @@ def test_a_dtype_that_does_not_fit_is_told_of() -> None:
 @pytest.mark.parametrize("name", ["maxiter", "maxfun"])
 def test_budgets_are_whole_numbers(name: str) -> None:
     fails(lambda: solve(**{name: 2.5}), ValueError, f"{name} is 2.5", "integer")
-    # what counts as one
+    # What counts as a whole number.
     assert solve(**{name: 100.0}).success and solve(**{name: np.int64(100)}).success
     assert solve(**{name: float("inf")}).success and solve(**{name: None}).success
 
@@ -312,7 +312,7 @@ def test_bounds_are_a_pair_in_a_tuple_or_a_list() -> None:
     for call in calls.values():
         for pair in ((1.0, 2.0), [1.0, 2.0], [np.ones(2), None], ([1.0, 1.0], [2.0, 2.0])):
             assert np.array_equal(call(pair).x, [1.0, 1.0])
-        # SciPy's pairs of two variables
+        # SciPy's pairs for two variables.
         for strange in ([(1.0, 2.0), (1.0, 2.0)], [[1.0, 1.0], [2.0, 2.0]]):
             fails(lambda call=call, b=strange: call(b), TypeError, "two variables", "the tuple")
         for strange in (3.0, np.ones((2, 2)), [1.0], {"lower": 1.0}):
@@ -344,7 +344,7 @@ def test_unknown_method_lists_all() -> None:
 
 @pytest.mark.parametrize("bad", [lx.LBFGS, lx.Adam, lx.Newton])
 def test_a_class_as_method(bad: type) -> None:
-    words = ["method is", "class", rf"an object is {bad.__name__}\(\)$"]
+    words = ["method is", "class", rf"pass an object such as {bad.__name__}\(\)$"]
     fails(lambda: solve(method=bad), TypeError, *words)
     fails(lambda: solve(method=[lx.Adam().until(maxiter=1), bad]), TypeError, *words)
     fails(lambda: lx.train(value, X0, X0, jac=value, method=bad), TypeError, *words)
@@ -515,15 +515,15 @@ def test_state_of_a_solver_that_cannot_go_on() -> None:
         init, step = lx.LBFGS().init, lx.LBFGS().step
 
     first = solve(maxiter=1)
-    with pytest.raises(ValueError, match="Bare cannot go on from one"):
+    with pytest.raises(ValueError, match="Bare cannot resume from one"):
         solve(x0=first.x, method=Bare(), state=first.state)
 
 
-# --- what is called otherwise elsewhere, or forgotten --------------------------------------------
+# --- other names elsewhere, and forgotten arguments ----------------------------------------------
 
 
 def test_values_of_fewer_digits_than_differences_need(backend: Backend) -> None:
-    """float32 values in a run of float64: the differences are 0, or noise."""
+    """float32 values in a float64 run: the differences are 0, or noise."""
     xp = backend.xp
 
     def narrow(x: Any) -> Any:
@@ -539,7 +539,7 @@ def test_values_of_fewer_digits_than_differences_need(backend: Backend) -> None:
         lambda: lx.minimize(lambda x: (narrow(x), 1), x0, jac="2-point", has_aux=True), TypeError,
         "fun returned .*float32",
     )
-    # With a gradient of their own they are welcome.
+    # With an explicit gradient they are accepted.
     res = lx.minimize(lambda x: (narrow(x), 2.0 * (x - 3.0)), x0, jac=True, gtol=1e-3)
     assert res.success
 

@@ -1,4 +1,4 @@
-"""What a result says is so, and what a run was given stays as it was."""
+"""What a result says is true, and what a run was given stays unchanged."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_fun_must_not_change_x() -> None:
 def test_inverse_hessian_in_the_middle_of_a_search(
     backend: Backend, memory: int, maxfun: int
 ) -> None:
-    """It is positive definite and made of whole pairs, wherever the budget ran out."""
+    """It is positive definite and consists of complete pairs, wherever the budget ran out."""
     p = lx.problems.rosenbrock(4, xp=backend.xp, device=backend.device, dtype="float64")
     method = lx.LBFGS(memory_size=memory)
     res = lx.minimize(p.value_and_gradient, p.x0, jac=True, method=method, maxfun=maxfun)
@@ -132,7 +132,7 @@ def test_inverse_hessian_in_the_middle_of_a_search(
     vector = backend.asarray([1.0, -2.0, 0.5, 3.0])
     product = backend.to_numpy(res.hess_inv @ vector)
     np.testing.assert_allclose(dense @ backend.to_numpy(vector), product, rtol=1e-9, atol=1e-12)
-    # Its newest pair is whole: H y = s (the secant equation).
+    # Its newest pair is complete: H y = s (the secant equation).
     pairs = res.hess_inv._pairs
     newest = (pairs.slot - 1) % memory
     rows = backend.to_numpy(pairs.rows)
@@ -231,7 +231,7 @@ def test_the_key_of_a_library_is_its_dtype_and_device() -> None:
 
 
 def test_a_solver_of_ones_own() -> None:
-    """The contract in solvers/contract.py is all that `minimize` asks."""
+    """The contract in solvers/contract.py is all that `minimize` requires."""
 
     class State(NamedTuple):
         x: Any
@@ -269,7 +269,7 @@ def test_a_solver_of_ones_own() -> None:
         lx.minimize(lambda x: x, np.ones(3), method=Descent(), bounds=(0, 1))
 
 
-# --- what a hostile user found ------------------------------------------------------------------
+# --- found by a hostile user --------------------------------------------------------------------
 
 
 def bowl(centre: float) -> Any:
@@ -295,7 +295,7 @@ def test_one_wrong_sign_is_not_rounding(x0: list[float]) -> None:
     assert res.status is lx.Status.LINE_SEARCH and not res.success
 
 
-# Frequencies and starts from which a run settles in a valley above one that it has passed over.
+# Frequencies and starts for which a run settles in a higher valley than one that it has crossed.
 VALLEYS = np.asarray(
     [(5.0, 4.2), (7.0, -5.9), (7.0, -3.428571), (9.0, 0.9), (15.5, -1.5), (30.0, 5.3)]
 )
@@ -318,7 +318,7 @@ def test_a_lower_valley_seen_on_the_way_is_gone_back_to(batched: bool, method: s
             fun, VALLEYS[rows, 1:], () if batched else (rows,), jac=True, batched=batched,
             pass_rows=batched, method=method, callback=records.append,
         )
-        # Where it had settled: without this, nothing here is gone back to.
+        # The run must have settled higher first, or there is nothing to go back to.
         settled = [np.where(r.gradient_norm <= 1.5e-8, r.fun, -np.inf) for r in records]
         assert np.all(np.max(settled, axis=0) > res.fun + 1e-3)
         assert np.all(res.status == lx.Status.GRADIENT)
@@ -454,7 +454,7 @@ def test_the_end_of_the_domain_is_no_precision_floor(x0: list[float], jac: str) 
 @pytest.mark.parametrize("end", [0.0, 1.0])
 @pytest.mark.parametrize("start", [1.001, 2.0, 1e5])
 def test_nor_is_the_end_of_the_domain_at_0(start: float, end: float) -> None:
-    """There x itself vanishes, which steps are measured by."""
+    """At 0, x itself vanishes, to which steps are relative."""
     res = lx.least_squares(
         lambda p: np.where(p < end, np.nan, p) + 1.0, np.asarray([start]),
         jac=lambda p: np.ones((1, 1)),
@@ -463,7 +463,7 @@ def test_nor_is_the_end_of_the_domain_at_0(start: float, end: float) -> None:
 
 
 def test_differences_of_a_large_value_are_not_believed() -> None:
-    """Next to 1e9 a forward difference of this function is 0 everywhere."""
+    """Next to 1e9, forward differences of this function are 0 everywhere."""
     def fun(x: np.ndarray) -> Any:
         return np.log1p((x[..., 0] - 1.0) ** 2) + 1e9
 
@@ -534,16 +534,16 @@ def test_a_fit_keeps_its_budget(maxfun: int, jac: str) -> None:
         return np.stack([10.0 * (p[1] - p[0] ** 2), 1.0 - p[0]])
 
     res = lx.least_squares(residuals, np.asarray([-1.2, 1.0]), jac=jac, maxfun=maxfun)
-    step = {"2-point": 3, "3-point": 5}[jac]    # a trial and its Jacobian; as much as the start
+    step = {"2-point": 3, "3-point": 5}[jac]    # a trial and its Jacobian; the same for the start
     assert res.nfev == calls <= max(maxfun, step) and res.status is lx.Status.EVALUATIONS
-    # What was left did not allow another one, with a look at the curvature.
+    # The rest of the budget did not allow another step, with one evaluation for the curvature.
     assert calls + step + 1 > maxfun
 
 
 @pytest.mark.parametrize("method", ["lbfgs", "bfgs"])
 @pytest.mark.parametrize("batched", [False, True], ids=["one", "batch"])
 def test_a_kink_is_no_precision_floor(method: str, batched: bool) -> None:
-    """Along a kink the curvature seems infinite, so that no step promises anything."""
+    """Along a kink the curvature seems infinite, so that no decrease is predicted for any step."""
     weights = np.asarray([1.8, 59.9])
 
     def fun(x: np.ndarray) -> tuple[Any, np.ndarray]:

@@ -1,4 +1,4 @@
-"""The loop: why it stops, what it returns, what it is given, and how a run goes on."""
+"""The loop: why it stops, what it returns, what it is given, and how a run is resumed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def rosenbrock(x: np.ndarray) -> tuple[Any, np.ndarray]:
 
 
 class Recorder:
-    """A function that remembers the points and values of all its calls."""
+    """A function that records the points and values of all its calls."""
 
     def __init__(self, fun: Any):
         self.fun = fun
@@ -50,7 +50,7 @@ class Recorder:
         return min((v for v in self.values if math.isfinite(v)), default=NAN)
 
     def holds(self, res: lx.Result) -> None:
-        """The result is the best point seen, up to rounding, and a point that was seen."""
+        """Check that the result is a point that was seen, and the best one up to rounding."""
         assert res.fun <= self.best + 4e-16 * abs(self.best)
         places = [i for i, p in enumerate(self.points) if p.tobytes() == res.x.tobytes()]
         assert places, "res.x was never evaluated"
@@ -105,7 +105,7 @@ def test_step_has_settled() -> None:
 
 
 def test_precision_floor() -> None:
-    # A minimum of 1 hides all that is smaller than 1e-16, and the gradient is never exactly 0.
+    # A minimum of 1 hides everything below 1e-16, and the gradient is never exactly 0.
     def fun(x: np.ndarray) -> tuple[Any, np.ndarray]:
         value, gradient = rosenbrock(x)
         return value + 1.0, gradient + 1e-300
@@ -205,7 +205,7 @@ def test_callback_stops() -> None:
     )
     stops(res, Status.CALLBACK)
     assert res.nit == 3
-    # Only True itself stops: a callback that happens to return something else does not.
+    # Only True itself stops the run, not whatever else a callback happens to return.
     res = lx.minimize(rosenbrock, ROSENBROCK.x0, jac=True, callback=lambda record: record.nit)
     stops(res, Status.GRADIENT)
 
@@ -256,7 +256,7 @@ def test_exception_carries_the_best_point(count: int) -> None:
 
 
 def test_an_exception_of_a_run_within_a_run() -> None:
-    """It carries the point of the outer one, and the user's own notes stay."""
+    """It carries the point of the outer run, and the user's own notes stay."""
     error = ZeroDivisionError()
     error.add_note("my note on the attribute `result`")
 
@@ -314,7 +314,7 @@ def test_best_point_at_every_budget(name: str, rule: str) -> None:
 
 
 def walled(limit: float, hole: float) -> Any:
-    """Rosenbrock's function with no value left of a wall, nor in a disc."""
+    """Rosenbrock's function without a value beyond a wall and in a disc."""
 
     def fun(x: np.ndarray) -> tuple[Any, np.ndarray]:
         value, gradient = rosenbrock(x)
@@ -339,7 +339,7 @@ def test_best_point_near_nan(rule: str, limit: float, hole: float) -> None:
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 @pytest.mark.parametrize("rule", RULES)
 def test_only_the_start_is_finite(rule: str, bad: float) -> None:
-    """A trial that is not finite settles nothing, whatever the tolerances."""
+    """A trial that is not finite never counts as settled, whatever the tolerances."""
     x0 = np.zeros(3)
 
     def fun(x: np.ndarray) -> tuple[Any, np.ndarray]:
@@ -358,7 +358,7 @@ def test_only_the_start_is_finite(rule: str, bad: float) -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_only_the_start_is_finite_and_is_not_zero(rule: str) -> None:
-    """Steps too short to change x find the start's own value again: that settles nothing either."""
+    """Steps too short to change x find the value of the start again: not settled either."""
     x0 = np.asarray([3.0, -4.0, 7.0])
 
     def fun(x: np.ndarray) -> tuple[Any, np.ndarray]:
@@ -371,7 +371,7 @@ def test_only_the_start_is_finite_and_is_not_zero(rule: str) -> None:
 
 
 def test_value_without_a_gradient_is_not_taken() -> None:
-    """A finite, low value whose gradient is NaN: no point to return with a claim of success."""
+    """A finite, low value whose gradient is NaN is not a point to return as a success."""
 
     def fun(x: np.ndarray) -> tuple[Any, np.ndarray]:
         value, gradient = bowl(x)
@@ -426,7 +426,7 @@ def test_aux_with_each_form_of_the_gradient(backend: Backend) -> None:
         res = lx.minimize(fun, backend.asarray([0.0, 0.0]), jac=jac, has_aux=True)
         assert res.success
         if backend.is_torch:
-            assert not res.aux.requires_grad  # like the value: nobody differentiates it any more
+            assert not res.aux.requires_grad  # like the value, which is no longer differentiated
         assert float(res.aux) == pytest.approx(3.0, abs=1e-5)
     assert lx.minimize(lambda x: fun(x)[0], one, jac=forms[0]).aux is None
 
@@ -455,7 +455,7 @@ def test_record(backend: Backend) -> None:
 
 
 def test_records_are_not_overwritten() -> None:
-    """A callback may keep what it is given."""
+    """A callback may keep the records it is given."""
     kept: list[tuple[np.ndarray, bytes]] = []
     lx.minimize(
         rosenbrock, ROSENBROCK.x0, jac=True,
@@ -629,7 +629,7 @@ def test_float32_rosenbrock(backend: Backend, reproducible: bool) -> None:
 @pytest.mark.parametrize("gtol", [None, 1e-6, 0.0])
 @pytest.mark.parametrize("offset", [1e2, 1e4, -1e6])
 def test_float32_differences_drown(backend: Backend, offset: float, gtol: float | None) -> None:
-    """A quadratic upon an offset: near the minimum the value tells nothing at all."""
+    """A quadratic with an offset: near the minimum the values are all the same."""
     xp = backend.xp
     weights = backend.asarray(np.geomspace(0.1, 10.0, 12), "float32")
 
@@ -641,7 +641,7 @@ def test_float32_differences_drown(backend: Backend, offset: float, gtol: float 
     assert res.success
     assert res.status in (Status.GRADIENT, Status.PRECISION)
     assert res.nfev < 200
-    # The slopes know better: they lead far below where the values alone would.
+    # The slopes are more accurate, and lead far below where the values alone would.
     if offset == 1e2:
         assert res.gradient_norm < 1e-2
 
@@ -656,7 +656,7 @@ def test_float32_ends_well(name: str, rule: str) -> None:
     assert res.nfev < 1000
 
 
-# --- whose arrays these are --------------------------------------------------------------------
+# --- ownership of arrays -----------------------------------------------------------------------
 
 
 def test_x0_is_left_alone(backend: Backend) -> None:
@@ -705,7 +705,7 @@ def test_gradient_that_is_x_itself(backend: Backend) -> None:
 
 @pytest.mark.parametrize("nested_x0", [False, True])
 def test_gradient_buffer_is_reused(nested_x0: bool) -> None:
-    """fun fills the same array again and again, the value's too."""
+    """fun reuses the same arrays for gradient and value."""
     p = problems.chained_rosenbrock(6)
     g, f = np.empty(6), np.empty(())
 
@@ -752,7 +752,7 @@ def test_torch_parameters_that_require_a_gradient() -> None:
         assert x0.grad is None
 
 
-# --- the gradient's forms ----------------------------------------------------------------------
+# --- forms of the gradient ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["both", "separate", "autodiff", "2-point", "3-point"])
@@ -804,8 +804,8 @@ def test_finite_differences_converge_like_the_gradient() -> None:
 
 @pytest.mark.parametrize("method", ["lbfgs", "bfgs"])
 def test_forward_differences_give_way_to_central_ones(method: str) -> None:
-    """Near a minimum the error of forward differences is larger than the gradient: searches along
-    them fail, or go on for thousands of evaluations."""
+    """Near a minimum the error of forward differences exceeds the gradient: searches with them
+    fail, or continue for thousands of evaluations."""
     p = problems.quadratic(6, spectrum=np.logspace(0.0, 3.0, 6))
     starts = np.random.default_rng(0).normal(size=(10, 6))
     most = 1000
@@ -824,7 +824,7 @@ def test_forward_differences_give_way_to_central_ones(method: str) -> None:
 @pytest.mark.parametrize("jac", ["2-point", "3-point"])
 @pytest.mark.parametrize("method", ["lbfgs", "bfgs"])
 def test_what_differences_cannot_tell_is_no_failure(method: str, jac: str) -> None:
-    """Their error, not the function, is what ends such searches, and soon."""
+    """Such searches are ended by the error of the differences, not by the function, and soon."""
     a = np.linspace(0.5, 2.0, 100)
 
     def fun(x: np.ndarray, a: np.ndarray) -> Any:
@@ -849,7 +849,7 @@ def test_going_on_with_central_differences() -> None:
 
 @pytest.mark.parametrize("batched", [False, True])
 def test_central_differences_at_the_end_of_the_domain(batched: bool) -> None:
-    """They look where the function has no value; what is known stays."""
+    """They reach points where the function has no value; the known result is kept."""
     def fun(x: np.ndarray) -> Any:
         return np.where(np.all(x >= 0.0, axis=-1), np.sum(x, axis=-1), np.nan)[()]
 
@@ -896,7 +896,7 @@ def test_float32_finite_differences() -> None:
 
 @pytest.mark.parametrize("maxfun", [1, 3, 4, 10, 50])
 def test_maxfun_counts_the_evaluations_of_differences(maxfun: int) -> None:
-    """A gradient by differences is not begun where the budget would not do for all of it."""
+    """A gradient by finite differences is not begun if the budget does not cover all of it."""
     calls = 0
 
     def fun(x: np.ndarray) -> Any:
@@ -937,11 +937,11 @@ def test_check_gradient_of_nested_parameters() -> None:
     assert found.error == pytest.approx(22.0 / 24.0, rel=1e-6)
 
 
-# --- going on ----------------------------------------------------------------------------------
+# --- resuming ----------------------------------------------------------------------------------
 
 
 def same_run(backend: Backend, a: lx.Result, b: lx.Result) -> None:
-    """The same bits at the best point and at the last iterate."""
+    """Check for the same bits at the best point and at the last iterate."""
     for of in (
         lambda r: r.x, lambda r: r.jac, lambda r: r.state.solver_state.x,
         lambda r: r.state.solver_state.gradient, lambda r: r.state.solver_state.trial,
@@ -950,7 +950,7 @@ def same_run(backend: Backend, a: lx.Result, b: lx.Result) -> None:
         assert backend.to_numpy(of(a)).tobytes() == backend.to_numpy(of(b)).tobytes()
 
 
-# A batch on JAX and strict is slow; the default mode of one device each is enough.
+# A batch is slow on JAX and array_api_strict: one mode and one device of each are enough.
 TWICE = [(b, False, r) for b in CPU for r in (False, True)]
 TWICE += [(b, True, False) for b in CPU if b is not Backend.STRICT]
 TWICE += [(b, True, True) for b in (Backend.NUMPY, Backend.TORCH)]
@@ -967,7 +967,7 @@ def test_thirty_and_thirty_are_sixty(backend_: Backend, batched: bool, reproduci
     }
     half = lx.minimize(p.value_and_gradient, x0, maxiter=30, **run)
     whole = lx.minimize(p.value_and_gradient, x0, maxiter=60, **run)
-    for _ in range(2):  # a state may serve twice
+    for _ in range(2):  # a state may be used twice
         rest = lx.minimize(p.value_and_gradient, half.x, maxiter=30, state=half.state, **run)
         same_run(backend_, rest, whole)
         wanted = np.full(3, 30) if batched else 30
@@ -983,7 +983,7 @@ def test_going_on_within_a_search(maxfun: int) -> None:
     rest = lx.minimize(p.value_and_gradient, half.x, state=half.state, **run)
     whole = lx.minimize(p.value_and_gradient, p.x0, **run)
     same_run(Backend.NUMPY, rest, whole)
-    # The point where the run stands is evaluated once more.
+    # The iterate is evaluated once more.
     assert half.nfev + rest.nfev == whole.nfev + 1
 
 
@@ -1009,7 +1009,7 @@ def test_warm_start_with_another_function() -> None:
     res = lx.minimize(bowl, np.asarray([-1.2, 1.0]), jac=True, state=first.state)
     stops(res, Status.GRADIENT)
     np.testing.assert_allclose(res.x, [1.0, 2.0], atol=1e-6)
-    # even from the very point where the other run stands
+    # Even from the very point at which the other run ended.
     res = lx.minimize(bowl, first.x, jac=True, state=first.state)
     stops(res, Status.GRADIENT)
     np.testing.assert_allclose(res.x, [1.0, 2.0], atol=1e-6)
@@ -1045,13 +1045,13 @@ def test_state_of_a_batch_is_refused_by_one_problem() -> None:
     with pytest.raises(ValueError, match="state belongs to other variables: .*3, 2.*; wanted"):
         lx.minimize(p.value_and_gradient, p.x0, jac=True, state=state)
     with pytest.raises(ValueError, match="state belongs to other variables: .*3, 2.*; wanted"):
-        # the same numbers as one problem of 6 variables in a 2-d array
+        # The same numbers, as one problem of 6 variables in a 2-d array.
         lx.minimize(bowl, np.zeros((3, 2)), jac=True, state=state)
 
 
 @pytest.mark.parametrize("batched", [False, True], ids=["one", "batch"])
 def test_the_result_is_the_users_own(batched: bool) -> None:
-    """A state goes on as it was when x and the gradient of its result are changed in place."""
+    """Changing x and the gradient of a result in place does not change its state."""
     problem = lx.problems.rosenbrock(4)
     x0 = np.stack([problem.x0] * 3) if batched else problem.x0
 
@@ -1070,6 +1070,6 @@ def test_the_result_is_the_users_own(batched: bool) -> None:
     first.jac[...] = 1.0
     again = lx.minimize(fun, start, maxiter=5, state=first.state, **how)
     np.testing.assert_array_equal(again.x, wanted.x)
-    # From where it was moved to, it starts there.
+    # A run from the changed x starts at that x.
     moved = lx.minimize(fun, x, maxiter=0, state=first.state, **how)
     np.testing.assert_array_equal(moved.fun, fun(x)[0])

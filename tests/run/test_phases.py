@@ -1,4 +1,4 @@
-"""Phases: methods that follow each other, each with limits of its own."""
+"""Phases: methods that run one after another, each with its own limits."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_equals_one_run_after_the_other(backend: Backend, batched: bool) -> None
     same(res.fun, second.fun)
     same(res.status, second.status)
     same(res.nit, first.nit + second.nit)
-    same(res.nfev, first.nfev + second.nfev - 1)     # where the second begins is known
+    same(res.nfev, first.nfev + second.nfev - 1)     # the start of the second is known
     one, two = res.phases
     assert np.array_equal(backend.to_numpy(one.x), backend.to_numpy(first.x))
     same(one.status, first.status)
@@ -65,7 +65,7 @@ def test_equals_one_run_after_the_other(backend: Backend, batched: bool) -> None
 
 @pytest.mark.parametrize("reproducible", [False, True])
 def test_rows_of_a_batch_equal_single_runs(backend: Backend, reproducible: bool) -> None:
-    """Each row has its own budgets, those of the whole run too."""
+    """Each row has its own budgets, including those of the whole run."""
     starts = np.stack([START, 0.3 * START, np.ones(4), [-0.5, 2.0, 1.5, 0.1]])
     how: dict = {"reproducible": reproducible, "maxiter": 50, "maxfun": 60, "gtol": 1e-5}
     method = [lx.GradientDescent().until(maxfun=17), ADAM.until(maxiter=12, gtol=1e-2), "lbfgs"]
@@ -104,11 +104,11 @@ def test_nothing_is_evaluated_twice() -> None:
     assert res.nit == 30 and [p.nit for p in res.phases] == [10, 5, 15]
 
 
-# --- the handing on ----------------------------------------------------------------------------
+# --- from one phase to the next ----------------------------------------------------------------
 
 
 def test_the_best_point_is_handed_on() -> None:
-    """Not the last one: Adam with such a rate jumps about."""
+    """Not the last one: Adam jumps about with such a learning rate."""
     wild, seen = lx.Adam(0.9), []
     solve(wild, bowl, np.ones(2), maxiter=8, gtol=0.0, callback=lambda r: seen.append(r.fun))
     first = min(seen)
@@ -119,7 +119,7 @@ def test_the_best_point_is_handed_on() -> None:
 
 
 def test_small_changes_of_one_phase_do_not_stop_the_next() -> None:
-    """Adam ends because its steps are small; what it has settled says nothing of L-BFGS."""
+    """Adam ends because its steps are small, which says nothing about L-BFGS."""
     slow = lx.Adam(1e-9)
     for name, status in (("ftol", Status.VALUE), ("xtol", Status.STEP)):
         res = solve([slow.until(maxiter=100), LBFGS], **{name: 1e-6})
@@ -169,7 +169,7 @@ def test_auxiliary_output_and_nested_parameters(backend: Backend) -> None:
 
 @pytest.mark.parametrize("batched", [False, True])
 def test_a_constraint_that_only_the_second_phase_knows(backend: Backend, batched: bool) -> None:
-    """The point handed on is projected, and what lies outside is no best point any more."""
+    """The best point is projected for the second phase, and points outside no longer count."""
     starts = np.asarray([[0.1, 0.2], [3.0, 2.0]])
     x0 = backend.asarray(starts if batched else starts[1])
     asked: list[np.ndarray] = []
@@ -215,7 +215,7 @@ def test_newton_after_lbfgs() -> None:
     calls: list[Any] = []
     with pytest.raises(ValueError, match="give hess="):
         solve([LBFGS, "newton"], lambda x: calls.append(x))
-    assert not calls    # told before the first phase
+    assert not calls    # raised before the first phase
 
 
 # --- budgets and tolerances --------------------------------------------------------------------
@@ -239,8 +239,8 @@ def test_tolerances_of_the_run_and_of_a_phase() -> None:
     res = solve([LBFGS.until(gtol=1.0), LBFGS], gtol=1e-6)
     assert ends(res) == ["GRADIENT", "GRADIENT"]
     assert 1e-3 < res.phases[0].gradient_norm <= 1.0 and res.gradient_norm <= 1e-6
-    # What is small enough for the next phase, too, leaves it nothing to do; but not for one that
-    # wants more.
+    # A gradient that is small enough for the next phase leaves it nothing to do, unless that phase
+    # has a smaller tolerance.
     res = solve([LBFGS, ADAM, LBFGS.until(gtol=1e-12)], gtol=1e-6)
     assert [p.nfev > 0 for p in res.phases] == [True, False, True]
     assert res.gradient_norm <= 1e-12
@@ -331,7 +331,7 @@ def test_going_on_with_the_last_method(backend: Backend) -> None:
     half = solve(method, fun, x0, maxiter=20, gtol=0.0)
     rest = solve(LBFGS, fun, half.x, maxiter=10, gtol=0.0, state=half.state)
     assert np.array_equal(backend.to_numpy(rest.x), backend.to_numpy(whole.x))
-    with pytest.raises(ValueError, match="state was passed with 2 phases; wanted the one method"):
+    with pytest.raises(ValueError, match="state was passed with 2 phases; wanted the single"):
         solve(method, fun, half.x, state=half.state)
 
 
@@ -359,7 +359,7 @@ def test_errors(method: Any, error: type[Exception], words: str) -> None:
 @pytest.mark.parametrize("batched", [False, True], ids=["one", "batch"])
 @pytest.mark.parametrize("interrupted", [False, True], ids=["callback", "Ctrl-C"])
 def test_a_stop_where_a_phase_ends_is_a_stop(batched: bool, interrupted: bool) -> None:
-    """The iteration that ends the first phase also ends the run: the second one never ran."""
+    """The iteration that ends the first phase also ends the run: the second phase never runs."""
     problem = lx.problems.rosenbrock(6)
     x0 = np.stack([problem.x0, 0.9 * problem.x0]) if batched else problem.x0
 

@@ -18,7 +18,7 @@ MATRIX = np.asarray([[0.02, 0.01, 0.0, 0.0], [0.01, 0.03, 0.0, 0.0],
                      [0.0, 0.0, 0.01, 0.0], [0.0, 0.0, 0.0, 0.05]])
 
 
-# All batches on JAX have this shape, so that it compiles once for all of them.
+# All batches on JAX have this shape, so that JAX compiles once for all of them.
 B, N = 3, 6
 
 
@@ -39,7 +39,7 @@ def run(p: problems.Problem, x0: Any, **settings: Any) -> lx.Result:
 def textbook(
     p: problems.Problem, x: np.ndarray, rule: lx.LineSearch, H: np.ndarray, scale: bool, count: int
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """The iterates of Nocedal & Wright, Algorithm 6.1, by eq. 6.17 as it stands, and the last H."""
+    """The iterates of Nocedal & Wright, Algorithm 6.1, by eq. 6.17 as printed, and the last H."""
     f, g = p.value_and_gradient(x)
     noise, identity = lx.Space(x).backend.noise, np.eye(p.n)
     iterates = []
@@ -54,7 +54,7 @@ def textbook(
         s, y = alpha * d, new - g
         x, g, rho = x + s, new, 1.0 / (s @ y)
         if scale and k == 0:
-            H = H * (s @ y) / (y @ H @ y)  # eq. 6.20, where H is the identity
+            H = H * (s @ y) / (y @ H @ y)  # eq. 6.20 if H is the identity
         left = identity - rho * np.outer(s, y)
         H = left @ H @ left.T + rho * np.outer(s, s)
         iterates.append(x)
@@ -97,7 +97,7 @@ def test_every_library_takes_the_same_iterates(backend: Backend) -> None:
 
 
 def test_quadratic_ends_after_n_exact_searches() -> None:
-    """With exact searches BFGS is the method of conjugate gradients (section 6.4)."""
+    """With exact searches BFGS is the conjugate gradient method (section 6.4)."""
     p = problems.quadratic(6, spectrum=[1.0, 2.0, 5.0, 6.0, 9.0, 12.0])
     rule = lx.MoreThuente(c1=1e-9, c2=1e-10, xtol=0.0)
     res = run(p, p.x0, method=lx.BFGS(rule, scale_initial=False), gtol=1e-6, maxiter=8)
@@ -123,7 +123,7 @@ SET: dict[str, problems.Problem] = {
 
 
 def test_the_minima_of_scipy() -> None:
-    """And no more evaluations than its BFGS, or our L-BFGS."""
+    """With no more evaluations than SciPy's BFGS or our L-BFGS."""
     optimize = pytest.importorskip("scipy.optimize")
     totals = np.zeros(3)
     methods = lx.BFGS(rescale=False), "lbfgs"
@@ -133,7 +133,7 @@ def test_the_minima_of_scipy() -> None:
             p.value_and_gradient, p.x0, jac=True, method="BFGS", options={"gtol": 1e-6}
         )
         assert ours.status is Status.GRADIENT
-        if name not in ("mlp", "chained-10"):  # these have more minima than one
+        if name not in ("mlp", "chained-10"):  # these have more than one minimum
             assert ours.fun == pytest.approx(theirs.fun, rel=1e-8, abs=1e-8)
         print(f"{name:14} {ours.nfev:5} {limited.nfev:5} {theirs.nfev:5}")
         totals += ours.nfev, limited.nfev, theirs.nfev
@@ -141,7 +141,7 @@ def test_the_minima_of_scipy() -> None:
 
 
 def test_rescaling_saves_evaluations() -> None:
-    """Over many starts: of the network, which has many minima, one start tells nothing."""
+    """Over many starts, because one start of the network, which has many minima, shows nothing."""
     for name, most in {
         "rosenbrock-10": 0.85, "chained-10": 0.95, "quadratic": 0.95, "logistic": 1.05, "mlp": 1.0,
     }.items():
@@ -165,7 +165,7 @@ def test_rescaling_saves_evaluations() -> None:
         (b, s)
         for b in CPU
         for s in [{}, {"scale_initial": False}, {"initial_inverse_hessian": MATRIX}]
-        if not (b.is_jax and s)  # op by op and slow
+        if not (b.is_jax and s)  # operation by operation, which is slow
     ],
 )
 def test_rows_are_bitwise_single_runs(backend_: Backend, settings: dict[str, Any]) -> None:
@@ -216,7 +216,7 @@ def test_the_same_bits_on_every_library(backend: Backend, dtype: str, batched: b
 
 @pytest.mark.parametrize("rule", NAMES)
 def test_rows_are_bitwise_single_runs_to_the_floor(rule: str) -> None:
-    """Rounding level, stuck searches, what was learned dropped."""
+    """Rounding errors, stuck searches, and dropping what was learned."""
     for name, dtype in [("beale", "float64"), ("himmelblau", "float32")]:
         p = make(name, Backend.NUMPY, dtype, reproducible=True)
         x0 = p.starts(4, scale=1.0)
@@ -287,7 +287,7 @@ def test_one_bad_row_is_bad_alone() -> None:
     np.testing.assert_array_equal(res.x[1:3], x0[1:3])
 
 
-# --- what is asked of every solver -------------------------------------------------------------
+# --- requirements on every solver --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batched", [False, True])
@@ -308,7 +308,7 @@ def test_going_on_equals_not_stopping(backend_: Backend, batched: bool) -> None:
         for name in ("x", "jac"):
             found, wanted = getattr(res, name), getattr(whole, name)
             assert backend_.to_numpy(found).tobytes() == backend_.to_numpy(wanted).tobytes()
-    # What was learned helps elsewhere as well.
+    # What was learned helps elsewhere too.
     if backend_ is Backend.NUMPY:
         near = whole.x + 1e-3
         told = run(p, near, state=whole.state, batched=batched, gtol=1e-6)
@@ -329,7 +329,7 @@ def test_hess_inv(backend: Backend, batched: bool) -> None:
     )
     np.testing.assert_array_equal(backend.to_numpy(H.unravel(H.diagonal())).shape, x0.shape)
     if batched:
-        with pytest.raises(ValueError, match=r"hess_inv of shape \(3, 6, 6\) times"):
+        with pytest.raises(ValueError, match=r"hess_inv of shape \(3, 6, 6\) was multiplied"):
             H @ x0[:2, ...]
     else:
         columns = backend.to_numpy(H @ backend.asarray(np.eye(N)[:, :2]))
@@ -337,7 +337,7 @@ def test_hess_inv(backend: Backend, batched: bool) -> None:
 
 
 def test_hess_inv_stays_where_the_gradient_is_0() -> None:
-    """The first step of a quadratic with minimum 0 ends there exactly."""
+    """The first step on a quadratic with minimum 0 ends exactly there."""
     res = lx.minimize(
         lambda x: (1.5 * (x @ x), 3.0 * x), np.ones(2), jac=True, method="bfgs", gtol=0.0
     )
@@ -347,7 +347,7 @@ def test_hess_inv_stays_where_the_gradient_is_0() -> None:
 
 @pytest.mark.parametrize("batched", [False, True])
 def test_wrong_curvature_is_dropped(backend: Backend, batched: bool) -> None:
-    """A state whose matrix leads uphill: the run begins anew."""
+    """If the matrix of a state gives an uphill direction, the run starts from scratch."""
     p = make("rosenbrock", backend, n=N)
     x0 = p.starts(B) if batched else p.x0
     first = run(p, x0, batched=batched, maxiter=3)
@@ -428,7 +428,7 @@ def test_errors_name_what_was_passed() -> None:
     with pytest.raises(ValueError, match="no line search 'wolf'"):
         lx.BFGS("wolf")
     first = run(p, p.x0, method="lbfgs", maxiter=2)
-    with pytest.raises(ValueError, match="state holds a LBFGSState.*wanted that of BFGS"):
+    with pytest.raises(ValueError, match="state holds a LBFGSState.*wanted the state of BFGS"):
         run(p, first.x, state=first.state)
     with pytest.raises(ValueError, match="BFGS takes none"):
         run(p, p.x0, bounds=(0.0, 1.0))
@@ -441,7 +441,7 @@ def test_solver_is_a_value() -> None:
 
 
 def test_a_row_in_a_search_keeps_its_matrix_while_others_turn() -> None:
-    """Even one that rounding has left without a direction of descent."""
+    """Even if rounding has left it without a descent direction."""
     def fun(x: np.ndarray) -> Any:
         return np.sum(x * x, axis=-1), 2.0 * x
 
@@ -452,7 +452,7 @@ def test_a_row_in_a_search_keeps_its_matrix_while_others_turn() -> None:
     matrix[0] = -np.eye(2)
     learned = state.learned._replace(matrix=matrix.copy(), bare=np.zeros(2, dtype=bool))
     value, gradient = fun(state.trial)
-    # The first row is told to go on: lower, and still steep.
+    # The search of the first row has to continue: the value is lower and the slope still steep.
     gradient[0], value[0] = fun(x)[1][0], fun(x)[0][0] - 10.0
     with np.errstate(all="ignore"):
         after = solver.step(space, state._replace(learned=learned), value, gradient)

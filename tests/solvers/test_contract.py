@@ -1,4 +1,4 @@
-"""What every method keeps to. A new solver gets these tests by its entry in `METHODS`."""
+"""What every method must satisfy. An entry in `METHODS` gives a new solver these tests."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ STARTS = START + np.asarray([[0.0], [1.0], [-2.0]]) * np.asarray([1.0, 0.5, -1.0
 
 
 class Bowl:
-    """sum(a (x - 1)^2 / 2 + x^4 / 4) + sum(x)^2 / 2 with its derivatives: additions and
-    multiplications alone, so every library gives the same bits."""
+    """sum(a (x - 1)^2 / 2 + x^4 / 4) + sum(x)^2 / 2 with its derivatives: only additions and
+    multiplications, so every library gives the same bits."""
 
     def __init__(self, backend: Backend):
         self.backend = backend
@@ -138,7 +138,7 @@ def test_a_start_that_is_not_finite(method: str, bowl: Bowl) -> None:
 
 
 def test_a_region_of_nan(method: str, bowl: Bowl) -> None:
-    """Trials in it are passed over, and never returned."""
+    """Trials in it are rejected, and never returned."""
 
     def fun(x: np.ndarray) -> Any:
         value, gradient = bowl.fun(x)

@@ -1,4 +1,4 @@
-"""L-BFGS against the dense BFGS matrix, and what its steps must not depend on."""
+"""L-BFGS against the dense BFGS matrix, and independence of its steps from units."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.backends import CPU, Backend
 
 
 def dense_bfgs(S: np.ndarray, Y: np.ndarray, initial: np.ndarray) -> np.ndarray:
-    """The inverse Hessian by the product form, Nocedal & Wright, eq. 6.17; oldest pair first."""
+    """The inverse Hessian in product form, Nocedal & Wright, eq. 6.17; oldest pair first."""
     H = initial
     for s, y in zip(S, Y, strict=True):
         rho = 1.0 / (s @ y)
@@ -26,7 +26,7 @@ def dense_bfgs(S: np.ndarray, Y: np.ndarray, initial: np.ndarray) -> np.ndarray:
 def random_pairs(
     rng: np.random.Generator, m: int, n: int, batch: tuple[int, ...] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
-    """m pairs (..., m, n) of positive curvature."""
+    """m pairs (..., m, n) with positive curvature."""
     root = rng.normal(size=(*batch, n, n))
     A = root @ np.swapaxes(root, -1, -2) + np.eye(n)
     S = rng.normal(size=(*batch, m, n))
@@ -120,7 +120,7 @@ def initial_of(kind: str, backend: Backend) -> Any:
 
 
 def expected_inverse(kind: str, scale: bool, S: np.ndarray, Y: np.ndarray) -> np.ndarray:
-    """The matrix that the pairs of a run stand for."""
+    """The matrix that the pairs of a run define."""
     initial = INITIAL[kind]
     matrix = np.diag(np.broadcast_to(1.0 if initial is None else initial, (S.shape[-1],)))
     if scale and kind != "callable":
@@ -188,7 +188,7 @@ def test_hess_inv_of_a_batch(backend: Backend, kind: str) -> None:
     solver = lx.LBFGS(memory_size=4, initial_inverse_hessian=initial_of(kind, backend))
     res = lx.minimize(
         p.value_and_gradient, starts, jac=True, batched=True, method=solver,
-        reproducible=backend.is_jax,  # that compiles less
+        reproducible=backend.is_jax,  # which then compiles less
         gtol=0.0, maxiter=ITERATIONS, callback=callback,
     )
     v = np.random.default_rng(5).normal(size=(3, N))
@@ -221,14 +221,14 @@ def test_hess_inv_names_the_shape() -> None:
         res.hess_inv @ np.ones(4)
 
 
-# --- what theory promises ----------------------------------------------------------------------
+# --- guaranteed by theory ----------------------------------------------------------------------
 
 EXACT = [lx.MoreThuente(c1=1e-8, c2=1e-6), lx.StrongWolfe(c1=1e-8, c2=1e-6)]
 
 
 @pytest.mark.parametrize("rule", EXACT, ids=["more_thuente", "strong_wolfe"])
 def test_quadratic_ends_after_n_exact_searches(backend: Backend, rule: lx.LineSearch) -> None:
-    """Nocedal & Wright, theorem 6.4: n steps, and the inverse Hessian is that of the function."""
+    """Nocedal & Wright, theorem 6.4: after n steps the inverse Hessian is exact."""
     n = 6
     p = problems.quadratic(
         spectrum=np.geomspace(1.0, 30.0, n), xp=backend.xp, device=backend.device, dtype="float64"
@@ -301,7 +301,7 @@ def test_units_cost_a_few_evaluations_at_most(name: str, unit_f: float, unit_x: 
     plain = solve_in_units(p, 1.0, 1.0)
     res = solve_in_units(p, unit_f, unit_x)
     assert plain.status == res.status == lx.Status.GRADIENT
-    # The path changes where the first step does, so a few iterations more may come along.
+    # The path changes with the first step, so it may take a few more iterations.
     assert res.nfev <= plain.nfev + max(10, plain.nfev // 3)
 
 
@@ -319,7 +319,7 @@ def test_curvature_test_is_relative(name: str, unit_f: float) -> None:
 @pytest.mark.parametrize("exponent", [-300, -20, 20, 300])
 @pytest.mark.parametrize("rule", NAMES)
 def test_powers_of_two_change_no_bit(rule: str, exponent: int) -> None:
-    """Nothing in a run has a unit: f times a power of two gives the same iterates."""
+    """A run does not depend on units: f times a power of two gives the same iterates."""
     p = problems.chained_rosenbrock(6)
     unit = 2.0**exponent
     method = lx.LBFGS(line_search=rule)
@@ -334,7 +334,7 @@ def test_powers_of_two_change_no_bit(rule: str, exponent: int) -> None:
 
 
 def with_gamma(res: lx.Result, factor: float) -> lx.State:
-    """The state of a run, its memory spoiled."""
+    """The state of a run with spoiled memory."""
     state = res.state
     pairs = state.solver_state.pairs
     pairs = pairs._replace(gamma=pairs.gamma * factor)
@@ -356,7 +356,7 @@ def test_uphill_direction_drops_the_memory(backend_: Backend, batched: bool) -> 
     at_once = lx.minimize(p.value_and_gradient, elsewhere, maxiter=0, state=spoiled, **run)
     dense = backend_.to_numpy(at_once.hess_inv.todense())
     np.testing.assert_array_equal(dense, np.broadcast_to(np.eye(4), dense.shape))
-    if backend_.is_jax:  # op by op and slow; the rest is the same numbers
+    if backend_.is_jax:  # operation by operation and slow; the rest gives the same numbers
         return
     res = lx.minimize(p.value_and_gradient, elsewhere, state=spoiled, **run)
     np.testing.assert_allclose(backend_.to_numpy(res.x), 1.0, atol=1e-6)
@@ -365,7 +365,7 @@ def test_uphill_direction_drops_the_memory(backend_: Backend, batched: bool) -> 
 
 
 def test_memory_of_another_function_is_survived() -> None:
-    """Curvature that is wrong by any factor costs evaluations, never the run."""
+    """Curvature that is wrong by any factor costs evaluations but never ends the run."""
     p = problems.rosenbrock(4)
     first = lx.minimize(p.value_and_gradient, p.x0, jac=True, maxiter=5)
     for unit in (1e-12, 1e12):
@@ -445,7 +445,7 @@ def test_learning_rate_is_the_step_of_a_fixed_search(backend: Backend, rate: Any
 
 
 def test_learning_rate_is_the_first_trial(backend: Backend) -> None:
-    """Armijo takes a short step as it is, so the first trials can be seen."""
+    """Armijo accepts a short step as it is, so the first trials are visible."""
     solver = lx.LBFGS(line_search=lx.Armijo(), learning_rate=0.25, scale_initial=False)
     steps: list[float] = []
     res = lx.minimize(
@@ -512,7 +512,7 @@ def test_learning_rate_that_is_none(rate: Any) -> None:
 
 
 def test_states_have_all_their_fields() -> None:
-    """Named tuples that are made without their constructor, where nobody counts the fields."""
+    """Named tuples may be made without their constructor, which would count the fields."""
 
     def whole(value: Any) -> None:
         if isinstance(value, tuple) and hasattr(value, "_fields"):

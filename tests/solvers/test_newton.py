@@ -22,7 +22,7 @@ PURE = lx.Newton(line_search=lx.Fixed(1.0), modify=None)
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A function of (..., n) for any library, with gradient and Hessian."""
+    """A function of (..., n) for any library, with its gradient and Hessian."""
 
     fun: Callable
     hess: Callable
@@ -34,7 +34,7 @@ class Case:
         return lx.minimize(self.fun, x0, jac=True, hess=self.hess, method=method, **settings)
 
     def path(self, backend: Backend, x0: Any, method: Any, **settings: Any) -> tuple[Any, Any]:
-        """The result and all iterates (k, n), the start among them."""
+        """The result and all iterates (k, n), including the start."""
         seen = [backend.to_numpy(x0)]
         res = self.solve(
             x0, method, callback=lambda r: seen.append(backend.to_numpy(r.x)), **settings
@@ -118,7 +118,7 @@ def symmetric(seed: int, eigenvalues: list[float]) -> np.ndarray:
     return q @ np.diag(eigenvalues) @ q.T
 
 
-# --- what the method is known for --------------------------------------------------------------
+# --- known properties of the method ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", [lx.Newton(), lx.Newton(modify="shift"), PURE])
@@ -177,7 +177,7 @@ def test_saddle(backend: Backend) -> None:
     case, x0 = saddle(backend), backend.asarray([1.0, 0.1])
     res, x = case.path(backend, x0, PURE)
     np.testing.assert_allclose(x[-1], 0.0, atol=1e-8)
-    # Just beside the saddle it lies lower, and the lowest point is what is returned.
+    # The function is lower next to the saddle, and the lowest point is the one returned.
     assert res.status is Status.HIGHER and not res.success and -1e-4 < res.fun < 0.0
     for method in (lx.Newton(), lx.Newton(modify="shift"), lx.Newton(modify=None)):
         res = case.solve(x0, method)
@@ -186,7 +186,7 @@ def test_saddle(backend: Backend) -> None:
 
 
 def test_a_pure_step_of_no_slope_is_taken() -> None:
-    """At (1, 1) of (x^2 - y^2) / 2 the way to the saddle is level: g . d = 0."""
+    """At (1, 1), (x^2 - y^2) / 2 has no slope towards the saddle: g . d = 0."""
     case = quadratic(Backend.NUMPY, np.diag([1.0, -1.0]), np.zeros(2))
     _, x = case.path(Backend.NUMPY, np.ones(2), PURE, maxiter=1)
     np.testing.assert_allclose(x[1], 0.0, atol=1e-15)
@@ -248,11 +248,11 @@ def test_modified_hessians(backend: Backend, modify: str, floor: float | None) -
             shifted = matrix_ + (least - values[0]) * np.eye(4)
             wanted.append(np.linalg.solve(shifted, -gradient))
     method = lx.Newton(modify=modify, floor=floor)
-    # The fourth is singular: its direction is as exact as its least eigenvalue.
+    # The fourth is singular: its direction is only as accurate as its least eigenvalue.
     for k in (0, 1, 2, 4) if floor is None else (0, 1, 2, 3, 4):
         found = first_direction(backend, method, H[k], g[k])
         np.testing.assert_allclose(found, wanted[k], rtol=1e-4 if k == 4 else 1e-8)
-    if floor is not None and not backend.is_jax:  # where new shapes take seconds
+    if floor is not None and not backend.is_jax:  # new shapes take seconds on JAX
         found = first_direction(backend, method, H, g)
         np.testing.assert_allclose(found, np.stack(wanted), rtol=1e-4)
 
@@ -283,7 +283,7 @@ def test_uphill_without_modification_steepest_descent() -> None:
 
 @pytest.mark.parametrize("batched", [False, True])
 def test_a_search_that_leads_nowhere_is_followed_by_steepest_descent(batched: bool) -> None:
-    """A Hessian far too small makes steps that no budget of the search brings back."""
+    """With a far too small Hessian, steps are too long for the search to shorten in its budget."""
 
     def fun(x: np.ndarray) -> Any:
         return np.sum(x**2, -1), 2.0 * x
@@ -318,7 +318,7 @@ def test_rows_are_bitwise_single_runs(backend: Backend, modify: str | None) -> N
 
 
 def test_the_same_bits_on_every_library(backend: Backend) -> None:
-    """The eigenvalues are NumPy's, for every library."""
+    """The eigenvalues are computed by NumPy for every library."""
     ends = []
     for b in (Backend.NUMPY, backend):
         res = rosenbrock(b).solve(b.asarray([-1.2, 1.0]), reproducible=True, gtol=1e-12)
@@ -394,7 +394,7 @@ def test_linear_and_separate_variables(backend_: Backend, power: int) -> None:
     x = backend_.asarray([1.0, 2.0])
     weights = backend_.asarray([3.0, 5.0])
     if backend_.is_torch:
-        weights.requires_grad_(True)  # what else the user differentiates by
+        weights.requires_grad_(True)  # another variable that the user differentiates by
     objective = Objective(lambda x: (weights * x**power).sum(), (), None, False, Layout(x, False))
     found = backend_.to_numpy(objective.hessian(None)(x))
     wanted = [0.0, 0.0] if power == 1 else [6.0 * 3.0 * 1.0, 6.0 * 5.0 * 2.0]
@@ -414,7 +414,7 @@ def test_nested_parameters_by_automatic_differentiation(backend_: Backend) -> No
 
 
 def test_nested_parameters_and_further_arguments(backend: Backend) -> None:
-    """The matrix is over all numbers in a row: a[0, 0], a[0, 1], b."""
+    """The matrix is over all numbers, flattened in order: a[0, 0], a[0, 1], b."""
     xp = backend.xp
     x0 = {"a": backend.asarray([[0.5, -1.0]]), "b": backend.asarray([2.0])}
     H = backend.asarray([[2.0, 0.0, 0.5], [0.0, 4.0, 0.0], [0.5, 0.0, 1.0]])
@@ -485,7 +485,7 @@ def test_wrong_hessians(backend: Backend, batched: bool) -> None:
     with pytest.raises(TypeError, match="the Hessian is complex; wanted .*float64, like x0"):
         run(lambda x: backend.xp.astype(case.hess(x), backend.dtype("complex128")))
     if not backend.is_numpy:
-        other = r"the Hessian is an array of numpy; wanted one of "
+        other = r"the Hessian is an array of numpy; wanted an array of "
         with pytest.raises(TypeError, match=other):
             run(lambda x: np.zeros((3, 2, 2)))
     with pytest.raises(TypeError, match="hess is a ndarray; wanted a function of x, or None"):
@@ -537,12 +537,12 @@ def test_settings() -> None:
             lx.Newton(floor=bad)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no line search 'x'"):
         lx.Newton(line_search="x")
-    with pytest.raises(TypeError, match="Newton was handed no Hessian; wanted hessian="):
+    with pytest.raises(TypeError, match="Newton was given no Hessian; wanted hessian="):
         x = np.ones(2)
         lx.Newton().init(lx.Space(x), x, 1.0, x)
     case = rosenbrock(Backend.NUMPY)
     first = lx.minimize(case.fun, np.ones(2) * 3.0, jac=True, maxiter=2)
-    with pytest.raises(ValueError, match="LBFGSState of another method; wanted that of Newton"):
+    with pytest.raises(ValueError, match="of another method; wanted the state of Newton"):
         case.solve(first.x, state=first.state)
 
 

@@ -1,4 +1,4 @@
-"""Projected gradients: known minima, every evaluated point feasible, one text for one and many."""
+"""Projected gradients: known minima, feasible trials, one implementation for one and many."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SET = {
 
 
 class Watched:
-    """A function that notes where it was evaluated."""
+    """A function that records where it was evaluated."""
 
     def __init__(self, fun: Any):
         self.fun, self.seen = fun, []
@@ -38,7 +38,7 @@ class Watched:
 
 
 def least_squares(backend: Backend, dtype: str = "float64") -> Any:
-    """|A x - b|^2 / 2 of rows x (..., 8), with its gradient."""
+    """|A x - b|^2 / 2 for rows x (..., 8), with its gradient."""
     a, b = backend.asarray(A, dtype), backend.asarray(B, dtype)
 
     def fun(x: Any) -> Any:
@@ -54,7 +54,7 @@ def quadratic(x: np.ndarray) -> Any:
 
 
 def test_separable_quadratic_in_a_box(backend: Backend) -> None:
-    """The minimum is that of each variable alone, cut to its bounds."""
+    """Each variable is at its own minimum, clipped to its bounds."""
     weights = backend.asarray([1.0, 10.0, 100.0, 1000.0])
     center = backend.asarray([2.0, -3.0, 0.5, 0.0])
 
@@ -71,13 +71,13 @@ def test_separable_quadratic_in_a_box(backend: Backend) -> None:
     assert res.success and type(res.x) is type(weights)
     assert np.allclose(backend.to_numpy(res.x), [1.0, -1.0, 0.5, 0.25], rtol=0.0, atol=1e-8)
     for x in map(backend.to_numpy, watched.seen):
-        assert np.all((x >= [-np.inf, -1.0, -1.0, 0.25]) & (x <= 1.0))  # not by rounding either
+        assert np.all((x >= [-np.inf, -1.0, -1.0, 0.25]) & (x <= 1.0))  # exactly, without rounding
 
 
 @pytest.mark.parametrize("name", SET)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_conditions_of_first_order(backend: Backend, name: str, dtype: str) -> None:
-    """At x = P(x - g) no direction into the set goes down; and nothing is evaluated outside."""
+    """At x = P(x - g) no direction into the set goes down; no point outside it is evaluated."""
     project = SET[name]
     watched = Watched(least_squares(backend, dtype))
     res = lx.minimize(
@@ -96,7 +96,7 @@ def test_conditions_of_first_order(backend: Backend, name: str, dtype: str) -> N
 
 
 def test_simplex_against_multipliers() -> None:
-    """On the simplex g_i is the least of all components wherever x_i > 0."""
+    """On the simplex, g_i is the least of all components wherever x_i > 0."""
     res = lx.minimize(
         least_squares(Backend.NUMPY), np.zeros(8), jac=True, gtol=1e-10, ftol=0.0,
         method=lx.ProjectedGradient(projections.Simplex()),
@@ -129,7 +129,7 @@ def test_rosenbrock_against_lbfgsb(bounds: Any) -> None:
 
 
 def test_without_constraints() -> None:
-    """The spectral gradient method; its measure is then the gradient itself."""
+    """The spectral gradient method, which then measures the gradient itself."""
     problem = lx.problems.rosenbrock(4)
     res = lx.minimize(
         problem.value_and_gradient, problem.x0, jac=True, method=lx.ProjectedGradient()
@@ -206,7 +206,7 @@ def test_values_fall_as_the_memory_tells(memory_size: int) -> None:
 
 
 def test_constant_step_is_the_projected_gradient_method() -> None:
-    """x <- P(x - step g), for a step at which no search is needed."""
+    """x <- P(x - step g), with a step that needs no search."""
     project = projections.Simplex()
     fun, step = least_squares(Backend.NUMPY), 1.0 / np.linalg.norm(A, 2) ** 2
     x = np.full(8, 1.0 / 8)
@@ -239,7 +239,7 @@ def test_a_function_as_projection(backend: Backend) -> None:
 
 
 def test_nested_parameters() -> None:
-    """Bounds of the structure of x0; a projection sees the parameters end to end."""
+    """Bounds have the structure of x0; a projection sees the parameters end to end."""
 
     def fun(p: Any) -> Any:
         g = {"a": p["a"] - 2.0, "b": p["b"] + 3.0}
@@ -264,16 +264,16 @@ def test_going_on_equals_not_stopping() -> None:
     state = pickle.loads(pickle.dumps(first.state))
     second = lx.minimize(problem.value_and_gradient, first.x, maxiter=10, state=state, **kwargs)
     whole = lx.minimize(problem.value_and_gradient, problem.x0, maxiter=20, **kwargs)
-    # the run goes on from its last iterate, and its best point may be another
+    # The run resumes from its last iterate, which may not be its best point.
     assert np.array_equal(second.state.solver_state.x, whole.state.solver_state.x)
     assert np.array_equal(second.x, whole.x)
-    # within other bounds it sets out from the nearest point
+    # With other bounds it starts at the nearest feasible point.
     kwargs["bounds"] = (0.9, 1.0)
     watched = Watched(problem.value_and_gradient)
     other = lx.minimize(watched, first.x, state=state, **kwargs)
     assert other.success and np.allclose(other.x, 1.0)
     assert all(np.all((x >= 0.9) & (x <= 1.0)) for x in watched.seen)
-    with pytest.raises(ValueError, match="state holds a LBFGSState; wanted that of Projected"):
+    with pytest.raises(ValueError, match="state holds a LBFGSState; wanted the state of Projected"):
         state = lx.minimize(problem.value_and_gradient, problem.x0, jac=True, maxiter=1).state
         lx.minimize(problem.value_and_gradient, problem.x0, state=state, **kwargs)
 
@@ -322,7 +322,7 @@ def solve(bounds: Any = None, x0: Any = None, **settings: Any) -> Any:
         (lambda: solve([(0, 1)] * 2, np.zeros(2)), r"of two variables; wanted the tuple \(lower"),
         (lambda: solve([[0, 1], [2, 3]], np.zeros(2)), r"of two variables; wanted the tuple"),
         (lambda: solve((0.0, 1.0), np.zeros(3, dtype=complex)), "x0 is complex"),
-        (lambda: solve((0.0, 1.0), projection=projections.Simplex()), "wanted one of them"),
+        (lambda: solve((0.0, 1.0), projection=projections.Simplex()), "wanted only one of them"),
         (lambda: solve((None, {"a": 1.0})), "the upper bound has the structure"),
         (lambda: solve(projection=3), "projection is 3; wanted"),
         (lambda: solve(projection=projections.Simplex), "is the class Simplex; wanted an object"),

@@ -1,4 +1,4 @@
-"""SciPy as the oracle: the same minima, and no more evaluations."""
+"""SciPy as the oracle: the same minima, with no more evaluations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lbfgs_xp.line_search import NAMES
 optimize = pytest.importorskip("scipy.optimize")
 
 GTOL = 1e-6
-# name -> the problem, and whether its minimum is one value
+# name -> the problem, and whether its minimum value is unique
 SET: dict[str, tuple[problems.Problem, bool]] = {
     "rosenbrock-2": (problems.rosenbrock(2), True),
     "rosenbrock-10": (problems.rosenbrock(10), True),
@@ -60,7 +60,7 @@ def agree(name: str, ours: lx.Result, theirs: Any) -> None:
         assert ours.fun == pytest.approx(theirs.fun, rel=1e-8, abs=1e-8)
     if p.minimum is not None and unique:
         assert ours.fun == pytest.approx(p.minimum, abs=1e-8)
-    # a value that the function really has there
+    # The value that the function really has there.
     value, gradient = p.value_and_gradient(ours.x)
     assert ours.fun == float(value)
     assert np.max(np.abs(gradient)) == ours.gradient_norm
@@ -72,7 +72,7 @@ def test_the_same_minimum(name: str, theirs: dict[str, Any]) -> None:
 
 
 def table(rule: str, theirs: dict[str, Any]) -> tuple[int, int]:
-    """Prints the evaluations of each problem; the totals, ours and SciPy's."""
+    """Print the evaluations for each problem; return the totals, ours and SciPy's."""
     print(f"\n{rule:16} {'ours':>6} {'SciPy':>6}")
     ours = {name: by_us(p, rule) for name, (p, _) in SET.items()}
     for name in SET:
@@ -95,7 +95,7 @@ def test_other_rules_reach_it_too(rule: str, theirs: dict[str, Any]) -> None:
 
 
 def test_hess_inv_is_near_the_inverse() -> None:
-    """On a quadratic, of norm 1, where the pairs of the whole run are kept; nearer than SciPy's."""
+    """The inverse has norm 1; with the pairs of the whole run it is nearer than SciPy's."""
     p = SET["quadratic"][0]
     identity = np.eye(p.n)
     A = np.stack([p.gradient(identity[i]) - p.gradient(0 * identity[i]) for i in range(p.n)])
@@ -109,7 +109,7 @@ def test_hess_inv_is_near_the_inverse() -> None:
 
 
 def test_start_that_is_a_batch_of_scipy_runs() -> None:
-    """Himmelblau's four minima: every row ends in one of them, as SciPy's runs do."""
+    """Himmelblau's four minima: every row ends in one of them, like SciPy's runs."""
     p = problems.himmelblau()
     starts = p.starts(50, scale=3.0)
     res = lx.minimize(p.value_and_gradient, starts, jac=True, batched=True, gtol=GTOL)

@@ -14,7 +14,7 @@ from lbfgs_xp.line_search import NAMES as RULES
 from lbfgs_xp.solvers.steepest_descent import SteepestDescent
 from tests.backends import Backend
 
-# Goes to the minimum of each line.
+# Finds the minimum along each line.
 EXACT = SteepestDescent(lx.MoreThuente(c1=1e-7, c2=1e-6))
 
 
@@ -29,7 +29,7 @@ def bowl(scales: Any) -> Any:
 
     def fun(x: Any) -> tuple[Any, Any]:
         t = x * scales
-        # the sum of two variables, without a reduction
+        # The sum over two variables, without a reduction.
         return 0.5 * (x[..., 0] * t[..., 0] + x[..., 1] * t[..., 1]), t
 
     return fun
@@ -113,7 +113,7 @@ def test_values_only_fall(rule: str) -> None:
         callback=lambda record: values.append(record.fun),
     )
     assert all(b < a for a, b in zip(values, values[1:], strict=False))
-    # known to be slow here
+    # The method is known to be slow here.
     assert res.status is Status.ITERATIONS and res.fun < 0.05
 
 
@@ -167,7 +167,7 @@ def test_the_same_bits_on_every_library(backend: Backend) -> None:
 
 
 def test_a_batch_in_default_mode(backend: Backend) -> None:
-    """On JAX compiled as a whole."""
+    """On JAX it is compiled as a whole."""
     p = make("himmelblau", backend)
     starts = p.starts(4, scale=0.5)
     res = lx.minimize(
@@ -185,7 +185,7 @@ def test_a_batch_in_default_mode(backend: Backend) -> None:
         assert abs(int(backend.to_numpy(res.nfev)[i]) - alone.nfev) <= 2
 
 
-# --- functions that are not nice ---------------------------------------------------------------
+# --- difficult functions -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batched", [False, True])
@@ -214,7 +214,7 @@ def test_no_bound(backend: Backend, rule: str) -> None:
     method = SteepestDescent(rule)
     res = lx.minimize(fun, backend.asarray([0.0, 1.0]), jac=True, method=method)
     assert res.status is Status.UNBOUNDED
-    if not backend.is_jax:  # which would compile for each rule
+    if not backend.is_jax:  # JAX would compile for each rule
         x0 = backend.asarray([[0.0, 1.0], [1.0, 2.0]])
         res = lx.minimize(fun, x0, jac=True, method=method, batched=True)
         assert np.all(backend.to_numpy(res.status) == Status.UNBOUNDED)
@@ -237,7 +237,7 @@ def test_kinks_end(rule: str) -> None:
     method = SteepestDescent(lx.Fixed(0.01) if rule == "fixed" else rule)
     res = lx.minimize(fun, np.asarray([1.0, 0.3]), jac=True, method=method)
     assert res.nfev < 1000 and res.fun <= 4.0
-    # A kink beside the minimum is no success.
+    # A kink away from the minimum is not a success.
     assert res.success == (res.gradient_norm == 0.0)
 
 
@@ -268,7 +268,7 @@ def test_errors() -> None:
             p.value_and_gradient, p.x0, jac=True, method=SteepestDescent(), hess=lambda x: x
         )
     first = lx.minimize(p.value_and_gradient, p.x0, jac=True, method="bfgs", maxiter=3)
-    with pytest.raises(ValueError, match="of another method; wanted that of SteepestDescent"):
+    with pytest.raises(ValueError, match="method; wanted the state of SteepestDescent"):
         lx.minimize(
             p.value_and_gradient, p.x0, jac=True, method=SteepestDescent(), state=first.state
         )

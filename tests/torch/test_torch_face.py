@@ -1,4 +1,4 @@
-"""The face for PyTorch, beside torch.optim.LBFGS."""
+"""The interface for PyTorch, compared with torch.optim.LBFGS."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ F64 = torch.float64
 
 @pytest.fixture(params=[*parameters([Backend.TORCH, Backend.TORCH_CUDA]), "far"])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Where the parameters lie; "far" is the host, treated as a device that one waits for."""
+    """Where the parameters are; "far" is the host, treated like a remote device."""
     if request.param == "far":
         init = Space.__init__
 
@@ -38,7 +38,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> A
 
 
 class Counted:
-    """A problem of one vector as a closure, which counts its calls."""
+    """A problem in one vector, as a closure that counts its calls."""
 
     def __init__(self, fun: Callable, x0: Any, opt: Callable, dtype: Any = F64, **settings: Any):
         self.fun = fun
@@ -69,7 +69,7 @@ class Counted:
 
 
 def both(*args: Any, **settings: Any) -> tuple[Counted, Counted]:
-    """The same with ours and with torch's."""
+    """The same problem with our optimizer and with torch's."""
     return Counted(*args, opt=LBFGS, **settings), Counted(*args, opt=torch.optim.LBFGS, **settings)
 
 
@@ -142,7 +142,7 @@ TEN: dict[str, tuple[Callable, Any]] = {
 
 @pytest.mark.parametrize("name", TEN)
 def test_no_more_evaluations_than_torch_and_no_higher(name: str) -> None:
-    # With 1e-9, the default, either may end 1e-9 above the other.
+    # With the default of 1e-9, either may end 1e-9 above the other.
     settings = {"line_search_fn": "strong_wolfe", "max_iter": 500, "tolerance_change": 1e-12}
     ours, theirs = both(*TEN[name], **settings)
     ours.steps(1)
@@ -209,7 +209,7 @@ def test_every_line_search_finds_the_minimum(device: Any, rule: Any) -> None:
 
 @pytest.mark.parametrize("max_eval", [1, 3])
 def test_a_budget_that_ends_searches_still_gets_there(device: Any, max_eval: int) -> None:
-    # The first trial along the steep direction is too long for one search of few trials.
+    # The first trial along the steep direction is too long for a single search with few trials.
     x0 = torch.tensor([2.0, -3.0], dtype=F64, device=device)
     run = Counted(rosenbrock, x0, LBFGS, line_search_fn="strong_wolfe", max_eval=max_eval, lr=30.0)
     values = [run.value]
@@ -237,7 +237,7 @@ def test_the_room_for_pairs_grows(device: Any, monkeypatch: pytest.MonkeyPatch) 
     torch.testing.assert_close(ends[1], ends[2], rtol=1e-6, atol=1e-9)
 
 
-# --- going on ----------------------------------------------------------------------------------
+# --- continuing --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("settings", [
@@ -255,7 +255,7 @@ def test_going_on_is_exact(device: Any, settings: dict, dtype: Any, how: str) ->
     if how == "saved":
         file = io.BytesIO()
         torch.save(run.opt.state_dict(), file)
-        wanted = run.steps(3)  # what was saved stays as it was
+        wanted = run.steps(3)  # which must not change what was saved
         file.seek(0)
         other.opt.load_state_dict(torch.load(file, weights_only=True))
     elif how == "copied":
@@ -290,7 +290,7 @@ def test_a_rule_as_an_object_stays_that_of_the_optimizer() -> None:
 def test_the_state_of_another_optimizer_is_refused() -> None:
     ours, theirs = both(rosenbrock, [-1.2, 1.0])
     theirs.steps(1)
-    with pytest.raises(ValueError, match="'old_dirs'.*wanted that of an lbfgs_xp.torch.LBFGS"):
+    with pytest.raises(ValueError, match="'old_dirs'.*the state_dict of an lbfgs_xp.torch.LBFGS"):
         ours.opt.load_state_dict(theirs.opt.state_dict())
 
 
@@ -443,9 +443,9 @@ def test_mixtures_and_short_numbers_are_refused() -> None:
         torch.zeros(2, requires_grad=True, **where)
         for where in ({}, {"dtype": F64}, {"dtype": torch.float16}, {"device": "meta"})
     )
-    with pytest.raises(ValueError, match="dtypes torch.float32, torch.float64; wanted one"):
+    with pytest.raises(ValueError, match="dtypes torch.float32, torch.float64; wanted only one"):
         LBFGS([single, double])
-    with pytest.raises(ValueError, match="devices cpu, meta; wanted one"):
+    with pytest.raises(ValueError, match="devices cpu, meta; wanted only one"):
         LBFGS([single, away])
     with pytest.raises(TypeError, match="a parameter has dtype torch.float16; wanted one of at"):
         LBFGS([half])
@@ -490,7 +490,7 @@ def test_a_closure_returns_the_loss(returned: Any, what: str) -> None:
         loss.backward()
         return loss if calls < last else returned
 
-    for last in (1, 3):    # at once, and in the midst of a step
+    for last in (1, 3):    # at once, and in the middle of a step
         calls, before = 0, x.detach().clone()
         with pytest.raises(TypeError, match=f"^closure returned a {what}; wanted the loss"):
             opt.step(closure)
@@ -567,7 +567,7 @@ def test_a_start_that_is_not_finite_stays() -> None:
 
 @pytest.mark.parametrize("line_search_fn", [None, "strong_wolfe", "more_thuente"])
 def test_trials_that_are_not_finite_are_shortened(device: Any, line_search_fn: Any) -> None:
-    # log is nan beyond 0, where the first steps of a large lr lead.
+    # log is nan below 0, where the first steps with a large lr lead.
     x0 = torch.tensor([0.1, 8.0], dtype=F64, device=device)
     run = Counted(lambda x: (x - torch.log(x)).sum(), x0, LBFGS, lr=20.0, max_iter=3,
                   line_search_fn=line_search_fn)
@@ -659,7 +659,7 @@ def test_parameters_changed_from_outside_are_where_it_goes_on() -> None:
 
 
 def line(count: int = 40, device: Any = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs, and targets that a linear layer with bias does not meet exactly."""
+    """Inputs, and targets that a linear layer with bias cannot fit exactly."""
     x = normal(11, count, 3)
     y = x @ normal(12, 3, 2) + 0.5 + 0.1 * normal(13, count, 2)
     return x.to(device), y.to(device)
@@ -671,7 +671,7 @@ def linear(device: Any = "cpu") -> torch.nn.Linear:
 
 
 def least_squares(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The rows of weight and bias at the minimum."""
+    """Weight and bias at the minimum, stacked as rows."""
     ones = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
     return torch.linalg.lstsq(ones, y).solution
 
@@ -756,7 +756,7 @@ def test_batches_take_each_row_once_an_epoch() -> None:
     assert [len(batch) for batch in seen[:8]] == [3, 3, 3, 1] * 2
     assert sorted(epochs[0]) == sorted(epochs[1]) == x.tolist()
     assert epochs[0] != epochs[1] != x.tolist()
-    assert seen[8] == x.tolist()  # the loss of all data
+    assert seen[8] == x.tolist()  # for the loss on all data
 
 
 def test_what_makes_no_sense_is_told_of() -> None:
@@ -814,7 +814,7 @@ def test_out_of_epochs() -> None:
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize(("calls", "phase"), [(25, "adam"), (40, "lbfgs")])
 def test_errors_leave_the_best_parameters(error: Any, calls: int, phase: str) -> None:
-    # Adam with so large a rate goes up and down.
+    # With such a large learning rate, the loss of Adam fluctuates.
     x, y = line()
     model = linear()
     values = []
@@ -903,7 +903,7 @@ def test_counts_may_be_whole_floats() -> None:
 
 @pytest.mark.parametrize(("settings", "message"), [
     ({"adam_steps": -1}, "adam_steps is -1; wanted an integer of at least 0"),
-    ({"adam_steps": 0, "max_epochs": 0}, "both 0; wanted one of them above 0"),
+    ({"adam_steps": 0, "max_epochs": 0}, "both 0; wanted at least one above 0"),
     ({"tol": -1.0}, "tol is -1.0; wanted a finite number of at least 0"),
     ({"until": "loss or gradient"}, "until is 'loss or gradient'; wanted 'either', 'both'"),
     ({"line_search_fn": None}, "line_search_fn is None; wanted the name of a rule"),
@@ -915,8 +915,8 @@ def test_counts_may_be_whole_floats() -> None:
     ({"data": iter([])}, "data is a list_iterator; wanted a tensor, a pair"),
     ({"data": [torch.ones(0, 3)]}, "data holds a batch without rows"),
     ({"data": [(1, 2, 3)]}, "data holds a tuple of 3; wanted a tensor, or a pair"),
-    ({"data": (torch.ones(2, 3), torch.ones(3, 2))}, "; wanted one first axis"),
-    ({"data": (torch.ones(0, 3), torch.ones(0, 2))}, "one row at least"),
+    ({"data": (torch.ones(2, 3), torch.ones(3, 2))}, "; wanted the same number of rows"),
+    ({"data": (torch.ones(0, 3), torch.ones(0, 2))}, "at least one row"),
     ({"loss_fn": lambda a, b: (a - b) ** 2}, r"loss_fn returned \(40, 2\); wanted a tensor with"),
     ({"loss_fn": lambda a, b: 3.0}, "loss_fn returned float; wanted a tensor with a single number"),
     ({"model": torch.nn.Identity()}, "model has no parameter"),

@@ -1,4 +1,4 @@
-"""`lx.train`: batches, updates, what is kept, and how it goes on."""
+"""`lx.train`: batches, updates, results, and continued runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def data_of(backend: Backend) -> tuple[Any, Any]:
 
 
 def squares(p: Any, batch: Any) -> tuple[Any, Any]:
-    """Linear least squares: (value, gradient)."""
+    """(value, gradient) of linear least squares."""
     inputs, wanted = batch
     r = inputs @ p - wanted
     return (r @ r) / r.shape[0], (2.0 / r.shape[0]) * (r @ inputs)
@@ -37,7 +37,7 @@ def order(seed: int, epoch: int, n: int = len(X)) -> np.ndarray:
 
 
 def indices(batch_size: int, epochs: int, seed: int = 0, n: int = len(X)) -> list[np.ndarray]:
-    """The batches that a run shall see."""
+    """The batches that a run should see."""
     found = []
     for epoch in range(epochs):
         each = order(seed, epoch, n)
@@ -138,7 +138,7 @@ def test_parameters_that_are_numpy_scalars() -> None:
 
 
 def test_batches_of_an_iterable() -> None:
-    """As they are, in their order; the mean of an epoch weighs them by their rows."""
+    """They are passed unchanged and in order; the mean of an epoch weights them by their rows."""
     batches = [(X[:10], Y[:10]), (X[10:], Y[10:])]
     seen = []
 
@@ -165,7 +165,7 @@ def test_generators_serve_one_epoch() -> None:
 
 
 def test_least_squares(backend: Backend) -> None:
-    """The data on a plane, so that batches agree on the minimum."""
+    """The data lie on a plane, so that all batches have the same minimum."""
     exact = np.asarray([1.0, -2.0, 0.5])
     data = backend.asarray(X), backend.asarray(X @ exact)
     res = lx.train(
@@ -291,7 +291,7 @@ def test_the_loop_of_optax(compile: bool) -> None:
         loss, start, (inputs, wanted), method=lx.Adam(0.05), batch_size=4, epochs=3,
         compile=compile,
     )
-    # 23 rows in batches of 4 leave a shorter one, which is another program.
+    # 23 rows in batches of 4 leave a shorter batch, for which another program is compiled.
     assert len(traces) == (2 if compile else 18)
 
     optimizer = optax.adam(0.05)
@@ -337,7 +337,7 @@ def test_automatic_gradients_of_nested_complex_parameters(name: str) -> None:
 
     start = {
         "z": backend.asarray(np.zeros(2), dtype="complex128"),
-        "rest": [backend.asarray(0.0), backend.asarray(np.ones(2))],  # the last is not used
+        "rest": [backend.asarray(0.0), backend.asarray(np.ones(2))],  # the last is unused
     }
     data = backend.asarray(A, dtype="complex128"), backend.asarray(wanted, dtype="complex128")
     res = lx.train(loss, start, data, method=lx.SGD(0.1), batch_size=4, epochs=150)
@@ -374,7 +374,7 @@ def overwrite(array: Any) -> None:
 
 
 def test_gradients_in_the_memory_of_parameters(backend: Backend) -> None:
-    """The gradient of a·b is (b, a): the very arrays that an update in place overwrites."""
+    """The gradient of a·b is (b, a): the very arrays that an in-place update overwrites."""
     start = {"a": backend.asarray([1.0, 2.0]), "b": backend.asarray([3.0, -1.0])}
 
     def run(gradient: Callable) -> Any:
@@ -466,7 +466,7 @@ def test_lbfgs_on_batches_keeps_its_curvature() -> None:
         steps.append(state.solver_state.step)
     assert res.params.tobytes() == p.tobytes() and res.updates == 8
     assert list(res.history.loss) == losses and list(res.history.learning_rate) == steps
-    assert res.state.memory.solver_state.pairs.count == 8  # more than the two that one batch gives
+    assert res.state.memory.solver_state.pairs.count == 8  # one batch alone gives only two
 
 
 @pytest.mark.parametrize(
@@ -489,7 +489,7 @@ def test_lbfgs_with_automatic_gradients(name: str) -> None:
     np.testing.assert_allclose(backend.to_numpy(res.params), SOLUTION, rtol=1e-7)
 
 
-# --- how it ends, and goes on ------------------------------------------------------------------
+# --- how a run ends, and continues -------------------------------------------------------------
 
 
 METHODS = [
@@ -505,7 +505,7 @@ def test_going_on_is_not_stopping(backend: Backend, method: Any) -> None:
     settings: dict[str, Any] = {"jac": True, "method": method, "batch_size": 5, "seed": 1}
     whole = lx.train(squares, start, data, epochs=5, **settings)
     first = lx.train(squares, start, data, epochs=2, **settings)
-    # A state serves more than one run.
+    # A state can be used for more than one run.
     for _ in range(2):
         second = lx.train(squares, first.params, data, epochs=3, state=first.state, **settings)
         assert (second.epochs, second.updates) == (5, whole.updates)
@@ -579,7 +579,7 @@ def test_a_budget_of_seconds() -> None:
 
 
 def test_a_run_that_is_not_finite_and_out_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The losses of a device are read at the end alone, but then they are."""
+    """Losses on a device are read only at the end, but even then they are checked."""
     clock = iter(range(100))
     monkeypatch.setattr("lbfgs_xp.training.run.time.perf_counter", lambda: float(next(clock)))
     device = Backend.STRICT_DEVICE
@@ -612,7 +612,7 @@ def test_interrupted_between_updates(backend: Backend) -> None:
 
 
 def test_interrupted_in_the_midst_of_an_update(backend: Backend) -> None:
-    """What is half written is not handed out: the run goes back to where the epoch began."""
+    """Half-written arrays are not returned: the run goes back to the start of the epoch."""
 
     class Interrupted(lx.SGD):
         def update_leaves(self, xs: Any, gs: Any, state: Any, **settings: Any) -> Any:
@@ -647,7 +647,7 @@ def test_interrupted_within_a_solver(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("what", ["loss", "gradient", "last gradient"])
 @pytest.mark.parametrize("kind", ["SGD", "LBFGS"])
 def test_what_is_not_finite_ends_the_run(backend: Backend, what: str, kind: str) -> None:
-    """In the second epoch, at its third batch of five or its last."""
+    """In the second epoch, at the third of five batches or at the last."""
     method = lx.SGD(0.05, momentum=0.5) if kind == "SGD" else lx.LBFGS()
     start, data = backend.asarray(np.zeros(3)), data_of(backend)
     settings: dict[str, Any] = {"jac": True, "method": method, "batch_size": 5}
@@ -673,7 +673,7 @@ def test_what_is_not_finite_ends_the_run(backend: Backend, what: str, kind: str)
     assert np.isfinite(seen[:-1]).all()
     # The loss itself was finite before the last update.
     assert np.isfinite(seen[-1]) == (what == "last gradient" and kind == "SGD")
-    # With the state, a gentler run can begin there.
+    # A gentler run can start from the state.
     if kind == "SGD":
         settings["method"] = lx.SGD(0.01, momentum=0.5)
     assert lx.train(squares, res.params, data, state=res.state, **settings).success
@@ -710,7 +710,7 @@ def test_losses_are_read_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     res = lx.train(
         squares, device.asarray(np.zeros(3)), data_of(device), jac=True, batch_size=5, epochs=4
     )
-    # The five losses, and whether the parameters are finite.
+    # In each epoch, the five losses and whether the parameters are finite.
     assert res.updates == 20 and shapes == 4 * [(5,), (1,)]
 
 
@@ -721,7 +721,7 @@ def test_progress_shows_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "EPOCHS" in repr(res) and "2 batches and 2 epochs" in repr(res)
 
 
-# --- what is refused ---------------------------------------------------------------------------
+# --- invalid arguments -------------------------------------------------------------------------
 
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
@@ -750,9 +750,9 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"data": "rows"}, TypeError, "data is a str; wanted an array"),
     ({"data": ()}, ValueError, r"data is \(\); wanted at least one array"),
     ({"data": (X, [1.0])}, TypeError, "data holds a float; wanted arrays"),
-    ({"data": (X, Y[:-1])}, ValueError, r"data has the shapes \[\(23, 3\), \(22,\)\]; wanted one"),
+    ({"data": (X, Y[:-1])}, ValueError, r"shapes \[\(23, 3\), \(22,\)\]; wanted the same number"),
     ({"data": X[:0]}, ValueError, "at least one row"),
-    ({"data": (X, np.asarray(1.0))}, ValueError, "data holds a 0-d array; wanted a first axis"),
+    ({"data": (X, np.asarray(1.0))}, ValueError, "data holds a 0-d array; wanted arrays with a"),
     ({"data": []}, ValueError, "data, a list, gave no batch in epoch 0"),
     ({"data": [X], "batch_size": 2}, ValueError, "batch_size is 2, but data, a list, gives"),
 ]
@@ -809,13 +809,13 @@ def test_data_and_parameters_of_different_libraries() -> None:
 
 def test_states_of_another_method() -> None:
     res = lx.train(squares, np.zeros(3), (X, Y), jac=True)
-    with pytest.raises(ValueError, match="state comes from .* another kind .* wanted one of LBFGS"):
+    with pytest.raises(ValueError, match="state comes from .* another kind .* a state of LBFGS"):
         lx.train(squares, res.params, (X, Y), jac=True, method="lbfgs", state=res.state)
-    with pytest.raises(ValueError, match="state is that of Adam .*; wanted that of SGD"):
+    with pytest.raises(ValueError, match="state belongs to Adam .*; wanted a state of SGD"):
         lx.train(squares, res.params, (X, Y), jac=True, method="sgd", state=res.state)
 
 
-# --- what a newcomer stumbled over -------------------------------------------------------------
+# --- mistakes of newcomers ---------------------------------------------------------------------
 
 
 def test_a_module_with_parameters_of_its_own() -> None:

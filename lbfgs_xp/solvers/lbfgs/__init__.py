@@ -1,4 +1,4 @@
-"""L-BFGS: the solver, its step for one problem and for many, its curvature."""
+"""L-BFGS: the solver, its steps for one problem and for many, and its curvature pairs."""
 
 from lbfgs_xp.solvers.lbfgs.solver import LBFGS
 

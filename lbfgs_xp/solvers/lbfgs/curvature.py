@@ -1,18 +1,18 @@
-"""The pairs (s, y) of L-BFGS: a ring of them, and the inverse Hessian they stand for.
+"""The pairs (s, y) of L-BFGS: a ring buffer, and the inverse Hessian that the pairs define.
 
-All pairs lie in one array W of shape (..., 2m, n): the steps s in rows 0 to m-1, the changes of the
-gradient y in rows m to 2m-1, a new pair in place of the oldest. With S and Y the columns s_j and
-y_j, D the diagonal of S'Y and R its upper triangle (in the order of age), the inverse Hessian is
+All pairs are stored in one array W of shape (..., 2m, n): the steps s in rows 0 to m-1, the changes
+of the gradient y in rows m to 2m-1. A new pair replaces the oldest. With s_j and y_j as the columns
+of S and Y, D the diagonal of S'Y and R its upper triangle (ordered by age), the inverse Hessian is
 (Byrd, Nocedal & Schnabel 1994, Representations of quasi-Newton matrices, eq. 3.1)
 
     H = gamma I + [S, gamma Y] [ R^-T (D + gamma Y'Y) R^-1   -R^-T ] [S, gamma Y]'
                                [         -R^-1                 0   ]
 
-So one product of W with the gradient and one with y hold all the reductions of an iteration; what
-is left is algebra on m x m matrices, and one linear combination of the rows of W.
+So one product of W with the gradient and one with y contain all the reductions of an iteration; the
+rest is algebra on m x m matrices and one linear combination of the rows of W.
 
-When the oldest pair leaves, R loses its first row and column, and so does R^-1 (R is triangular);
-when a pair comes, R^-1 gains one column. R^-1 is therefore kept up to date, never computed anew.
+When the oldest pair is dropped, R loses its first row and column, and so does R^-1 (R is
+triangular); when a pair is added, R^-1 gains one column. So R^-1 is updated, never recomputed.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from lbfgs_xp.arrays.backend import Array, copy_of, is_array
 from lbfgs_xp.arrays.scalars import named
 from lbfgs_xp.arrays.space import Space
 
-# From this many variables on, reading the rows costs more than a few calls do.
+# From this many variables on, reading the rows costs more than a few extra calls.
 _LARGE = 4096
 _DOUBLE = 1e-15
-# The least (|y| / |g|)^2 at which W y is taken as a difference.
+# The smallest (|y| / |g|)^2 at which W y is taken as a difference.
 _CANCELS = 1e-4
 
 
@@ -37,10 +37,10 @@ class Pairs(NamedTuple):
     """m pairs of one problem, or of each of B problems.
 
     rows : (..., 2m, n) on the device of the variables.
-    inverse, gram : (..., m, m), R^-1 and Y'Y, indexed by the slots of the ring.
+    inverse, gram : (..., m, m), R^-1 and Y'Y, indexed by slots of the ring.
     diagonal : (..., m), s_j . y_j.
     gamma : scalar, the scale of the initial inverse Hessian.
-    slot, count : the next slot to write and the number of pairs; ints, or (B,) arrays.
+    slot, count : the next slot to write and the number of pairs; ints, or arrays (B,).
     """
 
     rows: Array
@@ -70,7 +70,7 @@ def empty(
 
 
 def copied(pairs: Pairs) -> Pairs:
-    """Pairs that can be overwritten while the old ones stay as they are."""
+    """A copy of the pairs, which can be overwritten while the originals stay as they are."""
     return Pairs(*(copy_of(part) if is_array(part) else part for part in pairs))
 
 
@@ -78,7 +78,7 @@ def coefficients(space: Space, pairs: Pairs, with_gradient: Array) -> Array:
     """c (..., 2m) such that -H g = c W - gamma g, from `with_gradient` = W g."""
     _, inverse, gram, diagonal, gamma, _, _ = pairs
     m = diagonal.shape[-1]
-    # NumPy takes an array without dimensions faster than a float.
+    # NumPy handles a 0-d array faster than a float.
     gamma = space.per_problem(gamma) if space.batched else np.asarray(gamma)
     p = space.matvec(inverse, with_gradient[..., :m])
     inner = with_gradient[..., m:] - space.matvec(gram, p)
@@ -100,7 +100,7 @@ def apply(space: Space, pairs: Pairs, vector: Array) -> Array:
 
 
 def by_age(space: Space, pairs: Pairs) -> tuple[Array, Array]:
-    """S and Y, (..., m, n) each, the oldest pair first; zero rows stand for pairs not there."""
+    """S and Y, (..., m, n) each, the oldest pair first; missing pairs are rows of zeros."""
     xp, m = space.xp, pairs.diagonal.shape[-1]
     places = xp.arange(m, device=space.backend.creation_device)
     kept = space.send(pairs.diagonal)[..., None] > 0
@@ -119,20 +119,20 @@ def by_age(space: Space, pairs: Pairs) -> tuple[Array, Array]:
 def products(
     space: Space, pairs: Pairs, gradient: Array, slope: float, before: Any, squared: float
 ) -> tuple[Array, Array, float]:
-    """W g, W y and g . g, once the pair of this iteration is written.
+    """W g, W y and g . g, after the pair of this iteration has been written.
 
-    slope : s . g, g the gradient of the last iterate.
+    slope : s . g, with g the gradient of the last iterate.
     before, squared : W g and g . g of the last iterate, or None and anything.
 
-    The rows are read twice, once for g and once for y; or once, where W y can be had as a
-    difference of W g, because y is not small against the last g: then no more than two of the
-    sixteen digits of float64 cancel. (In float32 two digits would be too many.)
+    The rows are read twice, once for g and once for y. They are read only once if W y can be
+    computed as a difference of W g, because y is not small compared with the last g: then at most
+    two of the sixteen digits of float64 cancel. (In float32, two digits would be too many.)
     """
     rows, slot, m = pairs.rows, pairs.slot, len(pairs.diagonal)
     y = rows[slot + m, :]
     if rows.shape[1] < _LARGE or space.reproducible or space.backend.eps > _DOUBLE:
         return space.small_products(rows, gradient), space.small_products(rows, y), math.inf
-    # These first, while y and g are in the cache; the rows drive them out.
+    # These come first, while y and g are in the cache; reading the rows evicts them.
     size, square = space.read(space.dot(y, y), space.dot(gradient, gradient))
     with_gradient = space.small_products(rows, gradient)
     if before is None or not size > _CANCELS * squared:
@@ -144,11 +144,11 @@ def products(
 
 
 def accept(space: Space, pairs: Pairs, change: Array, slope: float, scale: bool) -> Pairs:
-    """Makes the pair in the next slot count, where it has enough curvature.
+    """Accept the pair in the next slot if it has enough curvature.
 
-    `change` is W y. The pair is kept where s . y > eps |s . g|, g being the gradient it started
-    from and `slope` = s . g: a relative test, whatever the units of x and f. The slot of a pair
-    that fails, which may have held the oldest one, stays empty.
+    `change` is W y. The pair is kept if s . y > eps |s . g|, where g is the gradient at the start
+    of the step and `slope` = s . g: a relative test, independent of the units of x and f. The slot
+    of a rejected pair, which may have held the oldest one, stays empty.
     """
     rows, inverse, gram, diagonal, gamma, slot, count = pairs
     m = len(diagonal)
@@ -174,8 +174,8 @@ def accept(space: Space, pairs: Pairs, change: Array, slope: float, scale: bool)
 
 
 def forget(space: Space, pairs: Pairs, gamma: float) -> Pairs:
-    """Drops all pairs; the initial inverse Hessian is gamma again."""
-    # The rows too: a trial with nan may have been written, and 0 nan is nan.
+    """Drop all pairs and reset the scale of the initial inverse Hessian to gamma."""
+    # The rows too: a trial with nan may have been written, and 0 * nan is nan.
     m, (_, n) = len(pairs.diagonal), pairs.rows.shape
     return empty(space, n, m, (), gamma)
 
@@ -195,8 +195,8 @@ def vacated(space: Space, pairs: Pairs) -> Pairs:
 
 
 def write_many(space: Space, pairs: Pairs, s: Array, y: Array, mask: Array) -> Pairs:
-    """Writes s and y into the next slot of the problems in `mask`; only `accept_many` makes them
-    count."""
+    """Write s and y into the next slot of the problems in `mask`. They take effect only with
+    `accept_many`."""
     slot, mask = space.send(pairs.slot), space.send(mask)
     rows = space.backend.write_rows(pairs.rows, slot, s, mask)
     rows = space.backend.write_rows(rows, slot + pairs.diagonal.shape[-1], y, mask)
@@ -213,7 +213,7 @@ def accept_many(
     row, column = (own & mask[..., None])[..., :, None], (own & mask[..., None])[..., None, :]
 
     def held(vector: Array) -> Array:
-        # One term is not zero: the sum is exact.
+        # Only one term is nonzero, so the sum is exact.
         return space.small.sum(fn.where(own, vector, 0.0), axis=-1)
 
     curvature, size = held(change[..., :m]), held(change[..., m:])
@@ -243,8 +243,8 @@ def accept_many(
 def forget_many(space: Space, pairs: Pairs, mask: Array, gamma: float) -> Pairs:
     """`forget`, for the problems in `mask`.
 
-    Their rows stay: only accepted iterates are written, so they are finite, and every coefficient
-    of theirs is 0.
+    Their rows stay: only accepted iterates are written, so they are finite, and all their
+    coefficients are 0.
     """
     if space.none(mask):
         return pairs

@@ -12,7 +12,7 @@ from lbfgs_xp.solvers.lbfgs import curvature
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
 from lbfgs_xp.solvers.two_loop import two_loop
 
-# The least part of gamma g . g that g . H g must be, to be taken as a difference.
+# The smallest fraction of gamma g . g at which g . H g is taken as a difference.
 _KEPT = 1e-2
 
 
@@ -23,8 +23,8 @@ def quasi_newton(
     """-H g and its slope.
 
     with_gradient : (..., 2m), the products of the pairs' rows with the (weighted) gradient.
-    squared : g . g of one problem, which spares a product with the direction; infinite where it
-        was not asked for, and anything for a batch.
+    squared : g . g for one problem, which saves a product with the direction; infinite if it was
+        not computed, and anything for a batch.
     """
     if initial.function is not None:
         s, y = curvature.by_age(space, pairs)
@@ -36,8 +36,8 @@ def quasi_newton(
         else:
             direction = space.descend(c, pairs.rows, pairs.gamma, gradient * weights) * weights
         if not space.batched and squared < math.inf:
-            # From the numbers at hand, where few digits cancel. On a device in any case: one more
-            # product would be one more wait.
+            # From the numbers at hand, if few digits cancel. On a device in any case, because one
+            # more product would be one more wait.
             level = pairs.gamma * squared
             slope = float(c @ with_gradient) - level
             if space.remote or slope < -_KEPT * level:
@@ -46,5 +46,5 @@ def quasi_newton(
 
 
 def weighted(vector: Array, weights: Any) -> Array:
-    """In the coordinates in which the initial inverse Hessian is a multiple of the identity."""
+    """The vector in coordinates where the initial inverse Hessian is a multiple of the identity."""
     return vector if weights is None else vector * weights

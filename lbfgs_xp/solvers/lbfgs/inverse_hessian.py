@@ -14,11 +14,11 @@ from lbfgs_xp.solvers.two_loop import two_loop
 
 
 class InverseHessian(Operator):
-    """The inverse Hessian that L-BFGS has gathered, never formed unless asked.
+    """The inverse Hessian that L-BFGS has built up, formed as a matrix only on request.
 
-    It holds the curvature that the steps of the run have seen, no more: with few pairs it is far
-    from the inverse of the Hessian in other directions, and without any it is a multiple of the
-    identity. For standard errors let the memory be some times n, and check them.
+    It holds only the curvature that the steps of the run have seen: with few pairs it is far from
+    the inverse of the true Hessian in other directions, and without any it is a multiple of the
+    identity. For standard errors, let the memory be several times n, and check them.
 
     Examples
     --------

@@ -1,8 +1,8 @@
-"""An L-BFGS step of a batch: every problem in a search, or at a new iterate, of its own.
+"""An L-BFGS step for a batch, in which each problem is in its own search or at a new iterate.
 
 The same steps as in `one`, with `where` for every branch: nothing here is read back to the host,
 and JAX can compile it. Not a `Descent`, because it shares its state with `one`;
-`test_rows_are_bitwise_single_runs` in tests/run/test_batch.py holds the two equal.
+`test_rows_are_bitwise_single_runs` in tests/run/test_batch.py checks that the two agree.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lbfgs_xp.solvers.search import Lowest, advance, at_floor
 def step(
     solver: Any, space: Space, state: LBFGSState, value: Any, gradient: Array, active: Any
 ) -> LBFGSState:
-    """The state after value and gradient at `state.trial` were seen, where `active`."""
+    """The state after the evaluation of value and gradient at `state.trial`, where `active`."""
     fn, old, pairs = space.scalars, state.search, state.pairs
     phi, dphi = space.read(value, space.dot(gradient, state.direction))
     search = advance(fn, solver.line_search, old, phi, dphi, active)
@@ -51,7 +51,7 @@ def step(
     pairs, with_gradient = _with_pair(solver, space, state, iterate, alpha, search.dphi0, taken)
     had = state.pairs.count > 0
     decrement = fn.where((taken | lost) & had, -0.5 * search.dphi0, state.decrement)
-    # Steepest descent would do no better at the floor.
+    # At the precision floor steepest descent would do no better.
     reset = lost & had & fn.logical_not(at_floor(space, decrement, state.value))
     pairs = curvature.forget_many(space, pairs, reset, solver.initial.gamma)
     unbounded = taken & fn.logical_not(had) & (pairs.count == 0) & endless(solver, alpha)
@@ -59,7 +59,7 @@ def step(
         seen=phi, decrement=decrement, accepted=taken, failed=lost & fn.logical_not(reset),
         unbounded=unbounded,
     )
-    # Where a search goes on, or has failed, it keeps its line.
+    # A search that continues or has failed keeps its line.
     turned = taken | reset
     search = fn.choose(turned, after.search, search)
     direction = space.pick(turned, after.direction, state.direction)
@@ -96,7 +96,7 @@ def _with_pair(
     solver: Any, space: Space, state: LBFGSState, iterate: Iterate, alpha: Any, dphi0: Any,
     taken: Any,
 ) -> tuple[Pairs, Array]:
-    """The pairs with that of the step to the iterate, where `taken`; and W g there."""
+    """The pairs, with the pair of the step to the iterate where `taken`, and W g there."""
     s, y = space.scale(alpha, state.direction), iterate.gradient - state.gradient
     if state.weights is not None:
         s, y = s / state.weights, y * state.weights
@@ -113,7 +113,7 @@ def begin(
     solver: Any, space: Space, x: Array, value: Any, gradient: Array, norm: Any, pairs: Pairs,
     weights: Any,
 ) -> LBFGSState:
-    """The state at the start of a run; `pairs` may be those of an earlier one."""
+    """The state at the start of a run; `pairs` may come from an earlier run."""
     with_gradient = space.products(pairs.rows, weighted(gradient, weights))
     iterate = Iterate(x, value, gradient, norm, space.scalars.full(0.0, value))
     state = _aim(solver, space, iterate, (pairs, weights, space.fetch(with_gradient)))
@@ -121,8 +121,8 @@ def begin(
 
 
 def _aim(solver: Any, space: Space, iterate: Iterate, curvature_there: tuple) -> LBFGSState:
-    """The state at an iterate with a direction from there, and a search begun along it; what it
-    says of the last evaluation is that of a start.
+    """The state at an iterate, with a direction from there and a search begun along it; its fields
+    about the last evaluation are as at a start.
 
     curvature_there : the pairs, the weights, and W g.
     """
@@ -131,7 +131,7 @@ def _aim(solver: Any, space: Space, iterate: Iterate, curvature_there: tuple) ->
     direction, slope = quasi_newton(
         space, solver.initial, weights, pairs, gradient, with_gradient, 0.0
     )
-    # Nothing is gained by a direction without descent; it goes together with the pairs.
+    # If it is not a descent direction, it is dropped together with the pairs.
     bare = (pairs.count == 0) | fn.logical_not(slope < 0.0)
     pairs = curvature.forget_many(space, pairs, bare, solver.initial.gamma)
     plain, plain_slope, first = first_step(

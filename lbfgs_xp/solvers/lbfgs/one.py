@@ -1,4 +1,4 @@
-"""An L-BFGS step of one problem: Python floats and plain branches."""
+"""An L-BFGS step for one problem: Python floats and plain branches."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from lbfgs_xp.solvers.search import Lowest, at_floor
 def step(
     solver: Any, space: Space, state: LBFGSState, value: Any, gradient: Array
 ) -> LBFGSState:
-    """The state after value and gradient at `state.trial` were seen."""
+    """The state after the evaluation of value and gradient at `state.trial`."""
     old, offered = state.search, None
     if space.remote:
         phi, dphi, old, offered = _offer(space, state, value, gradient)
-        state = state._replace(pairs=offered[0])  # those of before may be gone
+        state = state._replace(pairs=offered[0])  # the old ones may be overwritten
     else:
         phi, dphi = float(value), space.read_one(space.dot(gradient, state.direction))
     search = solver.line_search.advance(old, phi, dphi)
@@ -66,7 +66,7 @@ def _arrive(
         s, new, old = space.scale(alpha, state.direction), gradient, state.gradient
         if weights is not None:
             s, new, old = s / weights, new * weights, old * weights
-        # Only `accept` makes them count.
+        # The pair takes effect only with `accept`.
         pairs = state.pairs
         rows = space.backend.write_pair(pairs.rows, pairs.slot, s, new, old)
         if rows is not pairs.rows:
@@ -89,9 +89,9 @@ def _arrive(
 def _give_up(
     solver: Any, space: Space, state: LBFGSState, search: Search, seen: float
 ) -> LBFGSState:
-    """No lower point on this line: drop the memory, or where there is none, fail."""
+    """The state after a line without a lower point: drop the memory or, if there is none, fail."""
     decrement = -0.5 * search.dphi0 if state.pairs.count else state.decrement
-    # Steepest descent would do no better at the floor.
+    # At the precision floor steepest descent would do no better.
     if state.pairs.count == 0 or at_floor(space, decrement, state.value):
         return state._replace(
             search=search, seen=seen, decrement=decrement, accepted=False, failed=True
@@ -108,7 +108,7 @@ def _aim(
     solver: Any, space: Space, iterate: tuple, curvature_there: tuple, seen: float,
     pace: Pace | None, decrement: float, unbounded: bool,
 ) -> LBFGSState:
-    """The state at an iterate with a direction from there, and a search begun along it.
+    """The state at an iterate, with a direction from there and a search begun along it.
 
     iterate : x, value, gradient, its norm, and the step length that led there.
     curvature_there : pairs, with_gradient, squared and weights of the state.
@@ -123,7 +123,7 @@ def _aim(
             space, solver.initial, weights, pairs, gradient, with_gradient, squared
         )
     if not slope < 0.0:
-        # No pairs, or they do not make a direction of descent.
+        # There are no pairs, or they do not give a descent direction.
         if pairs.count:
             pairs, with_gradient = curvature.forget(space, pairs, solver.initial.gamma), None
         direction, slope, first = first_step(
@@ -132,7 +132,7 @@ def _aim(
     if pace is not None:
         rate, memory = solver.learning_rate.follow(pace.memory, pace.iteration, value)
         pace = Pace(pace.iteration + 1, memory)
-        # A schedule may end at 0, where no search can begin.
+        # A schedule may end at 0, with which no search can begin.
         first *= rate if rate > 0.0 else space.backend.eps
     search = solver.line_search.begin(
         value, slope, first, abs(value) * space.backend.noise
@@ -148,7 +148,7 @@ def begin(
     solver: Any, space: Space, x: Array, value: float, gradient: Array, norm: float,
     pairs: Pairs, weights: Any,
 ) -> LBFGSState:
-    """The state at the start of a run; `pairs` may be those of an earlier one."""
+    """The state at the start of a run; `pairs` may come from an earlier run."""
     inner = weighted(gradient, weights)
     if pairs.count:
         with_gradient = space.small_products(pairs.rows, inner)
@@ -165,11 +165,11 @@ def begin(
 def _offer(
     space: Space, state: LBFGSState, value: Any, gradient: Array
 ) -> tuple[float, float, Search, tuple]:
-    """All numbers of an evaluation and of the iteration it may end, in one read.
+    """All numbers of an evaluation and of the iteration that it may end, in one read.
 
-    The trial's pair is written before it is known whether the trial will be accepted. The oldest
-    pair may be lost so; but it has made its last direction, and a second wait for the device would
-    cost more.
+    The trial's pair is written before it is known whether the trial will be accepted. This may
+    overwrite the oldest pair; but its last direction has already been computed, and a second wait
+    for the device would cost more.
     """
     pairs, search = state.pairs, state.search
     measure = space.backend.jit(_measure, space, donate=(1,))
@@ -182,7 +182,7 @@ def _offer(
     phi, dphi, dphi0, norm, squared = numbers[:5].tolist()
     phi = phi if known is None else known
     with_gradient, with_change = numbers[5:].reshape(2, -1)
-    # The search was begun with the slope that the small numbers gave.
+    # The search began with a slope computed from the small products.
     if search.evaluations == 0 and dphi0 < 0.0:
         search = search._replace(dphi0=dphi0)
     pairs = pairs._replace(rows=rows)
@@ -193,7 +193,7 @@ def _measure(
     space: Space, rows: Array, slot: Any, alpha: Any, value: Any, gradient: Array, old: Array,
     direction: Array, weights: Any,
 ) -> tuple[Array, Array]:
-    """The rows with the trial's pair, and every number that may be wanted of it."""
+    """The rows with the trial's pair, and every number that may be needed of it."""
     backend = space.backend
     s, y, inner = alpha * direction, gradient - old, gradient
     if weights is not None:

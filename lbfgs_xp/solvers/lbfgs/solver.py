@@ -26,9 +26,9 @@ _ALWAYS_0, _ALWAYS_1 = Constant(0.0), Constant(1.0)
 class LBFGS(Method, Solver):
     """Limited-memory BFGS (Liu & Nocedal 1989; Nocedal & Wright, Algorithm 7.5).
 
-    The direction is -H g, where H comes from the last `memory_size` pairs of steps and changes of
-    the gradient by the compact form of Byrd, Nocedal & Schnabel (1994). Memory: 2 memory_size + 6
-    vectors.
+    The direction is -H g, where H is built from the last `memory_size` pairs of steps and changes
+    of the gradient, in the compact form of Byrd, Nocedal & Schnabel (1994). Memory:
+    2 memory_size + 6 vectors.
 
     Parameters
     ----------
@@ -36,24 +36,23 @@ class LBFGS(Method, Solver):
         How many pairs are kept, at least 1.
     line_search : LineSearch or str
         A rule such as `lx.HagerZhang()`, or its name.
-    initial_inverse_hessian : None, float, array of n or of the shape of x, or function
-        H before any pair: the identity, a multiple of it, a positive diagonal, or a function that
-        maps a vector (..., n) to another (which then goes through the two-loop recursion).
+    initial_inverse_hessian : None, float, array of n numbers or of the shape of x, or function
+        H before any pair: the identity, a multiple of it, a positive diagonal, or a function from
+        a vector (..., n) to another (which is then used in the two-loop recursion).
     scale_initial : bool
-        Whether the newest pair rescales it by s . y / y . y (Nocedal & Wright, eq. 7.20). With
-        True and no `initial_inverse_hessian` the first step is scaled as well: its length is that
-        at which the linear model predicts a value of -|f|, at most max(1, largest |x|); and the
-        first search ends at the first lower trial that shows curvature, since all it is for is to
-        find the scale.
+        Whether the newest pair rescales it by s . y / y . y (Nocedal & Wright, eq. 7.20). If True
+        and without `initial_inverse_hessian`, the first step is scaled too: along it the linear
+        model falls to -|f|, but it is no longer than max(1, largest |x|). The first search then
+        ends at the first lower trial that shows curvature, because it only has to find the scale.
     learning_rate : float above 0, schedule or function
         The first trial of each line search, in units of the quasi-Newton step; with
-        `line_search=lx.Fixed()` the step itself. Steps of a schedule are iterations. For a batch,
-        a number.
+        `line_search=lx.Fixed()`, the step itself. A schedule counts iterations. For a batch, it
+        must be a number.
 
     Raises
     ------
     ValueError, TypeError
-        for values outside these ranges, naming what was passed.
+        If a value is outside these ranges; the message says what was passed.
 
     Examples
     --------
@@ -70,7 +69,7 @@ class LBFGS(Method, Solver):
     initial_inverse_hessian: Any = None
     scale_initial: bool = True
     learning_rate: Any = 1.0
-    # `initial_inverse_hessian`, understood.
+    # `initial_inverse_hessian`, interpreted.
     initial: Initial = dataclasses.field(init=False, repr=False, compare=False)
 
     resumes = True
@@ -87,16 +86,16 @@ class LBFGS(Method, Solver):
 
     @property
     def pace(self) -> Pace | None:
-        """Where the learning rate stands at the start; None where it is always 1."""
+        """The learning rate's state at the start; None if the rate is always 1."""
         rate = self.learning_rate
         return None if rate == _ALWAYS_1 else Pace(0, rate.init())
 
     def init(
         self, space: Space, x: Array, value: Any, gradient: Array, learned: Pairs | None = None
     ) -> LBFGSState:
-        """The state at x, a vector (..., n), where value and gradient are known.
+        """The state at x, a vector (..., n), with value and gradient there.
 
-        `learned` are the pairs of an earlier run, to start from its curvature.
+        `learned` holds the pairs of an earlier run, to start from its curvature.
         """
         *batch, n = x.shape
         pairs = learned
@@ -106,8 +105,8 @@ class LBFGS(Method, Solver):
             )
         if space.batched and not isinstance(self.learning_rate, Constant):
             raise ValueError(
-                f"learning_rate is {self.learning_rate!r} with batched=True; wanted a number, for "
-                "the problems of a batch are at iterations of their own"
+                f"learning_rate is {self.learning_rate!r} with batched=True; wanted a number, "
+                "because each problem of a batch is at its own iteration"
             )
         weights = self.initial.weights(space, x)
         value, norm = space.read(value, space.max_abs(gradient))
@@ -117,12 +116,12 @@ class LBFGS(Method, Solver):
     def step(
         self, space: Space, state: LBFGSState, value: Any, gradient: Array, active: Any = True
     ) -> LBFGSState:
-        """The state after value and gradient at `state.trial` were seen.
+        """The state after the evaluation of value and gradient at `state.trial`.
 
-        Trials that overflow are ordinary; `minimize` calls this under `numpy.errstate`.
+        Trials that overflow are normal; `minimize` calls this under `numpy.errstate`.
 
         Problems of a batch outside the mask `active` stay as they are. The pairs of the old state
-        may be overwritten: go on from the new one.
+        may be overwritten: continue from the new one.
         """
         if space.batched:
             return many.step(self, space, state, value, gradient, active)
@@ -131,7 +130,7 @@ class LBFGS(Method, Solver):
     def inverse_hessian(self, space: Space, state: LBFGSState) -> InverseHessian:
         """The inverse Hessian at the state's iterate, as an operator.
 
-        It shares the pairs of the state: whoever goes on from the state is done with it.
+        It shares the pairs of the state, and is no longer valid after a step from that state.
         """
         pairs = self.learned(space, state) if _overwritten(space, state) else state.pairs
         return InverseHessian(space, pairs, state.weights, self.initial.function)
@@ -143,19 +142,20 @@ class LBFGS(Method, Solver):
         return curvature.copied(state.pairs)
 
     def resume(self, state: LBFGSState) -> LBFGSState:
-        """The same state, with pairs of its own to overwrite."""
+        """The same state, with its own copy of the pairs, to overwrite."""
         return state._replace(pairs=curvature.copied(state.pairs))
 
     def check_state(self, state: Any) -> None:
-        """Refuses a state that is not one of a solver like this."""
+        """Refuse a state that does not come from a solver like this."""
         held = state.pairs.diagonal.shape[-1] if isinstance(state, LBFGSState) else 0
         if held != self.memory_size:
             what = f"{held} pairs" if held else f"a {type(state).__name__}"
             raise ValueError(
-                f"state holds {what}; wanted that of LBFGS with memory_size={self.memory_size}"
+                f"state holds {what}; wanted the state of LBFGS with "
+                f"memory_size={self.memory_size}"
             )
 
 
 def _overwritten(space: Space, state: LBFGSState) -> bool:
-    """Whether the trial under way lies over the oldest pair, as it does on a device."""
+    """Whether the current trial has overwritten the oldest pair, as it does on a device."""
     return space.remote and state.search.evaluations > 0

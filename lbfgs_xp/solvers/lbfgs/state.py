@@ -1,4 +1,4 @@
-"""Where an L-BFGS run stands."""
+"""The state of an L-BFGS run."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from lbfgs_xp.solvers.search import FAR
 
 
 class Pace(NamedTuple):
-    """Where a learning rate stands: the iterations so far, and what its schedule remembers."""
+    """The state of a learning rate: the iterations so far, and what its schedule remembers."""
 
     iteration: int
     memory: Any
 
 
 class LBFGSState(NamedTuple):
-    """Where a run stands. Vectors are (..., n); scalars are floats, or arrays (B,) for a batch.
+    """The state of a run. Vectors are (..., n); scalars are floats, or arrays (B,) for a batch.
 
     x, value, gradient, gradient_norm : the current iterate; the norm is the largest component.
     step : the step length that led to it.
-    direction, search : the line search under way.
-    trial : x + alpha direction, where value and gradient are wanted next.
+    direction, search : the current line search.
+    trial : x + alpha direction, the point to evaluate next.
     seen : the value at the last trial.
-    lowest : the lowest trial of this search; of one problem, None before there is any.
+    lowest : the lowest trial of this search; for one problem, None before there is any.
     pairs : the curvature pairs.
     with_gradient : W g of the current iterate (see `curvature`), or None.
-    squared : g . g, where `curvature.products` asked for it.
+    squared : g . g, if `curvature.products` computed it.
     weights : square roots of the diagonal of the initial inverse Hessian, or None.
-    pace : of the learning rate, one problem; None where it is always 1.
-    decrement : the decrease that the last quasi-Newton step promised, -g . d / 2.
-    accepted : whether the last evaluation ended an iteration. (This and what follows speak of the
+    pace : the state of the learning rate, for one problem; None if the rate is always 1.
+    decrement : the decrease predicted for the last quasi-Newton step, -g . d / 2.
+    accepted : whether the last evaluation ended an iteration. (This and the following describe the
         last evaluation; they are False for problems that took no part in it.)
     failed : whether not even steepest descent found a lower point.
     unbounded : whether the largest step that the search allows, along a direction of norm 1 or
@@ -61,7 +61,7 @@ class LBFGSState(NamedTuple):
 
 
 def endless(solver: Any, alpha: Any) -> Any:
-    """Whether a first step was so long that a function that went down all the way has no bound."""
+    """Whether a first step was so long that a function that fell all the way is unbounded."""
     if not solver.initial.scales_first or solver.line_search.alpha_max < FAR:
         return alpha < 0.0
     return alpha >= solver.line_search.alpha_max
