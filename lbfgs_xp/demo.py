@@ -16,6 +16,8 @@ from lbfgs_xp.arrays import inventory
 from lbfgs_xp.arrays.backend import Backend
 
 PICTURE = "lbfgs_xp_demo.png"
+# Seconds after which a run is given up.
+_PATIENCE = 15.0
 
 
 class Drawing(NamedTuple):
@@ -87,7 +89,6 @@ def tables(out: Any, quick: bool) -> None:
         for name in inventory.installed()
         for device, array in inventory.samples(name)
     ]
-    patience = 15.0
     slow: dict[str, str] = {}
     for case in cases(quick):
         shown = _empty_table(case.title, wide=out.width >= 110)
@@ -101,7 +102,7 @@ def tables(out: Any, quick: bool) -> None:
                 cells = [name, device, dtype, mode]
                 with out.status(f"{case.title}, {mode} mode: {name} on {device}"):
                     try:
-                        run = solve(case, here, reproducible, patience)
+                        run = solve(case, here, reproducible, _PATIENCE)
                     except Exception as error:  # one failing library does not end the demo
                         shown.add_row(*cells, *"-----", escape(f"{type(error).__name__}: {error}"))
                         continue
@@ -112,7 +113,8 @@ def tables(out: Any, quick: bool) -> None:
                         references[dtype] = run.iterates
                         if name != "numpy":
                             numpy = Backend.of(np.zeros(1, dtype=dtype))
-                            references[dtype] = solve(case, numpy, reproducible, patience).iterates
+                            again = solve(case, numpy, reproducible, _PATIENCE)
+                            references[dtype] = again.iterates
                 shown.add_row(*cells, *_numbers(run), _compare(run, references[dtype]))
             shown.add_section()
         out.print(shown)
@@ -126,7 +128,7 @@ def tables(out: Any, quick: bool) -> None:
     )
     for name, where in slow.items():
         out.print(
-            f"{name}: left out because a run took more than {patience:.0f} s ({where} in that "
+            f"{name}: left out because a run took more than {_PATIENCE:.0f} s ({where} in that "
             "time)",
             style="dim",
         )

@@ -540,13 +540,6 @@ def mlp_regression(
     t = np.linspace(-1.0, 1.0, samples)
     inputs, targets = m.array(t[:, None]), m.array(np.sin(3.0 * t)[:, None])
 
-    rng = np.random.default_rng(seed)
-    start: list[float] = []
-    for fan_in, fan_out in shapes:
-        limit = math.sqrt(6.0 / (fan_in + fan_out))
-        start += rng.uniform(-limit, limit, size=fan_in * fan_out).tolist()
-        start += rng.uniform(-0.1, 0.1, size=fan_out).tolist()
-
     def layers(x: Array) -> list[tuple[Array, Array]]:
         """Views of x: weights (..., in, out) and biases (..., 1, out)."""
         batch, parts, at = x.shape[:-1], [], 0
@@ -587,7 +580,18 @@ def mlp_regression(
                 delta = back * derivative(xp, values[k])
         return value_of(residual), xp.concat(pieces[::-1], axis=-1)
 
-    return m.problem("mlp_regression", start, fun, value_and_gradient)
+    return m.problem("mlp_regression", _mlp_start(shapes, seed), fun, value_and_gradient)
+
+
+def _mlp_start(shapes: Sequence[tuple[int, int]], seed: int) -> list[float]:
+    """Uniform weights (Glorot & Bengio 2010) and small biases, layer after layer."""
+    rng = np.random.default_rng(seed)
+    start: list[float] = []
+    for fan_in, fan_out in shapes:
+        limit = math.sqrt(6.0 / (fan_in + fan_out))
+        start += rng.uniform(-limit, limit, size=fan_in * fan_out).tolist()
+        start += rng.uniform(-0.1, 0.1, size=fan_out).tolist()
+    return start
 
 
 def exponential_decay(

@@ -190,7 +190,10 @@ class _Evaluate:
         return value
 
     def differences(self, x: np.ndarray, value: Any) -> np.ndarray:
-        """Forward differences, or backward ones if a bound is in the way; 0 for fixed variables."""
+        """Forward differences, or backward ones if a bound is in the way; 0 for fixed variables.
+
+        SciPy's own, with the absolute steps that its users know as eps.
+        """
         from scipy.optimize import approx_fprime
 
         before, ahead = x - self.lower, self.upper - x

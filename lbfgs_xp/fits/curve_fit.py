@@ -6,18 +6,14 @@ import difflib
 from collections.abc import Callable
 from typing import Any, Literal, Unpack, overload
 
-import numpy as np
-
-from lbfgs_xp.arrays.backend import Backend
 from lbfgs_xp.arrays.space import Space
-from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.checks import count, reject_foreign_keywords
 from lbfgs_xp.fits.by_minimize import fit_by_minimize
-from lbfgs_xp.fits.data import Curve, Slopes, are_correlated, data_of, start_of, weights_of
+from lbfgs_xp.fits.data import residuals_of
 from lbfgs_xp.fits.loop import box_of, run_fit
-from lbfgs_xp.fits.pieces import fit_pieces, joined, pieces_of
+from lbfgs_xp.fits.pieces import fit_pieces
 from lbfgs_xp.fits.report import BatchCurveFit, CurveFit, report
-from lbfgs_xp.fits.residuals import Calls, Residuals
+from lbfgs_xp.fits.residuals import Calls
 from lbfgs_xp.fits.settings import FitPlan
 from lbfgs_xp.typing import CurveFitSettings, Differences, LossName
 
@@ -142,36 +138,18 @@ def curve_fit(
     >>> fit.x.round(2), bool(fit.stderr[0] < 0.01)
     (array([3. , 0.5]), True)
     """
-    if not callable(model):
-        raise TypeError(f"model is a {type(model).__name__}; wanted a function of x and parameters")
     _check_method(method, bounds)
     threads = count("threads", threads, 1)
-    y = data_of(y, batched)
-    backend = Backend.of(y, "y")
-    if isinstance(x, (list, np.ndarray)):
-        x = backend.adopt(x, "x")
-    layout = Layout(start_of(p0, backend, y.shape[:1] if batched else None), batched)
-    weights = weights_of(sigma, y, backend, batched)
-    if weights is not None and not are_correlated(weights, y):
-        y = backend.xp.where(weights > 0.0, y, backend.xp.zeros_like(y))
-    objective = Residuals(
-        Curve(model, batched, backend, isinstance(jac, str)),
-        (x, y, weights),
-        Slopes(jac, batched) if callable(jac) else jac,
-        layout,
-        backend.is_compiled(model),
-        fresh=callable(jac) and batched and weights is not None,
-        shared=y.shape[1:],
-    )
+    objective = residuals_of(model, x, y, p0, sigma, jac, batched)
     limits = dict(gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime)
     plan = FitPlan.checked(
-        backend, loss=loss, f_scale=f_scale, damping=damping, acceleration=acceleration,
+        objective.backend, loss=loss, f_scale=f_scale, damping=damping, acceleration=acceleration,
         compact=compact and batched, **limits,
     )
     if method == "lbfgs":
         found = fit_by_minimize(objective, plan, limits)
         return report(found, objective, None, plan.settings, absolute_sigma)
-    box = box_of(bounds, layout)
+    box = box_of(bounds, objective.layout)
 
     def fit(rows: Any, plan: FitPlan) -> CurveFit:
         """Fit these rows; None for all."""
@@ -179,16 +157,10 @@ def curve_fit(
         if rows is not None:
             # Counted separately, because maxfun applies to each piece.
             part = objective.take(rows, Calls())
-            inside = Space(backend).take(box, rows)
+            inside = Space(objective.backend).take(box, rows)
         return report(run_fit(part, inside, plan), part, inside, plan.settings, absolute_sigma)
 
-    if not plan.compact:
-        return fit(None, plan)
-    pieces = pieces_of(backend, y.shape[0], y.shape[-1] * layout.size, threads)
-    if len(pieces) > 1:
-        backend.keep_freed_memory()
-    fits = fit_pieces(fit, pieces, plan, threads, backend)
-    return joined(fits, Space(backend), y.shape[0])
+    return fit_pieces(fit, objective, plan, threads) if plan.compact else fit(None, plan)
 
 
 def _check_method(method: Any, bounds: Any) -> None:

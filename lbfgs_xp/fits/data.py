@@ -11,10 +11,36 @@ from array_api_compat import array_namespace
 
 from lbfgs_xp.arrays import returned
 from lbfgs_xp.arrays.backend import Array, Backend, is_array
-from lbfgs_xp.arrays.tree import map_leaves
+from lbfgs_xp.arrays.tree import Layout, map_leaves
+from lbfgs_xp.fits.residuals import Residuals
 
 
-def data_of(y: Any, batched: bool) -> Array:
+def residuals_of(
+    model: Any, x: Any, y: Any, p0: Any, sigma: Any, jac: Any, batched: bool
+) -> Residuals:
+    """The residuals of a model, from the arguments of `lx.curve_fit`."""
+    if not callable(model):
+        raise TypeError(f"model is a {type(model).__name__}; wanted a function of x and parameters")
+    y = _data(y, batched)
+    backend = Backend.of(y, "y")
+    if isinstance(x, (list, np.ndarray)):
+        x = backend.adopt(x, "x")
+    layout = Layout(_start(p0, backend, y.shape[:1] if batched else None), batched)
+    weights = _weights(sigma, y, backend, batched)
+    if weights is not None and not are_correlated(weights, y):
+        y = backend.xp.where(weights > 0.0, y, backend.xp.zeros_like(y))
+    return Residuals(
+        Curve(model, batched, backend, isinstance(jac, str)),
+        (x, y, weights),
+        Slopes(jac, batched) if callable(jac) else jac,
+        layout,
+        backend.is_compiled(model),
+        fresh=callable(jac) and batched and weights is not None,
+        shared=y.shape[1:],
+    )
+
+
+def _data(y: Any, batched: bool) -> Array:
     if not is_array(y):
         y = np.asarray(y)
     if isinstance(y, np.ndarray) and y.dtype.kind in "iu":
@@ -29,7 +55,7 @@ def data_of(y: Any, batched: bool) -> Array:
     return y
 
 
-def start_of(p0: Any, backend: Backend, batch: tuple[int, ...] | None) -> Any:
+def _start(p0: Any, backend: Backend, batch: tuple[int, ...] | None) -> Any:
     """p0 with arrays of the backend as leaves; for a batch, with one row for each problem."""
 
     def adopt(leaf: Any, least: int) -> Array:
@@ -58,7 +84,7 @@ def start_of(p0: Any, backend: Backend, batch: tuple[int, ...] | None) -> Any:
     return leaf
 
 
-def weights_of(sigma: Any, y: Array, backend: Backend, batched: bool) -> Any:
+def _weights(sigma: Any, y: Array, backend: Backend, batched: bool) -> Any:
     """1 / sigma, broadcast to y; for a covariance (m, m) its inverse Cholesky factor; or None."""
     if sigma is None:
         return None

@@ -15,6 +15,7 @@ from lbfgs_xp.arrays.backend import Array, Backend
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import map_leaves
 from lbfgs_xp.fits.report import BatchCurveFit, CurveFit
+from lbfgs_xp.fits.residuals import Residuals
 from lbfgs_xp.fits.settings import FitPlan
 from lbfgs_xp.result import Status
 
@@ -22,7 +23,28 @@ from lbfgs_xp.result import Status
 _FEWEST = 256
 
 
-def pieces_of(backend: Backend, rows: int, numbers: int, threads: int) -> list[Any]:
+def fit_pieces(
+    fit: Callable[[Any, FitPlan], CurveFit], objective: Residuals, plan: FitPlan, threads: int
+) -> CurveFit:
+    """Fit a batch piece by piece; `fit` fits some rows, or all for None."""
+    backend, layout = objective.backend, objective.layout
+    (rows,) = layout.batch
+    _, y, _ = objective.args
+    pieces = _pieces(backend, rows, y.shape[-1] * layout.size, threads)
+    if len(pieces) > 1:
+        backend.keep_freed_memory()
+    if threads == 1 or len(pieces) == 1:
+        fits = []
+        for piece in pieces:
+            fits.append(fit(piece, plan))
+            if Status.INTERRUPTED.message in fits[-1].message:
+                plan = plan._replace(end=Status.INTERRUPTED)
+    else:
+        fits = _in_threads(fit, pieces, plan, threads, backend)
+    return _joined(fits, Space(backend), rows)
+
+
+def _pieces(backend: Backend, rows: int, numbers: int, threads: int) -> list[Any]:
     """Split the rows of a batch into pieces of equal size, whose Jacobians stay in the caches.
 
     numbers : the numbers of the Jacobian in each row.
@@ -37,17 +59,10 @@ def pieces_of(backend: Backend, rows: int, numbers: int, threads: int) -> list[A
     return [np.arange(size) + min(start, rows - size) for start in range(0, rows, size)]
 
 
-def fit_pieces(
+def _in_threads(
     fit: Callable, pieces: list[Any], plan: FitPlan, threads: int, backend: Backend
 ) -> list[CurveFit]:
-    """Fit the pieces, in threads that see the context of the caller."""
-    if threads == 1 or len(pieces) == 1:
-        fits = []
-        for rows in pieces:
-            fits.append(fit(rows, plan))
-            if Status.INTERRUPTED.message in fits[-1].message:
-                plan = plan._replace(end=Status.INTERRUPTED)
-        return fits
+    """Fit the pieces in threads that see the context of the caller."""
 
     def fit_there(rows: Any) -> CurveFit:
         with backend.thread_context():
@@ -61,7 +76,7 @@ def fit_pieces(
         pool.shutdown(cancel_futures=True)
 
 
-def joined(fits: list[CurveFit], space: Space, rows: int) -> CurveFit:
+def _joined(fits: list[CurveFit], space: Space, rows: int) -> CurveFit:
     """Join the fits of the pieces of a batch."""
     if len(fits) == 1:
         return fits[0]

@@ -165,26 +165,14 @@ def train_with_lbfgs(
     seed = count("seed", seed, 0)
     if adam_steps == max_epochs == 0:
         raise ValueError("adam_steps and max_epochs are both 0; wanted at least one above 0")
-    if isinstance(tol, Tensor) and tol.ndim:
-        raise TypeError(
-            f"tol is {shown(tol)}; wanted a number (inputs and targets are passed as a pair, "
-            "data=(inputs, targets))"
-        )
-    tol = number("tol", tol, least=0.0)
+    tol = _tolerance(tol)
     if until not in ("either", "both", "loss", "gradient"):
         raise ValueError(f"until is {until!r}; wanted 'either', 'both', 'loss' or 'gradient'")
     if line_search_fn is None:
         raise ValueError("line_search_fn is None; wanted the name of a rule, or a rule")
     flag("progress", progress)
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; wanted a torch.nn.Module")
+    flat = _parameters(model)
     _warn_of_noise(model)
-    flat = Flat(model.parameters())
-    if not any(flat.sizes):
-        raise ValueError(
-            "the model has no parameter that requires a gradient and is not empty; wanted at least "
-            "one"
-        )
     optimizer = LBFGS(
         model.parameters(), max_iter=max_iter, history_size=history_size,
         line_search_fn=line_search_fn, tolerance_change=0.0,
@@ -204,6 +192,28 @@ def train_with_lbfgs(
         finally:
             run.restore()
     return run.result()
+
+
+def _tolerance(tol: Any) -> float:
+    if isinstance(tol, Tensor) and tol.ndim:
+        raise TypeError(
+            f"tol is {shown(tol)}; wanted a number (inputs and targets are passed as a pair, "
+            "data=(inputs, targets))"
+        )
+    return number("tol", tol, least=0.0)
+
+
+def _parameters(model: Any) -> Flat:
+    """The parameters of a model, as one vector."""
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; wanted a torch.nn.Module")
+    flat = Flat(model.parameters())
+    if not any(flat.sizes):
+        raise ValueError(
+            "the model has no parameter that requires a gradient and is not empty; wanted at least "
+            "one"
+        )
+    return flat
 
 
 def _warn_of_noise(model: torch.nn.Module) -> None:

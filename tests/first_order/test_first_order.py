@@ -750,3 +750,14 @@ def test_a_state_without_a_plateau() -> None:
     state = lx.Adam(0.1).init(x)
     with pytest.raises(ValueError, match="another kind of learning rate"):
         lx.Adam(schedules.ReduceOnPlateau(0.1)).update(x, x, state)
+
+
+def test_clipping_keeps_each_dtype(backend: Backend) -> None:
+    """Leaves of several dtypes share one norm, and each keeps its own dtype."""
+    opt = lx.SGD(1.0, clip_norm=1.0)
+    params = {"a": backend.asarray([0.0], "float32"), "b": backend.asarray([0.0], "float64")}
+    grads = {"a": backend.asarray([3.0], "float32"), "b": backend.asarray([4.0], "float64")}
+    new, _ = opt.update(params, grads, opt.init(params))
+    for name, wanted in (("a", -0.6), ("b", -0.8)):
+        assert new[name].dtype == params[name].dtype
+        np.testing.assert_allclose(backend.to_numpy(new[name]), [wanted], rtol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,11 @@ def test_unknown_commands_are_refused(capsys: pytest.CaptureFixture[str]) -> Non
     assert "dome" in capsys.readouterr().err
 
 
-def test_info(fewer_libraries: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_info(
+    fewer_libraries: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # However busy the machine is.
+    monkeypatch.setattr("lbfgs_xp.__main__._PATIENCE", math.inf)
     assert main(["info"]) == 0
     shown = capsys.readouterr().out
     assert lx.__version__ in shown
@@ -51,9 +56,11 @@ def test_info(fewer_libraries: list[str], capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_demo(
-    fewer_libraries: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    fewer_libraries: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("matplotlib")
+    monkeypatch.setattr("lbfgs_xp.demo._PATIENCE", math.inf)
     folder = tmp_path / "new"
     assert main(["demo", "--quick", "--out", str(folder)]) == 0
     shown = capsys.readouterr().out

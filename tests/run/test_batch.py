@@ -725,3 +725,12 @@ def test_an_interrupt_between_point_and_aux_parts_neither(monkeypatch: pytest.Mo
     )
     assert calls == 5 and Status.INTERRUPTED in res.status
     np.testing.assert_array_equal(res.aux, res.x + 1.0)
+
+
+def test_differences_in_float32_that_set_out_again(backend: Backend) -> None:
+    """A batch that sets out from its best point again, on libraries whose scalars are arrays."""
+    p = problems.himmelblau(xp=backend.xp, dtype="float32", device=backend.device)
+    res = lx.minimize(
+        p.fun, p.starts(40, scale=0.5, seed=3), jac="2-point", batched=True, maxiter=30
+    )
+    assert np.all(backend.to_numpy(res.fun) < 1e-2)

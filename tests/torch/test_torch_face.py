@@ -926,3 +926,32 @@ def test_bad_arguments_of_training_are_refused(settings: dict, message: str) -> 
     arguments: dict[str, Any] = {"model": linear(), "loss_fn": mse, "data": line()} | settings
     with pytest.raises((ValueError, TypeError), match=message):
         train_with_lbfgs(**{"adam_steps": 2} | arguments)
+
+
+@pytest.mark.parametrize("offset", [-3.0, 1.0, 1e6])
+def test_a_floor_is_that_of_minimize(offset: float) -> None:
+    """The face cannot look as `minimize` does, but calls the same points a floor."""
+
+    def value(x: torch.Tensor) -> torch.Tensor:
+        return offset + ((x - 3.0) ** 4).sum()
+
+    x = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    opt = LBFGS(
+        [x], max_iter=500, tolerance_grad=0.0, tolerance_change=0.0, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> torch.Tensor:
+        opt.zero_grad()
+        loss = value(x)
+        loss.backward()
+        return loss
+
+    opt.step(closure)
+    res = lx.minimize(
+        value, torch.zeros(2, dtype=torch.float64), gtol=0.0,
+        method=lx.LBFGS(100, "strong_wolfe", initial_inverse_hessian=1.0),
+    )
+    assert opt.result is not None
+    ends = {lx.Status.PRECISION, lx.Status.GRADIENT, lx.Status.STEP, lx.Status.VALUE}
+    assert opt.result.status in ends and res.status in ends
+    assert (opt.result.status is lx.Status.PRECISION) == (res.status is lx.Status.PRECISION)
