@@ -48,6 +48,7 @@ def points(problem: problems.Problem, shape: tuple[int, ...] = ()) -> np.ndarray
     return np.random.default_rng(7).uniform(-1.0, 1.0, size=(*shape, problem.n))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradient_is_the_slope(backend: Backend, variant: str) -> None:
     p = make(variant, backend)
@@ -61,6 +62,7 @@ def test_gradient_is_the_slope(backend: Backend, variant: str) -> None:
     np.testing.assert_allclose(gradient, (ahead - behind) / (2.0 * h), atol=1e-6 * scale + 1e-8)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_batch_equals_its_rows(backend: Backend, variant: str) -> None:
     p = make(variant, backend)
@@ -113,6 +115,7 @@ def test_minimum_is_reached(backend: Backend, variant: str) -> None:
     assert float(p.fun(p.x0)) > p.minimum
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("dtype", "reproducible"), [("float64", False), ("float32", True)], ids=["plain64", "fixed32"]
 )
@@ -133,6 +136,7 @@ def test_keeps_shape_dtype_device(
         assert np.all(backend.to_numpy(p.fun(x)) == backend.to_numpy(value))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_float32_is_near_float64(backend: Backend, variant: str) -> None:
     fine, coarse = make(variant, backend), make(variant, backend, "float32")
@@ -145,6 +149,7 @@ def test_float32_is_near_float64(backend: Backend, variant: str) -> None:
     np.testing.assert_allclose(backend.to_numpy(gradient32), gradient, rtol=0.0, atol=1e-5 * scale)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("dtype", "shape"), [("float64", ()), ("float32", (3,))], ids=["one64", "batch32"]
 )

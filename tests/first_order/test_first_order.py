@@ -135,6 +135,7 @@ def close(ours: np.ndarray, theirs: np.ndarray) -> None:
     np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("case", TORCH_CASES, ids=label)
 def test_iterates_of_torch(backend: Backend, case: tuple[str, dict, dict]) -> None:
     name, settings, renamed = case

@@ -99,6 +99,7 @@ def test_a_function_with_noise_may_be_asked_again() -> None:
     assert np.array_equal(calls[2], calls[3]) and np.array_equal(calls[3], calls[4])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("reproducible", [False, True])
 def test_rows_of_a_batch_equal_single_solves(
@@ -139,6 +140,7 @@ def test_the_same_bits_on_every_library(backend: Backend, name: str) -> None:
     assert np.array_equal(path(backend), path(Backend.NUMPY))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("batched", [False, True])
 def test_going_on(backend: Backend, name: str, batched: bool) -> None:
