@@ -133,6 +133,11 @@ class Backend(Keyed):
         return compat.is_writeable_array(self.zeros((1,)))
 
     @functools.cached_property
+    def index_dtype(self) -> Any:
+        """The dtype of indices and counts."""
+        return self.xp.__array_namespace_info__().default_dtypes(device=self.device)["indexing"]
+
+    @functools.cached_property
     def _key(self) -> tuple[Any, ...]:
         return self.name, str(self.dtype), self.complex, str(self.device)
 
@@ -185,9 +190,16 @@ class Backend(Keyed):
         dtype = self.dtype if dtype is None else dtype
         return self.xp.asarray(values, dtype=dtype, device=self.creation_device)
 
+    def constant(self, values: np.ndarray) -> Array:
+        """`from_host` for numbers that are needed again: they are transferred once."""
+        held = vars(self).setdefault("_constants", {})
+        if id(values) not in held:
+            held[id(values)] = values, self.from_host(values)
+        return held[id(values)][1]
+
     def index_array(self, indices: np.ndarray) -> Array:
         """Indices on the host as an integer array of this library on this device."""
-        return self.from_host(indices, self.xp.asarray(0).dtype)
+        return self.from_host(indices, self.index_dtype)
 
     def adopt(self, values: Any, what: str) -> Array:
         """`values` as an array of this library, device and dtype.

@@ -71,6 +71,10 @@ class JaxBackend(Backend):
         dtype = self.dtype if dtype is None else dtype
         return jax.device_put(values.astype(dtype), self.creation_device)
 
+    def constant(self, values: np.ndarray) -> Array:
+        # While a function is being compiled, an array is valid in that function only.
+        return self.from_host(values)
+
     def read_many(self, numbers: Sequence[Any]) -> list[float]:
         for number in numbers:
             if is_array(number):

@@ -16,6 +16,7 @@ import numpy as np
 from lbfgs_xp.arrays import scalars
 from lbfgs_xp.arrays.backend import Array, Backend, compiled, identity, is_array, take
 from lbfgs_xp.arrays.keyed import Keyed
+from lbfgs_xp.arrays.pending import Queue
 
 
 def fixed_sum(x: Array, axis: int = -1) -> Array:
@@ -81,9 +82,10 @@ class Space(Keyed):
         gathered.
     small_on_host : bool
         Whether the small algebra, on m x m matrices, runs in NumPy on the host, in float64: for one
-        problem, for NumPy arrays, and for reproducible runs. Otherwise it runs on the device, in
-        the dtype of x.
+        problem whose reads are free, for NumPy arrays, and for reproducible runs. Otherwise it runs
+        on the device, in the dtype of x.
     small : namespace of that algebra.
+    queue : the pending numbers of the run; see `later`.
     scalars : the functions for the scalars of each problem.
     """
 
@@ -97,14 +99,15 @@ class Space(Keyed):
         self.batched = batched
         self._key = backend, batched
         self.remote = not (batched or backend.reads_are_free or self.reproducible)
-        self.small_on_host = not batched or self.reproducible or backend.on_host
+        self.small_on_host = not (batched or self.remote) or self.reproducible or backend.on_host
+        self.queue = Queue(backend)
         self.small = np if self.small_on_host else backend.xp
         self.scalars = scalars.of(self.small_zeros(()) if batched else 0.0)
         # Subclasses get no shortcuts, because these would bypass the reductions they define.
         plain = type(self) is Space and not batched
         # Small problems spend their time in call overhead, so these call NumPy directly.
         dot = np.ndarray.dot
-        if plain:
+        if plain and self.small_on_host:
             vars(self).update(matvec=dot, vecmat=dot)
         if backend.reads_are_free and plain:
             vars(self).update(read_one=float)
@@ -112,8 +115,6 @@ class Space(Keyed):
             vars(self).update(dot=dot, products=dot, combine=dot, max_abs=backend.max_abs)
             if backend.dtype == np.float64:
                 vars(self).update(fetch=identity, send=identity, small_products=dot)
-        if backend.compiles and plain:
-            vars(self).update(descend=backend.jit(_descend, backend))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.backend!r}, batched={self.batched})"
@@ -288,9 +289,16 @@ class Space(Keyed):
 
     def read(self, *numbers: Array) -> Sequence[Any]:
         """Reduced numbers as scalars: floats (at most one transfer), or (B,) arrays."""
+        if self.remote:
+            return self.queue.read_with(numbers)
         if not self.batched:
             return self.backend.read(numbers)
         return [self.fetch(number) for number in numbers]
+
+    def later(self, *numbers: Array) -> Sequence[Any]:
+        """`read` of numbers that are not needed yet: for one problem on a device each is pending,
+        and arrives with the next read."""
+        return self.queue.add(numbers) if self.remote else self.read(*numbers)
 
     def read_one(self, number: Array) -> Any:
         """`read` of a single number."""
@@ -342,9 +350,15 @@ class Space(Keyed):
             return u == v or (u != u and v != v)
         if self.backend.reads_are_free and bool((u == v).all()):
             return True
-        xp = compat.array_namespace(u)
-        same = xp.all((u == v) | ((u != u) & (v != v)))
-        return bool(self.backend.to_host(same) if xp is self.xp else same)
+        same = _same(u, v)
+        on_host = isinstance(same, np.generic)
+        return bool(same if on_host else self.backend.to_host(same))
+
+    def equal_later(self, u: Array, v: Array) -> Any:
+        """`equal` for two vectors; for one problem on a device it is pending, as 1 or 0."""
+        if not self.remote or u is v:
+            return self.equal(u, v)
+        return self.later(self.xp.astype(_same(u, v), self.backend.dtype))[0]
 
     # --- the small algebra ---------------------------------------------------------------------
 
@@ -365,8 +379,8 @@ class Space(Keyed):
         """Integer zeros, for counters."""
         if self.small_on_host:
             return np.zeros(shape, dtype=np.int64)
-        xp = self.xp
-        return xp.zeros(shape, dtype=xp.asarray(0).dtype, device=self.backend.creation_device)
+        backend = self.backend
+        return self.xp.zeros(shape, dtype=backend.index_dtype, device=backend.creation_device)
 
     def small_arange(self, size: int) -> Array:
         if self.small_on_host:
@@ -409,11 +423,9 @@ class FixedOrderSpace(Space):
         return values, self.send(rows)
 
 
-def _descend(
-    backend: Backend, coefficients: Array, rows: Array, gamma: Any, gradient: Array
-) -> Array:
-    """`Space.descend` as one program, which also transfers the coefficients to the device."""
-    return backend.xp.astype(coefficients, backend.dtype) @ rows - gamma * gradient
+def _same(u: Array, v: Array) -> Array:
+    """Whether two arrays hold the same numbers (nan equals nan), as a 0-d array."""
+    return compat.array_namespace(u).all((u == v) | ((u != u) & (v != v)))
 
 
 def _map_rows(function: Callable, tree: Any, *others: Any) -> Any:

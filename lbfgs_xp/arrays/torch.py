@@ -181,7 +181,7 @@ def _jacobian(evaluate: Callable, *arguments: Any) -> Array:
 
     with _FORWARD:
         _warm_up()
-        return torch.func.vmap(column, out_dims=-1)(torch.eye(x.shape[-1]).to(x)).detach()
+        return torch.func.vmap(column, out_dims=-1)(torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)).detach()
 
 
 # All threads share torch's state of forward-mode differentiation.

@@ -38,7 +38,7 @@ class Layout(Keyed):
     def __init__(self, x0: Any, batched: bool):
         leaves, self.structure = flatten(_as_parameters(x0))
         self.batched = batched
-        backends = _check_leaves(leaves, batched)
+        backends = _check_leaves(leaves, self.structure, batched)
         self.backend = backends[0]
         self.leaves = leaves
         self.shapes = [tuple(leaf.shape) for leaf in leaves]
@@ -219,6 +219,12 @@ def paths(structure: Any) -> list[str]:
     return [".".join(map(str, path)) for path in structure.paths()]
 
 
+def leaf_name(structure: Any, index: int, what: str) -> str:
+    """What errors call a leaf, such as "x0.layers.0.bias"; `what` names the whole."""
+    path = paths(structure)[index]
+    return f"{what}.{path}" if path else what
+
+
 def _register(cls: type) -> None:
     names = tuple(field.name for field in dataclasses.fields(cls))
 
@@ -291,12 +297,15 @@ def _of_a_module(leaf: Any) -> str:
     )
 
 
-def _check_leaves(leaves: list[Any], batched: bool) -> list[Backend]:
+def _check_leaves(leaves: list[Any], structure: Any, batched: bool) -> list[Backend]:
     backends = backends_of(leaves, "x0")
     for what, error in (("device", ValueError), ("dtype", TypeError)):
-        found = {getattr(backend, what) for backend in backends}
-        if len(found) > 1:
-            raise error(f"x0 mixes {what}s {', '.join(sorted(map(str, found)))}; wanted one")
+        # Devices are compared, because those of CuPy have no hash.
+        first = getattr(backends[0], what)
+        for i, backend in enumerate(backends):
+            if (other := getattr(backend, what)) != first:
+                one, two = (leaf_name(structure, j, "x0") for j in (0, i))
+                raise error(f"{one} has {what} {first} and {two} {other}; wanted one {what}")
     if batched:
         firsts = {tuple(leaf.shape[:1]) for leaf in leaves}
         if len(firsts) > 1 or firsts == {()}:

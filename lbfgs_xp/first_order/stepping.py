@@ -118,7 +118,7 @@ class Stepping(Solver):
             accepted=accepted,
             failed=failed,
         )
-        return self._advanced(space, state, accepted) if space.any(accepted) else state
+        return state if space.none(accepted) else self._advanced(space, state, accepted)
 
     def _check_shared(self) -> None:
         """Refuse settings that are impossible for a batch, whose problems step together."""

@@ -251,12 +251,17 @@ def _inserted(numbers: list[tuple], factor: Any) -> list[tuple]:
 
 def _all_finite(spec: ParameterSpec, gs: list[Array]) -> bool:
     """Whether every gradient is finite, with one host transfer for each device."""
-    sizes: dict[Backend, list[Array]] = {}
+    sizes: dict[str, list[tuple[Backend, Array]]] = {}
     for space, g in zip(spec.spaces, gs, strict=True):
         if 0 not in g.shape:
             size = space.max_abs(space.backend.vector(g))
-            sizes.setdefault(space.backend, []).append(size)
-    return all(math.isfinite(size) for b, own in sizes.items() for size in b.read(own))
+            sizes.setdefault(str(space.backend.device), []).append((space.backend, size))
+    for found in sizes.values():
+        # The widest dtype holds the numbers of all others.
+        widest = max((backend for backend, _ in found), key=lambda backend: backend.largest)
+        if not all(map(math.isfinite, widest.read([size for _, size in found]))):
+            return False
+    return True
 
 
 # --- numbers -----------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ _CURVED = 0.25
 # The most parameters for which the normal equations are tried: their elimination is unrolled.
 FEW = 16
 # Flags in the result of `going`.
-CURVED, HARD = 2, 4
+CURVED, HARD, LOST = 2, 4, 8
 # Consecutive steps that must be small, or bring no meaningful progress, before a run stops.
 _SETTLED = 2
 _PATIENCE = 3
@@ -132,14 +132,16 @@ def _cautious(space: Space, x: Array, linear: LinearModel, mu: Any) -> Any:
     return mu
 
 
-def going(space: Space, state: LMState) -> Array:
+def going(space: Space, state: LMState, lost: Any = None) -> Array:
     """What the loop must know about each problem: 0 if it has ended; else 1, plus `CURVED` if it
-    needs the curvature, plus `HARD` if `aim` must be exact."""
+    needs the curvature, plus `HARD` if `aim` must be exact. `LOST` is added to both for problems in
+    the mask `lost`."""
     fn = space.scalars
     zero = fn.full(0, state.value)
     kind = 1 + fn.where(state.curved, zero + CURVED, zero)
     kind = kind + fn.where(state.linear.hard, zero + HARD, zero)
-    return fn.where(state.status == _RUNNING, kind, zero)
+    kind = fn.where(state.status == _RUNNING, kind, zero)
+    return kind if lost is None else kind + fn.where(lost, zero + LOST, zero)
 
 
 def aim(exact: bool, space: Space, state: LMState, box: Any) -> LMState:

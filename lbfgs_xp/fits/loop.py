@@ -84,6 +84,13 @@ class _Steps:
         self._linearize = prepare(linear_model.linearize, settings, space)
         self._decompose = prepare(linear_model.decompose, settings, space)
 
+    def guess(
+        self, x: Array, residuals: Array, columns: Array, box: Any, largest: Any
+    ) -> LinearModel:
+        """`linearize` without a read, which may lose too many digits in problems flagged `hard`."""
+        few = x.shape[-1] <= lm.FEW
+        return (self._linearize if few else self._decompose)(x, residuals, columns, box, largest)
+
     def aim(self, state: lm.LMState, box: Any, going: np.ndarray) -> lm.LMState:
         """The state with its next trial."""
         hard = going >= lm.HARD
@@ -102,9 +109,9 @@ class _Steps:
         """The linearised residuals, and whether all are known to be finite. One host transfer."""
         space = self.space
         arguments = (x, residuals, columns, box, largest)
+        linear = self.guess(*arguments)
         if x.shape[-1] > lm.FEW:
-            return self._decompose(*arguments), False
-        linear = self._linearize(*arguments)
+            return linear, False
         hard = space.backend.to_host(linear.hard)
         if not hard.any():
             return linear, True
@@ -127,7 +134,7 @@ def _curved(backend: Backend, going: np.ndarray) -> Any:
     """The rows that need the curvature; None if it is better to evaluate all rows."""
     rows = np.flatnonzero(going & lm.CURVED)
     few = going.size >= _FEWEST and 2 * rows.size <= going.size
-    return rows if few and not backend.compiles else None
+    return rows if few and backend.reads_are_free else None
 
 
 def _replaced(
@@ -193,9 +200,9 @@ class Fit:
         # A small problem is faster on the host, where there is no latency and no compilation.
         self.send: Callable = identity
         self.fetch: Callable = identity
-        if not layout.batched and math.prod(columns.shape) <= _SMALL:
-            self.send = functools.partial(outer.from_host, dtype=outer.dtype)
-            self.fetch = outer.to_host
+        if not layout.batched and not outer.on_host and math.prod(columns.shape) <= _SMALL:
+            twins = _Twins(outer)
+            self.send, self.fetch = twins.send, twins.fetch
             x, residuals, columns = map(self.fetch, (x, residuals, columns))
             box = None if box is None else tuple(map(self.fetch, box))
             backend = Backend.of(x)
@@ -207,10 +214,13 @@ class Fit:
         self.confirmed: Any = None
         linear, _ = self.steps.linearize(x, residuals, columns, box, None)
         self.state = self.steps.begin(x, residuals, columns, linear)
+        self._going: Any = None
 
     def going(self) -> np.ndarray:
         """See `lm.going`."""
-        return self.space.backend.to_host(self.steps.going(self.state))
+        if self._going is None:
+            self._going = self.space.backend.to_host(self.steps.going(self.state))
+        return self._going
 
     def calls(self, going: np.ndarray) -> int:
         """How many calls of the residuals another step with its Jacobian takes."""
@@ -236,7 +246,7 @@ class Fit:
         )
         part = self.objective.take(space.backend.to_host(fewer.here))
         # In one statement, so that an interrupt leaves the three consistent.
-        self.rows, self.here, (self.state, self.box_here) = fewer, part, rest
+        self.rows, self.here, (self.state, self.box_here), self._going = fewer, part, rest, None
         return self.going()
 
     def advance(self, going: np.ndarray) -> None:
@@ -247,17 +257,33 @@ class Fit:
             state = self._bend(state, going)
         residuals = self._ask(self.here, state.trial)
         verdict = steps.judge(state, residuals)
-        found: Any = None
-        linear = None
-        if space.any(verdict.accepted):
+        # A read costs more on a device than a Jacobian that turns out not to be needed.
+        blind = not space.backend.reads_are_free and going.size > 1
+        if not blind and not space.any(verdict.accepted):
+            self._move_to(steps.advance(state, verdict, residuals, None, None))
+            return
+        at, known = state.trial, residuals
+        if going.size > 1 or blind:
             # The model may have no value at a trial that was rejected.
-            at = space.pick(verdict.accepted, state.trial, state.x)
-            known = space.pick(verdict.accepted, residuals, state.residuals)
-            found = self._ask(self.here.columns, at, known)
-            linear, finite = steps.linearize(at, known, found, box, state.linear.scale)
-            if not finite:
-                found = space.pick_rows(linear.finite, found, state.columns)
-        self.state = steps.advance(state, verdict, residuals, found, linear)
+            at = space.pick(verdict.accepted, at, state.x)
+            known = space.pick(verdict.accepted, known, state.residuals)
+        columns = self._ask(self.here.columns, at, known)
+        arguments = at, known, columns, box, state.linear.scale
+        if blind:
+            linear = steps.guess(*arguments)
+            after = steps.advance(state, verdict, residuals, columns, linear)
+            going = space.backend.to_host(steps.going(after, linear.hard & verdict.accepted))
+            if not (going & lm.LOST).any():
+                self._move_to(after, going)
+                return
+        linear, finite = steps.linearize(*arguments)
+        if not finite:
+            columns = space.pick_rows(linear.finite, columns, state.columns)
+        self._move_to(steps.advance(state, verdict, residuals, columns, linear))
+
+    def _move_to(self, state: lm.LMState, going: Any = None) -> None:
+        # In one statement, so that an interrupt leaves the two consistent.
+        self.state, self._going = state, going
 
     def _wants_probe(self, going: np.ndarray) -> bool:
         return self.plan.acceleration and bool((going & lm.CURVED).any())
@@ -350,6 +376,28 @@ class Fit:
             layout.to_tree(x), float(cost), residuals, jacobian, float(optimality), int(nit),
             calls.nfev, calls.njev, statuses[0].success, statuses[0], messages[0],
         )
+
+
+class _Twins:
+    """Transfers between the host and a device, each array only once."""
+
+    def __init__(self, backend: Backend):
+        self._backend = backend
+        self._recent: list[tuple[Array, Array]] = []
+
+    def send(self, host: Array) -> Array:
+        for known, array in self._recent:
+            if known is host:
+                return array
+        return self._pair(host, self._backend.from_host(host, self._backend.dtype))[1]
+
+    def fetch(self, array: Array) -> Array:
+        return self._pair(self._backend.to_host(array), array)[0]
+
+    def _pair(self, host: Array, array: Array) -> tuple[Array, Array]:
+        # The last trial, with its residuals and its Jacobian.
+        self._recent = [*self._recent[-3:], (host, array)]
+        return host, array
 
 
 def box_of(bounds: Any, layout: Layout) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.scalars import named
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.result import Best, Status
@@ -68,6 +69,13 @@ def after_evaluation(
     old = standing.solver_state
     running = standing.progress.status == _RUNNING
     more = {} if hessian is None else {"hessian": hessian}
+    measured = None
+    if space.remote:
+        # Before the step, so that these numbers arrive with those that the step reads.
+        norm = None
+        if not solver.projects:
+            (norm,) = space.later(solver.optimality(space, old.trial, gradient))
+        measured = norm, _lengths(space, old.x, old.trial) if measure_steps else None
     state = solver.step(space, old, value, gradient, running, **more)
     account: Any = _account
     arguments: tuple = (solver, space, measure_steps)
@@ -77,34 +85,50 @@ def after_evaluation(
         account, arguments = space.backend.jit(_account, *arguments), ()
         seen = _Seen.of(old), _Seen.of(state)
     progress, best, better = account(
-        *arguments, criteria, standing.progress, standing.best, *seen, gradient, count
+        *arguments, criteria, standing.progress, standing.best, *seen, gradient, count, measured
     )
     return named(Standing, (state, progress, best)), better
 
 
 def _account(
     solver: Solver, space: Space, measure_steps: bool, criteria: Criteria, progress: Progress,
-    best: Best, old: Any, new: Any, gradient: Array, count: int,
+    best: Best, old: Any, new: Any, gradient: Array, count: int, measured: Any,
 ) -> tuple[Progress, Best, Any]:
-    """Progress and best point after a step, and whether the trial is the best point."""
+    """Progress and best point after a step, and whether the trial is the best point.
+
+    measured : for one problem on a device, the optimality of the trial and the lengths of the step
+        to it.
+    """
     fn = space.scalars
     running = progress.status == _RUNNING
-    step = size = None
-    if measure_steps:
-        step, size = space.read(space.max_abs(new.x - old.x), space.max_abs(new.x))
+    norm, lengths = (None, None) if measured is None else measured
+    if lengths is not None and new.x is not old.trial:
+        lengths = None
+    if measure_steps and lengths is None and not (space.remote and not new.accepted):
+        lengths = _lengths(space, old.x, new.x)
+    step, size = (None, None) if lengths is None else map(now, lengths)
     progress = stopping.update(fn, criteria, progress, old, new, step, size, count)
-    best, better = better_point(solver, space, criteria, best, old.trial, new, gradient, running)
+    best, better = better_point(
+        solver, space, criteria, best, old.trial, new, gradient, running, norm
+    )
     return progress, best, better
+
+
+def _lengths(space: Space, old: Array, new: Array) -> Any:
+    """The largest component of the step from `old` to `new`, and of `new`."""
+    return space.later(space.max_abs(new - old), space.max_abs(new))
 
 
 def better_point(
     solver: Solver, space: Space, criteria: Criteria, best: Best, trial: Array, state: Any,
-    gradient: Array, running: Any,
+    gradient: Array, running: Any, norm: Any = None,
 ) -> tuple[Best, Any]:
     """The best point, now that the trial has been evaluated, and whether it is the trial.
 
     The lower value wins; among values that agree with the lowest up to rounding, the smallest
     gradient wins.
+
+    norm : the optimality of the trial, if it is known or pending.
     """
     fn = space.scalars
     value = state.seen
@@ -116,7 +140,11 @@ def better_point(
     near = running & (value <= best.lowest + margin)
     if fn.every(fn.logical_not(near)):
         return best, near
-    norm = space.read_one(solver.optimality(space, trial, gradient))
+    if fn.every(taken):
+        norm = state.gradient_norm
+    elif norm is None:
+        norm = space.read_one(solver.optimality(space, trial, gradient))
+    norm = now(norm)
     usable = near & fn.isfinite(value) & fn.isfinite(norm)
     lowest = fn.where(usable & (value < best.lowest), value, best.lowest)
     limit = lowest + slack * fn.abs(lowest)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.rows import Rows, Sizes
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.result import CLAIMED, BatchResult, Best, Record, Result, State, Status, joined
@@ -101,40 +102,48 @@ class Run:
     def begin(self, x: Array, state: State | None) -> None:
         """Evaluate the start, or the iterate of an earlier run."""
         space, solver, objective = self.space, self.solver, self.objective
-        start, learned, earlier = x, None, None
+        start, learned, resumes = x, None, False
+        at_best: Any = False
         if state is not None:
             state = _checked_state(state, x, self.method, solver, space)
+            space.queue.take_over(state.space.queue)
             if objective.forward and state.central:
                 self.set_differences(forward=False)
             learned = solver.learned(space, state.solver_state)
-            earlier = state if space.equal(x, state.best.x) else None
-        if earlier is not None:
-            start = earlier.solver_state.x
-        if solver.projects and (earlier is None or earlier.solver != solver):
+            # If the iterate is the best point, the start is the same whatever the answer.
+            compare = space.equal_later if state.solver_state.x is state.best.x else space.equal
+            at_best = compare(x, state.best.x)
+            resumes = state.solver == solver
+            if at_best is True:
+                start = state.solver_state.x
+        if solver.projects and not (resumes and now(at_best)):
             start = solver.project(space, start)
         untouched = space.backend.own(start)
         value, gradient, aux, _ = self.evaluate(start)
-        if not space.equal(start, untouched):
+        unchanged = space.equal_later(start, untouched)
+        (extent,) = space.later(space.max_abs(start))
+        same: Any = False
+        if resumes:
+            same = space.equal_later(gradient, state.solver_state.gradient)
+        inner = self._state_at(start, value, gradient, learned)
+        if not now(unchanged):
             raise ValueError(
                 "fun changed x in place; wanted a function that leaves its argument unchanged"
             )
-        inner = self._state_at(start, value, gradient, learned)
         best = Best(start, inner.value, gradient, inner.gradient_norm, inner.value)
         self.aux = AuxOutput(aux)
         if space.batched:
             self.aux = AuxOutput.of(aux, space, self.layout.batch[0])
         if (
-            earlier is not None
-            and earlier.solver == solver
-            and space.equal(inner.value, earlier.solver_state.value)
-            and space.equal(inner.gradient, earlier.solver_state.gradient)
+            resumes and now(at_best) and now(same)
+            and space.equal(inner.value, state.solver_state.value)
         ):
             # Several runs may resume from a state, and each overwrites what it has learned.
-            inner = solver.resume(earlier.solver_state)
-            best, self.aux = earlier.best, self.aux._replace(value=earlier.aux)
-        extent = space.read_one(space.max_abs(start))
+            inner = solver.resume(state.solver_state)
+            best, self.aux = state.best, self.aux._replace(value=state.aux)
         progress = stopping.start(
-            space.scalars, self.criteria, inner.value, inner.gradient_norm, extent, objective.nfev
+            space.scalars, self.criteria, inner.value, inner.gradient_norm, now(extent),
+            objective.nfev,
         )
         self.standing = Standing(inner, progress, best)
         self.second_look = SecondLook(self)
@@ -309,7 +318,9 @@ class Run:
         status: Any
         message: Any
         code = space.scalars.where(p.status == CLAIMED, _RUNNING, p.status)
-        norm = space.read(self.solver.optimality(space, best.x, best.gradient))[0]
+        norm = best.gradient_norm
+        if not space.remote:
+            norm = space.read_one(self.solver.optimality(space, best.x, best.gradient))
         if space.batched:
             status, message = code, _messages(space, code)
         else:

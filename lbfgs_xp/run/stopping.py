@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import isfinite
 from typing import Any, NamedTuple
 
+from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.scalars import FLOATS, Scalars, named
 from lbfgs_xp.result import CLAIMED, Status
 
@@ -162,13 +163,16 @@ def update(
     settled_value = fn.where(small & moved, p.settled_value + 1, 0)
     settled_step = fn.where(short & moved, p.settled_step + 1, 0)
     stalled = fn.where(lower | (norm < 0.9 * p.lowest_norm), 0, p.stalled + 1)
-    # Rounding may explain the lack of progress if little decrease was predicted, or if the gradient
-    # has fallen so far that what is left may be its error. Otherwise it is a failure.
-    rounding = (new.decrement <= criteria.noise * magnitude) | faded
-    given_up = fn.where(
-        rounding & (criteria.failure == _LINE_SEARCH), fn.full(CLAIMED, value), criteria.failure
-    )
-    status = fn.where(stalled >= criteria.patience, given_up, p.status)
+    given_up: Any = criteria.failure
+    hopeless = stalled >= criteria.patience
+    if not fn.every(fn.logical_not(hopeless | failed)):
+        # Rounding may explain the lack of progress if little decrease was predicted, or if the
+        # gradient has fallen so far that what is left may be its error. Otherwise it is a failure.
+        rounding = (now(new.decrement) <= criteria.noise * magnitude) | faded
+        given_up = fn.where(
+            rounding & (criteria.failure == _LINE_SEARCH), fn.full(CLAIMED, value), given_up
+        )
+    status = fn.where(hopeless, given_up, p.status)
     status = fn.where(settled_step >= _SETTLED, _STEP, status)
     status = fn.where(settled_value >= _SETTLED, _VALUE, status)
     status = fn.where(endless, _UNBOUNDED, status)

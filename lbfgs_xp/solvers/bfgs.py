@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lbfgs_xp.arrays.backend import Array, Backend, copy_of, is_array
+from lbfgs_xp.arrays.pending import Pending, now
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.checks import flag, setting
 from lbfgs_xp.line_search import LineSearch, MoreThuente
@@ -26,6 +27,18 @@ _WANTED = (
     "None, a positive number, an array (n,) of positive numbers (the diagonal), or a symmetric "
     "positive definite array (n, n)"
 )
+
+
+class Curvature(NamedTuple):
+    """What a step shows of the function: s, H y and H g (..., n), with y the change of the gradient
+    and g the gradient at its end; s . y, y . H y and g . H y."""
+
+    s: Array
+    v: Array
+    product: Array
+    curvature: Any
+    bend: Any
+    along: Any
 
 
 class Estimate(NamedTuple):
@@ -138,16 +151,25 @@ class BFGS(Descent):
             space, x, value, gradient, learned=Estimate(matrix, product, bare), **more
         )
 
+    def measure(
+        self, space: Space, state: DescentState, alpha: Any, gradient: Array
+    ) -> Curvature:
+        matrix = state.learned.matrix
+        s, y = space.scale(alpha, state.direction), gradient - state.gradient
+        v, product = space.products(matrix, y), space.products(matrix, gradient)
+        numbers = space.later(space.dot(s, y), space.dot(y, v), space.dot(v, gradient))
+        return Curvature(s, v, product, *numbers)
+
     def learn(
-        self, space: Space, state: DescentState, point: Iterate, alpha: Any, slope: Any, taken: Any
+        self, space: Space, state: DescentState, point: Iterate, slope: Any, taken: Any,
+        measured: Curvature,
     ) -> Estimate:
         """Update H by Nocedal & Wright, eq. 6.17, in the form H + s w' + w s'."""
         if space.none(taken):
             return state.learned
-        fn, xp, g, (matrix, _, bare) = space.scalars, space.xp, point.gradient, state.learned
-        s, y = space.scale(alpha, state.direction), g - state.gradient
-        v, product = space.products(matrix, y), space.products(matrix, g)
-        curvature, bend, along = space.read(space.dot(s, y), space.dot(y, v), space.dot(v, g))
+        fn, xp, alpha, (matrix, _, bare) = space.scalars, space.xp, point.step, state.learned
+        s, v, product, *numbers = measured
+        curvature, bend, along = map(now, numbers)
         # The same test as in L-BFGS: relative to s . g, so free of the units of x and f.
         rho = fn.divide(1.0, curvature)
         good = taken & (curvature > -space.backend.eps * (alpha * state.search.dphi0))
@@ -178,10 +200,13 @@ class BFGS(Descent):
         assert learned is not None
         fn, (x, value, gradient, norm, step) = space.scalars, point
         direction = -learned.product
-        slope = space.read_one(space.dot(gradient, direction))
+        (slope,) = space.later(space.dot(gradient, direction))
         # If it is not a descent direction, it is dropped together with what was learned. (At a
-        # gradient of 0 there is no descent, and nothing is wrong.)
-        wrong = steepest | (fn.logical_not(slope < 0.0) & (norm > 0.0))
+        # gradient of 0 there is no descent, and nothing is wrong.) A pending slope ends the search
+        # at its first trial, after which `steepest` holds.
+        wrong = steepest
+        if not isinstance(slope, Pending):
+            wrong = wrong | (fn.logical_not(slope < 0.0) & (norm > 0.0))
         wrong = wrong & fn.logical_not(learned.bare) & turned
         if not space.none(wrong):
             start = self._initial(space, x.shape)
@@ -191,9 +216,9 @@ class BFGS(Descent):
                 space.pick(wrong, plain, learned.product), learned.bare | wrong,
             )
             direction = -learned.product
-            slope = space.read_one(space.dot(gradient, direction))
-        first = fn.full(1.0, slope)
-        promised = fn.where(learned.bare, math.inf, -0.5 * slope)
+            (slope,) = space.later(space.dot(gradient, direction))
+        first = fn.full(1.0, value)
+        share = fn.where(learned.bare, math.inf, fn.full(0.5, value))
         if self.probes and not space.none(learned.bare):
             plain, plain_slope, length = first_step(
                 space, UNSCALED, None, x, value, gradient, norm, step == 0.0
@@ -201,7 +226,7 @@ class BFGS(Descent):
             direction = space.pick(learned.bare, plain, direction)
             slope = fn.where(learned.bare, plain_slope, slope)
             first = fn.where(learned.bare, length, first)
-        return Aim(direction, slope, first, promised, learned.bare, learned)
+        return Aim(direction, slope, first, share, learned.bare, learned)
 
     def inverse_hessian(self, space: Space, state: DescentState) -> DenseInverseHessian:
         """The inverse Hessian at the state's iterate, as an operator."""
@@ -230,7 +255,14 @@ class BFGS(Descent):
                 f"initial_inverse_hessian has shape {given.shape}; wanted ({n},) or ({n}, {n}), "
                 f"for {n} variables"
             )
-        matrix = space.backend.from_host(given if given.ndim == 2 else given * np.eye(n))
+        backend, xp = space.backend, space.xp
+        matrix = xp.eye(n, dtype=backend.dtype, device=backend.creation_device)
+        if given.ndim == 2:
+            matrix = backend.constant(given)
+        elif given.ndim == 1:
+            matrix = matrix * backend.constant(given)
+        elif given != 1.0:
+            matrix = matrix * float(given)
         return space.own_matrices(space.xp.broadcast_to(matrix, (*shape, n)))
 
 

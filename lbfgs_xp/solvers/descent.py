@@ -10,16 +10,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.line_search import ACCEPTED, STUCK, LineSearch, Search, rule_of
 from lbfgs_xp.solvers.contract import Solver
 from lbfgs_xp.solvers.first_step import first_step
 from lbfgs_xp.solvers.initial import UNSCALED
 from lbfgs_xp.solvers.method import Method
-from lbfgs_xp.solvers.search import FAR, Lowest, advance, at_floor
+from lbfgs_xp.solvers.search import FAR, Lowest, advance, at_floor, begun, search_from
 from lbfgs_xp.typing import LineSearchName
 
 
@@ -39,7 +41,8 @@ class Aim(NamedTuple):
 
     direction, slope : d and g . d, which must be negative.
     first : the first step length to try.
-    promised : the decrease that a quadratic model predicts for this step; inf without a model.
+    share : the part of the decrease along the slope that a quadratic model predicts for this step;
+        inf without a model.
     steepest : whether d is the direction of steepest descent, after which there is no other to try.
     learned : what the method has learned; None if it keeps nothing.
     """
@@ -47,7 +50,7 @@ class Aim(NamedTuple):
     direction: Array
     slope: Any
     first: Any
-    promised: Any
+    share: Any
     steepest: Any
     learned: Any = None
 
@@ -59,7 +62,7 @@ class DescentState(NamedTuple):
         see `lbfgs_xp.solvers.contract`.
     direction, search : the current line search.
     lowest : its lowest trial.
-    promised, steepest, learned : see `Aim`.
+    share, steepest, learned : see `Aim`.
     """
 
     x: Array
@@ -72,7 +75,7 @@ class DescentState(NamedTuple):
     trial: Array
     seen: Any
     lowest: Lowest
-    promised: Any
+    share: Any
     steepest: Any
     learned: Any
     decrement: Any
@@ -107,12 +110,21 @@ class Descent(Method, Solver):
             `step` beyond the contract.
         """
 
+    def measure(self, space: Space, state: DescentState, alpha: Any, gradient: Array) -> Any:
+        """What `learn` needs of a step alpha state.direction that ends at this gradient.
+
+        On a device it is called for every trial, so that `space.later` reads its numbers together
+        with the value.
+        """
+
     def learn(
-        self, space: Space, state: DescentState, point: Iterate, alpha: Any, slope: Any, taken: Any
+        self, space: Space, state: DescentState, point: Iterate, slope: Any, taken: Any,
+        measured: Any,
     ) -> Any:
         """What the state has learned, with the step to `point` where it was `taken`.
 
-        alpha, slope : the step is alpha state.direction; the slope along it at its end.
+        slope : the slope along the step at its end.
+        measured : what `measure` returned for this step.
         """
         return state.learned
 
@@ -145,9 +157,14 @@ class Descent(Method, Solver):
 
         Trials that overflow are normal; `minimize` calls this under `numpy.errstate`.
         """
-        fn, old = space.scalars, state.search
+        fn, measured = space.scalars, None
         rule: Any = self.line_search
+        if space.remote:
+            measured = self._measured(space, state, state.search.alpha, gradient, gradient)
         phi, dphi = space.read(value, space.dot(gradient, state.direction))
+        old = begun(rule, state.search)
+        if old is not state.search:
+            state = state._replace(search=old)
         search = advance(fn, rule, old, phi, dphi, active)
 
         accepted = active & (search.status == ACCEPTED)
@@ -160,9 +177,12 @@ class Descent(Method, Solver):
         # Stuck, but lower than the start: the lowest trial is the new iterate.
         taken = accepted | (stuck & (search.best_phi < search.phi0))
         lost = stuck & fn.logical_not(taken)
-        decrement = fn.where(taken | lost, state.promised, state.decrement)
+        decrement = fn.where(taken | lost, state.share * -old.dphi0, state.decrement)
         # At the precision floor steepest descent would do no better.
         floor = at_floor(space, decrement, state.value)
+        if space.remote:
+            # A pending slope may have turned out not to go down.
+            floor = floor and old.dphi0 < 0.0
         again = lost & fn.logical_not(state.steepest | floor)
 
         after = state._replace(search=search, lowest=lowest)
@@ -172,10 +192,11 @@ class Descent(Method, Solver):
             alpha, end, end_gradient = lowest
             new_x = space.pick(taken, space.move(state.x, alpha, state.direction), state.x)
             new_gradient = space.pick(taken, end_gradient, state.gradient)
-            norm, dphi, size = space.read(
-                space.max_abs(new_gradient), space.dot(end_gradient, state.direction),
-                space.max_abs(state.direction),
-            )
+            if measured is None or (taken and end_gradient is not gradient):
+                measured = self._measured(space, state, alpha, new_gradient, end_gradient)
+            norm, dphi, size = map(now, measured[0])
+            if space.remote and not taken:
+                norm = state.gradient_norm
             bend = dphi - old.dphi0
             bent = bend > space.backend.eps * -old.dphi0
             secant = fn.where(taken & bent, fn.divide(alpha * -old.dphi0, bend), math.nan)
@@ -183,13 +204,13 @@ class Descent(Method, Solver):
             unbounded = taken & far & fn.logical_not(bent)
             step = fn.where(taken, alpha, state.step)
             point = Iterate(new_x, fn.where(taken, end, state.value), new_gradient, norm, step)
-            learned = self.learn(space, state, point, alpha, dphi, taken)
+            learned = self.learn(space, state, point, dphi, taken, measured[1])
             aim = self.aim(space, point, secant, again, turned=turned, learned=learned, **more)
             fresh = self._set_out(space, point, aim)
             # A search that continues keeps its line; the rest is the same for every problem.
             after = fresh if fn.every(turned) else space.merge(turned, fresh, fresh._replace(
                 direction=state.direction, search=search, lowest=lowest,
-                promised=state.promised, steepest=state.steepest,
+                share=state.share, steepest=state.steepest,
             ))
         return after._replace(
             trial=space.move(after.x, after.search.alpha, after.direction), seen=phi,
@@ -197,16 +218,27 @@ class Descent(Method, Solver):
             unbounded=unbounded,
         )
 
+    def _measured(
+        self, space: Space, state: DescentState, alpha: Any, gradient: Array, end_gradient: Array
+    ) -> tuple[Sequence[Any], Any]:
+        """The norm of the new gradient, the slope at the end of the step, the size of the
+        direction, and what `measure` returns."""
+        numbers = space.later(
+            space.max_abs(gradient), space.dot(end_gradient, state.direction),
+            space.max_abs(state.direction),
+        )
+        return numbers, self.measure(space, state, alpha, gradient)
+
     def _set_out(self, space: Space, point: Iterate, aim: Aim) -> DescentState:
         """The state at `point` with a search begun along `aim`, except for its trial."""
         full, (x, value, gradient, norm, step) = space.scalars.full, point
         noise = space.scalars.abs(value) * space.backend.noise
         rule: Any = self.line_search
-        search = rule.begin(value, aim.slope, aim.first, noise)
+        search = search_from(rule, value, aim.slope, aim.first, noise)
         no = full(False, value)
         return DescentState(
             x, value, gradient, norm, step, aim.direction, search,
-            x, value, Lowest(full(0.0, value), value, gradient), aim.promised, aim.steepest,
+            x, value, Lowest(full(0.0, value), value, gradient), aim.share, aim.steepest,
             aim.learned, full(math.inf, value), no, no, no,
         )
 
@@ -217,7 +249,11 @@ def steepest_descent(space: Space, point: Iterate) -> Aim:
     fn, (x, value, gradient, norm, _) = space.scalars, point
     # The direction is not normalised, because later steps are relative to its length.
     _, _, length = first_step(space, UNSCALED, None, x, value, gradient, norm, False)
-    slope = space.read_one(space.dot(gradient, -gradient))
-    return Aim(
-        -gradient, slope, fn.divide(length, norm), fn.full(math.inf, value), fn.full(True, value)
-    )
+    return downhill(space, point)._replace(first=fn.divide(length, norm))
+
+
+def downhill(space: Space, point: Iterate) -> Aim:
+    """The direction -g, without a first step."""
+    full, (_, value, gradient, _, _) = space.scalars.full, point
+    (slope,) = space.later(space.dot(gradient, -gradient))
+    return Aim(-gradient, slope, None, full(math.inf, value), full(True, value))

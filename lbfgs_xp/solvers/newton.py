@@ -103,16 +103,20 @@ class Newton(Descent):
         direction = space.combine(space.send(-along / modified), rows)
         slope = space.read_one(space.dot(gradient, direction))
         downhill = slope < 0.0
-        promised = fn.where(downhill, -0.5 * slope, math.inf)
+        share = fn.where(downhill, 0.5, fn.full(math.inf, slope))
         usable = fn.isfinite(slope) & fn.logical_not(steepest)
         if self.modify is None and isinstance(self.line_search, Fixed):
             # The rule ignores the slope, but a search only begins if it is negative.
             slope = fn.where(downhill, slope, -1.0)
         else:
             usable = usable & downhill
+        if fn.every(fn.logical_not(usable)):
+            return steepest_descent(space, point)
         newton = Aim(
-            direction, slope, fn.full(1.0, slope), promised, fn.full(False, slope)
+            direction, slope, fn.full(1.0, slope), share, fn.full(False, slope)
         )
+        if fn.every(usable):
+            return newton
         return space.merge(usable, newton, steepest_descent(space, point))
 
     def _modified(self, space: Space, eigenvalues: Array) -> Array:

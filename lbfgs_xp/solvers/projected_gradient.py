@@ -7,15 +7,19 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.returned import check_like
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.checks import count, number, optional, setting
 from lbfgs_xp.line_search import ACCEPTED, STUCK, Armijo, Search
 from lbfgs_xp.projections import Box, Projection
 from lbfgs_xp.solvers.contract import Solver
+from lbfgs_xp.solvers.descent import Iterate
 from lbfgs_xp.solvers.method import Method
-from lbfgs_xp.solvers.search import advance
+from lbfgs_xp.solvers.search import advance, begun, search_from
 
 # How far a step along the gradient may reach, relative to max(1, largest |x|).
 _LONGEST = 1e10
@@ -167,6 +171,7 @@ class ProjectedGradient(Method, Solver):
     ) -> ProjectedGradientState:
         """The state at x, a feasible vector (..., n), with value and gradient there."""
         fn = space.scalars
+        (norm,) = space.later(self.optimality(space, x, gradient))
         value, size, width, squared = space.read(
             value, space.max_abs(gradient), space.max_abs(x), space.dot(gradient, gradient)
         )
@@ -177,12 +182,15 @@ class ProjectedGradient(Method, Solver):
         hidden = scale * squared <= space.backend.noise * fn.abs(value)
         known = (width == 0.0) & hidden & (fall > 0.0) & fn.isfinite(fall)
         scale = fn.where(known, fall, scale)
-        recent = space.small_zeros((*x.shape[:-1], self.memory_size)) - math.inf
+        size_of_memory = (*x.shape[:-1], self.memory_size)
+        zeros = space.small_zeros if space.batched else np.zeros
+        recent = zeros(size_of_memory) - math.inf
+        # The projection may hide that a gradient is not finite.
+        norm = fn.where(fn.isfinite(size), now(norm), size)
+        point = Iterate(x, value, gradient, norm, fn.full(0.0, value))
         no = fn.full(False, value)
-        return self._aim(
-            space, x, value, gradient, size, scale, recent, fn.full(0, value), fn.full(0.0, value),
-            value, no, no,
-        )
+        state = self._aim(space, point, scale, recent, fn.full(0, value))
+        return state._replace(seen=value, accepted=no, failed=no)
 
     def step(
         self, space: Space, state: ProjectedGradientState, value: Any, gradient: Array,
@@ -190,6 +198,9 @@ class ProjectedGradient(Method, Solver):
     ) -> ProjectedGradientState:
         """The state after the evaluation of value and gradient at `state.trial`, where `active`."""
         fn = space.scalars
+        norm = None
+        if space.remote:
+            (norm,) = space.later(self.optimality(space, state.trial, gradient))
         phi, dphi, change, size, width = space.read(
             value,
             space.dot(gradient, state.direction),
@@ -198,8 +209,9 @@ class ProjectedGradient(Method, Solver):
             space.max_abs(gradient),
             space.max_abs(state.trial),
         )
-        alpha = state.search.alpha
-        search = advance(fn, self.line_search, state.search, phi, dphi, active)
+        old = begun(self.line_search, state.search)
+        alpha = old.alpha
+        search = advance(fn, self.line_search, old, phi, dphi, active)
         taken = active & (search.status == ACCEPTED)
         failed = active & (search.status == STUCK)
         onwards = state._replace(
@@ -217,41 +229,40 @@ class ProjectedGradient(Method, Solver):
             return onwards
         # Barzilai & Borwein: s . s / s . y with s = alpha d. If the curvature is not positive, take
         # longer steps, but only as long as numbers stay finite.
-        scale = fn.divide(alpha * state.squared, change)
+        scale = fn.divide(alpha * now(state.squared), change)
         scale = fn.where((change > 0.0) & fn.isfinite(scale), scale, 10.0 * state.scale)
         scale = fn.minimum(scale, fn.divide(_LONGEST * fn.maximum(width, 1.0), size))
-        arrived = self._aim(
-            space, state.trial, phi, gradient, size, scale, state.recent, state.slot, alpha, phi,
-            taken, failed,
-        )
+        if norm is None:
+            norm = space.read_one(self.optimality(space, state.trial, gradient))
+        norm = fn.where(fn.isfinite(size), now(norm), size)
+        point = Iterate(state.trial, phi, gradient, norm, alpha)
+        arrived = self._aim(space, point, scale, state.recent, state.slot)
+        arrived = arrived._replace(seen=phi, accepted=taken, failed=failed)
         return space.merge(taken, arrived, onwards)
 
     def _aim(
-        self, space: Space, x: Array, value: Any, gradient: Array, size: Any, scale: Any,
-        recent: Array, slot: Any, alpha: Any, seen: Any, accepted: Any, failed: Any,
+        self, space: Space, point: Iterate, scale: Any, recent: Array, slot: Any
     ) -> ProjectedGradientState:
-        """The state at x, with a direction from there and a search begun along it."""
-        fn = space.scalars
+        """The state at an iterate, with a direction from there and a search begun along it; `seen`,
+        `accepted` and `failed` are for the caller to set."""
+        fn, (x, value, gradient, norm, step) = space.scalars, point
         if self.step_size is not None:
             scale = fn.full(float(self.step_size), value)
         trial = self.project(space, x - space.scale(scale, gradient))
         direction = trial - x
-        norm, slope, squared = space.read(
-            self.optimality(space, x, gradient),
-            space.dot(gradient, direction),
-            space.dot(direction, direction),
+        slope = space.dot(gradient, direction)
+        decrement, slope, squared = space.later(
+            -0.5 * slope, slope, space.dot(direction, direction)
         )
-        # The projection may hide that a gradient is not finite.
-        norm = fn.where(fn.isfinite(size), norm, size)
-        here = space.small_arange(self.memory_size) == space.per_problem(slot)
-        recent = space.small.where(here, space.per_problem(value), recent)
-        highest = space.small.max(recent, axis=-1)
+        xp, places = _few(space, self.memory_size)
+        recent = xp.where(places == space.per_problem(slot), space.per_problem(value), recent)
+        highest = xp.max(recent, axis=-1)
         noise = fn.abs(highest) * space.backend.noise
+        search = search_from(self.line_search, highest, slope, 1.0, noise)
+        no = fn.full(False, value)
         return ProjectedGradientState(
-            x, value, gradient, norm, alpha, direction,
-            self.line_search.begin(highest, slope, 1.0, noise), squared, trial, seen, recent,
-            (slot + 1) % self.memory_size, scale, -0.5 * slope, accepted, failed,
-            fn.full(False, value),
+            x, value, gradient, norm, step, direction, search, squared, trial, value, recent,
+            (slot + 1) % self.memory_size, scale, decrement, no, no, no,
         )
 
     def check_state(self, state: Any) -> None:
@@ -263,3 +274,9 @@ class ProjectedGradient(Method, Solver):
                 f"state holds {what}; wanted the state of ProjectedGradient with "
                 f"memory_size={self.memory_size}"
             )
+
+
+def _few(space: Space, count: int) -> tuple[Any, Array]:
+    """The namespace of a few scalars per problem, and their indices: on the host for one problem,
+    whose scalars are floats."""
+    return (space.small, space.small_arange(count)) if space.batched else (np, np.arange(count))

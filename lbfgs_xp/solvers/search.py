@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.pending import Pending
 from lbfgs_xp.arrays.scalars import Scalars
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.line_search import STUCK, LineSearch, Search
@@ -37,3 +38,19 @@ def advance(
     told = search._replace(status=fn.where(active, search.status, STUCK))
     after = rule.advance(told, phi, dphi)
     return after._replace(status=fn.where(active, after.status, search.status))
+
+
+def search_from(rule: LineSearch, value: Any, slope: Any, first: Any, noise: Any) -> Search:
+    """`rule.begin` at an iterate. If the slope is pending, `begun` begins with its value."""
+    if isinstance(slope, Pending):
+        # Any slope below 0 gives the first trial.
+        return rule.begin(value, -1.0, first, noise)._replace(dphi0=slope)
+    return rule.begin(value, slope, first, noise)
+
+
+def begun(rule: LineSearch, search: Search) -> Search:
+    """The search, begun with its slope if that was pending."""
+    if not isinstance(search.dphi0, Pending):
+        return search
+    value = search.origin + search.phi0
+    return rule.begin(value, float(search.dphi0), search.alpha, search.noise)

@@ -7,7 +7,7 @@ from typing import Any
 
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.line_search import Bisection, LineSearch
-from lbfgs_xp.solvers.descent import Aim, Descent, Iterate, steepest_descent
+from lbfgs_xp.solvers.descent import Aim, Descent, Iterate, downhill, steepest_descent
 from lbfgs_xp.typing import LineSearchName
 
 
@@ -52,7 +52,12 @@ class SteepestDescent(Descent):
     line_search: LineSearch | LineSearchName = Bisection(alpha_max=1e30)
 
     def aim(self, space: Space, point: Iterate, secant: Any, steepest: Any, **more: Any) -> Aim:
-        fn, aim = space.scalars, steepest_descent(space, point)
+        fn = space.scalars
         known = fn.isfinite(secant) & (secant > 0.0)
-        promised = fn.where(known, -0.5 * secant * aim.slope, aim.promised)
-        return aim._replace(first=fn.where(known, secant, aim.first), promised=promised)
+        if fn.every(known):
+            return downhill(space, point)._replace(first=secant, share=0.5 * secant)
+        aim = steepest_descent(space, point)
+        return aim._replace(
+            first=fn.where(known, secant, aim.first),
+            share=fn.where(known, 0.5 * secant, aim.share),
+        )

@@ -82,10 +82,10 @@ class TrainingRun:
             self.seen.append((value, rows, rate))
             if watches and not math.isfinite(value):
                 break
-        self._note_losses()
+        sizes = self._note_losses([] if self.tolerant else self._sizes())
         if self.tolerant and not any(map(_is_finite, self.seen)):
             self.status = Status.DIVERGED
-        if not self.tolerant and not self._all_finite():
+        if not self.tolerant and not all(map(math.isfinite, [*sizes, *(x for x, *_ in self.seen)])):
             self.stand(*self._kept)
             self.status = Status.DIVERGED
         if self.status is not Status.RUNNING:
@@ -145,9 +145,10 @@ class TrainingRun:
         value = math.nan if res.status is Status.NOT_FINITE else first[0]
         return value, res.state.solver_state.step
 
-    def _note_losses(self) -> None:
-        """Record the losses, with one transfer if they are on a device."""
-        losses = self.backend.read_many([value for value, _, _ in self.seen])
+    def _note_losses(self, numbers: Sequence[Any] = ()) -> list[float]:
+        """Record the losses and return the numbers, with one transfer if they are on a device."""
+        read = self.backend.read_many([*(value for value, _, _ in self.seen), *numbers])
+        losses, numbers = read[: len(self.seen)], read[len(self.seen) :]
         self.seen = [(x, n, rate) for x, (_, n, rate) in zip(losses, self.seen, strict=True)]
         new, self._noted = self.seen[self._noted :], len(self.seen)
         if not self.tolerant:
@@ -155,14 +156,12 @@ class TrainingRun:
             new = new[: next((i for i, seen in enumerate(new, 1) if not _is_finite(seen)), None)]
         self.history["loss"] += [x for x, _, _ in new]
         self.history["learning_rate"] += [rate for _, _, rate in new]
+        return numbers
 
-    def _all_finite(self) -> bool:
-        """Whether all losses of the epoch and all parameters are finite."""
-        if not all(map(_is_finite, self.seen)):
-            return False
+    def _sizes(self) -> list[Any]:
+        """The largest component of each parameter."""
         with np.errstate(all="ignore"):
-            sizes = self.backend.jit(_largest, self.spaces)(self.leaves)
-        return all(map(math.isfinite, self.backend.read_many(sizes)))
+            return self.backend.jit(_largest, self.spaces)(self.leaves)
 
     # --- the outcome ---------------------------------------------------------------------------
 

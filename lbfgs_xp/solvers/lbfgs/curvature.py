@@ -78,14 +78,15 @@ def coefficients(space: Space, pairs: Pairs, with_gradient: Array) -> Array:
     """c (..., 2m) such that -H g = c W - gamma g, from `with_gradient` = W g."""
     _, inverse, gram, diagonal, gamma, _, _ = pairs
     m = diagonal.shape[-1]
+    on_host = space.small_on_host and not space.batched
     # NumPy handles a 0-d array faster than a float.
-    gamma = space.per_problem(gamma) if space.batched else np.asarray(gamma)
+    gamma = np.asarray(gamma) if on_host else space.per_problem(gamma)
     p = space.matvec(inverse, with_gradient[..., :m])
     inner = with_gradient[..., m:] - space.matvec(gram, p)
     inner *= gamma
     inner -= diagonal * p
     inner = space.vecmat(inner, inverse)
-    if space.batched:
+    if not on_host:
         return space.small.concat((inner, p * gamma), axis=-1)
     c = np.empty(2 * m)
     c[:m] = inner
@@ -113,7 +114,7 @@ def by_age(space: Space, pairs: Pairs) -> tuple[Array, Array]:
     return s, xp.take_along_axis(rows, (order + m)[:, :, None], axis=1)
 
 
-# --- one problem: in place, with branches ------------------------------------------------------
+# --- one problem: with branches; on the host in place -------------------------------------------
 
 
 def products(
@@ -124,18 +125,17 @@ def products(
     slope : s . g, with g the gradient of the last iterate.
     before, squared : W g and g . g of the last iterate, or None and anything.
 
-    The rows are read twice, once for g and once for y. They are read only once if W y can be
-    computed as a difference of W g, because y is not small compared with the last g: then at most
-    two of the sixteen digits of float64 cancel. (In float32, two digits would be too many.)
+    The rows are read twice, once for g and once for y; or only once if W y can be computed as a
+    difference (see `differs`).
     """
     rows, slot, m = pairs.rows, pairs.slot, len(pairs.diagonal)
     y = rows[slot + m, :]
-    if rows.shape[1] < _LARGE or space.reproducible or space.backend.eps > _DOUBLE:
+    if reads_twice(space, rows):
         return space.small_products(rows, gradient), space.small_products(rows, y), math.inf
     # These come first, while y and g are in the cache; reading the rows evicts them.
     size, square = space.read(space.dot(y, y), space.dot(gradient, gradient))
     with_gradient = space.small_products(rows, gradient)
-    if before is None or not size > _CANCELS * squared:
+    if before is None or not differs(size, squared):
         change = space.small_products(rows, y)
     else:
         change = with_gradient - before
@@ -143,23 +143,26 @@ def products(
     return with_gradient, change, square
 
 
-def accept(space: Space, pairs: Pairs, change: Array, slope: float, scale: bool) -> Pairs:
-    """Accept the pair in the next slot if it has enough curvature.
+def reads_twice(space: Space, rows: Array) -> bool:
+    """Whether W y must not be a difference of W g, or nothing would be saved by that."""
+    return rows.shape[1] < _LARGE or space.reproducible or space.backend.eps > _DOUBLE
 
-    `change` is W y. The pair is kept if s . y > eps |s . g|, where g is the gradient at the start
-    of the step and `slope` = s . g: a relative test, independent of the units of x and f. The slot
-    of a rejected pair, which may have held the oldest one, stays empty.
-    """
+
+def differs(size: float, squared: float) -> bool:
+    """Whether y . y = `size` is not small compared with the last g . g = `squared`: then at most
+    two of the sixteen digits of float64 cancel. (In float32, two digits would be too many.)"""
+    return size > _CANCELS * squared
+
+
+def accept(space: Space, pairs: Pairs, change: Array, slope: float, scale: bool) -> Pairs:
+    """Accept the pair in the next slot if it has enough curvature; `change` is W y, `slope` is
+    s . g. The slot of a rejected pair, which may have held the oldest one, stays empty."""
     rows, inverse, gram, diagonal, gamma, slot, count = pairs
     m = len(diagonal)
     curvature, size = change.item(slot), change.item(slot + m)
     inverse[slot] = 0.0
-    if not (
-        curvature > space.backend.eps * abs(slope)
-        and 0.0 < size < math.inf
-        and 0.0 < (ratio := curvature / size) < math.inf
-        and (rho := 1.0 / curvature) < math.inf
-    ):
+    rho = enough(space, curvature, size, slope)
+    if not rho:
         inverse[:, slot] = gram[slot] = gram[:, slot] = diagonal[slot] = 0.0
         return pairs._replace(count=min(count, m - 1))
     column = space.matvec(inverse, change[:m])
@@ -168,27 +171,34 @@ def accept(space: Space, pairs: Pairs, change: Array, slope: float, scale: bool)
     gram[slot] = gram[:, slot] = change[m:]
     diagonal[slot] = curvature
     return named(Pairs, (
-        rows, inverse, gram, diagonal, ratio if scale else gamma, (slot + 1) % m,
+        rows, inverse, gram, diagonal, curvature / size if scale else gamma, (slot + 1) % m,
         count + 1 if count < m else m,
     ))
+
+
+def enough(space: Space, curvature: float, size: float, slope: float) -> float:
+    """1 / s . y if a pair has enough curvature to be kept, else 0.
+
+    The pair is kept if s . y > eps |s . g|, where g is the gradient at the start of the step: a
+    relative test, independent of the units of x and f.
+
+    size : y . y.
+    """
+    if (
+        curvature > space.backend.eps * abs(slope)
+        and 0.0 < size < math.inf
+        and 0.0 < curvature / size < math.inf
+        and (rho := 1.0 / curvature) < math.inf
+    ):
+        return rho
+    return 0.0
 
 
 def forget(space: Space, pairs: Pairs, gamma: float) -> Pairs:
     """Drop all pairs and reset the scale of the initial inverse Hessian to gamma."""
     # The rows too: a trial with nan may have been written, and 0 * nan is nan.
-    m, (_, n) = len(pairs.diagonal), pairs.rows.shape
+    (m,), (_, n) = pairs.diagonal.shape, pairs.rows.shape
     return empty(space, n, m, (), gamma)
-
-
-def vacated(space: Space, pairs: Pairs) -> Pairs:
-    """A copy without the pair in the next slot, whose rows a trial has overwritten."""
-    rows, inverse, gram, diagonal, gamma, slot, count = copied(pairs)
-    m = len(diagonal)
-    nothing = space.backend.zeros((rows.shape[1],))
-    rows = space.backend.write_row(rows, slot, nothing)
-    rows = space.backend.write_row(rows, slot + m, nothing)
-    inverse[slot] = inverse[:, slot] = gram[slot] = gram[:, slot] = diagonal[slot] = 0.0
-    return Pairs(rows, inverse, gram, diagonal, gamma, slot, min(count, m - 1))
 
 
 # --- a batch: a slot for each problem ----------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.solvers.initial import Initial
-from lbfgs_xp.solvers.lbfgs import curvature
+from lbfgs_xp.solvers.lbfgs import curvature, remote
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
 from lbfgs_xp.solvers.two_loop import two_loop
 
@@ -30,19 +30,20 @@ def quasi_newton(
         s, y = curvature.by_age(space, pairs)
         direction = -two_loop(gradient, s, y, initial.function, dot=space.dot)
     else:
+        if space.remote:
+            return remote.descent(space, pairs, with_gradient, gradient, weights)
         c = curvature.coefficients(space, pairs, with_gradient)
         if weights is None:
             direction = space.descend(c, pairs.rows, pairs.gamma, gradient)
         else:
             direction = space.descend(c, pairs.rows, pairs.gamma, gradient * weights) * weights
         if not space.batched and squared < math.inf:
-            # From the numbers at hand, if few digits cancel. On a device in any case, because one
-            # more product would be one more wait.
+            # From the numbers at hand, if few digits cancel.
             level = pairs.gamma * squared
             slope = float(c @ with_gradient) - level
-            if space.remote or slope < -_KEPT * level:
+            if slope < -_KEPT * level:
                 return direction, slope
-    return direction, space.read_one(space.dot(gradient, direction))
+    return direction, space.later(space.dot(gradient, direction))[0]
 
 
 def weighted(vector: Array, weights: Any) -> Array:

@@ -5,29 +5,34 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lbfgs_xp.arrays.backend import Array, is_array
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.pending import Pending, now
 from lbfgs_xp.arrays.scalars import named
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.line_search import ACCEPTED, SEARCHING, Search
 from lbfgs_xp.solvers.first_step import first_step
-from lbfgs_xp.solvers.lbfgs import curvature
+from lbfgs_xp.solvers.lbfgs import curvature, remote
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
 from lbfgs_xp.solvers.lbfgs.direction import quasi_newton, weighted
 from lbfgs_xp.solvers.lbfgs.state import LBFGSState, Pace, endless
-from lbfgs_xp.solvers.search import Lowest, at_floor
+from lbfgs_xp.solvers.search import Lowest, at_floor, begun, search_from
 
 
 def step(
     solver: Any, space: Space, state: LBFGSState, value: Any, gradient: Array
 ) -> LBFGSState:
     """The state after the evaluation of value and gradient at `state.trial`."""
-    old, offered = state.search, None
+    rule, measured = solver.line_search, None
     if space.remote:
-        phi, dphi, old, offered = _offer(space, state, value, gradient)
-        state = state._replace(pairs=offered[0])  # the old ones may be overwritten
+        slope, measured = remote.measure(space, state, gradient)
+        phi, dphi = space.read(value, slope)
+        state = state._replace(search=begun(rule, state.search))
+        if state.pairs.count and not state.search.dphi0 < 0.0:
+            return _start_again(solver, space, state, phi, state.decrement)
     else:
         phi, dphi = float(value), space.read_one(space.dot(gradient, state.direction))
-    search = solver.line_search.advance(old, phi, dphi)
+    old = state.search
+    search = rule.advance(old, phi, dphi)
     lower = search.best_phi < old.best_phi
     if search.status == ACCEPTED or (
         state.pairs.count == 0
@@ -36,7 +41,7 @@ def step(
         and dphi - old.dphi0 > space.backend.eps * -old.dphi0
     ):
         return _arrive(
-            solver, space, state, search, state.trial, old.alpha, phi, phi, gradient, offered
+            solver, space, state, search, state.trial, old.alpha, phi, phi, gradient, measured
         )
 
     lowest = Lowest(old.alpha, phi, gradient) if lower else state.lowest
@@ -52,17 +57,27 @@ def step(
     if alpha == old.alpha:
         x = state.trial
     else:
-        x, offered = space.move(state.x, alpha, state.direction), None
-    return _arrive(solver, space, state, search, x, alpha, best, phi, best_gradient, offered)
+        x, measured = space.move(state.x, alpha, state.direction), None
+    return _arrive(solver, space, state, search, x, alpha, best, phi, best_gradient, measured)
 
 
 def _arrive(
     solver: Any, space: Space, state: LBFGSState, search: Search, x: Array, alpha: float,
-    value: float, seen: float, gradient: Array, offered: Any,
+    value: float, seen: float, gradient: Array, measured: Any,
 ) -> LBFGSState:
-    """The state at a new iterate."""
+    """The state at a new iterate.
+
+    measured : what `remote.measure` returned for it, if it is the last trial.
+    """
     weights, slope = state.weights, alpha * search.dphi0
-    if offered is None:
+    if space.remote:
+        if measured is None:
+            _, measured = remote.measure(space, state, gradient)
+        norm, squared = now(measured.norm), now(measured.squared)
+        pairs, with_gradient = remote.with_pair(
+            space, state, measured, alpha, slope, gradient, solver.scale_initial
+        )
+    else:
         s, new, old = space.scale(alpha, state.direction), gradient, state.gradient
         if weights is not None:
             s, new, old = s / weights, new * weights, old * weights
@@ -75,11 +90,9 @@ def _arrive(
         with_gradient, with_change, squared = curvature.products(
             space, pairs, new, slope, state.with_gradient, state.squared
         )
-    else:
-        pairs, with_gradient, with_change, norm, squared = offered
-    bare = pairs.count == 0
+        pairs = curvature.accept(space, pairs, with_change, slope, solver.scale_initial)
+    bare = state.pairs.count == 0
     decrement = state.decrement if bare else -0.5 * search.dphi0
-    pairs = curvature.accept(space, pairs, with_change, slope, solver.scale_initial)
     return _aim(
         solver, space, (x, value, gradient, norm, alpha), (pairs, with_gradient, squared, weights),
         seen, state.pace, decrement, bare and pairs.count == 0 and endless(solver, alpha),
@@ -96,6 +109,13 @@ def _give_up(
         return state._replace(
             search=search, seen=seen, decrement=decrement, accepted=False, failed=True
         )
+    return _start_again(solver, space, state, seen, decrement)
+
+
+def _start_again(
+    solver: Any, space: Space, state: LBFGSState, seen: float, decrement: float
+) -> LBFGSState:
+    """The state at the same iterate without a memory."""
     pairs = curvature.forget(space, state.pairs, solver.initial.gamma)
     after = _aim(
         solver, space, state[:5], (pairs, None, 0.0, state.weights), seen, state.pace, decrement,
@@ -117,12 +137,12 @@ def _aim(
         iterate, curvature_there
     )
     first = 1.0
-    slope = 0.0
+    slope: Any = 0.0
     if pairs.count:
         direction, slope = quasi_newton(
             space, solver.initial, weights, pairs, gradient, with_gradient, squared
         )
-    if not slope < 0.0:
+    if not (isinstance(slope, Pending) or slope < 0.0):
         # There are no pairs, or they do not give a descent direction.
         if pairs.count:
             pairs, with_gradient = curvature.forget(space, pairs, solver.initial.gamma), None
@@ -134,8 +154,8 @@ def _aim(
         pace = Pace(pace.iteration + 1, memory)
         # A schedule may end at 0, with which no search can begin.
         first *= rate if rate > 0.0 else space.backend.eps
-    search = solver.line_search.begin(
-        value, slope, first, abs(value) * space.backend.noise
+    search = search_from(
+        solver.line_search, value, slope, first, abs(value) * space.backend.noise
     )
     trial = space.move(x, search.alpha, direction)
     return named(LBFGSState, (
@@ -154,61 +174,8 @@ def begin(
         with_gradient = space.small_products(pairs.rows, inner)
     else:
         with_gradient = space.small_zeros(pairs.rows.shape[:1])  # without touching the rows
-    squared = space.read_one(space.dot(inner, inner)) if space.remote else math.inf
     state = _aim(
-        solver, space, (x, value, gradient, norm, 0.0), (pairs, with_gradient, squared, weights),
+        solver, space, (x, value, gradient, norm, 0.0), (pairs, with_gradient, math.inf, weights),
         value, solver.pace, math.inf, False,
     )
     return state._replace(accepted=False)
-
-
-def _offer(
-    space: Space, state: LBFGSState, value: Any, gradient: Array
-) -> tuple[float, float, Search, tuple]:
-    """All numbers of an evaluation and of the iteration that it may end, in one read.
-
-    The trial's pair is written before it is known whether the trial will be accepted. This may
-    overwrite the oldest pair; but its last direction has already been computed, and a second wait
-    for the device would cost more.
-    """
-    pairs, search = state.pairs, state.search
-    measure = space.backend.jit(_measure, space, donate=(1,))
-    known = None if is_array(value) else float(value)
-    rows, joined = measure(
-        pairs.rows, pairs.slot, search.alpha, value if known is None else gradient[0], gradient,
-        state.gradient, state.direction, state.weights,
-    )
-    numbers = space.fetch(joined)
-    phi, dphi, dphi0, norm, squared = numbers[:5].tolist()
-    phi = phi if known is None else known
-    with_gradient, with_change = numbers[5:].reshape(2, -1)
-    # The search began with a slope computed from the small products.
-    if search.evaluations == 0 and dphi0 < 0.0:
-        search = search._replace(dphi0=dphi0)
-    pairs = pairs._replace(rows=rows)
-    return phi, dphi, search, (pairs, with_gradient, with_change, norm, squared)
-
-
-def _measure(
-    space: Space, rows: Array, slot: Any, alpha: Any, value: Any, gradient: Array, old: Array,
-    direction: Array, weights: Any,
-) -> tuple[Array, Array]:
-    """The rows with the trial's pair, and every number that may be needed of it."""
-    backend = space.backend
-    s, y, inner = alpha * direction, gradient - old, gradient
-    if weights is not None:
-        s, y, inner = s / weights, y * weights, gradient * weights
-    rows = backend.write_row(rows, slot, s)
-    rows = backend.write_row(rows, slot + rows.shape[0] // 2, y)
-    return rows, backend.join(
-        [
-            value,
-            space.dot(gradient, direction),
-            space.dot(old, direction),
-            space.max_abs(gradient),
-            space.dot(inner, inner),
-            space.products(rows, inner),
-            space.products(rows, y),
-        ]
-    )
-

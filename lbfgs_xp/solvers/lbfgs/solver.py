@@ -132,13 +132,10 @@ class LBFGS(Method, Solver):
 
         It shares the pairs of the state, and is no longer valid after a step from that state.
         """
-        pairs = self.learned(space, state) if _overwritten(space, state) else state.pairs
-        return InverseHessian(space, pairs, state.weights, self.initial.function)
+        return InverseHessian(space, state.pairs, state.weights, self.initial.function)
 
     def learned(self, space: Space, state: LBFGSState) -> Pairs:
         """A copy of the state's pairs, for another run to start from."""
-        if _overwritten(space, state):
-            return curvature.vacated(space, state.pairs)
         return curvature.copied(state.pairs)
 
     def resume(self, state: LBFGSState) -> LBFGSState:
@@ -154,8 +151,3 @@ class LBFGS(Method, Solver):
                 f"state holds {what}; wanted the state of LBFGS with "
                 f"memory_size={self.memory_size}"
             )
-
-
-def _overwritten(space: Space, state: LBFGSState) -> bool:
-    """Whether the current trial has overwritten the oldest pair, as it does on a device."""
-    return space.remote and state.search.evaluations > 0
