@@ -76,7 +76,7 @@ class TrainingResult:
 
 def train_with_lbfgs(
     model: torch.nn.Module,
-    loss_fn: Callable,
+    loss_fn: Callable[..., Any],
     data: Any = None,
     tol: float = 1e-9,
     adam_steps: int = 100_000,

@@ -83,7 +83,7 @@ def imports(module: str) -> Iterator[tuple[str, int, bool]]:
     """(dotted name, line, whether inside a function) for all but type-checking imports."""
 
     def visit(node: ast.AST, late: bool) -> Iterator[tuple[str, int, bool]]:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             return
         if isinstance(node, ast.Import):
             for alias in node.names:
