@@ -40,8 +40,13 @@ from lbfgs_xp.first_order import (
 )
 from lbfgs_xp.fits.curve_fit import curve_fit
 from lbfgs_xp.fits.least_squares import least_squares
-from lbfgs_xp.fits.report import BatchCurveFit, CurveFit
-from lbfgs_xp.fits.result import BatchLeastSquaresResult, LeastSquaresResult
+from lbfgs_xp.fits.result import (
+    BatchCurveFit,
+    BatchLeastSquaresResult,
+    CurveFit,
+    LeastSquaresResult,
+)
+from lbfgs_xp.gradient_check import check_gradient
 from lbfgs_xp.line_search import (
     Armijo,
     Bisection,
@@ -54,7 +59,6 @@ from lbfgs_xp.line_search import (
 )
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import BatchResult, Record, Result, State, Status
-from lbfgs_xp.run.gradient_check import check_gradient
 from lbfgs_xp.run.penalised import Multipliers
 from lbfgs_xp.solvers.bfgs import BFGS
 from lbfgs_xp.solvers.lbfgs import LBFGS
@@ -140,7 +144,7 @@ if not TYPE_CHECKING:    # type checkers would accept any name
 
     def __getattr__(name: str) -> Any:
         public = {public.lower(): public for public in __all__}
-        near = difflib.get_close_matches(name.lower(), public, 1, 0.75)
+        near = difflib.get_close_matches(name.lower(), public, 1, 0.8)
         hint = f"; did you mean lx.{public[near[0]]}?" if near else ""
         if name.isidentifier() and importlib.util.find_spec(f"{__name__}.{name}") is not None:
             hint = f"; it is a separate module: import lbfgs_xp.{name}"

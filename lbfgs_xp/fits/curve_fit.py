@@ -12,8 +12,9 @@ from lbfgs_xp.fits.by_minimize import fit_by_minimize
 from lbfgs_xp.fits.data import residuals_of
 from lbfgs_xp.fits.loop import box_of, run_fit
 from lbfgs_xp.fits.pieces import fit_pieces
-from lbfgs_xp.fits.report import BatchCurveFit, CurveFit, report
+from lbfgs_xp.fits.report import report
 from lbfgs_xp.fits.residuals import Calls
+from lbfgs_xp.fits.result import BatchCurveFit, CurveFit
 from lbfgs_xp.fits.settings import FitPlan
 from lbfgs_xp.typing import CurveFitSettings, Differences, LossName
 

@@ -17,6 +17,7 @@ from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.fits import levenberg_marquardt as lm
 from lbfgs_xp.fits import linear_model
+from lbfgs_xp.fits.linear_algebra import FEW
 from lbfgs_xp.fits.linear_model import LinearModel
 from lbfgs_xp.fits.residuals import Residuals
 from lbfgs_xp.fits.result import BatchLeastSquaresResult, LeastSquaresResult
@@ -102,7 +103,7 @@ class _Steps:
         """The linearised residuals, and whether all are known to be finite. One host transfer."""
         space = self.space
         arguments = (x, residuals, columns, box, largest)
-        if x.shape[-1] > lm.FEW:
+        if x.shape[-1] > FEW:
             return self._decompose(*arguments), False
         linear = self._linearize(*arguments)
         hard = space.backend.to_host(linear.hard)
