@@ -7,15 +7,15 @@ It works with NumPy, PyTorch, CuPy, JAX and every other library that follows the
 standard, on any device, for one problem or a batch, and is bitwise reproducible on request.
 """
 
+import difflib
 import importlib.util
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lbfgs_xp import problems, projections, schedules
 from lbfgs_xp.arrays.space import FixedOrderSpace, Space, fixed_sum
 from lbfgs_xp.constraints import (
     ConstrainedResult,
     ConstrainedStatus,
-    Multipliers,
     augmented_lagrangian,
     quadratic_penalty,
 )
@@ -40,8 +40,13 @@ from lbfgs_xp.first_order import (
 )
 from lbfgs_xp.fits.curve_fit import curve_fit
 from lbfgs_xp.fits.least_squares import least_squares
-from lbfgs_xp.fits.report import BatchCurveFit, CurveFit
-from lbfgs_xp.fits.result import BatchLeastSquaresResult, LeastSquaresResult
+from lbfgs_xp.fits.result import (
+    BatchCurveFit,
+    BatchLeastSquaresResult,
+    CurveFit,
+    LeastSquaresResult,
+)
+from lbfgs_xp.gradient_check import check_gradient
 from lbfgs_xp.line_search import (
     Armijo,
     Bisection,
@@ -54,7 +59,7 @@ from lbfgs_xp.line_search import (
 )
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import BatchResult, Record, Result, State, Status
-from lbfgs_xp.run.gradient_check import check_gradient
+from lbfgs_xp.run.penalised import Multipliers
 from lbfgs_xp.solvers.bfgs import BFGS
 from lbfgs_xp.solvers.lbfgs import LBFGS
 from lbfgs_xp.solvers.method import Limits, Phase
@@ -135,9 +140,12 @@ def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
 
 
-def __getattr__(name: str) -> Any:
-    near = {public.lower(): public for public in __all__}.get(name.lower())
-    hint = f"; did you mean lx.{near}?" if near else ""
-    if name.isidentifier() and importlib.util.find_spec(f"{__name__}.{name}") is not None:
-        hint = f"; it is a separate module: import lbfgs_xp.{name}"
-    raise AttributeError(f"lbfgs_xp has no {name!r}{hint}")
+if not TYPE_CHECKING:    # type checkers would accept any name
+
+    def __getattr__(name: str) -> Any:
+        public = {public.lower(): public for public in __all__}
+        near = difflib.get_close_matches(name.lower(), public, 1, 0.8)
+        hint = f"; did you mean lx.{public[near[0]]}?" if near else ""
+        if name.isidentifier() and importlib.util.find_spec(f"{__name__}.{name}") is not None:
+            hint = f"; it is a separate module: import lbfgs_xp.{name}"
+        raise AttributeError(f"lbfgs_xp has no {name!r}{hint}")

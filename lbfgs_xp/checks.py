@@ -67,10 +67,17 @@ def budget(name: str, value: Any, least: int) -> int | None:
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or False."""
+    """True or False, also as a 0-d array."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} is {shown(value)}; wanted True or False")
+        if getattr(value, "shape", None) != () or "bool" not in str(getattr(value, "dtype", "")):
+            raise TypeError(f"{name} is {shown(value)}; wanted True or False")
+        value = bool(value)
     return value
+
+
+def flags(**values: Any) -> list[bool]:
+    """Several flags, by their names."""
+    return [flag(name, value) for name, value in values.items()]
 
 
 def bounds(value: Any) -> tuple[Any, Any]:
@@ -141,22 +148,49 @@ def require(condition: bool, wanted: str, **passed: object) -> None:
         raise ValueError(f"{values}; wanted {wanted}")
 
 
+# What is wanted -> keywords of other libraries with that meaning.
+_FOREIGN = {
+    "maxiter": ("max_iter", "maxit", "n_iter", "steps", "iterations"),
+    "maxfun": ("max_eval", "maxfev", "max_nfev"),
+    "progress=True": ("disp", "verbose"),
+    "batched=True": ("batch", "vmap"),
+    "jac": ("value_and_grad", "value_and_gradient", "grad"),
+    "each option as a separate argument: maxiter=, gtol=, ...": ("options",),
+}
+# Keywords of other functions that are settings of a method here.
+OF_THE_METHOD = dict.fromkeys(
+    ("lr", "learning_rate", "memory_size", "history_size", "maxcor", "line_search",
+     "line_search_fn"),
+    "a setting of the method, such as lx.LBFGS(memory_size=20) or lx.Adam(1e-2)",
+)
+# What to say of a keyword without a counterpart, before the reason.
+NO_SUCH = "there is no such argument"
+
+
 def reject_foreign_keywords(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorate a function so that keywords of other libraries raise an error that says what to use.
 
-    names : each such keyword, with what is wanted instead.
+    Common keywords are refused if the function has the argument of the same meaning.
+
+    names : further keywords, each with what is wanted instead, or with `NO_SUCH` and the reason.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         own = inspect.signature(function).parameters
+        known = {
+            name: wanted for wanted, foreign in _FOREIGN.items() for name in foreign
+            if wanted.split("=")[0].split()[-1] in own
+        }
+        known |= names
 
         @functools.wraps(function)
         def call(*args: P.args, **keywords: P.kwargs) -> R:
             for name in keywords.keys() - own.keys():
-                if name in names:
-                    raise TypeError(
-                        f"{name} was passed to {function.__name__}; wanted {names[name]}"
-                    )
+                if name in known:
+                    instead = known[name]
+                    if not instead.startswith(NO_SUCH):
+                        instead = f"wanted {instead}"
+                    raise TypeError(f"{name} was passed to {function.__name__}; {instead}")
             return function(*args, **keywords)
 
         return call

@@ -107,6 +107,20 @@ class ConstrainedResult:
         return table(self)
 
 
+_FOREIGN = {
+    **checks.OF_THE_METHOD,
+    "tol": "ctol (for the constraints) and gtol (for the inner solves)",
+    "constraints": "inequality= and equality=, functions of x",
+    **dict.fromkeys(("ineq", "inequalities", "c_ineq"), "inequality"),
+    **dict.fromkeys(("eq", "equalities", "c_eq"), "equality"),
+    **dict.fromkeys(("rho", "mu", "penalty_parameter"), "penalty"),
+    **dict.fromkeys(("ftol", "xtol"), "a limit of the method, such as lx.LBFGS().until(ftol=1e-9)"),
+    **dict.fromkeys(("disp", "verbose", "progress"), "callback"),
+    "batched": f"{checks.NO_SUCH}: the function solves one problem at a time",
+}
+
+
+@checks.reject_foreign_keywords(**_FOREIGN)
 def quadratic_penalty(
     fun: Callable[..., Any],
     x0: Any,
@@ -150,7 +164,8 @@ def quadratic_penalty(
     (True, [-1.0, -1.0])
     """
     problem = PenalisedProblem(
-        fun, x0, inequality, equality, jac, inequality_jac, equality_jac, reproducible
+        fun, x0, inequality, equality, jac, inequality_jac, equality_jac,
+        checks.flag("reproducible", reproducible),
     )
     settings = _Settings.checked(
         problem, False, method=method, bounds=bounds, penalty=penalty, growth=growth, ctol=ctol,
@@ -159,6 +174,7 @@ def quadratic_penalty(
     return _ConstrainedRun(problem, x0, args, callback, settings).go()
 
 
+@checks.reject_foreign_keywords(**_FOREIGN)
 def augmented_lagrangian(
     fun: Callable[..., Any],
     x0: Any,
@@ -257,7 +273,8 @@ def augmented_lagrangian(
     ('CONVERGED', array([-1., -1.]), array([0.5]))
     """
     problem = PenalisedProblem(
-        fun, x0, inequality, equality, jac, inequality_jac, equality_jac, reproducible
+        fun, x0, inequality, equality, jac, inequality_jac, equality_jac,
+        checks.flag("reproducible", reproducible),
     )
     settings = _Settings.checked(
         problem, True, method=method, bounds=bounds, penalty=penalty, growth=growth, ctol=ctol,

@@ -10,12 +10,12 @@ from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 
+from lbfgs_xp import checks
 from lbfgs_xp.arrays.backend import is_array
 from lbfgs_xp.arrays.returned import is_true
 from lbfgs_xp.arrays.rows import Rows
 from lbfgs_xp.arrays.space import FixedOrderSpace, Space
 from lbfgs_xp.arrays.tree import Layout
-from lbfgs_xp.checks import reject_foreign_keywords
 from lbfgs_xp.result import BatchResult, Record, Result, State, Status, attach
 from lbfgs_xp.run.loop import Run
 from lbfgs_xp.run.objective import Objective
@@ -26,9 +26,6 @@ from lbfgs_xp.typing import Jacobian, MinimizeSettings, PhasesOf
 
 # From this many numbers in x on, the C library may request every temporary from the system.
 _LARGE = 2**10
-
-
-_OF_THE_METHOD = "a setting of the method, such as lx.LBFGS(memory_size=20) or lx.Adam(1e-2)"
 
 
 @overload
@@ -52,19 +49,9 @@ def minimize(
 ) -> Result | BatchResult: ...
 
 
-@reject_foreign_keywords(
+@checks.reject_foreign_keywords(
     tol="gtol (for the gradient), ftol (for the value) or xtol (for x)",
-    options="each option as a separate argument: maxiter=, gtol=, ...",
-    **dict.fromkeys(("max_iter", "maxit", "n_iter", "steps", "iterations"), "maxiter"),
-    **dict.fromkeys(("max_eval", "maxfev", "max_nfev"), "maxfun"),
-    **dict.fromkeys(("disp", "verbose"), "progress=True"),
-    **dict.fromkeys(("batch", "vmap"), "batched=True"),
-    **dict.fromkeys(("value_and_grad", "value_and_gradient", "grad"), "jac"),
-    **dict.fromkeys(
-        ("lr", "learning_rate", "memory_size", "history_size", "maxcor", "line_search",
-         "line_search_fn"),
-        _OF_THE_METHOD,
-    ),
+    **checks.OF_THE_METHOD,
     constraints="lx.augmented_lagrangian",
     hessp="hess",
 )
@@ -189,6 +176,10 @@ def minimize(
     >>> res.x, res.status.name
     (array([3., 3.]), 'GRADIENT')
     """
+    has_aux, batched, pass_rows, reproducible, progress = checks.flags(
+        has_aux=has_aux, batched=batched, pass_rows=pass_rows, reproducible=reproducible,
+        progress=progress,
+    )
     layout = Layout(x0, batched)
     limits = Limits(maxiter, maxfun, maxtime, gtol, ftol, xtol)
     plan = plan_of(method, limits, bounds, hess, layout)

@@ -8,12 +8,15 @@ import dataclasses
 import enum
 import itertools
 import math
-from typing import Any, NamedTuple, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
 
 import numpy as np
 
 from lbfgs_xp.arrays.backend import Backend, is_array
 from lbfgs_xp.arrays.tree import flatten, map_leaves
+
+if TYPE_CHECKING:
+    from lbfgs_xp.solvers.inverse_hessian import Operator
 
 
 class Reason(enum.IntEnum):
@@ -176,8 +179,8 @@ class Result:
     message: str
     nhev: int = 0
     aux: Any = None
-    hess_inv: Any = dataclasses.field(default=None, repr=False)
-    state: Any = dataclasses.field(default=None, repr=False)
+    hess_inv: Operator | None = dataclasses.field(default=None, repr=False)
+    state: State | None = dataclasses.field(default=None, repr=False)
     phases: tuple[Result, ...] = dataclasses.field(default=(), repr=False)
 
     def __repr__(self) -> str:

@@ -1,13 +1,15 @@
 """Methods for `scipy.optimize.minimize`.
 
-Its `method` may be a function, such as `lbfgs` or `projected_gradient` of this module. They take
-the arguments and options of SciPy's own "L-BFGS-B", with its defaults, and return results of the
-same form. SciPy passes every start as a NumPy array; for other libraries use `lx.minimize`.
+`scipy.optimize.minimize` accepts a function as `method`, such as `lbfgs` or `projected_gradient` of
+this module. They take the arguments and options of SciPy's own "L-BFGS-B", with its defaults, and
+return results of the same form. SciPy passes every start as a NumPy array; for other libraries use
+`lx.minimize`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import math
 import numbers
@@ -29,7 +31,10 @@ __all__ = ["lbfgs", "projected_gradient"]
 _CODES = {Status.ITERATIONS: 1, Status.EVALUATIONS: 1, Status.CALLBACK: 99}
 
 
-def lbfgs(fun: Callable, x0: Any, args: tuple = (), *, maxcor: int = 10, **settings: Any) -> Any:
+def lbfgs(
+    fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), *, maxcor: int = 10,
+    **options: Any,
+) -> Any:
     """L-BFGS, as a `method` for `scipy.optimize.minimize`.
 
     Parameters
@@ -79,10 +84,12 @@ def lbfgs(fun: Callable, x0: Any, args: tuple = (), *, maxcor: int = 10, **setti
     >>> scipy.optimize.minimize(fun, np.zeros(2), jac=True, method=lbfgs, options={"maxcor": 5}).x
     array([3., 3.])
     """
-    return _solve(LBFGS(memory_size=maxcor), fun, x0, args, **settings)
+    return _solve(LBFGS(memory_size=maxcor), fun, x0, args, options)
 
 
-def projected_gradient(fun: Callable, x0: Any, args: tuple = (), **settings: Any) -> Any:
+def projected_gradient(
+    fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), **options: Any
+) -> Any:
     """`lx.ProjectedGradient`, for bounds, as a `method` for `scipy.optimize.minimize`.
 
     Parameters
@@ -104,32 +111,62 @@ def projected_gradient(fun: Callable, x0: Any, args: tuple = (), **settings: Any
     ...                         bounds=[(0.0, 1.0), (None, 5.0)]).x
     array([1., 3.])
     """
-    return _solve(ProjectedGradient(), fun, x0, args, **settings)
+    return _solve(ProjectedGradient(), fun, x0, args, options)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    """What SciPy passes to a method besides fun, x0 and args, with its defaults."""
+
+    jac: Any = None
+    hess: Any = None
+    hessp: Any = None
+    bounds: Any = None
+    constraints: Any = ()
+    callback: Any = None
+    gtol: float | None = None
+    ftol: float | None = None
+    tol: float | None = None
+    maxiter: int | None = 15_000
+    maxfun: int | None = 15_000
+    eps: Any = 1e-8
+    disp: bool = False
+
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> _Options:
+        """The options, with warnings about those that have no effect."""
+        from scipy.optimize import OptimizeWarning
+
+        # The caller of scipy.optimize.minimize is at level 5.
+        if unknown := given.keys() - {field.name for field in dataclasses.fields(cls)}:
+            names = ", ".join(name for name in given if name in unknown)
+            warnings.warn(f"Unknown solver options: {names}", OptimizeWarning, stacklevel=5)
+        options = cls(**{name: value for name, value in given.items() if name not in unknown})
+        for name in ("hess", "hessp"):
+            if getattr(options, name) is not None:
+                warnings.warn(f"{name} is not used by this method", RuntimeWarning, stacklevel=5)
+        return options
+
+    def tolerance(self, own: float | None, default: float) -> float:
+        """A tolerance if it was passed, else tol, else the default."""
+        return next(t for t in (own, self.tol, default) if t is not None)
 
 
 def _solve(
-    solver: Any, fun: Callable, x0: Any, args: tuple, *, jac: Any = None, hess: Any = None,
-    hessp: Any = None, bounds: Any = None, constraints: Any = (), callback: Any = None,
-    gtol: float | None = None, ftol: float | None = None, tol: float | None = None,
-    maxiter: int | None = 15_000, maxfun: int | None = 15_000, eps: Any = 1e-8,
-    disp: bool = False, **unknown: Any,
+    solver: Any, fun: Callable[..., Any], x0: Any, args: Any, given: dict[str, Any]
 ) -> Any:
-    from scipy.optimize import OptimizeResult, OptimizeWarning
+    """Run `lx.minimize` with the arguments of SciPy, and return a result in SciPy's form."""
+    from scipy.optimize import OptimizeResult
 
-    # The caller of scipy.optimize.minimize is at level 4.
-    if unknown:
-        names = ", ".join(unknown)
-        warnings.warn(f"Unknown solver options: {names}", OptimizeWarning, stacklevel=4)
-    for name, given in (("hess", hess), ("hessp", hessp)):
-        if given is not None:
-            warnings.warn(f"{name} is not used by this method", RuntimeWarning, stacklevel=4)
+    options = _Options.of(given)
+    constraints = options.constraints
     if not (isinstance(constraints, (list, tuple)) and len(constraints) == 0):
         raise ValueError(
             "constraints were passed to a method that takes none; wanted constraints=(), or "
             "lx.augmented_lagrangian"
         )
     start = np.atleast_1d(np.asarray(x0, dtype=np.float64))
-    lower, upper = _sides(bounds, start.size)
+    lower, upper = _sides(options.bounds, start.size)
     bounded = bool(np.any(np.isfinite(lower)) or np.any(np.isfinite(upper)))
     if bounded and not getattr(solver, "supports_bounds", False):
         raise ValueError(
@@ -137,19 +174,20 @@ def _solve(
             "method=lbfgs_xp.scipy.projected_gradient"
         )
     args = args if isinstance(args, tuple) else (args,)
-    evaluate = _Evaluate(fun, jac, args, _steps(eps, start.size), lower, upper)
+    evaluate = _Evaluate(fun, options.jac, args, _steps(options.eps, start.size), lower, upper)
     # Forward differences take n further calls for each gradient.
-    calls = 1 if callable(jac) else 1 + start.size
+    calls = 1 if callable(options.jac) else 1 + start.size
+    maxfun, callback = options.maxfun, options.callback
     res = minimize(
         evaluate, start, jac=True, method=solver,
         bounds=(lower, upper) if bounded else None,
-        gtol=next(t for t in (gtol, tol, 1e-5) if t is not None),
-        ftol=next(t for t in (ftol, tol, 2.2e-9) if t is not None),
-        maxiter=maxiter,
+        gtol=options.tolerance(options.gtol, 1e-5),
+        ftol=options.tolerance(options.ftol, 2.2e-9),
+        maxiter=options.maxiter,
         maxfun=None if maxfun is None else max(maxfun // calls, 1),
         callback=None if callback is None else _watch(callback, OptimizeResult),
     )
-    if disp:
+    if options.disp:
         print(
             f"{res.message}\n"
             f"    value {res.fun:.9g}, {res.nit} iterations, {evaluate.nfev} evaluations"
@@ -168,8 +206,8 @@ class _Evaluate:
     """x -> (value, gradient), and how often fun was called."""
 
     def __init__(
-        self, fun: Callable, jac: Any, args: tuple, eps: np.ndarray, lower: np.ndarray,
-        upper: np.ndarray,
+        self, fun: Callable[..., Any], jac: Any, args: tuple[Any, ...], eps: np.ndarray,
+        lower: np.ndarray, upper: np.ndarray,
     ):
         self.fun, self.jac, self.args = fun, jac, args
         self.eps, self.lower, self.upper = eps, lower, upper

@@ -6,7 +6,13 @@ Arrays are `Any`, because the type stubs of the libraries differ too much.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict
+
+if TYPE_CHECKING:
+    from lbfgs_xp.result import Record, State
+    from lbfgs_xp.solvers.contract import Solver
+    from lbfgs_xp.solvers.method import Method as OwnMethod
+    from lbfgs_xp.solvers.method import Phase
 
 MethodName = Literal[
     "auto", "lbfgs", "bfgs", "newton", "projected_gradient", "gradient_descent", "sgd", "adagrad",
@@ -21,33 +27,19 @@ Differences = Literal["2-point", "3-point"]
 Jacobian = Callable[..., Any] | Literal[True, "2-point", "3-point"] | None
 
 
-class _Solves(Protocol):
-    """A solver; see `lbfgs_xp.solvers.contract`."""
+class ForeignSolver(Protocol):
+    """A solver that derives from no class of this library; see `lbfgs_xp.solvers.contract`."""
 
-    @property
-    def init(self) -> Any: ...
-    @property
-    def step(self) -> Any: ...
+    def init(self, space: Any, x: Any, value: Any, gradient: Any, /) -> Any: ...
 
-
-class _Updates(Protocol):
-    """A first-order optimizer, or another object that makes a solver."""
-
-    @property
-    def solver(self) -> Any: ...
+    def step(
+        self, space: Any, state: Any, value: Any, gradient: Any, active: Any, /
+    ) -> Any: ...
 
 
-class _Limited(Protocol):
-    """An `lx.Phase`."""
-
-    @property
-    def method(self) -> Any: ...
-    @property
-    def limits(self) -> Any: ...
-
-
-Method = MethodName | _Solves | _Updates
-PhasesOf = Method | _Limited | Sequence[Method | _Limited] | None
+# Strings, because the classes import this module.
+Method: TypeAlias = "MethodName | OwnMethod | Solver | ForeignSolver"
+PhasesOf: TypeAlias = "Method | Phase | Sequence[Method | Phase] | None"
 
 
 class MinimizeSettings(TypedDict, total=False):
@@ -66,9 +58,9 @@ class MinimizeSettings(TypedDict, total=False):
     maxtime: float | None
     pass_rows: bool
     reproducible: bool
-    callback: Callable[[Any], Any] | None
+    callback: Callable[[Record], Any] | None
     progress: bool
-    state: Any
+    state: State | None
 
 
 class FitSettings(TypedDict, total=False):

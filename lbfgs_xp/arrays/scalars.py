@@ -214,6 +214,11 @@ def _sqrt(a: Scalar) -> Scalar:
     return math.sqrt(a) if a >= 0 else math.nan
 
 
+def _sign(a: Scalar) -> Scalar:
+    # Adding 0 makes -0 positive, as in every library; nan stays nan.
+    return 1.0 if a > 0 else -1.0 if a < 0 else a + 0.0
+
+
 def _divide(a: Scalar, b: Scalar) -> Scalar:
     if b != 0:
         return a / b
@@ -242,6 +247,7 @@ class _Floats(Scalars):
         vars(self).update(
             abs=abs,
             sqrt=_sqrt,
+            sign=_sign,
             isfinite=math.isfinite,
             logical_not=_logical_not,
             full=_full,

@@ -47,12 +47,14 @@ class Adagrad(FirstOrder):
     def slots(self) -> dict[str, float]:
         return {"sum": self.initial_accumulator_value}
 
-    def numbers(self, t: int, rate: float, carried: tuple) -> tuple[tuple, tuple]:
+    def numbers(
+        self, t: int, rate: float, carried: tuple[float, ...]
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
         return (rate / (1.0 + (t - 1) * self.lr_decay),), carried
 
     def formula(
-        self, fn: Any, x: Array, g: Array, slots: tuple, numbers: tuple
-    ) -> tuple[Array, tuple]:
+        self, fn: Any, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...]
+    ) -> tuple[Array, tuple[Array, ...]]:
         (rate,), (a,) = numbers, slots
         a = a + g * g
         return x - rate * g / (fn.sqrt(a) + self.eps), (a,)
@@ -102,8 +104,8 @@ class RMSProp(FirstOrder):
         return dict.fromkeys(names, 0.0)
 
     def formula(
-        self, fn: Any, x: Array, g: Array, slots: tuple, numbers: tuple
-    ) -> tuple[Array, tuple]:
+        self, fn: Any, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...]
+    ) -> tuple[Array, tuple[Array, ...]]:
         (rate,), (v, *others) = numbers, slots
         v = self.alpha * v + (1.0 - self.alpha) * g * g
         spread, kept = v, [v]
@@ -156,8 +158,8 @@ class Adadelta(FirstOrder):
         return {"square_avg": 0.0, "acc_delta": 0.0}
 
     def formula(
-        self, fn: Any, x: Array, g: Array, slots: tuple, numbers: tuple
-    ) -> tuple[Array, tuple]:
+        self, fn: Any, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...]
+    ) -> tuple[Array, tuple[Array, ...]]:
         (rate,), (v, u) = numbers, slots
         v = self.rho * v + (1.0 - self.rho) * g * g
         d = fn.sqrt(u + self.eps) / fn.sqrt(v + self.eps) * g

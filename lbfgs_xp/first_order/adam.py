@@ -30,7 +30,9 @@ class _Moments(FirstOrder):
         section 3)."""
         return 1.0 - self.betas[0] ** t, 1.0 - self.betas[1] ** t
 
-    def numbers(self, t: int, rate: float, carried: tuple) -> tuple[tuple, tuple]:
+    def numbers(
+        self, t: int, rate: float, carried: tuple[float, ...]
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Learning rate and eps for uncorrected m and v: the corrections are moved out of the
         elementwise part, as in section 2 of the paper."""
         first, second = self.corrections(t)
@@ -83,8 +85,8 @@ class Adam(_Moments):
         return super().slots() | ({"max_exp_avg_sq": 0.0} if self.amsgrad else {})
 
     def formula(
-        self, fn: Any, x: Array, g: Array, slots: tuple, numbers: tuple
-    ) -> tuple[Array, tuple]:
+        self, fn: Any, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...]
+    ) -> tuple[Array, tuple[Array, ...]]:
         (rate, eps), (m, v, *top) = numbers, slots
         m, v = self.moments(g, m, v)
         if not self.amsgrad:
@@ -138,12 +140,14 @@ class Adamax(_Moments):
     def slots(self) -> dict[str, float]:
         return {"exp_avg": 0.0, "exp_inf": 0.0}
 
-    def numbers(self, t: int, rate: float, carried: tuple) -> tuple[tuple, tuple]:
+    def numbers(
+        self, t: int, rate: float, carried: tuple[float, ...]
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
         return (rate / self.corrections(t)[0],), carried
 
     def formula(
-        self, fn: Any, x: Array, g: Array, slots: tuple, numbers: tuple
-    ) -> tuple[Array, tuple]:
+        self, fn: Any, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...]
+    ) -> tuple[Array, tuple[Array, ...]]:
         (rate,), (m, u) = numbers, slots
         beta1, beta2 = self.betas
         m = m + (1.0 - beta1) * (g - m)
@@ -186,7 +190,9 @@ class NAdam(_Moments):
     def carried(self) -> tuple[float, ...]:
         return (1.0,)  # M_0
 
-    def numbers(self, t: int, rate: float, carried: tuple) -> tuple[tuple, tuple]:
+    def numbers(
+        self, t: int, rate: float, carried: tuple[float, ...]
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
         now, following = (
             self.betas[0] * (1.0 - 0.5 * 0.96 ** (k * self.momentum_decay)) for k in (t, t + 1)
         )
@@ -197,8 +203,8 @@ class NAdam(_Moments):
         return (of_gradient, of_mean, self.eps * root), (product,)
 
     def formula(
-        self, fn: Any, x: Array, g: Array, slots: tuple, numbers: tuple
-    ) -> tuple[Array, tuple]:
+        self, fn: Any, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...]
+    ) -> tuple[Array, tuple[Array, ...]]:
         of_gradient, of_mean, eps = numbers
         m, v = self.moments(g, *slots)
         return x - (of_gradient * g + of_mean * m) / (fn.sqrt(v) + eps), (m, v)
@@ -230,7 +236,9 @@ class RAdam(_Moments):
     (0.9, 0.99)
     """
 
-    def numbers(self, t: int, rate: float, carried: tuple) -> tuple[tuple, tuple]:
+    def numbers(
+        self, t: int, rate: float, carried: tuple[float, ...]
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
         first, second = self.corrections(t)
         limit = 2.0 / (1.0 - self.betas[1]) - 1.0
         length = limit - 2.0 * t * self.betas[1] ** t / second
@@ -241,8 +249,8 @@ class RAdam(_Moments):
         return (0.0, rate / first * math.sqrt(second) * math.sqrt(squared)), carried
 
     def formula(
-        self, fn: Any, x: Array, g: Array, slots: tuple, numbers: tuple
-    ) -> tuple[Array, tuple]:
+        self, fn: Any, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...]
+    ) -> tuple[Array, tuple[Array, ...]]:
         # One of the two rates is 0.
         plain, rectified = numbers
         m, v = self.moments(g, *slots)
@@ -286,8 +294,8 @@ class Yogi(_Moments):
         return dict.fromkeys(super().slots(), self.initial_accumulator_value)
 
     def formula(
-        self, fn: Any, x: Array, g: Array, slots: tuple, numbers: tuple
-    ) -> tuple[Array, tuple]:
+        self, fn: Any, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...]
+    ) -> tuple[Array, tuple[Array, ...]]:
         (rate, eps), (m, v) = numbers, slots
         beta1, beta2 = self.betas
         squared = g * g
@@ -327,8 +335,8 @@ class AdaBelief(_Moments):
         self._number("eps_root")
 
     def formula(
-        self, fn: Any, x: Array, g: Array, slots: tuple, numbers: tuple
-    ) -> tuple[Array, tuple]:
+        self, fn: Any, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...]
+    ) -> tuple[Array, tuple[Array, ...]]:
         (rate, eps), (m, v) = numbers, slots
         beta1, beta2 = self.betas
         m = m + (1.0 - beta1) * (g - m)

@@ -48,15 +48,17 @@ class ASGD(FirstOrder):
     def carried(self) -> tuple[float, ...]:
         return (-1.0, 1.0)  # η of the next step, negative if that is the learning rate; μ
 
-    def numbers(self, t: int, rate: float, carried: tuple) -> tuple[tuple, tuple]:
+    def numbers(
+        self, t: int, rate: float, carried: tuple[float, ...]
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
         eta, mu = carried
         eta = rate if eta < 0.0 else eta
         after = rate / (1.0 + self.lambd * rate * t) ** self.alpha
         return (1.0 - self.lambd * eta, eta, mu), (after, 1.0 / max(1.0, t - self.t0))
 
     def formula(
-        self, fn: Any, x: Array, g: Array, slots: tuple, numbers: tuple
-    ) -> tuple[Array, tuple]:
+        self, fn: Any, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...]
+    ) -> tuple[Array, tuple[Array, ...]]:
         (shrinkage, eta, mu), (a,) = numbers, slots
         x = shrinkage * x - eta * g
         return x, (a + mu * (x - a),)

@@ -12,7 +12,7 @@ import numpy as np
 
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.tree import Layout
-from lbfgs_xp.checks import flag, number, optional, real, setting
+from lbfgs_xp.checks import flag, flags, number, optional, real, setting
 from lbfgs_xp.first_order import update
 from lbfgs_xp.first_order.kernel import Kernel, kernel
 from lbfgs_xp.first_order.state import OptimizerState
@@ -127,6 +127,7 @@ class FirstOrder(Method):
         FloatingPointError
             If the gradient is not finite and on_nonfinite="raise".
         """
+        in_place, reproducible = flags(in_place=in_place, reproducible=reproducible)
         with np.errstate(all="ignore"):
             return update.update(self, params, grads, state, value, in_place, reproducible)
 

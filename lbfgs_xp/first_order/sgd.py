@@ -83,8 +83,8 @@ class GradientDescent(FirstOrder):
         return super().solver(layout)
 
     def formula(
-        self, fn: Any, x: Array, g: Array, slots: tuple, numbers: tuple
-    ) -> tuple[Array, tuple]:
+        self, fn: Any, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...]
+    ) -> tuple[Array, tuple[Array, ...]]:
         (rate,) = numbers
         return x - rate * g, ()
 
@@ -134,12 +134,14 @@ class SGD(FirstOrder):
     def slots(self) -> dict[str, float]:
         return {"momentum_buffer": 0.0} if self.momentum else {}
 
-    def numbers(self, t: int, rate: float, carried: tuple) -> tuple[tuple, tuple]:
+    def numbers(
+        self, t: int, rate: float, carried: tuple[float, ...]
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
         return (rate, 1.0 if t == 1 else 1.0 - self.dampening), carried
 
     def formula(
-        self, fn: Any, x: Array, g: Array, slots: tuple, numbers: tuple
-    ) -> tuple[Array, tuple]:
+        self, fn: Any, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...]
+    ) -> tuple[Array, tuple[Array, ...]]:
         rate, share = numbers
         if not self.momentum:
             return x - rate * g, ()

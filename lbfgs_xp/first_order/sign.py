@@ -45,8 +45,8 @@ class Lion(FirstOrder):
         return {"exp_avg": 0.0}
 
     def formula(
-        self, fn: Any, x: Array, g: Array, slots: tuple, numbers: tuple
-    ) -> tuple[Array, tuple]:
+        self, fn: Any, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...]
+    ) -> tuple[Array, tuple[Array, ...]]:
         (rate,), (m,) = numbers, slots
         beta1, beta2 = self.betas
         x = x - rate * fn.sign(beta1 * m + (1.0 - beta1) * g)
@@ -94,13 +94,15 @@ class Rprop(FirstOrder):
     def slots(self) -> dict[str, float]:
         return {"prev": 0.0, "step_size": 1.0}
 
-    def numbers(self, t: int, rate: float, carried: tuple) -> tuple[tuple, tuple]:
+    def numbers(
+        self, t: int, rate: float, carried: tuple[float, ...]
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
         # The slot starts at 1, so that the initial state does not depend on the learning rate.
         return (rate if t == 1 else 1.0,), carried
 
     def formula(
-        self, fn: Any, x: Array, g: Array, slots: tuple, numbers: tuple
-    ) -> tuple[Array, tuple]:
+        self, fn: Any, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...]
+    ) -> tuple[Array, tuple[Array, ...]]:
         (unit,), (before, size) = numbers, slots
         agreement = g * before
         turned = agreement < 0.0

@@ -6,14 +6,15 @@ import difflib
 from collections.abc import Callable
 from typing import Any, Literal, Unpack, overload
 
+from lbfgs_xp import checks
 from lbfgs_xp.arrays.space import Space
-from lbfgs_xp.checks import count, reject_foreign_keywords
 from lbfgs_xp.fits.by_minimize import fit_by_minimize
 from lbfgs_xp.fits.data import residuals_of
 from lbfgs_xp.fits.loop import box_of, run_fit
 from lbfgs_xp.fits.pieces import fit_pieces
-from lbfgs_xp.fits.report import BatchCurveFit, CurveFit, report
+from lbfgs_xp.fits.report import report
 from lbfgs_xp.fits.residuals import Calls
+from lbfgs_xp.fits.result import BatchCurveFit, CurveFit
 from lbfgs_xp.fits.settings import FitPlan
 from lbfgs_xp.typing import CurveFitSettings, Differences, LossName
 
@@ -41,9 +42,12 @@ def curve_fit(
 ) -> CurveFit | BatchCurveFit: ...
 
 
-@reject_foreign_keywords(
-    **dict.fromkeys(("maxfev", "max_nfev"), "maxfun"),
-    full_output="nothing in its place: the result is always complete",
+@checks.reject_foreign_keywords(
+    tol="gtol (for the gradient), ftol (for the cost) or xtol (for x)",
+    f="model",
+    xdata="x",
+    ydata="y",
+    full_output=f"{checks.NO_SUCH}: the result is always complete",
 )
 def curve_fit(
     model: Callable[..., Any],
@@ -138,8 +142,11 @@ def curve_fit(
     >>> fit.x.round(2), bool(fit.stderr[0] < 0.01)
     (array([3. , 0.5]), True)
     """
+    absolute_sigma, batched, compact = checks.flags(
+        absolute_sigma=absolute_sigma, batched=batched, compact=compact
+    )
     _check_method(method, bounds)
-    threads = count("threads", threads, 1)
+    threads = checks.count("threads", threads, 1)
     objective = residuals_of(model, x, y, p0, sigma, jac, batched)
     limits = dict(gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime)
     plan = FitPlan.checked(

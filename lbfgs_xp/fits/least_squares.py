@@ -36,8 +36,9 @@ def least_squares(
 
 
 @checks.reject_foreign_keywords(
-    **dict.fromkeys(("maxfev", "max_nfev"), "maxfun"),
-    x_scale="nothing in its place: parameters are scaled by the columns of their Jacobian",
+    tol="gtol (for the gradient), ftol (for the cost) or xtol (for x)",
+    fun="residuals",
+    x_scale=f"{checks.NO_SUCH}: parameters are scaled by the columns of their Jacobian",
 )
 def least_squares(
     residuals: Callable[..., Any],
@@ -133,6 +134,7 @@ def least_squares(
     >>> bool(np.allclose(res.x, 1.0)), res.success
     (True, True)
     """
+    batched = checks.flag("batched", batched)
     if not isinstance(args, tuple):
         args = (args,)
     layout = Layout(x0, batched)

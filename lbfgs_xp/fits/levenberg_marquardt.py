@@ -34,8 +34,6 @@ _PROBE = 0.1
 _LONGEST = 0.75
 # Acceleration is tried if the last decrease differed by more than this share from the prediction.
 _CURVED = 0.25
-# The most parameters for which the normal equations are tried: their elimination is unrolled.
-FEW = 16
 # Flags in the result of `going`.
 CURVED, HARD, LOST = 2, 4, 8
 # Consecutive steps that must be small, or bring no meaningful progress, before a run stops.

@@ -8,6 +8,9 @@ from __future__ import annotations
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.space import Space
 
+# The most parameters for which the normal equations are tried, because `eliminate` is unrolled.
+FEW = 16
+
 
 def qr(space: Space, matrix: Array) -> tuple[Array, Array]:
     """Factor matrices (..., m, p), m >= p, into Q (..., m, p) with orthonormal columns and upper

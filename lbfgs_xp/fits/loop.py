@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import functools
 import math
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.fits import levenberg_marquardt as lm
 from lbfgs_xp.fits import linear_model
+from lbfgs_xp.fits.linear_algebra import FEW
 from lbfgs_xp.fits.linear_model import LinearModel
 from lbfgs_xp.fits.residuals import Residuals
 from lbfgs_xp.fits.result import BatchLeastSquaresResult, LeastSquaresResult
@@ -88,7 +88,7 @@ class _Steps:
         self, x: Array, residuals: Array, columns: Array, box: Any, largest: Any
     ) -> LinearModel:
         """`linearize` without a read, which may lose too many digits in problems flagged `hard`."""
-        few = x.shape[-1] <= lm.FEW
+        few = x.shape[-1] <= FEW
         return (self._linearize if few else self._decompose)(x, residuals, columns, box, largest)
 
     def aim(self, state: lm.LMState, box: Any, going: np.ndarray) -> lm.LMState:
@@ -110,7 +110,7 @@ class _Steps:
         space = self.space
         arguments = (x, residuals, columns, box, largest)
         linear = self.guess(*arguments)
-        if x.shape[-1] > lm.FEW:
+        if x.shape[-1] > FEW:
             return linear, False
         hard = space.backend.to_host(linear.hard)
         if not hard.any():

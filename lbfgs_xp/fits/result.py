@@ -1,9 +1,9 @@
-"""The outcome of `lx.least_squares`."""
+"""The outcomes of `lx.least_squares` and `lx.curve_fit`."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NoReturn
 
 from lbfgs_xp.result import Status, table
 
@@ -63,6 +63,81 @@ class BatchLeastSquaresResult(LeastSquaresResult):
 
     cost: Any
     optimality: Any
+    nit: Any
+    success: Any
+    status: Any
+    message: list[str]  # type: ignore[assignment]
+
+
+@dataclasses.dataclass(frozen=True)
+class CurveFit:
+    """The outcome of `lx.curve_fit`; for a batch see `lx.BatchCurveFit`.
+
+    Attributes
+    ----------
+    x : like p0
+        The parameters, in the structure of p0.
+    covariance : array (p, p)
+        Their covariance, for all p numbers in the order of the leaves of p0. If the data do not
+        determine all parameters, it covers only the directions that they do determine; if there are
+        no more data than parameters and absolute_sigma is False, it is infinite.
+    stderr : like p0
+        The standard deviations of the parameters, the square roots of the diagonal of `covariance`;
+        infinite for parameters that the data do not determine.
+    chi2 : float
+        The sum of ((y - model) / sigma)^2, or of the losses instead of the squares.
+    reduced_chi2 : float
+        chi2 / (m - p), for m data and p parameters that are not fixed; nan if m <= p.
+    r2 : float
+        1 - sum of squares / sum of squares of the best constant: 1 for a perfect fit.
+    residuals : array (m,)
+        y - model, in the unit of y.
+    nit : int
+        Steps taken.
+    nfev, njev : int
+        Calls of the model, including those for finite differences, and evaluations of its Jacobian.
+    success, status, message
+        Whether the fit succeeded, and why it ended; see `lx.Status`.
+    """
+
+    x: Any
+    covariance: Any = dataclasses.field(repr=False)
+    stderr: Any
+    chi2: float
+    reduced_chi2: float
+    r2: float
+    residuals: Any = dataclasses.field(repr=False)
+    nit: int
+    nfev: int
+    njev: int
+    success: bool
+    status: Status
+    message: str
+
+    def __repr__(self) -> str:
+        return table(self)
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError(
+            "the result of curve_fit is a single object, not a pair to unpack; wanted "
+            "fit = lx.curve_fit(...), then fit.x and fit.covariance"
+        )
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class BatchCurveFit(CurveFit):
+    """The outcome of `lx.curve_fit` with batched=True, for B fits.
+
+    The attributes are those of `lx.CurveFit`, but `chi2`, `reduced_chi2`, `r2`, `nit`, `success`
+    and `status` are arrays (B,) of the library of y, `covariance` and `residuals` have shapes
+    (B, p, p) and (B, m), and `message` is a list of B strings. `status` holds the integers of
+    `lx.Status`. If the batch is fitted in pieces, `nfev` and `njev` are the largest counts of any
+    piece.
+    """
+
+    chi2: Any
+    reduced_chi2: Any
+    r2: Any
     nit: Any
     success: Any
     status: Any

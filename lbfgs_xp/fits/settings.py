@@ -70,8 +70,8 @@ class FitPlan(NamedTuple):
             FitSettings.checked(backend, **settings),
             _at_most(checks.budget("maxfun", maxfun, 1)),
             time.perf_counter() + (math.inf if limit is None else limit),
-            bool(acceleration),
-            bool(compact),
+            checks.flag("acceleration", acceleration),
+            checks.flag("compact", compact),
         )
 
 

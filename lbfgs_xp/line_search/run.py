@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from lbfgs_xp.arrays import scalars
 from lbfgs_xp.arrays.scalars import FLOATS, Scalar, Scalars
-from lbfgs_xp.checks import number
+from lbfgs_xp.checks import number, reject_foreign_keywords
 from lbfgs_xp.line_search.armijo import Armijo
 from lbfgs_xp.line_search.base import ACCEPTED, SEARCHING, LineSearch, Point
 from lbfgs_xp.line_search.bisection import Bisection
@@ -74,6 +74,12 @@ def rule_of(rule: str | LineSearch, name: str = "line_search") -> LineSearch:
     return NAMES[rule]()
 
 
+@reject_foreign_keywords(
+    **dict.fromkeys(
+        ("c1", "c2", "amax", "alpha_max", "maxiter", "max_iter", "max_evaluations"),
+        "a constant of the rule, such as lx.MoreThuente(c2=0.1)",
+    ),
+)
 def line_search(
     phi: Callable[[Scalar], tuple[Scalar, Scalar]],
     rule: LineSearchName | LineSearch,

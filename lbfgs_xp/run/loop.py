@@ -102,7 +102,8 @@ class Run:
     def begin(self, x: Array, state: State | None) -> None:
         """Evaluate the start, or the iterate of an earlier run."""
         space, solver, objective = self.space, self.solver, self.objective
-        start, learned, resumes = x, None, False
+        start, learned = x, None
+        earlier: State | None = None    # the state, if the same solver goes on from it
         at_best: Any = False
         if state is not None:
             state = _checked_state(state, x, self.method, solver, space)
@@ -113,18 +114,18 @@ class Run:
             # If the iterate is the best point, the start is the same whatever the answer.
             compare = space.equal_later if state.solver_state.x is state.best.x else space.equal
             at_best = compare(x, state.best.x)
-            resumes = state.solver == solver
+            earlier = state if state.solver == solver else None
             if at_best is True:
                 start = state.solver_state.x
-        if solver.projects and not (resumes and now(at_best)):
+        if solver.projects and not (earlier is not None and now(at_best)):
             start = solver.project(space, start)
         untouched = space.backend.own(start)
         value, gradient, aux, _ = self.evaluate(start)
         unchanged = space.equal_later(start, untouched)
         (extent,) = space.later(space.max_abs(start))
         same: Any = False
-        if resumes:
-            same = space.equal_later(gradient, state.solver_state.gradient)
+        if earlier is not None:
+            same = space.equal_later(gradient, earlier.solver_state.gradient)
         inner = self._state_at(start, value, gradient, learned)
         if not now(unchanged):
             raise ValueError(
@@ -135,12 +136,12 @@ class Run:
         if space.batched:
             self.aux = AuxOutput.of(aux, space, self.layout.batch[0])
         if (
-            resumes and now(at_best) and now(same)
-            and space.equal(inner.value, state.solver_state.value)
+            earlier is not None and now(at_best) and now(same)
+            and space.equal(inner.value, earlier.solver_state.value)
         ):
             # Several runs may resume from a state, and each overwrites what it has learned.
-            inner = solver.resume(state.solver_state)
-            best, self.aux = state.best, self.aux._replace(value=state.aux)
+            inner = solver.resume(earlier.solver_state)
+            best, self.aux = earlier.best, self.aux._replace(value=earlier.aux)
         progress = stopping.start(
             space.scalars, self.criteria, inner.value, inner.gradient_norm, now(extent),
             objective.nfev,

@@ -7,7 +7,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from lbfgs_xp import checks, first_order, line_search
+from lbfgs_xp import checks
+from lbfgs_xp.first_order import NAMES as OPTIMIZERS
+from lbfgs_xp.line_search import NAMES as RULES
+from lbfgs_xp.line_search import LineSearch
 from lbfgs_xp.solvers.bfgs import BFGS
 from lbfgs_xp.solvers.lbfgs import LBFGS
 from lbfgs_xp.solvers.method import Method
@@ -19,7 +22,7 @@ METHODS: dict[str, Callable[[], Any]] = {
     "bfgs": BFGS,
     "newton": Newton,
     "projected_gradient": ProjectedGradient,
-    **first_order.NAMES,
+    **OPTIMIZERS,
 }
 
 # Methods of SciPy that have another name here, or none.
@@ -74,12 +77,12 @@ def _hint(method: Any) -> str:
         for names, ours in _OF_SCIPY.items():
             if name in names:
                 return f"; {ours}"
-        if rule := line_search.NAMES.get(name.replace("-", "_")):
+        if rule := RULES.get(name.replace("-", "_")):
             return _about_line_search(rule)
         near = difflib.get_close_matches(name.replace("-", ""), METHODS, 1, 0.6)
         return f"; did you mean {near[0]!r}?" if near else ""
     kind = method if isinstance(method, type) else type(method)
-    if issubclass(kind, line_search.LineSearch) and not inspect.isabstract(kind):
+    if issubclass(kind, LineSearch) and not inspect.isabstract(kind):
         return _about_line_search(kind)
     if kind is method and issubclass(kind, Method):
         return f"; this is the class: pass an object such as {kind.__name__}()"

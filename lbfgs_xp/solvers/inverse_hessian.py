@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lbfgs_xp.arrays.backend import Array, is_array
+from lbfgs_xp.arrays.backend import Array, identity, is_array
 from lbfgs_xp.arrays.space import Space
 
 
@@ -30,7 +30,7 @@ class Operator(ABC):
         self._space = space
         self.shape = shape
         self.dtype = space.backend.dtype
-        self.unravel: Callable = _same
+        self.unravel: Callable = identity
 
     @abstractmethod
     def todense(self) -> Array:
@@ -92,7 +92,3 @@ class DenseInverseHessian(Operator):
 
     def _apply(self, vector: Array) -> Array:
         return self._space.products(self._matrix, vector)
-
-
-def _same(vector: Array) -> Array:
-    return vector

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
-from lbfgs_xp.checks import count, flag, number, shown
+from lbfgs_xp.checks import count, flag, number, reject_foreign_keywords, shown
 from lbfgs_xp.first_order import Adam
 from lbfgs_xp.line_search import LineSearch
 from lbfgs_xp.result import Status, table
@@ -74,9 +74,18 @@ class TrainingResult:
         return table(self)
 
 
+@reject_foreign_keywords(
+    **dict.fromkeys(("loss", "criterion"), "loss_fn"),
+    **dict.fromkeys(("lr", "learning_rate"), "adam_lr"),
+    **dict.fromkeys(("epochs", "num_epochs"), "max_epochs"),
+    **dict.fromkeys(("maxiter", "iterations"), "max_iter"),
+    steps="adam_steps",
+    memory_size="history_size",
+    line_search="line_search_fn",
+)
 def train_with_lbfgs(
     model: torch.nn.Module,
-    loss_fn: Callable,
+    loss_fn: Callable[..., Any],
     data: Any = None,
     tol: float = 1e-9,
     adam_steps: int = 100_000,
@@ -170,7 +179,7 @@ def train_with_lbfgs(
         raise ValueError(f"until is {until!r}; wanted 'either', 'both', 'loss' or 'gradient'")
     if line_search_fn is None:
         raise ValueError("line_search_fn is None; wanted the name of a rule, or a rule")
-    flag("progress", progress)
+    progress = flag("progress", progress)
     flat = _parameters(model)
     _warn_of_noise(model)
     optimizer = LBFGS(
@@ -226,7 +235,7 @@ def _warn_of_noise(model: torch.nn.Module) -> None:
         warnings.warn(
             f"the model is in training mode with {', '.join(noisy)}, so its loss differs from call "
             "to call and the line search of L-BFGS cannot work; call model.eval() first",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

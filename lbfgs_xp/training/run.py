@@ -143,7 +143,7 @@ class TrainingRun:
             raise KeyboardInterrupt
         # It may be the gradient that is not finite.
         value = math.nan if res.status is Status.NOT_FINITE else first[0]
-        return value, res.state.solver_state.step
+        return value, self._memory.solver_state.step
 
     def _note_losses(self, numbers: Sequence[Any] = ()) -> list[float]:
         """Record the losses and return the numbers, with one transfer if they are on a device."""

@@ -23,9 +23,12 @@ from lbfgs_xp.typing import Method
 
 
 @checks.reject_foreign_keywords(
+    **checks.OF_THE_METHOD,
     **dict.fromkeys(("optimizer", "opt"), "method"),
-    **dict.fromkeys(("lr", "learning_rate"), "a setting of the method, such as lx.Adam(1e-2)"),
-    **dict.fromkeys(("num_epochs", "n_epochs", "max_epochs"), "epochs"),
+    **dict.fromkeys(
+        ("num_epochs", "n_epochs", "max_epochs", "maxiter", "max_iter", "iterations"), "epochs"
+    ),
+    callbacks="callback",
 )
 def train(
     loss: Callable[..., Any],
@@ -127,11 +130,9 @@ def train(
     """
     leaves, structure = flatten(params)
     backends = _backends(leaves)
-    for name, value in (
-        ("shuffle", shuffle), ("reproducible", reproducible), ("compile", compile),
-        ("progress", progress),
-    ):
-        checks.flag(name, value)
+    shuffle, reproducible, compile, progress = checks.flags(
+        shuffle=shuffle, reproducible=reproducible, compile=compile, progress=progress
+    )
     epochs = checks.count("epochs", epochs, 1)
     batch_size = checks.optional(checks.count)("batch_size", batch_size, 1)
     seed = checks.count("seed", seed, 0)

@@ -671,9 +671,13 @@ def test_a_rule_of_ones_own(backend: Backend) -> None:
     close(backend.to_numpy(state.slots[0][0]), np.asarray([0.1, -0.1]))
 
 
-def test_a_name_that_is_nearly_right() -> None:
-    with pytest.raises(AttributeError, match="did you mean lx.RMSProp"):
-        lx.RMSprop  # noqa: B018
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("RMSprop", "RMSProp"), ("LBFG", "LBFGS"), ("Adamm", "Adam"), ("minimise", "minimize")],
+)
+def test_a_name_that_is_nearly_right(name: str, meant: str) -> None:
+    with pytest.raises(AttributeError, match=f"has no '{name}'; did you mean lx.{meant}[?]$"):
+        getattr(lx, name)
     assert not hasattr(lx, "nothing_of_the_kind")
 
 

@@ -28,8 +28,9 @@ WINGS: dict[str, str] = {
     "line_search": "arrays checks typing",
     "solvers": "arrays checks line_search projections schedules typing",
     "first_order": "arrays checks line_search schedules solvers typing",
-    "run": "arrays checks first_order line_search projections result solvers typing",
+    "run": "arrays checks first_order line_search projections result solvers",
     "minimize": "arrays checks result run solvers typing",
+    "gradient_check": "arrays run typing",
     "constraints": "arrays checks minimize result run typing",
     "fits": "arrays checks minimize projections result run typing",
     "training": "arrays checks first_order minimize result run solvers typing",
@@ -37,8 +38,8 @@ WINGS: dict[str, str] = {
     "scipy": "arrays minimize result solvers",
     "demo": "arrays problems __init__",
     "__main__": "arrays demo __init__",
-    "__init__": "arrays constraints first_order fits line_search minimize problems projections "
-    "result run schedules solvers training",
+    "__init__": "arrays constraints first_order fits gradient_check line_search minimize problems "
+    "projections result run schedules solvers training",
 }
 # Line searches know only scalars.
 ONLY = {"line_search": {"arrays": ["arrays.scalars"]}}
@@ -83,7 +84,7 @@ def imports(module: str) -> Iterator[tuple[str, int, bool]]:
     """(dotted name, line, whether inside a function) for all but type-checking imports."""
 
     def visit(node: ast.AST, late: bool) -> Iterator[tuple[str, int, bool]]:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             return
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -134,6 +135,25 @@ def test_imports_of_ours(module: str) -> None:
         assert wing_of(target) in allowed, f"{where}; it may import {sorted(allowed)}"
         only = ONLY.get(wing, {}).get(wing_of(target))
         assert only is None or target in only, f"{where}; of that wing it may import {only}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_functions_do_not_stand_for_modules(module: str) -> None:
+    """`from lbfgs_xp import line_search` is the module or the function, whichever came last."""
+    both = {f"lbfgs_xp.{name}" for name in MODULES} & _public_functions()
+    for dotted, line, _ in imports(module):
+        assert dotted not in both, (
+            f"{MODULES[module].name}:{line}: import from the module {dotted} itself"
+        )
+
+
+def _public_functions() -> set[str]:
+    import lbfgs_xp
+
+    return {
+        f"lbfgs_xp.{name}" for name in lbfgs_xp.__all__
+        if not inspect.ismodule(getattr(lbfgs_xp, name))
+    }
 
 
 @pytest.mark.parametrize("wing", WINGS)

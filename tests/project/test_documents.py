@@ -107,7 +107,10 @@ def test_reference_is_complete() -> None:
 
 
 # Wing, or module in the root -> the page of the reference, if their names differ.
-PAGE = {"run": "minimize", "result": "minimize", "arrays": "spaces", "line_search": "line_searches"}
+PAGE = {
+    **dict.fromkeys(("gradient_check", "result", "run"), "minimize"),
+    "arrays": "spaces", "line_search": "line_searches",
+}
 
 
 def _page(name: str) -> str:

@@ -500,12 +500,6 @@ def test_bounds_of_scipy() -> None:
 # --- the other faces ---------------------------------------------------------------------------
 
 
-def test_check_gradient() -> None:
-    fails(lambda: lx.check_gradient(value, X0), ValueError, "numpy", "jac")
-    fails(lambda: lx.check_gradient(value, None, True), TypeError, "x", "NoneType")
-    fails(lambda: lx.check_gradient(3, X0, True), TypeError, "fun", "int")
-
-
 def test_fixed_sum() -> None:
     fails(lambda: lx.fixed_sum(np.asarray(1.0)), ValueError, "axis", "0-d")
 

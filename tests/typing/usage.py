@@ -11,6 +11,8 @@ import numpy as np
 
 import lbfgs_xp as lx
 
+lx.Adamm  # type: ignore[attr-defined]  # noqa: B018
+
 
 def bowl(x: Any) -> tuple[float, Any]:
     return float(x @ x), 2.0 * x
@@ -28,6 +30,11 @@ assert_type(res.success, bool)
 assert_type(res.status, lx.Status)
 assert_type(res.message, str)
 assert_type(res.phases, tuple[lx.Result, ...])
+assert_type(res.state, lx.State | None)
+if res.hess_inv is not None:
+    assert_type(res.hess_inv.shape, tuple[int, ...])
+lx.minimize(bowl, res.x, jac=True, state=res.state)
+lx.minimize(bowl, res.x, jac=True, state=res)  # type: ignore[call-overload]
 
 batch = lx.minimize(bowl, np.ones((5, 3)), jac=True, batched=True)
 assert_type(batch, lx.BatchResult)
@@ -50,11 +57,30 @@ assert_type(lx.least_squares(lambda p: p, x0, batched=True), lx.BatchLeastSquare
 trained = lx.train(lambda p, data: p @ p, x0, x0)
 assert_type(trained.loss, float)
 
+
+class Foreign:
+    """A solver that derives from no class of this library."""
+
+    def init(self, space: lx.Space, x: Any, value: Any, gradient: Any) -> Any: ...
+
+    def step(self, space: lx.Space, state: Any, value: Any, gradient: Any, active: Any) -> Any: ...
+
+
+lx.minimize(bowl, x0, method=Foreign())
+lx.minimize(bowl, x0, method=[lx.Phase(Foreign(), lx.Limits(maxiter=3)), lx.Newton()])
+lx.minimize(bowl, x0, method=Foreign)  # type: ignore[call-overload]
+lx.train(lambda p, data: p @ p, x0, x0, method=lx.SGD)  # type: ignore[arg-type]
+
 # --- words --------------------------------------------------------------------------------------
 
 lx.minimize(bowl, x0, jac="3-point", method="bfgs")
 lx.minimize(bowl, x0, method=lx.LBFGS(memory_size=5, line_search="hager_zhang"))
 lx.minimize(bowl, x0, method=[lx.Adam(0.1).until(maxiter=10), "lbfgs"])
+lx.minimize(bowl, x0, method=lx.LBFGS)  # type: ignore[call-overload]
+lx.minimize(bowl, x0, method=[lx.Adam, lx.LBFGS()])  # type: ignore[list-item]
+lx.minimize(bowl, x0, method=lx.MoreThuente())  # type: ignore[call-overload]
+lx.minimize(bowl, x0, callback=lambda record: record.nit == 3)
+lx.minimize(bowl, x0, callback=lambda record: record.nits == 3)  # type: ignore[attr-defined]
 lx.minimize(bowl, x0, jac="4-point")  # type: ignore[call-overload]
 lx.minimize(bowl, x0, method="lbgfs")  # type: ignore[arg-type]
 lx.minimize(bowl, x0, max_iter=3)  # type: ignore[call-overload]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lbfgs_xp import checks
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.run.objective import Objective
@@ -34,6 +35,7 @@ class GradientCheck(NamedTuple):
         return f"GradientCheck(error={self.error:.2e}, where={self.where})"
 
 
+@checks.reject_foreign_keywords()
 def check_gradient(
     fun: Callable[..., Any], x: Any, jac: Jacobian = None, args: Any = (), *,
     has_aux: bool = False,
@@ -61,6 +63,7 @@ def check_gradient(
     >>> check.error > 0.1, check.where
     (True, 1)
     """
+    has_aux = checks.flag("has_aux", has_aux)
     layout = Layout(x, batched=False)
     vector = layout.to_vector(x, "x")
     _, given, _ = Objective(fun, args, jac, has_aux, layout).evaluate(vector)
