@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.line_search import Fixed, Search
 from lbfgs_xp.result import Status, table
@@ -253,7 +254,9 @@ class Step:
             return None
         if room > self.settings.history_size:
             return None
-        return Pairs(**saved | {k: saved[k].numpy() for k in ("inverse", "gram", "diagonal")})
+        like = self.space.small_zeros(())
+        small = {k: _placed(saved[k], like) for k in ("inverse", "gram", "diagonal")}
+        return Pairs(**saved | small)
 
 
 def _begin_at(
@@ -262,8 +265,13 @@ def _begin_at(
     """The state with a new search that starts at the trial alpha."""
     noise = abs(state.value) * space.backend.noise
     rule: Any = solver.line_search
-    search: Search = rule.begin(state.value, state.search.dphi0, alpha, noise)
+    search: Search = rule.begin(state.value, now(state.search.dphi0), alpha, noise)
     return state._replace(search=search, trial=space.move(state.x, search.alpha, state.direction))
+
+
+def _placed(saved: Tensor, like: Any) -> Any:
+    """A part of the pairs where the small algebra runs: as an array of NumPy, or on the device."""
+    return saved.cpu().numpy() if isinstance(like, np.ndarray) else saved.to(like)
 
 
 def _wider(space: Space, pairs: Pairs, most: int) -> Pairs:
