@@ -76,8 +76,7 @@ class FitSettings(TypedDict, total=False):
     maxiter: int | None
     maxfun: int | None
     maxtime: float | None
-    damping: float
-    acceleration: bool
+    factor: float
     compact: bool
 
 

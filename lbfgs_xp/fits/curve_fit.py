@@ -68,8 +68,7 @@ def curve_fit(
     maxiter: int | None = 10_000,
     maxfun: int | None = None,
     maxtime: float | None = None,
-    damping: float = 1e-3,
-    acceleration: bool = True,
+    factor: float = 1.0,
     batched: bool = False,
     compact: bool = True,
     threads: int = 1,
@@ -105,7 +104,7 @@ def curve_fit(
         None: automatic differentiation (PyTorch, JAX). A function with the arguments of the model:
         jac(x, *params) -> (m, p), for a batch (B, m, p), in the order of the leaves of p0 (for a
         dict, of its sorted keys). "2-point" or "3-point": finite differences.
-    gtol, ftol, xtol, maxiter, maxfun, maxtime, damping, acceleration
+    gtol, ftol, xtol, maxiter, maxfun, maxtime, factor
         As in `lx.least_squares`; for "lbfgs" the first six as in `lx.minimize`.
     batched : bool
         y is (B, m): B independent fits. Each parameter is then passed to the model with shape
@@ -150,7 +149,7 @@ def curve_fit(
     objective = residuals_of(model, x, y, p0, sigma, jac, batched)
     limits = dict(gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime)
     plan = FitPlan.checked(
-        objective.backend, loss=loss, f_scale=f_scale, damping=damping, acceleration=acceleration,
+        objective.backend, loss=loss, f_scale=f_scale, factor=factor,
         compact=compact and batched, **limits,
     )
     if method == "lbfgs":

@@ -55,8 +55,7 @@ def least_squares(
     maxiter: int | None = 10_000,
     maxfun: int | None = None,
     maxtime: float | None = None,
-    damping: float = 1e-3,
-    acceleration: bool = True,
+    factor: float = 1.0,
     batched: bool = False,
     compact: bool = False,
 ) -> LeastSquaresResult:
@@ -96,13 +95,9 @@ def least_squares(
         Budgets; maxfun and maxtime for a batch as a whole (in `curve_fit`, maxfun per piece).
         maxfun counts every call, including those for finite differences; only the start, which is
         always evaluated, may exceed it.
-    damping : float
-        The initial damping, relative to the squared norms of the columns of the Jacobian. Larger
-        values give shorter first steps.
-    acceleration : bool
-        Whether to bend a step along the curvature of the residuals, for one more evaluation, if
-        their slopes predicted the previous step badly. Along narrow curved valleys this saves most
-        of the steps.
+    factor : float
+        The longest first step, relative to the size of x in the scale of its parameters or, for
+        x = 0, to the size of the residuals.
     batched : bool
         x0 is (B, ...) and residuals maps it to (B, m): B independent problems, each with its own
         damping and status.
@@ -141,7 +136,7 @@ def least_squares(
     objective = Residuals(residuals, args, jac, layout, layout.backend.is_compiled(residuals))
     plan = FitPlan.checked(
         layout.backend, loss=loss, f_scale=f_scale, gtol=gtol, ftol=ftol, xtol=xtol,
-        maxiter=maxiter, maxfun=maxfun, maxtime=maxtime, damping=damping,
-        acceleration=acceleration, compact=compact,
+        maxiter=maxiter, maxfun=maxfun, maxtime=maxtime, factor=factor,
+        compact=compact,
     )
     return run_fit(objective, box_of(bounds, layout), plan)

@@ -1,11 +1,8 @@
-"""Levenberg-Marquardt: Gauss-Newton steps, damped in the scale of each parameter.
+"""Levenberg-Marquardt: Gauss-Newton steps within a trust region, in the scale of each parameter.
 
-The damped step minimises the linearised residuals of `linear_model`. The damping mu follows the
-ratio of actual to predicted decrease (Nielsen 1999, Damping parameter in Marquardt's method).
-Geodesic acceleration follows Transtrum & Sethna (2012), Improvements to the Levenberg-Marquardt
-algorithm for nonlinear least-squares minimization, but only after a step that the linearised
-residuals predicted badly. The first step is damped until it is no longer than x itself, in the
-scale D of that model, by analogy with the initial trust region of More (1978, section 6).
+The step minimises the linearised residuals of `linear_model` within a radius that follows the ratio
+of actual to predicted decrease (More 1978, The Levenberg-Marquardt algorithm: implementation and
+theory).
 
 Everything is batched: vectors are (B, p), residuals (B, m), scalars (B,), and branches are written
 with `where`. Nothing is read back to the host, and JAX compiles these functions.
@@ -26,34 +23,39 @@ from lbfgs_xp.run import agreement
 _RUNNING = int(Status.RUNNING)
 # A trial is rejected unless it achieves this share of the predicted decrease.
 _ENOUGH = 1e-4
-# How often the first damping may be raised, and by how much each time.
-_RAISES, _RAISE = 5, 30.0
-# Where along the step the second derivative is probed; and how long twice the acceleration may be,
-# relative to the step (Transtrum & Sethna, section 5).
-_PROBE = 0.1
-_LONGEST = 0.75
-# Acceleration is tried if the last decrease differed by more than this share from the prediction.
-_CURVED = 0.25
+# How often the damping is refined until the step fits the radius, and how much longer it may be.
+_REFINED, _LONGER = 8, 1.1
+# A step that the linearised residuals predicted well lets the radius grow to this many times its
+# length; in a run without a failure yet, if they were wrong by less than half of the second share,
+# by as much more.
+_GROWTH, _TRUSTED = 2.0, 0.01
 # Flags in the result of `going`.
-CURVED, HARD, LOST = 2, 4, 8
-# Consecutive steps that must be small, or bring no meaningful progress, before a run stops.
+HARD, LOST = 2, 4
+# Consecutive steps that must be small before a run stops.
 _SETTLED = 2
-_PATIENCE = 3
-# The same while the cost that a change of the parameters could remove is well above rounding: the
-# damping, which falls to a third with each such step, may be all that hides it.
-_LONG_PATIENCE = 30
+# Consecutive trials without progress before a run stops: if what is left to gain, as far as single
+# parameters show it, is at the level of rounding; if that is so within the radius; and otherwise.
+_PATIENCE, _LONG_PATIENCE, _LONGEST_PATIENCE = 3, 10, 30
 # How many times larger than its estimate a rounding error may be, because errors accumulate.
 _ADDED_UP = 16.0
+# The longest look changes the residuals by at least this many times what rounding hides; and a look
+# tells something if it changes them by this many times as much.
+_FAR, _VISIBLE = 100.0, 4.0
+# The longest look, relative to the residuals, as a power of eps: there rounding and the second
+# derivatives of most residuals weigh about the same.
+_LONGEST = 1 / 3
 
 
 class Tally(NamedTuple):
-    """How many consecutive steps were small or hidden by rounding, and the lowest optimality since
-    rounding began to hide the steps."""
+    """How many consecutive steps were small, and how many consecutive trials brought no progress;
+    value, optimality and share where they began to."""
 
     small_value: Array
     small_step: Array
     stalled: Array
-    lowest: Array
+    value: Array
+    optimality: Array
+    share: Array
 
 
 class LMState(NamedTuple):
@@ -61,13 +63,13 @@ class LMState(NamedTuple):
 
     x, residuals, columns, value, linear : the iterate, and what is known there; columns are the
         columns of the Jacobian (B, p, m).
-    mu, growth : the damping, and the factor by which the next rejection raises it.
-    factor : (B, p, p), R of the damped problem from which the step was computed.
+    radius, mu : the longest step, in the scale D, and the damping that keeps the step within it.
     step, trial, predicted : the current step, x + step, and the decrease that the linearised
         residuals predict.
-    curved : whether the last step was rejected or badly predicted.
-    promise : `predicted` of the first step from the iterate. Later steps are damped more and
-        predict little decrease even if much is left.
+    refused : whether a step from the iterate has been rejected.
+    bold : whether the radius has never been reduced.
+    promise : `predicted` of the first step from the iterate. Later steps are shorter and predict
+        little decrease even if much is left.
     status, nit : integers.
     """
 
@@ -76,14 +78,14 @@ class LMState(NamedTuple):
     columns: Array
     value: Array
     linear: LinearModel
+    radius: Array
     mu: Array
-    growth: Array
-    factor: Array
     step: Array
     trial: Array
     predicted: Array
     promise: Array
-    curved: Array
+    refused: Array
+    bold: Array
     status: Array
     nit: Array
     tally: Tally
@@ -107,45 +109,42 @@ def begin(
     fn = space.scalars
     value = settings.loss.cost(space, residuals)
     zero = fn.full(0, value)
-    status = fn.where(linear.optimality <= settings.gtol, int(Status.GRADIENT), zero + _RUNNING)
+    status = fn.where(linear.share <= settings.gtol, int(Status.GRADIENT), zero + _RUNNING)
     # Residuals whose squares vanish are as useless as those whose squares overflow.
     vanished = (value == 0.0) & (space.max_abs(residuals) > 0.0)
     usable = fn.isfinite(value) & linear.finite & fn.logical_not(vanished)
     status = fn.where(usable, status, int(Status.NOT_FINITE))
-    damping = _cautious(space, x, linear, fn.full(settings.damping, value))
+    no = fn.full(False, value)
     state = LMState(
-        x, residuals, columns, value, linear, damping, fn.full(2.0, value), linear.R, x, x, value,
-        value, fn.full(False, value), status, zero, Tally(zero, zero, zero, linear.optimality),
+        x, residuals, columns, value, linear, _first_radius(settings, space, x, linear, value),
+        zero, x, x, value, value, no, fn.logical_not(no), status, zero,
+        Tally(zero, zero, zero, value, linear.optimality, linear.share),
     )
     return _limited(settings, space, state)
 
 
-def _cautious(space: Space, x: Array, linear: LinearModel, mu: Any) -> Any:
-    """The damping, raised while the first step would be longer than x itself, in the scale of the
-    parameters: over that distance the linearised residuals mean little."""
+def _first_radius(
+    settings: FitSettings, space: Space, x: Array, linear: LinearModel, value: Array
+) -> Array:
+    """The size of x or, at x = 0, that of the residuals: beyond, they may be anything."""
     size = norm(space, linear.scale * x)
-    for _ in range(_RAISES):
-        z, _ = solve_damped(False, space, linear.R, linear.q, mu)
-        mu = space.scalars.where((size > 0.0) & (norm(space, z) > size), _RAISE * mu, mu)
-    return mu
+    return settings.factor * space.scalars.where(size > 0.0, size, space.xp.sqrt(2.0 * value))
 
 
 def going(space: Space, state: LMState, lost: Any = None) -> Array:
-    """What the loop must know about each problem: 0 if it has ended; else 1, plus `CURVED` if it
-    needs the curvature, plus `HARD` if `aim` must be exact. `LOST` is added to both for problems in
-    the mask `lost`."""
+    """What the loop must know about each problem: 0 if it has ended; else 1, plus `HARD` if `aim`
+    must be exact. `LOST` is added to both for problems in the mask `lost`."""
     fn = space.scalars
     zero = fn.full(0, state.value)
-    kind = 1 + fn.where(state.curved, zero + CURVED, zero)
-    kind = kind + fn.where(state.linear.hard, zero + HARD, zero)
+    kind = 1 + fn.where(state.linear.hard, zero + HARD, zero)
     kind = fn.where(state.status == _RUNNING, kind, zero)
     return kind if lost is None else kind + fn.where(lost, zero + LOST, zero)
 
 
 def aim(exact: bool, space: Space, state: LMState, box: Any) -> LMState:
-    """The state with a new step from its iterate: `factor`, `step`, `trial` and `predicted`."""
+    """The state with a new step from its iterate: `mu`, `step`, `trial` and `predicted`."""
     xp, linear = space.xp, state.linear
-    z, factor = solve_damped(exact, space, linear.R, linear.q, state.mu)
+    z, mu = _within(exact, space, linear.R, linear.q, state)
     step = z / linear.scale
     if box is not None:
         step = xp.where(linear.frozen, xp.zeros_like(z), step)
@@ -156,45 +155,31 @@ def aim(exact: bool, space: Space, state: LMState, box: Any) -> LMState:
         fixed = xp.where(beyond, inside - state.x, xp.zeros_like(step))
         free = xp.where(beyond[:, None, :], xp.zeros_like(linear.R), linear.R)
         q = linear.q + space.products(linear.R, fixed * linear.scale)
-        z, factor = solve_damped(exact, space, free, q, state.mu)
+        z, _ = solve_damped(exact, space, free, q, mu)
         step = xp.where(beyond, fixed, z / linear.scale)
         step = xp.where(linear.frozen, xp.zeros_like(step), step)
-    return _try(space, state._replace(factor=factor), step, box)
+    return _try(space, state._replace(mu=mu), step, box)
 
 
-def probe(state: LMState) -> Array:
-    """The point at which `accelerate` needs the residuals."""
-    return state.x + _PROBE * (state.trial - state.x)
-
-
-def accelerate(
-    settings: FitSettings, space: Space, state: LMState, residuals: Array, box: Any
-) -> LMState:
-    """The state with its step bent along the curvature of the residuals.
-
-    residuals : the residuals at `probe`.
-
-    Only `step` and `trial` change.
-    """
-    xp, linear = space.xp, state.linear
-    z = state.step * linear.scale
-    change = (residuals - state.residuals) * (1.0 / _PROBE)
-    if not settings.loss.is_linear:
-        rows, _ = settings.weights(space, state.residuals)
-        change = change * rows * rows
-    linear_change = space.products(xp.matrix_transpose(linear.R), space.products(linear.R, z))
-    along = space.products(state.columns, change) / linear.scale - linear_change
-    if box is not None:
-        still = linear.frozen | (state.trial <= box[0]) | (state.trial >= box[1])
-        along = xp.where(still, xp.zeros_like(along), along)
-    # The factor 2 / _PROBE of the second difference, halved because half of the acceleration enters
-    # the step.
-    along = solve_upper(space, state.factor, along * (-1.0 / _PROBE), transposed=True)
-    bent = solve_upper(space, state.factor, along)
-    # 4 |bent| is the length of twice the full acceleration.
-    short = 4.0 * norm(space, bent) <= _LONGEST * norm(space, z)
-    step = space.pick(short & state.curved, state.step + bent / linear.scale, state.step)
-    return _try(space, state, step, box)._replace(predicted=state.predicted)
+def _within(
+    exact: bool, space: Space, R: Array, q: Array, state: LMState
+) -> tuple[Array, Array]:
+    """The minimum z of |q + R z| with |z| within the radius, and the damping that this takes
+    (Nocedal & Wright, algorithm 4.3)."""
+    fn, radius = space.scalars, state.radius
+    mu = _least(space, R)
+    z, factor = solve_damped(exact, space, R, q, mu)
+    for _ in range(_REFINED):
+        length = norm(space, z)
+        over = (length > _LONGER * radius) & (state.status == _RUNNING)
+        if space.none(over):
+            break
+        slope = norm(space, solve_upper(space, factor, z, transposed=True))
+        part = length / divisor(space, slope)
+        more = part * part * (length - radius) / divisor(space, radius)
+        mu = fn.where(over, mu + more, mu)
+        z, factor = solve_damped(exact, space, R, q, mu)
+    return z, mu
 
 
 def judge(settings: FitSettings, space: Space, state: LMState, residuals: Array) -> Verdict:
@@ -204,7 +189,7 @@ def judge(settings: FitSettings, space: Space, state: LMState, residuals: Array)
     predicted = state.predicted
     ratio = decrease / fn.where(predicted > 0.0, predicted, 1.0)
     good = (predicted > 0.0) & (decrease > _ENOUGH * predicted)
-    noise = _noise(space, state)
+    noise = _noise(space, state, state.value)
     hidden = (predicted > 0.0) & (_promise(fn, state) <= noise) & (fn.abs(decrease) <= noise)
     accepted = (state.status == _RUNNING) & fn.isfinite(value) & (good | hidden)
     return Verdict(accepted, hidden, fn.where(hidden, 1.0, ratio), decrease, value)
@@ -229,22 +214,27 @@ def advance(
         accepted = accepted & linear.finite
         linear = space.merge(accepted, linear, old.linear)
     refused = running & fn.logical_not(accepted)
-    mu, growth = _damping_after(space, old, verdict, linear, accepted, refused)
     # Lengths are measured in the scale of the parameters.
+    radius = _radius_after(space, old, verdict, refused)
     scale, eps = old.linear.scale, space.backend.eps
     length, size = space.max_abs(scale * old.step), space.max_abs(scale * old.x)
     short = (length <= settings.xtol * size) & (settings.xtol > 0.0)
     tally = _tally(settings, space, old, verdict, linear, accepted, short)
-    exhausted = refused & ((length <= eps * size) | (mu >= 1.0 / (eps * eps)))
+    exhausted = refused & (length <= eps * size)
     hidden = accepted & verdict.hidden
-    rest = linear.optimality * linear.optimality * old.value
-    patience = fn.where(
-        rest <= _ADDED_UP * _noise(space, old), _PATIENCE, fn.full(_LONG_PATIENCE, tally.stalled)
-    )
-    status = fn.where(exhausted | (hidden & (tally.stalled >= patience)), CLAIMED, old.status)
+    noise, cosine = _noise(space, old, old.value), linear.optimality
+    level = _ADDED_UP * noise
+    patience = fn.where(_promise(fn, old) <= level, _LONG_PATIENCE, fn.full(_LONGEST_PATIENCE, tally.stalled))
+    patience = fn.where(hidden & (cosine * cosine * old.value <= level), _PATIENCE, patience)
+    # Residuals that rounding x accounts for say nothing more.
+    vanished = accepted & (verdict.value <= _noise(space, old, verdict.value))
+    status = fn.where(exhausted | vanished | (tally.stalled >= patience), CLAIMED, old.status)
     status = fn.where(tally.small_step >= _SETTLED, int(Status.STEP), status)
     status = fn.where(tally.small_value >= _SETTLED, int(Status.VALUE), status)
-    status = fn.where(accepted & (linear.optimality <= settings.gtol), int(Status.GRADIENT), status)
+    # The share of a singular Jacobian does not fall, however close the minimum is.
+    singular = linear.share > 0.5 * old.linear.share
+    flat = (linear.share <= settings.gtol) | (hidden & singular & (cosine <= settings.gtol))
+    status = fn.where(accepted & flat, int(Status.GRADIENT), status)
     status = fn.where(running, status, old.status)
 
     state = LMState(
@@ -252,25 +242,31 @@ def advance(
         space.pick(accepted, residuals, old.residuals),
         columns,
         fn.where(accepted, verdict.value, old.value),
-        linear, mu, growth, old.factor, old.step, old.trial, old.predicted, _promise(fn, old),
-        refused | (fn.abs(verdict.ratio - 1.0) > _CURVED), status,
+        linear, radius, old.mu, old.step, old.trial, old.predicted, _promise(fn, old),
+        refused, old.bold & (radius >= old.radius), status,
         fn.where(accepted, old.nit + 1, old.nit),
         tally,
     )
     return _limited(settings, space, state)
 
 
-def _damping_after(
-    space: Space, old: LMState, verdict: Verdict, linear: LinearModel, accepted: Array,
-    refused: Array,
-) -> tuple[Array, Array]:
-    """mu and growth after a trial, by Nielsen's rule."""
-    fn = space.scalars
-    fall = 2.0 * fn.clip(verdict.ratio, 0.0, 1.0) - 1.0
-    eased = old.mu * fn.maximum(1.0 - fall * fall * fall, 1.0 / 3.0)
-    mu = fn.where(accepted, fn.maximum(eased, _least(space, linear)), old.mu)
-    mu = fn.where(refused, old.mu * old.growth, mu)
-    return mu, fn.where(refused, 2.0 * old.growth, fn.full(2.0, mu))
+def _radius_after(space: Space, old: LMState, verdict: Verdict, refused: Array) -> Array:
+    """The radius after a trial (More 1978, section 7)."""
+    fn, ratio = space.scalars, verdict.ratio
+    length = norm(space, old.step * old.linear.scale)
+    # The minimum of the parabola through the value and slope at x and the value at the trial.
+    slope = 2.0 * old.predicted - old.mu * length * length
+    bent = slope / fn.where(verdict.decrease < 0.0, 2.0 * (slope - verdict.decrease), slope)
+    bent = fn.where(verdict.decrease < 0.0, fn.clip(bent, 0.1, 0.5), 0.5)
+    shrunk = fn.where(fn.isfinite(verdict.value), bent, 0.1) * fn.minimum(
+        old.radius, 10.0 * length
+    )
+    # The better the prediction, the farther it holds.
+    better = _TRUSTED / fn.maximum(fn.abs(ratio - 1.0), space.backend.eps)
+    growth = fn.where(old.bold, fn.maximum(_GROWTH, better), _GROWTH)
+    grown = fn.where(ratio >= 0.75, growth * length, old.radius)
+    grown = fn.maximum(grown, old.radius)
+    return fn.where(refused | (ratio <= 0.25), shrunk, grown)
 
 
 def _tally(
@@ -281,47 +277,65 @@ def _tally(
     fn, before = space.scalars, old.tally
     small = verdict.decrease <= settings.ftol * old.value
     small = small & (old.predicted <= settings.ftol * old.value) & (settings.ftol > 0.0)
-    better = linear.optimality <= 0.9 * old.linear.optimality
+    value = fn.where(accepted, verdict.value, old.value)
     # Finite-difference errors make the optimality fluctuate, which is not progress.
-    best = linear.optimality <= 0.9 * before.lowest
-    lowest = fn.where(
-        verdict.hidden, fn.minimum(before.lowest, linear.optimality), linear.optimality
+    better = accepted & (
+        (value < before.value - _noise(space, old, value))
+        | (linear.optimality <= 0.9 * before.optimality)
+        | (linear.share <= 0.9 * before.share)
     )
-    stalled = fn.where(better, before.stalled, before.stalled + 1)
-    hidden = accepted & verdict.hidden
     return Tally(
         fn.where(accepted & small, before.small_value + 1, 0),
         fn.where(accepted & short, before.small_step + 1, 0),
-        fn.where(hidden & fn.logical_not(best), stalled, 0),
-        fn.where(accepted, lowest, before.lowest),
+        fn.where(better, 0, before.stalled + 1),
+        fn.where(better, value, before.value),
+        fn.where(better, linear.optimality, before.optimality),
+        fn.where(better, linear.share, before.share),
     )
+
+
+def lengths(eps: float) -> list[float]:
+    """How far to look, relative to the residuals: the shorter looks are for residuals that are
+    curved much more strongly than most."""
+    longest = eps**_LONGEST
+    return agreement.lengths(longest, longest / 1024.0)
 
 
 def ahead(
     settings: FitSettings, space: Space, x: Array, residuals: Array, columns: Array, box: Any,
     length: float,
 ) -> Array:
-    """The point at this relative distance down the gradient, moved into the box."""
+    """The point down the gradient, in the scale of each parameter, that changes the residuals by
+    this share of their norm or by what rounding cannot hide; moved into the box."""
     xp = space.xp
     of_rows, of_residuals = settings.weights(space, residuals)
+    hidden = _hidden(space, x, residuals, columns)
     columns = columns * of_rows[:, None, :]
     scale = divisor(space, space.max_abs(columns))    # the squares of a norm might overflow
+    scale = scale * divisor(space, norm(space, columns / scale[..., None]))
     slope = space.products(columns / scale[..., None], residuals * of_residuals)
     slope = xp.where(frozen_at_bounds(space, x, slope, box), xp.zeros_like(slope), slope)
-    # At x = 0 the length comes from the slope, which has the unit of a scaled step.
-    norm, size = space.max_abs(slope), space.max_abs(scale * x)
-    size = xp.where(size > 0.0, size, norm)
-    unit = slope / divisor(space, norm)[:, None]    # first, so that no product overflows
-    point = x - (length * size)[:, None] * unit / scale
+    unit = slope / divisor(space, space.max_abs(slope))[:, None]
+    far = _FAR / space.backend.eps**_LONGEST * hidden
+    far = length * xp.maximum(norm(space, residuals), far)
+    step = far[:, None] * unit / scale
+    point = x - xp.where(xp.isfinite(step), step, xp.zeros_like(step))
     return point if box is None else _into(space, point, box)
+
+
+def _hidden(space: Space, x: Array, residuals: Array, columns: Array) -> Array:
+    """The norm of a change of the residuals that rounding hides."""
+    blur = space.sum(norm(space, columns) * space.xp.abs(x))
+    return _ADDED_UP * space.backend.eps * (norm(space, residuals) + blur)
 
 
 def look(
     settings: FitSettings, space: Space, x: Array, residuals: Array, columns: Array, ahead: Array,
     residuals_there: Array, columns_there: Array,
-) -> tuple[Array, Array]:
-    """Whether the residuals ahead agree with the Jacobians, by the trapezoidal rule, and whether
-    they lower the cost by more than rounding explains: masks (B,)."""
+) -> tuple[Array, Array, Array]:
+    """Whether the residuals ahead agree with the Jacobians, by the trapezoidal rule; whether they
+    differ by more than rounding; and whether they lower the cost by more than rounding: masks (B,).
+    """
     change, promised, sizes = residuals_there - residuals, 0.0, 0.0
     off: Any = change
     for r, c in ((residuals, columns), (residuals_there, columns_there)):
@@ -329,10 +343,13 @@ def look(
         of_rows, of_residuals = settings.weights(space, r)
         promised = promised - space.dot(half * of_rows, r * of_residuals)
         off, sizes = off - half, sizes + norm(space, half)
-    agrees = agreement.follows_slopes(norm(space, off), sizes)
+    hidden = _hidden(space, x, residuals, columns)
+    agrees = agreement.follows_slopes(norm(space, off), sizes, hidden)
     level = _ADDED_UP * space.backend.noise * settings.loss.cost(space, residuals)
+    level = level + hidden * norm(space, residuals)
     _, decrease = settings.loss.decrease(space, residuals, residuals_there)
-    return agrees, agrees & (promised > level) & (decrease > 0.5 * promised)
+    lower = agrees & (promised > level) & (decrease > 0.5 * promised)
+    return agrees, sizes > _VISIBLE * hidden, lower
 
 
 def _try(space: Space, state: LMState, step: Array, box: Any) -> LMState:
@@ -347,24 +364,23 @@ def _try(space: Space, state: LMState, step: Array, box: Any) -> LMState:
     return state._replace(step=step, trial=trial, predicted=predicted)
 
 
-def _least(space: Space, linear: LinearModel) -> Array:
-    """The damping that no longer matters: (eps |c|)^2 for the shortest column c in the scale D,
+def _least(space: Space, R: Array) -> Array:
+    """The damping that does not matter yet: (eps |c|)^2 for the shortest column c in the scale D,
     which may stem from points at which the columns were much longer."""
     xp = space.xp
-    norms = column_norms(space, linear.R)
-    least = space.backend.eps * xp.min(divisor(space, norms), axis=-1)
-    # Never 0, because a rejection could not raise it.
+    least = space.backend.eps * xp.min(divisor(space, column_norms(space, R)), axis=-1)
+    # Never 0, because R may be singular.
     return xp.maximum(least * least, xp.full_like(least, 4.0 / space.backend.largest))
 
 
 def _promise(fn: Any, state: LMState) -> Array:
-    return fn.where(state.growth == 2.0, state.predicted, state.promise)
+    return fn.where(state.refused, state.promise, state.predicted)
 
 
-def _noise(space: Space, state: LMState) -> Array:
+def _noise(space: Space, state: LMState, value: Array) -> Array:
     """An estimate of the rounding error of the value, including the effect of rounding the
     parameters on the residuals."""
-    value, norms = state.value, column_norms(space, state.linear.R) * state.linear.scale
+    norms = column_norms(space, state.linear.R) * state.linear.scale
     blur = space.backend.eps * space.sum(space.xp.abs(norms * state.x))
     return space.backend.noise * value + space.xp.sqrt(2.0 * value) * blur
 

@@ -85,11 +85,11 @@ def substitute(space: Space, matrix: Array, vector: Array) -> Array:
     return xp.stack(solved[::-1], axis=-1)
 
 
-def svd(space: Space, matrix: Array) -> tuple[Array, Array]:
-    """Singular values (..., k) of matrices (..., m, p), descending, and right singular vectors as
-    rows (..., k, p), with k = min(m, p)."""
-    _, values, rows = space.backend.linalg("svd")(matrix, full_matrices=False)
-    return values, rows
+def svd(space: Space, matrix: Array) -> tuple[Array, Array, Array]:
+    """Left singular vectors (..., m, k) of matrices (..., m, p), singular values (..., k),
+    descending, and right singular vectors as rows (..., k, p), with k = min(m, p)."""
+    left, values, rows = space.backend.linalg("svd")(matrix, full_matrices=False)
+    return left, values, rows
 
 
 def outer_sum(space: Space, rows: Array) -> Array:

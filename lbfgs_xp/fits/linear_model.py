@@ -6,7 +6,8 @@ From the iterate x, with residuals r and their Jacobian J = Q R, the step s mini
 
 a problem of size 2p x p once R and Q^T r are known. These come from the normal equations if those
 keep enough digits (no column of J lies close to the span of the columns before it), and otherwise
-from a QR decomposition of J; so does the step. D holds the largest norm that each column of J has
+from a QR decomposition of J and the singular values of R; the step then comes from a QR
+decomposition. D holds the largest norm that each column of J has
 had (More 1978, The Levenberg-Marquardt algorithm, section 6), so that the units of the parameters
 do not matter.
 """
@@ -26,6 +27,7 @@ from lbfgs_xp.fits.linear_algebra import (
     safe_pivot,
     solve_upper,
     substitute,
+    svd,
     transposed_product,
 )
 from lbfgs_xp.fits.settings import FitSettings
@@ -34,12 +36,14 @@ from lbfgs_xp.fits.settings import FitSettings
 class LinearModel(NamedTuple):
     """The linearised residuals near x, in parameters scaled by D: r + Q R D (step).
 
-    R : (B, p, p), the factor of J / D with weighted rows; columns of frozen parameters are 0.
+    R : (B, p, p), the factor of J / D with weighted rows; columns of frozen parameters are 0. It
+        is triangular only if it comes from the normal equations.
     q : (B, p), Q^T r for the weighted residuals.
     scale : (B, p), D.
     frozen : (B, p), whether a parameter is held at a bound by the gradient.
-    optimality : (B,), the norm of the part of r that a change of the parameters could remove,
-        relative to the norm of r.
+    optimality : (B,), the largest cosine of the angles between r and the columns of J.
+    share : (B,), the norm of the part of r that the linearised residuals could remove, relative to
+        the norm of r.
     finite : (B,), whether the residuals and their Jacobian are finite.
     hard : (B,), whether the normal equations lose too many digits.
     """
@@ -49,6 +53,7 @@ class LinearModel(NamedTuple):
     scale: Array
     frozen: Array
     optimality: Array
+    share: Array
     finite: Array
     hard: Array
 
@@ -80,7 +85,9 @@ def linearize(
     part = norm(space, q)
     sound = sound & xp.isfinite(part)
     hard = xp.logical_not(sound)
-    return _linear(settings, space, residuals, R, q, part, norms, largest, frozen, sound, hard)
+    return _linear(
+        settings, space, residuals, R, q, slope, part, norms, largest, frozen, sound, hard
+    )
 
 
 def decompose(
@@ -103,8 +110,10 @@ def decompose(
     norms = xp.sqrt(space.dot(columns, columns))
     columns = columns / divisor(space, norms)[..., None]
     norms = norms * unit
-    frozen = frozen_at_bounds(space, x, space.products(columns, weighted), box)
+    slope = space.products(columns, weighted)
+    frozen = frozen_at_bounds(space, x, slope, box)
     columns = xp.where(frozen[..., None], xp.zeros_like(columns), columns)
+    slope = xp.where(frozen, xp.zeros_like(slope), slope)
 
     p, m = columns.shape[-2:]
     if m < p:
@@ -112,27 +121,31 @@ def decompose(
         weighted = xp.concat([weighted, backend.zeros((x.shape[0], p - m))], axis=-1)
     Q, R = qr(space, xp.matrix_transpose(columns))
     q = transposed_product(space, Q, weighted)
-    # A column that depends on the columns before it leaves only rounding errors on the diagonal,
-    # and its column of Q is arbitrary.
-    one = xp.eye(p, dtype=R.dtype, device=backend.creation_device)
-    diagonal = space.sum(xp.abs(R * one))
-    seen = diagonal > max(m, p) * backend.eps
+    # Directions that change nothing leave only rounding errors in R, wherever their columns stand.
+    left, values, R = svd(space, R)
+    q = transposed_product(space, left, q)
+    R = values[..., None] * R
+    seen = values > max(m, p) * backend.eps * values[:, :1]
     part = norm(space, xp.where(seen, q, xp.zeros_like(q)))
     hard = xp.ones_like(finite)
-    return _linear(settings, space, residuals, R, q, part, norms, largest, frozen, finite, hard)
+    return _linear(
+        settings, space, residuals, R, q, slope, part, norms, largest, frozen, finite, hard
+    )
 
 
 def _linear(
-    settings: FitSettings, space: Space, residuals: Array, R: Array, q: Array, part: Array,
-    norms: Array, largest: Any, frozen: Array, finite: Array, hard: Array,
+    settings: FitSettings, space: Space, residuals: Array, R: Array, q: Array, slope: Array,
+    part: Array, norms: Array, largest: Any, frozen: Array, finite: Array, hard: Array,
 ) -> LinearModel:
-    """The model, from R for columns of unit length and `part`, the norm of what matters in q."""
+    """The model, from R and slopes for columns of unit length and `part`, the norm of what matters
+    in q."""
     xp = space.xp
     scale = divisor(space, norms if largest is None else xp.maximum(norms, largest))
     R = xp.where(frozen[:, None, :], xp.zeros_like(R), R * (norms / scale)[:, None, :])
     whole = xp.sqrt(2.0 * settings.loss.cost(space, residuals))
-    optimality = part / divisor(space, whole)
-    return LinearModel(R, q, scale, frozen, optimality, finite, hard)
+    whole = divisor(space, whole)
+    optimality = space.max_abs(slope) / whole
+    return LinearModel(R, q, scale, frozen, optimality, part / whole, finite, hard)
 
 
 def frozen_at_bounds(space: Space, x: Array, slope: Array, box: Any) -> Array:

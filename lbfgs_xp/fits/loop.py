@@ -44,8 +44,6 @@ _MESSAGES = {
 }
 # The most elements of a Jacobian for which the algebra of one problem runs on the host.
 _SMALL = 2**16
-# The smallest batch for which evaluating only some of the problems pays.
-_FEWEST = 64
 
 
 class _Outcome(NamedTuple):
@@ -76,7 +74,6 @@ class _Steps:
         self.going = prepare(lm.going, space)
         self._aim = prepare(lm.aim, False, space)
         self._aim_exactly = prepare(lm.aim, True, space)
-        self.accelerate = prepare(lm.accelerate, settings, space)
         self.judge = prepare(lm.judge, settings, space)
         self.advance = prepare(lm.advance, settings, space)
         self.ahead = prepare(lm.ahead, settings, space)
@@ -101,7 +98,7 @@ class _Steps:
         rows = _padded(self.space.backend, np.flatnonzero(hard), hard.size)
         new = self._aim(state, box)
         exact = self._aim_exactly(*self.space.take((state, box), rows))
-        return _replaced(self.space, rows, exact, new, "factor", "step", "trial", "predicted")
+        return _replaced(self.space, rows, exact, new, "mu", "step", "trial", "predicted")
 
     def linearize(
         self, x: Array, residuals: Array, columns: Array, box: Any, largest: Any
@@ -128,13 +125,6 @@ def _padded(backend: Backend, rows: np.ndarray, size: int) -> np.ndarray:
     if not backend.compiles:
         return rows
     return np.concatenate([rows, np.full(compiled_size(rows.size, size) - rows.size, rows[-1])])
-
-
-def _curved(backend: Backend, going: np.ndarray) -> Any:
-    """The rows that need the curvature; None if it is better to evaluate all rows."""
-    rows = np.flatnonzero(going & lm.CURVED)
-    few = going.size >= _FEWEST and 2 * rows.size <= going.size
-    return rows if few and backend.reads_are_free else None
 
 
 def _replaced(
@@ -224,7 +214,7 @@ class Fit:
 
     def calls(self, going: np.ndarray) -> int:
         """How many calls of the residuals another step with its Jacobian takes."""
-        return int(self._wants_probe(going)) + 1 + self.objective.calls_per_jacobian
+        return 1 + self.objective.calls_per_jacobian
 
     def spent(self, calls: int) -> Status | None:
         """The status of a budget that does not allow this many calls; None if all do."""
@@ -253,8 +243,6 @@ class Fit:
         """Try one step of each problem."""
         space, steps, box = self.space, self.steps, self.box_here
         state = steps.aim(self.state, box, going)
-        if self._wants_probe(going):
-            state = self._bend(state, going)
         residuals = self._ask(self.here, state.trial)
         verdict = steps.judge(state, residuals)
         # A read costs more on a device than a Jacobian that turns out not to be needed.
@@ -285,19 +273,6 @@ class Fit:
         # In one statement, so that an interrupt leaves the two consistent.
         self.state, self._going = state, going
 
-    def _wants_probe(self, going: np.ndarray) -> bool:
-        return self.plan.acceleration and bool((going & lm.CURVED).any())
-
-    def _bend(self, state: lm.LMState, going: np.ndarray) -> lm.LMState:
-        """The state with accelerated steps for the problems that need them."""
-        space, box, here = self.space, self.box_here, self.here
-        rows = _curved(space.backend, going) if self.plan.compact else None
-        if rows is None:
-            return self.steps.accelerate(state, self._ask(here, lm.probe(state)), box)
-        near, box = space.take((state, box), rows)
-        bent = self.steps.accelerate(near, self._ask(here.take(rows), lm.probe(near)), box)
-        return _replaced(space, rows, bent, state, "step", "trial")
-
     # --- confirming a precision floor; see `agreement.confirm` ---------------------------------
 
     def confirm(self) -> None:
@@ -307,11 +282,7 @@ class Fit:
         self._known = self.rows.join(self.space, _outcome(self.state))
         # Filled in place, so that an interrupt loses nothing.
         self.confirmed = np.array(backend.to_host(self._known.status))
-        # Lengths are relative to |D x|. At the longest, the rounding of the residuals and their
-        # second derivatives weigh about the same; the shorter ones are for residuals that are
-        # curved much more strongly.
-        longest = backend.eps ** (1 / 3)
-        agreement.confirm(self, agreement.lengths(longest, longest / 1024.0))
+        agreement.confirm(self, lm.lengths(backend.eps))
 
     def pending(self) -> bool:
         claimed = self.confirmed == CLAIMED
@@ -332,8 +303,11 @@ class Fit:
         found = self._ask(objective, ahead)
         columns = self._ask(objective.columns, ahead, found)
         looks = self.steps.look(*here, ahead, found, columns)
-        agrees, lower = (look if some else look[rows] for look in map(backend.to_host, looks))
-        self.confirmed[rows[agrees]] = int(Status.PRECISION)
+        agrees, visible, lower = (
+            look if some else look[rows] for look in map(backend.to_host, looks)
+        )
+        # If rounding hides even the longest look, nothing contradicts the claim.
+        self.confirmed[rows[agrees & (visible | first)]] = int(Status.PRECISION)
         self.confirmed[rows[lower]] = int(Status.LINE_SEARCH)
 
     def refute(self) -> None:

@@ -153,7 +153,7 @@ def _pseudo_inverse(space: Space, jacobian: Array) -> tuple[Array, Array]:
     columns = xp.matrix_transpose(jacobian)
     norms = xp.sqrt(space.dot(columns, columns))
     norms = xp.where(norms > 0.0, norms, xp.ones_like(norms))
-    values, rows = svd(space, jacobian / norms[:, None, :])
+    _, values, rows = svd(space, jacobian / norms[:, None, :])
     kept = values > max(jacobian.shape[-2:]) * eps * values[:, :1]
     values = xp.where(kept, values, xp.ones_like(values))
     rows = xp.where(kept[..., None], rows, xp.zeros_like(rows))

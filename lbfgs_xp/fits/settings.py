@@ -20,7 +20,7 @@ class FitSettings(NamedTuple):
     """What is constant during a fit; tolerances are as in `lx.least_squares`."""
 
     loss: ResidualLoss
-    damping: float
+    factor: float
     gtol: float
     ftol: float
     xtol: float
@@ -28,13 +28,13 @@ class FitSettings(NamedTuple):
 
     @classmethod
     def checked(
-        cls, backend: Backend, *, loss: Any, f_scale: Any, damping: Any, gtol: Any, ftol: Any,
+        cls, backend: Backend, *, loss: Any, f_scale: Any, factor: Any, gtol: Any, ftol: Any,
         xtol: Any, maxiter: Any,
     ) -> FitSettings:
         return cls(
             ResidualLoss.checked(loss, f_scale),
-            checks.number("damping", damping, above=0.0),
-            checks.tolerance("gtol", backend.eps**0.6 if gtol is None else gtol),
+            checks.number("factor", factor, above=0.0),
+            checks.tolerance("gtol", backend.eps**0.5 if gtol is None else gtol),
             checks.tolerance("ftol", ftol),
             checks.tolerance("xtol", xtol),
             _at_most(checks.budget("maxiter", maxiter, 0)),
@@ -49,20 +49,19 @@ class FitPlan(NamedTuple):
     """How to run a fit.
 
     deadline : in the time of time.perf_counter().
-    acceleration, compact : as in `lx.least_squares`.
+    compact : as in `lx.least_squares`.
     end : the status with which to end at once; None to run.
     """
 
     settings: FitSettings
     maxfun: float
     deadline: float
-    acceleration: bool
     compact: bool
     end: Status | None = None
 
     @classmethod
     def checked(
-        cls, backend: Backend, *, maxfun: Any, maxtime: Any, acceleration: Any, compact: Any,
+        cls, backend: Backend, *, maxfun: Any, maxtime: Any, compact: Any,
         **settings: Any,
     ) -> FitPlan:
         limit = checks.optional(checks.seconds)("maxtime", maxtime)
@@ -70,7 +69,6 @@ class FitPlan(NamedTuple):
             FitSettings.checked(backend, **settings),
             _at_most(checks.budget("maxfun", maxfun, 1)),
             time.perf_counter() + (math.inf if limit is None else limit),
-            checks.flag("acceleration", acceleration),
             checks.flag("compact", compact),
         )
 
