@@ -1,7 +1,7 @@
 """CPU tensors of torch that count as remote: every transfer and every operation is noted.
 
-Within `remote()` the library treats tensors as it does those on a GPU, and a dispatch mode sees what
-torch does: numbers that are read back (`item`, `bool`, `.cpu()`), arrays that are sent
+Within `remote()` the library treats tensors as it does those on a GPU, and a dispatch mode sees
+what torch does: numbers that are read back (`item`, `bool`, `.cpu()`), arrays that are sent
 (`torch.asarray` of host data), shapes that depend on data, and operations, each of which would be a
 launch.
 """
@@ -21,13 +21,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lbfgs_xp.arrays.torch import TorchBackend
 
 # Operations that wait for the device, because the host needs a number or a shape.
-_WAITS = {"aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.unique", "aten._unique2"}
+_WAITS = {
+    "aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.unique",
+    "aten._unique2",
+}
 # Operations that launch nothing: views, and what only concerns Python.
 _FREE = {
-    "aten.view", "aten.reshape", "aten._unsafe_view", "aten.slice", "aten.select", "aten.unsqueeze", "aten.squeeze",
-    "aten.expand", "aten.permute", "aten.transpose", "aten.t", "aten.detach", "aten.alias", "aten.view_as_real",
-    "aten.as_strided", "aten.unbind", "aten.split", "aten.lift_fresh", "aten.is_same_size", "aten.numpy_T",
-    "prim.device",
+    "aten.view", "aten.reshape", "aten._unsafe_view", "aten.slice", "aten.select",
+    "aten.unsqueeze", "aten.squeeze", "aten.expand", "aten.permute", "aten.transpose", "aten.t",
+    "aten.detach", "aten.alias", "aten.view_as_real", "aten.as_strided", "aten.unbind",
+    "aten.split", "aten.lift_fresh", "aten.is_same_size", "aten.numpy_T", "prim.device",
 }
 
 
