@@ -181,7 +181,8 @@ def _jacobian(evaluate: Callable, *arguments: Any) -> Array:
 
     with _FORWARD:
         _warm_up()
-        return torch.func.vmap(column, out_dims=-1)(torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)).detach()
+        units = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        return torch.func.vmap(column, out_dims=-1)(units).detach()
 
 
 # All threads share torch's state of forward-mode differentiation.

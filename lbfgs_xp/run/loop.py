@@ -123,7 +123,7 @@ class Run:
         unchanged = space.equal_later(start, untouched)
         (extent,) = space.later(space.max_abs(start))
         same: Any = False
-        if resumes:
+        if state is not None and resumes:
             same = space.equal_later(gradient, state.solver_state.gradient)
         inner = self._state_at(start, value, gradient, learned)
         if not now(unchanged):
@@ -135,7 +135,7 @@ class Run:
         if space.batched:
             self.aux = AuxOutput.of(aux, space, self.layout.batch[0])
         if (
-            resumes and now(at_best) and now(same)
+            state is not None and resumes and now(at_best) and now(same)
             and space.equal(inner.value, state.solver_state.value)
         ):
             # Several runs may resume from a state, and each overwrites what it has learned.
