@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from lbfgs_xp import checks
 from lbfgs_xp.arrays import returned
 from lbfgs_xp.arrays.backend import copy_of, is_array
+from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.tree import map_leaves
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import Reason, Result, Status, attach, table
@@ -107,6 +108,7 @@ class ConstrainedResult:
         return table(self)
 
 
+@on_device_of("x0")
 def quadratic_penalty(
     fun: Callable[..., Any],
     x0: Any,
@@ -159,6 +161,7 @@ def quadratic_penalty(
     return _ConstrainedRun(problem, x0, args, callback, settings).go()
 
 
+@on_device_of("x0")
 def augmented_lagrangian(
     fun: Callable[..., Any],
     x0: Any,

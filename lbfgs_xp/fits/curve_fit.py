@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable
 from typing import Any, Literal, Unpack, overload
 
+from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.checks import count, reject_foreign_keywords
 from lbfgs_xp.fits.by_minimize import fit_by_minimize
@@ -45,6 +46,7 @@ def curve_fit(
     **dict.fromkeys(("maxfev", "max_nfev"), "maxfun"),
     full_output="nothing in its place: the result is always complete",
 )
+@on_device_of("y")
 def curve_fit(
     model: Callable[..., Any],
     x: Any,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lbfgs_xp.arrays import scalars
+from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.scalars import FLOATS, Scalar, Scalars
 from lbfgs_xp.checks import number
 from lbfgs_xp.line_search.armijo import Armijo
@@ -74,6 +75,7 @@ def rule_of(rule: str | LineSearch, name: str = "line_search") -> LineSearch:
     return NAMES[rule]()
 
 
+@on_device_of("alpha0")
 def line_search(
     phi: Callable[[Scalar], tuple[Scalar, Scalar]],
     rule: LineSearchName | LineSearch,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.run.objective import Objective
 from lbfgs_xp.typing import Jacobian
@@ -34,6 +35,7 @@ class GradientCheck(NamedTuple):
         return f"GradientCheck(error={self.error:.2e}, where={self.where})"
 
 
+@on_device_of("x")
 def check_gradient(
     fun: Callable[..., Any], x: Any, jac: Jacobian = None, args: Any = (), *,
     has_aux: bool = False,

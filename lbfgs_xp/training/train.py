@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from lbfgs_xp import checks
 from lbfgs_xp.arrays.backend import Array, Backend
+from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.returned import is_true
 from lbfgs_xp.arrays.tree import backends_of, flatten
 from lbfgs_xp.first_order import OptimizerState, update
@@ -27,6 +28,7 @@ from lbfgs_xp.typing import Method
     **dict.fromkeys(("lr", "learning_rate"), "a setting of the method, such as lx.Adam(1e-2)"),
     **dict.fromkeys(("num_epochs", "n_epochs", "max_epochs"), "epochs"),
 )
+@on_device_of("params")
 def train(
     loss: Callable[..., Any],
     params: Any,
