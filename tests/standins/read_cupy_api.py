@@ -26,8 +26,8 @@ CLASSES = {
 }
 # Special methods and attributes that do not show what an object can do.
 _ALIKE = set(dir(object)) - {"__hash__", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"}
-_ALIKE |= {"__dict__", "__module__", "__name__", "__pyx_vtable__", "__setstate__", "__slots__",
-           "__weakref__"}
+_ALIKE |= {"__dict__", "__firstlineno__", "__module__", "__name__", "__pyx_vtable__",
+           "__setstate__", "__slots__", "__static_attributes__", "__weakref__"}
 
 POSITIONAL, EITHER, VARIABLE, KEYWORD, KEYWORDS = range(5)    # as in inspect
 

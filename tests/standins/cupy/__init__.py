@@ -9,12 +9,12 @@ function of the same name. `counts` holds the number of transfers from and to th
 operations.
 """
 
-import sys
+import sys as _sys
 
 from cupy import _standin
-from cupy._standin import DEVICES, counts  # noqa: F401
+from cupy._standin import API, DEVICES, counts  # noqa: F401
 
-__version__ = "14.2.0"
-_standin.build(sys.modules[__name__])
+__version__ = API["version"]
+_standin.build(_sys.modules[__name__])
 
 from cupy._kernel import ElementwiseKernel  # noqa: E402, F401

@@ -230,21 +230,21 @@ class ndarray:  # noqa: N801
             raise TypeError("iteration over a 0-d array")
         return (self[i] for i in range(len(self)))
 
-    def __getitem__(self, key: Any) -> ndarray:
-        parts = key if isinstance(key, tuple) else (key,)
+    def __getitem__(self, slices: Any) -> ndarray:
+        parts = slices if isinstance(slices, tuple) else (slices,)
         if all(p is None or p is Ellipsis or _is_slice(p) for p in parts):
-            return made(self._host[key], self)
+            return made(self._host[slices], self)
         for part in parts:
             if isinstance(part, ndarray) and part.dtype.kind == "b":
                 counts.reads += 1    # how many there are
             counts.uploads += isinstance(part, list)
-        return _launch(lambda a, i: a[i], self, key)
+        return _launch(lambda a, i: a[i], self, slices)
 
-    def __setitem__(self, key: Any, value: Any) -> None:
+    def __setitem__(self, slices: Any, value: Any) -> None:
         if isinstance(value, np.ndarray) and value.ndim:
             raise ValueError("non-scalar numpy.ndarray cannot be used for assignment")
         counts.launches += 1
-        hosts_of(self)[hosts_of(key)] = hosts_of(value)
+        hosts_of(self)[hosts_of(slices)] = hosts_of(value)
 
     # --- copies --------------------------------------------------------------------------------
 
@@ -394,9 +394,9 @@ def _fill(module: Any, names: dict[str, Any], source: Any, adapt: Callable) -> N
         found = getattr(source, name, None)
         if name in vars(module) or found is None:
             continue
-        if isinstance(found, type) or not callable(found):
+        if parameters is None and (isinstance(found, type) or not callable(found)):
             setattr(module, name, found)
-        elif parameters is not None:
+        elif parameters is not None and not isinstance(found, type):
             outs = found.nin if isinstance(found, np.ufunc) else None
             setattr(module, name, _function(name, adapt(found), parameters, outs))
 
@@ -439,6 +439,10 @@ def _binary(ufunc: np.ufunc, prefix: str) -> Callable:
     return operate
 
 
+def _unary(ufunc: np.ufunc) -> Callable:
+    return lambda self: _launch(ufunc, self)
+
+
 def _fill_array() -> None:
     for short, name in _BINARY.items():
         for prefix in ("", "r", "i"):
@@ -446,8 +450,7 @@ def _fill_array() -> None:
                 operate = _binary(getattr(np, name), prefix)
                 setattr(ndarray, f"__{prefix}{short}__", operate)
     for short, name in _UNARY.items():
-        ufunc = getattr(np, name)
-        setattr(ndarray, f"__{short}__", lambda self, ufunc=ufunc: _launch(ufunc, self))
+        setattr(ndarray, f"__{short}__", _unary(getattr(np, name)))
     for name, parameters in API["cupy.ndarray"].items():
         method = getattr(np.ndarray, name, None)
         if parameters and not name.startswith("_") and name not in vars(ndarray) and method:
