@@ -183,8 +183,7 @@ class Backend(Keyed):
 
     @staticmethod
     def on_device(device: Any) -> contextlib.AbstractContextManager[Any]:
-        """A context for work on the arrays of this device; a library that works on the current
-        device makes it the current one."""
+        """A context in which this device is current, for libraries that have a current device."""
         return contextlib.nullcontext()
 
     def current(self) -> contextlib.AbstractContextManager[Any]:

@@ -1,8 +1,8 @@
 """CuPy: arrays on a GPU, and kernels from C++ source.
 
-CuPy makes every new array on the current device of the thread, copies to it, and refuses operations
-on arrays of another one (or slowly reads the other's memory). All work is therefore done with the
-device of the arrays current.
+CuPy makes new arrays, also copies, on the current device of the thread. Arrays of another device
+are refused, or read slowly through peer access. So everything runs with the device of the arrays
+current.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class CuPyBackend(InPlaceBackend):
     @staticmethod
     def copy(array: Array) -> Array:
         with array.device:
-            return array.copy()
+            return array.copy("K")
 
     def own(self, array: Array) -> Array:
         return self.copy(array)

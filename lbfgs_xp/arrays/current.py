@@ -18,7 +18,7 @@ R = TypeVar("R")
 
 
 def on_device_of(argument: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorate a function to run with the device of one of its arguments current.
+    """Decorate a function so that it runs with the device of one of its arguments current.
 
     argument : the name of an array, or of nested parameters, whose first array decides.
     """
