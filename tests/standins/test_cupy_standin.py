@@ -359,9 +359,7 @@ def test_kernel_refuses_other_arguments():
 
 
 def test_missing_compiler_is_named(monkeypatch):
-    import cupy._kernel
-
-    monkeypatch.setattr(cupy._kernel, "COMPILER", None)
+    monkeypatch.setattr("cupy._kernel.COMPILER", None)
     kernel = cupy.ElementwiseKernel("T x", "T y", "y = x + (T)41;", "name")
     with pytest.raises(RuntimeError, match=r"g\+\+ was not found"):
         kernel(cupy.ones(3), cupy.empty(3))
