@@ -2,6 +2,7 @@
 # make test      ruff, mypy, pytest
 # make test-all  the same with the tests marked thorough
 # make test-gpu  the tests marked gpu, with this machine's own python3
+# make check-cupy  compares tests/standins/cupy_api.json with CuPy itself, which needs no GPU
 # make demo      python -m lbfgs_xp demo
 # make bench     every script in benchmarks/
 # make docs      the site, into docs/_build/html
@@ -11,7 +12,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := test
-.PHONY: venv test test-all lint types unit unit-all test-gpu demo bench docs gallery clean
+.PHONY: venv test test-all lint types unit unit-all test-gpu check-cupy demo bench docs gallery clean
 
 # the first interpreter of at least 3.11; PYTHON=/path/to/python overrides
 find_python = for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -78,6 +79,18 @@ test-gpu:
 	else \
 	  exit 1; \
 	fi
+
+# CuPy and what it imports, pinned, because the list depends on the versions
+CUPY := cupy-cuda12x==14.2.0 cuda-pathfinder==1.9.1 numpy==2.4.6
+
+$(VENV)/cupy/.installed:
+	"$(PYTHON)" -m venv $(VENV)/cupy
+	$(VENV)/cupy/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(CUPY)
+	@touch $@
+
+# WRITE=1 writes the list
+check-cupy: $(VENV)/cupy/.installed
+	$(VENV)/cupy/bin/python tests/standins/read_cupy_api.py $(if $(WRITE),--write)
 
 demo: $(STAMP)
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m lbfgs_xp demo

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from lbfgs_xp import checks
 from lbfgs_xp.arrays import returned
 from lbfgs_xp.arrays.backend import copy_of, is_array
+from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.tree import map_leaves
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import Reason, Result, Status, attach, table
@@ -121,6 +122,7 @@ _FOREIGN = {
 
 
 @checks.reject_foreign_keywords(**_FOREIGN)
+@on_device_of("x0")
 def quadratic_penalty(
     fun: Callable[..., Any],
     x0: Any,
@@ -175,6 +177,7 @@ def quadratic_penalty(
 
 
 @checks.reject_foreign_keywords(**_FOREIGN)
+@on_device_of("x0")
 def augmented_lagrangian(
     fun: Callable[..., Any],
     x0: Any,

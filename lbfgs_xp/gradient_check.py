@@ -9,6 +9,7 @@ import numpy as np
 
 from lbfgs_xp import checks
 from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.run.objective import Objective
 from lbfgs_xp.typing import Jacobian
@@ -36,6 +37,7 @@ class GradientCheck(NamedTuple):
 
 
 @checks.reject_foreign_keywords()
+@on_device_of("x")
 def check_gradient(
     fun: Callable[..., Any], x: Any, jac: Jacobian = None, args: Any = (), *,
     has_aux: bool = False,

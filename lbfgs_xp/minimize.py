@@ -12,6 +12,7 @@ import numpy as np
 
 from lbfgs_xp import checks
 from lbfgs_xp.arrays.backend import is_array
+from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.returned import is_true
 from lbfgs_xp.arrays.rows import Rows
 from lbfgs_xp.arrays.space import FixedOrderSpace, Space
@@ -55,6 +56,7 @@ def minimize(
     constraints="lx.augmented_lagrangian",
     hessp="hess",
 )
+@on_device_of("x0")
 def minimize(
     fun: Callable[..., Any],
     x0: Any,
@@ -86,7 +88,8 @@ def minimize(
         fun(x, *args) -> value: a real number or 0-d array; for a batch, an array (B,). It must not
         change x in place.
     x0 : array of any shape, float or complex; or a nested dict, list, tuple or dataclass of arrays
-        The start. The whole run uses its library, device and dtype.
+        The start. The whole run uses its library, device and dtype. On CuPy, functions of the user
+        are called with that device current.
     args : tuple
         Further arguments of fun (and of jac and hess).
     method : None, str, optimizer, solver, or a list of phases

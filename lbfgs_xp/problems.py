@@ -32,6 +32,8 @@ import numpy as np
 from array_api_compat import array_namespace
 from array_api_compat import device as device_of
 
+from lbfgs_xp.arrays.backend import device_context
+from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.space import fixed_sum
 from lbfgs_xp.checks import count
 
@@ -90,7 +92,8 @@ class Problem:
         (5, 2)
         """
         noise = np.random.default_rng(seed).normal(scale=scale, size=(count, self.n))
-        return self.x0 + self.xp.asarray(noise, dtype=self.dtype, device=self.device)
+        with device_context(self.x0):
+            return self.x0 + self.xp.asarray(noise, dtype=self.dtype, device=self.device)
 
 
 @dataclass(frozen=True)
@@ -151,8 +154,8 @@ class _Arithmetic:
             device=self.device if self.device is not None else device_of(start),
             dtype=start.dtype,
             x0=start,
-            fun=fun,
-            value_and_gradient=value_and_gradient,
+            fun=on_device_of("x")(fun),
+            value_and_gradient=on_device_of("x")(value_and_gradient),
             minimum=None if x_min is None else 0.0,
             x_min=None if x_min is None else self.array(x_min),
         )

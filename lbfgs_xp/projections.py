@@ -67,7 +67,7 @@ class Projection(Keyed, ABC):
                 f"{name} was given dtype {x.dtype}; wanted real numbers, because complex ones have "
                 "no order"
             )
-        with np.errstate(all="ignore"):
+        with backend.current(), np.errstate(all="ignore"):
             return self.nearest(Space(backend, batched=x.ndim > 1), x)
 
     def nearest(self, space: Space, x: Array) -> Array:

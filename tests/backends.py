@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import functools
 import importlib
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -76,13 +77,15 @@ class Backend(enum.Enum):
 
         The CPU libraries belong to the test extra: without one of them its tests fail.
         """
+        if self is Backend.CUPY:
+            if _has_cupy() or shutil.which("g++"):
+                return None
+            return "cupy: no GPU, and its stand-in needs g++, which is not installed"
         if not self.is_gpu:
             return None
         try:
             if self is Backend.TORCH_CUDA:
                 found = importlib.import_module("torch").cuda.is_available()
-            elif self is Backend.CUPY:
-                found = True
             else:
                 found = bool(importlib.import_module("jax").devices("gpu"))
         except ImportError:

@@ -66,6 +66,11 @@ def take(array: Array, indices: Array) -> Array:
     return _class(namespace_of(array)).take(array, indices)
 
 
+def device_context(array: Array) -> contextlib.AbstractContextManager[Any]:
+    """`Backend.on_device` for the device of an array of any library."""
+    return _class(namespace_of(array)).on_device(compat.device(array))
+
+
 def compiled(array: Array, function: Callable) -> Callable:
     """`function` for arrays like this one, compiled if their library can."""
     return _class(namespace_of(array)).compile(function)
@@ -143,7 +148,8 @@ class Backend(Keyed):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Modules cannot be pickled, so the backend is rebuilt from an array.
-        return Backend.of, (self.zeros(()) + (0j if self.complex else 0.0),)
+        with self.current():
+            return Backend.of, (self.zeros(()) + (0j if self.complex else 0.0),)
 
     def __repr__(self) -> str:
         return f"Backend({self.name}, {self.dtype}, {self.device})"
@@ -175,9 +181,18 @@ class Backend(Keyed):
         self.check_device(array, what)
         return array
 
-    def thread_context(self) -> contextlib.AbstractContextManager[Any]:
-        """A context that gives other threads the default device of the caller."""
+    @staticmethod
+    def on_device(device: Any) -> contextlib.AbstractContextManager[Any]:
+        """A context in which this device is current, for libraries that have a current device."""
         return contextlib.nullcontext()
+
+    def current(self) -> contextlib.AbstractContextManager[Any]:
+        """`on_device` for this device."""
+        return self.on_device(self.device)
+
+    def thread_context(self) -> contextlib.AbstractContextManager[Any]:
+        """A context that gives other threads the device of the caller."""
+        return self.current()
 
     # --- transfers between host and device -----------------------------------------------------
 

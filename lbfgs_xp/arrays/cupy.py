@@ -1,7 +1,13 @@
-"""CuPy: arrays on a GPU, and kernels from C++ source."""
+"""CuPy: arrays on a GPU, and kernels from C++ source.
+
+CuPy makes new arrays, also copies, on the current device of the thread. Arrays of another device
+are refused, or read slowly through peer access. So everything runs with the device of the arrays
+current.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +21,20 @@ from lbfgs_xp.arrays.backend import Array, InPlaceBackend, namespace_of
 class CuPyBackend(InPlaceBackend):
     has_kernels = True
 
+    @staticmethod
+    def on_device(device: Any) -> contextlib.AbstractContextManager[Any]:
+        return cupy.cuda.Device(device)
+
     def to_host(self, array: Array) -> np.ndarray:
         return array.get()
+
+    @staticmethod
+    def copy(array: Array) -> Array:
+        with array.device:
+            return array.copy("K")
+
+    def own(self, array: Array) -> Array:
+        return self.copy(array)
 
     @staticmethod
     def take(array: Array, indices: Array) -> Array:

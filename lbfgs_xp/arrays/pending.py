@@ -19,7 +19,8 @@ class Pending:
 
     def __float__(self) -> float:
         if self._value is None:
-            (self._value,) = self._backend.read([self._array])
+            with self._backend.current():
+                (self._value,) = self._backend.read([self._array])
         return self._value
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -15,10 +15,12 @@ import numpy as np
 
 from lbfgs_xp.arrays import scalars
 from lbfgs_xp.arrays.backend import Array, Backend, compiled, identity, is_array, take
+from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.keyed import Keyed
 from lbfgs_xp.arrays.pending import Queue
 
 
+@on_device_of("x")
 def fixed_sum(x: Array, axis: int = -1) -> Array:
     """The sum along one axis, in an order that depends only on its length.
 

@@ -42,13 +42,15 @@ def init(optimizer: Any, params: Any) -> OptimizerState:
         tuple(chosen),
         tuple(tuple(fill) for fill in fills),
     )
-    slots = tuple(
-        tuple(backend.full(backend.real_shape(shape), value) for value in fill.values())
-        for backend, shape, fill in zip(backends, spec.shapes, fills, strict=True)
-    )
+    slots = []
+    for backend, shape, fill in zip(backends, spec.shapes, fills, strict=True):
+        with backend.current():
+            slots.append(
+                tuple(backend.full(backend.real_shape(shape), value) for value in fill.values())
+            )
     return OptimizerState(
         0,
-        slots,
+        tuple(slots),
         tuple(rule.carried() for rule in optimizer.variants),
         tuple(rule.learning_rate.init() for rule in optimizer.variants),
         spec,
@@ -143,17 +145,19 @@ def apply(
         donate = tuple(i for i, may in zip((3, 5), in_place, strict=True) if may)
         run = spaces[0].backend.jit(_all_at_once, rules, spaces, clip, donate=donate)
         return run(xs, gs, slots, numbers)
-    factor = clip_factor(clip, spaces, gs)
-    if factor is not None and spaces[0].batched:
-        # Each problem has its own factor, so it cannot be one of the numbers.
-        gs, factor = [factor * g for g in gs], 1.0
+    with spaces[0].backend.current():    # clipping needs a single device
+        factor = clip_factor(clip, spaces, gs)
+        if factor is not None and spaces[0].batched:
+            # Each problem has its own factor, so it cannot be one of the numbers.
+            gs, factor = [factor * g for g in gs], 1.0
     numbers = _inserted(numbers, factor)
     if all(space.backend.reads_are_free for space in spaces):
         return _in_blocks(rules, spaces, xs, gs, slots, numbers, in_place)
     new, kept = [], []
     for rule, space, x, g, own, n in zip(rules, spaces, xs, gs, slots, numbers, strict=True):
         run = _fused if space.backend.has_kernels else _as_it_stands
-        x, own = run(rule, space.backend, x, g, own, n, in_place)
+        with space.backend.current():
+            x, own = run(rule, space.backend, x, g, own, n, in_place)
         new.append(x)
         kept.append(own)
     return new, tuple(kept)
@@ -254,12 +258,15 @@ def _all_finite(spec: ParameterSpec, gs: list[Array]) -> bool:
     sizes: dict[str, list[tuple[Backend, Array]]] = {}
     for space, g in zip(spec.spaces, gs, strict=True):
         if 0 not in g.shape:
-            size = space.max_abs(space.backend.vector(g))
+            with space.backend.current():
+                size = space.max_abs(space.backend.vector(g))
             sizes.setdefault(str(space.backend.device), []).append((space.backend, size))
     for found in sizes.values():
         # The widest dtype holds the numbers of all others.
         widest = max((backend for backend, _ in found), key=lambda backend: backend.largest)
-        if not all(map(math.isfinite, widest.read([size for _, size in found]))):
+        with widest.current():
+            numbers = widest.read([size for _, size in found])
+        if not all(map(math.isfinite, numbers)):
             return False
     return True
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal, Unpack, overload
 
 from lbfgs_xp import checks
+from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.fits.by_minimize import fit_by_minimize
 from lbfgs_xp.fits.data import residuals_of
@@ -49,6 +50,7 @@ def curve_fit(
     ydata="y",
     full_output=f"{checks.NO_SUCH}: the result is always complete",
 )
+@on_device_of("y")
 def curve_fit(
     model: Callable[..., Any],
     x: Any,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal, Unpack, overload
 
 from lbfgs_xp import checks
+from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.fits.loop import box_of, run_fit
 from lbfgs_xp.fits.residuals import Residuals
@@ -40,6 +41,7 @@ def least_squares(
     fun="residuals",
     x_scale=f"{checks.NO_SUCH}: parameters are scaled by the columns of their Jacobian",
 )
+@on_device_of("x0")
 def least_squares(
     residuals: Callable[..., Any],
     x0: Any,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lbfgs_xp.arrays import scalars
+from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.scalars import FLOATS, Scalar, Scalars
 from lbfgs_xp.checks import number, reject_foreign_keywords
 from lbfgs_xp.line_search.armijo import Armijo
@@ -80,6 +81,7 @@ def rule_of(rule: str | LineSearch, name: str = "line_search") -> LineSearch:
         "a constant of the rule, such as lx.MoreThuente(c2=0.1)",
     ),
 )
+@on_device_of("alpha0")
 def line_search(
     phi: Callable[[Scalar], tuple[Scalar, Scalar]],
     rule: LineSearchName | LineSearch,

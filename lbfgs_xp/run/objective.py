@@ -259,7 +259,7 @@ class Objective:
                     f"axis of length {count}: all rows share the array. If it holds a number for "
                     "each row, pass array[:, None]. If it is shared, pass array[None] to silence "
                     "this warning",
-                    stacklevel=5,
+                    stacklevel=6,
                 )
 
 

@@ -32,18 +32,27 @@ class Operator(ABC):
         self.dtype = space.backend.dtype
         self.unravel: Callable = identity
 
-    @abstractmethod
     def todense(self) -> Array:
         """The matrix, (..., n, n)."""
+        with self._space.backend.current():
+            return self._dense()
+
+    def diagonal(self) -> Array:
+        """The diagonal, (..., n). If fun is -log likelihood, it estimates the squared standard
+        errors, as far as the run has seen the curvature."""
+        with self._space.backend.current():
+            return self._diagonal()
+
+    @abstractmethod
+    def _dense(self) -> Array:
+        """`todense` with the device current."""
 
     @abstractmethod
     def _apply(self, vector: Array) -> Array:
         """H v: (..., n) -> (..., n)."""
 
-    def diagonal(self) -> Array:
-        """The diagonal, (..., n). If fun is -log likelihood, it estimates the squared standard
-        errors, as far as the run has seen the curvature."""
-        return self._space.xp.linalg.diagonal(self.todense())
+    def _diagonal(self) -> Array:
+        return self._space.xp.linalg.diagonal(self._dense())
 
     def named(self, unravel: Callable) -> Operator:
         """This operator, with `unravel` for the user's variables."""
@@ -58,6 +67,10 @@ class Operator(ABC):
 
     def __matmul__(self, other: Array) -> Array:
         """H v for a vector (..., n), or for the columns of a matrix (n, k) of one problem."""
+        with self._space.backend.current():
+            return self._product(other)
+
+    def _product(self, other: Array) -> Array:
         n = self.shape[-1]
         if not is_array(other):
             other = self._space.backend.from_host(np.asarray(other, dtype=float))
@@ -87,7 +100,7 @@ class DenseInverseHessian(Operator):
         super().__init__(space, tuple(matrix.shape))
         self._matrix = matrix
 
-    def todense(self) -> Array:
+    def _dense(self) -> Array:
         return self._space.backend.copy(self._matrix)
 
     def _apply(self, vector: Array) -> Array:

@@ -8,8 +8,10 @@ from typing import Any
 import array_api_compat as compat
 
 from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.current import on_device_of
 
 
+@on_device_of("gradient")
 def two_loop(
     gradient: Array,
     S: Array,

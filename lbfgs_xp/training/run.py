@@ -206,11 +206,12 @@ class TrainingRun:
 
 def _largest(spaces: tuple[Space, ...], leaves: list[Array]) -> list[Any]:
     """The largest component of each leaf."""
-    return [
-        space.max_abs(space.backend.vector(leaf))
-        for space, leaf in zip(spaces, leaves, strict=True)
-        if 0 not in leaf.shape
-    ]
+    sizes = []
+    for space, leaf in zip(spaces, leaves, strict=True):
+        if 0 not in leaf.shape:
+            with space.backend.current():
+                sizes.append(space.max_abs(space.backend.vector(leaf)))
+    return sizes
 
 
 def _is_finite(seen: tuple[float, int, float]) -> bool:

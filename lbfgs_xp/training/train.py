@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from lbfgs_xp import checks
 from lbfgs_xp.arrays.backend import Array, Backend
+from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.returned import is_true
 from lbfgs_xp.arrays.tree import backends_of, flatten
 from lbfgs_xp.first_order import OptimizerState, update
@@ -30,6 +31,7 @@ from lbfgs_xp.typing import Method
     ),
     callbacks="callback",
 )
+@on_device_of("params")
 def train(
     loss: Callable[..., Any],
     params: Any,

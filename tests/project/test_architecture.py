@@ -41,8 +41,8 @@ WINGS: dict[str, str] = {
     "__init__": "arrays constraints first_order fits gradient_check line_search minimize problems "
     "projections result run schedules solvers training",
 }
-# Line searches know only scalars.
-ONLY = {"line_search": {"arrays": ["arrays.scalars"]}}
+# Line searches know only scalars, and on which device these are.
+ONLY = {"line_search": {"arrays": ["arrays.current", "arrays.scalars"]}}
 
 # The dependencies of the package. The lowest modules and the line searches do without them.
 HARD = {"numpy", "array_api_compat", "array_api_extra", "optree"}

@@ -40,14 +40,14 @@ class InverseHessian(Operator):
     def __repr__(self) -> str:
         return f"InverseHessian(shape={self.shape}, pairs={self._pairs.count})"
 
-    def diagonal(self) -> Array:
+    def _diagonal(self) -> Array:
         if self._function is not None:
-            return super().diagonal()
+            return super()._diagonal()
         rows, middle = self._middle()
         diagonal = self._space.xp.sum(rows * (middle @ rows), axis=-2) + self._gamma()
         return diagonal if self._weights is None else diagonal * self._weights**2
 
-    def todense(self) -> Array:
+    def _dense(self) -> Array:
         xp, space = self._space.xp, self._space
         identity = xp.eye(
             self.shape[-1], dtype=space.backend.dtype, device=space.backend.creation_device

@@ -1,19 +1,20 @@
 """A stand-in for CuPy, backed by NumPy, that refuses what CuPy refuses.
 
 It is made from a list of the names and parameters of the real wheel (`cupy_api.json`; see
-`read_cupy_api.py`): what CuPy does not have is missing here too, and a keyword that CuPy does not take
-is a TypeError. As there, nothing is converted to NumPy implicitly, arrays of several devices do not
-mix, and an operation fails if an array does not lie on the current device. `counts` says how often
-numbers were read from the "device", how often arrays were sent to it, and how many operations were
-launched.
+`read_cupy_api.py`): what CuPy lacks is missing here as well, and a keyword that CuPy does not take
+raises a TypeError. As in CuPy, nothing is converted to NumPy implicitly, results without axes stay
+arrays, new arrays are made on the current device, and an operation fails if an array is on another
+one. In one respect it is stricter: NumPy's functions refuse its arrays, whereas CuPy runs its own
+function of the same name. `counts` holds the number of transfers from and to the "device" and of
+operations.
 """
 
-import sys
+import sys as _sys
 
 from cupy import _standin
-from cupy._standin import DEVICES, counts  # noqa: F401
+from cupy._standin import API, DEVICES, counts  # noqa: F401
 
-__version__ = "14.2.0"
-_standin.build(sys.modules[__name__])
+__version__ = API["version"]
+_standin.build(_sys.modules[__name__])
 
 from cupy._kernel import ElementwiseKernel  # noqa: E402, F401

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 import json
 import sys
+import threading
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +17,21 @@ import numpy as np
 API = json.loads((Path(__file__).parents[1] / "cupy_api.json").read_text())
 DEVICES = 2
 _SCALARS = (bool, int, float, complex, np.generic)
-# Functions that launch nothing: of dtypes and shapes, or views.
-_NOT_LAUNCHED = {
-    "result_type", "can_cast", "promote_types", "issubdtype", "shape", "ndim", "broadcast_shapes",
+# Functions of dtypes and shapes, which look at no element.
+_OF_SHAPES = {
+    "result_type", "can_cast", "promote_types", "issubdtype", "shape", "ndim", "size",
+    "broadcast_shapes", "isscalar", "iscomplexobj", "isrealobj",
+}
+# Views of the same memory, if the strides allow: nothing is launched, whatever device is current.
+_VIEWS = {
     "reshape", "broadcast_to", "moveaxis", "swapaxes", "transpose", "expand_dims", "squeeze",
-    "matrix_transpose", "ravel",
+    "matrix_transpose", "ravel", "real", "view", "diagonal", "permute_dims", "atleast_1d",
+}
+# The host waits for the shape of the outcome. Functions of `linalg` do not wait: CuPy ignores the
+# error codes of its solvers unless told otherwise.
+_WAITS = {
+    "nonzero", "flatnonzero", "argwhere", "unique", "unique_values", "unique_all", "unique_counts",
+    "unique_inverse", "compress", "extract", "setdiff1d", "intersect1d", "union1d",
 }
 
 
@@ -38,7 +48,26 @@ class Counts:
 
 
 counts = Counts()
-_current = [0]
+
+
+# --- devices -----------------------------------------------------------------------------------
+
+
+class _Thread(threading.local):
+    """The current device of a thread, and those to return to; every thread starts on device 0."""
+
+    def __init__(self) -> None:
+        self.current = 0
+        self.before: list[int] = []
+
+
+_thread = _Thread()
+
+
+def _make_current(device: int) -> None:
+    if not 0 <= device < DEVICES:
+        raise RuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
+    _thread.current = device
 
 
 class Device:
@@ -47,28 +76,35 @@ class Device:
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, device: Any = None):
-        self.id = _current[-1] if device is None else int(getattr(device, "id", device))
-        if not 0 <= self.id < DEVICES:
-            raise RuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
+        self.id = _thread.current if device is None else int(device)
+
+    def __int__(self) -> int:
+        return self.id
 
     def __enter__(self) -> Device:
-        _current.append(self.id)
+        before = _thread.current
+        _make_current(self.id)
+        _thread.before.append(before)
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        _current.pop()
+    def __exit__(self, *args: Any) -> None:
+        _thread.current = _thread.before.pop()
 
-    def use(self) -> None:
-        _current[-1] = self.id
+    def use(self) -> Device:
+        _make_current(self.id)
+        return self
 
     def synchronize(self) -> None:
         counts.reads += 1
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Device) and self.id == other.id
+    def __eq__(self, value: object) -> bool:
+        return isinstance(value, Device) and self.id == value.id
 
     def __repr__(self) -> str:
         return f"<CUDA Device {self.id}>"
+
+
+# --- arrays ------------------------------------------------------------------------------------
 
 
 class Flags:
@@ -78,15 +114,22 @@ class Flags:
         self.c_contiguous, self.f_contiguous = host.flags.c_contiguous, host.flags.f_contiguous
         self.owndata, self.fnc, self.forc = host.flags.owndata, host.flags.fnc, host.flags.forc
 
+    def __getitem__(self, name: str) -> bool:
+        if name not in ("C_CONTIGUOUS", "F_CONTIGUOUS", "OWNDATA"):
+            raise KeyError(f"{name} is not defined for cupy.ndarray.flags")
+        return getattr(self, name.lower())
+
 
 class ndarray:  # noqa: N801
     """An array on a device."""
 
     __array_priority__ = 100
+    __hash__ = None  # type: ignore[assignment]
+    base: ndarray | None
     _host: np.ndarray
     _device: int
 
-    def __init__(self, *arguments: Any):
+    def __init__(self, *args: Any):
         raise TypeError("the stand-in makes arrays by functions only")
 
     dtype = property(lambda self: self._host.dtype)
@@ -98,10 +141,15 @@ class ndarray:  # noqa: N801
     strides = property(lambda self: self._host.strides)
     device = property(lambda self: Device(self._device))
     flags = property(lambda self: Flags(self._host))
-    T = property(lambda self: made(self._host.T, self))
-    mT = property(lambda self: made(self._host.mT, self))  # noqa: N815
-    real = property(lambda self: made(self._host.real, self))
-    imag = property(lambda self: made(self._host.imag, self))
+    T = property(lambda self: _view(np.transpose, self))
+    mT = property(lambda self: _view(np.matrix_transpose, self))  # noqa: N815
+    real = property(lambda self: _view(np.real, self))
+
+    @property
+    def imag(self) -> ndarray:
+        # There is no memory to view in a real array.
+        kind = self.dtype.kind
+        return _view(np.imag, self) if kind == "c" else _launch(np.zeros_like, self)
 
     @property
     def data(self) -> Any:
@@ -111,46 +159,68 @@ class ndarray:  # noqa: N801
             host = host.base
         return types.SimpleNamespace(mem=types.SimpleNamespace(ptr=host.ctypes.data))
 
+    # --- to the host ---------------------------------------------------------------------------
+
     def get(
         self, stream: Any = None, order: Any = "C", out: Any = None, blocking: Any = True
     ) -> np.ndarray:
-        counts.reads += 1
+        counts.reads += self.size > 0
         return self._host.copy()
 
     def item(self) -> Any:
-        counts.reads += 1
-        return self._host.item()
+        if self.size != 1:
+            raise ValueError("can only convert an array of size 1 to a Python scalar")
+        return self.get().item()
 
     def tolist(self) -> Any:
-        counts.reads += 1
-        return self._host.tolist()
+        return self.get().tolist()
 
     def __bool__(self) -> bool:
-        return bool(self.item())
+        if self.size > 1:
+            raise ValueError("The truth value of an array with more than one element is ambiguous.")
+        return bool(self.get())
 
     def __int__(self) -> int:
-        return int(self.item())
+        return int(self.get())
 
     def __float__(self) -> float:
-        return float(self.item())
+        return float(self.get())
 
     def __complex__(self) -> complex:
-        return complex(self.item())
+        return complex(self.get())
 
-    def __array__(self, *arguments: Any, **more: Any) -> Any:
+    def __repr__(self) -> str:
+        return repr(self.get())
+
+    def __str__(self) -> str:
+        return str(self.get())
+
+    def __format__(self, format_spec: str) -> str:
+        return format(self.get(), format_spec)
+
+    # --- refused -------------------------------------------------------------------------------
+
+    def __array__(self, dtype: Any = None) -> Any:
         raise TypeError(
             "Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct "
             "a NumPy array explicitly."
         )
 
-    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **more: Any) -> Any:
-        # A number of NumPy may stand on the left; anything else of NumPy is refused.
-        if method != "__call__" or not all(isinstance(i, (ndarray, *_SCALARS)) for i in inputs):
-            raise TypeError(f"Unsupported type {[type(i) for i in inputs]}")
-        return _launch(ufunc, *inputs)
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        """CuPy's own ufunc of that name, so that a number of NumPy may stand on the left.
 
-    def __array_function__(self, function: Any, kinds: Any, args: Any, more: Any) -> Any:
-        raise TypeError(f"numpy.{function.__name__} was called with an array of CuPy")
+        CuPy runs `reduce` and its like, too; here they are refused, because the library has its own
+        namespace for them.
+        """
+        if method != "__call__" or ufunc.__name__ not in API["cupy"]:
+            raise TypeError(f"numpy.{ufunc.__name__} was called with an array of CuPy")
+        return getattr(sys.modules["cupy"], ufunc.__name__)(*inputs, **kwargs)
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """Refuse functions of NumPy, though CuPy runs its own instead of some: see above."""
+        raise TypeError(f"numpy.{func.__name__} was called with an array of CuPy")
+
+    # --- elements ------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         return len(self._host)
@@ -160,58 +230,72 @@ class ndarray:  # noqa: N801
             raise TypeError("iteration over a 0-d array")
         return (self[i] for i in range(len(self)))
 
-    def __repr__(self) -> str:
-        return repr(self.get())
+    def __getitem__(self, slices: Any) -> ndarray:
+        parts = slices if isinstance(slices, tuple) else (slices,)
+        if all(p is None or p is Ellipsis or _is_slice(p) for p in parts):
+            return made(self._host[slices], self)
+        for part in parts:
+            if isinstance(part, ndarray) and part.dtype.kind == "b":
+                counts.reads += 1    # how many there are
+            counts.uploads += isinstance(part, list)
+        return _launch(lambda a, i: a[i], self, slices)
 
-    def __getitem__(self, index: Any) -> ndarray:
-        if _is_view(index):
-            return made(self._host[index], self)
-        return _launch(lambda a, i: a[i], self, index)
-
-    def __setitem__(self, index: Any, value: Any) -> None:
+    def __setitem__(self, slices: Any, value: Any) -> None:
         if isinstance(value, np.ndarray) and value.ndim:
             raise ValueError("non-scalar numpy.ndarray cannot be used for assignment")
         counts.launches += 1
-        hosts_of(self)[hosts_of(index)] = hosts_of(value)
+        hosts_of(self)[hosts_of(slices)] = hosts_of(value)
+
+    # --- copies --------------------------------------------------------------------------------
+
+    def copy(self, order: Any = "C") -> ndarray:
+        """A copy on the current device."""
+        counts.launches += 1
+        return made(np.array(self._host, order=order))
+
+    def astype(
+        self, dtype: Any, order: Any = "K", casting: Any = None, subok: Any = None,
+        copy: Any = True,
+    ) -> ndarray:
+        if not copy and self.dtype == dtype:
+            return self
+        return _launch(np.ndarray.astype, self, dtype)
 
     def __copy__(self) -> ndarray:
         return self.copy()
 
     def __deepcopy__(self, memo: Any) -> ndarray:
-        return self.copy()
+        with self.device:
+            return self.copy()
 
     def __reduce__(self) -> Any:
-        return _unpickled, (self.get(), self._device)
-
-
-def _unpickled(host: np.ndarray, device: int) -> ndarray:
-    with Device(device):
-        return asarray(host)
+        return array, (self.get(),)    # on the device that is current when it is loaded
 
 
 def made(host: Any, base: ndarray | None = None) -> ndarray:
     """An array on the current device, or a view of `base`."""
     new = object.__new__(ndarray)
     new._host = np.asarray(host)
-    new._device = _current[-1] if base is None else base._device
+    new._device = _thread.current if base is None else base._device
     new.base = base
     return new
 
 
-def _is_view(index: Any) -> bool:
-    parts = index if isinstance(index, tuple) else (index,)
-    return all(
-        p is None or p is Ellipsis or isinstance(p, (int, slice, np.integer)) for p in parts
-    )
+def _is_slice(part: Any) -> bool:
+    return isinstance(part, (int, slice, np.integer)) and not isinstance(part, bool)
+
+
+# --- operations --------------------------------------------------------------------------------
 
 
 def hosts_of(value: Any) -> Any:
     """The arguments of an operation: arrays on the current device, and numbers."""
     if isinstance(value, ndarray):
-        if value._device != _current[-1]:
+        if value._device != _thread.current:
             raise ValueError(
-                "The device where the array resides is different from the current device: "
-                f"array device = {value._device} while current = {_current[-1]}"
+                f"The device where the array resides ({value._device}) is different from the "
+                f"current device ({_thread.current}). Peer access is unavailable between these "
+                "devices."
             )
         return value._host
     if isinstance(value, np.ndarray):
@@ -230,10 +314,11 @@ def _devices(value: Any) -> Any:
     return type(value)(map(_devices, value)) if isinstance(value, (list, tuple)) else value
 
 
-def _launch(function: Callable, *arguments: Any, **more: Any) -> Any:
+def _launch(function: Callable, *args: Any, **more: Any) -> Any:
+    """A function of NumPy as an operation on the current device."""
     counts.launches += 1
     out = more.pop("out", None)
-    hosts = [hosts_of(a) for a in arguments]
+    hosts = [hosts_of(a) for a in args]
     options = {name: hosts_of(value) for name, value in more.items() if value is not None}
     with np.errstate(all="ignore"):
         if out is None:
@@ -242,75 +327,94 @@ def _launch(function: Callable, *arguments: Any, **more: Any) -> Any:
     return out
 
 
-# --- functions, ufuncs and methods, from the list ----------------------------------------------
+def _view(function: Callable, array: ndarray, *args: Any, **more: Any) -> ndarray:
+    """A view, on the device of the array; a copy, where that is needed, is an operation."""
+    found = function(array._host, *args, **more)
+    if np.may_share_memory(found, array._host):
+        return array if found is array._host else made(found, array)
+    return _launch(function, array, *args, **more)
 
-_KINDS = {
-    0: inspect.Parameter.POSITIONAL_ONLY,
-    1: inspect.Parameter.POSITIONAL_OR_KEYWORD,
-    2: inspect.Parameter.VAR_POSITIONAL,
-    3: inspect.Parameter.KEYWORD_ONLY,
-    4: inspect.Parameter.VAR_KEYWORD,
-}
+
+def _of_shapes(function: Callable, *args: Any, **more: Any) -> Any:
+    return function(*(a._host if isinstance(a, ndarray) else a for a in args), **more)
+
+
+def _waits(function: Callable, *args: Any, **more: Any) -> Any:
+    counts.reads += 1
+    return _launch(function, *args, **more)
+
+
+def _manner(name: str) -> Callable:
+    """How a function or method of that name runs."""
+    for names, run in ((_OF_SHAPES, _of_shapes), (_VIEWS, _view), (_WAITS, _waits)):
+        if name in names:
+            return run
+    return _launch
+
+
+# --- functions, ufuncs and methods, from the list ----------------------------------------------
 
 
 def signature_of(parameters: list[list[Any]]) -> inspect.Signature:
     """The signature of a function, from its entry in the list."""
+    kinds = list(inspect._ParameterKind)
     return inspect.Signature([
         inspect.Parameter(
-            name, _KINDS[kind],
-            default=None if optional and kind in (0, 1, 3) else inspect.Parameter.empty,
+            name, kinds[kind],
+            default=None if optional and kind != inspect.Parameter.VAR_POSITIONAL
+            else inspect.Parameter.empty,
         )
         for name, kind, optional in parameters
     ])
 
 
-def _function(name: str, function: Callable, parameters: list[list[Any]]) -> Callable:
-    """A function of NumPy with the parameters of CuPy's."""
-    signature = signature_of(parameters)
+def _function(
+    name: str, function: Callable, parameters: list[list[Any]], outs: int | None = None
+) -> Callable:
+    """A function of NumPy with the parameters of CuPy's.
 
-    def call(*arguments: Any, **more: Any) -> Any:
-        signature.bind(*arguments, **more)
-        return _launch(function, *arguments, **{k: v for k, v in more.items() if k != "blocking"})
+    outs : for a ufunc, the place of `out` among the arguments.
+    """
+    signature, run = signature_of(parameters), _manner(name)
+
+    def call(*args: Any, **more: Any) -> Any:
+        signature.bind(*args, **more)
+        if outs is not None and len(args) > outs:
+            *args, more["out"] = args  # type: ignore[assignment]
+        more.pop("blocking", None)
+        return run(function, *args, **more)
 
     call.__name__, call.__signature__ = name, signature  # type: ignore[attr-defined]
-    return _free(call) if name in _NOT_LAUNCHED else call
-
-
-def _free(function: Callable) -> Callable:
-    """A function that launches nothing."""
-
-    @functools.wraps(function)
-    def call(*arguments: Any, **more: Any) -> Any:
-        found = function(*arguments, **more)
-        counts.launches -= 1
-        return found
-
     return call
 
 
-def _ufunc(name: str, function: np.ufunc) -> Callable:
-    def call(*arguments: Any, out: Any = None, dtype: Any = None, casting: Any = None) -> Any:
-        if len(arguments) > function.nin + function.nout:
-            raise TypeError(f"{name} takes {function.nin} arrays")
-        if len(arguments) > function.nin:
-            *arguments, out = arguments  # type: ignore[assignment]
-        return _launch(function, *arguments, out=out, dtype=dtype)
-
-    call.__name__ = name
-    return call
-
-
-def _fill(module: Any, names: dict[str, Any], source: Any) -> None:
+def _fill(module: Any, names: dict[str, Any], source: Any, adapt: Callable) -> None:
+    """Give a module all of `source` that is in the list."""
     for name, parameters in names.items():
         found = getattr(source, name, None)
-        if name.startswith("_") or name in vars(module) or found is None:
+        if name in vars(module) or found is None:
             continue
-        if isinstance(found, np.ufunc):
-            setattr(module, name, _ufunc(name, found))
-        elif isinstance(found, type) or not callable(found):
+        if parameters is None and (isinstance(found, type) or not callable(found)):
             setattr(module, name, found)
-        elif parameters is not None:
-            setattr(module, name, _function(name, found, parameters))
+        elif parameters is not None and not isinstance(found, type):
+            outs = found.nin if isinstance(found, np.ufunc) else None
+            setattr(module, name, _function(name, adapt(found), parameters, outs))
+
+
+def _without_errors(function: Callable) -> Callable:
+    """A function of `linalg` that gives nan for a matrix with which NumPy's raises an error."""
+    if function not in (np.linalg.cholesky, np.linalg.inv, np.linalg.solve):
+        return function
+
+    def call(a: np.ndarray, *rest: np.ndarray) -> np.ndarray:
+        try:
+            return function(a, *rest)
+        except np.linalg.LinAlgError:
+            if a.ndim == 2:
+                return np.full_like(rest[0] if rest else a, np.nan)
+            return np.stack([call(*each) for each in zip(a, *rest, strict=True)])
+
+    return call
 
 
 _BINARY = {
@@ -335,31 +439,22 @@ def _binary(ufunc: np.ufunc, prefix: str) -> Callable:
     return operate
 
 
-def _method(name: str, method: Callable) -> Callable:
-    def call(self: ndarray, *arguments: Any, **more: Any) -> Any:
-        found = _launch(method, self, *arguments, **more)
-        if name in _NOT_LAUNCHED:
-            counts.launches -= 1
-            found.base = self
-        return found
-
-    return call
+def _unary(ufunc: np.ufunc) -> Callable:
+    return lambda self: _launch(ufunc, self)
 
 
 def _fill_array() -> None:
     for short, name in _BINARY.items():
         for prefix in ("", "r", "i"):
-            if f"__{prefix}{short}__" in API["ndarray"]:
+            if f"__{prefix}{short}__" in API["cupy.ndarray"]:
                 operate = _binary(getattr(np, name), prefix)
                 setattr(ndarray, f"__{prefix}{short}__", operate)
     for short, name in _UNARY.items():
-        ufunc = getattr(np, name)
-        setattr(ndarray, f"__{short}__", lambda self, ufunc=ufunc: _launch(ufunc, self))
-    ndarray.__hash__ = None  # type: ignore[assignment]
-    for name in API["ndarray"]:
+        setattr(ndarray, f"__{short}__", _unary(getattr(np, name)))
+    for name, parameters in API["cupy.ndarray"].items():
         method = getattr(np.ndarray, name, None)
-        if not name.startswith("_") and name not in vars(ndarray) and callable(method):
-            setattr(ndarray, name, _method(name, method))
+        if parameters and not name.startswith("_") and name not in vars(ndarray) and method:
+            setattr(ndarray, name, _function(name, method, parameters))
 
 
 # --- what is made by hand ----------------------------------------------------------------------
@@ -369,19 +464,25 @@ def asarray(
     a: Any, dtype: Any = None, order: Any = None, *, copy: Any = None, blocking: Any = False
 ) -> ndarray:
     if isinstance(a, ndarray):
-        if a._device != _current[-1]:
+        if a._device != _thread.current:
             counts.launches += 1
-            return made(a._host.astype(a.dtype if dtype is None else dtype))
+            return made(np.array(a._host, dtype=dtype))
         if copy or (dtype is not None and a.dtype != dtype):
             return _launch(lambda host: np.array(host, dtype=dtype), a)
         return a
-    if isinstance(a, (list, tuple)):
-        a = [item.get() if isinstance(item, ndarray) else item for item in a]
+    if _holds_arrays(a):
+        return _launch(lambda hosts: np.array(hosts, dtype=dtype), a)
     host = np.array(a, dtype=dtype)
-    if host.dtype == object:
+    if host.dtype.kind not in "biufc":
         raise ValueError(f"Unsupported dtype {host.dtype}")
     counts.uploads += 1
     return made(host)
+
+
+def _holds_arrays(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_arrays, value))
+    return isinstance(value, ndarray)
 
 
 def array(
@@ -402,7 +503,7 @@ def _cuda() -> Any:
     module.Device = Device
     module.Stream = type("Stream", (), {})
     module.runtime = types.SimpleNamespace(
-        getDeviceCount=lambda: DEVICES, getDevice=lambda: _current[-1]
+        getDeviceCount=lambda: DEVICES, getDevice=lambda: _thread.current
     )
     sys.modules["cupy.cuda.device"] = module
     return module
@@ -415,8 +516,8 @@ def build(module: Any) -> None:
         linalg=types.ModuleType("cupy.linalg"), fft=types.ModuleType("cupy.fft"),
         **{name: getattr(np, name) for name in ("newaxis", "inf", "nan", "pi", "e")},
     )
-    _fill(module.linalg, API["linalg"], np.linalg)
-    _fill(module, API["top"], np)
+    _fill(module.linalg, API["cupy.linalg"], np.linalg, _without_errors)
+    _fill(module, API["cupy"], np, lambda function: function)
     for name in ("cuda", "linalg", "fft"):
         sys.modules[f"cupy.{name}"] = getattr(module, name)
     _fill_array()
