@@ -1,6 +1,6 @@
 # make venv      .venv with the package and all that its tests need
 # make test      ruff, mypy, pytest
-# make test-all  the same with the tests marked thorough
+# make test-all  the same with the tests marked thorough; NVRTC comes with it
 # make test-gpu  the tests marked gpu, with this machine's own python3
 # make demo      python -m lbfgs_xp demo
 # make bench     every script in benchmarks/
@@ -63,7 +63,12 @@ types: $(STAMP)
 unit: $(STAMP)
 	$(QUIET) $(CACHED) $(BIN)/python -m pytest -n $(WORKERS) tests
 
-unit-all: $(STAMP)
+# what only the tests marked thorough need
+$(VENV)/.thorough: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(EDITABLE) '.[thorough]'
+	@touch $@
+
+unit-all: $(VENV)/.thorough
 	$(QUIET) $(CACHED) $(BIN)/python -m pytest -n $(WORKERS) -m "" tests
 
 # needs NumPy, pytest, array-api-compat, array-api-extra, optree and at least one of torch, CuPy
