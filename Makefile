@@ -72,17 +72,9 @@ unit-all: $(VENV)/.thorough
 	$(QUIET) $(CACHED) $(BIN)/python -m pytest -n $(WORKERS) -m "" tests
 
 # needs NumPy, pytest, array-api-compat, array-api-extra, optree and at least one of torch, CuPy
-# and JAX in that interpreter; nothing is installed
+# and JAX in that interpreter; nothing is installed. The report is build/gpu-report.md
 test-gpu:
-	@if PYTHONPATH=. XLA_PYTHON_CLIENT_PREALLOCATE=false TF_CPP_MIN_LOG_LEVEL=3 \
-	    "$(PYTHON)" tests/backends.py --gpu; then \
-	  PYTHONPATH=. XLA_PYTHON_CLIENT_PREALLOCATE=false TF_CPP_MIN_LOG_LEVEL=3 \
-	    "$(PYTHON)" -m pytest -m gpu tests; \
-	elif test $$? -eq 3; then \
-	  echo 'no GPU found: the tests marked gpu were not run'; \
-	else \
-	  exit 1; \
-	fi
+	@XLA_PYTHON_CLIENT_PREALLOCATE=false TF_CPP_MIN_LOG_LEVEL=3 "$(PYTHON)" -m tests.gpu
 
 demo: $(STAMP)
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m lbfgs_xp demo
