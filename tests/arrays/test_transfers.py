@@ -100,7 +100,8 @@ def test_newton_reads_twice(backend: Backend) -> None:
             p.value_and_gradient, p.x0, jac=True, hess=hessian, method="newton", maxiter=100
         )
     assert res.success and res.nfev >= 20
-    check(crossed, res.nfev, 2.0, operations=90)
+    # On a GPU torch.linalg.eigh itself waits, to see whether it has converged.
+    check(crossed, res.nfev, 3.0 if backend is Backend.TORCH_CUDA else 2.0, operations=90)
 
 
 @pytest.mark.parametrize(
