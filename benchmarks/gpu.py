@@ -51,7 +51,7 @@ MOVED = {"L-BFGS": 2 * 2 * MEMORY, "Adam": 7}
 Step = Callable[[], Any]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # devices of CuPy have no hash
 class Place:
     """A library on a device: its namespace, how to wait for it, how to compile a function."""
 
