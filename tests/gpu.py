@@ -16,6 +16,7 @@ import importlib
 import importlib.metadata
 import platform
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -113,10 +114,18 @@ class Round:
         self.cases = {item.nodeid: keys[item.nodeid] for item in items}
         self.write()
 
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        # `minimize` answers Ctrl-C with its best point, so pytest would not see it.
+        def interrupt(*_: Any) -> None:
+            self.end, session.shouldstop = "was interrupted", "interrupted"
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGINT, interrupt)
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         case = self.cases.get(report.nodeid)
-        if case is None:
-            return
+        if case is None or (report.failed and self.end == "was interrupted"):
+            return  # the test that was interrupted has neither passed nor failed
         self.seconds[case] += report.duration
         if report.failed:
             self.outcomes[report.nodeid] = "failed"
