@@ -1,6 +1,6 @@
 # make venv      .venv with the package and all that its tests need
 # make test      ruff, mypy, pytest
-# make test-all  the same with the tests marked thorough
+# make test-all  the same with the tests marked thorough; NVRTC comes with it
 # make test-gpu  the tests marked gpu, with this machine's own python3
 # make check-cupy  compares tests/standins/cupy_api.json with CuPy itself, which needs no GPU
 # make demo      python -m lbfgs_xp demo
@@ -64,21 +64,18 @@ types: $(STAMP)
 unit: $(STAMP)
 	$(QUIET) $(CACHED) $(BIN)/python -m pytest -n $(WORKERS) tests
 
-unit-all: $(STAMP)
+# what only the tests marked thorough need
+$(VENV)/.thorough: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(EDITABLE) '.[thorough]'
+	@touch $@
+
+unit-all: $(VENV)/.thorough
 	$(QUIET) $(CACHED) $(BIN)/python -m pytest -n $(WORKERS) -m "" tests
 
 # needs NumPy, pytest, array-api-compat, array-api-extra, optree and at least one of torch, CuPy
-# and JAX in that interpreter; nothing is installed
+# and JAX in that interpreter; nothing is installed. The report is build/gpu-report.md
 test-gpu:
-	@if PYTHONPATH=. XLA_PYTHON_CLIENT_PREALLOCATE=false TF_CPP_MIN_LOG_LEVEL=3 \
-	    "$(PYTHON)" tests/backends.py --gpu; then \
-	  PYTHONPATH=. XLA_PYTHON_CLIENT_PREALLOCATE=false TF_CPP_MIN_LOG_LEVEL=3 \
-	    "$(PYTHON)" -m pytest -m gpu tests; \
-	elif test $$? -eq 3; then \
-	  echo 'no GPU found: the tests marked gpu were not run'; \
-	else \
-	  exit 1; \
-	fi
+	@XLA_PYTHON_CLIENT_PREALLOCATE=false TF_CPP_MIN_LOG_LEVEL=3 "$(PYTHON)" -m tests.gpu
 
 # CuPy and what it imports, pinned, because the list depends on the versions
 CUPY := cupy-cuda12x==14.2.0 cuda-pathfinder==1.9.1 numpy==2.4.6

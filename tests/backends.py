@@ -11,6 +11,7 @@ import functools
 import importlib
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,22 @@ import pytest
 
 
 @functools.cache
-def _has_cupy() -> bool:
-    """Whether CuPy itself is here, with a GPU; the tests otherwise use its stand-in."""
-    try:
-        found = importlib.import_module("cupy").cuda.runtime.getDeviceCount() > 0
-    except Exception:  # not installed, or its own errors for "no driver" and "no device"
-        found = False
-    if not found:
+def missing_cupy() -> str | None:
+    """Why CuPy cannot run here, with a GPU; the tests then use its stand-in."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of several installations, or of an old driver
+        try:
+            found = importlib.import_module("cupy").cuda.runtime.getDeviceCount() > 0
+            missing = None if found else "no GPU"
+        except ImportError:
+            missing = "the library is not installed"
+        except Exception as error:  # its own errors for "no driver" and "no device"
+            missing = f"no GPU ({type(error).__name__})"
+    if missing:
         for name in [n for n in sys.modules if n.partition(".")[0] == "cupy"]:
             del sys.modules[name]
         sys.path.insert(0, str(Path(__file__).parent / "standins"))
-    return found
+    return missing
 
 
 class Backend(enum.Enum):
@@ -48,7 +54,7 @@ class Backend(enum.Enum):
     @property
     def is_gpu(self) -> bool:
         if self is Backend.CUPY:
-            return _has_cupy()
+            return missing_cupy() is None
         return self in (Backend.TORCH_CUDA, Backend.JAX_CUDA)
 
     @property
@@ -84,10 +90,12 @@ class Backend(enum.Enum):
         if not self.is_gpu:
             return None
         try:
-            if self is Backend.TORCH_CUDA:
-                found = importlib.import_module("torch").cuda.is_available()
-            else:
-                found = bool(importlib.import_module("jax").devices("gpu"))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the driver; the tests will show what works
+                if self is Backend.TORCH_CUDA:
+                    found = importlib.import_module("torch").cuda.is_available()
+                else:
+                    found = bool(importlib.import_module("jax").devices("gpu"))
         except ImportError:
             return f"{self.value}: the library is not installed"
         except Exception as error:  # each library has its own error for "no device"

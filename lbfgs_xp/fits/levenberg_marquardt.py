@@ -224,7 +224,8 @@ def advance(
     hidden = accepted & verdict.hidden
     noise, cosine = _noise(space, old, old.value), linear.optimality
     level = _ADDED_UP * noise
-    patience = fn.where(_promise(fn, old) <= level, _LONG_PATIENCE, fn.full(_LONGEST_PATIENCE, tally.stalled))
+    patience = fn.full(_LONGEST_PATIENCE, tally.stalled)
+    patience = fn.where(_promise(fn, old) <= level, _LONG_PATIENCE, patience)
     patience = fn.where(hidden & (cosine * cosine * old.value <= level), _PATIENCE, patience)
     # Residuals that rounding x accounts for say nothing more.
     vanished = accepted & (verdict.value <= _noise(space, old, verdict.value))

@@ -12,6 +12,7 @@ import pytest
 import lbfgs_xp as lx
 from lbfgs_xp.__main__ import main
 from lbfgs_xp.arrays import inventory
+from tests.backends import GPU
 
 ROOT = Path(__file__).parents[2]
 
@@ -132,6 +133,29 @@ def test_benchmarks_run() -> None:
     done = run(folder / "import_time.py", "--repeats", "1")
     assert done.returncode == 0, done.stderr
     assert "lbfgs_xp" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "library", ["numpy", *(pytest.param(n, marks=pytest.mark.thorough) for n in ("torch", "jax"))]
+)
+def test_the_benchmark_for_gpus_runs_on_the_cpu(library: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    how = ["--cpu", "--small", "--repeats", "1", "--libraries", library]
+    picture = tmp_path / "gpu.png"
+    done = run(ROOT / "benchmarks" / "gpu.py", *how, "--plot", str(picture))
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert picture.stat().st_size > 10_000
+    rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert {row[0].strip() for row in rows} == {"task", "L-BFGS", "batch", "fits", "Adam"}
+    for row in rows[1:]:
+        assert all(row[column].strip().endswith(("ms", "/ s")) for column in (3, 5)), row
+
+
+@pytest.mark.skipif(any(not backend.missing for backend in GPU), reason="there is a GPU")
+def test_the_benchmark_for_gpus_says_that_there_is_none() -> None:
+    done = run(ROOT / "benchmarks" / "gpu.py")
+    assert done.returncode == 0, done.stderr
+    assert "no GPU found: nothing was measured" in done.stdout
 
 
 def test_every_status_is_in_the_readme() -> None:
