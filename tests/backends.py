@@ -84,7 +84,7 @@ class Backend(enum.Enum):
         The CPU libraries belong to the test extra: without one of them its tests fail.
         """
         if self is Backend.CUPY:
-            if _has_cupy() or shutil.which("g++"):
+            if missing_cupy() is None or shutil.which("g++"):
                 return None
             return "cupy: no GPU, and its stand-in needs g++, which is not installed"
         if not self.is_gpu:

@@ -30,7 +30,7 @@ WINGS: dict[str, str] = {
     "first_order": "arrays checks line_search schedules solvers typing",
     "run": "arrays checks first_order line_search projections result solvers",
     "minimize": "arrays checks result run solvers typing",
-    "gradient_check": "arrays run typing",
+    "gradient_check": "arrays checks run typing",
     "constraints": "arrays checks minimize result run typing",
     "fits": "arrays checks minimize projections result run typing",
     "training": "arrays checks first_order minimize result run solvers typing",

@@ -477,11 +477,11 @@ def test_misspelt_argument() -> None:
         (lx.minimize, "lr", "lx.Adam"), (lx.minimize, "history_size", "memory_size"),
         (lx.minimize, "constraints", "lx.augmented_lagrangian"),
         (lx.train, "lr", "lx.Adam"), (lx.train, "num_epochs", "epochs"),
-        (lx.curve_fit, "maxfev", "maxfun"), (lx.least_squares, "x_scale", "nothing"),
+        (lx.curve_fit, "maxfev", "maxfun"), (lx.least_squares, "x_scale", "scaled by"),
     ],
 )
 def test_arguments_called_as_elsewhere(function: Any, passed: str, wanted: str) -> None:
-    words = [f"^{passed} was passed to {function.__name__}; wanted .*{wanted}"]
+    words = [f"^{passed} was passed to {function.__name__}; .*{wanted}"]
     fails(lambda: function(value, X0, X0, **{passed: 1}), TypeError, *words)
 
 
