@@ -194,6 +194,8 @@ def minimize(
         )
     space = (FixedOrderSpace if reproducible else Space)(layout.backend, batched)
     objective = Objective(fun, args, jac, has_aux, layout, pass_rows)
+    if bounds is not None and objective.differs:
+        objective.stay_within(*layout.sides(bounds))
     if math.prod(layout.shape) >= _LARGE:
         layout.backend.keep_freed_memory()
     run = Run(plan, space, objective, hess)

@@ -108,6 +108,7 @@ class State(NamedTuple):
     solver_state : the state of the solver.
     best, aux : the best point so far, and its aux.
     central : whether central differences have replaced forward ones.
+    differences : what the differences know of fun.
     """
 
     solver: Any
@@ -116,6 +117,7 @@ class State(NamedTuple):
     best: Best
     aux: Any
     central: bool = False
+    differences: tuple = ()
 
 
 class Record(NamedTuple):

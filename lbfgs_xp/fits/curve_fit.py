@@ -70,7 +70,7 @@ def curve_fit(
     maxiter: int | None = 10_000,
     maxfun: int | None = None,
     maxtime: float | None = None,
-    factor: float = 1.0,
+    factor: float = 0.3,
     batched: bool = False,
     compact: bool = True,
     threads: int = 1,
@@ -152,6 +152,7 @@ def curve_fit(
     limits = dict(gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime)
     plan = FitPlan.checked(
         objective.backend, loss=loss, f_scale=f_scale, factor=factor,
+        accuracy=objective.accuracy,
         compact=compact and batched, **limits,
     )
     if method == "lbfgs":

@@ -36,6 +36,7 @@ def residuals_of(
         layout,
         backend.is_compiled(model),
         fresh=callable(jac) and batched and weights is not None,
+        data=(1, backend.xp.reshape(in_units_of_sigma(weights, y), (-1, y.shape[-1]))),
         shared=y.shape[1:],
     )
 

@@ -57,7 +57,7 @@ def least_squares(
     maxiter: int | None = 10_000,
     maxfun: int | None = None,
     maxtime: float | None = None,
-    factor: float = 1.0,
+    factor: float = 0.3,
     batched: bool = False,
     compact: bool = False,
 ) -> LeastSquaresResult:
@@ -139,6 +139,7 @@ def least_squares(
     plan = FitPlan.checked(
         layout.backend, loss=loss, f_scale=f_scale, gtol=gtol, ftol=ftol, xtol=xtol,
         maxiter=maxiter, maxfun=maxfun, maxtime=maxtime, factor=factor,
+        accuracy=objective.accuracy,
         compact=compact,
     )
     return run_fit(objective, box_of(bounds, layout), plan)

@@ -23,12 +23,17 @@ from lbfgs_xp.run import agreement
 _RUNNING = int(Status.RUNNING)
 # A trial is rejected unless it achieves this share of the predicted decrease.
 _ENOUGH = 1e-4
-# How often the damping is refined until the step fits the radius, and how much longer it may be.
-_REFINED, _LONGER = 8, 1.1
+# How often the damping is refined until the step fits the radius (where to look whether it does is
+# to wait for a device, or to be compiled), and how much longer it may be.
+_REFINED, _REFINED_BLINDLY, _LONGER = 8, 1, 1.1
 # A step that the linearised residuals predicted well lets the radius grow to this many times its
 # length; in a run without a failure yet, if they were wrong by less than half of the second share,
 # by as much more.
 _GROWTH, _TRUSTED = 2.0, 0.01
+# A step is good if it achieves this share of the predicted decrease. After others, a parameter goes
+# at most this share of the way to a bound: at a bound, as with an amplitude of 0, others may count
+# for nothing.
+_GOOD, _WAY = 0.75, 0.5
 # Flags in the result of `going`.
 HARD, LOST = 2, 4
 # Consecutive steps that must be small before a run stops.
@@ -68,6 +73,7 @@ class LMState(NamedTuple):
         residuals predict.
     refused : whether a step from the iterate has been rejected.
     bold : whether the radius has never been reduced.
+    good : whether the last step was accepted and predicted well.
     promise : `predicted` of the first step from the iterate. Later steps are shorter and predict
         little decrease even if much is left.
     status, nit : integers.
@@ -86,6 +92,7 @@ class LMState(NamedTuple):
     promise: Array
     refused: Array
     bold: Array
+    good: Array
     status: Array
     nit: Array
     tally: Tally
@@ -117,7 +124,7 @@ def begin(
     no = fn.full(False, value)
     state = LMState(
         x, residuals, columns, value, linear, _first_radius(settings, space, x, linear, value),
-        zero, x, x, value, value, no, fn.logical_not(no), status, zero,
+        zero, x, x, value, value, no, fn.logical_not(no), no, status, zero,
         Tally(zero, zero, zero, value, linear.optimality, linear.share),
     )
     return _limited(settings, space, state)
@@ -148,11 +155,13 @@ def aim(exact: bool, space: Space, state: LMState, box: Any) -> LMState:
     step = z / linear.scale
     if box is not None:
         step = xp.where(linear.frozen, xp.zeros_like(z), step)
-        # Parameters that would leave the box go to their bounds; then the others are solved for
-        # again.
+        # Parameters that would leave the box go towards their bounds; then the others are solved
+        # for again.
         inside = _into(space, state.x + step, box)
         beyond = inside != state.x + step
-        fixed = xp.where(beyond, inside - state.x, xp.zeros_like(step))
+        fn = space.scalars
+        reach = space.per_problem(fn.where(state.good, fn.full(1.0, state.value), _WAY))
+        fixed = xp.where(beyond, reach * (inside - state.x), xp.zeros_like(step))
         free = xp.where(beyond[:, None, :], xp.zeros_like(linear.R), linear.R)
         q = linear.q + space.products(linear.R, fixed * linear.scale)
         z, _ = solve_damped(exact, space, free, q, mu)
@@ -169,7 +178,7 @@ def _within(
     fn, radius = space.scalars, state.radius
     mu = _least(space, R)
     z, factor = solve_damped(exact, space, R, q, mu)
-    for _ in range(_REFINED):
+    for _ in range(_REFINED if space.small_on_host else _REFINED_BLINDLY):
         length = norm(space, z)
         over = (length > _LONGER * radius) & (state.status == _RUNNING)
         if space.none(over):
@@ -244,7 +253,7 @@ def advance(
         columns,
         fn.where(accepted, verdict.value, old.value),
         linear, radius, old.mu, old.step, old.trial, old.predicted, _promise(fn, old),
-        refused, old.bold & (radius >= old.radius), status,
+        refused, old.bold & (radius >= old.radius), accepted & (verdict.ratio >= _GOOD), status,
         fn.where(accepted, old.nit + 1, old.nit),
         tally,
     )
@@ -265,7 +274,7 @@ def _radius_after(space: Space, old: LMState, verdict: Verdict, refused: Array) 
     # The better the prediction, the farther it holds.
     better = _TRUSTED / fn.maximum(fn.abs(ratio - 1.0), space.backend.eps)
     growth = fn.where(old.bold, fn.maximum(_GROWTH, better), _GROWTH)
-    grown = fn.where(ratio >= 0.75, growth * length, old.radius)
+    grown = fn.where(ratio >= _GOOD, growth * length, old.radius)
     grown = fn.maximum(grown, old.radius)
     return fn.where(refused | (ratio <= 0.25), shrunk, grown)
 

@@ -124,13 +124,20 @@ def decompose(
     # Directions that change nothing leave only rounding errors in R, wherever their columns stand.
     left, values, R = svd(space, R)
     q = transposed_product(space, left, q)
+    seen = values > rank_cut(settings, space, m, p) * values[:, :1]
+    values = xp.where(seen, values, xp.zeros_like(values))
     R = values[..., None] * R
-    seen = values > max(m, p) * backend.eps * values[:, :1]
-    part = norm(space, xp.where(seen, q, xp.zeros_like(q)))
+    q = xp.where(seen, q, xp.zeros_like(q))
+    part = norm(space, q)
     hard = xp.ones_like(finite)
     return _linear(
         settings, space, residuals, R, q, slope, part, norms, largest, frozen, finite, hard
     )
+
+
+def rank_cut(settings: FitSettings, space: Space, m: int, p: int) -> float:
+    """The singular values of J (m, p), relative to the largest, that its errors account for."""
+    return max(max(m, p) * space.backend.eps, settings.accuracy)
 
 
 def _linear(

@@ -179,6 +179,7 @@ class Fit:
         x = backend.xp.reshape(layout.start(), (-1, layout.size))
         if box is not None:
             x = backend.xp.minimum(backend.xp.maximum(x, box[0]), box[1])
+        objective.bounds, objective.calls.most = box, plan.maxfun
         untouched = backend.own(x)
         residuals = in_caller_context(objective, x)
         if not Space(backend).equal(x, untouched):
@@ -231,12 +232,14 @@ class Fit:
         if size == going.size:
             return going
         space, running = self.space, self.state.status == _RUNNING
-        fewer, rest = self.rows.part(
-            space, (self.state, self.box_here), running, size, lambda known: _outcome(known[0])
+        fewer, (state, box, known) = self.rows.part(
+            space, (self.state, self.box_here, self.here.differences.known), running, size,
+            lambda known: _outcome(known[0]),
         )
         part = self.objective.take(space.backend.to_host(fewer.here))
-        # In one statement, so that an interrupt leaves the three consistent.
-        self.rows, self.here, (self.state, self.box_here), self._going = fewer, part, rest, None
+        part.differences.known = known
+        # In one statement, so that an interrupt leaves them consistent.
+        self.rows, self.here, self.state, self.box_here, self._going = fewer, part, state, box, None
         return self.going()
 
     def advance(self, going: np.ndarray) -> None:

@@ -19,6 +19,7 @@ from lbfgs_xp.fits.linear_algebra import (
     safe_pivot,
     svd,
 )
+from lbfgs_xp.fits.linear_model import rank_cut
 from lbfgs_xp.fits.losses import ResidualLoss
 from lbfgs_xp.fits.residuals import Residuals
 from lbfgs_xp.fits.result import BatchCurveFit, CurveFit, LeastSquaresResult
@@ -48,7 +49,7 @@ def report(
     xp, space = backend.xp, Space(backend, batched=True)
     weighted, jacobian = xp.reshape(weighted, (-1, m)), xp.reshape(jacobian, (-1, m, p))
     jacobian = backend.jit(_seen, loss, space)(weighted, jacobian, fixed)
-    covariance, loose = _covariance(space, jacobian)
+    covariance, loose = _covariance(settings, space, jacobian)
     of_fit = backend.jit(_statistics, loss, absolute_sigma, space)
     covariance, stderr, chi2, reduced, r2 = of_fit(weighted, y, weights, fixed, covariance, loose)
 
@@ -121,15 +122,15 @@ def _statistics(
     return covariance, stderr, chi2, reduced, r2
 
 
-def _covariance(space: Space, jacobian: Array) -> tuple[Array, Array]:
+def _covariance(settings: FitSettings, space: Space, jacobian: Array) -> tuple[Array, Array]:
     """(J^T J)^-1, or its pseudo-inverse if J^T J is singular; and a mask of loose parameters."""
     if jacobian.shape[-1] > FEW:
-        return _pseudo_inverse(space, jacobian)
+        return _pseudo_inverse(settings, space, jacobian)
     covariance, loose, sound = space.backend.jit(_inverse, space)(jacobian)
     rest = np.flatnonzero(~space.backend.to_host(sound))
     if rest.size == 0:
         return covariance, loose
-    exact = _pseudo_inverse(space, space.take(jacobian, rest))
+    exact = _pseudo_inverse(settings, space, space.take(jacobian, rest))
     return space.put(rest, exact, (covariance, loose))
 
 
@@ -144,7 +145,9 @@ def _inverse(space: Space, jacobian: Array) -> tuple[Array, Array, Array]:
     return covariance, xp.zeros_like(kept), sound
 
 
-def _pseudo_inverse(space: Space, jacobian: Array) -> tuple[Array, Array]:
+def _pseudo_inverse(
+    settings: FitSettings, space: Space, jacobian: Array
+) -> tuple[Array, Array]:
     """`_covariance` by singular values of the Jacobian with its columns scaled to length 1, so that
     the units of the parameters do not matter."""
     xp, eps = space.xp, space.backend.eps
@@ -154,7 +157,7 @@ def _pseudo_inverse(space: Space, jacobian: Array) -> tuple[Array, Array]:
     norms = xp.sqrt(space.dot(columns, columns))
     norms = xp.where(norms > 0.0, norms, xp.ones_like(norms))
     _, values, rows = svd(space, jacobian / norms[:, None, :])
-    kept = values > max(jacobian.shape[-2:]) * eps * values[:, :1]
+    kept = values > rank_cut(settings, space, *jacobian.shape[-2:]) * values[:, :1]
     values = xp.where(kept, values, xp.ones_like(values))
     rows = xp.where(kept[..., None], rows, xp.zeros_like(rows))
     squares = xp.matrix_transpose(rows * rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -14,6 +15,7 @@ from lbfgs_xp.arrays.backend import Array, take
 from lbfgs_xp.arrays.rows import take_rows
 from lbfgs_xp.arrays.tree import Layout, unflatten
 from lbfgs_xp.run import differences
+from lbfgs_xp.run.differences import Differences
 
 _WAYS_OUT = (
     "give jac= a function that returns the Jacobian (m, p); or "
@@ -26,10 +28,12 @@ _PARTIAL = (
 
 @dataclasses.dataclass
 class Calls:
-    """How often the residuals were called, also for differences, and their Jacobian evaluated."""
+    """The number of calls of the residuals, also for differences, and of evaluations of their
+    Jacobian; and the most calls that are allowed."""
 
     nfev: int = 0
     njev: int = 0
+    most: float = math.inf
 
 
 class Residuals:
@@ -48,6 +52,9 @@ class Residuals:
         Whether JAX may compile fun.
     fresh : bool
         Whether jac returns a new array each time, stored column by column.
+    data : None or (place, array)
+        The place in args of what fun subtracts last, and what that subtracts from the residuals,
+        (B, m): the rest of fun is differenced, because the difference may hide small changes.
     shared : collection of int
         Lengths that a 1-d array in args may have if all rows share it, besides the lengths of axes
         of x0 and, once known, of the residuals.
@@ -58,11 +65,15 @@ class Residuals:
         The calls so far.
     calls_per_jacobian : int
         How often a Jacobian by finite differences calls fun; 0 for other Jacobians.
+    bounds : None or (lower, upper), (B, p) each
+        Between which differences call fun.
+    differences : Differences
+        What they know of fun.
     """
 
     def __init__(
         self, fun: Callable, args: tuple, jac: Any, layout: Layout, compiled: bool,
-        fresh: bool = False, shared: Collection[int] = (),
+        fresh: bool = False, data: Any = None, shared: Collection[int] = (),
     ):
         if not callable(fun):
             raise TypeError(f"residuals is a {type(fun).__name__}; wanted a function of x")
@@ -70,7 +81,7 @@ class Residuals:
             raise TypeError("x0 is complex; wanted real x0 for least squares")
         self.layout, self.backend = layout, layout.backend
         self.fun, self.args, self.jac = fun, args, jac
-        self.compiled, self.fresh = compiled, fresh
+        self.compiled, self.fresh, self.data = compiled, fresh, data
         self.shared = {*shared, *(length for shape in layout.shapes for length in shape[1:])}
         self.calls = Calls()
         self.partial = False
@@ -78,6 +89,8 @@ class Residuals:
         evaluate: Any = self.backend.jit if compiled else functools.partial
         self._evaluate = evaluate(_evaluate, fun, layout, isinstance(jac, str))
         self.calls_per_jacobian = 0
+        self.bounds: Any = None
+        self.differences = Differences(self.backend, self._without_data, least=0.0)
         if callable(jac):
             return
         if isinstance(jac, str) and jac in differences.METHODS:
@@ -96,6 +109,13 @@ class Residuals:
             )
         self._automatic = self.backend.jacobian(compiled, _evaluate, fun, layout, False)
 
+    @property
+    def accuracy(self) -> float:
+        """The relative error of the Jacobian, apart from rounding."""
+        if self.calls_per_jacobian == 0:
+            return 0.0
+        return differences.accuracy(self.backend.eps, self.jac == "3-point")
+
     def take(self, rows: np.ndarray, calls: Calls | None = None) -> Residuals:
         """The same for these rows only, of x0 and of the arguments that belong to the rows.
 
@@ -108,17 +128,33 @@ class Residuals:
         args = tuple(
             take_rows(self.backend, arg, indices, count, self.shared) for arg in self.args
         )
+        data = self.data
+        if data is not None:
+            data = data[0], take(data[1], indices)
         part = Residuals(
-            self.fun, args, self.jac, layout, self.compiled, self.fresh, self.shared
+            self.fun, args, self.jac, layout, self.compiled, self.fresh, data, self.shared
         )
         part.calls, part.partial = calls or self.calls, True
+        if self.bounds is not None:
+            part.bounds = tuple(take(side, indices) for side in self.bounds)
         return part
 
     def __call__(self, x: Array) -> Array:
         """The residuals (B, m) at x (B, p)."""
+        return self._found(x, self.args)
+
+    def _without_data(self, x: Array) -> Array:
+        """The residuals before the data are subtracted."""
+        if self.data is None:
+            return self(x)
+        place = self.data[0]
+        zeros = self.layout.xp.zeros_like(self.args[place])
+        return self._found(x, (*self.args[:place], zeros, *self.args[place + 1 :]))
+
+    def _found(self, x: Array, args: tuple) -> Array:
         self.calls.nfev += 1
         try:
-            found = self._evaluate(self.args, self._to_user(x))
+            found = self._evaluate(args, self._to_user(x))
         except Exception as error:
             if self.partial:
                 error.add_note(_PARTIAL)
@@ -146,15 +182,24 @@ class Residuals:
             wanted = shape if layout.batched else shape[1:]
             jacobian = self.backend.detach(layout.check(jacobian, 0, "the Jacobian", wanted))
         else:
-            # Steps are relative however small a parameter is, because the parameters of a fit may
-            # differ greatly in size.
-            jacobian = xp.stack(
-                differences.differences(
-                    self.backend, self, x, residuals, self.jac == "3-point", least=0.0
-                ),
-                axis=-1,
-            )
+            jacobian = xp.stack(self._slopes(x, residuals), axis=-1)
         return xp.reshape(jacobian, shape)
+
+    def _slopes(self, x: Array, residuals: Array) -> list[Array]:
+        """The columns of the Jacobian by finite differences."""
+        xp, central = self.layout.xp, self.jac == "3-point"
+        variation = xp.max(xp.abs(residuals), axis=-1)
+        value = residuals
+        if self.data is not None:
+            with np.errstate(all="ignore"):    # the data may be infinite
+                value = residuals + self.data[1]
+            if not central:
+                value = self._without_data(x)
+        calls = self.calls
+        return self.differences(
+            x, value, variation, central, self.bounds,
+            lambda more: calls.nfev + more <= calls.most,
+        )
 
     def _to_user(self, x: Array) -> Array:
         return x if self.layout.batched else x[0, ...]

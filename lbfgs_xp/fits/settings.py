@@ -17,7 +17,10 @@ _LEAST_BEND = 0.01
 
 
 class FitSettings(NamedTuple):
-    """What is constant during a fit; tolerances are as in `lx.least_squares`."""
+    """What is constant during a fit; tolerances are as in `lx.least_squares`.
+
+    accuracy : the relative error of the Jacobian, apart from rounding.
+    """
 
     loss: ResidualLoss
     factor: float
@@ -25,11 +28,12 @@ class FitSettings(NamedTuple):
     ftol: float
     xtol: float
     maxiter: int
+    accuracy: float
 
     @classmethod
     def checked(
         cls, backend: Backend, *, loss: Any, f_scale: Any, factor: Any, gtol: Any, ftol: Any,
-        xtol: Any, maxiter: Any,
+        xtol: Any, maxiter: Any, accuracy: float,
     ) -> FitSettings:
         return cls(
             ResidualLoss.checked(loss, f_scale),
@@ -38,6 +42,7 @@ class FitSettings(NamedTuple):
             checks.tolerance("ftol", ftol),
             checks.tolerance("xtol", xtol),
             _at_most(checks.budget("maxiter", maxiter, 0)),
+            accuracy,
         )
 
     def weights(self, space: Space, residuals: Array) -> tuple[Array, Array]:

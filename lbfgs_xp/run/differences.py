@@ -1,15 +1,37 @@
-"""Finite differences (Nocedal & Wright, section 8.1), one coordinate at a time."""
+"""Finite differences (Nocedal & Wright, section 8.1), with steps that follow the function.
+
+The error of a difference is least for a step of L q^(1/3) to both sides, or L q^(1/2) to one side,
+where L is the length over which the function bends and q its rounding error, relative to its
+changes over that length. |x| says little about L: a line at 6562.8 may be 0.05 wide. So L is
+measured with each difference, from how far the values differ and from how much the forward and the
+backward difference disagree; where the step turns out far too long or too short, the difference is
+taken again. No step leaves the bounds, and where the function is not finite, it goes the other way.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from lbfgs_xp.arrays.backend import Array, Backend
+from lbfgs_xp.arrays.backend import Array, Backend, is_array
 
 METHODS = ("2-point", "3-point")
+# How often a difference is taken again; and by how much its step must be off, as a power of eps: 36
+# in float64, 5 in float32.
+_AGAIN, _OFF = 5, -0.1
+# By how much a length may change from one derivative to the next.
+_CHANGE = 100.0
+# How much shorter a step may be when a difference is taken again.
+_SHORTEST = 1e-3
+# A change of the function counts if it exceeds its rounding error by this factor.
+_VISIBLE = 4.0
+# The longest length, relative to the size of a coordinate or 1, for a function that does not bend.
+_FAR = 1e3
+# The function changes by at least this many times its rounding error over a length.
+_DIGITS = 1e6
 
 
 def calls_per_derivative(variables: int, central: bool) -> int:
@@ -17,34 +39,257 @@ def calls_per_derivative(variables: int, central: bool) -> int:
     return (2 if central else 1) * variables
 
 
-def differences(
-    backend: Backend, function: Callable[[Array], Any], x: Array, value: Any, central: bool,
-    least: float,
-) -> list[Any]:
-    """The derivative of `function` along each coordinate of x (..., n): n results like its own.
+def accuracy(eps: float, central: bool) -> float:
+    """The relative error of the derivatives of a function without noise."""
+    return float(eps ** (2 / 3 if central else 1 / 2))
+
+
+class _Seen(NamedTuple):
+    """What the differences along some coordinates found: derivatives (..., k) or (..., k, m), the
+    lengths that they suggest, and masks (..., k)."""
+
+    slopes: Array
+    length: Array
+    again: Array
+    up: Array
+    down: Array
+
+
+class Differences:
+    """The derivatives of a function by finite differences.
 
     Parameters
     ----------
-    value : function(x), the lower end of forward differences.
-    central : whether to step to both sides.
-    least : a coordinate of at most this size takes the step of a coordinate of size 1. With 1,
-        only large coordinates take larger steps; with 0, all steps are relative.
+    function : from x (..., n) to (...) or (..., m).
+    least : a coordinate of at most this size is first taken to have size 1. With 1, only large
+        coordinates take larger steps; with 0, all first steps are relative.
+
+    Attributes
+    ----------
+    known : what has been measured: () or the lengths (..., n), and how far function changes (...).
     """
-    xp = backend.xp
-    size = xp.abs(x)
-    h = backend.eps ** (1 / 3 if central else 1 / 2)
-    steps = h * xp.where(size > least, size, xp.ones_like(x))
-    places = xp.arange(x.shape[-1], device=backend.creation_device)
-    slopes = []
-    for i in range(x.shape[-1]):
-        here = places == i
-        ahead = xp.where(here, x + steps, x)
-        behind = xp.where(here, x - steps, x) if central else x
-        high, low = function(ahead), function(behind) if central else value
-        width = (ahead - behind)[..., i]
-        # The results have another axis, such as residuals (..., m).
-        if getattr(high, "ndim", 0) == x.ndim:
-            width = width[..., None]
+
+    def __init__(self, backend: Backend, function: Callable[[Array], Any], least: float):
+        self.backend, self.function, self.least = backend, function, least
+        self.known: tuple[Array, ...] = ()
+
+    def __call__(
+        self, x: Array, value: Any, variation: Any, central: bool, bounds: Any = None,
+        may_call: Callable[[int], bool] = lambda calls: True,
+    ) -> list[Array]:
+        """The derivative along each coordinate of x: n results like those of the function.
+
+        value : function(x).
+        variation : (...), how far the function has changed so far.
+        central : whether to step to both sides.
+        bounds : None, or (lower, upper), (..., n) each, between which to call the function.
+        may_call : whether the budget allows this many calls for differences taken again.
+        """
+        self._caller = np.geterr()
         with np.errstate(all="ignore"):    # the values may be infinite
-            slopes.append((high - low) / width)
-    return slopes
+            return self._derivatives(x, value, variation, central, bounds, may_call)
+
+    def _derivatives(
+        self, x: Array, value: Any, variation: Any, central: bool, bounds: Any,
+        may_call: Callable[[int], bool],
+    ) -> list[Array]:
+        xp, backend = self.backend.xp, self.backend
+        n, first = x.shape[-1], not self.known or self.known[0].shape != x.shape
+        value, size = self._array(value), xp.abs(x)
+        unit = xp.where(size > self.least, size, xp.ones_like(x))
+        most = xp.maximum(size, xp.ones_like(size))
+        vector = value.ndim == x.ndim
+        noise = backend.eps * (xp.max(xp.abs(value), axis=-1) if vector else xp.abs(value))
+        variation = self._array(variation)
+        length, before = (unit, variation) if first else self.known
+        if vector:
+            variation = xp.maximum(variation, before)
+            length = xp.minimum(length, _FAR * most)
+        elif not first:
+            length = length * unit
+        before, variation = variation, xp.maximum(variation, _DIGITS * noise)
+        # A value of 0 says nothing of how far the function changes.
+        variation = xp.where(variation > 0.0, variation, xp.full_like(variation, math.inf))
+
+        no = xp.zeros_like(x, dtype=xp.bool)
+        seen = _Seen(x, length, xp.logical_not(no), no, no)
+        slopes: list[Any] = [None] * n
+        columns = list(range(n))
+        for attempt in range(_AGAIN):
+            found = self._take(x, value, noise, variation, seen, columns, central, most, bounds)
+            for k, i in enumerate(columns):
+                kept, new = slopes[i], found.slopes[..., k, :] if vector else found.slopes[..., k]
+                again = seen.again[..., i]
+                if kept is not None:
+                    new = xp.where(again[..., None] if vector else again, new, kept)
+                slopes[i] = new
+            seen = self._merged(seen, found, columns)
+            # Elsewhere, to look whether a step is off would be to wait for the device; and a run
+            # on one value must find the same gradients when it is continued.
+            may_look = first or (vector and backend.reads_are_free)
+            if not may_look or attempt == _AGAIN - 1:
+                break
+            off = backend.to_host(seen.again)
+            columns = [i for i in range(n) if off[..., i].any()]
+            if not columns or not may_call(calls_per_derivative(len(columns), central)):
+                break
+        if not vector:
+            self.known = (seen.length / unit if first else self.known[0]), before
+            return slopes
+        if not first:
+            low, high = length / _CHANGE, length * _CHANGE
+            seen = seen._replace(length=xp.minimum(xp.maximum(seen.length, low), high))
+        self.known = seen.length, before
+        return slopes
+
+    def _take(
+        self, x: Array, value: Array, noise: Array, variation: Array, seen: _Seen,
+        columns: list[int], central: bool, most: Array, bounds: Any,
+    ) -> _Seen:
+        """The differences along these coordinates."""
+        xp, backend = self.backend.xp, self.backend
+        places = xp.arange(x.shape[-1], device=backend.creation_device)
+        a, b = self._offsets(x, noise, variation, seen, central, bounds)
+        ahead = [self._at(x, a, places == i) for i in columns]
+        behind = [self._at(x, b, places == i) for i in columns] if central else []
+        a, b = (
+            self._along(x, p, columns)
+            if p else xp.zeros_like(a[..., :1]) for p in (ahead, behind)
+        )
+        axis = x.ndim - 1
+        fa = xp.stack([f for _, f in ahead], axis=axis)
+        fb = xp.stack([f for _, f in behind], axis=axis) if central else None
+        length = seen.length
+        if len(columns) < x.shape[-1]:
+            pick = backend.index_array(np.asarray(columns))
+            most, length = (xp.take(array, pick, axis=-1) for array in (most, length))
+        return self._judged(value, noise, variation, a, b, fa, fb, most, length)
+
+    def _along(self, x: Array, points: list[tuple[Array, Any]], columns: list[int]) -> Array:
+        """The steps that were really taken, (..., k)."""
+        steps = [p[..., i] - x[..., i] for (p, _), i in zip(points, columns, strict=True)]
+        return self.backend.xp.stack(steps, axis=-1)
+
+    def _at(self, x: Array, offsets: Array, here: Array) -> tuple[Array, Any]:
+        point = self.backend.xp.where(here, x + offsets, x)
+        with np.errstate(**self._caller):
+            return point, self._array(self.function(point))
+
+    def _array(self, value: Any) -> Array:
+        value = value if is_array(value) else self.backend.full((), value)
+        return self.backend.xp.astype(value, self.backend.dtype, copy=False)
+
+    def _relative_noise(
+        self, x: Array, noise: Array, variation: Array, length: Array
+    ) -> Array:
+        """The rounding error of the function, and of x through it, relative to the variation."""
+        xp = self.backend.xp
+        if self.least > 0.0:
+            return xp.full_like(length, self.backend.eps)
+        share = (noise / variation)[..., None] + self.backend.eps * xp.abs(x) / length
+        share = xp.where(share > self.backend.eps, share, xp.full_like(share, self.backend.eps))
+        return xp.minimum(share, xp.full_like(share, 1e-3))
+
+    def _offsets(
+        self, x: Array, noise: Array, variation: Array, seen: _Seen, central: bool, bounds: Any
+    ) -> tuple[Array, Array]:
+        """The two steps along each coordinate, or the one and anything."""
+        xp = self.backend.xp
+        share = self._relative_noise(x, noise, variation, seen.length)
+        h = seen.length * share ** (1 / 3 if central else 1 / 2)
+        reach = 2.0 if central else 1.0
+        up, down = seen.up, seen.down
+        if bounds is not None:
+            above, below = bounds[1] - x, x - bounds[0]
+            narrow = (above < h) | (below < h)
+            upwards = above >= below
+            up = up | (narrow & upwards) if central else up | ((above < h) & (below < above))
+            down = down | (narrow & xp.logical_not(upwards)) if central else down | (above < h)
+            room = xp.where(down, below, above)
+            h = xp.where((up | down) & (h > room / reach), room / reach, h)
+        one = xp.ones_like(h)
+        ahead = xp.where(down, -one, one)
+        behind = xp.where(down, -2.0 * one, xp.where(up, 2.0 * one, -one))
+        return ahead * h, behind * h
+
+    def _judged(
+        self, value: Array, noise: Array, variation: Array, a: Array, b: Array, fa: Array,
+        fb: Any, most: Array, length: Array,
+    ) -> _Seen:
+        """The derivatives, and what they say of the lengths."""
+        xp, vector = self.backend.xp, fa.ndim > a.ndim
+        spread = (lambda u: u[..., None]) if vector else (lambda u: u)
+        size: Callable = (lambda u: xp.max(xp.abs(u), axis=-1)) if vector else xp.abs
+        value = value[..., None, :] if vector else value[..., None]
+        noise, variation = noise[..., None], variation[..., None]
+        no = xp.zeros_like(a, dtype=xp.bool)
+
+        def over(u: Array, v: Array) -> Array:
+            # A step of 0, between equal bounds, shows nothing.
+            return xp.where(v == 0.0, xp.zeros_like(u), u / xp.where(v == 0.0, xp.ones_like(v), v))
+
+        da = over(fa - value, spread(a))
+        if fb is None:
+            slopes, bend = da, xp.zeros_like(noise + a)
+            bad_up, bad_down = xp.logical_not(xp.isfinite(size(fa))), no
+            change = size(fa - value)
+        else:
+            db = over(fb - value, spread(b))
+            both = over(fa - fb, spread(a - b))
+            one_sided = a * b > 0.0
+            slopes = xp.where(spread(one_sided), 2.0 * da - db, both)
+            # Twice the second derivative times the step, and its part that is rounding.
+            bend = size(da - db)
+            bend = xp.where(bend * xp.abs(a) > 2.0 * _VISIBLE * noise, bend, xp.zeros_like(bend))
+            bad_up, bad_down = (xp.logical_not(xp.isfinite(size(f))) for f in (fa, fb))
+            change = xp.maximum(size(fa - value), size(fb - value))
+        rate = xp.where(change > _VISIBLE * noise, size(slopes), xp.zeros_like(change))
+        # A function that does not bend visibly at L q^(1/3) is straight over more than L.
+        straight = self.backend.eps ** (-1 / 6) / 3.0
+        straight = xp.minimum(straight * length, _FAR * most)
+        far = xp.maximum(most, length)
+        by_rate = xp.where(rate > 0.0, variation / xp.where(rate > 0.0, rate, 1.0), far)
+        curve = over(2.0 * bend, xp.abs(a - b)) if fb is not None else bend
+        by_curve = xp.sqrt(variation / xp.where(curve > 0.0, curve, 1.0))
+        suggested = xp.minimum(xp.minimum(by_rate, by_curve), far)
+        if fb is None:
+            suggested = xp.minimum(by_rate, far)
+        else:
+            known = (rate > 0.0) & (curve == 0.0)
+            suggested = xp.where(known, straight, xp.where(curve > 0.0, suggested, far))
+        hidden = (rate == 0.0) & (curve == 0.0)
+        bad = bad_up | bad_down
+        both_bad = bad_up & bad_down if fb is not None else no
+        suggested = xp.where(bad, xp.where(both_bad, length / _CHANGE, length), suggested)
+        # From very far, one look does not tell how long the step should be.
+        suggested = xp.maximum(suggested, length * _SHORTEST)
+        limit = self.backend.eps**_OFF
+        weak = hidden | (change < limit * noise)
+        again = (length > limit * suggested) | (weak & (suggested > limit * length)) | bad
+        if not vector:
+            again = (length > limit * suggested) | bad
+            suggested = xp.where(again, suggested, length)
+        again = again & (a != 0.0)
+        ok = xp.logical_not(both_bad)
+        return _Seen(slopes, suggested, again, bad_down & ok, bad_up & ok)
+
+    def _merged(self, seen: _Seen, found: _Seen, columns: list[int]) -> _Seen:
+        """What is known of all coordinates; these have new lengths where they were off."""
+        xp = self.backend.xp
+        n = seen.length.shape[-1]
+        place = {i: k for k, i in enumerate(columns)}
+
+        def all_of(old: Array, new: Array, keep: Array) -> Array:
+            parts = [
+                xp.where(keep[..., i], new[..., place[i]], old[..., i]) if i in place
+                else old[..., i]
+                for i in range(n)
+            ]
+            return xp.stack(parts, axis=-1)
+
+        no = xp.zeros_like(seen.again)
+        return _Seen(
+            seen.slopes, all_of(seen.length, found.length, seen.again),
+            all_of(no, found.again, seen.again), all_of(seen.up, found.up, seen.again),
+            all_of(seen.down, found.down, seen.again),
+        )

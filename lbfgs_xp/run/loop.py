@@ -108,6 +108,7 @@ class Run:
         if state is not None:
             state = _checked_state(state, x, self.method, solver, space)
             space.queue.take_over(state.space.queue)
+            objective.differences.known = state.differences
             if objective.forward and state.central:
                 self.set_differences(forward=False)
             learned = solver.learned(space, state.solver_state)
@@ -238,8 +239,8 @@ class Run:
         if len(kept) < len(old.places):
             old = old._replace(places=new.places)
             left = tuple(
-                (numbers, (standing, criteria, tuple(of_rows[i] for i in kept)))
-                for numbers, (standing, criteria, of_rows) in self.rows.left
+                (numbers, (standing, criteria, tuple(of_rows[i] for i in kept), known))
+                for numbers, (standing, criteria, of_rows, known) in self.rows.left
             )
             self.rows, self.aux = self.rows._replace(left=left), old
         return new.with_rows(space.merge(better, new.rows(), old.rows()))
@@ -254,13 +255,13 @@ class Run:
         if self.rows.here is not None:
             self._set_rows(Rows(), self.rows.join(self.space, self._per_row()))
 
-    def _per_row(self) -> tuple[Standing, Criteria, tuple]:
+    def _per_row(self) -> tuple[Standing, Criteria, tuple, tuple]:
         """Everything that has an entry for each row of the batch."""
-        return self.standing, self.criteria, self.aux.rows()
+        return self.standing, self.criteria, self.aux.rows(), self.objective.differences.known
 
-    def _set_rows(self, rows: Rows, per_row: tuple[Standing, Criteria, tuple]) -> None:
+    def _set_rows(self, rows: Rows, per_row: tuple[Standing, Criteria, tuple, tuple]) -> None:
         """Make these rows the batch; `per_row` is what `_per_row` holds for them."""
-        standing, criteria, of_rows = per_row
+        standing, criteria, of_rows, self.objective.differences.known = per_row
         aux = self.aux.with_rows(of_rows)
         # A single statement, which no interrupt can split.
         self.rows, self.standing, self.criteria, self.aux = rows, standing, criteria, aux
@@ -344,7 +345,7 @@ class Run:
             hess_inv=self._inverse_hessian(),
             state=State(
                 self.solver, space, state, best, self.aux.value,
-                self._forward and not self.objective.forward,
+                self._forward and not self.objective.forward, self.objective.differences.known,
             ),
         )
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from lbfgs_xp.arrays import returned
-from lbfgs_xp.arrays.backend import Array, is_array
+from lbfgs_xp.arrays.backend import Array, is_array, take
 from lbfgs_xp.arrays.rows import belongs_to_rows, take_rows
 from lbfgs_xp.arrays.tree import Layout, flatten, map_leaves
 from lbfgs_xp.run import differences
+from lbfgs_xp.run.differences import Differences
 
 _WAYS_OUT = (
     "give jac= a function that returns the gradient; or jac=True, with fun returning "
@@ -67,14 +68,25 @@ class Objective:
         self.nfev = self.nhev = 0
         self.jac: Any = None
         self.forward = self.differs = False
+        self._bounds: Any = None
+        self._bounds_here: Any = None
         if layout.batch:
             self.restrict_to(None)
+        self.differences = Differences(self.backend, lambda x: self._value(x)[0], least=1.0)
         self._evaluate = self._choose(jac)
         # Like the gradient, the values of a batch may be in a buffer that fun reuses.
         self.evaluate = self._with_own_value if layout.batch else self._evaluate
         self._unshared = -1
         if self.backend.on_host and layout.plain:
             self._unshared = self._references_of_a_fresh_array()
+
+    def stay_within(self, lower: Any, upper: Any) -> None:
+        """Take differences between these bounds only, numbers or arrays that broadcast to x."""
+        xp, backend, shape = self.layout.xp, self.backend, self.layout.start().shape
+        self._bounds = self._bounds_here = tuple(
+            xp.broadcast_to(side if is_array(side) else backend.full((), side), shape)
+            for side in (lower, upper)
+        )
 
     def calls_per_trial(self, forward: bool) -> int:
         """How often fun is called for a value and its gradient by finite differences."""
@@ -84,6 +96,9 @@ class Objective:
         """Expect x to hold only the problems with these indices, (k,); None: all of them."""
         (count,) = self._all.batch
         self.layout = self._all if indices is None else self._all.of_rows(indices.shape[0])
+        self._bounds_here = self._bounds
+        if self._bounds is not None and indices is not None:
+            self._bounds_here = tuple(take(side, indices) for side in self._bounds)
         if self._pass_rows:
             numbers = self.backend.index_array(np.arange(count)) if indices is None else indices
             self.args = (numbers, *self._all_args)
@@ -184,10 +199,7 @@ class Objective:
     def _differences(self, x: Array) -> tuple[Any, Array, Any]:
         xp, backend = self.layout.xp, self.backend
         value, aux = self._value(x)
-        slopes = differences.differences(
-            backend, lambda x: self._value(x)[0], x, value, not self.forward, least=1.0
-        )
-        slopes = [s if is_array(s) else backend.full((), s) for s in slopes]
+        slopes = self.differences(x, value, abs(value), not self.forward, self._bounds_here)
         gradient = backend.placed(xp.stack(slopes, axis=-1), "the gradient")
         return value, xp.astype(gradient, backend.dtype, copy=False), aux
 
