@@ -46,9 +46,9 @@ _ADDED_UP = 16.0
 # The longest look changes the residuals by at least this many times what rounding hides; and a look
 # tells something if it changes them by this many times as much.
 _FAR, _VISIBLE = 100.0, 4.0
-# The longest look, relative to the residuals, as a power of eps: there rounding and the second
-# derivatives of most residuals weigh about the same.
-_LONGEST = 1 / 3
+# The longest look, relative to the residuals, as a power of eps: rounding that nobody can estimate
+# shall not hide it.
+_LONGEST = 1 / 6
 
 
 class Tally(NamedTuple):

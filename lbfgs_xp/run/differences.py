@@ -24,6 +24,8 @@ METHODS = ("2-point", "3-point")
 _AGAIN, _OFF = 5, -0.1
 # By how much a length may change from one derivative to the next.
 _CHANGE = 100.0
+# At which points, counted from the start, the lengths are measured.
+_WHEN_TO_LOOK = tuple(4.0**k for k in range(8))
 # How much shorter a step may be when a difference is taken again.
 _SHORTEST = 1e-3
 # A change of the function counts if it exceeds its rounding error by this factor.
@@ -66,7 +68,8 @@ class Differences:
 
     Attributes
     ----------
-    known : what has been measured: () or the lengths (..., n), and how far function changes (...).
+    known : what has been measured: () or the lengths (..., n), how far function changes (...), the
+        number of points so far (...), and the last one (..., n).
     """
 
     def __init__(self, backend: Backend, function: Callable[[Array], Any], least: float):
@@ -101,7 +104,14 @@ class Differences:
         vector = value.ndim == x.ndim
         noise = backend.eps * (xp.max(xp.abs(value), axis=-1) if vector else xp.abs(value))
         variation = self._array(variation)
-        length, before = (unit, variation) if first else self.known
+        zero = xp.zeros_like(noise)
+        length, before, count, last = (unit, variation, zero, x) if first else self.known
+        # A row of a batch may be asked again at the same point, for the sake of others.
+        moved = xp.any(x != last, axis=-1) if not first else zero == 0.0
+        count = count + xp.astype(moved, count.dtype)
+        due = zero != 0.0
+        for number in _WHEN_TO_LOOK:
+            due = due | (moved & (count == number))
         if vector:
             variation = xp.maximum(variation, before)
             length = xp.minimum(length, _FAR * most)
@@ -112,58 +122,76 @@ class Differences:
         variation = xp.where(variation > 0.0, variation, xp.full_like(variation, math.inf))
 
         no = xp.zeros_like(x, dtype=xp.bool)
-        seen = _Seen(x, length, xp.logical_not(no), no, no)
+        seen = _Seen(x, length, no, no, no)
         slopes: list[Any] = [None] * n
         columns = list(range(n))
+        scales = noise, variation, most
+        # A run on one value must find the same gradients when it is continued.
+        free = backend.reads_are_free
+        looks = first or (vector and (not free or bool(xp.any(due))))
         for attempt in range(_AGAIN):
-            found = self._take(x, value, noise, variation, seen, columns, central, most, bounds)
+            found = self._take(x, value, scales, seen, columns, central, bounds, looks)
             for k, i in enumerate(columns):
                 kept, new = slopes[i], found.slopes[..., k, :] if vector else found.slopes[..., k]
                 again = seen.again[..., i]
                 if kept is not None:
                     new = xp.where(again[..., None] if vector else again, new, kept)
                 slopes[i] = new
-            seen = self._merged(seen, found, columns)
-            # Elsewhere, to look whether a step is off would be to wait for the device; and a run
-            # on one value must find the same gradients when it is continued.
-            may_look = first or (vector and backend.reads_are_free)
-            if not may_look or attempt == _AGAIN - 1:
+            if found.length is None:
+                break
+            if not first:
+                fine = xp.all(xp.isfinite(found.slopes), axis=(-2, -1) if vector else -1)
+                due = due | xp.logical_not(fine)
+                found = found._replace(again=found.again & due[..., None])
+            seen = found if attempt == 0 else self._merged(seen, found, columns)
+            # Elsewhere, to look whether a step is off would be to wait for the device.
+            may_repeat = first or (vector and free)
+            if not may_repeat or attempt == _AGAIN - 1:
                 break
             off = backend.to_host(seen.again)
             columns = [i for i in range(n) if off[..., i].any()]
             if not columns or not may_call(calls_per_derivative(len(columns), central)):
                 break
         if not vector:
-            self.known = (seen.length / unit if first else self.known[0]), before
+            self.known = (seen.length / unit if first else self.known[0]), before, count, x
             return slopes
         if not first:
             low, high = length / _CHANGE, length * _CHANGE
             seen = seen._replace(length=xp.minimum(xp.maximum(seen.length, low), high))
-        self.known = seen.length, before
+        self.known = xp.where(due[..., None], seen.length, length), before, count, x
         return slopes
 
     def _take(
-        self, x: Array, value: Array, noise: Array, variation: Array, seen: _Seen,
-        columns: list[int], central: bool, most: Array, bounds: Any,
+        self, x: Array, value: Array, scales: tuple[Array, Array, Array], seen: _Seen,
+        columns: list[int], central: bool, bounds: Any, looks: bool,
     ) -> _Seen:
-        """The differences along these coordinates."""
+        """The differences along these coordinates; without a look, only the derivatives.
+
+        scales : the rounding error of the values, how far they change, and the longest lengths.
+        """
         xp, backend = self.backend.xp, self.backend
+        noise, variation, most = scales
         places = xp.arange(x.shape[-1], device=backend.creation_device)
         a, b = self._offsets(x, noise, variation, seen, central, bounds)
         ahead = [self._at(x, a, places == i) for i in columns]
         behind = [self._at(x, b, places == i) for i in columns] if central else []
-        a, b = (
-            self._along(x, p, columns)
-            if p else xp.zeros_like(a[..., :1]) for p in (ahead, behind)
-        )
         axis = x.ndim - 1
-        fa = xp.stack([f for _, f in ahead], axis=axis)
-        fb = xp.stack([f for _, f in behind], axis=axis) if central else None
+        a, fa = self._along(x, ahead, columns), xp.stack([f for _, f in ahead], axis=axis)
+        b, fb = None, None
+        if central:
+            b, fb = self._along(x, behind, columns), xp.stack([f for _, f in behind], axis=axis)
+        value = value[..., None, :] if fa.ndim > a.ndim else value[..., None]
+        narrow = bounds is not None
+        if not looks:
+            slopes, _ = _slopes(xp, value, a, b, fa, fb, narrow, False)
+            if not backend.reads_are_free or bool(xp.all(xp.isfinite(slopes))):
+                return seen._replace(slopes=slopes, length=None)
         length = seen.length
         if len(columns) < x.shape[-1]:
             pick = backend.index_array(np.asarray(columns))
             most, length = (xp.take(array, pick, axis=-1) for array in (most, length))
-        return self._judged(value, noise, variation, a, b, fa, fb, most, length)
+        narrow = narrow or len(columns) < x.shape[-1]
+        return self._judged(value, noise, variation, a, b, fa, fb, narrow, most, length)
 
     def _along(self, x: Array, points: list[tuple[Array, Any]], columns: list[int]) -> Array:
         """The steps that were really taken, (..., k)."""
@@ -213,65 +241,51 @@ class Differences:
         return ahead * h, behind * h
 
     def _judged(
-        self, value: Array, noise: Array, variation: Array, a: Array, b: Array, fa: Array,
-        fb: Any, most: Array, length: Array,
+        self, value: Array, noise: Array, variation: Array, a: Array, b: Any, fa: Array, fb: Any,
+        narrow: bool, most: Array, length: Array,
     ) -> _Seen:
         """The derivatives, and what they say of the lengths."""
-        xp, vector = self.backend.xp, fa.ndim > a.ndim
-        spread = (lambda u: u[..., None]) if vector else (lambda u: u)
+        xp, eps, vector = self.backend.xp, self.backend.eps, fa.ndim > a.ndim
         size: Callable = (lambda u: xp.max(xp.abs(u), axis=-1)) if vector else xp.abs
-        value = value[..., None, :] if vector else value[..., None]
         noise, variation = noise[..., None], variation[..., None]
         no = xp.zeros_like(a, dtype=xp.bool)
-
-        def over(u: Array, v: Array) -> Array:
-            # A step of 0, between equal bounds, shows nothing.
-            return xp.where(v == 0.0, xp.zeros_like(u), u / xp.where(v == 0.0, xp.ones_like(v), v))
-
-        da = over(fa - value, spread(a))
+        slopes, bent = _slopes(xp, value, a, b, fa, fb, narrow, True)
+        change_up = size(fa - value)
+        bad_up = xp.logical_not(xp.isfinite(change_up))
         if fb is None:
-            slopes, bend = da, xp.zeros_like(noise + a)
-            bad_up, bad_down = xp.logical_not(xp.isfinite(size(fa))), no
-            change = size(fa - value)
+            change, bad_down, bend = change_up, no, xp.zeros_like(change_up)
         else:
-            db = over(fb - value, spread(b))
-            both = over(fa - fb, spread(a - b))
-            one_sided = a * b > 0.0
-            slopes = xp.where(spread(one_sided), 2.0 * da - db, both)
-            # Twice the second derivative times the step, and its part that is rounding.
-            bend = size(da - db)
+            change_down = size(fb - value)
+            bad_down = xp.logical_not(xp.isfinite(change_down))
+            change = xp.maximum(change_up, change_down)
+            bend = size(bent)
+            # The part of it that is rounding.
             bend = xp.where(bend * xp.abs(a) > 2.0 * _VISIBLE * noise, bend, xp.zeros_like(bend))
-            bad_up, bad_down = (xp.logical_not(xp.isfinite(size(f))) for f in (fa, fb))
-            change = xp.maximum(size(fa - value), size(fb - value))
+            bend = 2.0 * bend * _inverse(xp, xp.abs(a - b))
         rate = xp.where(change > _VISIBLE * noise, size(slopes), xp.zeros_like(change))
-        # A function that does not bend visibly at L q^(1/3) is straight over more than L.
-        straight = self.backend.eps ** (-1 / 6) / 3.0
-        straight = xp.minimum(straight * length, _FAR * most)
         far = xp.maximum(most, length)
-        by_rate = xp.where(rate > 0.0, variation / xp.where(rate > 0.0, rate, 1.0), far)
-        curve = over(2.0 * bend, xp.abs(a - b)) if fb is not None else bend
-        by_curve = xp.sqrt(variation / xp.where(curve > 0.0, curve, 1.0))
-        suggested = xp.minimum(xp.minimum(by_rate, by_curve), far)
-        if fb is None:
-            suggested = xp.minimum(by_rate, far)
-        else:
-            known = (rate > 0.0) & (curve == 0.0)
-            suggested = xp.where(known, straight, xp.where(curve > 0.0, suggested, far))
-        hidden = (rate == 0.0) & (curve == 0.0)
-        bad = bad_up | bad_down
+        # A function that does not bend visibly at L q^(1/3) is straight over more than L.
+        straight = xp.minimum(eps ** (-1 / 6) / 3.0 * length, _FAR * most)
+        by_rate = xp.where(rate > 0.0, variation * _inverse(xp, rate), far)
+        suggested = xp.minimum(by_rate, far)
+        if fb is not None:
+            by_curve = xp.minimum(suggested, xp.sqrt(variation * _inverse(xp, bend)))
+            suggested = xp.where(rate > 0.0, straight, far)
+            suggested = xp.where(bend > 0.0, by_curve, suggested)
         both_bad = bad_up & bad_down if fb is not None else no
+        bad = bad_up | bad_down
         suggested = xp.where(bad, xp.where(both_bad, length / _CHANGE, length), suggested)
         # From very far, one look does not tell how long the step should be.
         suggested = xp.maximum(suggested, length * _SHORTEST)
-        limit = self.backend.eps**_OFF
-        weak = hidden | (change < limit * noise)
-        again = (length > limit * suggested) | (weak & (suggested > limit * length)) | bad
-        if not vector:
-            again = (length > limit * suggested) | bad
+        limit = eps**_OFF
+        again = (length > limit * suggested) | bad
+        if vector:
+            weak = ((rate == 0.0) & (bend == 0.0)) | (change < limit * noise)
+            again = again | (weak & (suggested > limit * length))
+        else:
             suggested = xp.where(again, suggested, length)
-        again = again & (a != 0.0)
-        ok = xp.logical_not(both_bad)
-        return _Seen(slopes, suggested, again, bad_down & ok, bad_up & ok)
+        fine = xp.logical_not(both_bad)
+        return _Seen(slopes, suggested, again & (a != 0.0), bad_down & fine, bad_up & fine)
 
     def _merged(self, seen: _Seen, found: _Seen, columns: list[int]) -> _Seen:
         """What is known of all coordinates; these have new lengths where they were off."""
@@ -293,3 +307,30 @@ class Differences:
             all_of(no, found.again, seen.again), all_of(seen.up, found.up, seen.again),
             all_of(seen.down, found.down, seen.again),
         )
+
+
+def _inverse(xp: Any, v: Array) -> Array:
+    """1 / v, and 0 for a step of 0, between equal bounds."""
+    return xp.where(v == 0.0, xp.zeros_like(v), 1.0 / xp.where(v == 0.0, xp.ones_like(v), v))
+
+
+def _slopes(
+    xp: Any, value: Array, a: Array, b: Any, fa: Array, fb: Any, narrow: bool, looks: bool
+) -> tuple[Array, Any]:
+    """The derivatives from the values at the steps a and b (None for one step), and by how much
+    those from either step disagree.
+
+    narrow : whether both steps may go to the same side, a and 2a.
+    looks : whether the disagreement is wanted.
+    """
+    spread = (lambda u: u[..., None]) if fa.ndim > a.ndim else (lambda u: u)
+    if fb is None:
+        return (fa - value) * spread(_inverse(xp, a)), None
+    both = (fa - fb) * spread(_inverse(xp, a - b))
+    if not (narrow or looks):
+        return both, None
+    one = (fa - value) * spread(_inverse(xp, a))
+    other = (fb - value) * spread(_inverse(xp, b))
+    if narrow:
+        both = xp.where(spread(a * b > 0.0), 2.0 * one - other, both)
+    return both, one - other
