@@ -274,7 +274,7 @@ def _ordinary(
     """`update` for one problem in the usual case, in which there is only a lower value or one more
     trial of a search to note; None in any other case."""
     c = criteria
-    status, nit, nfev, _, _, _, reference, lowest_norm, highest_norm, trials, flat, *first = p
+    status, nit, nfev, _, _, _, reference, lowest_norm, highest_norm, trials = p[:10]
     nfev += evaluations
     if status != _RUNNING or nfev + c.calls_per_trial > c.maxfun:
         return None
@@ -282,7 +282,7 @@ def _ordinary(
         trials += isfinite(new.seen)
         if new.failed or trials >= c.trials:
             return None
-        return named(Progress, (status, nit, nfev, *p[3:9], trials, flat, *first))
+        return named(Progress, (status, nit, nfev) + p[3:9] + (trials,) + p[10:])
     value, norm = new.value, new.gradient_norm
     if (
         value < reference - c.noise * max(abs(old.value), abs(value))
@@ -295,7 +295,7 @@ def _ordinary(
         highest_norm = norm if norm > highest_norm else highest_norm
         return named(
             Progress,
-            (status, nit + 1, nfev, 0, 0, 0, value, lowest_norm, highest_norm, 0, flat, *first),
+            (status, nit + 1, nfev, 0, 0, 0, value, lowest_norm, highest_norm, 0) + p[10:],
         )
     return None
 
