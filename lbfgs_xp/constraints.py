@@ -309,6 +309,10 @@ class _Settings(NamedTuple):
         rough = problem.jac == "2-point"
         if ctol is None:
             ctol = eps ** (1 / 2 if has_multipliers and not rough else 1 / 3)
+        if gtol is None:
+            # Not relative to the first gradient, as in `minimize`: inner solves start close to
+            # their minimum.
+            gtol = eps ** (1 / 3 if rough else 1 / 2)
         maxiter = checks.budget("maxiter", given["maxiter"], 1)
         return cls(
             has_multipliers,
@@ -317,7 +321,7 @@ class _Settings(NamedTuple):
             checks.number("penalty", given["penalty"], above=0.0),
             checks.number("growth", given["growth"], above=1.0),
             checks.tolerance("ctol", ctol),
-            eps ** (1 / 3) if gtol is None and rough else gtol,
+            gtol,
             math.inf if maxiter is None else maxiter,
             checks.budget("maxiter_inner", given["maxiter_inner"], 1),
             checks.budget("maxfun", given["maxfun"], 1),

@@ -86,9 +86,10 @@ class Status(Reason):
     EPOCHS = 14, True, "all epochs are done"
 
 
-# An internal code besides those of `Status`: the run seems to be at the precision floor, which has
-# yet to be confirmed.
-CLAIMED = -2
+# Internal codes besides those of `Status`, below RUNNING, for ends that have yet to be confirmed:
+# the run seems to be at the precision floor; the gradient is small by the default tolerance; a
+# search has failed, and rounding does not explain it unless it is larger than that of one number.
+CLAIMED, FLAT, DOUBTED = -2, -3, -4
 
 
 class Best(NamedTuple):
@@ -109,6 +110,7 @@ class State(NamedTuple):
     best, aux : the best point so far, and its aux.
     central : whether central differences have replaced forward ones.
     differences : what the differences know of fun.
+    first : value and gradient norm of the first iterations, which give the units of f.
     """
 
     solver: Any
@@ -118,6 +120,7 @@ class State(NamedTuple):
     aux: Any
     central: bool = False
     differences: tuple = ()
+    first: Any = None
 
 
 class Record(NamedTuple):

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
-from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.backend import Array, Backend
+from lbfgs_xp.arrays.scalars import Scalars
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.solvers.contract import Solver
 
@@ -120,10 +121,130 @@ def look(space: Space, state: Any, x: Array, value: Any, gradient: Array) -> Loo
     )
     change = there - state.value
     usable = fn.isfinite(change) & fn.isfinite(after)
-    magnitude = fn.maximum(fn.abs(state.value), fn.where(usable, fn.abs(there), 0.0))
-    smallest = 4.0 / backend.largest    # the smallest normal number, below which digits are lost
-    hidden = _ROUNDED * fn.maximum(backend.noise * magnitude, smallest)
-    off = fn.abs(change - 0.5 * (before + after))
-    agrees = usable & follows_slopes(off, fn.abs(before) + fn.abs(after), hidden)
+    hidden = hidden_by_rounding(fn, backend, state.value)
+    off, slopes = fn.abs(change - 0.5 * (before + after)), fn.abs(before) + fn.abs(after)
+    # A value that the slopes explain has its own rounding error; a jump upwards hides nothing.
+    higher = fn.where(usable, fn.minimum(fn.abs(there), fn.abs(state.value) + slopes), 0.0)
+    larger = fn.maximum(hidden, _ROUNDED * backend.noise * higher)
+    agrees = usable & follows_slopes(off, slopes, larger)
     visible = fn.abs(before) > _VISIBLE * hidden
     return Look(there, agrees, visible, agrees & (change < -hidden))
+
+
+def hidden_by_rounding(fn: Scalars, backend: Backend, value: Any) -> Any:
+    """The change of a value that rounding hides, if fun is as accurate as its dtype."""
+    smallest = 4.0 / backend.largest    # the smallest normal number, below which digits are lost
+    return _ROUNDED * fn.maximum(backend.noise * fn.abs(value), smallest)
+
+
+# --- what the slopes promise in the units of each variable --------------------------------------
+
+# How far a promise may lie ahead: by this fraction of the unit of the variable that moves most.
+_REACH = 0.5
+# The points by which noise is measured are this many units in the last place apart.
+_SPACING = 16.0
+
+
+class Descent(NamedTuple):
+    """Steps of the method of conjugate gradients from x, in units of each variable (..., n), with
+    Hessian products from differences of gradients.
+
+    way : from x to the minimum of the quadratic model so far.
+    residual : the gradient of the model there.
+    direction, squared : the next direction, and the residual's squared norm in these units.
+    decrease : how much lower the model is there, the promise that the slopes make.
+    """
+
+    way: Array
+    residual: Array
+    direction: Array
+    squared: Any
+    decrease: Any
+
+
+def units(space: Space, x: Array, extent: Any) -> Array:
+    """The size of each variable, or an estimate where it is 0.
+
+    Variables in different units are the rule. Along the gradient, the one with the smallest unit
+    hides the others.
+    """
+    fn, xp = space.scalars, space.xp
+    size = space.read_one(space.max_abs(x))
+    size = fn.maximum(size, space.backend.eps**0.25 * extent)
+    size = space.backend.eps**0.25 * fn.where(size > 0.0, size, 1.0)
+    return xp.where(x == 0.0, space.spread(size) + xp.zeros_like(x), xp.abs(x))
+
+
+def descent_in_units(space: Space, gradient: Array, unit: Array) -> Descent:
+    """No step yet. The first direction is steepest descent in the variables x / unit."""
+    zero = space.xp.zeros_like(gradient)
+    (squared,) = space.read(space.dot(gradient * unit, gradient * unit))
+    nothing = space.scalars.full(0.0, squared)
+    return Descent(zero, gradient, -(gradient * unit) * unit, squared, nothing)
+
+
+def short_step(space: Space, descent: Descent, unit: Array) -> tuple[Array, Any]:
+    """A step along the next direction that is long enough to show the curvature, and its length in
+    units of the direction."""
+    fn = space.scalars
+    size = space.read_one(space.max_abs(descent.direction / unit))
+    known = (size > 0.0) & fn.isfinite(size)
+    length = fn.where(known, fn.divide(space.backend.eps**0.5, size), 0.0)
+    return space.scale(length, descent.direction), length
+
+
+def followed(
+    space: Space, descent: Descent, unit: Array, step: Array, change: Array, going: Any
+) -> Descent:
+    """The descent with one more step, where `going`.
+
+    step, change : a short step along the direction, and the change of the gradient there.
+    """
+    fn = space.scalars
+    slope, bend, size = space.read(
+        space.dot(descent.residual, step), space.dot(change, step), space.max_abs(step / unit)
+    )
+    usable = going & (slope < 0.0) & fn.isfinite(bend) & (size > 0.0)
+    longest = fn.divide(_REACH, size)
+    steps = fn.where(usable & (bend > 0.0), fn.divide(-slope, bend), longest)
+    steps = fn.where(usable, fn.minimum(steps, longest), 0.0)
+    decrease = fn.where(usable, -steps * (slope + 0.5 * steps * bend), 0.0)
+    residual = descent.residual + space.scale(steps, space.pick(usable, change, 0.0 * step))
+    scaled = residual * unit
+    (squared,) = space.read(space.dot(scaled, scaled))
+    share = fn.where(descent.squared > 0.0, fn.divide(squared, descent.squared), 0.0)
+    share = fn.where(fn.isfinite(share), share, 0.0)
+    onwards = Descent(
+        descent.way + space.scale(steps, step), residual,
+        space.scale(share, descent.direction) - scaled * unit, squared,
+        descent.decrease + decrease,
+    )
+    return space.merge(usable, onwards, descent)
+
+
+def at_steps(solver: Solver, space: Space, x: Array, step: Array) -> Array:
+    """The feasible point nearest to x + step."""
+    return solver.project(space, x + step) if solver.projects else x + step
+
+
+def noise_points(space: Space, x: Array, gradient: Array, unit: Array, count: int) -> list[Array]:
+    """Points next to x that differ in the last places of every variable, on one side of x.
+
+    Without x itself, so that a jump or a kink at x is not taken for noise.
+    """
+    step = -space.xp.sign(gradient) * unit * (_SPACING * space.backend.eps)
+    return [x + float(k) * step for k in range(1, count + 1)]
+
+
+def noise_of(fn: Scalars, values: list[Any]) -> Any:
+    """The noise of equally spaced values, from their differences (More & Wild 2011, Estimating
+    Computational Noise): the smallest estimate from the second to the fourth differences."""
+    rows, found = values, []
+    square = 1.0
+    for order in range(1, 5):
+        rows = [b - a for a, b in zip(rows, rows[1:], strict=False)]
+        square *= 2.0 * (2.0 * order - 1.0) / order    # the binomial coefficient (2k over k)
+        if order > 1:
+            mean = sum(fn.abs(row) for row in rows) / len(rows)
+            found.append(mean * (1.2533 / square**0.5))
+    return fn.minimum(found[0], fn.minimum(found[1], found[2]))

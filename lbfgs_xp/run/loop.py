@@ -12,7 +12,7 @@ from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.rows import Rows, Sizes
 from lbfgs_xp.arrays.space import Space
-from lbfgs_xp.result import CLAIMED, BatchResult, Best, Record, Result, State, Status, joined
+from lbfgs_xp.result import BatchResult, Best, Record, Result, State, Status, joined
 from lbfgs_xp.run import stopping
 from lbfgs_xp.run.aux_output import AuxOutput
 from lbfgs_xp.run.iteration import (
@@ -95,6 +95,7 @@ class Run:
             # Forward differences are doubted whenever they fail, so their error is no excuse. For
             # central ones it is eps^(2/3) if third derivatives are of the order of f, mostly less.
             forward=forward, error=eps if forward else 0.1 * eps ** (2 / 3),
+            relative=8.0 * eps**0.5 if self.criteria.relative > 0.0 else 0.0,
         )
 
     # --- beginning -----------------------------------------------------------------------------
@@ -136,16 +137,18 @@ class Run:
         self.aux = AuxOutput(aux)
         if space.batched:
             self.aux = AuxOutput.of(aux, space, self.layout.batch[0])
+        first = None
         if (
             earlier is not None and now(at_best) and now(same)
             and space.equal(inner.value, earlier.solver_state.value)
         ):
             # Several runs may resume from a state, and each overwrites what it has learned.
             inner = solver.resume(earlier.solver_state)
+            first = earlier.first
             best, self.aux = earlier.best, self.aux._replace(value=earlier.aux)
         progress = stopping.start(
             space.scalars, self.criteria, inner.value, inner.gradient_norm, now(extent),
-            objective.nfev,
+            objective.nfev, first,
         )
         self.standing = Standing(inner, progress, best)
         self.second_look = SecondLook(self)
@@ -176,10 +179,13 @@ class Run:
         self.second_look = SecondLook(self)
         return True
 
-    def afresh(self, x: Array, value: Any, gradient: Array) -> Any:
+    def afresh(self, x: Array, value: Any, gradient: Array, **unit: Array) -> Any:
         """The solver's state at x without what it has learned. It keeps the decrement of the last
-        step, by which a failure is judged, because a new state has none yet."""
-        fresh = self._state_at(x, self.to_user(value), gradient, None)
+        step, by which a failure is judged, because a new state has none yet.
+
+        unit : the size of each variable, if the solver `rescales`.
+        """
+        fresh = self._state_at(x, self.to_user(value), gradient, None, **unit)
         return fresh._replace(decrement=self.standing.solver_state.decrement)
 
     # --- advancing -----------------------------------------------------------------------------
@@ -279,7 +285,7 @@ class Run:
     def end(self, status: Status) -> None:
         """End the problems that are still running or were not confirmed."""
         p = self.standing.progress
-        running = (p.status == _RUNNING) | (p.status == CLAIMED)
+        running = p.status <= _RUNNING    # or an end that was not confirmed
         self.note(p._replace(status=self.space.scalars.where(running, int(status), p.status)))
 
     def stop(self, status: Status) -> None:
@@ -319,7 +325,7 @@ class Run:
         state, p, best = self.standing
         status: Any
         message: Any
-        code = space.scalars.where(p.status == CLAIMED, _RUNNING, p.status)
+        code = space.scalars.where(p.status < _RUNNING, _RUNNING, p.status)
         norm = best.gradient_norm
         if not space.remote:
             norm = space.read_one(self.solver.optimality(space, best.x, best.gradient))
@@ -346,6 +352,7 @@ class Run:
             state=State(
                 self.solver, space, state, best, self.aux.value,
                 self._forward and not self.objective.forward, self.objective.differences.known,
+                (p.first_value, p.first_norm),
             ),
         )
 

@@ -68,11 +68,13 @@ def _stage(phase: Phase, whole: Limits, bounds: Any, layout: Layout) -> Stage:
     name, solver = _solver(phase.method, bounds, layout)
     own, backend = phase.limits, layout.backend
     criteria = Criteria(
-        gtol=_first_given(own.gtol, whole.gtol, math.sqrt(backend.eps)),
+        gtol=_first_given(own.gtol, whole.gtol, 0.0),
+        relative=relative_tolerance(backend.eps) if own.gtol is whole.gtol is None else 0.0,
         ftol=_first_given(own.ftol, whole.ftol, 0.0),
         xtol=_first_given(own.xtol, whole.xtol, 0.0),
         maxiter=_smaller(own.maxiter, whole.maxiter),
         maxfun=_smaller(own.maxfun, whole.maxfun),
+        eps=backend.eps,
         noise=backend.noise,
         largest=backend.largest,
         patience=_PATIENCE if solver.patience is None else solver.patience,
@@ -83,6 +85,15 @@ def _stage(phase: Phase, whole: Limits, bounds: Any, layout: Layout) -> Stage:
         error=backend.eps,
     )
     return Stage(name, solver, criteria, _first_given(own.maxtime, None, math.inf))
+
+
+def relative_tolerance(eps: float) -> float:
+    """The default tolerance of the gradient, relative to the first gradients of the run.
+
+    The decrease that is left is about the square of the gradient, so in float64 it is far below
+    what matters. float32 has no digits to spare: a run ends where rounding ends it.
+    """
+    return eps**0.5 if eps < 1e-10 else 8.0 * eps
 
 
 def _first_given(own: float | None, whole: float | None, default: float) -> float:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.scalars import FLOATS, Scalars, named
-from lbfgs_xp.result import CLAIMED, Status
+from lbfgs_xp.result import CLAIMED, DOUBTED, FLAT, Status
 
 # Plain integers: members of an enum are slow to look up, and no library accepts them in `where`.
 _RUNNING = int(Status.RUNNING)
@@ -25,12 +25,19 @@ _SETTLED = 2
 # The terms that cancel in a small gradient may be as large as the gradient was elsewhere, and have
 # the corresponding error; this many times that error, because the terms are sums themselves.
 _FADED = 1e3
+# The default tolerance is relative to the smallest gradient of the start and the iterates before
+# this one, because a start may be much steeper than anything after the first steps.
+_FIRST = 3
+# But if the first steps solve a problem exactly, that gradient is rounding. So it is at least this
+# many times the error of the largest of them.
+_LOST = 16.0
 
 
 class Criteria(NamedTuple):
     """Tolerances and budgets.
 
-    noise, largest : properties of the dtype, from `Backend`.
+    relative : the tolerance of the gradient relative to the first ones; 0 if gtol is given.
+    eps, noise, largest : properties of the dtype, from `Backend`.
     patience : iterations without meaningful progress after which the precision floor counts as
         reached.
     failure : the status of a failed step that rounding does not explain.
@@ -42,10 +49,12 @@ class Criteria(NamedTuple):
     """
 
     gtol: float
+    relative: float
     ftol: float
     xtol: float
     maxiter: int
     maxfun: int
+    eps: float
     noise: float
     largest: float
     patience: int
@@ -68,7 +77,12 @@ class Progress(NamedTuple):
     lowest_norm : the smallest gradient norm so far.
     highest_norm : the largest gradient norm so far.
     trials : trials with a finite value since the last iteration.
+    flat : how often a small gradient was not that of a minimum.
     extent : the largest |x| at the start, for looks from x near 0.
+    first_value, first_norm : the value at the start and the smallest gradient norm of the first
+        iterates, of the first phase if there are several. They give the units of f.
+    gtol : the gradient norm that counts as small, from the criteria and `first_norm`.
+    claim : for second looks, the end that is yet to be confirmed.
     """
 
     status: Any
@@ -81,38 +95,79 @@ class Progress(NamedTuple):
     lowest_norm: Any
     highest_norm: Any
     trials: Any
+    flat: Any
     extent: Any
+    first_value: Any
+    first_norm: Any
+    gtol: Any
+    claim: Any
 
 
 def start(
-    fn: Scalars, criteria: Criteria, value: Any, norm: Any, extent: Any, nfev: int
+    fn: Scalars, criteria: Criteria, value: Any, norm: Any, extent: Any, nfev: int,
+    first: tuple[Any, Any] | None = None,
 ) -> Progress:
-    """The progress of a run after `nfev` evaluations at its start."""
-    return budgets(fn, criteria, _fresh(fn, criteria, value, norm, extent, nfev))
+    """The progress of a run after `nfev` evaluations at its start.
+
+    first : `first_value` and `first_norm` of the run that this one resumes.
+    """
+    p = _fresh(fn, criteria, value, norm, extent, nfev, first or (value, norm))
+    if first is not None:
+        p = where_small(fn, p, norm)
+    return budgets(fn, criteria, p)
 
 
 def again(
     fn: Scalars, criteria: Criteria, before: Progress, value: Any, norm: Any, nfev: int
 ) -> Progress:
     """The progress after `nfev` more evaluations, with everything but the counts started anew."""
-    p = _fresh(fn, criteria, value, norm, before.extent, nfev)
+    first = before.first_value, before.first_norm
+    p = _fresh(fn, criteria, value, norm, before.extent, nfev, first)
     # Only a function without a lower bound keeps its status.
     status = fn.where(before.status == _UNBOUNDED, _UNBOUNDED, p.status)
-    p = p._replace(status=status, nit=before.nit, nfev=before.nfev + nfev)
+    nfev = before.nfev + nfev
+    p = p._replace(status=status, nit=before.nit, nfev=nfev, flat=before.flat)
     return budgets(fn, criteria, p)
 
 
 def _fresh(
-    fn: Scalars, criteria: Criteria, value: Any, norm: Any, extent: Any, nfev: int
+    fn: Scalars, criteria: Criteria, value: Any, norm: Any, extent: Any, nfev: int,
+    first: tuple[Any, Any],
 ) -> Progress:
+    gtol = _tolerance(fn, criteria, first[1], first[1])
     zero = fn.full(0, value)
     status = fn.full(_RUNNING, value)
+    # By the default tolerance, no run ends without an iteration.
     status = fn.where(norm <= criteria.gtol, _GRADIENT, status)
     usable = fn.isfinite(value) & fn.isfinite(norm)
     status = fn.where(usable, status, _NOT_FINITE)
     return Progress(
-        status, zero, zero + nfev, zero, zero, zero, value, norm, norm, zero, extent
+        status, zero, zero + nfev, zero, zero, zero, value, norm, norm, zero, zero, extent, *first,
+        gtol, fn.full(_RUNNING, value),
     )
+
+
+def where_small(fn: Scalars, p: Progress, norm: Any) -> Progress:
+    """The progress, ended where the gradient is small by the tolerance of an earlier start."""
+    small = (p.status == _RUNNING) & (norm <= p.gtol)
+    return p._replace(status=fn.where(small, _GRADIENT, p.status))
+
+
+def _tolerance(fn: Scalars, criteria: Criteria, first_norm: Any, highest_norm: Any) -> Any:
+    """The gradient norm that counts as small: by default, at least the rounding of the first ones.
+    """
+    rounding = _LOST * criteria.error * highest_norm
+    gtol = fn.maximum(criteria.relative * first_norm, rounding)
+    gtol = fn.where(first_norm * 0.0 + criteria.relative > 0.0, gtol, criteria.gtol)
+    return fn.where(fn.isfinite(gtol), gtol, 0.0)
+
+
+def negligible(fn: Scalars, criteria: Criteria, p: Progress, value: Any, part: Any) -> Any:
+    """The change of the value that does not matter: what rounding hides, and this part of how far
+    the value has fallen since the start."""
+    fallen = fn.abs(p.first_value - value)
+    fallen = fn.where(fn.isfinite(fallen), fallen, 0.0)
+    return fn.maximum(criteria.noise * fn.abs(value), part * fallen)
 
 
 def later(fn: Scalars, criteria: Criteria, p: Progress, maxiter: int, maxfun: int) -> Criteria:
@@ -153,8 +208,19 @@ def update(
     small = (criteria.ftol > 0.0) & (fn.abs(before - value) <= criteria.ftol * magnitude)
     short = norm < 0.0 if step is None else step <= criteria.xtol * fn.maximum(size, 1.0)
     endless = new.unbounded | (value < -0.01 * criteria.largest)
-    flat = norm <= criteria.gtol
     nit = fn.where(accepted, p.nit + 1, p.nit)
+    early = accepted & (nit < _FIRST)
+    first_norm = fn.where(early, fn.minimum(norm, p.first_norm), p.first_norm)
+    gtol = fn.where(early, _tolerance(fn, criteria, first_norm, p.highest_norm), p.gtol)
+    flat = norm <= gtol
+    # By the default tolerance, which is relative to the start, the value must have settled, too,
+    # unless all of the gradient may be rounding. Even then the end is provisional.
+    provisional = fn.full(True, norm) & (criteria.relative > 0.0) & (criteria.error <= criteria.eps)
+    provisional = provisional & (criteria.failure == _LINE_SEARCH)
+    settled = before - value <= negligible(fn, criteria, p, value, 4.0 * criteria.eps)
+    lost = (nit <= _FIRST) & (norm <= _LOST * criteria.error * p.highest_norm)
+    flat = flat & (settled | lost | fn.logical_not(provisional))
+    small_gradient = fn.where(provisional, fn.full(FLAT, value), _GRADIENT)
     lowest_norm = fn.where(accepted, fn.minimum(norm, p.lowest_norm), p.lowest_norm)
     highest_norm = fn.where(accepted, fn.maximum(norm, p.highest_norm), p.highest_norm)
 
@@ -169,14 +235,16 @@ def update(
         # Rounding may explain the lack of progress if little decrease was predicted, or if the
         # gradient has fallen so far that what is left may be its error. Otherwise it is a failure.
         rounding = (now(new.decrement) <= criteria.noise * magnitude) | faded
-        given_up = fn.where(
-            rounding & (criteria.failure == _LINE_SEARCH), fn.full(CLAIMED, value), given_up
-        )
+        # A failure by forward differences is left to central ones.
+        doubted = fn.where(rounding | criteria.forward, _LINE_SEARCH, fn.full(DOUBTED, value))
+        doubted = fn.where(rounding, CLAIMED, doubted)
+        searches = fn.full(True, norm) & (criteria.failure == _LINE_SEARCH)
+        given_up = fn.where(searches, doubted, criteria.failure)
     status = fn.where(hopeless, given_up, p.status)
     status = fn.where(settled_step >= _SETTLED, _STEP, status)
     status = fn.where(settled_value >= _SETTLED, _VALUE, status)
     status = fn.where(endless, _UNBOUNDED, status)
-    status = fn.where(flat, _GRADIENT, status)
+    status = fn.where(flat, small_gradient, status)
     status = fn.where(accepted, status, p.status)
     status = fn.where(running & failed, given_up, status)
     after = Progress(
@@ -190,7 +258,12 @@ def update(
         lowest_norm,
         highest_norm,
         trials,
+        p.flat,
         p.extent,
+        p.first_value,
+        first_norm,
+        gtol,
+        p.claim,
     )
     return budgets(fn, criteria, after)
 
@@ -200,9 +273,8 @@ def _ordinary(
 ) -> Progress | None:
     """`update` for one problem in the usual case, in which there is only a lower value or one more
     trial of a search to note; None in any other case."""
-    c, (status, nit, nfev, _, _, _, reference, lowest_norm, highest_norm, trials, extent) = (
-        criteria, p
-    )
+    c = criteria
+    status, nit, nfev, _, _, _, reference, lowest_norm, highest_norm, trials = p[:10]
     nfev += evaluations
     if status != _RUNNING or nfev + c.calls_per_trial > c.maxfun:
         return None
@@ -210,19 +282,20 @@ def _ordinary(
         trials += isfinite(new.seen)
         if new.failed or trials >= c.trials:
             return None
-        return named(Progress, (status, nit, nfev, *p[3:9], trials, extent))
+        return named(Progress, (status, nit, nfev) + p[3:9] + (trials,) + p[10:])
     value, norm = new.value, new.gradient_norm
     if (
         value < reference - c.noise * max(abs(old.value), abs(value))
         and value >= -0.01 * c.largest
-        and norm > c.gtol
-        and nit + 1 < c.maxiter
+        and norm > p.gtol
+        and _FIRST < nit + 1 < c.maxiter
         and not (c.ftol or c.xtol or new.unbounded)
     ):
         lowest_norm = norm if norm < lowest_norm else lowest_norm
         highest_norm = norm if norm > highest_norm else highest_norm
         return named(
-            Progress, (status, nit + 1, nfev, 0, 0, 0, value, lowest_norm, highest_norm, 0, extent)
+            Progress,
+            (status, nit + 1, nfev, 0, 0, 0, value, lowest_norm, highest_norm, 0) + p[10:],
         )
     return None
 

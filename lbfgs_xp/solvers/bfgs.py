@@ -47,11 +47,13 @@ class Estimate(NamedTuple):
     matrix : H, (..., n, n).
     product : H g, (..., n), with the gradient of the current iterate.
     bare : whether H is still the initial one.
+    unit : the size of each variable, whose square is the diagonal of the initial H; or None.
     """
 
     matrix: Array
     product: Array
     bare: Any
+    unit: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,20 +137,21 @@ class BFGS(Descent):
 
     def init(
         self, space: Space, x: Array, value: Any, gradient: Array,
-        learned: Estimate | None = None, **more: Any,
+        learned: Estimate | None = None, unit: Array | None = None, **more: Any,
     ) -> DescentState:
         """The state at x, a vector (..., n), with value and gradient there.
 
-        `learned` is the estimate of an earlier run, to start from.
+        `learned` is the estimate of an earlier run, to start from; `unit` the size of each
+        variable, for a start without one.
         """
         if learned is None:
             bare = space.scalars.full(True, space.read_one(space.max_abs(gradient)))
-            matrix = self._initial(space, x.shape)
+            matrix = self._initial(space, x.shape, unit)
         else:
-            matrix, _, bare = learned
+            matrix, _, bare, unit = learned
         product = space.products(matrix, gradient)
         return super().init(
-            space, x, value, gradient, learned=Estimate(matrix, product, bare), **more
+            space, x, value, gradient, learned=Estimate(matrix, product, bare, unit), **more
         )
 
     def measure(
@@ -167,7 +170,7 @@ class BFGS(Descent):
         """Update H by Nocedal & Wright, eq. 6.17, in the form H + s w' + w s'."""
         if space.none(taken):
             return state.learned
-        fn, xp, alpha, (matrix, _, bare) = space.scalars, space.xp, point.step, state.learned
+        fn, xp, alpha, (matrix, _, bare, unit) = space.scalars, space.xp, point.step, state.learned
         s, v, product, *numbers = measured
         curvature, bend, along = map(now, numbers)
         # The same test as in L-BFGS: relative to s . g, so free of the units of x and f.
@@ -191,7 +194,7 @@ class BFGS(Descent):
         matrix = space.add_outer(factor, matrix, s, w)
         beside = fn.where(good, share * ahead - rho * along, 0.0)
         product = product + (space.scale(beside, s) + space.scale(ahead, w))
-        return Estimate(matrix, product, bare & fn.logical_not(good))
+        return Estimate(matrix, product, bare & fn.logical_not(good), unit)
 
     def aim(
         self, space: Space, point: Iterate, secant: Any, steepest: Any,
@@ -209,11 +212,12 @@ class BFGS(Descent):
             wrong = wrong | (fn.logical_not(slope < 0.0) & (norm > 0.0))
         wrong = wrong & fn.logical_not(learned.bare) & turned
         if not space.none(wrong):
-            start = self._initial(space, x.shape)
+            start = self._initial(space, x.shape, learned.unit)
             plain = space.products(start, gradient)
             learned = Estimate(
                 space.pick_rows(wrong, start, learned.matrix) if space.batched else start,
                 space.pick(wrong, plain, learned.product), learned.bare | wrong,
+                learned.unit,
             )
             direction = -learned.product
             (slope,) = space.later(space.dot(gradient, direction))
@@ -221,12 +225,25 @@ class BFGS(Descent):
         share = fn.where(learned.bare, math.inf, fn.full(0.5, value))
         if self.probes and not space.none(learned.bare):
             plain, plain_slope, length = first_step(
-                space, UNSCALED, None, x, value, gradient, norm, step == 0.0
+                space, UNSCALED, learned.unit, x, value, gradient, norm, step == 0.0
             )
             direction = space.pick(learned.bare, plain, direction)
             slope = fn.where(learned.bare, plain_slope, slope)
             first = fn.where(learned.bare, length, first)
         return Aim(direction, slope, first, share, learned.bare, learned)
+
+    @property
+    def rescales(self) -> bool:  # type: ignore[override]
+        """Whether a run may restart in other units: if none were given."""
+        return self.probes
+
+    def in_units(self, space: Space, state: DescentState) -> DescentState:
+        """The same state, with units."""
+        if state.learned.unit is not None:
+            return state
+        return state._replace(
+            learned=state.learned._replace(unit=space.xp.ones_like(state.x))
+        )
 
     def inverse_hessian(self, space: Space, state: DescentState) -> DenseInverseHessian:
         """The inverse Hessian at the state's iterate, as an operator."""
@@ -247,7 +264,7 @@ class BFGS(Descent):
             raise ValueError(f"state holds a {type(state).__name__} without an inverse Hessian; "
                              "wanted the state of BFGS")
 
-    def _initial(self, space: Space, shape: tuple[int, ...]) -> Array:
+    def _initial(self, space: Space, shape: tuple[int, ...], unit: Array | None = None) -> Array:
         """H before any step, (..., n, n), for x of this shape."""
         given, n = self._given, shape[-1]
         if given.ndim and given.shape[0] != n:
@@ -263,7 +280,10 @@ class BFGS(Descent):
             matrix = matrix * backend.constant(given)
         elif given != 1.0:
             matrix = matrix * float(given)
-        return space.own_matrices(space.xp.broadcast_to(matrix, (*shape, n)))
+        matrix = space.xp.broadcast_to(matrix, (*shape, n))
+        if unit is not None:
+            matrix = matrix * (unit * unit)[..., None]
+        return space.own_matrices(matrix)
 
 
 def _is_definite(matrix: np.ndarray) -> bool:

@@ -67,6 +67,9 @@ class Solver(ABC):
     searches : bool
         Whether it looks for lower points. If not, ending above the best point is not a failure;
         only a value or gradient that is not finite is one.
+    rescales : bool
+        Whether `init` takes the keyword `unit`, the unit of each variable (..., n), to restart in
+        variables of similar size; see `in_units`.
     patience : int or None
         How many iterations may pass without a lower value or gradient before the precision floor
         counts as reached; None for the default.
@@ -80,6 +83,7 @@ class Solver(ABC):
     needs_hessian = False
     compiles = True
     searches = True
+    rescales = False
     patience: int | None = None
     resumes = False
 
@@ -131,6 +135,10 @@ class Solver(ABC):
         """The inverse Hessian at the state's iterate, as an operator; None if there is none."""
         return None
 
+    def in_units(self, space: Space, state: Any) -> Any:
+        """The same state, in the form that `init` with `unit` returns, to be merged with it."""
+        return state
+
     def check_state(self, state: Any) -> None:
         """Refuse a state that does not come from a solver like this."""
         raise NotImplementedError
@@ -147,7 +155,8 @@ class Solver(ABC):
 # What a solver that does not derive from `Solver` may have in addition to `init` and `step`.
 _OPTIONAL = (
     "supports_bounds", "with_bounds", "project", "needs_hessian", "compiles", "searches",
-    "patience", "of_rows", "inverse_hessian", "check_state", "learned", "resume",
+    "patience", "of_rows", "rescales", "in_units", "inverse_hessian", "check_state", "learned",
+    "resume",
 )
 
 

@@ -33,9 +33,18 @@ def first_step(
         direction = initial.descent(space, gradient, weights)
         return direction, space.read_one(space.dot(gradient, direction)), one
     # Normalised, so that no product overflows.
-    direction = space.scale(fn.where(norm > 0.0, fn.divide(-1.0, norm), -1.0), gradient)
-    slope, size = space.read(space.dot(gradient, direction), space.max_abs(x))
-    limit = fn.maximum(one, size)
+    if weights is None:
+        direction = space.scale(fn.where(norm > 0.0, fn.divide(-1.0, norm), -1.0), gradient)
+        slope, size = space.read(space.dot(gradient, direction), space.max_abs(x))
+        limit = fn.maximum(one, size)
+    else:
+        # The weights are the sizes of the variables, none of which is to change by more than that.
+        scaled = gradient * weights
+        norm = space.read_one(space.max_abs(scaled))
+        factor = fn.where(norm > 0.0, fn.divide(-1.0, norm), -1.0)
+        direction = space.scale(factor, scaled) * weights
+        slope, size = space.read(space.dot(gradient, direction), space.max_abs(x))
+        limit = one
     fall = fn.divide(2.0 * fn.abs(value), fn.abs(slope))
     known = (fall > 0.0) & (fall < math.inf)
     alpha = fn.where(known, fn.where(size > 0.0, fn.minimum(fall, limit), fall), limit)

@@ -238,7 +238,7 @@ class Step:
         # In the middle of a search, the pairs may include one from a trial.
         pairs = state.pairs
         if state.search.evaluations:
-            pairs = self.solver.learned(self.space, state)
+            pairs = curvature.copied(state.pairs)
         return {
             key: torch.from_numpy(part) if isinstance(part, np.ndarray) else part
             for key, part in pairs._asdict().items()

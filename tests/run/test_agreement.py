@@ -113,7 +113,9 @@ def test_a_wrong_gradient_is_no_precision_floor(method: str, power: int, batched
 
     for start in (10.0, 1e2, 1e4, 1e6):
         x0 = np.full((2, 2) if batched else (2,), start)
-        res = lx.minimize(fun, x0, jac=True, method=method, batched=batched, maxfun=5000)
+        res = lx.minimize(
+            fun, x0, jac=True, method=method, batched=batched, maxfun=5000, gtol=1e-8
+        )
         assert set(statuses(res)) == {Status.LINE_SEARCH}
 
 
@@ -150,7 +152,9 @@ def test_where_a_look_is_lower_the_run_goes_on(method: str, batched: bool) -> No
     """On the steep part rounding hides the predicted decrease, though the flat part is ahead."""
     for start in ([1e3, 1.0], [1e6, 1.0]):
         x0 = np.asarray([start, start] if batched else start)
-        res = lx.minimize(steep, x0, jac=True, method=method, batched=batched, maxfun=5000)
+        res = lx.minimize(
+            steep, x0, jac=True, method=method, batched=batched, maxfun=5000, gtol=1e-8
+        )
         assert np.all(res.success) and np.all(res.fun < 1e-6)
 
 
@@ -298,7 +302,7 @@ def test_what_a_lower_look_found_is_kept(monkeypatch: pytest.MonkeyPatch) -> Non
     lower: list[int] = []
     look_at, start = agreement.look, np.asarray([1e6, 1.0])
     monkeypatch.setattr(agreement, "look", watched)
-    how: dict[str, Any] = {"jac": True, "has_aux": True, "method": "bfgs"}
+    how: dict[str, Any] = {"jac": True, "has_aux": True, "method": "bfgs", "gtol": 1e-8}
     assert lx.minimize(fun, start, **how).success
     calls.clear()
     res = lx.minimize(fun, start, maxfun=lower[0], **how)

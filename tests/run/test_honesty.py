@@ -48,7 +48,7 @@ def test_a_small_gradient_is_that_of_the_point_returned(seed: int) -> None:
         seen.append(fun(x)[0])
         return fun(x)
 
-    res = lx.minimize(counted, start, jac=True)
+    res = lx.minimize(counted, start, jac=True, gtol=1.5e-8)
     value, gradient = fun(res.x)
     assert res.fun == value
     np.testing.assert_array_equal(res.jac, gradient)
@@ -291,7 +291,7 @@ def test_one_wrong_sign_is_not_rounding(x0: list[float]) -> None:
     def fun(x: np.ndarray) -> Any:
         return x[0] ** 4 + (x[1] - 1) ** 2, np.asarray([4 * x[0] ** 3, -2 * (x[1] - 1)])
 
-    res = lx.minimize(fun, np.asarray(x0), jac=True)
+    res = lx.minimize(fun, np.asarray(x0), jac=True, gtol=1e-8)
     assert res.status is lx.Status.LINE_SEARCH and not res.success
 
 
@@ -422,7 +422,7 @@ def test_a_steep_start_is_no_excuse_for_a_wrong_gradient(
         return np.sum(x**10, axis=-1) + x[..., 0], 10.0 * x**9 + np.asarray([sign, 0.0])
 
     x0 = np.full((2, 2) if batched else (2,), scale)
-    res = lx.minimize(fun, x0, jac=True, method="lbfgs", batched=batched)
+    res = lx.minimize(fun, x0, jac=True, method="lbfgs", batched=batched, gtol=1e-8)
     if sign < 0.0:
         assert np.all(np.asarray(res.status) == int(lx.Status.LINE_SEARCH))
     else:

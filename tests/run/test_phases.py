@@ -40,7 +40,7 @@ def ends(res: lx.Result) -> list[str]:
 @pytest.mark.parametrize("batched", [False, True])
 def test_equals_one_run_after_the_other(backend: Backend, batched: bool) -> None:
     starts = np.stack([START, 0.5 * START, np.ones(4)]) if batched else START
-    x0, how = backend.asarray(starts), {"batched": batched, "reproducible": True}
+    x0, how = backend.asarray(starts), {"batched": batched, "reproducible": True, "gtol": 1e-8}
     fun = rosenbrock(backend)
     res = solve([ADAM.until(maxiter=30), LBFGS], fun, x0, **how)
     first = solve(ADAM, fun, x0, maxiter=30, **how)
@@ -270,7 +270,7 @@ def test_a_start_that_is_not_finite() -> None:
 def test_the_callback_sees_one_run() -> None:
     records: list[lx.Record] = []
     method = [ADAM.until(maxiter=10), LBFGS]
-    res = solve(method, callback=records.append)
+    res = solve(method, callback=records.append, gtol=1e-8)
     assert [r.nit for r in records] == list(range(1, res.nit + 1))
     assert np.all(np.diff([r.nfev for r in records]) > 0) and records[-1].nfev == res.nfev
 

@@ -91,11 +91,13 @@ class LBFGS(Method, Solver):
         return None if rate == _ALWAYS_1 else Pace(0, rate.init())
 
     def init(
-        self, space: Space, x: Array, value: Any, gradient: Array, learned: Pairs | None = None
+        self, space: Space, x: Array, value: Any, gradient: Array, learned: Pairs | None = None,
+        unit: Array | None = None,
     ) -> LBFGSState:
         """The state at x, a vector (..., n), with value and gradient there.
 
-        `learned` holds the pairs of an earlier run, to start from its curvature.
+        `learned` holds the pairs of an earlier run, to start from its curvature. `unit` is the size
+        of each variable: the pairs are then those of the variables x / unit.
         """
         *batch, n = x.shape
         pairs = learned
@@ -108,7 +110,7 @@ class LBFGS(Method, Solver):
                 f"learning_rate is {self.learning_rate!r} with batched=True; wanted a number, "
                 "because each problem of a batch is at its own iteration"
             )
-        weights = self.initial.weights(space, x)
+        weights = self.initial.weights(space, x) if unit is None else unit
         value, norm = space.read(value, space.max_abs(gradient))
         begin = many.begin if space.batched else one.begin
         return begin(self, space, x, value, gradient, norm, pairs, weights)
@@ -127,6 +129,17 @@ class LBFGS(Method, Solver):
             return many.step(self, space, state, value, gradient, active)
         return one.step(self, space, state, value, gradient)
 
+    @property
+    def rescales(self) -> bool:  # type: ignore[override]
+        """Whether a run may restart in other units: if none were given."""
+        return self.initial.scales_first
+
+    def in_units(self, space: Space, state: LBFGSState) -> LBFGSState:
+        """The same state, with weights."""
+        if state.weights is not None:
+            return state
+        return state._replace(weights=space.xp.ones_like(state.x))
+
     def inverse_hessian(self, space: Space, state: LBFGSState) -> InverseHessian:
         """The inverse Hessian at the state's iterate, as an operator.
 
@@ -134,8 +147,11 @@ class LBFGS(Method, Solver):
         """
         return InverseHessian(space, state.pairs, state.weights, self.initial.function)
 
-    def learned(self, space: Space, state: LBFGSState) -> Pairs:
-        """A copy of the state's pairs, for another run to start from."""
+    def learned(self, space: Space, state: LBFGSState) -> Pairs | None:
+        """A copy of the state's pairs, for another run to start from; None if they are those of
+        variables in units that only the state knows."""
+        if state.weights is not None and self.rescales:
+            return None
         return curvature.copied(state.pairs)
 
     def resume(self, state: LBFGSState) -> LBFGSState:

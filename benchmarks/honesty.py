@@ -1,0 +1,186 @@
+"""Whether a run that says success is at a minimum: false successes and false failures.
+
+Sums of squares, as plain functions with gradients: the problems of Moré, Garbow & Hillstrom, random
+problems whose variables have units from 1e-8 to 1e8, and with --nist FOLDER the nonlinear
+regressions of NIST from both starts. L-BFGS and BFGS of this library and of SciPy, each with its
+default tolerances. The lowest value near the end of a run is found by Levenberg-Marquardt in scaled
+variables. A success is false if that is lower by more than 1e-4 of it and 1e-10 of the decrease so
+far; a failure is false if the run is within 1e-8 and 1e-14 of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.optimize
+from _common import print_machine, print_table
+from _more_garbow_hillstrom import PROBLEMS, Residuals, jacobian
+
+import lbfgs_xp as lx
+
+MAXFUN = 20_000
+HEADINGS = ["", "solved", "false success", "false failure", "honest failure", "evaluations"]
+Case = tuple[Residuals, np.ndarray]
+
+
+def scaled(count: int) -> Iterator[Case]:
+    """Random regressions with noise, in variables of very different units."""
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        n = int(rng.integers(2, 6))
+        a, b = rng.normal(size=(3 * n, n)), rng.normal(size=(3 * n, n))
+        truth = rng.normal(size=n)
+        y = a @ truth + 0.3 * np.sin(b @ truth) + 0.05 * rng.normal(size=3 * n)
+        unit = 10.0 ** rng.choice([-8, -4, -2, 0, 2, 4, 8], size=n)
+
+        def residuals(x: Any, a: Any = a, b: Any = b, y: Any = y, unit: Any = unit) -> Any:
+            return a @ (x / unit) + 0.3 * np.sin(b @ (x / unit)) - y
+
+        yield residuals, unit * (truth + 0.5 * rng.normal(size=n))
+
+
+def _sum_of_exponentials(b: Any, x: Any) -> Any:
+    return sum(b[i] * np.exp(-b[i + 1] * x) for i in (0, 2, 4))
+
+
+def _gauss(b: Any, x: Any) -> Any:
+    peaks = sum(b[i] * np.exp(-(((x - b[i + 1]) / b[i + 2]) ** 2)) for i in (2, 5))
+    return b[0] * np.exp(-b[1] * x) + peaks
+
+
+MODELS: dict[str, Callable[[Any, Any], Any]] = {
+    "Misra1a": lambda b, x: b[0] * (1 - np.exp(-b[1] * x)),
+    "Misra1b": lambda b, x: b[0] * (1 - (1 + b[1] * x / 2) ** -2.0),
+    "Misra1c": lambda b, x: b[0] * (1 - (1 + 2 * b[1] * x) ** -0.5),
+    "Misra1d": lambda b, x: b[0] * b[1] * x / (1 + b[1] * x),
+    "Chwirut1": lambda b, x: np.exp(-b[0] * x) / (b[1] + b[2] * x),
+    "Chwirut2": lambda b, x: np.exp(-b[0] * x) / (b[1] + b[2] * x),
+    "DanWood": lambda b, x: b[0] * x ** b[1],
+    "Hahn1": lambda b, x: (b[0] + b[1] * x + b[2] * x**2 + b[3] * x**3)
+    / (1 + b[4] * x + b[5] * x**2 + b[6] * x**3),
+    "Kirby2": lambda b, x: (b[0] + b[1] * x + b[2] * x**2) / (1 + b[3] * x + b[4] * x**2),
+    "MGH17": lambda b, x: b[0] + b[1] * np.exp(-x * b[3]) + b[2] * np.exp(-x * b[4]),
+    "Roszman1": lambda b, x: b[0] - b[1] * x - np.arctan(b[2] / (x - b[3])) / np.pi,
+    **{f"Gauss{i}": _gauss for i in (1, 2, 3)},
+    **{f"Lanczos{i}": _sum_of_exponentials for i in (1, 2, 3)},
+}
+
+
+def nist(folder: Path) -> Iterator[Case]:
+    """The files NAME.dat of the Statistical Reference Datasets that have a model here."""
+    for name, model in MODELS.items():
+        file = folder / f"{name}.dat"
+        if not file.exists():
+            continue
+        lines = file.read_text().splitlines()
+        found = (re.match(r"\s*b\d+\s*=\s*(\S+)\s+(\S+)", line) for line in lines[:60])
+        starts = np.array([[float(v) for v in match.groups()] for match in found if match])
+        first = next(i for i, line in enumerate(lines) if i > 40 and line.startswith("Data:"))
+        y, x = np.array([[float(v) for v in line.split()] for line in lines[first + 1:] if line]).T
+
+        def residuals(b: Any, model: Any = model, x: Any = x, y: Any = y) -> Any:
+            return model(b, x) - y
+
+        yield residuals, starts[:, 0]
+        yield residuals, starts[:, 1]
+
+
+def ours(method: str) -> Callable[[Any, np.ndarray], tuple[np.ndarray, float, bool]]:
+    def run(fun: Any, x0: np.ndarray) -> tuple[np.ndarray, float, bool]:
+        settings: dict[str, Any] = {"jac": True, "method": method, "maxfun": MAXFUN}
+        res = lx.minimize(fun, x0, **settings)
+        return res.x, res.fun, res.success
+
+    return run
+
+
+def scipys(method: str) -> Callable[[Any, np.ndarray], tuple[np.ndarray, float, bool]]:
+    def run(fun: Any, x0: np.ndarray) -> tuple[np.ndarray, float, bool]:
+        res = scipy.optimize.minimize(
+            fun, x0, jac=True, method=method, options={"maxiter": MAXFUN}
+        )
+        return res.x, float(res.fun), bool(res.success)
+
+    return run
+
+
+RUNS = {
+    "lx.LBFGS": ours("lbfgs"),
+    "lx.BFGS": ours("bfgs"),
+    "SciPy L-BFGS-B": scipys("L-BFGS-B"),
+    "SciPy BFGS": scipys("BFGS"),
+}
+
+
+def lowest(residuals: Residuals, x: np.ndarray) -> float:
+    """The lowest value near x."""
+    found = [float(residuals(x) @ residuals(x))]
+    sizes = np.where(x != 0.0, np.abs(x), 1.0)
+    for method, scale in (("lm", "jac"), ("trf", sizes)):
+        try:
+            res = scipy.optimize.least_squares(
+                residuals, x, jacobian(residuals), method=method, x_scale=scale,
+                xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=2000,
+            )
+            found.append(2.0 * res.cost)
+        except (ValueError, np.linalg.LinAlgError):
+            continue
+    return min(value for value in found if np.isfinite(value) or value == found[0])
+
+
+def judged(run: Any, residuals: Residuals, x0: np.ndarray) -> tuple[str, int]:
+    """The verdict on one run, a heading of the table, and its evaluations."""
+    calls, slopes = 0, jacobian(residuals)
+
+    def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
+        nonlocal calls
+        calls += 1
+        r = residuals(x)
+        return float(r @ r), 2.0 * slopes(x).T @ r
+
+    x, value, success = run(fun, x0)
+    start, best = float(residuals(x0) @ residuals(x0)), lowest(residuals, x)
+    gap, fallen = value - best, abs(start - best)
+    if success:
+        solved = gap <= 1e-4 * abs(best) + 1e-10 * fallen
+        return ("solved" if solved else "false success"), calls
+    there = gap <= 1e-8 * abs(best) + 1e-14 * fallen
+    return ("false failure" if there else "honest failure"), calls
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--nist", type=Path, help="the folder with the .dat files of NIST")
+    parser.add_argument("--count", type=int, default=200, help="random problems")
+    parser.add_argument("--quick", action="store_true", help="few problems")
+    arguments = parser.parse_args()
+    families: dict[str, list[Case]] = {
+        "Moré, Garbow & Hillstrom": [case[1:] for case in PROBLEMS],
+        "Random problems in mixed units": list(scaled(arguments.count)),
+    }
+    if arguments.nist:
+        families["NIST, both starts"] = list(nist(arguments.nist))
+    warnings.simplefilter("ignore")
+    np.seterr(all="ignore")
+    for title, cases in families.items():
+        cases = cases[:5] if arguments.quick else cases
+        rows = []
+        for name, run in RUNS.items():
+            verdicts = [judged(run, *case) for case in cases]
+            counts = Counter(verdict for verdict, _ in verdicts)
+            mean = np.exp(np.mean([np.log(calls) for _, calls in verdicts]))
+            rows.append([name, *(str(counts[key]) for key in HEADINGS[1:-1]), f"{mean:.1f}"])
+        full = f"{title}: {len(cases)} problems; geometric mean of evaluations"
+        print_table(full, HEADINGS, rows)
+    print_machine()
+
+
+if __name__ == "__main__":
+    main()
