@@ -86,9 +86,10 @@ def least_squares(
     f_scale : float
         The size from which a residual counts as an outlier, in the unit of the residuals.
     gtol : float
-        Stop when the `optimality` of the result is at most this: the remaining step is then, for
-        each parameter, at most gtol sqrt(m - p) of its standard error. Default: eps^0.6 of
-        the dtype, 4e-10 for float64.
+        Stop when the linearised residuals could lose at most this share of their norm: the
+        remaining step is then, for each parameter, at most gtol sqrt(m - p) of its standard error.
+        Stop also when rounding hides all further progress and the `optimality` of the result is at
+        most this. Default: eps^0.5 of the dtype, 1.5e-8 for float64.
     ftol, xtol : float
         Stop when, in two consecutive steps, the cost falls by at most ftol cost, or x, in the scale
         of its parameters, moves by at most xtol |x|. With 0, the default, a run continues until the

@@ -312,8 +312,8 @@ def lengths(eps: float) -> list[float]:
 
 
 def ahead(
-    settings: FitSettings, space: Space, x: Array, residuals: Array, columns: Array, box: Any,
-    length: float,
+    settings: FitSettings, space: Space, x: Array, residuals: Array, columns: Array, scale: Array,
+    box: Any, length: float,
 ) -> Array:
     """The point down the gradient, in the scale of each parameter, that changes the residuals by
     this share of their norm or by what rounding cannot hide; moved into the box."""
@@ -321,8 +321,8 @@ def ahead(
     of_rows, of_residuals = settings.weights(space, residuals)
     hidden = _hidden(space, x, residuals, columns)
     columns = columns * of_rows[:, None, :]
-    scale = divisor(space, space.max_abs(columns))    # the squares of a norm might overflow
-    scale = scale * divisor(space, norm(space, columns / scale[..., None]))
+    # A column that vanishes here would let its parameter go very far.
+    scale = divisor(space, scale)
     slope = space.products(columns / scale[..., None], residuals * of_residuals)
     slope = xp.where(frozen_at_bounds(space, x, slope, box), xp.zeros_like(slope), slope)
     unit = slope / divisor(space, space.max_abs(slope))[:, None]

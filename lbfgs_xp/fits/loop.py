@@ -13,7 +13,7 @@ import numpy as np
 from lbfgs_xp.arrays.backend import Array, Backend, identity
 from lbfgs_xp.arrays.rows import Rows, Sizes, compiled_size
 from lbfgs_xp.arrays.space import Space
-from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp.arrays.tree import Layout, leaf_name
 from lbfgs_xp.fits import levenberg_marquardt as lm
 from lbfgs_xp.fits import linear_model
 from lbfgs_xp.fits.linear_algebra import FEW
@@ -30,8 +30,8 @@ _STATUSES = {int(status): status for status in Status}
 # Statuses whose message differs from that of `minimize`.
 _MESSAGES = {
     Status.GRADIENT: (
-        "the residuals are stationary: the share of them that a change of the parameters could "
-        "still remove (optimality) is at most gtol"
+        "the residuals are stationary: what a change of the parameters could still remove of them "
+        "is at most the share gtol, or hidden by rounding"
     ),
     Status.LINE_SEARCH: (
         "none of the steps tried lowers the cost: residuals and Jacobian disagree, or there is a "
@@ -53,6 +53,7 @@ class _Outcome(NamedTuple):
     value: Array
     residuals: Array
     columns: Array
+    scale: Array
     optimality: Array
     nit: Array
     status: Array
@@ -60,8 +61,8 @@ class _Outcome(NamedTuple):
 
 def _outcome(state: lm.LMState) -> _Outcome:
     return _Outcome(
-        state.x, state.value, state.residuals, state.columns, state.linear.optimality, state.nit,
-        state.status,
+        state.x, state.value, state.residuals, state.columns, state.linear.scale,
+        state.linear.optimality, state.nit, state.status,
     )
 
 
@@ -297,12 +298,12 @@ class Fit:
     def look(self, length: float, first: bool) -> None:
         space, backend, known = self.space, self.space.backend, self._known
         rows = np.flatnonzero(self.confirmed == CLAIMED)
-        at = (known.x, known.residuals, known.columns, self.box)
+        at = (known.x, known.residuals, known.columns, known.scale, self.box)
         objective, some = self.objective, self.plan.compact and not backend.compiles
         if some:
             at, objective = space.take(at, rows), objective.take(rows)
-        *here, box = at
-        ahead = self.steps.ahead(*here, box, length)
+        *here, scale, box = at
+        ahead = self.steps.ahead(*here, scale, box, length)
         found = self._ask(objective, ahead)
         columns = self._ask(objective.columns, ahead, found)
         looks = self.steps.look(*here, ahead, found, columns)
@@ -333,8 +334,12 @@ class Fit:
         if end is not None:
             codes[codes == _RUNNING] = int(end)
         jacobian = backend.xp.matrix_transpose(outcome.columns)
+        silent = self._silent(outcome, codes)
         statuses = [_STATUSES[int(code)] for code in codes]
-        messages = [_MESSAGES.get(status, status.message) for status in statuses]
+        messages = [
+            _MESSAGES.get(status, status.message) + self._named(of_row)
+            for status, of_row in zip(statuses, silent, strict=True)
+        ]
         layout, calls = self.objective.layout, self.objective.calls
         if layout.batched:
             success = np.asarray([status.success for status in statuses])
@@ -353,6 +358,33 @@ class Fit:
             layout.to_tree(x), float(cost), residuals, jacobian, float(optimality), int(nit),
             calls.nfev, calls.njev, statuses[0].success, statuses[0], messages[0],
         )
+
+
+    def _silent(self, outcome: _Outcome, codes: np.ndarray) -> np.ndarray:
+        """A mask (B, p) of the parameters to which the residuals do not respond, except those at a
+        bound. Differences that find no response at all are no success."""
+        space, to_host = self.space, self.space.backend.to_host
+        silent = np.asarray(to_host(space.max_abs(outcome.columns)) == 0.0)
+        if self.box is not None:
+            x, low, high = map(to_host, (outcome.x, *self.box))
+            silent &= (x > low) & (x < high)
+        if self.objective.calls_per_jacobian:
+            none = silent.all(axis=-1) & (np.asarray(to_host(outcome.value)) > 0.0)
+            codes[none & (codes == int(Status.GRADIENT))] = int(Status.LINE_SEARCH)
+        return silent
+
+    def _named(self, silent: np.ndarray) -> str:
+        """What a message adds about such parameters."""
+        if not silent.any():
+            return ""
+        layout = self.objective.layout
+        names = []
+        for i, shape in enumerate(layout.shapes):
+            name = leaf_name(layout.structure, i, "x0")
+            inner = shape[len(layout.batch) :]
+            names += [name + (str(list(map(int, k))) if k else "") for k in np.ndindex(*inner)]
+        found = [name for name, is_silent in zip(names, silent, strict=True) if is_silent]
+        return f"; the residuals do not respond to {', '.join(found)}"
 
 
 class _Twins:

@@ -10,6 +10,7 @@ import numpy as np
 
 from lbfgs_xp.arrays.backend import Array, Backend, identity
 from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.arrays.tree import unflatten
 from lbfgs_xp.fits.data import in_units_of_data, in_units_of_sigma
 from lbfgs_xp.fits.linear_algebra import (
     FEW,
@@ -22,7 +23,12 @@ from lbfgs_xp.fits.linear_algebra import (
 from lbfgs_xp.fits.linear_model import rank_cut
 from lbfgs_xp.fits.losses import ResidualLoss
 from lbfgs_xp.fits.residuals import Residuals
-from lbfgs_xp.fits.result import BatchCurveFit, CurveFit, LeastSquaresResult
+from lbfgs_xp.fits.result import (
+    BatchCurveFit,
+    CurveFit,
+    LeastSquaresResult,
+    leaves_in_order,
+)
 from lbfgs_xp.fits.settings import FitSettings
 
 
@@ -52,6 +58,12 @@ def report(
     covariance, loose = _covariance(settings, space, jacobian)
     of_fit = backend.jit(_statistics, loss, absolute_sigma, space)
     covariance, stderr, chi2, reduced, r2 = of_fit(weighted, y, weights, fixed, covariance, loose)
+
+    leaves = np.split(np.arange(p), np.cumsum(layout.sizes)[:-1])
+    order = np.concatenate(leaves_in_order(unflatten(layout.structure, leaves)))
+    if (order != np.arange(p)).any():
+        places = backend.index_array(order)
+        covariance = xp.take(xp.take(covariance, places, axis=-1), places, axis=-2)
 
     def public(numbers: Array) -> Any:
         return numbers if layout.batched else float(backend.to_host(numbers)[0])

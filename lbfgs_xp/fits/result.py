@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, NoReturn
 
+from lbfgs_xp.arrays.tree import flatten
 from lbfgs_xp.result import Status, table
 
 
@@ -23,17 +25,17 @@ class LeastSquaresResult:
     jac : array (m, p)
         Their Jacobian, with columns in the order of the leaves of x0.
     optimality : float
-        |Q^T r| / |r|, with Q an orthonormal basis of the columns of the Jacobian (without those of
-        parameters held at a bound): the share of the residuals that a change of the parameters
-        could still remove.
+        max |J_j . r| / (|J_j| |r|) over the columns J_j of the Jacobian, without those of
+        parameters held at a bound: the cosine of the smallest angle between a column and the
+        residuals (the test of MINPACK for gtol).
     nit : int
         Steps taken.
     nfev, njev : int
         Calls of the residuals, including those for finite differences, and evaluations of the
         Jacobian.
     success, status, message
-        Whether the run succeeded, and why it ended; see `lx.Status`. `GRADIENT` means
-        optimality <= gtol.
+        Whether the run succeeded, and why it ended; see `lx.Status`. After
+        `GRADIENT` optimality <= gtol.
     """
 
     x: Any
@@ -78,7 +80,8 @@ class CurveFit:
     x : like p0
         The parameters, in the structure of p0.
     covariance : array (p, p)
-        Their covariance, for all p numbers in the order of the leaves of p0. If the data do not
+        Their covariance, for all p numbers in the order in which `x` and `stderr` list them (see
+        also `covariance_of`). If the data do not
         determine all parameters, it covers only the directions that they do determine; if there are
         no more data than parameters and absolute_sigma is False, it is infinite.
     stderr : like p0
@@ -117,6 +120,43 @@ class CurveFit:
     def __repr__(self) -> str:
         return table(self)
 
+    def covariance_of(self, one: str, other: str | None = None) -> Any:
+        """The part of `covariance` that belongs to two parameters of a dict, or to one.
+
+        Parameters
+        ----------
+        one, other : names of p0; other=None: the same as `one`.
+
+        Returns
+        -------
+        array (k, l), for parameters of k and l numbers; (B, k, l) for a batch
+
+        Raises
+        ------
+        TypeError, KeyError
+            If p0 is no dict, or has no parameter of this name.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import lbfgs_xp as lx
+        >>> x, start = np.arange(5.0), {"slope": 1.0, "offset": 0.0}
+        >>> model = lambda x, slope, offset: offset + slope * x
+        >>> y = np.asarray([0.1, 1.0, 2.1, 2.9, 4.0])
+        >>> fit = lx.curve_fit(model, x, y, start, jac="3-point")
+        >>> bool(fit.covariance_of("slope", "offset")[0, 0] == fit.covariance[0, 1])
+        True
+        """
+        if not isinstance(self.x, dict):
+            raise TypeError(f"p0 is a {type(self.x).__name__}; wanted a dict, whose names to use")
+        batch, places, start = self.covariance.ndim - 2, {}, 0
+        for name, part in self.x.items():
+            size = sum(math.prod(leaf.shape[batch:]) for leaf in leaves_in_order(part))
+            places[name] = slice(start, start + size)
+            start += size
+        rows, columns = places[one], places[one if other is None else other]
+        return self.covariance[..., rows, columns]
+
     def __iter__(self) -> NoReturn:
         raise TypeError(
             "the result of curve_fit is a single object, not a pair to unpack; wanted "
@@ -142,3 +182,12 @@ class BatchCurveFit(CurveFit):
     success: Any
     status: Any
     message: list[str]  # type: ignore[assignment]
+
+
+def leaves_in_order(tree: Any) -> list[Any]:
+    """The leaves in the order in which the tree lists them; `flatten` sorts the keys of a dict."""
+    if isinstance(tree, dict):
+        tree = tuple(tree.values())
+    elif not isinstance(tree, (list, tuple)):
+        return flatten(tree)[0]
+    return [leaf for part in tree for leaf in leaves_in_order(part)]

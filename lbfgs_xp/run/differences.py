@@ -114,7 +114,8 @@ class Differences:
             due = due | (moved & (count == number))
         if vector:
             variation = xp.maximum(variation, before)
-            length = xp.minimum(length, _FAR * most)
+            # A step must not vanish beside x.
+            length = xp.maximum(xp.minimum(length, _FAR * most), backend.eps**0.5 * size)
         elif not first:
             length = length * unit
         before, variation = variation, xp.maximum(variation, _DIGITS * noise)

@@ -1,0 +1,298 @@
+"""Fits in any units: parameters of any size, offsets, columns that count for nothing, bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lbfgs_xp as lx
+
+U = np.linspace(-4.0, 4.0, 80)
+X = np.linspace(-1.0, 1.0, 20)
+FINE = np.linspace(0.1, 5.0, 60)
+
+
+def peak(x: Any, A: Any, m: Any, s: Any, b: Any) -> Any:
+    return A * np.exp(-0.5 * ((x - m) / s) ** 2) + b
+
+
+def line(x: Any, a: Any, b: Any) -> Any:
+    return a + b * x
+
+
+def parabola(x: Any, a: Any, b: Any) -> Any:
+    return a + b * x**2
+
+
+def decay(x: Any, a: Any, k: Any) -> Any:
+    return a * np.exp(-k * x)
+
+
+# --- the steps of differences ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+@pytest.mark.parametrize(
+    ("centre", "width"),
+    [(6562.8, 0.05), (1000.5, 0.005), (2459000.5, 0.5), (0.0, 1e-9), (-5e5, 3.0), (1e-7, 1e-8)],
+)
+def test_a_narrow_line_far_from_0(centre: float, width: float, jac: Any) -> None:
+    y = peak(U, 2.0, 0.3, 1.0, 0.5) + 0.02 * np.random.default_rng(0).normal(size=80)
+    wanted = lx.curve_fit(peak, U, y, [1.0, 0.0, 1.5, 0.0], jac="3-point")
+    res = lx.curve_fit(peak, centre + width * U, y, [1.0, centre, 1.5 * width, 0.0], jac=jac)
+    assert res.success and res.chi2 == pytest.approx(wanted.chi2, rel=1e-6)
+    assert (res.x[1] - centre) / width == pytest.approx(wanted.x[1], abs=1e-4)
+    assert res.stderr[1] / width == pytest.approx(wanted.stderr[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("start", [0.0, 1e-16, -1e-16, 1e-300, 1e-8])
+def test_a_start_that_says_nothing_of_the_scale(start: float) -> None:
+    y = 1.0 + 0.5 * X**2 + 0.01 * X**3
+    res = lx.curve_fit(parabola, X, y, [1.0, start], jac="3-point")
+    assert res.success
+    np.testing.assert_allclose(res.x, [1.0, 0.5], rtol=1e-7)
+
+
+def test_an_optimum_at_0_has_its_errors() -> None:
+    y = 1.0 + 0.01 * X**3
+    res = lx.curve_fit(parabola, X, y, [1.0, 1.0], jac="3-point")
+    exact = lx.curve_fit(
+        parabola, X, y, [1.0, 1.0],
+        jac=lambda x, a, b: np.stack([np.ones_like(x), x**2], axis=-1),
+    )
+    np.testing.assert_allclose(res.stderr, exact.stderr, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [1e-12, 1e-6, 1e-3, 1e6])
+def test_rates_of_any_size(rate: float) -> None:
+    t = np.linspace(0.0, 4.0, 40) / rate
+    res = lx.curve_fit(decay, t, decay(t, 3.0, 1.7 * rate), [2.0, rate], jac="3-point")
+    np.testing.assert_allclose(res.x, [3.0, 1.7 * rate], rtol=1e-7)
+    with np.errstate(all="ignore"):
+        found = lx.minimize(
+            lambda v: np.sum((decay(t, *v) - decay(t, 3.0, 1.7 * rate)) ** 2),
+            np.asarray([2.0, rate]), jac="3-point", method="bfgs", gtol=0.0,
+        )
+    np.testing.assert_allclose(found.x, [3.0, 1.7 * rate], rtol=1e-3)
+
+
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+@pytest.mark.parametrize("size", [1.0, 1e8, 1e16, 1e100])
+def test_the_model_is_differenced_without_the_data(size: float, jac: Any) -> None:
+    y = size * np.asarray([0.5, 0.9, 1.0])
+    res = lx.curve_fit(lambda x, c: c + 0.0 * x, np.arange(3.0), y, [1.0], jac=jac)
+    np.testing.assert_allclose(res.x, [0.8 * size], rtol=1e-6)
+
+
+class Watched:
+    """A model that notes the parameters with which it is called."""
+
+    def __init__(self, model: Callable):
+        self.model, self.seen = model, []  # type: ignore[var-annotated]
+
+    def __call__(self, x: Any, *parameters: float) -> Any:
+        self.seen.append([float(p) for p in parameters])
+        return self.model(x, *parameters)
+
+
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+@pytest.mark.parametrize(
+    ("model", "start", "bounds", "wanted"),
+    [
+        (lambda x, a, d: a * x + np.sqrt(d), [1.0, 0.0], ([-9.0, 0.0], [9.0, 9.0]), 0.0),
+        (lambda x, a, d: a * x + np.log(d), [1.0, 1e-3], ([-9.0, 1e-3], [9.0, 9.0]), None),
+        (lambda x, a, d: a * x + np.arccos(d), [1.0, 1.0], ([-9.0, -1.0], [9.0, 1.0]), 1.0),
+    ],
+)
+def test_differences_stay_within_the_bounds(
+    model: Any, start: list[float], bounds: Any, wanted: float | None, jac: Any
+) -> None:
+    watched = Watched(model)
+    res = lx.curve_fit(watched, FINE, 2.0 * FINE - 0.3, start, jac=jac, bounds=bounds)
+    seen = np.asarray(watched.seen)
+    assert (seen >= bounds[0]).all() and (seen <= bounds[1]).all()
+    assert res.success and np.isfinite(res.chi2)
+    if wanted is not None:
+        assert res.x[1] == pytest.approx(wanted, abs=1e-9)
+
+
+def test_differences_of_minimize_stay_within_the_bounds() -> None:
+    seen = []
+
+    def fun(v: Any) -> Any:
+        seen.append(v.copy())
+        return np.sum(v - np.asarray([1.0, 0.0]) * np.log(v))
+
+    res = lx.minimize(
+        fun, np.asarray([2.0, 1.0]), jac="3-point", method="projected_gradient",
+        bounds=(1e-12, None),
+    )
+    assert np.min(seen) >= 1e-12
+    np.testing.assert_allclose(res.x, [1.0, 0.0], atol=1e-6)
+
+
+def test_at_the_end_of_the_domain_differences_go_the_other_way() -> None:
+    with np.errstate(all="ignore"):
+        res = lx.curve_fit(
+            lambda x, a, d: a * x + d + d**1.5, FINE, 2.0 * FINE + 6.0, [1.0, 0.0], jac="3-point"
+        )
+    np.testing.assert_allclose(res.x, [2.0, 2.3643865], rtol=1e-6)
+
+
+# --- columns that count for nothing --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+@pytest.mark.parametrize("kind", ["zero", "double"])
+def test_a_column_without_information_may_stand_anywhere(place: int, kind: str) -> None:
+    rng = np.random.default_rng(0)
+    A, b = rng.normal(size=(20, 3)), rng.normal(size=20)
+    column = np.zeros((20, 1)) if kind == "zero" else 2.0 * A[:, [1]]
+    F = np.hstack([A[:, :place], column, A[:, place:]])
+    res = lx.least_squares(lambda v: F @ v - b, np.ones(4), jac=lambda v: F)
+    assert res.status is lx.Status.GRADIENT and res.nit <= 3
+    best = np.linalg.lstsq(A, b, rcond=None)[0]
+    assert 2.0 * res.cost == pytest.approx(np.sum((A @ best - b) ** 2), rel=1e-12)
+
+
+# --- when a fit stops ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", [1e-3, 1.0, -7.0, 1e5])
+def test_a_linear_problem_takes_two_steps(start: float) -> None:
+    F = np.random.default_rng(1).normal(size=(50, 5))
+    h = np.random.default_rng(2).normal(size=50)
+    res = lx.least_squares(lambda v: F @ v - h, np.full(5, start), jac=lambda v: F)
+    assert res.status is lx.Status.GRADIENT and res.nfev <= 3
+
+
+def chebyquad(x: Any) -> Any:
+    """Chebyquad (More, Garbow & Hillstrom 1981, problem 35)."""
+    n, rows = len(x), []
+    before, now = np.ones(n), 2.0 * x - 1.0
+    for k in range(1, n + 1):
+        rows.append(np.sum(now) / n - (0.0 if k % 2 else -1.0 / (k * k - 1.0)))
+        before, now = now, 2.0 * (2.0 * x - 1.0) * now - before
+    return np.stack(rows)
+
+
+def freudenstein_roth(x: Any) -> Any:
+    """Problem 2 of the same paper."""
+    return np.stack([
+        -13.0 + x[0] + ((5.0 - x[1]) * x[1] - 2.0) * x[1],
+        -29.0 + x[0] + ((x[1] + 1.0) * x[1] - 14.0) * x[1],
+    ])
+
+
+def complex_step(function: Callable) -> Callable:
+    def jacobian(x: Any) -> Any:
+        steps = x + 1e-30j * np.eye(len(x))
+        return np.stack([np.imag(function(row)) / 1e-30 for row in steps], axis=-1)
+
+    return jacobian
+
+
+@pytest.mark.parametrize(
+    ("function", "start", "chi2", "most"),
+    [
+        (chebyquad, np.arange(1, 9) / 9.0, 3.51687e-3, 150),
+        (chebyquad, np.arange(1, 11) / 11.0, 6.50395e-3, 150),
+        (freudenstein_roth, [0.5, -2.0], 48.9842, 60),
+        (lambda v: v * v + 5.0, [2.0], 25.0, 60),
+        (lambda v: 1.0 + v**4 + v**2, [1.0], 1.0, 60),
+    ],
+)
+def test_square_systems_without_a_root_end(
+    function: Callable, start: Any, chi2: float, most: int
+) -> None:
+    """At such a minimum the Jacobian is singular, and the linearised residuals could vanish."""
+    x0 = np.asarray(start, dtype=float)
+    res = lx.least_squares(function, x0, jac=complex_step(function))
+    assert res.success and res.nfev <= most
+    assert 2.0 * res.cost == pytest.approx(chi2, rel=1e-5)
+
+
+@pytest.mark.parametrize("offset", [1e6, 1e9, -3e10])
+def test_a_small_signal_beside_an_offset(offset: float) -> None:
+    w = np.linspace(-3.0, 3.0, 60)
+    for seed in range(10):
+        noise = 0.02 * np.random.default_rng(seed).normal(size=60)
+        y = offset + (peak(w, 2.0, 0.3, 0.8, 0.5) + noise)
+        res = lx.curve_fit(peak, w, y, [1.0, 0.0, 1.0, offset], jac="3-point")
+        assert res.success and res.x[1] == pytest.approx(0.3, abs=0.05)
+
+
+# --- bounds --------------------------------------------------------------------------------------
+
+
+def three(x: Any, *p: Any) -> Any:
+    return sum(
+        p[i] * np.exp(-((x - p[i + 1]) ** 2) / (2.0 * p[i + 2] ** 2)) for i in (0, 3, 6)
+    )
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_peak_is_thrown_away(seed: int) -> None:
+    """A first step onto the bound 0 of an amplitude leaves its position and width undetermined."""
+    z, low, high = np.linspace(-8.0, 8.0, 89), [0.0, -5.0, 0.3] * 3, [200.0, 8.0, 6.0] * 3
+    truth = [23.0, -2.0, 2.0, 40.0, 1.0, 1.2, 60.0, 3.5, 1.5]
+    y = three(z, *truth) + np.random.default_rng(seed).normal(size=89)
+    start = [23.0, -1.5, 3.5, 17.0, 1.0, 1.5, 80.0, 3.5, 3.0]
+    res = lx.curve_fit(three, z, y, start, jac="3-point", bounds=(low, high))
+    assert res.success and res.chi2 < 130.0
+
+
+# --- the covariance of a dict --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_the_covariance_has_the_order_of_x(batched: bool) -> None:
+    names = ("b", "a", "m")
+    model = lambda x, b, a, m: b + a * np.exp(-m * x)  # noqa: E731
+    t = np.linspace(0.0, 4.0, 40)
+    y = model(t, 0.5, 2.0, 1.3) + 0.02 * np.random.default_rng(0).normal(size=40)
+    start = dict(zip(names, (0.0, 1.0, 1.0), strict=True))
+    listed = lx.curve_fit(model, t, y, list(start.values()), jac="3-point")
+    named = lx.curve_fit(
+        model, t, np.stack([y, y]) if batched else y, start, jac="3-point", batched=batched
+    )
+    covariance = named.covariance[1] if batched else named.covariance
+    assert tuple(named.x) == names
+    np.testing.assert_allclose(covariance, listed.covariance, rtol=1e-4)
+    for i, one in enumerate(names):
+        for j, other in enumerate(names):
+            part = named.covariance_of(one, other)
+            np.testing.assert_array_equal(part[..., 0, 0], named.covariance[..., i, j])
+        stderr = np.sqrt(named.covariance_of(one)[..., 0, 0])
+        np.testing.assert_allclose(np.squeeze(named.stderr[one]), np.squeeze(stderr), rtol=1e-12)
+    with pytest.raises(TypeError, match="wanted a dict"):
+        listed.covariance_of("a")
+
+
+# --- no response ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [
+    lambda x, a, b: np.round(a * x) + 0.0 * b, lambda x, a, b: 0.0 * (x + a + b) + 7.0,
+    lambda x, a, b: np.where(a + b < 1e5, x, 0.0),
+])
+def test_a_model_that_does_not_respond_is_no_success(model: Any) -> None:
+    x = np.arange(5.0)
+    for batched in (False, True):
+        y = np.stack([3.0 * x, 4.0 * x]) if batched else 3.0 * x
+        res = lx.curve_fit(model, x, y, [1.0, 1.0], jac="3-point", batched=batched)
+        assert not np.any(res.success)
+        message = res.message[0] if batched else res.message
+        assert "do not respond to x0[0], x0[1]" in message
+
+
+def test_a_silent_parameter_is_named() -> None:
+    start = {"a": 1.0, "b": np.ones(2), "unused": 5.0}
+    res = lx.curve_fit(
+        lambda x, a, b, unused: a + b[0] * x, X, 1.0 + 2.0 * X, start, jac="3-point"
+    )
+    assert res.success and "do not respond to x0.b[1], x0.unused" in res.message
+    assert np.isinf(res.stderr["unused"]) and np.isfinite(res.stderr["a"])
