@@ -75,6 +75,7 @@ class Differences:
     def __init__(self, backend: Backend, function: Callable[[Array], Any], least: float):
         self.backend, self.function, self.least = backend, function, least
         self.known: tuple[Array, ...] = ()
+        self._calls = 0
 
     def __call__(
         self, x: Array, value: Any, variation: Any, central: bool, bounds: Any = None,
@@ -129,7 +130,10 @@ class Differences:
         scales = noise, variation, most
         # A run on one value must find the same gradients when it is continued.
         free = backend.reads_are_free
-        looks = first or (vector and (not free or bool(xp.any(due))))
+        self._calls += 1
+        # On a device, to ask which points are due would be to wait.
+        any_due = bool(xp.any(due)) if free else self._calls in _WHEN_TO_LOOK
+        looks = first or (vector and any_due)
         for attempt in range(_AGAIN):
             found = self._take(x, value, scales, seen, columns, central, bounds, looks)
             for k, i in enumerate(columns):

@@ -130,6 +130,8 @@ def test_an_iteration_of_a_fit(
     backend: Backend, batched: bool, reads: int, uploads: int, operations: float
 ) -> None:
     xp, jac = backend.xp, None if backend.has_autodiff else "2-point"
+    if jac:
+        operations += 120  # the differences measure their steps
     t = backend.asarray(np.linspace(0.0, 4.0, 50))
     noise = np.cos(40.0 * np.linspace(0.0, 4.0, 50) + np.arange(1000.0)[:, None])
     curves = 3.0 * xp.exp(-0.5 * t) + 0.01 * backend.asarray(noise)
@@ -144,7 +146,7 @@ def test_an_iteration_of_a_fit(
         assert np.all((backend.to_numpy(fit.nit) if batched else fit.nit) == iterations)
         counts.append(crossed)
     short, long = counts
-    check(short, 1, 2 * reads + 8, 2 * uploads + 7, 1400)  # the start and the report
+    check(short, 1, 2 * reads + 8, 2 * uploads + 7, 2000)  # the start and the report
     if long.uploads is None:
         assert long.reads - short.reads <= 4 * (reads + uploads)
     else:
