@@ -2,10 +2,11 @@
 
 Sums of squares, as plain functions with gradients: the problems of Moré, Garbow & Hillstrom, random
 problems whose variables have units from 1e-8 to 1e8, and with --nist FOLDER the nonlinear
-regressions of NIST from both starts. L-BFGS and BFGS of this library and of SciPy, each with its
-default tolerances. The lowest value near the end of a run is found by Levenberg-Marquardt in scaled
-variables. A success is false if that is lower by more than 1e-4 of it and 1e-10 of the decrease so
-far; a failure is false if the run is within 1e-8 and 1e-14 of it.
+regressions of NIST from both starts. L-BFGS, BFGS and least squares of this library and of SciPy,
+each with its default tolerances (least squares by MINPACK). The lowest value near the end of a run
+is found by Levenberg-Marquardt in scaled variables. A success is false if that is lower by more
+than 1e-4 of it and 1e-10 of the decrease so far; a failure is false if the run is within 1e-8 and
+1e-14 of it.
 """
 
 from __future__ import annotations
@@ -111,12 +112,41 @@ def scipys(method: str) -> Callable[[Any, np.ndarray], tuple[np.ndarray, float, 
     return run
 
 
+def least_squares(residuals: Any, x0: np.ndarray) -> tuple[np.ndarray, float, bool]:
+    res = lx.least_squares(residuals, x0, jac=residuals.jacobian, maxfun=MAXFUN)
+    return res.x, 2.0 * res.cost, res.success
+
+
+def minpack(residuals: Any, x0: np.ndarray) -> tuple[np.ndarray, float, bool]:
+    x, _, info, _, code = scipy.optimize.leastsq(
+        residuals, x0, Dfun=residuals.jacobian, full_output=True, maxfev=MAXFUN
+    )
+    return x, float(np.sum(info["fvec"] ** 2)), code in (1, 2, 3, 4)
+
+
 RUNS = {
     "lx.LBFGS": ours("lbfgs"),
     "lx.BFGS": ours("bfgs"),
     "SciPy L-BFGS-B": scipys("L-BFGS-B"),
     "SciPy BFGS": scipys("BFGS"),
+    "lx.least_squares": least_squares,
+    "SciPy leastsq": minpack,
 }
+
+
+class Counted:
+    """Residuals that count their calls; and the sum of their squares with its gradient."""
+
+    def __init__(self, residuals: Residuals):
+        self.residuals, self.jacobian, self.calls = residuals, jacobian(residuals), 0
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        self.calls += 1
+        return self.residuals(x)
+
+    def squares(self, x: np.ndarray) -> tuple[float, np.ndarray]:
+        r = self(x)
+        return float(r @ r), 2.0 * self.jacobian(x).T @ r
 
 
 def lowest(residuals: Residuals, x: np.ndarray) -> float:
@@ -137,15 +167,9 @@ def lowest(residuals: Residuals, x: np.ndarray) -> float:
 
 def judged(run: Any, residuals: Residuals, x0: np.ndarray) -> tuple[str, int]:
     """The verdict on one run, a heading of the table, and its evaluations."""
-    calls, slopes = 0, jacobian(residuals)
-
-    def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
-        nonlocal calls
-        calls += 1
-        r = residuals(x)
-        return float(r @ r), 2.0 * slopes(x).T @ r
-
-    x, value, success = run(fun, x0)
+    counted = Counted(residuals)
+    x, value, success = run(counted if run in (least_squares, minpack) else counted.squares, x0)
+    calls = counted.calls
     start, best = float(residuals(x0) @ residuals(x0)), lowest(residuals, x)
     gap, fallen = value - best, abs(start - best)
     if success:
