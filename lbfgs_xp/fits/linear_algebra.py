@@ -92,6 +92,14 @@ def svd(space: Space, matrix: Array) -> tuple[Array, Array, Array]:
     return left, values, rows
 
 
+def rank_cut(accuracy: float, space: Space, m: int, p: int) -> float:
+    """The singular values of a matrix (m, p), relative to the largest, that its errors explain.
+
+    accuracy : its relative error, apart from rounding.
+    """
+    return max(max(m, p) * space.backend.eps, accuracy)
+
+
 def outer_sum(space: Space, rows: Array) -> Array:
     """The sum over the rows of their outer products: (..., k, p) -> (..., p, p)."""
     return space.xp.matrix_transpose(rows) @ rows

@@ -24,6 +24,7 @@ from lbfgs_xp.fits.linear_algebra import (
     norm,
     normal_matrix,
     qr,
+    rank_cut,
     safe_pivot,
     solve_upper,
     substitute,
@@ -124,7 +125,7 @@ def decompose(
     # Directions that change nothing leave only rounding errors in R, wherever their columns stand.
     left, values, R = svd(space, R)
     q = transposed_product(space, left, q)
-    seen = values > rank_cut(settings, space, m, p) * values[:, :1]
+    seen = values > rank_cut(settings.accuracy, space, m, p) * values[:, :1]
     values = xp.where(seen, values, xp.zeros_like(values))
     R = values[..., None] * R
     q = xp.where(seen, q, xp.zeros_like(q))
@@ -133,11 +134,6 @@ def decompose(
     return _linear(
         settings, space, residuals, R, q, slope, part, norms, largest, frozen, finite, hard
     )
-
-
-def rank_cut(settings: FitSettings, space: Space, m: int, p: int) -> float:
-    """The singular values of J (m, p), relative to the largest, that its errors account for."""
-    return max(max(m, p) * space.backend.eps, settings.accuracy)
 
 
 def _linear(

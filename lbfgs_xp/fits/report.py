@@ -11,16 +11,8 @@ import numpy as np
 from lbfgs_xp.arrays.backend import Array, Backend, identity
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import unflatten
+from lbfgs_xp.fits.covariance import inverse_of_squares
 from lbfgs_xp.fits.data import in_units_of_data, in_units_of_sigma
-from lbfgs_xp.fits.linear_algebra import (
-    FEW,
-    eliminate,
-    normal_matrix,
-    outer_sum,
-    safe_pivot,
-    svd,
-)
-from lbfgs_xp.fits.linear_model import rank_cut
 from lbfgs_xp.fits.losses import ResidualLoss
 from lbfgs_xp.fits.residuals import Residuals
 from lbfgs_xp.fits.result import (
@@ -55,7 +47,7 @@ def report(
     xp, space = backend.xp, Space(backend, batched=True)
     weighted, jacobian = xp.reshape(weighted, (-1, m)), xp.reshape(jacobian, (-1, m, p))
     jacobian = backend.jit(_seen, loss, space)(weighted, jacobian, fixed)
-    covariance, loose = _covariance(settings, space, jacobian)
+    covariance, loose = inverse_of_squares(settings.accuracy, space, jacobian)
     of_fit = backend.jit(_statistics, loss, absolute_sigma, space)
     covariance, stderr, chi2, reduced, r2 = of_fit(weighted, y, weights, fixed, covariance, loose)
 
@@ -132,47 +124,3 @@ def _statistics(
     rest = data - level[:, None] * unit
     r2 = 1.0 - space.dot(weighted, weighted) / space.dot(rest, rest)
     return covariance, stderr, chi2, reduced, r2
-
-
-def _covariance(settings: FitSettings, space: Space, jacobian: Array) -> tuple[Array, Array]:
-    """(J^T J)^-1, or its pseudo-inverse if J^T J is singular; and a mask of loose parameters."""
-    if jacobian.shape[-1] > FEW:
-        return _pseudo_inverse(settings, space, jacobian)
-    covariance, loose, sound = space.backend.jit(_inverse, space)(jacobian)
-    rest = np.flatnonzero(~space.backend.to_host(sound))
-    if rest.size == 0:
-        return covariance, loose
-    exact = _pseudo_inverse(settings, space, space.take(jacobian, rest))
-    return space.put(rest, exact, (covariance, loose))
-
-
-def _inverse(space: Space, jacobian: Array) -> tuple[Array, Array, Array]:
-    """(J^T J)^-1 by elimination, with no loose parameters; and whether it keeps enough digits."""
-    xp, p = space.xp, jacobian.shape[-1]
-    gram, norms, kept = normal_matrix(space, xp.matrix_transpose(jacobian))
-    one = xp.eye(p, dtype=gram.dtype, device=space.backend.creation_device)
-    rows, least = eliminate(space, xp.concat([gram, xp.broadcast_to(one, gram.shape)], axis=-1))
-    covariance = outer_sum(space, rows[..., p:] / norms[:, None, :])
-    sound = (least > safe_pivot(space)) & xp.all(kept, axis=-1)
-    return covariance, xp.zeros_like(kept), sound
-
-
-def _pseudo_inverse(
-    settings: FitSettings, space: Space, jacobian: Array
-) -> tuple[Array, Array]:
-    """`_covariance` by singular values of the Jacobian with its columns scaled to length 1, so that
-    the units of the parameters do not matter."""
-    xp, eps = space.xp, space.backend.eps
-    finite = xp.all(xp.isfinite(jacobian), axis=(-2, -1))
-    jacobian = xp.where(finite[:, None, None], jacobian, xp.zeros_like(jacobian))
-    columns = xp.matrix_transpose(jacobian)
-    norms = xp.sqrt(space.dot(columns, columns))
-    norms = xp.where(norms > 0.0, norms, xp.ones_like(norms))
-    _, values, rows = svd(space, jacobian / norms[:, None, :])
-    kept = values > rank_cut(settings, space, *jacobian.shape[-2:]) * values[:, :1]
-    values = xp.where(kept, values, xp.ones_like(values))
-    rows = xp.where(kept[..., None], rows, xp.zeros_like(rows))
-    squares = xp.matrix_transpose(rows * rows)
-    loose = 1.0 - space.sum(squares) > math.sqrt(eps)
-    covariance = outer_sum(space, rows / values[..., None] / norms[:, None, :])
-    return covariance, loose

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any, NoReturn
 
-from lbfgs_xp.arrays.tree import flatten
+import numpy as np
+
+from lbfgs_xp.arrays.backend import Array, Backend
+from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.arrays.tree import Layout, flatten
+from lbfgs_xp.fits.covariance import inverse_of_squares
 from lbfgs_xp.result import Status, table
 
 
@@ -36,6 +42,8 @@ class LeastSquaresResult:
     success, status, message
         Whether the run succeeded, and why it ended; see `lx.Status`. After
         `GRADIENT` optimality <= gtol.
+    covariance, stderr
+        Computed when they are asked for; see there.
     """
 
     x: Any
@@ -52,6 +60,43 @@ class LeastSquaresResult:
 
     def __repr__(self) -> str:
         return table(self)
+
+    @functools.cached_property
+    def covariance(self) -> Any:
+        """The covariance (p, p) of the numbers of x, in the order of its leaves, as `lx.curve_fit`
+        estimates it: s^2 (J^T J)^-1 with s^2 = 2 cost / (m - p); for a batch (B, p, p).
+
+        It holds for the linear loss and parameters away from their bounds. If the residuals do not
+        determine all parameters, it covers only the directions that they do determine; it is
+        infinite if m <= p.
+        """
+        return self._errors[0]
+
+    @functools.cached_property
+    def stderr(self) -> Any:
+        """The standard deviations of the parameters, like x: the square roots of the diagonal of
+        `covariance`; infinite for parameters that the residuals do not determine."""
+        batched = self.jac.ndim == 3
+        return Layout(self.x, batched).to_tree(self._errors[1])
+
+    @functools.cached_property
+    def _errors(self) -> tuple[Array, Array]:
+        backend = Backend.of(self.jac)
+        xp, space = backend.xp, Space(backend, batched=True)
+        m, p = self.jac.shape[-2:]
+        with np.errstate(all="ignore"):
+            jacobian = xp.reshape(self.jac, (-1, m, p))
+            inverse, loose = inverse_of_squares(0.0, space, jacobian)
+            squares = xp.reshape(self.fun, (-1, m))
+            covariance = xp.full_like(inverse, math.inf)
+            if m > p:
+                covariance = inverse * (space.dot(squares, squares) / (m - p))[:, None, None]
+            one = xp.eye(p, dtype=covariance.dtype, device=backend.creation_device)
+            stderr = xp.sqrt(space.sum(xp.where(one > 0.0, covariance, xp.zeros_like(covariance))))
+            stderr = xp.where(loose, xp.full_like(stderr, math.inf), stderr)
+        if self.jac.ndim == 2:
+            return covariance[0, ...], stderr[0, ...]
+        return covariance, stderr
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -296,3 +296,21 @@ def test_a_silent_parameter_is_named() -> None:
     )
     assert res.success and "do not respond to x0.b[1], x0.unused" in res.message
     assert np.isinf(res.stderr["unused"]) and np.isfinite(res.stderr["a"])
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_least_squares_has_the_errors_of_curve_fit(batched: bool) -> None:
+    y = decay(FINE, 3.0, 0.7) + 0.05 * np.random.default_rng(0).normal(size=60)
+    x0, data = np.asarray([2.0, 1.0]), y
+    if batched:
+        x0, data = np.stack([x0, x0]), np.stack([y, y])
+
+    def residuals(v: Any) -> Any:
+        return decay(FINE, v[..., :1], v[..., 1:]) - data
+
+    res = lx.least_squares(residuals, x0, jac="3-point", batched=batched)
+    fit = lx.curve_fit(decay, FINE, data, [2.0, 1.0], jac="3-point", batched=batched)
+    np.testing.assert_allclose(res.covariance, fit.covariance, rtol=1e-5)
+    np.testing.assert_allclose(res.stderr, fit.stderr, rtol=1e-5)
+    square = lx.least_squares(lambda v: v - 1.0, np.zeros(2), jac=lambda v: np.eye(2))
+    assert np.isinf(square.covariance).all() and np.isinf(square.stderr).all()

@@ -1,0 +1,65 @@
+"""The covariance of parameters, from the Jacobian of the residuals."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.fits.linear_algebra import (
+    FEW,
+    eliminate,
+    normal_matrix,
+    outer_sum,
+    rank_cut,
+    safe_pivot,
+    svd,
+)
+
+
+def inverse_of_squares(accuracy: float, space: Space, jacobian: Array) -> tuple[Array, Array]:
+    """(J^T J)^-1 (B, p, p), or its pseudo-inverse if J^T J is singular; and a mask (B, p) of loose
+    parameters, which J does not determine.
+
+    accuracy : the relative error of J (B, m, p), apart from rounding.
+    """
+    if jacobian.shape[-1] > FEW:
+        return _pseudo_inverse(accuracy, space, jacobian)
+    covariance, loose, sound = space.backend.jit(_inverse, space)(jacobian)
+    rest = np.flatnonzero(~space.backend.to_host(sound))
+    if rest.size == 0:
+        return covariance, loose
+    exact = _pseudo_inverse(accuracy, space, space.take(jacobian, rest))
+    return space.put(rest, exact, (covariance, loose))
+
+
+def _inverse(space: Space, jacobian: Array) -> tuple[Array, Array, Array]:
+    """(J^T J)^-1 by elimination, with no loose parameters; and whether it keeps enough digits."""
+    xp, p = space.xp, jacobian.shape[-1]
+    gram, norms, kept = normal_matrix(space, xp.matrix_transpose(jacobian))
+    one = xp.eye(p, dtype=gram.dtype, device=space.backend.creation_device)
+    rows, least = eliminate(space, xp.concat([gram, xp.broadcast_to(one, gram.shape)], axis=-1))
+    covariance = outer_sum(space, rows[..., p:] / norms[:, None, :])
+    sound = (least > safe_pivot(space)) & xp.all(kept, axis=-1)
+    return covariance, xp.zeros_like(kept), sound
+
+
+def _pseudo_inverse(accuracy: float, space: Space, jacobian: Array) -> tuple[Array, Array]:
+    """`inverse_of_squares` by singular values of the Jacobian with its columns scaled to length 1,
+    so that the units of the parameters do not matter."""
+    xp, eps = space.xp, space.backend.eps
+    finite = xp.all(xp.isfinite(jacobian), axis=(-2, -1))
+    jacobian = xp.where(finite[:, None, None], jacobian, xp.zeros_like(jacobian))
+    columns = xp.matrix_transpose(jacobian)
+    norms = xp.sqrt(space.dot(columns, columns))
+    norms = xp.where(norms > 0.0, norms, xp.ones_like(norms))
+    _, values, rows = svd(space, jacobian / norms[:, None, :])
+    kept = values > rank_cut(accuracy, space, *jacobian.shape[-2:]) * values[:, :1]
+    values = xp.where(kept, values, xp.ones_like(values))
+    rows = xp.where(kept[..., None], rows, xp.zeros_like(rows))
+    squares = xp.matrix_transpose(rows * rows)
+    loose = 1.0 - space.sum(squares) > math.sqrt(eps)
+    covariance = outer_sum(space, rows / values[..., None] / norms[:, None, :])
+    return covariance, loose
