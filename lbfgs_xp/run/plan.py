@@ -19,6 +19,8 @@ _UNLIMITED = 2**31 - 1
 _PATIENCE = 8
 # Up to this many variables, twice the memory of L-BFGS, a matrix is less work than the pairs.
 _DENSE = 20
+# See `Criteria.lost`.
+_LOST = 16.0
 
 
 class Stage(NamedTuple):
@@ -78,6 +80,8 @@ def _stage(phase: Phase, whole: Limits, bounds: Any, layout: Layout) -> Stage:
         noise=backend.noise,
         largest=backend.largest,
         patience=_PATIENCE if solver.patience is None else solver.patience,
+        # Only a method with searches confirms its end by a look.
+        lost=_LOST if solver.searches else 0.0,
         failure=int(Status.LINE_SEARCH if solver.searches else Status.DIVERGED),
         calls_per_trial=1,
         trials=_UNLIMITED,

@@ -28,15 +28,14 @@ _FADED = 1e3
 # The default tolerance is relative to the smallest gradient of the start and the iterates before
 # this one, because a start may be much steeper than anything after the first steps.
 _FIRST = 3
-# But if the first steps solve a problem exactly, that gradient is rounding. So it is at least this
-# many times the error of the largest of them.
-_LOST = 16.0
 
 
 class Criteria(NamedTuple):
     """Tolerances and budgets.
 
     relative : the tolerance of the gradient relative to the first ones; 0 if gtol is given.
+    lost : the least tolerance, relative to the error of the largest gradient: if the first steps
+        solve a problem exactly, later gradients are rounding.
     eps, noise, largest : properties of the dtype, from `Backend`.
     patience : iterations without meaningful progress after which the precision floor counts as
         reached.
@@ -50,6 +49,7 @@ class Criteria(NamedTuple):
 
     gtol: float
     relative: float
+    lost: float
     ftol: float
     xtol: float
     maxiter: int
@@ -156,7 +156,7 @@ def where_small(fn: Scalars, p: Progress, norm: Any) -> Progress:
 def _tolerance(fn: Scalars, criteria: Criteria, first_norm: Any, highest_norm: Any) -> Any:
     """The gradient norm that counts as small: by default, at least the rounding of the first ones.
     """
-    rounding = _LOST * criteria.error * highest_norm
+    rounding = criteria.lost * criteria.error * highest_norm
     gtol = fn.maximum(criteria.relative * first_norm, rounding)
     gtol = fn.where(first_norm * 0.0 + criteria.relative > 0.0, gtol, criteria.gtol)
     return fn.where(fn.isfinite(gtol), gtol, 0.0)
@@ -218,7 +218,7 @@ def update(
     provisional = fn.full(True, norm) & (criteria.relative > 0.0) & (criteria.error <= criteria.eps)
     provisional = provisional & (criteria.failure == _LINE_SEARCH)
     settled = before - value <= negligible(fn, criteria, p, value, 4.0 * criteria.eps)
-    lost = (nit <= _FIRST) & (norm <= _LOST * criteria.error * p.highest_norm)
+    lost = (nit <= _FIRST) & (norm <= criteria.lost * criteria.error * p.highest_norm)
     flat = flat & (settled | lost | fn.logical_not(provisional))
     small_gradient = fn.where(provisional, fn.full(FLAT, value), _GRADIENT)
     lowest_norm = fn.where(accepted, fn.minimum(norm, p.lowest_norm), p.lowest_norm)

@@ -77,7 +77,9 @@ def test_one_problem(backend: Backend, method: str, reads: float, operations: fl
 def test_the_test_of_the_step_reads_nothing_more(backend: Backend) -> None:
     p = rosenbrock(100, xp=backend.xp, device=backend.device, dtype="float64")
     with counting(backend) as crossed:
-        res = lx.minimize(p.value_and_gradient, p.x0, jac=True, xtol=1e-12, maxiter=100)
+        res = lx.minimize(
+            p.value_and_gradient, p.x0, jac=True, gtol=1e-9, xtol=1e-12, maxiter=100
+        )
     assert res.nfev >= 40
     check(crossed, res.nfev, 1.05, operations=85)
 
@@ -118,9 +120,10 @@ def test_a_batch(backend: Backend, method: Any, operations: float) -> None:
         return p.value_and_gradient(x)
 
     with counting(backend) as crossed:
-        lx.minimize(fun, starts, jac=True, batched=True, method=method, maxiter=100)
+        lx.minimize(fun, starts, jac=True, batched=True, method=method, gtol=1e-5, maxiter=100)
     assert calls >= 80
-    check(crossed, calls, 1.05, operations=operations)
+    # One more read where the run ends.
+    check(crossed, calls + 1, 1.05, operations=operations)
 
 
 @pytest.mark.parametrize(
