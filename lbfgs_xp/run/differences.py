@@ -135,7 +135,11 @@ class Differences:
         any_due = bool(xp.any(due)) if free else self._calls in _WHEN_TO_LOOK
         looks = first or (vector and any_due)
         for attempt in range(_AGAIN):
-            found = self._take(x, value, scales, seen, columns, central, bounds, looks)
+            # Steps to one side only: at bounds, and where the domain ends.
+            narrow = bounds is not None or attempt > 0
+            found = self._take(
+                x, value, scales, seen, columns, central, bounds, narrow, looks
+            )
             for k, i in enumerate(columns):
                 kept, new = slopes[i], found.slopes[..., k, :] if vector else found.slopes[..., k]
                 again = seen.again[..., i]
@@ -168,11 +172,12 @@ class Differences:
 
     def _take(
         self, x: Array, value: Array, scales: tuple[Array, Array, Array], seen: _Seen,
-        columns: list[int], central: bool, bounds: Any, looks: bool,
+        columns: list[int], central: bool, bounds: Any, narrow: bool, looks: bool,
     ) -> _Seen:
         """The differences along these coordinates; without a look, only the derivatives.
 
         scales : the rounding error of the values, how far they change, and the longest lengths.
+        narrow : whether some steps may go to one side only.
         """
         xp, backend = self.backend.xp, self.backend
         noise, variation, most = scales
@@ -186,7 +191,6 @@ class Differences:
         if central:
             b, fb = self._along(x, behind, columns), xp.stack([f for _, f in behind], axis=axis)
         value = value[..., None, :] if fa.ndim > a.ndim else value[..., None]
-        narrow = bounds is not None
         if not looks:
             slopes, _ = _slopes(xp, value, a, b, fa, fb, narrow, False)
             if not backend.reads_are_free or bool(xp.all(xp.isfinite(slopes))):
@@ -195,7 +199,6 @@ class Differences:
         if len(columns) < x.shape[-1]:
             pick = backend.index_array(np.asarray(columns))
             most, length = (xp.take(array, pick, axis=-1) for array in (most, length))
-        narrow = narrow or len(columns) < x.shape[-1]
         return self._judged(value, noise, variation, a, b, fa, fb, narrow, most, length)
 
     def _along(self, x: Array, points: list[tuple[Array, Any]], columns: list[int]) -> Array:

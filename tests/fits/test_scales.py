@@ -142,6 +142,16 @@ def test_at_the_end_of_the_domain_differences_go_the_other_way() -> None:
     np.testing.assert_allclose(res.x, [2.0, 2.3643865], rtol=1e-6)
 
 
+def test_the_end_of_the_domain_of_every_parameter() -> None:
+    """Where all steps must go one way, the differences are still of second order."""
+    with np.errstate(all="ignore"):
+        res = lx.least_squares(
+            lambda v: np.stack([v[0] ** 1.5 + np.exp(v[0]), np.exp(2.0 * v[1]) + v[1] ** 1.5]),
+            np.zeros(2), jac="3-point", maxiter=0,
+        )
+    np.testing.assert_allclose(res.jac, [[1.0, 0.0], [0.0, 2.0]], atol=5e-3)
+
+
 # --- columns that count for nothing --------------------------------------------------------------
 
 
