@@ -64,6 +64,7 @@ def minimize(
     *,
     method: PhasesOf = None,
     jac: Jacobian = None,
+    diff_step: float | None = None,
     hess: Callable[..., Any] | None = None,
     has_aux: bool = False,
     bounds: Any = None,
@@ -106,6 +107,10 @@ def minimize(
         "2-point": forward differences, n extra evaluations per gradient. Near a minimum their
         error exceeds the gradient, so the run switches to central differences once a search has
         failed or taken 8 trials, or once a small gradient may be nothing more than that error.
+    diff_step : None or float
+        The step of the finite differences, relative to each variable (to 1 if it is 0): for
+        functions whose noise exceeds rounding, about the cube root of the relative noise with
+        "3-point" and its square root with "2-point". None: chosen for rounding alone.
     hess : None or function
         For methods that need the Hessian (`lx.Newton`); x must be real. None: automatic
         differentiation (PyTorch, JAX). A function: hess(x, *args) -> (n, n), for a batch
@@ -197,6 +202,7 @@ def minimize(
         )
     space = (FixedOrderSpace if reproducible else Space)(layout.backend, batched)
     objective = Objective(fun, args, jac, has_aux, layout, pass_rows)
+    objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
     if bounds is not None and objective.differs:
         objective.stay_within(*layout.sides(bounds))
     if math.prod(layout.shape) >= _LARGE:

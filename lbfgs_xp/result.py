@@ -110,7 +110,7 @@ class State(NamedTuple):
     best, aux : the best point so far, and its aux.
     central : whether central differences have replaced forward ones.
     differences : what the differences know of fun.
-    first : value and gradient norm of the first iterations, which give the units of f.
+    progress : the progress of the run, which gives the units of f.
     """
 
     solver: Any
@@ -120,7 +120,7 @@ class State(NamedTuple):
     aux: Any
     central: bool = False
     differences: tuple = ()
-    first: Any = None
+    progress: Any = None
 
 
 class Record(NamedTuple):

@@ -47,6 +47,7 @@ class MinimizeSettings(TypedDict, total=False):
 
     method: PhasesOf
     jac: Jacobian
+    diff_step: float | None
     hess: Callable[..., Any] | None
     has_aux: bool
     bounds: Any
@@ -67,6 +68,7 @@ class FitSettings(TypedDict, total=False):
     """The keyword arguments shared by `lx.curve_fit` and `lx.least_squares`."""
 
     jac: Callable[..., Any] | Differences | None
+    diff_step: float | None
     bounds: Any
     loss: LossName
     f_scale: float

@@ -64,6 +64,7 @@ def curve_fit(
     f_scale: float = 1.0,
     method: Literal["lm", "lbfgs"] = "lm",
     jac: Callable[..., Any] | Differences | None = None,
+    diff_step: float | None = None,
     gtol: float | None = None,
     ftol: float = 0.0,
     xtol: float = 0.0,
@@ -106,8 +107,8 @@ def curve_fit(
         None: automatic differentiation (PyTorch, JAX). A function with the arguments of the model:
         jac(x, *params) -> (m, p), for a batch (B, m, p), in the order of the leaves of p0 (for a
         dict, of its sorted keys). "2-point" or "3-point": finite differences.
-    gtol, ftol, xtol, maxiter, maxfun, maxtime, factor
-        As in `lx.least_squares`; for "lbfgs" the first six as in `lx.minimize`.
+    diff_step, gtol, ftol, xtol, maxiter, maxfun, maxtime, factor
+        As in `lx.least_squares`; for "lbfgs" gtol to maxtime as in `lx.minimize`.
     batched : bool
         y is (B, m): B independent fits. Each parameter is then passed to the model with shape
         (B, 1), so that it broadcasts against x of shape (m,) or (B, m); a leaf (B, k) as (B, 1, k).
@@ -149,6 +150,7 @@ def curve_fit(
     _check_method(method, bounds)
     threads = checks.count("threads", threads, 1)
     objective = residuals_of(model, x, y, p0, sigma, jac, batched)
+    objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
     limits = dict(gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime)
     plan = FitPlan.checked(
         objective.backend, loss=loss, f_scale=f_scale, factor=factor,

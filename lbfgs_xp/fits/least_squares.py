@@ -48,6 +48,7 @@ def least_squares(
     args: Any = (),
     *,
     jac: Callable[..., Any] | Differences | None = None,
+    diff_step: float | None = None,
     bounds: Any = None,
     loss: LossName = "linear",
     f_scale: float = 1.0,
@@ -77,6 +78,9 @@ def least_squares(
         None: automatic differentiation (PyTorch, JAX). A function: jac(x, *args) -> (m, p), for a
         batch (B, m, p), for all p numbers of x in the order of its leaves. "2-point", "3-point":
         finite differences, with p or 2p further evaluations per Jacobian.
+    diff_step : None or float
+        The step of the finite differences, relative to each parameter (to 1 if it is 0), for
+        residuals with more noise than rounding. None: measured, for each parameter.
     bounds : None or (lower, upper)
         Each side is None, a number, an array that broadcasts to x0, or such leaves in the structure
         of x0; infinite means no bound. A start outside is moved to the nearest point inside.
@@ -137,6 +141,7 @@ def least_squares(
         args = (args,)
     layout = Layout(x0, batched)
     objective = Residuals(residuals, args, jac, layout, layout.backend.is_compiled(residuals))
+    objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
     plan = FitPlan.checked(
         layout.backend, loss=loss, f_scale=f_scale, gtol=gtol, ftol=ftol, xtol=xtol,
         maxiter=maxiter, maxfun=maxfun, maxtime=maxtime, factor=factor,

@@ -237,7 +237,7 @@ def advance(
     patience = fn.where(_promise(fn, old) <= level, _LONG_PATIENCE, patience)
     patience = fn.where(hidden & (cosine * cosine * old.value <= level), _PATIENCE, patience)
     # Residuals that rounding x accounts for say nothing more.
-    vanished = accepted & (verdict.value <= _noise(space, old, verdict.value))
+    vanished = accepted & (verdict.value <= _noise_at(space, linear, old.trial, verdict.value))
     status = fn.where(exhausted | vanished | (tally.stalled >= patience), CLAIMED, old.status)
     status = fn.where(tally.small_step >= _SETTLED, int(Status.STEP), status)
     status = fn.where(tally.small_value >= _SETTLED, int(Status.VALUE), status)
@@ -388,10 +388,14 @@ def _promise(fn: Any, state: LMState) -> Array:
 
 
 def _noise(space: Space, state: LMState, value: Array) -> Array:
-    """An estimate of the rounding error of the value, including the effect of rounding the
-    parameters on the residuals."""
-    norms = column_norms(space, state.linear.R) * state.linear.scale
-    blur = space.backend.eps * space.sum(space.xp.abs(norms * state.x))
+    """An estimate of the rounding error of the value near the iterate."""
+    return _noise_at(space, state.linear, state.x, value)
+
+
+def _noise_at(space: Space, linear: LinearModel, x: Array, value: Array) -> Array:
+    """The same at x, including the effect of rounding the parameters on the residuals."""
+    norms = column_norms(space, linear.R) * linear.scale
+    blur = space.backend.eps * space.sum(space.xp.abs(norms * x))
     return space.backend.noise * value + space.xp.sqrt(2.0 * value) * blur
 
 

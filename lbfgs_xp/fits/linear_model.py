@@ -125,7 +125,7 @@ def decompose(
     # Directions that change nothing leave only rounding errors in R, wherever their columns stand.
     left, values, R = svd(space, R)
     q = transposed_product(space, left, q)
-    seen = values > rank_cut(settings.accuracy, space, m, p) * values[:, :1]
+    seen = values > rank_cut(0.0, space, m, p) * values[:, :1]
     values = xp.where(seen, values, xp.zeros_like(values))
     R = values[..., None] * R
     q = xp.where(seen, q, xp.zeros_like(q))

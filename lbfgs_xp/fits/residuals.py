@@ -97,6 +97,8 @@ class Residuals:
             self.calls_per_jacobian = differences.calls_per_derivative(
                 layout.size, jac == "3-point"
             )
+            # Forward differences also need what fun is before the data are subtracted.
+            self.calls_per_jacobian += int(data is not None and jac == "2-point")
             return
         if jac is not None:
             raise ValueError(
@@ -135,6 +137,7 @@ class Residuals:
             self.fun, args, self.jac, layout, self.compiled, self.fresh, data, self.shared
         )
         part.calls, part.partial = calls or self.calls, True
+        part.differences.step = self.differences.step
         if self.bounds is not None:
             part.bounds = tuple(take(side, indices) for side in self.bounds)
         return part

@@ -40,8 +40,7 @@ class LeastSquaresResult:
         Calls of the residuals, including those for finite differences, and evaluations of the
         Jacobian.
     success, status, message
-        Whether the run succeeded, and why it ended; see `lx.Status`. After
-        `GRADIENT` optimality <= gtol.
+        Whether the run succeeded, and why it ended; see `lx.Status`.
     covariance, stderr
         Computed when they are asked for; see there.
     """

@@ -26,6 +26,8 @@ _AGAIN, _OFF = 5, -0.1
 _CHANGE = 100.0
 # At which points, counted from the start, the lengths are measured.
 _WHEN_TO_LOOK = tuple(4.0**k for k in range(8))
+# The shortest step, in units of the rounding of x.
+_LEAST = 64.0
 # How much shorter a step may be when a difference is taken again.
 _SHORTEST = 1e-3
 # A change of the function counts if it exceeds its rounding error by this factor.
@@ -68,12 +70,15 @@ class Differences:
 
     Attributes
     ----------
+    step : None, or the steps, relative to the size of each coordinate (to 1 at 0), which are then
+        not measured.
     known : what has been measured: () or the lengths (..., n), how far function changes (...), the
         number of points so far (...), and the last one (..., n).
     """
 
     def __init__(self, backend: Backend, function: Callable[[Array], Any], least: float):
         self.backend, self.function, self.least = backend, function, least
+        self.step: float | None = None
         self.known: tuple[Array, ...] = ()
         self._calls = 0
 
@@ -115,8 +120,7 @@ class Differences:
             due = due | (moved & (count == number))
         if vector:
             variation = xp.maximum(variation, before)
-            # A step must not vanish beside x.
-            length = xp.maximum(xp.minimum(length, _FAR * most), backend.eps**0.5 * size)
+            length = xp.minimum(length, _FAR * most)
         elif not first:
             length = length * unit
         before, variation = variation, xp.maximum(variation, _DIGITS * noise)
@@ -133,7 +137,7 @@ class Differences:
         self._calls += 1
         # On a device, to ask which points are due would be to wait.
         any_due = bool(xp.any(due)) if free else self._calls in _WHEN_TO_LOOK
-        looks = first or (vector and any_due)
+        looks = (first or (vector and any_due)) and self.step is None
         for attempt in range(_AGAIN):
             # Steps to one side only: at bounds, and where the domain ends.
             narrow = bounds is not None or attempt > 0
@@ -231,8 +235,13 @@ class Differences:
     ) -> tuple[Array, Array]:
         """The two steps along each coordinate, or the one and anything."""
         xp = self.backend.xp
-        share = self._relative_noise(x, noise, variation, seen.length)
-        h = seen.length * share ** (1 / 3 if central else 1 / 2)
+        if self.step is None:
+            share = self._relative_noise(x, noise, variation, seen.length)
+            h = seen.length * share ** (1 / 3 if central else 1 / 2)
+            # A step must not vanish beside x.
+            h = xp.maximum(h, _LEAST * self.backend.eps * xp.abs(x))
+        else:
+            h = self.step * xp.where(x == 0.0, xp.ones_like(x), xp.abs(x))
         reach = 2.0 if central else 1.0
         up, down = seen.up, seen.down
         if bounds is not None:

@@ -137,18 +137,18 @@ class Run:
         self.aux = AuxOutput(aux)
         if space.batched:
             self.aux = AuxOutput.of(aux, space, self.layout.batch[0])
-        first = None
+        resumed = None
         if (
             earlier is not None and now(at_best) and now(same)
             and space.equal(inner.value, earlier.solver_state.value)
         ):
             # Several runs may resume from a state, and each overwrites what it has learned.
             inner = solver.resume(earlier.solver_state)
-            first = earlier.first
+            resumed = earlier.progress
             best, self.aux = earlier.best, self.aux._replace(value=earlier.aux)
         progress = stopping.start(
             space.scalars, self.criteria, inner.value, inner.gradient_norm, now(extent),
-            objective.nfev, first,
+            objective.nfev, resumed,
         )
         self.standing = Standing(inner, progress, best)
         self.second_look = SecondLook(self)
@@ -352,7 +352,7 @@ class Run:
             state=State(
                 self.solver, space, state, best, self.aux.value,
                 self._forward and not self.objective.forward, self.objective.differences.known,
-                (p.first_value, p.first_norm),
+                p,
             ),
         )
 

@@ -83,6 +83,7 @@ class Progress(NamedTuple):
         iterates, of the first phase if there are several. They give the units of f.
     gtol : the gradient norm that counts as small, from the criteria and `first_norm`.
     claim : for second looks, the end that is yet to be confirmed.
+    earlier : iterations of the run that this one resumes.
     """
 
     status: Any
@@ -101,19 +102,25 @@ class Progress(NamedTuple):
     first_norm: Any
     gtol: Any
     claim: Any
+    earlier: Any
 
 
 def start(
     fn: Scalars, criteria: Criteria, value: Any, norm: Any, extent: Any, nfev: int,
-    first: tuple[Any, Any] | None = None,
+    resumed: Progress | None = None,
 ) -> Progress:
     """The progress of a run after `nfev` evaluations at its start.
 
-    first : `first_value` and `first_norm` of the run that this one resumes.
+    resumed : the progress of the run that this one resumes.
     """
-    p = _fresh(fn, criteria, value, norm, extent, nfev, first or (value, norm))
-    if first is not None:
-        p = where_small(fn, p, norm)
+    p = _fresh(fn, criteria, value, norm, extent, nfev, (value, norm))
+    if resumed is not None:
+        done = (p.status == _RUNNING) & (resumed.status == _GRADIENT) & (norm <= resumed.gtol)
+        p = resumed._replace(
+            status=fn.where(done, _GRADIENT, p.status), nit=p.nit, nfev=p.nfev, trials=p.trials,
+            claim=p.claim, earlier=resumed.earlier + resumed.nit,
+            gtol=resumed.gtol if criteria.relative > 0.0 else p.gtol,
+        )
     return budgets(fn, criteria, p)
 
 
@@ -126,7 +133,8 @@ def again(
     # Only a function without a lower bound keeps its status.
     status = fn.where(before.status == _UNBOUNDED, _UNBOUNDED, p.status)
     nfev = before.nfev + nfev
-    p = p._replace(status=status, nit=before.nit, nfev=nfev, flat=before.flat)
+    p = p._replace(status=status, nit=before.nit, nfev=nfev)
+    p = p._replace(flat=before.flat, earlier=before.earlier)
     return budgets(fn, criteria, p)
 
 
@@ -143,7 +151,7 @@ def _fresh(
     status = fn.where(usable, status, _NOT_FINITE)
     return Progress(
         status, zero, zero + nfev, zero, zero, zero, value, norm, norm, zero, zero, extent, *first,
-        gtol, fn.full(_RUNNING, value),
+        gtol, fn.full(_RUNNING, value), zero,
     )
 
 
@@ -209,16 +217,16 @@ def update(
     short = norm < 0.0 if step is None else step <= criteria.xtol * fn.maximum(size, 1.0)
     endless = new.unbounded | (value < -0.01 * criteria.largest)
     nit = fn.where(accepted, p.nit + 1, p.nit)
-    early = accepted & (nit < _FIRST)
+    early = accepted & (nit + p.earlier < _FIRST)
     first_norm = fn.where(early, fn.minimum(norm, p.first_norm), p.first_norm)
     gtol = fn.where(early, _tolerance(fn, criteria, first_norm, p.highest_norm), p.gtol)
     flat = norm <= gtol
     # By the default tolerance, which is relative to the start, the value must have settled, too,
     # unless all of the gradient may be rounding. Even then the end is provisional.
-    provisional = fn.full(True, norm) & (criteria.relative > 0.0) & (criteria.error <= criteria.eps)
+    provisional = fn.full(True, norm) & (criteria.relative > 0.0)
     provisional = provisional & (criteria.failure == _LINE_SEARCH)
     settled = before - value <= negligible(fn, criteria, p, value, 4.0 * criteria.eps)
-    lost = (nit <= _FIRST) & (norm <= criteria.lost * criteria.error * p.highest_norm)
+    lost = (nit + p.earlier <= _FIRST) & (norm <= criteria.lost * criteria.error * p.highest_norm)
     flat = flat & (settled | lost | fn.logical_not(provisional))
     small_gradient = fn.where(provisional, fn.full(FLAT, value), _GRADIENT)
     lowest_norm = fn.where(accepted, fn.minimum(norm, p.lowest_norm), p.lowest_norm)
@@ -264,6 +272,7 @@ def update(
         first_norm,
         gtol,
         p.claim,
+        p.earlier,
     )
     return budgets(fn, criteria, after)
 

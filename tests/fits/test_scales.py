@@ -48,6 +48,49 @@ def test_a_narrow_line_far_from_0(centre: float, width: float, jac: Any) -> None
     assert res.stderr[1] / width == pytest.approx(wanted.stderr[1], rel=1e-3)
 
 
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+@pytest.mark.parametrize(
+    ("centre", "width"), [(1.7e9, 1e-3), (4.3e14, 1e3), (1.7e9, 0.05), (1e12, 1.0)]
+)
+def test_a_time_stamp_has_its_error(centre: float, width: float, jac: Any) -> None:
+    """Where a parameter is so large that a step along it is hardly more than its rounding."""
+    t = centre + width * U
+    y = peak(t, 2.0, centre + 0.3 * width, width, 0.5)
+    y = y + 0.02 * np.random.default_rng(0).normal(size=80)
+    wanted = lx.curve_fit(peak, U, y, [1.0, 0.0, 1.5, 0.0], jac="3-point")
+    res = lx.curve_fit(peak, t, y, [1.0, centre, 1.5 * width, 0.0], jac=jac)
+    assert res.success and res.chi2 == pytest.approx(wanted.chi2, rel=1e-2)
+    assert res.stderr[1] / width == pytest.approx(wanted.stderr[1], rel=2e-2)
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-9, 1e-3, 1e3])
+def test_data_of_any_size_in_float32(size: float) -> None:
+    x = np.linspace(0.0, 4.0, 25, dtype=np.float32)
+    noise = 0.02 * np.random.default_rng(0).normal(size=25)
+    y = (size * (decay(x, 2.0, 0.7) + 0.5 + noise)).astype(np.float32)
+
+    def model(x: Any, a: Any, k: Any, o: Any) -> Any:
+        return decay(x, a, k) + o
+
+    def jac(x: Any, a: Any, k: Any, o: Any) -> Any:
+        e = np.exp(-k * x)
+        return np.stack([e, -a * x * e, np.ones_like(e)], axis=-1)
+
+    res = lx.curve_fit(model, x, y, np.asarray([1.0, 1.0, 0.0], dtype=np.float32), jac=jac)
+    assert res.success and res.x[1] == pytest.approx(0.7208, abs=2e-3)
+
+
+def test_budgets_count_every_call_of_differences() -> None:
+    y = decay(FINE, 3.0, 0.7) + 0.5
+    for jac in ("2-point", "3-point"):
+        for maxfun in range(8, 60):
+            res = lx.curve_fit(
+                lambda x, a, k, o: decay(x, a, k) + o, FINE, y, [1.0, 1.0, 0.0], jac=jac,
+                maxfun=maxfun,
+            )
+            assert res.nfev <= maxfun
+
+
 @pytest.mark.parametrize("start", [0.0, 1e-16, -1e-16, 1e-300, 1e-8])
 def test_a_start_that_says_nothing_of_the_scale(start: float) -> None:
     y = 1.0 + 0.5 * X**2 + 0.01 * X**3
@@ -324,3 +367,30 @@ def test_least_squares_has_the_errors_of_curve_fit(batched: bool) -> None:
     np.testing.assert_allclose(res.stderr, fit.stderr, rtol=1e-5)
     square = lx.least_squares(lambda v: v - 1.0, np.zeros(2), jac=lambda v: np.eye(2))
     assert np.isinf(square.covariance).all() and np.isinf(square.stderr).all()
+
+
+# --- noise ---------------------------------------------------------------------------------------
+
+
+def rough(x: Any, a: Any, k: Any) -> Any:
+    """A decay from a table with few digits."""
+    return np.round(decay(x, a, k) * 1e5) / 1e5
+
+
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+def test_a_step_given_for_noise(jac: Any) -> None:
+    y = rough(FINE, 3.0, 0.7)
+    res = lx.curve_fit(rough, FINE, y, [2.0, 1.0], jac=jac, diff_step=1e-2)
+    np.testing.assert_allclose(res.x, [3.0, 0.7], rtol=1e-3)
+    found = lx.minimize(
+        lambda v: np.sum((rough(FINE, *v) - y) ** 2), np.asarray([2.0, 1.0]), jac="3-point",
+        diff_step=1e-2,
+    )
+    np.testing.assert_allclose(found.x, [3.0, 0.7], rtol=1e-2)
+    for function in (
+        lambda **more: lx.curve_fit(rough, FINE, y, [2.0, 1.0], jac=jac, **more),
+        lambda **more: lx.minimize(lambda v: v @ v, np.ones(2), jac=jac, **more),
+        lambda **more: lx.least_squares(lambda v: v, np.ones(2), jac=jac, **more),
+    ):
+        with pytest.raises(ValueError, match="diff_step is -1.0; wanted a finite number above 0"):
+            function(diff_step=-1.0)

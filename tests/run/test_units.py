@@ -164,3 +164,32 @@ def test_noise_is_measured(scale: float) -> None:
 def test_a_jump_is_no_noise() -> None:
     smooth = [1.0 + 1e-9 * k for k in range(6)]
     assert agreement.noise_of(FLOATS, smooth) < 1e-15
+
+
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+@pytest.mark.parametrize("start", [20.0, 50.0, 200.0])
+def test_a_start_much_steeper_than_the_rest(start: float, jac: Any) -> None:
+    res = lx.minimize(lambda x: float(np.exp(x[0]) - x[0]), np.asarray([start]), jac=jac)
+    assert res.success and res.x[0] == pytest.approx(0.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "bfgs"])
+@pytest.mark.parametrize("jac", [True, "2-point", "3-point"])
+def test_a_run_goes_on_as_if_it_had_not_stopped(jac: Any, method: Any) -> None:
+    """With the default tolerance, too, which depends on the first gradients."""
+    weights, start = np.asarray([1.0, 1e4]), np.asarray([-1.2, 1.0, 6500.0, 6562.0])
+
+    def fun(x: Any) -> Any:
+        a, b = x[1] - x[0] ** 2, x[2:] - 6562.8
+        value = float(100.0 * a * a + (1.0 - x[0]) ** 2 + 0.1 * np.sum(weights * b * b))
+        first = [-400.0 * x[0] * a - 2.0 * (1.0 - x[0]), 200.0 * a]
+        return (value, np.concatenate([first, 0.2 * weights * b])) if jac is True else value
+
+    whole = lx.minimize(fun, start, jac=jac, method=method, maxiter=300)
+    for stop in range(1, whole.nit, 4):
+        part = lx.minimize(fun, start, jac=jac, method=method, maxiter=stop)
+        rest = lx.minimize(
+            fun, part.x, jac=jac, method=method, state=part.state, maxiter=300 - stop
+        )
+        assert rest.status is whole.status and rest.nit == whole.nit - stop
+        np.testing.assert_array_equal(rest.x, whole.x)
