@@ -34,6 +34,8 @@ _GROWTH, _TRUSTED = 2.0, 0.01
 # at most this share of the way to a bound: at a bound, as with an amplitude of 0, others may count
 # for nothing.
 _GOOD, _WAY = 0.75, 0.5
+# Columns are nearly dependent if the smallest singular value is this share of the largest.
+_NEAR = 1e-5
 # Flags in the result of `going`.
 HARD, LOST = 2, 4
 # Consecutive steps that must be small before a run stops.
@@ -146,6 +148,20 @@ def going(space: Space, state: LMState, lost: Any = None) -> Array:
     kind = 1 + fn.where(state.linear.hard, zero + HARD, zero)
     kind = fn.where(state.status == _RUNNING, kind, zero)
     return kind if lost is None else kind + fn.where(lost, zero + LOST, zero)
+
+
+def doubtful(space: Space, state: LMState, forward: bool) -> Array:
+    """Which problems only the error of finite differences may have ended: a mask (B,).
+
+    forward : whether they are forward differences, which hide nearly dependent columns.
+    """
+    claimed = state.status == CLAIMED
+    claimed = claimed & (state.value > _noise(space, state, state.value))
+    if not forward:
+        return claimed
+    xp, sizes = space.xp, norm(space, state.linear.R)
+    near = xp.min(sizes, axis=-1) < _NEAR * xp.max(sizes, axis=-1)
+    return claimed | ((state.status == int(Status.GRADIENT)) & state.linear.hard & near)
 
 
 def aim(exact: bool, space: Space, state: LMState, box: Any) -> LMState:

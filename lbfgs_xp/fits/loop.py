@@ -16,7 +16,7 @@ from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout, leaf_name
 from lbfgs_xp.fits import levenberg_marquardt as lm
 from lbfgs_xp.fits import linear_model
-from lbfgs_xp.fits.linear_algebra import FEW
+from lbfgs_xp.fits.linear_algebra import FEW, norm
 from lbfgs_xp.fits.linear_model import LinearModel
 from lbfgs_xp.fits.residuals import Residuals
 from lbfgs_xp.fits.result import BatchLeastSquaresResult, LeastSquaresResult
@@ -42,6 +42,9 @@ _MESSAGES = {
         "data?), or the squares of the residuals are outside the range of the dtype"
     ),
 }
+# By how much steps of differences are lengthened at a time, and in all, to see whether noise spoils
+# them; and by which share of their norms the columns of two Jacobians differ then.
+_STRETCH, _STRETCHED, _OTHER = 1e2, 1e4, 0.05
 # The most elements of a Jacobian for which the algebra of one problem runs on the host.
 _SMALL = 2**16
 
@@ -150,11 +153,14 @@ def run_fit(objective: Residuals, box: Any, plan: FitPlan) -> LeastSquaresResult
         fit = Fit(objective, box, plan, in_caller_context)
         end = plan.end
         try:
-            while end is None and (going := fit.going()).any():
+            while end is None:
+                if not (going := fit.going()).any():
+                    if fit.sharpens():
+                        continue
+                    fit.confirm()
+                    break
                 if (end := fit.spent(fit.calls(going))) is None:
                     fit.advance(fit.compact(going))
-            if end is None:
-                fit.confirm()
         except KeyboardInterrupt:
             end = Status.INTERRUPTED
         except Exception as error:
@@ -276,6 +282,49 @@ class Fit:
     def _move_to(self, state: lm.LMState, going: Any = None) -> None:
         # In one statement, so that an interrupt leaves the two consistent.
         self.state, self._going = state, going
+
+    # --- better differences --------------------------------------------------------------------
+
+    def sharpens(self) -> bool:
+        """Whether some fits go on with better differences, which may be all that has ended them:
+        with central ones, or with longer steps where these give other derivatives.
+
+        Not if rows have left the batch, which only makes them end earlier.
+        """
+        objective, space, state = self.here, self.space, self.state
+        differences, calls = objective.differences, objective.calls
+        if (
+            not objective.calls_per_jacobian or differences.step is not None
+            or self.rows.here is not None
+            or calls.nfev + 2 * objective.layout.size > self.plan.maxfun
+        ):
+            return False
+        forward = objective.jac == "2-point"
+        doubtful = lm.doubtful(space, state, forward)
+        if not space.any(doubtful):
+            return False
+        stretch = differences.stretch
+        if forward:
+            objective.jac = "3-point"
+        elif stretch >= _STRETCHED:
+            return False
+        else:
+            differences.stretch = _STRETCH * stretch
+        columns = self._ask(objective.columns, state.x, state.residuals)
+        again = doubtful
+        if not forward:
+            sizes = norm(space, columns) + norm(space, state.columns)
+            other = norm(space, columns - state.columns) > _OTHER * sizes
+            again = again & space.xp.any(other, axis=-1)
+        if not space.any(again):
+            differences.stretch = stretch
+            return False
+        linear, _ = self.steps.linearize(
+            state.x, state.residuals, columns, self.box_here, state.linear.scale
+        )
+        fresh = self.steps.begin(state.x, state.residuals, columns, linear)
+        self._move_to(space.merge(again, fresh._replace(nit=state.nit), state))
+        return True
 
     # --- confirming a precision floor; see `agreement.confirm` ---------------------------------
 

@@ -63,8 +63,6 @@ class Residuals:
     ----------
     calls : Calls
         The calls so far.
-    calls_per_jacobian : int
-        How often a Jacobian by finite differences calls fun; 0 for other Jacobians.
     bounds : None or (lower, upper), (B, p) each
         Between which differences call fun.
     differences : Differences
@@ -88,17 +86,9 @@ class Residuals:
         self._automatic: Callable | None = None
         evaluate: Any = self.backend.jit if compiled else functools.partial
         self._evaluate = evaluate(_evaluate, fun, layout, isinstance(jac, str))
-        self.calls_per_jacobian = 0
         self.bounds: Any = None
         self.differences = Differences(self.backend, self._without_data, least=0.0)
-        if callable(jac):
-            return
-        if isinstance(jac, str) and jac in differences.METHODS:
-            self.calls_per_jacobian = differences.calls_per_derivative(
-                layout.size, jac == "3-point"
-            )
-            # Forward differences also need what fun is before the data are subtracted.
-            self.calls_per_jacobian += int(data is not None and jac == "2-point")
+        if callable(jac) or (isinstance(jac, str) and jac in differences.METHODS):
             return
         if jac is not None:
             raise ValueError(
@@ -110,6 +100,16 @@ class Residuals:
                 f"{self.backend.name} has no automatic differentiation: {_WAYS_OUT}"
             )
         self._automatic = self.backend.jacobian(compiled, _evaluate, fun, layout, False)
+
+    @property
+    def calls_per_jacobian(self) -> int:
+        """How often a Jacobian by finite differences calls fun; 0 for other Jacobians."""
+        if not isinstance(self.jac, str):
+            return 0
+        central = self.jac == "3-point"
+        calls = differences.calls_per_derivative(self.layout.size, central)
+        # Forward differences also need what fun is before the data are subtracted.
+        return calls + int(self.data is not None and not central)
 
     @property
     def accuracy(self) -> float:
@@ -138,6 +138,7 @@ class Residuals:
         )
         part.calls, part.partial = calls or self.calls, True
         part.differences.step = self.differences.step
+        part.differences.stretch = self.differences.stretch
         if self.bounds is not None:
             part.bounds = tuple(take(side, indices) for side in self.bounds)
         return part

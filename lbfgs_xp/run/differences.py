@@ -72,6 +72,7 @@ class Differences:
     ----------
     step : None, or the steps, relative to the size of each coordinate (to 1 at 0), which are then
         not measured.
+    stretch : by how much the measured steps are lengthened, for functions with noise.
     known : what has been measured: () or the lengths (..., n), how far function changes (...), the
         number of points so far (...), and the last one (..., n).
     """
@@ -79,6 +80,7 @@ class Differences:
     def __init__(self, backend: Backend, function: Callable[[Array], Any], least: float):
         self.backend, self.function, self.least = backend, function, least
         self.step: float | None = None
+        self.stretch = 1.0
         self.known: tuple[Array, ...] = ()
         self._calls = 0
 
@@ -137,7 +139,7 @@ class Differences:
         self._calls += 1
         # On a device, to ask which points are due would be to wait.
         any_due = bool(xp.any(due)) if free else self._calls in _WHEN_TO_LOOK
-        looks = (first or (vector and any_due)) and self.step is None
+        looks = (first or (vector and any_due)) and self.step is None and self.stretch == 1.0
         for attempt in range(_AGAIN):
             # Steps to one side only: at bounds, and where the domain ends.
             narrow = bounds is not None or attempt > 0
@@ -237,7 +239,7 @@ class Differences:
         xp = self.backend.xp
         if self.step is None:
             share = self._relative_noise(x, noise, variation, seen.length)
-            h = seen.length * share ** (1 / 3 if central else 1 / 2)
+            h = self.stretch * seen.length * share ** (1 / 3 if central else 1 / 2)
             # A step must not vanish beside x.
             h = xp.maximum(h, _LEAST * self.backend.eps * xp.abs(x))
         else:
