@@ -447,7 +447,9 @@ class Backend(Keyed):
     def jit(self, function: Callable, *static: Any, donate: tuple[int, ...] = ()) -> Callable:
         """`function` with its first arguments `static`, compiled if the library can.
 
-        A compiled function is reused in every later call with equal (hashable) static arguments.
+        A compiled function is reused in every later call with equal (hashable) static arguments,
+        for as long as the functions of the user among them exist. (A dataclass lists its fields
+        that hold functions of the user in `wrapped_functions`.)
         The arguments at the positions `donate` may be overwritten.
         """
         return functools.partial(function, *static) if static else function

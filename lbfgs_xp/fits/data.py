@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -149,6 +149,9 @@ class Curve:
     backend : the backend of the data.
     differs : whether finite differences are taken, for which the model must return full precision.
     """
+
+    # See `Backend.jit`.
+    wrapped_functions: ClassVar = ("model",)
 
     model: Callable
     batched: bool
