@@ -89,7 +89,8 @@ def minimize(
         change x in place.
     x0 : array of any shape, float or complex; or a nested dict, list, tuple or dataclass of arrays
         The start. The whole run uses its library, device and dtype. On CuPy, functions of the user
-        are called with that device current.
+        are called with that device current. Tensors with requires_grad=False among others that
+        require a gradient are frozen: they stay as they are. (If none requires one, all change.)
     args : tuple
         Further arguments of fun (and of jac and hess).
     method : None, str, optimizer, solver, or a list of phases
@@ -221,7 +222,9 @@ def minimize(
                 value = "the values" if is_array(result.fun) else f"value {result.fun}"
                 attach(error, result, f"the best point so far, with {value}")
             raise
-    return run.result()
+    result = run.result()
+    layout.keep_frozen(result.x)
+    return result
 
 
 def _carry_on(run: Run, callback: Callable[[Record], Any] | None, live: Live) -> None:

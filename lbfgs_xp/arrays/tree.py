@@ -36,8 +36,13 @@ class Layout(Keyed):
     """
 
     def __init__(self, x0: Any, batched: bool):
-        leaves, self.structure = flatten(_as_parameters(x0))
+        leaves, self.structure = without_frozen(*flatten(_as_parameters(x0)))
         self.batched = batched
+        if batched and isinstance(self.structure, Partial):
+            raise ValueError(
+                f"{self.structure.frozen_name('x0')} is frozen (requires_grad=False); wanted, with "
+                "batched=True, all tensors trainable or none"
+            )
         backends = _check_leaves(leaves, self.structure, batched)
         self.backend = backends[0]
         self.leaves = leaves
@@ -85,7 +90,7 @@ class Layout(Keyed):
         """The vector of `tree`, which errors call `what` ("x0", "the gradient", ...)."""
         if self.backend.on_host and self.structure.is_leaf() and isinstance(tree, (list, tuple)):
             tree = _as_parameters(tree)
-        leaves, structure = flatten(tree)
+        leaves, structure = flatten_like(tree, self.structure)
         if structure != self.structure:
             raise ValueError(
                 f"{what} has the structure {structure}; wanted that of x0, {self.structure}"
@@ -111,7 +116,7 @@ class Layout(Keyed):
             return missing
         if isinstance(tree, numbers.Real) and not isinstance(tree, bool):
             return float(tree)
-        leaves, structure = flatten(tree)
+        leaves, structure = flatten_like(tree, self.structure)
         if self.structure.is_leaf() and isinstance(tree, (list, tuple)):
             leaves, structure = [tree], self.structure
         if structure != self.structure:
@@ -157,6 +162,23 @@ class Layout(Keyed):
             leaves.append(xp.reshape(piece, shape))
         return unflatten(self.structure, leaves)
 
+    def gradient_tree(self, gradient: Array) -> Any:
+        """The nested gradient that `gradient` holds: 0 for frozen tensors."""
+        tree = self.to_tree(gradient)
+        if not isinstance(self.structure, Partial):
+            return tree
+        zeros = {i: self.xp.zeros_like(leaf) for i, leaf in self.structure.frozen.items()}
+        return unflatten(
+            Partial(self.structure.whole, zeros), flatten_like(tree, self.structure)[0]
+        )
+
+    def keep_frozen(self, tree: Any) -> None:
+        """Let the tensors of a result require a gradient if others are frozen, so that a run from
+        the result leaves those alone, too."""
+        if isinstance(self.structure, Partial):
+            for leaf in flatten_like(tree, self.structure)[0]:
+                leaf.requires_grad_(True)
+
     def check(
         self, leaf: Any, index: int, what: str, shape: tuple[int, ...] | None = None
     ) -> Array:
@@ -188,6 +210,73 @@ class Layout(Keyed):
         return leaf
 
 
+class Partial(Keyed):
+    """The structure of nested parameters some leaves of which are frozen.
+
+    Parameters
+    ----------
+    whole
+        The structure of all leaves.
+    frozen : dict
+        The frozen leaves (or None), by their position among all leaves.
+    """
+
+    def __init__(self, whole: Any, frozen: dict[int, Any]):
+        self.whole, self.frozen = whole, frozen
+
+    @property
+    def _key(self) -> tuple:
+        return self.whole, tuple(self.frozen)
+
+    def __repr__(self) -> str:
+        return repr(self.whole)
+
+    def is_leaf(self) -> bool:
+        return False
+
+    def paths(self) -> list[Any]:
+        """The paths of the leaves that are not frozen."""
+        return self.others(self.whole.paths())
+
+    def others(self, leaves: list[Any]) -> list[Any]:
+        """Those of all leaves that are not frozen."""
+        return [leaf for i, leaf in enumerate(leaves) if i not in self.frozen]
+
+    def frozen_in(self, leaves: list[Any] | None) -> Partial:
+        """The same structure with the frozen ones of these leaves, or with none."""
+        return Partial(self.whole, {i: leaves[i] if leaves else None for i in self.frozen})
+
+    def joined_with(self, leaves: list[Any]) -> list[Any]:
+        """All leaves, given those that are not frozen."""
+        rest = iter(leaves)
+        count = len(leaves) + len(self.frozen)
+        return [self.frozen[i] if i in self.frozen else next(rest) for i in range(count)]
+
+    def frozen_name(self, what: str) -> str:
+        """What errors call the first frozen leaf."""
+        return leaf_name(self.whole, min(self.frozen), what)
+
+
+def without_frozen(leaves: list[Any], structure: Any) -> tuple[list[Any], Any]:
+    """The leaves to be changed, and the structure that keeps the others: PyTorch's tensors that
+    require no gradient, if others do."""
+    required = [getattr(leaf, "requires_grad", None) for leaf in leaves]
+    if not (True in required and False in required):
+        return leaves, structure
+    part = Partial(
+        structure, {i: leaves[i] for i, needed in enumerate(required) if needed is False}
+    )
+    return part.others(leaves), part
+
+
+def flatten_like(tree: Any, structure: Any) -> tuple[list[Any], Any]:
+    """`flatten`, without the leaves that are frozen in `structure` if `tree` has it."""
+    leaves, found = flatten(tree)
+    if isinstance(structure, Partial) and found == structure.whole:
+        return structure.others(leaves), structure
+    return leaves, found
+
+
 def map_leaves(function: Callable, tree: Any, *others: Any) -> Any:
     """`function` applied to the leaves of trees with the same structure."""
     leaves, structure = flatten(tree)
@@ -211,6 +300,8 @@ def flatten(tree: Any) -> tuple[list[Any], Any]:
 
 def unflatten(structure: Any, leaves: list[Any]) -> Any:
     """The nested parameters with these leaves."""
+    if isinstance(structure, Partial):
+        structure, leaves = structure.whole, structure.joined_with(leaves)
     return optree.tree_unflatten(structure, leaves)
 
 

@@ -11,7 +11,7 @@ from array_api_compat import array_namespace
 
 from lbfgs_xp.arrays import returned
 from lbfgs_xp.arrays.backend import Array, Backend, is_array
-from lbfgs_xp.arrays.tree import Layout, map_leaves
+from lbfgs_xp.arrays.tree import Layout, Partial, map_leaves
 from lbfgs_xp.fits.residuals import Residuals
 
 
@@ -26,6 +26,11 @@ def residuals_of(
     if isinstance(x, (list, np.ndarray)):
         x = backend.adopt(x, "x")
     layout = Layout(_start(p0, backend, y.shape[:1] if batched else None), batched)
+    if isinstance(layout.structure, Partial):
+        raise ValueError(
+            f"{layout.structure.frozen_name('p0')} is frozen (requires_grad=False); wanted only "
+            "parameters to be fitted, and the others as constants of the model"
+        )
     weights = _weights(sigma, y, backend, batched)
     if weights is not None and not are_correlated(weights, y):
         y = backend.xp.where(weights > 0.0, y, backend.xp.zeros_like(y))

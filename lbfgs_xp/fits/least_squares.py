@@ -143,4 +143,6 @@ def least_squares(
         accuracy=objective.accuracy,
         compact=compact,
     )
-    return run_fit(objective, box_of(bounds, layout), plan)
+    result = run_fit(objective, box_of(bounds, layout), plan)
+    layout.keep_frozen(result.x)
+    return result
