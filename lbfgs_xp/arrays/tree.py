@@ -110,12 +110,16 @@ class Layout(Keyed):
         """Numbers for all variables: one float, or an array that broadcasts to the vector.
 
         tree : None for `missing`, a number, or a tree with the structure of x0 whose leaves are
-            None, numbers, or arrays that broadcast to those of x0.
+            None, numbers, or arrays that broadcast to those of x0. Its dicts need not name
+            everything; what they do not name is `missing`.
         """
         if tree is None:
             return missing
         if isinstance(tree, numbers.Real) and not isinstance(tree, bool):
             return float(tree)
+        if isinstance(tree, dict):
+            whole = _whole(self.structure)
+            tree = _completed(tree, unflatten(whole, [None] * whole.num_leaves), what)
         leaves, structure = flatten_like(tree, self.structure)
         if self.structure.is_leaf() and isinstance(tree, (list, tuple)):
             leaves, structure = [tree], self.structure
@@ -267,6 +271,27 @@ def without_frozen(leaves: list[Any], structure: Any) -> tuple[list[Any], Any]:
         structure, {i: leaves[i] for i, needed in enumerate(required) if needed is False}
     )
     return part.others(leaves), part
+
+
+def _whole(structure: Any) -> Any:
+    return structure.whole if isinstance(structure, Partial) else structure
+
+
+def _completed(tree: Any, like: Any, what: str) -> Any:
+    """`tree`, with what its dicts do not name taken from `like`, as is None in place of a dict."""
+    if isinstance(like, dict) and tree is None:
+        return like
+    if not (isinstance(tree, dict) and isinstance(like, dict)):
+        return tree
+    if unknown := [name for name in tree if name not in like]:
+        raise ValueError(
+            f"{what} names {', '.join(map(repr, unknown))}; wanted names of x0: "
+            + ", ".join(map(repr, like))
+        )
+    whole = copy.copy(like)
+    for name, part in tree.items():
+        whole[name] = _completed(part, like[name], f"{what}.{name}")
+    return whole
 
 
 def flatten_like(tree: Any, structure: Any) -> tuple[list[Any], Any]:

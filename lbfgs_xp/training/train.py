@@ -97,7 +97,8 @@ def train(
         Whether JAX compiles loss and gradient, once for each batch shape; loss must then be a pure
         function that JAX can trace. No effect with other libraries.
     callback : function, or several
-        callback(record) after each epoch, with a `TrainRecord`; returning True stops the run.
+        callback(record) after each epoch, with a `TrainRecord`; returning a true value stops the
+        run.
     progress : bool
         Whether to show a live line in the terminal.
     state : TrainState
