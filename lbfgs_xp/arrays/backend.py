@@ -222,6 +222,8 @@ class Backend(Keyed):
         values : numbers, lists, NumPy arrays, or arrays of this library and device.
         what : the name of the values in errors.
         """
+        if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+            raise TypeError(f"{what} is a masked array; wanted a plain one, such as {what}.data")
         if isinstance(values, (np.ndarray, np.generic)) or not is_array(values):
             try:
                 host = np.array(values)
