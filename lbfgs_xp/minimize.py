@@ -91,6 +91,7 @@ def minimize(
         The start. The whole run uses its library, device and dtype. On CuPy, functions of the user
         are called with that device current. Tensors with requires_grad=False among others that
         require a gradient are frozen: they stay as they are. (If none requires one, all change.)
+        With JAX, nodes and dataclasses that are registered with it may be nested, too, and None.
     args : tuple
         Further arguments of fun (and of jac and hess).
     method : None, str, optimizer, solver, or a list of phases

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -521,6 +522,18 @@ class Backend(Keyed):
         eigenvalues, eigenvectors = eigh(matrix)
         return eigenvalues, eigenvectors
 
+    # --- nested parameters ---------------------------------------------------------------------
+
+    @staticmethod
+    def flatten(tree: Any) -> tuple[list[Any], Any] | None:
+        """The leaves of nested parameters and their structure by the library's own registry, if it
+        has one and they hold arrays of the library; else None.
+
+        A structure has `leaves_of(tree)`, which raises a ValueError for another structure;
+        `unflatten`, `paths`, `is_leaf` and `num_leaves`, as in optree.
+        """
+        return None
+
     # --- what the command line shows -----------------------------------------------------------
 
     @staticmethod
@@ -570,6 +583,11 @@ def class_for(library: str) -> type[Backend]:
         return Backend
     file, name = OWN_WAYS[library]
     return getattr(importlib.import_module(f"lbfgs_xp.arrays.{file}"), name)
+
+
+def classes_in_use() -> list[type[Backend]]:
+    """The backend classes of the libraries that the user has imported."""
+    return [class_for(library) for library in OWN_WAYS if library in sys.modules]
 
 
 @functools.cache

@@ -35,6 +35,11 @@ class JaxBackend(Backend):
                 "lbfgs_xp outside compiled functions (its loops run in Python; it compiles what it "
                 "can), and use batched=True instead of vmap"
             )
+        if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+            raise TypeError(
+                f"{what} is a PRNG key; wanted an array of numbers, and the key as an argument or "
+                "a constant of the function"
+            )
         super().__init__(array, what, traced)
         self._devices = None if _is_traced(array) else array.devices()
         if _is_free(array):
@@ -136,6 +141,18 @@ class JaxBackend(Backend):
     def _prepared(self, compiled: bool, function: Callable, *static: Any) -> Callable:
         return (self.jit if compiled else functools.partial)(function, *static)
 
+    # --- nested parameters ---------------------------------------------------------------------
+
+    @staticmethod
+    def flatten(tree: Any) -> tuple[list[Any], Any] | None:
+        leaves, structure = jax.tree_util.tree_flatten(tree)
+        # JAX knows only dataclasses that are registered with it.
+        if any(map(dataclasses.is_dataclass, leaves)):
+            return None
+        if not any(isinstance(leaf, jax.Array) for leaf in leaves):
+            return None
+        return leaves, _Structure(structure)
+
     # --- what the command line shows -----------------------------------------------------------
 
     @staticmethod
@@ -178,6 +195,39 @@ def _jit(function: Callable, static: int, donate: tuple[int, ...]) -> Callable:
     return jax.jit(function, static_argnums=tuple(range(static)), donate_argnums=donate)
 
 
+class _Structure(Keyed):
+    """The structure of parameters by JAX's registry; see `Backend.flatten`."""
+
+    def __init__(self, definition: Any):
+        self._key = self._definition = definition
+
+    def __repr__(self) -> str:
+        return repr(self._definition)
+
+    @property
+    def num_leaves(self) -> int:
+        return self._definition.num_leaves
+
+    def is_leaf(self) -> bool:
+        return False
+
+    def leaves_of(self, tree: Any) -> list[Any]:
+        return self._definition.flatten_up_to(tree)
+
+    def unflatten(self, leaves: Sequence[Any]) -> Any:
+        return jax.tree_util.tree_unflatten(self._definition, leaves)
+
+    def paths(self) -> list[tuple[Any, ...]]:
+        numbered = self.unflatten(range(self.num_leaves))
+        found, _ = jax.tree_util.tree_flatten_with_path(numbered)
+        return [tuple(map(_name_of_key, path)) for path, _ in found]
+
+
+def _name_of_key(key: Any) -> Any:
+    names = (getattr(key, name, None) for name in ("key", "idx", "name"))
+    return next((name for name in names if name is not None), key)
+
+
 # --- compiled functions that call functions of the user ----------------------------------------
 #
 # The caches of JAX keep static arguments, and what is compiled keeps the arrays that a function
@@ -191,6 +241,7 @@ class _Weak:
 
     def __init__(self, function: Callable):
         self._reference: Callable[[], Any]
+        self._identity: tuple[int, Any]
         if inspect.ismethod(function):
             self._reference = weakref.WeakMethod(function)
             self._identity = id(function.__self__), function.__func__

@@ -14,7 +14,7 @@ import numpy as np
 import optree
 
 from lbfgs_xp import checks
-from lbfgs_xp.arrays.backend import Array, Backend, is_array, library_of
+from lbfgs_xp.arrays.backend import Array, Backend, classes_in_use, is_array, library_of
 from lbfgs_xp.arrays.keyed import Keyed
 
 _NAMESPACE = "lbfgs_xp"
@@ -36,7 +36,7 @@ class Layout(Keyed):
     """
 
     def __init__(self, x0: Any, batched: bool):
-        leaves, self.structure = without_frozen(*flatten(_as_parameters(x0)))
+        leaves, self.structure = without_frozen(*flatten_parameters(_as_parameters(x0)))
         self.batched = batched
         if batched and isinstance(self.structure, Partial):
             raise ValueError(
@@ -278,8 +278,8 @@ def _whole(structure: Any) -> Any:
 
 
 def _completed(tree: Any, like: Any, what: str) -> Any:
-    """`tree`, with what its dicts do not name taken from `like`, as is None in place of a dict."""
-    if isinstance(like, dict) and tree is None:
+    """`tree`, with what its dicts do not name taken from `like`, as is None in place of a part."""
+    if tree is None:
         return like
     if not (isinstance(tree, dict) and isinstance(like, dict)):
         return tree
@@ -296,6 +296,11 @@ def _completed(tree: Any, like: Any, what: str) -> Any:
 
 def flatten_like(tree: Any, structure: Any) -> tuple[list[Any], Any]:
     """`flatten`, without the leaves that are frozen in `structure` if `tree` has it."""
+    if hasattr(structure, "leaves_of"):
+        try:
+            return structure.leaves_of(tree), structure
+        except ValueError:
+            return flatten_parameters(tree)
     leaves, found = flatten(tree)
     if isinstance(structure, Partial) and found == structure.whole:
         return structure.others(leaves), structure
@@ -323,10 +328,21 @@ def flatten(tree: Any) -> tuple[list[Any], Any]:
             _register(cls)
 
 
+def flatten_parameters(tree: Any) -> tuple[list[Any], Any]:
+    """`flatten`; if something is not an array, by the registry of the library that has its own."""
+    leaves, structure = flatten(tree)
+    if all(map(is_array, leaves)):
+        return leaves, structure
+    found = [backend.flatten(tree) for backend in classes_in_use()]
+    return next((each for each in found if each is not None), (leaves, structure))
+
+
 def unflatten(structure: Any, leaves: list[Any]) -> Any:
     """The nested parameters with these leaves."""
     if isinstance(structure, Partial):
         structure, leaves = structure.whole, structure.joined_with(leaves)
+    if hasattr(structure, "leaves_of"):
+        return structure.unflatten(leaves)
     return optree.tree_unflatten(structure, leaves)
 
 
@@ -386,21 +402,29 @@ def _refuse_mask(leaf: Any, what: str) -> None:
         raise TypeError(f"{what} is a masked array; wanted a plain one, such as {what}.data")
 
 
-def backends_of(leaves: list[Any], what: str) -> list[Backend]:
+def backends_of(leaves: list[Any], structure: Any, what: str) -> list[Backend]:
     """The backend of each leaf; `what` names the parameters in errors."""
     if not leaves:
         raise ValueError(f"{what} holds no arrays; wanted at least one")
-    for leaf in leaves:
+    for i, leaf in enumerate(leaves):
         _refuse_mask(leaf, what)
         if not is_array(leaf):
+            name = leaf_name(structure, i, what)
+            place = f" at {name}" if name != what else ""
             raise TypeError(
-                f"{what} holds a {type(leaf).__name__}; wanted arrays of NumPy, PyTorch, JAX, CuPy "
-                "or another library that follows the array API standard" + _of_a_module(leaf)
+                f"{what} holds a {type(leaf).__name__}{place}; wanted arrays of NumPy, PyTorch, "
+                "JAX, CuPy or another library that follows the array API standard"
+                + _of_a_module(leaf)
             )
     names = {library_of(leaf) for leaf in leaves}
     if len(names) > 1:
         raise TypeError(f"{what} mixes arrays of {', '.join(sorted(names))}; wanted one library")
-    return [Backend.of(leaf, what) for leaf in leaves]
+    try:
+        return [Backend.of(leaf, what) for leaf in leaves]
+    except (TypeError, ValueError):
+        for i, leaf in enumerate(leaves):
+            Backend.of(leaf, leaf_name(structure, i, what))
+        raise
 
 
 def _of_a_module(leaf: Any) -> str:
@@ -414,7 +438,7 @@ def _of_a_module(leaf: Any) -> str:
 
 
 def _check_leaves(leaves: list[Any], structure: Any, batched: bool) -> list[Backend]:
-    backends = backends_of(leaves, "x0")
+    backends = backends_of(leaves, structure, "x0")
     for what, error in (("device", ValueError), ("dtype", TypeError)):
         # Devices are compared, because those of CuPy have no hash.
         first = getattr(backends[0], what)

@@ -20,10 +20,10 @@ from lbfgs_xp.first_order.state import OptimizerState, ParameterSpec
 
 def init(optimizer: Any, params: Any) -> OptimizerState:
     """`FirstOrder.init`."""
-    leaves, structure = tree.without_frozen(*tree.flatten(params))
+    leaves, structure = tree.without_frozen(*tree.flatten_parameters(params))
     if isinstance(structure, tree.Partial):
         structure = structure.frozen_in(None)    # the frozen tensors are those passed to `update`
-    backends = tree.backends_of(leaves, "params")
+    backends = tree.backends_of(leaves, structure, "params")
     devices = sorted({str(backend.device) for backend in backends})
     if len(devices) > 1 and (backends[0].compiles or optimizer.clip_norm is not None):
         raise ValueError(

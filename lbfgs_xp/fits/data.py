@@ -71,12 +71,12 @@ def _without_mask(x: Any, y: Any, sigma: Any, batched: bool) -> tuple[Any, Any, 
             )
         return x, y, sigma
     shape = np.shape(y)
-    mask = np.zeros(shape, dtype=bool)
+    mask: np.ndarray = np.zeros(shape, dtype=bool)
     for name, array in masked.items():
         here = np.ma.getmaskarray(array)
         if name == "x" and here.shape != shape and here.ndim > 1:
             # All coordinates of a point share the last axis.
-            here = here.any(axis=tuple(range(here.ndim - 1)))
+            here = np.asarray(here.any(axis=tuple(range(here.ndim - 1))))
         try:
             mask = mask | np.broadcast_to(here, shape)
         except ValueError:

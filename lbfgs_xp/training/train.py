@@ -10,7 +10,7 @@ from typing import Any, Literal
 from lbfgs_xp import checks
 from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.returned import is_true
-from lbfgs_xp.arrays.tree import backends_of, flatten, without_frozen
+from lbfgs_xp.arrays.tree import backends_of, flatten_parameters, without_frozen
 from lbfgs_xp.first_order import OptimizerState, update
 from lbfgs_xp.result import Status, attach
 from lbfgs_xp.run.methods import method_named
@@ -132,8 +132,8 @@ def train(
     >>> res.status.name, bool(np.allclose(res.params, [2.0, 1.0]))
     ('EPOCHS', True)
     """
-    leaves, structure = without_frozen(*flatten(params))
-    backends = backends_of(leaves, "params")
+    leaves, structure = without_frozen(*flatten_parameters(params))
+    backends = backends_of(leaves, structure, "params")
     shuffle, reproducible, compile, progress = checks.flags(
         shuffle=shuffle, reproducible=reproducible, compile=compile, progress=progress
     )
