@@ -250,7 +250,7 @@ def augmented_lagrangian(
         As in `lx.minimize`.
     callback : function
         callback(result) after each outer iteration, with the `ConstrainedResult` so far; returning
-        True stops the run.
+        a true value stops the run.
 
     Returns
     -------

@@ -90,16 +90,19 @@ def minimize(
         change x in place.
     x0 : array of any shape, float or complex; or a nested dict, list, tuple or dataclass of arrays
         The start. The whole run uses its library, device and dtype. On CuPy, functions of the user
-        are called with that device current.
+        are called with that device current. Tensors with requires_grad=False among others that
+        require a gradient are frozen: they stay as they are. (If none requires one, all change.)
+        With JAX, nodes and dataclasses that are registered with it may be nested, too, and None.
     args : tuple
         Further arguments of fun (and of jac and hess).
     method : None, str, optimizer, solver, or a list of phases
         "lbfgs", "bfgs", "newton", "projected_gradient", "adam", ..., or an object such as
-        `lx.LBFGS(memory_size=20)` or `lx.Adam(1e-2)`. "auto" or None: BFGS for a batch of problems
-        with at most 20 variables each, otherwise L-BFGS. The methods of a list run one after
-        another: `[lx.Adam(1e-3).until(maxiter=1000), lx.LBFGS()]`. Each starts at the best point
-        so far and stops by its own limits (`until`, `lx.Phase`) or by those below. The budgets
-        below apply to the whole run.
+        `lx.LBFGS(memory_size=20)` or `lx.Adam(1e-2)`. "auto" or None: with bounds, projected
+        gradient; otherwise BFGS for a batch of problems with at most 20 variables each, and L-BFGS
+        for all others. The methods of a list run one after another:
+        `[lx.Adam(1e-3).until(maxiter=1000), lx.LBFGS()]`. Each starts at the best point so far and
+        stops by its own limits (`until`, `lx.Phase`) or by those below. The budgets below apply to
+        the whole run.
     jac : None, True, function, "2-point" or "3-point"
         None: automatic differentiation (PyTorch, JAX). True: fun returns (value, gradient). A
         function: jac(x, *args) -> gradient, with the structure of x. For complex x the gradient is
@@ -122,8 +125,8 @@ def minimize(
     bounds : None or (lower, upper)
         For methods that support bounds, such as "projected_gradient"; L-BFGS does not. Each side
         is None, a number, an array that broadcasts to x0, or has the structure of x0 with such
-        leaves. Infinite entries impose no bound. A start outside the bounds is moved to the
-        nearest point inside.
+        leaves. What a dict does not name has no bound, as in `({"b": 0.0}, None)`. Infinite entries
+        impose no bound. A start outside the bounds is moved to the nearest point inside.
     gtol : float
         Stop when the largest component of the gradient is at most this; under constraints, of
         P(x - gradient) - x, where P is the projection. Default: relative to the smallest of the
@@ -156,7 +159,7 @@ def minimize(
         round as IEEE 754 specifies, if fun does its part (see `lx.fixed_sum`). Slower.
     callback : function
         callback(record) after each iteration (for a batch, each evaluation), with a `Record`.
-        Returning True (Python's or an array library's) or raising StopIteration stops the run.
+        Returning a true value or raising StopIteration stops the run.
     progress : bool
         Show a live status line in the terminal.
     state : State
@@ -227,7 +230,9 @@ def minimize(
                 value = "the values" if is_array(result.fun) else f"value {result.fun}"
                 attach(error, result, f"the best point so far, with {value}")
             raise
-    return run.result()
+    result = run.result()
+    layout.keep_frozen(result.x)
+    return result
 
 
 def _carry_on(run: Run, callback: Callable[[Record], Any] | None, live: Live) -> None:

@@ -22,7 +22,7 @@ MethodName = Literal[
 LineSearchName = Literal[
     "fixed", "armijo", "bisection", "strong_wolfe", "more_thuente", "hager_zhang"
 ]
-LossName = Literal["linear", "soft_l1", "huber", "cauchy"]
+LossName = Literal["linear", "soft_l1", "huber", "cauchy", "arctan"]
 Differences = Literal["2-point", "3-point"]
 Jacobian = Callable[..., Any] | Literal[True, "2-point", "3-point"] | None
 

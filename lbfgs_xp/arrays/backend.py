@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -222,6 +223,8 @@ class Backend(Keyed):
         values : numbers, lists, NumPy arrays, or arrays of this library and device.
         what : the name of the values in errors.
         """
+        if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+            raise TypeError(f"{what} is a masked array; wanted a plain one, such as {what}.data")
         if isinstance(values, (np.ndarray, np.generic)) or not is_array(values):
             try:
                 host = np.array(values)
@@ -447,7 +450,9 @@ class Backend(Keyed):
     def jit(self, function: Callable, *static: Any, donate: tuple[int, ...] = ()) -> Callable:
         """`function` with its first arguments `static`, compiled if the library can.
 
-        A compiled function is reused in every later call with equal (hashable) static arguments.
+        A compiled function is reused in every later call with equal (hashable) static arguments,
+        for as long as the functions of the user among them exist. (A dataclass lists its fields
+        that hold functions of the user in `wrapped_functions`.)
         The arguments at the positions `donate` may be overwritten.
         """
         return functools.partial(function, *static) if static else function
@@ -517,6 +522,18 @@ class Backend(Keyed):
         eigenvalues, eigenvectors = eigh(matrix)
         return eigenvalues, eigenvectors
 
+    # --- nested parameters ---------------------------------------------------------------------
+
+    @staticmethod
+    def flatten(tree: Any) -> tuple[list[Any], Any] | None:
+        """The leaves of nested parameters and their structure by the library's own registry, if it
+        has one and they hold arrays of the library; else None.
+
+        A structure has `leaves_of(tree)`, which raises a ValueError for another structure;
+        `unflatten`, `paths`, `is_leaf` and `num_leaves`, as in optree.
+        """
+        return None
+
     # --- what the command line shows -----------------------------------------------------------
 
     @staticmethod
@@ -566,6 +583,11 @@ def class_for(library: str) -> type[Backend]:
         return Backend
     file, name = OWN_WAYS[library]
     return getattr(importlib.import_module(f"lbfgs_xp.arrays.{file}"), name)
+
+
+def classes_in_use() -> list[type[Backend]]:
+    """The backend classes of the libraries that the user has imported."""
+    return [class_for(library) for library in OWN_WAYS if library in sys.modules]
 
 
 @functools.cache

@@ -8,7 +8,11 @@ compiled only once.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
+import inspect
+import types
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +20,7 @@ import jax
 import numpy as np
 
 from lbfgs_xp.arrays.backend import Array, Backend, is_array
+from lbfgs_xp.arrays.keyed import Keyed
 
 
 class JaxBackend(Backend):
@@ -29,6 +34,11 @@ class JaxBackend(Backend):
                 f"{what} is traced (by jax.jit, grad or vmap); wanted an array with values: call "
                 "lbfgs_xp outside compiled functions (its loops run in Python; it compiles what it "
                 "can), and use batched=True instead of vmap"
+            )
+        if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+            raise TypeError(
+                f"{what} is a PRNG key; wanted an array of numbers, and the key as an argument or "
+                "a constant of the function"
             )
         super().__init__(array, what, traced)
         self._devices = None if _is_traced(array) else array.devices()
@@ -106,11 +116,14 @@ class JaxBackend(Backend):
         return _jit(function, 0, ())
 
     def jit(self, function: Callable, *static: Any, donate: tuple[int, ...] = ()) -> Callable:
+        compiled = None if donate else _compiled_with_its_functions(function, static)
+        if compiled is not None:
+            return compiled
         return super().jit(_jit(function, len(static), donate), *static)
 
     @staticmethod
     def is_compiled(fun: Callable) -> bool:
-        return hasattr(fun, "lower") and hasattr(fun, "trace")
+        return isinstance(fun, _Compiled) or (hasattr(fun, "lower") and hasattr(fun, "trace"))
 
     def value_and_gradient(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
         return self._prepared(self.is_compiled(fun), _gradient, evaluate, fun, *static)
@@ -127,6 +140,18 @@ class JaxBackend(Backend):
 
     def _prepared(self, compiled: bool, function: Callable, *static: Any) -> Callable:
         return (self.jit if compiled else functools.partial)(function, *static)
+
+    # --- nested parameters ---------------------------------------------------------------------
+
+    @staticmethod
+    def flatten(tree: Any) -> tuple[list[Any], Any] | None:
+        leaves, structure = jax.tree_util.tree_flatten(tree)
+        # JAX knows only dataclasses that are registered with it.
+        if any(map(dataclasses.is_dataclass, leaves)):
+            return None
+        if not any(isinstance(leaf, jax.Array) for leaf in leaves):
+            return None
+        return leaves, _Structure(structure)
 
     # --- what the command line shows -----------------------------------------------------------
 
@@ -168,6 +193,191 @@ def _is_free(array: Array) -> bool:
 @functools.lru_cache(maxsize=64)
 def _jit(function: Callable, static: int, donate: tuple[int, ...]) -> Callable:
     return jax.jit(function, static_argnums=tuple(range(static)), donate_argnums=donate)
+
+
+class _Structure(Keyed):
+    """The structure of parameters by JAX's registry; see `Backend.flatten`."""
+
+    def __init__(self, definition: Any):
+        self._key = self._definition = definition
+
+    def __repr__(self) -> str:
+        return repr(self._definition)
+
+    @property
+    def num_leaves(self) -> int:
+        return self._definition.num_leaves
+
+    def is_leaf(self) -> bool:
+        return False
+
+    def leaves_of(self, tree: Any) -> list[Any]:
+        return self._definition.flatten_up_to(tree)
+
+    def unflatten(self, leaves: Sequence[Any]) -> Any:
+        return jax.tree_util.tree_unflatten(self._definition, leaves)
+
+    def paths(self) -> list[tuple[Any, ...]]:
+        numbered = self.unflatten(range(self.num_leaves))
+        found, _ = jax.tree_util.tree_flatten_with_path(numbered)
+        return [tuple(map(_name_of_key, path)) for path, _ in found]
+
+
+def _name_of_key(key: Any) -> Any:
+    names = (getattr(key, name, None) for name in ("key", "idx", "name"))
+    return next((name for name in names if name is not None), key)
+
+
+# --- compiled functions that call functions of the user ----------------------------------------
+#
+# The caches of JAX keep static arguments, and what is compiled keeps the arrays that a function
+# holds. So that both go with the function of the user, what is compiled refers to it weakly.
+
+
+class _Weak:
+    """A function of the user, by its identity, which does not keep it alive."""
+
+    __slots__ = ("_identity", "_reference")
+
+    def __init__(self, function: Callable):
+        self._reference: Callable[[], Any]
+        self._identity: tuple[int, Any]
+        if inspect.ismethod(function):
+            self._reference = weakref.WeakMethod(function)
+            self._identity = id(function.__self__), function.__func__
+        else:
+            self._reference = weakref.ref(function)
+            self._identity = id(function), None
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self._reference()(*arguments, **named)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Weak) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+
+class _Compiled:
+    """A compiled function whose arguments need not all be arrays.
+
+    Arguments that JAX cannot trace, such as strings, are constants of what is compiled. So are
+    Python's numbers once tracing them has failed, because the user's function is itself compiled
+    with static arguments, or branches on them.
+    """
+
+    def __init__(self, function: Callable, static: tuple):
+        def call(constants: _Constants, moving: list[Array]) -> Any:
+            return function(*static, *constants.joined_with(moving))
+
+        # One function for each, because JAX forgets what it has compiled when the function goes.
+        self._run = jax.jit(call, static_argnums=0)
+        self._numbers_are_constant = False
+
+    def __call__(self, *arguments: Any) -> Any:
+        leaves, structure = jax.tree_util.tree_flatten(arguments)
+        try:
+            return self._run(*_split(leaves, structure, self._numbers_are_constant))
+        except (TypeError, ValueError) as error:
+            # Whether a function has static arguments cannot be asked.
+            about_tracing = isinstance(error, jax.errors.JAXTypeError) or "static" in str(error)
+            if not about_tracing or self._numbers_are_constant or not any(map(_is_number, leaves)):
+                raise
+            try:
+                out = self._run(*_split(leaves, structure, True))
+            except Exception:
+                raise error from None
+        self._numbers_are_constant = True
+        return out
+
+
+@dataclasses.dataclass(frozen=True)
+class _Constants:
+    """The leaves of arguments that are constants, with their types, because 1 == True; None in
+    place of the others."""
+
+    structure: Any
+    values: tuple
+
+    def joined_with(self, moving: list[Array]) -> Any:
+        rest = iter(moving)
+        leaves = [next(rest) if pair is None else pair[1] for pair in self.values]
+        return jax.tree_util.tree_unflatten(self.structure, leaves)
+
+
+def _split(leaves: list[Any], structure: Any, numbers: bool) -> tuple[_Constants, list[Any]]:
+    """The constants among the leaves of arguments, and the other leaves."""
+    values = tuple(
+        None if _is_traceable(leaf) and not (numbers and _is_number(leaf)) else (type(leaf), leaf)
+        for leaf in leaves
+    )
+    moving = [leaf for leaf, pair in zip(leaves, values, strict=True) if pair is None]
+    return _Constants(structure, values), moving
+
+
+def _is_number(leaf: Any) -> bool:
+    return isinstance(leaf, (bool, int, float, complex)) and not isinstance(leaf, np.generic)
+
+
+def _is_traceable(leaf: Any) -> bool:
+    """Whether JAX can trace a leaf; also True if it has no hash, so that JAX refuses it."""
+    if is_array(leaf) or isinstance(leaf, np.generic) or _is_number(leaf):
+        return True
+    try:
+        hash(leaf)
+    except TypeError:
+        return True
+    return hasattr(leaf, "__jax_array__")
+
+
+# What is compiled for functions of the user that are alive.
+_COMPILED: dict[Any, _Compiled] = {}
+
+
+def _compiled_with_its_functions(function: Callable, static: tuple) -> _Compiled | None:
+    """`function` with its static arguments, compiled for as long as the functions of the user among
+    them exist; None if there is none, or one that cannot be referred to weakly."""
+    owners: list[Any] = []
+    try:
+        function, *static_here = (_weakened(each, owners) for each in (function, *static))
+        finalizers = [weakref.ref(owner) for owner in owners]
+    except TypeError:
+        return None
+    if not finalizers:
+        return None
+    key = (function, *static_here)
+    found = _COMPILED.get(key)
+    if found is None:
+        found = _COMPILED[key] = _Compiled(function, tuple(static_here))
+        for owner in owners:
+            weakref.finalize(owner, _COMPILED.pop, key, None).atexit = False
+    return found
+
+
+def _weakened(static: Any, owners: list[Any]) -> Any:
+    """A static argument that refers to functions of the user weakly; adds what owns them to
+    `owners`."""
+    if names := getattr(type(static), "wrapped_functions", ()):
+        weak = {name: _weakened(getattr(static, name), owners) for name in names}
+        return dataclasses.replace(static, **weak)
+    if not _is_of_user(static):
+        return static
+    owners.append(static.__self__ if inspect.ismethod(static) else static)
+    return _Weak(static)
+
+
+def _is_of_user(static: Any) -> bool:
+    """Whether a static argument is a function that may go, and not one of this package."""
+    if not callable(static) or isinstance(static, (type, _Weak)):
+        return False
+    if isinstance(static, _Compiled) or inspect.ismethod(static):
+        return True
+    if isinstance(static, types.FunctionType):
+        ours = static.__module__.startswith("lbfgs_xp.") and static.__closure__ is None
+        return not ours
+    ours = isinstance(static, Keyed) or type(static).__module__.startswith("lbfgs_xp.")
+    return not ours
 
 
 def _write_row(buffer: Array, index: Any, row: Array) -> Array:

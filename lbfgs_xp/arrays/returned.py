@@ -110,10 +110,12 @@ def pair(function: str, out: Any, condition: str, wanted: str) -> tuple[Any, Any
 
 
 def is_true(outcome: Any) -> bool:
-    """Whether a callback returned True, also as a 0-d array."""
-    if is_array(outcome) and outcome.ndim == 0:
-        return bool(outcome)
-    return outcome is True
+    """Whether a callback returned anything that counts as true."""
+    if is_array(outcome) and outcome.ndim > 0:
+        raise TypeError(
+            f"callback returned {described(outcome)}; wanted a true value to stop the run, or None"
+        )
+    return bool(outcome)
 
 
 def _about_pairs(out: Any, pair_if: str) -> str:

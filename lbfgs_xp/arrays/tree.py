@@ -14,7 +14,7 @@ import numpy as np
 import optree
 
 from lbfgs_xp import checks
-from lbfgs_xp.arrays.backend import Array, Backend, is_array, library_of
+from lbfgs_xp.arrays.backend import Array, Backend, classes_in_use, is_array, library_of
 from lbfgs_xp.arrays.keyed import Keyed
 
 _NAMESPACE = "lbfgs_xp"
@@ -36,8 +36,13 @@ class Layout(Keyed):
     """
 
     def __init__(self, x0: Any, batched: bool):
-        leaves, self.structure = flatten(_as_parameters(x0))
+        leaves, self.structure = without_frozen(*flatten_parameters(_as_parameters(x0)))
         self.batched = batched
+        if batched and isinstance(self.structure, Partial):
+            raise ValueError(
+                f"{self.structure.frozen_name('x0')} is frozen (requires_grad=False); wanted, with "
+                "batched=True, all tensors trainable or none"
+            )
         backends = _check_leaves(leaves, self.structure, batched)
         self.backend = backends[0]
         self.leaves = leaves
@@ -85,7 +90,7 @@ class Layout(Keyed):
         """The vector of `tree`, which errors call `what` ("x0", "the gradient", ...)."""
         if self.backend.on_host and self.structure.is_leaf() and isinstance(tree, (list, tuple)):
             tree = _as_parameters(tree)
-        leaves, structure = flatten(tree)
+        leaves, structure = flatten_like(tree, self.structure)
         if structure != self.structure:
             raise ValueError(
                 f"{what} has the structure {structure}; wanted that of x0, {self.structure}"
@@ -105,13 +110,17 @@ class Layout(Keyed):
         """Numbers for all variables: one float, or an array that broadcasts to the vector.
 
         tree : None for `missing`, a number, or a tree with the structure of x0 whose leaves are
-            None, numbers, or arrays that broadcast to those of x0.
+            None, numbers, or arrays that broadcast to those of x0. Its dicts need not name
+            everything; what they do not name is `missing`.
         """
         if tree is None:
             return missing
         if isinstance(tree, numbers.Real) and not isinstance(tree, bool):
             return float(tree)
-        leaves, structure = flatten(tree)
+        if isinstance(tree, dict):
+            whole = _whole(self.structure)
+            tree = _completed(tree, unflatten(whole, [None] * whole.num_leaves), what)
+        leaves, structure = flatten_like(tree, self.structure)
         if self.structure.is_leaf() and isinstance(tree, (list, tuple)):
             leaves, structure = [tree], self.structure
         if structure != self.structure:
@@ -157,6 +166,23 @@ class Layout(Keyed):
             leaves.append(xp.reshape(piece, shape))
         return unflatten(self.structure, leaves)
 
+    def gradient_tree(self, gradient: Array) -> Any:
+        """The nested gradient that `gradient` holds: 0 for frozen tensors."""
+        tree = self.to_tree(gradient)
+        if not isinstance(self.structure, Partial):
+            return tree
+        zeros = {i: self.xp.zeros_like(leaf) for i, leaf in self.structure.frozen.items()}
+        return unflatten(
+            Partial(self.structure.whole, zeros), flatten_like(tree, self.structure)[0]
+        )
+
+    def keep_frozen(self, tree: Any) -> None:
+        """Let the tensors of a result require a gradient if others are frozen, so that a run from
+        the result leaves those alone, too."""
+        if isinstance(self.structure, Partial):
+            for leaf in flatten_like(tree, self.structure)[0]:
+                leaf.requires_grad_(True)
+
     def check(
         self, leaf: Any, index: int, what: str, shape: tuple[int, ...] | None = None
     ) -> Array:
@@ -188,6 +214,99 @@ class Layout(Keyed):
         return leaf
 
 
+class Partial(Keyed):
+    """The structure of nested parameters some leaves of which are frozen.
+
+    Parameters
+    ----------
+    whole
+        The structure of all leaves.
+    frozen : dict
+        The frozen leaves (or None), by their position among all leaves.
+    """
+
+    def __init__(self, whole: Any, frozen: dict[int, Any]):
+        self.whole, self.frozen = whole, frozen
+
+    @property
+    def _key(self) -> tuple:
+        return self.whole, tuple(self.frozen)
+
+    def __repr__(self) -> str:
+        return repr(self.whole)
+
+    def is_leaf(self) -> bool:
+        return False
+
+    def paths(self) -> list[Any]:
+        """The paths of the leaves that are not frozen."""
+        return self.others(self.whole.paths())
+
+    def others(self, leaves: list[Any]) -> list[Any]:
+        """Those of all leaves that are not frozen."""
+        return [leaf for i, leaf in enumerate(leaves) if i not in self.frozen]
+
+    def frozen_in(self, leaves: list[Any] | None) -> Partial:
+        """The same structure with the frozen ones of these leaves, or with none."""
+        return Partial(self.whole, {i: leaves[i] if leaves else None for i in self.frozen})
+
+    def joined_with(self, leaves: list[Any]) -> list[Any]:
+        """All leaves, given those that are not frozen."""
+        rest = iter(leaves)
+        count = len(leaves) + len(self.frozen)
+        return [self.frozen[i] if i in self.frozen else next(rest) for i in range(count)]
+
+    def frozen_name(self, what: str) -> str:
+        """What errors call the first frozen leaf."""
+        return leaf_name(self.whole, min(self.frozen), what)
+
+
+def without_frozen(leaves: list[Any], structure: Any) -> tuple[list[Any], Any]:
+    """The leaves to be changed, and the structure that keeps the others: PyTorch's tensors that
+    require no gradient, if others do."""
+    required = [getattr(leaf, "requires_grad", None) for leaf in leaves]
+    if not (True in required and False in required):
+        return leaves, structure
+    part = Partial(
+        structure, {i: leaves[i] for i, needed in enumerate(required) if needed is False}
+    )
+    return part.others(leaves), part
+
+
+def _whole(structure: Any) -> Any:
+    return structure.whole if isinstance(structure, Partial) else structure
+
+
+def _completed(tree: Any, like: Any, what: str) -> Any:
+    """`tree`, with what its dicts do not name taken from `like`, as is None in place of a part."""
+    if tree is None:
+        return like
+    if not (isinstance(tree, dict) and isinstance(like, dict)):
+        return tree
+    if unknown := [name for name in tree if name not in like]:
+        raise ValueError(
+            f"{what} names {', '.join(map(repr, unknown))}; wanted names of x0: "
+            + ", ".join(map(repr, like))
+        )
+    whole = copy.copy(like)
+    for name, part in tree.items():
+        whole[name] = _completed(part, like[name], f"{what}.{name}")
+    return whole
+
+
+def flatten_like(tree: Any, structure: Any) -> tuple[list[Any], Any]:
+    """`flatten`, without the leaves that are frozen in `structure` if `tree` has it."""
+    if hasattr(structure, "leaves_of"):
+        try:
+            return structure.leaves_of(tree), structure
+        except ValueError:
+            return flatten_parameters(tree)
+    leaves, found = flatten(tree)
+    if isinstance(structure, Partial) and found == structure.whole:
+        return structure.others(leaves), structure
+    return leaves, found
+
+
 def map_leaves(function: Callable, tree: Any, *others: Any) -> Any:
     """`function` applied to the leaves of trees with the same structure."""
     leaves, structure = flatten(tree)
@@ -209,8 +328,21 @@ def flatten(tree: Any) -> tuple[list[Any], Any]:
             _register(cls)
 
 
+def flatten_parameters(tree: Any) -> tuple[list[Any], Any]:
+    """`flatten`; if something is not an array, by the registry of the library that has its own."""
+    leaves, structure = flatten(tree)
+    if all(map(is_array, leaves)):
+        return leaves, structure
+    found = [backend.flatten(tree) for backend in classes_in_use()]
+    return next((each for each in found if each is not None), (leaves, structure))
+
+
 def unflatten(structure: Any, leaves: list[Any]) -> Any:
     """The nested parameters with these leaves."""
+    if isinstance(structure, Partial):
+        structure, leaves = structure.whole, structure.joined_with(leaves)
+    if hasattr(structure, "leaves_of"):
+        return structure.unflatten(leaves)
     return optree.tree_unflatten(structure, leaves)
 
 
@@ -270,21 +402,29 @@ def _refuse_mask(leaf: Any, what: str) -> None:
         raise TypeError(f"{what} is a masked array; wanted a plain one, such as {what}.data")
 
 
-def backends_of(leaves: list[Any], what: str) -> list[Backend]:
+def backends_of(leaves: list[Any], structure: Any, what: str) -> list[Backend]:
     """The backend of each leaf; `what` names the parameters in errors."""
     if not leaves:
         raise ValueError(f"{what} holds no arrays; wanted at least one")
-    for leaf in leaves:
+    for i, leaf in enumerate(leaves):
         _refuse_mask(leaf, what)
         if not is_array(leaf):
+            name = leaf_name(structure, i, what)
+            place = f" at {name}" if name != what else ""
             raise TypeError(
-                f"{what} holds a {type(leaf).__name__}; wanted arrays of NumPy, PyTorch, JAX, CuPy "
-                "or another library that follows the array API standard" + _of_a_module(leaf)
+                f"{what} holds a {type(leaf).__name__}{place}; wanted arrays of NumPy, PyTorch, "
+                "JAX, CuPy or another library that follows the array API standard"
+                + _of_a_module(leaf)
             )
     names = {library_of(leaf) for leaf in leaves}
     if len(names) > 1:
         raise TypeError(f"{what} mixes arrays of {', '.join(sorted(names))}; wanted one library")
-    return [Backend.of(leaf, what) for leaf in leaves]
+    try:
+        return [Backend.of(leaf, what) for leaf in leaves]
+    except (TypeError, ValueError):
+        for i, leaf in enumerate(leaves):
+            Backend.of(leaf, leaf_name(structure, i, what))
+        raise
 
 
 def _of_a_module(leaf: Any) -> str:
@@ -298,7 +438,7 @@ def _of_a_module(leaf: Any) -> str:
 
 
 def _check_leaves(leaves: list[Any], structure: Any, batched: bool) -> list[Backend]:
-    backends = backends_of(leaves, "x0")
+    backends = backends_of(leaves, structure, "x0")
     for what, error in (("device", ValueError), ("dtype", TypeError)):
         # Devices are compared, because those of CuPy have no hash.
         first = getattr(backends[0], what)

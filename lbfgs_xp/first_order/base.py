@@ -93,7 +93,9 @@ class FirstOrder(Method):
 
         params : a float or complex array of any shape, or a nested dict, list, tuple or dataclass
             of such arrays, all from one library. Leaves may differ in dtype and, except in JAX, in
-            device; clip_norm requires a single device.
+            device; clip_norm requires a single device. Tensors with requires_grad=False among
+            others that require a gradient are frozen: `update` leaves them, and ignores their
+            gradients, which may be None.
         """
         return update.init(self, params)
 

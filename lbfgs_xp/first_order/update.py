@@ -20,8 +20,10 @@ from lbfgs_xp.first_order.state import OptimizerState, ParameterSpec
 
 def init(optimizer: Any, params: Any) -> OptimizerState:
     """`FirstOrder.init`."""
-    leaves, structure = tree.flatten(params)
-    backends = tree.backends_of(leaves, "params")
+    leaves, structure = tree.without_frozen(*tree.flatten_parameters(params))
+    if isinstance(structure, tree.Partial):
+        structure = structure.frozen_in(None)    # the frozen tensors are those passed to `update`
+    backends = tree.backends_of(leaves, structure, "params")
     devices = sorted({str(backend.device) for backend in backends})
     if len(devices) > 1 and (backends[0].compiles or optimizer.clip_norm is not None):
         raise ValueError(
@@ -66,7 +68,12 @@ def update(
     xs = checked_leaves(params, spec, "params")
     gs = checked_leaves(grads, spec, "grads")
     new, after = update_leaves(optimizer, xs, gs, state, value, in_place, reproducible)
-    return params if after is state else tree.unflatten(spec.structure, new), after
+    if after is state:
+        return params, after
+    structure = spec.structure
+    if isinstance(structure, tree.Partial):
+        structure = structure.frozen_in(tree.flatten(params)[0])
+    return tree.unflatten(structure, new), after
 
 
 def update_leaves(
@@ -313,7 +320,7 @@ def _variants(optimizer: Any, paths: list[str], structure: Any) -> list[int]:
     if callable(labels):
         found = [labels(path) for path in paths]
     else:
-        found, nesting = tree.flatten(labels)
+        found, nesting = tree.flatten_like(labels, structure)
         if nesting != structure:
             raise ValueError(
                 f"labels are nested as {nesting}; wanted a string for each leaf of the "
@@ -364,7 +371,7 @@ def _with_slots(name: str, slots: Sequence[tuple[str, ...]]) -> str:
 
 
 def checked_leaves(params: Any, spec: ParameterSpec, what: str) -> list[Array]:
-    leaves, structure = tree.flatten(params)
+    leaves, structure = tree.flatten_like(params, spec.structure)
     if structure != spec.structure:
         raise ValueError(
             f"{what} has the structure {structure}; wanted the structure passed to init, "

@@ -83,10 +83,13 @@ def curve_fit(
     model : function
         model(x, *params) -> (m,), like y. If p0 is a dict, model(x, **params).
     x : array, list, or whatever the model takes
-        Passed to the model; lists and NumPy arrays are first converted to the library of y.
+        Passed to the model; lists, NumPy arrays and columns of data frames are first converted to
+        the library of y. For a batch, an array (B, ...) holds data of each row, unless the model
+        shows at the start that all rows need all of it: coordinates (k, m) beside k rows.
     y : array (m,), or (B, m) for a batch
-        The data. Their library, device and dtype are used throughout the fit.
-    p0 : numbers (p,), or a dict (nested or not) of numbers and arrays
+        The data. Their library, device and dtype are used throughout the fit. Points that are
+        masked in a masked array (y, x or sigma) are left out, as by an infinite sigma.
+    p0 : one number, numbers (p,), or a dict (nested or not) of numbers and arrays
         The start. For a batch (B, p), or leaves (B, ...); (p,) and plain numbers apply to all rows.
     sigma : None, or an array
         Standard deviations of y, with a shape that broadcasts to it; or, for a single fit, the
@@ -149,7 +152,7 @@ def curve_fit(
     )
     _check_method(method, bounds)
     threads = checks.count("threads", threads, 1)
-    objective = residuals_of(model, x, y, p0, sigma, jac, batched)
+    objective = residuals_of(model, x, y, p0, sigma, jac, batched, compact)
     objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
     limits = dict(gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime)
     plan = FitPlan.checked(

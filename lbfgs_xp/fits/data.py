@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from array_api_compat import array_namespace
 
 from lbfgs_xp.arrays import returned
-from lbfgs_xp.arrays.backend import Array, Backend, is_array
-from lbfgs_xp.arrays.tree import Layout, map_leaves
+from lbfgs_xp.arrays.backend import Array, Backend, is_array, library_of
+from lbfgs_xp.arrays.tree import Layout, Partial, flatten, map_leaves
 from lbfgs_xp.fits.residuals import Residuals
+
+# Up to this length, the first axis of x may count coordinates.
+_COORDINATES = 64
 
 
 def residuals_of(
-    model: Any, x: Any, y: Any, p0: Any, sigma: Any, jac: Any, batched: bool
+    model: Any, x: Any, y: Any, p0: Any, sigma: Any, jac: Any, batched: bool, compact: bool
 ) -> Residuals:
     """The residuals of a model, from the arguments of `lx.curve_fit`."""
     if not callable(model):
         raise TypeError(f"model is a {type(model).__name__}; wanted a function of x and parameters")
+    x, y, sigma = _without_mask(_unwrapped(x), y, sigma, batched)
     y = _data(y, batched)
     backend = Backend.of(y, "y")
     if isinstance(x, (list, np.ndarray)):
         x = backend.adopt(x, "x")
     layout = Layout(_start(p0, backend, y.shape[:1] if batched else None), batched)
+    if isinstance(layout.structure, Partial):
+        raise ValueError(
+            f"{layout.structure.frozen_name('p0')} is frozen (requires_grad=False); wanted only "
+            "parameters to be fitted, and the others as constants of the model"
+        )
     weights = _weights(sigma, y, backend, batched)
     if weights is not None and not are_correlated(weights, y):
         y = backend.xp.where(weights > 0.0, y, backend.xp.zeros_like(y))
+    whole = compact and batched and _is_whole(model, x, layout, tuple(y.shape))
     return Residuals(
         Curve(model, batched, backend, isinstance(jac, str)),
         (x, y, weights),
@@ -38,12 +49,115 @@ def residuals_of(
         fresh=callable(jac) and batched and weights is not None,
         data=(1, backend.xp.reshape(in_units_of_sigma(weights, y), (-1, y.shape[-1]))),
         shared=y.shape[1:],
+        whole=(0,) if whole else (),
     )
+
+
+def _unwrapped(x: Any) -> Any:
+    """x as an array if it is a 1-d object that holds one, such as a Series of pandas."""
+    if is_array(x) or not hasattr(x, "__array__") or getattr(x, "ndim", 1) != 1:
+        return x
+    return np.asarray(x)
+
+
+def _without_mask(x: Any, y: Any, sigma: Any, batched: bool) -> tuple[Any, Any, Any]:
+    """x, y and sigma without masks, with an infinite sigma for the points that were masked."""
+    given = {"x": x, "y": y, "sigma": sigma}
+    masked = {name: array for name, array in given.items() if np.ma.isMaskedArray(array)}
+    if not masked:
+        if any(map(np.ma.isMaskedArray, flatten(x)[0])):
+            raise TypeError(
+                "x holds a masked array; wanted plain ones, and the points to leave out masked in y"
+            )
+        return x, y, sigma
+    shape = np.shape(y)
+    mask: np.ndarray = np.zeros(shape, dtype=bool)
+    for name, array in masked.items():
+        here = np.ma.getmaskarray(array)
+        if name == "x" and here.shape != shape and here.ndim > 1:
+            # All coordinates of a point share the last axis.
+            here = np.asarray(here.any(axis=tuple(range(here.ndim - 1))))
+        try:
+            mask = mask | np.broadcast_to(here, shape)
+        except ValueError:
+            raise ValueError(
+                f"{name} is a masked array of shape {array.shape}, and y has shape {shape}; wanted "
+                "the points to leave out masked in y"
+            ) from None
+    if mask.size and mask.all():
+        raise ValueError("all data are masked; wanted some that are not")
+    if "x" in masked:
+        # Any coordinates at which the model has a value.
+        first = np.argmin(mask.reshape(-1, shape[-1]).any(axis=0))
+        x = np.where(np.ma.getmaskarray(x), np.ma.getdata(x)[..., first : first + 1], x.data)
+    if "y" in masked:
+        y = np.where(mask, np.zeros_like(y.data), y.data)
+    if mask.any():
+        if is_array(sigma) and not isinstance(sigma, np.ndarray):
+            raise TypeError(
+                f"{', '.join(masked)} is masked, and sigma is an array of {library_of(sigma)}; "
+                "wanted one of NumPy, or an infinite sigma instead of the mask"
+            )
+        sigma = np.ma.getdata(1.0 if sigma is None else sigma)
+        if not batched and sigma.shape == (*shape, *shape):
+            raise ValueError(
+                "data are masked, and sigma is a covariance; wanted both without these points"
+            )
+        sigma = np.where(mask, np.inf, sigma)
+    elif "sigma" in masked:
+        sigma = np.ma.getdata(sigma)
+    return x, y, sigma
+
+
+def _is_whole(model: Callable, x: Any, layout: Layout, shape: tuple[int, ...]) -> bool:
+    """Whether an x (k, ...) beside a batch of k curves holds coordinates that all of them share.
+
+    Then one curve needs all of x, and not only its own row, for the values that it has among all.
+    Only small batches are looked at, because there are not many coordinates.
+    """
+    count = shape[0]
+    if not (is_array(x) and x.ndim > 1 and x.shape[0] == count and 1 < count <= _COORDINATES):
+        return False
+    # Parameters that are 0 would hide differences.
+    tiny = math.sqrt(layout.backend.eps)
+    start = layout.start()
+    xp = layout.xp
+    for vector in (start, xp.where(start == 0.0, xp.full_like(start, tiny), start)):
+        everywhere = _values(model, x, layout, vector)
+        if everywhere is None or everywhere.shape != shape:
+            return False
+        for i in (0, count - 1):
+            one = layout.of_rows(1)
+            alone = vector[i : i + 1, ...]
+            wanted = everywhere[i : i + 1]
+            if not _agree(_values(model, x[i : i + 1, ...], one, alone), wanted, layout):
+                return _agree(_values(model, x, one, alone), wanted, layout)
+    return False
+
+
+def _values(model: Callable, x: Any, layout: Layout, vector: Array) -> Any:
+    """The values of the model on the host, or None if it cannot be called in this way."""
+    positional, named = _arguments(layout.to_tree(vector), True)
+    try:
+        with np.errstate(all="ignore"):
+            return np.array(layout.backend.to_host(model(x, *positional, **named)))
+    except Exception:
+        return None
+
+
+def _agree(found: Any, wanted: np.ndarray, layout: Layout) -> bool:
+    if found is None or found.shape != wanted.shape:
+        return False
+    close = 64.0 * layout.backend.eps
+    scale = float(np.max(np.abs(np.where(np.isfinite(wanted), wanted, 0.0))))
+    return bool(np.allclose(found, wanted, rtol=close, atol=close * scale, equal_nan=True))
 
 
 def _data(y: Any, batched: bool) -> Array:
     if not is_array(y):
         y = np.asarray(y)
+    if isinstance(y, np.ndarray) and y.dtype.kind not in "biufc":
+        raise TypeError(f"y has dtype {y.dtype}; wanted real numbers")
     if isinstance(y, np.ndarray) and y.dtype.kind in "iu":
         y = y.astype(np.float64)
     shape = tuple(y.shape)
@@ -59,8 +173,10 @@ def _data(y: Any, batched: bool) -> Array:
 def _start(p0: Any, backend: Backend, batch: tuple[int, ...] | None) -> Any:
     """p0 with arrays of the backend as leaves; for a batch, with one row for each problem."""
 
-    def adopt(leaf: Any, least: int) -> Array:
+    def adopt(leaf: Any, least: int, axes: int = 0) -> Array:
         leaf = backend.adopt(leaf, "p0")
+        if leaf.ndim < axes:
+            leaf = backend.xp.reshape(leaf, (1,))
         if batch is None:
             return leaf
         if leaf.ndim < least:
@@ -76,7 +192,7 @@ def _start(p0: Any, backend: Backend, batch: tuple[int, ...] | None) -> Any:
         return map_leaves(lambda leaf: adopt(leaf, 1), p0)
     if isinstance(p0, (list, tuple)) and any(is_array(leaf) and leaf.ndim > 0 for leaf in p0):
         return tuple(adopt(leaf, 1) for leaf in p0)
-    leaf = adopt(p0, 2)
+    leaf = adopt(p0, 2, 1)
     if 0 in leaf.shape:
         raise ValueError(f"p0 has shape {tuple(leaf.shape)}; wanted at least one number")
     if leaf.ndim != (1 if batch is None else 2):
@@ -150,6 +266,9 @@ class Curve:
     differs : whether finite differences are taken, for which the model must return full precision.
     """
 
+    # See `Backend.jit`.
+    wrapped_functions: ClassVar = ("model",)
+
     model: Callable
     batched: bool
     backend: Backend
@@ -162,6 +281,7 @@ class Curve:
         returned.check_array("model", found, self.backend, wanted, like="y")
         if tuple(found.shape) != tuple(y.shape):
             raise ValueError(f"model returned {returned.described(found)}; wanted {wanted}")
+        returned.check_real("model", found, self.backend)
         if self.differs:
             returned.check_precision("model", found, self.backend)
         with np.errstate(all="ignore"):

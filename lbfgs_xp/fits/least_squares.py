@@ -84,7 +84,7 @@ def least_squares(
     bounds : None or (lower, upper)
         Each side is None, a number, an array that broadcasts to x0, or such leaves in the structure
         of x0; infinite means no bound. A start outside is moved to the nearest point inside.
-    loss : "linear", "soft_l1", "huber" or "cauchy"
+    loss : "linear", "soft_l1", "huber", "cauchy" or "arctan"
         The cost of a residual r. With z = (r / f_scale)^2, it is half f_scale^2 times: z;
         2 (sqrt(1 + z) - 1); z up to 1 and 2 sqrt(z) - 1 beyond; or log(1 + z).
     f_scale : float
@@ -148,4 +148,6 @@ def least_squares(
         accuracy=objective.accuracy,
         compact=compact,
     )
-    return run_fit(objective, box_of(bounds, layout), plan)
+    result = run_fit(objective, box_of(bounds, layout), plan)
+    layout.keep_frozen(result.x)
+    return result

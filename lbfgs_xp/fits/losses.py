@@ -47,11 +47,17 @@ def _cauchy(xp: Any, z: Array) -> Terms:
     return xp.log1p(z), slope, -slope * slope
 
 
+def _arctan(xp: Any, z: Array) -> Terms:
+    slope = 1.0 / (1.0 + z * z)
+    return xp.atan(z), slope, -2.0 * z * slope * slope
+
+
 LOSSES: dict[str, Callable[[Any, Array], Terms]] = {
     "linear": _linear,
     "soft_l1": _soft_l1,
     "huber": _huber,
     "cauchy": _cauchy,
+    "arctan": _arctan,
 }
 """Functions (xp, z) -> (rho, rho', rho'') by name."""
 

@@ -12,7 +12,7 @@ from lbfgs_xp.arrays.backend import Array, Backend, identity
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import unflatten
 from lbfgs_xp.fits.covariance import inverse_of_squares
-from lbfgs_xp.fits.data import in_units_of_data, in_units_of_sigma
+from lbfgs_xp.fits.data import are_correlated, in_units_of_data, in_units_of_sigma
 from lbfgs_xp.fits.losses import ResidualLoss
 from lbfgs_xp.fits.residuals import Residuals
 from lbfgs_xp.fits.result import (
@@ -106,7 +106,12 @@ def _statistics(
         loose = loose & xp.logical_not(fixed)
         free = free - space.sum(xp.astype(fixed, free.dtype))
     chi2 = 2.0 * space.sum(loss.terms(xp, weighted))
-    over = m - free
+    # Points with an infinite sigma are left out.
+    used = xp.full_like(free, m)
+    if weights is not None and not are_correlated(weights, y):
+        counted = xp.astype(xp.broadcast_to(weights > 0.0, y.shape), free.dtype)
+        used = used - (m - space.sum(xp.reshape(counted, (-1, m))))
+    over = used - free
     reduced = xp.where(over > 0.0, chi2 / over, xp.full_like(chi2, math.nan))
     if not absolute_sigma:
         unknown = xp.full_like(covariance, math.inf)

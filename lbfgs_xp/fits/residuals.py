@@ -58,6 +58,8 @@ class Residuals:
     shared : collection of int
         Lengths that a 1-d array in args may have if all rows share it, besides the lengths of axes
         of x0 and, once known, of the residuals.
+    whole : collection of int
+        The places in args of what all rows share, whatever its shape.
 
     Attributes
     ----------
@@ -72,6 +74,7 @@ class Residuals:
     def __init__(
         self, fun: Callable, args: tuple, jac: Any, layout: Layout, compiled: bool,
         fresh: bool = False, data: Any = None, shared: Collection[int] = (),
+        whole: Collection[int] = (),
     ):
         if not callable(fun):
             raise TypeError(f"residuals is a {type(fun).__name__}; wanted a function of x")
@@ -79,7 +82,7 @@ class Residuals:
             raise TypeError("x0 is complex; wanted real x0 for least squares")
         self.layout, self.backend = layout, layout.backend
         self.fun, self.args, self.jac = fun, args, jac
-        self.compiled, self.fresh, self.data = compiled, fresh, data
+        self.compiled, self.fresh, self.data, self.whole = compiled, fresh, data, whole
         self.shared = {*shared, *(length for shape in layout.shapes for length in shape[1:])}
         self.calls = Calls()
         self.partial = False
@@ -128,13 +131,15 @@ class Residuals:
         leaves = [take(leaf, indices) for leaf in self.layout.leaves]
         layout = Layout(unflatten(self.layout.structure, leaves), True)
         args = tuple(
-            take_rows(self.backend, arg, indices, count, self.shared) for arg in self.args
+            arg if i in self.whole else take_rows(self.backend, arg, indices, count, self.shared)
+            for i, arg in enumerate(self.args)
         )
         data = self.data
         if data is not None:
             data = data[0], take(data[1], indices)
         part = Residuals(
-            self.fun, args, self.jac, layout, self.compiled, self.fresh, data, self.shared
+            self.fun, args, self.jac, layout, self.compiled, self.fresh, data, self.shared,
+            self.whole,
         )
         part.calls, part.partial = calls or self.calls, True
         part.differences.step = self.differences.step

@@ -339,7 +339,7 @@ class Run:
         return kind(
             x=layout.to_tree(own(best.x)),
             fun=self.to_user(best.value),
-            jac=layout.to_tree(own(best.gradient)),
+            jac=layout.gradient_tree(own(best.gradient)),
             gradient_norm=self.to_user(norm),
             nit=self.to_user(p.nit),
             nfev=self.to_user(p.nfev),

@@ -7,7 +7,7 @@ from typing import Any
 
 from lbfgs_xp.arrays import returned
 from lbfgs_xp.arrays.backend import Array, Backend, is_array
-from lbfgs_xp.arrays.tree import flatten, unflatten
+from lbfgs_xp.arrays.tree import flatten, flatten_like, unflatten
 
 
 class Loss:
@@ -66,7 +66,7 @@ class Loss:
 
     def of_params(self, params: Any, batch: Any) -> tuple[Any, Any]:
         """(value, gradients) for nested parameters; the gradients are nested in the same way."""
-        leaves, _ = flatten(params)
+        leaves, _ = flatten_like(params, self.structure)
         value, gradients = self(leaves, batch)
         return value, unflatten(self.structure, gradients) if self.differentiates else gradients
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from lbfgs_xp.arrays.backend import Array, Backend, copy_of
 from lbfgs_xp.arrays.space import Space
-from lbfgs_xp.arrays.tree import flatten, unflatten
+from lbfgs_xp.arrays.tree import Partial, flatten_like, unflatten
 from lbfgs_xp.first_order import FirstOrder, update
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import Status
@@ -137,7 +137,7 @@ class TrainingRun:
             reproducible=self.reproducible,
             state=self._memory if completed(self.method).resumes else None,
         )
-        self.leaves, self._memory = flatten(res.x)[0], res.state
+        self.leaves, self._memory = flatten_like(res.x, self.structure)[0], res.state
         self.updates += res.nit
         if res.status is Status.INTERRUPTED:
             raise KeyboardInterrupt
@@ -168,7 +168,13 @@ class TrainingRun:
     @property
     def params(self) -> Any:
         """The parameters, nested as the user passed them."""
-        return unflatten(self.structure, self.leaves)
+        return self._nested(self.leaves)
+
+    def _nested(self, leaves: list[Array]) -> Any:
+        if isinstance(self.structure, Partial):
+            # So that the frozen tensors can be told from them.
+            leaves = [leaf.detach().requires_grad_(True) for leaf in leaves]
+        return unflatten(self.structure, leaves)
 
     def interrupt(self) -> None:
         if self._torn:
@@ -182,7 +188,7 @@ class TrainingRun:
             self.updates,
             self.history["epoch_loss"][-1],
             self.history["learning_rate"][-1],
-            unflatten(self.structure, list(map(copy_of, self.leaves))),
+            self._nested(list(map(copy_of, self.leaves))),
             self._kept[1],
         )
 

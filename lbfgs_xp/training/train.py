@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from lbfgs_xp import checks
-from lbfgs_xp.arrays.backend import Array, Backend
 from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.returned import is_true
-from lbfgs_xp.arrays.tree import backends_of, flatten
+from lbfgs_xp.arrays.tree import backends_of, flatten_parameters, without_frozen
 from lbfgs_xp.first_order import OptimizerState, update
 from lbfgs_xp.result import Status, attach
 from lbfgs_xp.run.methods import method_named
@@ -58,7 +57,9 @@ def train(
     loss : function
         loss(params, batch) -> a real number or 0-d array, such as a mean over the batch.
     params : array, or nested dict, list, tuple or dataclass of arrays, float or complex
-        The start; the arrays themselves are not changed.
+        The start; the arrays themselves are not changed. Tensors with requires_grad=False among
+        others that require a gradient are frozen: they stay as they are, and those trained then
+        require a gradient in the result, too.
     data : arrays, or an iterable of batches
         An array, or a (nested) tuple, dict or dataclass of arrays, in the library and on the
         device of params, all with the same number of rows along the first axis: a batch is nested
@@ -96,7 +97,8 @@ def train(
         Whether JAX compiles loss and gradient, once for each batch shape; loss must then be a pure
         function that JAX can trace. No effect with other libraries.
     callback : function, or several
-        callback(record) after each epoch, with a `TrainRecord`; returning True stops the run.
+        callback(record) after each epoch, with a `TrainRecord`; returning a true value stops the
+        run.
     progress : bool
         Whether to show a live line in the terminal.
     state : TrainState
@@ -130,8 +132,8 @@ def train(
     >>> res.status.name, bool(np.allclose(res.params, [2.0, 1.0]))
     ('EPOCHS', True)
     """
-    leaves, structure = flatten(params)
-    backends = _backends(leaves)
+    leaves, structure = without_frozen(*flatten_parameters(params))
+    backends = backends_of(leaves, structure, "params")
     shuffle, reproducible, compile, progress = checks.flags(
         shuffle=shuffle, reproducible=reproducible, compile=compile, progress=progress
     )
@@ -150,7 +152,7 @@ def train(
         reproducible,
         deadline,
     )
-    state = _checked_state(state, run.method, params)
+    state = _checked_state(state, run.method, params, structure)
     batches.check([rows for _, rows, _ in state.seen])
     run.stand([b.own(x) for b, x in zip(backends, leaves, strict=True)], state)
     with Live(progress, _line) as live:
@@ -194,18 +196,6 @@ def _line(record: TrainRecord) -> str:
 # --- the arguments -----------------------------------------------------------------------------
 
 
-def _backends(leaves: list[Array]) -> list[Backend]:
-    """The backends of the parameters."""
-    backends = backends_of(leaves, "params")
-    if len({getattr(leaf, "requires_grad", None) for leaf in leaves}) > 1:
-        raise ValueError(
-            "params holds frozen tensors (requires_grad=False) along with trainable ones; wanted "
-            "only those to be trained, such as {k: p for k, p in model.named_parameters() if "
-            "p.requires_grad}"
-        )
-    return backends
-
-
 def _checked_method(method: Any) -> Any:
     method = method_named(method)
     if getattr(method, "needs_hessian", False):
@@ -223,7 +213,7 @@ def _callbacks(given: Any) -> list[Callable]:
     return calls
 
 
-def _checked_state(state: Any, method: Any, params: Any) -> TrainState:
+def _checked_state(state: Any, method: Any, params: Any, structure: Any) -> TrainState:
     if state is None:
         return TrainState(0, 0, (), None, None)
     if not isinstance(state, TrainState):
@@ -235,5 +225,11 @@ def _checked_state(state: Any, method: Any, params: Any) -> TrainState:
             f"{type(method).__name__}"
         )
     if updated:
-        update.checked_leaves(params, update.checked_spec(method, state.memory), "params")
+        spec = update.checked_spec(method, state.memory)
+        update.checked_leaves(params, spec, "params")
+        if spec.structure != structure:
+            raise ValueError(
+                "params has other frozen tensors (requires_grad=False) than in the run of state; "
+                "wanted the same"
+            )
     return state

@@ -73,7 +73,7 @@ def test_r2() -> None:
     assert res.r2 == pytest.approx(np.corrcoef(X, y)[0, 1] ** 2, rel=1e-10)
 
 
-@pytest.mark.parametrize("loss", ["soft_l1", "huber", "cauchy"])
+@pytest.mark.parametrize("loss", ["soft_l1", "huber", "cauchy", "arctan"])
 def test_losses_like_scipy(backend: Backend, loss: str) -> None:
     y = Y.copy()
     y[[5, 20, 33]] += [3.0, -2.0, 4.0]

@@ -457,7 +457,7 @@ def test_fun_is_not_called_where_arguments_are_wrong() -> None:
         raise AssertionError("called")
 
     calls: list[dict[str, Any]] = [
-        {"gtol": -1}, {"maxiter": -1}, {"callback": 3}, {"jac": "4-point"}, {"bounds": (0, 1)},
+        {"gtol": -1}, {"maxiter": -1}, {"callback": 3}, {"jac": "4-point"}, {"bounds": (0, 1, 2)},
         {"method": "x"}, {"state": 3},
     ]
     for bad in calls:

@@ -205,9 +205,23 @@ def test_callback_stops() -> None:
     )
     stops(res, Status.CALLBACK)
     assert res.nit == 3
-    # Only True itself stops the run, not whatever else a callback happens to return.
-    res = lx.minimize(rosenbrock, ROSENBROCK.x0, jac=True, callback=lambda record: record.nit)
+
+
+@pytest.mark.parametrize("outcome", [True, np.True_, np.asarray(True), 1, "stop", [0.0]])
+def test_a_callback_stops_with_any_true_value(outcome: Any) -> None:
+    res = lx.minimize(rosenbrock, ROSENBROCK.x0, jac=True, callback=lambda record: outcome)
+    stops(res, Status.CALLBACK)
+
+
+@pytest.mark.parametrize("outcome", [None, False, np.False_, np.asarray(0), 0, ""])
+def test_a_callback_goes_on_with_any_other(outcome: Any) -> None:
+    res = lx.minimize(rosenbrock, ROSENBROCK.x0, jac=True, callback=lambda record: outcome)
     stops(res, Status.GRADIENT)
+
+
+def test_a_callback_that_returns_an_array() -> None:
+    with pytest.raises(TypeError, match=r"callback returned an array of shape \(2,\); wanted a tr"):
+        lx.minimize(rosenbrock, ROSENBROCK.x0, jac=True, callback=lambda record: record.x)
 
 
 def failing_at(count: int, error: BaseException, fun: Any = rosenbrock) -> Recorder:

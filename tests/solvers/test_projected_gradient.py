@@ -26,6 +26,63 @@ SET = {
 }
 
 
+def nested_quadratic(x: dict) -> tuple[float, dict]:
+    """Its minimum is at -1 everywhere."""
+    if not isinstance(x, dict):
+        return float(np.sum((x + 1.0) ** 2)), 2.0 * (x + 1.0)
+    parts = {name: nested_quadratic(part) for name, part in x.items()}
+    value = sum(part[0] for part in parts.values())
+    return value, {name: part[1] for name, part in parts.items()}
+
+
+NESTED = {"a": np.zeros(2), "b": {"c": np.ones(1), "d": np.ones((1, 2))}}
+
+
+@pytest.mark.parametrize(
+    ("bounds", "wanted"),
+    [
+        (({"a": 0.5}, None), (0.5, -1.0, -1.0)),
+        (({"b": {"d": 0.0}}, {"a": -2.0}), (-2.0, -1.0, 0.0)),
+        (({"b": None, "a": np.asarray([0.0, 0.0])}, None), (0.0, -1.0, -1.0)),
+        (({}, {"b": {"c": -3.0}}), (-1.0, -3.0, -1.0)),
+    ],
+)
+def test_bounds_for_some_names_only(bounds: Any, wanted: tuple) -> None:
+    res = lx.minimize(nested_quadratic, NESTED, jac=True, bounds=bounds)
+    assert res.success
+    for found, value in zip((res.x["a"], res.x["b"]["c"], res.x["b"]["d"]), wanted, strict=True):
+        np.testing.assert_allclose(found, np.full_like(found, value), atol=1e-6)
+
+
+def test_bounds_for_names_that_do_not_exist() -> None:
+    with pytest.raises(ValueError, match=r"lower bound names 'c'; wanted names of x0: 'a', 'b'"):
+        lx.minimize(nested_quadratic, NESTED, jac=True, bounds=({"c": 0.0}, None))
+    with pytest.raises(ValueError, match=r"upper bound\.b names 'a'; wanted names of x0: 'c', 'd"):
+        lx.minimize(nested_quadratic, NESTED, jac=True, bounds=(None, {"b": {"a": 0.0}}))
+
+
+def test_bounds_of_a_fit_for_some_names_only() -> None:
+    x = np.linspace(-1.0, 1.0, 20)
+    for bounds, a in ((({"b": 0.0}, None), 1.0), (({"a": 1.5}, {"b": 9.0}), 1.5)):
+        fit = lx.curve_fit(
+            lambda x, a, b: a + b * x, x, 1.0 + 2.0 * x, {"a": 2.0, "b": 0.0}, jac="3-point",
+            bounds=bounds,
+        )
+        np.testing.assert_allclose([fit.x["a"], fit.x["b"]], [a, 2.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [None, "auto", [None]])
+@pytest.mark.parametrize("x0", [np.zeros(2), np.zeros((3, 2))])
+def test_bounds_choose_the_method(method: Any, x0: np.ndarray) -> None:
+    def fun(x: np.ndarray) -> Any:
+        return np.sum((x + 1.0) ** 2, axis=-1), 2.0 * (x + 1.0)
+
+    res = lx.minimize(
+        fun, x0, jac=True, bounds=(0.5, None), method=method, batched=x0.ndim == 2
+    )
+    np.testing.assert_allclose(res.x, np.full_like(x0, 0.5))
+
+
 class Watched:
     """A function that records where it was evaluated."""
 

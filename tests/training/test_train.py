@@ -830,17 +830,6 @@ def test_a_module_with_parameters_of_its_own() -> None:
         )
 
 
-def test_frozen_parameters_are_named() -> None:
-    torch = pytest.importorskip("torch")
-    module = torch.nn.Linear(2, 1)
-    module.bias.requires_grad_(False)
-    with pytest.raises(ValueError, match="frozen tensors"):
-        lx.train(
-            lambda p, b: (p["weight"] ** 2).sum() + p["bias"].sum(),
-            dict(module.named_parameters()), torch.ones(4, 2),
-        )
-
-
 def test_a_record_can_be_gone_on_from() -> None:
     states = []
 

@@ -92,7 +92,7 @@ lx.Adam(on_nonfinite="ignored")  # type: ignore[arg-type]
 lx.curve_fit(lambda t, a: a * t, x0, x0, [1.0], loss="huber", jac="2-point")
 lx.curve_fit(lambda t, a: a * t, x0, x0, [1.0], loss="hubber")  # type: ignore[call-overload]
 lx.curve_fit(lambda t, a: a * t, x0, x0, [1.0], method="trf")  # type: ignore[call-overload]
-lx.least_squares(lambda p: p, x0, loss="arctan")  # type: ignore[call-overload]
+lx.least_squares(lambda p: p, x0, loss="tukey")  # type: ignore[call-overload]
 lx.train(lambda p, data: p @ p, x0, x0, method="adamx")  # type: ignore[arg-type]
 lx.line_search(lambda a: (a, 1.0), "armijo")
 lx.line_search(lambda a: (a, 1.0), "armiho")  # type: ignore[arg-type]
