@@ -337,8 +337,10 @@ def ahead(
     of_rows, of_residuals = settings.weights(space, residuals)
     hidden = _hidden(space, x, residuals, columns)
     columns = columns * of_rows[:, None, :]
-    # A column that vanishes here would let its parameter go very far.
-    scale = divisor(space, scale)
+    # Between the columns here, which may vanish, and the longest ones, which may be those of a
+    # steep start.
+    here = norm(space, columns)
+    scale = divisor(space, xp.where(here > 0.0, xp.sqrt(here) * xp.sqrt(scale), scale))
     slope = space.products(columns / scale[..., None], residuals * of_residuals)
     slope = xp.where(frozen_at_bounds(space, x, slope, box), xp.zeros_like(slope), slope)
     unit = slope / divisor(space, space.max_abs(slope))[:, None]

@@ -26,6 +26,8 @@ _AGAIN, _OFF = 5, -0.1
 _CHANGE = 100.0
 # At which points, counted from the start, the lengths are measured.
 _WHEN_TO_LOOK = tuple(4.0**k for k in range(8))
+# The longest step of differences that are stretched, relative to the length.
+_STRETCHED = 0.1
 # The shortest step, in units of the rounding of x.
 _LEAST = 64.0
 # How much shorter a step may be when a difference is taken again.
@@ -239,7 +241,9 @@ class Differences:
         xp = self.backend.xp
         if self.step is None:
             share = self._relative_noise(x, noise, variation, seen.length)
-            h = self.stretch * seen.length * share ** (1 / 3 if central else 1 / 2)
+            h = seen.length * share ** (1 / 3 if central else 1 / 2)
+            if self.stretch > 1.0:
+                h = xp.maximum(h, xp.minimum(self.stretch * h, _STRETCHED * seen.length))
             # A step must not vanish beside x.
             h = xp.maximum(h, _LEAST * self.backend.eps * xp.abs(x))
         else:
