@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import inspect
 import types
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -145,7 +146,10 @@ class JaxBackend(Backend):
 
     @staticmethod
     def flatten(tree: Any) -> tuple[list[Any], Any] | None:
-        leaves, structure = jax.tree_util.tree_flatten(tree)
+        with warnings.catch_warnings():
+            # A generator is refused later.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            leaves, structure = jax.tree_util.tree_flatten(tree)
         # JAX knows only dataclasses that are registered with it.
         if any(map(dataclasses.is_dataclass, leaves)):
             return None

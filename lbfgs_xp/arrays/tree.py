@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import inspect
@@ -419,12 +420,12 @@ def backends_of(leaves: list[Any], structure: Any, what: str) -> list[Backend]:
     names = {library_of(leaf) for leaf in leaves}
     if len(names) > 1:
         raise TypeError(f"{what} mixes arrays of {', '.join(sorted(names))}; wanted one library")
-    try:
-        return [Backend.of(leaf, what) for leaf in leaves]
-    except (TypeError, ValueError):
-        for i, leaf in enumerate(leaves):
-            Backend.of(leaf, leaf_name(structure, i, what))
-        raise
+    if len(leaves) > 1:
+        with contextlib.suppress(TypeError, ValueError):
+            return [Backend.of(leaf, what) for leaf in leaves]
+        # Once more with the names, which take longer than the rest.
+        return [Backend.of(leaf, leaf_name(structure, i, what)) for i, leaf in enumerate(leaves)]
+    return [Backend.of(leaf, what) for leaf in leaves]
 
 
 def _of_a_module(leaf: Any) -> str:

@@ -300,7 +300,7 @@ def test_a_record_tells_the_rate_that_led_there() -> None:
     lx.minimize(
         lambda x: (float(x[0]), np.ones(1)), np.zeros(1), jac=True, gtol=0.0, maxiter=4,
         method=lx.SGD(lambda step: float(step + 1)),
-        callback=lambda record: (steps.append(record.step), points.append(float(record.x[0]))),
+        callback=lambda record: steps.append(record.step) or points.append(float(record.x[0])),
     )
     assert steps == [1.0, 2.0, 3.0, 4.0]
     assert points == [-1.0, -3.0, -6.0, -10.0]

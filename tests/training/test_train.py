@@ -726,7 +726,7 @@ def test_progress_shows_a_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"loss": 1.0}, TypeError, "loss is a float; wanted a function"),
-    ({"params": [1.0]}, TypeError, "params holds a float; wanted arrays"),
+    ({"params": [1.0]}, TypeError, "params holds a float at params.0; wanted arrays"),
     ({"params": {}}, ValueError, "params holds no arrays"),
     ({"jac": None}, ValueError, "numpy has no automatic differentiation: give jac="),
     ({"jac": "2-point"}, ValueError, "jac is '2-point'; wanted None"),
