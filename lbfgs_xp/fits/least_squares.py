@@ -107,7 +107,7 @@ def least_squares(
         x = 0, to the size of the residuals.
     batched : bool
         x0 is (B, ...) and residuals maps it to (B, m): B independent problems, each with its own
-        damping and status.
+        trust region and status.
     compact : bool
         For a batch: whether residuals and jac may be called with only some of the rows instead of
         all B, so that rows that have ended cost nothing more. Arrays in `args` whose first axis has
