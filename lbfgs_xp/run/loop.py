@@ -94,7 +94,8 @@ class Run:
             calls_per_trial=self.objective.calls_per_trial(forward), trials=_DOUBTFUL,
             # Forward differences are doubted whenever they fail, so their error is no excuse. For
             # central ones it is eps^(2/3) if third derivatives are of the order of f, mostly less.
-            forward=forward, error=eps if forward else 0.1 * eps ** (2 / 3),
+            lost=0.0 if self._forward and not forward else self.criteria.lost, forward=forward,
+            error=eps if forward else 0.1 * eps ** (2 / 3),
             relative=8.0 * eps**0.5 if self.criteria.relative > 0.0 else 0.0,
         )
 

@@ -35,7 +35,8 @@ class Criteria(NamedTuple):
 
     relative : the tolerance of the gradient relative to the first ones; 0 if gtol is given.
     lost : the least tolerance, relative to the error of the largest gradient: if the first steps
-        solve a problem exactly, later gradients are rounding.
+        solve a problem exactly, later gradients are rounding. 0 if a look does not confirm the end:
+        for methods without searches, and after a switch to central differences, which look again.
     eps, noise, largest : properties of the dtype, from `Backend`.
     patience : iterations without meaningful progress after which the precision floor counts as
         reached.
@@ -224,10 +225,12 @@ def update(
     # By the default tolerance, which is relative to the start, the value must have settled, too,
     # unless all of the gradient may be rounding. Even then the end is provisional.
     provisional = fn.full(True, norm) & (criteria.relative > 0.0)
-    provisional = provisional & (criteria.failure == _LINE_SEARCH)
+    provisional = provisional & (criteria.lost > 0.0)
     settled = before - value <= negligible(fn, criteria, p, value, 4.0 * criteria.eps)
     lost = (nit + p.earlier <= _FIRST) & (norm <= criteria.lost * criteria.error * p.highest_norm)
-    flat = flat & (settled | lost | fn.logical_not(provisional))
+    # Differences may not let the value settle.
+    exact = provisional & (criteria.error <= criteria.eps)
+    flat = flat & (settled | lost | fn.logical_not(exact))
     small_gradient = fn.where(provisional, fn.full(FLAT, value), _GRADIENT)
     lowest_norm = fn.where(accepted, fn.minimum(norm, p.lowest_norm), p.lowest_norm)
     highest_norm = fn.where(accepted, fn.maximum(norm, p.highest_norm), p.highest_norm)
