@@ -35,6 +35,14 @@ def inverse_of_squares(accuracy: float, space: Space, jacobian: Array) -> tuple[
     return space.put(rest, exact, (covariance, loose))
 
 
+def deviations(space: Space, covariance: Array, loose: Array) -> Array:
+    """The standard deviations (B, p) of a covariance (B, p, p); infinite for loose parameters."""
+    xp, p = space.xp, covariance.shape[-1]
+    one = xp.eye(p, dtype=xp.bool, device=space.backend.creation_device)
+    variances = xp.max(xp.where(one, covariance, xp.full_like(covariance, -math.inf)), axis=-1)
+    return xp.where(loose, xp.full_like(variances, math.inf), xp.sqrt(variances))
+
+
 def _inverse(space: Space, jacobian: Array) -> tuple[Array, Array, Array]:
     """(J^T J)^-1 by elimination, with no loose parameters; and whether it keeps enough digits."""
     xp, p = space.xp, jacobian.shape[-1]

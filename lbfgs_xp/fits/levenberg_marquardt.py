@@ -156,7 +156,8 @@ def doubtful(space: Space, state: LMState, forward: bool) -> Array:
     forward : whether they are forward differences, which hide nearly dependent columns.
     """
     claimed = state.status == CLAIMED
-    claimed = claimed & (state.value > _noise(space, state, state.value))
+    blur = _blur(space, state.linear, state.x)
+    claimed = claimed & (state.value > _noise(space, state.value, blur))
     if not forward:
         return claimed
     xp, sizes = space.xp, norm(space, state.linear.R)
@@ -214,7 +215,7 @@ def judge(settings: FitSettings, space: Space, state: LMState, residuals: Array)
     predicted = state.predicted
     ratio = decrease / fn.where(predicted > 0.0, predicted, 1.0)
     good = (predicted > 0.0) & (decrease > _ENOUGH * predicted)
-    noise = _noise(space, state, state.value)
+    noise = _noise(space, state.value, _blur(space, state.linear, state.x))
     hidden = (predicted > 0.0) & (_promise(fn, state) <= noise) & (fn.abs(decrease) <= noise)
     accepted = (state.status == _RUNNING) & fn.isfinite(value) & (good | hidden)
     return Verdict(accepted, hidden, fn.where(hidden, 1.0, ratio), decrease, value)
@@ -244,16 +245,17 @@ def advance(
     scale, eps = old.linear.scale, space.backend.eps
     length, size = space.max_abs(scale * old.step), space.max_abs(scale * old.x)
     short = (length <= settings.xtol * size) & (settings.xtol > 0.0)
-    tally = _tally(settings, space, old, verdict, linear, accepted, short)
+    blur = _blur(space, old.linear, old.x)
+    tally = _tally(settings, space, old, verdict, linear, accepted, short, blur)
     exhausted = refused & (length <= eps * size)
     hidden = accepted & verdict.hidden
-    noise, cosine = _noise(space, old, old.value), linear.optimality
-    level = _ADDED_UP * noise
+    cosine, level = linear.optimality, _ADDED_UP * _noise(space, old.value, blur)
     patience = fn.full(_LONGEST_PATIENCE, tally.stalled)
     patience = fn.where(_promise(fn, old) <= level, _LONG_PATIENCE, patience)
     patience = fn.where(hidden & (cosine * cosine * old.value <= level), _PATIENCE, patience)
     # Residuals that rounding x accounts for say nothing more.
-    vanished = accepted & (verdict.value <= _noise_at(space, linear, old.trial, verdict.value))
+    blur = _blur(space, linear, old.trial)
+    vanished = accepted & (verdict.value <= _noise(space, verdict.value, blur))
     status = fn.where(exhausted | vanished | (tally.stalled >= patience), CLAIMED, old.status)
     status = fn.where(tally.small_step >= _SETTLED, int(Status.STEP), status)
     status = fn.where(tally.small_value >= _SETTLED, int(Status.VALUE), status)
@@ -297,16 +299,17 @@ def _radius_after(space: Space, old: LMState, verdict: Verdict, refused: Array) 
 
 def _tally(
     settings: FitSettings, space: Space, old: LMState, verdict: Verdict, linear: LinearModel,
-    accepted: Array, short: Array,
+    accepted: Array, short: Array, blur: Array,
 ) -> Tally:
-    """The counts after a trial; `short` says whether its step was short."""
+    """The counts after a trial; `short` says whether its step was short, `blur` is that of the old
+    iterate."""
     fn, before = space.scalars, old.tally
     small = verdict.decrease <= settings.ftol * old.value
     small = small & (old.predicted <= settings.ftol * old.value) & (settings.ftol > 0.0)
     value = fn.where(accepted, verdict.value, old.value)
     # Finite-difference errors make the optimality fluctuate, which is not progress.
     better = accepted & (
-        (value < before.value - _noise(space, old, value))
+        (value < before.value - _noise(space, value, blur))
         | (linear.optimality <= 0.9 * before.optimality)
         | (linear.share <= 0.9 * before.share)
     )
@@ -405,15 +408,14 @@ def _promise(fn: Any, state: LMState) -> Array:
     return fn.where(state.refused, state.promise, state.predicted)
 
 
-def _noise(space: Space, state: LMState, value: Array) -> Array:
-    """An estimate of the rounding error of the value near the iterate."""
-    return _noise_at(space, state.linear, state.x, value)
-
-
-def _noise_at(space: Space, linear: LinearModel, x: Array, value: Array) -> Array:
-    """The same at x, including the effect of rounding the parameters on the residuals."""
+def _blur(space: Space, linear: LinearModel, x: Array) -> Array:
+    """How far rounding the parameters at x changes the residuals."""
     norms = column_norms(space, linear.R) * linear.scale
-    blur = space.backend.eps * space.sum(space.xp.abs(norms * x))
+    return space.backend.eps * space.sum(space.xp.abs(norms * x))
+
+
+def _noise(space: Space, value: Array, blur: Array) -> Array:
+    """An estimate of the rounding error of a value."""
     return space.backend.noise * value + space.xp.sqrt(2.0 * value) * blur
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from lbfgs_xp.arrays.backend import Array, Backend, identity
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import unflatten
-from lbfgs_xp.fits.covariance import inverse_of_squares
+from lbfgs_xp.fits.covariance import deviations, inverse_of_squares
 from lbfgs_xp.fits.data import are_correlated, in_units_of_data, in_units_of_sigma
 from lbfgs_xp.fits.losses import ResidualLoss
 from lbfgs_xp.fits.residuals import Residuals
@@ -117,9 +117,7 @@ def _statistics(
         unknown = xp.full_like(covariance, math.inf)
         known = (over > 0.0)[:, None, None]
         covariance = xp.where(known, covariance * reduced[:, None, None], unknown)
-    one = xp.eye(p, dtype=xp.bool, device=space.backend.creation_device)
-    variances = xp.max(xp.where(one, covariance, xp.full_like(covariance, -math.inf)), axis=-1)
-    stderr = xp.where(loose, xp.full_like(variances, math.inf), xp.sqrt(variances))
+    stderr = deviations(space, covariance, loose)
 
     # The best constant, with the same weights.
     unit = xp.broadcast_to(in_units_of_sigma(weights, xp.ones_like(y)), y.shape)

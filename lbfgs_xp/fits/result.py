@@ -12,7 +12,7 @@ import numpy as np
 from lbfgs_xp.arrays.backend import Array, Backend
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout, flatten
-from lbfgs_xp.fits.covariance import inverse_of_squares
+from lbfgs_xp.fits.covariance import deviations, inverse_of_squares
 from lbfgs_xp.result import Status, table
 
 
@@ -90,9 +90,7 @@ class LeastSquaresResult:
             covariance = xp.full_like(inverse, math.inf)
             if m > p:
                 covariance = inverse * (space.dot(squares, squares) / (m - p))[:, None, None]
-            one = xp.eye(p, dtype=covariance.dtype, device=backend.creation_device)
-            stderr = xp.sqrt(space.sum(xp.where(one > 0.0, covariance, xp.zeros_like(covariance))))
-            stderr = xp.where(loose, xp.full_like(stderr, math.inf), stderr)
+            stderr = deviations(space, covariance, loose)
         if self.jac.ndim == 2:
             return covariance[0, ...], stderr[0, ...]
         return covariance, stderr
