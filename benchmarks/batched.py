@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from _common import print_machine, print_table
+from _optax import lbfgs_to_the_end
 
 import lbfgs_xp as lx
 from lbfgs_xp import problems
@@ -76,35 +77,13 @@ def optax_vmap(x0: np.ndarray) -> tuple[float, float]:
     """Run optax.lbfgs in a while loop under vmap: all problems continue until the last is done."""
     import jax
     import jax.numpy as jnp
-    import optax
 
     fun = problems.rosenbrock(x0.shape[1], xp=jnp, dtype="float64").fun
-    solver = optax.lbfgs(memory_size=10)
-    value_and_gradient = optax.value_and_grad_from_state(fun)
-
-    def norm(state: Any) -> Any:
-        return jnp.max(jnp.abs(optax.tree_utils.tree_get(state, "grad")))
-
-    def step(carry: Any) -> Any:
-        x, state, count = carry
-        value, gradient = value_and_gradient(x, state=state)
-        updates, state = solver.update(
-            gradient, state, x, value=value, grad=gradient, value_fn=fun
-        )
-        return optax.apply_updates(x, updates), state, count + 1
-
-    def unfinished(carry: Any) -> Any:
-        _, state, count = carry
-        return (count == 0) | ((norm(state) > GTOL) & (count < 1000))
-
-    def run(x: Any) -> Any:
-        _, state, _ = jax.lax.while_loop(unfinished, step, (x, solver.init(x), 0))
-        return norm(state)
-
+    run = lbfgs_to_the_end(fun, memory_size=10, gtol=GTOL, most=1000)
     many, start = jax.jit(jax.vmap(run)), jnp.asarray(x0)
 
     def solve() -> Any:
-        return many(start).block_until_ready()
+        return many(start)[1].block_until_ready()
 
     solve()
     seconds, norms = best_time(solve)

@@ -16,8 +16,8 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 import torch
+from _optax import adam_step
 
 import lbfgs_xp as lx
 
@@ -41,30 +41,13 @@ def of_torch(x: torch.Tensor, g: torch.Tensor, **how: bool) -> Callable[[], Any]
     return torch.optim.Adam([x], 1e-3, **how).step
 
 
-def of_optax(x: Any, g: Any) -> Callable[[], Any]:
-    opt = optax.adam(1e-3)
-    held = [x, opt.init(x)]
-
-    def update(x: Any, state: Any, g: Any) -> Any:
-        updates, state = opt.update(g, state, x)
-        return optax.apply_updates(x, updates), state
-
-    compiled = jax.jit(update, donate_argnums=(0, 1))
-
-    def step() -> Any:
-        held[:] = compiled(held[0], held[1], g)
-        return held[0]
-
-    return step
-
-
 def candidates(x: np.ndarray, g: np.ndarray) -> dict[str, Callable[[], Any]]:
     tensors = [lambda a=a: torch.asarray(a.copy()) for a in (x, g)]
     arrays = [lambda a=a: jax.device_put(a.copy()) for a in (x, g)]
     return {
         "torch foreach": of_torch(*(make() for make in tensors), foreach=True),
         "torch fused": of_torch(*(make() for make in tensors), fused=True),
-        "optax jitted": of_optax(*(make() for make in arrays)),
+        "optax jitted": adam_step(*(make() for make in arrays)),
         "ours, NumPy": ours(x.copy(), g),
         "ours, torch": ours(*(make() for make in tensors)),
         "ours, JAX": ours(*(make() for make in arrays)),
