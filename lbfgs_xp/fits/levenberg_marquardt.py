@@ -10,6 +10,7 @@ with `where`. Nothing is read back to the host, and JAX compiles these functions
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from lbfgs_xp.arrays.backend import Array
@@ -30,12 +31,15 @@ _REFINED, _REFINED_BLINDLY, _LONGER = 8, 1, 1.1
 # length; in a run without a failure yet, if they were wrong by less than half of the second share,
 # by as much more.
 _GROWTH, _TRUSTED = 2.0, 0.01
+_OUT_OF_HIDING = 10.0
 # A step is good if it achieves this share of the predicted decrease. After others, a parameter goes
 # at most this share of the way to a bound: at a bound, as with an amplitude of 0, others may count
 # for nothing.
 _GOOD, _WAY = 0.75, 0.5
 # Columns are nearly dependent if the smallest singular value is this share of the largest.
 _NEAR = 1e-5
+# A singular value is known if it exceeds the errors of the columns by this factor.
+_RESOLVED = 10.0
 # Flags in the result of `going`.
 HARD, LOST = 2, 4
 # Consecutive steps that must be small before a run stops.
@@ -48,6 +52,9 @@ _ADDED_UP = 16.0
 # The longest look changes the residuals by at least this many times what rounding hides; and a look
 # tells something if it changes them by this many times as much.
 _FAR, _VISIBLE = 100.0, 4.0
+# How many times its standard deviation measured noise may be: in sums of many residuals, and in the
+# norm of their difference between two points.
+_SPREAD, _APART = 4.0, 3.0
 # The longest look, relative to the residuals, as a power of eps: rounding that nobody can estimate
 # shall not hide it.
 _LONGEST = 1 / 6
@@ -76,6 +83,7 @@ class LMState(NamedTuple):
     refused : whether a step from the iterate has been rejected.
     bold : whether the radius has never been reduced.
     good : whether the last step was accepted and predicted well.
+    noise : the standard deviation of the noise of each residual, if it was measured, else 0.
     promise : `predicted` of the first step from the iterate. Later steps are shorter and predict
         little decrease even if much is left.
     status, nit : integers.
@@ -95,6 +103,7 @@ class LMState(NamedTuple):
     refused: Array
     bold: Array
     good: Array
+    noise: Array
     status: Array
     nit: Array
     tally: Tally
@@ -126,7 +135,7 @@ def begin(
     no = fn.full(False, value)
     state = LMState(
         x, residuals, columns, value, linear, _first_radius(settings, space, x, linear, value),
-        zero, x, x, value, value, no, fn.logical_not(no), no, status, zero,
+        zero, x, x, value, value, no, fn.logical_not(no), no, 0.0 * value, status, zero,
         Tally(zero, zero, zero, value, linear.optimality, linear.share),
     )
     return _limited(settings, space, state)
@@ -150,19 +159,30 @@ def going(space: Space, state: LMState, lost: Any = None) -> Array:
     return kind if lost is None else kind + fn.where(lost, zero + LOST, zero)
 
 
-def doubtful(space: Space, state: LMState, forward: bool) -> Array:
-    """Which problems only the error of finite differences may have ended: a mask (B,).
-
-    forward : whether they are forward differences, which hide nearly dependent columns.
-    """
+def doubtful(space: Space, state: LMState) -> tuple[Array, Array]:
+    """Which problems only the error of finite differences may have ended: those that claim to be
+    at the precision floor, and those with nearly dependent columns, masks (B,)."""
     claimed = state.status == CLAIMED
-    blur = _blur(space, state.linear, state.x)
-    claimed = claimed & (state.value > _noise(space, state.value, blur))
-    if not forward:
-        return claimed
-    xp, sizes = space.xp, norm(space, state.linear.R)
-    near = xp.min(sizes, axis=-1) < _NEAR * xp.max(sizes, axis=-1)
-    return claimed | ((state.status == int(Status.GRADIENT)) & state.linear.hard & near)
+    blur = _blur(space, state.linear, state.x, state.noise)
+    above = state.value > _noise(space, state.value, blur)
+    least, most = _singular_values(space, state.linear)
+    ended = claimed | (state.status == int(Status.GRADIENT))
+    near = ended & state.linear.hard & (least < _NEAR * most)
+    return claimed & above, near & above
+
+
+def unresolved(space: Space, state: LMState, errors: Array) -> Array:
+    """Whether errors of the residuals' derivatives, (B, p), hide dependent columns: a mask (B,)."""
+    root = math.sqrt(state.residuals.shape[-1])
+    errors = root * space.max_abs(errors / state.linear.scale)
+    return _singular_values(space, state.linear)[0] < _RESOLVED * errors
+
+
+def _singular_values(space: Space, linear: LinearModel) -> tuple[Array, Array]:
+    """The least singular value that is not 0, and the largest, if the model is `hard`."""
+    xp, values = space.xp, norm(space, linear.R)
+    least = xp.min(xp.where(values > 0.0, values, xp.full_like(values, math.inf)), axis=-1)
+    return least, xp.max(values, axis=-1)
 
 
 def aim(exact: bool, space: Space, state: LMState, box: Any) -> LMState:
@@ -192,8 +212,10 @@ def _within(
 ) -> tuple[Array, Array]:
     """The minimum z of |q + R z| with |z| within the radius, and the damping that this takes
     (Nocedal & Wright, algorithm 4.3)."""
-    fn, radius = space.scalars, state.radius
-    mu = _least(space, R)
+    fn, mu = space.scalars, _least(space, R)
+    # In units of the residuals, whose squares may overflow; a power of 2, which rounds nothing.
+    unit = 2.0 ** space.xp.floor(space.xp.log2(divisor(space, norm(space, q))))
+    q, radius = q / unit[:, None], state.radius / unit
     z, factor = solve_damped(exact, space, R, q, mu)
     for _ in range(_REFINED if space.small_on_host else _REFINED_BLINDLY):
         length = norm(space, z)
@@ -205,7 +227,7 @@ def _within(
         more = part * part * (length - radius) / divisor(space, radius)
         mu = fn.where(over, mu + more, mu)
         z, factor = solve_damped(exact, space, R, q, mu)
-    return z, mu
+    return z * unit[:, None], mu
 
 
 def judge(settings: FitSettings, space: Space, state: LMState, residuals: Array) -> Verdict:
@@ -215,7 +237,7 @@ def judge(settings: FitSettings, space: Space, state: LMState, residuals: Array)
     predicted = state.predicted
     ratio = decrease / fn.where(predicted > 0.0, predicted, 1.0)
     good = (predicted > 0.0) & (decrease > _ENOUGH * predicted)
-    noise = _noise(space, state.value, _blur(space, state.linear, state.x))
+    noise = _noise(space, state.value, _blur(space, state.linear, state.x, state.noise))
     hidden = (predicted > 0.0) & (_promise(fn, state) <= noise) & (fn.abs(decrease) <= noise)
     accepted = (state.status == _RUNNING) & fn.isfinite(value) & (good | hidden)
     return Verdict(accepted, hidden, fn.where(hidden, 1.0, ratio), decrease, value)
@@ -245,7 +267,7 @@ def advance(
     scale, eps = old.linear.scale, space.backend.eps
     length, size = space.max_abs(scale * old.step), space.max_abs(scale * old.x)
     short = (length <= settings.xtol * size) & (settings.xtol > 0.0)
-    blur = _blur(space, old.linear, old.x)
+    blur = _blur(space, old.linear, old.x, old.noise)
     tally = _tally(settings, space, old, verdict, linear, accepted, short, blur)
     exhausted = refused & (length <= eps * size)
     hidden = accepted & verdict.hidden
@@ -254,7 +276,7 @@ def advance(
     patience = fn.where(_promise(fn, old) <= level, _LONG_PATIENCE, patience)
     patience = fn.where(hidden & (cosine * cosine * old.value <= level), _PATIENCE, patience)
     # Residuals that rounding x accounts for say nothing more.
-    blur = _blur(space, linear, old.trial)
+    blur = _blur(space, linear, old.trial, old.noise)
     vanished = accepted & (verdict.value <= _noise(space, verdict.value, blur))
     status = fn.where(exhausted | vanished | (tally.stalled >= patience), CLAIMED, old.status)
     status = fn.where(tally.small_step >= _SETTLED, int(Status.STEP), status)
@@ -271,7 +293,8 @@ def advance(
         columns,
         fn.where(accepted, verdict.value, old.value),
         linear, radius, old.mu, old.step, old.trial, old.predicted, _promise(fn, old),
-        refused, old.bold & (radius >= old.radius), accepted & (verdict.ratio >= _GOOD), status,
+        refused, old.bold & (radius >= old.radius), accepted & (verdict.ratio >= _GOOD), old.noise,
+        status,
         fn.where(accepted, old.nit + 1, old.nit),
         tally,
     )
@@ -292,6 +315,8 @@ def _radius_after(space: Space, old: LMState, verdict: Verdict, refused: Array) 
     # The better the prediction, the farther it holds.
     better = _TRUSTED / fn.maximum(fn.abs(ratio - 1.0), space.backend.eps)
     growth = fn.where(old.bold, fn.maximum(_GROWTH, better), _GROWTH)
+    # Within this radius rounding hides what a step does.
+    growth = fn.where(verdict.hidden, fn.maximum(growth, _OUT_OF_HIDING), growth)
     grown = fn.where(ratio >= _GOOD, growth * length, old.radius)
     grown = fn.maximum(grown, old.radius)
     return fn.where(refused | (ratio <= 0.25), shrunk, grown)
@@ -331,14 +356,14 @@ def lengths(eps: float) -> list[float]:
 
 
 def ahead(
-    settings: FitSettings, space: Space, x: Array, residuals: Array, columns: Array, scale: Array,
-    box: Any, length: float,
+    settings: FitSettings, space: Space, x: Array, residuals: Array, columns: Array, noise: Array,
+    scale: Array, box: Any, length: float,
 ) -> Array:
     """The point down the gradient, in the scale of each parameter, that changes the residuals by
     this share of their norm or by what rounding cannot hide; moved into the box."""
     xp = space.xp
     of_rows, of_residuals = settings.weights(space, residuals)
-    hidden = _hidden(space, x, residuals, columns)
+    hidden = _hidden(space, x, residuals, columns, noise)
     columns = columns * of_rows[:, None, :]
     # Between the columns here, which may vanish, and the longest ones, which may be those of a
     # steep start.
@@ -354,15 +379,18 @@ def ahead(
     return point if box is None else _into(space, point, box)
 
 
-def _hidden(space: Space, x: Array, residuals: Array, columns: Array) -> Array:
-    """The norm of a change of the residuals that rounding hides."""
+def _hidden(
+    space: Space, x: Array, residuals: Array, columns: Array, noise: Array
+) -> Array:
+    """The norm of a change of the residuals that rounding or noise hides."""
     blur = space.sum(norm(space, columns) * space.xp.abs(x))
-    return _ADDED_UP * space.backend.eps * (norm(space, residuals) + blur)
+    rounding = _ADDED_UP * space.backend.eps * (norm(space, residuals) + blur)
+    return rounding + _APART * math.sqrt(residuals.shape[-1]) * noise
 
 
 def look(
-    settings: FitSettings, space: Space, x: Array, residuals: Array, columns: Array, ahead: Array,
-    residuals_there: Array, columns_there: Array,
+    settings: FitSettings, space: Space, x: Array, residuals: Array, columns: Array, noise: Array,
+    ahead: Array, residuals_there: Array, columns_there: Array,
 ) -> tuple[Array, Array, Array]:
     """Whether the residuals ahead agree with the Jacobians, by the trapezoidal rule; whether they
     differ by more than rounding; and whether they lower the cost by more than rounding: masks (B,).
@@ -374,7 +402,7 @@ def look(
         of_rows, of_residuals = settings.weights(space, r)
         promised = promised - space.dot(half * of_rows, r * of_residuals)
         off, sizes = off - half, sizes + norm(space, half)
-    hidden = _hidden(space, x, residuals, columns)
+    hidden = _hidden(space, x, residuals, columns, noise)
     agrees = agreement.follows_slopes(norm(space, off), sizes, hidden)
     level = _ADDED_UP * space.backend.noise * settings.loss.cost(space, residuals)
     level = level + hidden * norm(space, residuals)
@@ -408,10 +436,10 @@ def _promise(fn: Any, state: LMState) -> Array:
     return fn.where(state.refused, state.promise, state.predicted)
 
 
-def _blur(space: Space, linear: LinearModel, x: Array) -> Array:
-    """How far rounding the parameters at x changes the residuals."""
+def _blur(space: Space, linear: LinearModel, x: Array, noise: Array) -> Array:
+    """How far rounding the parameters at x, or noise, changes the norm of the residuals."""
     norms = column_norms(space, linear.R) * linear.scale
-    return space.backend.eps * space.sum(space.xp.abs(norms * x))
+    return space.backend.eps * space.sum(space.xp.abs(norms * x)) + _SPREAD * noise
 
 
 def _noise(space: Space, value: Array, blur: Array) -> Array:

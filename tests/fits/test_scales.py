@@ -329,7 +329,7 @@ def test_the_covariance_has_the_order_of_x(batched: bool) -> None:
 
 
 @pytest.mark.parametrize("model", [
-    lambda x, a, b: np.round(a * x) + 0.0 * b, lambda x, a, b: 0.0 * (x + a + b) + 7.0,
+    lambda x, a, b: np.round(1e-4 * a * x) + 0.0 * b, lambda x, a, b: 0.0 * (x + a + b) + 7.0,
     lambda x, a, b: np.where(a + b < 1e5, x, 0.0),
 ])
 def test_a_model_that_does_not_respond_is_no_success(model: Any) -> None:
