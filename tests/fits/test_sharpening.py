@@ -87,7 +87,7 @@ def test_nearly_dependent_columns_in_a_batch() -> None:
 
 
 @pytest.mark.parametrize("jac", ["exact", "2-point", "3-point"])
-@pytest.mark.parametrize("size", [1e7, 1e8, 1e9])
+@pytest.mark.parametrize("size", [1e6, 1e7, 1e8])
 def test_data_in_float32_far_from_the_start(size: float, jac: Any) -> None:
     """Steps as small as the start change nothing that float32 shows beside such data."""
 
