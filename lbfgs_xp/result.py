@@ -111,6 +111,7 @@ class State(NamedTuple):
     central : whether central differences have replaced forward ones.
     differences : what the differences know of fun.
     progress : the progress of the run, which gives the units of f.
+    x_scale : the scale of the variables, in a form that can be compared.
     """
 
     solver: Any
@@ -121,6 +122,7 @@ class State(NamedTuple):
     central: bool = False
     differences: tuple = ()
     progress: Any = None
+    x_scale: Any = None
 
 
 class Record(NamedTuple):
@@ -155,7 +157,7 @@ class Result:
         Its gradient.
     gradient_norm : float
         The largest absolute component of `jac` or, for a solver with a projection P, of
-        P(x - jac) - x.
+        P(x - jac) - x. With x_scale, that of the scaled variables x / x_scale.
     nit, nfev : int
         Accepted iterations; evaluations of fun (including those for finite differences).
     nhev : int

@@ -146,7 +146,8 @@ def _first_radius(
 ) -> Array:
     """The size of x or, at x = 0, that of the residuals: beyond, they may be anything."""
     size = norm(space, linear.scale * x)
-    return settings.factor * space.scalars.where(size > 0.0, size, space.xp.sqrt(2.0 * value))
+    unit = space.xp.ones_like(value) if settings.own_scale else space.xp.sqrt(2.0 * value)
+    return settings.factor * space.scalars.where(size > 0.0, size, unit)
 
 
 def going(space: Space, state: LMState, lost: Any = None) -> Array:

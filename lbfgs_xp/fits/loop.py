@@ -212,7 +212,8 @@ class Fit:
         self.rows, self.sizes, self.box = Rows(), Sizes(backend), box
         self.box_here = box
         self.confirmed: Any = None
-        linear, _ = self.steps.linearize(x, residuals, columns, box, None)
+        scale = None if plan.scale is None else self.fetch(plan.scale)
+        linear, _ = self.steps.linearize(x, residuals, columns, box, scale)
         self.state = self.steps.begin(x, residuals, columns, linear)
         self._going: Any = None
 

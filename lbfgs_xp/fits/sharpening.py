@@ -184,6 +184,8 @@ class Sharpening:
         """The scale of the parameters so far, or none after columns that were noise."""
         fit, space = self.fit, self.fit.space
         scale, noisy = fit.state.linear.scale, rows & (fit.state.noise > 0.0)
+        if fit.plan.settings.own_scale:
+            return scale
         return space.pick(noisy, space.xp.zeros_like(scale), scale)
 
     def _differ(self, columns: Array) -> Array:

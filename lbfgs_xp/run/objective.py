@@ -95,7 +95,9 @@ class Objective:
     def restrict_to(self, indices: Array | None) -> None:
         """Expect x to hold only the problems with these indices, (k,); None: all of them."""
         (count,) = self._all.batch
-        self.layout = self._all if indices is None else self._all.of_rows(indices.shape[0])
+        self.layout = self._all if indices is None else self._all.of_rows(
+            indices.shape[0], indices
+        )
         self._bounds_here = self._bounds
         if self._bounds is not None and indices is not None:
             self._bounds_here = tuple(take(side, indices) for side in self._bounds)
@@ -139,6 +141,8 @@ class Objective:
                 # A copy costs little once per iteration, and the function may change it.
                 matrix = hess(layout.to_tree(self.backend.own(x)), *self.args)
                 matrix = self.backend.detach(layout.check(matrix, 0, "the Hessian", shape))
+                if layout.scale is not None:
+                    matrix = matrix * layout.scale[..., None] * layout.scale[..., None, :]
             return 0.5 * (matrix + layout.xp.matrix_transpose(matrix))
 
         return evaluate
@@ -229,7 +233,7 @@ class Objective:
             and gradient.dtype == x.dtype
             and self.backend.holds(gradient)
         ):
-            gradient = self.layout.to_vector(gradient, "the gradient")
+            gradient = self.layout.gradient_vector(gradient)
         # A function that reuses one buffer would change our earlier gradients. An array that no
         # one else holds needs no copy.
         references = sys.getrefcount(gradient)
