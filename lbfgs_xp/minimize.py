@@ -213,7 +213,7 @@ def minimize(
     space = (FixedOrderSpace if reproducible else Space)(layout.backend, batched)
     objective = Objective(fun, args, jac, has_aux, layout, pass_rows)
     objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
-    if bounds is not None and objective.differs:
+    if bounds is not None:
         objective.stay_within(*layout.sides(bounds))
     if math.prod(layout.shape) >= _LARGE:
         layout.backend.keep_freed_memory()

@@ -16,6 +16,7 @@ from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.result import BatchResult, Best, Record, Result, State, Status, joined
 from lbfgs_xp.run import stopping
 from lbfgs_xp.run.aux_output import AuxOutput
+from lbfgs_xp.run.curvature import Curvature
 from lbfgs_xp.run.iteration import (
     Standing,
     after_evaluation,
@@ -52,6 +53,7 @@ class Run:
         self.rows, self.sizes = Rows(), Sizes(space.backend)
         self._in_step = False
         # Runs the user's functions in the context of the caller of `minimize`.
+        self._hess = hess
         self.in_caller_context = contextvars.copy_context().run
         self._last_deadline = time.perf_counter() + plan.maxtime
         # Prepare all stages now, so that errors in a later one are raised before the first runs.
@@ -357,7 +359,17 @@ class Run:
                 self._forward and not self.objective.forward, self.objective.differences.known,
                 p, layout.scale_key,
             ),
+            _curvature=Curvature(
+                self.objective, self._hess, self._differentiates(), self.to_user(p.first_value)
+            ),
         )
+
+    def _differentiates(self) -> bool:
+        """Whether the Hessian comes from automatic differentiation if it is not given."""
+        objective = self.objective
+        given = objective.jac is not None or objective.differs or objective.returns_both
+        wanted = not given or any(stage.solver.needs_hessian for stage in self.plan.stages)
+        return wanted and objective.backend.differentiates and not any(self.layout.complex)
 
     def _inverse_hessian(self) -> Any:
         found = self.solver.inverse_hessian(self.space, self.standing.solver_state)

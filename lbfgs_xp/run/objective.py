@@ -88,6 +88,20 @@ class Objective:
             for side in (lower, upper)
         )
 
+    @property
+    def returns_both(self) -> bool:
+        """Whether fun also returns its gradient."""
+        return self._evaluate == self._both
+
+    @property
+    def bounds(self) -> Any:
+        """None, or (lower, upper) as arrays like x, for the problems in the batch."""
+        return self._bounds_here
+
+    def value(self, x: Array) -> Any:
+        """The value at x, without a gradient."""
+        return self._value(x)[0]
+
     def calls_per_trial(self, forward: bool) -> int:
         """How often fun is called for a value and its gradient by finite differences."""
         return 1 + differences.calls_per_derivative(self.layout.size, central=not forward)
@@ -128,7 +142,7 @@ class Objective:
                 "returns the Hessian; or an x0 of a library that differentiates; or choose a "
                 'method that needs no Hessian, such as "lbfgs"'
             )
-        value = _first_and_aux if self._evaluate == self._both else _value_and_aux
+        value = _first_and_aux if self.returns_both else _value_and_aux
 
         def evaluate(x: Array) -> Array:
             layout = self.layout

@@ -38,8 +38,7 @@ class Operator(ABC):
             return self._dense()
 
     def diagonal(self) -> Array:
-        """The diagonal, (..., n). If fun is -log likelihood, it estimates the squared standard
-        errors, as far as the run has seen the curvature."""
+        """The diagonal, (..., n)."""
         with self._space.backend.current():
             return self._diagonal()
 
