@@ -37,7 +37,9 @@ def relative(matrix: Any, units: Any = UNITS) -> np.ndarray:
 
 @pytest.mark.parametrize("x_scale", [None, UNITS])
 @pytest.mark.parametrize("method", ["lbfgs", "bfgs"])
-@pytest.mark.parametrize(("jac", "digits"), [(gradient, 1e-8), ("3-point", 1e-5), ("2-point", 1e-5)])
+@pytest.mark.parametrize(
+    ("jac", "digits"), [(gradient, 1e-8), ("3-point", 1e-5), ("2-point", 1e-5)]
+)
 def test_the_hessian_whatever_the_units(
     jac: Any, digits: float, method: Any, x_scale: Any
 ) -> None:
@@ -69,8 +71,10 @@ def test_the_given_hessian() -> None:
     assert len(calls) == before + 1
 
 
-@pytest.mark.parametrize("library", [Backend.TORCH, Backend.JAX])
-@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize(
+    ("library", "batched"),
+    [(Backend.TORCH, False), (Backend.TORCH, True), (Backend.JAX, True)],
+)
 def test_automatic_differentiation(library: Backend, batched: bool) -> None:
     if library.missing:
         pytest.skip(library.missing)
