@@ -47,6 +47,9 @@ _SETTLED = 2
 # Consecutive trials without progress before a run stops: if what is left to gain, as far as single
 # parameters show it, is at the level of rounding; if that is so within the radius; and otherwise.
 _PATIENCE, _LONG_PATIENCE, _LONGEST_PATIENCE = 3, 10, 30
+# The cost is looked at after this many trials, and whenever their number has doubled. If each of
+# them since then gained at most this power of eps of it, the fit has stalled.
+_FIRST_MARK, _CRAWL = 64, 0.75
 # How many times larger than its estimate a rounding error may be, because errors accumulate.
 _ADDED_UP = 16.0
 # The longest look changes the residuals by at least this many times what rounding hides; and a look
@@ -62,7 +65,8 @@ _LONGEST = 1 / 6
 
 class Tally(NamedTuple):
     """How many consecutive steps were small, and how many consecutive trials brought no progress;
-    value, optimality and share where they began to."""
+    value, optimality and share where they began to; the number of trials, the next one at which
+    to look whether the cost still falls, and the cost when that was decided."""
 
     small_value: Array
     small_step: Array
@@ -70,6 +74,9 @@ class Tally(NamedTuple):
     value: Array
     optimality: Array
     share: Array
+    trials: Array
+    next_mark: Array
+    marked: Array
 
 
 class LMState(NamedTuple):
@@ -136,7 +143,10 @@ def begin(
     state = LMState(
         x, residuals, columns, value, linear, _first_radius(settings, space, x, linear, value),
         zero, x, x, value, value, no, fn.logical_not(no), no, 0.0 * value, status, zero,
-        Tally(zero, zero, zero, value, linear.optimality, linear.share),
+        Tally(
+            zero, zero, zero, value, linear.optimality, linear.share, zero, zero + _FIRST_MARK,
+            value,
+        ),
     )
     return _limited(settings, space, state)
 
@@ -276,10 +286,14 @@ def advance(
     patience = fn.full(_LONGEST_PATIENCE, tally.stalled)
     patience = fn.where(_promise(fn, old) <= level, _LONG_PATIENCE, patience)
     patience = fn.where(hidden & (cosine * cosine * old.value <= level), _PATIENCE, patience)
+    # Each step may fall by more than rounding, and all of them by nothing that matters.
+    since = 0.5 * eps**_CRAWL * old.tally.next_mark * old.value
+    crawls = (tally.next_mark > old.tally.next_mark) & (old.tally.marked - tally.value <= since)
     # Residuals that rounding x accounts for say nothing more.
     blur = _blur(space, linear, old.trial, old.noise)
     vanished = accepted & (verdict.value <= _noise(space, verdict.value, blur))
-    status = fn.where(exhausted | vanished | (tally.stalled >= patience), CLAIMED, old.status)
+    stalls = crawls | (tally.stalled >= patience)
+    status = fn.where(exhausted | vanished | stalls, CLAIMED, old.status)
     status = fn.where(tally.small_step >= _SETTLED, int(Status.STEP), status)
     status = fn.where(tally.small_value >= _SETTLED, int(Status.VALUE), status)
     # The share of a singular Jacobian does not fall, however close the minimum is.
@@ -339,6 +353,7 @@ def _tally(
         | (linear.optimality <= 0.9 * before.optimality)
         | (linear.share <= 0.9 * before.share)
     )
+    due = before.trials + 1 >= before.next_mark
     return Tally(
         fn.where(accepted & small, before.small_value + 1, 0),
         fn.where(accepted & short, before.small_step + 1, 0),
@@ -346,6 +361,9 @@ def _tally(
         fn.where(better, value, before.value),
         fn.where(better, linear.optimality, before.optimality),
         fn.where(better, linear.share, before.share),
+        before.trials + 1,
+        fn.where(due, 2 * before.next_mark, before.next_mark),
+        fn.where(due, value, before.marked),
     )
 
 

@@ -214,3 +214,12 @@ def test_a_model_of_integers_is_fitted() -> None:
     x = np.arange(5.0)
     res = lx.curve_fit(lambda x, a: np.round(a * x), x, 3.0 * x, [1.0], jac="3-point")
     assert res.success and res.chi2 == 0.0
+
+
+@pytest.mark.parametrize(("jac", "step"), [("3-point", 1e-6), ("2-point", 1e-4)])
+def test_a_fit_that_crawls_ends(jac: Any, step: float) -> None:
+    """With a wrong step, each step gains 1e-14 to 1e-12 of the cost, for ever."""
+    y = nodes(X, 2.0, 0.7, 0.5) + 0.05 * np.random.default_rng(0).normal(size=40)
+    with np.errstate(all="ignore"):
+        res = lx.curve_fit(nodes, X, y, [1.0, 1.0, 0.0], jac=jac, diff_step=step)
+    assert res.nit < 300 and res.status is not lx.Status.ITERATIONS
