@@ -32,6 +32,10 @@ class Flat:
         for p in self.params[:1]:
             Backend.of(p, "a parameter")  # refuses 16-bit numbers
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return _real(self.params[0]).dtype
+
     @torch.no_grad()
     def read(self) -> Tensor:
         return torch.cat([_real(p).reshape(-1) for p in self.params])
