@@ -323,6 +323,8 @@ class _Training:
             if epoch == 1:
                 self._note(0, before)
             self._note(epoch, now.fun, now.gradient_norm)
+            if now.status is Status.NOT_FINITE:
+                return self.end(now.status, now.message)
             flat = now.gradient_norm <= tol
             settled = now.nit > 0 and abs(before - now.fun) <= tol
             enough = {"gradient": flat, "loss": settled, "both": flat and settled}

@@ -220,9 +220,9 @@ def test_an_unknown_coefficient(kind: Callable, adam_steps: int) -> None:
     with pytest.warns(UserWarning, match=r"1 tensor of shape \(\).*pass them as params=") as caught:
         assert run(max_epochs=3).loss > 1.0
     assert len(caught) == 1 and caught[0].filename == __file__
-    assert float(k) == 0.5 and k.grad is None
+    assert k.item() == 0.5 and k.grad is None
     assert run(params={"k": k, "rest": [frozen]}).success
-    assert float(k) == pytest.approx(2.0, abs=1e-5) and frozen.tolist() == [1.0, 1.0]
+    assert k.item() == pytest.approx(2.0, abs=1e-5) and frozen.tolist() == [1.0, 1.0]
 
 
 def test_points_are_no_parameters() -> None:
