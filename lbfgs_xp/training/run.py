@@ -128,7 +128,7 @@ class TrainingRun:
             first = value if first is None else first
             old, done = self._memory, done + 1
             if not self.loss.differentiates:
-                gradients = update.checked_leaves(gradients, old.spec, "grads")
+                gradients = update.checked_gradients(gradients, old.spec)
             leaves, memory = self._updated(gradients, old)
             step, moved = old.step, memory.step > old.step    # else the update was skipped
             updates = self.updates + moved
