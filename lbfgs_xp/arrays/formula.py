@@ -32,6 +32,7 @@ _OPERATIONS: dict[str, Callable[..., str]] = {
     "remainder": "{} % {}".format,
     "negative": "-{}".format,
     "positive": "{}".format,
+    "full": "{0}".format,
     "greater": "{} > {}".format,
     "greater_equal": "{} >= {}".format,
     "less": "{} < {}".format,
@@ -123,6 +124,8 @@ class Recorder(Scalars):
     def note(self, operation: str, *operands: Any) -> Symbol:
         """The result of an operation."""
         of = _common(operands[1:] if operation == "where" else operands)
+        if operation in _TESTS and of == INT32:
+            of = INT64    # a Python number may be larger than any of the array
         return self._noted(Note(operation, operands, of, BOOL if operation in _TESTS else of))
 
     def _noted(self, note: Note) -> Symbol:
@@ -158,7 +161,21 @@ class Recorder(Scalars):
         wanted = BOOL if kind == BOOL else INT32 if kind in (WHOLE, INT32) else REAL
         if isinstance(value, Symbol) and kind == wanted:
             return value
-        return self._noted(Note("positive", (value,), wanted, wanted))
+        return self._noted(Note("full", (value, like), wanted, wanted))
+
+    def used(self, outputs: Sequence[Symbol]) -> list[int]:
+        """The inputs that the outputs depend on; also those that only say what shape they have."""
+        return sorted(i for i in self.needed(outputs) if i < len(self.inputs))
+
+    def needed(self, outputs: Sequence[Symbol]) -> set[int]:
+        """The indices of all values that the outputs depend on."""
+        count = len(self.inputs)
+        needed = {output.index for output in outputs}
+        for index in range(count + len(self.notes) - 1, count - 1, -1):
+            if index in needed:
+                operands = self.notes[index - count].operands
+                needed |= {operand.index for operand in operands if isinstance(operand, Symbol)}
+        return needed
 
 
 class Kernel(NamedTuple):
@@ -173,8 +190,13 @@ class Kernel(NamedTuple):
     body: str
 
 
-def source(recorder: Recorder, outputs: Sequence[Symbol]) -> Kernel:
-    """A recorded function as a kernel with these outputs."""
+def source(
+    recorder: Recorder, outputs: Sequence[Symbol], inputs: Sequence[int] | None = None
+) -> Kernel:
+    """A recorded function as a kernel with these outputs.
+
+    inputs : the indices of its inputs, all by default.
+    """
     count, lines = len(recorder.inputs), []
 
     def shown(operand: Any, kind: str) -> str:
@@ -183,7 +205,7 @@ def source(recorder: Recorder, outputs: Sequence[Symbol]) -> Kernel:
         name = f"{'i' if operand.index < count else 'v'}{operand.index}"
         return name if operand.kind == kind else f"({_C[kind]}){name}"
 
-    needed = _needed(recorder, outputs)
+    needed = recorder.needed(outputs)
     for index, note in enumerate(recorder.notes, start=count):
         if index not in needed:
             continue
@@ -198,19 +220,12 @@ def source(recorder: Recorder, outputs: Sequence[Symbol]) -> Kernel:
         kind = {NUMBER: REAL, WHOLE: INT32}.get(output.kind, output.kind)
         results.append(f"{kind} o{k}")
         lines.append(f"o{k} = {shown(output, kind)};")
-    declared = [f"{INT64 if kind == WHOLE else kind} i{i}" for i, kind in enumerate(recorder.inputs)]
+    kinds = dict(enumerate(recorder.inputs))
+    declared = [
+        f"{INT64 if kinds[i] == WHOLE else kinds[i]} i{i}"
+        for i in (kinds if inputs is None else inputs)
+    ]
     return Kernel(", ".join(declared), ", ".join(results), "\n".join(lines))
-
-
-def _needed(recorder: Recorder, outputs: Sequence[Symbol]) -> set[int]:
-    """The indices of all values that the outputs depend on."""
-    count = len(recorder.inputs)
-    needed = {output.index for output in outputs}
-    for index in range(count + len(recorder.notes) - 1, count - 1, -1):
-        if index in needed:
-            operands = recorder.notes[index - count].operands
-            needed |= {operand.index for operand in operands if isinstance(operand, Symbol)}
-    return needed
 
 
 def _kind(value: Any) -> str:

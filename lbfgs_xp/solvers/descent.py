@@ -179,7 +179,7 @@ class Descent(Method, Solver):
         lost = stuck & fn.logical_not(taken)
         decrement = fn.where(taken | lost, state.share * -old.dphi0, state.decrement)
         # At the precision floor steepest descent would do no better.
-        floor = at_floor(space, decrement, state.value)
+        floor = at_floor(fn, space.backend.noise, decrement, state.value)
         if space.remote:
             # A pending slope may have turned out not to go down.
             floor = floor and old.dphi0 < 0.0
