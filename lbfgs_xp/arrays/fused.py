@@ -72,7 +72,7 @@ class Fused(Scalars):
         form = tuple(self._form(argument, inputs, reals) for argument in arguments)
         recording = None
         # Where dtypes mix, each library has rules of its own.
-        if len(reals) == 1 and _OTHER not in reals:
+        if len(reals) <= 1 and _OTHER not in reals:
             recording = self._recording(function, form)
         if recording is None:
             return function(self, *arguments)
@@ -128,10 +128,9 @@ class Fused(Scalars):
         _collect(outcome, len(recorder.inputs), places, outputs)
         if not outputs:
             return _Recording(None, (), outcome, places)
-        used = recorder.used(outputs)
-        arrays = any(recorder.inputs[i] == REAL for i in used)
-        if not arrays or any(output.kind in (NUMBER, WHOLE) for output in outputs):
+        if any(output.kind in (NUMBER, WHOLE) for output in outputs):
             return None
+        used = recorder.used(outputs)
         return _Recording(self._build(*source(recorder, outputs, used)), used, outcome, places)
 
 

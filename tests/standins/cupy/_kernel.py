@@ -77,12 +77,14 @@ class ElementwiseKernel:
         return results[0] if len(results) == 1 else tuple(results)
 
     def _real(self, args: Any) -> str:
-        """The dtype that T stands for."""
+        """The dtype that T stands for; float64 if there is no T."""
         declared = [*self.inputs, *self.outputs]
         dtypes = {
             hosts_of(a).dtype.name for a, (kind, _) in zip(args, declared, strict=False)
             if kind == "T"
         }
+        if all(kind != "T" for kind, _ in declared):
+            return "float64"
         if len(dtypes) != 1 or not dtypes <= set(_REAL):
             raise TypeError(f"Type is mismatched: T is {sorted(dtypes)}")
         return dtypes.pop()
