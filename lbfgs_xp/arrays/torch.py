@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lbfgs_xp.arrays import cuda
 from lbfgs_xp.arrays.backend import Array, InPlaceBackend
 
 
@@ -101,6 +102,10 @@ class TorchBackend(InPlaceBackend):
 
     def jacobian(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
         return functools.partial(_jacobian, evaluate, *static)
+
+    @staticmethod
+    def kernels(array: Array) -> Callable | None:
+        return cuda.kernels_on(array.device) if array.is_cuda else None
 
     # --- what the command line shows -----------------------------------------------------------
 
