@@ -128,7 +128,7 @@ class Sharpening:
         if not refuted.any() or fit.rows.here is not None:
             return False
         refuted = fit.space.backend.from_host(refuted, fit.space.xp.bool)
-        if not self._measure(refuted):
+        if not self._measure(refuted) and not self._forgets(refuted):
             return False
         fit.confirmed = None
         columns = fit.state.columns
@@ -136,6 +136,19 @@ class Sharpening:
             fit.here.jac = "3-point"
             columns = fit.columns()
         return self._again(refuted, columns)
+
+    def _forgets(self, rows: Array) -> bool:
+        """Forget noise that did not help, such as what a pole of the residuals looks like."""
+        fit, space, state = self.fit, self.fit.space, self.fit.state
+        wrong = rows & (state.noise > 0.0)
+        if not space.any(wrong) or not self._affords(2 * fit.here.layout.size):
+            return False
+        self.measured = _MEASURED
+        found = space.xp.where(wrong, space.xp.zeros_like(state.noise), state.noise)
+        differences = fit.here.differences
+        differences.noise, differences.known = fit.send(_SPREAD * found), ()
+        fit.state = state._replace(noise=found)
+        return True
 
     # --- a fit that goes on ----------------------------------------------------------------------
 
