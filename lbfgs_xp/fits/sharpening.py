@@ -35,7 +35,7 @@ _WATCH, _SLOW = 12, 0.9
 
 
 class Sharpening:
-    """The state of this for one fit.
+    """The looks of one fit.
 
     measured : how often noise was found.
     looked : whether parameters without influence have been looked at.
@@ -96,9 +96,8 @@ class Sharpening:
             if not space.any(near):
                 return False
         _, _, rows = svd(space, linear.R)
-        to_x, from_x = xp.matrix_transpose(rows) / linear.scale[..., None], (
-            rows * linear.scale[:, None, :]
-        )
+        to_x = xp.matrix_transpose(rows) / linear.scale[..., None]
+        from_x = rows * linear.scale[:, None, :]
         self.turns, self.turned_at = self.turns + 1, state.value
         objective.turn((fit.send(to_x), fit.send(from_x)))
         differences.noise = fit.send(xp.maximum(_SPREAD * state.noise, blur))
