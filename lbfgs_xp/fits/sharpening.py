@@ -137,10 +137,11 @@ class Sharpening:
         return self._again(refuted, columns)
 
     def _forgets(self, rows: Array) -> bool:
-        """Forget noise that did not help, such as what a pole of the residuals looks like."""
+        """Forget noise for which steps were chosen in vain: a pole of the residuals looks like it."""
         fit, space, state = self.fit, self.fit.space, self.fit.state
         wrong = rows & (state.noise > 0.0)
-        if not space.any(wrong) or not self._affords(2 * fit.here.layout.size):
+        affordable = self._differs() and self._affords(2 * fit.here.layout.size)
+        if not affordable or not space.any(wrong):
             return False
         self.measured = _MEASURED
         found = space.xp.where(wrong, space.xp.zeros_like(state.noise), state.noise)
