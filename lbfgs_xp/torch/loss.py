@@ -103,8 +103,7 @@ class ChunkedLoss:
             self._knows_leaves = True
             warn_of_leaves_outside(loss, self.flat.params, self._inputs)
             del self._inputs
-        # Only for these, so that nothing adds up in other leaves, such as the points of a PDE.
-        loss.backward(inputs=self.flat.params)
+        loss.backward()
 
     def _part(self, chunk: Any) -> Part:
         """The loss on a chunk, checked."""
