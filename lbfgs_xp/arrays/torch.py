@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lbfgs_xp.arrays import cuda
+from lbfgs_xp.arrays import torch_kernels
 from lbfgs_xp.arrays.backend import Array, InPlaceBackend
 
 
@@ -105,7 +105,7 @@ class TorchBackend(InPlaceBackend):
 
     @staticmethod
     def kernels(array: Array) -> Callable | None:
-        return cuda.kernels_on(array.device) if array.is_cuda else None
+        return torch_kernels.kernels_on(array.device) if array.is_cuda else None
 
     # --- what the command line shows -----------------------------------------------------------
 

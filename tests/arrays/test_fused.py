@@ -172,8 +172,9 @@ def test_what_is_not_computed_is_passed_through(backend: Backend) -> None:
         assert backend.to_numpy(new).tolist() == [2.0, 10.0]
         assert backend.to_numpy(more).tolist() == [4, 5] and more.dtype == count.dtype
         assert backend.to_numpy(no).tolist() == [False, False]
-        with counting(backend) as crossed:
-            (new, same), _, _, _ = fn.fused(doubled, "", (a, b), count, 2)
+        (new, _), _, _, _ = fn.fused(doubled, "double", (a, b), count, np.int64(2))
+        assert backend.to_numpy(new).tolist() == [2.0, 10.0]
+        (new, same), _, _, _ = fn.fused(doubled, "", (a, b), count, 2)
         assert new is a
 
 
@@ -264,16 +265,34 @@ def test_a_kernel_for_torch_refuses_other_arguments() -> None:
         for wrong in ((k, k, 0.5), (x, k.long(), 0.5), (x, k, x), (x, k.to("meta"), 0.5)):
             with pytest.raises((TypeError, KeyError)):
                 kernel(*wrong)
-        with pytest.raises(ValueError, match="contiguous"):
-            kernel(x, k, 0.5, torch.empty(6)[::2])
+        with pytest.raises(ValueError, match="shape"):
+            kernel(x, k, 0.5, torch.empty(2))
+        out = torch.zeros(6)
+        kernel(x, k, 0.5, out[::2])    # not contiguous
+        assert out.tolist() == [2.5, 0.0] * 3
         assert kernel(torch.empty(0), k[:0], 0.5).shape == (0,)
+
+
+def test_without_nvrtc_torch_runs_operation_by_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from lbfgs_xp.arrays import torch_kernels
+
+    if torch.cuda.is_available():
+        pytest.skip("kernels can be built here")
+    works = torch_kernels._works.__wrapped__
+    monkeypatch.setattr(torch.version, "cuda", None)    # as on an AMD GPU
+    assert not works(0)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    with pytest.warns(RuntimeWarning, match="kernels cannot be used on cuda:0"):
+        assert not works(0)
 
 
 @pytest.mark.thorough
 @needs_nvrtc
 def test_kernels_for_torch_compile_and_round_once() -> None:
     """The sources that NVRTC would get on a GPU, for each architecture."""
-    from lbfgs_xp.arrays import cuda
+    from lbfgs_xp.arrays.torch_kernels import compiled
     from tests.standins import remote_torch
 
     sources: set[str] = set()
@@ -293,6 +312,6 @@ def test_kernels_for_torch_compile_and_round_once() -> None:
     for text in sources:
         for architecture in ARCHITECTURES:
             capability = int(architecture.removeprefix("sm_"))
-            assembly = cuda.compiled(nvrtc(), text, capability).decode()
+            assembly = compiled(nvrtc(), text, capability).decode()
             assert f".target {architecture}" in assembly
             assert not rounded_otherwise(assembly), text

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lbfgs_xp.arrays.cuda import Kernel
 from lbfgs_xp.arrays.torch import TorchBackend
+from lbfgs_xp.arrays.torch_kernels import Kernel
 from tests.standins.compiler import COMPILER, library
 
 # Operations that wait for the device, because the host needs a number or a shape.

@@ -58,12 +58,16 @@ class Kernel:
     def __call__(self, *arrays: Any) -> Any:
         inputs, results = arrays[: len(self._inputs)], arrays[len(self._inputs) :]
         tensors = [each for each in inputs if isinstance(each, torch.Tensor)]
-        device, shape = tensors[0].device, torch.broadcast_shapes(*(t.shape for t in tensors))
+        device, shape = tensors[0].device, tensors[0].shape
+        if any(each.shape != shape for each in tensors):
+            shape = torch.broadcast_shapes(*(each.shape for each in tensors))
         real = self._real(arrays)
         size = math.prod(shape)
         words: list[int] = [size, *shape]
         form: list[bool | None] = []
-        kept = []    # until the launch, because nothing else may hold these
+        # Until the launch, because nothing else may hold these.
+        kept: list[torch.Tensor] = []
+        goals: list[torch.Tensor] = []
         for each, (kind, name) in zip(inputs, self._inputs, strict=True):
             if not isinstance(each, torch.Tensor):
                 form.append(None)
@@ -85,12 +89,18 @@ class Kernel:
             )
         for each, (kind, name) in zip(results, self._outputs, strict=True):
             self._check(each, kind, name, real, device)
-            if each.shape != shape or not each.is_contiguous():
-                raise ValueError(f"{name} has shape {tuple(each.shape)} or is not contiguous; "
-                                 f"wanted {tuple(shape)}")
-            words.append(each.data_ptr())
+            if each.shape != shape:
+                raise ValueError(f"{name} has shape {tuple(each.shape)}; wanted {tuple(shape)}")
+            goal = each if each.is_contiguous() else torch.empty_like(
+                each, memory_format=torch.contiguous_format
+            )
+            goals.append(goal)
+            words.append(goal.data_ptr())
         if size:
             self._launch(device, _Form(real, len(shape), tuple(form)), size, words)
+        for each, goal in zip(results, goals, strict=True):
+            if goal is not each:
+                each.copy_(goal)
         return results[0] if len(results) == 1 else results
 
     def _real(self, arrays: Sequence[Any]) -> Any:
