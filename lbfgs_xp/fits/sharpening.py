@@ -137,7 +137,7 @@ class Sharpening:
         return self._again(refuted, columns)
 
     def _forgets(self, rows: Array) -> bool:
-        """Forget noise for which steps were chosen in vain: a pole of the residuals looks like it."""
+        """Forget noise for which steps were chosen in vain: a pole looks like noise."""
         fit, space, state = self.fit, self.fit.space, self.fit.state
         wrong = rows & (state.noise > 0.0)
         affordable = self._differs() and self._affords(2 * fit.here.layout.size)
