@@ -80,6 +80,13 @@ def flags(**values: Any) -> list[bool]:
     return [flag(name, value) for name, value in values.items()]
 
 
+def callback(value: Any) -> Callable[..., Any] | None:
+    """A function, or None."""
+    if value is not None and not callable(value):
+        raise TypeError(f"callback is {shown(value)}; wanted a function or None")
+    return value
+
+
 def bounds(value: Any) -> tuple[Any, Any]:
     """The pair (lower, upper), also from an object with `lb` and `ub`, such as SciPy's `Bounds`."""
     if hasattr(value, "lb") and hasattr(value, "ub"):

@@ -13,7 +13,7 @@ import numpy as np
 from lbfgs_xp import checks
 from lbfgs_xp.arrays.backend import is_array
 from lbfgs_xp.arrays.current import on_device_of
-from lbfgs_xp.arrays.returned import is_true
+from lbfgs_xp.arrays.returned import stops
 from lbfgs_xp.arrays.rows import Rows
 from lbfgs_xp.arrays.space import FixedOrderSpace, Space
 from lbfgs_xp.arrays.tree import Layout
@@ -197,8 +197,7 @@ def minimize(
     layout = Layout(x0, batched)
     limits = Limits(maxiter, maxfun, maxtime, gtol, ftol, xtol)
     plan = plan_of(method, limits, bounds, hess, layout)
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback is a {type(callback).__name__}; wanted a function or None")
+    callback = checks.callback(callback)
     if state is not None and len(plan.stages) > 1:
         raise ValueError(
             f"state was passed with {len(plan.stages)} phases; wanted the single method to resume"
@@ -246,16 +245,9 @@ def _carry_on(run: Run, callback: Callable[[Record], Any] | None, live: Live) ->
             continue
         record = run.record()
         live.show(record)
-        if callback is not None and _stops(run, callback, record):
+        if callback is not None and stops(callback, record, run.in_caller_context):
             run.stop(Status.CALLBACK)
             return
-
-
-def _stops(run: Run, callback: Callable, record: Record) -> bool:
-    try:
-        return is_true(run.in_caller_context(callback, record))
-    except StopIteration:
-        return True
 
 
 def _explain_dtype(error: BaseException, layout: Layout) -> None:

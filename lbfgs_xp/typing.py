@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
+    from lbfgs_xp.fits.result import FitRecord
     from lbfgs_xp.result import Record, State
     from lbfgs_xp.solvers.contract import Solver
     from lbfgs_xp.solvers.method import Method as OwnMethod
@@ -80,6 +81,12 @@ class FitSettings(TypedDict, total=False):
     maxtime: float | None
     factor: float
     compact: bool
+
+
+class LeastSquaresSettings(FitSettings, total=False):
+    """The keyword arguments of `lx.least_squares`, except `batched`."""
+
+    callback: Callable[[FitRecord], Any] | None
 
 
 class CurveFitSettings(FitSettings, total=False):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lbfgs_xp.arrays.backend import Array, Backend, identity
+from lbfgs_xp.arrays.returned import stops
 from lbfgs_xp.arrays.rows import Rows, Sizes, compiled_size
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout, leaf_name
@@ -19,7 +20,7 @@ from lbfgs_xp.fits import linear_model
 from lbfgs_xp.fits.linear_algebra import FEW, norm
 from lbfgs_xp.fits.linear_model import LinearModel
 from lbfgs_xp.fits.residuals import Residuals
-from lbfgs_xp.fits.result import BatchLeastSquaresResult, LeastSquaresResult
+from lbfgs_xp.fits.result import BatchLeastSquaresResult, FitRecord, LeastSquaresResult
 from lbfgs_xp.fits.settings import FitPlan, FitSettings
 from lbfgs_xp.projections import Box
 from lbfgs_xp.result import CLAIMED, Status, attach
@@ -160,7 +161,12 @@ def run_fit(objective: Residuals, box: Any, plan: FitPlan) -> LeastSquaresResult
                     fit.confirm()
                     break
                 if (end := fit.spent(fit.calls(going))) is None:
+                    before = fit.state.nit
                     fit.advance(fit.compact(going))
+                    if plan.callback is not None and fit.moved_from(before) and stops(
+                        plan.callback, fit.record(), in_caller_context
+                    ):
+                        end = Status.CALLBACK
         except KeyboardInterrupt:
             end = Status.INTERRUPTED
         except Exception as error:
@@ -367,6 +373,24 @@ class Fit:
         self.confirmed[self.confirmed == CLAIMED] = int(Status.LINE_SEARCH)
 
     # --- the outcome ---------------------------------------------------------------------------
+
+    def moved_from(self, before: Array) -> bool:
+        """Whether some problem has accepted a step since its count of steps was `before`."""
+        space, now = self.space, self.state.nit
+        # Rows that have left are another batch, whose steps are not those of the one before.
+        return now.shape != before.shape or space.any(now > before)
+
+    def record(self) -> FitRecord:
+        """Where the fit is now, for a callback, in arrays of its own."""
+        backend, layout = self.space.backend, self.objective.layout
+        outcome = self.rows.join(self.space, _outcome(self.state))
+        x, cost, residuals, nit = outcome.x, outcome.value, outcome.residuals, outcome.nit
+        if not layout.batched:
+            x, residuals = self.send(x)[0, ...], self.send(residuals)[0, ...]
+            cost, nit = float(backend.to_host(cost)[0]), int(backend.to_host(nit)[0])
+        own = layout.backend.own
+        calls = self.objective.calls.nfev
+        return FitRecord(layout.to_tree(own(x)), cost, own(residuals), nit, calls)
 
     def _ask(self, function: Callable, *arrays: Array) -> Array:
         """Call a function of the user with these arrays."""

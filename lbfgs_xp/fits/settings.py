@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lbfgs_xp import checks
@@ -54,7 +55,7 @@ class FitPlan(NamedTuple):
     """How to run a fit.
 
     deadline : in the time of time.perf_counter().
-    compact : as in `lx.least_squares`.
+    compact, callback : as in `lx.least_squares`.
     end : the status with which to end at once; None to run.
     """
 
@@ -62,11 +63,12 @@ class FitPlan(NamedTuple):
     maxfun: float
     deadline: float
     compact: bool
+    callback: Callable | None = None
     end: Status | None = None
 
     @classmethod
     def checked(
-        cls, backend: Backend, *, maxfun: Any, maxtime: Any, compact: Any,
+        cls, backend: Backend, *, maxfun: Any, maxtime: Any, compact: Any, callback: Any = None,
         **settings: Any,
     ) -> FitPlan:
         limit = checks.optional(checks.seconds)("maxtime", maxtime)
@@ -75,6 +77,7 @@ class FitPlan(NamedTuple):
             _at_most(checks.budget("maxfun", maxfun, 1)),
             time.perf_counter() + (math.inf if limit is None else limit),
             checks.flag("compact", compact),
+            checks.callback(callback),
         )
 
 
