@@ -34,17 +34,19 @@ class Layout(Keyed):
     x0 : array, number, or nested dict, list, tuple or dataclass of arrays
     batched : bool
         Whether the first axis of every leaf counts the problems.
+    name : str
+        What errors call x0.
     """
 
-    def __init__(self, x0: Any, batched: bool):
-        leaves, self.structure = without_frozen(*flatten_parameters(_as_parameters(x0)))
+    def __init__(self, x0: Any, batched: bool, name: str = "x0"):
+        leaves, self.structure = without_frozen(*flatten_parameters(_as_parameters(x0, name)))
         self.batched = batched
         if batched and isinstance(self.structure, Partial):
             raise ValueError(
-                f"{self.structure.frozen_name('x0')} is frozen (requires_grad=False); wanted, with "
+                f"{self.structure.frozen_name(name)} is frozen (requires_grad=False); wanted, with "
                 "batched=True, all tensors trainable or none"
             )
-        backends = _check_leaves(leaves, self.structure, batched)
+        backends = _check_leaves(leaves, self.structure, batched, name)
         self.backend = backends[0]
         self.leaves = leaves
         self.shapes = [tuple(leaf.shape) for leaf in leaves]
@@ -56,7 +58,7 @@ class Layout(Keyed):
         ]
         self.size = sum(self.sizes)
         if self.size == 0 or 0 in self.batch:
-            raise ValueError(f"x0 is empty (shapes {self.shapes}); wanted at least one number")
+            raise ValueError(f"{name} is empty (shapes {self.shapes}); wanted at least one number")
         # The common case, one real array that already is the vector, costs nothing.
         self.plain = (
             self.structure is _LEAF
@@ -96,7 +98,7 @@ class Layout(Keyed):
             raise ValueError(
                 f"{what} has the structure {structure}; wanted that of x0, {self.structure}"
             )
-        leaves = [self.check(leaf, i, what) for i, leaf in enumerate(leaves)]
+        leaves = self._checked(leaves, what)
         return leaves[0] if self.plain else self._join(leaves)
 
     def sides(self, bounds: Any) -> tuple[Any, Any]:
@@ -183,6 +185,16 @@ class Layout(Keyed):
         if isinstance(self.structure, Partial):
             for leaf in flatten_like(tree, self.structure)[0]:
                 leaf.requires_grad_(True)
+
+    def _checked(self, leaves: list[Any], what: str) -> list[Array]:
+        """The leaves of a tree that errors call `what`, each checked."""
+        with contextlib.suppress(TypeError, ValueError):
+            return [self.check(leaf, i, what) for i, leaf in enumerate(leaves)]
+        # Once more with the names, which take longer than the rest.
+        return [
+            self.check(leaf, i, leaf_name(self.structure, i, what))
+            for i, leaf in enumerate(leaves)
+        ]
 
     def check(
         self, leaf: Any, index: int, what: str, shape: tuple[int, ...] | None = None
@@ -378,7 +390,7 @@ def _is_plain_dataclass(leaf: Any) -> bool:
     return dataclasses.is_dataclass(leaf) and not isinstance(leaf, type) and not is_array(leaf)
 
 
-def _as_parameters(x0: Any) -> Any:
+def _as_parameters(x0: Any, name: str = "x0") -> Any:
     """x0 itself, or as a NumPy array if it is a number or a (nested) list of numbers; in a dict of
     only numbers, each becomes an array."""
     if is_array(x0):
@@ -393,7 +405,7 @@ def _as_parameters(x0: Any) -> Any:
             return np.asarray(x0)
         except ValueError as error:
             raise ValueError(
-                f"x0 is a ragged list ({error}); wanted an array, or arrays in a container"
+                f"{name} is a ragged list ({error}); wanted an array, or arrays in a container"
             ) from None
     return x0
 
@@ -438,20 +450,25 @@ def _of_a_module(leaf: Any) -> str:
     )
 
 
-def _check_leaves(leaves: list[Any], structure: Any, batched: bool) -> list[Backend]:
-    backends = backends_of(leaves, structure, "x0")
+def _check_leaves(
+    leaves: list[Any], structure: Any, batched: bool, name: str
+) -> list[Backend]:
+    backends = backends_of(leaves, structure, name)
     for what, error in (("device", ValueError), ("dtype", TypeError)):
         # Devices are compared, because those of CuPy have no hash.
         first = getattr(backends[0], what)
         for i, backend in enumerate(backends):
             if (other := getattr(backend, what)) != first:
-                one, two = (leaf_name(structure, j, "x0") for j in (0, i))
+                one, two = (leaf_name(structure, j, name) for j in (0, i))
                 raise error(f"{one} has {what} {first} and {two} {other}; wanted one {what}")
     if batched:
         firsts = {tuple(leaf.shape[:1]) for leaf in leaves}
         if len(firsts) > 1 or firsts == {()}:
+            shapes = ", ".join(
+                f"{leaf_name(structure, i, name)} has shape {tuple(leaf.shape)}"
+                for i, leaf in enumerate(leaves)
+            )
             raise ValueError(
-                f"x0 has shapes {[tuple(leaf.shape) for leaf in leaves]}; wanted, with "
-                "batched=True, the same first axis B in all of them"
+                f"{shapes}; wanted, with batched=True, the same first axis B in all of them"
             )
     return backends

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from lbfgs_xp.arrays.backend import Array
-from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp.arrays.tree import Layout, flatten
 from lbfgs_xp.checks import flag, flags, number, optional, real, setting
 from lbfgs_xp.first_order import update
 from lbfgs_xp.first_order.kernel import Kernel, kernel
@@ -81,6 +81,13 @@ class FirstOrder(Method):
             raise ValueError(
                 f"on_nonfinite is {self.on_nonfinite!r}; wanted one of "
                 + ", ".join(map(repr, _POLICIES))
+            )
+        if not (self.labels is None or callable(self.labels) or all(
+            isinstance(label, str) for label in flatten(self.labels)[0]
+        )):
+            raise TypeError(
+                f"labels is {self.labels!r}; wanted a function from the path of a leaf to its "
+                "label, or a string for each leaf, nested as the parameters"
             )
         self._check()
         set_(self, "groups", self._frozen(self.groups))

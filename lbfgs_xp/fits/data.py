@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from array_api_compat import array_namespace
 
+from lbfgs_xp import checks
 from lbfgs_xp.arrays import returned
 from lbfgs_xp.arrays.backend import Array, Backend, is_array, library_of
 from lbfgs_xp.arrays.tree import Layout, Partial, flatten, map_leaves
@@ -154,8 +155,12 @@ def _agree(found: Any, wanted: np.ndarray, layout: Layout) -> bool:
 
 
 def _data(y: Any, batched: bool) -> Array:
+    wanted = "(B, m)" if batched else "(m,)"
     if not is_array(y):
-        y = np.asarray(y)
+        host = np.asarray(y)
+        if host.dtype.kind not in "biufc" or host.ndim == 0:
+            raise TypeError(f"y is {checks.shown(y)}; wanted an array {wanted} of real numbers")
+        y = host
     if isinstance(y, np.ndarray) and y.dtype.kind not in "biufc":
         raise TypeError(f"y has dtype {y.dtype}; wanted real numbers")
     if isinstance(y, np.ndarray) and y.dtype.kind in "iu":
@@ -163,7 +168,6 @@ def _data(y: Any, batched: bool) -> Array:
     shape = tuple(y.shape)
     if len(shape) != 1 + batched or 0 in shape:
         hint = "; batched=True takes (B, m)" if len(shape) == 2 and not batched else ""
-        wanted = "(B, m)" if batched else "(m,)"
         raise ValueError(f"y has shape {shape}; wanted {wanted}, not empty{hint}")
     if Backend.of(y, "y").complex:
         raise TypeError(f"y has dtype {y.dtype}; wanted real numbers")
@@ -227,8 +231,20 @@ def _weights(sigma: Any, y: Array, backend: Backend, batched: bool) -> Any:
         if not batched:
             wanted += f", or a covariance of shape {(*shape, *shape)}"
         raise ValueError(f"sigma has shape {tuple(sigma.shape)}; wanted {wanted}") from None
-    if not np.all(backend.to_host(sigma) > 0.0):
-        raise ValueError("sigma has entries that are not above 0; wanted positive deviations")
+    host = np.asarray(backend.to_host(sigma))
+    if not np.all(host > 0.0):
+        place = tuple(map(int, np.argwhere(~(host > 0.0))[0]))
+        raise ValueError(
+            f"sigma is {host[place]} at {place}; wanted positive deviations (infinite ones leave "
+            "their points out)"
+        )
+    none = np.isinf(host).all(axis=-1)
+    if none.any():
+        row = f" in row {int(np.argmax(none))}" if batched else ""
+        raise ValueError(
+            f"sigma is inf for all data{row}, which leaves every point out; wanted finite "
+            "deviations for some"
+        )
     with np.errstate(all="ignore"):
         weights = 1.0 / sigma
     if not np.all(np.isfinite(backend.to_host(weights))):

@@ -226,10 +226,10 @@ def _evaluate(
     wanted = f"an array {batch + ('m',)}".replace("'", "")
     returned.check_array("residuals", out, backend, wanted)
     shape = tuple(out.shape)
-    if len(shape) <= len(batch) or shape[: len(batch)] != batch or 0 in shape:
+    # Not flattened, because a matrix usually comes from a subtraction that has broadcast.
+    if len(shape) != len(batch) + 1 or shape[: len(batch)] != batch or 0 in shape:
         raise ValueError(f"residuals returned {returned.described(out)}; wanted {wanted}")
     returned.check_real("residuals", out, backend)
     if differs:
         returned.check_precision("residuals", out, backend)
-    out = layout.xp.astype(out, backend.dtype, copy=False)
-    return layout.xp.reshape(out, (*batch, -1))
+    return layout.xp.astype(out, backend.dtype, copy=False)

@@ -144,19 +144,15 @@ class Objective:
         return evaluate
 
     def _choose(self, jac: Any) -> Callable:
+        differences.check_jac(jac)
         if jac is True:
             return self._both
         if callable(jac):
             self.jac = jac
             return self._separate
-        if isinstance(jac, str) and jac in differences.METHODS:
+        if jac is not None:
             self.differs, self.forward = True, jac == "2-point"
             return self._differences
-        if jac is not None and jac is not False:
-            raise ValueError(
-                f"jac is {jac!r}; wanted None (automatic differentiation), True, a function, "
-                '"2-point" or "3-point"'
-            )
         if not self.backend.differentiates:
             raise ValueError(
                 f"{self.backend.name} has no automatic differentiation: {_WAYS_OUT}"

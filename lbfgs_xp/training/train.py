@@ -218,6 +218,8 @@ def _checked_state(state: Any, method: Any, params: Any, structure: Any) -> Trai
         return TrainState(0, 0, (), None, None)
     if not isinstance(state, TrainState):
         raise TypeError(f"state is a {type(state).__name__}; wanted the `state` of a TrainResult")
+    for name in ("epoch", "updates"):
+        checks.count(f"state.{name}", getattr(state, name), 0)
     updated = isinstance(state.memory, OptimizerState)
     if state.memory is not None and updated != has_updates(method):
         raise ValueError(
