@@ -87,6 +87,22 @@ def callback(value: Any) -> Callable[..., Any] | None:
     return value
 
 
+def exceptions(name: str, value: Any, batched: bool) -> tuple[type[Exception], ...]:
+    """Classes of exceptions, as a tuple; not for a batch, in which one would concern all rows."""
+    found = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(each, type) and issubclass(each, Exception) for each in found):
+        raise TypeError(
+            f"{name} is {value!r}; wanted a class of exceptions, such as ValueError, or a tuple of "
+            "them"
+        )
+    if found and batched:
+        raise ValueError(
+            f"{name} was passed with batched=True; wanted a function that returns nan for the rows "
+            "that fail"
+        )
+    return found
+
+
 def bounds(value: Any) -> tuple[Any, Any]:
     """The pair (lower, upper), also from an object with `lb` and `ub`, such as SciPy's `Bounds`."""
     if hasattr(value, "lb") and hasattr(value, "ub"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -23,10 +24,12 @@ from lbfgs_xp.run.objective import Objective
 from lbfgs_xp.run.plan import plan_of
 from lbfgs_xp.run.progress import Live
 from lbfgs_xp.solvers.method import Limits
-from lbfgs_xp.typing import Jacobian, MinimizeSettings, PhasesOf
+from lbfgs_xp.typing import Jacobian, MinimizeSettings, OnError, PhasesOf
 
 # From this many numbers in x on, the C library may request every temporary from the system.
 _LARGE = 2**10
+# A relative change of a value that neither rounding nor the order of a sum explains.
+_ROUNDING = 1e-3
 
 
 @overload
@@ -77,6 +80,7 @@ def minimize(
     batched: bool = False,
     pass_rows: bool = False,
     reproducible: bool = False,
+    on_error: OnError = (),
     callback: Callable[[Record], Any] | None = None,
     progress: bool = False,
     state: State | None = None,
@@ -157,9 +161,13 @@ def minimize(
     reproducible : bool
         Take every sum in a fixed order: the same bits on every library whose elementary operations
         round as IEEE 754 specifies, if fun does its part (see `lx.fixed_sum`). Slower.
+    on_error : class of exceptions, or tuple of them
+        An exception of these classes, such as `numpy.linalg.LinAlgError`, counts as nan: the trial
+        was too far, and a shorter step follows. At the start it is raised. Not for a batch.
     callback : function
         callback(record) after each iteration (for a batch, each evaluation), with a `Record`.
-        Returning a true value or raising StopIteration stops the run.
+        Returning a true value (also a tuple that is not empty) or raising StopIteration stops the
+        run.
     progress : bool
         Show a live status line in the terminal.
     state : State
@@ -198,6 +206,7 @@ def minimize(
     limits = Limits(maxiter, maxfun, maxtime, gtol, ftol, xtol)
     plan = plan_of(method, limits, bounds, hess, layout)
     callback = checks.callback(callback)
+    on_error = checks.exceptions("on_error", on_error, batched)
     if state is not None and len(plan.stages) > 1:
         raise ValueError(
             f"state was passed with {len(plan.stages)} phases; wanted the single method to resume"
@@ -212,10 +221,14 @@ def minimize(
     run = Run(plan, space, objective, hess)
     # Trials that overflow are normal, so NumPy's warnings are off; but not inside the user's
     # functions, which run in the caller's context.
+    message = ""
     with Live(progress) as live, np.errstate(all="ignore"):
         try:
             run.begin(layout.start(), state)
-            _carry_on(run, callback, live)
+            objective.forgive(on_error)
+            with layout.backend.where_nan_is_normal():
+                _carry_on(run, callback, live)
+                message = _of_a_changing_function(run)
         except KeyboardInterrupt:
             if run.standing is None:
                 raise
@@ -230,6 +243,8 @@ def minimize(
                 attach(error, result, f"the best point so far, with {value}")
             raise
     result = run.result()
+    if message:
+        result = dataclasses.replace(result, message=message)
     layout.keep_frozen(result.x)
     return result
 
@@ -248,6 +263,26 @@ def _carry_on(run: Run, callback: Callable[[Record], Any] | None, live: Live) ->
         if callback is not None and stops(callback, record, run.in_caller_context):
             run.stop(Status.CALLBACK)
             return
+
+
+def _of_a_changing_function(run: Run) -> str:
+    """What to say if the last search failed because fun has changed since the best point was found;
+    "" otherwise."""
+    if run.space.batched or run.standing.progress.status != Status.LINE_SEARCH:
+        return ""
+    best, objective = run.standing.best, run.objective
+    if objective.nfev + 1 + run.criteria.calls_per_trial > run.plan.maxfun:
+        return ""
+    value, _, _, count = run.evaluate(best.x)
+    value, known = run.space.read(value, best.value)
+    run.note(run.standing.progress._replace(nfev=run.standing.progress.nfev + count))
+    if abs(value - known) <= _ROUNDING * max(abs(value), abs(known)):
+        return ""
+    return (
+        f"fun changes between calls: at the best point it was {known:.9g} and is now {value:.9g}; "
+        "a search needs the same function throughout (no new data or points in a callback, no "
+        "dropout, no random numbers)"
+    )
 
 
 def _explain_dtype(error: BaseException, layout: Layout) -> None:

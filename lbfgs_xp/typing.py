@@ -25,6 +25,7 @@ LineSearchName = Literal[
 ]
 LossName = Literal["linear", "soft_l1", "huber", "cauchy", "arctan"]
 Differences = Literal["2-point", "3-point"]
+OnError = type[Exception] | tuple[type[Exception], ...]
 Jacobian = Callable[..., Any] | Literal[True, "2-point", "3-point"] | None
 
 
@@ -60,6 +61,7 @@ class MinimizeSettings(TypedDict, total=False):
     maxtime: float | None
     pass_rows: bool
     reproducible: bool
+    on_error: OnError
     callback: Callable[[Record], Any] | None
     progress: bool
     state: State | None
@@ -81,6 +83,7 @@ class FitSettings(TypedDict, total=False):
     maxtime: float | None
     factor: float
     compact: bool
+    on_error: OnError
 
 
 class LeastSquaresSettings(FitSettings, total=False):

@@ -187,6 +187,11 @@ class Backend(Keyed):
         """A context in which this device is current, for libraries that have a current device."""
         return contextlib.nullcontext()
 
+    @staticmethod
+    def where_nan_is_normal() -> contextlib.AbstractContextManager[Any]:
+        """A context in which the library does not raise where a trial gives nan or infinity."""
+        return contextlib.nullcontext()
+
     def current(self) -> contextlib.AbstractContextManager[Any]:
         """`on_device` for this device."""
         return self.on_device(self.device)

@@ -14,7 +14,7 @@ import inspect
 import types
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -76,6 +76,17 @@ class JaxBackend(Backend):
         if self._devices is None or self.creation_device is not None or len(self._devices) > 1:
             return contextlib.nullcontext()
         return jax.default_device(*self._devices)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def where_nan_is_normal() -> Iterator[None]:
+        # jax_debug_nans would end a run at the first trial that is too far.
+        with contextlib.ExitStack() as stack:
+            for name in ("jax_debug_nans", "jax_debug_infs"):
+                if getattr(jax.config, name):
+                    stack.callback(jax.config.update, name, True)
+                    jax.config.update(name, False)
+            yield
 
     def from_host(self, values: np.ndarray, dtype: Any = None) -> Array:
         # asarray with a device takes ten times as long.

@@ -21,7 +21,7 @@ def fit_by_minimize(
     layout, batched = objective.layout, objective.layout.batched
     res = minimize(
         _Cost(objective, plan), layout.start(), method="lbfgs", jac=True, batched=batched,
-        pass_rows=batched, **settings,
+        pass_rows=batched, on_error=plan.on_error, **settings,
     )
     x = layout.xp.reshape(res.x, (-1, layout.size))
     residuals = objective(x)

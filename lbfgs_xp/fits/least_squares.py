@@ -12,7 +12,8 @@ from lbfgs_xp.fits.loop import box_of, run_fit
 from lbfgs_xp.fits.residuals import Residuals
 from lbfgs_xp.fits.result import BatchLeastSquaresResult, FitRecord, LeastSquaresResult
 from lbfgs_xp.fits.settings import FitPlan
-from lbfgs_xp.typing import Differences, LeastSquaresSettings, LossName
+from lbfgs_xp.run.objective import warn_of_foreign
+from lbfgs_xp.typing import Differences, LeastSquaresSettings, LossName, OnError
 
 
 @overload
@@ -61,6 +62,7 @@ def least_squares(
     factor: float = 0.3,
     batched: bool = False,
     compact: bool = False,
+    on_error: OnError = (),
     callback: Callable[[FitRecord], Any] | None = None,
 ) -> LeastSquaresResult:
     """Minimise half the sum of squared residuals, for one problem or many at once.
@@ -114,6 +116,9 @@ def least_squares(
         all B, so that rows that have ended cost nothing more. Arrays in `args` whose first axis has
         length B are then reduced to the same rows (not 1-d arrays if B is also the number of
         residuals or of parameters).
+    on_error : class of exceptions, or tuple of them
+        An exception of these classes, such as `numpy.linalg.LinAlgError`, counts as nan: the trial
+        was too far, and a shorter step follows. At the start it is raised. Not for a batch.
     callback : function
         callback(record) after each accepted step, with an `lx.FitRecord`. Returning a true value or
         raising StopIteration stops the run.
@@ -144,13 +149,14 @@ def least_squares(
     if not isinstance(args, tuple):
         args = (args,)
     layout = Layout(x0, batched)
+    warn_of_foreign(layout.backend, args, 5)
     objective = Residuals(residuals, args, jac, layout, layout.backend.is_compiled(residuals))
     objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
     plan = FitPlan.checked(
         layout.backend, loss=loss, f_scale=f_scale, gtol=gtol, ftol=ftol, xtol=xtol,
         maxiter=maxiter, maxfun=maxfun, maxtime=maxtime, factor=factor,
         accuracy=objective.accuracy,
-        compact=compact, callback=callback,
+        compact=compact, callback=callback, on_error=on_error, batched=batched,
     )
     result = run_fit(objective, box_of(bounds, layout), plan)
     layout.keep_frozen(result.x)

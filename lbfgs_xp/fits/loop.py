@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import math
 import time
@@ -150,8 +151,10 @@ def run_fit(objective: Residuals, box: Any, plan: FitPlan) -> LeastSquaresResult
     # Trials may overflow, so NumPy's warnings are off; but the user's functions run in the context
     # of the caller, where warnings stay as the caller has set them.
     in_caller_context = contextvars.copy_context().run
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), contextlib.ExitStack() as stack:
         fit = Fit(objective, box, plan, in_caller_context)
+        objective.forgiven = plan.on_error
+        stack.enter_context(objective.backend.where_nan_is_normal())
         end = plan.end
         try:
             while end is None:

@@ -55,7 +55,7 @@ class FitPlan(NamedTuple):
     """How to run a fit.
 
     deadline : in the time of time.perf_counter().
-    compact, callback : as in `lx.least_squares`.
+    compact, callback, on_error : as in `lx.least_squares`.
     end : the status with which to end at once; None to run.
     """
 
@@ -64,12 +64,13 @@ class FitPlan(NamedTuple):
     deadline: float
     compact: bool
     callback: Callable | None = None
+    on_error: tuple[type[Exception], ...] = ()
     end: Status | None = None
 
     @classmethod
     def checked(
         cls, backend: Backend, *, maxfun: Any, maxtime: Any, compact: Any, callback: Any = None,
-        **settings: Any,
+        on_error: Any = (), batched: bool = False, **settings: Any,
     ) -> FitPlan:
         limit = checks.optional(checks.seconds)("maxtime", maxtime)
         return cls(
@@ -78,6 +79,7 @@ class FitPlan(NamedTuple):
             time.perf_counter() + (math.inf if limit is None else limit),
             checks.flag("compact", compact),
             checks.callback(callback),
+            checks.exceptions("on_error", on_error, batched),
         )
 
 
