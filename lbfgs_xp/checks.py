@@ -159,6 +159,29 @@ class Settings:
         return value
 
 
+class OwnSignature:
+    """The signature of `__init__`, which a `__new__` that looks at the settings would hide."""
+
+    def __get__(self, instance: Any, cls: type) -> inspect.Signature:
+        _, *own = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
+        return inspect.Signature(own)
+
+
+def refuse_foreign_settings(
+    cls: type, given: dict[str, Any], foreign: dict[str, tuple[str, ...]]
+) -> None:
+    """Refuse names of other libraries, with the name here.
+
+    foreign : such a name -> the names here with that meaning, of which the class has some; each may
+        be followed by a comma and an explanation.
+    """
+    for name in given.keys() & foreign.keys():
+        own = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+        for ours in foreign[name]:
+            if name not in own and ours.split(",")[0] in own:
+                raise TypeError(f"{name} was passed to {cls.__name__}; wanted {ours}")
+
+
 def setting(owner: Any, name: str, check: Callable[..., Any], **limits: Any) -> None:
     """Replace a field of a frozen dataclass with what its check returns."""
     object.__setattr__(owner, name, check(name, getattr(owner, name), **limits))

@@ -51,7 +51,7 @@ def fixed_sum(x: Array, axis: int = -1) -> Array:
     if isinstance(x, np.ndarray) and x.dtype.kind not in "biufc":
         raise TypeError(f"x has dtype {x.dtype}; wanted numbers")
     if x.ndim == 0:
-        raise ValueError("x has shape (); wanted at least one axis")
+        raise ValueError("x is a 0-d array; wanted one with at least one axis")
     if not isinstance(axis, int) or not -x.ndim <= axis < x.ndim:
         raise ValueError(f"axis is {axis!r}; wanted an integer from {-x.ndim} to {x.ndim - 1}")
     if axis not in (-1, x.ndim - 1):

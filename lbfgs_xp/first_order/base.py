@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import numbers
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from lbfgs_xp.arrays.backend import Array
-from lbfgs_xp.arrays.tree import Layout, flatten
+from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.checks import flag, flags, number, optional, real, setting
 from lbfgs_xp.first_order import update
 from lbfgs_xp.first_order.kernel import Kernel, kernel
@@ -82,9 +83,8 @@ class FirstOrder(Method):
                 f"on_nonfinite is {self.on_nonfinite!r}; wanted one of "
                 + ", ".join(map(repr, _POLICIES))
             )
-        if not (self.labels is None or callable(self.labels) or all(
-            isinstance(label, str) for label in flatten(self.labels)[0]
-        )):
+        # Labels nested in other ways are checked once the parameters are known.
+        if isinstance(self.labels, numbers.Number):
             raise TypeError(
                 f"labels is {self.labels!r}; wanted a function from the path of a leaf to its "
                 "label, or a string for each leaf, nested as the parameters"

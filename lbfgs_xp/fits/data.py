@@ -158,7 +158,7 @@ def _data(y: Any, batched: bool) -> Array:
     wanted = "(B, m)" if batched else "(m,)"
     if not is_array(y):
         host = np.asarray(y)
-        if host.dtype.kind not in "biufc" or host.ndim == 0:
+        if host.ndim == 0:
             raise TypeError(f"y is {checks.shown(y)}; wanted an array {wanted} of real numbers")
         y = host
     if isinstance(y, np.ndarray) and y.dtype.kind not in "biufc":
@@ -235,8 +235,8 @@ def _weights(sigma: Any, y: Array, backend: Backend, batched: bool) -> Any:
     if not np.all(host > 0.0):
         place = tuple(map(int, np.argwhere(~(host > 0.0))[0]))
         raise ValueError(
-            f"sigma is {host[place]} at {place}; wanted positive deviations (infinite ones leave "
-            "their points out)"
+            f"sigma is {host[place]} at {place}, which is not above 0; wanted positive deviations "
+            "(infinite ones leave their points out)"
         )
     none = np.isinf(host).all(axis=-1)
     if none.any():

@@ -38,7 +38,7 @@ class MoreThuente(LineSearch):
     to its best point to evaluate it again, this search is STUCK with that point in `best_alpha`.
 
     c1: the required share of the decrease that the slope predicts (their mu).
-    c2: the share of the slope that may be left (their eta); 0 <= c1 < c2 < 1.
+    c2: the share of the slope that may be left (their eta); 0 <= c1 <= c2 < 1.
     xtol: give up when the bracket is this narrow, relative to its upper end; xtol >= 0.
     alpha_min: the smallest step, 0 <= alpha_min <= alpha_max.
     max_evaluations, alpha_max: see `LineSearch`.
@@ -61,7 +61,7 @@ class MoreThuente(LineSearch):
         super().__post_init__()
         for name in ("c1", "c2"):
             setting(self, name, number, least=0.0, below=1.0)
-        require(self.c1 < self.c2, "c1 < c2", c1=self.c1, c2=self.c2)
+        require(self.c1 <= self.c2, "c1 <= c2", c1=self.c1, c2=self.c2)
         setting(self, "xtol", tolerance)
         setting(self, "alpha_min", number, least=0.0)
         require(

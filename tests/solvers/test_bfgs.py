@@ -425,7 +425,7 @@ def test_errors_name_what_was_passed() -> None:
         run(p, p.x0, method=lx.BFGS(initial_inverse_hessian=np.ones(3)))
     with pytest.raises(TypeError, match="scale_initial is 1; wanted True or False"):
         lx.BFGS(scale_initial=1)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="no line search 'wolf'"):
+    with pytest.raises(ValueError, match="line_search is 'wolf'; "):
         lx.BFGS("wolf")
     first = run(p, p.x0, method="lbfgs", maxiter=2)
     with pytest.raises(ValueError, match="state holds a LBFGSState.*wanted the state of BFGS"):
