@@ -674,7 +674,7 @@ BAD: list[tuple[str, type[Exception], str, str]] = [
     ("S.MultiStep(0.1, [0.5])", ValueError, "boundaries is [0.5]", "integers"),
     ("S.PiecewiseConstant(0.1, (1, 2), (0.5,))", ValueError, "factors is (0.5,)", "(1, 2)"),
     ("S.PiecewiseInterpolate(0.1, (1, 2), (0.5,))", ValueError, "factors is (0.5,)", "(1, 2)"),
-    ("S.PiecewiseInterpolate(0.1, (1,), (1,), shape='cubic')", ValueError, "shape is 'cubic'", "'linear'"),
+    ("S.PiecewiseInterpolate(1, (1,), (1,), shape='x')", ValueError, "shape is 'x'", "'linear'"),
     ("S.Linear(0.1, 0.0, -1)", ValueError, "steps is -1", "(optax takes"),
     ("S.Polynomial(0.1, 0)", ValueError, "steps is 0", "(optax takes"),
     ("S.Exponential(0.1, 0.0)", ValueError, "factor is 0.0", "(optax takes"),

@@ -22,6 +22,7 @@ import array_api_extra as xpx
 import numpy as np
 
 from lbfgs_xp.arrays.keyed import Keyed
+from lbfgs_xp.checks import shown
 
 Array = Any
 Namespace = Any
@@ -167,6 +168,11 @@ class Backend(Keyed):
         """Whether an array of this library is on this device, or may be moved to it."""
         return self.device in (None, compat.device(array))
 
+    @staticmethod
+    def is_dense(array: Array) -> bool:
+        """Whether all elements of an array of this library are in memory."""
+        return True
+
     def check_device(self, array: Array, what: str, like: str = "x0") -> None:
         """Raise a clear error if an array of this library is on another device.
 
@@ -236,7 +242,10 @@ class Backend(Keyed):
             except ValueError as error:
                 raise ValueError(f"{what} is a ragged list ({error}); wanted numbers") from None
             if host.dtype.kind not in "iuf":
-                raise TypeError(f"{what} is {values!r}; wanted real numbers")
+                found = f"is {shown(values)}"
+                if isinstance(values, np.ndarray):
+                    found = f"has dtype {host.dtype}"
+                raise TypeError(f"{what} {found}; wanted real numbers")
             return self.from_host(host)
         if (library := library_of(values)) != self.name:
             raise TypeError(

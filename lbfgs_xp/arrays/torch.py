@@ -14,10 +14,24 @@ import torch
 from lbfgs_xp.arrays.backend import Array, InPlaceBackend
 
 
+def check_dense(array: Array, what: str) -> None:
+    """Refuse a sparse tensor."""
+    if array.layout is not torch.strided:
+        raise TypeError(
+            f"{what} has the layout {array.layout}; wanted a dense tensor, such as "
+            f"{what}.to_dense()"
+        )
+
+
 class TorchBackend(InPlaceBackend):
     differentiates = True
 
     def __init__(self, array: Array, what: str = "x0", traced: bool = False):
+        check_dense(array, what)
+        if array.is_meta:
+            raise TypeError(
+                f"{what} is on the device meta, which holds no numbers; wanted a tensor with values"
+            )
         super().__init__(array, what, traced)
         self.reads_are_free = array.device.type == "cpu"
 
@@ -30,6 +44,10 @@ class TorchBackend(InPlaceBackend):
 
     def own(self, array: Array) -> Array:
         return array.detach().clone(memory_format=torch.contiguous_format)
+
+    @staticmethod
+    def is_dense(array: Array) -> bool:
+        return array.layout is torch.strided
 
     def detach(self, value: Any) -> Any:
         return value.detach() if isinstance(value, torch.Tensor) else value
@@ -50,8 +68,7 @@ class TorchBackend(InPlaceBackend):
         return all(s != 0 or n < 2 for s, n in zip(array.stride(), array.shape, strict=True))
 
     def flat_view(self, array: Array) -> np.ndarray:
-        if array.layout is not torch.strided:
-            raise TypeError(f"an array has the layout {array.layout}; wanted a dense one")
+        check_dense(array, "an array")
         array = array.detach()
         if array.is_complex():
             array = torch.view_as_real(array.resolve_conj())
@@ -104,9 +121,17 @@ def _record(
         x = x.detach().requires_grad_(True)
         value, aux = evaluate(*rest, x)
         _check_depends(value, "fun", "x")
-        (gradient,) = torch.autograd.grad(
-            value.sum(), x, create_graph=twice, allow_unused=True
-        )
+        try:
+            (gradient,) = torch.autograd.grad(
+                value.sum(), x, create_graph=twice, allow_unused=True
+            )
+        except RuntimeError as error:
+            if "sparse" not in str(error):
+                raise
+            raise TypeError(
+                "the gradient of fun is sparse; wanted a dense one, as of "
+                "torch.nn.Embedding(..., sparse=False)"
+            ) from error
     if gradient is None:
         raise TypeError(
             "fun returned a value that depends on tensors that require a gradient, but not on x; "
@@ -131,7 +156,7 @@ def _gradients(evaluate: Callable, *arguments: Any) -> tuple[Array, list[Array]]
         )
     # A parameter that the loss does not use has gradient 0.
     return value.detach(), [
-        torch.zeros_like(leaf) if gradient is None else gradient
+        torch.zeros_like(leaf) if gradient is None else gradient.to_dense()
         for leaf, gradient in zip(leaves, gradients, strict=True)
     ]
 

@@ -132,15 +132,22 @@ class Layout(Keyed):
                 f"of x0, {self.structure}"
             )
         arrays = []
-        for leaf, shape in zip(leaves, self.shapes, strict=True):
-            array = self.backend.adopt(missing if leaf is None else leaf, what)
+        for i, (leaf, shape) in enumerate(zip(leaves, self.shapes, strict=True)):
+            array = self._adopted(missing if leaf is None else leaf, i, what)
             try:
                 arrays.append(self.xp.broadcast_to(array, shape))
             except (ValueError, RuntimeError):
+                where = leaf_name(self.structure, i, what)
                 raise ValueError(
-                    f"{what} has shape {tuple(array.shape)}; wanted one that broadcasts to {shape}"
+                    f"{where} has shape {tuple(array.shape)}; wanted one that broadcasts to {shape}"
                 ) from None
         return array if self.plain else self._join(arrays)
+
+    def _adopted(self, leaf: Any, index: int, what: str) -> Array:
+        with contextlib.suppress(TypeError, ValueError):
+            return self.backend.adopt(leaf, what)
+        # Once more with the name, which takes longer than the rest.
+        return self.backend.adopt(leaf, leaf_name(self.structure, index, what))
 
     def _join(self, leaves: list[Array]) -> Array:
         xp = self.xp
@@ -208,13 +215,15 @@ class Layout(Keyed):
                     f"{self.backend.name}, like x0"
                 )
             leaf = np.asarray(leaf)
-        _refuse_mask(leaf, what)
+        _refuse_subclass(leaf, what)
         if isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "biufc":
             raise TypeError(f"{what} has dtype {leaf.dtype}; wanted {like.dtype}, like x0")
         if type(leaf) is not type(like) and (other := library_of(leaf)) != self.backend.name:
             raise TypeError(
                 f"{what} is an array of {other}; wanted an array of {self.backend.name}, like x0"
             )
+        if not self.backend.is_dense(leaf):
+            raise TypeError(f"{what} is sparse; wanted a dense array, like x0")
         if tuple(leaf.shape) != (self.shapes[index] if shape is None else shape):
             wanted = f"{self.shapes[index]}, like x0" if shape is None else shape
             raise ValueError(f"{what} has shape {tuple(leaf.shape)}; wanted {wanted}")
@@ -410,9 +419,12 @@ def _as_parameters(x0: Any, name: str = "x0") -> Any:
     return x0
 
 
-def _refuse_mask(leaf: Any, what: str) -> None:
+def _refuse_subclass(leaf: Any, what: str) -> None:
+    """Refuse arrays whose operations are not those of an array."""
     if isinstance(leaf, np.ma.MaskedArray):
         raise TypeError(f"{what} is a masked array; wanted a plain one, such as {what}.data")
+    if isinstance(leaf, np.matrix):
+        raise TypeError(f"{what} is a numpy.matrix; wanted an array, such as np.asarray({what})")
 
 
 def backends_of(leaves: list[Any], structure: Any, what: str) -> list[Backend]:
@@ -420,7 +432,8 @@ def backends_of(leaves: list[Any], structure: Any, what: str) -> list[Backend]:
     if not leaves:
         raise ValueError(f"{what} holds no arrays; wanted at least one")
     for i, leaf in enumerate(leaves):
-        _refuse_mask(leaf, what)
+        if type(leaf) is not np.ndarray:
+            _refuse_subclass(leaf, leaf_name(structure, i, what))
         if not is_array(leaf):
             name = leaf_name(structure, i, what)
             place = f" at {name}" if name != what else ""
@@ -432,12 +445,10 @@ def backends_of(leaves: list[Any], structure: Any, what: str) -> list[Backend]:
     names = {library_of(leaf) for leaf in leaves}
     if len(names) > 1:
         raise TypeError(f"{what} mixes arrays of {', '.join(sorted(names))}; wanted one library")
-    if len(leaves) > 1:
-        with contextlib.suppress(TypeError, ValueError):
-            return [Backend.of(leaf, what) for leaf in leaves]
-        # Once more with the names, which take longer than the rest.
-        return [Backend.of(leaf, leaf_name(structure, i, what)) for i, leaf in enumerate(leaves)]
-    return [Backend.of(leaf, what) for leaf in leaves]
+    with contextlib.suppress(TypeError, ValueError):
+        return [Backend.of(leaf, what) for leaf in leaves]
+    # Once more with the names, which take longer than the rest.
+    return [Backend.of(leaf, leaf_name(structure, i, what)) for i, leaf in enumerate(leaves)]
 
 
 def _of_a_module(leaf: Any) -> str:

@@ -377,21 +377,22 @@ def checked_leaves(params: Any, spec: ParameterSpec, what: str) -> list[Array]:
             f"{what} has the structure {structure}; wanted the structure passed to init, "
             f"{spec.structure}"
         )
-    for leaf, space, kind, shape, dtype in zip(
+    for i, (leaf, space, kind, shape, dtype) in enumerate(zip(
         leaves, spec.spaces, spec.types, spec.shapes, spec.dtypes, strict=True
-    ):
+    )):
         backend = space.backend
         fits = type(leaf) is kind and leaf.dtype == dtype and leaf.shape == shape
-        if fits and backend.holds(leaf):
+        if fits and backend.holds(leaf) and backend.is_dense(leaf):
             continue
+        name = tree.leaf_name(structure, i, what)
         if not is_array(leaf):
-            raise TypeError(f"{what} holds a {type(leaf).__name__}; wanted arrays")
-        if (library := Backend.of(leaf, what).name) != backend.name:
-            raise TypeError(f"{what} holds an array of {library}; wanted {backend.name}")
+            raise TypeError(f"{name} is a {type(leaf).__name__}; wanted an array")
+        if (library := Backend.of(leaf, name).name) != backend.name:
+            raise TypeError(f"{name} is an array of {library}; wanted one of {backend.name}")
         if leaf.dtype != dtype or tuple(leaf.shape) != shape:
             raise ValueError(
-                f"{what} holds {leaf.dtype} {tuple(leaf.shape)}; wanted {dtype} {shape}, "
+                f"{name} is {leaf.dtype} {tuple(leaf.shape)}; wanted {dtype} {shape}, "
                 "as passed to init"
             )
-        backend.check_device(leaf, what, like="the parameters passed to init")
+        backend.check_device(leaf, name, like="the parameters passed to init")
     return leaves

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from array_api_compat import array_namespace
 from lbfgs_xp import checks
 from lbfgs_xp.arrays import returned
 from lbfgs_xp.arrays.backend import Array, Backend, is_array, library_of
-from lbfgs_xp.arrays.tree import Layout, Partial, flatten, map_leaves
+from lbfgs_xp.arrays.tree import Layout, Partial, flatten, leaf_name, map_leaves, unflatten
 from lbfgs_xp.fits.residuals import Residuals
 
 # Up to this length, the first axis of x may count coordinates.
@@ -29,8 +30,7 @@ def residuals_of(
     x, y, sigma = _without_mask(_unwrapped(x), y, sigma, batched)
     y = _data(y, batched)
     backend = Backend.of(y, "y")
-    if isinstance(x, (list, np.ndarray)):
-        x = backend.adopt(x, "x")
+    x = _adopted(x, backend, "x")
     layout = Layout(_start(p0, backend, y.shape[:1] if batched else None), batched)
     if isinstance(layout.structure, Partial):
         raise ValueError(
@@ -52,6 +52,26 @@ def residuals_of(
         shared=y.shape[1:],
         whole=(0,) if whole else (),
     )
+
+
+def _adopted(x: Any, backend: Backend, name: str) -> Any:
+    """x with its lists and NumPy arrays of numbers as arrays of the backend, also those in a tuple
+    or a dict."""
+    if isinstance(x, dict):
+        return {key: _inside(part, backend, f"{name}.{key}") for key, part in x.items()}
+    if type(x) is tuple:
+        return tuple(_inside(part, backend, f"{name}.{i}") for i, part in enumerate(x))
+    return backend.adopt(x, name) if isinstance(x, (list, np.ndarray)) else x
+
+
+def _inside(x: Any, backend: Backend, name: str) -> Any:
+    x = _unwrapped(x)
+    if isinstance(x, (list, np.ndarray)):
+        with contextlib.suppress(ValueError):    # a ragged list
+            if np.asarray(x).dtype.kind in "iuf":
+                return backend.adopt(x, name)
+        return x
+    return _adopted(x, backend, name)
 
 
 def _unwrapped(x: Any) -> Any:
@@ -177,8 +197,8 @@ def _data(y: Any, batched: bool) -> Array:
 def _start(p0: Any, backend: Backend, batch: tuple[int, ...] | None) -> Any:
     """p0 with arrays of the backend as leaves; for a batch, with one row for each problem."""
 
-    def adopt(leaf: Any, least: int, axes: int = 0) -> Array:
-        leaf = backend.adopt(leaf, "p0")
+    def adopt(leaf: Any, least: int, axes: int = 0, name: str = "p0") -> Array:
+        leaf = backend.adopt(leaf, name)
         if leaf.ndim < axes:
             leaf = backend.xp.reshape(leaf, (1,))
         if batch is None:
@@ -193,7 +213,10 @@ def _start(p0: Any, backend: Backend, batch: tuple[int, ...] | None) -> Any:
         return leaf
 
     if isinstance(p0, dict):
-        return map_leaves(lambda leaf: adopt(leaf, 1), p0)
+        leaves, structure = flatten(p0)
+        return unflatten(structure, [
+            adopt(leaf, 1, name=leaf_name(structure, i, "p0")) for i, leaf in enumerate(leaves)
+        ])
     if isinstance(p0, (list, tuple)) and any(is_array(leaf) and leaf.ndim > 0 for leaf in p0):
         return tuple(adopt(leaf, 1) for leaf in p0)
     leaf = adopt(p0, 2, 1)

@@ -246,6 +246,7 @@ class Objective:
             and gradient.shape == x.shape
             and gradient.dtype == x.dtype
             and self.backend.holds(gradient)
+            and self.backend.is_dense(gradient)
         ):
             gradient = self.layout.to_vector(gradient, "the gradient")
         # A function that reuses one buffer would change our earlier gradients. An array that no
