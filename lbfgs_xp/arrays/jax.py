@@ -36,15 +36,16 @@ class JaxBackend(Backend):
                 "lbfgs_xp outside compiled functions (its loops run in Python; it compiles what it "
                 "can), and use batched=True instead of vmap"
             )
-        if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
-            raise TypeError(
-                f"{what} is a PRNG key; wanted an array of numbers, and the key as an argument or "
-                "a constant of the function"
-            )
+        _refuse_key(array, what)
         super().__init__(array, what, traced)
         self._devices = None if _is_traced(array) else array.devices()
         if _is_free(array):
             self.creation_device = None
+
+    def adopt(self, values: Any, what: str) -> Array:
+        if isinstance(values, jax.Array):
+            _refuse_key(values, what)
+        return super().adopt(values, what)
 
     # --- devices -------------------------------------------------------------------------------
 
@@ -474,3 +475,11 @@ def _jacobian(evaluate: Callable, *arguments: Any) -> Array:
         return push(jax.numpy.broadcast_to(unit, x.shape))
 
     return jax.vmap(column, out_axes=-1)(jax.numpy.eye(x.shape[-1], dtype=x.dtype))
+
+
+def _refuse_key(array: Any, what: str) -> None:
+    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        raise TypeError(
+            f"{what} is a PRNG key; wanted an array of numbers, and the key as an argument or a "
+            "constant of the function"
+        )

@@ -451,7 +451,12 @@ def backends_of(leaves: list[Any], structure: Any, what: str) -> list[Backend]:
 
 
 def _of_a_module(leaf: Any) -> str:
-    """The hint of an error if a module, or its `parameters()`, was passed."""
+    """The hint of an error if a module, its `parameters()` or a function was passed."""
+    if callable(leaf) and not hasattr(leaf, "named_parameters"):
+        return (
+            "; pass only the arrays, as from equinox.partition(module, equinox.is_inexact_array), "
+            "and keep functions in the function to be minimised"
+        )
     if not (hasattr(leaf, "named_parameters") or inspect.isgenerator(leaf)):
         return ""
     return (

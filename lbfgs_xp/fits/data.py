@@ -14,7 +14,14 @@ from array_api_compat import array_namespace
 from lbfgs_xp import checks
 from lbfgs_xp.arrays import returned
 from lbfgs_xp.arrays.backend import Array, Backend, is_array, library_of
-from lbfgs_xp.arrays.tree import Layout, Partial, flatten, leaf_name, map_leaves, unflatten
+from lbfgs_xp.arrays.tree import (
+    Layout,
+    Partial,
+    flatten,
+    flatten_parameters,
+    leaf_name,
+    unflatten,
+)
 from lbfgs_xp.fits.residuals import Residuals
 
 # Up to this length, the first axis of x may count coordinates.
@@ -213,7 +220,7 @@ def _start(p0: Any, backend: Backend, batch: tuple[int, ...] | None) -> Any:
         return leaf
 
     if isinstance(p0, dict):
-        leaves, structure = flatten(p0)
+        leaves, structure = flatten_parameters(p0)
         return unflatten(structure, [
             adopt(leaf, 1, name=leaf_name(structure, i, "p0")) for i, leaf in enumerate(leaves)
         ])
@@ -352,5 +359,6 @@ def _arguments(params: Any, batched: bool) -> tuple[list[Any], dict[str, Any]]:
         each = range(params.shape[-1])
         return [params[:, i, None] if batched else params[i] for i in each], {}
     if batched:
-        params = map_leaves(lambda leaf: leaf[:, None, ...], params)
+        leaves, structure = flatten_parameters(params)
+        params = unflatten(structure, [leaf[:, None, ...] for leaf in leaves])
     return ([], params) if isinstance(params, dict) else (list(params), {})
