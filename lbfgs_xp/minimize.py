@@ -71,6 +71,7 @@ def minimize(
     hess: Callable[..., Any] | None = None,
     has_aux: bool = False,
     bounds: Any = None,
+    x_scale: Any = None,
     gtol: float | None = None,
     ftol: float = 0.0,
     xtol: float = 0.0,
@@ -131,6 +132,12 @@ def minimize(
         is None, a number, an array that broadcasts to x0, or has the structure of x0 with such
         leaves. What a dict does not name has no bound, as in `({"b": 0.0}, None)`. Infinite entries
         impose no bound. A start outside the bounds is moved to the nearest point inside.
+    x_scale : None, number, array, or the structure of x0
+        The size of a typical change of each variable, above 0: an array that broadcasts to x0, or
+        nested like x0, where a dict may name only some (the others have 1). The run takes place in
+        the variables x / x_scale, as in SciPy, for variables of very different sizes: gtol, xtol,
+        `gradient_norm` and the settings of the method refer to them; `x`, `jac`, `hess_inv`, bounds
+        and all functions refer to x. Rounded to powers of 2, so that scaling changes no digit.
     gtol : float
         Stop when the largest component of the gradient is at most this; under constraints, of
         P(x - gradient) - x, where P is the projection. Default: relative to the smallest of the
@@ -202,7 +209,7 @@ def minimize(
         has_aux=has_aux, batched=batched, pass_rows=pass_rows, reproducible=reproducible,
         progress=progress,
     )
-    layout = Layout(x0, batched)
+    layout = Layout(x0, batched).in_units(x_scale)
     limits = Limits(maxiter, maxfun, maxtime, gtol, ftol, xtol)
     plan = plan_of(method, limits, bounds, hess, layout)
     callback = checks.callback(callback)
@@ -214,7 +221,7 @@ def minimize(
     space = (FixedOrderSpace if reproducible else Space)(layout.backend, batched)
     objective = Objective(fun, args, jac, has_aux, layout, pass_rows)
     objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
-    if bounds is not None and objective.differs:
+    if bounds is not None:
         objective.stay_within(*layout.sides(bounds))
     if math.prod(layout.shape) >= _LARGE:
         layout.backend.keep_freed_memory()

@@ -53,6 +53,7 @@ class MinimizeSettings(TypedDict, total=False):
     hess: Callable[..., Any] | None
     has_aux: bool
     bounds: Any
+    x_scale: Any
     gtol: float | None
     ftol: float
     xtol: float
@@ -73,6 +74,7 @@ class FitSettings(TypedDict, total=False):
     jac: Callable[..., Any] | Differences | None
     diff_step: float | None
     bounds: Any
+    x_scale: Any
     loss: LossName
     f_scale: float
     gtol: float | None

@@ -707,8 +707,12 @@ def differs_in_losses() -> None:
 
 
 def differs_in_x_scale() -> None:
-    one, other = (least_squares(residuals, [1.0, 1.0], x_scale=s).x for s in (1.0, [9.0, 0.1]))
-    assert np.array_equal(one, other)
+    default, own, jac, other = (
+        least_squares(residuals, [1.0, 1.0], x_scale=s) for s in (None, 1.0, "jac", [9.0, 0.1])
+    )
+    assert np.array_equal(default.x, jac.x) and default.nfev == jac.nfev
+    assert len({own.cost, jac.cost, other.cost}) > 1
+    np.testing.assert_allclose(other.x, jac.x, rtol=1e-4)
 
 
 def differs_in_equal_bounds() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import optree
 
 from lbfgs_xp import checks
-from lbfgs_xp.arrays.backend import Array, Backend, classes_in_use, is_array, library_of
+from lbfgs_xp.arrays.backend import Array, Backend, classes_in_use, is_array, library_of, take
 from lbfgs_xp.arrays.keyed import Keyed
 
 _NAMESPACE = "lbfgs_xp"
@@ -36,7 +36,16 @@ class Layout(Keyed):
         Whether the first axis of every leaf counts the problems.
     name : str
         What errors call x0.
+
+    Attributes
+    ----------
+    scale : None, or an array that broadcasts to the vector
+        The vector holds x / scale; see `in_units`.
+    scale_key : None, or the scale as something that can be compared
     """
+
+    scale: Any = None
+    scale_key: Any = None
 
     def __init__(self, x0: Any, batched: bool, name: str = "x0"):
         leaves, self.structure = without_frozen(*flatten_parameters(_as_parameters(x0, name)))
@@ -74,23 +83,57 @@ class Layout(Keyed):
     @property
     def _key(self) -> tuple:
         dtypes = tuple(str(leaf.dtype) for leaf in self.leaves)
-        return self.structure, tuple(self.shapes), dtypes, self.batched, self.backend
+        parts = self.structure, tuple(self.shapes), dtypes, self.batched, self.backend
+        return parts if self.scale is None else (*parts, self.scale_key)
 
-    def of_rows(self, count: int) -> Layout:
-        """The layout of a batch of `count` of the problems."""
+    def in_units(self, x_scale: Any) -> Layout:
+        """The layout whose vector holds x / x_scale.
+
+        x_scale : None for 1, or as `tree` of `spread`, with numbers above 0. They are rounded to
+            powers of 2, so that scaling rounds nothing, except overflow.
+        """
+        if x_scale is None:
+            return self
+        wanted = "finite numbers above 0"
+        if isinstance(x_scale, str):
+            raise ValueError(f"x_scale is {x_scale!r}; wanted {wanted}")
+        found = self.spread(x_scale, "x_scale", 1.0)
+        sizes = np.asarray(self.backend.to_host(found) if is_array(found) else found, dtype=float)
+        good = (sizes > 0.0) & (sizes < math.inf)
+        if not good.all():
+            raise ValueError(f"x_scale contains {sizes[~good].ravel()[0]}; wanted {wanted}")
+        sizes = np.exp2(np.round(np.log2(sizes)))
+        if sizes.ndim == 2 and (sizes == sizes[:1]).all():
+            sizes = sizes[0]
+        layout = copy.copy(self)
+        layout.plain = False
+        sizes = np.broadcast_to(sizes, sizes.shape or (self.size,))
+        layout.scale, layout.scale_key = self.backend.adopt(sizes, "x_scale"), sizes.tobytes()
+        return layout
+
+    def of_rows(self, count: int, indices: Any = None) -> Layout:
+        """The layout of a batch of `count` of the problems, those with these indices, (count,)."""
         layout = copy.copy(self)
         layout.batch = (count,)
         layout.shapes = [(count, *shape[1:]) for shape in self.shapes]
         layout.shape = (count, self.size)
+        if self.scale is not None and self.scale.ndim == 2 and indices is not None:
+            layout.scale = take(self.scale, indices)
+            layout.scale_key = self.backend.to_host(layout.scale).tobytes()
         return layout
 
     def start(self) -> Array:
         """The vector of x0, which no one else can change."""
         vector = self.leaves[0] if self.plain else self._join(self.leaves)
-        return self.backend.own(vector)
+        return self.backend.own(vector) if self.scale is None else vector / self.scale
+
+    def gradient_vector(self, tree: Any) -> Array:
+        """The gradient with respect to the vector, given that with respect to x."""
+        vector = self.to_vector(tree, "the gradient")
+        return vector if self.scale is None else vector * self.scale
 
     def to_vector(self, tree: Any, what: str) -> Array:
-        """The vector of `tree`, which errors call `what` ("x0", "the gradient", ...)."""
+        """The numbers of `tree`, which errors call `what`, as a vector, without a scale."""
         if self.backend.on_host and self.structure.is_leaf() and isinstance(tree, (list, tuple)):
             tree = _as_parameters(tree)
         leaves, structure = flatten_like(tree, self.structure)
@@ -107,7 +150,8 @@ class Layout(Keyed):
         if any(self.complex):
             raise TypeError("bounds were passed, but x0 is complex; complex numbers have no order")
         lower = self.spread(lower, "the lower bound", -math.inf)
-        return lower, self.spread(upper, "the upper bound", math.inf)
+        upper = self.spread(upper, "the upper bound", math.inf)
+        return (lower, upper) if self.scale is None else (lower / self.scale, upper / self.scale)
 
     def spread(self, tree: Any, what: str, missing: float) -> Any:
         """Numbers for all variables: one float, or an array that broadcasts to the vector.
@@ -141,7 +185,11 @@ class Layout(Keyed):
                 raise ValueError(
                     f"{where} has shape {tuple(array.shape)}; wanted one that broadcasts to {shape}"
                 ) from None
-        return array if self.plain else self._join(arrays)
+        pieces = []
+        for array, is_complex in zip(arrays, self.complex, strict=True):
+            # The real and the imaginary part of a complex leaf have the same number.
+            pieces += [self.xp.reshape(array, (*self.batch, -1))] * (2 if is_complex else 1)
+        return pieces[0] if len(pieces) == 1 else self.xp.concat(pieces, axis=-1)
 
     def _adopted(self, leaf: Any, index: int, what: str) -> Array:
         with contextlib.suppress(TypeError, ValueError):
@@ -161,6 +209,13 @@ class Layout(Keyed):
         """The nested parameters that `vector` holds."""
         if self.plain:
             return vector
+        return self._split(vector if self.scale is None else vector * self.scale)
+
+    def numbers_tree(self, vector: Array) -> Any:
+        """Numbers for all variables, without a scale, in the structure of x."""
+        return vector if self.plain else self._split(vector)
+
+    def _split(self, vector: Array) -> Any:
         xp = self.xp
         leaves = []
         start = 0
@@ -178,7 +233,9 @@ class Layout(Keyed):
 
     def gradient_tree(self, gradient: Array) -> Any:
         """The nested gradient that `gradient` holds: 0 for frozen tensors."""
-        tree = self.to_tree(gradient)
+        if self.plain:
+            return gradient
+        tree = self._split(gradient if self.scale is None else gradient / self.scale)
         if not isinstance(self.structure, Partial):
             return tree
         zeros = {i: self.xp.zeros_like(leaf) for i, leaf in self.structure.frozen.items()}

@@ -60,6 +60,7 @@ def curve_fit(
     sigma: Any = None,
     absolute_sigma: bool = False,
     bounds: Any = None,
+    x_scale: Any = "jac",
     loss: LossName = "linear",
     f_scale: float = 1.0,
     method: Literal["lm", "lbfgs"] = "lm",
@@ -103,6 +104,8 @@ def curve_fit(
         Each side is None, a number, an array that broadcasts to p0, or has the structure of p0. A
         parameter whose bounds are equal is fixed: its covariances are 0. A start outside is moved
         to the nearest point inside.
+    x_scale
+        As in `lx.least_squares`; for "lbfgs" as in `lx.minimize`, and "jac" is 1.
     loss, f_scale
         As in `lx.least_squares`, for residuals (y - model) / sigma.
     method : "lm" or "lbfgs"
@@ -159,9 +162,9 @@ def curve_fit(
     objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
     limits = dict(gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime)
     plan = FitPlan.checked(
-        objective.backend, loss=loss, f_scale=f_scale, factor=factor,
+        objective.layout, x_scale=x_scale, loss=loss, f_scale=f_scale, factor=factor,
         accuracy=objective.accuracy,
-        compact=compact and batched, on_error=on_error, batched=batched, **limits,
+        compact=compact and batched, on_error=on_error, **limits,
     )
     if method == "lbfgs":
         found = fit_by_minimize(objective, plan, limits)
@@ -174,7 +177,8 @@ def curve_fit(
         if rows is not None:
             # Counted separately, because maxfun applies to each piece.
             part = objective.take(rows, Calls())
-            inside = Space(objective.backend).take(box, rows)
+            inside, scale = Space(objective.backend).take((box, plan.scale), rows)
+            plan = plan._replace(scale=scale)
         return report(run_fit(part, inside, plan), part, inside, plan.settings, absolute_sigma)
 
     return fit_pieces(fit, objective, plan, threads) if plan.compact else fit(None, plan)

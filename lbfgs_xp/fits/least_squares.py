@@ -40,7 +40,6 @@ def least_squares(
 @checks.reject_foreign_keywords(
     tol="gtol (for the gradient), ftol (for the cost) or xtol (for x)",
     fun="residuals",
-    x_scale=f"{checks.NO_SUCH}: parameters are scaled by the columns of their Jacobian",
 )
 @on_device_of("x0")
 def least_squares(
@@ -51,6 +50,7 @@ def least_squares(
     jac: Callable[..., Any] | Differences | None = None,
     diff_step: float | None = None,
     bounds: Any = None,
+    x_scale: Any = "jac",
     loss: LossName = "linear",
     f_scale: float = 1.0,
     gtol: float | None = None,
@@ -87,6 +87,12 @@ def least_squares(
     bounds : None or (lower, upper)
         Each side is None, a number, an array that broadcasts to x0, or such leaves in the structure
         of x0; infinite means no bound. A start outside is moved to the nearest point inside.
+    x_scale : "jac", number, array, or the structure of x0
+        The size of a typical change of each parameter, above 0: the trust region is a ball of the
+        parameters x / x_scale, in which xtol and factor are measured. An array that broadcasts to
+        x0, or nested like x0, where a dict may name only some (the others have 1); rounded to
+        powers of 2. "jac": the inverse of the largest norm that each column of the Jacobian has
+        had, so that units do not matter.
     loss : "linear", "soft_l1", "huber", "cauchy" or "arctan"
         The cost of a residual r. With z = (r / f_scale)^2, it is half f_scale^2 times: z;
         2 (sqrt(1 + z) - 1); z up to 1 and 2 sqrt(z) - 1 beyond; or log(1 + z).
@@ -107,7 +113,7 @@ def least_squares(
         always evaluated, may exceed it.
     factor : float
         The longest first step, relative to the size of x in the scale of its parameters or, for
-        x = 0, to the size of the residuals.
+        x = 0, to the size of the residuals (to 1 if x_scale is given).
     batched : bool
         x0 is (B, ...) and residuals maps it to (B, m): B independent problems, each with its own
         trust region and status.
@@ -153,10 +159,10 @@ def least_squares(
     objective = Residuals(residuals, args, jac, layout, layout.backend.is_compiled(residuals))
     objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
     plan = FitPlan.checked(
-        layout.backend, loss=loss, f_scale=f_scale, gtol=gtol, ftol=ftol, xtol=xtol,
+        layout, x_scale=x_scale, loss=loss, f_scale=f_scale, gtol=gtol, ftol=ftol, xtol=xtol,
         maxiter=maxiter, maxfun=maxfun, maxtime=maxtime, factor=factor,
         accuracy=objective.accuracy,
-        compact=compact, callback=callback, on_error=on_error, batched=batched,
+        compact=compact, callback=callback, on_error=on_error,
     )
     result = run_fit(objective, box_of(bounds, layout), plan)
     layout.keep_frozen(result.x)

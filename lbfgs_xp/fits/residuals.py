@@ -25,6 +25,9 @@ _PARTIAL = (
     "lbfgs_xp: called with only some of the rows of the batch; compact=False calls with all rows"
 )
 
+# A derivative along a direction counts if it exceeds what noise explains by this factor.
+_NOISY = 4.0
+
 
 @dataclasses.dataclass
 class Calls:
@@ -69,6 +72,8 @@ class Residuals:
         Between which differences call fun.
     differences : Differences
         What they know of fun.
+    directions : None or (T, T^-1), (B, p, p) each
+        Differences are taken along the columns of T; None: along each parameter.
     """
 
     def __init__(
@@ -93,6 +98,7 @@ class Residuals:
         # Exceptions that count as nan, once the residuals at the start are known.
         self.forgiven: tuple[type[Exception], ...] = ()
         self._count = 0
+        self.directions: Any = None
         self.differences = Differences(self.backend, self._without_data, least=0.0)
         if callable(jac) or (isinstance(jac, str) and jac in differences.METHODS):
             return
@@ -147,6 +153,10 @@ class Residuals:
         part.calls, part.partial = calls or self.calls, True
         part.differences.step = self.differences.step
         part.differences.stretch = self.differences.stretch
+        if self.differences.noise is not None:
+            part.differences.noise = take(self.differences.noise, indices)
+        if self.directions is not None:
+            part.turn(tuple(take(matrix, indices) for matrix in self.directions))
         if self.bounds is not None:
             part.bounds = tuple(take(side, indices) for side in self.bounds)
         return part
@@ -200,11 +210,11 @@ class Residuals:
             wanted = shape if layout.batched else shape[1:]
             jacobian = self.backend.detach(layout.check(jacobian, 0, "the Jacobian", wanted))
         else:
-            jacobian = xp.stack(self._slopes(x, residuals), axis=-1)
+            jacobian = self._differenced(x, residuals)
         return xp.reshape(jacobian, shape)
 
-    def _slopes(self, x: Array, residuals: Array) -> list[Array]:
-        """The columns of the Jacobian by finite differences."""
+    def _differenced(self, x: Array, residuals: Array) -> Array:
+        """The Jacobian (B, m, p) by finite differences."""
         xp, central = self.layout.xp, self.jac == "3-point"
         variation = xp.max(xp.abs(residuals), axis=-1)
         value = residuals
@@ -214,9 +224,34 @@ class Residuals:
             if not central:
                 value = self._without_data(x)
         calls = self.calls
-        return self.differences(
-            x, value, variation, central, self.bounds,
-            lambda more: calls.nfev + more <= calls.most,
+        rest = value, variation, central, self.bounds, lambda more: calls.nfev + more <= calls.most
+        if self.directions is None:
+            return xp.stack(self.differences(x, *rest), axis=-1)
+        return self._along_directions(x, *rest)
+
+    def turn(self, directions: Any) -> None:
+        """Take differences along the columns of T, given (T, T^-1)."""
+        self.directions, self.differences.known = directions, ()
+        self.differences.function = self._at_turned
+
+    def _along_directions(self, x: Array, *rest: Any) -> Array:
+        """The Jacobian (B, m, p) from differences along `directions`; what noise explains is 0."""
+        xp, (_, from_x) = self.layout.xp, self.directions
+        # Only the size of the coordinates matters; in each of them, it is that of x.
+        start = xp.matmul(from_x, x[..., None])[..., 0]
+        size = xp.sqrt(xp.sum(start * start, axis=-1, keepdims=True))
+        start = xp.broadcast_to(size, x.shape)
+        self._origin = x, start
+        slopes = xp.stack(self.differences(start, *rest), axis=-1)
+        seen = xp.max(xp.abs(slopes), axis=-2) > _NOISY * self.differences.errors
+        slopes = xp.where(seen[..., None, :], slopes, xp.zeros_like(slopes))
+        return xp.matmul(slopes, from_x)
+
+    def _at_turned(self, y: Array) -> Array:
+        """The residuals before the data are subtracted, at these coordinates along the columns."""
+        (x, start), (to_x, _) = self._origin, self.directions
+        return self._without_data(
+            x + self.layout.xp.matmul(to_x, (y - start)[..., None])[..., 0]
         )
 
     def _to_user(self, x: Array) -> Array:

@@ -97,6 +97,20 @@ class Objective:
         if errors:
             self._forgiven, self.evaluate = errors, self._evaluate_or_nan
 
+    @property
+    def returns_both(self) -> bool:
+        """Whether fun also returns its gradient."""
+        return self._evaluate == self._both
+
+    @property
+    def bounds(self) -> Any:
+        """None, or (lower, upper) as arrays like x, for the problems in the batch."""
+        return self._bounds_here
+
+    def value(self, x: Array) -> Any:
+        """The value at x, without a gradient."""
+        return self._value(x)[0]
+
     def calls_per_trial(self, forward: bool) -> int:
         """How often fun is called for a value and its gradient by finite differences."""
         return 1 + differences.calls_per_derivative(self.layout.size, central=not forward)
@@ -104,7 +118,9 @@ class Objective:
     def restrict_to(self, indices: Array | None) -> None:
         """Expect x to hold only the problems with these indices, (k,); None: all of them."""
         (count,) = self._all.batch
-        self.layout = self._all if indices is None else self._all.of_rows(indices.shape[0])
+        self.layout = self._all if indices is None else self._all.of_rows(
+            indices.shape[0], indices
+        )
         self._bounds_here = self._bounds
         if self._bounds is not None and indices is not None:
             self._bounds_here = tuple(take(side, indices) for side in self._bounds)
@@ -135,7 +151,7 @@ class Objective:
                 "returns the Hessian; or an x0 of a library that differentiates; or choose a "
                 'method that needs no Hessian, such as "lbfgs"'
             )
-        value = _first_and_aux if self._evaluate == self._both else _value_and_aux
+        value = _first_and_aux if self.returns_both else _value_and_aux
 
         def evaluate(x: Array) -> Array:
             layout = self.layout
@@ -148,6 +164,8 @@ class Objective:
                 # A copy costs little once per iteration, and the function may change it.
                 matrix = hess(layout.to_tree(self.backend.own(x)), *self.args)
                 matrix = self.backend.detach(layout.check(matrix, 0, "the Hessian", shape))
+                if layout.scale is not None:
+                    matrix = matrix * layout.scale[..., None] * layout.scale[..., None, :]
             return 0.5 * (matrix + layout.xp.matrix_transpose(matrix))
 
         return evaluate
@@ -248,7 +266,7 @@ class Objective:
             and self.backend.holds(gradient)
             and self.backend.is_dense(gradient)
         ):
-            gradient = self.layout.to_vector(gradient, "the gradient")
+            gradient = self.layout.gradient_vector(gradient)
         # A function that reuses one buffer would change our earlier gradients. An array that no
         # one else holds needs no copy.
         references = sys.getrefcount(gradient)

@@ -123,6 +123,11 @@ def _solver(method: Any, bounds: Any, layout: Layout) -> tuple[str, Solver]:
     # An optimizer of nested parameters is not a solver yet, but makes one.
     solver = completed(method.solver(layout) if hasattr(method, "solver") else method)
     if bounds is None:
+        if layout.scale is not None and solver.projects:
+            raise ValueError(
+                f"x_scale was passed with the projection of {name}, which holds for unscaled x; "
+                "wanted x_scale=None, or bounds"
+            )
         return name, solver
     checks.bounds(bounds)
     if not solver.supports_bounds:

@@ -59,7 +59,7 @@ def least_squares(
     gtol : float or None
         As in `lx.least_squares`: relative to the residuals.
     x_scale : None, "jac", number or numbers (n,)
-        Checked only: parameters are scaled by the columns of their Jacobian.
+        As in `lx.least_squares`. None, as "jac": the columns of the Jacobian.
     loss, f_scale, diff_step
         As in `lx.least_squares`; loss may not be a function.
     tr_solver, tr_options, jac_sparsity, workers
@@ -120,8 +120,7 @@ def least_squares(
             f"x0[{i}] is {start[i]}; wanted a start within the bounds, from {lower[i]} to "
             f"{upper[i]}"
         )
-    if not (x_scale is None or (isinstance(x_scale, str) and x_scale == "jac")):
-        positive("x_scale", x_scale, n)
+    x_scale = _scale(x_scale, n)
     if ftol is None and xtol is None and gtol is None:
         raise ValueError("ftol, xtol and gtol are all None; wanted at least one number")
     if jac_sparsity is not None:
@@ -142,7 +141,7 @@ def least_squares(
     count = checks.budget("max_nfev", max_nfev, 1) if max_nfev is not None else 100 * n
     res = squares.least_squares(
         model.residuals, start, jac=model.way, bounds=(lower, upper) if bounded else None,
-        loss=loss, f_scale=f_scale, diff_step=diff_step,
+        loss=loss, f_scale=f_scale, diff_step=diff_step, x_scale=x_scale,
         ftol=0.0 if ftol is None else ftol, xtol=0.0 if xtol is None else xtol,
         gtol=0.0 if gtol is None else gtol,
         maxiter=None, maxfun=None if count is None else count * model.calls(n),
@@ -184,7 +183,8 @@ def curve_fit(
     nan_policy : None, "raise" or "omit"
         "omit" leaves out points with nan.
     kwargs
-        maxfev or max_nfev, ftol, xtol, gtol, loss, f_scale, diff_step, as in `least_squares`.
+        maxfev or max_nfev, ftol, xtol, gtol, loss, f_scale, diff_step, x_scale, as in
+        `least_squares`.
 
     Returns
     -------
@@ -228,10 +228,10 @@ def curve_fit(
     ))
     count = kwargs.pop("max_nfev", kwargs.pop("maxfev", None))
     kwargs = {name: value for name, value in kwargs.items() if value is not None}
-    for name in kwargs.keys() - {"ftol", "xtol", "gtol", "loss", "f_scale", "diff_step"}:
-        if name == "x_scale":
-            positive("x_scale", kwargs["x_scale"], start.size)
-        elif name not in ("tr_solver", "tr_options", "verbose", "factor", "epsfcn"):
+    kwargs["x_scale"] = _scale(kwargs.get("x_scale"), start.size)
+    known = {"ftol", "xtol", "gtol", "loss", "f_scale", "diff_step", "x_scale"}
+    for name in kwargs.keys() - known:
+        if name not in ("tr_solver", "tr_options", "verbose", "factor", "epsfcn"):
             raise TypeError(f"curve_fit got an unknown argument {name!r}")
         del kwargs[name]
     fit = curves.curve_fit(
@@ -383,6 +383,13 @@ def _in_the_form_of_scipy(
 def _one_of(name: str, value: Any, wanted: tuple[Any, ...]) -> None:
     if not any(value is one or (type(value) is type(one) and value == one) for one in wanted):
         raise ValueError(f"{name} is {value!r}; wanted one of {', '.join(map(repr, wanted))}")
+
+
+def _scale(x_scale: Any, n: int) -> Any:
+    """x_scale as `lx.least_squares` takes it."""
+    if x_scale is None or (isinstance(x_scale, str) and x_scale == "jac"):
+        return "jac"
+    return positive("x_scale", x_scale, n)
 
 
 def _sides(bounds: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
