@@ -75,6 +75,8 @@ NO_TOLERANCE = ["a", -1.0, math.nan, 1j, NOTHING]
 NO_FLAG = [2, 0, "no", None, NOTHING]
 NO_FUNCTION = [3, "a", NOTHING]
 NO_CALLBACK = [3, "a", NOTHING]
+NO_EXCEPTION = [3, "a", None, ValueError(), (ValueError, 3), NOTHING]
+NO_SCALE = ["a", -1.0, 0.0, math.nan, 1j, NOTHING]
 NO_BOUNDS = [3, "a", (0.0,), (0.0, 1.0, 2.0), NOTHING]
 NO_JAC = ["cs", 3, False, NOTHING]
 
@@ -113,7 +115,7 @@ MINIMIZE = rows("minimize", lx.minimize, {"fun": fun, "x0": X0, "jac": True}, {
     "hess": NO_FUNCTION,
     "has_aux": NO_FLAG, "batched": NO_FLAG, "pass_rows": NO_FLAG, "reproducible": NO_FLAG,
     "progress": NO_FLAG,
-    "callback": NO_CALLBACK,
+    "callback": NO_CALLBACK, "on_error": NO_EXCEPTION, "x_scale": NO_SCALE,
     "state": [3, "a", NOTHING],
 }) + rows(
     "minimize", lx.minimize,
@@ -129,7 +131,7 @@ FITS = [
         "jac": NO_JAC, "diff_step": [*NO_NUMBER, 0.0, -1.0], "bounds": NO_BOUNDS,
         "loss": ["square", 3, NOTHING], "f_scale": [*NO_NUMBER, 0.0, -1.0],
         "factor": [*NO_NUMBER, 0.0, -1.0], "batched": NO_FLAG, "compact": NO_FLAG,
-        "callback": NO_CALLBACK,
+        "callback": NO_CALLBACK, "on_error": NO_EXCEPTION, "x_scale": NO_SCALE,
     }),
     *rows("curve_fit", lx.curve_fit, {
         "model": line, "x": X, "y": Y, "p0": [1.0, 1.0], "jac": "3-point",
@@ -144,7 +146,7 @@ FITS = [
         "jac": NO_JAC, "diff_step": [*NO_NUMBER, 0.0, -1.0], "bounds": NO_BOUNDS,
         "loss": ["square", 3, NOTHING], "f_scale": [*NO_NUMBER, 0.0, -1.0],
         "factor": [*NO_NUMBER, 0.0, -1.0], "method": ["trf", 3, None, NOTHING],
-        "threads": [*NO_COUNT, 0],
+        "threads": [*NO_COUNT, 0], "on_error": NO_EXCEPTION, "x_scale": NO_SCALE,
     }),
 ]
 CONSTRAINED = [
