@@ -171,6 +171,23 @@ class Backend(Keyed):
         return self.device in (None, compat.device(array))
 
     @staticmethod
+    def is_traced(value: Any) -> bool:
+        """Whether a value has no number yet, because a function is being compiled."""
+        return False
+
+    @staticmethod
+    def keep_static(cls: type) -> None:
+        """Let functions be compiled for each instance of a class within their arguments."""
+
+    @staticmethod
+    def call_on_host(function: Callable, like: Any, *numbers: Any) -> Any:
+        """What a function of numbers returns, also for traced ones.
+
+        like : nested numbers of the structure and types that it returns.
+        """
+        return function(*numbers)
+
+    @staticmethod
     def is_dense(array: Array) -> bool:
         """Whether all elements of an array of this library are in memory."""
         return True

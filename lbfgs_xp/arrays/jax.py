@@ -47,6 +47,29 @@ class JaxBackend(Backend):
             _refuse_key(values, what)
         return super().adopt(values, what)
 
+    # --- within compiled functions of the user -------------------------------------------------
+
+    @staticmethod
+    def is_traced(value: Any) -> bool:
+        return _is_traced(value)
+
+    @staticmethod
+    @functools.cache
+    def keep_static(cls: type) -> None:
+        jax.tree_util.register_static(cls)
+
+    @staticmethod
+    def call_on_host(function: Callable, like: Any, *numbers: Any) -> Any:
+        shapes = jax.tree.map(
+            lambda number: jax.ShapeDtypeStruct((), jax.dtypes.result_type(type(number))), like
+        )
+
+        def on_host(*given: Any) -> Any:
+            found = function(*jax.tree.map(lambda array: array.item(), given))
+            return jax.tree.map(lambda number, s: np.asarray(number, s.dtype), found, shapes)
+
+        return jax.pure_callback(on_host, shapes, *numbers)
+
     # --- devices -------------------------------------------------------------------------------
 
     def holds(self, array: Array) -> bool:

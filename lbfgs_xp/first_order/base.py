@@ -112,6 +112,9 @@ class FirstOrder(Method):
     ) -> tuple[Any, OptimizerState]:
         """One step: the new parameters and the new state.
 
+        With JAX it may be called in a compiled function or `jax.lax.scan`, with the state as an
+        argument. The numbers of a step (rates, corrections) are then computed on the host.
+
         Parameters
         ----------
         params, grads : the same structure, with leaves of the same shapes, dtypes and devices
