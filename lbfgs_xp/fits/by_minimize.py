@@ -22,7 +22,7 @@ def fit_by_minimize(
     x_scale = None if plan.scale is None else layout.xp.reshape(1.0 / plan.scale, layout.shape)
     res = minimize(
         _Cost(objective, plan), layout.start(), method="lbfgs", jac=True, batched=batched,
-        pass_rows=batched, x_scale=x_scale, **settings,
+        pass_rows=batched, x_scale=x_scale, on_error=plan.on_error, **settings,
     )
     x = layout.xp.reshape(res.x, (-1, layout.size))
     residuals = objective(x)

@@ -17,7 +17,7 @@ from lbfgs_xp.fits.report import report
 from lbfgs_xp.fits.residuals import Calls
 from lbfgs_xp.fits.result import BatchCurveFit, CurveFit
 from lbfgs_xp.fits.settings import FitPlan
-from lbfgs_xp.typing import CurveFitSettings, Differences, LossName
+from lbfgs_xp.typing import CurveFitSettings, Differences, LossName, OnError
 
 METHODS = ("lm", "lbfgs")
 
@@ -75,6 +75,7 @@ def curve_fit(
     factor: float = 0.3,
     batched: bool = False,
     compact: bool = True,
+    on_error: OnError = (),
     threads: int = 1,
 ) -> CurveFit:
     """Fit the parameters of a model to data by least squares.
@@ -123,6 +124,8 @@ def curve_fit(
         one piece at a time, and without rows whose fit has ended. Arrays in x whose first axis has
         length B are then reduced to the same rows (not 1-d arrays if B is also the number of data
         or of parameters). Use False for a model that holds other data for each row.
+    on_error
+        As in `lx.least_squares`, for exceptions of the model and of jac.
     threads : int
         How many pieces of a large batch to fit at a time, each in its own thread, from which the
         model is called. Useful for NumPy, which runs on one core. A keyboard interrupt then
@@ -161,7 +164,7 @@ def curve_fit(
     plan = FitPlan.checked(
         objective.layout, x_scale=x_scale, loss=loss, f_scale=f_scale, factor=factor,
         accuracy=objective.accuracy,
-        compact=compact and batched, **limits,
+        compact=compact and batched, on_error=on_error, **limits,
     )
     if method == "lbfgs":
         found = fit_by_minimize(objective, plan, limits)

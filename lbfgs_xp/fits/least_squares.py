@@ -10,29 +10,30 @@ from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.fits.loop import box_of, run_fit
 from lbfgs_xp.fits.residuals import Residuals
-from lbfgs_xp.fits.result import BatchLeastSquaresResult, LeastSquaresResult
+from lbfgs_xp.fits.result import BatchLeastSquaresResult, FitRecord, LeastSquaresResult
 from lbfgs_xp.fits.settings import FitPlan
-from lbfgs_xp.typing import Differences, FitSettings, LossName
+from lbfgs_xp.run.objective import warn_of_foreign
+from lbfgs_xp.typing import Differences, LeastSquaresSettings, LossName, OnError
 
 
 @overload
 def least_squares(
     residuals: Callable[..., Any], x0: Any, args: Any = (), *, batched: Literal[False] = False,
-    **settings: Unpack[FitSettings],
+    **settings: Unpack[LeastSquaresSettings],
 ) -> LeastSquaresResult: ...
 
 
 @overload
 def least_squares(
     residuals: Callable[..., Any], x0: Any, args: Any = (), *, batched: Literal[True],
-    **settings: Unpack[FitSettings],
+    **settings: Unpack[LeastSquaresSettings],
 ) -> BatchLeastSquaresResult: ...
 
 
 @overload
 def least_squares(
     residuals: Callable[..., Any], x0: Any, args: Any = (), *, batched: bool,
-    **settings: Unpack[FitSettings],
+    **settings: Unpack[LeastSquaresSettings],
 ) -> LeastSquaresResult | BatchLeastSquaresResult: ...
 
 
@@ -61,6 +62,8 @@ def least_squares(
     factor: float = 0.3,
     batched: bool = False,
     compact: bool = False,
+    on_error: OnError = (),
+    callback: Callable[[FitRecord], Any] | None = None,
 ) -> LeastSquaresResult:
     """Minimise half the sum of squared residuals, for one problem or many at once.
 
@@ -119,6 +122,12 @@ def least_squares(
         all B, so that rows that have ended cost nothing more. Arrays in `args` whose first axis has
         length B are then reduced to the same rows (not 1-d arrays if B is also the number of
         residuals or of parameters).
+    on_error : class of exceptions, or tuple of them
+        An exception of these classes, such as `numpy.linalg.LinAlgError`, counts as nan: the trial
+        was too far, and a shorter step follows. At the start it is raised. Not for a batch.
+    callback : function
+        callback(record) after each accepted step, with an `lx.FitRecord`. Returning a true value or
+        raising StopIteration stops the run.
 
     Returns
     -------
@@ -146,13 +155,14 @@ def least_squares(
     if not isinstance(args, tuple):
         args = (args,)
     layout = Layout(x0, batched)
+    warn_of_foreign(layout.backend, args, 5)
     objective = Residuals(residuals, args, jac, layout, layout.backend.is_compiled(residuals))
     objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
     plan = FitPlan.checked(
         layout, x_scale=x_scale, loss=loss, f_scale=f_scale, gtol=gtol, ftol=ftol, xtol=xtol,
         maxiter=maxiter, maxfun=maxfun, maxtime=maxtime, factor=factor,
         accuracy=objective.accuracy,
-        compact=compact,
+        compact=compact, callback=callback, on_error=on_error,
     )
     result = run_fit(objective, box_of(bounds, layout), plan)
     layout.keep_frozen(result.x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import math
 import time
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lbfgs_xp.arrays.backend import Array, Backend, identity
+from lbfgs_xp.arrays.returned import stops
 from lbfgs_xp.arrays.rows import Rows, Sizes, compiled_size
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout, leaf_name
@@ -19,7 +21,7 @@ from lbfgs_xp.fits import linear_model
 from lbfgs_xp.fits.linear_algebra import FEW
 from lbfgs_xp.fits.linear_model import LinearModel
 from lbfgs_xp.fits.residuals import Residuals
-from lbfgs_xp.fits.result import BatchLeastSquaresResult, LeastSquaresResult
+from lbfgs_xp.fits.result import BatchLeastSquaresResult, FitRecord, LeastSquaresResult
 from lbfgs_xp.fits.settings import FitPlan, FitSettings
 from lbfgs_xp.fits.sharpening import Sharpening
 from lbfgs_xp.projections import Box
@@ -148,8 +150,10 @@ def run_fit(objective: Residuals, box: Any, plan: FitPlan) -> LeastSquaresResult
     # Trials may overflow, so NumPy's warnings are off; but the user's functions run in the context
     # of the caller, where warnings stay as the caller has set them.
     in_caller_context = contextvars.copy_context().run
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), contextlib.ExitStack() as stack:
         fit = Fit(objective, box, plan, in_caller_context)
+        objective.forgiven = plan.on_error
+        stack.enter_context(objective.backend.where_nan_is_normal())
         sharpening, end = Sharpening(fit), plan.end
         try:
             while end is None:
@@ -161,8 +165,13 @@ def run_fit(objective: Residuals, box: Any, plan: FitPlan) -> LeastSquaresResult
                         continue
                     break
                 if (end := fit.spent(fit.calls(going))) is None:
+                    before = fit.state.nit
                     fit.advance(fit.compact(going))
                     sharpening.watch()
+                    if plan.callback is not None and fit.moved_from(before) and stops(
+                        plan.callback, fit.record(), in_caller_context
+                    ):
+                        end = Status.CALLBACK
         except KeyboardInterrupt:
             end = Status.INTERRUPTED
         except Exception as error:
@@ -337,6 +346,24 @@ class Fit:
         return self._ask(self.here.columns, self.state.x, self.state.residuals)
 
     # --- the outcome ---------------------------------------------------------------------------
+
+    def moved_from(self, before: Array) -> bool:
+        """Whether some problem has accepted a step since its count of steps was `before`."""
+        space, now = self.space, self.state.nit
+        # Rows that have left are another batch, whose steps are not those of the one before.
+        return now.shape != before.shape or space.any(now > before)
+
+    def record(self) -> FitRecord:
+        """Where the fit is now, for a callback, in arrays of its own."""
+        backend, layout = self.space.backend, self.objective.layout
+        outcome = self.rows.join(self.space, _outcome(self.state))
+        x, cost, residuals, nit = outcome.x, outcome.value, outcome.residuals, outcome.nit
+        if not layout.batched:
+            x, residuals = self.send(x)[0, ...], self.send(residuals)[0, ...]
+            cost, nit = float(backend.to_host(cost)[0]), int(backend.to_host(nit)[0])
+        own = layout.backend.own
+        calls = self.objective.calls.nfev
+        return FitRecord(layout.to_tree(own(x)), cost, own(residuals), nit, calls)
 
     def _ask(self, function: Callable, *arrays: Array) -> Array:
         """Call a function of the user with these arrays."""

@@ -95,6 +95,9 @@ class Residuals:
         evaluate: Any = self.backend.jit if compiled else functools.partial
         self._evaluate = evaluate(_evaluate, fun, layout, isinstance(jac, str))
         self.bounds: Any = None
+        # Exceptions that count as nan, once the residuals at the start are known.
+        self.forgiven: tuple[type[Exception], ...] = ()
+        self._count = 0
         self.directions: Any = None
         self.differences = Differences(self.backend, self._without_data, least=0.0)
         if callable(jac) or (isinstance(jac, str) and jac in differences.METHODS):
@@ -174,6 +177,8 @@ class Residuals:
         self.calls.nfev += 1
         try:
             found = self._evaluate(args, self._to_user(x))
+        except self.forgiven:
+            return self.backend.full((x.shape[0], self._count), math.nan)
         except Exception as error:
             if self.partial:
                 error.add_note(_PARTIAL)
@@ -181,7 +186,8 @@ class Residuals:
         self.backend.check_device(found, "what residuals returned")
         found = self.backend.own(self.backend.detach(found))
         found = self.layout.xp.reshape(found, (x.shape[0], -1))
-        self.shared.add(found.shape[1])
+        self._count = found.shape[1]
+        self.shared.add(self._count)
         return found
 
     def columns(self, x: Array, residuals: Array) -> Array:
@@ -197,7 +203,10 @@ class Residuals:
         if self._automatic is not None:
             jacobian = self._automatic(self.args, self._to_user(x))
         elif callable(self.jac):
-            jacobian = self.jac(layout.to_tree(self._to_user(x)), *self.args)
+            try:
+                jacobian = self.jac(layout.to_tree(self._to_user(x)), *self.args)
+            except self.forgiven:
+                return self.backend.full(shape, math.nan)
             wanted = shape if layout.batched else shape[1:]
             jacobian = self.backend.detach(layout.check(jacobian, 0, "the Jacobian", wanted))
         else:
@@ -261,10 +270,10 @@ def _evaluate(
     wanted = f"an array {batch + ('m',)}".replace("'", "")
     returned.check_array("residuals", out, backend, wanted)
     shape = tuple(out.shape)
-    if len(shape) <= len(batch) or shape[: len(batch)] != batch or 0 in shape:
+    # Not flattened, because a matrix usually comes from a subtraction that has broadcast.
+    if len(shape) != len(batch) + 1 or shape[: len(batch)] != batch or 0 in shape:
         raise ValueError(f"residuals returned {returned.described(out)}; wanted {wanted}")
     returned.check_real("residuals", out, backend)
     if differs:
         returned.check_precision("residuals", out, backend)
-    out = layout.xp.astype(out, backend.dtype, copy=False)
-    return layout.xp.reshape(out, (*batch, -1))
+    return layout.xp.astype(out, backend.dtype, copy=False)

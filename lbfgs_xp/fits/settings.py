@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lbfgs_xp import checks
@@ -60,7 +61,7 @@ class FitPlan(NamedTuple):
 
     scale : None, or 1 / x_scale (B, p).
     deadline : in the time of time.perf_counter().
-    compact : as in `lx.least_squares`.
+    compact, callback, on_error : as in `lx.least_squares`.
     end : the status with which to end at once; None to run.
     """
 
@@ -69,12 +70,14 @@ class FitPlan(NamedTuple):
     maxfun: float
     deadline: float
     compact: bool
+    callback: Callable | None = None
+    on_error: tuple[type[Exception], ...] = ()
     end: Status | None = None
 
     @classmethod
     def checked(
         cls, layout: Layout, *, x_scale: Any, maxfun: Any, maxtime: Any, compact: Any,
-        **settings: Any,
+        callback: Any = None, on_error: Any = (), **settings: Any,
     ) -> FitPlan:
         by_columns = x_scale is None or (isinstance(x_scale, str) and x_scale == "jac")
         scale = None if by_columns else layout.in_units(x_scale).scale
@@ -88,6 +91,8 @@ class FitPlan(NamedTuple):
             _at_most(checks.budget("maxfun", maxfun, 1)),
             time.perf_counter() + (math.inf if limit is None else limit),
             checks.flag("compact", compact),
+            checks.callback(callback),
+            checks.exceptions("on_error", on_error, layout.batched),
         )
 
 
