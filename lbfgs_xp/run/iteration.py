@@ -134,7 +134,7 @@ def _account(
     numbers: tuple = (old, new) if not space.batched else (_Numbers.of(old), _Numbers.of(new))
     progress = fn.fused(stopping.update, criteria, progress, *numbers, step, size, count)
     best, better = better_point(
-        solver, space, criteria, best, old.trial, new, gradient, running, norm
+        solver, space, criteria, best, old.trial, new, gradient, running, progress.noise, norm
     )
     return progress, best, better
 
@@ -146,13 +146,14 @@ def _lengths(space: Space, old: Array, new: Array) -> Any:
 
 def better_point(
     solver: Solver, space: Space, criteria: Criteria, best: Best, trial: Array, state: Any,
-    gradient: Array, running: Any, norm: Any = None,
+    gradient: Array, running: Any, noise: Any, norm: Any = None,
 ) -> tuple[Best, Any]:
     """The best point, now that the trial has been evaluated, and whether it is the trial.
 
-    The lower value wins; among values that agree with the lowest up to rounding, the smallest
-    gradient wins.
+    The lower value wins; among values that agree with the lowest up to rounding and noise, the
+    smallest gradient wins.
 
+    noise : how far apart two values may be through noise that was measured, or 0.
     norm : the optimality of the trial, if it is known or pending.
     """
     fn = space.scalars
@@ -161,7 +162,7 @@ def better_point(
     if not space.batched or space.small_on_host:
         # Looking at the numbers costs nothing, and saves most of the rest.
         taken = state.accepted & (state.value == value)
-        margin = slack * fn.abs(best.lowest)
+        margin = fn.maximum(slack * fn.abs(best.lowest), noise)
         if fn.every(taken & running & (value < best.lowest - margin)):
             return named(Best, (trial, value, gradient, state.gradient_norm, value)), taken
         near = running & (value <= best.lowest + margin)
@@ -172,7 +173,7 @@ def better_point(
     if norm is None:
         norm = space.read_one(solver.optimality(space, trial, gradient))
     scores = _Scores(best.value, best.gradient_norm, best.lowest)
-    better, new = fn.fused(_compared, slack, scores, value, now(norm), running, near)
+    better, new = fn.fused(_compared, slack, scores, value, now(norm), running, noise, near)
     if fn.every(fn.logical_not(better)):
         return best._replace(lowest=new.lowest), better
     best = Best(
@@ -186,17 +187,19 @@ def better_point(
 
 
 def _compared(
-    fn: Scalars, slack: float, best: _Scores, value: Any, norm: Any, running: Any, near: Any
+    fn: Scalars, slack: float, best: _Scores, value: Any, norm: Any, running: Any, noise: Any,
+    near: Any,
 ) -> tuple[Any, _Scores]:
     """Where a trial with this value and norm is better than the best point, and the new scores.
 
     near : where the value is not above the lowest one by more than rounding; computed if None.
     """
     if near is None:
-        near = running & (value <= best.lowest + slack * fn.abs(best.lowest))
+        margin = fn.maximum(slack * fn.abs(best.lowest), noise)
+        near = running & (value <= best.lowest + margin)
     usable = near & fn.isfinite(value) & fn.isfinite(norm)
     lowest = fn.where(usable & (value < best.lowest), value, best.lowest)
-    limit = lowest + slack * fn.abs(lowest)
+    limit = lowest + fn.maximum(slack * fn.abs(lowest), noise)
     better = usable & (value <= limit) & ((norm < best.gradient_norm) | (best.value > limit))
     return better, _Scores(
         fn.where(better, value, best.value), fn.where(better, norm, best.gradient_norm), lowest

@@ -12,7 +12,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from lbfgs_xp.arrays.backend import Array
-from lbfgs_xp.result import CLAIMED, DOUBTED, FLAT, Status
+from lbfgs_xp.arrays.scalars import Scalars
+from lbfgs_xp.result import CLAIMED, DOUBTED, FLAT, NOISY, Best, Status
 from lbfgs_xp.run import agreement, stopping
 from lbfgs_xp.run.iteration import Standing, better_point, succeeded
 
@@ -30,6 +31,8 @@ _DEPARTURES = 30
 _BLIND = 100.0
 # How often a run continues with a smaller tolerance before it restarts from a lower point.
 _LATER = 2
+# How often it does so because of its own promise.
+_OWN = 8
 # A step by this many times sqrt(eps) |x| is visible.
 _FAR = 64.0
 # How many steps down the gradient a promise may take; for a small gradient, one.
@@ -40,7 +43,23 @@ _ENOUGH = 4.0
 _CLOSER = 4
 # The number of values by which noise is measured, and how many times that noise a difference of two
 # values may be.
-_NOISY, _SPREAD = 6, 8.0
+_NOISY, _SPREAD = 8, 8.0
+# How far apart they are along a variable: at first by this fraction of sqrt(eps) of its size, or of
+# the step of its differences; how much farther from time to time; and how often.
+_SPACING, _FARTHER, _DISTANCES = 0.125, 8.0, 9
+# Noise counts anew once it has changed by this factor, and the value by its inverse; how often.
+_CHANGED, _MEASUREMENTS = 4.0, 8
+# A function whose differences were taken over less than this part of the ordinary length is narrow;
+# its changes are clear if they are this many times larger than its noise.
+_NARROW, _CLEAR = 0.03, 30.0
+# How many trials of a search call for a look for noise.
+_LONG = 5
+# Over a length, a function changes by more than this part of its value.
+_CHANGES = 0.1
+# A value this many times larger than what it has fallen is mostly a constant.
+_BESIDE = 1e4
+# A gradient whose square is at most this many times that of its errors is lost among them.
+_LOST = 16.0
 
 
 class SecondLook:
@@ -60,7 +79,10 @@ class SecondLook:
         """Whether any problem resumes, now that all have stopped."""
         run = self.run
         run.rejoin_rows()
-        self._confirm()
+        if run.objective.differs:
+            self._judge_differences()
+        if not run.is_running():
+            self._confirm()
         if run.is_running():
             return True
         return self._set_out_again() or self._switch_to_central()
@@ -85,6 +107,9 @@ class SecondLook:
         run.rejoin_rows()
         p = run.standing.progress
         run.note(p._replace(status=fn.where(p.status == FLAT, _RUNNING, p.status)))
+        noisy = p.status == NOISY
+        if space.any(noisy):
+            self._begin_among_noise(noisy)
 
     def _open_claims(self) -> None:
         """Set `claim` to how each problem ends if nothing lower is found, and run those for which
@@ -141,6 +166,13 @@ class SecondLook:
         run.note(p._replace(status=status))
         return rows & (status == _RUNNING)
 
+    def _can_pay(self, evaluations: int) -> Any:
+        """Which problems have the evaluations and the time left."""
+        run = self.run
+        p, late = run.standing.progress, time.perf_counter() >= run.deadline
+        spent = p.nfev + evaluations * run.criteria.calls_per_trial
+        return (spent <= run.criteria.maxfun) & (not late)
+
     def _visit(self, x: Array, rows: Any, counts: Any = True) -> tuple[Any, Array]:
         """Value and gradient at x, for these rows; x may become the best where it `counts`."""
         run, (state, p, known) = self.run, self.run.standing
@@ -152,7 +184,8 @@ class SecondLook:
         if counts is not False:
             seen = state._replace(seen=there, accepted=better)
             known, better = better_point(
-                run.solver_here(), space, run.criteria, known, x, seen, gradient, rows & counts
+                run.solver_here(), space, run.criteria, known, x, seen, gradient, rows & counts,
+                p.noise,
             )
         run.move_to(Standing(state, p, known), aux, better)
         return there, gradient
@@ -187,12 +220,17 @@ class SecondLook:
         # start may be higher than all that matters by any factor.
         (reach,) = space.read(space.max_abs(descent.way))
         far = reach > self._visible(p, state)
-        hidden = _ENOUGH * agreement.hidden_by_rounding(fn, space.backend, state.value)
-        level = fn.where(far, hidden, level)
+        hidden = agreement.hidden_by_rounding(fn, space.backend, state.value)
+        level = fn.where(far, _ENOUGH * fn.maximum(hidden, p.noise), level)
         wanted = (p.status == _RUNNING) & (p.claim != _LINE_SEARCH) & (descent.decrease > level)
         # A small gradient that is not that of a minimum: the start was much steeper than what came
         # after it. The run continues, with a tolerance relative to where it is now.
         early = wanted & (p.claim == _GRADIENT) & (far | (p.flat < _LATER))
+        # Or one of which the run itself knows better: the steepest variables may hide the others
+        # in these units, too.
+        own = solver.promise(space, state) > level
+        own = own & (p.status == _RUNNING) & (p.claim == _GRADIENT) & (p.flat < _OWN)
+        early = early | own
         norm = state.gradient_norm
         run.note(p._replace(
             status=fn.where(early, FLAT, p.status),
@@ -225,31 +263,31 @@ class SecondLook:
         self._measure_noise(unit, broken)
 
     def _measure_noise(self, unit: Array, broken: Any) -> None:
-        """Decide whether noise of the value explains why no lower point was found.
+        """Decide whether noise explains why no lower point was found.
 
         The value of a sum of many terms or of a factorisation has larger rounding errors than a
-        single number.
+        single number, and so may the gradient. If the values turn out to be noisy, the run
+        continues by slopes where values do not show which point is lower.
 
         broken : the decrease that was promised in the units of each variable, and not found.
         """
         run = self.run
-        space, solver, (state, p, _) = run.space, run.solver_here(), run.standing
+        space, solver = run.space, run.solver_here()
         fn, backend = space.scalars, space.backend
-        rows = p.status == _RUNNING
-        if not run.criteria.forward and space.any(rows):
-            rows = self._affords(_NOISY + 1, rows)
+        rows = run.standing.progress.status == _RUNNING
         if run.criteria.forward or not space.any(rows):
-            self._fail()
+            self._fail(rows)
             return
-        points = agreement.noise_points(space, state.x, state.gradient, unit, _NOISY)
-        if solver.projects:
-            points = [solver.project(space, x) for x in points]
-        noise = agreement.noise_of(fn, [self._visit(x, rows, False)[0] for x in points])
-        hidden = agreement.hidden_by_rounding(fn, backend, state.value)
+        eps = backend.eps
+        noise, errors, rounding, rows = self._noise_at(_SPACING * eps**0.5 * unit, rows)
+        state, p, _ = run.standing
+        hidden = fn.maximum(agreement.hidden_by_rounding(fn, backend, state.value), p.noise)
         measured = _SPREAD * noise
-        known = measured <= backend.eps**0.5 * fn.abs(state.value)
-        level = fn.where(known, fn.maximum(hidden, measured), hidden)
-        length = agreement.lengths_of(backend.eps)[0]
+        again = rows & (measured > fn.maximum(hidden, rounding)) & (p.measured < _MEASUREMENTS)
+        again = again & solver.takes_noise
+        level = fn.where(rows, fn.maximum(hidden, measured), hidden)
+        length = agreement.lengths_of(eps)[0]
+        rows = self._affords(1, rows & fn.logical_not(again))
         x = agreement.ahead(solver, space, state.x, state.gradient, p.extent, length)
         there, gradient = self._visit(x, rows)
         before, after = space.read(
@@ -271,15 +309,290 @@ class SecondLook:
         decrement = fn.where(fn.isfinite(decrement), decrement, 0.0)
         most = fn.maximum(fn.maximum(promised, broken), decrement)
         explained = (agrees | hides) & (most <= _ENOUGH * level)
+        # A gradient that is not much larger than its own errors shows no way down.
+        size, error = space.read(
+            space.dot(state.gradient * unit, state.gradient * unit),
+            space.dot(errors * unit, errors * unit),
+        )
+        explained = explained | (rows & (size <= _LOST * error))
         p = run.standing.progress
-        status = fn.where((p.status == _RUNNING) & explained, _PRECISION, p.status)
+        status = fn.where(rows & explained, _PRECISION, p.status)
         run.note(p._replace(status=status))
-        self._fail()
+        self._fail(rows & fn.logical_not(explained))
+        p = run.standing.progress
+        run.note(p._replace(
+            status=fn.where(again, NOISY, p.status), noise=fn.where(again, measured, p.noise)
+        ))
 
-    def _fail(self) -> None:
+    # --- noise ---------------------------------------------------------------------------------
+
+    def _noise_at(
+        self, spacing: Array, rows: Any, narrow: Any = False
+    ) -> tuple[Any, Array, Any, Any]:
+        """The standard deviation of the noise of the values next to the iterate, that of each
+        component of the gradient (0 by differences, whose errors follow from the values), what
+        rounding may hide there, and the problems `rows` that could pay for it.
+
+        Points farther and farther apart show it. The nearest ones may lie on one step of a
+        function that only changes in steps, or in one dent: the slope then promises other changes.
+
+        spacing : how far apart points are along each variable.
+        narrow : where the function bends over far less than this. It may be that noise bends it:
+            then it looks the same from point to point however far apart they are, beside changes
+            that are much larger in the end.
+        """
+        run = self.run
+        space, solver, state = run.space, run.solver_here(), run.standing.solver_state
+        fn, differs = space.scalars, run.objective.differs
+        noise, errors = fn.full(0.0, state.value), space.xp.zeros_like(state.x)
+        largest, first = fn.abs(state.value), fn.full(math.inf, state.value)
+        # Among noise the errors of differences depend on its last measurement.
+        known, least = run.standing.progress.noise > 0.0, first
+        left, never = rows, fn.full(False, state.value)
+        for attempt in range(_DISTANCES):
+            # Without more than the nearest points, what they show decides.
+            left = self._affords(_NOISY, left) if attempt == 0 else left & self._can_pay(_NOISY)
+            if not space.any(left):
+                break
+            points = agreement.noise_points(space, state.x, state.gradient, spacing, _NOISY)
+            if solver.projects:
+                points = [solver.project(space, x) for x in points]
+            if differs:
+                values = [self._value_at(x, left) for x in points]
+            else:
+                seen = [self._visit(x, left, False) for x in points]
+                values = [value for value, _ in seen]
+                if attempt == 0:
+                    gradients = [gradient for _, gradient in seen]
+                    errors = agreement.noise_of(Scalars(space.xp), gradients)
+            found = agreement.noise_of(fn, values)
+            left = left & fn.isfinite(found)
+            noise = fn.where(left, found, noise)
+            for value in values:
+                largest = fn.where(left, fn.maximum(largest, fn.abs(value)), largest)
+            (slope,) = space.read(space.dot(state.gradient, points[1] - points[0]))
+            beyond = agreement.beyond_slope(fn, values, slope)
+            rounding = agreement.hidden_by_rounding(fn, space.backend, largest)
+            unclear = float(_NOISY) * beyond > _ENOUGH * noise + rounding
+            if differs:
+                # On one step differences are 0, too.
+                equal = agreement.are_equal(fn, space.backend, values)
+                unclear = (unclear & fn.logical_not(known)) | equal
+            # However far apart the points are, noise is the same, unlike what a bend adds.
+            visible = left & (noise > rounding)
+            same = visible & (noise <= _CHANGED * least) & (_CHANGED * noise >= least)
+            least = fn.where(visible & (noise < least), noise, least)
+            if not differs and attempt > 0:
+                # A bend explains any change over a distance that is long enough.
+                unclear = fn.full(True, noise)
+            unclear = left & unclear & fn.logical_not(same)
+            if narrow is not False:
+                first = fn.where(first < math.inf, first, noise)
+                alike = noise <= _CHANGED * first
+                clear = agreement.extent_of(fn, values) > _CLEAR * noise
+                unclear = fn.where(narrow, left & alike & fn.logical_not(clear), unclear)
+                never = fn.where(left & narrow, fn.logical_not(clear & alike), never)
+            else:
+                never = fn.where(left, unclear, never)
+            left = unclear
+            spacing = _FARTHER * spacing
+        if differs and narrow is False:
+            noise = fn.where(never, fn.where(least < math.inf, least, 0.0), noise)
+        else:
+            noise = fn.where(never, 0.0, noise)
+        rounding = agreement.hidden_by_rounding(fn, space.backend, largest)
+        return noise, errors, rounding, rows & (run.standing.progress.status == _RUNNING)
+
+    def _value_at(self, x: Array, rows: Any) -> Any:
+        run = self.run
+        value, count = run.value_at(x)
+        (there,) = run.space.read(value)
+        p, fn = run.standing.progress, run.space.scalars
+        run.note(p._replace(nfev=fn.where(rows, p.nfev + count, p.nfev)))
+        return there
+
+    def _judge_differences(self) -> None:
+        """Look for noise where a run by differences has ended, because they turn it into large
+        errors of the gradient: a small one may be chance, a large one may show no way down."""
+        run, (state, p, _) = self.run, self.run.standing
+        space, fn = run.space, run.space.scalars
+        ended = self._ended()
+        stale = (_CHANGED * fn.abs(state.value) < p.looked) | (p.looked != p.looked)
+        rows = ended & stale & (p.measured < _MEASUREMENTS) & fn.isfinite(state.value)
+        if run.solver.takes_noise and space.any(rows):
+            self._look_for_noise(rows, everywhere=True)
+        if not run.objective.forward:
+            self._judge_among_noise()
+
+    def look_at_differences(self) -> None:
+        """Look for noise where the first differences were taken over short steps: it may have made
+        the function look as if it bent that fast."""
+        run, p = self.run, self.run.standing.progress
+        narrow = self._narrow() & (p.status == _RUNNING)
+        # Forward differences end early among noise, and give way to central ones.
+        if run.solver.takes_noise and not run.objective.forward and run.space.any(narrow):
+            self._look_for_noise(narrow, everywhere=False)
+
+    def look_at_search(self) -> None:
+        """Look for noise where a search takes many trials, which then are no better than chance."""
+        run, p = self.run, self.run.standing.progress
+        long = (p.status == _RUNNING) & (p.trials >= _LONG) & (p.looked != p.looked)
+        if run.objective.forward or not run.space.any(long) or not run.solver.takes_noise:
+            return
+        run.rejoin_rows()
+        p = run.standing.progress
+        long = (p.status == _RUNNING) & (p.trials >= _LONG) & (p.looked != p.looked)
+        self._look_for_noise(long, everywhere=True)
+
+    def _narrow(self) -> Any:
+        """Where the function seems to bend over lengths much shorter than its variables."""
+        length, space = self.run.objective.differences.known[0], self.run.space
+        shortest = space.xp.min(length, axis=-1)
+        return space.read_one(shortest) < _NARROW
+
+    def _changes_over_lengths(self, rows: Any) -> Any:
+        """Whether the function does change over the short lengths as much as the differences there
+        suggest. Noise only looks as if it would."""
+        run, state = self.run, self.run.standing.solver_state
+        space, fn, differences = run.space, run.space.scalars, run.objective.differences
+        length = differences.lengths(state.x)
+        short = space.xp.where(differences.known[0] < _NARROW, length, 0.0 * length)
+        change = fn.full(0.0, state.value)
+        for x in agreement.noise_points(space, state.x, state.gradient, 0.5 * short, 2):
+            there = self._value_at(run.solver_here().project(space, x), rows)
+            change = fn.maximum(change, fn.abs(there - state.value))
+        return change > _CHANGES * fn.abs(state.value)
+
+    def _look_for_noise(self, rows: Any, everywhere: bool) -> None:
+        """Measure the noise of the values for these problems, and let those go on for which it
+        counts.
+
+        everywhere : whether to look over short lengths, too.
+        """
+        run, (state, before, _) = self.run, self.run.standing
+        space, fn, differences = run.space, run.space.scalars, run.objective.differences
+        run.note(before._replace(status=fn.where(rows, _RUNNING, before.status)))
+        value = run.to_user(state.value)
+        narrow = self._narrow() & (before.noise == 0.0)
+        if space.any(rows & narrow):
+            narrow = narrow & fn.logical_not(self._changes_over_lengths(rows & narrow))
+        steps, spacing = differences.steps(state.x, value, True), differences.ordinary_steps(
+            state.x, value
+        )
+        wide = (steps >= spacing) | (space.per_problem(narrow) & (spacing > 0.0))
+        spacing = _SPACING * space.xp.where(wide, spacing, steps)
+        if not space.any(narrow):
+            noise, _, rounding, paid = self._noise_at(spacing, rows)
+        else:
+            noise, _, rounding, paid = self._noise_at(spacing, rows, narrow)
+        short = paid & narrow & (noise <= rounding)
+        if everywhere and space.any(short):
+            spacing = _SPACING * steps
+            found, _, bound, paid = self._noise_at(spacing, short)
+            noise, rounding = fn.where(short, found, noise), fn.where(short, bound, rounding)
+        p, level = run.standing.progress, _SPREAD * noise
+        rows = rows & (p.status == _RUNNING)
+        p = p._replace(status=fn.where(rows, before.status, p.status))
+        run.note(p)
+        if everywhere:
+            p = p._replace(looked=fn.where(rows, fn.abs(state.value), p.looked))
+            run.note(p)
+        changed = (_CHANGED * level < p.noise) | (level > _CHANGED * p.noise)
+        # Noise that is small beside how far the value has fallen spoils no difference.
+        flat = fn.full(_GRADIENT, state.value)
+        above = level > fn.maximum(rounding, self._level(p, state, flat))
+        # Beside a large constant, rounding does.
+        fallen, size = fn.abs(p.first_value - state.value), fn.abs(state.value)
+        beside = everywhere & (size > 0.0) & (_BESIDE * fallen < size)
+        level = fn.where(beside, fn.maximum(level, _SPREAD * space.backend.eps * size), level)
+        again = rows & fn.where(p.noise > 0.0, changed, above | beside)
+        if not space.any(again):
+            return
+        run.note(p._replace(noise=fn.where(again, level, p.noise)))
+        if run.objective.forward:
+            # Central ones take over.
+            status = fn.where(again, _LINE_SEARCH, p.status)
+            run.note(run.standing.progress._replace(status=status))
+        else:
+            self._begin_among_noise(again)
+
+    def _ended(self) -> Any:
+        """Which problems have ended at a small gradient, at a floor, or in a failed search."""
+        status = self.run.standing.progress.status
+        return (status < _RUNNING) | (status == _GRADIENT) | (status == _LINE_SEARCH)
+
+    def _judge_among_noise(self) -> None:
+        """Decide whether differences among noise promise a lower point."""
+        run, (state, p, _) = self.run, self.run.standing
+        space, solver, fn = run.space, run.solver_here(), run.space.scalars
+        rows = self._ended() & (p.noise > 0.0)
+        if not space.any(rows):
+            return
+        noise, step, second = run.objective.differences.bends
+        xp = space.xp
+        bend = xp.where(second > noise, second, noise)
+        way = xp.where(bend > 0.0, -state.gradient * step * (step / bend), 0.0 * step)
+        way = agreement.at_steps(solver, space, state.x, way) - state.x
+        (slope,) = space.read(space.dot(state.gradient, way))
+        small = -0.5 * slope <= _ENOUGH * p.noise
+        verdict = fn.where(small, fn.full(_PRECISION, p.status), _LINE_SEARCH)
+        status = fn.where(rows, verdict, p.status)
+        if run.criteria.relative == 0.0:
+            # The gradient is as small as was wanted if its errors are.
+            error = space.read_one(space.max_abs(xp.where(step > 0.0, noise / step, 0.0 * step)))
+            flat = rows & (p.status == _GRADIENT) & (error <= run.criteria.gtol)
+            status = fn.where(flat, _GRADIENT, status)
+        run.note(p._replace(status=status))
+
+    def _begin_among_noise(self, rows: Any) -> None:
+        """Continue these problems from their best points, knowing the noise of the value."""
+        run = self.run
+        space, fn, (state, p, best) = run.space, run.space.scalars, run.standing
+        if run.objective.differs:
+            (value, gradient, unit), count = self._differences_among_noise(rows)
+        else:
+            (value, gradient, unit), count = (best.value, best.gradient, {}), 0
+        if space.batched and unit:
+            state = run.solver.in_units(space, state)
+        fresh = run.afresh(best.x, value, gradient, **unit)
+        norm = fresh.gradient_norm
+        if run.objective.differs:
+            again = stopping.again(
+                fn, run.criteria, p._replace(first_norm=norm), fresh.value, norm, count
+            )
+        else:
+            again = stopping.again(fn, run.criteria, p, fresh.value, norm, count)
+            again = stopping.where_small(fn, again, norm)
+            again = again._replace(highest_norm=fn.maximum(p.highest_norm, norm))
+        here = Best(best.x, fresh.value, gradient, norm, fresh.value)
+        again = again._replace(measured=p.measured + 1)
+        self.departed = fn.where(rows, fresh.value, self.departed)
+        run.standing = space.merge(rows, Standing(fresh, again, here), Standing(state, p, best))
+
+    def _differences_among_noise(
+        self, rows: Any
+    ) -> tuple[tuple[Any, Array, dict[str, Array]], Any]:
+        """Take differences that suit the noise from now on: value and gradient at the best point, a
+        unit of each variable for solvers that take one, and how many calls this took."""
+        run, (_, p, best) = self.run, self.run.standing
+        space, objective, most = run.space, run.objective, run.criteria.maxfun
+        calls = objective.expect_noise(
+            best.x, run.to_user(best.value), run.to_user(p.noise * (1.0 / _SPREAD)),
+            lambda calls: bool(space.any(rows & (p.nfev + 3 * calls <= most))),
+        )
+        value, gradient, _, count = run.evaluate(best.x)
+        (value,) = space.read(value)
+        unit = {"unit": objective.differences.bends[1]} if run.solver.rescales else {}
+        if not space.batched:
+            calls = int(calls)
+        elif space.small_on_host:
+            calls = space.backend.to_host(calls)
+        return (value, gradient, unit), calls + count
+
+    def _fail(self, rows: Any) -> None:
         p = self.run.standing.progress
         fn = self.run.space.scalars
-        status = fn.where(p.status == _RUNNING, _LINE_SEARCH, p.status)
+        status = fn.where(rows & (p.status == _RUNNING), _LINE_SEARCH, p.status)
         self.run.note(p._replace(status=status))
 
     # --- looks along the gradient; see `agreement.confirm` -------------------------------------
@@ -300,7 +613,7 @@ class SecondLook:
         fn = space.scalars
         x = agreement.ahead(solver, space, state.x, state.gradient, p.extent, length)
         value, gradient, aux, count = run.evaluate(x)
-        look = agreement.look(space, state, x, value, gradient)
+        look = agreement.look(space, state, x, value, gradient, p.noise)
         running = p.status == _RUNNING
         # If rounding hides the first look, nothing contradicts the claim; if it hides a later one,
         # all the visible looks before it did.
@@ -311,7 +624,7 @@ class SecondLook:
         nfev = fn.where(running, p.nfev + count, p.nfev)
         seen = state._replace(seen=look.value, accepted=fn.full(False, look.value))
         best, better = better_point(
-            solver, space, run.criteria, best, x, seen, gradient, running
+            solver, space, run.criteria, best, x, seen, gradient, running, p.noise
         )
         p = p._replace(status=status, nfev=nfev)
         run.move_to(Standing(state, p, best), aux, better)
@@ -332,7 +645,7 @@ class SecondLook:
         if not run.solver.searches:
             return False
         space, fn, (state, p, best) = run.space, run.space.scalars, run.standing
-        limit = best.value + 4.0 * run.criteria.noise * fn.abs(best.value)
+        limit = best.value + fn.maximum(4.0 * run.criteria.noise * fn.abs(best.value), p.noise)
         looked = p.status == _HIGHER
         elsewhere = (succeeded(p.status) & (state.value > limit)) | looked
         if run.criteria.relative > 0.0:
@@ -388,14 +701,15 @@ class SecondLook:
         if not objective.forward:
             return False
         run.rejoin_rows()
-        space, criteria, (state, p, best) = run.space, run.criteria, run.standing
+        space, criteria, (_, p, best) = run.space, run.criteria, run.standing
         fn = space.scalars
         # At least the rounding error: eps |f| at either end of a step of sqrt(eps).
         error = 2.0 * space.backend.eps**0.5 * fn.abs(best.value)
         small = (p.status == _GRADIENT) & (error > _BLIND * p.gtol)
         unpaid = p.nfev + objective.calls_per_trial(forward=False) > criteria.maxfun
         late = fn.full(time.perf_counter() >= run.deadline, p.nfev)
-        doubted = (small | (p.status == _LINE_SEARCH)) & fn.logical_not(unpaid | late)
+        floor = (p.status == _PRECISION) & fn.logical_not(unpaid | late)
+        doubted = floor | (small | (p.status == _LINE_SEARCH)) & fn.logical_not(unpaid | late)
         status = fn.where(small & late, _TIME, p.status)
         status = fn.where(small & unpaid, _EVALUATIONS, status)
         p = p._replace(status=status)
@@ -403,10 +717,25 @@ class SecondLook:
         if not space.any(doubted):
             return False
         run.set_differences(forward=False)
+        noisy = doubted & (p.noise > 0.0)
+        doubted = doubted & fn.logical_not(noisy)
+        if space.any(doubted):
+            self._begin_centrally(doubted)
+        if space.any(noisy):
+            self._begin_among_noise(noisy)
+        return run.is_running()
+
+    def _begin_centrally(self, doubted: Any) -> None:
+        """Continue these problems from their best points by central differences."""
+        run, (state, p, best) = self.run, self.run.standing
+        space, fn = run.space, run.space.scalars
         _, gradient, _, count = run.evaluate(best.x)
         fresh = run.afresh(best.x, best.value, gradient)
         norm = fresh.gradient_norm
-        again = stopping.again(fn, run.criteria, p, fresh.value, norm, count)
+        # Forward differences may have been 0.
+        known = p._replace(first_norm=fn.where(p.first_norm > 0.0, p.first_norm, norm))
+        again = stopping.again(fn, run.criteria, known, fresh.value, norm, count)
+        again = again._replace(looked=fn.full(math.nan, norm))
         again = stopping.where_small(fn, again, norm)
         # If the differences reach beyond the domain, the run keeps the outcome it had.
         beyond = again.status == _NOT_FINITE
@@ -418,4 +747,3 @@ class SecondLook:
         sharper = best._replace(gradient=gradient, gradient_norm=norm)
         known = doubted & fn.logical_not(beyond)
         run.standing = space.merge(known, Standing(fresh, p, sharper), Standing(state, p, best))
-        return run.is_running()

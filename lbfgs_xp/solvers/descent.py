@@ -22,7 +22,7 @@ from lbfgs_xp.solvers.contract import Solver
 from lbfgs_xp.solvers.first_step import first_step
 from lbfgs_xp.solvers.initial import UNSCALED
 from lbfgs_xp.solvers.method import Method
-from lbfgs_xp.solvers.search import FAR, Lowest, advance, at_floor, begun, search_from
+from lbfgs_xp.solvers.search import FAR, Lowest, advance, at_floor, begun, hidden, search_from
 from lbfgs_xp.typing import LineSearchName
 
 
@@ -59,8 +59,8 @@ class Aim(NamedTuple):
 class DescentState(NamedTuple):
     """The state of a run. Vectors are (..., n); scalars are floats, or arrays (B,) for a batch.
 
-    x, value, gradient, gradient_norm, step, trial, seen, decrement, accepted, failed, unbounded :
-        see `lbfgs_xp.solvers.contract`.
+    x, value, gradient, gradient_norm, step, trial, seen, decrement, accepted, failed, unbounded,
+        noise : see `lbfgs_xp.solvers.contract`.
     direction, search : the current line search.
     lowest : its lowest trial.
     share, steepest, learned : see `Aim`.
@@ -83,6 +83,7 @@ class DescentState(NamedTuple):
     accepted: Any
     failed: Any
     unbounded: Any
+    noise: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +96,7 @@ class Descent(Method, Solver):
     # first lower trial that shows curvature.
     probes = False
     resumes = True
+    takes_noise = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "line_search", rule_of(self.line_search))
@@ -129,6 +131,11 @@ class Descent(Method, Solver):
         """
         return state.learned
 
+    def promise(self, space: Space, state: DescentState) -> Any:
+        fn, slope = space.scalars, now(state.search.dphi0)
+        known = fn.isfinite(state.share) & (slope < 0.0) & (state.search.evaluations == 0)
+        return fn.where(known, -slope * fn.where(known, state.share, 0.0), 0.0 * state.value)
+
     # --- resuming from an earlier run; methods with a memory override these ----------------------
 
     def check_state(self, state: Any) -> None:
@@ -140,14 +147,15 @@ class Descent(Method, Solver):
             )
 
     def init(
-        self, space: Space, x: Array, value: Any, gradient: Array, learned: Any = None, **more: Any
+        self, space: Space, x: Array, value: Any, gradient: Array, learned: Any = None,
+        noise: Any = 0.0, **more: Any,
     ) -> DescentState:
         """The state at x, a vector (..., n), with value and gradient there."""
         value, norm = space.read(value, space.max_abs(gradient))
         full = space.scalars.full
         point, no = Iterate(x, value, gradient, norm, full(0.0, value)), full(False, value)
         aim = self.aim(space, point, full(math.nan, value), no, learned=learned, **more)
-        state = self._set_out(space, point, aim)
+        state = self._set_out(space, point, aim, full(noise, value))
         return state._replace(trial=space.move(x, state.search.alpha, state.direction))
 
     def step(
@@ -170,7 +178,7 @@ class Descent(Method, Solver):
             _judged, rule, self.probes, space.remote, space.backend.eps, space.backend.noise,
             named(_Numbers, (
                 old, state.value, state.lowest.alpha, state.lowest.value, state.share,
-                state.steepest, state.decrement,
+                state.steepest, state.decrement, state.noise,
             )),
             phi, dphi, active,
         )
@@ -201,7 +209,7 @@ class Descent(Method, Solver):
                 space, point, secant, told.again, turned=turned, learned=learned, **more
             )
             # A search that continues keeps its line; the rest is the same for every problem.
-            after = self._set_out(space, point, aim)
+            after = self._set_out(space, point, aim, state.noise)
             if not fn.every(turned):
                 lines = _Line.of(after), _Line.of(state)._replace(
                     search=told.search, lowest_alpha=alpha, lowest_value=end
@@ -232,15 +240,16 @@ class Descent(Method, Solver):
         )
         return numbers, self.measure(space, state, alpha, gradient)
 
-    def _set_out(self, space: Space, point: Iterate, aim: Aim) -> DescentState:
+    def _set_out(self, space: Space, point: Iterate, aim: Aim, noise: Any) -> DescentState:
         """The state at `point` with a search begun along `aim`, except for its trial."""
         x, value, gradient, norm, step = point
         search, zero, far, no = space.scalars.fused(
-            _begun, self.line_search, space.backend.noise, value, aim.slope, aim.first
+            _begun, self.line_search, space.backend.noise, value, aim.slope, aim.first, noise
         )
         return DescentState(
             x, value, gradient, norm, step, aim.direction, search, x, value,
             Lowest(zero, value, gradient), aim.share, aim.steepest, aim.learned, far, no, no, no,
+            noise,
         )
 
 
@@ -254,6 +263,7 @@ class _Numbers(NamedTuple):
     share: Any
     steepest: Any
     decrement: Any
+    noise: Any
 
 
 class _Verdict(NamedTuple):
@@ -297,7 +307,7 @@ class _Line(NamedTuple):
 
 
 def _judged(
-    fn: Scalars, rule: LineSearch, probes: bool, may_rise: bool, eps: float, noise: float,
+    fn: Scalars, rule: LineSearch, probes: bool, may_rise: bool, eps: float, rounding: float,
     state: _Numbers, phi: Any, dphi: Any, active: Any,
 ) -> _Verdict:
     """may_rise : whether a slope was pending when the search began, so that it may not go down."""
@@ -315,7 +325,7 @@ def _judged(
     lost = stuck & fn.logical_not(taken)
     decrement = fn.where(taken | lost, state.share * -old.dphi0, state.decrement)
     # At the precision floor steepest descent would do no better.
-    floor = at_floor(fn, noise, decrement, state.value)
+    floor = at_floor(fn, rounding, decrement, state.value, state.noise)
     if may_rise:
         floor = floor & (old.dphi0 < 0.0)
     again = lost & fn.logical_not(state.steepest | floor)
@@ -347,10 +357,10 @@ def _arrived(
 
 
 def _begun(
-    fn: Scalars, rule: LineSearch, noise: float, value: Any, slope: Any, first: Any
+    fn: Scalars, rule: LineSearch, rounding: float, value: Any, slope: Any, first: Any, noise: Any
 ) -> tuple[Search, Any, Any, Any]:
     """A search, and the scalars of a state that are the same at each iterate: 0, inf and false."""
-    search = search_from(rule, value, slope, first, fn.abs(value) * noise)
+    search = search_from(rule, value, slope, first, hidden(fn, rounding, value, noise))
     return search, fn.full(0.0, value), fn.full(math.inf, value), fn.full(False, value)
 
 

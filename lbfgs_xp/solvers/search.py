@@ -22,12 +22,17 @@ class Lowest(NamedTuple):
     gradient: Array
 
 
-def at_floor(fn: Scalars, noise: float, decrement: Any, value: Any) -> Any:
-    """Whether rounding hides the decrease that was predicted for the last step.
+def hidden(fn: Scalars, rounding: float, value: Any, noise: Any) -> Any:
+    """How far apart two values may be through rounding, or through noise that was measured.
 
-    noise : that of the backend.
+    rounding : `Backend.noise`.
     """
-    return decrement <= fn.abs(value) * noise
+    return fn.maximum(fn.abs(value) * rounding, noise)
+
+
+def at_floor(fn: Scalars, rounding: float, decrement: Any, value: Any, noise: Any) -> Any:
+    """Whether rounding or noise hides the decrease that was predicted for the last step."""
+    return decrement <= hidden(fn, rounding, value, noise)
 
 
 def advance(

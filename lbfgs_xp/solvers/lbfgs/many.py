@@ -20,7 +20,7 @@ from lbfgs_xp.solvers.lbfgs import curvature
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
 from lbfgs_xp.solvers.lbfgs.direction import quasi_newton, weighted
 from lbfgs_xp.solvers.lbfgs.state import LBFGSState, endless
-from lbfgs_xp.solvers.search import Lowest, advance, at_floor
+from lbfgs_xp.solvers.search import Lowest, advance, at_floor, hidden
 
 
 class _Numbers(NamedTuple):
@@ -33,6 +33,7 @@ class _Numbers(NamedTuple):
     lowest_value: Any
     decrement: Any
     count: Any
+    noise: Any
 
 
 class _Verdict(NamedTuple):
@@ -74,7 +75,7 @@ def step(
     phi, dphi = space.read(value, space.dot(gradient, state.direction))
     numbers = _Numbers(
         state.search, state.value, state.step, state.lowest.alpha, state.lowest.value,
-        state.decrement, state.pairs.count,
+        state.decrement, state.pairs.count, state.noise,
     )
     told = fn.fused(
         _judged, solver.line_search, initial.scales_first, backend.eps, backend.noise, numbers,
@@ -84,7 +85,7 @@ def step(
     iterate = _iterate(space, state, told, gradient, lowest)
     pairs, with_gradient = _with_pair(solver, space, state, iterate, told)
     pairs = curvature.forget_many(space, pairs, told.reset, initial.gamma)
-    after = _aim(solver, space, iterate, (pairs, state.weights, with_gradient))
+    after = _aim(solver, space, iterate, (pairs, state.weights, with_gradient), state.noise)
     turned, search, lowest_alpha, lowest_value, unbounded = fn.fused(
         _turned, told, after.search, after.lowest.alpha, after.lowest.value, pairs.count
     )
@@ -103,7 +104,7 @@ def step(
 
 
 def _judged(
-    fn: Scalars, rule: LineSearch, probes: bool, eps: float, noise: float, state: _Numbers,
+    fn: Scalars, rule: LineSearch, probes: bool, eps: float, rounding: float, state: _Numbers,
     phi: Any, dphi: Any, active: Any,
 ) -> _Verdict:
     old = state.search
@@ -127,7 +128,7 @@ def _judged(
     value = fn.where(taken, fn.where(back, lowest_value, phi), state.value)
     decrement = fn.where((taken | lost) & had, -0.5 * search.dphi0, state.decrement)
     # At the precision floor steepest descent would do no better.
-    floor = at_floor(fn, noise, decrement, state.value)
+    floor = at_floor(fn, rounding, decrement, state.value, state.noise)
     reset = lost & had & fn.logical_not(floor)
     return _Verdict(
         search, lower, lowest_alpha, lowest_value, taken, back, alpha, value,
@@ -190,16 +191,19 @@ def _with_pair(
 
 def begin(
     solver: Any, space: Space, x: Array, value: Any, gradient: Array, norm: Any, pairs: Pairs,
-    weights: Any,
+    weights: Any, noise: Any,
 ) -> LBFGSState:
     """The state at the start of a run; `pairs` may come from an earlier run."""
     with_gradient = space.products(pairs.rows, weighted(gradient, weights))
     iterate = Iterate(x, value, gradient, norm, space.scalars.full(0.0, value))
-    state = _aim(solver, space, iterate, (pairs, weights, space.fetch(with_gradient)))
+    there = pairs, weights, space.fetch(with_gradient)
+    state = _aim(solver, space, iterate, there, space.scalars.full(noise, value))
     return state._replace(trial=space.move(x, state.search.alpha, state.direction))
 
 
-def _aim(solver: Any, space: Space, iterate: Iterate, curvature_there: tuple) -> LBFGSState:
+def _aim(
+    solver: Any, space: Space, iterate: Iterate, curvature_there: tuple, noise: Any
+) -> LBFGSState:
     """The state at an iterate, with a direction from there and a search begun along it; its fields
     about the last evaluation are as at a start.
 
@@ -217,7 +221,7 @@ def _aim(solver: Any, space: Space, iterate: Iterate, curvature_there: tuple) ->
     rate = None if solver.pace is None else solver.learning_rate(0)
     bare, search = fn.fused(
         _searched, solver.line_search, rate, space.backend.noise, value, slope, pairs.count,
-        plain_slope, first,
+        plain_slope, first, noise,
     )
     pairs = curvature.forget_many(space, pairs, bare, solver.initial.gamma)
     direction = space.pick(bare, plain, direction)
@@ -225,13 +229,13 @@ def _aim(solver: Any, space: Space, iterate: Iterate, curvature_there: tuple) ->
     return LBFGSState(
         x, value, gradient, norm, alpha, direction, search, x, value,
         Lowest(fn.full(0.0, value), value, gradient), pairs, None, 0.0, weights, None,
-        fn.full(math.inf, value), no, no, no,
+        fn.full(math.inf, value), no, no, no, noise,
     )
 
 
 def _searched(
-    fn: Scalars, rule: LineSearch, rate: Any, noise: float, value: Any, slope: Any, count: Any,
-    plain_slope: Any, first: Any,
+    fn: Scalars, rule: LineSearch, rate: Any, rounding: float, value: Any, slope: Any, count: Any,
+    plain_slope: Any, first: Any, noise: Any,
 ) -> tuple[Any, Search]:
     """Where the first direction of a run is needed, and a search begun.
 
@@ -242,4 +246,4 @@ def _searched(
     first = fn.where(bare, first, 1.0)
     if rate is not None:
         first = first * rate
-    return bare, rule.begin(value, slope, first, fn.abs(value) * noise)
+    return bare, rule.begin(value, slope, first, hidden(fn, rounding, value, noise))

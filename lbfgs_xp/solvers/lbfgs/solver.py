@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.checks import count, flag, setting
 from lbfgs_xp.line_search import LineSearch, MoreThuente, rule_of
@@ -73,6 +74,7 @@ class LBFGS(Method, Solver):
     initial: Initial = dataclasses.field(init=False, repr=False, compare=False)
 
     resumes = True
+    takes_noise = True
 
     def __post_init__(self) -> None:
         setting(self, "memory_size", count, least=1)
@@ -92,7 +94,7 @@ class LBFGS(Method, Solver):
 
     def init(
         self, space: Space, x: Array, value: Any, gradient: Array, learned: Pairs | None = None,
-        unit: Array | None = None,
+        unit: Array | None = None, noise: Any = 0.0,
     ) -> LBFGSState:
         """The state at x, a vector (..., n), with value and gradient there.
 
@@ -113,7 +115,7 @@ class LBFGS(Method, Solver):
         weights = self.initial.weights(space, x) if unit is None else unit
         value, norm = space.read(value, space.max_abs(gradient))
         begin = many.begin if space.batched else one.begin
-        return begin(self, space, x, value, gradient, norm, pairs, weights)
+        return begin(self, space, x, value, gradient, norm, pairs, weights, noise)
 
     def step(
         self, space: Space, state: LBFGSState, value: Any, gradient: Array, active: Any = True
@@ -139,6 +141,12 @@ class LBFGS(Method, Solver):
         if state.weights is not None:
             return state
         return state._replace(weights=space.xp.ones_like(state.x))
+
+    def promise(self, space: Space, state: LBFGSState) -> Any:
+        """Half the slope of the next step, if pairs have shaped it."""
+        fn, slope = space.scalars, now(state.search.dphi0)
+        known = (state.pairs.count > 0) & (slope < 0.0) & (state.search.evaluations == 0)
+        return fn.where(known, -0.5 * slope, 0.0 * state.value)
 
     def inverse_hessian(self, space: Space, state: LBFGSState) -> InverseHessian:
         """The inverse Hessian at the state's iterate, as an operator.
