@@ -113,15 +113,20 @@ def ahead(
     return solver.project(space, point) if solver.projects else point
 
 
-def look(space: Space, state: Any, x: Array, value: Any, gradient: Array) -> Look:
-    """Compare value and gradient of the solver's state with those at x."""
+def look(
+    space: Space, state: Any, x: Array, value: Any, gradient: Array, noise: Any = 0.0
+) -> Look:
+    """Compare value and gradient of the solver's state with those at x.
+
+    noise : how far apart two values may be through noise that was measured.
+    """
     fn, backend, direction = space.scalars, space.backend, x - state.x
     there, before, after = space.read(
         value, space.dot(state.gradient, direction), space.dot(gradient, direction)
     )
     change = there - state.value
     usable = fn.isfinite(change) & fn.isfinite(after)
-    hidden = hidden_by_rounding(fn, backend, state.value)
+    hidden = fn.maximum(hidden_by_rounding(fn, backend, state.value), noise)
     off, slopes = fn.abs(change - 0.5 * (before + after)), fn.abs(before) + fn.abs(after)
     # A value that the slopes explain has its own rounding error; a jump upwards hides nothing.
     higher = fn.where(usable, fn.minimum(fn.abs(there), fn.abs(state.value) + slopes), 0.0)
@@ -141,8 +146,6 @@ def hidden_by_rounding(fn: Scalars, backend: Backend, value: Any) -> Any:
 
 # How far a promise may lie ahead: by this fraction of the unit of the variable that moves most.
 _REACH = 0.5
-# The points by which noise is measured are this many units in the last place apart.
-_SPACING = 16.0
 
 
 class Descent(NamedTuple):
@@ -227,24 +230,75 @@ def at_steps(solver: Solver, space: Space, x: Array, step: Array) -> Array:
     return solver.project(space, x + step) if solver.projects else x + step
 
 
-def noise_points(space: Space, x: Array, gradient: Array, unit: Array, count: int) -> list[Array]:
-    """Points next to x that differ in the last places of every variable, on one side of x.
+def noise_points(space: Space, x: Array, gradient: Array, spacing: Array, count: int) -> list[Array]:
+    """Equally spaced points next to x, all down the gradient.
 
     Without x itself, so that a jump or a kink at x is not taken for noise.
+
+    spacing : how far apart they are along each variable.
     """
-    step = -space.xp.sign(gradient) * unit * (_SPACING * space.backend.eps)
+    xp = space.xp
+    step = spacing * xp.where(gradient > 0.0, -xp.ones_like(x), xp.ones_like(x))
     return [x + float(k) * step for k in range(1, count + 1)]
 
 
 def noise_of(fn: Scalars, values: list[Any]) -> Any:
-    """The noise of equally spaced values, from their differences (More & Wild 2011, Estimating
-    Computational Noise): the smallest estimate from the second to the fourth differences."""
+    """The standard deviation of the noise of equally spaced values, from their differences (Moré &
+    Wild 2011, Estimating Computational Noise): the smallest estimate from the second to the fourth
+    ones. Their medians, because a single jump or kink is no noise."""
     rows, found = values, []
     square = 1.0
     for order in range(1, 5):
         rows = [b - a for a, b in zip(rows, rows[1:], strict=False)]
         square *= 2.0 * (2.0 * order - 1.0) / order    # the binomial coefficient (2k over k)
         if order > 1:
-            mean = sum(fn.abs(row) for row in rows) / len(rows)
-            found.append(mean * (1.2533 / square**0.5))
+            found.append(_median(fn, [fn.abs(row) for row in rows]) * (_NORMAL / square**0.5))
     return fn.minimum(found[0], fn.minimum(found[1], found[2]))
+
+
+def beyond_slope(fn: Scalars, values: list[Any], slope: Any) -> Any:
+    """How far the differences of equally spaced values are from the one that the slope predicts,
+    beyond what their bend explains."""
+    first = [b - a for a, b in zip(values, values[1:], strict=False)]
+    second = [fn.abs(b - a) for a, b in zip(first, first[1:], strict=False)]
+    off = fn.abs(_median(fn, first) - slope) - float(len(values)) * _median(fn, second)
+    return fn.where(off > 0.0, off, 0.0)
+
+
+def extent_of(fn: Scalars, values: list[Any]) -> Any:
+    """The difference of the highest and the lowest value."""
+    ordered = _sorted(fn, values)
+    return ordered[-1] - ordered[0]
+
+
+def are_equal(fn: Scalars, backend: Backend, values: list[Any]) -> Any:
+    """Whether most of these values equal another one up to rounding, or most of their differences
+    equal the next one, as if they could only be multiples of something."""
+    ordered = _sorted(fn, values)
+    least = _ROUNDED * backend.eps * fn.maximum(fn.abs(ordered[0]), fn.abs(ordered[-1]))
+    equal = sum(
+        fn.where(b - a <= least, 1.0, 0.0 * a) for a, b in zip(ordered, ordered[1:], strict=False)
+    )
+    first = [b - a for a, b in zip(values, values[1:], strict=False)]
+    second = [fn.abs(b - a) for a, b in zip(first, first[1:], strict=False)]
+    return (equal > len(values) // 2) | (_median(fn, second) <= least)
+
+
+# The ratio of the standard deviation of normal errors to the median of their magnitudes.
+_NORMAL = 1.4826
+
+
+def _sorted(fn: Scalars, values: list[Any]) -> list[Any]:
+    ordered = list(values)
+    for last in range(len(ordered) - 1, 0, -1):
+        for i in range(last):
+            a, b = ordered[i], ordered[i + 1]
+            ordered[i], ordered[i + 1] = fn.minimum(a, b), fn.maximum(a, b)
+    return ordered
+
+
+def _median(fn: Scalars, values: list[Any]) -> Any:
+    ordered, half = _sorted(fn, values), len(values) // 2
+    if len(values) % 2:
+        return ordered[half]
+    return 0.5 * (ordered[half - 1] + ordered[half])

@@ -6,6 +6,10 @@ changes over that length. |x| says little about L: a line at 6562.8 may be 0.05 
 measured with each difference, from how far the values differ and from how much the forward and the
 backward difference disagree; where the step turns out far too long or too short, the difference is
 taken again. No step leaves the bounds, and where the function is not finite, it goes the other way.
+
+With noise of known size, as of an iterative solver, the step is one over which the function bends by
+many times that noise (Moré & Wild 2012, Estimating Derivatives of Noisy Simulations). The bend shows
+in the values of each difference, so the steps follow it from point to point.
 """
 
 from __future__ import annotations
@@ -38,6 +42,11 @@ _VISIBLE = 4.0
 _FAR = 1e3
 # The function changes by at least this many times its rounding error over a length.
 _DIGITS = 1e6
+# The second difference over a step among noise, in units of the noise; by which factor it may be
+# off, when the steps are first measured and later; and by how much a step may grow at a time.
+_BEND, _BEND_OFF, _BEND_DRIFTS, _GROWS = 100.0, 10.0, 4.0, 10.0
+# How often steps among noise are measured again.
+_SEARCHES = 8
 
 
 def calls_per_derivative(variables: int, central: bool) -> int:
@@ -76,7 +85,9 @@ class Differences:
         not measured.
     stretch : by how much the measured steps are lengthened, for functions with noise.
     known : what has been measured: () or the lengths (..., n), how far function changes (...), the
-        number of points so far (...), and the last one (..., n).
+        number of points so far (...), and the last one (..., n). Among noise also: its standard
+        deviation (...), or 0 where there is none; the steps at the last point and at the next one,
+        and the second differences over the former (..., n) each.
     """
 
     def __init__(self, backend: Backend, function: Callable[[Array], Any], least: float):
@@ -93,13 +104,16 @@ class Differences:
         """The derivative along each coordinate of x: n results like those of the function.
 
         value : function(x).
-        variation : (...), how far the function has changed so far.
+        variation : (...), how far the function has changed so far; None for that of numbers, whose
+            size is taken.
         central : whether to step to both sides.
         bounds : None, or (lower, upper), (..., n) each, between which to call the function.
         may_call : whether the budget allows this many calls for differences taken again.
         """
         self._caller = np.geterr()
         with np.errstate(all="ignore"):    # the values may be infinite
+            if self.expects_noise:
+                return self._among_noise(x, self._array(value), bounds)
             return self._derivatives(x, value, variation, central, bounds, may_call)
 
     def _derivatives(
@@ -113,7 +127,7 @@ class Differences:
         most = xp.maximum(size, xp.ones_like(size))
         vector = value.ndim == x.ndim
         noise = backend.eps * (xp.max(xp.abs(value), axis=-1) if vector else xp.abs(value))
-        variation = self._array(variation)
+        variation = xp.abs(value) if variation is None else self._array(variation)
         zero = xp.zeros_like(noise)
         length, before, count, last = (unit, variation, zero, x) if first else self.known
         # A row of a batch may be asked again at the same point, for the sake of others.
@@ -189,15 +203,10 @@ class Differences:
         """
         xp, backend = self.backend.xp, self.backend
         noise, variation, most = scales
-        places = xp.arange(x.shape[-1], device=backend.creation_device)
-        a, b = self._offsets(x, noise, variation, seen, central, bounds)
-        ahead = [self._at(x, a, places == i) for i in columns]
-        behind = [self._at(x, b, places == i) for i in columns] if central else []
-        axis = x.ndim - 1
-        a, fa = self._along(x, ahead, columns), xp.stack([f for _, f in ahead], axis=axis)
-        b, fb = None, None
-        if central:
-            b, fb = self._along(x, behind, columns), xp.stack([f for _, f in behind], axis=axis)
+        h = self._steps(x, noise, variation, seen.length, central)
+        a, b = self._offsets(x, h, seen, central, bounds)
+        a, fa = self._values(x, a, columns)
+        b, fb = self._values(x, b, columns) if central else (None, None)
         value = value[..., None, :] if fa.ndim > a.ndim else value[..., None]
         if not looks:
             slopes, _ = _slopes(xp, value, a, b, fa, fb, narrow, False)
@@ -209,10 +218,14 @@ class Differences:
             most, length = (xp.take(array, pick, axis=-1) for array in (most, length))
         return self._judged(value, noise, variation, a, b, fa, fb, narrow, most, length)
 
-    def _along(self, x: Array, points: list[tuple[Array, Any]], columns: list[int]) -> Array:
-        """The steps that were really taken, (..., k)."""
+    def _values(self, x: Array, offsets: Array, columns: list[int]) -> tuple[Array, Array]:
+        """The steps along these coordinates that were really taken, (..., k), and the values there.
+        """
+        xp = self.backend.xp
+        places = xp.arange(x.shape[-1], device=self.backend.creation_device)
+        points = [self._at(x, offsets, places == i) for i in columns]
         steps = [p[..., i] - x[..., i] for (p, _), i in zip(points, columns, strict=True)]
-        return self.backend.xp.stack(steps, axis=-1)
+        return xp.stack(steps, axis=-1), xp.stack([f for _, f in points], axis=x.ndim - 1)
 
     def _at(self, x: Array, offsets: Array, here: Array) -> tuple[Array, Any]:
         point = self.backend.xp.where(here, x + offsets, x)
@@ -234,20 +247,25 @@ class Differences:
         share = xp.where(share > self.backend.eps, share, xp.full_like(share, self.backend.eps))
         return xp.minimum(share, xp.full_like(share, 1e-3))
 
-    def _offsets(
-        self, x: Array, noise: Array, variation: Array, seen: _Seen, central: bool, bounds: Any
-    ) -> tuple[Array, Array]:
-        """The two steps along each coordinate, or the one and anything."""
+    def _steps(
+        self, x: Array, noise: Array, variation: Array, length: Array, central: bool
+    ) -> Array:
+        """How far to step along each coordinate."""
         xp = self.backend.xp
-        if self.step is None:
-            share = self._relative_noise(x, noise, variation, seen.length)
-            h = seen.length * share ** (1 / 3 if central else 1 / 2)
-            if self.stretch > 1.0:
-                h = xp.maximum(h, xp.minimum(self.stretch * h, _STRETCHED * seen.length))
-            # A step must not vanish beside x.
-            h = xp.maximum(h, _LEAST * self.backend.eps * xp.abs(x))
-        else:
-            h = self.step * xp.where(x == 0.0, xp.ones_like(x), xp.abs(x))
+        if self.step is not None:
+            return self.step * xp.where(x == 0.0, xp.ones_like(x), xp.abs(x))
+        share = self._relative_noise(x, noise, variation, length)
+        h = length * share ** (1 / 3 if central else 1 / 2)
+        if self.stretch > 1.0:
+            h = xp.maximum(h, xp.minimum(self.stretch * h, _STRETCHED * length))
+        # A step must not vanish beside x.
+        return xp.maximum(h, _LEAST * self.backend.eps * xp.abs(x))
+
+    def _offsets(
+        self, x: Array, h: Array, seen: _Seen, central: bool, bounds: Any
+    ) -> tuple[Array, Array]:
+        """The two steps along each coordinate, or the one and anything, from their lengths."""
+        xp = self.backend.xp
         reach = 2.0 if central else 1.0
         up, down = seen.up, seen.down
         if bounds is not None:
@@ -262,6 +280,122 @@ class Differences:
         ahead = xp.where(down, -one, one)
         behind = xp.where(down, -2.0 * one, xp.where(up, 2.0 * one, -one))
         return ahead * h, behind * h
+
+    # --- among noise ---------------------------------------------------------------------------
+
+    @property
+    def expects_noise(self) -> bool:
+        return len(self.known) > 4
+
+    @property
+    def bends(self) -> tuple[Array, Array, Array]:
+        """The noise (..., 1), the last steps and the second differences over them (..., n)."""
+        return self.known[4][..., None], self.known[5], self.known[7]
+
+    def steps(self, x: Array, value: Any, central: bool) -> Array:
+        """The steps of differences of a function of numbers at x, (..., n)."""
+        plain = self._plain(x, self._array(value), self.known[0], central)
+        if not self.expects_noise:
+            return plain
+        noise, step, _ = self.bends
+        return self.backend.xp.where(noise > 0.0, step, plain)
+
+    def ordinary_steps(self, x: Array, value: Any) -> Array:
+        """The steps of central differences if the function bends over the size of each variable."""
+        return self._plain(x, self._array(value), self.backend.xp.ones_like(x), True)
+
+    def expect_noise(
+        self, x: Array, value: Any, noise: Any, bounds: Any, may_call: Callable[[int], bool]
+    ) -> None:
+        """Find the steps for a function of numbers with this noise, and use them from now on.
+
+        noise : (...), its standard deviation; 0 where there is none.
+        """
+        xp, backend = self.backend.xp, self.backend
+        self._caller = np.geterr()
+        value, noise = self._array(value), self._array(noise)
+        length, before, count, _ = self.known[:4]
+        h = self._plain(x, value, length, True)
+        noisy = noise[..., None] > 0.0
+        if self.step is None:
+            # As if the function changed by its own size where a coordinate does.
+            share = xp.sqrt(noise / xp.where(value == 0.0, noise, xp.abs(value)))[..., None]
+            h = xp.where(noisy, xp.maximum(h, xp.minimum(share, 0.1 * xp.ones_like(share))
+                                           * xp.abs(x)), h)
+        most = _FAR * xp.maximum(xp.abs(x), xp.ones_like(x))
+        columns = list(range(x.shape[-1])) if self.step is None else []
+        for _ in range(_SEARCHES):
+            calls = calls_per_derivative(len(columns), True)
+            if not columns or not may_call(calls):
+                break
+            with np.errstate(all="ignore"):
+                _, second = self._among(x, value, h, columns, bounds)
+                ratio = _BEND * noise[..., None] / xp.maximum(second, noise[..., None])
+                usable = xp.isfinite(ratio) & xp.isfinite(second)
+                off = noisy & ((ratio > _BEND_OFF) | (ratio * _BEND_OFF < 1.0))
+                factor = xp.where(usable, xp.sqrt(xp.where(usable, ratio, 1.0)), 1.0 / _GROWS)
+            factor = xp.where(off | (noisy & xp.logical_not(usable)), factor, 1.0)
+            new = [xp.minimum(h[..., i] * factor[..., k], most[..., i])
+                   for k, i in enumerate(columns)]
+            moved = [backend.to_host(v != h[..., i]).any() for v, i in zip(new, columns, strict=True)]
+            every = [h[..., i] for i in range(x.shape[-1])]
+            for v, i in zip(new, columns, strict=True):
+                every[i] = v
+            h = xp.stack(every, axis=-1)
+            columns = [i for i, off_here in zip(columns, moved, strict=True) if off_here]
+        zero = xp.zeros_like(h)
+        # At the next point, h is used.
+        self.known = length, before, count, xp.full_like(x, math.nan), noise, h, h, zero
+
+    def _plain(self, x: Array, value: Array, length: Array, central: bool) -> Array:
+        """The steps if there is only rounding."""
+        xp = self.backend.xp
+        size = xp.abs(x)
+        unit = xp.where(size > self.least, size, xp.ones_like(x))
+        noise = self.backend.eps * xp.abs(value)
+        return self._steps(x, noise, noise, length * unit, central)
+
+    def _among_noise(self, x: Array, value: Array, bounds: Any) -> list[Array]:
+        """Central differences over steps that follow the bend of the function."""
+        xp = self.backend.xp
+        length, before, count, last, noise, step, following, second = self.known
+        # At the same point again, the same steps.
+        moved = xp.any(x != last, axis=-1)[..., None]
+        noisy = noise[..., None] > 0.0
+        step = xp.where(moved, following, step)
+        h = xp.where(noisy, step, self._plain(x, value, length, True))
+        columns = list(range(x.shape[-1]))
+        slopes, second = self._among(x, value, h, columns, bounds)
+        ratio = _BEND * noise[..., None] / xp.maximum(second, noise[..., None])
+        drifts = noisy & ((ratio > _BEND_DRIFTS) | (ratio * _BEND_DRIFTS < 1.0))
+        if self.step is None:
+            factor = xp.sqrt(ratio)
+            drifts = drifts & xp.isfinite(factor)
+            factor = xp.where(factor > _BEND_DRIFTS, _BEND_DRIFTS + 0.0 * factor, factor)
+            factor = xp.where(factor * _BEND_DRIFTS < 1.0, 1.0 / _BEND_DRIFTS + 0.0 * factor, factor)
+            following = xp.where(drifts, step * xp.where(drifts, factor, 1.0), step)
+            most = _FAR * xp.maximum(xp.abs(x), xp.ones_like(x))
+            following = xp.minimum(following, most)
+        self.known = length, before, count, x, noise, step, following, second
+        return [slopes[..., i] for i in columns]
+
+    def _among(
+        self, x: Array, value: Array, h: Array, columns: list[int], bounds: Any
+    ) -> tuple[Array, Array]:
+        """Central differences along these coordinates, or to one side where the function is not
+        finite; and the sizes of the second differences."""
+        xp = self.backend.xp
+        no = xp.zeros_like(x, dtype=xp.bool)
+        a, b = self._offsets(x, h, _Seen(x, h, no, no, no), True, bounds)
+        (a, fa), (b, fb) = self._values(x, a, columns), self._values(x, b, columns)
+        value = value[..., None]
+        slopes, bent = _slopes(xp, value, a, b, fa, fb, True, True)
+        one, other = (fa - value) * _inverse(xp, a), (fb - value) * _inverse(xp, b)
+        slopes = xp.where(xp.isfinite(slopes), slopes, xp.where(xp.isfinite(one), one, other))
+        second = 2.0 * xp.abs(bent) * a * a * _inverse(xp, xp.abs(a - b))
+        return slopes, second
+
+    # --- what the differences say of the lengths -----------------------------------------------
 
     def _judged(
         self, value: Array, noise: Array, variation: Array, a: Array, b: Any, fa: Array, fb: Any,

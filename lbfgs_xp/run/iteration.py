@@ -109,7 +109,7 @@ def _account(
     step, size = (None, None) if lengths is None else map(now, lengths)
     progress = stopping.update(fn, criteria, progress, old, new, step, size, count)
     best, better = better_point(
-        solver, space, criteria, best, old.trial, new, gradient, running, norm
+        solver, space, criteria, best, old.trial, new, gradient, running, progress.noise, norm
     )
     return progress, best, better
 
@@ -121,20 +121,21 @@ def _lengths(space: Space, old: Array, new: Array) -> Any:
 
 def better_point(
     solver: Solver, space: Space, criteria: Criteria, best: Best, trial: Array, state: Any,
-    gradient: Array, running: Any, norm: Any = None,
+    gradient: Array, running: Any, noise: Any, norm: Any = None,
 ) -> tuple[Best, Any]:
     """The best point, now that the trial has been evaluated, and whether it is the trial.
 
-    The lower value wins; among values that agree with the lowest up to rounding, the smallest
-    gradient wins.
+    The lower value wins; among values that agree with the lowest up to rounding and noise, the
+    smallest gradient wins.
 
+    noise : how far apart two values may be through noise that was measured, or 0.
     norm : the optimality of the trial, if it is known or pending.
     """
     fn = space.scalars
     value = state.seen
     taken = state.accepted & (state.value == value)
     slack = 2.0 * criteria.noise
-    margin = slack * fn.abs(best.lowest)
+    margin = fn.maximum(slack * fn.abs(best.lowest), noise)
     if fn.every(taken & running & (value < best.lowest - margin)):
         return named(Best, (trial, value, gradient, state.gradient_norm, value)), taken
     near = running & (value <= best.lowest + margin)
@@ -147,7 +148,7 @@ def better_point(
     norm = now(norm)
     usable = near & fn.isfinite(value) & fn.isfinite(norm)
     lowest = fn.where(usable & (value < best.lowest), value, best.lowest)
-    limit = lowest + slack * fn.abs(lowest)
+    limit = lowest + fn.maximum(slack * fn.abs(lowest), noise)
     better = usable & (value <= limit) & ((norm < best.gradient_norm) | (best.value > limit))
     if fn.every(fn.logical_not(better)):
         return best._replace(lowest=lowest), better

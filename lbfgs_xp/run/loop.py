@@ -153,6 +153,8 @@ class Run:
         )
         self.standing = Standing(inner, progress, best)
         self.second_look = SecondLook(self)
+        if objective.differs and resumed is None:
+            self.second_look.look_at_differences()
 
     def _begin_next_stage(self) -> bool:
         """Begin the next stage at the best point so far; return whether there is one."""
@@ -172,7 +174,7 @@ class Run:
         self._ended.append(ended)
         self._enter_stage()
         self.criteria = stopping.later(fn, self.criteria, p, self.plan.maxiter, self.plan.maxfun)
-        inner = self._state_at(x, value, gradient, None)
+        inner = self._state_at(x, value, gradient, None, **self._noise_for(self.solver))
         norm, count = inner.gradient_norm, objective.nfev - before
         p = stopping.again(fn, self.criteria, p, inner.value, norm, count)
         best = Best(x, inner.value, gradient, norm, inner.value if moved else best.lowest)
@@ -186,8 +188,12 @@ class Run:
 
         unit : the size of each variable, if the solver `rescales`.
         """
+        unit = {**unit, **self._noise_for(self.solver)}
         fresh = self._state_at(x, self.to_user(value), gradient, None, **unit)
         return fresh._replace(decrement=self.standing.solver_state.decrement)
+
+    def _noise_for(self, solver: Solver) -> dict[str, Any]:
+        return {"noise": self.standing.progress.noise} if solver.takes_noise else {}
 
     # --- advancing -----------------------------------------------------------------------------
 
@@ -214,6 +220,10 @@ class Run:
         if fewer < size:
             self._set_rows(*self.rows.part(space, self._per_row(), running, fewer))
         return True
+
+    def value_at(self, x: Array) -> tuple[Any, int]:
+        """The value at x alone, and how many calls of fun this took."""
+        return self.in_caller_context(self.objective.value, x), 1
 
     def evaluate(self, x: Array) -> tuple[Any, Array, Any, int]:
         """Value, gradient and aux at x, and how many calls of fun this took."""

@@ -92,6 +92,17 @@ class Objective:
         """How often fun is called for a value and its gradient by finite differences."""
         return 1 + differences.calls_per_derivative(self.layout.size, central=not forward)
 
+    def value(self, x: Array) -> Any:
+        """The value at x alone."""
+        value, _ = self._value(x)
+        return self.backend.own(value) if self.layout.batch else value
+
+    def expect_noise(
+        self, x: Array, value: Any, noise: Any, may_call: Callable[[int], bool]
+    ) -> None:
+        """From now on take differences over steps that suit this noise, where it is above 0."""
+        self.differences.expect_noise(x, value, noise, self._bounds_here, may_call)
+
     def restrict_to(self, indices: Array | None) -> None:
         """Expect x to hold only the problems with these indices, (k,); None: all of them."""
         (count,) = self._all.batch
@@ -199,7 +210,7 @@ class Objective:
     def _differences(self, x: Array) -> tuple[Any, Array, Any]:
         xp, backend = self.layout.xp, self.backend
         value, aux = self._value(x)
-        slopes = self.differences(x, value, abs(value), not self.forward, self._bounds_here)
+        slopes = self.differences(x, value, None, not self.forward, self._bounds_here)
         gradient = backend.placed(xp.stack(slopes, axis=-1), "the gradient")
         return value, xp.astype(gradient, backend.dtype, copy=False), aux
 

@@ -12,7 +12,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from lbfgs_xp.arrays.backend import Array
-from lbfgs_xp.result import CLAIMED, DOUBTED, FLAT, Status
+from lbfgs_xp.arrays.scalars import Scalars
+from lbfgs_xp.result import CLAIMED, DOUBTED, FLAT, Best, Status
 from lbfgs_xp.run import agreement, stopping
 from lbfgs_xp.run.iteration import Standing, better_point, succeeded
 
@@ -40,7 +41,19 @@ _ENOUGH = 4.0
 _CLOSER = 4
 # The number of values by which noise is measured, and how many times that noise a difference of two
 # values may be.
-_NOISY, _SPREAD = 6, 8.0
+_NOISY, _SPREAD = 8, 8.0
+# How far apart they are along a variable: at first by this fraction of sqrt(eps) of its size, or of
+# the step of its differences; how much farther from time to time; and how often.
+_SPACING, _FARTHER, _DISTANCES = 0.125, 8.0, 9
+# Noise counts anew once it has changed by this factor, and the value by its inverse; how often.
+_CHANGED, _MEASUREMENTS = 4.0, 8
+# A function whose differences were taken over less than this part of the ordinary length is narrow;
+# its changes are clear if they are this many times larger than its noise.
+_NARROW, _CLEAR = 0.03, 30.0
+# A value this many times larger than what it has fallen is mostly a constant.
+_BESIDE = 1e4
+# A gradient whose square is at most this many times that of its errors is lost among them.
+_LOST = 16.0
 
 
 class SecondLook:
@@ -48,6 +61,8 @@ class SecondLook:
 
     departures : how often each problem has restarted from its best point.
     departed : the value at which it last started.
+    measured, measurements : the value at which noise was last measured, nan before that; and how
+        often it has begun again because of noise.
     """
 
     def __init__(self, run: Run):
@@ -55,12 +70,17 @@ class SecondLook:
         value = run.standing.solver_state.value
         self.departures: Any = run.space.scalars.full(0, value)
         self.departed = value
+        self.measured: Any = run.space.scalars.full(math.nan, value)
+        self.measurements: Any = run.space.scalars.full(0, value)
 
     def resumes(self) -> bool:
         """Whether any problem resumes, now that all have stopped."""
         run = self.run
         run.rejoin_rows()
-        self._confirm()
+        if run.objective.differs:
+            self._judge_differences()
+        if not run.is_running():
+            self._confirm()
         if run.is_running():
             return True
         return self._set_out_again() or self._switch_to_central()
@@ -152,7 +172,8 @@ class SecondLook:
         if counts is not False:
             seen = state._replace(seen=there, accepted=better)
             known, better = better_point(
-                run.solver_here(), space, run.criteria, known, x, seen, gradient, rows & counts
+                run.solver_here(), space, run.criteria, known, x, seen, gradient, rows & counts,
+                p.noise,
             )
         run.move_to(Standing(state, p, known), aux, better)
         return there, gradient
@@ -187,8 +208,8 @@ class SecondLook:
         # start may be higher than all that matters by any factor.
         (reach,) = space.read(space.max_abs(descent.way))
         far = reach > self._visible(p, state)
-        hidden = _ENOUGH * agreement.hidden_by_rounding(fn, space.backend, state.value)
-        level = fn.where(far, hidden, level)
+        hidden = agreement.hidden_by_rounding(fn, space.backend, state.value)
+        level = fn.where(far, _ENOUGH * fn.maximum(hidden, p.noise), level)
         wanted = (p.status == _RUNNING) & (p.claim != _LINE_SEARCH) & (descent.decrease > level)
         # A small gradient that is not that of a minimum: the start was much steeper than what came
         # after it. The run continues, with a tolerance relative to where it is now.
@@ -225,31 +246,31 @@ class SecondLook:
         self._measure_noise(unit, broken)
 
     def _measure_noise(self, unit: Array, broken: Any) -> None:
-        """Decide whether noise of the value explains why no lower point was found.
+        """Decide whether noise explains why no lower point was found.
 
         The value of a sum of many terms or of a factorisation has larger rounding errors than a
-        single number.
+        single number, and so may the gradient. If the values turn out to be noisy, the run
+        continues by slopes where values do not show which point is lower.
 
         broken : the decrease that was promised in the units of each variable, and not found.
         """
         run = self.run
-        space, solver, (state, p, _) = run.space, run.solver_here(), run.standing
+        space, solver = run.space, run.solver_here()
         fn, backend = space.scalars, space.backend
-        rows = p.status == _RUNNING
-        if not run.criteria.forward and space.any(rows):
-            rows = self._affords(_NOISY + 1, rows)
+        rows = run.standing.progress.status == _RUNNING
         if run.criteria.forward or not space.any(rows):
-            self._fail()
+            self._fail(rows)
             return
-        points = agreement.noise_points(space, state.x, state.gradient, unit, _NOISY)
-        if solver.projects:
-            points = [solver.project(space, x) for x in points]
-        noise = agreement.noise_of(fn, [self._visit(x, rows, False)[0] for x in points])
-        hidden = agreement.hidden_by_rounding(fn, backend, state.value)
+        eps = backend.eps
+        noise, errors, rounding, rows = self._noise_at(_SPACING * eps**0.5 * unit, rows)
+        state, p, _ = run.standing
+        hidden = fn.maximum(agreement.hidden_by_rounding(fn, backend, state.value), p.noise)
         measured = _SPREAD * noise
-        known = measured <= backend.eps**0.5 * fn.abs(state.value)
-        level = fn.where(known, fn.maximum(hidden, measured), hidden)
-        length = agreement.lengths_of(backend.eps)[0]
+        again = rows & (measured > fn.maximum(hidden, rounding)) & (self.measurements < _MEASUREMENTS)
+        again = again & solver.takes_noise
+        level = fn.where(rows, fn.maximum(hidden, measured), hidden)
+        length = agreement.lengths_of(eps)[0]
+        rows = self._affords(1, rows & fn.logical_not(again))
         x = agreement.ahead(solver, space, state.x, state.gradient, p.extent, length)
         there, gradient = self._visit(x, rows)
         before, after = space.read(
@@ -271,15 +292,235 @@ class SecondLook:
         decrement = fn.where(fn.isfinite(decrement), decrement, 0.0)
         most = fn.maximum(fn.maximum(promised, broken), decrement)
         explained = (agrees | hides) & (most <= _ENOUGH * level)
+        # A gradient that is not much larger than its own errors shows no way down.
+        size, error = space.read(
+            space.dot(state.gradient * unit, state.gradient * unit),
+            space.dot(errors * unit, errors * unit),
+        )
+        explained = explained | (rows & (size <= _LOST * error))
         p = run.standing.progress
-        status = fn.where((p.status == _RUNNING) & explained, _PRECISION, p.status)
+        status = fn.where(rows & explained, _PRECISION, p.status)
         run.note(p._replace(status=status))
-        self._fail()
+        self._fail(rows & fn.logical_not(explained))
+        if space.any(again):
+            self._begin_among_noise(again, measured)
 
-    def _fail(self) -> None:
+    # --- noise ---------------------------------------------------------------------------------
+
+    def _noise_at(
+        self, spacing: Array, rows: Any, narrow: Any = False
+    ) -> tuple[Any, Array, Any, Any]:
+        """The standard deviation of the noise of the values next to the iterate, that of each
+        component of the gradient (0 by differences, whose errors follow from the values), what
+        rounding may hide there, and the problems `rows` that could pay for it.
+
+        Points farther and farther apart show it. The nearest ones may lie on one step of a
+        function that only changes in steps, or in one dent: the slope then promises other changes.
+
+        spacing : how far apart points are along each variable.
+        narrow : where the function bends over far less than this. It may be that noise bends it:
+            then it looks the same from point to point however far apart they are, beside changes
+            that are much larger in the end.
+        """
+        run = self.run
+        space, solver, state = run.space, run.solver_here(), run.standing.solver_state
+        fn, differs = space.scalars, run.objective.differs
+        noise, errors = fn.full(0.0, state.value), space.xp.zeros_like(state.x)
+        largest, first = fn.abs(state.value), fn.full(math.inf, state.value)
+        # Among noise the errors of differences depend on its last measurement.
+        known, least = run.standing.progress.noise > 0.0, first
+        left, never = rows, fn.full(False, state.value)
+        for attempt in range(_DISTANCES):
+            left = self._affords(_NOISY, left)
+            if not space.any(left):
+                break
+            points = agreement.noise_points(space, state.x, state.gradient, spacing, _NOISY)
+            if solver.projects:
+                points = [solver.project(space, x) for x in points]
+            if differs:
+                values = [self._value_at(x, left) for x in points]
+            else:
+                seen = [self._visit(x, left, False) for x in points]
+                values = [value for value, _ in seen]
+                if attempt == 0:
+                    gradients = [gradient for _, gradient in seen]
+                    errors = agreement.noise_of(Scalars(space.xp), gradients)
+            found = agreement.noise_of(fn, values)
+            left = left & fn.isfinite(found)
+            noise = fn.where(left, found, noise)
+            for value in values:
+                largest = fn.where(left, fn.maximum(largest, fn.abs(value)), largest)
+            (slope,) = space.read(space.dot(state.gradient, points[1] - points[0]))
+            beyond = agreement.beyond_slope(fn, values, slope)
+            rounding = agreement.hidden_by_rounding(fn, space.backend, largest)
+            unclear = float(_NOISY) * beyond > _ENOUGH * noise + rounding
+            if differs:
+                # On one step differences are 0, too.
+                equal = agreement.are_equal(fn, space.backend, values)
+                unclear = (unclear & fn.logical_not(known)) | equal
+            # However far apart the points are, noise is the same, unlike a bend.
+            visible = left & (noise > rounding)
+            same = visible & (noise <= _CHANGED * least) & (_CHANGED * noise >= least)
+            least = fn.where(visible & (noise < least), noise, least)
+            unclear = left & unclear & fn.logical_not(same)
+            if narrow is not False:
+                first = fn.where(first < math.inf, first, noise)
+                alike = noise <= _CHANGED * first
+                clear = agreement.extent_of(fn, values) > _CLEAR * noise
+                unclear = fn.where(narrow, left & alike & fn.logical_not(clear), unclear)
+                never = fn.where(left & narrow, fn.logical_not(clear & alike), never)
+            else:
+                never = fn.where(left, unclear, never)
+            left = unclear
+            spacing = _FARTHER * spacing
+        if differs and narrow is False:
+            noise = fn.where(never, fn.where(least < math.inf, least, 0.0), noise)
+        else:
+            noise = fn.where(never, 0.0, noise)
+        rounding = agreement.hidden_by_rounding(fn, space.backend, largest)
+        return noise, errors, rounding, rows & (run.standing.progress.status == _RUNNING)
+
+    def _value_at(self, x: Array, rows: Any) -> Any:
+        run = self.run
+        value, count = run.value_at(x)
+        (there,) = run.space.read(value)
+        p, fn = run.standing.progress, run.space.scalars
+        run.note(p._replace(nfev=fn.where(rows, p.nfev + count, p.nfev)))
+        return there
+
+    def _judge_differences(self) -> None:
+        """Look for noise where a run by differences has ended, because they turn it into large
+        errors of the gradient: a small one may be chance, a large one may show no way down."""
+        run, (state, p, _) = self.run, self.run.standing
+        space, fn = run.space, run.space.scalars
+        ended = self._ended()
+        stale = _CHANGED * fn.abs(state.value) < self.measured
+        stale = stale | fn.logical_not(fn.isfinite(self.measured))
+        rows = ended & stale & (self.measurements < _MEASUREMENTS) & fn.isfinite(state.value)
+        if run.solver.takes_noise and space.any(rows):
+            self._look_for_noise(rows, everywhere=True)
+        self._judge_among_noise()
+
+    def look_at_differences(self) -> None:
+        """Look for noise where the first differences were taken over short steps: it may have made
+        the function look as if it bent that fast."""
+        run, (state, p, _) = self.run, self.run.standing
+        narrow = self._narrow() & (p.status == _RUNNING)
+        if run.solver.takes_noise and run.space.any(narrow):
+            self._look_for_noise(narrow, everywhere=False)
+
+    def _narrow(self) -> Any:
+        """Where the function seems to bend over lengths much shorter than its variables."""
+        length, space = self.run.objective.differences.known[0], self.run.space
+        shortest = space.xp.min(length, axis=-1)
+        return space.read_one(shortest) < _NARROW
+
+    def _look_for_noise(self, rows: Any, everywhere: bool) -> None:
+        """Measure the noise of the values for these problems, and let those go on for which it
+        counts.
+
+        everywhere : whether to look over short lengths, too.
+        """
+        run, (state, before, _) = self.run, self.run.standing
+        space, fn, differences = run.space, run.space.scalars, run.objective.differences
+        run.note(before._replace(status=fn.where(rows, _RUNNING, before.status)))
+        value = run.to_user(state.value)
+        narrow = self._narrow() & (before.noise == 0.0)
+        steps, spacing = differences.steps(state.x, value, True), differences.ordinary_steps(
+            state.x, value
+        )
+        wide = (steps >= spacing) | (space.per_problem(narrow) & (spacing > 0.0))
+        spacing = _SPACING * space.xp.where(wide, spacing, steps)
+        noise, _, rounding, paid = self._noise_at(spacing, rows, narrow if space.any(narrow) else False)
+        short = paid & narrow & (noise <= rounding)
+        if everywhere and space.any(short):
+            spacing = _SPACING * steps
+            found, _, bound, paid = self._noise_at(spacing, short)
+            noise, rounding = fn.where(short, found, noise), fn.where(short, bound, rounding)
+        p, level = run.standing.progress, _SPREAD * noise
+        rows = rows & (p.status == _RUNNING)
+        p = p._replace(status=fn.where(rows, before.status, p.status))
+        run.note(p)
+        if everywhere:
+            self.measured = fn.where(rows, fn.abs(state.value), self.measured)
+        changed = (_CHANGED * level < p.noise) | (level > _CHANGED * p.noise)
+        # Noise that is small beside how far the value has fallen spoils no difference.
+        above = level > fn.maximum(rounding, self._level(p, state, _GRADIENT))
+        # Beside a large constant, rounding does.
+        fallen, size = fn.abs(p.first_value - state.value), fn.abs(state.value)
+        beside = everywhere & (fallen > 0.0) & (_BESIDE * fallen < size)
+        level = fn.where(beside, fn.maximum(level, _SPREAD * space.backend.eps * size), level)
+        again = rows & fn.where(p.noise > 0.0, changed, above | beside)
+        if space.any(again):
+            self._begin_among_noise(again, level)
+
+    def _ended(self) -> Any:
+        """Which problems have ended at a small gradient, at a floor, or in a failed search."""
+        status = self.run.standing.progress.status
+        return (status < _RUNNING) | (status == _GRADIENT) | (status == _LINE_SEARCH)
+
+    def _judge_among_noise(self) -> None:
+        """Decide whether differences among noise promise a lower point."""
+        run, (state, p, _) = self.run, self.run.standing
+        space, solver, fn = run.space, run.solver_here(), run.space.scalars
+        rows = self._ended() & (p.noise > 0.0)
+        if not space.any(rows):
+            return
+        noise, step, second = run.objective.differences.bends
+        xp = space.xp
+        bend = xp.where(second > noise, second, noise)
+        way = xp.where(bend > 0.0, -state.gradient * step * (step / bend), 0.0 * step)
+        way = agreement.at_steps(solver, space, state.x, way) - state.x
+        (slope,) = space.read(space.dot(state.gradient, way))
+        small = -0.5 * slope <= _ENOUGH * p.noise
+        status = fn.where(rows, fn.where(small, fn.full(_PRECISION, p.status), _LINE_SEARCH), p.status)
+        if run.criteria.relative == 0.0:
+            # The gradient is as small as was wanted if its errors are.
+            error = space.read_one(space.max_abs(xp.where(step > 0.0, noise / step, 0.0 * step)))
+            flat = rows & (p.status == _GRADIENT) & (error <= run.criteria.gtol)
+            status = fn.where(flat, _GRADIENT, status)
+        run.note(p._replace(status=status))
+
+    def _begin_among_noise(self, rows: Any, level: Any) -> None:
+        """Continue these problems from their best points, knowing that values may be this far apart
+        through noise. Differences take steps that suit it."""
+        run = self.run
+        objective, space, fn = run.objective, run.space, run.space.scalars
+        state, p, best = run.standing
+        p = p._replace(noise=fn.where(rows, level, p.noise))
+        run.note(p)
+        self.measurements = fn.where(rows, self.measurements + 1, self.measurements)
+        value, gradient, more = best.value, best.gradient, {}
+        nfev = objective.nfev
+        if objective.differs:
+            if objective.forward:
+                run.set_differences(forward=False)
+            budget = run.criteria.maxfun
+            objective.expect_noise(
+                best.x, run.to_user(best.value), run.to_user(p.noise * (1.0 / _SPREAD)),
+                lambda calls: bool(space.any(rows & (p.nfev + 3 * calls <= budget))),
+            )
+            value, gradient, _, _ = run.evaluate(best.x)
+            (value,) = space.read(value)
+            if run.solver.rescales:
+                more["unit"] = objective.differences.bends[1]
+                if space.batched:
+                    state = run.solver.in_units(space, state)
+        fresh = run.afresh(best.x, value, gradient, **more)
+        norm = fresh.gradient_norm
+        known = p if not objective.differs else p._replace(first_norm=norm)
+        again = stopping.again(fn, run.criteria, known, fresh.value, norm, objective.nfev - nfev)
+        if not objective.differs:
+            again = stopping.where_small(fn, again, norm)
+            again = again._replace(highest_norm=fn.maximum(p.highest_norm, norm))
+        best_now = Best(best.x, fresh.value, gradient, norm, fresh.value)
+        self.departed = fn.where(rows, fresh.value, self.departed)
+        run.standing = space.merge(rows, Standing(fresh, again, best_now), Standing(state, p, best))
+
+    def _fail(self, rows: Any) -> None:
         p = self.run.standing.progress
         fn = self.run.space.scalars
-        status = fn.where(p.status == _RUNNING, _LINE_SEARCH, p.status)
+        status = fn.where(rows & (p.status == _RUNNING), _LINE_SEARCH, p.status)
         self.run.note(p._replace(status=status))
 
     # --- looks along the gradient; see `agreement.confirm` -------------------------------------
@@ -300,7 +541,7 @@ class SecondLook:
         fn = space.scalars
         x = agreement.ahead(solver, space, state.x, state.gradient, p.extent, length)
         value, gradient, aux, count = run.evaluate(x)
-        look = agreement.look(space, state, x, value, gradient)
+        look = agreement.look(space, state, x, value, gradient, p.noise)
         running = p.status == _RUNNING
         # If rounding hides the first look, nothing contradicts the claim; if it hides a later one,
         # all the visible looks before it did.
@@ -311,7 +552,7 @@ class SecondLook:
         nfev = fn.where(running, p.nfev + count, p.nfev)
         seen = state._replace(seen=look.value, accepted=fn.full(False, look.value))
         best, better = better_point(
-            solver, space, run.criteria, best, x, seen, gradient, running
+            solver, space, run.criteria, best, x, seen, gradient, running, p.noise
         )
         p = p._replace(status=status, nfev=nfev)
         run.move_to(Standing(state, p, best), aux, better)
@@ -332,7 +573,7 @@ class SecondLook:
         if not run.solver.searches:
             return False
         space, fn, (state, p, best) = run.space, run.space.scalars, run.standing
-        limit = best.value + 4.0 * run.criteria.noise * fn.abs(best.value)
+        limit = best.value + fn.maximum(4.0 * run.criteria.noise * fn.abs(best.value), p.noise)
         looked = p.status == _HIGHER
         elsewhere = (succeeded(p.status) & (state.value > limit)) | looked
         if run.criteria.relative > 0.0:
@@ -395,7 +636,8 @@ class SecondLook:
         small = (p.status == _GRADIENT) & (error > _BLIND * p.gtol)
         unpaid = p.nfev + objective.calls_per_trial(forward=False) > criteria.maxfun
         late = fn.full(time.perf_counter() >= run.deadline, p.nfev)
-        doubted = (small | (p.status == _LINE_SEARCH)) & fn.logical_not(unpaid | late)
+        floor = (p.status == _PRECISION) & fn.logical_not(unpaid | late)
+        doubted = floor | (small | (p.status == _LINE_SEARCH)) & fn.logical_not(unpaid | late)
         status = fn.where(small & late, _TIME, p.status)
         status = fn.where(small & unpaid, _EVALUATIONS, status)
         p = p._replace(status=status)

@@ -85,6 +85,7 @@ class Progress(NamedTuple):
     gtol : the gradient norm that counts as small, from the criteria and `first_norm`.
     claim : for second looks, the end that is yet to be confirmed.
     earlier : iterations of the run that this one resumes.
+    noise : how far apart two values may be through noise that was measured, or 0.
     """
 
     status: Any
@@ -104,6 +105,7 @@ class Progress(NamedTuple):
     gtol: Any
     claim: Any
     earlier: Any
+    noise: Any
 
 
 def start(
@@ -135,7 +137,7 @@ def again(
     status = fn.where(before.status == _UNBOUNDED, _UNBOUNDED, p.status)
     nfev = before.nfev + nfev
     p = p._replace(status=status, nit=before.nit, nfev=nfev)
-    p = p._replace(flat=before.flat, earlier=before.earlier)
+    p = p._replace(flat=before.flat, earlier=before.earlier, noise=before.noise)
     return budgets(fn, criteria, p)
 
 
@@ -152,7 +154,7 @@ def _fresh(
     status = fn.where(usable, status, _NOT_FINITE)
     return Progress(
         status, zero, zero + nfev, zero, zero, zero, value, norm, norm, zero, zero, extent, *first,
-        gtol, fn.full(_RUNNING, value), zero,
+        gtol, fn.full(_RUNNING, value), zero, fn.full(0.0, value),
     )
 
 
@@ -171,12 +173,17 @@ def _tolerance(fn: Scalars, criteria: Criteria, first_norm: Any, highest_norm: A
     return fn.where(fn.isfinite(gtol), gtol, 0.0)
 
 
+def hidden(fn: Scalars, criteria: Criteria, p: Progress, value: Any) -> Any:
+    """How far apart two values may be through rounding or noise."""
+    return fn.maximum(criteria.noise * fn.abs(value), p.noise)
+
+
 def negligible(fn: Scalars, criteria: Criteria, p: Progress, value: Any, part: Any) -> Any:
-    """The change of the value that does not matter: what rounding hides, and this part of how far
-    the value has fallen since the start."""
+    """The change of the value that does not matter: what rounding or noise hides, and this part of
+    how far the value has fallen since the start."""
     fallen = fn.abs(p.first_value - value)
     fallen = fn.where(fn.isfinite(fallen), fallen, 0.0)
-    return fn.maximum(criteria.noise * fn.abs(value), part * fallen)
+    return fn.maximum(hidden(fn, criteria, p, value), part * fallen)
 
 
 def later(fn: Scalars, criteria: Criteria, p: Progress, maxiter: int, maxfun: int) -> Criteria:
@@ -213,7 +220,8 @@ def update(
     accepted = new.accepted & running
     value, norm, before = new.value, new.gradient_norm, old.value
     magnitude = fn.maximum(fn.abs(before), fn.abs(value))
-    lower = accepted & (value < p.reference - criteria.noise * magnitude)
+    unclear = hidden(fn, criteria, p, magnitude)
+    lower = accepted & (value < p.reference - unclear)
     small = (criteria.ftol > 0.0) & (fn.abs(before - value) <= criteria.ftol * magnitude)
     short = norm < 0.0 if step is None else step <= criteria.xtol * fn.maximum(size, 1.0)
     endless = new.unbounded | (value < -0.01 * criteria.largest)
@@ -245,7 +253,7 @@ def update(
     if not fn.every(fn.logical_not(hopeless | failed)):
         # Rounding may explain the lack of progress if little decrease was predicted, or if the
         # gradient has fallen so far that what is left may be its error. Otherwise it is a failure.
-        rounding = (now(new.decrement) <= criteria.noise * magnitude) | faded
+        rounding = (now(new.decrement) <= unclear) | faded
         # A failure by forward differences is left to central ones.
         doubted = fn.where(rounding | criteria.forward, _LINE_SEARCH, fn.full(DOUBTED, value))
         doubted = fn.where(rounding, CLAIMED, doubted)
@@ -276,6 +284,7 @@ def update(
         gtol,
         p.claim,
         p.earlier,
+        p.noise,
     )
     return budgets(fn, criteria, after)
 
@@ -297,7 +306,7 @@ def _ordinary(
         return named(Progress, (status, nit, nfev) + p[3:9] + (trials,) + p[10:])
     value, norm = new.value, new.gradient_norm
     if (
-        value < reference - c.noise * max(abs(old.value), abs(value))
+        value < reference - max(c.noise * abs(old.value), c.noise * abs(value), p.noise)
         and value >= -0.01 * c.largest
         and norm > p.gtol
         and _FIRST < nit + 1 < c.maxiter

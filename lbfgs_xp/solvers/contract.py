@@ -21,6 +21,8 @@ class SolverState(Protocol):
     trial : the point to evaluate next.
     seen : the value at the last trial.
     decrement : the decrease predicted for the last quasi-Newton step, or inf.
+    noise : if the solver `takes_noise`, how far apart two values may be through noise beyond
+        rounding.
     accepted, failed, unbounded : whether the last trial ended an iteration; whether no lower point
         was found; whether the function seems to fall without bound.
     """
@@ -70,6 +72,9 @@ class Solver(ABC):
     rescales : bool
         Whether `init` takes the keyword `unit`, the unit of each variable (..., n), to restart in
         variables of similar size; see `in_units`.
+    takes_noise : bool
+        Whether `init` takes the keyword `noise`: values that differ by less do not show which
+        point is lower, which the slopes then decide.
     patience : int or None
         How many iterations may pass without a lower value or gradient before the precision floor
         counts as reached; None for the default.
@@ -84,6 +89,7 @@ class Solver(ABC):
     compiles = True
     searches = True
     rescales = False
+    takes_noise = False
     patience: int | None = None
     resumes = False
 
@@ -155,7 +161,7 @@ class Solver(ABC):
 # What a solver that does not derive from `Solver` may have in addition to `init` and `step`.
 _OPTIONAL = (
     "supports_bounds", "with_bounds", "project", "needs_hessian", "compiles", "searches",
-    "patience", "of_rows", "rescales", "in_units", "inverse_hessian", "check_state", "learned",
+    "patience", "of_rows", "rescales", "takes_noise", "in_units", "inverse_hessian", "check_state", "learned",
     "resume",
 )
 

@@ -21,7 +21,7 @@ from lbfgs_xp.solvers.contract import Solver
 from lbfgs_xp.solvers.first_step import first_step
 from lbfgs_xp.solvers.initial import UNSCALED
 from lbfgs_xp.solvers.method import Method
-from lbfgs_xp.solvers.search import FAR, Lowest, advance, at_floor, begun, search_from
+from lbfgs_xp.solvers.search import FAR, Lowest, advance, at_floor, begun, hidden, search_from
 from lbfgs_xp.typing import LineSearchName
 
 
@@ -58,8 +58,8 @@ class Aim(NamedTuple):
 class DescentState(NamedTuple):
     """The state of a run. Vectors are (..., n); scalars are floats, or arrays (B,) for a batch.
 
-    x, value, gradient, gradient_norm, step, trial, seen, decrement, accepted, failed, unbounded :
-        see `lbfgs_xp.solvers.contract`.
+    x, value, gradient, gradient_norm, step, trial, seen, decrement, accepted, failed, unbounded,
+        noise : see `lbfgs_xp.solvers.contract`.
     direction, search : the current line search.
     lowest : its lowest trial.
     share, steepest, learned : see `Aim`.
@@ -82,6 +82,7 @@ class DescentState(NamedTuple):
     accepted: Any
     failed: Any
     unbounded: Any
+    noise: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +95,7 @@ class Descent(Method, Solver):
     # first lower trial that shows curvature.
     probes = False
     resumes = True
+    takes_noise = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "line_search", rule_of(self.line_search))
@@ -139,14 +141,15 @@ class Descent(Method, Solver):
             )
 
     def init(
-        self, space: Space, x: Array, value: Any, gradient: Array, learned: Any = None, **more: Any
+        self, space: Space, x: Array, value: Any, gradient: Array, learned: Any = None,
+        noise: Any = 0.0, **more: Any,
     ) -> DescentState:
         """The state at x, a vector (..., n), with value and gradient there."""
         value, norm = space.read(value, space.max_abs(gradient))
         full = space.scalars.full
         point, no = Iterate(x, value, gradient, norm, full(0.0, value)), full(False, value)
         aim = self.aim(space, point, full(math.nan, value), no, learned=learned, **more)
-        state = self._set_out(space, point, aim)
+        state = self._set_out(space, point, aim, full(noise, value))
         return state._replace(trial=space.move(x, state.search.alpha, state.direction))
 
     def step(
@@ -179,7 +182,7 @@ class Descent(Method, Solver):
         lost = stuck & fn.logical_not(taken)
         decrement = fn.where(taken | lost, state.share * -old.dphi0, state.decrement)
         # At the precision floor steepest descent would do no better.
-        floor = at_floor(space, decrement, state.value)
+        floor = at_floor(space, decrement, state.value, state.noise)
         if space.remote:
             # A pending slope may have turned out not to go down.
             floor = floor and old.dphi0 < 0.0
@@ -206,7 +209,7 @@ class Descent(Method, Solver):
             point = Iterate(new_x, fn.where(taken, end, state.value), new_gradient, norm, step)
             learned = self.learn(space, state, point, dphi, taken, measured[1])
             aim = self.aim(space, point, secant, again, turned=turned, learned=learned, **more)
-            fresh = self._set_out(space, point, aim)
+            fresh = self._set_out(space, point, aim, state.noise)
             # A search that continues keeps its line; the rest is the same for every problem.
             after = fresh if fn.every(turned) else space.merge(turned, fresh, fresh._replace(
                 direction=state.direction, search=search, lowest=lowest,
@@ -229,17 +232,16 @@ class Descent(Method, Solver):
         )
         return numbers, self.measure(space, state, alpha, gradient)
 
-    def _set_out(self, space: Space, point: Iterate, aim: Aim) -> DescentState:
+    def _set_out(self, space: Space, point: Iterate, aim: Aim, noise: Any) -> DescentState:
         """The state at `point` with a search begun along `aim`, except for its trial."""
         full, (x, value, gradient, norm, step) = space.scalars.full, point
-        noise = space.scalars.abs(value) * space.backend.noise
         rule: Any = self.line_search
-        search = search_from(rule, value, aim.slope, aim.first, noise)
+        search = search_from(rule, value, aim.slope, aim.first, hidden(space, value, noise))
         no = full(False, value)
         return DescentState(
             x, value, gradient, norm, step, aim.direction, search,
             x, value, Lowest(full(0.0, value), value, gradient), aim.share, aim.steepest,
-            aim.learned, full(math.inf, value), no, no, no,
+            aim.learned, full(math.inf, value), no, no, no, noise,
         )
 
 

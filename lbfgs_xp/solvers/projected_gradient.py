@@ -19,7 +19,7 @@ from lbfgs_xp.projections import Box, Projection
 from lbfgs_xp.solvers.contract import Solver
 from lbfgs_xp.solvers.descent import Iterate
 from lbfgs_xp.solvers.method import Method
-from lbfgs_xp.solvers.search import advance, begun, search_from
+from lbfgs_xp.solvers.search import advance, begun, hidden, search_from
 
 # How far a step along the gradient may reach, relative to max(1, largest |x|).
 _LONGEST = 1e10
@@ -37,7 +37,7 @@ class ProjectedGradientState(NamedTuple):
     recent, slot : the values of the last iterates (..., memory_size), and where the next one goes.
     scale : the length lambda of the step along the gradient, before the projection.
     decrement : half the decrease that the slope predicts.
-    accepted, failed, unbounded : see `SolverState`.
+    accepted, failed, unbounded, noise : see `SolverState`.
     """
 
     x: Array
@@ -57,6 +57,7 @@ class ProjectedGradientState(NamedTuple):
     accepted: Any
     failed: Any
     unbounded: Any
+    noise: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +116,7 @@ class ProjectedGradient(Method, Solver):
     supports_bounds = True
     projects = True
     resumes = True
+    takes_noise = True
 
     def __post_init__(self) -> None:
         if self.projection is not None and not callable(self.projection):
@@ -167,7 +169,8 @@ class ProjectedGradient(Method, Solver):
         return nearest
 
     def init(
-        self, space: Space, x: Array, value: Any, gradient: Array, learned: None = None
+        self, space: Space, x: Array, value: Any, gradient: Array, learned: None = None,
+        noise: Any = 0.0,
     ) -> ProjectedGradientState:
         """The state at x, a feasible vector (..., n), with value and gradient there."""
         fn = space.scalars
@@ -189,7 +192,8 @@ class ProjectedGradient(Method, Solver):
         norm = fn.where(fn.isfinite(size), now(norm), size)
         point = Iterate(x, value, gradient, norm, fn.full(0.0, value))
         no = fn.full(False, value)
-        state = self._aim(space, point, scale, recent, fn.full(0, value))
+        noise = fn.full(noise, value)
+        state = self._aim(space, point, scale, recent, fn.full(0, value), noise)
         return state._replace(seen=value, accepted=no, failed=no)
 
     def step(
@@ -236,12 +240,12 @@ class ProjectedGradient(Method, Solver):
             norm = space.read_one(self.optimality(space, state.trial, gradient))
         norm = fn.where(fn.isfinite(size), now(norm), size)
         point = Iterate(state.trial, phi, gradient, norm, alpha)
-        arrived = self._aim(space, point, scale, state.recent, state.slot)
+        arrived = self._aim(space, point, scale, state.recent, state.slot, state.noise)
         arrived = arrived._replace(seen=phi, accepted=taken, failed=failed)
         return space.merge(taken, arrived, onwards)
 
     def _aim(
-        self, space: Space, point: Iterate, scale: Any, recent: Array, slot: Any
+        self, space: Space, point: Iterate, scale: Any, recent: Array, slot: Any, noise: Any
     ) -> ProjectedGradientState:
         """The state at an iterate, with a direction from there and a search begun along it; `seen`,
         `accepted` and `failed` are for the caller to set."""
@@ -257,12 +261,12 @@ class ProjectedGradient(Method, Solver):
         xp, places = _few(space, self.memory_size)
         recent = xp.where(places == space.per_problem(slot), space.per_problem(value), recent)
         highest = xp.max(recent, axis=-1)
-        noise = fn.abs(highest) * space.backend.noise
-        search = search_from(self.line_search, highest, slope, 1.0, noise)
+        blur = hidden(space, highest, noise)
+        search = search_from(self.line_search, highest, slope, 1.0, blur)
         no = fn.full(False, value)
         return ProjectedGradientState(
             x, value, gradient, norm, step, direction, search, squared, trial, value, recent,
-            (slot + 1) % self.memory_size, scale, decrement, no, no, no,
+            (slot + 1) % self.memory_size, scale, decrement, no, no, no, noise,
         )
 
     def check_state(self, state: Any) -> None:

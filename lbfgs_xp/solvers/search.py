@@ -23,9 +23,17 @@ class Lowest(NamedTuple):
     gradient: Array
 
 
-def at_floor(space: Space, decrement: Any, value: Any) -> Any:
-    """Whether rounding hides the decrease that was predicted for the last step."""
-    return decrement <= space.scalars.abs(value) * space.backend.noise
+def hidden(space: Space, value: Any, noise: Any) -> Any:
+    """How far apart two values may be through rounding, or through noise that was measured."""
+    rounding = abs(value) * space.backend.noise
+    if isinstance(rounding, float):
+        return noise if noise > rounding else rounding
+    return space.scalars.maximum(rounding, noise)
+
+
+def at_floor(space: Space, decrement: Any, value: Any, noise: Any) -> Any:
+    """Whether rounding or noise hides the decrease that was predicted for the last step."""
+    return decrement <= hidden(space, value, noise)
 
 
 def advance(

@@ -19,7 +19,7 @@ from lbfgs_xp.solvers import lbfgs
 from lbfgs_xp.solvers.lbfgs import curvature
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
 from lbfgs_xp.solvers.lbfgs.state import LBFGSState
-from lbfgs_xp.solvers.search import at_floor
+from lbfgs_xp.solvers.search import at_floor, hidden
 from lbfgs_xp.torch.flat import Flat
 from lbfgs_xp.torch.settings import OptimizerSettings
 
@@ -207,7 +207,7 @@ class Step:
             # Unlike in `minimize`, this is not confirmed by another evaluation: a step must not
             # call the closure more often than torch does. (`test_a_floor_is_that_of_minimize` in
             # tests/torch/test_torch_face.py holds the two equal.)
-            floor = at_floor(space, state.decrement, state.value)
+            floor = at_floor(space, state.decrement, state.value, state.noise)
             self.status = Status.PRECISION if floor else Status.LINE_SEARCH
         if not state.accepted:
             return
@@ -263,7 +263,7 @@ def _begin_at(
     solver: lbfgs.LBFGS, space: Space, state: LBFGSState, alpha: float
 ) -> LBFGSState:
     """The state with a new search that starts at the trial alpha."""
-    noise = abs(state.value) * space.backend.noise
+    noise = hidden(space, state.value, state.noise)
     rule: Any = solver.line_search
     search: Search = rule.begin(state.value, now(state.search.dphi0), alpha, noise)
     return state._replace(search=search, trial=space.move(state.x, search.alpha, state.direction))

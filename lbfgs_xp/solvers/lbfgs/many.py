@@ -19,7 +19,7 @@ from lbfgs_xp.solvers.lbfgs import curvature
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
 from lbfgs_xp.solvers.lbfgs.direction import quasi_newton, weighted
 from lbfgs_xp.solvers.lbfgs.state import LBFGSState, endless
-from lbfgs_xp.solvers.search import Lowest, advance, at_floor
+from lbfgs_xp.solvers.search import Lowest, advance, at_floor, hidden
 
 
 def step(
@@ -52,10 +52,11 @@ def step(
     had = state.pairs.count > 0
     decrement = fn.where((taken | lost) & had, -0.5 * search.dphi0, state.decrement)
     # At the precision floor steepest descent would do no better.
-    reset = lost & had & fn.logical_not(at_floor(space, decrement, state.value))
+    reset = lost & had & fn.logical_not(at_floor(space, decrement, state.value, state.noise))
     pairs = curvature.forget_many(space, pairs, reset, solver.initial.gamma)
     unbounded = taken & fn.logical_not(had) & (pairs.count == 0) & endless(solver, alpha)
-    after = _aim(solver, space, iterate, (pairs, state.weights, with_gradient))._replace(
+    there = pairs, state.weights, with_gradient
+    after = _aim(solver, space, iterate, there, state.noise)._replace(
         seen=phi, decrement=decrement, accepted=taken, failed=lost & fn.logical_not(reset),
         unbounded=unbounded,
     )
@@ -111,16 +112,19 @@ def _with_pair(
 
 def begin(
     solver: Any, space: Space, x: Array, value: Any, gradient: Array, norm: Any, pairs: Pairs,
-    weights: Any,
+    weights: Any, noise: Any,
 ) -> LBFGSState:
     """The state at the start of a run; `pairs` may come from an earlier run."""
     with_gradient = space.products(pairs.rows, weighted(gradient, weights))
     iterate = Iterate(x, value, gradient, norm, space.scalars.full(0.0, value))
-    state = _aim(solver, space, iterate, (pairs, weights, space.fetch(with_gradient)))
+    there = pairs, weights, space.fetch(with_gradient)
+    state = _aim(solver, space, iterate, there, space.scalars.full(noise, value))
     return state._replace(trial=space.move(x, state.search.alpha, state.direction))
 
 
-def _aim(solver: Any, space: Space, iterate: Iterate, curvature_there: tuple) -> LBFGSState:
+def _aim(
+    solver: Any, space: Space, iterate: Iterate, curvature_there: tuple, noise: Any
+) -> LBFGSState:
     """The state at an iterate, with a direction from there and a search begun along it; its fields
     about the last evaluation are as at a start.
 
@@ -139,14 +143,13 @@ def _aim(solver: Any, space: Space, iterate: Iterate, curvature_there: tuple) ->
     )
     direction = space.pick(bare, plain, direction)
     slope = fn.where(bare, plain_slope, slope)
-    noise = fn.abs(value) * space.backend.noise
     first = fn.where(bare, first, 1.0)
     if solver.pace is not None:
         first = first * solver.learning_rate(0)
-    search = solver.line_search.begin(value, slope, first, noise)
+    search = solver.line_search.begin(value, slope, first, hidden(space, value, noise))
     no = fn.full(False, value)
     return LBFGSState(
         x, value, gradient, norm, alpha, direction, search, x, value,
         Lowest(fn.full(0.0, value), value, gradient), pairs, None, 0.0, weights, None,
-        fn.full(math.inf, value), no, no, no,
+        fn.full(math.inf, value), no, no, no, noise,
     )

@@ -15,7 +15,7 @@ from lbfgs_xp.solvers.lbfgs import curvature, remote
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
 from lbfgs_xp.solvers.lbfgs.direction import quasi_newton, weighted
 from lbfgs_xp.solvers.lbfgs.state import LBFGSState, Pace, endless
-from lbfgs_xp.solvers.search import Lowest, at_floor, begun, search_from
+from lbfgs_xp.solvers.search import Lowest, at_floor, begun, hidden, search_from
 
 
 def step(
@@ -96,6 +96,7 @@ def _arrive(
     return _aim(
         solver, space, (x, value, gradient, norm, alpha), (pairs, with_gradient, squared, weights),
         seen, state.pace, decrement, bare and pairs.count == 0 and endless(solver, alpha),
+        state.noise,
     )
 
 
@@ -105,7 +106,7 @@ def _give_up(
     """The state after a line without a lower point: drop the memory or, if there is none, fail."""
     decrement = -0.5 * search.dphi0 if state.pairs.count else state.decrement
     # At the precision floor steepest descent would do no better.
-    if state.pairs.count == 0 or at_floor(space, decrement, state.value):
+    if state.pairs.count == 0 or at_floor(space, decrement, state.value, state.noise):
         return state._replace(
             search=search, seen=seen, decrement=decrement, accepted=False, failed=True
         )
@@ -119,14 +120,14 @@ def _start_again(
     pairs = curvature.forget(space, state.pairs, solver.initial.gamma)
     after = _aim(
         solver, space, state[:5], (pairs, None, 0.0, state.weights), seen, state.pace, decrement,
-        False,
+        False, state.noise,
     )
     return after._replace(accepted=False)
 
 
 def _aim(
     solver: Any, space: Space, iterate: tuple, curvature_there: tuple, seen: float,
-    pace: Pace | None, decrement: float, unbounded: bool,
+    pace: Pace | None, decrement: float, unbounded: bool, noise: float,
 ) -> LBFGSState:
     """The state at an iterate, with a direction from there and a search begun along it.
 
@@ -154,19 +155,17 @@ def _aim(
         pace = Pace(pace.iteration + 1, memory)
         # A schedule may end at 0, with which no search can begin.
         first *= rate if rate > 0.0 else space.backend.eps
-    search = search_from(
-        solver.line_search, value, slope, first, abs(value) * space.backend.noise
-    )
+    search = search_from(solver.line_search, value, slope, first, hidden(space, value, noise))
     trial = space.move(x, search.alpha, direction)
     return named(LBFGSState, (
         x, value, gradient, norm, alpha, direction, search, trial, seen, None, pairs,
-        with_gradient, squared, weights, pace, decrement, True, False, unbounded,
+        with_gradient, squared, weights, pace, decrement, True, False, unbounded, noise,
     ))
 
 
 def begin(
     solver: Any, space: Space, x: Array, value: float, gradient: Array, norm: float,
-    pairs: Pairs, weights: Any,
+    pairs: Pairs, weights: Any, noise: float,
 ) -> LBFGSState:
     """The state at the start of a run; `pairs` may come from an earlier run."""
     inner = weighted(gradient, weights)
@@ -176,6 +175,6 @@ def begin(
         with_gradient = space.small_zeros(pairs.rows.shape[:1])  # without touching the rows
     state = _aim(
         solver, space, (x, value, gradient, norm, 0.0), (pairs, with_gradient, math.inf, weights),
-        value, solver.pace, math.inf, False,
+        value, solver.pace, math.inf, False, noise,
     )
     return state._replace(accepted=False)

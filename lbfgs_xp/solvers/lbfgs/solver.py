@@ -73,6 +73,7 @@ class LBFGS(Method, Solver):
     initial: Initial = dataclasses.field(init=False, repr=False, compare=False)
 
     resumes = True
+    takes_noise = True
 
     def __post_init__(self) -> None:
         setting(self, "memory_size", count, least=1)
@@ -92,7 +93,7 @@ class LBFGS(Method, Solver):
 
     def init(
         self, space: Space, x: Array, value: Any, gradient: Array, learned: Pairs | None = None,
-        unit: Array | None = None,
+        unit: Array | None = None, noise: Any = 0.0,
     ) -> LBFGSState:
         """The state at x, a vector (..., n), with value and gradient there.
 
@@ -113,7 +114,7 @@ class LBFGS(Method, Solver):
         weights = self.initial.weights(space, x) if unit is None else unit
         value, norm = space.read(value, space.max_abs(gradient))
         begin = many.begin if space.batched else one.begin
-        return begin(self, space, x, value, gradient, norm, pairs, weights)
+        return begin(self, space, x, value, gradient, norm, pairs, weights, noise)
 
     def step(
         self, space: Space, state: LBFGSState, value: Any, gradient: Array, active: Any = True

@@ -37,6 +37,7 @@ class LBFGSState(NamedTuple):
     failed : whether not even steepest descent found a lower point.
     unbounded : whether the largest step that the search allows, along a direction of norm 1 or
         more, still went down and met no positive curvature.
+    noise : how far apart two values may be through noise that was measured, or 0.
     """
 
     x: Array
@@ -58,6 +59,7 @@ class LBFGSState(NamedTuple):
     accepted: Any
     failed: Any
     unbounded: Any
+    noise: Any
 
 
 def endless(solver: Any, alpha: Any) -> Any:
