@@ -88,8 +88,9 @@ class Status(Reason):
 
 # Internal codes besides those of `Status`, below RUNNING, for ends that have yet to be confirmed:
 # the run seems to be at the precision floor; the gradient is small by the default tolerance; a
-# search has failed, and rounding does not explain it unless it is larger than that of one number.
-CLAIMED, FLAT, DOUBTED = -2, -3, -4
+# search has failed, and rounding does not explain it unless it is larger than that of one number;
+# and for a run that is to continue, because noise of the value has ended it.
+CLAIMED, FLAT, DOUBTED, NOISY = -2, -3, -4, -5
 
 
 class Best(NamedTuple):

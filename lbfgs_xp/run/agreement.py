@@ -230,7 +230,9 @@ def at_steps(solver: Solver, space: Space, x: Array, step: Array) -> Array:
     return solver.project(space, x + step) if solver.projects else x + step
 
 
-def noise_points(space: Space, x: Array, gradient: Array, spacing: Array, count: int) -> list[Array]:
+def noise_points(
+    space: Space, x: Array, gradient: Array, spacing: Array, count: int
+) -> list[Array]:
     """Equally spaced points next to x, all down the gradient.
 
     Without x itself, so that a jump or a kink at x is not taken for noise.

@@ -7,9 +7,10 @@ measured with each difference, from how far the values differ and from how much 
 backward difference disagree; where the step turns out far too long or too short, the difference is
 taken again. No step leaves the bounds, and where the function is not finite, it goes the other way.
 
-With noise of known size, as of an iterative solver, the step is one over which the function bends by
-many times that noise (Moré & Wild 2012, Estimating Derivatives of Noisy Simulations). The bend shows
-in the values of each difference, so the steps follow it from point to point.
+With noise of known size, such as that of an iterative solver, the step is one over which the
+function bends by many times that noise (Moré & Wild 2012, Estimating Derivatives of Noisy
+Simulations). The bend shows in the values of each difference, so the steps follow it from point to
+point.
 """
 
 from __future__ import annotations
@@ -306,46 +307,59 @@ class Differences:
 
     def expect_noise(
         self, x: Array, value: Any, noise: Any, bounds: Any, may_call: Callable[[int], bool]
-    ) -> None:
+    ) -> Array:
         """Find the steps for a function of numbers with this noise, and use them from now on.
+        Return how often each row (...) has called the function.
 
         noise : (...), its standard deviation; 0 where there is none.
+        may_call : whether the budget allows this many calls.
         """
         xp, backend = self.backend.xp, self.backend
         self._caller = np.geterr()
-        value, noise = self._array(value), self._array(noise)
+        value, noise = self._array(value), self._array(noise)[..., None]
         length, before, count, _ = self.known[:4]
-        h = self._plain(x, value, length, True)
-        noisy = noise[..., None] > 0.0
+        one, size = xp.ones_like(x), xp.abs(x)
+        h, noisy = self._plain(x, value, length, True), noise > 0.0
         if self.step is None:
             # As if the function changed by its own size where a coordinate does.
-            share = xp.sqrt(noise / xp.where(value == 0.0, noise, xp.abs(value)))[..., None]
-            h = xp.where(noisy, xp.maximum(h, xp.minimum(share, 0.1 * xp.ones_like(share))
-                                           * xp.abs(x)), h)
-        most = _FAR * xp.maximum(xp.abs(x), xp.ones_like(x))
-        columns = list(range(x.shape[-1])) if self.step is None else []
-        for _ in range(_SEARCHES):
-            calls = calls_per_derivative(len(columns), True)
-            if not columns or not may_call(calls):
+            scale = xp.abs(value)[..., None]
+            share = xp.sqrt(xp.where(noise < 0.01 * scale, noise * _inverse(xp, scale), 0.01 * one))
+            h = xp.where(noisy, xp.maximum(h, share * size), h)
+        most = _FAR * xp.maximum(size, one)
+        # Which steps are still off, in each row; the calls count for those rows alone.
+        off = noisy & (one > 0.0)
+        calls = xp.zeros_like(noise[..., 0], dtype=xp.int32)
+        for _ in range(_SEARCHES if self.step is None else 0):
+            here = backend.to_host(off)
+            columns = [i for i in range(x.shape[-1]) if here[..., i].any()]
+            if not columns or not may_call(calls_per_derivative(len(columns), True)):
                 break
-            with np.errstate(all="ignore"):
+            calls = calls + 2 * xp.sum(xp.astype(off, xp.int32), axis=-1, dtype=xp.int32)
+            with np.errstate(all="ignore"):    # the values may be infinite
                 _, second = self._among(x, value, h, columns, bounds)
-                ratio = _BEND * noise[..., None] / xp.maximum(second, noise[..., None])
-                usable = xp.isfinite(ratio) & xp.isfinite(second)
-                off = noisy & ((ratio > _BEND_OFF) | (ratio * _BEND_OFF < 1.0))
-                factor = xp.where(usable, xp.sqrt(xp.where(usable, ratio, 1.0)), 1.0 / _GROWS)
-            factor = xp.where(off | (noisy & xp.logical_not(usable)), factor, 1.0)
-            new = [xp.minimum(h[..., i] * factor[..., k], most[..., i])
-                   for k, i in enumerate(columns)]
-            moved = [backend.to_host(v != h[..., i]).any() for v, i in zip(new, columns, strict=True)]
-            every = [h[..., i] for i in range(x.shape[-1])]
-            for v, i in zip(new, columns, strict=True):
-                every[i] = v
-            h = xp.stack(every, axis=-1)
-            columns = [i for i, off_here in zip(columns, moved, strict=True) if off_here]
-        zero = xp.zeros_like(h)
-        # At the next point, h is used.
-        self.known = length, before, count, xp.full_like(x, math.nan), noise, h, h, zero
+                factor = self._factor(noise, second, _BEND_OFF, _GROWS)
+            new = {i: xp.minimum(h[..., i] * factor[..., k], most[..., i])
+                   for k, i in enumerate(columns)}
+            new = xp.stack([new.get(i, h[..., i]) for i in range(x.shape[-1])], axis=-1)
+            off = off & (new != h)
+            h = xp.where(off, new, h)
+        # At the next point, wherever it is, these are the steps.
+        nowhere = xp.full_like(x, math.nan)
+        self.known = length, before, count, nowhere, noise[..., 0], h, h, xp.zeros_like(h)
+        return calls
+
+    def _factor(self, noise: Array, second: Array, off: float, most: float) -> Array:
+        """By how much to change steps with these second differences: 1 if they are not off by this
+        factor, and at most by `most` if they are to grow."""
+        xp = self.backend.xp
+        one, ratio = xp.ones_like(second), xp.where(second > noise, second, noise + 0.0 * second)
+        usable = xp.isfinite(ratio)
+        ratio = _BEND * noise * _inverse(xp, ratio)
+        fine = (ratio <= off) & (ratio * off >= 1.0)
+        factor = xp.sqrt(xp.where(usable, ratio, one))
+        factor = xp.where(factor > most, most * one, factor)
+        factor = xp.where(fine, one, factor)
+        return xp.where(usable, factor, one / most)
 
     def _plain(self, x: Array, value: Array, length: Array, central: bool) -> Array:
         """The steps if there is only rounding."""
@@ -366,16 +380,11 @@ class Differences:
         h = xp.where(noisy, step, self._plain(x, value, length, True))
         columns = list(range(x.shape[-1]))
         slopes, second = self._among(x, value, h, columns, bounds)
-        ratio = _BEND * noise[..., None] / xp.maximum(second, noise[..., None])
-        drifts = noisy & ((ratio > _BEND_DRIFTS) | (ratio * _BEND_DRIFTS < 1.0))
+        following = step
         if self.step is None:
-            factor = xp.sqrt(ratio)
-            drifts = drifts & xp.isfinite(factor)
-            factor = xp.where(factor > _BEND_DRIFTS, _BEND_DRIFTS + 0.0 * factor, factor)
-            factor = xp.where(factor * _BEND_DRIFTS < 1.0, 1.0 / _BEND_DRIFTS + 0.0 * factor, factor)
-            following = xp.where(drifts, step * xp.where(drifts, factor, 1.0), step)
+            factor = self._factor(noise[..., None], second, _BEND_DRIFTS, _BEND_DRIFTS)
             most = _FAR * xp.maximum(xp.abs(x), xp.ones_like(x))
-            following = xp.minimum(following, most)
+            following = xp.where(noisy, xp.minimum(step * factor, most), step)
         self.known = length, before, count, x, noise, step, following, second
         return [slopes[..., i] for i in columns]
 

@@ -99,9 +99,10 @@ class Objective:
 
     def expect_noise(
         self, x: Array, value: Any, noise: Any, may_call: Callable[[int], bool]
-    ) -> None:
-        """From now on take differences over steps that suit this noise, where it is above 0."""
-        self.differences.expect_noise(x, value, noise, self._bounds_here, may_call)
+    ) -> Array:
+        """From now on take differences over steps that suit this noise, where it is above 0. Return
+        how often each row has called fun to find them."""
+        return self.differences.expect_noise(x, value, noise, self._bounds_here, may_call)
 
     def restrict_to(self, indices: Array | None) -> None:
         """Expect x to hold only the problems with these indices, (k,); None: all of them."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.scalars import Scalars
-from lbfgs_xp.result import CLAIMED, DOUBTED, FLAT, Best, Status
+from lbfgs_xp.result import CLAIMED, DOUBTED, FLAT, NOISY, Best, Status
 from lbfgs_xp.run import agreement, stopping
 from lbfgs_xp.run.iteration import Standing, better_point, succeeded
 
@@ -61,8 +61,7 @@ class SecondLook:
 
     departures : how often each problem has restarted from its best point.
     departed : the value at which it last started.
-    measured, measurements : the value at which noise was last measured, nan before that; and how
-        often it has begun again because of noise.
+    measured : the value at which the noise of differences was last measured, nan before that.
     """
 
     def __init__(self, run: Run):
@@ -71,7 +70,6 @@ class SecondLook:
         self.departures: Any = run.space.scalars.full(0, value)
         self.departed = value
         self.measured: Any = run.space.scalars.full(math.nan, value)
-        self.measurements: Any = run.space.scalars.full(0, value)
 
     def resumes(self) -> bool:
         """Whether any problem resumes, now that all have stopped."""
@@ -105,6 +103,9 @@ class SecondLook:
         run.rejoin_rows()
         p = run.standing.progress
         run.note(p._replace(status=fn.where(p.status == FLAT, _RUNNING, p.status)))
+        noisy = p.status == NOISY
+        if space.any(noisy):
+            self._begin_among_noise(noisy)
 
     def _open_claims(self) -> None:
         """Set `claim` to how each problem ends if nothing lower is found, and run those for which
@@ -160,6 +161,13 @@ class SecondLook:
             status = fn.where(rows, _TIME, status)
         run.note(p._replace(status=status))
         return rows & (status == _RUNNING)
+
+    def _can_pay(self, evaluations: int) -> Any:
+        """Which problems have the evaluations and the time left."""
+        run = self.run
+        p, late = run.standing.progress, time.perf_counter() >= run.deadline
+        spent = p.nfev + evaluations * run.criteria.calls_per_trial
+        return (spent <= run.criteria.maxfun) & (not late)
 
     def _visit(self, x: Array, rows: Any, counts: Any = True) -> tuple[Any, Array]:
         """Value and gradient at x, for these rows; x may become the best where it `counts`."""
@@ -266,7 +274,7 @@ class SecondLook:
         state, p, _ = run.standing
         hidden = fn.maximum(agreement.hidden_by_rounding(fn, backend, state.value), p.noise)
         measured = _SPREAD * noise
-        again = rows & (measured > fn.maximum(hidden, rounding)) & (self.measurements < _MEASUREMENTS)
+        again = rows & (measured > fn.maximum(hidden, rounding)) & (p.measured < _MEASUREMENTS)
         again = again & solver.takes_noise
         level = fn.where(rows, fn.maximum(hidden, measured), hidden)
         length = agreement.lengths_of(eps)[0]
@@ -302,8 +310,10 @@ class SecondLook:
         status = fn.where(rows & explained, _PRECISION, p.status)
         run.note(p._replace(status=status))
         self._fail(rows & fn.logical_not(explained))
-        if space.any(again):
-            self._begin_among_noise(again, measured)
+        p = run.standing.progress
+        run.note(p._replace(
+            status=fn.where(again, NOISY, p.status), noise=fn.where(again, measured, p.noise)
+        ))
 
     # --- noise ---------------------------------------------------------------------------------
 
@@ -331,7 +341,8 @@ class SecondLook:
         known, least = run.standing.progress.noise > 0.0, first
         left, never = rows, fn.full(False, state.value)
         for attempt in range(_DISTANCES):
-            left = self._affords(_NOISY, left)
+            # Without more than the nearest points, what they show decides.
+            left = self._affords(_NOISY, left) if attempt == 0 else left & self._can_pay(_NOISY)
             if not space.any(left):
                 break
             points = agreement.noise_points(space, state.x, state.gradient, spacing, _NOISY)
@@ -358,10 +369,13 @@ class SecondLook:
                 # On one step differences are 0, too.
                 equal = agreement.are_equal(fn, space.backend, values)
                 unclear = (unclear & fn.logical_not(known)) | equal
-            # However far apart the points are, noise is the same, unlike a bend.
+            # However far apart the points are, noise is the same, unlike what a bend adds.
             visible = left & (noise > rounding)
             same = visible & (noise <= _CHANGED * least) & (_CHANGED * noise >= least)
             least = fn.where(visible & (noise < least), noise, least)
+            if not differs and attempt > 0:
+                # A bend explains any change over a distance that is long enough.
+                unclear = fn.full(True, noise)
             unclear = left & unclear & fn.logical_not(same)
             if narrow is not False:
                 first = fn.where(first < math.inf, first, noise)
@@ -396,17 +410,19 @@ class SecondLook:
         ended = self._ended()
         stale = _CHANGED * fn.abs(state.value) < self.measured
         stale = stale | fn.logical_not(fn.isfinite(self.measured))
-        rows = ended & stale & (self.measurements < _MEASUREMENTS) & fn.isfinite(state.value)
+        rows = ended & stale & (p.measured < _MEASUREMENTS) & fn.isfinite(state.value)
         if run.solver.takes_noise and space.any(rows):
             self._look_for_noise(rows, everywhere=True)
-        self._judge_among_noise()
+        if not run.objective.forward:
+            self._judge_among_noise()
 
     def look_at_differences(self) -> None:
         """Look for noise where the first differences were taken over short steps: it may have made
         the function look as if it bent that fast."""
-        run, (state, p, _) = self.run, self.run.standing
+        run, p = self.run, self.run.standing.progress
         narrow = self._narrow() & (p.status == _RUNNING)
-        if run.solver.takes_noise and run.space.any(narrow):
+        # Forward differences end early among noise, and give way to central ones.
+        if run.solver.takes_noise and not run.objective.forward and run.space.any(narrow):
             self._look_for_noise(narrow, everywhere=False)
 
     def _narrow(self) -> Any:
@@ -431,7 +447,10 @@ class SecondLook:
         )
         wide = (steps >= spacing) | (space.per_problem(narrow) & (spacing > 0.0))
         spacing = _SPACING * space.xp.where(wide, spacing, steps)
-        noise, _, rounding, paid = self._noise_at(spacing, rows, narrow if space.any(narrow) else False)
+        if not space.any(narrow):
+            noise, _, rounding, paid = self._noise_at(spacing, rows)
+        else:
+            noise, _, rounding, paid = self._noise_at(spacing, rows, narrow)
         short = paid & narrow & (noise <= rounding)
         if everywhere and space.any(short):
             spacing = _SPACING * steps
@@ -445,14 +464,22 @@ class SecondLook:
             self.measured = fn.where(rows, fn.abs(state.value), self.measured)
         changed = (_CHANGED * level < p.noise) | (level > _CHANGED * p.noise)
         # Noise that is small beside how far the value has fallen spoils no difference.
-        above = level > fn.maximum(rounding, self._level(p, state, _GRADIENT))
+        flat = fn.full(_GRADIENT, state.value)
+        above = level > fn.maximum(rounding, self._level(p, state, flat))
         # Beside a large constant, rounding does.
         fallen, size = fn.abs(p.first_value - state.value), fn.abs(state.value)
         beside = everywhere & (fallen > 0.0) & (_BESIDE * fallen < size)
         level = fn.where(beside, fn.maximum(level, _SPREAD * space.backend.eps * size), level)
         again = rows & fn.where(p.noise > 0.0, changed, above | beside)
-        if space.any(again):
-            self._begin_among_noise(again, level)
+        if not space.any(again):
+            return
+        run.note(p._replace(noise=fn.where(again, level, p.noise)))
+        if run.objective.forward:
+            # Central ones take over.
+            status = fn.where(again, _LINE_SEARCH, p.status)
+            run.note(run.standing.progress._replace(status=status))
+        else:
+            self._begin_among_noise(again)
 
     def _ended(self) -> Any:
         """Which problems have ended at a small gradient, at a floor, or in a failed search."""
@@ -473,7 +500,8 @@ class SecondLook:
         way = agreement.at_steps(solver, space, state.x, way) - state.x
         (slope,) = space.read(space.dot(state.gradient, way))
         small = -0.5 * slope <= _ENOUGH * p.noise
-        status = fn.where(rows, fn.where(small, fn.full(_PRECISION, p.status), _LINE_SEARCH), p.status)
+        verdict = fn.where(small, fn.full(_PRECISION, p.status), _LINE_SEARCH)
+        status = fn.where(rows, verdict, p.status)
         if run.criteria.relative == 0.0:
             # The gradient is as small as was wanted if its errors are.
             error = space.read_one(space.max_abs(xp.where(step > 0.0, noise / step, 0.0 * step)))
@@ -481,41 +509,50 @@ class SecondLook:
             status = fn.where(flat, _GRADIENT, status)
         run.note(p._replace(status=status))
 
-    def _begin_among_noise(self, rows: Any, level: Any) -> None:
-        """Continue these problems from their best points, knowing that values may be this far apart
-        through noise. Differences take steps that suit it."""
+    def _begin_among_noise(self, rows: Any) -> None:
+        """Continue these problems from their best points, knowing the noise of the value."""
         run = self.run
-        objective, space, fn = run.objective, run.space, run.space.scalars
-        state, p, best = run.standing
-        p = p._replace(noise=fn.where(rows, level, p.noise))
-        run.note(p)
-        self.measurements = fn.where(rows, self.measurements + 1, self.measurements)
-        value, gradient, more = best.value, best.gradient, {}
-        nfev = objective.nfev
-        if objective.differs:
-            if objective.forward:
-                run.set_differences(forward=False)
-            budget = run.criteria.maxfun
-            objective.expect_noise(
-                best.x, run.to_user(best.value), run.to_user(p.noise * (1.0 / _SPREAD)),
-                lambda calls: bool(space.any(rows & (p.nfev + 3 * calls <= budget))),
-            )
-            value, gradient, _, _ = run.evaluate(best.x)
-            (value,) = space.read(value)
-            if run.solver.rescales:
-                more["unit"] = objective.differences.bends[1]
-                if space.batched:
-                    state = run.solver.in_units(space, state)
-        fresh = run.afresh(best.x, value, gradient, **more)
+        space, fn, (state, p, best) = run.space, run.space.scalars, run.standing
+        if run.objective.differs:
+            (value, gradient, unit), count = self._differences_among_noise(rows)
+        else:
+            (value, gradient, unit), count = (best.value, best.gradient, {}), 0
+        if space.batched and unit:
+            state = run.solver.in_units(space, state)
+        fresh = run.afresh(best.x, value, gradient, **unit)
         norm = fresh.gradient_norm
-        known = p if not objective.differs else p._replace(first_norm=norm)
-        again = stopping.again(fn, run.criteria, known, fresh.value, norm, objective.nfev - nfev)
-        if not objective.differs:
+        if run.objective.differs:
+            again = stopping.again(
+                fn, run.criteria, p._replace(first_norm=norm), fresh.value, norm, count
+            )
+        else:
+            again = stopping.again(fn, run.criteria, p, fresh.value, norm, count)
             again = stopping.where_small(fn, again, norm)
             again = again._replace(highest_norm=fn.maximum(p.highest_norm, norm))
-        best_now = Best(best.x, fresh.value, gradient, norm, fresh.value)
+        here = Best(best.x, fresh.value, gradient, norm, fresh.value)
+        again = again._replace(measured=p.measured + 1)
         self.departed = fn.where(rows, fresh.value, self.departed)
-        run.standing = space.merge(rows, Standing(fresh, again, best_now), Standing(state, p, best))
+        run.standing = space.merge(rows, Standing(fresh, again, here), Standing(state, p, best))
+
+    def _differences_among_noise(
+        self, rows: Any
+    ) -> tuple[tuple[Any, Array, dict[str, Array]], Any]:
+        """Take differences that suit the noise from now on: value and gradient at the best point, a
+        unit of each variable for solvers that take one, and how many calls this took."""
+        run, (_, p, best) = self.run, self.run.standing
+        space, objective, most = run.space, run.objective, run.criteria.maxfun
+        calls = objective.expect_noise(
+            best.x, run.to_user(best.value), run.to_user(p.noise * (1.0 / _SPREAD)),
+            lambda calls: bool(space.any(rows & (p.nfev + 3 * calls <= most))),
+        )
+        value, gradient, _, count = run.evaluate(best.x)
+        (value,) = space.read(value)
+        unit = {"unit": objective.differences.bends[1]} if run.solver.rescales else {}
+        if not space.batched:
+            calls = int(calls)
+        elif space.small_on_host:
+            calls = space.backend.to_host(calls)
+        return (value, gradient, unit), calls + count
 
     def _fail(self, rows: Any) -> None:
         p = self.run.standing.progress
@@ -629,7 +666,7 @@ class SecondLook:
         if not objective.forward:
             return False
         run.rejoin_rows()
-        space, criteria, (state, p, best) = run.space, run.criteria, run.standing
+        space, criteria, (_, p, best) = run.space, run.criteria, run.standing
         fn = space.scalars
         # At least the rounding error: eps |f| at either end of a step of sqrt(eps).
         error = 2.0 * space.backend.eps**0.5 * fn.abs(best.value)
@@ -645,6 +682,18 @@ class SecondLook:
         if not space.any(doubted):
             return False
         run.set_differences(forward=False)
+        noisy = doubted & (p.noise > 0.0)
+        doubted = doubted & fn.logical_not(noisy)
+        if space.any(doubted):
+            self._begin_centrally(doubted)
+        if space.any(noisy):
+            self._begin_among_noise(noisy)
+        return run.is_running()
+
+    def _begin_centrally(self, doubted: Any) -> None:
+        """Continue these problems from their best points by central differences."""
+        run, (state, p, best) = self.run, self.run.standing
+        space, fn = run.space, run.space.scalars
         _, gradient, _, count = run.evaluate(best.x)
         fresh = run.afresh(best.x, best.value, gradient)
         norm = fresh.gradient_norm
@@ -660,4 +709,3 @@ class SecondLook:
         sharper = best._replace(gradient=gradient, gradient_norm=norm)
         known = doubted & fn.logical_not(beyond)
         run.standing = space.merge(known, Standing(fresh, p, sharper), Standing(state, p, best))
-        return run.is_running()

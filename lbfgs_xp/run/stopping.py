@@ -86,6 +86,7 @@ class Progress(NamedTuple):
     claim : for second looks, the end that is yet to be confirmed.
     earlier : iterations of the run that this one resumes.
     noise : how far apart two values may be through noise that was measured, or 0.
+    measured : how often the run has begun anew because of noise.
     """
 
     status: Any
@@ -106,6 +107,7 @@ class Progress(NamedTuple):
     claim: Any
     earlier: Any
     noise: Any
+    measured: Any
 
 
 def start(
@@ -137,7 +139,8 @@ def again(
     status = fn.where(before.status == _UNBOUNDED, _UNBOUNDED, p.status)
     nfev = before.nfev + nfev
     p = p._replace(status=status, nit=before.nit, nfev=nfev)
-    p = p._replace(flat=before.flat, earlier=before.earlier, noise=before.noise)
+    p = p._replace(flat=before.flat, earlier=before.earlier)
+    p = p._replace(noise=before.noise, measured=before.measured)
     return budgets(fn, criteria, p)
 
 
@@ -154,7 +157,7 @@ def _fresh(
     status = fn.where(usable, status, _NOT_FINITE)
     return Progress(
         status, zero, zero + nfev, zero, zero, zero, value, norm, norm, zero, zero, extent, *first,
-        gtol, fn.full(_RUNNING, value), zero, fn.full(0.0, value),
+        gtol, fn.full(_RUNNING, value), zero, fn.full(0.0, value), zero,
     )
 
 
@@ -285,6 +288,7 @@ def update(
         p.claim,
         p.earlier,
         p.noise,
+        p.measured,
     )
     return budgets(fn, criteria, after)
 

@@ -137,7 +137,7 @@ class BFGS(Descent):
 
     def init(
         self, space: Space, x: Array, value: Any, gradient: Array,
-        learned: Estimate | None = None, unit: Array | None = None, **more: Any,
+        learned: Estimate | None = None, noise: Any = 0.0, unit: Array | None = None, **more: Any,
     ) -> DescentState:
         """The state at x, a vector (..., n), with value and gradient there.
 
@@ -151,7 +151,7 @@ class BFGS(Descent):
             matrix, _, bare, unit = learned
         product = space.products(matrix, gradient)
         return super().init(
-            space, x, value, gradient, learned=Estimate(matrix, product, bare, unit), **more
+            space, x, value, gradient, Estimate(matrix, product, bare, unit), noise, **more
         )
 
     def measure(
