@@ -301,6 +301,11 @@ class Differences:
         noise, step, _ = self.bends
         return self.backend.xp.where(noise > 0.0, step, plain)
 
+    def lengths(self, x: Array) -> Array:
+        """The lengths over which a function of numbers bends at x, (..., n)."""
+        xp, size = self.backend.xp, self.backend.xp.abs(x)
+        return self.known[0] * xp.where(size > self.least, size, xp.ones_like(x))
+
     def ordinary_steps(self, x: Array, value: Any) -> Array:
         """The steps of central differences if the function bends over the size of each variable."""
         return self._plain(x, self._array(value), self.backend.xp.ones_like(x), True)

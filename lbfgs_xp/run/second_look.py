@@ -31,6 +31,8 @@ _DEPARTURES = 30
 _BLIND = 100.0
 # How often a run continues with a smaller tolerance before it restarts from a lower point.
 _LATER = 2
+# How often it does so because of its own promise.
+_OWN = 8
 # A step by this many times sqrt(eps) |x| is visible.
 _FAR = 64.0
 # How many steps down the gradient a promise may take; for a small gradient, one.
@@ -50,6 +52,8 @@ _CHANGED, _MEASUREMENTS = 4.0, 8
 # A function whose differences were taken over less than this part of the ordinary length is narrow;
 # its changes are clear if they are this many times larger than its noise.
 _NARROW, _CLEAR = 0.03, 30.0
+# Over a length, a function changes by more than this part of its value.
+_CHANGES = 0.1
 # A value this many times larger than what it has fallen is mostly a constant.
 _BESIDE = 1e4
 # A gradient whose square is at most this many times that of its errors is lost among them.
@@ -222,6 +226,11 @@ class SecondLook:
         # A small gradient that is not that of a minimum: the start was much steeper than what came
         # after it. The run continues, with a tolerance relative to where it is now.
         early = wanted & (p.claim == _GRADIENT) & (far | (p.flat < _LATER))
+        # Or one of which the run itself knows better: the steepest variables may hide the others
+        # in these units, too.
+        own = solver.promise(space, state) > level
+        own = own & (p.status == _RUNNING) & (p.claim == _GRADIENT) & (p.flat < _OWN)
+        early = early | own
         norm = state.gradient_norm
         run.note(p._replace(
             status=fn.where(early, FLAT, p.status),
@@ -431,6 +440,19 @@ class SecondLook:
         shortest = space.xp.min(length, axis=-1)
         return space.read_one(shortest) < _NARROW
 
+    def _changes_over_lengths(self, rows: Any) -> Any:
+        """Whether the function does change over the short lengths as much as the differences there
+        suggest. Noise only looks as if it would."""
+        run, state = self.run, self.run.standing.solver_state
+        space, fn, differences = run.space, run.space.scalars, run.objective.differences
+        length = differences.lengths(state.x)
+        short = space.xp.where(differences.known[0] < _NARROW, length, 0.0 * length)
+        change = fn.full(0.0, state.value)
+        for x in agreement.noise_points(space, state.x, state.gradient, 0.5 * short, 2):
+            there = self._value_at(run.solver_here().project(space, x), rows)
+            change = fn.maximum(change, fn.abs(there - state.value))
+        return change > _CHANGES * fn.abs(state.value)
+
     def _look_for_noise(self, rows: Any, everywhere: bool) -> None:
         """Measure the noise of the values for these problems, and let those go on for which it
         counts.
@@ -442,6 +464,8 @@ class SecondLook:
         run.note(before._replace(status=fn.where(rows, _RUNNING, before.status)))
         value = run.to_user(state.value)
         narrow = self._narrow() & (before.noise == 0.0)
+        if space.any(rows & narrow):
+            narrow = narrow & fn.logical_not(self._changes_over_lengths(rows & narrow))
         steps, spacing = differences.steps(state.x, value, True), differences.ordinary_steps(
             state.x, value
         )

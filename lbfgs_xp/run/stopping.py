@@ -35,8 +35,8 @@ class Criteria(NamedTuple):
 
     relative : the tolerance of the gradient relative to the first ones; 0 if gtol is given.
     lost : the least tolerance, relative to the error of the largest gradient: if the first steps
-        solve a problem exactly, later gradients are rounding. 0 if a look does not confirm the end:
-        for methods without searches, and after a switch to central differences, which look again.
+        solve a problem exactly, later gradients are rounding. 0 for methods without searches, whose
+        end no look confirms, and after a switch to central differences, which are sharper.
     eps, noise, largest : properties of the dtype, from `Backend`.
     patience : iterations without meaningful progress after which the precision floor counts as
         reached.
@@ -236,7 +236,7 @@ def update(
     # By the default tolerance, which is relative to the start, the value must have settled, too,
     # unless all of the gradient may be rounding. Even then the end is provisional.
     provisional = fn.full(True, norm) & (criteria.relative > 0.0)
-    provisional = provisional & (criteria.lost > 0.0)
+    provisional = provisional & (criteria.failure == _LINE_SEARCH)
     settled = before - value <= negligible(fn, criteria, p, value, 4.0 * criteria.eps)
     lost = (nit + p.earlier <= _FIRST) & (norm <= criteria.lost * criteria.error * p.highest_norm)
     # Differences may not let the value settle.

@@ -141,6 +141,11 @@ class Solver(ABC):
         """The inverse Hessian at the state's iterate, as an operator; None if there is none."""
         return None
 
+    def promise(self, space: Space, state: Any) -> Any:
+        """The decrease that the solver's own model predicts for the search that begins at the
+        iterate; 0 if it has no model."""
+        return space.scalars.full(0.0, state.value)
+
     def in_units(self, space: Space, state: Any) -> Any:
         """The same state, in the form that `init` with `unit` returns, to be merged with it."""
         return state
@@ -162,7 +167,7 @@ class Solver(ABC):
 _OPTIONAL = (
     "supports_bounds", "with_bounds", "project", "needs_hessian", "compiles", "searches",
     "patience", "of_rows", "rescales", "takes_noise", "in_units", "inverse_hessian", "check_state",
-    "learned", "resume",
+    "learned", "resume", "promise",
 )
 
 

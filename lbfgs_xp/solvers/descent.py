@@ -130,6 +130,11 @@ class Descent(Method, Solver):
         """
         return state.learned
 
+    def promise(self, space: Space, state: DescentState) -> Any:
+        fn, slope = space.scalars, now(state.search.dphi0)
+        known = fn.isfinite(state.share) & (slope < 0.0) & (state.search.evaluations == 0)
+        return fn.where(known, -slope * fn.where(known, state.share, 0.0), 0.0 * state.value)
+
     # --- resuming from an earlier run; methods with a memory override these ----------------------
 
     def check_state(self, state: Any) -> None:

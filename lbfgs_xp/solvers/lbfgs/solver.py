@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.checks import count, flag, setting
 from lbfgs_xp.line_search import LineSearch, MoreThuente, rule_of
@@ -140,6 +141,12 @@ class LBFGS(Method, Solver):
         if state.weights is not None:
             return state
         return state._replace(weights=space.xp.ones_like(state.x))
+
+    def promise(self, space: Space, state: LBFGSState) -> Any:
+        """Half the slope of the next step, if pairs have shaped it."""
+        fn, slope = space.scalars, now(state.search.dphi0)
+        known = (state.pairs.count > 0) & (slope < 0.0) & (state.search.evaluations == 0)
+        return fn.where(known, -0.5 * slope, 0.0 * state.value)
 
     def inverse_hessian(self, space: Space, state: LBFGSState) -> InverseHessian:
         """The inverse Hessian at the state's iterate, as an operator.
