@@ -152,6 +152,8 @@ class LineSearch(Settings, ABC):
           (`Search.contrary`), since one of the two must then be wrong.
         * A trial that is not finite was too far. The rule does not see it; the next trial is
           closer to the best one, and no later trial goes that far again.
+        * A trial with the value and the slope of the start has not moved x beyond its rounding: the
+          search is STUCK if the next step would be shorter.
         * The search is STUCK once the budget is spent or no new step is left to try. It never asks
           for the same point twice: take `best_alpha` if `best_phi` < `phi0`.
         """
@@ -266,7 +268,8 @@ class LineSearch(Settings, ABC):
         near = fn.abs(phi - phi0) < noise
         # If neither value nor slope has changed, there was no step; and slopes that contradict the
         # values cannot replace them.
-        hidden = near & fn.logical_not(contrary) & ((phi != phi0) | (dphi != dphi0))
+        same = near & (phi == phi0) & (dphi == dphi0)
+        hidden = near & fn.logical_not(contrary | same)
         raised = phi > phi0
         phi = fn.where(hidden, phi0 + 0.5 * alpha * (dphi0 + dphi), phi)
         finite = searching & fn.isfinite(phi) & fn.isfinite(dphi)
@@ -294,6 +297,8 @@ class LineSearch(Settings, ABC):
         proposal = fn.minimum(proposal, self.alpha_max)
 
         fresh = (proposal > 0.0) & (proposal != alpha) & (proposal != best_alpha)
+        # A shorter step would not move x either.
+        fresh = fresh & fn.logical_not(same & (proposal < alpha))
         stuck = stuck | fn.logical_not(fresh & fn.isfinite(proposal))
         stuck = searching & stuck & fn.logical_not(accepted)
         status = fn.where(accepted, ACCEPTED, fn.where(stuck, STUCK, status))

@@ -492,7 +492,7 @@ class SecondLook:
         above = level > fn.maximum(rounding, self._level(p, state, flat))
         # Beside a large constant, rounding does.
         fallen, size = fn.abs(p.first_value - state.value), fn.abs(state.value)
-        beside = everywhere & (fallen > 0.0) & (_BESIDE * fallen < size)
+        beside = everywhere & (size > 0.0) & (_BESIDE * fallen < size)
         level = fn.where(beside, fn.maximum(level, _SPREAD * space.backend.eps * size), level)
         again = rows & fn.where(p.noise > 0.0, changed, above | beside)
         if not space.any(again):
@@ -721,7 +721,10 @@ class SecondLook:
         _, gradient, _, count = run.evaluate(best.x)
         fresh = run.afresh(best.x, best.value, gradient)
         norm = fresh.gradient_norm
-        again = stopping.again(fn, run.criteria, p, fresh.value, norm, count)
+        # Forward differences may have been 0.
+        known = p._replace(first_norm=fn.where(p.first_norm > 0.0, p.first_norm, norm))
+        again = stopping.again(fn, run.criteria, known, fresh.value, norm, count)
+        self.measured = fn.where(doubted, math.nan, self.measured)
         again = stopping.where_small(fn, again, norm)
         # If the differences reach beyond the domain, the run keeps the outcome it had.
         beyond = again.status == _NOT_FINITE
