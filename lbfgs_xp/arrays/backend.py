@@ -72,6 +72,11 @@ def device_context(array: Array) -> contextlib.AbstractContextManager[Any]:
     return _class(namespace_of(array)).on_device(compat.device(array))
 
 
+def kernels_of(array: Array) -> Callable | None:
+    """`Backend.kernels` for an array of any library."""
+    return _class(namespace_of(array)).kernels(array)
+
+
 def compiled(array: Array, function: Callable) -> Callable:
     """`function` for arrays like this one, compiled if their library can."""
     return _class(namespace_of(array)).compile(function)
@@ -104,15 +109,12 @@ class Backend(Keyed):
         not with JAX, even on the CPU.
     compiles, differentiates : bool
         Whether `jit` compiles; whether there is automatic differentiation.
-    has_kernels : bool
-        Whether `elementwise` can build a kernel from C++ source.
     """
 
     on_host = False
     reads_are_free = False
     compiles = False
     differentiates = False
-    has_kernels = False
 
     def __init__(self, array: Array, what: str = "x0", traced: bool = False):
         """See `of`."""
@@ -436,6 +438,14 @@ class Backend(Keyed):
     def mark_overwritten(self, array: Array) -> None:
         """Tell autograd that the array was overwritten through `flat_view`."""
 
+    def dense(self, array: Array) -> Array:
+        """`array`, made dense if the library has sparse ones of the same type."""
+        return array
+
+    def with_dense_gradient(self, array: Array) -> Array:
+        """A part of a vector whose gradient, even if it is sparse, belongs to a dense one."""
+        return array
+
     def requires_grad_like(self, array: Array, like: Array) -> Array:
         """`array`, which requires a gradient if `like` does."""
         return array
@@ -462,9 +472,15 @@ class Backend(Keyed):
         """Whether the user has compiled `fun`, which declares it a pure function."""
         return False
 
-    def elementwise(self, inputs: str, outputs: str, body: str) -> Callable:
-        """A kernel that computes `body` for each element of its arrays."""
-        raise NotImplementedError
+    @staticmethod
+    def kernels(array: Array) -> Callable | None:
+        """What builds kernels for arrays like this one from C++ source; None if nothing does.
+
+        It is a function of `lbfgs_xp.arrays.formula.Kernel`'s inputs, outputs and body. A kernel
+        takes its inputs, or its inputs and outputs, and returns its outputs, which all have the
+        shape to which the inputs are broadcast.
+        """
+        return None
 
     def value_and_gradient(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
         """(args, x) -> (value, gradient, aux) by automatic differentiation.

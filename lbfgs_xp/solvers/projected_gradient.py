@@ -261,7 +261,7 @@ class ProjectedGradient(Method, Solver):
         xp, places = _few(space, self.memory_size)
         recent = xp.where(places == space.per_problem(slot), space.per_problem(value), recent)
         highest = xp.max(recent, axis=-1)
-        blur = hidden(space, highest, noise)
+        blur = hidden(fn, space.backend.noise, highest, noise)
         search = search_from(self.line_search, highest, slope, 1.0, blur)
         no = fn.full(False, value)
         return ProjectedGradientState(

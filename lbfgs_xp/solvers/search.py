@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.pending import Pending
 from lbfgs_xp.arrays.scalars import Scalars
-from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.line_search import STUCK, LineSearch, Search
 
 # A function that still falls without curvature after a step of this length counts as unbounded. (If
@@ -23,17 +22,17 @@ class Lowest(NamedTuple):
     gradient: Array
 
 
-def hidden(space: Space, value: Any, noise: Any) -> Any:
-    """How far apart two values may be through rounding, or through noise that was measured."""
-    rounding = abs(value) * space.backend.noise
-    if isinstance(rounding, float):
-        return noise if noise > rounding else rounding
-    return space.scalars.maximum(rounding, noise)
+def hidden(fn: Scalars, rounding: float, value: Any, noise: Any) -> Any:
+    """How far apart two values may be through rounding, or through noise that was measured.
+
+    rounding : `Backend.noise`.
+    """
+    return fn.maximum(fn.abs(value) * rounding, noise)
 
 
-def at_floor(space: Space, decrement: Any, value: Any, noise: Any) -> Any:
+def at_floor(fn: Scalars, rounding: float, decrement: Any, value: Any, noise: Any) -> Any:
     """Whether rounding or noise hides the decrease that was predicted for the last step."""
-    return decrement <= hidden(space, value, noise)
+    return decrement <= hidden(fn, rounding, value, noise)
 
 
 def advance(

@@ -93,10 +93,10 @@ def _arrive(
         pairs = curvature.accept(space, pairs, with_change, slope, solver.scale_initial)
     bare = state.pairs.count == 0
     decrement = state.decrement if bare else -0.5 * search.dphi0
+    far = endless(solver.line_search, solver.initial.scales_first, alpha)
     return _aim(
         solver, space, (x, value, gradient, norm, alpha), (pairs, with_gradient, squared, weights),
-        seen, state.pace, decrement, bare and pairs.count == 0 and endless(solver, alpha),
-        state.noise,
+        seen, state.pace, decrement, bare and pairs.count == 0 and far, state.noise,
     )
 
 
@@ -106,7 +106,9 @@ def _give_up(
     """The state after a line without a lower point: drop the memory or, if there is none, fail."""
     decrement = -0.5 * search.dphi0 if state.pairs.count else state.decrement
     # At the precision floor steepest descent would do no better.
-    if state.pairs.count == 0 or at_floor(space, decrement, state.value, state.noise):
+    if state.pairs.count == 0 or at_floor(
+        space.scalars, space.backend.noise, decrement, state.value, state.noise
+    ):
         return state._replace(
             search=search, seen=seen, decrement=decrement, accepted=False, failed=True
         )
@@ -155,7 +157,8 @@ def _aim(
         pace = Pace(pace.iteration + 1, memory)
         # A schedule may end at 0, with which no search can begin.
         first *= rate if rate > 0.0 else space.backend.eps
-    search = search_from(solver.line_search, value, slope, first, hidden(space, value, noise))
+    blur = hidden(space.scalars, space.backend.noise, value, noise)
+    search = search_from(solver.line_search, value, slope, first, blur)
     trial = space.move(x, search.alpha, direction)
     return named(LBFGSState, (
         x, value, gradient, norm, alpha, direction, search, trial, seen, None, pairs,
