@@ -33,6 +33,7 @@ class Problem(NamedTuple):
     lowest : the lowest such value near x.
     blur : how far apart values at x may be through noise and rounding, in the same unit, and how
         far above the lowest value errors of the gradient leave a run.
+    differentiable : whether the function is; where not, a run may find no lower point and say so.
     """
 
     fun: Callable[[Any], Any]
@@ -41,6 +42,7 @@ class Problem(NamedTuple):
     height: Callable[[Any], float]
     lowest: Callable[[Any], float]
     blur: Callable[[Any], float]
+    differentiable: bool = True
 
 
 # --- smooth functions of z -----------------------------------------------------------------------
@@ -331,7 +333,7 @@ def with_kinks(rng: Rng, smooth: Smooth) -> Problem:
         return q.T @ (a * (u - centre) + weight * np.sign(u - corner))
 
     kinks = Smooth(value, gradient, 2.0 * rng.normal(size=n), float(lowest))
-    return problem(kinks, Settings(factor=_factor(rng)))
+    return problem(kinks, Settings(factor=_factor(rng)))._replace(differentiable=False)
 
 
 KINDS: dict[str, Callable[[Rng, Smooth], Problem]] = {
@@ -348,9 +350,13 @@ KINDS: dict[str, Callable[[Rng, Smooth], Problem]] = {
 }
 # Kinds for which differences say nothing new, because the gradient is what is wrong.
 GIVEN_GRADIENTS = ("errors of the gradient", "noise and errors")
+DERIVATIVES = ("given", "2-point", "3-point")
 
 
-def of_kind(kind: str, count: int) -> Iterator[Problem]:
+def of_kind(kind: str, count: int) -> Iterator[tuple[Problem, str]]:
+    """So many problems, and how to take the derivatives of each."""
     for number in range(count):
         rng = np.random.default_rng([list(KINDS).index(kind), number])
-        yield KINDS[kind](rng, SMOOTH[number % len(SMOOTH)](rng))
+        given = kind in GIVEN_GRADIENTS
+        how = DERIVATIVES[0 if given else number // len(SMOOTH) % len(DERIVATIVES)]
+        yield KINDS[kind](rng, SMOOTH[number % len(SMOOTH)](rng)), how

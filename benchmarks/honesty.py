@@ -7,6 +7,13 @@ each with its default tolerances (least squares by MINPACK). The lowest value ne
 is found by Levenberg-Marquardt in scaled variables. A success is false if that is lower by more
 than 1e-4 of it and 1e-10 of the decrease so far; a failure is false if the run is within 1e-8 and
 1e-14 of it.
+
+With --random COUNT, so many random problems of each kind in `_random_problems.py`, by given
+gradients and by differences. What a run has reached is judged without the noise, in float64: by the
+minimum, or by Newton's method from its end. A success is false if the value is higher by more than
+1e-4 of the lowest one, a part of the fall (1e-9, and 1e-6 by differences; 1e-5 and 1e-3 in float32)
+and 10 times the noise for each variable. A failure is false if it is within 1e-8, 1e-14 and the
+noise; at a kink no failure is.
 """
 
 from __future__ import annotations
@@ -23,6 +30,7 @@ import numpy as np
 import scipy.optimize
 from _common import print_machine, print_table
 from _more_garbow_hillstrom import PROBLEMS, Residuals, jacobian
+from _random_problems import DERIVATIVES, KINDS, Problem, of_kind
 
 import lbfgs_xp as lx
 
@@ -179,12 +187,97 @@ def judged(run: Any, residuals: Residuals, x0: np.ndarray) -> tuple[str, int]:
     return ("false failure" if there else "honest failure"), calls
 
 
+# --- random problems -----------------------------------------------------------------------------
+
+
+def ours_among_noise(method: str) -> Callable[[Problem, str], tuple[np.ndarray, bool, int]]:
+    def run(p: Problem, how: str) -> tuple[np.ndarray, bool, int]:
+        jac = p.gradient if how == "given" else how
+        res = lx.minimize(p.fun, p.start.copy(), jac=jac, method=method, maxfun=MAXFUN)
+        return res.x, bool(res.success), int(res.nfev)
+
+    return run
+
+
+def scipys_among_noise(method: str) -> Callable[[Problem, str], tuple[np.ndarray, bool, int]]:
+    def run(p: Problem, how: str) -> tuple[np.ndarray, bool, int]:
+        kind, start = p.start.dtype, p.start.astype(np.float64)
+        res = scipy.optimize.minimize(
+            lambda x: float(p.fun(x.astype(kind))), start, method=method,
+            jac=(lambda x: p.gradient(x.astype(kind)).astype(float)) if how == "given" else how,
+            options={"maxiter": MAXFUN},
+        )
+        return res.x, bool(res.success), int(res.nfev)
+
+    return run
+
+
+AMONG_NOISE = {
+    "lx.LBFGS": ours_among_noise("lbfgs"),
+    "lx.BFGS": ours_among_noise("bfgs"),
+    "SciPy L-BFGS-B": scipys_among_noise("L-BFGS-B"),
+    "SciPy BFGS": scipys_among_noise("BFGS"),
+}
+
+
+def verdict(p: Problem, how: str, x: np.ndarray, success: bool) -> str:
+    height, lowest, blur = p.height(x), p.lowest(x), p.blur(x)
+    gap = height - lowest if np.isfinite(height) else np.inf
+    fallen = abs(p.height(p.start) - lowest)
+    share = 1e-9 if p.start.dtype == np.float64 else 1e-5
+    if how != "given":
+        share *= 1e3 if p.start.dtype == np.float64 else 1e2
+    if success:
+        solved = gap <= 1e-4 * abs(lowest) + share * fallen + 10.0 * len(x) * blur
+        return "solved" if solved else "false success"
+    there = gap <= 1e-8 * abs(lowest) + 1e-14 * fallen + blur
+    return "false failure" if there and p.differentiable else "honest failure"
+
+
+def random_problems(count: int) -> None:
+    """Print what becomes of random problems of each kind, and of all with the same derivatives."""
+    found: dict[tuple[str, str, str], list[tuple[str, int]]] = {}
+    for kind in KINDS:
+        for p, how in of_kind(kind, count):
+            for name, run in AMONG_NOISE.items():
+                x, success, calls = run(p, how)
+                entry = verdict(p, how, x, success), calls
+                found.setdefault((kind, how, name), []).append(entry)
+    groups: dict[str, Callable[[str, str], bool]] = {
+        **{kind: lambda k, _, kind=kind: k == kind for kind in KINDS},
+        **{f"derivatives: {d}": lambda _, h, d=d: h == d for d in DERIVATIVES},
+        "all": lambda _, __: True,
+    }
+    short = ["false success", "false failure", "honest failure"]
+    headings = ["", "problems", *(f"{name}" for name in AMONG_NOISE)]
+    rows = []
+    for title, belongs in groups.items():
+        cells, size = [], 0
+        for name in AMONG_NOISE:
+            entries = [
+                e for (kind, how, who), several in found.items()
+                if who == name and belongs(kind, how) for e in several
+            ]
+            size = len(entries)
+            counts = Counter(v for v, _ in entries)
+            cells.append(" ".join(f"{counts[key]:4d}" for key in short))
+        rows.append([title, str(size), *cells])
+    print_table(f"Random problems: {', '.join(short)}", headings, rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nist", type=Path, help="the folder with the .dat files of NIST")
     parser.add_argument("--count", type=int, default=200, help="random problems")
     parser.add_argument("--quick", action="store_true", help="few problems")
+    parser.add_argument("--random", type=int, default=0, help="random problems of each kind")
     arguments = parser.parse_args()
+    if arguments.random:
+        warnings.simplefilter("ignore")
+        np.seterr(all="ignore")
+        random_problems(arguments.random)
+        print_machine()
+        return
     families: dict[str, list[Case]] = {
         "Moré, Garbow & Hillstrom": [case[1:] for case in PROBLEMS],
         "Random problems in mixed units": list(scaled(arguments.count)),

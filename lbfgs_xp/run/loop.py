@@ -238,6 +238,8 @@ class Run:
         standing, better = self._after(self.standing, self.criteria, value, gradient, count)
         self._in_step = False
         self.move_to(standing, aux, better)
+        if self.objective.differs:
+            self.second_look.look_at_search()
         return self.space.batched or self.standing.solver_state.accepted
 
     def move_to(self, standing: Standing, aux: Any, better: Any) -> None:

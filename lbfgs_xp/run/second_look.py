@@ -52,6 +52,8 @@ _CHANGED, _MEASUREMENTS = 4.0, 8
 # A function whose differences were taken over less than this part of the ordinary length is narrow;
 # its changes are clear if they are this many times larger than its noise.
 _NARROW, _CLEAR = 0.03, 30.0
+# How many trials of a search call for a look for noise.
+_LONG = 5
 # Over a length, a function changes by more than this part of its value.
 _CHANGES = 0.1
 # A value this many times larger than what it has fallen is mostly a constant.
@@ -65,7 +67,6 @@ class SecondLook:
 
     departures : how often each problem has restarted from its best point.
     departed : the value at which it last started.
-    measured : the value at which the noise of differences was last measured, nan before that.
     """
 
     def __init__(self, run: Run):
@@ -73,7 +74,6 @@ class SecondLook:
         value = run.standing.solver_state.value
         self.departures: Any = run.space.scalars.full(0, value)
         self.departed = value
-        self.measured: Any = run.space.scalars.full(math.nan, value)
 
     def resumes(self) -> bool:
         """Whether any problem resumes, now that all have stopped."""
@@ -417,8 +417,7 @@ class SecondLook:
         run, (state, p, _) = self.run, self.run.standing
         space, fn = run.space, run.space.scalars
         ended = self._ended()
-        stale = _CHANGED * fn.abs(state.value) < self.measured
-        stale = stale | fn.logical_not(fn.isfinite(self.measured))
+        stale = (_CHANGED * fn.abs(state.value) < p.looked) | (p.looked != p.looked)
         rows = ended & stale & (p.measured < _MEASUREMENTS) & fn.isfinite(state.value)
         if run.solver.takes_noise and space.any(rows):
             self._look_for_noise(rows, everywhere=True)
@@ -433,6 +432,17 @@ class SecondLook:
         # Forward differences end early among noise, and give way to central ones.
         if run.solver.takes_noise and not run.objective.forward and run.space.any(narrow):
             self._look_for_noise(narrow, everywhere=False)
+
+    def look_at_search(self) -> None:
+        """Look for noise where a search takes many trials, which then are no better than chance."""
+        run, p = self.run, self.run.standing.progress
+        long = (p.status == _RUNNING) & (p.trials >= _LONG) & (p.looked != p.looked)
+        if run.objective.forward or not run.space.any(long) or not run.solver.takes_noise:
+            return
+        run.rejoin_rows()
+        p = run.standing.progress
+        long = (p.status == _RUNNING) & (p.trials >= _LONG) & (p.looked != p.looked)
+        self._look_for_noise(long, everywhere=True)
 
     def _narrow(self) -> Any:
         """Where the function seems to bend over lengths much shorter than its variables."""
@@ -485,7 +495,8 @@ class SecondLook:
         p = p._replace(status=fn.where(rows, before.status, p.status))
         run.note(p)
         if everywhere:
-            self.measured = fn.where(rows, fn.abs(state.value), self.measured)
+            p = p._replace(looked=fn.where(rows, fn.abs(state.value), p.looked))
+            run.note(p)
         changed = (_CHANGED * level < p.noise) | (level > _CHANGED * p.noise)
         # Noise that is small beside how far the value has fallen spoils no difference.
         flat = fn.full(_GRADIENT, state.value)
@@ -724,7 +735,7 @@ class SecondLook:
         # Forward differences may have been 0.
         known = p._replace(first_norm=fn.where(p.first_norm > 0.0, p.first_norm, norm))
         again = stopping.again(fn, run.criteria, known, fresh.value, norm, count)
-        self.measured = fn.where(doubted, math.nan, self.measured)
+        again = again._replace(looked=fn.full(math.nan, norm))
         again = stopping.where_small(fn, again, norm)
         # If the differences reach beyond the domain, the run keeps the outcome it had.
         beyond = again.status == _NOT_FINITE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import isfinite
+from math import isfinite, nan
 from typing import Any, NamedTuple
 
 from lbfgs_xp.arrays.pending import now
@@ -87,6 +87,7 @@ class Progress(NamedTuple):
     earlier : iterations of the run that this one resumes.
     noise : how far apart two values may be through noise that was measured, or 0.
     measured : how often the run has begun anew because of noise.
+    looked : the size of the value where noise of differences was last looked for; nan before.
     """
 
     status: Any
@@ -108,6 +109,7 @@ class Progress(NamedTuple):
     earlier: Any
     noise: Any
     measured: Any
+    looked: Any
 
 
 def start(
@@ -140,7 +142,7 @@ def again(
     nfev = before.nfev + nfev
     p = p._replace(status=status, nit=before.nit, nfev=nfev)
     p = p._replace(flat=before.flat, earlier=before.earlier)
-    p = p._replace(noise=before.noise, measured=before.measured)
+    p = p._replace(noise=before.noise, measured=before.measured, looked=before.looked)
     return budgets(fn, criteria, p)
 
 
@@ -158,6 +160,7 @@ def _fresh(
     return Progress(
         status, zero, zero + nfev, zero, zero, zero, value, norm, norm, zero, zero, extent, *first,
         gtol, fn.full(_RUNNING, value), zero, fn.full(0.0, value), zero,
+        fn.full(nan, value),
     )
 
 
@@ -289,6 +292,7 @@ def update(
         p.earlier,
         p.noise,
         p.measured,
+        p.looked,
     )
     return budgets(fn, criteria, after)
 
