@@ -111,9 +111,10 @@ def minimize(
         error exceeds the gradient, so the run switches to central differences once a search has
         failed or taken 8 trials, or once a small gradient may be nothing more than that error.
     diff_step : None or float
-        The step of the finite differences, relative to each variable (to 1 if it is 0): for
-        functions whose noise exceeds rounding, about the cube root of the relative noise with
-        "3-point" and its square root with "2-point". None: chosen for rounding alone.
+        The step of the finite differences, relative to each variable (to 1 if it is 0). None:
+        measured. If fun turns out to be noisy (like an integrator of low accuracy, or a function
+        with few digits), central differences take steps over which it bends by many times its
+        noise. A step that is given stays; how the run ends depends on the noise all the same.
     hess : None or function
         For methods that need the Hessian (`lx.Newton`); x must be real. None: automatic
         differentiation (PyTorch, JAX). A function: hess(x, *args) -> (n, n), for a batch
