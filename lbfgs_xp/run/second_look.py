@@ -286,8 +286,7 @@ class SecondLook:
         hidden = fn.maximum(agreement.hidden_by_rounding(fn, backend, state.value), p.noise)
         measured = _SPREAD * noise
         again = rows & (measured > fn.maximum(hidden, rounding)) & (p.measured < _MEASUREMENTS)
-        # That of differences has been looked for already, beside what matters to them.
-        again = again & (solver.takes_noise and not run.objective.differs)
+        again = again & solver.takes_noise
         level = fn.where(rows, fn.maximum(hidden, measured), hidden)
         length = agreement.lengths_of(eps)[0]
         rows = self._affords(1, rows & fn.logical_not(again))
