@@ -66,14 +66,14 @@ class SecondLook:
     """The second look at a phase of a run.
 
     departures : how often each problem has restarted from its best point.
-    departed : the value at which it last started.
+    departed, began : the value at which it last started, and at which it first did.
     """
 
     def __init__(self, run: Run):
         self.run = run
         value = run.standing.solver_state.value
         self.departures: Any = run.space.scalars.full(0, value)
-        self.departed = value
+        self.departed = self.began = value
 
     def resumes(self) -> bool:
         """Whether any problem resumes, now that all have stopped."""
@@ -230,6 +230,8 @@ class SecondLook:
         # in these units, too.
         own = solver.promise(space, state) > level
         own = own & (p.status == _RUNNING) & (p.claim == _GRADIENT) & (p.flat < _OWN)
+        # The errors of differences promise much.
+        own = own & (not run.objective.differs)
         early = early | own
         norm = state.gradient_norm
         run.note(p._replace(
@@ -500,7 +502,9 @@ class SecondLook:
         changed = (_CHANGED * level < p.noise) | (level > _CHANGED * p.noise)
         # Noise that is small beside how far the value has fallen spoils no difference.
         flat = fn.full(_GRADIENT, state.value)
-        above = level > fn.maximum(rounding, self._level(p, state, flat))
+        all_the_way = 4.0 * space.backend.eps * fn.abs(self.began - state.value)
+        matters = fn.maximum(self._level(p, state, flat), all_the_way)
+        above = level > fn.maximum(rounding, matters)
         # Beside a large constant, rounding does.
         fallen, size = fn.abs(p.first_value - state.value), fn.abs(state.value)
         beside = everywhere & (size > 0.0) & (_BESIDE * fallen < size)
@@ -708,8 +712,9 @@ class SecondLook:
         small = (p.status == _GRADIENT) & (error > _BLIND * p.gtol)
         unpaid = p.nfev + objective.calls_per_trial(forward=False) > criteria.maxfun
         late = fn.full(time.perf_counter() >= run.deadline, p.nfev)
-        floor = (p.status == _PRECISION) & fn.logical_not(unpaid | late)
-        doubted = floor | (small | (p.status == _LINE_SEARCH)) & fn.logical_not(unpaid | late)
+        floor = (p.status == _PRECISION) & (error > _BLIND * p.gtol)
+        doubted = small | floor | (p.status == _LINE_SEARCH)
+        doubted = doubted & fn.logical_not(unpaid | late)
         status = fn.where(small & late, _TIME, p.status)
         status = fn.where(small & unpaid, _EVALUATIONS, status)
         p = p._replace(status=status)
