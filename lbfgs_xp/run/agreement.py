@@ -258,6 +258,19 @@ def noise_of(fn: Scalars, values: list[Any]) -> Any:
     return fn.minimum(found[0], fn.minimum(found[1], found[2]))
 
 
+def most_noise(fn: Scalars, values: list[Any]) -> Any:
+    """No less than the standard deviation of the noise of equally spaced values, by all their
+    differences of third and higher orders."""
+    rows, most, square = values, 0.0, 1.0
+    for order in range(1, len(values)):
+        rows = [b - a for a, b in zip(rows, rows[1:], strict=False)]
+        square *= 2.0 * (2.0 * order - 1.0) / order
+        if order > 2:
+            for row in rows:
+                most = fn.maximum(fn.abs(row) * (1.0 / square**0.5), most)
+    return most
+
+
 def beyond_slope(fn: Scalars, values: list[Any], slope: Any) -> Any:
     """How far the differences of equally spaced values are from the one that the slope predicts,
     beyond what their bend explains."""

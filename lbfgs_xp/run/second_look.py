@@ -35,6 +35,8 @@ _LATER = 2
 _OWN = 8
 # A step by this many times sqrt(eps) |x| is visible.
 _FAR = 64.0
+# By differences, a step by this many times eps^(1/3) |x|.
+_BEYOND = 8.0
 # How many steps down the gradient a promise may take; for a small gradient, one.
 _STEPS = 2
 # A promise counts if it exceeds what does not matter by this factor.
@@ -44,6 +46,8 @@ _CLOSER = 4
 # The number of values by which noise is measured, and how many times that noise a difference of two
 # values may be.
 _NOISY, _SPREAD = 8, 8.0
+# As many of them show that a function is smooth.
+_FIRST = 5
 # How far apart they are along a variable: at first by this fraction of sqrt(eps) of its size, or of
 # the step of its differences; how much farther from time to time; and how often.
 _SPACING, _FARTHER, _DISTANCES = 0.125, 8.0, 9
@@ -80,6 +84,7 @@ class SecondLook:
         run = self.run
         run.rejoin_rows()
         if run.objective.differs:
+            self._leave_to_central()
             self._judge_differences()
         if not run.is_running():
             self._confirm()
@@ -146,10 +151,13 @@ class SecondLook:
         return fn.maximum(level, agreement.hidden_by_rounding(fn, space.backend, state.value))
 
     def _visible(self, p: Any, state: Any) -> Any:
-        """The length of a step that changes x visibly."""
+        """The length of a step that changes x visibly; by differences, of more than their own."""
         space = self.run.space
         size, eps = space.read_one(space.max_abs(state.x)), space.backend.eps
-        return _FAR * eps**0.5 * space.scalars.maximum(size, eps**0.25 * p.extent)
+        length = _FAR * eps**0.5
+        if self.run.objective.differs:
+            length = max(length, _BEYOND * eps ** (1 / 3))
+        return length * space.scalars.maximum(size, eps**0.25 * p.extent)
 
     # --- looks in the units of each variable ---------------------------------------------------
 
@@ -234,13 +242,23 @@ class SecondLook:
         own = own & (not run.objective.differs)
         early = early | own
         norm = state.gradient_norm
+        gtol = eps**0.25 * norm
+        if run.objective.differs:
+            # What is left may be the error of differences. That of forward ones shows nothing.
+            error = self._rounding_of_differences(state)
+            lost = early & (norm <= error)
+            early, wanted = early & fn.logical_not(lost), wanted & fn.logical_not(lost)
+            if run.objective.forward:
+                run.note(p._replace(status=fn.where(lost, _LINE_SEARCH, p.status)))
+                p = run.standing.progress
+            gtol = fn.maximum(gtol, error)
         run.note(p._replace(
             status=fn.where(early, FLAT, p.status),
             flat=fn.where(early, p.flat + 1, p.flat),
             first_value=fn.where(early, state.value, p.first_value),
             first_norm=fn.where(early, norm, p.first_norm),
             highest_norm=fn.where(early, norm, p.highest_norm),
-            gtol=fn.where(early, eps**0.25 * norm, p.gtol),
+            gtol=fn.where(early, gtol, p.gtol),
         ))
         wanted = wanted & fn.logical_not(early)
         share = 1.0
@@ -287,6 +305,8 @@ class SecondLook:
         measured = _SPREAD * noise
         again = rows & (measured > fn.maximum(hidden, rounding)) & (p.measured < _MEASUREMENTS)
         again = again & solver.takes_noise
+        if run.objective.differs:
+            again = again & (measured > self._spoils_nothing())
         level = fn.where(rows, fn.maximum(hidden, measured), hidden)
         length = agreement.lengths_of(eps)[0]
         rows = self._affords(1, rows & fn.logical_not(again))
@@ -311,6 +331,10 @@ class SecondLook:
         decrement = fn.where(fn.isfinite(decrement), decrement, 0.0)
         most = fn.maximum(fn.maximum(promised, broken), decrement)
         explained = (agrees | hides) & (most <= _ENOUGH * level)
+        if run.objective.differs:
+            # Over such steps they are no better than the bend of the function.
+            near = down & (steps * reach <= self._visible(p, state))
+            explained = explained | (near & (most <= _ENOUGH * self._spoils_nothing()))
         # A gradient that is not much larger than its own errors shows no way down.
         size, error = space.read(
             space.dot(state.gradient * unit, state.gradient * unit),
@@ -327,6 +351,16 @@ class SecondLook:
         ))
 
     # --- noise ---------------------------------------------------------------------------------
+
+    def _spoils_nothing(self) -> Any:
+        """Noise that spoils no difference: it is small beside how far the value has fallen."""
+        run, (state, p, _) = self.run, self.run.standing
+        space, here = run.space, run.rows.here
+        fn = space.scalars
+        began = self.began if here is None else space.take(self.began, here)
+        all_the_way = 4.0 * space.backend.eps * fn.abs(began - state.value)
+        level = self._level(p, state, fn.full(_GRADIENT, state.value))
+        return fn.maximum(level, all_the_way)
 
     def _noise_at(
         self, spacing: Array, rows: Any, narrow: Any = False
@@ -359,7 +393,14 @@ class SecondLook:
             points = agreement.noise_points(space, state.x, state.gradient, spacing, _NOISY)
             if solver.projects:
                 points = [solver.project(space, x) for x in points]
-            if differs:
+            if differs and attempt == 0:
+                values = [self._value_at(x, left) for x in points[:_FIRST]]
+                smooth = left & fn.logical_not(known | narrow) & self._is_smooth(points, values)
+                left = left & fn.logical_not(smooth)
+                if not space.any(left):
+                    break
+                values = values + [self._value_at(x, left) for x in points[_FIRST:]]
+            elif differs:
                 values = [self._value_at(x, left) for x in points]
             else:
                 seen = [self._visit(x, left, False) for x in points]
@@ -405,6 +446,21 @@ class SecondLook:
         rounding = agreement.hidden_by_rounding(fn, space.backend, largest)
         return noise, errors, rounding, rows & (run.standing.progress.status == _RUNNING)
 
+    def _is_smooth(self, points: list[Array], values: list[Any]) -> Any:
+        """Whether values at the first of these points show no noise that matters at all."""
+        run, state = self.run, self.run.standing.solver_state
+        space, fn = run.space, run.space.scalars
+        largest = fn.abs(state.value)
+        for value in values:
+            largest = fn.maximum(largest, fn.abs(value))
+        rounding = agreement.hidden_by_rounding(fn, space.backend, largest)
+        most = agreement.most_noise(fn, values)
+        (slope,) = space.read(space.dot(state.gradient, points[1] - points[0]))
+        beyond = float(_NOISY) * agreement.beyond_slope(fn, values, slope)
+        smooth = _SPREAD * most <= fn.maximum(rounding, self._spoils_nothing())
+        smooth = smooth & (beyond <= _ENOUGH * most + rounding)
+        return smooth & fn.logical_not(agreement.are_equal(fn, space.backend, values))
+
     def _value_at(self, x: Array, rows: Any) -> Any:
         run = self.run
         value, count = run.value_at(x)
@@ -421,6 +477,8 @@ class SecondLook:
         ended = self._ended()
         stale = (_CHANGED * fn.abs(state.value) < p.looked) | (p.looked != p.looked)
         rows = ended & stale & (p.measured < _MEASUREMENTS) & fn.isfinite(state.value)
+        if run.objective.forward:
+            rows = rows & fn.logical_not(self._is_left_to_central())
         if run.solver.takes_noise and space.any(rows):
             self._look_for_noise(rows, everywhere=True)
         if not run.objective.forward:
@@ -500,11 +558,7 @@ class SecondLook:
             p = p._replace(looked=fn.where(rows, fn.abs(state.value), p.looked))
             run.note(p)
         changed = (_CHANGED * level < p.noise) | (level > _CHANGED * p.noise)
-        # Noise that is small beside how far the value has fallen spoils no difference.
-        flat = fn.full(_GRADIENT, state.value)
-        all_the_way = 4.0 * space.backend.eps * fn.abs(self.began - state.value)
-        matters = fn.maximum(self._level(p, state, flat), all_the_way)
-        above = level > fn.maximum(rounding, matters)
+        above = level > fn.maximum(rounding, self._spoils_nothing())
         # Beside a large constant, rounding does.
         fallen, size = fn.abs(p.first_value - state.value), fn.abs(state.value)
         beside = everywhere & (size > 0.0) & (_BESIDE * fallen < size)
@@ -696,6 +750,48 @@ class SecondLook:
 
     # --- from forward differences to central ones ----------------------------------------------
 
+    def _rounding_of_differences(self, state: Any) -> Any:
+        """The largest error of a component of the gradient by differences, from rounding alone."""
+        run, xp = self.run, self.run.space.xp
+        value = run.to_user(state.value)
+        step = run.objective.differences.steps(state.x, value, not run.objective.forward)
+        shortest = run.space.read_one(xp.min(step, axis=-1))
+        return run.space.scalars.divide(run.space.backend.eps * abs(state.value), shortest)
+
+    def _is_left_to_central(self) -> Any:
+        """Which ends by forward differences central ones will judge, as far as is known now."""
+        run, (_, p, best) = self.run, self.run.standing
+        fn = run.space.scalars
+        blind = self._error_of_forward(best) > _BLIND * p.gtol
+        ended = (p.status == _GRADIENT) | (p.status == _PRECISION)
+        ended = ended | (p.status == FLAT) | (p.status == CLAIMED)
+        left = (ended & blind) | (p.status == _LINE_SEARCH)
+        return left & fn.logical_not(self._cannot_switch())
+
+    def _leave_to_central(self) -> None:
+        """Leave claims to central differences at once where looks by forward ones decide nothing.
+        """
+        run = self.run
+        if not run.objective.forward:
+            return
+        p, fn = run.standing.progress, run.space.scalars
+        left = self._is_left_to_central()
+        status = fn.where(left & (p.status == CLAIMED), _LINE_SEARCH, p.status)
+        run.note(p._replace(status=fn.where(left & (p.status == FLAT), _GRADIENT, status)))
+
+    def _error_of_forward(self, best: Best) -> Any:
+        """The error of forward differences: at least that of rounding, eps |f| at either end of a
+        step of sqrt(eps)."""
+        space = self.run.space
+        return 2.0 * space.backend.eps**0.5 * space.scalars.abs(best.value)
+
+    def _cannot_switch(self) -> Any:
+        """Which problems have no budget for central differences."""
+        run, p = self.run, self.run.standing.progress
+        calls = run.objective.calls_per_trial(forward=False)
+        late = run.space.scalars.full(time.perf_counter() >= run.deadline, p.nfev)
+        return (p.nfev + calls > run.criteria.maxfun) | late
+
     def _switch_to_central(self) -> bool:
         """Switch to central differences if only the error of forward ones may have ended a run: if
         a search has failed, or the gradient is small compared with that error. If a budget does not
@@ -707,8 +803,7 @@ class SecondLook:
         run.rejoin_rows()
         space, criteria, (_, p, best) = run.space, run.criteria, run.standing
         fn = space.scalars
-        # At least the rounding error: eps |f| at either end of a step of sqrt(eps).
-        error = 2.0 * space.backend.eps**0.5 * fn.abs(best.value)
+        error = self._error_of_forward(best)
         small = (p.status == _GRADIENT) & (error > _BLIND * p.gtol)
         unpaid = p.nfev + objective.calls_per_trial(forward=False) > criteria.maxfun
         late = fn.full(time.perf_counter() >= run.deadline, p.nfev)
