@@ -62,10 +62,10 @@ def _known(loss_fn: Any) -> _Known | None:
         kind = next(c for c in type(loss_fn).__mro__ if getattr(nn, c.__name__, None) is c)
         if type(loss_fn).forward is not kind.forward or "reduction" not in vars(loss_fn):
             return None
-        bare = copy.copy(loss_fn)
-        bare.reduction = "none"
+        bare: Any = copy.copy(loss_fn)
+        reduction, bare.reduction = bare.reduction, "none"
         classes = hasattr(loss_fn, "ignore_index")
-        return _Known(functools.partial(getattr, loss_fn), loss_fn.reduction, bare, classes)
+        return _Known(functools.partial(getattr, loss_fn), reduction, bare, classes)
     settings: dict[str, Any] = {}
     if isinstance(loss_fn, functools.partial):
         if loss_fn.args:
