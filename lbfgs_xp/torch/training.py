@@ -352,8 +352,8 @@ class _Training:
             )
 
     def _look(self, optimizer: LBFGS) -> tuple[Status, str]:
-        """How `minimize`, which measures the rounding of the loss, goes on where a search has
-        failed: the optimizer may not call the loss for that."""
+        """Continue with `minimize` after a failed search, and return how it ends. It measures the
+        rounding of the loss, for which the optimizer may not call the closure."""
 
         def fun(x: Tensor) -> tuple[float, Tensor]:
             self.flat.write(x)
