@@ -73,6 +73,11 @@ def device_context(array: Array) -> contextlib.AbstractContextManager[Any]:
     return _class(namespace_of(array)).on_device(compat.device(array))
 
 
+class KernelError(RuntimeError):
+    """A kernel could not be compiled or launched. Whoever called it runs what it stands for, as
+    written."""
+
+
 def kernels_of(array: Array) -> Callable | None:
     """`Backend.kernels` for an array of any library."""
     return _class(namespace_of(array)).kernels(array)
@@ -507,9 +512,10 @@ class Backend(Keyed):
     def kernels(array: Array) -> Callable | None:
         """What builds kernels for arrays like this one from C++ source; None if nothing does.
 
-        It is a function of `lbfgs_xp.arrays.formula.Kernel`'s inputs, outputs and body. A kernel
-        takes its inputs, or its inputs and outputs, and returns its outputs, which all have the
-        shape to which the inputs are broadcast.
+        It is a function of the inputs, outputs and body of a `lbfgs_xp.arrays.formula.Source`. A
+        kernel takes its inputs, or its inputs and outputs, and returns its outputs, which all have
+        the shape to which the inputs are broadcast. If it cannot run, it raises a `KernelError`
+        before it has written anything.
         """
         return None
 
