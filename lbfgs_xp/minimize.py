@@ -242,6 +242,8 @@ def _carry_on(run: Run, callback: Callable[[Record], Any] | None, live: Live) ->
         if time.perf_counter() >= run.deadline:
             run.end(Status.TIME)
             continue
+        if not watched and run.advance_compiled():
+            continue
         if not run.advance() or not watched:
             continue
         record = run.record()

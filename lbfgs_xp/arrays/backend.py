@@ -177,6 +177,11 @@ class Backend(Keyed):
                 f"{what} is on device {compat.device(array)}; wanted {self.device}, like {like}"
             )
 
+    def for_traced(self) -> Backend:
+        """The same backend, for arrays inside a function that is being compiled, which have no
+        device that could be checked."""
+        return self
+
     def placed(self, array: Array, what: str) -> Array:
         """`array` on the device of new arrays, or the error of `check_device`."""
         self.check_device(array, what)
@@ -461,6 +466,11 @@ class Backend(Keyed):
     def is_compiled(fun: Callable) -> bool:
         """Whether the user has compiled `fun`, which declares it a pure function."""
         return False
+
+    def while_loop(self, goes_on: Callable, step: Callable, carry: Any) -> Any:
+        """`carry` after `carry = step(carry)` as long as `goes_on(carry)`, inside a function that
+        is being compiled."""
+        raise NotImplementedError
 
     def elementwise(self, inputs: str, outputs: str, body: str) -> Callable:
         """A kernel that computes `body` for each element of its arrays."""

@@ -42,6 +42,7 @@ class JaxBackend(Backend):
                 "a constant of the function"
             )
         super().__init__(array, what, traced)
+        self._accepts_traced = traced
         self._devices = None if _is_traced(array) else array.devices()
         if _is_free(array):
             self.creation_device = None
@@ -55,11 +56,19 @@ class JaxBackend(Backend):
 
     def check_device(self, array: Array, what: str, like: str = "x0") -> None:
         if _is_traced(array):
+            if self._accepts_traced:
+                return
             raise TypeError(
                 f"{what} is traced (by jax.jit, grad or vmap), because the function closes over "
                 "traced arrays; wanted arrays with values: call lbfgs_xp outside compiled functions"
             )
         super().check_device(array, what, like)
+
+    def for_traced(self) -> JaxBackend:
+        # Not by copy.copy, which makes an array.
+        backend = object.__new__(JaxBackend)
+        vars(backend).update(vars(self), _accepts_traced=True)
+        return backend
 
     def placed(self, array: Array, what: str) -> Array:
         self.check_device(array, what)
@@ -122,6 +131,13 @@ class JaxBackend(Backend):
             return compiled
         return super().jit(_jit(function, len(static), donate), *static)
 
+    def while_loop(self, goes_on: Callable, step: Callable, carry: Any) -> Any:
+        def same_types(carry: Any) -> Any:
+            # Python's numbers may have changed a dtype, or made it a weak one.
+            return jax.tree.map(lambda new, old: _strong(new, old.dtype), step(carry), carry)
+
+        return jax.lax.while_loop(goes_on, same_types, jax.tree.map(_strong, carry))
+
     @staticmethod
     def is_compiled(fun: Callable) -> bool:
         return isinstance(fun, _Compiled) or (hasattr(fun, "lower") and hasattr(fun, "trace"))
@@ -171,6 +187,11 @@ class JaxBackend(Backend):
 
 def _is_traced(array: Array) -> bool:
     return isinstance(array, jax.core.Tracer)
+
+
+def _strong(number: Any, dtype: Any = None) -> Array:
+    """An array with a dtype that does not give way to others."""
+    return jax.numpy.asarray(number, dtype=jax.dtypes.result_type(number) if dtype is None else dtype)
 
 
 def _has_values(array: Array) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import warnings
 from collections.abc import Callable
@@ -21,6 +22,36 @@ _WAYS_OUT = (
     '(value, gradient); or jac="2-point" or "3-point" for finite differences; or an x0 of a '
     "library that differentiates (a PyTorch tensor or a JAX array)"
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """fun and jac as a pure function (args, x) -> (value, gradient, aux), to be compiled.
+
+    fun, jac, has_aux, layout : as in `Objective`; jac is None, True or a function.
+    """
+
+    # See `Backend.jit`.
+    wrapped_functions = ("fun", "jac")
+
+    fun: Callable
+    jac: Any
+    has_aux: bool
+    layout: Layout
+
+    def __call__(self, args: tuple, x: Array) -> tuple[Any, Array, Any]:
+        fun, jac, has_aux = self.fun, self.jac, self.has_aux
+        layout = self.layout.for_traced()
+        if jac is None:
+            evaluate = layout.backend.value_and_gradient(_value_and_aux, fun, has_aux, layout)
+            return evaluate(args, x)
+        if jac is True:
+            value, gradient, aux = _pair(fun, has_aux, layout, args, x)
+            value = _checked_value(value, layout)
+        else:
+            value, aux = _value_and_aux(fun, has_aux, layout, args, x)
+            gradient = jac(layout.to_tree(x), *args)
+        return value, layout.to_vector(gradient, "the gradient"), aux
 
 
 class Objective:
@@ -110,6 +141,17 @@ class Objective:
                 for arg in self._all_args
             )
 
+    def pure(self) -> Evaluation | None:
+        """The evaluation for the problems in the batch as a pure function, if the user has compiled
+        fun (and jac), which declares them pure."""
+        jac = self.jac
+        if self._evaluate == self._both:
+            jac = True
+        functions = [self.fun] + ([jac] if callable(jac) else [])
+        if self.differs or not all(map(self.backend.is_compiled, functions)):
+            return None
+        return Evaluation(self.fun, jac, self.has_aux, self.layout)
+
     def hessian(self, hess: Callable | None) -> Callable[[Array], Array]:
         """The function from the vector x to the Hessian there, a symmetric matrix (..., n, n).
 
@@ -171,13 +213,7 @@ class Objective:
 
     def _both(self, x: Array) -> tuple[Any, Array, Any]:
         self.nfev += 1
-        value, gradient = returned.pair(
-            "fun", self.fun(self.layout.to_tree(x), *self.args), "jac=True",
-            "((value, aux), gradient)" if self.has_aux else "(value, gradient)",
-        )
-        aux = None
-        if self.has_aux:
-            value, aux = _split(value)
+        value, gradient, aux = _pair(self.fun, self.has_aux, self.layout, self.args, x)
         if self.layout.batch or not isinstance(value, float):
             value = self.backend.detach(_checked_value(value, self.layout))
         return value, self._gradient(gradient, x), aux
@@ -273,6 +309,18 @@ class Objective:
                     "this warning",
                     stacklevel=6,
                 )
+
+
+def _pair(
+    fun: Callable, has_aux: bool, layout: Layout, args: tuple, x: Array
+) -> tuple[Any, Any, Any]:
+    """Value, gradient and aux, unchecked, of a function that also returns its gradient."""
+    value, gradient = returned.pair(
+        "fun", fun(layout.to_tree(x), *args), "jac=True",
+        "((value, aux), gradient)" if has_aux else "(value, gradient)",
+    )
+    value, aux = _split(value) if has_aux else (value, None)
+    return value, gradient, aux
 
 
 def _value_and_aux(

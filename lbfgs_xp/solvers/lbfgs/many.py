@@ -147,6 +147,6 @@ def _aim(solver: Any, space: Space, iterate: Iterate, curvature_there: tuple) ->
     no = fn.full(False, value)
     return LBFGSState(
         x, value, gradient, norm, alpha, direction, search, x, value,
-        Lowest(fn.full(0.0, value), value, gradient), pairs, None, 0.0, weights, None,
+        Lowest(fn.full(0.0, value), value, gradient), pairs, None, None, weights, None,
         fn.full(math.inf, value), no, no, no,
     )
