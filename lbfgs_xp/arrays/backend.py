@@ -72,6 +72,16 @@ def device_context(array: Array) -> contextlib.AbstractContextManager[Any]:
     return _class(namespace_of(array)).on_device(compat.device(array))
 
 
+def kernels_of(array: Array) -> Callable | None:
+    """`Backend.kernels` for an array of any library."""
+    return _class(namespace_of(array)).kernels(array)
+
+
+def class_of(array: Array) -> type[Backend]:
+    """The class of the backend of an array of any library."""
+    return _class(namespace_of(array))
+
+
 def compiled(array: Array, function: Callable) -> Callable:
     """`function` for arrays like this one, compiled if their library can."""
     return _class(namespace_of(array)).compile(function)
@@ -104,15 +114,12 @@ class Backend(Keyed):
         not with JAX, even on the CPU.
     compiles, differentiates : bool
         Whether `jit` compiles; whether there is automatic differentiation.
-    has_kernels : bool
-        Whether `elementwise` can build a kernel from C++ source.
     """
 
     on_host = False
     reads_are_free = False
     compiles = False
     differentiates = False
-    has_kernels = False
 
     def __init__(self, array: Array, what: str = "x0", traced: bool = False):
         """See `of`."""
@@ -341,6 +348,12 @@ class Backend(Keyed):
         here = (places[None, :] == index[:, None]) & mask[:, None]
         return xp.where(here[:, :, None], rows[:, None, :], buffer)
 
+    def write_pairs(self, buffer: Array, index: Array, s: Array, y: Array, mask: Array) -> Array:
+        """`buffer` (B, 2m, n) with buffer[b, index[b]] = s[b] and buffer[b, m + index[b]] = y[b]
+        wherever mask[b]."""
+        other = index + buffer.shape[1] // 2
+        return self.write_rows(self.write_rows(buffer, index, s, mask), other, y, mask)
+
     def subtract_scaled(self, u: Array, factor: Any, v: Array) -> Array:
         """u - factor v, written over u if the library allows."""
         u -= v * factor
@@ -472,9 +485,27 @@ class Backend(Keyed):
         is being compiled."""
         raise NotImplementedError
 
-    def elementwise(self, inputs: str, outputs: str, body: str) -> Callable:
-        """A kernel that computes `body` for each element of its arrays."""
-        raise NotImplementedError
+    @staticmethod
+    def branch(mask: Array, function: Callable, old: Any) -> Any:
+        """`function(mask)`, which equals `old` in the rows outside the mask; inside a function that
+        is being compiled, `old` itself if the mask holds nowhere."""
+        return function(mask)
+
+    @staticmethod
+    def fence(tree: Any) -> Any:
+        """`tree`; inside a function that is being compiled, its arrays are computed as such, and
+        not again for each of their uses."""
+        return tree
+
+    @staticmethod
+    def kernels(array: Array) -> Callable | None:
+        """What builds kernels for arrays like this one from C++ source; None if nothing does.
+
+        It is a function of `lbfgs_xp.arrays.formula.Kernel`'s inputs, outputs and body. A kernel
+        takes its inputs, or its inputs and outputs, and returns its outputs, which all have the
+        shape to which the inputs are broadcast.
+        """
+        return None
 
     def value_and_gradient(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
         """(args, x) -> (value, gradient, aux) by automatic differentiation.

@@ -44,6 +44,7 @@ class JaxBackend(Backend):
         super().__init__(array, what, traced)
         self._accepts_traced = traced
         self._devices = None if _is_traced(array) else array.devices()
+        self._platform = next(iter(self._devices)).platform if self._devices else ""
         if _is_free(array):
             self.creation_device = None
 
@@ -114,10 +115,24 @@ class JaxBackend(Backend):
     def write_row(self, buffer: Array, index: int, row: Array) -> Array:
         return _jit(_write_row, 0, (0,))(buffer, index, row)
 
-    def write_rows(self, buffer: Array, index: Array, rows: Array, mask: Array) -> Array:
-        xp = self.xp
-        each = xp.arange(buffer.shape[0], device=self.creation_device)
-        return buffer.at[each, index].set(xp.where(mask[:, None], rows, buffer[each, index]))
+    def write_pairs(self, buffer: Array, index: Array, s: Array, y: Array, mask: Array) -> Array:
+        xp, (count, rows, n) = self.xp, buffer.shape
+        if count == 1:
+            for place, row in ((index[0], s), (index[0] + rows // 2, y)):
+                before = jax.lax.dynamic_index_in_dim(buffer, place, axis=1)
+                row = xp.where(mask[0], row[:, None, :], before)
+                # Fenced, so that it is in place, and not repeated for each use.
+                buffer = self.fence(
+                    jax.lax.dynamic_update_index_in_dim(buffer, row, place, axis=1)
+                )
+            return buffer
+        halves, each = xp.reshape(buffer, (count, 2, rows // 2, n)), xp.arange(count)
+        # Where the mask does not hold, past the end, where nothing is written.
+        index = xp.where(mask, index, rows // 2)
+        halves = halves.at[each, :, index].set(
+            xp.stack([s, y], axis=1), mode="drop", unique_indices=True
+        )
+        return xp.reshape(halves, buffer.shape)
 
     # --- compiling and differentiating ---------------------------------------------------------
 
@@ -126,10 +141,11 @@ class JaxBackend(Backend):
         return _jit(function, 0, ())
 
     def jit(self, function: Callable, *static: Any, donate: tuple[int, ...] = ()) -> Callable:
-        compiled = None if donate else _compiled_with_its_functions(function, static)
+        options = _FENCED if self._platform == "cpu" else ()
+        compiled = None if donate else _compiled_with_its_functions(function, static, options)
         if compiled is not None:
             return compiled
-        return super().jit(_jit(function, len(static), donate), *static)
+        return super().jit(_jit(function, len(static), donate, options), *static)
 
     def while_loop(self, goes_on: Callable, step: Callable, carry: Any) -> Any:
         def same_types(carry: Any) -> Any:
@@ -137,6 +153,30 @@ class JaxBackend(Backend):
             return jax.tree.map(lambda new, old: _strong(new, old.dtype), step(carry), carry)
 
         return jax.lax.while_loop(goes_on, same_types, jax.tree.map(_strong, carry))
+
+    @staticmethod
+    def branch(mask: Array, function: Callable, old: Any) -> Any:
+        if not _is_traced(mask):
+            return function(mask)
+        # In the branch of a single row, the mask holds.
+        inside = jax.numpy.ones_like(mask) if mask.size == 1 else mask
+
+        def same_types() -> Any:
+            return jax.tree.map(lambda new, old: _strong(new, old.dtype), function(inside), old)
+
+        old = jax.tree.map(_strong, old)
+        return jax.lax.cond(mask.any(), same_types, lambda: old)
+
+    @staticmethod
+    def fence(tree: Any) -> Any:
+        leaves, structure = jax.tree.flatten(tree)
+        traced = [i for i, leaf in enumerate(leaves) if _is_traced(leaf)]
+        if traced:
+            for i, leaf in zip(
+                traced, jax.lax.optimization_barrier([leaves[i] for i in traced]), strict=True
+            ):
+                leaves[i] = leaf
+        return jax.tree.unflatten(structure, leaves)
 
     @staticmethod
     def is_compiled(fun: Callable) -> bool:
@@ -215,9 +255,19 @@ def _is_free(array: Array) -> bool:
     return devices == {jax.local_devices()[0] if default is None else default}
 
 
+# On a CPU the compiler removes fences before it decides what is computed together; it then repeats
+# the scalar algebra of a step for each of its many results, which takes it twice as long.
+_FENCED = (("xla_disable_hlo_passes", "cse_barrier_expander"),)
+
+
 @functools.lru_cache(maxsize=64)
-def _jit(function: Callable, static: int, donate: tuple[int, ...]) -> Callable:
-    return jax.jit(function, static_argnums=tuple(range(static)), donate_argnums=donate)
+def _jit(
+    function: Callable, static: int, donate: tuple[int, ...], options: tuple = ()
+) -> Callable:
+    return jax.jit(
+        function, static_argnums=tuple(range(static)), donate_argnums=donate,
+        compiler_options=dict(options),
+    )
 
 
 class _Structure(Keyed):
@@ -292,12 +342,12 @@ class _Compiled:
     with static arguments, or branches on them.
     """
 
-    def __init__(self, function: Callable, static: tuple):
+    def __init__(self, function: Callable, static: tuple, options: tuple):
         def call(constants: _Constants, moving: list[Array]) -> Any:
             return function(*static, *constants.joined_with(moving))
 
         # One function for each, because JAX forgets what it has compiled when the function goes.
-        self._run = jax.jit(call, static_argnums=0)
+        self._run = jax.jit(call, static_argnums=0, compiler_options=dict(options))
         self._numbers_are_constant = False
 
     def __call__(self, *arguments: Any) -> Any:
@@ -360,7 +410,9 @@ def _is_traceable(leaf: Any) -> bool:
 _COMPILED: dict[Any, _Compiled] = {}
 
 
-def _compiled_with_its_functions(function: Callable, static: tuple) -> _Compiled | None:
+def _compiled_with_its_functions(
+    function: Callable, static: tuple, options: tuple
+) -> _Compiled | None:
     """`function` with its static arguments, compiled for as long as the functions of the user among
     them exist; None if there is none, or one that cannot be referred to weakly."""
     owners: list[Any] = []
@@ -371,10 +423,10 @@ def _compiled_with_its_functions(function: Callable, static: tuple) -> _Compiled
         return None
     if not finalizers:
         return None
-    key = (function, *static_here)
+    key = (function, *static_here, options)
     found = _COMPILED.get(key)
     if found is None:
-        found = _COMPILED[key] = _Compiled(function, tuple(static_here))
+        found = _COMPILED[key] = _Compiled(function, tuple(static_here), options)
         for owner in owners:
             weakref.finalize(owner, _COMPILED.pop, key, None).atexit = False
     return found

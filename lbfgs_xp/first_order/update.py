@@ -6,8 +6,9 @@ leaves at once; CuPy fuses it into one kernel per leaf; any other library runs i
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lbfgs_xp.arrays import scalars, tree
@@ -162,7 +163,8 @@ def apply(
         return _in_blocks(rules, spaces, xs, gs, slots, numbers, in_place)
     new, kept = [], []
     for rule, space, x, g, own, n in zip(rules, spaces, xs, gs, slots, numbers, strict=True):
-        run = _fused if space.backend.has_kernels else _as_it_stands
+        build = space.backend.kernels(x)
+        run = _as_it_stands if build is None else functools.partial(_fused, build)
         with space.backend.current():
             x, own = run(rule, space.backend, x, g, own, n, in_place)
         new.append(x)
@@ -236,11 +238,11 @@ def _in_blocks(
 
 
 def _fused(
-    rule: Any, backend: Backend, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple,
-    in_place: tuple[bool, bool],
+    build: Callable, rule: Any, backend: Backend, x: Array, g: Array, slots: tuple[Array, ...],
+    numbers: tuple, in_place: tuple[bool, bool],
 ) -> tuple[Array, tuple[Array, ...]]:
     """Run the recorded formula as one kernel."""
-    run = backend.elementwise(*rule.kernel)
+    run = build(*rule.kernel)
     real = backend.to_real(x)
     new = backend.empty(real.shape, real.dtype)
     kept = slots if in_place[1] else tuple(backend.empty(s.shape, s.dtype) for s in slots)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.scalars import Scalars
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.fits.linear_algebra import column_norms, divisor, norm, solve_upper
 from lbfgs_xp.fits.linear_model import LinearModel, frozen_at_bounds, solve_damped
@@ -101,13 +102,64 @@ class LMState(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """How the trial compares with the iterate and the prediction: scalars (B,)."""
+    """How the trial compares with the iterate and the prediction: scalars (B,).
+
+    blur : how far rounding the parameters of the iterate changes its residuals.
+    """
 
     accepted: Array
     hidden: Array
     ratio: Array
     decrease: Array
     value: Array
+    blur: Array
+
+
+class _Numbers(NamedTuple):
+    """The scalars of a state and of its linear model."""
+
+    value: Array
+    radius: Array
+    mu: Array
+    predicted: Array
+    promise: Array
+    refused: Array
+    bold: Array
+    status: Array
+    nit: Array
+    tally: Tally
+    optimality: Array
+    share: Array
+
+    @classmethod
+    def of(cls, state: LMState) -> _Numbers:
+        own = (getattr(state, name) for name in cls._fields[:-2])
+        return cls(*own, state.linear.optimality, state.linear.share)
+
+
+class _Limits(NamedTuple):
+    """Tolerances and the budget, as in `FitSettings`, and those of the dtype."""
+
+    gtol: float
+    ftol: float
+    xtol: float
+    maxiter: int
+    eps: float
+    noise: float
+
+    @classmethod
+    def of(cls, settings: FitSettings, space: Space) -> _Limits:
+        own = settings.gtol, settings.ftol, settings.xtol, settings.maxiter
+        return cls(*own, space.backend.eps, space.backend.noise)
+
+
+class _Sizes(NamedTuple):
+    """Lengths of the step and of x in the scale of the iterate: Euclidean, and the largest
+    components."""
+
+    length: Array
+    longest: Array
+    x: Array
 
 
 def begin(
@@ -129,7 +181,7 @@ def begin(
         zero, x, x, value, value, no, fn.logical_not(no), no, status, zero,
         Tally(zero, zero, zero, value, linear.optimality, linear.share),
     )
-    return _limited(settings, space, state)
+    return state._replace(status=_within_budget(fn, settings.maxiter, status, state.nit))
 
 
 def _first_radius(
@@ -143,10 +195,13 @@ def _first_radius(
 def going(space: Space, state: LMState, lost: Any = None) -> Array:
     """What the loop must know about each problem: 0 if it has ended; else 1, plus `HARD` if `aim`
     must be exact. `LOST` is added to both for problems in the mask `lost`."""
-    fn = space.scalars
-    zero = fn.full(0, state.value)
-    kind = 1 + fn.where(state.linear.hard, zero + HARD, zero)
-    kind = fn.where(state.status == _RUNNING, kind, zero)
+    return space.scalars.fused(_kind, state.status, state.linear.hard, lost)
+
+
+def _kind(fn: Scalars, status: Any, hard: Any, lost: Any) -> Any:
+    zero = fn.full(0, status)
+    kind = 1 + fn.where(hard, zero + HARD, zero)
+    kind = fn.where(status == _RUNNING, kind, zero)
     return kind if lost is None else kind + fn.where(lost, zero + LOST, zero)
 
 
@@ -157,7 +212,9 @@ def doubtful(space: Space, state: LMState, forward: bool) -> Array:
     """
     claimed = state.status == CLAIMED
     blur = _blur(space, state.linear, state.x)
-    claimed = claimed & (state.value > _noise(space, state.value, blur))
+    claimed = claimed & (
+        state.value > _noise(space.scalars, space.backend.noise, state.value, blur)
+    )
     if not forward:
         return claimed
     xp, sizes = space.xp, norm(space, state.linear.R)
@@ -197,28 +254,46 @@ def _within(
     z, factor = solve_damped(exact, space, R, q, mu)
     for _ in range(_REFINED if space.small_on_host else _REFINED_BLINDLY):
         length = norm(space, z)
-        over = (length > _LONGER * radius) & (state.status == _RUNNING)
+        over = fn.fused(_over, length, radius, state.status)
         if space.none(over):
             break
         slope = norm(space, solve_upper(space, factor, z, transposed=True))
-        part = length / divisor(space, slope)
-        more = part * part * (length - radius) / divisor(space, radius)
-        mu = fn.where(over, mu + more, mu)
+        mu = fn.fused(_damped, over, mu, length, slope, radius)
         z, factor = solve_damped(exact, space, R, q, mu)
     return z, mu
 
 
+def _over(fn: Scalars, length: Any, radius: Any, status: Any) -> Any:
+    """Which running problems have a step beyond the radius."""
+    return (length > _LONGER * radius) & (status == _RUNNING)
+
+
+def _damped(fn: Scalars, over: Any, mu: Any, length: Any, slope: Any, radius: Any) -> Any:
+    """The next damping, by a step of Newton's method for a length equal to the radius."""
+    part = length / fn.where(slope > 0.0, slope, 1.0)
+    more = part * part * (length - radius) / fn.where(radius > 0.0, radius, 1.0)
+    return fn.where(over, mu + more, mu)
+
+
 def judge(settings: FitSettings, space: Space, state: LMState, residuals: Array) -> Verdict:
     """Judge whether the trial, with these residuals, becomes the next iterate."""
-    fn = space.scalars
     value, decrease = settings.loss.decrease(space, state.residuals, residuals)
-    predicted = state.predicted
+    return space.scalars.fused(
+        _judged, space.backend.noise, _Numbers.of(state), value, decrease,
+        _blur(space, state.linear, state.x),
+    )
+
+
+def _judged(
+    fn: Scalars, rounding: float, old: _Numbers, value: Any, decrease: Any, blur: Any
+) -> Verdict:
+    predicted = old.predicted
     ratio = decrease / fn.where(predicted > 0.0, predicted, 1.0)
     good = (predicted > 0.0) & (decrease > _ENOUGH * predicted)
-    noise = _noise(space, state.value, _blur(space, state.linear, state.x))
-    hidden = (predicted > 0.0) & (_promise(fn, state) <= noise) & (fn.abs(decrease) <= noise)
-    accepted = (state.status == _RUNNING) & fn.isfinite(value) & (good | hidden)
-    return Verdict(accepted, hidden, fn.where(hidden, 1.0, ratio), decrease, value)
+    noise = _noise(fn, rounding, old.value, blur)
+    hidden = (predicted > 0.0) & (_promise(fn, old) <= noise) & (fn.abs(decrease) <= noise)
+    accepted = (old.status == _RUNNING) & fn.isfinite(value) & (good | hidden)
+    return Verdict(accepted, hidden, fn.where(hidden, 1.0, ratio), decrease, value, blur)
 
 
 def advance(
@@ -231,57 +306,85 @@ def advance(
         the batch was accepted.
     """
     fn, old = space.scalars, state
-    running = state.status == _RUNNING
     accepted = verdict.accepted
     if columns is None:
         accepted = accepted & fn.logical_not(accepted)
         linear, columns = old.linear, old.columns
     else:
         accepted = accepted & linear.finite
-        linear = space.merge(accepted, linear, old.linear)
-    refused = running & fn.logical_not(accepted)
     # Lengths are measured in the scale of the parameters.
-    radius = _radius_after(space, old, verdict, refused)
-    scale, eps = old.linear.scale, space.backend.eps
-    length, size = space.max_abs(scale * old.step), space.max_abs(scale * old.x)
-    short = (length <= settings.xtol * size) & (settings.xtol > 0.0)
-    blur = _blur(space, old.linear, old.x)
-    tally = _tally(settings, space, old, verdict, linear, accepted, short, blur)
-    exhausted = refused & (length <= eps * size)
+    step = old.linear.scale * old.step
+    sizes = _Sizes(norm(space, step), space.max_abs(step), space.max_abs(old.linear.scale * old.x))
+    if linear is not old.linear:
+        linear = space.merge(accepted, linear, old.linear)
+    told = fn.fused(
+        _after, _Limits.of(settings, space), _Numbers.of(old), verdict, accepted, linear.optimality,
+        linear.share, sizes, _blur(space, linear, old.trial),
+    )
+    return LMState(
+        space.pick(accepted, old.trial, old.x),
+        space.pick(accepted, residuals, old.residuals),
+        columns, told.value, linear, told.radius, told.mu, old.step, old.trial, told.predicted,
+        told.promise, told.refused, told.bold, told.good, told.status, told.nit, told.tally,
+    )
+
+
+class _Told(NamedTuple):
+    """The scalars of the state after a trial."""
+
+    value: Array
+    radius: Array
+    mu: Array
+    predicted: Array
+    promise: Array
+    refused: Array
+    bold: Array
+    good: Array
+    status: Array
+    nit: Array
+    tally: Tally
+
+
+def _after(
+    fn: Scalars, limits: _Limits, old: _Numbers, verdict: Verdict, accepted: Any, cosine: Any,
+    share: Any, sizes: _Sizes, blur: Any,
+) -> _Told:
+    """cosine, share : of the new linear model. blur : at the trial, by that model."""
+    running = old.status == _RUNNING
+    refused = running & fn.logical_not(accepted)
+    radius = _radius_after(fn, limits.eps, old, verdict, refused, sizes.length)
+    short = (sizes.longest <= limits.xtol * sizes.x) & (limits.xtol > 0.0)
+    tally = _tally(fn, limits, old, verdict, cosine, share, accepted, short)
+    exhausted = refused & (sizes.longest <= limits.eps * sizes.x)
     hidden = accepted & verdict.hidden
-    cosine, level = linear.optimality, _ADDED_UP * _noise(space, old.value, blur)
+    level = _ADDED_UP * _noise(fn, limits.noise, old.value, verdict.blur)
     patience = fn.full(_LONGEST_PATIENCE, tally.stalled)
     patience = fn.where(_promise(fn, old) <= level, _LONG_PATIENCE, patience)
     patience = fn.where(hidden & (cosine * cosine * old.value <= level), _PATIENCE, patience)
     # Residuals that rounding x accounts for say nothing more.
-    blur = _blur(space, linear, old.trial)
-    vanished = accepted & (verdict.value <= _noise(space, verdict.value, blur))
+    vanished = accepted & (verdict.value <= _noise(fn, limits.noise, verdict.value, blur))
     status = fn.where(exhausted | vanished | (tally.stalled >= patience), CLAIMED, old.status)
     status = fn.where(tally.small_step >= _SETTLED, int(Status.STEP), status)
     status = fn.where(tally.small_value >= _SETTLED, int(Status.VALUE), status)
     # The share of a singular Jacobian does not fall, however close the minimum is.
-    singular = linear.share > 0.5 * old.linear.share
-    flat = (linear.share <= settings.gtol) | (hidden & singular & (cosine <= settings.gtol))
+    singular = share > 0.5 * old.share
+    flat = (share <= limits.gtol) | (hidden & singular & (cosine <= limits.gtol))
     status = fn.where(accepted & flat, int(Status.GRADIENT), status)
     status = fn.where(running, status, old.status)
-
-    state = LMState(
-        space.pick(accepted, old.trial, old.x),
-        space.pick(accepted, residuals, old.residuals),
-        columns,
-        fn.where(accepted, verdict.value, old.value),
-        linear, radius, old.mu, old.step, old.trial, old.predicted, _promise(fn, old),
-        refused, old.bold & (radius >= old.radius), accepted & (verdict.ratio >= _GOOD), status,
-        fn.where(accepted, old.nit + 1, old.nit),
+    nit = fn.where(accepted, old.nit + 1, old.nit)
+    return _Told(
+        fn.where(accepted, verdict.value, old.value), radius, old.mu, old.predicted,
+        _promise(fn, old), refused, old.bold & (radius >= old.radius),
+        accepted & (verdict.ratio >= _GOOD), _within_budget(fn, limits.maxiter, status, nit), nit,
         tally,
     )
-    return _limited(settings, space, state)
 
 
-def _radius_after(space: Space, old: LMState, verdict: Verdict, refused: Array) -> Array:
-    """The radius after a trial (More 1978, section 7)."""
-    fn, ratio = space.scalars, verdict.ratio
-    length = norm(space, old.step * old.linear.scale)
+def _radius_after(
+    fn: Scalars, eps: float, old: _Numbers, verdict: Verdict, refused: Any, length: Any
+) -> Any:
+    """The radius after a trial (More 1978, section 7); length : of the step."""
+    ratio = verdict.ratio
     # The minimum of the parabola through the value and slope at x and the value at the trial.
     slope = 2.0 * old.predicted - old.mu * length * length
     bent = slope / fn.where(verdict.decrease < 0.0, 2.0 * (slope - verdict.decrease), slope)
@@ -290,7 +393,7 @@ def _radius_after(space: Space, old: LMState, verdict: Verdict, refused: Array) 
         old.radius, 10.0 * length
     )
     # The better the prediction, the farther it holds.
-    better = _TRUSTED / fn.maximum(fn.abs(ratio - 1.0), space.backend.eps)
+    better = _TRUSTED / fn.maximum(fn.abs(ratio - 1.0), eps)
     growth = fn.where(old.bold, fn.maximum(_GROWTH, better), _GROWTH)
     grown = fn.where(ratio >= _GOOD, growth * length, old.radius)
     grown = fn.maximum(grown, old.radius)
@@ -298,28 +401,28 @@ def _radius_after(space: Space, old: LMState, verdict: Verdict, refused: Array) 
 
 
 def _tally(
-    settings: FitSettings, space: Space, old: LMState, verdict: Verdict, linear: LinearModel,
-    accepted: Array, short: Array, blur: Array,
+    fn: Scalars, limits: _Limits, old: _Numbers, verdict: Verdict, optimality: Any, share: Any,
+    accepted: Any, short: Any,
 ) -> Tally:
-    """The counts after a trial; `short` says whether its step was short, `blur` is that of the old
-    iterate."""
-    fn, before = space.scalars, old.tally
-    small = verdict.decrease <= settings.ftol * old.value
-    small = small & (old.predicted <= settings.ftol * old.value) & (settings.ftol > 0.0)
+    """The counts after a trial; optimality, share : of the new linear model; short : whether its
+    step was short."""
+    before = old.tally
+    small = verdict.decrease <= limits.ftol * old.value
+    small = small & (old.predicted <= limits.ftol * old.value) & (limits.ftol > 0.0)
     value = fn.where(accepted, verdict.value, old.value)
     # Finite-difference errors make the optimality fluctuate, which is not progress.
     better = accepted & (
-        (value < before.value - _noise(space, value, blur))
-        | (linear.optimality <= 0.9 * before.optimality)
-        | (linear.share <= 0.9 * before.share)
+        (value < before.value - _noise(fn, limits.noise, value, verdict.blur))
+        | (optimality <= 0.9 * before.optimality)
+        | (share <= 0.9 * before.share)
     )
     return Tally(
         fn.where(accepted & small, before.small_value + 1, 0),
         fn.where(accepted & short, before.small_step + 1, 0),
         fn.where(better, 0, before.stalled + 1),
         fn.where(better, value, before.value),
-        fn.where(better, linear.optimality, before.optimality),
-        fn.where(better, linear.share, before.share),
+        fn.where(better, optimality, before.optimality),
+        fn.where(better, share, before.share),
     )
 
 
@@ -404,7 +507,7 @@ def _least(space: Space, R: Array) -> Array:
     return xp.maximum(least * least, xp.full_like(least, 4.0 / space.backend.largest))
 
 
-def _promise(fn: Any, state: LMState) -> Array:
+def _promise(fn: Scalars, state: Any) -> Any:
     return fn.where(state.refused, state.promise, state.predicted)
 
 
@@ -414,15 +517,15 @@ def _blur(space: Space, linear: LinearModel, x: Array) -> Array:
     return space.backend.eps * space.sum(space.xp.abs(norms * x))
 
 
-def _noise(space: Space, value: Array, blur: Array) -> Array:
-    """An estimate of the rounding error of a value."""
-    return space.backend.noise * value + space.xp.sqrt(2.0 * value) * blur
+def _noise(fn: Scalars, noise: float, value: Any, blur: Any) -> Any:
+    """An estimate of the rounding error of a value; noise : that of the backend."""
+    return noise * value + fn.sqrt(2.0 * value) * blur
 
 
-def _limited(settings: FitSettings, space: Space, state: LMState) -> LMState:
-    spent = (state.status == _RUNNING) & (state.nit >= settings.maxiter)
-    status = space.scalars.where(spent, int(Status.ITERATIONS), state.status)
-    return state._replace(status=status)
+def _within_budget(fn: Scalars, maxiter: int, status: Any, nit: Any) -> Any:
+    """The status, ended where the iterations are spent."""
+    spent = (status == _RUNNING) & (nit >= maxiter)
+    return fn.where(spent, int(Status.ITERATIONS), status)
 
 
 def _into(space: Space, x: Array, box: Any) -> Array:

@@ -29,7 +29,7 @@ from lbfgs_xp.solvers.contract import Solver
 _RUNNING = int(Status.RUNNING)
 # How long a call may take, and by which factor its number of evaluations may grow. The first call
 # is sized by the evaluation of the start, which may take less than what a step adds to it.
-_SECONDS, _FIRST, _GROWTH = 0.1, 0.02, 8
+_SECONDS, _FIRST, _GROWTH = 0.1, 0.2, 8
 _MOST = 2**20
 
 

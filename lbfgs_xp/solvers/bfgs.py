@@ -12,6 +12,7 @@ import numpy as np
 
 from lbfgs_xp.arrays.backend import Array, Backend, copy_of, is_array
 from lbfgs_xp.arrays.pending import Pending, now
+from lbfgs_xp.arrays.scalars import Scalars
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.checks import flag, setting
 from lbfgs_xp.line_search import LineSearch, MoreThuente
@@ -170,31 +171,19 @@ class BFGS(Descent):
         """Update H by Nocedal & Wright, eq. 6.17, in the form H + s w' + w s'."""
         if space.none(taken):
             return state.learned
-        fn, xp, alpha, (matrix, _, bare, unit) = space.scalars, space.xp, point.step, state.learned
+        matrix, _, bare, unit = state.learned
         s, v, product, *numbers = measured
-        curvature, bend, along = map(now, numbers)
-        # The same test as in L-BFGS: relative to s . g, so free of the units of x and f.
-        rho = fn.divide(1.0, curvature)
-        good = taken & (curvature > -space.backend.eps * (alpha * state.search.dphi0))
-        good = good & (rho < math.inf) & (bend > 0.0) & (bend < math.inf)
-        factor = fn.full(1.0, curvature)
-        if self.rescale:
-            # s . Bs / s . y, with B s = -alpha g.
-            excess = fn.divide(-alpha * alpha * state.search.dphi0, curvature)
-            larger = fn.sqrt(fn.sqrt(fn.minimum(excess, _MOST)))
-            factor = fn.where(good & (excess > _EXCESS), larger, factor)
-        if self.scale_initial:
-            factor = fn.where(good & bare, fn.divide(curvature, bend), factor)
+        u = space.scalars.fused(
+            _update, self.rescale, self.scale_initial, space.backend.eps, *map(now, numbers),
+            point.step, state.search.dphi0, slope, taken, bare,
+        )
         # Everything that contains H is multiplied.
-        bend, along = factor * bend, factor * along
-        v, product = space.scale(factor, v), space.scale(factor, product)
-        share, ahead = 0.5 * (rho + rho * (rho * bend)), alpha * slope
-        w = space.scale(share, s) - space.scale(rho, v)
-        w = space.pick(good, w, xp.zeros_like(w))
-        matrix = space.add_outer(factor, matrix, s, w)
-        beside = fn.where(good, share * ahead - rho * along, 0.0)
-        product = product + (space.scale(beside, s) + space.scale(ahead, w))
-        return Estimate(matrix, product, bare & fn.logical_not(good), unit)
+        v, product = space.scale(u.factor, v), space.scale(u.factor, product)
+        w = space.scale(u.share, s) - space.scale(u.rho, v)
+        w = space.pick(u.good, w, space.xp.zeros_like(w))
+        matrix = space.add_outer(u.factor, matrix, s, w)
+        product = product + (space.scale(u.beside, s) + space.scale(u.ahead, w))
+        return Estimate(matrix, product, u.bare, unit)
 
     def aim(
         self, space: Space, point: Iterate, secant: Any, steepest: Any,
@@ -207,29 +196,27 @@ class BFGS(Descent):
         # If it is not a descent direction, it is dropped together with what was learned. (At a
         # gradient of 0 there is no descent, and nothing is wrong.) A pending slope ends the search
         # at its first trial, after which `steepest` holds.
-        wrong = steepest
-        if not isinstance(slope, Pending):
-            wrong = wrong | (fn.logical_not(slope < 0.0) & (norm > 0.0))
-        wrong = wrong & fn.logical_not(learned.bare) & turned
+        pending = isinstance(slope, Pending)
+        wrong, bare = fn.fused(
+            _dropped, steepest, None if pending else slope, norm, learned.bare, turned
+        )
         if not space.none(wrong):
             start = self._initial(space, x.shape, learned.unit)
             plain = space.products(start, gradient)
             learned = Estimate(
                 space.pick_rows(wrong, start, learned.matrix) if space.batched else start,
-                space.pick(wrong, plain, learned.product), learned.bare | wrong,
-                learned.unit,
+                space.pick(wrong, plain, learned.product), bare, learned.unit,
             )
             direction = -learned.product
             (slope,) = space.later(space.dot(gradient, direction))
-        first = fn.full(1.0, value)
-        share = fn.where(learned.bare, math.inf, fn.full(0.5, value))
+        plain_slope: Any = None
+        length: Any = None
         if self.probes and not space.none(learned.bare):
             plain, plain_slope, length = first_step(
                 space, UNSCALED, learned.unit, x, value, gradient, norm, step == 0.0
             )
             direction = space.pick(learned.bare, plain, direction)
-            slope = fn.where(learned.bare, plain_slope, slope)
-            first = fn.where(learned.bare, length, first)
+        slope, first, share = fn.fused(_aimed, value, learned.bare, slope, plain_slope, length)
         return Aim(direction, slope, first, share, learned.bare, learned)
 
     @property
@@ -284,6 +271,75 @@ class BFGS(Descent):
         if unit is not None:
             matrix = matrix * (unit * unit)[..., None]
         return space.own_matrices(matrix)
+
+
+class _Update(NamedTuple):
+    """The numbers of an update of H.
+
+    good : whether the step shows usable curvature.
+    factor : by which H is multiplied first.
+    rho, share : H changes by s w' + w s' with w = share s - rho H y.
+    ahead, beside : H g changes by beside s + ahead w.
+    bare : whether H is still the initial one.
+    """
+
+    good: Any
+    factor: Any
+    rho: Any
+    share: Any
+    ahead: Any
+    beside: Any
+    bare: Any
+
+
+def _update(
+    fn: Scalars, rescale: bool, scale_initial: bool, eps: float, curvature: Any, bend: Any,
+    along: Any, alpha: Any, before: Any, slope: Any, taken: Any, bare: Any,
+) -> _Update:
+    """curvature, bend, along : see `Curvature`. before, slope : at both ends of the step alpha."""
+    # The same test as in L-BFGS: relative to s . g, so free of the units of x and f.
+    rho = fn.divide(1.0, curvature)
+    good = taken & (curvature > -eps * (alpha * before))
+    good = good & (rho < math.inf) & (bend > 0.0) & (bend < math.inf)
+    factor = fn.full(1.0, curvature)
+    if rescale:
+        # s . Bs / s . y, with B s = -alpha g.
+        excess = fn.divide(-alpha * alpha * before, curvature)
+        larger = fn.sqrt(fn.sqrt(fn.minimum(excess, _MOST)))
+        factor = fn.where(good & (excess > _EXCESS), larger, factor)
+    if scale_initial:
+        factor = fn.where(good & bare, fn.divide(curvature, bend), factor)
+    share, ahead = 0.5 * (rho + rho * (rho * (factor * bend))), alpha * slope
+    beside = fn.where(good, share * ahead - rho * (factor * along), 0.0)
+    return _Update(good, factor, rho, share, ahead, beside, bare & fn.logical_not(good))
+
+
+def _dropped(
+    fn: Scalars, steepest: Any, slope: Any, norm: Any, bare: Any, turned: Any
+) -> tuple[Any, Any]:
+    """Where H becomes the initial one again, and where it is that then.
+
+    slope : of the direction; None if it is pending.
+    """
+    wrong = steepest
+    if slope is not None:
+        wrong = wrong | (fn.logical_not(slope < 0.0) & (norm > 0.0))
+    wrong = wrong & fn.logical_not(bare) & turned
+    return wrong, bare | wrong
+
+
+def _aimed(
+    fn: Scalars, value: Any, bare: Any, slope: Any, plain_slope: Any, length: Any
+) -> tuple[Any, Any, Any]:
+    """The slope, the first step and the share of an `Aim`.
+
+    plain_slope, length : of the first direction, which is taken where H is `bare`; or None.
+    """
+    first = fn.full(1.0, value)
+    share = fn.where(bare, math.inf, fn.full(0.5, value))
+    if length is None:
+        return slope, first, share
+    return fn.where(bare, plain_slope, slope), fn.where(bare, length, first), share
 
 
 def _is_definite(matrix: np.ndarray) -> bool:

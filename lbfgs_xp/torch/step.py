@@ -207,7 +207,7 @@ class Step:
             # Unlike in `minimize`, this is not confirmed by another evaluation: a step must not
             # call the closure more often than torch does. (`test_a_floor_is_that_of_minimize` in
             # tests/torch/test_torch_face.py holds the two equal.)
-            floor = at_floor(space, state.decrement, state.value)
+            floor = at_floor(space.scalars, space.backend.noise, state.decrement, state.value)
             self.status = Status.PRECISION if floor else Status.LINE_SEARCH
         if not state.accepted:
             return

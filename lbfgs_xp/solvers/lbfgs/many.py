@@ -8,11 +8,12 @@ and JAX can compile it. Not a `Descent`, because it shares its state with `one`;
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.scalars import Scalars
 from lbfgs_xp.arrays.space import Space
-from lbfgs_xp.line_search import ACCEPTED, STUCK
+from lbfgs_xp.line_search import ACCEPTED, STUCK, LineSearch, Search
 from lbfgs_xp.solvers.descent import Iterate
 from lbfgs_xp.solvers.first_step import first_step
 from lbfgs_xp.solvers.lbfgs import curvature
@@ -22,91 +23,158 @@ from lbfgs_xp.solvers.lbfgs.state import LBFGSState, endless
 from lbfgs_xp.solvers.search import Lowest, advance, at_floor
 
 
+class _Numbers(NamedTuple):
+    """The scalars of a state that `_judged` needs; count is that of the pairs."""
+
+    search: Search
+    value: Any
+    step: Any
+    lowest_alpha: Any
+    lowest_value: Any
+    decrement: Any
+    count: Any
+
+
+class _Verdict(NamedTuple):
+    """What a trial means for each problem.
+
+    search : after the trial.
+    lower : whether the trial is the lowest of the search.
+    lowest_alpha, lowest_value : of the lowest trial.
+    taken : whether there is a new iterate: the trial or, where `back`, the lowest one.
+    alpha, value, step : the step length to the new iterate, the value there, and the step length
+        that has led to the current iterate. The last two are those of the state if there is none.
+    slope : alpha g . d.
+    reset : whether the pairs are dropped, to search along steepest descent.
+    turned : taken or reset, so that there is a new line.
+    failed : whether steepest descent has failed, or rounding hides what it could gain.
+    endless : whether the function counts as unbounded if the step shows no curvature.
+    """
+
+    search: Search
+    lower: Any
+    lowest_alpha: Any
+    lowest_value: Any
+    taken: Any
+    back: Any
+    alpha: Any
+    value: Any
+    step: Any
+    slope: Any
+    decrement: Any
+    reset: Any
+    turned: Any
+    failed: Any
+    endless: Any
+
+
 def step(
     solver: Any, space: Space, state: LBFGSState, value: Any, gradient: Array, active: Any
 ) -> LBFGSState:
     """The state after the evaluation of value and gradient at `state.trial`, where `active`."""
-    fn, old, pairs = space.scalars, state.search, state.pairs
+    fn, backend = space.scalars, space.backend
     phi, dphi = space.read(value, space.dot(gradient, state.direction))
-    search = advance(fn, solver.line_search, old, phi, dphi, active)
+    numbers = _Numbers(
+        state.search, state.value, state.step, state.lowest.alpha, state.lowest.value,
+        state.decrement, state.pairs.count,
+    )
+    told = fn.fused(
+        _judged, solver.line_search, solver.initial.scales_first, backend.eps, backend.noise,
+        numbers, phi, dphi, active,
+    )
+    lowest = Lowest(
+        told.lowest_alpha, told.lowest_value,
+        space.pick(told.lower, gradient, state.lowest.gradient),
+    )
+    state = state._replace(search=told.search, lowest=lowest, unbounded=fn.full(False, phi))
+    iterate = _iterate(space, state, told, gradient)
+    s, y = space.scale(told.alpha, state.direction), iterate.gradient - state.gradient
+    if state.weights is not None:
+        s, y = s / state.weights, y * state.weights
+    pairs = curvature.write_many(space, state.pairs, s, y, told.taken)
+    rows, state = pairs.rows, state._replace(pairs=pairs._replace(rows=None))
+
+    def from_iterate(turned: Any) -> LBFGSState:
+        verdict, old = told._replace(turned=turned), state._replace(pairs=pairs)
+        after = _from_iterate(solver, space, old, verdict, iterate, y)
+        # Whatever leaves a branch is copied.
+        return after._replace(pairs=after.pairs._replace(rows=None))
+
+    after = space.some(told.turned, from_iterate, state)
+    return after._replace(
+        trial=space.move(after.x, after.search.alpha, after.direction),
+        pairs=after.pairs._replace(rows=rows), seen=phi, decrement=told.decrement,
+        accepted=told.taken, failed=told.failed,
+    )
+
+
+def _from_iterate(
+    solver: Any, space: Space, state: LBFGSState, told: _Verdict, iterate: Iterate, y: Array
+) -> LBFGSState:
+    """The state at the new iterates, with a new line where the search has `turned`.
+
+    y : the change of the gradient; the pairs hold it already.
+    """
+    weights, pairs = state.weights, state.pairs
+    with_gradient = space.products(pairs.rows, weighted(iterate.gradient, weights))
+    with_change = space.products(pairs.rows, y)
+    pairs = curvature.accept_many(
+        space, pairs, space.fetch(with_change), told.slope, told.taken, solver.scale_initial
+    )
+    after = _aim(solver, space, iterate, (pairs, weights, space.fetch(with_gradient)), told)
+    # A search that continues or has failed keeps its line.
+    gradient = space.pick(told.turned, iterate.gradient, state.lowest.gradient)
+    return after._replace(
+        direction=space.pick(told.turned, after.direction, state.direction),
+        lowest=after.lowest._replace(gradient=gradient),
+    )
+
+
+def _judged(
+    fn: Scalars, rule: LineSearch, probes: bool, eps: float, noise: float, state: _Numbers,
+    phi: Any, dphi: Any, active: Any,
+) -> _Verdict:
+    old = state.search
+    search = advance(fn, rule, old, phi, dphi, active)
 
     lower = active & (search.best_phi < old.best_phi)
     accepted = active & (search.status == ACCEPTED)
-    if solver.initial.scales_first:
-        bent = dphi - old.dphi0 > space.backend.eps * -old.dphi0
-        accepted = accepted | (lower & bent & (pairs.count == 0))
-    lowest = Lowest(
-        fn.where(lower, old.alpha, state.lowest.alpha),
-        fn.where(lower, phi, state.lowest.value),
-        space.pick(lower, gradient, state.lowest.gradient),
-    )
+    had = state.count > 0
+    if probes:
+        bent = dphi - old.dphi0 > eps * -old.dphi0
+        accepted = accepted | (lower & bent & fn.logical_not(had))
+    lowest_alpha = fn.where(lower, old.alpha, state.lowest_alpha)
+    lowest_value = fn.where(lower, phi, state.lowest_value)
     stuck = active & (search.status == STUCK) & fn.logical_not(accepted)
     # Stuck, but lower than the start: the lowest trial is the new iterate.
     rescued = stuck & (search.best_phi < search.phi0)
     lost = stuck & fn.logical_not(rescued)
     taken = accepted | rescued
-    iterate = _iterate(space, state, phi, gradient, lowest, taken, rescued)
-    alpha = fn.where(rescued, lowest.alpha, old.alpha)
-
-    pairs, with_gradient = _with_pair(solver, space, state, iterate, alpha, search.dphi0, taken)
-    had = state.pairs.count > 0
+    back = rescued & (lowest_alpha != old.alpha)
+    alpha = fn.where(back, lowest_alpha, old.alpha)
+    value = fn.where(taken, fn.where(back, lowest_value, phi), state.value)
     decrement = fn.where((taken | lost) & had, -0.5 * search.dphi0, state.decrement)
     # At the precision floor steepest descent would do no better.
-    reset = lost & had & fn.logical_not(at_floor(space, decrement, state.value))
-    pairs = curvature.forget_many(space, pairs, reset, solver.initial.gamma)
-    unbounded = taken & fn.logical_not(had) & (pairs.count == 0) & endless(solver, alpha)
-    after = _aim(solver, space, iterate, (pairs, state.weights, with_gradient))._replace(
-        seen=phi, decrement=decrement, accepted=taken, failed=lost & fn.logical_not(reset),
-        unbounded=unbounded,
-    )
-    # A search that continues or has failed keeps its line.
-    turned = taken | reset
-    search = fn.choose(turned, after.search, search)
-    direction = space.pick(turned, after.direction, state.direction)
-    return after._replace(
-        direction=direction,
-        search=search,
-        trial=space.move(iterate.x, search.alpha, direction),
-        lowest=Lowest(
-            fn.where(turned, after.lowest.alpha, lowest.alpha),
-            fn.where(turned, after.lowest.value, lowest.value),
-            space.pick(turned, iterate.gradient, lowest.gradient),
-        ),
+    floor = at_floor(fn, noise, decrement, state.value)
+    reset = lost & had & fn.logical_not(floor)
+    return _Verdict(
+        search, lower, lowest_alpha, lowest_value, taken, back, alpha, value,
+        fn.where(taken, alpha, state.step), alpha * search.dphi0, decrement, reset,
+        taken | reset, lost & fn.logical_not(reset),
+        taken & fn.logical_not(had) & endless(rule, probes, alpha),
     )
 
 
-def _iterate(
-    space: Space, state: LBFGSState, phi: Any, gradient: Array, lowest: Lowest, taken: Any,
-    rescued: Any,
-) -> Iterate:
-    """The new iterate where `taken`: the trial or, where `rescued`, the lowest one."""
-    fn, alpha = space.scalars, state.search.alpha
-    back = rescued & (lowest.alpha != alpha)
-    alpha = fn.where(back, lowest.alpha, alpha)
-    x = space.pick(back, space.move(state.x, alpha, state.direction), state.trial)
-    x = space.pick(taken, x, state.x)
-    gradient = space.pick(back, lowest.gradient, gradient)
-    gradient = space.pick(taken, gradient, state.gradient)
-    value = fn.where(taken, fn.where(back, lowest.value, phi), state.value)
+def _iterate(space: Space, state: LBFGSState, told: _Verdict, gradient: Array) -> Iterate:
+    """The new iterate where there is one."""
+    x = space.pick(
+        told.back, space.move(state.x, told.alpha, state.direction), state.trial
+    )
+    x = space.pick(told.taken, x, state.x)
+    gradient = space.pick(told.back, state.lowest.gradient, gradient)
+    gradient = space.pick(told.taken, gradient, state.gradient)
     norm = space.read_one(space.max_abs(gradient))
-    return Iterate(x, value, gradient, norm, fn.where(taken, alpha, state.step))
-
-
-def _with_pair(
-    solver: Any, space: Space, state: LBFGSState, iterate: Iterate, alpha: Any, dphi0: Any,
-    taken: Any,
-) -> tuple[Pairs, Array]:
-    """The pairs, with the pair of the step to the iterate where `taken`, and W g there."""
-    s, y = space.scale(alpha, state.direction), iterate.gradient - state.gradient
-    if state.weights is not None:
-        s, y = s / state.weights, y * state.weights
-    pairs = curvature.write_many(space, state.pairs, s, y, taken)
-    with_gradient = space.products(pairs.rows, weighted(iterate.gradient, state.weights))
-    with_change = space.products(pairs.rows, y)
-    pairs = curvature.accept_many(
-        space, pairs, space.fetch(with_change), alpha * dphi0, taken, solver.scale_initial
-    )
-    return pairs, space.fetch(with_gradient)
+    return Iterate(x, told.value, gradient, norm, told.step)
 
 
 def begin(
@@ -120,33 +188,63 @@ def begin(
     return state._replace(trial=space.move(x, state.search.alpha, state.direction))
 
 
-def _aim(solver: Any, space: Space, iterate: Iterate, curvature_there: tuple) -> LBFGSState:
-    """The state at an iterate, with a direction from there and a search begun along it; its fields
-    about the last evaluation are as at a start.
+def _aim(
+    solver: Any, space: Space, iterate: Iterate, curvature_there: tuple,
+    told: _Verdict | None = None,
+) -> LBFGSState:
+    """The state at an iterate, with a direction from there and a search begun along it; its other
+    fields about the last evaluation are as at a start.
 
     curvature_there : the pairs, the weights, and W g.
+    told : the verdict on the last trial: where there is no new line, the old search continues.
     """
     fn, (x, value, gradient, norm, alpha) = space.scalars, iterate
     pairs, weights, with_gradient = curvature_there
     direction, slope = quasi_newton(
         space, solver.initial, weights, pairs, gradient, with_gradient, 0.0
     )
-    # If it is not a descent direction, it is dropped together with the pairs.
-    bare = (pairs.count == 0) | fn.logical_not(slope < 0.0)
-    pairs = curvature.forget_many(space, pairs, bare, solver.initial.gamma)
     plain, plain_slope, first = first_step(
         space, solver.initial, weights, x, value, gradient, norm, alpha == 0.0
     )
+    # If it is not a descent direction, it is dropped together with the pairs.
+    rate = None if solver.pace is None else solver.learning_rate(0)
+    bare, search, lowest_alpha, lowest_value, unbounded = fn.fused(
+        _searched, solver.line_search, rate, space.backend.noise, value, slope, pairs.count,
+        plain_slope, first, told,
+    )
+    pairs = curvature.forget_many(space, pairs, bare, solver.initial.gamma)
     direction = space.pick(bare, plain, direction)
-    slope = fn.where(bare, plain_slope, slope)
-    noise = fn.abs(value) * space.backend.noise
-    first = fn.where(bare, first, 1.0)
-    if solver.pace is not None:
-        first = first * solver.learning_rate(0)
-    search = solver.line_search.begin(value, slope, first, noise)
     no = fn.full(False, value)
     return LBFGSState(
         x, value, gradient, norm, alpha, direction, search, x, value,
-        Lowest(fn.full(0.0, value), value, gradient), pairs, None, None, weights, None,
-        fn.full(math.inf, value), no, no, no,
+        Lowest(lowest_alpha, lowest_value, gradient), pairs, None, None, weights, None,
+        fn.full(math.inf, value), no, no, unbounded,
+    )
+
+
+def _searched(
+    fn: Scalars, rule: LineSearch, rate: Any, noise: float, value: Any, slope: Any, count: Any,
+    plain_slope: Any, first: Any, told: _Verdict | None,
+) -> tuple[Any, Search, Any, Any, Any]:
+    """Where the first direction of a run is needed, and the pairs are dropped; the search, its
+    lowest step and value, and whether the function is unbounded.
+
+    plain_slope, first : the slope along that direction, and its first step.
+    """
+    bare = (count == 0) | fn.logical_not(slope < 0.0)
+    if told is not None:
+        bare = bare | told.reset
+    slope = fn.where(bare, plain_slope, slope)
+    first = fn.where(bare, first, 1.0)
+    if rate is not None:
+        first = first * rate
+    search = rule.begin(value, slope, first, fn.abs(value) * noise)
+    if told is None:
+        return bare, search, fn.full(0.0, value), value, fn.full(False, value)
+    return (
+        bare,
+        fn.choose(told.turned, search, told.search),
+        fn.where(told.turned, 0.0, told.lowest_alpha),
+        fn.where(told.turned, value, told.lowest_value),
+        told.endless & (count == 0),
     )
