@@ -465,13 +465,16 @@ class Backend(Keyed):
         """`function` of arrays, compiled if the library can."""
         return function
 
-    def jit(self, function: Callable, *static: Any, donate: tuple[int, ...] = ()) -> Callable:
+    def jit(
+        self, function: Callable, *static: Any, donate: tuple[int, ...] = (), steps: int = 0
+    ) -> Callable:
         """`function` with its first arguments `static`, compiled if the library can.
 
         A compiled function is reused in every later call with equal (hashable) static arguments,
         for as long as the functions of the user among them exist. (A dataclass lists its fields
         that hold functions of the user in `wrapped_functions`.)
-        The arguments at the positions `donate` may be overwritten.
+        The arguments at the positions `donate` may be overwritten. `steps` is given for the steps
+        of a solver, which are not part of another compiled function: how many numbers a vector has.
         """
         return functools.partial(function, *static) if static else function
 

@@ -10,6 +10,7 @@ are noticed, and rows that are done leave the batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -67,19 +68,24 @@ def advance(
     places : the positions of the leaves of aux that have an entry for each row of the batch.
     """
     limits = np.int32(most), np.int32(least)
+    numbers = math.prod(standing.best.x.shape)
     if space.batched:
-        run = space.backend.jit(_advance, space, solver, measure_steps, evaluation, places)
+        run = space.backend.jit(
+            _advance, space, solver, measure_steps, evaluation, places, steps=numbers
+        )
         standing, aux, made = run(standing, criteria, args, aux, limits)
         return standing, aux, int(space.backend.to_host(made))
     standing = map_tuple(now, standing)
     kinds = _kinds(standing)
     floats, integers, arrays = _split(kinds, standing)
-    run = space.backend.jit(_advance_one, space, solver, measure_steps, evaluation, kinds)
-    *numbers, arrays, aux = run(
+    run = space.backend.jit(
+        _advance_one, space, solver, measure_steps, evaluation, kinds, steps=numbers
+    )
+    *scalars, arrays, aux = run(
         np.asarray(floats, dtype=space.backend.dtype), np.asarray(integers, dtype=np.int32), arrays,
         criteria, args, aux, limits,
     )
-    floats, integers = (space.backend.to_host(each).tolist() for each in numbers)
+    floats, integers = (space.backend.to_host(each).tolist() for each in scalars)
     return _joined(kinds, floats, integers[:-1], arrays), aux, integers[-1]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -68,7 +69,9 @@ class Run:
         # A single problem runs on Python floats and branches, which cannot be compiled, and a
         # Hessian is a user's function.
         compiled = space.batched and is_compilable(solver) and not space.reproducible
-        prepare = space.backend.jit if compiled else functools.partial
+        prepare: Any = functools.partial
+        if compiled:
+            prepare = functools.partial(space.backend.jit, steps=math.prod(self.layout.shape))
 
         def after(solver: Solver) -> Callable:
             measure_steps = stage.criteria.xtol > 0.0

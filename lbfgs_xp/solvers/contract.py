@@ -160,8 +160,8 @@ class Solver(ABC):
 # What a solver that does not derive from `Solver` may have in addition to `init` and `step`.
 _OPTIONAL = (
     "supports_bounds", "with_bounds", "project", "needs_hessian", "compiles", "searches",
-    "patience", "of_rows", "as_row", "rescales", "in_units", "inverse_hessian", "check_state", "learned",
-    "resume",
+    "patience", "of_rows", "as_row", "rescales", "in_units", "inverse_hessian", "check_state",
+    "learned", "resume",
 )
 
 
