@@ -326,4 +326,5 @@ def of(value: Scalar) -> Scalars:
         return FLOATS
     if (recorder := getattr(value, "recorder", None)) is not None:
         return recorder    # a symbol of a function that is being recorded
-    return _arrays_of(namespace_of(value), kernels_of(value), class_of(value))
+    backend: Any = class_of(value)
+    return _arrays_of(namespace_of(value), kernels_of(value), backend)

@@ -344,8 +344,10 @@ class Space(Keyed):
         return self.small_on_host and not mask.any()
 
     def some(self, mask: Any, function: Callable[[Any], Any], old: Any) -> Any:
-        """`function(mask)`, which equals `old` in the rows of a batch outside the mask; `old` itself
-        if the mask holds nowhere, unless checking would wait for a device."""
+        """`function(mask)`, which equals `old` in the rows of a batch outside the mask.
+
+        It is `old` itself if the mask holds nowhere, unless checking would wait for a device.
+        """
         return old if self.none(mask) else self.backend.branch(mask, function, old)
 
     def equal(self, u: Any, v: Any) -> bool:

@@ -148,10 +148,9 @@ def _advance_one(
         value, gradient, aux = evaluation(args, x[0, ...])
         return xp.reshape(value, (1,)), gradient[None, ...], with_axis(aux)
 
-    entries = [
-        [numbers[i : i + 1] for i in range(numbers.shape[0])] for numbers in (floats, integers)
-    ]
-    standing = _joined(kinds, *entries, [array[None, ...] for array in arrays])
+    standing = _joined(
+        kinds, _rows(floats), _rows(integers), [array[None, ...] for array in arrays]
+    )
     standing, aux, made = _advance(
         Space(backend, batched=True), solver, measure_steps, of_row, places, standing, criteria,
         args, with_axis(aux), limits,
@@ -163,6 +162,11 @@ def _advance_one(
         [array[0, ...] for array in arrays],
         _each(lambda leaf: leaf[0, ...], aux),
     )
+
+
+def _rows(numbers: Array) -> list[Array]:
+    """The numbers as scalars of a batch of one."""
+    return [numbers[i : i + 1] for i in range(numbers.shape[0])]
 
 
 def _each(function: Callable, aux: Any) -> Any:
