@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.backends import Backend, parameters, watch_reads
+from tests.memory import Diet
 
 if importlib.util.find_spec("jax") is not None:
     import jax
@@ -29,6 +30,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if seen[case] % 5:
                 item.add_marker("thorough")
             seen[case] += 1
+
+
+_DIET = Diet()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    _DIET.keep()
 
 
 @pytest.fixture(params=parameters())

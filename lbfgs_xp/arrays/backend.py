@@ -454,6 +454,14 @@ class Backend(Keyed):
     def mark_overwritten(self, array: Array) -> None:
         """Tell autograd that the array was overwritten through `flat_view`."""
 
+    def dense(self, array: Array) -> Array:
+        """`array`, made dense if the library has sparse ones of the same type."""
+        return array
+
+    def with_dense_gradient(self, array: Array) -> Array:
+        """A part of a vector whose gradient, even if it is sparse, belongs to a dense one."""
+        return array
+
     def requires_grad_like(self, array: Array, like: Array) -> Array:
         """`array`, which requires a gradient if `like` does."""
         return array

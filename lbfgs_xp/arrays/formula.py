@@ -132,19 +132,19 @@ class Recorder(Scalars):
         self.notes.append(note)
         return Symbol(self, len(self.inputs) + len(self.notes) - 1, note.kind)
 
-    def abs(self, a: Any) -> Any:  # type: ignore[override]
+    def abs(self, a: Any) -> Any:
         return self.note("absolute", a)
 
-    def sqrt(self, a: Any) -> Any:  # type: ignore[override]
+    def sqrt(self, a: Any) -> Any:
         return self.note("sqrt", a)
 
-    def sign(self, a: Any) -> Any:  # type: ignore[override]
+    def sign(self, a: Any) -> Any:
         return self.note("sign", a)
 
-    def isfinite(self, a: Any) -> Any:  # type: ignore[override]
+    def isfinite(self, a: Any) -> Any:
         return self.note("isfinite", a) if isinstance(a, Symbol) else math.isfinite(a)
 
-    def logical_not(self, mask: Any) -> Any:  # type: ignore[override]
+    def logical_not(self, mask: Any) -> Any:
         return self.note("logical_not", mask) if isinstance(mask, Symbol) else not mask
 
     def minimum(self, a: Any, b: Any) -> Any:

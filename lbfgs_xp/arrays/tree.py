@@ -170,7 +170,7 @@ class Layout(Keyed):
                 half = size // 2
                 re = xp.astype(piece[..., :half], like.dtype)
                 piece = re + xp.astype(piece[..., half:], like.dtype) * 1j
-            leaves.append(xp.reshape(piece, shape))
+            leaves.append(self.backend.with_dense_gradient(xp.reshape(piece, shape)))
         return unflatten(self.structure, leaves)
 
     def gradient_tree(self, gradient: Array) -> Any:
@@ -213,6 +213,7 @@ class Layout(Keyed):
             wanted = f"{self.shapes[index]}, like x0" if shape is None else shape
             raise ValueError(f"{what} has shape {tuple(leaf.shape)}; wanted {wanted}")
         self.backend.check_device(leaf, what)
+        leaf = self.backend.dense(leaf)
         if leaf.dtype != like.dtype:
             if self.xp.isdtype(leaf.dtype, "complex floating") and not self.complex[index]:
                 raise TypeError(f"{what} is complex; wanted {like.dtype}, like x0")

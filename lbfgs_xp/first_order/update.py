@@ -67,7 +67,7 @@ def update(
     """`FirstOrder.update`."""
     spec = checked_spec(optimizer, state)
     xs = checked_leaves(params, spec, "params")
-    gs = checked_leaves(grads, spec, "grads")
+    gs = checked_gradients(grads, spec)
     new, after = update_leaves(optimizer, xs, gs, state, value, in_place, reproducible)
     if after is state:
         return params, after
@@ -370,6 +370,12 @@ def checked_spec(optimizer: Any, state: Any) -> ParameterSpec:
 def _with_slots(name: str, slots: Sequence[tuple[str, ...]]) -> str:
     kept = sorted({slot for own in slots for slot in own})
     return f"{name} with the slots {', '.join(kept)}" if kept else f"{name} without slots"
+
+
+def checked_gradients(grads: Any, spec: ParameterSpec) -> list[Array]:
+    """The leaves of gradients, each of them dense."""
+    leaves = checked_leaves(grads, spec, "grads")
+    return [space.backend.dense(g) for space, g in zip(spec.spaces, leaves, strict=True)]
 
 
 def checked_leaves(params: Any, spec: ParameterSpec, what: str) -> list[Array]:

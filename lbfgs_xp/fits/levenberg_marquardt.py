@@ -133,8 +133,11 @@ class _Numbers(NamedTuple):
 
     @classmethod
     def of(cls, state: LMState) -> _Numbers:
-        own = (getattr(state, name) for name in cls._fields[:-2])
-        return cls(*own, state.linear.optimality, state.linear.share)
+        linear = state.linear
+        return cls(
+            state.value, state.radius, state.mu, state.predicted, state.promise, state.refused,
+            state.bold, state.status, state.nit, state.tally, linear.optimality, linear.share,
+        )
 
 
 class _Limits(NamedTuple):

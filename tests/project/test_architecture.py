@@ -34,7 +34,7 @@ WINGS: dict[str, str] = {
     "constraints": "arrays checks minimize result run typing",
     "fits": "arrays checks minimize projections result run typing",
     "training": "arrays checks first_order minimize result run solvers typing",
-    "torch": "arrays checks first_order line_search result run solvers typing",
+    "torch": "arrays checks first_order line_search minimize result run solvers typing",
     "scipy": "arrays minimize result solvers",
     "demo": "arrays problems __init__",
     "__main__": "arrays demo __init__",
@@ -60,6 +60,7 @@ ARRAY_LIBRARIES = {"cupy", "dask", "jax", "torch", "array_api_strict"}
 # A module for one library -> the library; it is imported only once the user has arrays of it.
 KNOWS = {
     "arrays.torch": {"torch"},
+    "arrays.torch_kernels": {"torch"},
     "arrays.jax": {"jax"},
     "arrays.cupy": {"cupy"},
     "arrays.strict": {"array_api_strict"},

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import getpass
-import hashlib
 import math
-import os
-import shutil
-import subprocess
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cupy._standin import counts, hosts_of, made, ndarray
+from tests.standins.compiler import library
 
-COMPILER = shutil.which("g++")
 # The C++ types of the kinds of parameters, apart from T.
 _TYPES = {
     "float32": "float", "float64": "double", "bool": "bool", "int32": "int", "int64": "long long",
@@ -92,12 +85,7 @@ class ElementwiseKernel:
 
 @functools.cache
 def compiled(declared: tuple, body: str, kind: str, fused: bool) -> Any:
-    """The loop over the elements; it is kept for later runs."""
-    if COMPILER is None:
-        raise RuntimeError(
-            "g++ was not found, with which the stand-in for CuPy compiles kernels; install it (on "
-            "Debian and Ubuntu: apt-get install g++)"
-        )
+    """The loop over the elements."""
     types = ["T" if each == "T" else _TYPES[each] for each, _ in declared]
     pointers = ", ".join(f"{t}* p_{name}" for t, (_, name) in zip(types, declared, strict=True))
     # As in CuPy, a parameter is the element itself.
@@ -105,38 +93,13 @@ def compiled(declared: tuple, body: str, kind: str, fused: bool) -> Any:
         f"{t}& {name} = p_{name}[i];" for t, (_, name) in zip(types, declared, strict=True)
     )
     text = f"""
-// Not from <cmath>, which takes longer to read than all of this to compile.
-static inline double sqrt(double x) {{ return __builtin_sqrt(x); }}
-static inline float sqrt(float x) {{ return __builtin_sqrtf(x); }}
-static inline double fabs(double x) {{ return __builtin_fabs(x); }}
-static inline float fabs(float x) {{ return __builtin_fabsf(x); }}
 typedef {kind} T;
 extern "C" void run(long long size, {pointers}) {{
   for (long long i = 0; i < size; ++i) {{ {elements} {body} }}
 }}
 """
     # Unless told otherwise, a GPU fuses products and sums.
-    options = ["-ffp-contract=fast", "-march=native"] if fused else ["-ffp-contract=off"]
-    name = hashlib.sha256("\n".join([text, *options]).encode()).hexdigest()[:20]
-    library = _folder() / f"{name}.so"
-    if not library.exists():
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            source, built = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
-            source.write_text(text)
-            command = [COMPILER, "-O2", "-shared", "-fPIC", *options, str(source), "-o", str(built)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise RuntimeError(f"g++ could not compile a kernel:\n{done.stderr}\n{text}")
-            built.rename(library)    # in one step, because other processes may load it
-    run = ctypes.CDLL(str(library)).run
+    options = ("-ffp-contract=fast", "-march=native") if fused else ("-ffp-contract=off",)
+    run = library(text, options).run
     run.restype, run.argtypes = None, [ctypes.c_longlong, *[ctypes.c_void_p] * len(declared)]
     return run
-
-
-def _folder() -> Path:
-    """A folder for compiled kernels that only this user can write to."""
-    folder = Path(tempfile.gettempdir()) / f"lbfgs_xp-kernels-{getpass.getuser()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise RuntimeError(f"{folder} belongs to another user")
-    return folder
