@@ -225,6 +225,8 @@ def minimize(
         except Exception as error:
             _explain_dtype(error, layout)
             if run.standing is not None:
+                with contextlib.suppress(Exception):
+                    run.recover_from_interrupt()
                 _explain_rows(error, run.rows, run.layout)
                 result = run.result()
                 value = "the values" if is_array(result.fun) else f"value {result.fun}"

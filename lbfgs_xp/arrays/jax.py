@@ -144,7 +144,7 @@ class JaxBackend(Backend):
         self, function: Callable, *static: Any, donate: tuple[int, ...] = (), steps: int = 0
     ) -> Callable:
         options = _options_for(steps <= _FEW) if steps and self._platform == "cpu" else ()
-        compiled = None if donate else _compiled_with_its_functions(function, static, options)
+        compiled = _compiled_with_its_functions(function, static, donate, options)
         if compiled is not None:
             return compiled
         return super().jit(_jit(function, len(static), donate, options), *static)
@@ -363,25 +363,36 @@ class _Compiled:
     with static arguments, or branches on them.
     """
 
-    def __init__(self, function: Callable, static: tuple, options: tuple):
-        def call(constants: _Constants, moving: list[Array]) -> Any:
-            return function(*static, *constants.joined_with(moving))
+    def __init__(
+        self, function: Callable, static: tuple, donate: tuple[int, ...], options: tuple
+    ):
+        def call(constants: _Constants, moving: list[Array], given: dict[int, Any]) -> Any:
+            arguments = [*static, *constants.joined_with(moving)]
+            for place, argument in given.items():
+                arguments[place] = argument
+            return function(*arguments)
 
         # One function for each, because JAX forgets what it has compiled when the function goes.
-        self._run = jax.jit(call, static_argnums=0, compiler_options=dict(options))
+        self._run = jax.jit(
+            call, static_argnums=0, donate_argnums=2, compiler_options=dict(options)
+        )
+        # Among the arguments that are not static.
+        self._donate = {place - len(static): place for place in donate}
         self._numbers_are_constant = False
 
     def __call__(self, *arguments: Any) -> Any:
-        leaves, structure = jax.tree_util.tree_flatten(arguments)
+        given = {place: arguments[i] for i, place in self._donate.items()}
+        rest = [None if i in self._donate else each for i, each in enumerate(arguments)]
+        leaves, structure = jax.tree_util.tree_flatten(rest)
         try:
-            return self._run(*_split(leaves, structure, self._numbers_are_constant))
+            return self._run(*_split(leaves, structure, self._numbers_are_constant), given)
         except (TypeError, ValueError) as error:
             # Whether a function has static arguments cannot be asked.
             about_tracing = isinstance(error, jax.errors.JAXTypeError) or "static" in str(error)
             if not about_tracing or self._numbers_are_constant or not any(map(_is_number, leaves)):
                 raise
             try:
-                out = self._run(*_split(leaves, structure, True))
+                out = self._run(*_split(leaves, structure, True), given)
             except Exception:
                 raise error from None
         self._numbers_are_constant = True
@@ -432,7 +443,7 @@ _COMPILED: dict[Any, _Compiled] = {}
 
 
 def _compiled_with_its_functions(
-    function: Callable, static: tuple, options: tuple
+    function: Callable, static: tuple, donate: tuple[int, ...], options: tuple
 ) -> _Compiled | None:
     """`function` with its static arguments, compiled for as long as the functions of the user among
     them exist; None if there is none, or one that cannot be referred to weakly."""
@@ -444,10 +455,12 @@ def _compiled_with_its_functions(
         return None
     if not finalizers:
         return None
-    key = (function, *static_here, options)
+    key = (function, *static_here, donate, options)
     found = _COMPILED.get(key)
     if found is None:
-        found = _COMPILED[key] = _Compiled(function, tuple(static_here), options)
+        found = _COMPILED[key] = _Compiled(
+            function, tuple(static_here), donate, options
+        )
         for owner in owners:
             weakref.finalize(owner, _COMPILED.pop, key, None).atexit = False
     return found

@@ -10,6 +10,7 @@ are noticed, and rows that are done leave the batch.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -32,6 +33,9 @@ _RUNNING = int(Status.RUNNING)
 # is sized by the evaluation of the start, which may take less than what a step adds to it.
 _SECONDS, _FIRST, _GROWTH = 0.1, 0.2, 8
 _MOST = 2**20
+# Larger arrays than a vector, with more numbers than this, hold what the solver has learned. They
+# are overwritten instead of copied.
+_LARGE = 2**14
 
 
 class Chunk:
@@ -67,26 +71,43 @@ def advance(
     args : of the user's function.
     places : the positions of the leaves of aux that have an entry for each row of the batch.
     """
-    limits = np.int32(most), np.int32(least)
     numbers = math.prod(standing.best.x.shape)
+    limits, settings = (np.int32(most), np.int32(least)), (space, solver, measure_steps, evaluation)
+
+    def is_large(array: Array) -> bool:
+        return math.prod(array.shape) > max(numbers, _LARGE)
+
+    jit = functools.partial(space.backend.jit, donate=(len(settings) + 1,), steps=numbers)
     if space.batched:
-        run = space.backend.jit(
-            _advance, space, solver, measure_steps, evaluation, places, steps=numbers
-        )
-        standing, aux, made = run(standing, criteria, args, aux, limits)
+        large = map_tuple(lambda a: a if is_array(a) and is_large(a) else None, standing)
+        rest = map_tuple(lambda a, b: a if b is None else None, standing, large)
+        run = jit(_advance_rows, *settings, places)
+        standing, aux, made = run(large, rest, criteria, args, aux, limits)
         return standing, aux, int(space.backend.to_host(made))
     standing = map_tuple(now, standing)
     kinds = _kinds(standing)
     floats, integers, arrays = _split(kinds, standing)
-    run = space.backend.jit(
-        _advance_one, space, solver, measure_steps, evaluation, kinds, steps=numbers
-    )
+    large = [array if is_large(array) else None for array in arrays]
+    rest = [array if one is None else None for array, one in zip(arrays, large, strict=True)]
+    run = jit(_advance_one, *settings, kinds)
     *scalars, arrays, aux = run(
-        np.asarray(floats, dtype=space.backend.dtype), np.asarray(integers, dtype=np.int32), arrays,
-        criteria, args, aux, limits,
+        large, rest, np.asarray(floats, dtype=space.backend.dtype),
+        np.asarray(integers, dtype=np.int32), criteria, args, aux, limits,
     )
     floats, integers = (space.backend.to_host(each).tolist() for each in scalars)
     return _joined(kinds, floats, integers[:-1], arrays), aux, integers[-1]
+
+
+def _advance_rows(
+    space: Space, solver: Solver, measure_steps: bool, evaluation: Evaluation,
+    places: tuple[int, ...], large: Any, rest: Any, *more: Any,
+) -> tuple[Standing, Any, Any]:
+    """`advance` for a batch, to be compiled.
+
+    large, rest : the standing in two parts, the first of which may be overwritten.
+    """
+    standing = map_tuple(lambda a, b: a if b is None else b, large, rest)
+    return _advance(space, solver, measure_steps, evaluation, places, standing, *more)
 
 
 def _advance(
@@ -94,7 +115,6 @@ def _advance(
     places: tuple[int, ...], standing: Standing, criteria: Criteria, args: tuple, aux: Any,
     limits: tuple[Any, Any],
 ) -> tuple[Standing, Any, Any]:
-    """`advance` for a batch, to be compiled."""
     xp, (most, least) = space.xp, limits
 
     def unfinished(carry: tuple) -> Any:
@@ -133,11 +153,15 @@ _ARRAY = "array"
 
 def _advance_one(
     space: Space, solver: Solver, measure_steps: bool, evaluation: Evaluation, kinds: Any,
-    floats: Array, integers: Array, arrays: list[Array], criteria: Criteria, args: tuple, aux: Any,
-    limits: tuple[Any, Any],
+    large: list, rest: list, floats: Array, integers: Array, criteria: Criteria, args: tuple,
+    aux: Any, limits: tuple[Any, Any],
 ) -> tuple[Array, Array, list[Array], Any]:
-    """`advance` for one problem, to be compiled; the last integer is the number of evaluations."""
+    """`advance` for one problem, to be compiled; the last integer is the number of evaluations.
+
+    large, rest : the arrays in two parts, the first of which may be overwritten.
+    """
     xp, backend = space.xp, space.backend
+    arrays = [a if b is None else b for a, b in zip(large, rest, strict=True)]
     leaves, _ = flatten(aux)
     places = tuple(place for place, leaf in enumerate(leaves) if leaf is not None)
 
@@ -176,13 +200,16 @@ def _each(function: Callable, aux: Any) -> Any:
 
 def _kinds(tree: Any) -> Any:
     """For each entry of nested named tuples: float, int, bool, "array" or None."""
+    return map_tuple(_kind, tree)
 
-    def kind(entry: Any) -> Any:
-        if entry is None or is_array(entry):
-            return None if entry is None else _ARRAY
-        return next(kind for kind in (bool, int, float) if isinstance(entry, kind))
 
-    return map_tuple(kind, tree)
+def _kind(entry: Any) -> Any:
+    kind = type(entry)
+    if kind in (float, int, bool):
+        return kind
+    if entry is None or is_array(entry):
+        return None if entry is None else _ARRAY
+    return next(kind for kind in (bool, int, float) if isinstance(entry, kind))
 
 
 def _split(kinds: Any, tree: Any) -> tuple[list, list, list[Array]]:

@@ -255,6 +255,7 @@ class Run:
         else:
             least = self.sizes.floor(standing.progress.status.shape[0])
         began = time.perf_counter()
+        self._in_step = True
         standing, value, made = self.in_caller_context(
             compiled.advance, space, self.solver_here(), self.criteria.xtol > 0.0, evaluation,
             standing, self.criteria, self.objective.args, self.aux.value, self.aux.places,
@@ -263,6 +264,7 @@ class Run:
         self.objective.nfev += made
         # A single statement, which no interrupt can split.
         self.standing, self.aux = standing, self.aux._replace(value=value)
+        self._in_step = False
         self._chunk.took(made, time.perf_counter() - began)
         return True
 
