@@ -105,6 +105,19 @@ class JaxBackend(Backend):
     def own(self, array: Array) -> Array:
         return self._committed(array)
 
+    # --- several operations at a time: a call from Python takes longer than they do ----------------
+
+    def zeros(self, shape: tuple[int, ...]) -> Array:
+        if self.creation_device is not None:
+            return super().zeros(shape)
+        return _zeros(shape, self.dtype)
+
+    def join(self, parts: Sequence[Array]) -> Array:
+        return _joined(tuple(parts), self.dtype)
+
+    def max_abs(self, array: Array) -> Array:
+        return _max_abs(array)
+
     # --- rows ----------------------------------------------------------------------------------
 
     def span(
@@ -489,6 +502,19 @@ def _is_of_user(static: Any) -> bool:
         return not ours
     ours = isinstance(static, Keyed) or type(static).__module__.startswith("lbfgs_xp.")
     return not ours
+
+
+_zeros = jax.jit(jax.numpy.zeros, static_argnums=(0, 1))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _joined(parts: tuple[Array, ...], dtype: Any) -> Array:
+    return jax.numpy.concatenate([part.astype(dtype).reshape(-1) for part in parts])
+
+
+@jax.jit
+def _max_abs(array: Array) -> Array:
+    return jax.numpy.max(jax.numpy.abs(array), axis=-1)
 
 
 def _write_row(buffer: Array, index: Any, row: Array) -> Array:
