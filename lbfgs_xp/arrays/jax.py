@@ -105,7 +105,7 @@ class JaxBackend(Backend):
     def own(self, array: Array) -> Array:
         return self._committed(array)
 
-    # --- several operations at a time: a call from Python takes longer than they do ----------------
+    # --- several operations as one, because a call from Python takes longer than they do ---------
 
     def zeros(self, shape: tuple[int, ...]) -> Array:
         if self.creation_device is not None:
