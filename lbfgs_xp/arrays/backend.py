@@ -22,6 +22,7 @@ import array_api_extra as xpx
 import numpy as np
 
 from lbfgs_xp.arrays.keyed import Keyed
+from lbfgs_xp.checks import shown
 
 Array = Any
 Namespace = Any
@@ -174,6 +175,28 @@ class Backend(Keyed):
         """Whether an array of this library is on this device, or may be moved to it."""
         return self.device in (None, compat.device(array))
 
+    @staticmethod
+    def is_traced(value: Any) -> bool:
+        """Whether a value has no number yet, because a function is being compiled."""
+        return False
+
+    @staticmethod
+    def keep_static(cls: type) -> None:
+        """Let functions be compiled for each instance of a class within their arguments."""
+
+    @staticmethod
+    def call_on_host(function: Callable, like: Any, *numbers: Any) -> Any:
+        """What a function of numbers returns, also for traced ones.
+
+        like : nested numbers of the structure and types that it returns.
+        """
+        return function(*numbers)
+
+    @staticmethod
+    def is_dense(array: Array) -> bool:
+        """Whether all elements of an array of this library are in memory."""
+        return True
+
     def check_device(self, array: Array, what: str, like: str = "x0") -> None:
         """Raise a clear error if an array of this library is on another device.
 
@@ -197,6 +220,11 @@ class Backend(Keyed):
     @staticmethod
     def on_device(device: Any) -> contextlib.AbstractContextManager[Any]:
         """A context in which this device is current, for libraries that have a current device."""
+        return contextlib.nullcontext()
+
+    @staticmethod
+    def where_nan_is_normal() -> contextlib.AbstractContextManager[Any]:
+        """A context in which the library does not raise where a trial gives nan or infinity."""
         return contextlib.nullcontext()
 
     def current(self) -> contextlib.AbstractContextManager[Any]:
@@ -243,7 +271,10 @@ class Backend(Keyed):
             except ValueError as error:
                 raise ValueError(f"{what} is a ragged list ({error}); wanted numbers") from None
             if host.dtype.kind not in "iuf":
-                raise TypeError(f"{what} is {values!r}; wanted real numbers")
+                found = f"is {shown(values)}"
+                if isinstance(values, np.ndarray):
+                    found = f"has dtype {host.dtype}"
+                raise TypeError(f"{what} {found}; wanted real numbers")
             return self.from_host(host)
         if (library := library_of(values)) != self.name:
             raise TypeError(

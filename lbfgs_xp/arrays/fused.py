@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+
 from lbfgs_xp.arrays.formula import (
     BOOL,
     INT32,
@@ -85,6 +87,8 @@ class Fused(Scalars):
     def _form(self, tree: Any, inputs: list[Any], reals: set[str]) -> Any:
         """The form of an argument, by which recordings are found; its arrays and numbers are added
         to `inputs`, the dtypes of its real arrays to `reals`."""
+        if isinstance(tree, np.generic):
+            tree = tree.item()
         kind: Any = type(tree)
         if kind in _NUMBERS:
             inputs.append(tree)

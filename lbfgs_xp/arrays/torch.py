@@ -15,6 +15,15 @@ from lbfgs_xp.arrays import torch_kernels
 from lbfgs_xp.arrays.backend import Array, InPlaceBackend
 
 
+def check_dense(array: Array, what: str) -> None:
+    """Refuse a sparse tensor."""
+    if array.layout is not torch.strided:
+        raise TypeError(
+            f"{what} has the layout {array.layout}; wanted a dense tensor, such as "
+            f"{what}.to_dense()"
+        )
+
+
 class TorchBackend(InPlaceBackend):
     """See `Backend`.
 
@@ -25,6 +34,11 @@ class TorchBackend(InPlaceBackend):
     meets_sparse = False
 
     def __init__(self, array: Array, what: str = "x0", traced: bool = False):
+        check_dense(array, what)
+        if array.is_meta:
+            raise TypeError(
+                f"{what} is on the device meta, which holds no numbers; wanted a tensor with values"
+            )
         super().__init__(array, what, traced)
         self.reads_are_free = array.device.type == "cpu"
 
@@ -37,6 +51,10 @@ class TorchBackend(InPlaceBackend):
 
     def own(self, array: Array) -> Array:
         return array.detach().clone(memory_format=torch.contiguous_format)
+
+    @staticmethod
+    def is_dense(array: Array) -> bool:
+        return array.layout is torch.strided
 
     def detach(self, value: Any) -> Any:
         return value.detach() if isinstance(value, torch.Tensor) else value
@@ -63,8 +81,7 @@ class TorchBackend(InPlaceBackend):
         return all(s != 0 or n < 2 for s, n in zip(array.stride(), array.shape, strict=True))
 
     def flat_view(self, array: Array) -> np.ndarray:
-        if array.layout is not torch.strided:
-            raise TypeError(f"an array has the layout {array.layout}; wanted a dense one")
+        check_dense(array, "an array")
         array = array.detach()
         if array.is_complex():
             array = torch.view_as_real(array.resolve_conj())

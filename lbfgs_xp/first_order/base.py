@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import numbers
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -82,6 +83,12 @@ class FirstOrder(Method):
                 f"on_nonfinite is {self.on_nonfinite!r}; wanted one of "
                 + ", ".join(map(repr, _POLICIES))
             )
+        # Labels nested in other ways are checked once the parameters are known.
+        if isinstance(self.labels, numbers.Number):
+            raise TypeError(
+                f"labels is {self.labels!r}; wanted a function from the path of a leaf to its "
+                "label, or a string for each leaf, nested as the parameters"
+            )
         self._check()
         set_(self, "groups", self._frozen(self.groups))
         _ = self.variants  # this checks the settings of the groups
@@ -104,6 +111,9 @@ class FirstOrder(Method):
         in_place: bool = False, reproducible: bool = False,
     ) -> tuple[Any, OptimizerState]:
         """One step: the new parameters and the new state.
+
+        With JAX it may be called in a compiled function or `jax.lax.scan`, with the state as an
+        argument. The numbers of a step (rates, corrections) are then computed on the host.
 
         Parameters
         ----------

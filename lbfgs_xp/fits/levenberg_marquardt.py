@@ -10,6 +10,7 @@ with `where`. Nothing is read back to the host, and JAX compiles these functions
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from lbfgs_xp.arrays.backend import Array
@@ -31,12 +32,15 @@ _REFINED, _REFINED_BLINDLY, _LONGER = 8, 1, 1.1
 # length; in a run without a failure yet, if they were wrong by less than half of the second share,
 # by as much more.
 _GROWTH, _TRUSTED = 2.0, 0.01
+_OUT_OF_HIDING = 10.0
 # A step is good if it achieves this share of the predicted decrease. After others, a parameter goes
 # at most this share of the way to a bound: at a bound, as with an amplitude of 0, others may count
 # for nothing.
 _GOOD, _WAY = 0.75, 0.5
 # Columns are nearly dependent if the smallest singular value is this share of the largest.
 _NEAR = 1e-5
+# A singular value is known if it exceeds the errors of the columns by this factor.
+_RESOLVED = 10.0
 # Flags in the result of `going`.
 HARD, LOST = 2, 4
 # Consecutive steps that must be small before a run stops.
@@ -44,11 +48,17 @@ _SETTLED = 2
 # Consecutive trials without progress before a run stops: if what is left to gain, as far as single
 # parameters show it, is at the level of rounding; if that is so within the radius; and otherwise.
 _PATIENCE, _LONG_PATIENCE, _LONGEST_PATIENCE = 3, 10, 30
+# The cost is looked at after this many trials, and whenever their number has doubled. If each of
+# them since then gained at most this power of eps of it, the fit has stalled.
+_FIRST_MARK, _CRAWL = 64.0, 0.75
 # How many times larger than its estimate a rounding error may be, because errors accumulate.
 _ADDED_UP = 16.0
 # The longest look changes the residuals by at least this many times what rounding hides; and a look
 # tells something if it changes them by this many times as much.
 _FAR, _VISIBLE = 100.0, 4.0
+# How many times its standard deviation measured noise may be: in sums of many residuals, and in the
+# norm of their difference between two points.
+_SPREAD, _APART = 4.0, 3.0
 # The longest look, relative to the residuals, as a power of eps: rounding that nobody can estimate
 # shall not hide it.
 _LONGEST = 1 / 6
@@ -56,7 +66,8 @@ _LONGEST = 1 / 6
 
 class Tally(NamedTuple):
     """How many consecutive steps were small, and how many consecutive trials brought no progress;
-    value, optimality and share where they began to."""
+    value, optimality and share where they began to; the number of trials, the next one at which
+    to look whether the cost still falls, and the cost when that was decided."""
 
     small_value: Array
     small_step: Array
@@ -64,6 +75,9 @@ class Tally(NamedTuple):
     value: Array
     optimality: Array
     share: Array
+    trials: Array
+    next_mark: Array
+    marked: Array
 
 
 class LMState(NamedTuple):
@@ -77,6 +91,7 @@ class LMState(NamedTuple):
     refused : whether a step from the iterate has been rejected.
     bold : whether the radius has never been reduced.
     good : whether the last step was accepted and predicted well.
+    noise : the standard deviation of the noise of each residual, if it was measured, else 0.
     promise : `predicted` of the first step from the iterate. Later steps are shorter and predict
         little decrease even if much is left.
     status, nit : integers.
@@ -96,6 +111,7 @@ class LMState(NamedTuple):
     refused: Array
     bold: Array
     good: Array
+    noise: Array
     status: Array
     nit: Array
     tally: Tally
@@ -178,11 +194,14 @@ def begin(
     vanished = (value == 0.0) & (space.max_abs(residuals) > 0.0)
     usable = fn.isfinite(value) & linear.finite & fn.logical_not(vanished)
     status = fn.where(usable, status, int(Status.NOT_FINITE))
-    no = fn.full(False, value)
+    no, nothing = fn.full(False, value), fn.full(0.0, value)
     state = LMState(
         x, residuals, columns, value, linear, _first_radius(settings, space, x, linear, value),
-        zero, x, x, value, value, no, fn.logical_not(no), no, status, zero,
-        Tally(zero, zero, zero, value, linear.optimality, linear.share),
+        zero, x, x, value, value, no, fn.logical_not(no), no, nothing, status, zero,
+        Tally(
+            zero, zero, zero, value, linear.optimality, linear.share, nothing,
+            fn.full(_FIRST_MARK, value), value,
+        ),
     )
     return state._replace(status=_within_budget(fn, settings.maxiter, status, state.nit))
 
@@ -192,7 +211,8 @@ def _first_radius(
 ) -> Array:
     """The size of x or, at x = 0, that of the residuals: beyond, they may be anything."""
     size = norm(space, linear.scale * x)
-    return settings.factor * space.scalars.where(size > 0.0, size, space.xp.sqrt(2.0 * value))
+    unit = space.xp.ones_like(value) if settings.own_scale else space.xp.sqrt(2.0 * value)
+    return settings.factor * space.scalars.where(size > 0.0, size, unit)
 
 
 def going(space: Space, state: LMState, lost: Any = None) -> Array:
@@ -208,21 +228,30 @@ def _kind(fn: Scalars, status: Any, hard: Any, lost: Any) -> Any:
     return kind if lost is None else kind + fn.where(lost, zero + LOST, zero)
 
 
-def doubtful(space: Space, state: LMState, forward: bool) -> Array:
-    """Which problems only the error of finite differences may have ended: a mask (B,).
-
-    forward : whether they are forward differences, which hide nearly dependent columns.
-    """
+def doubtful(space: Space, state: LMState) -> tuple[Array, Array]:
+    """Which problems only the error of finite differences may have ended: those that claim to be
+    at the precision floor, and those with nearly dependent columns, masks (B,)."""
     claimed = state.status == CLAIMED
-    blur = _blur(space, state.linear, state.x)
-    claimed = claimed & (
-        state.value > _noise(space.scalars, space.backend.noise, state.value, blur)
-    )
-    if not forward:
-        return claimed
-    xp, sizes = space.xp, norm(space, state.linear.R)
-    near = xp.min(sizes, axis=-1) < _NEAR * xp.max(sizes, axis=-1)
-    return claimed | ((state.status == int(Status.GRADIENT)) & state.linear.hard & near)
+    blur = _blur(space, state.linear, state.x, state.noise)
+    above = state.value > _noise(space.scalars, space.backend.noise, state.value, blur)
+    least, most = _singular_values(space, state.linear)
+    ended = claimed | (state.status == int(Status.GRADIENT))
+    near = ended & state.linear.hard & (least < _NEAR * most)
+    return claimed & above, near & above
+
+
+def unresolved(space: Space, state: LMState, errors: Array) -> Array:
+    """Whether errors of the residuals' derivatives, (B, p), hide dependent columns: a mask (B,)."""
+    root = math.sqrt(state.residuals.shape[-1])
+    errors = root * space.max_abs(errors / state.linear.scale)
+    return _singular_values(space, state.linear)[0] < _RESOLVED * errors
+
+
+def _singular_values(space: Space, linear: LinearModel) -> tuple[Array, Array]:
+    """The least singular value that is not 0, and the largest, if the model is `hard`."""
+    xp, values = space.xp, norm(space, linear.R)
+    least = xp.min(xp.where(values > 0.0, values, xp.full_like(values, math.inf)), axis=-1)
+    return least, xp.max(values, axis=-1)
 
 
 def aim(exact: bool, space: Space, state: LMState, box: Any) -> LMState:
@@ -252,8 +281,10 @@ def _within(
 ) -> tuple[Array, Array]:
     """The minimum z of |q + R z| with |z| within the radius, and the damping that this takes
     (Nocedal & Wright, algorithm 4.3)."""
-    fn, radius = space.scalars, state.radius
-    mu = _least(space, R)
+    fn, mu = space.scalars, _least(space, R)
+    # In units of the residuals, whose squares may overflow; a power of 2, which rounds nothing.
+    unit = 2.0 ** space.xp.floor(space.xp.log2(divisor(space, norm(space, q))))
+    q, radius = q / unit[:, None], state.radius / unit
     z, factor = solve_damped(exact, space, R, q, mu)
     for _ in range(_REFINED if space.small_on_host else _REFINED_BLINDLY):
         length = norm(space, z)
@@ -263,7 +294,7 @@ def _within(
         slope = norm(space, solve_upper(space, factor, z, transposed=True))
         mu = fn.fused(_damped, over, mu, length, slope, radius)
         z, factor = solve_damped(exact, space, R, q, mu)
-    return z, mu
+    return z * unit[:, None], mu
 
 
 def _over(fn: Scalars, length: Any, radius: Any, status: Any) -> Any:
@@ -283,7 +314,7 @@ def judge(settings: FitSettings, space: Space, state: LMState, residuals: Array)
     value, decrease = settings.loss.decrease(space, state.residuals, residuals)
     return space.scalars.fused(
         _judged, space.backend.noise, _Numbers.of(state), value, decrease,
-        _blur(space, state.linear, state.x),
+        _blur(space, state.linear, state.x, state.noise),
     )
 
 
@@ -322,13 +353,14 @@ def advance(
         linear = space.merge(accepted, linear, old.linear)
     told = fn.fused(
         _after, _Limits.of(settings, space), _Numbers.of(old), verdict, accepted, linear.optimality,
-        linear.share, sizes, _blur(space, linear, old.trial),
+        linear.share, sizes, _blur(space, linear, old.trial, old.noise),
     )
     return LMState(
         space.pick(accepted, old.trial, old.x),
         space.pick(accepted, residuals, old.residuals),
         columns, told.value, linear, told.radius, told.mu, old.step, old.trial, told.predicted,
-        told.promise, told.refused, told.bold, told.good, told.status, told.nit, told.tally,
+        told.promise, told.refused, told.bold, told.good, old.noise, told.status, told.nit,
+        told.tally,
     )
 
 
@@ -364,9 +396,13 @@ def _after(
     patience = fn.full(_LONGEST_PATIENCE, tally.stalled)
     patience = fn.where(_promise(fn, old) <= level, _LONG_PATIENCE, patience)
     patience = fn.where(hidden & (cosine * cosine * old.value <= level), _PATIENCE, patience)
+    # Each step may fall by more than rounding, and all of them by nothing that matters.
+    since = 0.5 * limits.eps**_CRAWL * old.tally.next_mark * old.value
+    crawls = (tally.next_mark > old.tally.next_mark) & (old.tally.marked - tally.marked <= since)
     # Residuals that rounding x accounts for say nothing more.
     vanished = accepted & (verdict.value <= _noise(fn, limits.noise, verdict.value, blur))
-    status = fn.where(exhausted | vanished | (tally.stalled >= patience), CLAIMED, old.status)
+    stalls = crawls | (tally.stalled >= patience)
+    status = fn.where(exhausted | vanished | stalls, CLAIMED, old.status)
     status = fn.where(tally.small_step >= _SETTLED, int(Status.STEP), status)
     status = fn.where(tally.small_value >= _SETTLED, int(Status.VALUE), status)
     # The share of a singular Jacobian does not fall, however close the minimum is.
@@ -398,6 +434,8 @@ def _radius_after(
     # The better the prediction, the farther it holds.
     better = _TRUSTED / fn.maximum(fn.abs(ratio - 1.0), eps)
     growth = fn.where(old.bold, fn.maximum(_GROWTH, better), _GROWTH)
+    # Within this radius rounding hides what a step does.
+    growth = fn.where(verdict.hidden, fn.maximum(growth, _OUT_OF_HIDING), growth)
     grown = fn.where(ratio >= _GOOD, growth * length, old.radius)
     grown = fn.maximum(grown, old.radius)
     return fn.where(refused | (ratio <= 0.25), shrunk, grown)
@@ -419,6 +457,7 @@ def _tally(
         | (optimality <= 0.9 * before.optimality)
         | (share <= 0.9 * before.share)
     )
+    due = before.trials + 1.0 >= before.next_mark
     return Tally(
         fn.where(accepted & small, before.small_value + 1, 0),
         fn.where(accepted & short, before.small_step + 1, 0),
@@ -426,6 +465,9 @@ def _tally(
         fn.where(better, value, before.value),
         fn.where(better, optimality, before.optimality),
         fn.where(better, share, before.share),
+        before.trials + 1.0,
+        fn.where(due, 2.0 * before.next_mark, before.next_mark),
+        fn.where(due, value, before.marked),
     )
 
 
@@ -437,14 +479,14 @@ def lengths(eps: float) -> list[float]:
 
 
 def ahead(
-    settings: FitSettings, space: Space, x: Array, residuals: Array, columns: Array, scale: Array,
-    box: Any, length: float,
+    settings: FitSettings, space: Space, x: Array, residuals: Array, columns: Array, noise: Array,
+    scale: Array, box: Any, length: float,
 ) -> Array:
     """The point down the gradient, in the scale of each parameter, that changes the residuals by
     this share of their norm or by what rounding cannot hide; moved into the box."""
     xp = space.xp
     of_rows, of_residuals = settings.weights(space, residuals)
-    hidden = _hidden(space, x, residuals, columns)
+    hidden = _hidden(space, x, residuals, columns, noise)
     columns = columns * of_rows[:, None, :]
     # Between the columns here, which may vanish, and the longest ones, which may be those of a
     # steep start.
@@ -460,15 +502,18 @@ def ahead(
     return point if box is None else _into(space, point, box)
 
 
-def _hidden(space: Space, x: Array, residuals: Array, columns: Array) -> Array:
-    """The norm of a change of the residuals that rounding hides."""
+def _hidden(
+    space: Space, x: Array, residuals: Array, columns: Array, noise: Array
+) -> Array:
+    """The norm of a change of the residuals that rounding or noise hides."""
     blur = space.sum(norm(space, columns) * space.xp.abs(x))
-    return _ADDED_UP * space.backend.eps * (norm(space, residuals) + blur)
+    rounding = _ADDED_UP * space.backend.eps * (norm(space, residuals) + blur)
+    return rounding + _APART * math.sqrt(residuals.shape[-1]) * noise
 
 
 def look(
-    settings: FitSettings, space: Space, x: Array, residuals: Array, columns: Array, ahead: Array,
-    residuals_there: Array, columns_there: Array,
+    settings: FitSettings, space: Space, x: Array, residuals: Array, columns: Array, noise: Array,
+    ahead: Array, residuals_there: Array, columns_there: Array,
 ) -> tuple[Array, Array, Array]:
     """Whether the residuals ahead agree with the Jacobians, by the trapezoidal rule; whether they
     differ by more than rounding; and whether they lower the cost by more than rounding: masks (B,).
@@ -480,7 +525,7 @@ def look(
         of_rows, of_residuals = settings.weights(space, r)
         promised = promised - space.dot(half * of_rows, r * of_residuals)
         off, sizes = off - half, sizes + norm(space, half)
-    hidden = _hidden(space, x, residuals, columns)
+    hidden = _hidden(space, x, residuals, columns, noise)
     agrees = agreement.follows_slopes(norm(space, off), sizes, hidden)
     level = _ADDED_UP * space.backend.noise * settings.loss.cost(space, residuals)
     level = level + hidden * norm(space, residuals)
@@ -514,10 +559,10 @@ def _promise(fn: Scalars, state: Any) -> Any:
     return fn.where(state.refused, state.promise, state.predicted)
 
 
-def _blur(space: Space, linear: LinearModel, x: Array) -> Array:
-    """How far rounding the parameters at x changes the residuals."""
+def _blur(space: Space, linear: LinearModel, x: Array, noise: Array) -> Array:
+    """How far rounding the parameters at x, or noise, changes the norm of the residuals."""
     norms = column_norms(space, linear.R) * linear.scale
-    return space.backend.eps * space.sum(space.xp.abs(norms * x))
+    return space.backend.eps * space.sum(space.xp.abs(norms * x)) + _SPREAD * noise
 
 
 def _noise(fn: Scalars, noise: float, value: Any, blur: Any) -> Any:

@@ -9,7 +9,7 @@ keep enough digits (no column of J lies close to the span of the columns before 
 from a QR decomposition of J and the singular values of R; the step then comes from a QR
 decomposition. D holds the largest norm that each column of J has
 had (More 1978, The Levenberg-Marquardt algorithm, section 6), so that the units of the parameters
-do not matter.
+do not matter; or it is given.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def linearize(
     settings: FitSettings, space: Space, x: Array, residuals: Array, columns: Array, box: Any,
     largest: Any,
 ) -> LinearModel:
-    """Linearise the residuals at x by the normal equations; `largest` is D of the last iterate.
+    """Linearise the residuals at x by the normal equations; `largest` is D of the last iterate, or
+    the given one.
 
     Problems flagged as `hard` need `decompose` instead.
     """
@@ -152,7 +153,10 @@ def _linear(
     """The model, from R and slopes for columns of unit length and `part`, the norm of what matters
     in q."""
     xp = space.xp
-    scale = divisor(space, norms if largest is None else xp.maximum(norms, largest))
+    if settings.own_scale:
+        scale = largest
+    else:
+        scale = divisor(space, norms if largest is None else xp.maximum(norms, largest))
     R = xp.where(frozen[:, None, :], xp.zeros_like(R), R * (norms / scale)[:, None, :])
     optimality, share = space.scalars.fused(
         _shares, settings.loss.cost(space, residuals), space.max_abs(slope), part

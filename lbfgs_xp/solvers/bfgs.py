@@ -12,7 +12,7 @@ import numpy as np
 
 from lbfgs_xp.arrays.backend import Array, Backend, copy_of, is_array
 from lbfgs_xp.arrays.pending import Pending, now
-from lbfgs_xp.arrays.scalars import Scalars
+from lbfgs_xp.arrays.scalars import Scalars, named
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.checks import flag, setting
 from lbfgs_xp.line_search import LineSearch, MoreThuente
@@ -311,7 +311,8 @@ def _update(
         factor = fn.where(good & bare, fn.divide(curvature, bend), factor)
     share, ahead = 0.5 * (rho + rho * (rho * (factor * bend))), alpha * slope
     beside = fn.where(good, share * ahead - rho * (factor * along), 0.0)
-    return _Update(good, factor, rho, share, ahead, beside, bare & fn.logical_not(good))
+    bare = bare & fn.logical_not(good)
+    return named(_Update, (good, factor, rho, share, ahead, beside, bare))
 
 
 def _dropped(

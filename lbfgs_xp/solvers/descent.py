@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.pending import now
-from lbfgs_xp.arrays.scalars import Scalars
+from lbfgs_xp.arrays.scalars import Scalars, named
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.line_search import ACCEPTED, STUCK, LineSearch, Search, rule_of
 from lbfgs_xp.solvers.contract import Solver
@@ -172,10 +172,10 @@ class Descent(Method, Solver):
             state = state._replace(search=old)
         told = fn.fused(
             _judged, rule, self.probes, space.remote, space.backend.eps, space.backend.noise,
-            _Numbers(
+            named(_Numbers, (
                 old, state.value, state.lowest.alpha, state.lowest.value, state.share,
                 state.steepest, state.decrement,
-            ),
+            )),
             phi, dphi, active,
         )
         taken, turned = told.taken, told.turned
@@ -183,9 +183,10 @@ class Descent(Method, Solver):
             told.lowest_alpha, told.lowest_value,
             space.pick(told.lower, gradient, state.lowest.gradient),
         )
-        after = state._replace(search=told.search, lowest=lowest)
         unbounded = told.no
-        if not fn.every(fn.logical_not(turned)):
+        if fn.every(fn.logical_not(turned)):
+            after = state._replace(search=told.search, lowest=lowest)
+        else:
             alpha, end, end_gradient = lowest
             new_x = space.pick(taken, space.move(state.x, alpha, state.direction), state.x)
             new_gradient = space.pick(taken, end_gradient, state.gradient)
@@ -322,11 +323,11 @@ def _judged(
     if may_rise:
         floor = floor & (old.dphi0 < 0.0)
     again = lost & fn.logical_not(state.steepest | floor)
-    return _Verdict(
+    return named(_Verdict, (
         search, lower, fn.where(lower, old.alpha, state.lowest_alpha),
         fn.where(lower, phi, state.lowest_value), taken, again, taken | again,
         lost & fn.logical_not(again), decrement, fn.full(False, phi),
-    )
+    ))
 
 
 def _arrived(

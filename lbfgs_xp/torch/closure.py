@@ -64,16 +64,15 @@ class Closure:
         self.calls += 1
         if self.calls == 1:
             self.loss = loss
-        place = self.flat.read()
-        same = ((place == x) | x.isnan()).all()
-        value, unchanged = _numbers(loss, same)
-        gradient = self.flat.gradient()
-        fault = "" if unchanged else _CHANGED
+        value, gradient, place = _number(loss), self.flat.gradient(), self.flat.read()
+        fault = "" if torch.equal(place, x) or bool(x.isnan().any()) else _CHANGED
         if all(p.grad is None for p in self.flat.params):
             fault = _SILENT
         elif watched is not None and self._adds(watched, gradient):
             fault = _FORGETS
-        return Evaluation(self.sign * value, self.sign * gradient, place, fault)
+        if self.sign < 0.0:
+            value, gradient = -value, -gradient
+        return Evaluation(value, gradient, place, fault)
 
     def _adds(self, watched: _Incoming, gradient: Tensor) -> bool:
         """Whether the gradient holds that of earlier calls, too. If not, this is not asked again.
@@ -110,22 +109,19 @@ class _Incoming:
         return self.flat.joined([self.sums.get(i) for i in range(len(self.flat.params))])
 
 
-def _numbers(loss: Any, same: Tensor) -> tuple[float, bool]:
-    """The loss, and whether the parameters are the same, with one wait for a device."""
+def _number(loss: Any) -> float:
+    """The loss that a closure has returned."""
     if isinstance(loss, Tensor):
         if loss.numel() != 1 or loss.is_complex():
             raise TypeError(
                 f"closure returned a tensor of {loss.dtype} and shape {tuple(loss.shape)}; wanted "
                 "the loss as a real number or a tensor with one element"
             )
-        loss = loss.detach().reshape(()).to(same.device)
-        dtype = torch.promote_types(loss.dtype, torch.float32)
-        value, unchanged = torch.stack([loss.to(dtype), same.to(dtype)]).tolist()
-        return value, bool(unchanged)
+        return float(loss)
     try:
         if isinstance(loss, (str, bytes)):
             raise TypeError
-        return float(loss), bool(same)
+        return float(loss)
     except (TypeError, ValueError):
         raise TypeError(
             f"closure returned a {type(loss).__name__}; wanted the loss as a real number or a "

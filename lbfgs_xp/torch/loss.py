@@ -103,8 +103,7 @@ class ChunkedLoss:
             self._knows_leaves = True
             warn_of_leaves_outside(loss, self.flat.params, self._inputs)
             del self._inputs
-        # Only for these, so that nothing adds up in other leaves, such as the points of a PDE.
-        loss.backward(inputs=self.flat.params)
+        loss.backward()
 
     def _part(self, chunk: Any) -> Part:
         """The loss on a chunk, checked."""
@@ -140,6 +139,7 @@ class ChunkedLoss:
         if isinstance(chunk, (tuple, list)) and len(chunk) == 2 and not self.pass_model:
             inputs, targets = chunk
             with _explained(
+                "" if isinstance(inputs, Tensor) else
                 f"called as model(inputs) with {_described(inputs)}; for a model with several "
                 "inputs or outputs, use pass_model=True and loss_fn(model, batch)"
             ):
@@ -198,11 +198,12 @@ class ChunkedLoss:
 
 @contextlib.contextmanager
 def _explained(note: str) -> Any:
-    """Add a note to an exception."""
+    """Add a note, if there is one, to an exception."""
     try:
         yield
     except Exception as error:
-        error.add_note(f"lbfgs_xp: {note}")
+        if note:
+            error.add_note(f"lbfgs_xp: {note}")
         raise
 
 

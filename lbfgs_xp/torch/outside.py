@@ -14,8 +14,12 @@ from lbfgs_xp.torch.warned import warn
 
 
 @contextlib.contextmanager
-def inputs_of(model: torch.nn.Module) -> Iterator[list[Tensor]]:
-    """A list that fills with the tensors that a model, or a part of it, is called with."""
+def inputs_of(model: torch.nn.Module) -> Iterator[list[Tensor] | None]:
+    """A list that fills with the tensors that a model, or a part of it, is called with; None if
+    they cannot be known, as with a compiled module."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        yield None
+        return
     found: list[Tensor] = []
     depth = 0
 
@@ -42,20 +46,20 @@ def inputs_of(model: torch.nn.Module) -> Iterator[list[Tensor]]:
 
 
 def warn_of_leaves_outside(
-    loss: Tensor, trained: Iterable[Tensor], inputs: Iterable[Tensor]
+    loss: Tensor, trained: Iterable[Tensor], inputs: Iterable[Tensor] | None
 ) -> None:
     """Warn of leaves that the loss depends on, such as an unknown coefficient that is no parameter
     of the model.
 
     inputs : what the model was called with. Leaves from which it was computed are points or data,
-        unless they are `torch.nn.Parameter`s.
+        unless they are `torch.nn.Parameter`s. None: any leaf may be.
     """
     known = {id(p) for p in trained}
-    data = {id(leaf) for x in inputs for leaf in _leaves(x)}
+    data = {id(leaf) for x in inputs or () for leaf in _leaves(x)}
     outside = [
         leaf for leaf in _leaves(loss)
         if id(leaf) not in known
-        and (isinstance(leaf, torch.nn.Parameter) or id(leaf) not in data)
+        and (isinstance(leaf, torch.nn.Parameter) or (inputs is not None and id(leaf) not in data))
     ]
     if outside:
         shapes = ", ".join(str(tuple(leaf.shape)) for leaf in outside[:5])

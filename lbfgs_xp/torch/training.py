@@ -319,23 +319,23 @@ class _Training:
                     self._keep(optimizer.result.fun)
             now: Any = optimizer.result
             self._compare(known, before)
-            known = now.fun
             if epoch == 1:
                 self._note(0, before)
-            self._note(epoch, now.fun, now.gradient_norm)
-            if now.status is Status.NOT_FINITE:
-                return self.end(now.status, now.message)
-            flat = now.gradient_norm <= tol
+            status, message, known = now.status, now.message, now.fun
+            flat = now.gradient_norm <= tol and status is not Status.NOT_FINITE
             settled = now.nit > 0 and abs(before - now.fun) <= tol
+            settled = settled and status is not Status.LINE_SEARCH
             enough = {"gradient": flat, "loss": settled, "both": flat and settled}
-            if enough.get(until, flat or settled):
+            done = enough.get(until, flat or settled)
+            stuck = status is Status.EVALUATIONS and now.nit == 0
+            if not done and (stuck or status is Status.LINE_SEARCH):
+                status, message = self._look(optimizer)
+                known = self.lowest
+            self._note(epoch, known, now.gradient_norm)
+            if done:
                 reasons = [_FLAT] * flat + [_SETTLED] * settled
                 status = Status.GRADIENT if flat else Status.VALUE
                 return self.end(status, f"{', and '.join(reasons)} (tol={tol:g})")
-            status, message = now.status, now.message
-            if status is Status.LINE_SEARCH or (status is Status.EVALUATIONS and not now.nit):
-                status, message = self._look(optimizer)
-                known = self.lowest
             if status not in (Status.ITERATIONS, Status.EVALUATIONS):
                 return self.end(status, message)
         self.end(Status.ITERATIONS, f"all {epochs} epochs are done, and tol={tol:g} is not reached")

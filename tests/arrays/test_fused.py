@@ -172,8 +172,9 @@ def test_what_is_not_computed_is_passed_through(backend: Backend) -> None:
         assert backend.to_numpy(new).tolist() == [2.0, 10.0]
         assert backend.to_numpy(more).tolist() == [4, 5] and more.dtype == count.dtype
         assert backend.to_numpy(no).tolist() == [False, False]
-        with counting(backend) as crossed:
-            (new, same), _, _, _ = fn.fused(doubled, "", (a, b), count, 2)
+        (new, _), _, _, _ = fn.fused(doubled, "double", (a, b), count, np.int64(2))
+        assert backend.to_numpy(new).tolist() == [2.0, 10.0]
+        (new, same), _, _, _ = fn.fused(doubled, "", (a, b), count, 2)
         assert new is a
 
 

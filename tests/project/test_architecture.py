@@ -35,7 +35,7 @@ WINGS: dict[str, str] = {
     "fits": "arrays checks minimize projections result run typing",
     "training": "arrays checks first_order minimize result run solvers typing",
     "torch": "arrays checks first_order line_search minimize result run solvers typing",
-    "scipy": "arrays minimize result solvers",
+    "scipy": "arrays checks fits line_search minimize result solvers typing",
     "demo": "arrays problems __init__",
     "__main__": "arrays demo __init__",
     "__init__": "arrays constraints first_order fits gradient_check line_search minimize problems "
@@ -52,7 +52,9 @@ LATE = {
     "arrays.inventory": {"dask"},
     "run.progress": {"rich"},
     "schedules": {"matplotlib"},
-    "scipy": {"scipy"},
+    "scipy.evaluate": {"scipy"},
+    "scipy.fits": {"scipy"},
+    "scipy.methods": {"scipy"},
     "demo": {"matplotlib", "rich"},
     "__main__": {"rich"},
 }
