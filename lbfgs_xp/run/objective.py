@@ -102,6 +102,8 @@ class Objective:
         self.nfev = self.nhev = 0
         self.jac: Any = None
         self.forward = self.differs = False
+        # The function that differentiates, and the layout for which it was made.
+        self._differentiated: tuple[Any, Any] = (None, None)
         self._bounds: Any = None
         self._bounds_here: Any = None
         if layout.batch:
@@ -254,9 +256,13 @@ class Objective:
 
     def _automatic(self, x: Array) -> tuple[Any, Array, Any]:
         self.nfev += 1
-        differentiated = self.backend.value_and_gradient(
-            _value_and_aux, self.fun, self.has_aux, self.layout
-        )
+        layout, differentiated = self._differentiated
+        if layout is not self.layout:
+            layout = self.layout
+            differentiated = self.backend.value_and_gradient(
+                _value_and_aux, self.fun, self.has_aux, layout
+            )
+            self._differentiated = layout, differentiated
         value, gradient, aux = differentiated(self.args, x)
         gradient = self.backend.placed(gradient, "the gradient")
         return value, gradient, map_leaves(self.backend.detach, aux) if self.has_aux else None
