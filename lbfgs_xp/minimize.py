@@ -244,6 +244,8 @@ def minimize(
         except Exception as error:
             _explain_dtype(error, layout)
             if run.standing is not None:
+                with contextlib.suppress(Exception):
+                    run.recover_from_interrupt()
                 _explain_rows(error, run.rows, run.layout)
                 result = run.result()
                 value = "the values" if is_array(result.fun) else f"value {result.fun}"
@@ -262,6 +264,8 @@ def _carry_on(run: Run, callback: Callable[[Record], Any] | None, live: Live) ->
     while run.goes_on():
         if time.perf_counter() >= run.deadline:
             run.end(Status.TIME)
+            continue
+        if not watched and run.advance_compiled():
             continue
         if not run.advance() or not watched:
             continue

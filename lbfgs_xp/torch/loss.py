@@ -36,6 +36,8 @@ class ChunkedLoss:
     """The total loss of several chunks; its gradient is left in the parameters.
 
     pass_model : whether loss_fn takes the model and the batch even if that is a pair.
+    empty : whether the last call found nothing that counts, such as targets that are all
+        ignored; the loss is then nan, as in torch, without a gradient.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class ChunkedLoss:
         self.mean = reduction_of(loss_fn, reduction) == "mean"
         self.denominator = denominator_of(loss_fn)
         self.model, self.loss_fn, self.flat, self.pass_model = model, loss_fn, flat, pass_model
+        self.empty = False
         # What is looked at once: the leaves of the loss, and whether it can be split.
         self._knows_leaves = False
         self._knows_rows = self.denominator is not None
@@ -89,8 +92,11 @@ class ChunkedLoss:
             total = loss.detach() if total is None else total + loss.detach()
             weights += divisor / unit
         self._knows_rows = self._knows_rows or i > 0
-        if total is None:
-            return part.loss.detach()
+        self.empty = total is None or (self.mean and weights == 0.0 and not total)
+        if self.empty:
+            for p in self.flat.params:
+                p.grad = None
+            return torch.full_like(part.loss.detach(), math.nan)
         if self.mean and weights != 1.0:
             total = total / weights
             for p in self.flat.params:
@@ -140,7 +146,13 @@ class ChunkedLoss:
                 "inputs or outputs, use pass_model=True and loss_fn(model, batch)"
             ):
                 output = self.model(inputs)
-            out = self.loss_fn(output, targets)
+            with _explained(
+                "" if isinstance(output, Tensor) else
+                "called as loss_fn(output, target), where the output of the model is "
+                f"{_described(output)}; wanted a loss_fn that takes that, or pass_model=True and "
+                "loss_fn(model, batch)"
+            ):
+                out = self.loss_fn(output, targets)
             if self.denominator is not None and self.mean:
                 return out, self.denominator(output, targets)
             return out, rows_of(chunk)

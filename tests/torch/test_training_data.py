@@ -107,6 +107,27 @@ def test_data_of_which_nothing_counts() -> None:
     assert res.status is lx.Status.NOT_FINITE and not res.success
 
 
+def summed(output: Any, target: Any) -> tuple[Any, Any]:
+    total = functional.cross_entropy(output, target, reduction="sum")
+    return total, (target != -100).sum()
+
+
+@pytest.mark.parametrize("loss_fn", [nn.CrossEntropyLoss(), summed])
+def test_adam_passes_over_batches_in_which_nothing_counts(loss_fn: Any) -> None:
+    batches = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, HOLES), batch_size=8)
+    model = linear()
+    res = train_with_lbfgs(model, loss_fn, batches, adam_steps=5, adam_lr=0.01, max_epochs=0)
+    assert res.adam is not None and res.adam.status is lx.Status.EPOCHS
+    assert torch.isfinite(torch.as_tensor(res.adam.loss)).tolist() == [False] + 4 * [True]
+    whole = functional.cross_entropy(model(X), HOLES)
+    assert res.loss == pytest.approx(float(whole.detach()), rel=1e-12)
+
+    nothing = [(X, torch.full_like(HOLES, -100))]
+    before = linear().weight
+    res = train_with_lbfgs(model := linear(), loss_fn, nothing, adam_steps=5, max_epochs=0)
+    assert res.status is lx.Status.NOT_FINITE and torch.equal(model.weight, before)
+
+
 @pytest.mark.parametrize(("loss_fn", "reduction"), [
     (lambda a, b: nn.CrossEntropyLoss(WEIGHT)(a, b), None),
     (lambda a, b: functional.cross_entropy(a, b).sqrt(), None),
@@ -165,6 +186,20 @@ def test_batches_of_any_kind(loss_fn: Any, data: Any, more: dict) -> None:
     assert res.success
     train_with_lbfgs(plain, nn.MSELoss(), (X, T), **settings)
     torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=1e-5, atol=1e-5)
+
+
+def test_outputs_that_the_loss_does_not_take() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = linear()
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.layer(x), x
+
+    with pytest.raises(AttributeError) as raised:
+        train_with_lbfgs(Two(), nn.MSELoss(), (X, T), adam_steps=1)
+    assert "the output of the model is a tuple of 2" in raised.value.__notes__[0]
 
 
 def test_several_inputs_and_outputs() -> None:
@@ -353,6 +388,16 @@ def test_data_drawn_anew_are_told() -> None:
 
 
 # --- how it ends -------------------------------------------------------------------------------
+
+
+def test_batches_drawn_anew_are_told_without_adam() -> None:
+    data = torch.utils.data.TensorDataset(X, T)
+    drawn = torch.utils.data.RandomSampler(
+        data, replacement=True, generator=torch.Generator().manual_seed(0)
+    )
+    loader = torch.utils.data.DataLoader(data, batch_size=16, sampler=drawn)
+    with pytest.warns(UserWarning, match="the loss for the same parameters was .* and is now"):
+        train_with_lbfgs(linear(), nn.MSELoss(), loader, adam_steps=0)
 
 
 @pytest.mark.parametrize("seed", [2, 7])
