@@ -92,7 +92,8 @@ def minimize(
     ----------
     fun : function
         fun(x, *args) -> value: a real number or 0-d array; for a batch, an array (B,). It must not
-        change x in place.
+        change x in place. On JAX, a function compiled with `jax.jit` is compiled together with the
+        solver, as one loop; any other is called from Python for each evaluation.
     x0 : array of any shape, float or complex; or a nested dict, list, tuple or dataclass of arrays
         The start. The whole run uses its library, device and dtype. On CuPy, functions of the user
         are called with that device current. Tensors with requires_grad=False among others that

@@ -33,8 +33,8 @@ class JaxBackend(Backend):
         if _is_traced(array) and not traced:
             raise TypeError(
                 f"{what} is traced (by jax.jit, grad or vmap); wanted an array with values: call "
-                "lbfgs_xp outside compiled functions (its loops run in Python; it compiles what it "
-                "can), and use batched=True instead of vmap"
+                "lbfgs_xp outside compiled functions (it compiles a jitted function together with "
+                "its own loop), and use batched=True instead of vmap"
             )
         _refuse_key(array, what)
         super().__init__(array, what, traced)
