@@ -92,7 +92,8 @@ def minimize(
     ----------
     fun : function
         fun(x, *args) -> value: a real number or 0-d array; for a batch, an array (B,). It must not
-        change x in place.
+        change x in place. On JAX, a function compiled with `jax.jit` is compiled together with the
+        solver, as one loop; any other is called from Python for each evaluation.
     x0 : array of any shape, float or complex; or a nested dict, list, tuple or dataclass of arrays
         The start. The whole run uses its library, device and dtype. On CuPy, functions of the user
         are called with that device current. Tensors with requires_grad=False among others that
@@ -229,14 +230,14 @@ def minimize(
     run = Run(plan, space, objective, hess)
     # Trials that overflow are normal, so NumPy's warnings are off; but not inside the user's
     # functions, which run in the caller's context.
-    message = ""
+    changed: list[str] = []
     with Live(progress) as live, np.errstate(all="ignore"):
         try:
             run.begin(layout.start(), state)
             objective.forgive(on_error)
             with layout.backend.where_nan_is_normal():
                 _carry_on(run, callback, live)
-                message = _of_a_changing_function(run)
+                changed = _of_changing_functions(run)
         except KeyboardInterrupt:
             if run.standing is None:
                 raise
@@ -245,14 +246,18 @@ def minimize(
         except Exception as error:
             _explain_dtype(error, layout)
             if run.standing is not None:
+                with contextlib.suppress(Exception):
+                    run.recover_from_interrupt()
                 _explain_rows(error, run.rows, run.layout)
                 result = run.result()
                 value = "the values" if is_array(result.fun) else f"value {result.fun}"
                 attach(error, result, f"the best point so far, with {value}")
             raise
     result = run.result()
-    if message:
-        result = dataclasses.replace(result, message=message)
+    if changed:
+        old = result.message if space.batched else [result.message]
+        messages = [new or known for new, known in zip(changed, old, strict=True)]
+        result = dataclasses.replace(result, message=messages if space.batched else messages[0])
     layout.keep_frozen(result.x)
     return result
 
@@ -264,6 +269,8 @@ def _carry_on(run: Run, callback: Callable[[Record], Any] | None, live: Live) ->
         if time.perf_counter() >= run.deadline:
             run.end(Status.TIME)
             continue
+        if not watched and run.advance_compiled():
+            continue
         if not run.advance() or not watched:
             continue
         record = run.record()
@@ -273,24 +280,33 @@ def _carry_on(run: Run, callback: Callable[[Record], Any] | None, live: Live) ->
             return
 
 
-def _of_a_changing_function(run: Run) -> str:
-    """What to say if the last search failed because fun has changed since the best point was found;
-    "" otherwise."""
-    if run.space.batched or run.standing.progress.status != Status.LINE_SEARCH:
-        return ""
-    best, objective = run.standing.best, run.objective
-    if objective.nfev + 1 + run.criteria.calls_per_trial > run.plan.maxfun:
-        return ""
+def _of_changing_functions(run: Run) -> list[str]:
+    """What to say of each problem whose last search failed because fun has changed since the best
+    point was found; "" of the others."""
+    run.rejoin_rows()
+    space, fn, (_, p, best) = run.space, run.space.scalars, run.standing
+    unpaid = p.nfev + 1 + run.criteria.calls_per_trial > run.plan.maxfun
+    failed = (p.status == int(Status.LINE_SEARCH)) & fn.logical_not(unpaid)
+    if not space.any(failed):
+        return []
     value, _, _, count = run.evaluate(best.x)
-    value, known = run.space.read(value, best.value)
-    run.note(run.standing.progress._replace(nfev=run.standing.progress.nfev + count))
-    if abs(value - known) <= _ROUNDING * max(abs(value), abs(known)):
-        return ""
-    return (
-        f"fun changes between calls: at the best point it was {known:.9g} and is now {value:.9g}; "
+    value, known = space.read(value, best.value)
+    run.note(p._replace(nfev=fn.where(failed, p.nfev + count, p.nfev)))
+    same = fn.abs(value - known) <= _ROUNDING * fn.maximum(fn.abs(value), fn.abs(known))
+    changed = failed & fn.logical_not(same)
+    if not space.any(changed):
+        return []
+    if space.batched:
+        host = space.backend.to_host
+        rows = zip(*(host(run.to_user(part)) for part in (changed, known, value)), strict=True)
+    else:
+        rows = zip((changed,), (known,), (value,), strict=True)
+    return [
+        f"fun changes between calls: at the best point it was {before:.9g} and is now {now:.9g}; "
         "a search needs the same function throughout (no new data or points in a callback, no "
-        "dropout, no random numbers)"
-    )
+        "dropout, no random numbers)" if other else ""
+        for other, before, now in rows
+    ]
 
 
 def _explain_dtype(error: BaseException, layout: Layout) -> None:

@@ -35,7 +35,7 @@ _LATER = 2
 _OWN = 8
 # A step by this many times sqrt(eps) |x| is visible.
 _FAR = 64.0
-# By differences, a step by this many times eps^(1/3) |x|.
+# Differences are about as long as this many times eps^(1/3) |x|.
 _BEYOND = 8.0
 # How many steps down the gradient a promise may take; for a small gradient, one.
 _STEPS = 2
@@ -151,13 +151,16 @@ class SecondLook:
         return fn.maximum(level, agreement.hidden_by_rounding(fn, space.backend, state.value))
 
     def _visible(self, p: Any, state: Any) -> Any:
-        """The length of a step that changes x visibly; by differences, of more than their own."""
+        """The length of a step that changes x visibly."""
         space = self.run.space
         size, eps = space.read_one(space.max_abs(state.x)), space.backend.eps
-        length = _FAR * eps**0.5
-        if self.run.objective.differs:
-            length = max(length, _BEYOND * eps ** (1 / 3))
-        return length * space.scalars.maximum(size, eps**0.25 * p.extent)
+        return _FAR * eps**0.5 * space.scalars.maximum(size, eps**0.25 * p.extent)
+
+    def _is_within_differences(self, step: Array, unit: Array) -> Any:
+        """Whether a step is no longer, along any variable, than differences."""
+        space = self.run.space
+        share = space.read_one(space.max_abs(step / unit))
+        return (share <= _BEYOND * space.backend.eps ** (1 / 3)) & self.run.objective.differs
 
     # --- looks in the units of each variable ---------------------------------------------------
 
@@ -228,6 +231,7 @@ class SecondLook:
         # start may be higher than all that matters by any factor.
         (reach,) = space.read(space.max_abs(descent.way))
         far = reach > self._visible(p, state)
+        far = far & fn.logical_not(self._is_within_differences(descent.way, unit))
         hidden = agreement.hidden_by_rounding(fn, space.backend, state.value)
         level = fn.where(far, _ENOUGH * fn.maximum(hidden, p.noise), level)
         wanted = (p.status == _RUNNING) & (p.claim != _LINE_SEARCH) & (descent.decrease > level)
@@ -245,13 +249,14 @@ class SecondLook:
         gtol = eps**0.25 * norm
         if run.objective.differs:
             # What is left may be the error of differences. That of forward ones shows nothing.
-            error = self._rounding_of_differences(state)
-            lost = early & (norm <= error)
+            errors = self._rounding_of_differences(state)
+            share = space.read_one(space.max_abs(state.gradient / errors))
+            lost = early & (share <= 1.0)
             early, wanted = early & fn.logical_not(lost), wanted & fn.logical_not(lost)
             if run.objective.forward:
                 run.note(p._replace(status=fn.where(lost, _LINE_SEARCH, p.status)))
                 p = run.standing.progress
-            gtol = fn.maximum(gtol, error)
+            gtol = fn.maximum(gtol, space.read_one(space.xp.min(errors, axis=-1)))
         run.note(p._replace(
             status=fn.where(early, FLAT, p.status),
             flat=fn.where(early, p.flat + 1, p.flat),
@@ -333,8 +338,10 @@ class SecondLook:
         explained = (agrees | hides) & (most <= _ENOUGH * level)
         if run.objective.differs:
             # Over such steps they are no better than the bend of the function.
-            near = down & (steps * reach <= self._visible(p, state))
-            explained = explained | (near & (most <= _ENOUGH * self._spoils_nothing()))
+            steps = fn.where(down, steps, 0.0)
+            near = self._is_within_differences(space.scale(steps, x - state.x), unit)
+            small = most <= _ENOUGH * self._spoils_nothing()
+            explained = explained | (rows & down & near & small)
         # A gradient that is not much larger than its own errors shows no way down.
         size, error = space.read(
             space.dot(state.gradient * unit, state.gradient * unit),
@@ -750,13 +757,14 @@ class SecondLook:
 
     # --- from forward differences to central ones ----------------------------------------------
 
-    def _rounding_of_differences(self, state: Any) -> Any:
-        """The largest error of a component of the gradient by differences, from rounding alone."""
-        run, xp = self.run, self.run.space.xp
+    def _rounding_of_differences(self, state: Any) -> Array:
+        """The error of each component of the gradient by differences, from rounding alone."""
+        run, (xp, eps) = self.run, (self.run.space.xp, self.run.space.backend.eps)
         value = run.to_user(state.value)
         step = run.objective.differences.steps(state.x, value, not run.objective.forward)
-        shortest = run.space.read_one(xp.min(step, axis=-1))
-        return run.space.scalars.divide(run.space.backend.eps * abs(state.value), shortest)
+        size = run.space.spread(abs(state.value))
+        least = 1.0 / run.space.backend.largest
+        return xp.maximum(eps * size / step, xp.full_like(step, least))
 
     def _is_left_to_central(self) -> Any:
         """Which ends by forward differences central ones will judge, as far as is known now."""

@@ -75,8 +75,8 @@ class Closure:
         return Evaluation(value, gradient, place, fault)
 
     def _adds(self, watched: _Incoming, gradient: Tensor) -> bool:
-        """Whether the gradient holds that of earlier calls, too. If not, this is not asked again.
-        """
+        """Whether the gradient contains those of earlier calls. Once it does not, this is not
+        checked again."""
         fresh, stale = watched.vector(), watched.before
         size = _CLOSE * stale.abs().max()
         if bool((gradient - fresh).abs().max() <= size) and bool(size > 0.0):

@@ -68,6 +68,11 @@ class StepResult:
 class Step:
     """One call of `LBFGS.step` in progress.
 
+    state, lowest : the current state, and that with the lowest value; None before the first
+        evaluation.
+    torn : whether the pairs of the state may be partly old and partly new.
+    moved : whether the step ends at the trial, which has not been evaluated.
+    looked : whether function and gradient have been compared in this step; see `_look`.
     memory : what is kept from call to call.
         func_evals, n_iter : the evaluations and iterations so far.
         where : the indices of the parameters to which the rest belongs.
