@@ -257,7 +257,8 @@ def minimize(
     if changed:
         old = result.message if space.batched else [result.message]
         messages = [new or known for new, known in zip(changed, old, strict=True)]
-        result = dataclasses.replace(result, message=messages if space.batched else messages[0])
+        message: Any = messages if space.batched else messages[0]
+        result = dataclasses.replace(result, message=message)
     layout.keep_frozen(result.x)
     return result
 
@@ -290,7 +291,7 @@ def _of_changing_functions(run: Run) -> list[str]:
     if not space.any(failed):
         return []
     value, _, _, count = run.evaluate(best.x)
-    value, known = space.read(value, best.value)
+    (value,), known = space.read(value), best.value
     run.note(p._replace(nfev=fn.where(failed, p.nfev + count, p.nfev)))
     same = fn.abs(value - known) <= _ROUNDING * fn.maximum(fn.abs(value), fn.abs(known))
     changed = failed & fn.logical_not(same)

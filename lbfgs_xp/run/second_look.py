@@ -336,12 +336,6 @@ class SecondLook:
         decrement = fn.where(fn.isfinite(decrement), decrement, 0.0)
         most = fn.maximum(fn.maximum(promised, broken), decrement)
         explained = (agrees | hides) & (most <= _ENOUGH * level)
-        if run.objective.differs:
-            # Over such steps they are no better than the bend of the function.
-            steps = fn.where(down, steps, 0.0)
-            near = self._is_within_differences(space.scale(steps, x - state.x), unit)
-            small = most <= _ENOUGH * self._spoils_nothing()
-            explained = explained | (rows & down & near & small)
         # A gradient that is not much larger than its own errors shows no way down.
         size, error = space.read(
             space.dot(state.gradient * unit, state.gradient * unit),
