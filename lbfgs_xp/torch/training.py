@@ -358,7 +358,8 @@ class _Training:
         """How `minimize`, which measures the rounding of the loss, goes on where a search has
         failed: the optimizer may not call the loss for that."""
 
-        known: list[float] = [optimizer.result.fun]
+        ended: Any = optimizer.result
+        known = [ended.fun]
 
         def fun(x: Tensor) -> tuple[float, Tensor]:
             self.flat.write(x)
