@@ -202,9 +202,11 @@ class Result:
         """The Hessian of fun at x, a symmetric matrix (n, n); for a batch (B, n, n).
 
         It comes from `hess` or automatic differentiation, if the run had one of them (PyTorch and
-        JAX without jac), otherwise from central differences: of the gradients, in 2n to 8n
-        evaluations, or of the values if the gradients are differences themselves, in about 2n^2
-        evaluations and with half of the digits. The n variables are all numbers of x, in the order
+        JAX without jac), otherwise from central differences: of the gradients, in 4n to 10n
+        evaluations (more if the function bends much faster than its value suggests), or of the
+        values if the gradients are differences themselves, in about 2n^2 evaluations and with half
+        of the digits. A warning says so if no length of step gives a definite result, as at a kink.
+        The n variables are all numbers of x, in the order
         of its leaves (those of a dict by sorted keys); a complex number counts as two, its leaf's
         real parts before its imaginary parts. At a bound it holds for a point next to x.
 

@@ -23,11 +23,13 @@ class Part(NamedTuple):
 
     loss : its mean or, if `summed`, its sum.
     divisor : what the mean divides by; None if that is not known.
+    inputs : what the model was called with, as `warn_of_leaves_outside` takes it.
     """
 
     loss: Tensor
     divisor: float | None
     summed: bool
+    inputs: list[Tensor] | None
 
 
 class ChunkedLoss:
@@ -83,7 +85,10 @@ class ChunkedLoss:
                 continue
             unit = unit or divisor or 1.0
             loss = part.loss / unit if part.summed else (divisor / unit) * part.loss
-            self._backward(loss)
+            if not self._knows_leaves:
+                self._knows_leaves = True
+                warn_of_leaves_outside(loss, self.flat.params, part.inputs)
+            loss.backward()
             total = loss.detach() if total is None else total + loss.detach()
             weights += divisor / unit
         self._knows_rows = self._knows_rows or i > 0
@@ -104,13 +109,6 @@ class ChunkedLoss:
             )
         return total
 
-    def _backward(self, loss: Tensor) -> None:
-        if not self._knows_leaves:
-            self._knows_leaves = True
-            warn_of_leaves_outside(loss, self.flat.params, self._inputs)
-            del self._inputs
-        loss.backward()
-
     def _part(self, chunk: Any) -> Part:
         """The loss on a chunk, checked."""
         if rows_of(chunk) == 0:
@@ -118,8 +116,6 @@ class ChunkedLoss:
         watched: Any = contextlib.nullcontext() if self._knows_leaves else inputs_of(self.model)
         with watched as inputs:
             out, divisor = self._called(chunk)
-        if not self._knows_leaves:
-            self._inputs = inputs
         summed = isinstance(out, tuple) and len(out) == 2
         if summed:
             out, count = out
@@ -138,7 +134,7 @@ class ChunkedLoss:
                 "operations, so autograd finds no gradient; wanted one computed from its parameters"
             )
         # Without a mean, a count does not matter.
-        return Part(out, divisor, summed and self.mean)
+        return Part(out, divisor, summed and self.mean, inputs)
 
     def _called(self, chunk: Any) -> tuple[Any, float | None]:
         """What loss_fn returns for a chunk, and what a mean over it divides by."""

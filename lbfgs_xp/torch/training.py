@@ -338,7 +338,7 @@ class _Training:
             done = enough.get(until, flat or settled)
             fails = status is Status.LINE_SEARCH and message != CHANGES
             if not done and (stuck or fails):
-                status, message = self._look(optimizer)
+                status, message = self._look(optimizer.param_groups[0], now.fun)
                 known = self.lowest
             self._note(epoch, known, now.gradient_norm)
             if done:
@@ -366,12 +366,13 @@ class _Training:
                 "of L-BFGS cannot work; wanted the same value whenever it is called"
             )
 
-    def _look(self, optimizer: LBFGS) -> tuple[Status, str]:
+    def _look(self, settings: dict[str, Any], lowest: float) -> tuple[Status, str]:
         """How `minimize`, which measures the rounding of the loss, goes on where a search has
-        failed: the optimizer may not call the loss for that."""
+        failed: the optimizer may not call the loss for that.
 
-        ended: Any = optimizer.result
-        known = [ended.fun]
+        settings, lowest : those of the optimizer, and the loss where its search failed.
+        """
+        known = [lowest]
 
         def fun(x: Tensor) -> tuple[float, Tensor]:
             self.flat.write(x)
@@ -380,7 +381,6 @@ class _Training:
                 self._compare(known.pop(), value)
             return value, self.flat.gradient()
 
-        settings = optimizer.param_groups[0]
         method = lbfgs.LBFGS(settings["history_size"], settings["line_search_fn"])
         try:
             res = minimize(

@@ -176,3 +176,25 @@ def test_copies_do_not_keep_the_function() -> None:
     res = lx.minimize(lambda x: (x @ x, 2.0 * x), np.ones(2), jac=True, method=phases)
     for part in (res, *res.phases):
         np.testing.assert_allclose(part.hessian(), 2.0 * np.eye(2), atol=1e-8)
+
+
+@pytest.mark.parametrize("jac", [True, "2-point"])
+@pytest.mark.parametrize("offset", [0.0, 1e8])
+def test_a_start_far_off_and_a_large_value_say_nothing_of_the_step(
+    jac: Any, offset: float
+) -> None:
+    def fun(x: Any) -> Any:
+        found = offset + np.sum(np.exp(x) - x)
+        return (found, np.exp(x) - 1.0) if jac is True else found
+
+    res = lx.minimize(fun, np.asarray([60.0, 3.0]), jac=jac)
+    off = res.hessian() - np.diag(np.exp(res.x))
+    assert np.abs(off).max() < (1e-5 if jac is True else 1e-3)
+
+
+def test_a_hessian_that_does_not_exist_is_not_silent() -> None:
+    res = lx.minimize(
+        lambda x: np.sum(np.abs(x) ** 1.5 + 0.5 * x**2), np.asarray([1.0, 2.0]), jac="3-point"
+    )
+    with pytest.warns(RuntimeWarning, match="disagree for the variables"):
+        res.hessian()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import warnings
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 import lbfgs_xp as lx
-from lbfgs_xp.torch import TrainingResult, train_with_lbfgs
+from lbfgs_xp.torch import TrainingResult, denominators, layers, train_with_lbfgs
 
 F64 = torch.float64
 
@@ -346,6 +347,35 @@ def test_layers_in_training_mode_are_told(layer: nn.Module, message: str) -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train_with_lbfgs(model.eval(), loss_fn, adam_steps=0, max_epochs=1)
+
+
+def test_all_layers_of_torch_are_known() -> None:
+    """The lists of public classes hold whatever this version of torch derives from its bases."""
+    bases = {"_BatchNorm": layers._BATCH_NORMS, "_DropoutNd": layers._DROPOUTS}
+    for base, known in bases.items():
+        own = [
+            c for c in vars(nn).values()
+            if isinstance(c, type) and base in [parent.__name__ for parent in c.__mro__]
+        ]
+        assert len(own) >= 4
+        lazy = [c for c in own if c.__name__.startswith("Lazy")]    # until the first call
+        assert set(own) - set(lazy) == set(known)
+    losses = [c for c in vars(nn).values() if isinstance(c, type) and c.__name__.endswith("Loss")]
+    own = [c for c in losses if "reduction" in inspect.signature(c).parameters]
+    assert len(own) >= 15
+    sized = {"LinearCrossEntropyLoss": (4, 4)}
+    assert all(denominators.denominator_of(c(*sized.get(c.__name__, ()))) for c in own)
+
+
+@pytest.mark.skipif(not hasattr(nn, "LinearCrossEntropyLoss"), reason="torch < 2.13")
+def test_a_loss_with_a_layer_of_its_own() -> None:
+    torch.manual_seed(0)
+    loss = nn.LinearCrossEntropyLoss(4, 4, weight=WEIGHT, ignore_index=2, dtype=F64)
+    divisor = denominators.denominator_of(loss)
+    assert divisor is not None
+    chunks = [(X[:15], CLASSES[:15]), (X[15:], CLASSES[15:])]
+    total = sum(loss(*chunk).item() * divisor(*chunk) for chunk in chunks)
+    assert total / divisor(X, CLASSES) == pytest.approx(loss(X, CLASSES).item(), rel=1e-12)
 
 
 def test_data_drawn_anew_are_told() -> None:
