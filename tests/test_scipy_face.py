@@ -405,7 +405,7 @@ def test_complex_steps_need_an_analytic_function() -> None:
         minimize(lambda x: float(np.abs(x[0]) ** 2), np.ones(1), jac="cs")
     with pytest.raises(ValueError, match="differences is '4-point'; wanted None or one of '2-p"):
         minimize(rosen, np.ones(2), jac="4-point")
-    with pytest.raises(ValueError, match="method is 'BFGS'; wanted one of 'lbfgs', 'bfgs'"):
+    with pytest.raises(ValueError, match="method is 'BFGS'; wanted one of .*: 'bfgs'"):
         minimize(rosen, np.ones(2), method="BFGS")
 
 
@@ -593,6 +593,7 @@ def test_what_curve_fit_takes() -> None:
     (lambda: curve_fit(lambda x, *p: x, X, Y), "p0 is None, and f names no parameters"),
     (lambda: curve_fit(decay, X, Y, method="LM"), "method is 'LM'; wanted one of"),
     (lambda: curve_fit(decay, X, Y, bounds=(0.0, 9.0), method="lm"), 'method is "lm"'),
+    (lambda: curve_fit(decay, X, Y, [9.0, 1.0], bounds=(0.0, 5.0)), r"p0\[0\] is 9.0; wanted"),
     (lambda: curve_fit(decay, X[:1], Y[:1]), "f has 2 parameters; wanted at most as many as data"),
     (lambda: curve_fit(decay, X, []), "ydata is empty"),
     (lambda: curve_fit(decay, X, Y, sigma=np.ones(3)), "sigma has shape"),

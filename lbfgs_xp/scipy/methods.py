@@ -43,7 +43,7 @@ def minimize(
     Parameters
     ----------
     method : "lbfgs", "bfgs", "newton", "projected_gradient", or one of these functions
-        With bounds, "lbfgs" needs a method that takes them: "projected_gradient".
+        For bounds, "projected_gradient"; the others take none.
     jac : None, True, function, "2-point", "3-point" or "cs"
         "2-point" and "3-point" are the differences of `lx.minimize`; "cs" calls fun with complex x.
     everything else
@@ -70,7 +70,9 @@ def minimize(
     named = {function.__name__: function for function in (lbfgs, bfgs, newton, projected_gradient)}
     chosen = named.get(method, method) if isinstance(method, str) else method
     if chosen not in named.values():
-        raise ValueError(f"method is {method!r}; wanted one of {', '.join(map(repr, named))}")
+        ours = {"BFGS": "bfgs", "L-BFGS-B": "lbfgs", "NEWTON-CG": "newton"}.get(str(method).upper())
+        hint = f" (for {method!r}: {ours!r})" if ours else ""
+        raise ValueError(f"method is {method!r}; wanted one of {', '.join(map(repr, named))}{hint}")
     if isinstance(jac, str):
         options, jac = {**(options or {}), "differences": jac}, None
     return scipy.optimize.minimize(
