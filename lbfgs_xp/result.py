@@ -154,8 +154,8 @@ class Result:
     jac : with the structure of x
         Its gradient.
     gradient_norm : float
-        The largest absolute component of `jac` or, for a solver with a projection P, of
-        P(x - jac) - x.
+        The largest absolute component of `jac`: with bounds, without the components of variables
+        that a bound holds; for a solver with a projection P, the largest of P(x - jac) - x.
     nit, nfev : int
         Accepted iterations; evaluations of fun (including those for finite differences).
     nhev : int
@@ -165,7 +165,12 @@ class Result:
     aux : Any
         What fun returned besides the value at `x` with has_aux=True, else None.
     hess_inv : operator (n, n), or None
-        The solver's inverse Hessian at its last iterate: `@`, `diagonal()`, `todense()`.
+        The solver's inverse Hessian at its last iterate: `@`, `diagonal()`, `todense()`. Variables
+        that a bound holds there count as constant: their rows and columns are 0.
+    active : with the structure of x, 8-bit integers; None without bounds
+        -1 for a variable at its lower bound, 1 at its upper bound, 0 between them. The multipliers
+        of the bounds are the components of `jac` there. A variable whose bounds are equal counts
+        as at the one that its gradient presses it against.
     state : State
         Pass it as `state=` to continue the run.
     phases : tuple of Result
@@ -185,6 +190,7 @@ class Result:
     nhev: int = 0
     aux: Any = None
     hess_inv: Operator | None = dataclasses.field(default=None, repr=False)
+    active: Any = dataclasses.field(default=None, repr=False)
     state: State | None = dataclasses.field(default=None, repr=False)
     phases: tuple[Result, ...] = dataclasses.field(default=(), repr=False)
 

@@ -42,15 +42,18 @@ def lbfgs(
     fun, x0, args, jac, callback
         As in `scipy.optimize.minimize`. jac=None: SciPy's forward differences. callback takes x, or
         a single argument named intermediate_result; StopIteration ends the run.
-    bounds, constraints
-        Not supported by this method; for finite bounds use `projected_gradient`.
+    bounds : scipy.optimize.Bounds, or pairs (low, high) with None for no bound
+        fun is only called within the bounds, also for finite differences.
+    constraints
+        Not supported by this method.
 
     Options
     -------
     maxcor : int
         The number of pairs (s, y) to keep.
     gtol : float, 1e-5
-        Stop when the largest component of the gradient is at most this.
+        Stop when the largest component of the gradient is at most this; within bounds, without
+        the components of variables that a bound holds.
     ftol : float, 2.2e-9
         Stop when, in two consecutive iterations, the value changes by at most ftol |value|.
     tol : float
@@ -90,15 +93,15 @@ def lbfgs(
 def projected_gradient(
     fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), **options: Any
 ) -> Any:
-    """`lx.ProjectedGradient`, for bounds, as a `method` for `scipy.optimize.minimize`.
+    """`lx.ProjectedGradient` as a `method` for `scipy.optimize.minimize`.
+
+    It needs more evaluations than `lbfgs`, and less memory.
 
     Parameters
     ----------
-    bounds : scipy.optimize.Bounds, or pairs (low, high) with None for no bound
-        fun is only called within the bounds, also for finite differences.
-    everything else
-        As for `lbfgs`, except that there is neither maxcor nor hess_inv, and gtol applies to the
-        projected gradient.
+    everything
+        As for `lbfgs`, except that there is neither maxcor nor hess_inv, and that gtol applies to
+        P(x - gradient) - x, where P is the projection.
 
     Examples
     --------
@@ -168,11 +171,6 @@ def _solve(
     start = np.atleast_1d(np.asarray(x0, dtype=np.float64))
     lower, upper = _sides(options.bounds, start.size)
     bounded = bool(np.any(np.isfinite(lower)) or np.any(np.isfinite(upper)))
-    if bounded and not getattr(solver, "supports_bounds", False):
-        raise ValueError(
-            "bounds were passed to lbfgs, which takes none; wanted bounds=None, or "
-            "method=lbfgs_xp.scipy.projected_gradient"
-        )
     args = args if isinstance(args, tuple) else (args,)
     evaluate = _Evaluate(fun, options.jac, args, _steps(options.eps, start.size), lower, upper)
     # Forward differences take n further calls for each gradient.

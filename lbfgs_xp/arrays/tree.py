@@ -172,7 +172,10 @@ class Layout(Keyed):
         tree = self.to_tree(gradient)
         if not isinstance(self.structure, Partial):
             return tree
-        zeros = {i: self.xp.zeros_like(leaf) for i, leaf in self.structure.frozen.items()}
+        xp, dtype = self.xp, gradient.dtype
+        zeros = {
+            i: xp.zeros_like(leaf, dtype=dtype) for i, leaf in self.structure.frozen.items()
+        }
         return unflatten(
             Partial(self.structure.whole, zeros), flatten_like(tree, self.structure)[0]
         )

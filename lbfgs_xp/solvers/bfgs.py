@@ -15,6 +15,16 @@ from lbfgs_xp.arrays.pending import Pending, now
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.checks import flag, setting
 from lbfgs_xp.line_search import LineSearch, MoreThuente
+from lbfgs_xp.projections import Box
+from lbfgs_xp.solvers.bounded import (
+    TakesBounds,
+    clipped,
+    differ,
+    free_variables,
+    path_at,
+    reduced,
+    step,
+)
 from lbfgs_xp.solvers.descent import Aim, Descent, DescentState, Iterate
 from lbfgs_xp.solvers.first_step import first_step
 from lbfgs_xp.solvers.initial import UNSCALED
@@ -31,7 +41,8 @@ _WANTED = (
 
 class Curvature(NamedTuple):
     """What a step shows of the function: s, H y and H g (..., n), with y the change of the gradient
-    and g the gradient at its end; s . y, y . H y and g . H y."""
+    and g the gradient at its end; s . y, y . H y and g . H y. Within bounds, also s . g, and
+    0 if bounds bent the step, else 1."""
 
     s: Array
     v: Array
@@ -39,25 +50,29 @@ class Curvature(NamedTuple):
     curvature: Any
     bend: Any
     along: Any
+    ahead: Any = None
+    straight: Any = None
 
 
 class Estimate(NamedTuple):
     """What has been learned about the inverse Hessian.
 
-    matrix : H, (..., n, n).
+    matrix : H, (..., n, n); 0 in the rows and columns of variables that a bound holds.
     product : H g, (..., n), with the gradient of the current iterate.
     bare : whether H is still the initial one.
     unit : the size of each variable, whose square is the diagonal of the initial H; or None.
+    whole : whether the search is along -H g, which no bound has shortened; None without bounds.
     """
 
     matrix: Array
     product: Array
     bare: Any
     unit: Any = None
+    whole: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
-class BFGS(Descent):
+class BFGS(TakesBounds, Descent):
     """BFGS with a dense inverse Hessian (Nocedal & Wright, Algorithm 6.1).
 
     The direction is -H g. Each step s, with the change of the gradient y, updates H by two outer
@@ -104,6 +119,7 @@ class BFGS(Descent):
     initial_inverse_hessian: Any = None
     scale_initial: bool = True
     rescale: bool = True
+    box: Box | None = dataclasses.field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -148,19 +164,30 @@ class BFGS(Descent):
             bare = space.scalars.full(True, space.read_one(space.max_abs(gradient)))
             matrix = self._initial(space, x.shape, unit)
         else:
-            matrix, _, bare, unit = learned
+            matrix, _, bare, unit, _ = learned
+        if self.box is not None or learned is not None:
+            matrix, _ = self._restricted(space, matrix, x, gradient, unit)
         product = space.products(matrix, gradient)
         return super().init(
             space, x, value, gradient, learned=Estimate(matrix, product, bare, unit), **more
         )
 
     def measure(
-        self, space: Space, state: DescentState, alpha: Any, gradient: Array
+        self, space: Space, state: DescentState, alpha: Any, x: Array, gradient: Array
     ) -> Curvature:
         matrix = state.learned.matrix
         s, y = space.scale(alpha, state.direction), gradient - state.gradient
         v, product = space.products(matrix, y), space.products(matrix, gradient)
-        numbers = space.later(space.dot(s, y), space.dot(y, v), space.dot(v, gradient))
+        if state.path is None:
+            numbers = space.later(space.dot(s, y), space.dot(y, v), space.dot(v, gradient))
+            return Curvature(s, v, product, *numbers)
+        xp, unbent = space.xp, s
+        s = step(space, state.x, x, alpha, state.direction)
+        straight = xp.astype(xp.all(s == unbent, axis=-1), s.dtype)
+        numbers = space.later(
+            space.dot(s, y), space.dot(y, v), space.dot(v, gradient), space.dot(s, gradient),
+            straight,
+        )
         return Curvature(s, v, product, *numbers)
 
     def learn(
@@ -170,40 +197,110 @@ class BFGS(Descent):
         """Update H by Nocedal & Wright, eq. 6.17, in the form H + s w' + w s'."""
         if space.none(taken):
             return state.learned
-        fn, xp, alpha, (matrix, _, bare, unit) = space.scalars, space.xp, point.step, state.learned
+        fn, xp, alpha = space.scalars, space.xp, point.step
+        matrix, _, bare, unit, _ = state.learned
         s, v, product, *numbers = measured
-        curvature, bend, along = map(now, numbers)
+        curvature, bend, along, ahead, straight = map(now, numbers)
         # The same test as in L-BFGS: relative to s . g, so free of the units of x and f.
         rho = fn.divide(1.0, curvature)
         good = taken & (curvature > -space.backend.eps * (alpha * state.search.dphi0))
         good = good & (rho < math.inf) & (bend > 0.0) & (bend < math.inf)
         factor = fn.full(1.0, curvature)
+        whole = fn.full(True, curvature)
+        if straight is None:
+            ahead = alpha * slope
+        else:
+            ahead = fn.where(straight > 0.0, alpha * slope, ahead)
+            whole = (straight > 0.0) & state.learned.whole
         if self.rescale:
             # s . Bs / s . y, with B s = -alpha g.
             excess = fn.divide(-alpha * alpha * state.search.dphi0, curvature)
             larger = fn.sqrt(fn.sqrt(fn.minimum(excess, _MOST)))
-            factor = fn.where(good & (excess > _EXCESS), larger, factor)
+            factor = fn.where(good & whole & (excess > _EXCESS), larger, factor)
         if self.scale_initial:
             factor = fn.where(good & bare, fn.divide(curvature, bend), factor)
         # Everything that contains H is multiplied.
         bend, along = factor * bend, factor * along
         v, product = space.scale(factor, v), space.scale(factor, product)
-        share, ahead = 0.5 * (rho + rho * (rho * bend)), alpha * slope
+        share = 0.5 * (rho + rho * (rho * bend))
         w = space.scale(share, s) - space.scale(rho, v)
         w = space.pick(good, w, xp.zeros_like(w))
         matrix = space.add_outer(factor, matrix, s, w)
         beside = fn.where(good, share * ahead - rho * along, 0.0)
         product = product + (space.scale(beside, s) + space.scale(ahead, w))
-        return Estimate(matrix, product, bare & fn.logical_not(good), unit)
+        if self.box is not None:
+            matrix, changed = self._restricted(space, matrix, point.x, point.gradient, unit)
+            if not space.none(changed):
+                product = space.pick(changed, space.products(matrix, point.gradient), product)
+        return Estimate(matrix, product, bare & fn.logical_not(good), unit, state.learned.whole)
+
+    def _restricted(
+        self, space: Space, matrix: Array, x: Array, gradient: Array, unit: Any
+    ) -> tuple[Array, Any]:
+        """H of the variables that no bound holds, and the mask of problems where it has changed.
+
+        A variable is taken out by minimising over it: H - h h' / h_i, with h its column, is the
+        inverse of the Hessian without its row. One that comes back has no curvature yet, and gets
+        the mean diagonal element of the others.
+        """
+        xp, n = space.xp, x.shape[-1]
+        free = None
+        if self.box is not None:
+            free = free_variables(space, self.box, x, gradient)
+        diagonal = xp.linalg.diagonal(matrix)
+        known = diagonal != 0.0    # held variables have 0
+        if free is None:
+            free = xp.ones_like(known)
+        changed = differ(space, known, free)
+        reads = not space.batched or space.small_on_host
+        if reads and not np.any(changed):
+            return matrix, changed
+        leaving = known & ~free
+        places = xp.arange(n, device=space.backend.creation_device)
+        if unit is not None:
+            diagonal = diagonal * (1.0 / (unit * unit))
+        staying = xp.where(known & free, diagonal, xp.zeros_like(diagonal))
+        count = space.sum(xp.astype(known & free, staying.dtype))
+        mean = space.sum(staying) / xp.where(count > 0.0, count, xp.ones_like(count))
+        mean = xp.where(count > 0.0, mean, xp.ones_like(mean))[..., None]
+        fresh = mean if unit is None else mean * (unit * unit)
+        columns = list(range(n))
+        if reads:
+            left = np.asarray(space.backend.to_host(leaving)).reshape(-1, n)
+            columns = [int(i) for i in np.flatnonzero(left.any(axis=0))]
+        for i in columns:
+            column, pivot = matrix[..., :, i], matrix[..., i, i][..., None]
+            leaves = leaving[..., i][..., None] & (pivot != 0.0)
+            share = xp.where(
+                leaves, column / xp.where(leaves, pivot, xp.ones_like(pivot)),
+                xp.zeros_like(column),
+            )
+            matrix = matrix - share[..., :, None] * column[..., None, :]
+        both = free[..., :, None] & free[..., None, :]
+        matrix = xp.where(both, matrix, xp.zeros_like(matrix))
+        own = (places[:, None] == places) & (free & ~known)[..., None]
+        matrix = xp.where(own, xp.zeros_like(matrix) + fresh[..., None], matrix)
+        return space.own_matrices(matrix), changed
 
     def aim(
         self, space: Space, point: Iterate, secant: Any, steepest: Any,
         turned: Any = True, learned: Estimate | None = None, **more: Any,
     ) -> Aim:
         assert learned is not None
-        fn, (x, value, gradient, norm, step) = space.scalars, point
-        direction = -learned.product
-        (slope,) = space.later(space.dot(gradient, direction))
+        fn, (x, value, gradient, norm, before) = space.scalars, point
+        direction, box = -learned.product, self.box
+        path, inner, one = None, gradient, fn.full(1.0, value)
+        if box is not None:
+            free = free_variables(space, box, x, gradient)
+            path, inner = path_at(space, box, x, free), reduced(space, free, gradient)
+            straight = reduced(space, free, direction)
+            direction = clipped(space, path, x, straight, one)
+            whole = fn.logical_not(differ(space, direction, straight))
+            if learned.whole is not None:
+                # Searches that continue keep their direction.
+                whole = fn.where(turned & fn.full(True, value), whole, learned.whole)
+            learned = learned._replace(whole=whole)
+        (slope,) = space.later(space.dot(inner, direction))
         # If it is not a descent direction, it is dropped together with what was learned. (At a
         # gradient of 0 there is no descent, and nothing is wrong.) A pending slope ends the search
         # at its first trial, after which `steepest` holds.
@@ -213,20 +310,27 @@ class BFGS(Descent):
         wrong = wrong & fn.logical_not(learned.bare) & turned
         if not space.none(wrong):
             start = self._initial(space, x.shape, learned.unit)
-            plain = space.products(start, gradient)
+            if box is not None:
+                start, _ = self._restricted(space, start, x, gradient, learned.unit)
+            plain = space.products(start, inner)
             learned = Estimate(
                 space.pick_rows(wrong, start, learned.matrix) if space.batched else start,
                 space.pick(wrong, plain, learned.product), learned.bare | wrong,
-                learned.unit,
+                learned.unit, learned.whole,
             )
             direction = -learned.product
-            (slope,) = space.later(space.dot(gradient, direction))
-        first = fn.full(1.0, value)
+            if path is not None:
+                direction = clipped(space, path, x, reduced(space, free, direction), one)
+            (slope,) = space.later(space.dot(inner, direction))
+        first = one
         share = fn.where(learned.bare, math.inf, fn.full(0.5, value))
         if self.probes and not space.none(learned.bare):
             plain, plain_slope, length = first_step(
-                space, UNSCALED, learned.unit, x, value, gradient, norm, step == 0.0
+                space, UNSCALED, learned.unit, x, value, inner, norm, before == 0.0
             )
+            if path is not None:
+                plain = clipped(space, path, x, reduced(space, free, plain), length)
+                (plain_slope,) = space.read(space.dot(inner, plain))
             direction = space.pick(learned.bare, plain, direction)
             slope = fn.where(learned.bare, plain_slope, slope)
             first = fn.where(learned.bare, length, first)

@@ -17,6 +17,8 @@ from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.line_search import ACCEPTED, STUCK, LineSearch, Search, rule_of
+from lbfgs_xp.solvers.bounded import Path, along, path_at
+from lbfgs_xp.solvers.bounded import trial as trial_on
 from lbfgs_xp.solvers.contract import Solver
 from lbfgs_xp.solvers.first_step import first_step
 from lbfgs_xp.solvers.initial import UNSCALED
@@ -63,6 +65,7 @@ class DescentState(NamedTuple):
     direction, search : the current line search.
     lowest : its lowest trial.
     share, steepest, learned : see `Aim`.
+    path : what bounds do to the search; None without bounds.
     """
 
     x: Array
@@ -82,6 +85,7 @@ class DescentState(NamedTuple):
     accepted: Any
     failed: Any
     unbounded: Any
+    path: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +114,10 @@ class Descent(Method, Solver):
             `step` beyond the contract.
         """
 
-    def measure(self, space: Space, state: DescentState, alpha: Any, gradient: Array) -> Any:
-        """What `learn` needs of a step alpha state.direction that ends at this gradient.
+    def measure(
+        self, space: Space, state: DescentState, alpha: Any, x: Array, gradient: Array
+    ) -> Any:
+        """What `learn` needs of the step of length alpha to x, with the gradient there.
 
         On a device it is called for every trial, so that `space.later` reads its numbers together
         with the value.
@@ -142,12 +148,17 @@ class Descent(Method, Solver):
         self, space: Space, x: Array, value: Any, gradient: Array, learned: Any = None, **more: Any
     ) -> DescentState:
         """The state at x, a vector (..., n), with value and gradient there."""
-        value, norm = space.read(value, space.max_abs(gradient))
+        value, norm = space.read(value, self.optimality(space, x, gradient))
         full = space.scalars.full
         point, no = Iterate(x, value, gradient, norm, full(0.0, value)), full(False, value)
         aim = self.aim(space, point, full(math.nan, value), no, learned=learned, **more)
         state = self._set_out(space, point, aim)
-        return state._replace(trial=space.move(x, state.search.alpha, state.direction))
+        if self.box is not None:
+            path = path_at(space, self.box, x, None)._replace(reach=aim.first)
+            state = state._replace(path=path)
+        return state._replace(
+            trial=trial_on(space, state.path, x, state.search.alpha, state.direction)
+        )
 
     def step(
         self, space: Space, state: DescentState, value: Any, gradient: Array, active: Any = True,
@@ -159,9 +170,11 @@ class Descent(Method, Solver):
         """
         fn, measured = space.scalars, None
         rule: Any = self.line_search
+        alpha, path, d = state.search.alpha, state.path, state.direction
         if space.remote:
-            measured = self._measured(space, state, state.search.alpha, gradient, gradient)
-        phi, dphi = space.read(value, space.dot(gradient, state.direction))
+            measured = self._measured(space, state, alpha, state.trial, gradient, gradient)
+        way = d if path is None else along(space, path, state.x, state.trial, alpha, d)
+        phi, dphi = space.read(value, space.dot(gradient, way))
         old = begun(rule, state.search)
         if old is not state.search:
             state = state._replace(search=old)
@@ -190,10 +203,10 @@ class Descent(Method, Solver):
         turned = taken | again
         if not fn.every(fn.logical_not(turned)):
             alpha, end, end_gradient = lowest
-            new_x = space.pick(taken, space.move(state.x, alpha, state.direction), state.x)
+            new_x = space.pick(taken, trial_on(space, path, state.x, alpha, d), state.x)
             new_gradient = space.pick(taken, end_gradient, state.gradient)
             if measured is None or (taken and end_gradient is not gradient):
-                measured = self._measured(space, state, alpha, new_gradient, end_gradient)
+                measured = self._measured(space, state, alpha, new_x, new_gradient, end_gradient)
             norm, dphi, size = map(now, measured[0])
             if space.remote and not taken:
                 norm = state.gradient_norm
@@ -207,27 +220,31 @@ class Descent(Method, Solver):
             learned = self.learn(space, state, point, dphi, taken, measured[1])
             aim = self.aim(space, point, secant, again, turned=turned, learned=learned, **more)
             fresh = self._set_out(space, point, aim)
+            if path is not None:
+                fresh = fresh._replace(path=path._replace(reach=aim.first))
             # A search that continues keeps its line; the rest is the same for every problem.
             after = fresh if fn.every(turned) else space.merge(turned, fresh, fresh._replace(
                 direction=state.direction, search=search, lowest=lowest,
-                share=state.share, steepest=state.steepest,
+                share=state.share, steepest=state.steepest, path=path,
             ))
         return after._replace(
-            trial=space.move(after.x, after.search.alpha, after.direction), seen=phi,
+            trial=trial_on(space, after.path, after.x, after.search.alpha, after.direction),
+            seen=phi,
             decrement=decrement, accepted=taken, failed=lost & fn.logical_not(again),
             unbounded=unbounded,
         )
 
     def _measured(
-        self, space: Space, state: DescentState, alpha: Any, gradient: Array, end_gradient: Array
+        self, space: Space, state: DescentState, alpha: Any, x: Array, gradient: Array,
+        end_gradient: Array,
     ) -> tuple[Sequence[Any], Any]:
         """The norm of the new gradient, the slope at the end of the step, the size of the
         direction, and what `measure` returns."""
         numbers = space.later(
-            space.max_abs(gradient), space.dot(end_gradient, state.direction),
+            self.optimality(space, x, gradient), space.dot(end_gradient, state.direction),
             space.max_abs(state.direction),
         )
-        return numbers, self.measure(space, state, alpha, gradient)
+        return numbers, self.measure(space, state, alpha, x, gradient)
 
     def _set_out(self, space: Space, point: Iterate, aim: Aim) -> DescentState:
         """The state at `point` with a search begun along `aim`, except for its trial."""
