@@ -98,10 +98,10 @@ def minimize(
     method : None, str, optimizer, solver, or a list of phases
         "lbfgs", "bfgs", "newton", "projected_gradient", "adam", ..., or an object such as
         `lx.LBFGS(memory_size=20)` or `lx.Adam(1e-2)`. "auto" or None: BFGS for a batch of problems
-        with at most 20 variables each, and L-BFGS for all others. The methods of a list run one after another:
-        `[lx.Adam(1e-3).until(maxiter=1000), lx.LBFGS()]`. Each starts at the best point so far and
-        stops by its own limits (`until`, `lx.Phase`) or by those below. The budgets below apply to
-        the whole run.
+        with at most 20 variables each, and L-BFGS for all others. The methods of a list run one
+        after another: `[lx.Adam(1e-3).until(maxiter=1000), lx.LBFGS()]`. Each starts at the best
+        point so far and stops by its own limits (`until`, `lx.Phase`) or by those below. The
+        budgets below apply to the whole run.
     jac : None, True, function, "2-point" or "3-point"
         None: automatic differentiation (PyTorch, JAX). True: fun returns (value, gradient). A
         function: jac(x, *args) -> gradient, with the structure of x. For complex x the gradient is

@@ -17,10 +17,13 @@ from lbfgs_xp.checks import flag, setting
 from lbfgs_xp.line_search import LineSearch, MoreThuente
 from lbfgs_xp.projections import Box
 from lbfgs_xp.solvers.bounded import (
+    KEPT,
+    Path,
     TakesBounds,
     clipped,
     differ,
     free_variables,
+    onto_bounds,
     path_at,
     reduced,
     step,
@@ -166,7 +169,7 @@ class BFGS(TakesBounds, Descent):
         else:
             matrix, _, bare, unit, _ = learned
         if self.box is not None or learned is not None:
-            matrix, _ = self._restricted(space, matrix, x, gradient, unit)
+            matrix, _ = self._restricted(space, matrix, x, gradient, unit, bare)
         product = space.products(matrix, gradient)
         return super().init(
             space, x, value, gradient, learned=Estimate(matrix, product, bare, unit), **more
@@ -229,13 +232,15 @@ class BFGS(TakesBounds, Descent):
         beside = fn.where(good, share * ahead - rho * along, 0.0)
         product = product + (space.scale(beside, s) + space.scale(ahead, w))
         if self.box is not None:
-            matrix, changed = self._restricted(space, matrix, point.x, point.gradient, unit)
+            matrix, changed = self._restricted(
+                space, matrix, point.x, point.gradient, unit, bare & fn.logical_not(good)
+            )
             if not space.none(changed):
                 product = space.pick(changed, space.products(matrix, point.gradient), product)
         return Estimate(matrix, product, bare & fn.logical_not(good), unit, state.learned.whole)
 
     def _restricted(
-        self, space: Space, matrix: Array, x: Array, gradient: Array, unit: Any
+        self, space: Space, matrix: Array, x: Array, gradient: Array, unit: Any, bare: Any
     ) -> tuple[Array, Any]:
         """H of the variables that no bound holds, and the mask of problems where it has changed.
 
@@ -243,44 +248,60 @@ class BFGS(TakesBounds, Descent):
         inverse of the Hessian without its row. One that comes back has no curvature yet, and gets
         the mean diagonal element of the others.
         """
-        xp, n = space.xp, x.shape[-1]
-        free = None
-        if self.box is not None:
-            free = free_variables(space, self.box, x, gradient)
+        xp = space.xp
         diagonal = xp.linalg.diagonal(matrix)
         known = diagonal != 0.0    # held variables have 0
+        free = None
+        if self.box is not None:
+            scale = self._mean(space, diagonal, known, unit)
+            reach = xp.where(known, diagonal, scale)
+            reach = space.pick(bare, xp.zeros_like(reach), reach)
+            free = free_variables(space, self.box, x, gradient, reach)
         if free is None:
             free = xp.ones_like(known)
         changed = differ(space, known, free)
         reads = not space.batched or space.small_on_host
         if reads and not np.any(changed):
             return matrix, changed
-        leaving = known & ~free
-        places = xp.arange(n, device=space.backend.creation_device)
+        fresh = space.xp.zeros_like(x) + self._mean(space, diagonal, known & free, unit)
+        if space.batched and space.small_on_host:
+            rows = np.flatnonzero(changed)
+            part = _without_held(space, *space.take((matrix, known, free, fresh), rows))
+            return space.own_matrices(space.put(rows, part, matrix)), changed
+        return space.own_matrices(_without_held(space, matrix, known, free, fresh)), changed
+
+    def _shortened(
+        self, space: Space, path: Path, x: Array, gradient: Array, direction: Array,
+        learned: Estimate,
+    ) -> Array:
+        """A direction, clipped to the bounds; where that spoils it, a projected step along the
+        gradient."""
+        fn = space.scalars
+        one = fn.full(1.0, path.reach)
+        short = onto_bounds(space, path, x, gradient, direction, one)
+        short = clipped(space, path, x, short, one)
+        if short is direction:
+            return direction
+        before, slope = space.read(space.dot(gradient, direction), space.dot(gradient, short))
+        spoilt = fn.logical_not((slope < KEPT * before) & (slope < 0.0))
+        if space.none(spoilt):
+            return short
+        diagonal = space.xp.linalg.diagonal(learned.matrix)
+        scale = self._mean(space, diagonal, path.free, learned.unit)
+        plain = onto_bounds(space, path, x, gradient, -scale * gradient, one)
+        return space.pick(spoilt, clipped(space, path, x, plain, one), short)
+
+    @staticmethod
+    def _mean(space: Space, diagonal: Array, known: Array, unit: Any) -> Array:
+        """The mean of the known diagonal elements, in the units of each variable, (..., 1 or n)."""
+        xp = space.xp
         if unit is not None:
             diagonal = diagonal * (1.0 / (unit * unit))
-        staying = xp.where(known & free, diagonal, xp.zeros_like(diagonal))
-        count = space.sum(xp.astype(known & free, staying.dtype))
-        mean = space.sum(staying) / xp.where(count > 0.0, count, xp.ones_like(count))
+        total = space.sum(xp.where(known, diagonal, xp.zeros_like(diagonal)))
+        count = space.sum(xp.astype(known, diagonal.dtype))
+        mean = total / xp.where(count > 0.0, count, xp.ones_like(count))
         mean = xp.where(count > 0.0, mean, xp.ones_like(mean))[..., None]
-        fresh = mean if unit is None else mean * (unit * unit)
-        columns = list(range(n))
-        if reads:
-            left = np.asarray(space.backend.to_host(leaving)).reshape(-1, n)
-            columns = [int(i) for i in np.flatnonzero(left.any(axis=0))]
-        for i in columns:
-            column, pivot = matrix[..., :, i], matrix[..., i, i][..., None]
-            leaves = leaving[..., i][..., None] & (pivot != 0.0)
-            share = xp.where(
-                leaves, column / xp.where(leaves, pivot, xp.ones_like(pivot)),
-                xp.zeros_like(column),
-            )
-            matrix = matrix - share[..., :, None] * column[..., None, :]
-        both = free[..., :, None] & free[..., None, :]
-        matrix = xp.where(both, matrix, xp.zeros_like(matrix))
-        own = (places[:, None] == places) & (free & ~known)[..., None]
-        matrix = xp.where(own, xp.zeros_like(matrix) + fresh[..., None], matrix)
-        return space.own_matrices(matrix), changed
+        return mean if unit is None else mean * (unit * unit)
 
     def aim(
         self, space: Space, point: Iterate, secant: Any, steepest: Any,
@@ -291,16 +312,16 @@ class BFGS(TakesBounds, Descent):
         direction, box = -learned.product, self.box
         path, inner, one = None, gradient, fn.full(1.0, value)
         if box is not None:
-            free = free_variables(space, box, x, gradient)
+            free = space.xp.linalg.diagonal(learned.matrix) != 0.0
             path, inner = path_at(space, box, x, free), reduced(space, free, gradient)
             straight = reduced(space, free, direction)
-            direction = clipped(space, path, x, straight, one)
+            direction = self._shortened(space, path, x, gradient, straight, learned)
             whole = fn.logical_not(differ(space, direction, straight))
             if learned.whole is not None:
                 # Searches that continue keep their direction.
                 whole = fn.where(turned & fn.full(True, value), whole, learned.whole)
             learned = learned._replace(whole=whole)
-        (slope,) = space.later(space.dot(inner, direction))
+        (slope,) = space.later(space.dot(gradient, direction))
         # If it is not a descent direction, it is dropped together with what was learned. (At a
         # gradient of 0 there is no descent, and nothing is wrong.) A pending slope ends the search
         # at its first trial, after which `steepest` holds.
@@ -311,8 +332,8 @@ class BFGS(TakesBounds, Descent):
         if not space.none(wrong):
             start = self._initial(space, x.shape, learned.unit)
             if box is not None:
-                start, _ = self._restricted(space, start, x, gradient, learned.unit)
-            plain = space.products(start, inner)
+                start, _ = self._restricted(space, start, x, gradient, learned.unit, one == one)
+            plain = space.products(start, gradient)
             learned = Estimate(
                 space.pick_rows(wrong, start, learned.matrix) if space.batched else start,
                 space.pick(wrong, plain, learned.product), learned.bare | wrong,
@@ -320,8 +341,11 @@ class BFGS(TakesBounds, Descent):
             )
             direction = -learned.product
             if path is not None:
-                direction = clipped(space, path, x, reduced(space, free, direction), one)
-            (slope,) = space.later(space.dot(inner, direction))
+                assert box is not None
+                free = space.xp.linalg.diagonal(learned.matrix) != 0.0
+                path, inner = path_at(space, box, x, free), reduced(space, free, gradient)
+                direction = self._shortened(space, path, x, gradient, direction, learned)
+            (slope,) = space.later(space.dot(gradient, direction))
         first = one
         share = fn.where(learned.bare, math.inf, fn.full(0.5, value))
         if self.probes and not space.none(learned.bare):
@@ -329,8 +353,9 @@ class BFGS(TakesBounds, Descent):
                 space, UNSCALED, learned.unit, x, value, inner, norm, before == 0.0
             )
             if path is not None:
-                plain = clipped(space, path, x, reduced(space, free, plain), length)
-                (plain_slope,) = space.read(space.dot(inner, plain))
+                plain = onto_bounds(space, path, x, gradient, plain, length)
+                plain = clipped(space, path, x, plain, length)
+                (plain_slope,) = space.read(space.dot(gradient, plain))
             direction = space.pick(learned.bare, plain, direction)
             slope = fn.where(learned.bare, plain_slope, slope)
             first = fn.where(learned.bare, length, first)
@@ -400,3 +425,29 @@ def _is_definite(matrix: np.ndarray) -> bool:
     except np.linalg.LinAlgError:
         return False
     return True
+
+
+def _without_held(
+    space: Space, matrix: Array, known: Array, free: Array, fresh: Array
+) -> Array:
+    """H (..., n, n) of the known variables, as one of the free variables.
+
+    fresh : the diagonal elements (..., n) of those that are not known.
+    """
+    xp, n = space.xp, known.shape[-1]
+    leaving, columns = known & ~free, list(range(n))
+    if not space.batched or space.small_on_host:
+        left = np.asarray(space.backend.to_host(leaving)).reshape(-1, n)
+        columns = [int(i) for i in np.flatnonzero(left.any(axis=0))]
+    for i in columns:
+        column, pivot = matrix[..., :, i], matrix[..., i, i][..., None]
+        leaves = leaving[..., i][..., None] & (pivot != 0.0)
+        share = xp.where(
+            leaves, column / xp.where(leaves, pivot, xp.ones_like(pivot)), xp.zeros_like(column)
+        )
+        matrix = matrix - share[..., :, None] * column[..., None, :]
+    both = free[..., :, None] & free[..., None, :]
+    matrix = xp.where(both, matrix, xp.zeros_like(matrix))
+    places = xp.arange(n, device=space.backend.creation_device)
+    own = (places[:, None] == places) & (free & ~known)[..., None]
+    return xp.where(own, xp.zeros_like(matrix) + fresh[..., None], matrix)

@@ -15,14 +15,21 @@ from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.projections import Box
 from lbfgs_xp.solvers.contract import Solver
 
+# A bound holds a variable near it if a step along the gradient leads this many times further.
+_FAR_BEYOND = 0.1
+
+
+# Clipping has spoilt a direction that keeps less than this share of its slope.
+KEPT = 0.1
+
 
 class Path(NamedTuple):
     """What bounds do to the search from an iterate.
 
     lower, upper : arrays that broadcast to x (for a batch, of its shape); None for a side without
         bounds.
-    free : a mask of the variables (..., n) that no bound holds; for one problem, None if it holds
-        none.
+    free : a mask of the variables (..., n) that no bound holds, nor draws to itself; for one
+        problem, None if there are only such.
     reach : the first alpha, up to which the path is straight.
     """
 
@@ -91,21 +98,31 @@ def path_at(space: Space, box: Box, x: Array, free: Any) -> Path:
     )
 
 
-def free_variables(space: Space, box: Box, x: Array, gradient: Array) -> Any:
+def free_variables(
+    space: Space, box: Box, x: Array, gradient: Array, reach: Any = None
+) -> Any:
     """The mask of variables that no bound holds; None if none is held, as far as that can be seen
     without waiting for a device.
 
-    A bound holds a variable that is at the bound and whose value falls only beyond it.
+    A bound holds a variable that is at the bound, if the value falls only beyond it.
+
+    reach : an estimate of the inverse Hessian, a number for each problem or for each variable. A
+        variable is then also held if a step along the gradient in its units would lead far beyond
+        the bound (Bertsekas 1982): it goes straight there. Otherwise the step for the others would
+        count on its moving on, and only short steps would go down.
     """
     lower, upper = box.sides(space, x)
     free = None
     for side, sign in ((lower, 1.0), (upper, -1.0)):
         if side is None:
             continue
-        at = x <= side if sign > 0.0 else x >= side
-        if _none(space, at):
-            continue
-        held = at & ((gradient > 0.0) if sign > 0.0 else (gradient < 0.0))
+        if reach is None:
+            held = x <= side if sign > 0.0 else x >= side
+            if _none(space, held):
+                continue
+        else:
+            held = sign * (x - side) <= (sign * _FAR_BEYOND) * (reach * gradient)
+        held = held & ((gradient > 0.0) if sign > 0.0 else (gradient < 0.0))
         if _none(space, held):
             continue
         free = ~held if free is None else free & ~held
@@ -125,6 +142,24 @@ def within(space: Space, path: Path, x: Array) -> Array:
     if path.lower is not None:
         x = xp.maximum(x, path.lower)
     return x if path.upper is None else xp.minimum(x, path.upper)
+
+
+def onto_bounds(
+    space: Space, path: Path, x: Array, gradient: Array, direction: Array, first: Any
+) -> Array:
+    """The direction, with the held variables on the way to the bounds that hold them, which they
+    reach at the first trial; see `clipped`."""
+    xp, free = space.xp, path.free
+    if free is None:
+        return direction
+    side = x
+    if path.lower is not None:
+        side = xp.where(gradient > 0.0, path.lower, side)
+    if path.upper is not None:
+        side = xp.where(gradient < 0.0, path.upper, side)
+    way = xp.where(free, xp.zeros_like(x), side - x)
+    # Further than to the bound, so that the first trial is clipped to it.
+    return xp.where(free, direction, space.scale(space.scalars.divide(2.0, first), way))
 
 
 def trial(space: Space, path: Path | None, x: Array, alpha: Any, direction: Array) -> Array:

@@ -283,6 +283,29 @@ def test_degenerate_bounds(method: str) -> None:
     np.testing.assert_allclose(res.x, 1.0, atol=1e-5)
 
 
+def test_no_search_jams_at_a_bound() -> None:
+    """In each of many small problems the steps do not shorten where a bound is near."""
+    rng, n = np.random.default_rng(0), 6
+    count = 2000
+    roots = rng.normal(size=(count, n, n))
+    a, center = roots @ roots.transpose(0, 2, 1) + 0.1 * np.eye(n), 2.0 * rng.normal(size=(count, n))
+    bounds = -rng.uniform(size=(count, n)), rng.uniform(size=(count, n))
+
+    def fun(x: Any, a: Any, center: Any) -> Any:
+        d = x - center
+        g = (a @ d[..., None])[..., 0]
+        return 0.5 * np.sum(d * g, -1) + 0.25 * np.sum(x**4, -1), g + x**3
+
+    for method in METHODS:
+        res = lx.minimize(
+            fun, np.zeros((count, n)), (a, center), jac=True, method=method, batched=True,
+            bounds=bounds, gtol=1e-6,
+        )
+        projected = np.clip(res.x - res.jac, *bounds) - res.x
+        assert res.success.all() and np.max(np.abs(projected)) <= 1e-6
+        assert np.max(res.nfev) <= 60 and np.mean(res.nfev) < 8.0
+
+
 def test_a_wrong_gradient_is_no_success(method: str) -> None:
     def fun(x: np.ndarray) -> Any:
         value, gradient = rosenbrock(x)

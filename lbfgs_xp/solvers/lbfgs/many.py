@@ -155,7 +155,8 @@ def _within_bounds(
     """
     fn, weights = space.scalars, state.weights
     old: Any = state.path
-    found = bounded.free_variables(space, solver.box, iterate.x, iterate.gradient)
+    reach = space.spread(fn.where(state.pairs.count > 0, state.pairs.gamma, 0.0))
+    found = bounded.free_variables(space, solver.box, iterate.x, iterate.gradient, reach)
     free = space.xp.ones_like(old.free) if found is None else found
     free = space.pick(taken, free, old.free)
     changed = taken & bounded.differ(space, free, old.free)
@@ -212,15 +213,19 @@ def _aim(
         space, solver.initial, weights, pairs, inner, with_gradient, 0.0, free
     )
     if path is not None:
-        direction = bounded.clipped(space, path, x, direction, fn.full(1.0, value))
-        (slope,) = space.read(space.dot(inner, direction))
+        one = fn.full(1.0, value)
+        direction = bounded.onto_bounds(space, path, x, gradient, direction, one)
+        direction = bounded.clipped(space, path, x, direction, one)
+        before, slope = slope, space.read_one(space.dot(gradient, direction))
         # Where clipping has spoilt it, a projected step along the gradient goes down.
-        spoilt = fn.logical_not(slope < 0.0) & (pairs.count > 0)
+        spoilt = fn.logical_not((slope < bounded.KEPT * before) & (slope < 0.0))
+        spoilt = spoilt & (pairs.count > 0)
         if not space.none(spoilt):
             plain = space.scale(-pairs.gamma, inner)
-            plain = bounded.clipped(space, path, x, plain, fn.full(1.0, value))
+            plain = bounded.onto_bounds(space, path, x, gradient, plain, one)
+            plain = bounded.clipped(space, path, x, plain, one)
             direction = space.pick(spoilt, plain, direction)
-            (slope,) = space.read(space.dot(inner, direction))
+            (slope,) = space.read(space.dot(gradient, direction))
     # If it is not a descent direction, it is dropped together with the pairs.
     bare = (pairs.count == 0) | fn.logical_not(slope < 0.0)
     pairs = curvature.forget_many(space, pairs, bare, solver.initial.gamma)
@@ -228,9 +233,9 @@ def _aim(
         space, solver.initial, weights, x, value, inner, norm, alpha == 0.0
     )
     if path is not None:
-        plain = bounded.reduced(space, free, plain)
+        plain = bounded.onto_bounds(space, path, x, gradient, plain, first)
         plain = bounded.clipped(space, path, x, plain, first)
-        (plain_slope,) = space.read(space.dot(inner, plain))
+        (plain_slope,) = space.read(space.dot(gradient, plain))
     direction = space.pick(bare, plain, direction)
     slope = fn.where(bare, plain_slope, slope)
     noise = fn.abs(value) * space.backend.noise

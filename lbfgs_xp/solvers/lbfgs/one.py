@@ -139,7 +139,8 @@ def _within_bounds(
     path: Any = state.path
     if space.remote and measured is None:
         _, measured = remote.measure(space, solver.box, state, gradient, x)
-    free = bounded.free_variables(space, solver.box, x, gradient)
+    reach = state.pairs.gamma if state.pairs.count else None
+    free = bounded.free_variables(space, solver.box, x, gradient, reach)
     if space.remote and not now(measured.held):
         free = None
     inner = bounded.reduced(space, free, gradient)
@@ -148,7 +149,7 @@ def _within_bounds(
         slope = space.read_one(space.dot(s, state.gradient))
     there = path._replace(free=free)
     if not space.remote:
-        norm = space.read_one(space.max_abs(inner))
+        norm = space.read_one(solver.optimality(space, x, gradient))
         if _same_free(space, path.free, free):
             y = None if free is None else inner - bounded.reduced(space, free, state.gradient)
             return there, norm, _with_pair(solver, space, state, s, gradient, inner, y, slope)
@@ -227,7 +228,9 @@ def _aim(
             space, solver.initial, weights, pairs, inner, with_gradient, squared, free
         )
         if path is not None:
-            direction, slope = _shortened(space, path, x, inner, direction, slope, pairs.gamma)
+            direction, slope = _shortened(
+                space, path, x, gradient, direction, slope, pairs.gamma
+            )
     if not (isinstance(slope, Pending) or slope < 0.0):
         # There are no pairs, or they do not give a descent direction.
         if pairs.count:
@@ -236,10 +239,10 @@ def _aim(
             space, solver.initial, weights, x, value, inner, norm, alpha == 0.0
         )
         if path is not None:
-            direction = bounded.reduced(space, free, direction)
-            short = bounded.clipped(space, path, x, direction, first)
-            if short is not direction:
-                direction = short
+            plain = direction
+            direction = bounded.onto_bounds(space, path, x, gradient, direction, first)
+            direction = bounded.clipped(space, path, x, direction, first)
+            if direction is not plain:
                 slope = space.read_one(space.dot(gradient, direction))
     if pace is not None:
         rate, memory = solver.learning_rate.follow(pace.memory, pace.iteration, value)
@@ -261,18 +264,17 @@ def _aim(
 def _shortened(
     space: Space, path: Path, x: Array, gradient: Array, direction: Array, slope: Any, gamma: Any
 ) -> tuple[Array, Any]:
-    """A quasi-Newton direction, clipped to the bounds, and its slope.
-
-    gradient : of the free variables.
-    """
-    short = bounded.clipped(space, path, x, direction, 1.0)
+    """A quasi-Newton direction, clipped to the bounds, and its slope."""
+    short = bounded.onto_bounds(space, path, x, gradient, direction, 1.0)
+    short = bounded.clipped(space, path, x, short, 1.0)
     if short is direction:
         return direction, slope
-    (slope,) = space.later(space.dot(gradient, short))
-    if isinstance(slope, Pending) or slope < 0.0:
+    before, slope = now(slope), space.read_one(space.dot(gradient, short))
+    if slope < bounded.KEPT * before and slope < 0.0:
         return short, slope
-    # Clipping has spoilt it. A projected step along the gradient always goes down.
-    direction = bounded.clipped(space, path, x, -gamma * gradient, 1.0)
+    # A projected step along the gradient always goes down.
+    direction = bounded.onto_bounds(space, path, x, gradient, -gamma * gradient, 1.0)
+    direction = bounded.clipped(space, path, x, direction, 1.0)
     return direction, space.read_one(space.dot(gradient, direction))
 
 

@@ -50,9 +50,12 @@ def measure(
         xp, alpha = space.xp, state.search.alpha
         x = state.trial if x is None else x
         free = free_variables(space, box, x, gradient)
+        near = free_variables(
+            space, box, x, gradient, state.pairs.gamma if state.pairs.count else None
+        )
         if free is not None:
             inner = reduced(space, free, gradient)
-            held = (xp.sum(xp.astype(~free, space.backend.dtype)),)
+            held = (xp.sum(xp.astype(~near, space.backend.dtype)),)
         along = along_path(space, state.path, state.x, x, alpha, along)
     numbers = space.backend.jit(_numbers, space)(inner, state.gradient, along, state.weights)
     slope = numbers[0]
