@@ -44,6 +44,7 @@ from lbfgs_xp.fits.result import (
     BatchCurveFit,
     BatchLeastSquaresResult,
     CurveFit,
+    FitRecord,
     LeastSquaresResult,
 )
 from lbfgs_xp.gradient_check import check_gradient
@@ -91,6 +92,7 @@ __all__ = [
     "ConstrainedStatus",
     "CurveFit",
     "FirstOrder",
+    "FitRecord",
     "Fixed",
     "FixedOrderSpace",
     "GradientDescent",

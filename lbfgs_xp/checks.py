@@ -80,6 +80,29 @@ def flags(**values: Any) -> list[bool]:
     return [flag(name, value) for name, value in values.items()]
 
 
+def callback(value: Any) -> Callable[..., Any] | None:
+    """A function, or None."""
+    if value is not None and not callable(value):
+        raise TypeError(f"callback is {shown(value)}; wanted a function or None")
+    return value
+
+
+def exceptions(name: str, value: Any, batched: bool) -> tuple[type[Exception], ...]:
+    """Classes of exceptions, as a tuple; not for a batch, in which one would concern all rows."""
+    found = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(each, type) and issubclass(each, Exception) for each in found):
+        raise TypeError(
+            f"{name} is {value!r}; wanted a class of exceptions, such as ValueError, or a tuple of "
+            "them"
+        )
+    if found and batched:
+        raise ValueError(
+            f"{name} was passed with batched=True; wanted a function that returns nan for the rows "
+            "that fail"
+        )
+    return found
+
+
 def bounds(value: Any) -> tuple[Any, Any]:
     """The pair (lower, upper), also from an object with `lb` and `ub`, such as SciPy's `Bounds`."""
     if hasattr(value, "lb") and hasattr(value, "ub"):
@@ -134,6 +157,29 @@ class Settings:
     def _as_given(value: Any) -> Any:
         """A setting as the user would write it."""
         return value
+
+
+class OwnSignature:
+    """The signature of `__init__`, which a `__new__` that looks at the settings would hide."""
+
+    def __get__(self, instance: Any, cls: type) -> inspect.Signature:
+        _, *own = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
+        return inspect.Signature(own)
+
+
+def refuse_foreign_settings(
+    cls: type, given: dict[str, Any], foreign: dict[str, tuple[str, ...]]
+) -> None:
+    """Refuse names of other libraries, with the name here.
+
+    foreign : such a name -> the names here with that meaning, of which the class has some; each may
+        be followed by a comma and an explanation.
+    """
+    for name in given.keys() & foreign.keys():
+        own = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+        for ours in foreign[name]:
+            if name not in own and ours.split(",")[0] in own:
+                raise TypeError(f"{name} was passed to {cls.__name__}; wanted {ours}")
 
 
 def setting(owner: Any, name: str, check: Callable[..., Any], **limits: Any) -> None:

@@ -66,7 +66,7 @@ def check_gradient(
     (True, 1)
     """
     has_aux = checks.flag("has_aux", has_aux)
-    layout = Layout(x, batched=False)
+    layout = Layout(x, batched=False, name="x")
     vector = layout.to_vector(x, "x")
     _, given, _ = Objective(fun, args, jac, has_aux, layout).evaluate(vector)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import numpy as np
 from lbfgs_xp import checks
 from lbfgs_xp.arrays.backend import is_array
 from lbfgs_xp.arrays.current import on_device_of
-from lbfgs_xp.arrays.returned import is_true
+from lbfgs_xp.arrays.returned import stops
 from lbfgs_xp.arrays.rows import Rows
 from lbfgs_xp.arrays.space import FixedOrderSpace, Space
 from lbfgs_xp.arrays.tree import Layout
@@ -23,10 +24,12 @@ from lbfgs_xp.run.objective import Objective
 from lbfgs_xp.run.plan import plan_of
 from lbfgs_xp.run.progress import Live
 from lbfgs_xp.solvers.method import Limits
-from lbfgs_xp.typing import Jacobian, MinimizeSettings, PhasesOf
+from lbfgs_xp.typing import Jacobian, MinimizeSettings, OnError, PhasesOf
 
 # From this many numbers in x on, the C library may request every temporary from the system.
 _LARGE = 2**10
+# A relative change of a value that neither rounding nor the order of a sum explains.
+_ROUNDING = 1e-3
 
 
 @overload
@@ -68,6 +71,7 @@ def minimize(
     hess: Callable[..., Any] | None = None,
     has_aux: bool = False,
     bounds: Any = None,
+    x_scale: Any = None,
     gtol: float | None = None,
     ftol: float = 0.0,
     xtol: float = 0.0,
@@ -77,6 +81,7 @@ def minimize(
     batched: bool = False,
     pass_rows: bool = False,
     reproducible: bool = False,
+    on_error: OnError = (),
     callback: Callable[[Record], Any] | None = None,
     progress: bool = False,
     state: State | None = None,
@@ -127,6 +132,12 @@ def minimize(
         no bound, as in `({"b": 0.0}, None)`. Infinite entries impose no bound; equal ones fix a
         variable. A start outside the bounds is moved to the nearest point inside. Newton's method
         and gradient descent with a line search take no bounds.
+    x_scale : None, number, array, or the structure of x0
+        The size of a typical change of each variable, above 0: an array that broadcasts to x0, or
+        nested like x0, where a dict may name only some (the others have 1). The run takes place in
+        the variables x / x_scale, as in SciPy, for variables of very different sizes: gtol, xtol,
+        `gradient_norm` and the settings of the method refer to them; `x`, `jac`, `hess_inv`, bounds
+        and all functions refer to x. Rounded to powers of 2, so that scaling changes no digit.
     gtol : float
         Stop when the largest component of the gradient is at most this; within bounds, without the
         components of variables that a bound holds. (For `lx.ProjectedGradient`, the largest one of
@@ -158,9 +169,13 @@ def minimize(
     reproducible : bool
         Take every sum in a fixed order: the same bits on every library whose elementary operations
         round as IEEE 754 specifies, if fun does its part (see `lx.fixed_sum`). Slower.
+    on_error : class of exceptions, or tuple of them
+        An exception of these classes, such as `numpy.linalg.LinAlgError`, counts as nan: the trial
+        was too far, and a shorter step follows. At the start it is raised. Not for a batch.
     callback : function
         callback(record) after each iteration (for a batch, each evaluation), with a `Record`.
-        Returning a true value or raising StopIteration stops the run.
+        Returning a true value (also a tuple that is not empty) or raising StopIteration stops the
+        run.
     progress : bool
         Show a live status line in the terminal.
     state : State
@@ -195,11 +210,11 @@ def minimize(
         has_aux=has_aux, batched=batched, pass_rows=pass_rows, reproducible=reproducible,
         progress=progress,
     )
-    layout = Layout(x0, batched)
+    layout = Layout(x0, batched).in_units(x_scale)
     limits = Limits(maxiter, maxfun, maxtime, gtol, ftol, xtol)
     plan = plan_of(method, limits, bounds, hess, layout)
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback is a {type(callback).__name__}; wanted a function or None")
+    callback = checks.callback(callback)
+    on_error = checks.exceptions("on_error", on_error, batched)
     if state is not None and len(plan.stages) > 1:
         raise ValueError(
             f"state was passed with {len(plan.stages)} phases; wanted the single method to resume"
@@ -207,17 +222,21 @@ def minimize(
     space = (FixedOrderSpace if reproducible else Space)(layout.backend, batched)
     objective = Objective(fun, args, jac, has_aux, layout, pass_rows)
     objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
-    if bounds is not None and objective.differs:
+    if bounds is not None:
         objective.stay_within(*layout.sides(bounds))
     if math.prod(layout.shape) >= _LARGE:
         layout.backend.keep_freed_memory()
     run = Run(plan, space, objective, hess)
     # Trials that overflow are normal, so NumPy's warnings are off; but not inside the user's
     # functions, which run in the caller's context.
+    message = ""
     with Live(progress) as live, np.errstate(all="ignore"):
         try:
             run.begin(layout.start(), state)
-            _carry_on(run, callback, live)
+            objective.forgive(on_error)
+            with layout.backend.where_nan_is_normal():
+                _carry_on(run, callback, live)
+                message = _of_a_changing_function(run)
         except KeyboardInterrupt:
             if run.standing is None:
                 raise
@@ -232,6 +251,8 @@ def minimize(
                 attach(error, result, f"the best point so far, with {value}")
             raise
     result = run.result()
+    if message:
+        result = dataclasses.replace(result, message=message)
     layout.keep_frozen(result.x)
     return result
 
@@ -247,16 +268,29 @@ def _carry_on(run: Run, callback: Callable[[Record], Any] | None, live: Live) ->
             continue
         record = run.record()
         live.show(record)
-        if callback is not None and _stops(run, callback, record):
+        if callback is not None and stops(callback, record, run.in_caller_context):
             run.stop(Status.CALLBACK)
             return
 
 
-def _stops(run: Run, callback: Callable, record: Record) -> bool:
-    try:
-        return is_true(run.in_caller_context(callback, record))
-    except StopIteration:
-        return True
+def _of_a_changing_function(run: Run) -> str:
+    """What to say if the last search failed because fun has changed since the best point was found;
+    "" otherwise."""
+    if run.space.batched or run.standing.progress.status != Status.LINE_SEARCH:
+        return ""
+    best, objective = run.standing.best, run.objective
+    if objective.nfev + 1 + run.criteria.calls_per_trial > run.plan.maxfun:
+        return ""
+    value, _, _, count = run.evaluate(best.x)
+    value, known = run.space.read(value, best.value)
+    run.note(run.standing.progress._replace(nfev=run.standing.progress.nfev + count))
+    if abs(value - known) <= _ROUNDING * max(abs(value), abs(known)):
+        return ""
+    return (
+        f"fun changes between calls: at the best point it was {known:.9g} and is now {value:.9g}; "
+        "a search needs the same function throughout (no new data or points in a callback, no "
+        "dropout, no random numbers)"
+    )
 
 
 def _explain_dtype(error: BaseException, layout: Layout) -> None:

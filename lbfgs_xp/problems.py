@@ -22,6 +22,7 @@ True
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -35,7 +36,7 @@ from array_api_compat import device as device_of
 from lbfgs_xp.arrays.backend import device_context
 from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.space import fixed_sum
-from lbfgs_xp.checks import count
+from lbfgs_xp.checks import count, flag, tolerance
 
 Array = Any
 
@@ -107,12 +108,15 @@ class _Arithmetic:
 
     @staticmethod
     def of(xp: Any, dtype: Any, device: Any, reproducible: bool) -> _Arithmetic:
+        flag("reproducible", reproducible)
         xp = array_namespace(xp.empty(0))
         if dtype is None:
             known = xp.__array_namespace_info__().dtypes(device=device, kind="real floating")
             dtype = known.get("float64", known["float32"])  # float32: JAX without x64, MPS
         elif isinstance(dtype, str):
             dtype = getattr(xp, dtype)
+        if not xp.isdtype(dtype, "real floating"):
+            raise TypeError(f"dtype is {dtype}; wanted a real floating-point dtype")
         return _Arithmetic(xp, dtype, device, reproducible)
 
     def array(self, values: Any) -> Array:
@@ -393,7 +397,10 @@ def quadratic(
     """
     if rotation not in ("householder", None):
         raise ValueError(f"rotation is {rotation!r}; wanted 'householder' or None")
-    values = np.geomspace(1.0, 1e3, n) if spectrum is None else np.asarray(spectrum, np.float64)
+    if spectrum is None:
+        values = np.geomspace(1.0, 1e3, count("n", n, 1))
+    else:
+        values = _numbers("spectrum", spectrum)
     n = len(values)
     m = _Arithmetic.of(xp, dtype, device, reproducible)
     eigenvalues = m.array(values)
@@ -452,6 +459,7 @@ def logistic_regression(
     >>> round(float(p.fun(p.x0)), 12) == round(math.log(2), 12)
     True
     """
+    n, samples, l2 = count("n", n, 1), count("samples", samples, 1), tolerance("l2", l2)
     m = _Arithmetic.of(xp, dtype, device, reproducible)
     xp = m.xp
     share = 1.0 / samples
@@ -534,11 +542,14 @@ def mlp_regression(
     if activation not in _ACTIVATIONS:
         names = ", ".join(map(repr, sorted(_ACTIVATIONS)))
         raise ValueError(f"activation is {activation!r}; wanted one of {names}")
+    samples = count("samples", samples, 1)
+    wide = hidden if isinstance(hidden, (list, tuple)) else [hidden]
+    wide = [count("hidden", width, 1) for width in wide]
     m = _Arithmetic.of(xp, dtype, device, reproducible)
     xp = m.xp
     activate, derivative = _ACTIVATIONS[activation]
     share = 1.0 / samples  # a factor: JAX's division by a scalar can be an ulp off
-    widths = [1, *([hidden] if isinstance(hidden, int) else hidden), 1]
+    widths = [1, *wide, 1]
     shapes = list(itertools.pairwise(widths))
     t = np.linspace(-1.0, 1.0, samples)
     inputs, targets = m.array(t[:, None]), m.array(np.sin(3.0 * t)[:, None])
@@ -586,6 +597,16 @@ def mlp_regression(
     return m.problem("mlp_regression", _mlp_start(shapes, seed), fun, value_and_gradient)
 
 
+def _numbers(name: str, values: Any) -> np.ndarray:
+    """A sequence of at least one finite number, (n,)."""
+    found = None
+    with contextlib.suppress(TypeError, ValueError):
+        found = np.asarray(values, np.float64)
+    if found is None or found.ndim != 1 or not found.size or not np.all(np.isfinite(found)):
+        raise ValueError(f"{name} is {values!r}; wanted a sequence of finite numbers")
+    return found
+
+
 def _mlp_start(shapes: Sequence[tuple[int, int]], seed: int) -> list[float]:
     """Uniform weights (Glorot & Bengio 2010) and small biases, layer after layer."""
     rng = np.random.default_rng(seed)
@@ -629,6 +650,7 @@ def exponential_decay(
     >>> float(p.fun(p.x_min)) < 1e-28
     True
     """
+    samples, noise = count("samples", samples, 1), tolerance("noise", noise)
     m = _Arithmetic.of(xp, dtype, device, reproducible)
     xp = m.xp
     truth = [2.5, 1.3, 0.5]

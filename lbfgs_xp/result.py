@@ -111,6 +111,7 @@ class State(NamedTuple):
     central : whether central differences have replaced forward ones.
     differences : what the differences know of fun.
     progress : the progress of the run, which gives the units of f.
+    x_scale : the scale of the variables, in a form that can be compared.
     """
 
     solver: Any
@@ -121,6 +122,7 @@ class State(NamedTuple):
     central: bool = False
     differences: tuple = ()
     progress: Any = None
+    x_scale: Any = None
 
 
 class Record(NamedTuple):
@@ -155,7 +157,8 @@ class Result:
         Its gradient.
     gradient_norm : float
         The largest absolute component of `jac`: with bounds, without the components of variables
-        that a bound holds; for a solver with a projection P, the largest of P(x - jac) - x.
+        that a bound holds; for a solver with a projection P, the largest of P(x - jac) - x. With
+        x_scale, that of the scaled variables x / x_scale.
     nit, nfev : int
         Accepted iterations; evaluations of fun (including those for finite differences).
     nhev : int
@@ -165,12 +168,16 @@ class Result:
     aux : Any
         What fun returned besides the value at `x` with has_aux=True, else None.
     hess_inv : operator (n, n), or None
-        The solver's inverse Hessian at its last iterate: `@`, `diagonal()`, `todense()`. Variables
-        that a bound holds there count as constant: their rows and columns are 0.
+        The solver's inverse Hessian at its last iterate: `@`, `diagonal()`, `todense()`. It is a
+        preconditioner, which has seen the curvature along the steps only, and no covariance: use
+        `hessian` for errors. Variables that a bound holds count as constant: their rows and columns
+        are 0.
     active : with the structure of x, 8-bit integers; None without bounds
         -1 for a variable at its lower bound, 1 at its upper bound, 0 between them. The multipliers
         of the bounds are the components of `jac` there. A variable whose bounds are equal counts
         as at the one that its gradient presses it against.
+    hessian() : array (n, n)
+        The Hessian at x, computed when it is called; see there.
     state : State
         Pass it as `state=` to continue the run.
     phases : tuple of Result
@@ -193,9 +200,55 @@ class Result:
     active: Any = dataclasses.field(default=None, repr=False)
     state: State | None = dataclasses.field(default=None, repr=False)
     phases: tuple[Result, ...] = dataclasses.field(default=(), repr=False)
+    _curvature: Any = dataclasses.field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
         return table(self)
+
+    def hessian(self) -> Any:
+        """The Hessian of fun at x, a symmetric matrix (n, n); for a batch (B, n, n).
+
+        It comes from `hess` or automatic differentiation, if the run had one of them (PyTorch and
+        JAX without jac), otherwise from central differences: of the gradients, in 2n to 8n
+        evaluations, or of the values if the gradients are differences themselves, in about 2n^2
+        evaluations and with half of the digits. The n variables are all numbers of x, in the order
+        of its leaves (those of a dict by sorted keys); a complex number counts as two, its leaf's
+        real parts before its imaginary parts. At a bound it holds for a point next to x.
+
+        For this the result keeps fun and args, except in copies and pickles.
+
+        Returns
+        -------
+        array of the library and dtype of x
+
+        Raises
+        ------
+        ValueError
+            If this result is a copy or comes from a pickle.
+
+        Examples
+        --------
+        Standard errors of a maximum-likelihood estimate: fun is -log likelihood.
+
+        >>> import numpy as np
+        >>> import lbfgs_xp as lx
+        >>> data = np.asarray([1.2, 0.3, 2.5, 0.9, 1.7, 0.4])
+        >>> def fun(x):                       # an exponential distribution with the rate exp(x)
+        ...     return np.sum(np.exp(x[0]) * data - x[0]), [np.sum(np.exp(x[0]) * data) - 6.0]
+        >>> res = lx.minimize(fun, np.zeros(1), jac=True)
+        >>> errors = np.sqrt(np.diagonal(np.linalg.inv(res.hessian())))
+        >>> bool(np.allclose(errors, 1.0 / np.sqrt(6.0)))
+        True
+        """
+        if self._curvature is None:
+            raise ValueError(
+                "this result is a copy or comes from a pickle, which do not keep fun; wanted the "
+                "result that lx.minimize has returned"
+            )
+        return self._curvature.at(self.x)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_curvature": None}
 
     def __iter__(self) -> NoReturn:
         raise TypeError(

@@ -28,9 +28,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import Any, ClassVar, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Self
 
-from lbfgs_xp.checks import Settings, count, flag, integer, number, real
+from lbfgs_xp.checks import (
+    OwnSignature,
+    Settings,
+    count,
+    flag,
+    integer,
+    number,
+    real,
+    refuse_foreign_settings,
+)
 
 __all__ = [
     "Constant",
@@ -45,6 +54,7 @@ __all__ = [
     "MultiStep",
     "OneCycle",
     "PiecewiseConstant",
+    "PiecewiseInterpolate",
     "PlateauState",
     "Polynomial",
     "Product",
@@ -104,6 +114,13 @@ class Schedule(Settings):
     """
 
     shapes: ClassVar[tuple[str, ...]] = ()
+    __signature__ = OwnSignature()
+
+    if not TYPE_CHECKING:
+
+        def __new__(cls, *args: Any, **settings: Any) -> Self:
+            refuse_foreign_settings(cls, settings, _FOREIGN)
+            return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -114,7 +131,11 @@ class Schedule(Settings):
                 continue
             check, limits = _CHECKS[field.name]
             # Assignment is not possible, because the dataclass is frozen.
-            object.__setattr__(self, field.name, check(field.name, value, **limits))
+            try:
+                checked = check(field.name, value, **limits)
+            except ValueError as error:
+                raise ValueError(f"{error}{_of_optax(field.name, value)}") from None
+            object.__setattr__(self, field.name, checked)
         minimum, highest = getattr(self, "minimum", 0.0), getattr(self, "learning_rate", math.inf)
         if minimum > highest:
             raise ValueError(f"minimum is {minimum}; wanted at most learning_rate, {highest}")
@@ -341,14 +362,52 @@ class PiecewiseConstant(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.factors) != len(self.boundaries):
-            raise ValueError(
-                f"factors is {self.factors!r}; wanted one factor for each of the boundaries "
-                f"{self.boundaries!r}"
-            )
+        _one_factor_each(self)
 
     def rate(self, step: int) -> float:
         return self.learning_rate * math.prod(self.factors[: _passed(self.boundaries, step)])
+
+    @property
+    def span(self) -> int:
+        return _beyond(self.boundaries)
+
+
+@dataclass(frozen=True)
+class PiecewiseInterpolate(Schedule):
+    """A curve through learning_rate at step 0 and, at each boundary, the rate before times its
+    factor; constant after the last.
+
+    factors : one number of at least 0 for each boundary.
+    shape : "linear" or "cosine", between two boundaries.
+
+    Equivalent to `optax.piecewise_interpolate_schedule(shape, learning_rate,
+    boundaries_and_scales=dict(zip(boundaries, factors)))`.
+
+    >>> schedule = PiecewiseInterpolate(0.1, (10, 20), (2.0, 0.5))
+    >>> [round(schedule(step), 3) for step in (0, 5, 10, 15, 20, 30)]
+    [0.1, 0.15, 0.2, 0.15, 0.1, 0.1]
+    """
+
+    learning_rate: float
+    boundaries: tuple[int, ...]
+    factors: tuple[float, ...]
+    _: KW_ONLY
+    shape: str = "linear"
+
+    shapes = ("linear", "cosine")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_factor_each(self)
+
+    def rate(self, step: int) -> float:
+        start, before = 0, self.learning_rate
+        for stop, factor in zip(self.boundaries, self.factors, strict=True):
+            after = before * factor
+            if step < stop:
+                return _blend(before, after, _SHAPES[self.shape]((step - start) / (stop - start)))
+            start, before = stop, after
+        return before
 
     @property
     def span(self) -> int:
@@ -921,6 +980,55 @@ _CHECKS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     **dict.fromkeys(("staircase", "three_phase"), (flag, {})),
     "factors": (_each, {"check": number, "wanted": "finite numbers of at least 0"}),
     "boundaries": (_boundaries, {}),
+}
+
+
+def _of_optax(name: str, value: Any) -> str:
+    """What an error adds about a setting that optax takes as "no schedule at all"."""
+    found = real(value)
+    if (name in ("steps", "every") and found is not None and found <= 0.0) or (
+        name == "factor" and found == 0.0
+    ):
+        return f" (optax takes {name} = {value!r} for a constant rate, which is Constant here)"
+    return ""
+
+
+def _one_factor_each(schedule: PiecewiseConstant | PiecewiseInterpolate) -> None:
+    if len(schedule.factors) != len(schedule.boundaries):
+        raise ValueError(
+            f"factors is {schedule.factors!r}; wanted one factor for each of the boundaries "
+            f"{schedule.boundaries!r}"
+        )
+
+
+# Settings of torch and optax -> those here with that meaning, the first that the schedule has.
+_FOREIGN = {
+    "lr": ("learning_rate", "initial"),
+    **dict.fromkeys(("max_lr", "peak_value", "peak_lr"), ("learning_rate",)),
+    "init_value": ("initial", "learning_rate"),
+    **dict.fromkeys(("end_value", "final_lr"), ("final",)),
+    **dict.fromkeys(("eta_min", "min_lr", "base_lr"), ("final", "minimum")),
+    "alpha": ("final, which is a rate and not a factor",),
+    **dict.fromkeys(
+        ("start_factor", "div_factor"), ("initial, which is a rate and not a factor",)
+    ),
+    **dict.fromkeys(
+        ("end_factor", "final_div_factor"), ("final, which is a rate and not a factor",)
+    ),
+    **dict.fromkeys(("T_max", "total_iters", "total_steps"), ("steps",)),
+    **dict.fromkeys(("transition_steps", "step_size"), ("steps", "every")),
+    **dict.fromkeys(("decay_steps",), ("steps",)),
+    **dict.fromkeys(("T_0", "step_size_up"), ("period", "up_steps")),
+    "step_size_down": ("down_steps",),
+    "T_mult": ("growth",),
+    **dict.fromkeys(("gamma", "decay_rate"), ("factor",)),
+    **dict.fromkeys(("milestones", "boundaries_and_scales"), ("boundaries",)),
+    "scales": ("factors",),
+    "transition_begin": ("delay",),
+    "exponent": ("power",),
+    "pct_start": ("warmup_fraction",),
+    **dict.fromkeys(("anneal_strategy", "interpolate_type"), ("shape",)),
+    "schedulers": ("schedules",),
 }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
+    from lbfgs_xp.fits.result import FitRecord
     from lbfgs_xp.result import Record, State
     from lbfgs_xp.solvers.contract import Solver
     from lbfgs_xp.solvers.method import Method as OwnMethod
@@ -24,6 +25,7 @@ LineSearchName = Literal[
 ]
 LossName = Literal["linear", "soft_l1", "huber", "cauchy", "arctan"]
 Differences = Literal["2-point", "3-point"]
+OnError = type[Exception] | tuple[type[Exception], ...]
 Jacobian = Callable[..., Any] | Literal[True, "2-point", "3-point"] | None
 
 
@@ -51,6 +53,7 @@ class MinimizeSettings(TypedDict, total=False):
     hess: Callable[..., Any] | None
     has_aux: bool
     bounds: Any
+    x_scale: Any
     gtol: float | None
     ftol: float
     xtol: float
@@ -59,6 +62,7 @@ class MinimizeSettings(TypedDict, total=False):
     maxtime: float | None
     pass_rows: bool
     reproducible: bool
+    on_error: OnError
     callback: Callable[[Record], Any] | None
     progress: bool
     state: State | None
@@ -70,6 +74,7 @@ class FitSettings(TypedDict, total=False):
     jac: Callable[..., Any] | Differences | None
     diff_step: float | None
     bounds: Any
+    x_scale: Any
     loss: LossName
     f_scale: float
     gtol: float | None
@@ -80,6 +85,13 @@ class FitSettings(TypedDict, total=False):
     maxtime: float | None
     factor: float
     compact: bool
+    on_error: OnError
+
+
+class LeastSquaresSettings(FitSettings, total=False):
+    """The keyword arguments of `lx.least_squares`, except `batched`."""
+
+    callback: Callable[[FitRecord], Any] | None
 
 
 class CurveFitSettings(FitSettings, total=False):

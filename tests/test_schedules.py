@@ -259,6 +259,24 @@ OPTAX: list[tuple[Schedule, int, Callable[[Any], Any]]] = [
         lambda o: o.piecewise_constant_schedule(0.3, {5: 0.5, 6: 2.0, 20: 0.1}),
     ),
     (S.PiecewiseConstant(0.3, (), ()), 9, lambda o: o.piecewise_constant_schedule(0.3)),
+    *[
+        (
+            S.PiecewiseInterpolate(0.3, (5, 6, 20), (0.5, 2.0, 0.1), shape=shape),
+            30,
+            lambda o, shape=shape: o.piecewise_interpolate_schedule(
+                shape, 0.3, {5: 0.5, 6: 2.0, 20: 0.1}
+            ),
+        )
+        for shape in ("linear", "cosine")
+    ],
+    *[
+        (
+            S.OneCycle(0.3, steps + 1, warmup_fraction=(int(share * steps) + 1) / (steps + 1)),
+            steps + 5,
+            lambda o, steps=steps, share=share: o.cosine_onecycle_schedule(steps, 0.3, share),
+        )
+        for steps, share in ((10, 0.3), (10, 0.25), (37, 0.25), (20, 0.5), (1000, 0.3))
+    ],
     (S.Cosine(0.3, 30), 50, lambda o: o.cosine_decay_schedule(0.3, 30)),
     (
         S.Cosine(0.3, 30, final=0.03, power=1.7),
@@ -399,6 +417,7 @@ def leaf(rng: np.random.Generator) -> Schedule:
         S.StepDecay(rate, steps, factor),
         S.MultiStep(rate, bounds, factor),
         S.PiecewiseConstant(rate, bounds, rng.uniform(size=3)),
+        S.PiecewiseInterpolate(rate, bounds, rng.uniform(size=3), shape=shape),
         S.InverseSquareRoot(rate, steps),
         S.Linear(low, rate, steps, delay=few),
         S.Polynomial(rate, steps, power=3 * factor, final=low, delay=few),
@@ -412,7 +431,7 @@ def leaf(rng: np.random.Generator) -> Schedule:
         S.Cyclic(rate, steps, minimum=low, shape="exp_range", factor=min(factor, 1.0)),
         S.Cyclic(rate, steps, minimum=low, shape="triangular2"),
         S.Function(math.exp2),
-    ][rng.integers(20)]
+    ][rng.integers(21)]
 
 
 def tree(rng: np.random.Generator, depth: int = 2) -> Schedule:
@@ -654,6 +673,27 @@ BAD: list[tuple[str, type[Exception], str, str]] = [
     ("S.MultiStep(0.1, 3)", ValueError, "boundaries is 3", "a sequence"),
     ("S.MultiStep(0.1, [0.5])", ValueError, "boundaries is [0.5]", "integers"),
     ("S.PiecewiseConstant(0.1, (1, 2), (0.5,))", ValueError, "factors is (0.5,)", "(1, 2)"),
+    ("S.PiecewiseInterpolate(0.1, (1, 2), (0.5,))", ValueError, "factors is (0.5,)", "(1, 2)"),
+    ("S.PiecewiseInterpolate(1, (1,), (1,), shape='x')", ValueError, "shape is 'x'", "'linear'"),
+    ("S.Linear(0.1, 0.0, -1)", ValueError, "steps is -1", "(optax takes"),
+    ("S.Polynomial(0.1, 0)", ValueError, "steps is 0", "(optax takes"),
+    ("S.Exponential(0.1, 0.0)", ValueError, "factor is 0.0", "(optax takes"),
+    ("S.Exponential(0.1, 0.5, every=-1)", ValueError, "every is -1", "(optax takes"),
+    ("S.Cosine(0.1, T_max=9)", TypeError, "T_max was passed to Cosine", "steps"),
+    ("S.Cosine(0.1, 9, eta_min=0)", TypeError, "eta_min was passed", "final"),
+    ("S.Cosine(lr=0.1, steps=9)", TypeError, "lr was passed", "learning_rate"),
+    ("S.Linear(lr=0.1, final=0, steps=9)", TypeError, "lr was passed", "wanted initial"),
+    ("S.CosineRestarts(0.1, T_0=9)", TypeError, "T_0 was passed", "wanted period"),
+    ("S.CosineRestarts(0.1, 9, eta_min=0)", TypeError, "eta_min was passed", "wanted minimum"),
+    ("S.StepDecay(0.1, step_size=9)", TypeError, "step_size was passed", "wanted every"),
+    ("S.StepDecay(0.1, 9, gamma=0.1)", TypeError, "gamma was passed", "wanted factor"),
+    ("S.MultiStep(0.1, milestones=(1,))", TypeError, "milestones was passed", "boundaries"),
+    ("S.OneCycle(max_lr=0.1, steps=9)", TypeError, "max_lr was passed", "learning_rate"),
+    ("S.OneCycle(0.1, 9, pct_start=0.1)", TypeError, "pct_start was passed", "warmup_fraction"),
+    ("S.OneCycle(0.1, 9, div_factor=9)", TypeError, "div_factor was passed", "initial, which is a"),
+    ("S.Linear(init_value=0.1, final=0, steps=9)", TypeError, "init_value was", "wanted initial"),
+    ("S.Exponential(0.1, decay_rate=0.1)", TypeError, "decay_rate was passed", "wanted factor"),
+    ("S.ReduceOnPlateau(0.1, min_lr=0.1)", TypeError, "min_lr was passed", "wanted minimum"),
     ("S.PiecewiseConstant(0.1, (1,), (-1,))", ValueError, "factors is (-1,)", "at least 0"),
     ("S.OneCycle(0.1, 9, shape='cos')", ValueError, "shape is 'cos'", "'cosine', 'linear'"),
     ("S.OneCycle(0.1, 9, shape='1-sqrt')", ValueError, "shape is '1-sqrt'", "'cosine', 'linear'"),

@@ -18,15 +18,15 @@ from lbfgs_xp.solvers.method import Method
 
 # The classes that lbfgs_xp.typing imports for type checkers only, and its types of such classes.
 NAMES = {
-    **vars(typing), "OwnMethod": Method, "Phase": lx.Phase, "Record": lx.Record, "Solver": Solver,
-    "State": lx.State,
+    **vars(typing), "FitRecord": lx.FitRecord, "OwnMethod": Method, "Phase": lx.Phase,
+    "Record": lx.Record, "Solver": Solver, "State": lx.State,
 }
 NAMES["Method"] = eval(typing.Method, NAMES)
 NAMES["PhasesOf"] = eval(typing.PhasesOf, NAMES)
 FUNCTIONS = [
     (lx.minimize, typing.MinimizeSettings),
     (lx.curve_fit, typing.CurveFitSettings),
-    (lx.least_squares, typing.FitSettings),
+    (lx.least_squares, typing.LeastSquaresSettings),
 ]
 
 

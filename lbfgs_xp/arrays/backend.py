@@ -22,6 +22,7 @@ import array_api_extra as xpx
 import numpy as np
 
 from lbfgs_xp.arrays.keyed import Keyed
+from lbfgs_xp.checks import shown
 
 Array = Any
 Namespace = Any
@@ -72,6 +73,11 @@ def device_context(array: Array) -> contextlib.AbstractContextManager[Any]:
     return _class(namespace_of(array)).on_device(compat.device(array))
 
 
+def kernels_of(array: Array) -> Callable | None:
+    """`Backend.kernels` for an array of any library."""
+    return _class(namespace_of(array)).kernels(array)
+
+
 def compiled(array: Array, function: Callable) -> Callable:
     """`function` for arrays like this one, compiled if their library can."""
     return _class(namespace_of(array)).compile(function)
@@ -104,15 +110,12 @@ class Backend(Keyed):
         not with JAX, even on the CPU.
     compiles, differentiates : bool
         Whether `jit` compiles; whether there is automatic differentiation.
-    has_kernels : bool
-        Whether `elementwise` can build a kernel from C++ source.
     """
 
     on_host = False
     reads_are_free = False
     compiles = False
     differentiates = False
-    has_kernels = False
 
     def __init__(self, array: Array, what: str = "x0", traced: bool = False):
         """See `of`."""
@@ -167,6 +170,28 @@ class Backend(Keyed):
         """Whether an array of this library is on this device, or may be moved to it."""
         return self.device in (None, compat.device(array))
 
+    @staticmethod
+    def is_traced(value: Any) -> bool:
+        """Whether a value has no number yet, because a function is being compiled."""
+        return False
+
+    @staticmethod
+    def keep_static(cls: type) -> None:
+        """Let functions be compiled for each instance of a class within their arguments."""
+
+    @staticmethod
+    def call_on_host(function: Callable, like: Any, *numbers: Any) -> Any:
+        """What a function of numbers returns, also for traced ones.
+
+        like : nested numbers of the structure and types that it returns.
+        """
+        return function(*numbers)
+
+    @staticmethod
+    def is_dense(array: Array) -> bool:
+        """Whether all elements of an array of this library are in memory."""
+        return True
+
     def check_device(self, array: Array, what: str, like: str = "x0") -> None:
         """Raise a clear error if an array of this library is on another device.
 
@@ -185,6 +210,11 @@ class Backend(Keyed):
     @staticmethod
     def on_device(device: Any) -> contextlib.AbstractContextManager[Any]:
         """A context in which this device is current, for libraries that have a current device."""
+        return contextlib.nullcontext()
+
+    @staticmethod
+    def where_nan_is_normal() -> contextlib.AbstractContextManager[Any]:
+        """A context in which the library does not raise where a trial gives nan or infinity."""
         return contextlib.nullcontext()
 
     def current(self) -> contextlib.AbstractContextManager[Any]:
@@ -231,7 +261,10 @@ class Backend(Keyed):
             except ValueError as error:
                 raise ValueError(f"{what} is a ragged list ({error}); wanted numbers") from None
             if host.dtype.kind not in "iuf":
-                raise TypeError(f"{what} is {values!r}; wanted real numbers")
+                found = f"is {shown(values)}"
+                if isinstance(values, np.ndarray):
+                    found = f"has dtype {host.dtype}"
+                raise TypeError(f"{what} {found}; wanted real numbers")
             return self.from_host(host)
         if (library := library_of(values)) != self.name:
             raise TypeError(
@@ -436,6 +469,14 @@ class Backend(Keyed):
     def mark_overwritten(self, array: Array) -> None:
         """Tell autograd that the array was overwritten through `flat_view`."""
 
+    def dense(self, array: Array) -> Array:
+        """`array`, made dense if the library has sparse ones of the same type."""
+        return array
+
+    def with_dense_gradient(self, array: Array) -> Array:
+        """A part of a vector whose gradient, even if it is sparse, belongs to a dense one."""
+        return array
+
     def requires_grad_like(self, array: Array, like: Array) -> Array:
         """`array`, which requires a gradient if `like` does."""
         return array
@@ -462,9 +503,15 @@ class Backend(Keyed):
         """Whether the user has compiled `fun`, which declares it a pure function."""
         return False
 
-    def elementwise(self, inputs: str, outputs: str, body: str) -> Callable:
-        """A kernel that computes `body` for each element of its arrays."""
-        raise NotImplementedError
+    @staticmethod
+    def kernels(array: Array) -> Callable | None:
+        """What builds kernels for arrays like this one from C++ source; None if nothing does.
+
+        It is a function of `lbfgs_xp.arrays.formula.Kernel`'s inputs, outputs and body. A kernel
+        takes its inputs, or its inputs and outputs, and returns its outputs, which all have the
+        shape to which the inputs are broadcast.
+        """
+        return None
 
     def value_and_gradient(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
         """(args, x) -> (value, gradient, aux) by automatic differentiation.

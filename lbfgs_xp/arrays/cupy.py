@@ -19,8 +19,6 @@ from lbfgs_xp.arrays.backend import Array, InPlaceBackend, namespace_of
 
 
 class CuPyBackend(InPlaceBackend):
-    has_kernels = True
-
     @staticmethod
     def on_device(device: Any) -> contextlib.AbstractContextManager[Any]:
         return cupy.cuda.Device(device)
@@ -43,8 +41,9 @@ class CuPyBackend(InPlaceBackend):
     def memory_key(self, array: Array) -> Any:
         return array.data.mem.ptr
 
-    def elementwise(self, inputs: str, outputs: str, body: str) -> Callable:
-        return _elementwise(inputs, outputs, body)
+    @staticmethod
+    def kernels(array: Array) -> Callable | None:
+        return _elementwise
 
     @staticmethod
     def samples(library: Any) -> list[tuple[str, Array]]:

@@ -14,7 +14,7 @@ import inspect
 import types
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -36,15 +36,39 @@ class JaxBackend(Backend):
                 "lbfgs_xp outside compiled functions (its loops run in Python; it compiles what it "
                 "can), and use batched=True instead of vmap"
             )
-        if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
-            raise TypeError(
-                f"{what} is a PRNG key; wanted an array of numbers, and the key as an argument or "
-                "a constant of the function"
-            )
+        _refuse_key(array, what)
         super().__init__(array, what, traced)
         self._devices = None if _is_traced(array) else array.devices()
         if _is_free(array):
             self.creation_device = None
+
+    def adopt(self, values: Any, what: str) -> Array:
+        if isinstance(values, jax.Array):
+            _refuse_key(values, what)
+        return super().adopt(values, what)
+
+    # --- within compiled functions of the user -------------------------------------------------
+
+    @staticmethod
+    def is_traced(value: Any) -> bool:
+        return _is_traced(value)
+
+    @staticmethod
+    @functools.cache
+    def keep_static(cls: type) -> None:
+        jax.tree_util.register_static(cls)
+
+    @staticmethod
+    def call_on_host(function: Callable, like: Any, *numbers: Any) -> Any:
+        shapes = jax.tree.map(
+            lambda number: jax.ShapeDtypeStruct((), jax.dtypes.result_type(type(number))), like
+        )
+
+        def on_host(*given: Any) -> Any:
+            found = function(*jax.tree.map(lambda array: array.item(), given))
+            return jax.tree.map(lambda number, s: np.asarray(number, s.dtype), found, shapes)
+
+        return jax.pure_callback(on_host, shapes, *numbers)
 
     # --- devices -------------------------------------------------------------------------------
 
@@ -76,6 +100,17 @@ class JaxBackend(Backend):
         if self._devices is None or self.creation_device is not None or len(self._devices) > 1:
             return contextlib.nullcontext()
         return jax.default_device(*self._devices)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def where_nan_is_normal() -> Iterator[None]:
+        # jax_debug_nans would end a run at the first trial that is too far.
+        with contextlib.ExitStack() as stack:
+            for name in ("jax_debug_nans", "jax_debug_infs"):
+                if getattr(jax.config, name):
+                    stack.callback(jax.config.update, name, True)
+                    jax.config.update(name, False)
+            yield
 
     def from_host(self, values: np.ndarray, dtype: Any = None) -> Array:
         # asarray with a device takes ten times as long.
@@ -463,3 +498,11 @@ def _jacobian(evaluate: Callable, *arguments: Any) -> Array:
         return push(jax.numpy.broadcast_to(unit, x.shape))
 
     return jax.vmap(column, out_axes=-1)(jax.numpy.eye(x.shape[-1], dtype=x.dtype))
+
+
+def _refuse_key(array: Any, what: str) -> None:
+    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        raise TypeError(
+            f"{what} is a PRNG key; wanted an array of numbers, and the key as an argument or a "
+            "constant of the function"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,14 @@ def is_true(outcome: Any) -> bool:
             f"callback returned {described(outcome)}; wanted a true value to stop the run, or None"
         )
     return bool(outcome)
+
+
+def stops(callback: Callable, record: Any, in_caller_context: Callable) -> bool:
+    """Call a callback; whether it asks to stop, by a true value or by StopIteration."""
+    try:
+        return is_true(in_caller_context(callback, record))
+    except StopIteration:
+        return True
 
 
 def _about_pairs(out: Any, pair_if: str) -> str:

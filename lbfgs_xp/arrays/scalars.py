@@ -23,7 +23,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
-from array_api_compat import array_namespace, is_numpy_namespace
+from array_api_compat import is_numpy_namespace
+
+from lbfgs_xp.arrays.backend import kernels_of, namespace_of
 
 __all__ = ["FLOATS", "Mask", "Scalar", "Scalars", "of"]
 
@@ -134,6 +136,16 @@ class Scalars:
         """
         return self.choose(mask, function(*told), old)
 
+    def fused(self, function: Callable[..., T], *arguments: Any) -> T:
+        """function(self, *arguments): the result of a pure function of scalars.
+
+        On a device whose library builds kernels, it is one operation; see `lbfgs_xp.arrays.fused`.
+        The function is a global one, written with operators and the functions of its first
+        argument. The others are settings, which can be hashed, or (nested) tuples of arrays and
+        numbers; all arrays that it computes have one shape.
+        """
+        return function(self, *arguments)
+
     def quiet(self) -> contextlib.AbstractContextManager[Any]:
         """A context without NumPy's warnings about NaN and infinity that `where` discards later."""
         return np.errstate(all="ignore")
@@ -240,6 +252,10 @@ def _select(cases: list[tuple[Mask, Callable[[], T]]], default: Callable[[], T])
     return default()
 
 
+def _fused(function: Callable[..., T], *arguments: Any) -> T:
+    return function(FLOATS, *arguments)
+
+
 class _Floats(Scalars):
     """The same functions for Python floats and bools, stored as plain functions for speed."""
 
@@ -259,6 +275,7 @@ class _Floats(Scalars):
             every=_every,
             select=_select,
             choose=_where,
+            fused=_fused,
             quiet=contextlib.nullcontext,
         )
 
@@ -267,7 +284,11 @@ FLOATS: Scalars = _Floats()
 
 
 @functools.cache
-def _arrays_of(xp: Any) -> Scalars:
+def _arrays_of(xp: Any, kernels: Callable | None) -> Scalars:
+    if kernels is not None:
+        from lbfgs_xp.arrays.fused import Fused
+
+        return Fused(xp, kernels)
     return _Host(xp) if is_numpy_namespace(xp) else Scalars(xp)
 
 
@@ -281,4 +302,6 @@ def of(value: Scalar) -> Scalars:
     """
     if isinstance(value, (float, int)):
         return FLOATS
-    return _arrays_of(array_namespace(value))
+    if (recorder := getattr(value, "recorder", None)) is not None:
+        return recorder    # a symbol of a function that is being recorded
+    return _arrays_of(namespace_of(value), kernels_of(value))

@@ -18,6 +18,7 @@ from lbfgs_xp.arrays.backend import Array, Backend, compiled, identity, is_array
 from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.keyed import Keyed
 from lbfgs_xp.arrays.pending import Queue
+from lbfgs_xp.checks import flag
 
 
 @on_device_of("x")
@@ -45,8 +46,14 @@ def fixed_sum(x: Array, axis: int = -1) -> Array:
     >>> float(fixed_sum(np.asarray([1.0, 2.0, 3.0])))
     6.0
     """
+    if not is_array(x):
+        raise TypeError(f"x is a {type(x).__name__}; wanted an array with at least one axis")
+    if isinstance(x, np.ndarray) and x.dtype.kind not in "biufc":
+        raise TypeError(f"x has dtype {x.dtype}; wanted numbers")
     if x.ndim == 0:
         raise ValueError("x is a 0-d array; wanted one with at least one axis")
+    if not isinstance(axis, int) or not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"axis is {axis!r}; wanted an integer from {-x.ndim} to {x.ndim - 1}")
     if axis not in (-1, x.ndim - 1):
         x = compat.array_namespace(x).moveaxis(x, axis, -1)
     # JAX compiles the additions as one program, without anything else: it would fuse a product with
@@ -95,7 +102,10 @@ class Space(Keyed):
 
     def __init__(self, backend: Backend | Array, batched: bool = False):
         if not isinstance(backend, Backend):
-            backend = Backend.of(backend)
+            if not is_array(backend):
+                raise TypeError(f"backend is {backend!r}; wanted an array, or a Backend")
+            backend = Backend.of(backend, "backend")
+        batched = flag("batched", batched)
         self.backend = backend
         self.xp = backend.xp
         self.batched = batched

@@ -11,13 +11,34 @@ from typing import Any
 import numpy as np
 import torch
 
+from lbfgs_xp.arrays import torch_kernels
 from lbfgs_xp.arrays.backend import Array, InPlaceBackend
 
 
+def check_dense(array: Array, what: str) -> None:
+    """Refuse a sparse tensor."""
+    if array.layout is not torch.strided:
+        raise TypeError(
+            f"{what} has the layout {array.layout}; wanted a dense tensor, such as "
+            f"{what}.to_dense()"
+        )
+
+
 class TorchBackend(InPlaceBackend):
+    """See `Backend`.
+
+    meets_sparse : whether a function has had a sparse gradient, which no part of a vector can have.
+    """
+
     differentiates = True
+    meets_sparse = False
 
     def __init__(self, array: Array, what: str = "x0", traced: bool = False):
+        check_dense(array, what)
+        if array.is_meta:
+            raise TypeError(
+                f"{what} is on the device meta, which holds no numbers; wanted a tensor with values"
+            )
         super().__init__(array, what, traced)
         self.reads_are_free = array.device.type == "cpu"
 
@@ -31,8 +52,18 @@ class TorchBackend(InPlaceBackend):
     def own(self, array: Array) -> Array:
         return array.detach().clone(memory_format=torch.contiguous_format)
 
+    @staticmethod
+    def is_dense(array: Array) -> bool:
+        return array.layout is torch.strided
+
     def detach(self, value: Any) -> Any:
         return value.detach() if isinstance(value, torch.Tensor) else value
+
+    def dense(self, array: Array) -> Array:
+        return _dense(array)
+
+    def with_dense_gradient(self, array: Array) -> Array:
+        return _DenseGradient.apply(array) if self.meets_sparse else array
 
     def requires_grad_like(self, array: Array, like: Array) -> Array:
         if like.requires_grad and not array.requires_grad:
@@ -50,8 +81,7 @@ class TorchBackend(InPlaceBackend):
         return all(s != 0 or n < 2 for s, n in zip(array.stride(), array.shape, strict=True))
 
     def flat_view(self, array: Array) -> np.ndarray:
-        if array.layout is not torch.strided:
-            raise TypeError(f"an array has the layout {array.layout}; wanted a dense one")
+        check_dense(array, "an array")
         array = array.detach()
         if array.is_complex():
             array = torch.view_as_real(array.resolve_conj())
@@ -70,7 +100,16 @@ class TorchBackend(InPlaceBackend):
     # --- differentiation -----------------------------------------------------------------------
 
     def value_and_gradient(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
-        return functools.partial(_gradient, evaluate, fun, *static)
+        return functools.partial(self._gradient, evaluate, fun, *static)
+
+    def _gradient(self, evaluate: Callable, *arguments: Any) -> tuple[Array, Array, Any]:
+        try:
+            return _gradient(evaluate, *arguments)
+        except RuntimeError as error:
+            if self.meets_sparse or "sparse" not in str(error):
+                raise
+        self.meets_sparse = True
+        return _gradient(evaluate, *arguments)
 
     def value_and_gradients(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
         return functools.partial(_gradients, evaluate, *static)
@@ -81,6 +120,10 @@ class TorchBackend(InPlaceBackend):
     def jacobian(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
         return functools.partial(_jacobian, evaluate, *static)
 
+    @staticmethod
+    def kernels(array: Array) -> Callable | None:
+        return torch_kernels.kernels_on(array.device) if array.is_cuda else None
+
     # --- what the command line shows -----------------------------------------------------------
 
     @staticmethod
@@ -89,9 +132,26 @@ class TorchBackend(InPlaceBackend):
         return [(d, torch.asarray([1.0, 1.0], dtype=torch.float64, device=d)) for d in places]
 
 
+def _dense(array: Array) -> Array:
+    """`array`, which may be sparse, as those of an embedding with sparse=True."""
+    return array if array.layout is torch.strided else array.to_dense()
+
+
+class _DenseGradient(torch.autograd.Function):
+    """The identity, whose gradient is dense."""
+
+    @staticmethod
+    def forward(ctx: Any, array: Array) -> Array:
+        return array.view_as(array)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Array) -> Array:
+        return _dense(gradient)
+
+
 def _gradient(evaluate: Callable, *arguments: Any) -> tuple[Array, Array, Any]:
     _, value, gradient, aux = _record(evaluate, *arguments)
-    return value.detach(), gradient, aux
+    return value.detach(), _dense(gradient), aux
 
 
 def _record(
@@ -131,7 +191,7 @@ def _gradients(evaluate: Callable, *arguments: Any) -> tuple[Array, list[Array]]
         )
     # A parameter that the loss does not use has gradient 0.
     return value.detach(), [
-        torch.zeros_like(leaf) if gradient is None else gradient
+        torch.zeros_like(leaf) if gradient is None else _dense(gradient)
         for leaf, gradient in zip(leaves, gradients, strict=True)
     ]
 

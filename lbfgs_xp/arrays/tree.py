@@ -15,7 +15,7 @@ import numpy as np
 import optree
 
 from lbfgs_xp import checks
-from lbfgs_xp.arrays.backend import Array, Backend, classes_in_use, is_array, library_of
+from lbfgs_xp.arrays.backend import Array, Backend, classes_in_use, is_array, library_of, take
 from lbfgs_xp.arrays.keyed import Keyed
 
 _NAMESPACE = "lbfgs_xp"
@@ -34,17 +34,28 @@ class Layout(Keyed):
     x0 : array, number, or nested dict, list, tuple or dataclass of arrays
     batched : bool
         Whether the first axis of every leaf counts the problems.
+    name : str
+        What errors call x0.
+
+    Attributes
+    ----------
+    scale : None, or an array that broadcasts to the vector
+        The vector holds x / scale; see `in_units`.
+    scale_key : None, or the scale as something that can be compared
     """
 
-    def __init__(self, x0: Any, batched: bool):
-        leaves, self.structure = without_frozen(*flatten_parameters(_as_parameters(x0)))
+    scale: Any = None
+    scale_key: Any = None
+
+    def __init__(self, x0: Any, batched: bool, name: str = "x0"):
+        leaves, self.structure = without_frozen(*flatten_parameters(_as_parameters(x0, name)))
         self.batched = batched
         if batched and isinstance(self.structure, Partial):
             raise ValueError(
-                f"{self.structure.frozen_name('x0')} is frozen (requires_grad=False); wanted, with "
+                f"{self.structure.frozen_name(name)} is frozen (requires_grad=False); wanted, with "
                 "batched=True, all tensors trainable or none"
             )
-        backends = _check_leaves(leaves, self.structure, batched)
+        backends = _check_leaves(leaves, self.structure, batched, name)
         self.backend = backends[0]
         self.leaves = leaves
         self.shapes = [tuple(leaf.shape) for leaf in leaves]
@@ -56,7 +67,7 @@ class Layout(Keyed):
         ]
         self.size = sum(self.sizes)
         if self.size == 0 or 0 in self.batch:
-            raise ValueError(f"x0 is empty (shapes {self.shapes}); wanted at least one number")
+            raise ValueError(f"{name} is empty (shapes {self.shapes}); wanted at least one number")
         # The common case, one real array that already is the vector, costs nothing.
         self.plain = (
             self.structure is _LEAF
@@ -72,23 +83,57 @@ class Layout(Keyed):
     @property
     def _key(self) -> tuple:
         dtypes = tuple(str(leaf.dtype) for leaf in self.leaves)
-        return self.structure, tuple(self.shapes), dtypes, self.batched, self.backend
+        parts = self.structure, tuple(self.shapes), dtypes, self.batched, self.backend
+        return parts if self.scale is None else (*parts, self.scale_key)
 
-    def of_rows(self, count: int) -> Layout:
-        """The layout of a batch of `count` of the problems."""
+    def in_units(self, x_scale: Any) -> Layout:
+        """The layout whose vector holds x / x_scale.
+
+        x_scale : None for 1, or as `tree` of `spread`, with numbers above 0. They are rounded to
+            powers of 2, so that scaling rounds nothing, except overflow.
+        """
+        if x_scale is None:
+            return self
+        wanted = "finite numbers above 0"
+        if isinstance(x_scale, str):
+            raise ValueError(f"x_scale is {x_scale!r}; wanted {wanted}")
+        found = self.spread(x_scale, "x_scale", 1.0)
+        sizes = np.asarray(self.backend.to_host(found) if is_array(found) else found, dtype=float)
+        good = (sizes > 0.0) & (sizes < math.inf)
+        if not good.all():
+            raise ValueError(f"x_scale contains {sizes[~good].ravel()[0]}; wanted {wanted}")
+        sizes = np.exp2(np.round(np.log2(sizes)))
+        if sizes.ndim == 2 and (sizes == sizes[:1]).all():
+            sizes = sizes[0]
+        layout = copy.copy(self)
+        layout.plain = False
+        sizes = np.broadcast_to(sizes, sizes.shape or (self.size,))
+        layout.scale, layout.scale_key = self.backend.adopt(sizes, "x_scale"), sizes.tobytes()
+        return layout
+
+    def of_rows(self, count: int, indices: Any = None) -> Layout:
+        """The layout of a batch of `count` of the problems, those with these indices, (count,)."""
         layout = copy.copy(self)
         layout.batch = (count,)
         layout.shapes = [(count, *shape[1:]) for shape in self.shapes]
         layout.shape = (count, self.size)
+        if self.scale is not None and self.scale.ndim == 2 and indices is not None:
+            layout.scale = take(self.scale, indices)
+            layout.scale_key = self.backend.to_host(layout.scale).tobytes()
         return layout
 
     def start(self) -> Array:
         """The vector of x0, which no one else can change."""
         vector = self.leaves[0] if self.plain else self._join(self.leaves)
-        return self.backend.own(vector)
+        return self.backend.own(vector) if self.scale is None else vector / self.scale
+
+    def gradient_vector(self, tree: Any) -> Array:
+        """The gradient with respect to the vector, given that with respect to x."""
+        vector = self.to_vector(tree, "the gradient")
+        return vector if self.scale is None else vector * self.scale
 
     def to_vector(self, tree: Any, what: str) -> Array:
-        """The vector of `tree`, which errors call `what` ("x0", "the gradient", ...)."""
+        """The numbers of `tree`, which errors call `what`, as a vector, without a scale."""
         if self.backend.on_host and self.structure.is_leaf() and isinstance(tree, (list, tuple)):
             tree = _as_parameters(tree)
         leaves, structure = flatten_like(tree, self.structure)
@@ -96,7 +141,7 @@ class Layout(Keyed):
             raise ValueError(
                 f"{what} has the structure {structure}; wanted that of x0, {self.structure}"
             )
-        leaves = [self.check(leaf, i, what) for i, leaf in enumerate(leaves)]
+        leaves = self._checked(leaves, what)
         return leaves[0] if self.plain else self._join(leaves)
 
     def sides(self, bounds: Any) -> tuple[Any, Any]:
@@ -105,7 +150,8 @@ class Layout(Keyed):
         if any(self.complex):
             raise TypeError("bounds were passed, but x0 is complex; complex numbers have no order")
         lower = self.spread(lower, "the lower bound", -math.inf)
-        return lower, self.spread(upper, "the upper bound", math.inf)
+        upper = self.spread(upper, "the upper bound", math.inf)
+        return (lower, upper) if self.scale is None else (lower / self.scale, upper / self.scale)
 
     def spread(self, tree: Any, what: str, missing: float) -> Any:
         """Numbers for all variables: one float, or an array that broadcasts to the vector.
@@ -130,15 +176,26 @@ class Layout(Keyed):
                 f"of x0, {self.structure}"
             )
         arrays = []
-        for leaf, shape in zip(leaves, self.shapes, strict=True):
-            array = self.backend.adopt(missing if leaf is None else leaf, what)
+        for i, (leaf, shape) in enumerate(zip(leaves, self.shapes, strict=True)):
+            array = self._adopted(missing if leaf is None else leaf, i, what)
             try:
                 arrays.append(self.xp.broadcast_to(array, shape))
             except (ValueError, RuntimeError):
+                where = leaf_name(self.structure, i, what)
                 raise ValueError(
-                    f"{what} has shape {tuple(array.shape)}; wanted one that broadcasts to {shape}"
+                    f"{where} has shape {tuple(array.shape)}; wanted one that broadcasts to {shape}"
                 ) from None
-        return array if self.plain else self._join(arrays)
+        pieces = []
+        for array, is_complex in zip(arrays, self.complex, strict=True):
+            # The real and the imaginary part of a complex leaf have the same number.
+            pieces += [self.xp.reshape(array, (*self.batch, -1))] * (2 if is_complex else 1)
+        return pieces[0] if len(pieces) == 1 else self.xp.concat(pieces, axis=-1)
+
+    def _adopted(self, leaf: Any, index: int, what: str) -> Array:
+        with contextlib.suppress(TypeError, ValueError):
+            return self.backend.adopt(leaf, what)
+        # Once more with the name, which takes longer than the rest.
+        return self.backend.adopt(leaf, leaf_name(self.structure, index, what))
 
     def _join(self, leaves: list[Array]) -> Array:
         xp = self.xp
@@ -152,6 +209,13 @@ class Layout(Keyed):
         """The nested parameters that `vector` holds."""
         if self.plain:
             return vector
+        return self._split(vector if self.scale is None else vector * self.scale)
+
+    def numbers_tree(self, vector: Array) -> Any:
+        """Numbers for all variables, without a scale, in the structure of x."""
+        return vector if self.plain else self._split(vector)
+
+    def _split(self, vector: Array) -> Any:
         xp = self.xp
         leaves = []
         start = 0
@@ -164,12 +228,14 @@ class Layout(Keyed):
                 half = size // 2
                 re = xp.astype(piece[..., :half], like.dtype)
                 piece = re + xp.astype(piece[..., half:], like.dtype) * 1j
-            leaves.append(xp.reshape(piece, shape))
+            leaves.append(self.backend.with_dense_gradient(xp.reshape(piece, shape)))
         return unflatten(self.structure, leaves)
 
     def gradient_tree(self, gradient: Array) -> Any:
         """The nested gradient that `gradient` holds: 0 for frozen tensors."""
-        tree = self.to_tree(gradient)
+        if self.plain:
+            return gradient
+        tree = self._split(gradient if self.scale is None else gradient / self.scale)
         if not isinstance(self.structure, Partial):
             return tree
         xp, dtype = self.xp, gradient.dtype
@@ -187,6 +253,16 @@ class Layout(Keyed):
             for leaf in flatten_like(tree, self.structure)[0]:
                 leaf.requires_grad_(True)
 
+    def _checked(self, leaves: list[Any], what: str) -> list[Array]:
+        """The leaves of a tree that errors call `what`, each checked."""
+        with contextlib.suppress(TypeError, ValueError):
+            return [self.check(leaf, i, what) for i, leaf in enumerate(leaves)]
+        # Once more with the names, which take longer than the rest.
+        return [
+            self.check(leaf, i, leaf_name(self.structure, i, what))
+            for i, leaf in enumerate(leaves)
+        ]
+
     def check(
         self, leaf: Any, index: int, what: str, shape: tuple[int, ...] | None = None
     ) -> Array:
@@ -199,7 +275,7 @@ class Layout(Keyed):
                     f"{self.backend.name}, like x0"
                 )
             leaf = np.asarray(leaf)
-        _refuse_mask(leaf, what)
+        _refuse_subclass(leaf, what)
         if isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "biufc":
             raise TypeError(f"{what} has dtype {leaf.dtype}; wanted {like.dtype}, like x0")
         if type(leaf) is not type(like) and (other := library_of(leaf)) != self.backend.name:
@@ -210,6 +286,7 @@ class Layout(Keyed):
             wanted = f"{self.shapes[index]}, like x0" if shape is None else shape
             raise ValueError(f"{what} has shape {tuple(leaf.shape)}; wanted {wanted}")
         self.backend.check_device(leaf, what)
+        leaf = self.backend.dense(leaf)
         if leaf.dtype != like.dtype:
             if self.xp.isdtype(leaf.dtype, "complex floating") and not self.complex[index]:
                 raise TypeError(f"{what} is complex; wanted {like.dtype}, like x0")
@@ -381,7 +458,7 @@ def _is_plain_dataclass(leaf: Any) -> bool:
     return dataclasses.is_dataclass(leaf) and not isinstance(leaf, type) and not is_array(leaf)
 
 
-def _as_parameters(x0: Any) -> Any:
+def _as_parameters(x0: Any, name: str = "x0") -> Any:
     """x0 itself, or as a NumPy array if it is a number or a (nested) list of numbers; in a dict of
     only numbers, each becomes an array."""
     if is_array(x0):
@@ -396,14 +473,17 @@ def _as_parameters(x0: Any) -> Any:
             return np.asarray(x0)
         except ValueError as error:
             raise ValueError(
-                f"x0 is a ragged list ({error}); wanted an array, or arrays in a container"
+                f"{name} is a ragged list ({error}); wanted an array, or arrays in a container"
             ) from None
     return x0
 
 
-def _refuse_mask(leaf: Any, what: str) -> None:
+def _refuse_subclass(leaf: Any, what: str) -> None:
+    """Refuse arrays whose operations are not those of an array."""
     if isinstance(leaf, np.ma.MaskedArray):
         raise TypeError(f"{what} is a masked array; wanted a plain one, such as {what}.data")
+    if isinstance(leaf, np.matrix):
+        raise TypeError(f"{what} is a numpy.matrix; wanted an array, such as np.asarray({what})")
 
 
 def backends_of(leaves: list[Any], structure: Any, what: str) -> list[Backend]:
@@ -411,7 +491,8 @@ def backends_of(leaves: list[Any], structure: Any, what: str) -> list[Backend]:
     if not leaves:
         raise ValueError(f"{what} holds no arrays; wanted at least one")
     for i, leaf in enumerate(leaves):
-        _refuse_mask(leaf, what)
+        if type(leaf) is not np.ndarray:
+            _refuse_subclass(leaf, leaf_name(structure, i, what))
         if not is_array(leaf):
             name = leaf_name(structure, i, what)
             place = f" at {name}" if name != what else ""
@@ -423,16 +504,19 @@ def backends_of(leaves: list[Any], structure: Any, what: str) -> list[Backend]:
     names = {library_of(leaf) for leaf in leaves}
     if len(names) > 1:
         raise TypeError(f"{what} mixes arrays of {', '.join(sorted(names))}; wanted one library")
-    if len(leaves) > 1:
-        with contextlib.suppress(TypeError, ValueError):
-            return [Backend.of(leaf, what) for leaf in leaves]
-        # Once more with the names, which take longer than the rest.
-        return [Backend.of(leaf, leaf_name(structure, i, what)) for i, leaf in enumerate(leaves)]
-    return [Backend.of(leaf, what) for leaf in leaves]
+    with contextlib.suppress(TypeError, ValueError):
+        return [Backend.of(leaf, what) for leaf in leaves]
+    # Once more with the names, which take longer than the rest.
+    return [Backend.of(leaf, leaf_name(structure, i, what)) for i, leaf in enumerate(leaves)]
 
 
 def _of_a_module(leaf: Any) -> str:
-    """The hint of an error if a module, or its `parameters()`, was passed."""
+    """The hint of an error if a module, its `parameters()` or a function was passed."""
+    if callable(leaf) and not hasattr(leaf, "named_parameters"):
+        return (
+            "; pass only the arrays, as from equinox.partition(module, equinox.is_inexact_array), "
+            "and keep functions in the function to be minimised"
+        )
     if not (hasattr(leaf, "named_parameters") or inspect.isgenerator(leaf)):
         return ""
     return (
@@ -441,20 +525,25 @@ def _of_a_module(leaf: Any) -> str:
     )
 
 
-def _check_leaves(leaves: list[Any], structure: Any, batched: bool) -> list[Backend]:
-    backends = backends_of(leaves, structure, "x0")
+def _check_leaves(
+    leaves: list[Any], structure: Any, batched: bool, name: str
+) -> list[Backend]:
+    backends = backends_of(leaves, structure, name)
     for what, error in (("device", ValueError), ("dtype", TypeError)):
         # Devices are compared, because those of CuPy have no hash.
         first = getattr(backends[0], what)
         for i, backend in enumerate(backends):
             if (other := getattr(backend, what)) != first:
-                one, two = (leaf_name(structure, j, "x0") for j in (0, i))
+                one, two = (leaf_name(structure, j, name) for j in (0, i))
                 raise error(f"{one} has {what} {first} and {two} {other}; wanted one {what}")
     if batched:
         firsts = {tuple(leaf.shape[:1]) for leaf in leaves}
         if len(firsts) > 1 or firsts == {()}:
+            shapes = ", ".join(
+                f"{leaf_name(structure, i, name)} has shape {tuple(leaf.shape)}"
+                for i, leaf in enumerate(leaves)
+            )
             raise ValueError(
-                f"x0 has shapes {[tuple(leaf.shape) for leaf in leaves]}; wanted, with "
-                "batched=True, the same first axis B in all of them"
+                f"{shapes}; wanted, with batched=True, the same first axis B in all of them"
             )
     return backends

@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import numbers
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.formula import Kernel, source
 from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.checks import flag, flags, number, optional, real, setting
 from lbfgs_xp.first_order import update
-from lbfgs_xp.first_order.kernel import Kernel, kernel
 from lbfgs_xp.first_order.state import OptimizerState
 from lbfgs_xp.first_order.stepping import Stepping
-from lbfgs_xp.first_order.tape import Tape, record
+from lbfgs_xp.first_order.tape import Tape, record, tape
 from lbfgs_xp.schedules import as_schedule
 from lbfgs_xp.solvers.method import Method
 
@@ -82,6 +83,12 @@ class FirstOrder(Method):
                 f"on_nonfinite is {self.on_nonfinite!r}; wanted one of "
                 + ", ".join(map(repr, _POLICIES))
             )
+        # Labels nested in other ways are checked once the parameters are known.
+        if isinstance(self.labels, numbers.Number):
+            raise TypeError(
+                f"labels is {self.labels!r}; wanted a function from the path of a leaf to its "
+                "label, or a string for each leaf, nested as the parameters"
+            )
         self._check()
         set_(self, "groups", self._frozen(self.groups))
         _ = self.variants  # this checks the settings of the groups
@@ -104,6 +111,9 @@ class FirstOrder(Method):
         in_place: bool = False, reproducible: bool = False,
     ) -> tuple[Any, OptimizerState]:
         """One step: the new parameters and the new state.
+
+        With JAX it may be called in a compiled function or `jax.lax.scan`, with the state as an
+        argument. The numbers of a step (rates, corrections) are then computed on the host.
 
         Parameters
         ----------
@@ -207,7 +217,7 @@ class FirstOrder(Method):
         return dataclasses.replace(self, learning_rate=0.0, labels=None, groups=())
 
     @functools.cached_property
-    def tape(self) -> Tape:
+    def _recorded(self) -> Any:
         """The recorded formula."""
         slots = self.slots()
         numbers, _ = self.all_numbers(1, 0.0, self.carried())
@@ -215,9 +225,14 @@ class FirstOrder(Method):
         return record(self.whole_formula, len(slots), count)
 
     @functools.cached_property
+    def tape(self) -> Tape:
+        """The formula as operations on registers, to be run block by block."""
+        return tape(*self._recorded)
+
+    @functools.cached_property
     def kernel(self) -> Kernel:
-        """The recorded formula as source code, for libraries that compile it."""
-        return kernel(self.tape)
+        """The formula as source code, for libraries that compile it."""
+        return source(*self._recorded)
 
     @functools.cached_property
     def variants(self) -> tuple[FirstOrder, ...]:

@@ -63,7 +63,8 @@ class GradientDescent(FirstOrder):
         rule = rule_of(SteepestDescent.line_search if given is None else given)
         set_(self, "line_search", rule)
         for field in dataclasses.fields(FirstOrder):
-            if getattr(self, field.name) != field.default:
+            given, default = getattr(self, field.name), field.default
+            if given != default or type(given) is not type(default):
                 raise ValueError(
                     f"{field.name} is {getattr(self, field.name)!r}; it needs a learning rate, "
                     f"wanted {field.default!r} with a line search"

@@ -6,8 +6,9 @@ leaves at once; CuPy fuses it into one kernel per leaf; any other library runs i
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lbfgs_xp.arrays import scalars, tree
@@ -44,6 +45,7 @@ def init(optimizer: Any, params: Any) -> OptimizerState:
         tuple(chosen),
         tuple(tuple(fill) for fill in fills),
     )
+    backends[0].keep_static(ParameterSpec)
     slots = []
     for backend, shape, fill in zip(backends, spec.shapes, fills, strict=True):
         with backend.current():
@@ -66,7 +68,7 @@ def update(
     """`FirstOrder.update`."""
     spec = checked_spec(optimizer, state)
     xs = checked_leaves(params, spec, "params")
-    gs = checked_leaves(grads, spec, "grads")
+    gs = checked_gradients(grads, spec)
     new, after = update_leaves(optimizer, xs, gs, state, value, in_place, reproducible)
     if after is state:
         return params, after
@@ -82,6 +84,12 @@ def update_leaves(
 ) -> tuple[list[Array], OptimizerState]:
     """`update` for leaves known to match the state; returns them unchanged if it is skipped."""
     spec, policy = state.spec, optimizer.on_nonfinite
+    backend = spec.spaces[0].backend
+    if policy != "ignore" and any(map(backend.is_traced, gs)):
+        raise TypeError(
+            f'on_nonfinite is {policy!r}; wanted "ignore" in a compiled function, which cannot '
+            "branch on numbers"
+        )
     if policy != "ignore" and not _all_finite(spec, gs):
         if policy == "skip":
             return xs, state
@@ -91,9 +99,7 @@ def update_leaves(
         )
     if in_place:
         gs = _apart(spec, xs, gs)
-    numbers, carried, plateaus = numbers_of(
-        optimizer.variants, state.step, state.carried, state.plateaus, value
-    )
+    numbers, carried, plateaus = _numbers(optimizer, backend, state, value)
     spaces = spec.spaces
     if reproducible:
         spaces = tuple(FixedOrderSpace(space.backend) for space in spaces)
@@ -112,6 +118,19 @@ def update_leaves(
         for space, leaf, x in zip(spaces, new, xs, strict=True)
     ]
     return new, OptimizerState(state.step + 1, slots, carried, plateaus, spec)
+
+
+def _numbers(
+    optimizer: Any, backend: Backend, state: OptimizerState, value: Any
+) -> tuple[list[tuple], tuple[tuple, ...], tuple]:
+    """`numbers_of`, also within a compiled function of the user, where it runs on the host."""
+    variants, given = optimizer.variants, (state.step, state.carried, state.plateaus, value)
+    if not (backend.is_traced(state.step) or backend.is_traced(value)):
+        return numbers_of(variants, *given)
+    carried = tuple(rule.carried() for rule in variants)
+    plateaus = tuple(rule.learning_rate.init() for rule in variants)
+    like = numbers_of(variants, 0, carried, plateaus, None)
+    return backend.call_on_host(functools.partial(numbers_of, variants), like, *given)
 
 
 def _apart(spec: ParameterSpec, xs: list[Array], gs: list[Array]) -> list[Array]:
@@ -162,7 +181,8 @@ def apply(
         return _in_blocks(rules, spaces, xs, gs, slots, numbers, in_place)
     new, kept = [], []
     for rule, space, x, g, own, n in zip(rules, spaces, xs, gs, slots, numbers, strict=True):
-        run = _fused if space.backend.has_kernels else _as_it_stands
+        build = space.backend.kernels(x)
+        run = _as_it_stands if build is None else functools.partial(_fused, build)
         with space.backend.current():
             x, own = run(rule, space.backend, x, g, own, n, in_place)
         new.append(x)
@@ -236,11 +256,11 @@ def _in_blocks(
 
 
 def _fused(
-    rule: Any, backend: Backend, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple,
-    in_place: tuple[bool, bool],
+    build: Callable, rule: Any, backend: Backend, x: Array, g: Array, slots: tuple[Array, ...],
+    numbers: tuple, in_place: tuple[bool, bool],
 ) -> tuple[Array, tuple[Array, ...]]:
     """Run the recorded formula as one kernel."""
-    run = backend.elementwise(*rule.kernel)
+    run = build(*rule.kernel)
     real = backend.to_real(x)
     new = backend.empty(real.shape, real.dtype)
     kept = slots if in_place[1] else tuple(backend.empty(s.shape, s.dtype) for s in slots)
@@ -370,28 +390,44 @@ def _with_slots(name: str, slots: Sequence[tuple[str, ...]]) -> str:
     return f"{name} with the slots {', '.join(kept)}" if kept else f"{name} without slots"
 
 
-def checked_leaves(params: Any, spec: ParameterSpec, what: str) -> list[Array]:
+def checked_gradients(grads: Any, spec: ParameterSpec) -> list[Array]:
+    """The leaves of gradients, each of them dense."""
+    leaves = checked_leaves(grads, spec, "grads", sparse=True)
+    return [space.backend.dense(g) for space, g in zip(spec.spaces, leaves, strict=True)]
+
+
+def checked_leaves(
+    params: Any, spec: ParameterSpec, what: str, sparse: bool = False
+) -> list[Array]:
+    """The leaves, each like the one that was passed to `init`.
+
+    sparse : whether they may be sparse.
+    """
     leaves, structure = tree.flatten_like(params, spec.structure)
     if structure != spec.structure:
         raise ValueError(
             f"{what} has the structure {structure}; wanted the structure passed to init, "
             f"{spec.structure}"
         )
-    for leaf, space, kind, shape, dtype in zip(
+    for i, (leaf, space, kind, shape, dtype) in enumerate(zip(
         leaves, spec.spaces, spec.types, spec.shapes, spec.dtypes, strict=True
-    ):
+    )):
         backend = space.backend
-        fits = type(leaf) is kind and leaf.dtype == dtype and leaf.shape == shape
-        if fits and backend.holds(leaf):
+        traced = backend.is_traced(leaf)
+        fits = (traced or type(leaf) is kind) and leaf.dtype == dtype and leaf.shape == shape
+        if fits and traced:
             continue
+        if fits and backend.holds(leaf) and (sparse or backend.is_dense(leaf)):
+            continue
+        name = tree.leaf_name(structure, i, what)
         if not is_array(leaf):
-            raise TypeError(f"{what} holds a {type(leaf).__name__}; wanted arrays")
-        if (library := Backend.of(leaf, what).name) != backend.name:
-            raise TypeError(f"{what} holds an array of {library}; wanted {backend.name}")
+            raise TypeError(f"{name} is a {type(leaf).__name__}; wanted an array")
+        if (library := Backend.of(leaf, name, traced).name) != backend.name:
+            raise TypeError(f"{name} is an array of {library}; wanted one of {backend.name}")
         if leaf.dtype != dtype or tuple(leaf.shape) != shape:
             raise ValueError(
-                f"{what} holds {leaf.dtype} {tuple(leaf.shape)}; wanted {dtype} {shape}, "
+                f"{name} is {leaf.dtype} {tuple(leaf.shape)}; wanted {dtype} {shape}, "
                 "as passed to init"
             )
-        backend.check_device(leaf, what, like="the parameters passed to init")
+        backend.check_device(leaf, name, like="the parameters passed to init")
     return leaves

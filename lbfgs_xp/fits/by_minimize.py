@@ -19,9 +19,10 @@ def fit_by_minimize(
 ) -> LeastSquaresResult:
     """Minimise the cost with L-BFGS."""
     layout, batched = objective.layout, objective.layout.batched
+    x_scale = None if plan.scale is None else layout.xp.reshape(1.0 / plan.scale, layout.shape)
     res = minimize(
         _Cost(objective, plan), layout.start(), method="lbfgs", jac=True, batched=batched,
-        pass_rows=batched, **settings,
+        pass_rows=batched, x_scale=x_scale, on_error=plan.on_error, **settings,
     )
     x = layout.xp.reshape(res.x, (-1, layout.size))
     residuals = objective(x)

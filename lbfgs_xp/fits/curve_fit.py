@@ -17,7 +17,7 @@ from lbfgs_xp.fits.report import report
 from lbfgs_xp.fits.residuals import Calls
 from lbfgs_xp.fits.result import BatchCurveFit, CurveFit
 from lbfgs_xp.fits.settings import FitPlan
-from lbfgs_xp.typing import CurveFitSettings, Differences, LossName
+from lbfgs_xp.typing import CurveFitSettings, Differences, LossName, OnError
 
 METHODS = ("lm", "lbfgs")
 
@@ -60,6 +60,7 @@ def curve_fit(
     sigma: Any = None,
     absolute_sigma: bool = False,
     bounds: Any = None,
+    x_scale: Any = "jac",
     loss: LossName = "linear",
     f_scale: float = 1.0,
     method: Literal["lm", "lbfgs"] = "lm",
@@ -74,6 +75,7 @@ def curve_fit(
     factor: float = 0.3,
     batched: bool = False,
     compact: bool = True,
+    on_error: OnError = (),
     threads: int = 1,
 ) -> CurveFit:
     """Fit the parameters of a model to data by least squares.
@@ -102,6 +104,8 @@ def curve_fit(
         Each side is None, a number, an array that broadcasts to p0, or has the structure of p0. A
         parameter whose bounds are equal is fixed: its covariances are 0. A start outside is moved
         to the nearest point inside.
+    x_scale
+        As in `lx.least_squares`; for "lbfgs" as in `lx.minimize`, and "jac" is 1.
     loss, f_scale
         As in `lx.least_squares`, for residuals (y - model) / sigma.
     method : "lm" or "lbfgs"
@@ -120,6 +124,8 @@ def curve_fit(
         one piece at a time, and without rows whose fit has ended. Arrays in x whose first axis has
         length B are then reduced to the same rows (not 1-d arrays if B is also the number of data
         or of parameters). Use False for a model that holds other data for each row.
+    on_error
+        As in `lx.least_squares`, for exceptions of the model and of jac.
     threads : int
         How many pieces of a large batch to fit at a time, each in its own thread, from which the
         model is called. Useful for NumPy, which runs on one core. A keyboard interrupt then
@@ -156,9 +162,9 @@ def curve_fit(
     objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
     limits = dict(gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime)
     plan = FitPlan.checked(
-        objective.backend, loss=loss, f_scale=f_scale, factor=factor,
+        objective.layout, x_scale=x_scale, loss=loss, f_scale=f_scale, factor=factor,
         accuracy=objective.accuracy,
-        compact=compact and batched, **limits,
+        compact=compact and batched, on_error=on_error, **limits,
     )
     box = box_of(bounds, objective.layout)
     if method == "lbfgs":
@@ -172,7 +178,8 @@ def curve_fit(
         if rows is not None:
             # Counted separately, because maxfun applies to each piece.
             part = objective.take(rows, Calls())
-            inside = Space(objective.backend).take(box, rows)
+            inside, scale = Space(objective.backend).take((box, plan.scale), rows)
+            plan = plan._replace(scale=scale)
         return report(run_fit(part, inside, plan), part, inside, plan.settings, absolute_sigma)
 
     return fit_pieces(fit, objective, plan, threads) if plan.compact else fit(None, plan)

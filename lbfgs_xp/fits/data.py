@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
@@ -10,9 +11,17 @@ from typing import Any, ClassVar
 import numpy as np
 from array_api_compat import array_namespace
 
+from lbfgs_xp import checks
 from lbfgs_xp.arrays import returned
 from lbfgs_xp.arrays.backend import Array, Backend, is_array, library_of
-from lbfgs_xp.arrays.tree import Layout, Partial, flatten, map_leaves
+from lbfgs_xp.arrays.tree import (
+    Layout,
+    Partial,
+    flatten,
+    flatten_parameters,
+    leaf_name,
+    unflatten,
+)
 from lbfgs_xp.fits.residuals import Residuals
 
 # Up to this length, the first axis of x may count coordinates.
@@ -28,8 +37,7 @@ def residuals_of(
     x, y, sigma = _without_mask(_unwrapped(x), y, sigma, batched)
     y = _data(y, batched)
     backend = Backend.of(y, "y")
-    if isinstance(x, (list, np.ndarray)):
-        x = backend.adopt(x, "x")
+    x = _adopted(x, backend, "x")
     layout = Layout(_start(p0, backend, y.shape[:1] if batched else None), batched)
     if isinstance(layout.structure, Partial):
         raise ValueError(
@@ -51,6 +59,26 @@ def residuals_of(
         shared=y.shape[1:],
         whole=(0,) if whole else (),
     )
+
+
+def _adopted(x: Any, backend: Backend, name: str) -> Any:
+    """x with its lists and NumPy arrays of numbers as arrays of the backend, also those in a tuple
+    or a dict."""
+    if isinstance(x, dict):
+        return {key: _inside(part, backend, f"{name}.{key}") for key, part in x.items()}
+    if type(x) is tuple:
+        return tuple(_inside(part, backend, f"{name}.{i}") for i, part in enumerate(x))
+    return backend.adopt(x, name) if isinstance(x, (list, np.ndarray)) else x
+
+
+def _inside(x: Any, backend: Backend, name: str) -> Any:
+    x = _unwrapped(x)
+    if isinstance(x, (list, np.ndarray)):
+        with contextlib.suppress(ValueError):    # a ragged list
+            if np.asarray(x).dtype.kind in "iuf":
+                return backend.adopt(x, name)
+        return x
+    return _adopted(x, backend, name)
 
 
 def _unwrapped(x: Any) -> Any:
@@ -154,8 +182,12 @@ def _agree(found: Any, wanted: np.ndarray, layout: Layout) -> bool:
 
 
 def _data(y: Any, batched: bool) -> Array:
+    wanted = "(B, m)" if batched else "(m,)"
     if not is_array(y):
-        y = np.asarray(y)
+        host = np.asarray(y)
+        if host.ndim == 0:
+            raise TypeError(f"y is {checks.shown(y)}; wanted an array {wanted} of real numbers")
+        y = host
     if isinstance(y, np.ndarray) and y.dtype.kind not in "biufc":
         raise TypeError(f"y has dtype {y.dtype}; wanted real numbers")
     if isinstance(y, np.ndarray) and y.dtype.kind in "iu":
@@ -163,7 +195,6 @@ def _data(y: Any, batched: bool) -> Array:
     shape = tuple(y.shape)
     if len(shape) != 1 + batched or 0 in shape:
         hint = "; batched=True takes (B, m)" if len(shape) == 2 and not batched else ""
-        wanted = "(B, m)" if batched else "(m,)"
         raise ValueError(f"y has shape {shape}; wanted {wanted}, not empty{hint}")
     if Backend.of(y, "y").complex:
         raise TypeError(f"y has dtype {y.dtype}; wanted real numbers")
@@ -173,8 +204,8 @@ def _data(y: Any, batched: bool) -> Array:
 def _start(p0: Any, backend: Backend, batch: tuple[int, ...] | None) -> Any:
     """p0 with arrays of the backend as leaves; for a batch, with one row for each problem."""
 
-    def adopt(leaf: Any, least: int, axes: int = 0) -> Array:
-        leaf = backend.adopt(leaf, "p0")
+    def adopt(leaf: Any, least: int, axes: int = 0, name: str = "p0") -> Array:
+        leaf = backend.adopt(leaf, name)
         if leaf.ndim < axes:
             leaf = backend.xp.reshape(leaf, (1,))
         if batch is None:
@@ -189,7 +220,10 @@ def _start(p0: Any, backend: Backend, batch: tuple[int, ...] | None) -> Any:
         return leaf
 
     if isinstance(p0, dict):
-        return map_leaves(lambda leaf: adopt(leaf, 1), p0)
+        leaves, structure = flatten_parameters(p0)
+        return unflatten(structure, [
+            adopt(leaf, 1, name=leaf_name(structure, i, "p0")) for i, leaf in enumerate(leaves)
+        ])
     if isinstance(p0, (list, tuple)) and any(is_array(leaf) and leaf.ndim > 0 for leaf in p0):
         return tuple(adopt(leaf, 1) for leaf in p0)
     leaf = adopt(p0, 2, 1)
@@ -227,8 +261,20 @@ def _weights(sigma: Any, y: Array, backend: Backend, batched: bool) -> Any:
         if not batched:
             wanted += f", or a covariance of shape {(*shape, *shape)}"
         raise ValueError(f"sigma has shape {tuple(sigma.shape)}; wanted {wanted}") from None
-    if not np.all(backend.to_host(sigma) > 0.0):
-        raise ValueError("sigma has entries that are not above 0; wanted positive deviations")
+    host = np.asarray(backend.to_host(sigma))
+    if not np.all(host > 0.0):
+        place = tuple(map(int, np.argwhere(~(host > 0.0))[0]))
+        raise ValueError(
+            f"sigma is {host[place]} at {place}, which is not above 0; wanted positive deviations "
+            "(infinite ones leave their points out)"
+        )
+    none = np.isinf(host).all(axis=-1)
+    if none.any():
+        row = f" in row {int(np.argmax(none))}" if batched else ""
+        raise ValueError(
+            f"sigma is inf for all data{row}, which leaves every point out; wanted finite "
+            "deviations for some"
+        )
     with np.errstate(all="ignore"):
         weights = 1.0 / sigma
     if not np.all(np.isfinite(backend.to_host(weights))):
@@ -313,5 +359,6 @@ def _arguments(params: Any, batched: bool) -> tuple[list[Any], dict[str, Any]]:
         each = range(params.shape[-1])
         return [params[:, i, None] if batched else params[i] for i in each], {}
     if batched:
-        params = map_leaves(lambda leaf: leaf[:, None, ...], params)
+        leaves, structure = flatten_parameters(params)
+        params = unflatten(structure, [leaf[:, None, ...] for leaf in leaves])
     return ([], params) if isinstance(params, dict) else (list(params), {})

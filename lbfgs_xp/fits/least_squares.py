@@ -10,36 +10,36 @@ from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.fits.loop import box_of, run_fit
 from lbfgs_xp.fits.residuals import Residuals
-from lbfgs_xp.fits.result import BatchLeastSquaresResult, LeastSquaresResult
+from lbfgs_xp.fits.result import BatchLeastSquaresResult, FitRecord, LeastSquaresResult
 from lbfgs_xp.fits.settings import FitPlan
-from lbfgs_xp.typing import Differences, FitSettings, LossName
+from lbfgs_xp.run.objective import warn_of_foreign
+from lbfgs_xp.typing import Differences, LeastSquaresSettings, LossName, OnError
 
 
 @overload
 def least_squares(
     residuals: Callable[..., Any], x0: Any, args: Any = (), *, batched: Literal[False] = False,
-    **settings: Unpack[FitSettings],
+    **settings: Unpack[LeastSquaresSettings],
 ) -> LeastSquaresResult: ...
 
 
 @overload
 def least_squares(
     residuals: Callable[..., Any], x0: Any, args: Any = (), *, batched: Literal[True],
-    **settings: Unpack[FitSettings],
+    **settings: Unpack[LeastSquaresSettings],
 ) -> BatchLeastSquaresResult: ...
 
 
 @overload
 def least_squares(
     residuals: Callable[..., Any], x0: Any, args: Any = (), *, batched: bool,
-    **settings: Unpack[FitSettings],
+    **settings: Unpack[LeastSquaresSettings],
 ) -> LeastSquaresResult | BatchLeastSquaresResult: ...
 
 
 @checks.reject_foreign_keywords(
     tol="gtol (for the gradient), ftol (for the cost) or xtol (for x)",
     fun="residuals",
-    x_scale=f"{checks.NO_SUCH}: parameters are scaled by the columns of their Jacobian",
 )
 @on_device_of("x0")
 def least_squares(
@@ -50,6 +50,7 @@ def least_squares(
     jac: Callable[..., Any] | Differences | None = None,
     diff_step: float | None = None,
     bounds: Any = None,
+    x_scale: Any = "jac",
     loss: LossName = "linear",
     f_scale: float = 1.0,
     gtol: float | None = None,
@@ -61,6 +62,8 @@ def least_squares(
     factor: float = 0.3,
     batched: bool = False,
     compact: bool = False,
+    on_error: OnError = (),
+    callback: Callable[[FitRecord], Any] | None = None,
 ) -> LeastSquaresResult:
     """Minimise half the sum of squared residuals, for one problem or many at once.
 
@@ -84,6 +87,12 @@ def least_squares(
     bounds : None or (lower, upper)
         Each side is None, a number, an array that broadcasts to x0, or such leaves in the structure
         of x0; infinite means no bound. A start outside is moved to the nearest point inside.
+    x_scale : "jac", number, array, or the structure of x0
+        The size of a typical change of each parameter, above 0: the trust region is a ball of the
+        parameters x / x_scale, in which xtol and factor are measured. An array that broadcasts to
+        x0, or nested like x0, where a dict may name only some (the others have 1); rounded to
+        powers of 2. "jac": the inverse of the largest norm that each column of the Jacobian has
+        had, so that units do not matter.
     loss : "linear", "soft_l1", "huber", "cauchy" or "arctan"
         The cost of a residual r. With z = (r / f_scale)^2, it is half f_scale^2 times: z;
         2 (sqrt(1 + z) - 1); z up to 1 and 2 sqrt(z) - 1 beyond; or log(1 + z).
@@ -104,7 +113,7 @@ def least_squares(
         always evaluated, may exceed it.
     factor : float
         The longest first step, relative to the size of x in the scale of its parameters or, for
-        x = 0, to the size of the residuals.
+        x = 0, to the size of the residuals (to 1 if x_scale is given).
     batched : bool
         x0 is (B, ...) and residuals maps it to (B, m): B independent problems, each with its own
         trust region and status.
@@ -113,6 +122,12 @@ def least_squares(
         all B, so that rows that have ended cost nothing more. Arrays in `args` whose first axis has
         length B are then reduced to the same rows (not 1-d arrays if B is also the number of
         residuals or of parameters).
+    on_error : class of exceptions, or tuple of them
+        An exception of these classes, such as `numpy.linalg.LinAlgError`, counts as nan: the trial
+        was too far, and a shorter step follows. At the start it is raised. Not for a batch.
+    callback : function
+        callback(record) after each accepted step, with an `lx.FitRecord`. Returning a true value or
+        raising StopIteration stops the run.
 
     Returns
     -------
@@ -140,13 +155,14 @@ def least_squares(
     if not isinstance(args, tuple):
         args = (args,)
     layout = Layout(x0, batched)
+    warn_of_foreign(layout.backend, args, 5)
     objective = Residuals(residuals, args, jac, layout, layout.backend.is_compiled(residuals))
     objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
     plan = FitPlan.checked(
-        layout.backend, loss=loss, f_scale=f_scale, gtol=gtol, ftol=ftol, xtol=xtol,
+        layout, x_scale=x_scale, loss=loss, f_scale=f_scale, gtol=gtol, ftol=ftol, xtol=xtol,
         maxiter=maxiter, maxfun=maxfun, maxtime=maxtime, factor=factor,
         accuracy=objective.accuracy,
-        compact=compact,
+        compact=compact, callback=callback, on_error=on_error,
     )
     result = run_fit(objective, box_of(bounds, layout), plan)
     layout.keep_frozen(result.x)

@@ -10,9 +10,11 @@ with `where`. Nothing is read back to the host, and JAX compiles these functions
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.scalars import Scalars
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.fits.linear_algebra import column_norms, divisor, norm, solve_upper
 from lbfgs_xp.fits.linear_model import LinearModel, frozen_at_bounds, solve_damped
@@ -30,12 +32,15 @@ _REFINED, _REFINED_BLINDLY, _LONGER = 8, 1, 1.1
 # length; in a run without a failure yet, if they were wrong by less than half of the second share,
 # by as much more.
 _GROWTH, _TRUSTED = 2.0, 0.01
+_OUT_OF_HIDING = 10.0
 # A step is good if it achieves this share of the predicted decrease. After others, a parameter goes
 # at most this share of the way to a bound: at a bound, as with an amplitude of 0, others may count
 # for nothing.
 _GOOD, _WAY = 0.75, 0.5
 # Columns are nearly dependent if the smallest singular value is this share of the largest.
 _NEAR = 1e-5
+# A singular value is known if it exceeds the errors of the columns by this factor.
+_RESOLVED = 10.0
 # Flags in the result of `going`.
 HARD, LOST = 2, 4
 # Consecutive steps that must be small before a run stops.
@@ -43,11 +48,17 @@ _SETTLED = 2
 # Consecutive trials without progress before a run stops: if what is left to gain, as far as single
 # parameters show it, is at the level of rounding; if that is so within the radius; and otherwise.
 _PATIENCE, _LONG_PATIENCE, _LONGEST_PATIENCE = 3, 10, 30
+# The cost is looked at after this many trials, and whenever their number has doubled. If each of
+# them since then gained at most this power of eps of it, the fit has stalled.
+_FIRST_MARK, _CRAWL = 64.0, 0.75
 # How many times larger than its estimate a rounding error may be, because errors accumulate.
 _ADDED_UP = 16.0
 # The longest look changes the residuals by at least this many times what rounding hides; and a look
 # tells something if it changes them by this many times as much.
 _FAR, _VISIBLE = 100.0, 4.0
+# How many times its standard deviation measured noise may be: in sums of many residuals, and in the
+# norm of their difference between two points.
+_SPREAD, _APART = 4.0, 3.0
 # The longest look, relative to the residuals, as a power of eps: rounding that nobody can estimate
 # shall not hide it.
 _LONGEST = 1 / 6
@@ -55,7 +66,8 @@ _LONGEST = 1 / 6
 
 class Tally(NamedTuple):
     """How many consecutive steps were small, and how many consecutive trials brought no progress;
-    value, optimality and share where they began to."""
+    value, optimality and share where they began to; the number of trials, the next one at which
+    to look whether the cost still falls, and the cost when that was decided."""
 
     small_value: Array
     small_step: Array
@@ -63,6 +75,9 @@ class Tally(NamedTuple):
     value: Array
     optimality: Array
     share: Array
+    trials: Array
+    next_mark: Array
+    marked: Array
 
 
 class LMState(NamedTuple):
@@ -76,6 +91,7 @@ class LMState(NamedTuple):
     refused : whether a step from the iterate has been rejected.
     bold : whether the radius has never been reduced.
     good : whether the last step was accepted and predicted well.
+    noise : the standard deviation of the noise of each residual, if it was measured, else 0.
     promise : `predicted` of the first step from the iterate. Later steps are shorter and predict
         little decrease even if much is left.
     status, nit : integers.
@@ -95,19 +111,74 @@ class LMState(NamedTuple):
     refused: Array
     bold: Array
     good: Array
+    noise: Array
     status: Array
     nit: Array
     tally: Tally
 
 
 class Verdict(NamedTuple):
-    """How the trial compares with the iterate and the prediction: scalars (B,)."""
+    """How the trial compares with the iterate and the prediction: scalars (B,).
+
+    blur : how far rounding the parameters of the iterate changes its residuals.
+    """
 
     accepted: Array
     hidden: Array
     ratio: Array
     decrease: Array
     value: Array
+    blur: Array
+
+
+class _Numbers(NamedTuple):
+    """The scalars of a state and of its linear model."""
+
+    value: Array
+    radius: Array
+    mu: Array
+    predicted: Array
+    promise: Array
+    refused: Array
+    bold: Array
+    status: Array
+    nit: Array
+    tally: Tally
+    optimality: Array
+    share: Array
+
+    @classmethod
+    def of(cls, state: LMState) -> _Numbers:
+        linear = state.linear
+        return cls(
+            state.value, state.radius, state.mu, state.predicted, state.promise, state.refused,
+            state.bold, state.status, state.nit, state.tally, linear.optimality, linear.share,
+        )
+
+
+class _Limits(NamedTuple):
+    """Tolerances and the budget, as in `FitSettings`, and those of the dtype."""
+
+    gtol: float
+    ftol: float
+    xtol: float
+    maxiter: int
+    eps: float
+    noise: float
+
+    @classmethod
+    def of(cls, settings: FitSettings, space: Space) -> _Limits:
+        own = settings.gtol, settings.ftol, settings.xtol, settings.maxiter
+        return cls(*own, space.backend.eps, space.backend.noise)
+
+
+class _Sizes(NamedTuple):
+    """Lengths of the step and of x in the scale of the iterate: Euclidean, and the largest
+    components."""
+
+    length: Array
+    longest: Array
+    x: Array
 
 
 def begin(
@@ -123,13 +194,16 @@ def begin(
     vanished = (value == 0.0) & (space.max_abs(residuals) > 0.0)
     usable = fn.isfinite(value) & linear.finite & fn.logical_not(vanished)
     status = fn.where(usable, status, int(Status.NOT_FINITE))
-    no = fn.full(False, value)
+    no, nothing = fn.full(False, value), fn.full(0.0, value)
     state = LMState(
         x, residuals, columns, value, linear, _first_radius(settings, space, x, linear, value),
-        zero, x, x, value, value, no, fn.logical_not(no), no, status, zero,
-        Tally(zero, zero, zero, value, linear.optimality, linear.share),
+        zero, x, x, value, value, no, fn.logical_not(no), no, nothing, status, zero,
+        Tally(
+            zero, zero, zero, value, linear.optimality, linear.share, nothing,
+            fn.full(_FIRST_MARK, value), value,
+        ),
     )
-    return _limited(settings, space, state)
+    return state._replace(status=_within_budget(fn, settings.maxiter, status, state.nit))
 
 
 def _first_radius(
@@ -137,32 +211,47 @@ def _first_radius(
 ) -> Array:
     """The size of x or, at x = 0, that of the residuals: beyond, they may be anything."""
     size = norm(space, linear.scale * x)
-    return settings.factor * space.scalars.where(size > 0.0, size, space.xp.sqrt(2.0 * value))
+    unit = space.xp.ones_like(value) if settings.own_scale else space.xp.sqrt(2.0 * value)
+    return settings.factor * space.scalars.where(size > 0.0, size, unit)
 
 
 def going(space: Space, state: LMState, lost: Any = None) -> Array:
     """What the loop must know about each problem: 0 if it has ended; else 1, plus `HARD` if `aim`
     must be exact. `LOST` is added to both for problems in the mask `lost`."""
-    fn = space.scalars
-    zero = fn.full(0, state.value)
-    kind = 1 + fn.where(state.linear.hard, zero + HARD, zero)
-    kind = fn.where(state.status == _RUNNING, kind, zero)
+    return space.scalars.fused(_kind, state.status, state.linear.hard, lost)
+
+
+def _kind(fn: Scalars, status: Any, hard: Any, lost: Any) -> Any:
+    zero = fn.full(0, status)
+    kind = 1 + fn.where(hard, zero + HARD, zero)
+    kind = fn.where(status == _RUNNING, kind, zero)
     return kind if lost is None else kind + fn.where(lost, zero + LOST, zero)
 
 
-def doubtful(space: Space, state: LMState, forward: bool) -> Array:
-    """Which problems only the error of finite differences may have ended: a mask (B,).
-
-    forward : whether they are forward differences, which hide nearly dependent columns.
-    """
+def doubtful(space: Space, state: LMState) -> tuple[Array, Array]:
+    """Which problems only the error of finite differences may have ended: those that claim to be
+    at the precision floor, and those with nearly dependent columns, masks (B,)."""
     claimed = state.status == CLAIMED
-    blur = _blur(space, state.linear, state.x)
-    claimed = claimed & (state.value > _noise(space, state.value, blur))
-    if not forward:
-        return claimed
-    xp, sizes = space.xp, norm(space, state.linear.R)
-    near = xp.min(sizes, axis=-1) < _NEAR * xp.max(sizes, axis=-1)
-    return claimed | ((state.status == int(Status.GRADIENT)) & state.linear.hard & near)
+    blur = _blur(space, state.linear, state.x, state.noise)
+    above = state.value > _noise(space.scalars, space.backend.noise, state.value, blur)
+    least, most = _singular_values(space, state.linear)
+    ended = claimed | (state.status == int(Status.GRADIENT))
+    near = ended & state.linear.hard & (least < _NEAR * most)
+    return claimed & above, near & above
+
+
+def unresolved(space: Space, state: LMState, errors: Array) -> Array:
+    """Whether errors of the residuals' derivatives, (B, p), hide dependent columns: a mask (B,)."""
+    root = math.sqrt(state.residuals.shape[-1])
+    errors = root * space.max_abs(errors / state.linear.scale)
+    return _singular_values(space, state.linear)[0] < _RESOLVED * errors
+
+
+def _singular_values(space: Space, linear: LinearModel) -> tuple[Array, Array]:
+    """The least singular value that is not 0, and the largest, if the model is `hard`."""
+    xp, values = space.xp, norm(space, linear.R)
+    least = xp.min(xp.where(values > 0.0, values, xp.full_like(values, math.inf)), axis=-1)
+    return least, xp.max(values, axis=-1)
 
 
 def aim(exact: bool, space: Space, state: LMState, box: Any) -> LMState:
@@ -192,33 +281,53 @@ def _within(
 ) -> tuple[Array, Array]:
     """The minimum z of |q + R z| with |z| within the radius, and the damping that this takes
     (Nocedal & Wright, algorithm 4.3)."""
-    fn, radius = space.scalars, state.radius
-    mu = _least(space, R)
+    fn, mu = space.scalars, _least(space, R)
+    # In units of the residuals, whose squares may overflow; a power of 2, which rounds nothing.
+    unit = 2.0 ** space.xp.floor(space.xp.log2(divisor(space, norm(space, q))))
+    q, radius = q / unit[:, None], state.radius / unit
     z, factor = solve_damped(exact, space, R, q, mu)
     for _ in range(_REFINED if space.small_on_host else _REFINED_BLINDLY):
         length = norm(space, z)
-        over = (length > _LONGER * radius) & (state.status == _RUNNING)
+        over = fn.fused(_over, length, radius, state.status)
         if space.none(over):
             break
         slope = norm(space, solve_upper(space, factor, z, transposed=True))
-        part = length / divisor(space, slope)
-        more = part * part * (length - radius) / divisor(space, radius)
-        mu = fn.where(over, mu + more, mu)
+        mu = fn.fused(_damped, over, mu, length, slope, radius)
         z, factor = solve_damped(exact, space, R, q, mu)
-    return z, mu
+    return z * unit[:, None], mu
+
+
+def _over(fn: Scalars, length: Any, radius: Any, status: Any) -> Any:
+    """Which running problems have a step beyond the radius."""
+    return (length > _LONGER * radius) & (status == _RUNNING)
+
+
+def _damped(fn: Scalars, over: Any, mu: Any, length: Any, slope: Any, radius: Any) -> Any:
+    """The next damping, by a step of Newton's method for a length equal to the radius."""
+    part = length / fn.where(slope > 0.0, slope, 1.0)
+    more = part * part * (length - radius) / fn.where(radius > 0.0, radius, 1.0)
+    return fn.where(over, mu + more, mu)
 
 
 def judge(settings: FitSettings, space: Space, state: LMState, residuals: Array) -> Verdict:
     """Judge whether the trial, with these residuals, becomes the next iterate."""
-    fn = space.scalars
     value, decrease = settings.loss.decrease(space, state.residuals, residuals)
-    predicted = state.predicted
+    return space.scalars.fused(
+        _judged, space.backend.noise, _Numbers.of(state), value, decrease,
+        _blur(space, state.linear, state.x, state.noise),
+    )
+
+
+def _judged(
+    fn: Scalars, rounding: float, old: _Numbers, value: Any, decrease: Any, blur: Any
+) -> Verdict:
+    predicted = old.predicted
     ratio = decrease / fn.where(predicted > 0.0, predicted, 1.0)
     good = (predicted > 0.0) & (decrease > _ENOUGH * predicted)
-    noise = _noise(space, state.value, _blur(space, state.linear, state.x))
-    hidden = (predicted > 0.0) & (_promise(fn, state) <= noise) & (fn.abs(decrease) <= noise)
-    accepted = (state.status == _RUNNING) & fn.isfinite(value) & (good | hidden)
-    return Verdict(accepted, hidden, fn.where(hidden, 1.0, ratio), decrease, value)
+    noise = _noise(fn, rounding, old.value, blur)
+    hidden = (predicted > 0.0) & (_promise(fn, old) <= noise) & (fn.abs(decrease) <= noise)
+    accepted = (old.status == _RUNNING) & fn.isfinite(value) & (good | hidden)
+    return Verdict(accepted, hidden, fn.where(hidden, 1.0, ratio), decrease, value, blur)
 
 
 def advance(
@@ -231,57 +340,90 @@ def advance(
         the batch was accepted.
     """
     fn, old = space.scalars, state
-    running = state.status == _RUNNING
     accepted = verdict.accepted
     if columns is None:
         accepted = accepted & fn.logical_not(accepted)
         linear, columns = old.linear, old.columns
     else:
         accepted = accepted & linear.finite
-        linear = space.merge(accepted, linear, old.linear)
-    refused = running & fn.logical_not(accepted)
     # Lengths are measured in the scale of the parameters.
-    radius = _radius_after(space, old, verdict, refused)
-    scale, eps = old.linear.scale, space.backend.eps
-    length, size = space.max_abs(scale * old.step), space.max_abs(scale * old.x)
-    short = (length <= settings.xtol * size) & (settings.xtol > 0.0)
-    blur = _blur(space, old.linear, old.x)
-    tally = _tally(settings, space, old, verdict, linear, accepted, short, blur)
-    exhausted = refused & (length <= eps * size)
+    step = old.linear.scale * old.step
+    sizes = _Sizes(norm(space, step), space.max_abs(step), space.max_abs(old.linear.scale * old.x))
+    if linear is not old.linear:
+        linear = space.merge(accepted, linear, old.linear)
+    told = fn.fused(
+        _after, _Limits.of(settings, space), _Numbers.of(old), verdict, accepted, linear.optimality,
+        linear.share, sizes, _blur(space, linear, old.trial, old.noise),
+    )
+    return LMState(
+        space.pick(accepted, old.trial, old.x),
+        space.pick(accepted, residuals, old.residuals),
+        columns, told.value, linear, told.radius, told.mu, old.step, old.trial, told.predicted,
+        told.promise, told.refused, told.bold, told.good, old.noise, told.status, told.nit,
+        told.tally,
+    )
+
+
+class _Told(NamedTuple):
+    """The scalars of the state after a trial."""
+
+    value: Array
+    radius: Array
+    mu: Array
+    predicted: Array
+    promise: Array
+    refused: Array
+    bold: Array
+    good: Array
+    status: Array
+    nit: Array
+    tally: Tally
+
+
+def _after(
+    fn: Scalars, limits: _Limits, old: _Numbers, verdict: Verdict, accepted: Any, cosine: Any,
+    share: Any, sizes: _Sizes, blur: Any,
+) -> _Told:
+    """cosine, share : of the new linear model. blur : at the trial, by that model."""
+    running = old.status == _RUNNING
+    refused = running & fn.logical_not(accepted)
+    radius = _radius_after(fn, limits.eps, old, verdict, refused, sizes.length)
+    short = (sizes.longest <= limits.xtol * sizes.x) & (limits.xtol > 0.0)
+    tally = _tally(fn, limits, old, verdict, cosine, share, accepted, short)
+    exhausted = refused & (sizes.longest <= limits.eps * sizes.x)
     hidden = accepted & verdict.hidden
-    cosine, level = linear.optimality, _ADDED_UP * _noise(space, old.value, blur)
+    level = _ADDED_UP * _noise(fn, limits.noise, old.value, verdict.blur)
     patience = fn.full(_LONGEST_PATIENCE, tally.stalled)
     patience = fn.where(_promise(fn, old) <= level, _LONG_PATIENCE, patience)
     patience = fn.where(hidden & (cosine * cosine * old.value <= level), _PATIENCE, patience)
+    # Each step may fall by more than rounding, and all of them by nothing that matters.
+    since = 0.5 * limits.eps**_CRAWL * old.tally.next_mark * old.value
+    crawls = (tally.next_mark > old.tally.next_mark) & (old.tally.marked - tally.marked <= since)
     # Residuals that rounding x accounts for say nothing more.
-    blur = _blur(space, linear, old.trial)
-    vanished = accepted & (verdict.value <= _noise(space, verdict.value, blur))
-    status = fn.where(exhausted | vanished | (tally.stalled >= patience), CLAIMED, old.status)
+    vanished = accepted & (verdict.value <= _noise(fn, limits.noise, verdict.value, blur))
+    stalls = crawls | (tally.stalled >= patience)
+    status = fn.where(exhausted | vanished | stalls, CLAIMED, old.status)
     status = fn.where(tally.small_step >= _SETTLED, int(Status.STEP), status)
     status = fn.where(tally.small_value >= _SETTLED, int(Status.VALUE), status)
     # The share of a singular Jacobian does not fall, however close the minimum is.
-    singular = linear.share > 0.5 * old.linear.share
-    flat = (linear.share <= settings.gtol) | (hidden & singular & (cosine <= settings.gtol))
+    singular = share > 0.5 * old.share
+    flat = (share <= limits.gtol) | (hidden & singular & (cosine <= limits.gtol))
     status = fn.where(accepted & flat, int(Status.GRADIENT), status)
     status = fn.where(running, status, old.status)
-
-    state = LMState(
-        space.pick(accepted, old.trial, old.x),
-        space.pick(accepted, residuals, old.residuals),
-        columns,
-        fn.where(accepted, verdict.value, old.value),
-        linear, radius, old.mu, old.step, old.trial, old.predicted, _promise(fn, old),
-        refused, old.bold & (radius >= old.radius), accepted & (verdict.ratio >= _GOOD), status,
-        fn.where(accepted, old.nit + 1, old.nit),
+    nit = fn.where(accepted, old.nit + 1, old.nit)
+    return _Told(
+        fn.where(accepted, verdict.value, old.value), radius, old.mu, old.predicted,
+        _promise(fn, old), refused, old.bold & (radius >= old.radius),
+        accepted & (verdict.ratio >= _GOOD), _within_budget(fn, limits.maxiter, status, nit), nit,
         tally,
     )
-    return _limited(settings, space, state)
 
 
-def _radius_after(space: Space, old: LMState, verdict: Verdict, refused: Array) -> Array:
-    """The radius after a trial (More 1978, section 7)."""
-    fn, ratio = space.scalars, verdict.ratio
-    length = norm(space, old.step * old.linear.scale)
+def _radius_after(
+    fn: Scalars, eps: float, old: _Numbers, verdict: Verdict, refused: Any, length: Any
+) -> Any:
+    """The radius after a trial (More 1978, section 7); length : of the step."""
+    ratio = verdict.ratio
     # The minimum of the parabola through the value and slope at x and the value at the trial.
     slope = 2.0 * old.predicted - old.mu * length * length
     bent = slope / fn.where(verdict.decrease < 0.0, 2.0 * (slope - verdict.decrease), slope)
@@ -290,36 +432,42 @@ def _radius_after(space: Space, old: LMState, verdict: Verdict, refused: Array) 
         old.radius, 10.0 * length
     )
     # The better the prediction, the farther it holds.
-    better = _TRUSTED / fn.maximum(fn.abs(ratio - 1.0), space.backend.eps)
+    better = _TRUSTED / fn.maximum(fn.abs(ratio - 1.0), eps)
     growth = fn.where(old.bold, fn.maximum(_GROWTH, better), _GROWTH)
+    # Within this radius rounding hides what a step does.
+    growth = fn.where(verdict.hidden, fn.maximum(growth, _OUT_OF_HIDING), growth)
     grown = fn.where(ratio >= _GOOD, growth * length, old.radius)
     grown = fn.maximum(grown, old.radius)
     return fn.where(refused | (ratio <= 0.25), shrunk, grown)
 
 
 def _tally(
-    settings: FitSettings, space: Space, old: LMState, verdict: Verdict, linear: LinearModel,
-    accepted: Array, short: Array, blur: Array,
+    fn: Scalars, limits: _Limits, old: _Numbers, verdict: Verdict, optimality: Any, share: Any,
+    accepted: Any, short: Any,
 ) -> Tally:
-    """The counts after a trial; `short` says whether its step was short, `blur` is that of the old
-    iterate."""
-    fn, before = space.scalars, old.tally
-    small = verdict.decrease <= settings.ftol * old.value
-    small = small & (old.predicted <= settings.ftol * old.value) & (settings.ftol > 0.0)
+    """The counts after a trial; optimality, share : of the new linear model; short : whether its
+    step was short."""
+    before = old.tally
+    small = verdict.decrease <= limits.ftol * old.value
+    small = small & (old.predicted <= limits.ftol * old.value) & (limits.ftol > 0.0)
     value = fn.where(accepted, verdict.value, old.value)
     # Finite-difference errors make the optimality fluctuate, which is not progress.
     better = accepted & (
-        (value < before.value - _noise(space, value, blur))
-        | (linear.optimality <= 0.9 * before.optimality)
-        | (linear.share <= 0.9 * before.share)
+        (value < before.value - _noise(fn, limits.noise, value, verdict.blur))
+        | (optimality <= 0.9 * before.optimality)
+        | (share <= 0.9 * before.share)
     )
+    due = before.trials + 1.0 >= before.next_mark
     return Tally(
         fn.where(accepted & small, before.small_value + 1, 0),
         fn.where(accepted & short, before.small_step + 1, 0),
         fn.where(better, 0, before.stalled + 1),
         fn.where(better, value, before.value),
-        fn.where(better, linear.optimality, before.optimality),
-        fn.where(better, linear.share, before.share),
+        fn.where(better, optimality, before.optimality),
+        fn.where(better, share, before.share),
+        before.trials + 1.0,
+        fn.where(due, 2.0 * before.next_mark, before.next_mark),
+        fn.where(due, value, before.marked),
     )
 
 
@@ -331,14 +479,14 @@ def lengths(eps: float) -> list[float]:
 
 
 def ahead(
-    settings: FitSettings, space: Space, x: Array, residuals: Array, columns: Array, scale: Array,
-    box: Any, length: float,
+    settings: FitSettings, space: Space, x: Array, residuals: Array, columns: Array, noise: Array,
+    scale: Array, box: Any, length: float,
 ) -> Array:
     """The point down the gradient, in the scale of each parameter, that changes the residuals by
     this share of their norm or by what rounding cannot hide; moved into the box."""
     xp = space.xp
     of_rows, of_residuals = settings.weights(space, residuals)
-    hidden = _hidden(space, x, residuals, columns)
+    hidden = _hidden(space, x, residuals, columns, noise)
     columns = columns * of_rows[:, None, :]
     # Between the columns here, which may vanish, and the longest ones, which may be those of a
     # steep start.
@@ -354,15 +502,18 @@ def ahead(
     return point if box is None else _into(space, point, box)
 
 
-def _hidden(space: Space, x: Array, residuals: Array, columns: Array) -> Array:
-    """The norm of a change of the residuals that rounding hides."""
+def _hidden(
+    space: Space, x: Array, residuals: Array, columns: Array, noise: Array
+) -> Array:
+    """The norm of a change of the residuals that rounding or noise hides."""
     blur = space.sum(norm(space, columns) * space.xp.abs(x))
-    return _ADDED_UP * space.backend.eps * (norm(space, residuals) + blur)
+    rounding = _ADDED_UP * space.backend.eps * (norm(space, residuals) + blur)
+    return rounding + _APART * math.sqrt(residuals.shape[-1]) * noise
 
 
 def look(
-    settings: FitSettings, space: Space, x: Array, residuals: Array, columns: Array, ahead: Array,
-    residuals_there: Array, columns_there: Array,
+    settings: FitSettings, space: Space, x: Array, residuals: Array, columns: Array, noise: Array,
+    ahead: Array, residuals_there: Array, columns_there: Array,
 ) -> tuple[Array, Array, Array]:
     """Whether the residuals ahead agree with the Jacobians, by the trapezoidal rule; whether they
     differ by more than rounding; and whether they lower the cost by more than rounding: masks (B,).
@@ -374,7 +525,7 @@ def look(
         of_rows, of_residuals = settings.weights(space, r)
         promised = promised - space.dot(half * of_rows, r * of_residuals)
         off, sizes = off - half, sizes + norm(space, half)
-    hidden = _hidden(space, x, residuals, columns)
+    hidden = _hidden(space, x, residuals, columns, noise)
     agrees = agreement.follows_slopes(norm(space, off), sizes, hidden)
     level = _ADDED_UP * space.backend.noise * settings.loss.cost(space, residuals)
     level = level + hidden * norm(space, residuals)
@@ -404,25 +555,25 @@ def _least(space: Space, R: Array) -> Array:
     return xp.maximum(least * least, xp.full_like(least, 4.0 / space.backend.largest))
 
 
-def _promise(fn: Any, state: LMState) -> Array:
+def _promise(fn: Scalars, state: Any) -> Any:
     return fn.where(state.refused, state.promise, state.predicted)
 
 
-def _blur(space: Space, linear: LinearModel, x: Array) -> Array:
-    """How far rounding the parameters at x changes the residuals."""
+def _blur(space: Space, linear: LinearModel, x: Array, noise: Array) -> Array:
+    """How far rounding the parameters at x, or noise, changes the norm of the residuals."""
     norms = column_norms(space, linear.R) * linear.scale
-    return space.backend.eps * space.sum(space.xp.abs(norms * x))
+    return space.backend.eps * space.sum(space.xp.abs(norms * x)) + _SPREAD * noise
 
 
-def _noise(space: Space, value: Array, blur: Array) -> Array:
-    """An estimate of the rounding error of a value."""
-    return space.backend.noise * value + space.xp.sqrt(2.0 * value) * blur
+def _noise(fn: Scalars, noise: float, value: Any, blur: Any) -> Any:
+    """An estimate of the rounding error of a value; noise : that of the backend."""
+    return noise * value + fn.sqrt(2.0 * value) * blur
 
 
-def _limited(settings: FitSettings, space: Space, state: LMState) -> LMState:
-    spent = (state.status == _RUNNING) & (state.nit >= settings.maxiter)
-    status = space.scalars.where(spent, int(Status.ITERATIONS), state.status)
-    return state._replace(status=status)
+def _within_budget(fn: Scalars, maxiter: int, status: Any, nit: Any) -> Any:
+    """The status, ended where the iterations are spent."""
+    spent = (status == _RUNNING) & (nit >= maxiter)
+    return fn.where(spent, int(Status.ITERATIONS), status)
 
 
 def _into(space: Space, x: Array, box: Any) -> Array:

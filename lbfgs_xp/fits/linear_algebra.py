@@ -5,7 +5,10 @@ Sums inside decompositions and matrix products are the library's own, whatever t
 
 from __future__ import annotations
 
+from typing import Any
+
 from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.scalars import Scalars
 from lbfgs_xp.arrays.space import Space
 
 # The most parameters for which the normal equations are tried, because `eliminate` is unrolled.
@@ -57,32 +60,49 @@ def eliminate(space: Space, matrix: Array) -> tuple[Array, Array]:
     If A is not positive definite, the smallest element is 0 and the rest arbitrary. Such a matrix
     does not affect the others of the batch, as it may in LAPACK.
     """
-    xp, rows, least = space.xp, [], None
+    xp, fn, rows = space.xp, space.scalars, []
+    least: Any = None
     p = matrix.shape[-2]
     # The batch becomes the last axis, so that each operation runs over all problems in one pass.
     rest = space.backend.own(xp.moveaxis(matrix, 0, -1))
     for k in range(p):
-        pivot = rest[0, 0, :]
-        root = xp.sqrt(xp.where(pivot > 0.0, pivot, xp.zeros_like(pivot)))
-        least = root if least is None else xp.minimum(least, root)
-        row = rest[0, ...] / xp.where(root > 0.0, root, xp.ones_like(root))
-        rows.append(xp.concat([space.backend.zeros((k, row.shape[-1])), row], axis=0))
+        root, least = fn.fused(_root, rest[0, 0, :], least)
+        row = rest[0, ...] / root
+        rows.append(row if k == 0 else xp.concat(
+            [space.backend.zeros((k, row.shape[-1])), row], axis=0
+        ))
         if k < p - 1:
-            rest = rest[1:, 1:, :] - row[1 : p - k, None, :] * row[None, 1:, :]
+            rest = fn.fused(
+                _less, rest[1:, 1:, :], row[1 : p - k, None, :], row[None, 1:, :]
+            )
     return xp.moveaxis(xp.stack(rows, axis=0), -1, 0), least
+
+
+def _root(fn: Scalars, pivot: Any, least: Any) -> tuple[Any, Any]:
+    """The square root of a pivot, with 1 instead of 0, and the smaller of it and `least`."""
+    root = fn.sqrt(fn.where(pivot > 0.0, pivot, 0.0))
+    least = root if least is None else fn.minimum(least, root)
+    return fn.where(root > 0.0, root, 1.0), least
+
+
+def _less(fn: Scalars, rest: Any, factor: Any, known: Any) -> Any:
+    return rest - factor * known
+
+
+def _quotient(fn: Scalars, rest: Any, pivot: Any) -> Any:
+    return rest / fn.where(pivot == 0.0, 1.0, pivot)
 
 
 def substitute(space: Space, matrix: Array, vector: Array) -> Array:
     """`solve_upper` for many small R (B, p, p), v (B, p)."""
-    xp, p = space.xp, matrix.shape[-1]
+    fn, p = space.scalars, matrix.shape[-1]
     solved: list[Array] = []
     for i in reversed(range(p)):
         rest = vector[:, i]
         for j, known in zip(range(p - 1, i, -1), solved, strict=True):
-            rest = rest - matrix[:, i, j] * known
-        pivot = matrix[:, i, i]
-        solved.append(rest / xp.where(pivot == 0.0, xp.ones_like(pivot), pivot))
-    return xp.stack(solved[::-1], axis=-1)
+            rest = fn.fused(_less, rest, matrix[:, i, j], known)
+        solved.append(fn.fused(_quotient, rest, matrix[:, i, i]))
+    return space.xp.stack(solved[::-1], axis=-1)
 
 
 def svd(space: Space, matrix: Array) -> tuple[Array, Array, Array]:
@@ -117,7 +137,11 @@ def column_norms(space: Space, matrix: Array) -> Array:
 
 def divisor(space: Space, u: Array) -> Array:
     """Sizes to divide by: u, with 1 instead of 0."""
-    return space.xp.where(u > 0.0, u, space.xp.ones_like(u))
+    return space.scalars.fused(_divisor, u)
+
+
+def _divisor(fn: Scalars, u: Any) -> Any:
+    return fn.where(u > 0.0, u, 1.0)
 
 
 def transposed_product(space: Space, matrix: Array, u: Array) -> Array:

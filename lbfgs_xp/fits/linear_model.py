@@ -9,7 +9,7 @@ keep enough digits (no column of J lies close to the span of the columns before 
 from a QR decomposition of J and the singular values of R; the step then comes from a QR
 decomposition. D holds the largest norm that each column of J has
 had (More 1978, The Levenberg-Marquardt algorithm, section 6), so that the units of the parameters
-do not matter.
+do not matter; or it is given.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.scalars import Scalars
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.fits.linear_algebra import (
     divisor,
@@ -63,7 +64,8 @@ def linearize(
     settings: FitSettings, space: Space, x: Array, residuals: Array, columns: Array, box: Any,
     largest: Any,
 ) -> LinearModel:
-    """Linearise the residuals at x by the normal equations; `largest` is D of the last iterate.
+    """Linearise the residuals at x by the normal equations; `largest` is D of the last iterate, or
+    the given one.
 
     Problems flagged as `hard` need `decompose` instead.
     """
@@ -82,13 +84,21 @@ def linearize(
         slope = xp.where(frozen, xp.zeros_like(slope), slope)
     rows, least = eliminate(space, xp.concat([gram, slope[..., None]], axis=-1))
     R, q = rows[..., :p], rows[..., p]
-    sound = (least > safe_pivot(space)) & xp.all(kept | frozen, axis=-1)
     part = norm(space, q)
-    sound = sound & xp.isfinite(part)
-    hard = xp.logical_not(sound)
+    sound, hard = space.scalars.fused(
+        _sound, safe_pivot(space), least, xp.all(kept | frozen, axis=-1), part
+    )
     return _linear(
         settings, space, residuals, R, q, slope, part, norms, largest, frozen, sound, hard
     )
+
+
+def _sound(
+    fn: Scalars, safe: float, least: Any, kept: Any, part: Any
+) -> tuple[Any, Any]:
+    """Whether the normal equations keep enough digits, and whether they do not."""
+    sound = (least > safe) & kept & fn.isfinite(part)
+    return sound, fn.logical_not(sound)
 
 
 def decompose(
@@ -143,12 +153,22 @@ def _linear(
     """The model, from R and slopes for columns of unit length and `part`, the norm of what matters
     in q."""
     xp = space.xp
-    scale = divisor(space, norms if largest is None else xp.maximum(norms, largest))
+    if settings.own_scale:
+        scale = largest
+    else:
+        scale = divisor(space, norms if largest is None else xp.maximum(norms, largest))
     R = xp.where(frozen[:, None, :], xp.zeros_like(R), R * (norms / scale)[:, None, :])
-    whole = xp.sqrt(2.0 * settings.loss.cost(space, residuals))
-    whole = divisor(space, whole)
-    optimality = space.max_abs(slope) / whole
-    return LinearModel(R, q, scale, frozen, optimality, part / whole, finite, hard)
+    optimality, share = space.scalars.fused(
+        _shares, settings.loss.cost(space, residuals), space.max_abs(slope), part
+    )
+    return LinearModel(R, q, scale, frozen, optimality, share, finite, hard)
+
+
+def _shares(fn: Scalars, cost: Any, steepest: Any, part: Any) -> tuple[Any, Any]:
+    """The optimality and the share of a `LinearModel`."""
+    whole = fn.sqrt(2.0 * cost)
+    whole = fn.where(whole > 0.0, whole, 1.0)
+    return steepest / whole, part / whole
 
 
 def frozen_at_bounds(space: Space, x: Array, slope: Array, box: Any) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import math
 import time
@@ -11,16 +12,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lbfgs_xp.arrays.backend import Array, Backend, identity
+from lbfgs_xp.arrays.returned import stops
 from lbfgs_xp.arrays.rows import Rows, Sizes, compiled_size
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout, leaf_name
 from lbfgs_xp.fits import levenberg_marquardt as lm
 from lbfgs_xp.fits import linear_model
-from lbfgs_xp.fits.linear_algebra import FEW, norm
+from lbfgs_xp.fits.linear_algebra import FEW
 from lbfgs_xp.fits.linear_model import LinearModel
 from lbfgs_xp.fits.residuals import Residuals
-from lbfgs_xp.fits.result import BatchLeastSquaresResult, LeastSquaresResult
+from lbfgs_xp.fits.result import BatchLeastSquaresResult, FitRecord, LeastSquaresResult
 from lbfgs_xp.fits.settings import FitPlan, FitSettings
+from lbfgs_xp.fits.sharpening import Sharpening
 from lbfgs_xp.projections import Box
 from lbfgs_xp.result import CLAIMED, Status, attach
 from lbfgs_xp.run import agreement
@@ -42,9 +45,6 @@ _MESSAGES = {
         "data?), or the squares of the residuals are outside the range of the dtype"
     ),
 }
-# By how much steps of differences are lengthened at a time, and in all, to see whether noise spoils
-# them; and by which share of their norms the columns of two Jacobians differ then.
-_STRETCH, _STRETCHED, _OTHER = 1e2, 1e4, 0.05
 # The most elements of a Jacobian for which the algebra of one problem runs on the host.
 _SMALL = 2**16
 
@@ -56,6 +56,7 @@ class _Outcome(NamedTuple):
     value: Array
     residuals: Array
     columns: Array
+    noise: Array
     scale: Array
     optimality: Array
     nit: Array
@@ -64,7 +65,7 @@ class _Outcome(NamedTuple):
 
 def _outcome(state: lm.LMState) -> _Outcome:
     return _Outcome(
-        state.x, state.value, state.residuals, state.columns, state.linear.scale,
+        state.x, state.value, state.residuals, state.columns, state.noise, state.linear.scale,
         state.linear.optimality, state.nit, state.status,
     )
 
@@ -149,18 +150,28 @@ def run_fit(objective: Residuals, box: Any, plan: FitPlan) -> LeastSquaresResult
     # Trials may overflow, so NumPy's warnings are off; but the user's functions run in the context
     # of the caller, where warnings stay as the caller has set them.
     in_caller_context = contextvars.copy_context().run
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), contextlib.ExitStack() as stack:
         fit = Fit(objective, box, plan, in_caller_context)
-        end = plan.end
+        objective.forgiven = plan.on_error
+        stack.enter_context(objective.backend.where_nan_is_normal())
+        sharpening, end = Sharpening(fit), plan.end
         try:
             while end is None:
                 if not (going := fit.going()).any():
-                    if fit.sharpens():
+                    if sharpening.resumes():
                         continue
                     fit.confirm()
+                    if sharpening.explains():
+                        continue
                     break
                 if (end := fit.spent(fit.calls(going))) is None:
+                    before = fit.state.nit
                     fit.advance(fit.compact(going))
+                    sharpening.watch()
+                    if plan.callback is not None and fit.moved_from(before) and stops(
+                        plan.callback, fit.record(), in_caller_context
+                    ):
+                        end = Status.CALLBACK
         except KeyboardInterrupt:
             end = Status.INTERRUPTED
         except Exception as error:
@@ -210,7 +221,8 @@ class Fit:
         self.rows, self.sizes, self.box = Rows(), Sizes(backend), box
         self.box_here = box
         self.confirmed: Any = None
-        linear, _ = self.steps.linearize(x, residuals, columns, box, None)
+        scale = None if plan.scale is None else self.fetch(plan.scale)
+        linear, _ = self.steps.linearize(x, residuals, columns, box, scale)
         self.state = self.steps.begin(x, residuals, columns, linear)
         self._going: Any = None
 
@@ -258,7 +270,7 @@ class Fit:
         # A read costs more on a device than a Jacobian that turns out not to be needed.
         blind = not space.backend.reads_are_free and going.size > 1
         if not blind and not space.any(verdict.accepted):
-            self._move_to(steps.advance(state, verdict, residuals, None, None))
+            self.move_to(steps.advance(state, verdict, residuals, None, None))
             return
         at, known = state.trial, residuals
         if going.size > 1 or blind:
@@ -272,59 +284,16 @@ class Fit:
             after = steps.advance(state, verdict, residuals, columns, linear)
             going = space.backend.to_host(steps.going(after, linear.hard & verdict.accepted))
             if not (going & lm.LOST).any():
-                self._move_to(after, going)
+                self.move_to(after, going)
                 return
         linear, finite = steps.linearize(*arguments)
         if not finite:
             columns = space.pick_rows(linear.finite, columns, state.columns)
-        self._move_to(steps.advance(state, verdict, residuals, columns, linear))
+        self.move_to(steps.advance(state, verdict, residuals, columns, linear))
 
-    def _move_to(self, state: lm.LMState, going: Any = None) -> None:
+    def move_to(self, state: lm.LMState, going: Any = None) -> None:
         # In one statement, so that an interrupt leaves the two consistent.
         self.state, self._going = state, going
-
-    # --- better differences --------------------------------------------------------------------
-
-    def sharpens(self) -> bool:
-        """Whether some fits go on with better differences, which may be all that has ended them:
-        with central ones, or with longer steps where these give other derivatives.
-
-        Not if rows have left the batch, which only makes them end earlier.
-        """
-        objective, space, state = self.here, self.space, self.state
-        differences, calls = objective.differences, objective.calls
-        if (
-            not objective.calls_per_jacobian or differences.step is not None
-            or self.rows.here is not None
-            or calls.nfev + 2 * objective.layout.size > self.plan.maxfun
-        ):
-            return False
-        forward = objective.jac == "2-point"
-        doubtful = lm.doubtful(space, state, forward)
-        if not space.any(doubtful):
-            return False
-        stretch = differences.stretch
-        if forward:
-            objective.jac = "3-point"
-        elif stretch >= _STRETCHED:
-            return False
-        else:
-            differences.stretch = _STRETCH * stretch
-        columns = self._ask(objective.columns, state.x, state.residuals)
-        again = doubtful
-        if not forward:
-            sizes = norm(space, columns) + norm(space, state.columns)
-            other = norm(space, columns - state.columns) > _OTHER * sizes
-            again = again & space.xp.any(other, axis=-1)
-        if not space.any(again):
-            differences.stretch = stretch
-            return False
-        linear, _ = self.steps.linearize(
-            state.x, state.residuals, columns, self.box_here, state.linear.scale
-        )
-        fresh = self.steps.begin(state.x, state.residuals, columns, linear)
-        self._move_to(space.merge(again, fresh._replace(nit=state.nit), state))
-        return True
 
     # --- confirming a precision floor; see `agreement.confirm` ---------------------------------
 
@@ -347,7 +316,7 @@ class Fit:
     def look(self, length: float, first: bool) -> None:
         space, backend, known = self.space, self.space.backend, self._known
         rows = np.flatnonzero(self.confirmed == CLAIMED)
-        at = (known.x, known.residuals, known.columns, known.scale, self.box)
+        at = (known.x, known.residuals, known.columns, known.noise, known.scale, self.box)
         objective, some = self.objective, self.plan.compact and not backend.compiles
         if some:
             at, objective = space.take(at, rows), objective.take(rows)
@@ -366,7 +335,35 @@ class Fit:
     def refute(self) -> None:
         self.confirmed[self.confirmed == CLAIMED] = int(Status.LINE_SEARCH)
 
+    # --- the functions of the user at the iterates ----------------------------------------------
+
+    def residuals(self, x: Array) -> Array:
+        """The residuals (B, m) of the problems in the batch at x (B, p)."""
+        return self._ask(self.here, x)
+
+    def columns(self) -> Array:
+        """The columns (B, p, m) of the Jacobian of the problems in the batch at their iterates."""
+        return self._ask(self.here.columns, self.state.x, self.state.residuals)
+
     # --- the outcome ---------------------------------------------------------------------------
+
+    def moved_from(self, before: Array) -> bool:
+        """Whether some problem has accepted a step since its count of steps was `before`."""
+        space, now = self.space, self.state.nit
+        # Rows that have left are another batch, whose steps are not those of the one before.
+        return now.shape != before.shape or space.any(now > before)
+
+    def record(self) -> FitRecord:
+        """Where the fit is now, for a callback, in arrays of its own."""
+        backend, layout = self.space.backend, self.objective.layout
+        outcome = self.rows.join(self.space, _outcome(self.state))
+        x, cost, residuals, nit = outcome.x, outcome.value, outcome.residuals, outcome.nit
+        if not layout.batched:
+            x, residuals = self.send(x)[0, ...], self.send(residuals)[0, ...]
+            cost, nit = float(backend.to_host(cost)[0]), int(backend.to_host(nit)[0])
+        own = layout.backend.own
+        calls = self.objective.calls.nfev
+        return FitRecord(layout.to_tree(own(x)), cost, own(residuals), nit, calls)
 
     def _ask(self, function: Callable, *arrays: Array) -> Array:
         """Call a function of the user with these arrays."""

@@ -52,7 +52,9 @@ def report(
     covariance, stderr, chi2, reduced, r2 = of_fit(weighted, y, weights, fixed, covariance, loose)
 
     leaves = np.split(np.arange(p), np.cumsum(layout.sizes)[:-1])
-    order = np.concatenate(leaves_in_order(unflatten(layout.structure, leaves)))
+    if not hasattr(layout.structure, "leaves_of"):    # whose leaves are in their order
+        leaves = leaves_in_order(unflatten(layout.structure, leaves))
+    order = np.concatenate(leaves)
     if (order != np.arange(p)).any():
         places = backend.index_array(order)
         covariance = xp.take(xp.take(covariance, places, axis=-1), places, axis=-2)

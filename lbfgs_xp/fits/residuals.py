@@ -25,6 +25,9 @@ _PARTIAL = (
     "lbfgs_xp: called with only some of the rows of the batch; compact=False calls with all rows"
 )
 
+# A derivative along a direction counts if it exceeds what noise explains by this factor.
+_NOISY = 4.0
+
 
 @dataclasses.dataclass
 class Calls:
@@ -69,6 +72,8 @@ class Residuals:
         Between which differences call fun.
     differences : Differences
         What they know of fun.
+    directions : None or (T, T^-1), (B, p, p) each
+        Differences are taken along the columns of T; None: along each parameter.
     """
 
     def __init__(
@@ -90,6 +95,10 @@ class Residuals:
         evaluate: Any = self.backend.jit if compiled else functools.partial
         self._evaluate = evaluate(_evaluate, fun, layout, isinstance(jac, str))
         self.bounds: Any = None
+        # Exceptions that count as nan, once the residuals at the start are known.
+        self.forgiven: tuple[type[Exception], ...] = ()
+        self._count = 0
+        self.directions: Any = None
         self.differences = Differences(self.backend, self._without_data, least=0.0)
         if callable(jac) or (isinstance(jac, str) and jac in differences.METHODS):
             return
@@ -144,6 +153,10 @@ class Residuals:
         part.calls, part.partial = calls or self.calls, True
         part.differences.step = self.differences.step
         part.differences.stretch = self.differences.stretch
+        if self.differences.noise is not None:
+            part.differences.noise = take(self.differences.noise, indices)
+        if self.directions is not None:
+            part.turn(tuple(take(matrix, indices) for matrix in self.directions))
         if self.bounds is not None:
             part.bounds = tuple(take(side, indices) for side in self.bounds)
         return part
@@ -164,6 +177,8 @@ class Residuals:
         self.calls.nfev += 1
         try:
             found = self._evaluate(args, self._to_user(x))
+        except self.forgiven:
+            return self.backend.full((x.shape[0], self._count), math.nan)
         except Exception as error:
             if self.partial:
                 error.add_note(_PARTIAL)
@@ -171,7 +186,8 @@ class Residuals:
         self.backend.check_device(found, "what residuals returned")
         found = self.backend.own(self.backend.detach(found))
         found = self.layout.xp.reshape(found, (x.shape[0], -1))
-        self.shared.add(found.shape[1])
+        self._count = found.shape[1]
+        self.shared.add(self._count)
         return found
 
     def columns(self, x: Array, residuals: Array) -> Array:
@@ -187,15 +203,18 @@ class Residuals:
         if self._automatic is not None:
             jacobian = self._automatic(self.args, self._to_user(x))
         elif callable(self.jac):
-            jacobian = self.jac(layout.to_tree(self._to_user(x)), *self.args)
+            try:
+                jacobian = self.jac(layout.to_tree(self._to_user(x)), *self.args)
+            except self.forgiven:
+                return self.backend.full(shape, math.nan)
             wanted = shape if layout.batched else shape[1:]
             jacobian = self.backend.detach(layout.check(jacobian, 0, "the Jacobian", wanted))
         else:
-            jacobian = xp.stack(self._slopes(x, residuals), axis=-1)
+            jacobian = self._differenced(x, residuals)
         return xp.reshape(jacobian, shape)
 
-    def _slopes(self, x: Array, residuals: Array) -> list[Array]:
-        """The columns of the Jacobian by finite differences."""
+    def _differenced(self, x: Array, residuals: Array) -> Array:
+        """The Jacobian (B, m, p) by finite differences."""
         xp, central = self.layout.xp, self.jac == "3-point"
         variation = xp.max(xp.abs(residuals), axis=-1)
         value = residuals
@@ -205,9 +224,34 @@ class Residuals:
             if not central:
                 value = self._without_data(x)
         calls = self.calls
-        return self.differences(
-            x, value, variation, central, self.bounds,
-            lambda more: calls.nfev + more <= calls.most,
+        rest = value, variation, central, self.bounds, lambda more: calls.nfev + more <= calls.most
+        if self.directions is None:
+            return xp.stack(self.differences(x, *rest), axis=-1)
+        return self._along_directions(x, *rest)
+
+    def turn(self, directions: Any) -> None:
+        """Take differences along the columns of T, given (T, T^-1)."""
+        self.directions, self.differences.known = directions, ()
+        self.differences.function = self._at_turned
+
+    def _along_directions(self, x: Array, *rest: Any) -> Array:
+        """The Jacobian (B, m, p) from differences along `directions`; what noise explains is 0."""
+        xp, (_, from_x) = self.layout.xp, self.directions
+        # Only the size of the coordinates matters; in each of them, it is that of x.
+        start = xp.matmul(from_x, x[..., None])[..., 0]
+        size = xp.sqrt(xp.sum(start * start, axis=-1, keepdims=True))
+        start = xp.broadcast_to(size, x.shape)
+        self._origin = x, start
+        slopes = xp.stack(self.differences(start, *rest), axis=-1)
+        seen = xp.max(xp.abs(slopes), axis=-2) > _NOISY * self.differences.errors
+        slopes = xp.where(seen[..., None, :], slopes, xp.zeros_like(slopes))
+        return xp.matmul(slopes, from_x)
+
+    def _at_turned(self, y: Array) -> Array:
+        """The residuals before the data are subtracted, at these coordinates along the columns."""
+        (x, start), (to_x, _) = self._origin, self.directions
+        return self._without_data(
+            x + self.layout.xp.matmul(to_x, (y - start)[..., None])[..., 0]
         )
 
     def _to_user(self, x: Array) -> Array:
@@ -226,10 +270,10 @@ def _evaluate(
     wanted = f"an array {batch + ('m',)}".replace("'", "")
     returned.check_array("residuals", out, backend, wanted)
     shape = tuple(out.shape)
-    if len(shape) <= len(batch) or shape[: len(batch)] != batch or 0 in shape:
+    # Not flattened, because a matrix usually comes from a subtraction that has broadcast.
+    if len(shape) != len(batch) + 1 or shape[: len(batch)] != batch or 0 in shape:
         raise ValueError(f"residuals returned {returned.described(out)}; wanted {wanted}")
     returned.check_real("residuals", out, backend)
     if differs:
         returned.check_precision("residuals", out, backend)
-    out = layout.xp.astype(out, backend.dtype, copy=False)
-    return layout.xp.reshape(out, (*batch, -1))
+    return layout.xp.astype(out, backend.dtype, copy=False)

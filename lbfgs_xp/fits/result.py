@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -14,6 +14,21 @@ from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout, flatten
 from lbfgs_xp.fits.covariance import deviations, inverse_of_squares
 from lbfgs_xp.result import Status, table
+
+
+class FitRecord(NamedTuple):
+    """What the callback of `lx.least_squares` receives after each accepted step.
+
+    x, cost, fun, nit : as in `lx.LeastSquaresResult`, for the current point; for a batch as in
+        `lx.BatchLeastSquaresResult`, after each step that some of its problems accept.
+    nfev : int, the calls of the residuals so far.
+    """
+
+    x: Any
+    cost: Any
+    fun: Any
+    nit: Any
+    nfev: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lbfgs_xp import checks
 from lbfgs_xp.arrays.backend import Array, Backend
 from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.fits.losses import ResidualLoss
 from lbfgs_xp.result import Status
 
@@ -20,6 +22,8 @@ class FitSettings(NamedTuple):
     """What is constant during a fit; tolerances are as in `lx.least_squares`.
 
     accuracy : the relative error of the Jacobian, apart from rounding.
+    own_scale : whether the scale of the parameters is given, instead of measured by the columns of
+        the Jacobian.
     """
 
     loss: ResidualLoss
@@ -29,11 +33,12 @@ class FitSettings(NamedTuple):
     xtol: float
     maxiter: int
     accuracy: float
+    own_scale: bool
 
     @classmethod
     def checked(
         cls, backend: Backend, *, loss: Any, f_scale: Any, factor: Any, gtol: Any, ftol: Any,
-        xtol: Any, maxiter: Any, accuracy: float,
+        xtol: Any, maxiter: Any, accuracy: float, own_scale: bool,
     ) -> FitSettings:
         return cls(
             ResidualLoss.checked(loss, f_scale),
@@ -43,6 +48,7 @@ class FitSettings(NamedTuple):
             checks.tolerance("xtol", xtol),
             _at_most(checks.budget("maxiter", maxiter, 0)),
             accuracy,
+            own_scale,
         )
 
     def weights(self, space: Space, residuals: Array) -> tuple[Array, Array]:
@@ -53,28 +59,40 @@ class FitSettings(NamedTuple):
 class FitPlan(NamedTuple):
     """How to run a fit.
 
+    scale : None, or 1 / x_scale (B, p).
     deadline : in the time of time.perf_counter().
-    compact : as in `lx.least_squares`.
+    compact, callback, on_error : as in `lx.least_squares`.
     end : the status with which to end at once; None to run.
     """
 
     settings: FitSettings
+    scale: Any
     maxfun: float
     deadline: float
     compact: bool
+    callback: Callable | None = None
+    on_error: tuple[type[Exception], ...] = ()
     end: Status | None = None
 
     @classmethod
     def checked(
-        cls, backend: Backend, *, maxfun: Any, maxtime: Any, compact: Any,
-        **settings: Any,
+        cls, layout: Layout, *, x_scale: Any, maxfun: Any, maxtime: Any, compact: Any,
+        callback: Any = None, on_error: Any = (), **settings: Any,
     ) -> FitPlan:
+        by_columns = x_scale is None or (isinstance(x_scale, str) and x_scale == "jac")
+        scale = None if by_columns else layout.in_units(x_scale).scale
+        if scale is not None:
+            shape = (*layout.batch, layout.size) if layout.batched else (1, layout.size)
+            scale = layout.xp.broadcast_to(1.0 / scale, shape)
         limit = checks.optional(checks.seconds)("maxtime", maxtime)
         return cls(
-            FitSettings.checked(backend, **settings),
+            FitSettings.checked(layout.backend, own_scale=scale is not None, **settings),
+            scale,
             _at_most(checks.budget("maxfun", maxfun, 1)),
             time.perf_counter() + (math.inf if limit is None else limit),
             checks.flag("compact", compact),
+            checks.callback(callback),
+            checks.exceptions("on_error", on_error, layout.batched),
         )
 
 

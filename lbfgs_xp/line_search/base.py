@@ -113,29 +113,8 @@ class LineSearch(Settings, ABC):
         """
         if isinstance(phi0, (float, int)):
             return self._begin(float(phi0), float(dphi0), float(alpha0), float(noise))
-        fn = scalars.of(phi0)
-        phi0 = fn.full(phi0, phi0)
-        dphi0 = fn.full(_real(dphi0), phi0)
-        alpha0 = fn.full(_real(alpha0), phi0)
-        usable = fn.isfinite(phi0) & fn.isfinite(dphi0) & (dphi0 < 0)
-        usable = usable & fn.isfinite(alpha0) & (alpha0 > 0)
-        alpha = self.start(fn, alpha0)
-        noise = fn.full(_real(noise), phi0)
-        origin = fn.where(noise > 0, phi0, 0.0)
-        phi0 = fn.where(noise > 0, 0.0, phi0)
-        return Search(
-            fn.where(usable, alpha, 0.0),
-            fn.where(usable, fn.full(SEARCHING, phi0), STUCK),
-            fn.full(0, phi0),
-            origin,
-            phi0,
-            dphi0,
-            noise,
-            fn.full(0.0, phi0),
-            phi0,
-            fn.full(math.inf, phi0),
-            fn.full(False, phi0),
-            self.first(fn, phi0, dphi0, alpha),
+        return scalars.of(phi0).fused(
+            _begun, self, phi0, _real(dphi0), _real(alpha0), _real(noise)
         )
 
     def advance(self, search: Search, phi: Scalar, dphi: Scalar) -> Search:
@@ -159,9 +138,7 @@ class LineSearch(Settings, ABC):
             return self._advance_one(search, float(phi), float(dphi))
         fn = scalars.of(search.phi0)
         with fn.quiet():
-            phi, dphi = fn.full(_real(phi), search.phi0), fn.full(_real(dphi), search.phi0)
-            advance = self._advance_many if fn.picks else self._advance
-            return advance(fn, search, phi, dphi)
+            return fn.fused(_advanced, self, search, _real(phi), _real(dphi))
 
     # ---- what a rule defines --------------------------------------------------------------------
 
@@ -302,6 +279,42 @@ class LineSearch(Settings, ABC):
             alpha, status, evaluations, origin, phi0, dphi0, noise, best_alpha, best_phi, cap,
             contrary, inner,
         )
+
+
+def _begun(
+    fn: Scalars, rule: LineSearch, phi0: Scalar, dphi0: Scalar, alpha0: Scalar, noise: Scalar
+) -> Search:
+    """`LineSearch.begin` for arrays."""
+    phi0 = fn.full(phi0, phi0)
+    dphi0 = fn.full(dphi0, phi0)
+    alpha0 = fn.full(alpha0, phi0)
+    usable = fn.isfinite(phi0) & fn.isfinite(dphi0) & (dphi0 < 0)
+    usable = usable & fn.isfinite(alpha0) & (alpha0 > 0)
+    alpha = rule.start(fn, alpha0)
+    noise = fn.full(noise, phi0)
+    origin = fn.where(noise > 0, phi0, 0.0)
+    phi0 = fn.where(noise > 0, 0.0, phi0)
+    return Search(
+        fn.where(usable, alpha, 0.0),
+        fn.where(usable, fn.full(SEARCHING, phi0), STUCK),
+        fn.full(0, phi0),
+        origin,
+        phi0,
+        dphi0,
+        noise,
+        fn.full(0.0, phi0),
+        phi0,
+        fn.full(math.inf, phi0),
+        fn.full(False, phi0),
+        rule.first(fn, phi0, dphi0, alpha),
+    )
+
+
+def _advanced(fn: Scalars, rule: LineSearch, search: Search, phi: Scalar, dphi: Scalar) -> Search:
+    """`LineSearch.advance` for arrays."""
+    phi, dphi = fn.full(phi, search.phi0), fn.full(dphi, search.phi0)
+    advance = rule._advance_many if fn.picks else rule._advance
+    return advance(fn, search, phi, dphi)
 
 
 def _real(value: Any) -> Any:

@@ -37,8 +37,8 @@ class MoreThuente(LineSearch):
     steps as `dcsrch` in MINPACK-2 (SciPy's default search), except that when `dcsrch` would return
     to its best point to evaluate it again, this search is STUCK with that point in `best_alpha`.
 
-    c1: the required share of the decrease that the slope predicts (their mu), c1 >= 0.
-    c2: the share of the slope that may be left (their eta), c2 >= 0.
+    c1: the required share of the decrease that the slope predicts (their mu).
+    c2: the share of the slope that may be left (their eta); 0 <= c1 <= c2 < 1.
     xtol: give up when the bracket is this narrow, relative to its upper end; xtol >= 0.
     alpha_min: the smallest step, 0 <= alpha_min <= alpha_max.
     max_evaluations, alpha_max: see `LineSearch`.
@@ -59,8 +59,10 @@ class MoreThuente(LineSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("c1", "c2", "xtol"):
-            setting(self, name, tolerance)
+        for name in ("c1", "c2"):
+            setting(self, name, number, least=0.0, below=1.0)
+        require(self.c1 <= self.c2, "c1 <= c2", c1=self.c1, c2=self.c2)
+        setting(self, "xtol", tolerance)
         setting(self, "alpha_min", number, least=0.0)
         require(
             self.alpha_min <= self.alpha_max,

@@ -71,7 +71,7 @@ def rule_of(rule: str | LineSearch, name: str = "line_search") -> LineSearch:
     if rule not in NAMES:
         near = difflib.get_close_matches(rule.lower().replace("-", "_"), NAMES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"no line search {rule!r}; {hint}wanted one of {', '.join(NAMES)}")
+        raise ValueError(f"{name} is {rule!r}; {hint}wanted one of {', '.join(map(repr, NAMES))}")
     return NAMES[rule]()
 
 
@@ -110,7 +110,11 @@ def line_search(
     >>> result.alpha, result.phi, result.success
     (0.5, 6.25, True)
     """
+    if not callable(phi):
+        raise TypeError(f"phi is a {type(phi).__name__}; wanted a function of the step length")
     rule = rule_of(rule, "rule")
+    if not getattr(noise, "shape", ()):
+        noise = number("noise", noise, least=0.0)
     if not getattr(alpha0, "shape", ()):
         alpha0 = number("alpha0", alpha0, above=0.0)
     fn = scalars.of(alpha0)

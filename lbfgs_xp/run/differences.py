@@ -19,6 +19,16 @@ import numpy as np
 from lbfgs_xp.arrays.backend import Array, Backend, is_array
 
 METHODS = ("2-point", "3-point")
+
+
+def check_jac(jac: Any) -> None:
+    """Refuse anything but what `jac` of `lx.minimize` may be."""
+    if jac is None or jac is True or callable(jac) or (isinstance(jac, str) and jac in METHODS):
+        return
+    raise ValueError(
+        f"jac is {jac!r}; wanted None (automatic differentiation), True, a function, "
+        '"2-point" or "3-point"'
+    )
 # How often a difference is taken again; and by how much its step must be off, as a power of eps: 36
 # in float64, 5 in float32.
 _AGAIN, _OFF = 5, -0.1
@@ -36,6 +46,8 @@ _SHORTEST = 1e-3
 _VISIBLE = 4.0
 # The longest length, relative to the size of a coordinate or 1, for a function that does not bend.
 _FAR = 1e3
+# The largest noise, relative to the changes of the function, for which steps are chosen.
+_MOST = 1e-2
 # The function changes by at least this many times its rounding error over a length.
 _DIGITS = 1e6
 
@@ -51,10 +63,12 @@ def accuracy(eps: float, central: bool) -> float:
 
 
 class _Seen(NamedTuple):
-    """What the differences along some coordinates found: derivatives (..., k) or (..., k, m), the
-    lengths that they suggest, and masks (..., k)."""
+    """What the differences along some coordinates found: derivatives (..., k) or (..., k, m); how
+    many times the noise of the function their errors are, the lengths that they suggest, and masks,
+    (..., k)."""
 
     slopes: Array
+    gain: Array
     length: Array
     again: Array
     up: Array
@@ -75,6 +89,9 @@ class Differences:
     step : None, or the steps, relative to the size of each coordinate (to 1 at 0), which are then
         not measured.
     stretch : by how much the measured steps are lengthened, for functions with noise.
+    noise : the noise of the function beyond the rounding of its values, (...), if it was measured.
+    gain, level : of the last derivatives, how many times the noise of the function their errors are
+        (..., n), and the noise that was assumed (...).
     known : what has been measured: () or the lengths (..., n), how far function changes (...), the
         number of points so far (...), and the last one (..., n).
     """
@@ -83,6 +100,9 @@ class Differences:
         self.backend, self.function, self.least = backend, function, least
         self.step: float | None = None
         self.stretch = 1.0
+        self.noise: Any = None
+        self.gain: Any = 0.0
+        self.level: Any = 0.0
         self.known: tuple[Array, ...] = ()
         self._calls = 0
 
@@ -102,6 +122,11 @@ class Differences:
         with np.errstate(all="ignore"):    # the values may be infinite
             return self._derivatives(x, value, variation, central, bounds, may_call)
 
+    @property
+    def errors(self) -> Array:
+        """How far noise changes the last derivatives, (..., n)."""
+        return self.gain * self.level[..., None]
+
     def _derivatives(
         self, x: Array, value: Any, variation: Any, central: bool, bounds: Any,
         may_call: Callable[[int], bool],
@@ -112,7 +137,8 @@ class Differences:
         unit = xp.where(size > self.least, size, xp.ones_like(x))
         most = xp.maximum(size, xp.ones_like(size))
         vector = value.ndim == x.ndim
-        noise = backend.eps * (xp.max(xp.abs(value), axis=-1) if vector else xp.abs(value))
+        rounding = backend.eps * (xp.max(xp.abs(value), axis=-1) if vector else xp.abs(value))
+        noise = rounding if self.noise is None else xp.maximum(rounding, self.noise)
         variation = self._array(variation)
         zero = xp.zeros_like(noise)
         length, before, count, last = (unit, variation, zero, x) if first else self.known
@@ -127,13 +153,14 @@ class Differences:
             length = xp.minimum(length, _FAR * most)
         elif not first:
             length = length * unit
-        before, variation = variation, xp.maximum(variation, _DIGITS * noise)
+        before, variation = variation, xp.maximum(variation, _DIGITS * rounding)
         # A value of 0 says nothing of how far the function changes.
         variation = xp.where(variation > 0.0, variation, xp.full_like(variation, math.inf))
 
         no = xp.zeros_like(x, dtype=xp.bool)
-        seen = _Seen(x, length, no, no, no)
+        seen = _Seen(x, length, length, no, no, no)
         slopes: list[Any] = [None] * n
+        gains: list[Any] = [None] * n
         columns = list(range(n))
         scales = noise, variation, most
         # A run on one value must find the same gradients when it is continued.
@@ -154,6 +181,8 @@ class Differences:
                 if kept is not None:
                     new = xp.where(again[..., None] if vector else again, new, kept)
                 slopes[i] = new
+                gain = found.gain[..., k]
+                gains[i] = gain if kept is None else xp.where(again, gain, gains[i])
             if found.length is None:
                 break
             if not first:
@@ -169,6 +198,7 @@ class Differences:
             columns = [i for i in range(n) if off[..., i].any()]
             if not columns or not may_call(calls_per_derivative(len(columns), central)):
                 break
+        self.gain, self.level = xp.stack(gains, axis=-1), noise
         if not vector:
             self.known = (seen.length / unit if first else self.known[0]), before, count, x
             return slopes
@@ -202,7 +232,7 @@ class Differences:
         if not looks:
             slopes, _ = _slopes(xp, value, a, b, fa, fb, narrow, False)
             if not backend.reads_are_free or bool(xp.all(xp.isfinite(slopes))):
-                return seen._replace(slopes=slopes, length=None)
+                return seen._replace(slopes=slopes, gain=_gain(xp, a, b), length=None)
         length = seen.length
         if len(columns) < x.shape[-1]:
             pick = backend.index_array(np.asarray(columns))
@@ -232,7 +262,7 @@ class Differences:
             return xp.full_like(length, self.backend.eps)
         share = (noise / variation)[..., None] + self.backend.eps * xp.abs(x) / length
         share = xp.where(share > self.backend.eps, share, xp.full_like(share, self.backend.eps))
-        return xp.minimum(share, xp.full_like(share, 1e-3))
+        return xp.minimum(share, xp.full_like(share, _MOST))
 
     def _offsets(
         self, x: Array, noise: Array, variation: Array, seen: _Seen, central: bool, bounds: Any
@@ -288,7 +318,12 @@ class Differences:
         rate = xp.where(change > _VISIBLE * noise, size(slopes), xp.zeros_like(change))
         far = xp.maximum(most, length)
         # A function that does not bend visibly at L q^(1/3) is straight over more than L.
-        straight = xp.minimum(eps ** (-1 / 6) / 3.0 * length, _FAR * most)
+        over = eps ** (-1 / 6) / 3.0
+        if self.noise is not None:
+            share = (self.noise / variation[..., 0])[..., None]
+            share = xp.where(share > eps, share, xp.full_like(share, eps))
+            over = share ** (-1 / 6) / 3.0
+        straight = xp.minimum(over * length, _FAR * most)
         by_rate = xp.where(rate > 0.0, variation * _inverse(xp, rate), far)
         suggested = xp.minimum(by_rate, far)
         if fb is not None:
@@ -308,7 +343,8 @@ class Differences:
         else:
             suggested = xp.where(again, suggested, length)
         fine = xp.logical_not(both_bad)
-        return _Seen(slopes, suggested, again & (a != 0.0), bad_down & fine, bad_up & fine)
+        again = again & (a != 0.0)
+        return _Seen(slopes, _gain(xp, a, b), suggested, again, bad_down & fine, bad_up & fine)
 
     def _merged(self, seen: _Seen, found: _Seen, columns: list[int]) -> _Seen:
         """What is known of all coordinates; these have new lengths where they were off."""
@@ -326,7 +362,7 @@ class Differences:
 
         no = xp.zeros_like(seen.again)
         return _Seen(
-            seen.slopes, all_of(seen.length, found.length, seen.again),
+            seen.slopes, seen.gain, all_of(seen.length, found.length, seen.again),
             all_of(no, found.again, seen.again), all_of(seen.up, found.up, seen.again),
             all_of(seen.down, found.down, seen.again),
         )
@@ -335,6 +371,12 @@ class Differences:
 def _inverse(xp: Any, v: Array) -> Array:
     """1 / v, and 0 for a step of 0, between equal bounds."""
     return xp.where(v == 0.0, xp.zeros_like(v), 1.0 / xp.where(v == 0.0, xp.ones_like(v), v))
+
+
+def _gain(xp: Any, a: Array, b: Any) -> Array:
+    """How many times the noise of the function the errors of its derivatives (..., k) are, from
+    the steps a and b."""
+    return 2.0 * _inverse(xp, xp.abs(a if b is None else a - b))
 
 
 def _slopes(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.pending import now
-from lbfgs_xp.arrays.scalars import named
+from lbfgs_xp.arrays.scalars import Scalars, named
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.result import Best, Status
 from lbfgs_xp.run import stopping
@@ -41,6 +41,30 @@ class _Seen(NamedTuple):
     @classmethod
     def of(cls, state: Any) -> _Seen:
         return cls(*(getattr(state, name) for name in cls._fields))
+
+
+class _Numbers(NamedTuple):
+    """The scalars of a solver's state that `stopping.update` needs."""
+
+    value: Any
+    gradient_norm: Any
+    seen: Any
+    decrement: Any
+    accepted: Any
+    failed: Any
+    unbounded: Any
+
+    @classmethod
+    def of(cls, state: Any) -> _Numbers:
+        return cls(*(getattr(state, name) for name in cls._fields))
+
+
+class _Scores(NamedTuple):
+    """The scalars of `Best`."""
+
+    value: Any
+    gradient_norm: Any
+    lowest: Any
 
 
 def is_compilable(solver: Solver) -> bool:
@@ -107,7 +131,8 @@ def _account(
     if measure_steps and lengths is None and not (space.remote and not new.accepted):
         lengths = _lengths(space, old.x, new.x)
     step, size = (None, None) if lengths is None else map(now, lengths)
-    progress = stopping.update(fn, criteria, progress, old, new, step, size, count)
+    numbers: tuple = (old, new) if not space.batched else (_Numbers.of(old), _Numbers.of(new))
+    progress = fn.fused(stopping.update, criteria, progress, *numbers, step, size, count)
     best, better = better_point(
         solver, space, criteria, best, old.trial, new, gradient, running, norm
     )
@@ -131,34 +156,51 @@ def better_point(
     norm : the optimality of the trial, if it is known or pending.
     """
     fn = space.scalars
-    value = state.seen
-    taken = state.accepted & (state.value == value)
-    slack = 2.0 * criteria.noise
-    margin = slack * fn.abs(best.lowest)
-    if fn.every(taken & running & (value < best.lowest - margin)):
-        return named(Best, (trial, value, gradient, state.gradient_norm, value)), taken
-    near = running & (value <= best.lowest + margin)
-    if fn.every(fn.logical_not(near)):
-        return best, near
-    if fn.every(taken):
-        norm = state.gradient_norm
-    elif norm is None:
+    value, slack = state.seen, 2.0 * criteria.noise
+    near: Any = None
+    if not space.batched or space.small_on_host:
+        # Looking at the numbers costs nothing, and saves most of the rest.
+        taken = state.accepted & (state.value == value)
+        margin = slack * fn.abs(best.lowest)
+        if fn.every(taken & running & (value < best.lowest - margin)):
+            return named(Best, (trial, value, gradient, state.gradient_norm, value)), taken
+        near = running & (value <= best.lowest + margin)
+        if fn.every(fn.logical_not(near)):
+            return best, near
+        if fn.every(taken):
+            norm = state.gradient_norm
+    if norm is None:
         norm = space.read_one(solver.optimality(space, trial, gradient))
-    norm = now(norm)
+    scores = _Scores(best.value, best.gradient_norm, best.lowest)
+    better, new = fn.fused(_compared, slack, scores, value, now(norm), running, near)
+    if fn.every(fn.logical_not(better)):
+        return best._replace(lowest=new.lowest), better
+    best = Best(
+        space.pick(better, trial, best.x),
+        new.value,
+        space.pick(better, gradient, best.gradient),
+        new.gradient_norm,
+        new.lowest,
+    )
+    return best, better
+
+
+def _compared(
+    fn: Scalars, slack: float, best: _Scores, value: Any, norm: Any, running: Any, near: Any
+) -> tuple[Any, _Scores]:
+    """Where a trial with this value and norm is better than the best point, and the new scores.
+
+    near : where the value is not above the lowest one by more than rounding; computed if None.
+    """
+    if near is None:
+        near = running & (value <= best.lowest + slack * fn.abs(best.lowest))
     usable = near & fn.isfinite(value) & fn.isfinite(norm)
     lowest = fn.where(usable & (value < best.lowest), value, best.lowest)
     limit = lowest + slack * fn.abs(lowest)
     better = usable & (value <= limit) & ((norm < best.gradient_norm) | (best.value > limit))
-    if fn.every(fn.logical_not(better)):
-        return best._replace(lowest=lowest), better
-    best = Best(
-        space.pick(better, trial, best.x),
-        fn.where(better, value, best.value),
-        space.pick(better, gradient, best.gradient),
-        fn.where(better, norm, best.gradient_norm),
-        lowest,
+    return better, _Scores(
+        fn.where(better, value, best.value), fn.where(better, norm, best.gradient_norm), lowest
     )
-    return best, better
 
 
 def succeeded(status: Any) -> Any:

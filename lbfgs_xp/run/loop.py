@@ -12,9 +12,11 @@ from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.rows import Rows, Sizes
 from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.result import BatchResult, Best, Record, Result, State, Status, joined
 from lbfgs_xp.run import stopping
 from lbfgs_xp.run.aux_output import AuxOutput
+from lbfgs_xp.run.curvature import Curvature
 from lbfgs_xp.run.iteration import (
     Standing,
     after_evaluation,
@@ -27,6 +29,7 @@ from lbfgs_xp.run.plan import Plan, Stage
 from lbfgs_xp.run.second_look import SecondLook
 from lbfgs_xp.run.stopping import Criteria, Progress
 from lbfgs_xp.solvers.contract import Solver
+from lbfgs_xp.solvers.inverse_hessian import ScaledInverseHessian
 
 _RUNNING = int(Status.RUNNING)
 # Finite trials in one search after which finite differences are no longer trusted.
@@ -50,6 +53,7 @@ class Run:
         self.rows, self.sizes = Rows(), Sizes(space.backend)
         self._in_step = False
         # Runs the user's functions in the context of the caller of `minimize`.
+        self._hess = hess
         self.in_caller_context = contextvars.copy_context().run
         self._last_deadline = time.perf_counter() + plan.maxtime
         # Prepare all stages now, so that errors in a later one are raised before the first runs.
@@ -108,7 +112,7 @@ class Run:
         earlier: State | None = None    # the state, if the same solver goes on from it
         at_best: Any = False
         if state is not None:
-            state = _checked_state(state, x, self.method, solver, space)
+            state = _checked_state(state, x, self.method, solver, space, self.layout)
             space.queue.take_over(state.space.queue)
             objective.differences.known = state.differences
             if objective.forward and state.central:
@@ -354,13 +358,28 @@ class Run:
             state=State(
                 self.solver, space, state, best, self.aux.value,
                 self._forward and not self.objective.forward, self.objective.differences.known,
-                p,
+                p, layout.scale_key,
+            ),
+            _curvature=Curvature(
+                self.objective, self._hess, self._differentiates(), self.to_user(p.first_value)
             ),
         )
 
+    def _differentiates(self) -> bool:
+        """Whether the Hessian comes from automatic differentiation if it is not given."""
+        objective = self.objective
+        given = objective.jac is not None or objective.differs or objective.returns_both
+        wanted = not given or any(stage.solver.needs_hessian for stage in self.plan.stages)
+        return wanted and objective.backend.differentiates and not any(self.layout.complex)
+
     def _inverse_hessian(self) -> Any:
         found = self.solver.inverse_hessian(self.space, self.standing.solver_state)
-        return None if found is None else found.named(self.layout.to_tree)
+        if found is None:
+            return None
+        layout = self.layout
+        if layout.scale is not None:
+            found = ScaledInverseHessian(self.space, found, layout.scale)
+        return found.named(layout.numbers_tree)
 
     def _active(self, best: Best) -> Any:
         """`res.active`."""
@@ -392,7 +411,9 @@ def _messages(space: Space, status: Array) -> list[str]:
     return [messages[int(code)] for code in codes]
 
 
-def _checked_state(state: Any, x: Array, method: str, solver: Solver, space: Space) -> State:
+def _checked_state(
+    state: Any, x: Array, method: str, solver: Solver, space: Space, layout: Layout
+) -> State:
     if not isinstance(state, State):
         raise TypeError(f"state is a {type(state).__name__}; wanted the `state` of a Result")
     old = getattr(state.solver_state, "x", None)
@@ -406,6 +427,8 @@ def _checked_state(state: Any, x: Array, method: str, solver: Solver, space: Spa
         raise ValueError(
             f"state comes from a run in {state.space!r}; wanted one in {space!r}, like this run"
         )
+    if state.x_scale != layout.scale_key:
+        raise ValueError("state comes from a run with another x_scale; wanted the same one")
     if not solver.resumes:
         raise ValueError(f"state was passed, but {method} cannot resume from one")
     solver.check_state(state.solver_state)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import array_api_compat as compat
 import numpy as np
 
 from lbfgs_xp.arrays import returned
-from lbfgs_xp.arrays.backend import Array, is_array, take
+from lbfgs_xp.arrays.backend import Array, Backend, is_array, library_of, take
 from lbfgs_xp.arrays.rows import belongs_to_rows, take_rows
 from lbfgs_xp.arrays.tree import Layout, flatten, map_leaves
 from lbfgs_xp.run import differences
@@ -61,6 +63,7 @@ class Objective:
         self._shared = {length for shape in layout.shapes for length in shape[1:]}
         if layout.batch and not pass_rows:
             self._warn_of_shared()
+        warn_of_foreign(layout.backend, args, 6)
         self.backend = layout.backend
         self.fun = fun
         self.args = args
@@ -72,7 +75,8 @@ class Objective:
         self._bounds_here: Any = None
         if layout.batch:
             self.restrict_to(None)
-        self.differences = Differences(self.backend, lambda x: self._value(x)[0], least=1.0)
+        self.differences = Differences(self.backend, self._value_alone, least=1.0)
+        self._forgiven: tuple[type[Exception], ...] = ()
         self._evaluate = self._choose(jac)
         # Like the gradient, the values of a batch may be in a buffer that fun reuses.
         self.evaluate = self._with_own_value if layout.batch else self._evaluate
@@ -88,6 +92,25 @@ class Objective:
             for side in (lower, upper)
         )
 
+    def forgive(self, errors: tuple[type[Exception], ...]) -> None:
+        """Let an exception of these classes count as nan from now on."""
+        if errors:
+            self._forgiven, self.evaluate = errors, self._evaluate_or_nan
+
+    @property
+    def returns_both(self) -> bool:
+        """Whether fun also returns its gradient."""
+        return self._evaluate == self._both
+
+    @property
+    def bounds(self) -> Any:
+        """None, or (lower, upper) as arrays like x, for the problems in the batch."""
+        return self._bounds_here
+
+    def value(self, x: Array) -> Any:
+        """The value at x, without a gradient."""
+        return self._value(x)[0]
+
     def calls_per_trial(self, forward: bool) -> int:
         """How often fun is called for a value and its gradient by finite differences."""
         return 1 + differences.calls_per_derivative(self.layout.size, central=not forward)
@@ -95,7 +118,9 @@ class Objective:
     def restrict_to(self, indices: Array | None) -> None:
         """Expect x to hold only the problems with these indices, (k,); None: all of them."""
         (count,) = self._all.batch
-        self.layout = self._all if indices is None else self._all.of_rows(indices.shape[0])
+        self.layout = self._all if indices is None else self._all.of_rows(
+            indices.shape[0], indices
+        )
         self._bounds_here = self._bounds
         if self._bounds is not None and indices is not None:
             self._bounds_here = tuple(take(side, indices) for side in self._bounds)
@@ -126,7 +151,7 @@ class Objective:
                 "returns the Hessian; or an x0 of a library that differentiates; or choose a "
                 'method that needs no Hessian, such as "lbfgs"'
             )
-        value = _first_and_aux if self._evaluate == self._both else _value_and_aux
+        value = _first_and_aux if self.returns_both else _value_and_aux
 
         def evaluate(x: Array) -> Array:
             layout = self.layout
@@ -139,24 +164,22 @@ class Objective:
                 # A copy costs little once per iteration, and the function may change it.
                 matrix = hess(layout.to_tree(self.backend.own(x)), *self.args)
                 matrix = self.backend.detach(layout.check(matrix, 0, "the Hessian", shape))
+                if layout.scale is not None:
+                    matrix = matrix * layout.scale[..., None] * layout.scale[..., None, :]
             return 0.5 * (matrix + layout.xp.matrix_transpose(matrix))
 
         return evaluate
 
     def _choose(self, jac: Any) -> Callable:
+        differences.check_jac(jac)
         if jac is True:
             return self._both
         if callable(jac):
             self.jac = jac
             return self._separate
-        if isinstance(jac, str) and jac in differences.METHODS:
+        if jac is not None:
             self.differs, self.forward = True, jac == "2-point"
             return self._differences
-        if jac is not None and jac is not False:
-            raise ValueError(
-                f"jac is {jac!r}; wanted None (automatic differentiation), True, a function, "
-                '"2-point" or "3-point"'
-            )
         if not self.backend.differentiates:
             raise ValueError(
                 f"{self.backend.name} has no automatic differentiation: {_WAYS_OUT}"
@@ -166,6 +189,12 @@ class Objective:
     def _with_own_value(self, x: Array) -> tuple[Any, Array, Any]:
         value, gradient, aux = self._evaluate(x)
         return self.backend.own(value), gradient, aux
+
+    def _evaluate_or_nan(self, x: Array) -> tuple[Any, Array, Any]:
+        try:
+            return self._evaluate(x)
+        except self._forgiven:
+            return math.nan, self.layout.xp.full_like(x, math.nan), None
 
     # --- four ways to compute the gradient -----------------------------------------------------
 
@@ -211,6 +240,13 @@ class Objective:
         value, aux = _value_and_aux(fun, self.has_aux, self.layout, self.args, x)
         return self.backend.detach(value), aux
 
+    def _value_alone(self, x: Array) -> Any:
+        """The value for finite differences."""
+        try:
+            return self._value(x)[0]
+        except self._forgiven:
+            return math.nan
+
     def _precise(self, x: Any, *args: Any) -> Any:
         """What fun returned, checked to be as precise as x."""
         out = self.fun(x, *args)
@@ -228,8 +264,9 @@ class Objective:
             and gradient.shape == x.shape
             and gradient.dtype == x.dtype
             and self.backend.holds(gradient)
+            and self.backend.is_dense(gradient)
         ):
-            gradient = self.layout.to_vector(gradient, "the gradient")
+            gradient = self.layout.gradient_vector(gradient)
         # A function that reuses one buffer would change our earlier gradients. An array that no
         # one else holds needs no copy.
         references = sys.getrefcount(gradient)
@@ -273,6 +310,30 @@ class Objective:
                     "this warning",
                     stacklevel=6,
                 )
+
+
+def warn_of_foreign(backend: Backend, args: tuple, level: int) -> None:
+    """Warn once about arrays that a function converts or moves in every call, which may take longer
+    than all the rest.
+
+    level : how far up the caller of the public function is.
+    """
+    for leaf in flatten(args)[0]:
+        if not is_array(leaf) or leaf.ndim == 0 or isinstance(leaf, np.generic):
+            continue
+        library = library_of(leaf)
+        if library != backend.name:
+            what, like = f"of {library}", f"of {backend.name}"
+        elif not backend.holds(leaf):
+            what, like = f"on {compat.device(leaf)}", f"on {backend.device}"
+        else:
+            continue
+        warnings.warn(
+            f"args has an array {what}, and x0 is {like}: converting it in every call takes time. "
+            f"Pass an array {like}",
+            stacklevel=level,
+        )
+        return
 
 
 def _value_and_aux(

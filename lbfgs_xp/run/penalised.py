@@ -12,6 +12,7 @@ from lbfgs_xp.arrays.backend import Array, is_array
 from lbfgs_xp.arrays.scalars import FLOATS
 from lbfgs_xp.arrays.space import FixedOrderSpace, Space
 from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp.run import differences
 
 
 class Multipliers(NamedTuple):
@@ -39,6 +40,7 @@ class PenalisedProblem:
                 raise TypeError(f"{name} is a {type(value).__name__}; wanted a function of x")
         if inequality is None and equality is None:
             raise ValueError("no constraints were passed; wanted inequality=, equality= or both")
+        differences.check_jac(jac)
         explicit = jac is True or callable(jac)
         for name, function in functions.items():
             jacobian = jacobians[f"{name}_jac"]
@@ -153,6 +155,8 @@ class PenalisedProblem:
         if not is_array(out):
             out = self.backend.adopt(out, name)
         returned.check_array(name, out, self.backend, "an array")
+        if self.backend.xp.isdtype(out.dtype, "complex floating"):
+            raise TypeError(f"{name} returned dtype {out.dtype}; wanted real numbers")
         return out
 
     def _reshaped(self, out: Array, shape: tuple[int, ...]) -> Array:

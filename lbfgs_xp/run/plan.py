@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+from lbfgs_xp import checks
 from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.projections import Box
 from lbfgs_xp.result import Status
@@ -44,12 +45,12 @@ class Plan(NamedTuple):
 def plan_of(method: Any, limits: Limits, bounds: Any, hess: Any, layout: Layout) -> Plan:
     """The plan of a run, from the arguments of `lx.minimize`."""
     stages = [_stage(phase, limits, bounds, layout) for phase in _phases(method)]
+    if not (hess is None or callable(hess)):
+        raise TypeError(f"hess is a {type(hess).__name__}; wanted a function of x, or None")
     if hess is not None and not any(stage.solver.needs_hessian for stage in stages):
         names = " and ".join(stage.name for stage in stages)
         need = "needs" if len(stages) == 1 else "need"
         raise ValueError(f"hess was passed, but {names} {need} none; wanted hess=None")
-    if not (hess is None or callable(hess)):
-        raise TypeError(f"hess is a {type(hess).__name__}; wanted a function of x, or None")
     return Plan(
         stages,
         _smaller(None, limits.maxiter),
@@ -120,7 +121,13 @@ def _solver(method: Any, bounds: Any, layout: Layout) -> tuple[str, Solver]:
     # An optimizer of nested parameters is not a solver yet, but makes one.
     solver = completed(method.solver(layout) if hasattr(method, "solver") else method)
     if bounds is None:
+        if layout.scale is not None and solver.projects:
+            raise ValueError(
+                f"x_scale was passed with the projection of {name}, which holds for unscaled x; "
+                "wanted x_scale=None, or bounds"
+            )
         return name, solver
+    checks.bounds(bounds)
     if not solver.supports_bounds:
         raise ValueError(
             f"bounds were passed, but {name} takes none; wanted bounds=None, or "

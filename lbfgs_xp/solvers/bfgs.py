@@ -12,6 +12,7 @@ import numpy as np
 
 from lbfgs_xp.arrays.backend import Array, Backend, copy_of, is_array
 from lbfgs_xp.arrays.pending import Pending, now
+from lbfgs_xp.arrays.scalars import Scalars, named
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.checks import flag, setting
 from lbfgs_xp.line_search import LineSearch, MoreThuente
@@ -44,8 +45,8 @@ _WANTED = (
 
 class Curvature(NamedTuple):
     """What a step shows of the function: s, H y and H g (..., n), with y the change of the gradient
-    and g the gradient at its end; s . y, y . H y and g . H y. Within bounds, also s . g, and
-    0 if bounds bent the step, else 1."""
+    and g the gradient at its end; s . y, y . H y and g . H y. Within bounds, also s . g, 0
+    if bounds bent the step, else 1, and y . y."""
 
     s: Array
     v: Array
@@ -55,6 +56,7 @@ class Curvature(NamedTuple):
     along: Any
     ahead: Any = None
     straight: Any = None
+    size: Any = None
 
 
 class Estimate(NamedTuple):
@@ -65,6 +67,7 @@ class Estimate(NamedTuple):
     bare : whether H is still the initial one.
     unit : the size of each variable, whose square is the diagonal of the initial H; or None.
     whole : whether the search is along -H g, which no bound has shortened; None without bounds.
+    gamma : s . y / y . y of the last step; None without bounds.
     """
 
     matrix: Array
@@ -72,6 +75,7 @@ class Estimate(NamedTuple):
     bare: Any
     unit: Any = None
     whole: Any = None
+    gamma: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,16 +167,21 @@ class BFGS(TakesBounds, Descent):
         `learned` is the estimate of an earlier run, to start from; `unit` the size of each
         variable, for a start without one.
         """
+        gamma: Any = None
         if learned is None:
             bare = space.scalars.full(True, space.read_one(space.max_abs(gradient)))
             matrix = self._initial(space, x.shape, unit)
         else:
-            matrix, _, bare, unit, _ = learned
+            matrix, _, bare, unit, _, gamma = learned
         if self.box is not None or learned is not None:
-            matrix, _ = self._restricted(space, matrix, x, gradient, unit, bare)
+            if gamma is None:
+                gamma = space.scalars.full(1.0, space.read_one(space.max_abs(gradient)))
+            matrix, _ = self._restricted(space, matrix, x, gradient, bare, gamma)
+            gamma = gamma if self.box is not None else None
         product = space.products(matrix, gradient)
         return super().init(
-            space, x, value, gradient, learned=Estimate(matrix, product, bare, unit), **more
+            space, x, value, gradient,
+            learned=Estimate(matrix, product, bare, unit, None, gamma), **more,
         )
 
     def measure(
@@ -189,7 +198,7 @@ class BFGS(TakesBounds, Descent):
         straight = xp.astype(xp.all(s == unbent, axis=-1), s.dtype)
         numbers = space.later(
             space.dot(s, y), space.dot(y, v), space.dot(v, gradient), space.dot(s, gradient),
-            straight,
+            straight, space.dot(y, y),
         )
         return Curvature(s, v, product, *numbers)
 
@@ -200,70 +209,50 @@ class BFGS(TakesBounds, Descent):
         """Update H by Nocedal & Wright, eq. 6.17, in the form H + s w' + w s'."""
         if space.none(taken):
             return state.learned
-        fn, xp, alpha = space.scalars, space.xp, point.step
-        matrix, _, bare, unit, _ = state.learned
+        matrix, _, bare, unit, whole, gamma = state.learned
         s, v, product, *numbers = measured
-        curvature, bend, along, ahead, straight = map(now, numbers)
-        # The same test as in L-BFGS: relative to s . g, so free of the units of x and f.
-        rho = fn.divide(1.0, curvature)
-        good = taken & (curvature > -space.backend.eps * (alpha * state.search.dphi0))
-        good = good & (rho < math.inf) & (bend > 0.0) & (bend < math.inf)
-        factor = fn.full(1.0, curvature)
-        whole = fn.full(True, curvature)
-        if straight is None:
-            ahead = alpha * slope
-        else:
-            ahead = fn.where(straight > 0.0, alpha * slope, ahead)
-            whole = (straight > 0.0) & state.learned.whole
-        if self.rescale:
-            # s . Bs / s . y, with B s = -alpha g.
-            excess = fn.divide(-alpha * alpha * state.search.dphi0, curvature)
-            larger = fn.sqrt(fn.sqrt(fn.minimum(excess, _MOST)))
-            factor = fn.where(good & whole & (excess > _EXCESS), larger, factor)
-        if self.scale_initial:
-            factor = fn.where(good & bare, fn.divide(curvature, bend), factor)
+        *numbers, ahead, straight, size = map(now, numbers)
+        u = space.scalars.fused(
+            _update, self.rescale, self.scale_initial, space.backend.eps, *numbers, point.step,
+            state.search.dphi0, slope, taken, bare, ahead, straight, whole,
+        )
         # Everything that contains H is multiplied.
-        bend, along = factor * bend, factor * along
-        v, product = space.scale(factor, v), space.scale(factor, product)
-        share = 0.5 * (rho + rho * (rho * bend))
-        w = space.scale(share, s) - space.scale(rho, v)
-        w = space.pick(good, w, xp.zeros_like(w))
-        matrix = space.add_outer(factor, matrix, s, w)
-        beside = fn.where(good, share * ahead - rho * along, 0.0)
-        product = product + (space.scale(beside, s) + space.scale(ahead, w))
+        v, product = space.scale(u.factor, v), space.scale(u.factor, product)
+        w = space.scale(u.share, s) - space.scale(u.rho, v)
+        w = space.pick(u.good, w, space.xp.zeros_like(w))
+        matrix = space.add_outer(u.factor, matrix, s, w)
+        product = product + (space.scale(u.beside, s) + space.scale(u.ahead, w))
         if self.box is not None:
+            fn = space.scalars
+            gamma = fn.where(u.good & (size > 0.0), fn.divide(numbers[0], size), gamma)
             matrix, changed = self._restricted(
-                space, matrix, point.x, point.gradient, unit, bare & fn.logical_not(good)
+                space, matrix, point.x, point.gradient, u.bare, gamma
             )
             if not space.none(changed):
                 product = space.pick(changed, space.products(matrix, point.gradient), product)
-        return Estimate(matrix, product, bare & fn.logical_not(good), unit, state.learned.whole)
+        return Estimate(matrix, product, u.bare, unit, whole, gamma)
 
     def _restricted(
-        self, space: Space, matrix: Array, x: Array, gradient: Array, unit: Any, bare: Any
+        self, space: Space, matrix: Array, x: Array, gradient: Array, bare: Any, gamma: Any
     ) -> tuple[Array, Any]:
         """H of the variables that no bound holds, and the mask of problems where it has changed.
 
         A variable is taken out by minimising over it: H - h h' / h_i, with h its column, is the
         inverse of the Hessian without its row. One that comes back has no curvature yet, and gets
-        the mean diagonal element of the others.
+        the diagonal element gamma.
         """
-        xp = space.xp
-        diagonal = xp.linalg.diagonal(matrix)
-        known = diagonal != 0.0    # held variables have 0
+        xp, fn = space.xp, space.scalars
+        known = xp.linalg.diagonal(matrix) != 0.0    # held variables have 0
         free = None
         if self.box is not None:
-            scale = self._mean(space, diagonal, known, unit)
-            reach = xp.where(known, diagonal, scale)
-            reach = space.pick(bare, xp.zeros_like(reach), reach)
+            reach = space.spread(fn.where(bare, 0.0, gamma))
             free = free_variables(space, self.box, x, gradient, reach)
         if free is None:
             free = xp.ones_like(known)
         changed = differ(space, known, free)
-        reads = not space.batched or space.small_on_host
-        if reads and not np.any(changed):
+        if (not space.batched or space.small_on_host) and not np.any(changed):
             return matrix, changed
-        fresh = space.xp.zeros_like(x) + self._mean(space, diagonal, known & free, unit)
+        fresh = xp.zeros_like(x) + space.spread(gamma)
         if space.batched and space.small_on_host:
             rows = np.flatnonzero(changed)
             part = _without_held(space, *space.take((matrix, known, free, fresh), rows))
@@ -286,22 +275,9 @@ class BFGS(TakesBounds, Descent):
         spoilt = fn.logical_not((slope < KEPT * before) & (slope < 0.0))
         if space.none(spoilt):
             return short
-        diagonal = space.xp.linalg.diagonal(learned.matrix)
-        scale = self._mean(space, diagonal, path.free, learned.unit)
-        plain = onto_bounds(space, path, x, gradient, -scale * gradient, one)
+        plain = space.scale(-learned.gamma, gradient)
+        plain = onto_bounds(space, path, x, gradient, plain, one)
         return space.pick(spoilt, clipped(space, path, x, plain, one), short)
-
-    @staticmethod
-    def _mean(space: Space, diagonal: Array, known: Array, unit: Any) -> Array:
-        """The mean of the known diagonal elements, in the units of each variable, (..., 1 or n)."""
-        xp = space.xp
-        if unit is not None:
-            diagonal = diagonal * (1.0 / (unit * unit))
-        total = space.sum(xp.where(known, diagonal, xp.zeros_like(diagonal)))
-        count = space.sum(xp.astype(known, diagonal.dtype))
-        mean = total / xp.where(count > 0.0, count, xp.ones_like(count))
-        mean = xp.where(count > 0.0, mean, xp.ones_like(mean))[..., None]
-        return mean if unit is None else mean * (unit * unit)
 
     def aim(
         self, space: Space, point: Iterate, secant: Any, steepest: Any,
@@ -325,19 +301,18 @@ class BFGS(TakesBounds, Descent):
         # If it is not a descent direction, it is dropped together with what was learned. (At a
         # gradient of 0 there is no descent, and nothing is wrong.) A pending slope ends the search
         # at its first trial, after which `steepest` holds.
-        wrong = steepest
-        if not isinstance(slope, Pending):
-            wrong = wrong | (fn.logical_not(slope < 0.0) & (norm > 0.0))
-        wrong = wrong & fn.logical_not(learned.bare) & turned
+        pending = isinstance(slope, Pending)
+        wrong, bare = fn.fused(
+            _dropped, steepest, None if pending else slope, norm, learned.bare, turned
+        )
         if not space.none(wrong):
             start = self._initial(space, x.shape, learned.unit)
             if box is not None:
-                start, _ = self._restricted(space, start, x, gradient, learned.unit, one == one)
+                start, _ = self._restricted(space, start, x, gradient, one == one, one)
             plain = space.products(start, gradient)
             learned = Estimate(
                 space.pick_rows(wrong, start, learned.matrix) if space.batched else start,
-                space.pick(wrong, plain, learned.product), learned.bare | wrong,
-                learned.unit, learned.whole,
+                space.pick(wrong, plain, learned.product), bare, *learned[3:],
             )
             direction = -learned.product
             if path is not None:
@@ -346,8 +321,8 @@ class BFGS(TakesBounds, Descent):
                 path, inner = path_at(space, box, x, free), reduced(space, free, gradient)
                 direction = self._shortened(space, path, x, gradient, direction, learned)
             (slope,) = space.later(space.dot(gradient, direction))
-        first = one
-        share = fn.where(learned.bare, math.inf, fn.full(0.5, value))
+        plain_slope: Any = None
+        length: Any = None
         if self.probes and not space.none(learned.bare):
             plain, plain_slope, length = first_step(
                 space, UNSCALED, learned.unit, x, value, inner, norm, before == 0.0
@@ -357,8 +332,7 @@ class BFGS(TakesBounds, Descent):
                 plain = clipped(space, path, x, plain, length)
                 (plain_slope,) = space.read(space.dot(gradient, plain))
             direction = space.pick(learned.bare, plain, direction)
-            slope = fn.where(learned.bare, plain_slope, slope)
-            first = fn.where(learned.bare, length, first)
+        slope, first, share = fn.fused(_aimed, value, learned.bare, slope, plain_slope, length)
         return Aim(direction, slope, first, share, learned.bare, learned)
 
     @property
@@ -413,6 +387,82 @@ class BFGS(TakesBounds, Descent):
         if unit is not None:
             matrix = matrix * (unit * unit)[..., None]
         return space.own_matrices(matrix)
+
+
+class _Update(NamedTuple):
+    """The numbers of an update of H.
+
+    good : whether the step shows usable curvature.
+    factor : by which H is multiplied first.
+    rho, share : H changes by s w' + w s' with w = share s - rho H y.
+    ahead, beside : H g changes by beside s + ahead w.
+    bare : whether H is still the initial one.
+    """
+
+    good: Any
+    factor: Any
+    rho: Any
+    share: Any
+    ahead: Any
+    beside: Any
+    bare: Any
+
+
+def _update(
+    fn: Scalars, rescale: bool, scale_initial: bool, eps: float, curvature: Any, bend: Any,
+    along: Any, alpha: Any, before: Any, slope: Any, taken: Any, bare: Any, ahead: Any,
+    straight: Any, whole: Any,
+) -> _Update:
+    """curvature, bend, along, ahead, straight : see `Curvature`. before, slope : at both ends of
+    the step alpha. whole : see `Estimate`."""
+    # The same test as in L-BFGS: relative to s . g, so free of the units of x and f.
+    rho = fn.divide(1.0, curvature)
+    good = taken & (curvature > -eps * (alpha * before))
+    good = good & (rho < math.inf) & (bend > 0.0) & (bend < math.inf)
+    factor = fn.full(1.0, curvature)
+    if rescale:
+        # s . Bs / s . y, with B s = -alpha g.
+        excess = fn.divide(-alpha * alpha * before, curvature)
+        larger = fn.sqrt(fn.sqrt(fn.minimum(excess, _MOST)))
+        grows = good & (excess > _EXCESS)
+        if straight is not None:
+            grows = grows & (straight > 0.0) & whole
+        factor = fn.where(grows, larger, factor)
+    if scale_initial:
+        factor = fn.where(good & bare, fn.divide(curvature, bend), factor)
+    share = 0.5 * (rho + rho * (rho * (factor * bend)))
+    ahead = alpha * slope if straight is None else fn.where(straight > 0.0, alpha * slope, ahead)
+    beside = fn.where(good, share * ahead - rho * (factor * along), 0.0)
+    bare = bare & fn.logical_not(good)
+    return named(_Update, (good, factor, rho, share, ahead, beside, bare))
+
+
+def _dropped(
+    fn: Scalars, steepest: Any, slope: Any, norm: Any, bare: Any, turned: Any
+) -> tuple[Any, Any]:
+    """Where H becomes the initial one again, and where it is that then.
+
+    slope : of the direction; None if it is pending.
+    """
+    wrong = steepest
+    if slope is not None:
+        wrong = wrong | (fn.logical_not(slope < 0.0) & (norm > 0.0))
+    wrong = wrong & fn.logical_not(bare) & turned
+    return wrong, bare | wrong
+
+
+def _aimed(
+    fn: Scalars, value: Any, bare: Any, slope: Any, plain_slope: Any, length: Any
+) -> tuple[Any, Any, Any]:
+    """The slope, the first step and the share of an `Aim`.
+
+    plain_slope, length : of the first direction, which is taken where H is `bare`; or None.
+    """
+    first = fn.full(1.0, value)
+    share = fn.where(bare, math.inf, fn.full(0.5, value))
+    if length is None:
+        return slope, first, share
+    return fn.where(bare, plain_slope, slope), fn.where(bare, length, first), share
 
 
 def _is_definite(matrix: np.ndarray) -> bool:

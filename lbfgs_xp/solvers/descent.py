@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.pending import now
+from lbfgs_xp.arrays.scalars import Scalars, named
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.line_search import ACCEPTED, STUCK, LineSearch, Search, rule_of
 from lbfgs_xp.solvers.bounded import Path, along, path_at
@@ -178,30 +179,23 @@ class Descent(Method, Solver):
         old = begun(rule, state.search)
         if old is not state.search:
             state = state._replace(search=old)
-        search = advance(fn, rule, old, phi, dphi, active)
-
-        accepted = active & (search.status == ACCEPTED)
-        lower = active & (search.best_phi < old.best_phi)
-        if self.probes:
-            bent = dphi - old.dphi0 > space.backend.eps * -old.dphi0
-            accepted = accepted | (lower & state.steepest & bent)
-        stuck = active & (search.status == STUCK) & fn.logical_not(accepted)
-        lowest = space.merge(lower | accepted, Lowest(old.alpha, phi, gradient), state.lowest)
-        # Stuck, but lower than the start: the lowest trial is the new iterate.
-        taken = accepted | (stuck & (search.best_phi < search.phi0))
-        lost = stuck & fn.logical_not(taken)
-        decrement = fn.where(taken | lost, state.share * -old.dphi0, state.decrement)
-        # At the precision floor steepest descent would do no better.
-        floor = at_floor(space, decrement, state.value)
-        if space.remote:
-            # A pending slope may have turned out not to go down.
-            floor = floor and old.dphi0 < 0.0
-        again = lost & fn.logical_not(state.steepest | floor)
-
-        after = state._replace(search=search, lowest=lowest)
-        unbounded = fn.full(False, phi)
-        turned = taken | again
-        if not fn.every(fn.logical_not(turned)):
+        told = fn.fused(
+            _judged, rule, self.probes, space.remote, space.backend.eps, space.backend.noise,
+            named(_Numbers, (
+                old, state.value, state.lowest.alpha, state.lowest.value, state.share,
+                state.steepest, state.decrement,
+            )),
+            phi, dphi, active,
+        )
+        taken, turned = told.taken, told.turned
+        lowest = Lowest(
+            told.lowest_alpha, told.lowest_value,
+            space.pick(told.lower, gradient, state.lowest.gradient),
+        )
+        unbounded = told.no
+        if fn.every(fn.logical_not(turned)):
+            after = state._replace(search=told.search, lowest=lowest)
+        else:
             alpha, end, end_gradient = lowest
             new_x = space.pick(taken, trial_on(space, path, state.x, alpha, d), state.x)
             new_gradient = space.pick(taken, end_gradient, state.gradient)
@@ -210,27 +204,37 @@ class Descent(Method, Solver):
             norm, dphi, size = map(now, measured[0])
             if space.remote and not taken:
                 norm = state.gradient_norm
-            bend = dphi - old.dphi0
-            bent = bend > space.backend.eps * -old.dphi0
-            secant = fn.where(taken & bent, fn.divide(alpha * -old.dphi0, bend), math.nan)
-            far = (alpha >= rule.alpha_max) & (alpha * size >= FAR)
-            unbounded = taken & far & fn.logical_not(bent)
-            step = fn.where(taken, alpha, state.step)
-            point = Iterate(new_x, fn.where(taken, end, state.value), new_gradient, norm, step)
+            secant, unbounded, step, value = fn.fused(
+                _arrived, rule.alpha_max, space.backend.eps, taken, old.dphi0, dphi, size, alpha,
+                end, state.step, state.value,
+            )
+            point = Iterate(new_x, value, new_gradient, norm, step)
             learned = self.learn(space, state, point, dphi, taken, measured[1])
-            aim = self.aim(space, point, secant, again, turned=turned, learned=learned, **more)
-            fresh = self._set_out(space, point, aim)
-            if path is not None:
-                fresh = fresh._replace(path=path._replace(reach=aim.first))
+            aim = self.aim(
+                space, point, secant, told.again, turned=turned, learned=learned, **more
+            )
             # A search that continues keeps its line; the rest is the same for every problem.
-            after = fresh if fn.every(turned) else space.merge(turned, fresh, fresh._replace(
-                direction=state.direction, search=search, lowest=lowest,
-                share=state.share, steepest=state.steepest, path=path,
-            ))
+            after = self._set_out(space, point, aim)
+            if path is not None:
+                reach = fn.where(turned, aim.first, path.reach)
+                after = after._replace(path=path._replace(reach=reach))
+            if not fn.every(turned):
+                lines = _Line.of(after), _Line.of(state)._replace(
+                    search=told.search, lowest_alpha=alpha, lowest_value=end
+                )
+                line = fn.fused(_chosen, turned, *lines)
+                after = after._replace(
+                    direction=space.pick(turned, after.direction, state.direction),
+                    search=line.search,
+                    lowest=Lowest(
+                        line.lowest_alpha, line.lowest_value,
+                        space.pick(turned, after.lowest.gradient, end_gradient),
+                    ),
+                    share=line.share, steepest=line.steepest,
+                )
         return after._replace(
             trial=trial_on(space, after.path, after.x, after.search.alpha, after.direction),
-            seen=phi,
-            decrement=decrement, accepted=taken, failed=lost & fn.logical_not(again),
+            seen=phi, decrement=told.decrement, accepted=taken, failed=told.failed,
             unbounded=unbounded,
         )
 
@@ -248,16 +252,128 @@ class Descent(Method, Solver):
 
     def _set_out(self, space: Space, point: Iterate, aim: Aim) -> DescentState:
         """The state at `point` with a search begun along `aim`, except for its trial."""
-        full, (x, value, gradient, norm, step) = space.scalars.full, point
-        noise = space.scalars.abs(value) * space.backend.noise
-        rule: Any = self.line_search
-        search = search_from(rule, value, aim.slope, aim.first, noise)
-        no = full(False, value)
-        return DescentState(
-            x, value, gradient, norm, step, aim.direction, search,
-            x, value, Lowest(full(0.0, value), value, gradient), aim.share, aim.steepest,
-            aim.learned, full(math.inf, value), no, no, no,
+        x, value, gradient, norm, step = point
+        search, zero, far, no = space.scalars.fused(
+            _begun, self.line_search, space.backend.noise, value, aim.slope, aim.first
         )
+        return DescentState(
+            x, value, gradient, norm, step, aim.direction, search, x, value,
+            Lowest(zero, value, gradient), aim.share, aim.steepest, aim.learned, far, no, no, no,
+        )
+
+
+class _Numbers(NamedTuple):
+    """The scalars of a state that `_judged` needs."""
+
+    search: Search
+    value: Any
+    lowest_alpha: Any
+    lowest_value: Any
+    share: Any
+    steepest: Any
+    decrement: Any
+
+
+class _Verdict(NamedTuple):
+    """What a trial means for each problem.
+
+    search : after the trial.
+    lower : whether the trial is the end of the step if one is taken.
+    lowest_alpha, lowest_value : of the end.
+    taken : whether there is a new iterate.
+    again : whether the search begins again from the old one, along steepest descent.
+    turned : taken or again.
+    no : false.
+    """
+
+    search: Search
+    lower: Any
+    lowest_alpha: Any
+    lowest_value: Any
+    taken: Any
+    again: Any
+    turned: Any
+    failed: Any
+    decrement: Any
+    no: Any
+
+
+class _Line(NamedTuple):
+    """The scalars of a line and of the search along it."""
+
+    search: Search
+    lowest_alpha: Any
+    lowest_value: Any
+    share: Any
+    steepest: Any
+
+    @classmethod
+    def of(cls, state: DescentState) -> _Line:
+        return cls(
+            state.search, state.lowest.alpha, state.lowest.value, state.share, state.steepest
+        )
+
+
+def _judged(
+    fn: Scalars, rule: LineSearch, probes: bool, may_rise: bool, eps: float, noise: float,
+    state: _Numbers, phi: Any, dphi: Any, active: Any,
+) -> _Verdict:
+    """may_rise : whether a slope was pending when the search began, so that it may not go down."""
+    old = state.search
+    search = advance(fn, rule, old, phi, dphi, active)
+    accepted = active & (search.status == ACCEPTED)
+    lower = active & (search.best_phi < old.best_phi)
+    if probes:
+        bent = dphi - old.dphi0 > eps * -old.dphi0
+        accepted = accepted | (lower & state.steepest & bent)
+    stuck = active & (search.status == STUCK) & fn.logical_not(accepted)
+    lower = lower | accepted
+    # Stuck, but lower than the start: the lowest trial is the new iterate.
+    taken = accepted | (stuck & (search.best_phi < search.phi0))
+    lost = stuck & fn.logical_not(taken)
+    decrement = fn.where(taken | lost, state.share * -old.dphi0, state.decrement)
+    # At the precision floor steepest descent would do no better.
+    floor = at_floor(fn, noise, decrement, state.value)
+    if may_rise:
+        floor = floor & (old.dphi0 < 0.0)
+    again = lost & fn.logical_not(state.steepest | floor)
+    return named(_Verdict, (
+        search, lower, fn.where(lower, old.alpha, state.lowest_alpha),
+        fn.where(lower, phi, state.lowest_value), taken, again, taken | again,
+        lost & fn.logical_not(again), decrement, fn.full(False, phi),
+    ))
+
+
+def _arrived(
+    fn: Scalars, alpha_max: float, eps: float, taken: Any, before: Any, slope: Any, size: Any,
+    alpha: Any, end: Any, step: Any, value: Any,
+) -> tuple[Any, Any, Any, Any]:
+    """For an iterate: where the slopes place the minimum of the line, whether the function is
+    unbounded, the step length that led here and the value.
+
+    before, slope : the slopes at both ends of the step alpha; size: of its direction; end : its
+        value. step, value : of the old iterate.
+    """
+    bend = slope - before
+    bent = bend > eps * -before
+    secant = fn.where(taken & bent, fn.divide(alpha * -before, bend), math.nan)
+    far = (alpha >= alpha_max) & (alpha * size >= FAR)
+    return (
+        secant, taken & far & fn.logical_not(bent), fn.where(taken, alpha, step),
+        fn.where(taken, end, value),
+    )
+
+
+def _begun(
+    fn: Scalars, rule: LineSearch, noise: float, value: Any, slope: Any, first: Any
+) -> tuple[Search, Any, Any, Any]:
+    """A search, and the scalars of a state that are the same at each iterate: 0, inf and false."""
+    search = search_from(rule, value, slope, first, fn.abs(value) * noise)
+    return search, fn.full(0.0, value), fn.full(math.inf, value), fn.full(False, value)
+
+
+def _chosen(fn: Scalars, mask: Any, new: _Line, old: _Line) -> _Line:
+    return fn.choose(mask, new, old)
 
 
 def steepest_descent(space: Space, point: Iterate) -> Aim:

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.scalars import Scalars
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.solvers.initial import Initial
 
@@ -28,28 +29,46 @@ def first_step(
         f may fall without bound, which only a long alpha shows.
     """
     fn = space.scalars
-    one = fn.full(1.0, value)
     if not initial.scales_first:
         direction = initial.descent(space, gradient, weights)
-        return direction, space.read_one(space.dot(gradient, direction)), one
+        return direction, space.read_one(space.dot(gradient, direction)), fn.full(1.0, value)
     # Normalised, so that no product overflows.
     if weights is None:
-        direction = space.scale(fn.where(norm > 0.0, fn.divide(-1.0, norm), -1.0), gradient)
-        slope, size = space.read(space.dot(gradient, direction), space.max_abs(x))
-        limit = fn.maximum(one, size)
+        direction = space.scale(fn.fused(_downhill, norm), gradient)
     else:
         # The weights are the sizes of the variables, none of which is to change by more than that.
         scaled = gradient * weights
         norm = space.read_one(space.max_abs(scaled))
-        factor = fn.where(norm > 0.0, fn.divide(-1.0, norm), -1.0)
-        direction = space.scale(factor, scaled) * weights
-        slope, size = space.read(space.dot(gradient, direction), space.max_abs(x))
-        limit = one
+        direction = space.scale(fn.fused(_downhill, norm), scaled) * weights
+    slope, size = space.read(space.dot(gradient, direction), space.max_abs(x))
+    alpha, long = fn.fused(_length, weights is None, value, slope, size, beginning)
+    if not space.none(long):
+        unit, slope, alpha = fn.fused(_stretched, long, slope, alpha)
+        direction = space.scale(unit, direction)
+    return direction, slope, alpha
+
+
+def _downhill(fn: Scalars, norm: Any) -> Any:
+    """The factor of the gradient."""
+    return fn.where(norm > 0.0, fn.divide(-1.0, norm), -1.0)
+
+
+def _length(
+    fn: Scalars, limited: bool, value: Any, slope: Any, size: Any, beginning: Any
+) -> tuple[Any, Any]:
+    """The first alpha, and whether the direction takes over its length.
+
+    limited : whether alpha may be as large as the largest |x|, if that is above 1.
+    """
+    one = fn.full(1.0, value)
+    limit = fn.maximum(one, size) if limited else one
     fall = fn.divide(2.0 * fn.abs(value), fn.abs(slope))
     known = (fall > 0.0) & (fall < math.inf)
     alpha = fn.where(known, fn.where(size > 0.0, fn.minimum(fall, limit), fall), limit)
-    long = (alpha > _LONG) & beginning
-    if not space.none(long):
-        unit = fn.where(long, alpha, one)
-        direction, slope, alpha = space.scale(unit, direction), slope * unit, alpha / unit
-    return direction, slope, alpha
+    return alpha, (alpha > _LONG) & beginning
+
+
+def _stretched(fn: Scalars, long: Any, slope: Any, alpha: Any) -> tuple[Any, Any, Any]:
+    """The factor of the direction, its slope, and the first alpha, if it is as `long` as alpha."""
+    unit = fn.where(long, alpha, fn.full(1.0, alpha))
+    return unit, slope * unit, alpha / unit

@@ -32,6 +32,10 @@ class Initial:
         if isinstance(given, (bool, str)):
             raise TypeError(f"initial_inverse_hessian is {given!r}; wanted {_WANTED}")
         number = isinstance(given, numbers.Real)
+        kinds = (list, tuple, np.ndarray)
+        if not (given is None or number or callable(given) or is_array(given)
+                or isinstance(given, kinds)):
+            raise TypeError(f"initial_inverse_hessian is {given!r}; wanted {_WANTED}")
         if number and not (math.isfinite(given) and given > 0):
             raise ValueError(f"initial_inverse_hessian is {given!r}; wanted {_WANTED}")
         self.gamma = float(given) if number else 1.0

@@ -38,8 +38,7 @@ class Operator(ABC):
             return self._dense()
 
     def diagonal(self) -> Array:
-        """The diagonal, (..., n). If fun is -log likelihood, it estimates the squared standard
-        errors, as far as the run has seen the curvature."""
+        """The diagonal, (..., n)."""
         with self._space.backend.current():
             return self._diagonal()
 
@@ -105,3 +104,23 @@ class DenseInverseHessian(Operator):
 
     def _apply(self, vector: Array) -> Array:
         return self._space.products(self._matrix, vector)
+
+
+class ScaledInverseHessian(Operator):
+    """S H S for the inverse Hessian H of the variables x / s, with S = diag(s): that of x.
+
+    scale : s, (n,) or (B, n).
+    """
+
+    def __init__(self, space: Space, inner: Operator, scale: Array):
+        super().__init__(space, inner.shape)
+        self._inner, self._scale = inner, scale
+
+    def _dense(self) -> Array:
+        return self._inner._dense() * self._scale[..., None] * self._scale[..., None, :]
+
+    def _diagonal(self) -> Array:
+        return self._inner._diagonal() * self._scale * self._scale
+
+    def _apply(self, vector: Array) -> Array:
+        return self._scale * self._inner._apply(self._scale * vector)

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from typing import TYPE_CHECKING, Any, Self
 
 from lbfgs_xp.arrays.keyed import Keyed, key_of
-from lbfgs_xp.checks import Settings, budget, optional, seconds, setting, tolerance
+from lbfgs_xp.checks import (
+    OwnSignature,
+    Settings,
+    budget,
+    optional,
+    refuse_foreign_settings,
+    seconds,
+    setting,
+    tolerance,
+)
 from lbfgs_xp.schedules import Constant
 
 
@@ -77,34 +85,22 @@ class Phase:
 
 # Names of these settings in other libraries.
 _OURS = {
-    "lr": "learning_rate",
-    "history_size": "memory_size",
-    **dict.fromkeys(("maxcor", "m", "memory"), "memory_size"),
-    "line_search_fn": "line_search",
-    **dict.fromkeys(("b1", "b2", "beta1", "beta2"), "betas"),
+    "lr": ("learning_rate",),
+    **dict.fromkeys(("history_size", "maxcor", "m", "memory"), ("memory_size",)),
+    "line_search_fn": ("line_search",),
+    **dict.fromkeys(("b1", "b2", "beta1", "beta2"), ("betas",)),
 }
-
-
-class _Signature:
-    """The signature of `__init__`, which `Method.__new__` would hide in the documentation."""
-
-    def __get__(self, instance: Any, cls: type) -> inspect.Signature:
-        _, *own = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
-        return inspect.Signature(own)
 
 
 class Method(Settings, Keyed):
     """What every method object can do; a subclass is a frozen dataclass of settings."""
 
-    __signature__ = _Signature()
+    __signature__ = OwnSignature()
 
     if not TYPE_CHECKING:
 
         def __new__(cls, *args: Any, **settings: Any) -> Self:
-            for name in settings.keys() & _OURS.keys():
-                own = inspect.signature(cls.__init__).parameters
-                if name not in own and (ours := _OURS[name]) in own:
-                    raise TypeError(f"{name} was passed to {cls.__name__}; wanted {ours}")
+            refuse_foreign_settings(cls, settings, _OURS)
             return super().__new__(cls)
 
     def until(

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.pending import Pending
 from lbfgs_xp.arrays.scalars import Scalars
-from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.line_search import STUCK, LineSearch, Search
 
 # A function that still falls without curvature after a step of this length counts as unbounded. (If
@@ -23,9 +22,12 @@ class Lowest(NamedTuple):
     gradient: Array
 
 
-def at_floor(space: Space, decrement: Any, value: Any) -> Any:
-    """Whether rounding hides the decrease that was predicted for the last step."""
-    return decrement <= space.scalars.abs(value) * space.backend.noise
+def at_floor(fn: Scalars, noise: float, decrement: Any, value: Any) -> Any:
+    """Whether rounding hides the decrease that was predicted for the last step.
+
+    noise : that of the backend.
+    """
+    return decrement <= fn.abs(value) * noise
 
 
 def advance(

@@ -7,8 +7,9 @@ from typing import Any
 
 import array_api_compat as compat
 
-from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.backend import Array, is_array
 from lbfgs_xp.arrays.current import on_device_of
+from lbfgs_xp.checks import number
 
 
 @on_device_of("gradient")
@@ -44,8 +45,8 @@ def two_loop(
 
     Raises
     ------
-    ValueError
-        If the shapes do not match.
+    TypeError, ValueError
+        If an argument is of another kind, or the shapes do not match.
 
     Examples
     --------
@@ -54,6 +55,13 @@ def two_loop(
     >>> two_loop(np.asarray([4.0, 3.0]), s, y, gamma=0.5)
     array([2. , 1.5])
     """
+    for name, array in {"gradient": gradient, "S": S, "Y": Y}.items():
+        if not is_array(array):
+            raise TypeError(f"{name} is {array!r}; wanted an array")
+    if not (dot is None or callable(dot)):
+        raise TypeError(f"dot is {dot!r}; wanted a function of two arrays, or None")
+    if not (callable(gamma) or is_array(gamma)):
+        gamma = number("gamma", gamma)
     xp = compat.array_namespace(gradient, S, Y)
     wanted = (*gradient.shape[:-1], S.shape[-2] if S.ndim > 1 else 0, gradient.shape[-1])
     if tuple(S.shape) != wanted or tuple(Y.shape) != wanted:

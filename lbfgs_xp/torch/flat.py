@@ -20,6 +20,7 @@ class Flat:
         unique = list({id(p): p for p in params}.values())
         self.where = [i for i, p in enumerate(unique) if p.requires_grad]
         self.params = [unique[i] for i in self.where]
+        self.all_sizes = [_real(p).numel() for p in unique]
         self.sizes = [_real(p).numel() for p in self.params]
         for what, found in (
             ("devices", {str(p.device) for p in self.params}),
@@ -32,6 +33,10 @@ class Flat:
         for p in self.params[:1]:
             Backend.of(p, "a parameter")  # refuses 16-bit numbers
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return _real(self.params[0]).dtype
+
     @torch.no_grad()
     def read(self) -> Tensor:
         return torch.cat([_real(p).reshape(-1) for p in self.params])
@@ -42,11 +47,24 @@ class Flat:
             real = _real(p)
             real.copy_(piece.view_as(real))
 
-    @torch.no_grad()
+    def picked(self, vector: Tensor) -> Tensor:
+        """What belongs to these parameters in a vector of all, also of those that are frozen."""
+        if vector.shape != (sum(self.all_sizes),):
+            raise ValueError(
+                f"a vector of shape {tuple(vector.shape)} was loaded; wanted "
+                f"({sum(self.all_sizes)},), for all parameters"
+            )
+        pieces = vector.split(self.all_sizes)
+        return torch.cat([pieces[i] for i in self.where])
+
     def gradient(self) -> Tensor:
+        return self.joined([p.grad for p in self.params])
+
+    @torch.no_grad()
+    def joined(self, gradients: list[Tensor | None]) -> Tensor:
+        """Gradients of the parameters as one vector; None counts as 0."""
         pieces = []
-        for p, size in zip(self.params, self.sizes, strict=True):
-            g = p.grad
+        for p, size, g in zip(self.params, self.sizes, gradients, strict=True):
             if g is None:
                 pieces.append(_real(p).new_zeros(size))
                 continue

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from lbfgs_xp.arrays.tree import map_leaves
+from lbfgs_xp.checks import shown
 from lbfgs_xp.line_search import LineSearch
 from lbfgs_xp.result import Status
 from lbfgs_xp.torch.flat import Flat
+from lbfgs_xp.torch.foreign import is_of_torch, taken_over
 from lbfgs_xp.torch.settings import OptimizerSettings
 from lbfgs_xp.torch.step import Step, StepResult
 from lbfgs_xp.typing import LineSearchName
@@ -36,7 +38,8 @@ class LBFGS(torch.optim.Optimizer):
         A step ends when the largest component of the gradient is at most this.
     tolerance_change : float
         A step also ends when no parameter changes by more than this, the loss changes by less, or
-        the slope along the direction is smaller in size.
+        the slope along the direction is smaller in size. Either tolerance may be infinite, or
+        negative: it is then never met.
     history_size : int
         The number of pairs (s, y) to keep.
     line_search_fn : None, str or lx.LineSearch
@@ -57,6 +60,10 @@ class LBFGS(torch.optim.Optimizer):
     With None and a closure that does not change, the iterates are those of `torch.optim.LBFGS` up
     to rounding; with "strong_wolfe" too, until the two searches first try different steps. Trials
     that are not finite are shortened.
+
+    A closure that does not clear the gradients, changes the parameters, or whose gradient is not
+    that of its loss ends the step as `LINE_SEARCH`, with a message that says so. Without a line
+    search, a loss that has grown by a factor of more than 1e10 ends it as `DIVERGED`.
 
     `result`, a `StepResult`, says why the last step ended; it is None before the first step.
 
@@ -135,7 +142,7 @@ class LBFGS(torch.optim.Optimizer):
             raise
         finally:
             self.result = run.leave() or self.result
-        return run.loss
+        return run.closure.loss
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to continue with the same bits, as tensors and plain numbers, so that
@@ -152,25 +159,31 @@ class LBFGS(torch.optim.Optimizer):
         return packed
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from where `state_dict` was taken."""
-        saved = next(iter(state_dict["state"].values()), None)
-        if saved is not None and "pairs" not in saved:
-            raise ValueError(
-                f"state_dict holds {', '.join(map(repr, saved))}; wanted the state_dict of an "
-                "lbfgs_xp.torch.LBFGS"
-            )
-        own = self.param_groups[0]["line_search_fn"]
-        groups = [{"line_search_fn": own} | group for group in state_dict["param_groups"]]
+        """Continue from where `state_dict` was taken, also by a `torch.optim.LBFGS`."""
+        saved = _checked(state_dict)
+        own = {name: self.param_groups[0][name] for name in ("line_search_fn", "maximize")}
+        groups = [own | group for group in state_dict["param_groups"]]
         OptimizerSettings.of(groups)
         super().load_state_dict(state_dict | {"param_groups": groups})
-        if saved is not None:
-            # torch casts everything to the dtype of the parameters, but the small matrices must
-            # stay float64.
-            loaded = self._memory()
-            loaded.update(map_leaves(_copied, saved))
-            for name, where in (("pairs", ["rows"]), ("pending", ["x", "gradient", "direction"])):
-                for key in where if loaded[name] else ():
-                    loaded[name][key] = loaded[name][key].to(self._all()[0].device)
+        if not saved:
+            return
+        self._memory().clear()    # of what torch has put there
+        loaded = self._memory()
+        if is_of_torch(saved):
+            loaded.update(
+                func_evals=saved["func_evals"], n_iter=saved["n_iter"],
+                taken=taken_over(saved, Flat(self._all())),
+            )
+            return
+        # torch casts everything to the dtype of the parameters, but the small matrices must stay
+        # float64.
+        loaded.update(map_leaves(_copied, saved))
+        for name, where in (("pairs", ["rows"]), ("pending", ["x", "gradient", "direction"])):
+            for key in where if loaded[name] else ():
+                loaded[name][key] = loaded[name][key].to(self._all()[0].device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"result": self.result}
 
     def _all(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -180,8 +193,28 @@ class LBFGS(torch.optim.Optimizer):
         in the state of the first parameter. See `Step`."""
         memory: dict[str, Any] = self.state[self._all()[0]]
         if not memory:
-            memory.update(func_evals=0, n_iter=0, where=[], pairs=None, pending=None, retry=None)
+            memory.update(
+                func_evals=0, n_iter=0, where=[], pairs=None, pending=None, retry=None,
+                clears=False, doubts=0, off=0, scale=None, taken=None,
+            )
         return memory
+
+
+def _checked(state_dict: Any) -> dict[str, Any]:
+    """What a state dict holds for the first parameter."""
+    wanted = "wanted the state_dict of an LBFGS of lbfgs_xp.torch or torch.optim"
+    if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
+        what = shown(state_dict) if not isinstance(state_dict, dict) else (
+            f"a dict with {', '.join(map(repr, state_dict)) or 'nothing'}"
+        )
+        raise TypeError(f"state_dict is {what}; {wanted}")
+    saved: dict[str, Any] = next(iter(state_dict["state"].values()), {})
+    if saved and "pairs" not in saved and not is_of_torch(saved):
+        raise ValueError(f"state_dict holds {', '.join(map(repr, saved))}; {wanted}")
+    for group in state_dict["param_groups"]:
+        if missing := {"lr", "max_iter", "history_size"} - group.keys():
+            raise ValueError(f"state_dict lacks {', '.join(sorted(missing))}; {wanted}")
+    return saved
 
 
 def _copied(value: Any) -> Any:

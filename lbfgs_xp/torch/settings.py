@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from torch import Tensor
 
-from lbfgs_xp.checks import count, flag, number, setting
+from lbfgs_xp.checks import count, flag, number, real, setting, shown
 from lbfgs_xp.line_search import Fixed, rule_of
 from lbfgs_xp.solvers import lbfgs
+
+
+def _tolerance(name: str, value: Any) -> float:
+    """Any number, as in torch: below 0 a tolerance is never met."""
+    found = real(value)
+    if found is None or math.isnan(found):
+        raise ValueError(f"{name} is {shown(value)}; wanted a number")
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +38,9 @@ class OptimizerSettings:
         set_ = object.__setattr__  # the dataclass is frozen
         if isinstance(self.lr, Tensor) and self.lr.numel() == 1:
             set_(self, "lr", float(self.lr))
-        for name in ("lr", "tolerance_grad", "tolerance_change"):
-            setting(self, name, number, least=0.0)
+        setting(self, "lr", number, least=0.0)
+        for name in ("tolerance_grad", "tolerance_change"):
+            setting(self, name, _tolerance)
         setting(self, "max_iter", count, least=1)
         if self.max_eval is None:
             set_(self, "max_eval", max(self.max_iter * 5 // 4, 1))

@@ -15,17 +15,26 @@ from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.line_search import Fixed, Search
 from lbfgs_xp.result import Status, table
+from lbfgs_xp.run import agreement
 from lbfgs_xp.solvers import lbfgs
 from lbfgs_xp.solvers.lbfgs import curvature
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
 from lbfgs_xp.solvers.lbfgs.state import LBFGSState
 from lbfgs_xp.solvers.search import at_floor
+from lbfgs_xp.torch.closure import Closure
 from lbfgs_xp.torch.flat import Flat
+from lbfgs_xp.torch.foreign import pairs_of
 from lbfgs_xp.torch.settings import OptimizerSettings
 
 # The initial room for pairs, doubled whenever it is full: most runs end long before torch's default
 # of 100 pairs, which would take most of the memory for a large model.
 _ROOM = 8
+# So many doubtful trials in a row call for a look; see `Step._doubt`.
+_DOUBTS = 2
+# Ends that no wrong gradient may cause.
+_SETTLED = (Status.GRADIENT, Status.VALUE, Status.STEP)
+# Without a line search, a loss that has grown by this factor has diverged.
+_FAR = 1e10
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -67,6 +76,10 @@ class Step:
             gradient at x), or None.
         retry : the next trial of a search that ran out of budget before it found a lower point, or
             None.
+        clears : whether closure is known to clear the gradients of earlier calls.
+        doubts, off : the numbers of doubtful trials in a row; see `_doubt`.
+        scale : the size of the loss at the start, or of its first change; None before that.
+        taken : the curvature from a state of torch, until it is used; see `foreign`.
     """
 
     def __init__(
@@ -75,26 +88,28 @@ class Step:
         self.settings = settings
         self.solver = settings.solver()
         self.flat = flat
-        self.closure = torch.enable_grad()(closure)
+        sign = -1.0 if settings.maximize else 1.0
+        self.closure = Closure(closure, flat, sign, memory["clears"])
         self.memory = memory
         self.state: LBFGSState | None = None
-        self.nit = self.nfev = 0
+        self.lowest: Any = None
+        self.nit = 0
         self.status = Status.RUNNING
-        self.torn = self.moved = False
+        self.message = ""
+        self.torn = self.moved = self.looked = False
 
     def go(self) -> None:
         s, state = self.settings, self._begin()
-        if not (math.isfinite(state.value) and math.isfinite(state.gradient_norm)):
-            self.status = Status.NOT_FINITE
-        elif state.gradient_norm <= s.tolerance_grad:
-            self.status = Status.GRADIENT
-        elif s.lr == 0.0:
-            self.status = Status.STEP
+        if self.status is Status.RUNNING:
+            self._judge_start(state)
         while self.status is Status.RUNNING:
-            if self.nfev >= max(s.max_eval, 2):
+            if self._spent():
                 self._settle(state)
                 self.status = Status.EVALUATIONS
                 break
+            if self.memory["doubts"] >= _DOUBTS and not self.looked:
+                self._look(state)
+                continue
             if state.search.evaluations == 0:
                 state = self._set_out(state)
                 if state.search.dphi0 > -s.tolerance_change:
@@ -104,9 +119,18 @@ class Step:
                     # As in torch: if the batch changes, the value here would be of no use.
                     self.nit, self.moved, self.status = self.nit + 1, True, Status.ITERATIONS
                     break
-            self.flat.write(state.trial)
-            before, state = state, self._tell(state, *self._evaluate())
-            self._judge(before, state)
+            value, gradient = self._at(state.trial)
+            if self.status is not Status.RUNNING:
+                break
+            before, state = state, self._tell(state, value, gradient)
+            self._note(before, state, value, gradient)
+            if state.value < self.lowest.value:
+                self.lowest = state
+        if self.status in _SETTLED and self.memory["off"] >= _DOUBTS and not self._spent():
+            self._look(state)
+        if self.status is Status.DIVERGED:
+            # Its pairs may be overwritten.
+            self.state, self.torn = self.lowest, True
 
     def leave(self) -> StepResult | None:
         """Set the parameters and the memory to where the step has ended."""
@@ -115,6 +139,7 @@ class Step:
         self.flat.write(state.trial if self.moved else state.x)
         memory, search = self.memory, state.search
         memory["n_iter"] += self.nit
+        memory["clears"] = self.closure.clears
         memory["where"] = self.flat.where
         # In the middle of an update, the pairs may be partly old and partly new.
         memory["pairs"] = None if self.torn else self._packed(state)
@@ -128,49 +153,65 @@ class Step:
             memory["retry"] = search.alpha
         sign = -1.0 if self.settings.maximize else 1.0
         return StepResult(
-            sign * state.value, state.gradient_norm, self.nit, self.nfev, self.status,
-            _MESSAGES.get(self.status, self.status.message),
+            sign * state.value, state.gradient_norm, self.nit, self.closure.calls, self.status,
+            self.message or _MESSAGES.get(self.status, self.status.message),
         )
+
+    def _spent(self) -> bool:
+        return self.closure.calls >= max(self.settings.max_eval, 2)
 
     # --- the parts of a step -------------------------------------------------------------------
 
     def _begin(self) -> LBFGSState:
         """The state at the current parameters."""
-        x = self.flat.read()
-        self.space = space = Space(x)
-        self.loss = None
-        value, gradient = self._evaluate()
-        pairs, pending = self._known(x), self.memory["pending"]
+        start = self.flat.read()
+        self.space = space = Space(start)
+        self.memory["func_evals"] += 1
+        value, gradient, x, fault = self.closure(start)
+        # If closure has moved the start, as if into a domain, that is the start.
+        if fault and math.isfinite(value) and space.equal(x, start):
+            self.status, self.message = Status.LINE_SEARCH, fault
+        memory, most = self.memory, self.settings.history_size
+        if memory["taken"] is not None:
+            memory["pairs"] = pairs_of(memory["taken"], gradient, min(_ROOM, most), most)
+            memory["where"], memory["taken"] = self.flat.where, None
+        pairs, pending = self._known(x), memory["pending"]
         if pairs is None:
-            room = min(_ROOM, self.settings.history_size)
-            pairs = curvature.empty(space, len(x), room, (), self.solver.initial.gamma)
+            pairs = curvature.empty(space, len(x), min(_ROOM, most), (), self.solver.initial.gamma)
         elif pending is not None:
             old = self._init(pending["x"], pending["value"], pending["gradient"], pairs)
             old = old._replace(direction=pending["direction"])
             old = _begin_at(self.solver, space, old, pending["step"])
-            if space.equal(x, old.trial):
-                return self._tell(old, value, gradient)
-        return self._init(x, value, gradient, pairs)
+            if space.equal(start, old.trial):
+                self.lowest = old
+                if fault:
+                    self.status, self.message = Status.LINE_SEARCH, fault
+                    return old
+                state = self._tell(old, value, gradient)
+                self.lowest = state if state.value < old.value else old
+                return state
+        self.lowest = self._init(x, value, gradient, pairs)
+        return self.lowest
 
-    def _evaluate(self) -> tuple[float, Tensor]:
-        loss = self.closure()
-        self.nfev += 1
+    def _at(self, x: Tensor) -> tuple[float, Tensor]:
+        """Value and gradient at x; the step ends if something is wrong with them."""
+        self.flat.write(x)
         self.memory["func_evals"] += 1
-        if self.loss is None:
-            self.loss = loss
-        try:
-            value = float(loss)
-        except TypeError:
-            raise TypeError(
-                f"closure returned a {type(loss).__name__}; wanted the loss as a number or a "
-                "tensor with one element"
-            ) from None
-        if all(p.grad is None for p in self.flat.params):
-            raise ValueError(
-                "closure left no gradients; wanted one that calls loss.backward() and returns loss"
-            )
-        gradient = self.flat.gradient()
-        return (-value, -gradient) if self.settings.maximize else (value, gradient)
+        value, gradient, _, fault = self.closure(x)
+        if fault:
+            self.status, self.message = Status.LINE_SEARCH, fault
+        return value, gradient
+
+    def _judge_start(self, state: LBFGSState) -> None:
+        s = self.settings
+        if not (math.isfinite(state.value) and math.isfinite(state.gradient_norm)):
+            self.status = Status.NOT_FINITE
+        elif state.gradient_norm <= max(s.tolerance_grad, 0.0):
+            self.status = Status.GRADIENT
+        elif s.lr == 0.0:
+            self.status = Status.STEP
+        else:
+            self._judge_size(state)
 
     def _init(self, x: Tensor, value: float, gradient: Tensor, pairs: Pairs) -> LBFGSState:
         with np.errstate(all="ignore"):
@@ -197,29 +238,97 @@ class Step:
             alpha *= min(1.0, 1.0 / size)
         if memory["retry"] is not None:
             alpha, memory["retry"] = memory["retry"], None
-        self.state = _begin_at(self.solver, self.space, state, alpha)
-        return self.state
+        self.state = after = _begin_at(self.solver, self.space, state, alpha)
+        if memory["scale"] is None:
+            memory["scale"] = max(abs(after.value), alpha * abs(after.search.dphi0))
+        return after
 
-    def _judge(self, before: LBFGSState, state: LBFGSState) -> None:
-        """Set the status if the step ends here; most tests apply only after an iteration."""
-        s, space = self.settings, self.space
+    def _note(self, before: LBFGSState, state: LBFGSState, value: float, gradient: Tensor) -> None:
+        """Set the status if the step ends at this trial, and count what is doubtful about it."""
+        space, change = self.space, value - before.value
+        hidden = agreement.hidden_by_rounding(space.scalars, space.backend, before.value)
         if state.failed:
             # Unlike in `minimize`, this is not confirmed by another evaluation: a step must not
             # call the closure more often than torch does. (`test_a_floor_is_that_of_minimize` in
             # tests/torch/test_torch_face.py holds the two equal.)
-            floor = at_floor(space, state.decrement, state.value)
+            floor = at_floor(space.scalars, space.backend.noise, state.decrement, state.value)
             self.status = Status.PRECISION if floor else Status.LINE_SEARCH
-        if not state.accepted:
+        if not (state.accepted or hidden < change < math.inf):
             return
+        slope, length = space.read(
+            space.dot(gradient, before.direction), space.max_abs(state.x - before.x)
+        )
+        self._doubt(before, change, slope, hidden)
+        if state.accepted:
+            self._judge(before, state, length)
+
+    def _judge(self, before: LBFGSState, state: LBFGSState, length: float) -> None:
+        """Set the status if the step ends with this iteration, which has moved x by `length`."""
+        s = self.settings
         self.nit += 1
-        if state.gradient_norm <= s.tolerance_grad:
+        self._judge_size(state)
+        if self.status is not Status.RUNNING:
+            return
+        if state.gradient_norm <= max(s.tolerance_grad, 0.0):
             self.status = Status.GRADIENT
-        elif space.read_one(space.max_abs(state.x - before.x)) <= s.tolerance_change:
+        elif length <= s.tolerance_change:
             self.status = Status.STEP
         elif abs(state.value - before.value) < s.tolerance_change:
             self.status = Status.VALUE
         elif self.nit == s.max_iter:
             self.status = Status.ITERATIONS
+
+    def _judge_size(self, state: LBFGSState) -> None:
+        """Set the status if the loss has left all bounds."""
+        scale = self.memory["scale"]
+        if self.settings.fixed and scale is not None and state.value > _FAR * scale:
+            self.status, self.message = Status.DIVERGED, _DIVERGED
+        elif state.value < -(self.space.backend.largest ** 0.5):
+            self.status = Status.UNBOUNDED
+
+    def _doubt(self, before: LBFGSState, change: float, slope: float, hidden: float) -> None:
+        """Count the doubtful trials in a row.
+
+        doubts : those at which the loss is higher although it still falls according to the slope.
+            Short steps with a wrong gradient are like that, and few others.
+        off : those at which the change of the loss is not the one that the slopes predict.
+        """
+        memory, alpha = self.memory, before.search.alpha
+        contrary = change > hidden and slope < 0.0
+        memory["doubts"] = memory["doubts"] + 1 if contrary else 0
+        first, last = alpha * now(before.search.dphi0), alpha * slope
+        slopes = abs(first) + abs(last)
+        if slopes > 4.0 * hidden and math.isfinite(change):
+            off = abs(change - 0.5 * (first + last))
+            fine = agreement.follows_slopes(off, slopes, hidden)
+            memory["off"] = 0 if fine else memory["off"] + 1
+
+    def _look(self, state: LBFGSState) -> None:
+        """Decide by one more evaluation, close to the iterate, whether function and gradient
+        agree."""
+        space, self.looked, self.memory["doubts"] = self.space, True, 0
+        ended = self.status
+        length = agreement.lengths_of(space.backend.eps)[0]
+        extent = space.read_one(space.max_abs(state.x))
+        x = agreement.ahead(self.solver, space, state.x, state.gradient, extent, length)
+        value, gradient = self._at(x)
+        look = agreement.look(space, state, x, value, gradient)
+        if self.status is not ended or not math.isfinite(value):
+            return
+        if look.agrees:
+            self.memory["off"] = 0
+            return
+        first, last = space.read(
+            space.dot(state.gradient, x - state.x), space.dot(gradient, x - state.x)
+        )
+        sign = -1.0 if self.settings.maximize else 1.0
+        self.status = Status.LINE_SEARCH
+        self.message = (
+            "function and gradient disagree: over a short step the loss changes by "
+            f"{sign * (value - state.value):.3g}, but by {sign * 0.5 * (first + last):.3g} "
+            "according to the gradient (or there is a kink or a jump here); wanted the gradient of "
+            "the loss that closure returns, and the same loss for the same parameters"
+        )
 
     def _settle(self, state: LBFGSState) -> None:
         """End a search that is out of evaluations: its lowest trial becomes the iterate."""
@@ -286,6 +395,11 @@ def _wider(space: Space, pairs: Pairs, most: int) -> Pairs:
     return wider._replace(slot=m, count=m)
 
 
+_DIVERGED = (
+    "the loss has grown by a factor of more than 1e10: the learning rate is too large for steps "
+    "without a line search, or the gradient is wrong; the parameters are those with the lowest "
+    "loss of this step"
+)
 _MESSAGES = {
     Status.GRADIENT: "the gradient is small: its largest component is at most tolerance_grad",
     Status.VALUE: "the loss has settled: its change, or the slope along the direction, is less "

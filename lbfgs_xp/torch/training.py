@@ -5,23 +5,27 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.modules.dropout import _DropoutNd
 
-from lbfgs_xp.checks import count, flag, number, reject_foreign_keywords, shown
+from lbfgs_xp.arrays.tree import flatten, leaf_name
+from lbfgs_xp.checks import count, flags, number, reject_foreign_keywords, shown
 from lbfgs_xp.first_order import Adam
 from lbfgs_xp.line_search import LineSearch
+from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import Status, table
 from lbfgs_xp.run.progress import Live
-from lbfgs_xp.torch.data import ChunkedLoss, Source
+from lbfgs_xp.solvers import lbfgs
+from lbfgs_xp.torch.data import Source
 from lbfgs_xp.torch.flat import Flat
+from lbfgs_xp.torch.layers import warn_of_layers
+from lbfgs_xp.torch.loss import ChunkedLoss
 from lbfgs_xp.torch.optimizer import LBFGS
+from lbfgs_xp.torch.warned import warn
 from lbfgs_xp.typing import LineSearchName
 
 
@@ -92,6 +96,8 @@ def train_with_lbfgs(
     adam_lr: Any = 1e-3,
     max_epochs: int = 100,
     *,
+    params: Any = None,
+    pass_model: bool = False,
     until: Literal["either", "both", "loss", "gradient"] = "either",
     max_iter: int = 20,
     history_size: int = 100,
@@ -108,16 +114,21 @@ def train_with_lbfgs(
     ----------
     model : torch.nn.Module
         Its parameters are changed in place; see `LBFGS` for what is allowed. Loss and model must
-        give the same value when called again: with dropout, call `model.eval()` first.
+        give the same value when called again: with dropout or batch normalisation, call
+        `model.eval()` first.
     loss_fn : function
-        Such as `torch.nn.MSELoss()`. How it is called depends on data.
+        Such as `torch.nn.MSELoss()`. How it is called depends on data. It returns one number, or
+        the pair (sum, count), whose loss on all data is the sum of the sums divided by that of the
+        counts.
     data : tensors, None, or an iterable
-        A pair (inputs, targets) of tensors: loss_fn(model(inputs), targets).
-        One tensor, such as collocation points: loss_fn(model, tensor).
+        A pair (inputs, targets): loss_fn(model(inputs), targets).
+        One tensor, such as collocation points, or any other (nested) tuple, dict or dataclass of
+        tensors, which all have the same number of rows: loss_fn(model, data).
         None: loss_fn(model).
-        A list of such pairs or tensors, a DataLoader, or another iterable that can be iterated
-        repeatedly: Adam takes one step on each item, and L-BFGS, which needs all data for every
-        evaluation, accumulates over the items. Items are moved to the device of the model.
+        A list of such pairs, tensors or anything else, a DataLoader, or another iterable that can
+        be iterated repeatedly: Adam takes one step on each item, and L-BFGS, which needs all data
+        for every evaluation, accumulates over the items. Items are moved to the device of the
+        model.
     tol : float
         L-BFGS ends when the loss changes by at most this in an epoch, or the largest component of
         the gradient is at most this; see `until`.
@@ -127,6 +138,12 @@ def train_with_lbfgs(
     max_epochs, max_iter : int
         The most epochs of L-BFGS, and the most iterations in each. With 0 epochs, L-BFGS is
         skipped.
+    params : tensors, or nested dict, list or tuple of tensors
+        What is trained besides the parameters of the model, such as unknown coefficients of an
+        equation. A warning says if the loss depends on other tensors that require a gradient.
+    pass_model : bool
+        Whether pairs, too, are passed as loss_fn(model, batch), as for a model with several inputs
+        or outputs.
     until : "either", "both", "loss" or "gradient"
         Which of the two must be at most tol.
     history_size, line_search_fn
@@ -139,7 +156,9 @@ def train_with_lbfgs(
         bounds the memory needed. Not for iterables, whose items are the chunks.
     reduction : "mean" or "sum"
         Whether loss_fn takes the mean or the sum over rows. None: as `loss_fn.reduction` says,
-        which the losses of torch have; otherwise "mean".
+        which the losses of torch have; otherwise "mean". The mean of a loss of torch may have
+        weights or leave targets out (`weight`, `ignore_index`); any other loss is taken to be a
+        mean over rows, and a warning says if it is not.
     seed : int
         The seed for the order of the rows with a batch_size.
     progress : bool
@@ -179,18 +198,18 @@ def train_with_lbfgs(
         raise ValueError(f"until is {until!r}; wanted 'either', 'both', 'loss' or 'gradient'")
     if line_search_fn is None:
         raise ValueError("line_search_fn is None; wanted the name of a rule, or a rule")
-    progress = flag("progress", progress)
-    flat = _parameters(model)
-    _warn_of_noise(model)
+    progress, pass_model = flags(progress=progress, pass_model=pass_model)
+    flat = _parameters(model, params)
+    source = Source(data, batch_size, chunk_size, seed, flat.params[0].device)
+    loss = ChunkedLoss(model, loss_fn, reduction, flat, pass_model)
+    steady = not warn_of_layers(model)
     optimizer = LBFGS(
-        model.parameters(), max_iter=max_iter, history_size=history_size,
+        flat.params, max_iter=max_iter, history_size=history_size,
         line_search_fn=line_search_fn, tolerance_change=0.0,
         tolerance_grad=tol if until in ("either", "gradient") else 0.0,
     )
-    source = Source(data, batch_size, chunk_size, seed, flat.params[0].device)
-    loss = ChunkedLoss(model, loss_fn, reduction, flat)
     with Live(progress, _line) as live:
-        run = _Training(flat, loss, source, live)
+        run = _Training(flat, loss, source, live, steady)
         try:
             if adam_steps:
                 run.adam(Adam(adam_lr), adam_steps)
@@ -212,11 +231,11 @@ def _tolerance(tol: Any) -> float:
     return number("tol", tol, least=0.0)
 
 
-def _parameters(model: Any) -> Flat:
-    """The parameters of a model, as one vector."""
+def _parameters(model: Any, others: Any) -> Flat:
+    """The parameters of a model, and others, as one vector."""
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; wanted a torch.nn.Module")
-    flat = Flat(model.parameters())
+    flat = Flat([*model.parameters(), *_others(others)])
     if not any(flat.sizes):
         raise ValueError(
             "the model has no parameter that requires a gradient and is not empty; wanted at least "
@@ -225,18 +244,24 @@ def _parameters(model: Any) -> Flat:
     return flat
 
 
-def _warn_of_noise(model: torch.nn.Module) -> None:
-    """Warn about layers that are random at each call, which a line search cannot handle."""
-    noisy = sorted({
-        type(layer).__name__ for layer in model.modules()
-        if isinstance(layer, _DropoutNd) and layer.training and layer.p > 0.0
-    })
-    if noisy:
-        warnings.warn(
-            f"the model is in training mode with {', '.join(noisy)}, so its loss differs from call "
-            "to call and the line search of L-BFGS cannot work; call model.eval() first",
-            stacklevel=4,
+def _others(params: Any) -> list[Tensor]:
+    """The tensors in `params`."""
+    if params is None:
+        return []
+    leaves, structure = flatten(list(params) if isinstance(params, Iterator) else params)
+    for i, leaf in enumerate(leaves):
+        if not isinstance(leaf, Tensor):
+            what = f"a {type(leaf).__name__}"
+        elif not leaf.is_leaf:
+            what = "a tensor computed from others"
+        else:
+            continue
+        raise TypeError(
+            f"{leaf_name(structure, i, 'params')} is {what}; wanted tensors that require a gradient"
         )
+    if not any(leaf.requires_grad for leaf in leaves):
+        raise ValueError("no tensor in params requires a gradient; wanted requires_grad=True")
+    return leaves
 
 
 class _Training:
@@ -244,17 +269,22 @@ class _Training:
 
     lowest, best : the lowest loss seen on all data (inf before there is one), and the parameters
         with that loss (or None).
+    standing : complete parameters, while those of the model are overwritten.
+    steady : whether the loss is so far known to depend on the parameters alone.
     """
 
-    def __init__(self, flat: Flat, loss: ChunkedLoss, source: Source, live: Live):
+    def __init__(self, flat: Flat, loss: ChunkedLoss, source: Source, live: Live, steady: bool):
         self.flat, self.loss, self.source, self.live = flat, loss, source, live
         self.lowest = math.inf
         self.best: Tensor | None = None
+        self.standing: Tensor | None = None
+        self.steady = steady
         self.phases: dict[str, PhaseHistory] = {}
         self._begin("Adam")
 
     def adam(self, optimizer: Adam, steps: int) -> None:
-        finite = x = self.flat.read()
+        x = self.flat.read()
+        finite = x
         memory = optimizer.init(x)
         for step, batch in zip(range(1, steps + 1), self.source.batches(), strict=False):
             value = float(self.loss(batch))
@@ -268,7 +298,9 @@ class _Training:
             x, memory = optimizer.update(
                 x, self.flat.gradient(), memory, value=value, in_place=step > 1
             )
+            self.standing = finite
             self.flat.write(x)
+            self.standing = None
         value = float(self.loss(self.source.chunks()))
         if not math.isfinite(value):
             return self._diverged(steps + 1, finite)
@@ -278,6 +310,7 @@ class _Training:
 
     def lbfgs(self, optimizer: LBFGS, epochs: int, tol: float, until: str) -> None:
         self._begin("L-BFGS")
+        known = self.lowest
         for epoch in range(1, epochs + 1):
             try:
                 before = float(optimizer.step(lambda: self.loss(self.source.chunks())))
@@ -285,19 +318,63 @@ class _Training:
                 if optimizer.result is not None:
                     self._keep(optimizer.result.fun)
             now: Any = optimizer.result
+            self._compare(known, before)
             if epoch == 1:
                 self._note(0, before)
-            self._note(epoch, now.fun, now.gradient_norm)
-            flat = now.gradient_norm <= tol
+            status, message, known = now.status, now.message, now.fun
+            flat = now.gradient_norm <= tol and status is not Status.NOT_FINITE
             settled = now.nit > 0 and abs(before - now.fun) <= tol
+            settled = settled and status is not Status.LINE_SEARCH
             enough = {"gradient": flat, "loss": settled, "both": flat and settled}
-            if enough.get(until, flat or settled):
+            done = enough.get(until, flat or settled)
+            stuck = status is Status.EVALUATIONS and now.nit == 0
+            if not done and (stuck or status is Status.LINE_SEARCH):
+                status, message = self._look(optimizer)
+                known = self.lowest
+            self._note(epoch, known, now.gradient_norm)
+            if done:
                 reasons = [_FLAT] * flat + [_SETTLED] * settled
                 status = Status.GRADIENT if flat else Status.VALUE
                 return self.end(status, f"{', and '.join(reasons)} (tol={tol:g})")
-            if now.status not in (Status.ITERATIONS, Status.EVALUATIONS):
-                return self.end(now.status, now.message)
+            if status not in (Status.ITERATIONS, Status.EVALUATIONS):
+                return self.end(status, message)
         self.end(Status.ITERATIONS, f"all {epochs} epochs are done, and tol={tol:g} is not reached")
+
+    def _compare(self, known: float, value: float) -> None:
+        """Warn, once, if the loss of the same parameters has changed."""
+        tolerance = 4.0 * torch.finfo(self.flat.dtype).eps ** 0.5 * max(abs(known), abs(value))
+        if self.steady and math.isfinite(known) and not abs(value - known) <= tolerance:
+            self.steady = False
+            warn(
+                f"the loss for the same parameters was {known:.9g} and is now {value:.9g}, so it "
+                "depends on something else, such as data that are drawn anew, and the line search "
+                "of L-BFGS cannot work; wanted the same value whenever it is called"
+            )
+
+    def _look(self, optimizer: LBFGS) -> tuple[Status, str]:
+        """How `minimize`, which measures the rounding of the loss, goes on where a search has
+        failed: the optimizer may not call the loss for that."""
+
+        def fun(x: Tensor) -> tuple[float, Tensor]:
+            self.flat.write(x)
+            return float(self.loss(self.source.chunks())), self.flat.gradient()
+
+        settings = optimizer.param_groups[0]
+        method = lbfgs.LBFGS(settings["history_size"], settings["line_search_fn"])
+        try:
+            res = minimize(
+                fun, self.flat.read(), jac=True, method=method, gtol=settings["tolerance_grad"],
+                maxiter=settings["max_iter"],
+            )
+            self.flat.write(res.x)
+            self._keep(res.fun)
+        finally:
+            self.restore()
+        if res.status is Status.INTERRUPTED:
+            raise KeyboardInterrupt
+        if res.status is Status.GRADIENT:
+            return res.status, f"{_FLAT} (tol={settings['tolerance_grad']:g})"
+        return res.status, res.message
 
     def _diverged(self, step: int, finite: Tensor) -> None:
         """End Adam at a loss that is not finite. With batches, the model gets the parameters of the
@@ -308,9 +385,11 @@ class _Training:
         self.flat.write(finite if self.best is None else self.best)
 
     def restore(self) -> None:
-        """Put the best parameters into the model, if they are known."""
+        """Put the best parameters into the model, if they are known, or complete ones."""
         if self.best is not None:
             self.flat.write(self.best)
+        elif self.standing is not None:
+            self.flat.write(self.standing)
 
     def end(self, status: Status, message: str | None = None) -> None:
         """End the current phase."""

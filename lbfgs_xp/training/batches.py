@@ -62,11 +62,12 @@ class ArrayBatches:
 
     def check(self, done: Sequence[int]) -> None:
         """Refuse to continue an epoch whose finished batches had other sizes."""
-        wanted = [min(self.batch_size, self.size)] * len(done)
-        if list(done) != wanted:
+        size = min(self.batch_size, self.size)
+        wanted = [min(size, self.size - start) for start in range(0, self.size, size)]
+        if list(done) != wanted[: len(done)]:
             raise ValueError(
                 f"state is in the middle of an epoch with batches of {', '.join(map(str, done))} "
-                f"rows; wanted the same data and batch_size, which is {wanted[0]} here"
+                f"rows; wanted the same data and batch_size, which is {size} here"
             )
 
     def epoch(self, number: int, done: int) -> Iterator[tuple[Any, int]]:

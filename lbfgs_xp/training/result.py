@@ -35,6 +35,7 @@ class TrainState(NamedTuple):
     seen : (loss, rows, learning rate) for each finished batch of the current epoch.
     told : the mean loss of the last epoch, if it has not yet been passed to the learning rate.
     memory : the state of the method; None before it has begun.
+    begun : the batch after those, if it has been begun but not finished.
     """
 
     epoch: int
@@ -42,6 +43,22 @@ class TrainState(NamedTuple):
     seen: tuple[tuple[float, int, float], ...]
     told: float | None
     memory: Any
+    begun: BegunBatch | None = None
+
+
+class BegunBatch(NamedTuple):
+    """A batch that has been begun.
+
+    place : its place in the epoch, from 0.
+    loss : the loss on it before the first update.
+    done : how many of its updates (for a solver, iterations) are done.
+    step : the number of the last of these updates in the run, from 0; for a solver, 0.
+    """
+
+    place: int
+    loss: Any
+    done: int
+    step: int
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)

@@ -18,7 +18,13 @@ from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import Status
 from lbfgs_xp.solvers.contract import completed
 from lbfgs_xp.training.loss import Loss
-from lbfgs_xp.training.result import History, TrainRecord, TrainResult, TrainState
+from lbfgs_xp.training.result import (
+    BegunBatch,
+    History,
+    TrainRecord,
+    TrainResult,
+    TrainState,
+)
 
 _DIVERGED = (
     "the loss or a parameter is not finite: the learning rate may be too large; the parameters "
@@ -35,11 +41,12 @@ class TrainingRun:
     """One call of `train` in progress.
 
     leaves : the parameters; `structure` says how they are nested.
+    epoch : the number of epochs done, including those of earlier runs.
     """
 
     def __init__(
         self, method: Any, loss: Loss, backends: list[Backend], updates_per_batch: int,
-        reproducible: bool, deadline: float,
+        reproducible: bool, deadline: float, epoch: int,
     ):
         self.method = method
         self.loss = loss
@@ -56,17 +63,20 @@ class TrainingRun:
         self.history: dict[str, list[float]] = {
             field.name: [] for field in dataclasses.fields(History)
         }
+        # How much of it is valid; an interrupt may have left more.
+        self._batches, self._first_epoch = 0, epoch
 
     def stand(self, leaves: list[Array], state: TrainState) -> None:
         """Start from the position of `state`, to which the run can return."""
-        self.leaves, self._kept = leaves, (leaves, state)
-        self.epoch, self.updates, seen, self._told, self._memory = state
-        self.seen: list[tuple[Any, int, float]] = list(seen)
-        self._noted = len(seen)
-        # Until the first update has made new arrays, nothing is overwritten. So the arrays at the
-        # start of an epoch are kept at no cost, and a state may serve several runs.
-        self._overwrites = False
-        self._torn = False
+        epoch, updates, seen, told, memory, begun = state
+        noted, at = list(seen), (leaves, state)
+        # A single statement, which no interrupt can split. Until the first update has made new
+        # arrays, nothing is overwritten. So the arrays at the start of an epoch are kept at no
+        # cost, and a state may serve several runs.
+        (
+            self.leaves, self._kept, self.epoch, self.updates, self.seen, self._told, self._memory,
+            self._begun, self._noted, self._overwrites, self._torn,
+        ) = leaves, at, epoch, updates, noted, told, memory, begun, len(seen), False, False
 
     # --- an epoch ------------------------------------------------------------------------------
 
@@ -78,7 +88,11 @@ class TrainingRun:
             if time.perf_counter() >= self.deadline:
                 self.status = Status.TIME
                 break
-            value, rate = self._advance(batch)
+            advanced = self._advance(batch)
+            if advanced is None:
+                self.status = Status.TIME
+                break
+            value, rate = advanced
             self.seen.append((value, rows, rate))
             if watches and not math.isfinite(value):
                 break
@@ -91,71 +105,112 @@ class TrainingRun:
         if self.status is not Status.RUNNING:
             return
         mean = _mean(self.seen)
-        self.history["epoch_loss"].append(mean)
-        self.history["seconds"].append(time.perf_counter() - begin)
+        number = self.epoch - self._first_epoch
+        self.history["epoch_loss"][number:] = [mean]
+        self.history["seconds"][number:] = [time.perf_counter() - begin]
         self.stand(
             self.leaves, TrainState(self.epoch + 1, self.updates, (), mean, self._memory)
         )
 
+    def _begun_here(self) -> BegunBatch:
+        """What is done on the batch that comes after those seen."""
+        begun, place = self._begun, len(self.seen)
+        return begun if begun and begun.place == place else BegunBatch(place, None, 0, 0)
+
     def _update(self, batch: Any) -> tuple[Any, float]:
         """Update with a first-order optimizer; return the loss before and the last learning rate.
         """
-        first: Any = None
         if self._memory is None:
             self._memory = self.method.init(self.params)
-        for _ in range(self.updates_per_batch):
+        place, first, done, step = self._begun_here()
+        while done < self.updates_per_batch:
             value, gradients = self.loss(self.leaves, batch)
             first = value if first is None else first
-            old = self._memory
+            old, done = self._memory, done + 1
             if not self.loss.differentiates:
-                gradients = update.checked_leaves(gradients, old.spec, "grads")
-            self._torn = self._overwrites
-            self.leaves, self._memory = self.method.update_leaves(
+                gradients = update.checked_gradients(gradients, old.spec)
+            leaves, memory = self._updated(gradients, old)
+            step, moved = old.step, memory.step > old.step    # else the update was skipped
+            updates = self.updates + moved
+            told, overwrites = (None, True) if moved else (self._told, self._overwrites)
+            begun = BegunBatch(place, first, done, step)
+            # A single statement, which no interrupt can split.
+            (
+                self.leaves, self._memory, self.updates, self._told, self._overwrites, self._begun,
+                self._torn,
+            ) = leaves, memory, updates, told, overwrites, begun, False
+        rate, _ = self.method.learning_rate.follow(self._memory.plateaus[0], step, None)
+        return first, rate
+
+    def _updated(self, gradients: list[Array], old: Any) -> tuple[list[Array], Any]:
+        """The leaves and the memory after one update."""
+        self._torn = self._overwrites
+        try:
+            return self.method.update_leaves(
                 self.leaves, gradients, old, value=self._told, in_place=self._overwrites,
                 reproducible=self.reproducible,
             )
-            self._torn = False
-            if self._memory.step > old.step:  # else the update was skipped
-                self._told, self._overwrites = None, True
-                self.updates += 1
-        rate, _ = self.method.learning_rate.follow(self._memory.plateaus[0], old.step, None)
-        return first, rate
+        except FloatingPointError:
+            # With on_nonfinite="raise", before anything is overwritten.
+            self._torn = self._torn and self.method.on_nonfinite != "raise"
+            raise
 
-    def _iterate(self, batch: Any) -> tuple[Any, float]:
-        """Run iterations of a solver; return the loss before them and the last step length."""
-        first: list[Any] = []
+    def _iterate(self, batch: Any) -> tuple[Any, float] | None:
+        """Run iterations of a solver; return the loss before them and the last step length, or None
+        if there was no time for all of them."""
+        begun = self._begun_here()
+        if begun.done >= self.updates_per_batch:
+            return begun.loss, self._memory.solver_state.step
+        first = [] if begun.loss is None else [begun.loss]
+        called = False
 
         def fun(params: Any, batch: Any) -> tuple[Any, Any]:
+            nonlocal called
+            called = True
             value, gradients = self.loss.of_params(params, batch)
             if not first:
                 first.append(value)
+            called = False
             return value, gradients
 
-        res = minimize(
+        resumes = completed(self.method).resumes
+        res: Any = minimize(
             fun, self.params, (batch,), jac=True, method=self.method, gtol=0.0,
-            maxiter=self.updates_per_batch, maxtime=max(self.deadline - time.perf_counter(), 0.0),
-            reproducible=self.reproducible,
-            state=self._memory if completed(self.method).resumes else None,
+            maxiter=self.updates_per_batch - begun.done,
+            maxtime=max(self.deadline - time.perf_counter(), 0.0), reproducible=self.reproducible,
+            state=self._memory if resumes else None,
         )
-        self.leaves, self._memory = flatten_like(res.x, self.structure)[0], res.state
-        self.updates += res.nit
-        if res.status is Status.INTERRUPTED:
-            raise KeyboardInterrupt
+        stopped = res.status is Status.INTERRUPTED
+        if stopped or res.status is Status.TIME:
+            # Within the solver, an interrupt may have cost some of what it had learned, and looks
+            # cannot be resumed: the batch is then repeated from its start.
+            if resumes and called is stopped and not _looks(res.state):
+                self._adopt(res, begun._replace(loss=first[0], done=begun.done + res.nit))
+            if stopped:
+                raise KeyboardInterrupt
+            return None
         # It may be the gradient that is not finite.
         value = math.nan if res.status is Status.NOT_FINITE else first[0]
-        return value, self._memory.solver_state.step
+        self._adopt(res, begun._replace(loss=value, done=self.updates_per_batch))
+        return value, res.state.solver_state.step
+
+    def _adopt(self, res: Any, begun: BegunBatch) -> None:
+        """Go to where a solver has ended."""
+        leaves, updates = flatten_like(res.x, self.structure)[0], self.updates + res.nit
+        self.leaves, self._memory, self.updates, self._begun = leaves, res.state, updates, begun
 
     def _note_losses(self, numbers: Sequence[Any] = ()) -> list[float]:
         """Record the losses and return the numbers, with one transfer if they are on a device."""
         read = self.backend.read_many([*(value for value, _, _ in self.seen), *numbers])
         losses, numbers = read[: len(self.seen)], read[len(self.seen) :]
         self.seen = [(x, n, rate) for x, (_, n, rate) in zip(losses, self.seen, strict=True)]
-        new, self._noted = self.seen[self._noted :], len(self.seen)
+        new = self.seen[self._noted :]
         if not self.tolerant:
             # Losses after the first one that is not finite are meaningless.
             new = new[: next((i for i, seen in enumerate(new, 1) if not _is_finite(seen)), None)]
-        self.history["loss"] += [x for x, _, _ in new]
-        self.history["learning_rate"] += [rate for _, _, rate in new]
+        self.history["loss"][self._batches :] = [x for x, _, _ in new]
+        self.history["learning_rate"][self._batches :] = [rate for _, _, rate in new]
+        self._noted, self._batches = len(self.seen), self._batches + len(new)
         return numbers
 
     def _sizes(self) -> list[Any]:
@@ -176,11 +231,10 @@ class TrainingRun:
             leaves = [leaf.detach().requires_grad_(True) for leaf in leaves]
         return unflatten(self.structure, leaves)
 
-    def interrupt(self) -> None:
+    def recover(self) -> None:
+        """Go back to the start of the epoch if an update was stopped in the middle."""
         if self._torn:
-            # In the middle of an update, the arrays may be partly old and partly new.
             self.stand(*self._kept)
-        self.status = Status.INTERRUPTED
 
     def record(self) -> TrainRecord:
         return TrainRecord(
@@ -194,13 +248,23 @@ class TrainingRun:
 
     def result(self) -> TrainResult:
         self._note_losses()
+        begun: Any = self._begun_here()
+        if begun.loss is None:
+            begun = None
+        else:
+            begun = begun._replace(loss=self.backend.read_many([begun.loss])[0])
         state = TrainState(
-            self.epoch, self.updates, tuple(self.seen), self._told, self._memory
+            self.epoch, self.updates, tuple(self.seen), self._told, self._memory, begun
         )
+        epochs = self.epoch - self._first_epoch
+        history = {
+            name: np.asarray(seen[: epochs if name in ("epoch_loss", "seconds") else self._batches])
+            for name, seen in self.history.items()
+        }
         return TrainResult(
             params=self.params,
-            loss=([math.nan] + self.history["epoch_loss"])[-1],
-            history=History(**{name: np.asarray(seen) for name, seen in self.history.items()}),
+            loss=float(history["epoch_loss"][-1]) if epochs else math.nan,
+            history=History(**history),
             epochs=self.epoch,
             updates=self.updates,
             success=self.status.success,
@@ -208,6 +272,11 @@ class TrainingRun:
             message=_DIVERGED if self.status is Status.DIVERGED else self.status.message,
             state=state,
         )
+
+
+def _looks(state: Any) -> bool:
+    """Whether a run of `minimize` was stopped while it confirmed its end."""
+    return state.solver_state.failed or state.progress.claim != Status.RUNNING
 
 
 def _largest(spaces: tuple[Space, ...], leaves: list[Array]) -> list[Any]:

@@ -17,7 +17,7 @@ from lbfgs_xp.run.methods import method_named
 from lbfgs_xp.run.progress import Live
 from lbfgs_xp.training.batches import batches_of
 from lbfgs_xp.training.loss import Loss
-from lbfgs_xp.training.result import TrainRecord, TrainResult, TrainState
+from lbfgs_xp.training.result import BegunBatch, TrainRecord, TrainResult, TrainState
 from lbfgs_xp.training.run import TrainingRun, has_updates
 from lbfgs_xp.typing import Method
 
@@ -89,7 +89,8 @@ def train(
     updates_per_batch : int
         Updates, or iterations of a solver, on each batch.
     maxtime : float
-        Seconds after which no further batch is started. None for no limit.
+        Seconds after which no further batch is started; a solver stops within a batch, too. None
+        for no limit.
     reproducible : bool
         Whether to give the same bits on every library, provided that loss does its part (see
         `lx.fixed_sum`). Nothing is compiled then.
@@ -103,7 +104,7 @@ def train(
         Whether to show a live line in the terminal.
     state : TrainState
         `res.state` of an earlier run, to continue from with its params. Two epochs followed by
-        three give the same bits as five.
+        three give the same bits as five, and so does a run that was stopped anywhere.
 
     Returns
     -------
@@ -144,23 +145,27 @@ def train(
     seconds = checks.optional(checks.seconds)("maxtime", maxtime)
     deadline = time.perf_counter() + (math.inf if seconds is None else seconds)
     callbacks = _callbacks(callback)
+    method = _checked_method(method)
+    state = _checked_state(state, method, params, structure)
     run = TrainingRun(
-        _checked_method(method),
+        method,
         Loss(loss, jac, compile and not reproducible, backends[0], structure),
         backends,
         checks.count("updates_per_batch", updates_per_batch, 1),
         reproducible,
         deadline,
+        state.epoch,
     )
-    state = _checked_state(state, run.method, params, structure)
     batches.check([rows for _, rows, _ in state.seen])
     run.stand([b.own(x) for b, x in zip(backends, leaves, strict=True)], state)
     with Live(progress, _line) as live:
         try:
             _carry_on(run, batches, run.epoch + epochs, callbacks, live)
         except KeyboardInterrupt:
-            run.interrupt()
+            run.recover()
+            run.status = Status.INTERRUPTED
         except Exception as error:
+            run.recover()
             result = run.result()
             attach(error, result, f"the parameters after {result.updates} updates")
             raise
@@ -218,6 +223,15 @@ def _checked_state(state: Any, method: Any, params: Any, structure: Any) -> Trai
         return TrainState(0, 0, (), None, None)
     if not isinstance(state, TrainState):
         raise TypeError(f"state is a {type(state).__name__}; wanted the `state` of a TrainResult")
+    checks.count("state.epoch", state.epoch, 0)
+    checks.count("state.updates", state.updates, 0)
+    if not isinstance(state.seen, tuple) or any(len(each) != 3 for each in state.seen):
+        raise TypeError(
+            f"state.seen is {state.seen!r}; wanted (loss, rows, learning rate) for each finished "
+            "batch of the current epoch"
+        )
+    if not isinstance(state.begun, BegunBatch | None):
+        raise TypeError(f"state.begun is {state.begun!r}; wanted None or a BegunBatch")
     updated = isinstance(state.memory, OptimizerState)
     if state.memory is not None and updated != has_updates(method):
         raise ValueError(

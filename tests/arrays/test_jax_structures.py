@@ -143,3 +143,22 @@ def test_what_is_no_parameter_is_named(tree, message):
     for call in (lx.Adam().init, lambda params: lx.train(squares, params, jnp.zeros(4))):
         with pytest.raises(TypeError, match=message.replace("{}", "params")):
             call(tree)
+
+
+def test_the_parameters_of_a_model():
+    x = jnp.linspace(-1.0, 1.0, 20)
+    fit = lx.curve_fit(
+        lambda x, line: line.w[0] + line.w[1] * x, x, 1.0 + 2.0 * x, {"line": Node(zeros(2), "l")}
+    )
+    np.testing.assert_allclose(fit.x["line"].w, [1.0, 2.0], atol=1e-6)
+    assert fit.stderr["line"].w.shape == (2,) and fit.x["line"].name == "l"
+    for bad, message in (
+        (jax.random.key(0), r"p0\.b is a PRNG key"), (jnp.tanh, r"p0\.b is .*; wanted real numb"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            lx.curve_fit(lambda x, a, b: a * x, x, x, {"a": 1.0, "b": bad})
+
+
+def test_functions_among_the_parameters_have_a_way_out():
+    with pytest.raises(TypeError, match="pass only the arrays, as from equinox.partition"):
+        lx.minimize(squares, {"a": zeros(2), "f": jnp.tanh})

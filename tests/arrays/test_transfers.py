@@ -60,8 +60,8 @@ def test_the_counts_see_what_is_read_and_sent(backend: Backend) -> None:
 @pytest.mark.parametrize(
     ("method", "reads", "operations"),
     [
-        ("lbfgs", 1.05, 75), ("bfgs", 1.1, 70), ("gradient_descent", 1.1, 50),
-        ("projected_gradient", 1.1, 60),
+        ("lbfgs", 1.05, 65), ("bfgs", 1.1, 58), ("gradient_descent", 1.1, 40),
+        ("projected_gradient", 1.1, 48),
     ],
 )
 def test_one_problem(backend: Backend, method: str, reads: float, operations: float) -> None:
@@ -81,7 +81,7 @@ def test_the_test_of_the_step_reads_nothing_more(backend: Backend) -> None:
             p.value_and_gradient, p.x0, jac=True, gtol=1e-9, xtol=1e-12, maxiter=100
         )
     assert res.nfev >= 40
-    check(crossed, res.nfev, 1.05, operations=85)
+    check(crossed, res.nfev, 1.05, operations=71)
 
 
 def test_newton_reads_twice(backend: Backend) -> None:
@@ -103,11 +103,11 @@ def test_newton_reads_twice(backend: Backend) -> None:
         )
     assert res.success and res.nfev >= 20
     # On a GPU torch.linalg.eigh itself waits, to see whether it has converged.
-    check(crossed, res.nfev, 3.0 if backend is Backend.TORCH_CUDA else 2.0, operations=90)
+    check(crossed, res.nfev, 3.0 if backend is Backend.TORCH_CUDA else 2.0, operations=75)
 
 
 @pytest.mark.parametrize(
-    ("method", "operations"), [("lbfgs", 1080), ("bfgs", 1060), (lx.Adam(0.01), 250)],
+    ("method", "operations"), [("lbfgs", 170), ("bfgs", 165), (lx.Adam(0.01), 65)],
     ids=["lbfgs", "bfgs", "adam"],
 )
 def test_a_batch(backend: Backend, method: Any, operations: float) -> None:
@@ -127,14 +127,14 @@ def test_a_batch(backend: Backend, method: Any, operations: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("batched", "reads", "uploads", "operations"), [(True, 1, 0, 500), (False, 2, 1, 70)]
+    ("batched", "reads", "uploads", "operations"), [(True, 1, 0, 250), (False, 2, 1, 50)]
 )
 def test_an_iteration_of_a_fit(
     backend: Backend, batched: bool, reads: int, uploads: int, operations: float
 ) -> None:
     xp, jac = backend.xp, None if backend.has_autodiff else "2-point"
     if jac:
-        operations += 120  # the differences measure their steps
+        operations += 175  # the differences measure their steps
     t = backend.asarray(np.linspace(0.0, 4.0, 50))
     noise = np.cos(40.0 * np.linspace(0.0, 4.0, 50) + np.arange(1000.0)[:, None])
     curves = 3.0 * xp.exp(-0.5 * t) + 0.01 * backend.asarray(noise)
@@ -150,7 +150,7 @@ def test_an_iteration_of_a_fit(
         counts.append(crossed)
     short, long = counts
     # The start, the report, and whether differences are to be doubted.
-    check(short, 1, 2 * reads + 8 + bool(jac), 2 * uploads + 7, 2000)
+    check(short, 1, 2 * reads + 8 + bool(jac), 2 * uploads + 7, 1300)
     if long.uploads is None:
         assert long.reads - short.reads <= 4 * (reads + uploads)
     else:
@@ -162,13 +162,19 @@ def test_an_iteration_of_a_fit(
 
 @pytest.mark.parametrize(
     ("updates", "batch_size", "reads", "uploads", "operations"),
-    [(5, 32, 1.35, 0.1, 105), (1, 32, 2.55, 0.5, 190), (1, None, 3.05, 0.0, 195)],
+    [(5, 32, 1.35, 0.1, 91), (1, 32, 2.55, 0.5, 163), (1, None, 3.05, 0.0, 168)],
     ids=["5-updates-per-batch", "minibatches", "full-batch"],
 )
 def test_training_with_lbfgs(
     backend: Backend, updates: int, batch_size: int | None, reads: float, uploads: float,
     operations: float,
 ) -> None:
+    """Two reads for an update, and one for each epoch, which here has one or two batches.
+
+    A pair (s, y) needs both of its gradients on the same data, so an update on new data evaluates
+    the loss at its start and at its trial. Each evaluation is read, because the next step depends
+    on it: at the start whether the loss is finite, at the trial whether it is accepted.
+    """
     crossed, res = _trained(
         backend, method="lbfgs", batch_size=batch_size, updates_per_batch=updates
     )
@@ -179,7 +185,7 @@ def test_training_with_lbfgs(
 def test_training_with_adam_reads_once_an_epoch(backend: Backend) -> None:
     crossed, res = _trained(backend, method="adam", batch_size=32, updates_per_batch=5)
     assert res.updates == 200
-    check(crossed, res.epochs, 1.0, 1.0, 10 * 55)
+    check(crossed, res.epochs, 1.0, 1.0, 10 * 29)
 
 
 def _trained(backend: Backend, **how: Any) -> tuple[Crossed, lx.TrainResult]:
@@ -212,7 +218,7 @@ def test_an_update_that_may_be_skipped(backend: Backend, clip_norm: float | None
     with counting(backend) as crossed:
         for _ in range(10):
             new, state = opt.update(new, params, state)
-    check(crossed, 10, 1.0, operations=75)
+    check(crossed, 10, 1.0, operations=45)
 
 
 def test_an_update_reads_nothing(backend: Backend) -> None:
@@ -222,4 +228,4 @@ def test_an_update_reads_nothing(backend: Backend) -> None:
     with counting(backend) as crossed:
         for _ in range(10):
             params, state = opt.update(params, params, state)
-    check(crossed, 10, 0.0, operations=60)
+    check(crossed, 10, 0.0, operations=22)

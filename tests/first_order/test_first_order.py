@@ -468,15 +468,15 @@ def test_bad_parameters_and_gradients(backend: Backend) -> None:
     state = opt.init(x)
     wrong = [
         ({"b": x["a"]}, "grads has the structure"),
-        ({"a": backend.asarray([1.0])}, "grads holds .* wanted"),
+        ({"a": backend.asarray([1.0])}, r"grads\.a is .* wanted"),
         ({"a": backend.asarray([1.0, 2.0], "float32")}, "float32"),
         ({"a": [1.0, 2.0]}, "grads has the structure"),
-        ({"a": 1.0}, "grads holds a float"),
+        ({"a": 1.0}, r"grads\.a is a float; wanted an array"),
     ]
     for g, match in wrong:
         with pytest.raises((TypeError, ValueError), match=match):
             opt.update(x, g, state)
-    with pytest.raises((TypeError, ValueError), match="params holds"):
+    with pytest.raises((TypeError, ValueError), match=r"params\.a is .* \(1,\); wanted"):
         opt.update({"a": backend.asarray([1.0])}, x, state)
     with pytest.raises(ValueError, match=r"state belongs to Adam .*; wanted a state of Lion"):
         lx.Lion(1e-3).update(x, x, state)
@@ -484,7 +484,7 @@ def test_bad_parameters_and_gradients(backend: Backend) -> None:
         lx.Adam(amsgrad=True).update(x, x, state)
     with pytest.raises(TypeError, match="state is a dict"):
         opt.update(x, x, {})
-    with pytest.raises(TypeError, match=r"params has dtype .*int"):
+    with pytest.raises(TypeError, match=r"params\.a has dtype .*int"):
         opt.init({"a": backend.asarray([1, 2], "int64")})
     with pytest.raises(ValueError, match="no arrays"):
         opt.init({})
@@ -496,7 +496,7 @@ def test_another_library() -> None:
     torch = pytest.importorskip("torch")
     x = np.zeros(2)
     opt = lx.Adam()
-    with pytest.raises(TypeError, match="grads holds an array of torch; wanted numpy"):
+    with pytest.raises(TypeError, match="grads is an array of torch; wanted one of numpy"):
         opt.update(x, torch.zeros(2, dtype=torch.float64), opt.init(x))
     with pytest.raises(TypeError, match="params mixes arrays of numpy, torch"):
         opt.init([x, torch.zeros(2)])
@@ -554,7 +554,7 @@ def test_torch_parameters() -> None:
     assert torch.equal(new.detach(), torch.zeros(2, dtype=torch.float64))
     same, state = opt.update(x, x.grad, state, in_place=True)
     assert same is x and torch.equal(x.detach(), torch.zeros(2, dtype=torch.float64))
-    with pytest.raises(TypeError, match="layout"):
+    with pytest.raises(TypeError, match="grads has the layout torch.sparse_coo; wanted a dense"):
         opt.update(x, torch.ones(2, dtype=torch.float64).to_sparse(), state)
 
 

@@ -14,9 +14,9 @@ import pytest
 
 import lbfgs_xp as lx
 from lbfgs_xp.arrays import scalars
+from lbfgs_xp.arrays.formula import REAL, Recorder
 from lbfgs_xp.first_order import blocks
-from lbfgs_xp.first_order.kernel import kernel
-from lbfgs_xp.first_order.tape import Recorder, record
+from lbfgs_xp.first_order.tape import record, tape
 from tests.first_order.test_first_order import ALL
 
 N = 33
@@ -74,7 +74,7 @@ def refused() -> list[int]:
     found = []
     for seed in range(FORMULAS):
         try:
-            record(random_formula(seed), SLOTS, len(NUMBERS))
+            tape(*record(random_formula(seed), SLOTS, len(NUMBERS)))
         except NotImplementedError as error:
             assert "permutes" in str(error)
             found.append(seed)
@@ -94,18 +94,18 @@ def test_a_tape_computes_its_formula(seed: int, in_place: bool) -> None:
     expected_x, expected = formula(scalars.of(x), x, g, slots, NUMBERS)
     if seed in refused():
         return
-    tape = record(formula, SLOTS, len(NUMBERS))
+    recorded = tape(*record(formula, SLOTS, len(NUMBERS)))
     old = [array.copy() for array in (x, *slots)]
     new = old if in_place else [np.empty(N) for _ in old]
-    blocks.run(tape, new, old, g, NUMBERS)
+    blocks.run(recorded, new, old, g, NUMBERS)
     for found, wanted in zip(new, (expected_x, *expected), strict=True):
         assert np.array_equal(found, wanted)
 
 
 def test_outputs_that_are_inputs_change_places() -> None:
-    tape = record(lambda fn, x, g, slots, numbers: (slots[0], (g, x + g)), 2, 0)
+    recorded = tape(*record(lambda fn, x, g, slots, numbers: (slots[0], (g, x + g)), 2, 0))
     x, g, a, b = np.arange(8.0).reshape(4, 2)
-    blocks.run(tape, [x, a, b], [x, a, b], g, ())
+    blocks.run(recorded, [x, a, b], [x, a, b], g, ())
     assert np.array_equal(np.stack([x, a, b]), [[4.0, 5.0], [2.0, 3.0], [2.0, 4.0]])
 
 
@@ -118,7 +118,7 @@ def test_scratch_is_used_again() -> None:
 def test_a_formula_has_no_branches() -> None:
     recorder = Recorder()
     with pytest.raises(TypeError, match="no branches"):
-        bool(recorder.input() > recorder.input())
+        bool(recorder.input(REAL) > recorder.input(REAL))
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
@@ -132,7 +132,7 @@ def test_kernels_compute_what_the_tapes_do(dtype: str, tmp_path: Path) -> None:
     optimizers.append(lx.RMSProp(centered=True, momentum=0.5))
     functions = []
     for i, opt in enumerate(optimizers):
-        made = kernel(opt.tape)
+        made = opt.kernel
         args = [part.split() for part in made.inputs.split(", ")]
         ins = [name for kind, name in args if kind == "T"]
         numbers = [name for kind, name in args if kind == "float64"]
@@ -156,13 +156,13 @@ def test_kernels_compute_what_the_tapes_do(dtype: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pointer = ctypes.c_void_p
     for i, opt in enumerate(optimizers):
-        tape = opt.tape
-        x, g, *slots = rng.standard_normal((tape.slots + 2, 40)).astype(dtype)
+        recorded = opt.tape
+        x, g, *slots = rng.standard_normal((recorded.slots + 2, 40)).astype(dtype)
         g[:3] = 0.0, np.nan, np.inf
         slots = [np.abs(s) for s in slots]
-        numbers = rng.uniform(0.1, 0.9, tape.numbers)
+        numbers = rng.uniform(0.1, 0.9, recorded.numbers)
         expected = [np.empty_like(x) for _ in (x, *slots)]
-        blocks.run(tape, expected, [x, *slots], g, numbers.tolist())
+        blocks.run(recorded, expected, [x, *slots], g, numbers.tolist())
         found = [np.empty_like(x) for _ in expected]
         ins = (pointer * (len(slots) + 2))(*(a.ctypes.data for a in (x, *slots, g)))
         outs = (pointer * len(found))(*(a.ctypes.data for a in found))

@@ -686,3 +686,32 @@ def test_rows_fitted_by_lbfgs_take_its_steps() -> None:
     res = lx.curve_fit(decay(), X, y, np.ones(3), batched=True, **how)
     alone = [lx.curve_fit(decay(), X, row, np.ones(3), **how).nit for row in y]
     np.testing.assert_array_equal(res.nit, alone)
+
+
+def test_the_callback_of_least_squares() -> None:
+    records: list[Any] = []
+
+    def line(x: Any) -> Any:
+        return np.stack([10.0 * (x[..., 1] - x[..., 0] ** 2), 1.0 - x[..., 0]], axis=-1)
+
+    start = np.asarray([-1.2, 1.0])
+    whole = lx.least_squares(line, start, jac="3-point", callback=records.append)
+    assert len(records) == whole.nit and [r.nit for r in records] == list(range(1, whole.nit + 1))
+    assert np.array_equal(records[-1].x, whole.x) and records[-1].cost == whole.cost
+    costs = [record.cost for record in records]
+    assert costs == sorted(costs, reverse=True)
+    for stops in (lambda r: r.nit == 3, lambda r: r.nit == 3 and (1, 2), _halt):
+        part = lx.least_squares(line, start, jac="3-point", callback=stops)
+        assert part.status is lx.Status.CALLBACK and not part.success
+        assert np.array_equal(part.x, records[part.nit - 1].x)
+    many = lx.least_squares(
+        line, np.stack([start, 0.5 * start]), jac="3-point", batched=True,
+        callback=lambda record: record.cost.max() < 1.0,
+    )
+    assert many.status.tolist() == [lx.Status.CALLBACK] * 2 and many.cost.max() < 1.0
+    with pytest.raises(TypeError, match="callback is 3; wanted a function or None"):
+        lx.least_squares(line, start, jac="3-point", callback=3)
+
+
+def _halt(record: Any) -> None:
+    raise StopIteration

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import lbfgs_xp as lx
+from tests.backends import Backend
 
 U = np.linspace(-4.0, 4.0, 80)
 X = np.linspace(-1.0, 1.0, 20)
@@ -329,7 +330,7 @@ def test_the_covariance_has_the_order_of_x(batched: bool) -> None:
 
 
 @pytest.mark.parametrize("model", [
-    lambda x, a, b: np.round(a * x) + 0.0 * b, lambda x, a, b: 0.0 * (x + a + b) + 7.0,
+    lambda x, a, b: np.round(1e-4 * a * x) + 0.0 * b, lambda x, a, b: 0.0 * (x + a + b) + 7.0,
     lambda x, a, b: np.where(a + b < 1e5, x, 0.0),
 ])
 def test_a_model_that_does_not_respond_is_no_success(model: Any) -> None:
@@ -394,3 +395,74 @@ def test_a_step_given_for_noise(jac: Any) -> None:
     ):
         with pytest.raises(ValueError, match="diff_step is -1.0; wanted a finite number above 0"):
             function(diff_step=-1.0)
+
+
+# --- x_scale -------------------------------------------------------------------------------------
+
+
+def valley(x: Any) -> Any:
+    return np.stack([10.0 * (x[..., 1] - x[..., 0] ** 2), 1.0 - x[..., 0]], axis=-1)
+
+
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+def test_a_given_scale_is_that_of_the_trust_region(jac: Any) -> None:
+    """As if the parameters had been divided by it."""
+    units = 2.0 ** np.asarray([-20.0, 13.0])
+    start = np.asarray([-1.2, 1.0])
+    wanted = lx.least_squares(valley, start, jac=jac, x_scale=1.0)
+    res = lx.least_squares(lambda x: valley(x / units), start * units, jac=jac, x_scale=units)
+    assert res.success and abs(res.nfev - wanted.nfev) <= 10
+    np.testing.assert_allclose(res.x / units, wanted.x, rtol=1e-9)
+    by_columns = lx.least_squares(valley, start, jac=jac, x_scale="jac")
+    assert by_columns.nfev == lx.least_squares(valley, start, jac=jac).nfev != wanted.nfev
+    # The first step from 0 is as long as factor, in that scale.
+    visited: list[Any] = []
+
+    def watched(x: Any) -> Any:
+        visited.append(x / units)
+        return 100.0 * x / units - 3e4
+
+    lx.least_squares(watched, np.zeros(2), jac=lambda x: np.diag(100.0 / units), x_scale=units)
+    assert np.linalg.norm(visited[1]) == pytest.approx(0.3, rel=0.15)
+
+
+def test_a_scale_for_each_row_and_by_name(backend: Backend) -> None:
+    units = np.asarray([[1e-3, 10.0], [1.0, 1.0], [1e4, 1e-2]])
+    sizes = backend.asarray(units)
+
+    def residuals(x: Any) -> Any:
+        z = x / sizes
+        return backend.xp.stack([10.0 * (z[:, 1] - z[:, 0] ** 2), 1.0 - z[:, 0]], axis=-1)
+
+    def jacobian(x: Any) -> Any:
+        z, one = x / sizes, backend.xp.ones_like(x[:, 0])
+        rows = [[-20.0 * z[:, 0], 10.0 * one], [-one, 0.0 * one]]
+        stack = backend.xp.stack
+        matrix = stack([stack(row, axis=-1) for row in rows], axis=-2)
+        return matrix / sizes[:, None, :]
+
+    start = backend.asarray(units * np.asarray([-1.2, 1.0]))
+    res = lx.least_squares(residuals, start, jac=jacobian, x_scale=units, batched=True)
+    assert backend.to_numpy(res.success).all()
+    np.testing.assert_allclose(backend.to_numpy(res.x), units, rtol=1e-7)
+
+
+def test_a_scale_of_curve_fit() -> None:
+    y = decay(FINE, 3.0, 0.7) + 0.05 * np.random.default_rng(0).normal(size=60)
+    rows, start = np.stack([y] * 600), {"a": 2.0, "k": 1.0}
+    wanted = lx.curve_fit(decay, FINE, y, start, jac="3-point")
+    for method in ("lm", "lbfgs"):
+        res = lx.curve_fit(
+            decay, FINE, y, start, jac="3-point", x_scale={"k": 0.1}, method=method
+        )
+        assert res.success and res.x["k"] == pytest.approx(wanted.x["k"], rel=1e-6)
+    many = lx.curve_fit(
+        decay, FINE, rows, start, jac="3-point", batched=True, x_scale={"k": 0.1}, threads=2
+    )
+    np.testing.assert_allclose(many.x["k"], wanted.x["k"], rtol=1e-6)
+    with pytest.raises(ValueError, match="x_scale names 'c'; wanted names of x0: 'a', 'k'"):
+        lx.curve_fit(decay, FINE, y, start, jac="3-point", x_scale={"c": 0.1})
+    with pytest.raises(ValueError, match="x_scale contains -1.0; wanted finite numbers above 0"):
+        lx.least_squares(valley, np.ones(2), jac="3-point", x_scale=[1.0, -1.0])
+    with pytest.raises(ValueError, match="x_scale is 'columns'; wanted"):
+        lx.least_squares(valley, np.ones(2), jac="3-point", x_scale="columns")

@@ -614,7 +614,7 @@ def test_bad_constants_are_named_with_their_value(rule, bad):
 def test_unknown_rules():
     with pytest.raises(ValueError, match="did you mean 'more_thuente'"):
         line_search(function("quadratic"), "more-thuent")
-    with pytest.raises(ValueError, match="wanted one of fixed"):
+    with pytest.raises(ValueError, match="line_search is 'zzz'; wanted one of 'fixed'"):
         rule_of("zzz")
     with pytest.raises(TypeError, match="^line_search is 3; wanted a name or a LineSearch object$"):
         rule_of(3)

@@ -34,8 +34,8 @@ WINGS: dict[str, str] = {
     "constraints": "arrays checks minimize result run typing",
     "fits": "arrays checks minimize projections result run typing",
     "training": "arrays checks first_order minimize result run solvers typing",
-    "torch": "arrays checks first_order line_search result run solvers typing",
-    "scipy": "arrays minimize result solvers",
+    "torch": "arrays checks first_order line_search minimize result run solvers typing",
+    "scipy": "arrays checks fits line_search minimize result solvers typing",
     "demo": "arrays problems __init__",
     "__main__": "arrays demo __init__",
     "__init__": "arrays constraints first_order fits gradient_check line_search minimize problems "
@@ -52,7 +52,9 @@ LATE = {
     "arrays.inventory": {"dask"},
     "run.progress": {"rich"},
     "schedules": {"matplotlib"},
-    "scipy": {"scipy"},
+    "scipy.evaluate": {"scipy"},
+    "scipy.fits": {"scipy"},
+    "scipy.methods": {"scipy"},
     "demo": {"matplotlib", "rich"},
     "__main__": {"rich"},
 }
@@ -60,6 +62,7 @@ ARRAY_LIBRARIES = {"cupy", "dask", "jax", "torch", "array_api_strict"}
 # A module for one library -> the library; it is imported only once the user has arrays of it.
 KNOWS = {
     "arrays.torch": {"torch"},
+    "arrays.torch_kernels": {"torch"},
     "arrays.jax": {"jax"},
     "arrays.cupy": {"cupy"},
     "arrays.strict": {"array_api_strict"},

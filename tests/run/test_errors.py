@@ -435,7 +435,7 @@ def test_newton_takes_no_bounds(method: Any) -> None:
 
 @pytest.mark.parametrize("bad", [3, "print", [print], True], ids=repr)
 def test_callback(bad: Any) -> None:
-    fails(lambda: solve(callback=bad), TypeError, "callback", type(bad).__name__, "function")
+    fails(lambda: solve(callback=bad), TypeError, "callback", re.escape(repr(bad)), "function")
 
 
 @pytest.mark.parametrize("bad", [3, {}, (1, 2), solve()], ids=lambda b: type(b).__name__)
@@ -477,7 +477,7 @@ def test_misspelt_argument() -> None:
         (lx.minimize, "lr", "lx.Adam"), (lx.minimize, "history_size", "memory_size"),
         (lx.minimize, "constraints", "lx.augmented_lagrangian"),
         (lx.train, "lr", "lx.Adam"), (lx.train, "num_epochs", "epochs"),
-        (lx.curve_fit, "maxfev", "maxfun"), (lx.least_squares, "x_scale", "scaled by"),
+        (lx.curve_fit, "maxfev", "maxfun"), (lx.least_squares, "max_nfev", "maxfun"),
     ],
 )
 def test_arguments_called_as_elsewhere(function: Any, passed: str, wanted: str) -> None:

@@ -99,7 +99,7 @@ def test_every_library_takes_the_same_iterates(backend: Backend) -> None:
 def test_quadratic_ends_after_n_exact_searches() -> None:
     """With exact searches BFGS is the conjugate gradient method (section 6.4)."""
     p = problems.quadratic(6, spectrum=[1.0, 2.0, 5.0, 6.0, 9.0, 12.0])
-    rule = lx.MoreThuente(c1=1e-9, c2=1e-10, xtol=0.0)
+    rule = lx.MoreThuente(c1=1e-11, c2=1e-10, xtol=0.0)
     res = run(p, p.x0, method=lx.BFGS(rule, scale_initial=False), gtol=1e-6, maxiter=8)
     assert res.status is Status.GRADIENT and res.nit <= 6
     true = np.linalg.inv(np.stack([p.gradient(e) - p.gradient(0.0 * e) for e in np.eye(6)]))
@@ -425,7 +425,7 @@ def test_errors_name_what_was_passed() -> None:
         run(p, p.x0, method=lx.BFGS(initial_inverse_hessian=np.ones(3)))
     with pytest.raises(TypeError, match="scale_initial is 1; wanted True or False"):
         lx.BFGS(scale_initial=1)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="no line search 'wolf'"):
+    with pytest.raises(ValueError, match="line_search is 'wolf'; "):
         lx.BFGS("wolf")
     first = run(p, p.x0, method="lbfgs", maxiter=2)
     with pytest.raises(ValueError, match="state holds a LBFGSState.*wanted the state of BFGS"):

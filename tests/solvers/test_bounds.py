@@ -288,7 +288,8 @@ def test_no_search_jams_at_a_bound() -> None:
     rng, n = np.random.default_rng(0), 6
     count = 2000
     roots = rng.normal(size=(count, n, n))
-    a, center = roots @ roots.transpose(0, 2, 1) + 0.1 * np.eye(n), 2.0 * rng.normal(size=(count, n))
+    a = roots @ roots.transpose(0, 2, 1) + 0.1 * np.eye(n)
+    center = 2.0 * rng.normal(size=(count, n))
     bounds = -rng.uniform(size=(count, n)), rng.uniform(size=(count, n))
 
     def fun(x: Any, a: Any, center: Any) -> Any:

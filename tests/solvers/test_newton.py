@@ -535,7 +535,7 @@ def test_settings() -> None:
         words = "floor is .*; wanted a number of at least 0 and below 1, or None"
         with pytest.raises(ValueError, match=words):
             lx.Newton(floor=bad)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="no line search 'x'"):
+    with pytest.raises(ValueError, match="line_search is 'x'; "):
         lx.Newton(line_search="x")
     with pytest.raises(TypeError, match="Newton was given no Hessian; wanted hessian="):
         x = np.ones(2)

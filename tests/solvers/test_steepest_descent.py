@@ -258,7 +258,7 @@ def test_a_wrong_sign_is_told() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match="no line search 'wolf'"):
+    with pytest.raises(ValueError, match="line_search is 'wolf'; "):
         SteepestDescent("wolf")
     with pytest.raises(TypeError, match="line_search is 0.1; wanted a name or a LineSearch object"):
         SteepestDescent(0.1)  # type: ignore[arg-type]

@@ -3,14 +3,15 @@
 Within `remote()` the library treats tensors as it does those on a GPU, and a dispatch mode sees
 what torch does: numbers that are read back (`item`, `bool`, `.cpu()`), arrays that are sent
 (`torch.asarray` of host data), shapes that depend on data, and operations, each of which would be
-a launch.
+a launch. Kernels are compiled by g++ instead of NVRTC; all else about them is as on a GPU.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -19,6 +20,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lbfgs_xp.arrays.torch import TorchBackend
+from lbfgs_xp.arrays.torch_kernels import Kernel
+from tests.standins.compiler import COMPILER, library
 
 # Operations that wait for the device, because the host needs a number or a shape.
 _WAITS = {
@@ -31,6 +34,7 @@ _FREE = {
     "aten.unsqueeze", "aten.squeeze", "aten.expand", "aten.permute", "aten.transpose", "aten.t",
     "aten.detach", "aten.alias", "aten.view_as_real", "aten.as_strided", "aten.unbind",
     "aten.split", "aten.lift_fresh", "aten.is_same_size", "aten.numpy_T", "prim.device",
+    "aten.empty", "aten.is_neg",
 }
 
 
@@ -42,6 +46,30 @@ class Counts:
     uploads: int = 0
     launches: int = 0
     names: list[str] = dataclasses.field(default_factory=list)
+
+
+class _Kernel(Kernel):
+    """A kernel whose CUDA source g++ compiles, and whose threads run one after the other."""
+
+    launched: Callable[[], None]
+
+    def _launch(self, device: Any, form: Any, size: int, words: Sequence[int]) -> None:
+        text = f"""
+struct Place {{ unsigned int x; }};
+static thread_local Place blockIdx, blockDim, threadIdx;
+#define __global__
+{self.source(form)}
+extern "C" void launch(const Arguments* a, int blocks, int threads) {{
+  blockDim.x = threads;
+  for (int i = 0; i < blocks * threads; ++i) {{
+    blockIdx.x = i / threads; threadIdx.x = i % threads; run(*a);
+  }}
+}}
+"""
+        launch = library(text, ("-ffp-contract=off",)).launch
+        launch.restype, launch.argtypes = None, [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
+        launch((ctypes.c_int64 * len(words))(*words), -(-size // 32), 32)
+        type(self).launched()
 
 
 class _Watch(TorchDispatchMode):
@@ -77,10 +105,17 @@ def remote() -> Iterator[Counts]:
             counts.uploads += 1
         return asarray(values, *args, **more)
 
+    def launched() -> None:
+        counts.launches += 1
+        counts.names.append("kernel")
+
+    _Kernel.launched = staticmethod(launched)
+    build = _Kernel if COMPILER else None
     never = property(lambda self: False, lambda self, value: None)
     with (
         mock.patch.object(TorchBackend, "reads_are_free", never),
         mock.patch.object(TorchBackend, "to_host", read),
+        mock.patch.object(TorchBackend, "kernels", staticmethod(lambda array: build)),
         mock.patch("torch.asarray", sent), mock.patch("torch.tensor", sent),
         _Watch(counts),
     ):

@@ -348,7 +348,8 @@ def test_kernel_refuses_other_arguments():
     with Device(1):
         there = cupy.ones(3)
     for error, arguments in (
-        (TypeError, (x, y)), (TypeError, (np.ones(3), 2.0, y)),
+        (TypeError, (x,)), (TypeError, (x, 2.0, y, y)), (TypeError, (np.ones(3), 2.0, y)),
+        (ValueError, (x, 2.0, cupy.empty(2))), (TypeError, (x, cupy.ones(3, dtype="int32"))),
         (TypeError, (x, cupy.ones(3, dtype="float32"), y)), (ValueError, (there, 2.0, y)),
         (TypeError, (x, 2.0, cupy.empty(3, dtype="float32"))),
     ):
@@ -358,8 +359,26 @@ def test_kernel_refuses_other_arguments():
         cupy.ElementwiseKernel("T x", "T y", "y = x;", "name", fast=True)
 
 
+@needs_compiler
+def test_a_kernel_makes_its_outputs():
+    kernel = cupy.ElementwiseKernel(
+        "T x, bool b, int32 k, int64 n", "T y, bool c, int32 m",
+        "y = b ? x : -x; c = !b; m = k + (int)n;",
+    )
+    x = cupy.asarray([[1.0], [2.0]], dtype="float32")
+    b, k = cupy.asarray([True, False, True]), cupy.asarray([1, 2, 3], dtype="int32")
+    assert counted(lambda: kernel(x, b, k, 10)) == (0, 0, 1)
+    y, c, m = kernel(x, b, k, 10)
+    assert y.dtype == "float32" and y.get().tolist() == [[1.0, -1.0, 1.0], [2.0, -2.0, 2.0]]
+    assert c.dtype == "bool" and c.get().tolist() == 2 * [[False, True, False]]
+    assert m.dtype == "int32" and m.get().tolist() == 2 * [[11, 12, 13]]
+    for wrong in ((x, b, k, 1.5), (x, b, cupy.asarray([1, 2, 3]), 10), (x, k, k, 10)):
+        with pytest.raises(TypeError, match="mismatched"):
+            kernel(*wrong)
+
+
 def test_missing_compiler_is_named(monkeypatch):
-    monkeypatch.setattr("cupy._kernel.COMPILER", None)
+    monkeypatch.setattr("tests.standins.compiler.COMPILER", None)
     kernel = cupy.ElementwiseKernel("T x", "T y", "y = x + (T)41;", "name")
     with pytest.raises(RuntimeError, match=r"g\+\+ was not found"):
         kernel(cupy.ones(3), cupy.empty(3))

@@ -782,7 +782,7 @@ def test_bad_arguments(change: dict[str, Any], error: type[Exception], message: 
         ((np.ones(2), np.ones(3)), ValueError, r"loss returned an array of shape \(2,\); wanted"),
         (("low", np.ones(3)), TypeError, "loss returned a str; wanted a real number"),
         ((np.asarray(1j), np.ones(3)), TypeError, "loss returned dtype complex128; wanted"),
-        ((1.0, np.ones(2)), ValueError, r"grads holds float64 \(2,\); wanted float64 \(3,\)"),
+        ((1.0, np.ones(2)), ValueError, r"grads is float64 \(2,\); wanted float64 \(3,\)"),
     ],
 )
 def test_bad_losses(out: Any, error: type[Exception], message: str) -> None:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lbfgs_xp.arrays.backend import Array, copy_of, is_array
-from lbfgs_xp.arrays.scalars import named
+from lbfgs_xp.arrays.scalars import Scalars, named
 from lbfgs_xp.arrays.space import Space
 
 # From this many variables on, reading the rows costs more than a few extra calls.
@@ -219,34 +219,74 @@ def accept_many(
     fn = space.scalars
     m = pairs.diagonal.shape[-1]
     own = space.small_arange(m) == pairs.slot[..., None]
-    row, column = (own & mask[..., None])[..., :, None], (own & mask[..., None])[..., None, :]
 
     def held(vector: Array) -> Array:
         # Only one term is nonzero, so the sum is exact.
         return space.small.sum(fn.where(own, vector, 0.0), axis=-1)
 
     curvature, size = held(change[..., :m]), held(change[..., m:])
-    gamma, rho = fn.divide(curvature, size), fn.divide(1.0, curvature)
-    good = (curvature > space.backend.eps * fn.abs(slope)) & (size > 0.0) & (size < math.inf)
-    good = good & (gamma > 0.0) & (gamma < math.inf) & (rho < math.inf)
-    rho = fn.where(good, rho, 0.0)
-    inverse = fn.where(row, 0.0, pairs.inverse)
-    new = space.matvec(inverse, change[..., :m]) * -rho[..., None]
-    new = fn.where(own, rho[..., None], fn.where(good[..., None], new, 0.0))
-    cross = fn.where(good[..., None], change[..., m:], 0.0)
-    gram = fn.where(row, cross[..., None, :], pairs.gram)
-    kept = mask & good
-    full = pairs.count == m
-    count = fn.where(kept & fn.logical_not(full), pairs.count + 1, pairs.count)
-    return Pairs(
-        rows=pairs.rows,
-        inverse=fn.where(column, new[..., :, None], inverse),
-        gram=fn.where(column, cross[..., :, None], gram),
-        diagonal=fn.where(row[..., 0], fn.where(good, curvature, 0.0)[..., None], pairs.diagonal),
-        gamma=fn.where(kept, gamma, pairs.gamma) if scale else pairs.gamma,
-        slot=fn.where(kept, (pairs.slot + 1) % m, pairs.slot),
-        count=fn.where(mask & fn.logical_not(good) & full, count - 1, count),
+    good, rho, gamma, slot, count = fn.fused(
+        _kept, m, space.backend.eps, scale, curvature, size, slope, mask, pairs.gamma, pairs.slot,
+        pairs.count,
     )
+    here = own & mask[..., None]
+    row, column = here[..., :, None], here[..., None, :]
+    inverse = fn.fused(_cleared, row, pairs.inverse)
+    new, cross, diagonal = fn.fused(
+        _entries, own, here, good[..., None], rho[..., None], curvature[..., None],
+        space.matvec(inverse, change[..., :m]), change[..., m:], pairs.diagonal,
+    )
+    inverse, gram = fn.fused(
+        _entered, row, column, new[..., :, None], cross[..., None, :], cross[..., :, None],
+        inverse, pairs.gram,
+    )
+    return Pairs(pairs.rows, inverse, gram, diagonal, gamma, slot, count)
+
+
+def _kept(
+    fn: Scalars, m: int, eps: float, scale: bool, curvature: Any, size: Any, slope: Any, mask: Any,
+    gamma: Any, slot: Any, count: Any,
+) -> tuple[Any, ...]:
+    """Whether a pair is good enough, 1 / s . y or 0, and the new gamma, slot and count."""
+    ratio, rho = fn.divide(curvature, size), fn.divide(1.0, curvature)
+    good = (curvature > eps * fn.abs(slope)) & (size > 0.0) & (size < math.inf)
+    good = good & (ratio > 0.0) & (ratio < math.inf) & (rho < math.inf)
+    kept = mask & good
+    full = count == m
+    more = fn.where(kept & fn.logical_not(full), count + 1, count)
+    return (
+        good,
+        fn.where(good, rho, 0.0),
+        fn.where(kept, ratio, gamma) if scale else gamma,
+        fn.where(kept, (slot + 1) % m, slot),
+        fn.where(mask & fn.logical_not(good) & full, more - 1, more),
+    )
+
+
+def _cleared(fn: Scalars, mask: Any, numbers: Any) -> Any:
+    return fn.where(mask, 0.0, numbers)
+
+
+def _entries(
+    fn: Scalars, own: Any, here: Any, good: Any, rho: Any, curvature: Any, product: Any, cross: Any,
+    diagonal: Any,
+) -> tuple[Any, Any, Any]:
+    """The new column of R^-1, the new row and column of Y'Y, and the diagonal.
+
+    own, here : masks of the slot that was written, for all problems and for those with a new pair.
+    product : R^-1 S'y.
+    """
+    new = fn.where(own, rho, fn.where(good, product * -rho, 0.0))
+    new_diagonal = fn.where(here, fn.where(good, curvature, 0.0), diagonal)
+    return new, fn.where(good, cross, 0.0), new_diagonal
+
+
+def _entered(
+    fn: Scalars, row: Any, column: Any, new: Any, cross: Any, crossed: Any, inverse: Any, gram: Any
+) -> tuple[Any, Any]:
+    """R^-1 and Y'Y with their new rows and columns."""
+    gram = fn.where(row, cross, gram)
+    return fn.where(column, new, inverse), fn.where(column, crossed, gram)
 
 
 def forget_many(space: Space, pairs: Pairs, mask: Array, gamma: float) -> Pairs:
@@ -258,13 +298,18 @@ def forget_many(space: Space, pairs: Pairs, mask: Array, gamma: float) -> Pairs:
     if space.none(mask):
         return pairs
     fn = space.scalars
-    wide = mask[..., None, None]
-    return Pairs(
-        pairs.rows,
-        fn.where(wide, 0.0, pairs.inverse),
-        fn.where(wide, 0.0, pairs.gram),
-        fn.where(mask[..., None], 0.0, pairs.diagonal),
-        fn.where(mask, gamma, pairs.gamma),
-        fn.where(mask, 0, pairs.slot),
-        fn.where(mask, 0, pairs.count),
-    )
+    inverse, gram = fn.fused(_zeros, mask[..., None, None], pairs.inverse, pairs.gram)
+    diagonal = fn.fused(_cleared, mask[..., None], pairs.diagonal)
+    numbers = fn.fused(_empty_ring, mask, gamma, pairs.gamma, pairs.slot, pairs.count)
+    return Pairs(pairs.rows, inverse, gram, diagonal, *numbers)
+
+
+def _zeros(fn: Scalars, mask: Any, inverse: Any, gram: Any) -> tuple[Any, Any]:
+    return fn.where(mask, 0.0, inverse), fn.where(mask, 0.0, gram)
+
+
+def _empty_ring(
+    fn: Scalars, mask: Any, initial: float, gamma: Any, slot: Any, count: Any
+) -> tuple[Any, Any, Any]:
+    """Gamma, slot and count of a ring without pairs, where the mask holds."""
+    return fn.where(mask, initial, gamma), fn.where(mask, 0, slot), fn.where(mask, 0, count)

@@ -8,13 +8,14 @@ and JAX can compile it. Not a `Descent`, because it shares its state with `one`;
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.scalars import Scalars
 from lbfgs_xp.arrays.space import Space
-from lbfgs_xp.line_search import ACCEPTED, STUCK
+from lbfgs_xp.line_search import ACCEPTED, STUCK, LineSearch, Search
 from lbfgs_xp.solvers import bounded
 from lbfgs_xp.solvers.bounded import Path
 from lbfgs_xp.solvers.descent import Iterate
@@ -26,54 +27,78 @@ from lbfgs_xp.solvers.lbfgs.state import LBFGSState, endless
 from lbfgs_xp.solvers.search import Lowest, advance, at_floor
 
 
+class _Numbers(NamedTuple):
+    """The scalars of a state that `_judged` needs; count is that of the pairs."""
+
+    search: Search
+    value: Any
+    step: Any
+    lowest_alpha: Any
+    lowest_value: Any
+    decrement: Any
+    count: Any
+
+
+class _Verdict(NamedTuple):
+    """What a trial means for each problem.
+
+    search : after the trial.
+    lower : whether the trial is the lowest of the search.
+    lowest_alpha, lowest_value : of the lowest trial.
+    taken : whether there is a new iterate: the trial or, where `back`, the lowest one.
+    alpha, value, step : the step length to the new iterate, the value there, and the step length
+        that has led to the current iterate. The last two are those of the state if there is none.
+    slope : alpha g . d.
+    reset : whether the pairs are dropped, to search along steepest descent.
+    failed : whether steepest descent has failed, or rounding hides what it could gain.
+    endless : whether the function counts as unbounded if the step shows no curvature.
+    """
+
+    search: Search
+    lower: Any
+    lowest_alpha: Any
+    lowest_value: Any
+    taken: Any
+    back: Any
+    alpha: Any
+    value: Any
+    step: Any
+    slope: Any
+    decrement: Any
+    reset: Any
+    failed: Any
+    endless: Any
+
+
 def step(
     solver: Any, space: Space, state: LBFGSState, value: Any, gradient: Array, active: Any
 ) -> LBFGSState:
     """The state after the evaluation of value and gradient at `state.trial`, where `active`."""
-    fn, old, pairs, path = space.scalars, state.search, state.pairs, state.path
+    fn, backend, initial, path = space.scalars, space.backend, solver.initial, state.path
     along = state.direction
     if path is not None:
-        along = bounded.along(space, path, state.x, state.trial, old.alpha, along)
+        along = bounded.along(space, path, state.x, state.trial, state.search.alpha, along)
     phi, dphi = space.read(value, space.dot(gradient, along))
-    search = advance(fn, solver.line_search, old, phi, dphi, active)
-
-    lower = active & (search.best_phi < old.best_phi)
-    accepted = active & (search.status == ACCEPTED)
-    if solver.initial.scales_first:
-        bent = dphi - old.dphi0 > space.backend.eps * -old.dphi0
-        accepted = accepted | (lower & bent & (pairs.count == 0))
-    lowest = Lowest(
-        fn.where(lower, old.alpha, state.lowest.alpha),
-        fn.where(lower, phi, state.lowest.value),
-        space.pick(lower, gradient, state.lowest.gradient),
+    numbers = _Numbers(
+        state.search, state.value, state.step, state.lowest.alpha, state.lowest.value,
+        state.decrement, state.pairs.count,
     )
-    stuck = active & (search.status == STUCK) & fn.logical_not(accepted)
-    # Stuck, but lower than the start: the lowest trial is the new iterate.
-    rescued = stuck & (search.best_phi < search.phi0)
-    lost = stuck & fn.logical_not(rescued)
-    taken = accepted | rescued
-    iterate = _iterate(solver, space, state, phi, gradient, lowest, taken, rescued)
-    alpha = fn.where(rescued, lowest.alpha, old.alpha)
-
+    told = fn.fused(
+        _judged, solver.line_search, initial.scales_first, backend.eps, backend.noise, numbers,
+        phi, dphi, active,
+    )
+    lowest = space.pick(told.lower, gradient, state.lowest.gradient)
+    iterate = _iterate(solver, space, state, told, gradient, lowest)
     if path is None:
-        pairs, with_gradient = _with_pair(solver, space, state, iterate, alpha, search.dphi0, taken)
+        pairs, with_gradient = _with_pair(solver, space, state, iterate, told)
     else:
-        pairs, with_gradient, path = _within_bounds(
-            solver, space, state, iterate, alpha, search.dphi0, taken
-        )
-    had = state.pairs.count > 0
-    decrement = fn.where((taken | lost) & had, -0.5 * search.dphi0, state.decrement)
-    # At the precision floor steepest descent would do no better.
-    reset = lost & had & fn.logical_not(at_floor(space, decrement, state.value))
-    pairs = curvature.forget_many(space, pairs, reset, solver.initial.gamma)
-    unbounded = taken & fn.logical_not(had) & (pairs.count == 0) & endless(solver, alpha)
-    after: Any = _aim(solver, space, iterate, (pairs, state.weights, with_gradient), path)._replace(
-        seen=phi, decrement=decrement, accepted=taken, failed=lost & fn.logical_not(reset),
-        unbounded=unbounded,
+        pairs, with_gradient, path = _within_bounds(solver, space, state, iterate, told)
+    pairs = curvature.forget_many(space, pairs, told.reset, initial.gamma)
+    after: Any = _aim(solver, space, iterate, (pairs, state.weights, with_gradient), path)
+    turned, search, lowest_alpha, lowest_value, unbounded = fn.fused(
+        _turned, told, after.search, after.lowest.alpha, after.lowest.value, pairs.count
     )
     # A search that continues or has failed keeps its line.
-    turned = taken | reset
-    search = fn.choose(turned, after.search, search)
     direction = space.pick(turned, after.direction, state.direction)
     if path is not None:
         path = path._replace(reach=fn.where(turned, after.path.reach, path.reach))
@@ -83,44 +108,94 @@ def step(
         trial=bounded.trial(space, path, iterate.x, search.alpha, direction),
         path=path,
         lowest=Lowest(
-            fn.where(turned, after.lowest.alpha, lowest.alpha),
-            fn.where(turned, after.lowest.value, lowest.value),
-            space.pick(turned, iterate.gradient, lowest.gradient),
+            lowest_alpha, lowest_value, space.pick(turned, iterate.gradient, lowest)
         ),
+        seen=phi, decrement=told.decrement, accepted=told.taken, failed=told.failed,
+        unbounded=unbounded,
+    )
+
+
+def _judged(
+    fn: Scalars, rule: LineSearch, probes: bool, eps: float, noise: float, state: _Numbers,
+    phi: Any, dphi: Any, active: Any,
+) -> _Verdict:
+    old = state.search
+    search = advance(fn, rule, old, phi, dphi, active)
+
+    lower = active & (search.best_phi < old.best_phi)
+    accepted = active & (search.status == ACCEPTED)
+    had = state.count > 0
+    if probes:
+        bent = dphi - old.dphi0 > eps * -old.dphi0
+        accepted = accepted | (lower & bent & fn.logical_not(had))
+    lowest_alpha = fn.where(lower, old.alpha, state.lowest_alpha)
+    lowest_value = fn.where(lower, phi, state.lowest_value)
+    stuck = active & (search.status == STUCK) & fn.logical_not(accepted)
+    # Stuck, but lower than the start: the lowest trial is the new iterate.
+    rescued = stuck & (search.best_phi < search.phi0)
+    lost = stuck & fn.logical_not(rescued)
+    taken = accepted | rescued
+    back = rescued & (lowest_alpha != old.alpha)
+    alpha = fn.where(back, lowest_alpha, old.alpha)
+    value = fn.where(taken, fn.where(back, lowest_value, phi), state.value)
+    decrement = fn.where((taken | lost) & had, -0.5 * search.dphi0, state.decrement)
+    # At the precision floor steepest descent would do no better.
+    floor = at_floor(fn, noise, decrement, state.value)
+    reset = lost & had & fn.logical_not(floor)
+    return _Verdict(
+        search, lower, lowest_alpha, lowest_value, taken, back, alpha, value,
+        fn.where(taken, alpha, state.step), alpha * search.dphi0, decrement, reset,
+        lost & fn.logical_not(reset), taken & fn.logical_not(had) & endless(rule, probes, alpha),
+    )
+
+
+def _turned(
+    fn: Scalars, told: _Verdict, search: Search, alpha: Any, value: Any, count: Any
+) -> tuple[Any, ...]:
+    """Where there is a new line; the search, the lowest step and value, and whether the function is
+    unbounded.
+
+    search, alpha, value : of the new line.
+    count : of the pairs.
+    """
+    turned = told.taken | told.reset
+    return (
+        turned,
+        fn.choose(turned, search, told.search),
+        fn.where(turned, alpha, told.lowest_alpha),
+        fn.where(turned, value, told.lowest_value),
+        told.endless & (count == 0),
     )
 
 
 def _iterate(
-    solver: Any, space: Space, state: LBFGSState, phi: Any, gradient: Array, lowest: Lowest,
-    taken: Any, rescued: Any,
+    solver: Any, space: Space, state: LBFGSState, told: _Verdict, gradient: Array, lowest: Array
 ) -> Iterate:
-    """The new iterate where `taken`: the trial or, where `rescued`, the lowest one."""
-    fn, alpha = space.scalars, state.search.alpha
-    back = rescued & (lowest.alpha != alpha)
-    alpha = fn.where(back, lowest.alpha, alpha)
-    lowest_trial = bounded.trial(space, state.path, state.x, alpha, state.direction)
-    x = space.pick(back, lowest_trial, state.trial)
-    x = space.pick(taken, x, state.x)
-    gradient = space.pick(back, lowest.gradient, gradient)
-    gradient = space.pick(taken, gradient, state.gradient)
-    value = fn.where(taken, fn.where(back, lowest.value, phi), state.value)
+    """The new iterate where there is one.
+
+    lowest : the gradient at the lowest trial.
+    """
+    lowest_trial = bounded.trial(space, state.path, state.x, told.alpha, state.direction)
+    x = space.pick(told.back, lowest_trial, state.trial)
+    x = space.pick(told.taken, x, state.x)
+    gradient = space.pick(told.back, lowest, gradient)
+    gradient = space.pick(told.taken, gradient, state.gradient)
     norm = space.read_one(solver.optimality(space, x, gradient))
-    return Iterate(x, value, gradient, norm, fn.where(taken, alpha, state.step))
+    return Iterate(x, told.value, gradient, norm, told.step)
 
 
 def _with_pair(
-    solver: Any, space: Space, state: LBFGSState, iterate: Iterate, alpha: Any, dphi0: Any,
-    taken: Any,
+    solver: Any, space: Space, state: LBFGSState, iterate: Iterate, told: _Verdict
 ) -> tuple[Pairs, Array]:
-    """The pairs, with the pair of the step to the iterate where `taken`, and W g there."""
-    s, y = space.scale(alpha, state.direction), iterate.gradient - state.gradient
+    """The pairs, with the pair of the step to a new iterate, and W g there."""
+    s, y = space.scale(told.alpha, state.direction), iterate.gradient - state.gradient
     if state.weights is not None:
         s, y = s / state.weights, y * state.weights
-    pairs = curvature.write_many(space, state.pairs, s, y, taken)
+    pairs = curvature.write_many(space, state.pairs, s, y, told.taken)
     with_gradient = space.products(pairs.rows, weighted(iterate.gradient, state.weights))
     with_change = space.products(pairs.rows, y)
     pairs = curvature.accept_many(
-        space, pairs, space.fetch(with_change), alpha * dphi0, taken, solver.scale_initial
+        space, pairs, space.fetch(with_change), told.slope, told.taken, solver.scale_initial
     )
     return pairs, space.fetch(with_gradient)
 
@@ -145,15 +220,14 @@ def begin(
 
 
 def _within_bounds(
-    solver: Any, space: Space, state: LBFGSState, iterate: Iterate, alpha: Any, dphi0: Any,
-    taken: Any,
+    solver: Any, space: Space, state: LBFGSState, iterate: Iterate, told: _Verdict
 ) -> tuple[Pairs, Array, Path]:
     """`_with_pair` of the free variables at the iterate, and the path there without its reach.
 
     Where they are the same as before, a pair is added as without bounds. Where they have changed,
     the algebra is computed anew.
     """
-    fn, weights = space.scalars, state.weights
+    fn, weights, alpha, taken = space.scalars, state.weights, told.alpha, told.taken
     old: Any = state.path
     reach = space.spread(fn.where(state.pairs.count > 0, state.pairs.gamma, 0.0))
     found = bounded.free_variables(space, solver.box, iterate.x, iterate.gradient, reach)
@@ -163,7 +237,7 @@ def _within_bounds(
     s = bounded.step(space, state.x, iterate.x, alpha, state.direction)
     y, inner = iterate.gradient - state.gradient, bounded.reduced(space, free, iterate.gradient)
     slope = space.read_one(space.dot(s, state.gradient))
-    slope = fn.where(alpha > old.reach, slope, alpha * dphi0)
+    slope = fn.where(alpha > old.reach, slope, told.slope)
     if weights is not None:
         s, y = s / weights, y * weights
     pairs = curvature.write_many(space, state.pairs, s, y, taken)
@@ -226,9 +300,6 @@ def _aim(
             plain = bounded.clipped(space, path, x, plain, one)
             direction = space.pick(spoilt, plain, direction)
             (slope,) = space.read(space.dot(gradient, direction))
-    # If it is not a descent direction, it is dropped together with the pairs.
-    bare = (pairs.count == 0) | fn.logical_not(slope < 0.0)
-    pairs = curvature.forget_many(space, pairs, bare, solver.initial.gamma)
     plain, plain_slope, first = first_step(
         space, solver.initial, weights, x, value, inner, norm, alpha == 0.0
     )
@@ -236,18 +307,36 @@ def _aim(
         plain = bounded.onto_bounds(space, path, x, gradient, plain, first)
         plain = bounded.clipped(space, path, x, plain, first)
         (plain_slope,) = space.read(space.dot(gradient, plain))
-    direction = space.pick(bare, plain, direction)
-    slope = fn.where(bare, plain_slope, slope)
-    noise = fn.abs(value) * space.backend.noise
-    first = fn.where(bare, first, 1.0)
-    if solver.pace is not None:
-        first = first * solver.learning_rate(0)
+    # If it is not a descent direction, it is dropped together with the pairs.
+    rate = None if solver.pace is None else solver.learning_rate(0)
+    bare, search = fn.fused(
+        _searched, solver.line_search, rate, space.backend.noise, value, slope, pairs.count,
+        plain_slope, first,
+    )
     if path is not None:
-        path = path._replace(reach=first)
-    search = solver.line_search.begin(value, slope, first, noise)
+        reach = fn.where(bare, first, 1.0)
+        path = path._replace(reach=reach if rate is None else reach * rate)
+    pairs = curvature.forget_many(space, pairs, bare, solver.initial.gamma)
+    direction = space.pick(bare, plain, direction)
     no = fn.full(False, value)
     return LBFGSState(
         x, value, gradient, norm, alpha, direction, search, x, value,
         Lowest(fn.full(0.0, value), value, gradient), pairs, None, 0.0, weights, None,
         fn.full(math.inf, value), no, no, no, path,
     )
+
+
+def _searched(
+    fn: Scalars, rule: LineSearch, rate: Any, noise: float, value: Any, slope: Any, count: Any,
+    plain_slope: Any, first: Any,
+) -> tuple[Any, Search]:
+    """Where the first direction of a run is needed, and a search begun.
+
+    plain_slope, first : the slope along that direction, and its first step.
+    """
+    bare = (count == 0) | fn.logical_not(slope < 0.0)
+    slope = fn.where(bare, plain_slope, slope)
+    first = fn.where(bare, first, 1.0)
+    if rate is not None:
+        first = first * rate
+    return bare, rule.begin(value, slope, first, fn.abs(value) * noise)

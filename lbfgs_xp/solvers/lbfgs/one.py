@@ -95,9 +95,10 @@ def _arrive(
         )
     bare = state.pairs.count == 0
     decrement = state.decrement if bare else -0.5 * search.dphi0
+    far = endless(solver.line_search, solver.initial.scales_first, alpha)
     return _aim(
         solver, space, (x, value, gradient, norm, alpha), (pairs, with_gradient, squared, weights),
-        seen, state.pace, decrement, bare and pairs.count == 0 and endless(solver, alpha), path,
+        seen, state.pace, decrement, bare and pairs.count == 0 and far, path,
     )
 
 
@@ -187,7 +188,9 @@ def _give_up(
     """The state after a line without a lower point: drop the memory or, if there is none, fail."""
     decrement = -0.5 * search.dphi0 if state.pairs.count else state.decrement
     # At the precision floor steepest descent would do no better.
-    if state.pairs.count == 0 or at_floor(space, decrement, state.value):
+    if state.pairs.count == 0 or at_floor(
+        space.scalars, space.backend.noise, decrement, state.value
+    ):
         return state._replace(
             search=search, seen=seen, decrement=decrement, accepted=False, failed=True
         )

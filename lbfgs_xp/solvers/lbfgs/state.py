@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from lbfgs_xp.arrays.backend import Array
-from lbfgs_xp.line_search import Search
+from lbfgs_xp.line_search import LineSearch, Search
 from lbfgs_xp.solvers.bounded import Path
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
 from lbfgs_xp.solvers.search import FAR
@@ -64,8 +64,11 @@ class LBFGSState(NamedTuple):
     path: Path | None
 
 
-def endless(solver: Any, alpha: Any) -> Any:
-    """Whether a first step was so long that a function that fell all the way is unbounded."""
-    if not solver.initial.scales_first or solver.line_search.alpha_max < FAR:
+def endless(rule: LineSearch, probes: bool, alpha: Any) -> Any:
+    """Whether a first step was so long that a function that fell all the way is unbounded.
+
+    probes : whether the first search only has to find the scale.
+    """
+    if not probes or rule.alpha_max < FAR:
         return alpha < 0.0
-    return alpha >= solver.line_search.alpha_max
+    return alpha >= rule.alpha_max

@@ -1,0 +1,70 @@
+"""The noise of residuals, measured at points along a line (Moré & Wild 2011, Estimating
+Computational Noise).
+
+Models that solve differential equations, that round or that sample have noise far above the
+rounding of their dtype. The differences of the residuals at equally spaced points lose what is
+smooth with each order, but noise stays.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.space import Space
+
+# The number of points: the differences of orders 3 to 6 must agree up to the factor.
+POINTS, _ORDERS, _ALIKE = 7, (3, 4, 5, 6), 16.0
+# Their distances, one after another, relative to the length over which the residuals change by
+# their size, and no round numbers, which tables have; at least this many units in the last place.
+SPACINGS, _LEAST = (1.37e-3, 3.91e-2), 64.0
+_GOLDEN = 0.5 * (1.0 + math.sqrt(5.0))
+# Noise counts if it exceeds rounding by this factor.
+_ROUNDED = 32.0
+
+
+def points(
+    space: Space, x: Array, residuals: Array, columns: Array, box: Any, spacing: float
+) -> list[Array]:
+    """Equally spaced points (B, p) on one side of x, so that a kink or a jump at x is no noise."""
+    xp, size = space.xp, space.xp.abs(x)
+    size = xp.where(size > 0.0, size, xp.ones_like(size))
+    steepest = space.max_abs(columns)
+    reach = space.max_abs(residuals)[:, None] / xp.where(steepest > 0.0, steepest, 1.0)
+    # Of a parameter without influence only its size is known.
+    known = (steepest > 0.0) & xp.isfinite(reach) & (reach > 0.0)
+    unit = xp.where(known, xp.minimum(reach, xp.maximum(size, xp.ones_like(size))), size)
+    # Not in proportion, because what a model depends on may be a sum of parameters.
+    share = np.modf(_GOLDEN * np.arange(1, x.shape[-1] + 1))[0]
+    unit = unit * space.backend.adopt(0.5 + share, "the steps")
+    step = xp.maximum(spacing * unit, _LEAST * space.backend.eps * xp.abs(x))
+    downhill = xp.where(space.products(columns, residuals) > 0.0, -1.0, xp.ones_like(x))
+    if box is not None:
+        above, below = box[1] - x, x - box[0]
+        wider = xp.where(above >= below, xp.ones_like(x), -1.0)
+        narrow = xp.minimum(above, below) < POINTS * step
+        downhill = xp.where(narrow, wider, downhill)
+        step = xp.minimum(step, xp.maximum(above, below) / POINTS)
+    step = step * downhill
+    return [x + float(k) * step for k in range(1, POINTS + 1)]
+
+
+def estimate(space: Space, x: Array, columns: Array, found: list[Array]) -> Array:
+    """The standard deviation of the noise of each residual (B,) from residuals (B, m) at `points`;
+    0 if it is no more than rounding, or unknown."""
+    xp, eps, m = space.xp, space.backend.eps, found[0].shape[-1]
+    rows, spread = found, []
+    for order in range(1, _ORDERS[-1] + 1):
+        rows = [b - a for a, b in zip(rows, rows[1:], strict=False)]
+        if order in _ORDERS:
+            squares = sum(space.dot(row, row) for row in rows) / (m * len(rows))
+            spread.append(xp.sqrt(squares / math.comb(2 * order, order)))
+    least, most = spread[0], spread[0]
+    for other in spread[1:]:
+        least, most = xp.minimum(least, other), xp.maximum(most, other)
+    rounding = space.max_abs(found[0]) + space.sum(space.max_abs(columns) * xp.abs(x))
+    noisy = (least > _ROUNDED * eps * rounding) & (most <= _ALIKE * least) & xp.isfinite(most)
+    return xp.where(noisy, least, xp.zeros_like(least))

@@ -1,0 +1,244 @@
+"""What a fit does before it believes that it has ended: better differences, and noise.
+
+The error of finite differences may end a fit far from the minimum. Forward differences are replaced
+by central ones. If columns are nearly dependent, the difference of two of them has no correct
+digits; then differences are taken along the singular vectors instead, where each has a step of its
+own. If derivatives change with the step, the noise of the residuals is measured, and the steps are
+chosen for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.fits import levenberg_marquardt as lm
+from lbfgs_xp.fits import noise
+from lbfgs_xp.fits.linear_algebra import norm, svd
+from lbfgs_xp.result import Status
+
+if TYPE_CHECKING:
+    from lbfgs_xp.fits.loop import Fit
+
+# By how much steps of differences are lengthened at a time, and in all, to see whether noise spoils
+# them; and by which share of their norms the columns of two Jacobians differ then.
+_STRETCH, _STRETCHED, _OTHER = 1e2, 1e4, 0.05
+# How often the directions of the differences are chosen; again only if the cost has fallen by this
+# share.
+_TURNS, _LOWER = 4, 1e-6
+# How often noise may be found; again only if it is larger by the second factor. How many times its
+# standard deviation it may be in a difference.
+_MEASURED, _LOUDER, _SPREAD = 3, 2.0, 4.0
+# After how many trials the costs are looked at first, and which share of them is left if they fall
+# slowly.
+_WATCH, _SLOW = 12, 0.9
+
+
+class Sharpening:
+    """The looks of one fit.
+
+    measured : how often noise was found.
+    looked : whether parameters without influence have been looked at.
+    turns, turned_at : how often directions were chosen, and the costs (B,) at the last time.
+    trials, next_watch, watched : trials so far, when to look at the costs next, and what they were.
+    """
+
+    def __init__(self, fit: Fit):
+        self.fit = fit
+        self.measured = 0
+        self.looked = False
+        self.turns, self.turned_at = 0, None
+        self.trials, self.next_watch, self.watched = 0, _WATCH, None
+
+    # --- a fit that has ended --------------------------------------------------------------------
+
+    def resumes(self) -> bool:
+        """Whether some fits go on with better differences.
+
+        Not if rows have left the batch, which only makes them end earlier.
+        """
+        fit = self.fit
+        objective, state, space = fit.here, fit.state, fit.space
+        if not self._differs() or not self._affords(2 * objective.layout.size):
+            return False
+        claimed, near = lm.doubtful(space, state)
+        silent = self._silent() & (not self.looked) & (state.status != int(Status.NOT_FINITE))
+        doubtful = claimed | near | silent
+        if not space.any(doubtful):
+            return False
+        if space.any(silent):
+            self.looked = True
+            if self._measure(silent):
+                return self._again(silent, fit.columns())
+        if objective.jac == "2-point":
+            objective.jac = "3-point"
+            columns = fit.columns()
+            other = doubtful & self._differ(columns)
+            if space.any(other) and self._measure(other):
+                columns = fit.columns()
+            return self._again(doubtful, columns)
+        return self._turn(near) or self._stretch(claimed)
+
+    def _turn(self, near: Array) -> bool:
+        """Take differences along singular vectors where columns are nearly dependent."""
+        fit = self.fit
+        objective, state, space = fit.here, fit.state, fit.space
+        if self.turned_at is not None:
+            near = near & (state.value < (1.0 - _LOWER) * self.turned_at)
+        if fit.box_here is not None or self.turns >= _TURNS or not space.any(near):
+            return False
+        xp, linear, differences = space.xp, state.linear, objective.differences
+        blur = space.backend.eps * space.sum(space.max_abs(state.columns) * xp.abs(state.x))
+        gain, level = fit.fetch(differences.gain), fit.fetch(differences.level)
+        if objective.directions is None:
+            level = xp.maximum(level, blur)
+            near = near & lm.unresolved(space, state, gain * level[..., None])
+            if not space.any(near):
+                return False
+        _, _, rows = svd(space, linear.R)
+        to_x = xp.matrix_transpose(rows) / linear.scale[..., None]
+        from_x = rows * linear.scale[:, None, :]
+        self.turns, self.turned_at = self.turns + 1, state.value
+        objective.turn((fit.send(to_x), fit.send(from_x)))
+        differences.noise = fit.send(xp.maximum(_SPREAD * state.noise, blur))
+        return self._again(near, fit.columns())
+
+    def _stretch(self, claimed: Array) -> bool:
+        """Lengthen the steps, if this gives other derivatives."""
+        fit, space, differences = self.fit, self.fit.space, self.fit.here.differences
+        stretch, claimed = differences.stretch, claimed & (fit.state.noise == 0.0)
+        if stretch >= _STRETCHED or not space.any(claimed):
+            return False
+        differences.stretch = _STRETCH * stretch
+        columns = fit.columns()
+        again = claimed & self._differ(columns)
+        if not space.any(again):
+            differences.stretch = stretch
+            return False
+        if self._measure(again):
+            differences.stretch = stretch
+            columns = fit.columns()
+        return self._again(again, columns)
+
+    def explains(self) -> bool:
+        """Whether noise may be why no step was found, and fits go on knowing it."""
+        fit = self.fit
+        refuted = fit.confirmed == int(Status.LINE_SEARCH)
+        if not refuted.any() or fit.rows.here is not None:
+            return False
+        refuted = fit.space.backend.from_host(refuted, fit.space.xp.bool)
+        if not self._measure(refuted) and not self._forgets(refuted):
+            return False
+        fit.confirmed = None
+        columns = fit.state.columns
+        if self._differs():
+            fit.here.jac = "3-point"
+            columns = fit.columns()
+        return self._again(refuted, columns)
+
+    def _forgets(self, rows: Array) -> bool:
+        """Forget noise for which steps were chosen in vain: a pole looks like noise."""
+        fit, space, state = self.fit, self.fit.space, self.fit.state
+        wrong = rows & (state.noise > 0.0)
+        affordable = self._differs() and self._affords(2 * fit.here.layout.size)
+        if not affordable or not space.any(wrong):
+            return False
+        self.measured = _MEASURED
+        found = space.xp.where(wrong, space.xp.zeros_like(state.noise), state.noise)
+        differences = fit.here.differences
+        differences.noise, differences.known = fit.send(_SPREAD * found), ()
+        fit.state = state._replace(noise=found)
+        return True
+
+    # --- a fit that goes on ----------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Measure noise now and then in fits that take long, because nothing else ends them."""
+        self.trials += 1
+        fit, space = self.fit, self.fit.space
+        if self.trials < self.next_watch or not self._differs():
+            return
+        self.next_watch += max(_WATCH, self.trials // 2)
+        value, before = fit.state.value, self.watched
+        self.watched = value
+        if before is None:
+            return
+        slow = (fit.state.status == int(Status.RUNNING)) & (value > _SLOW * before)
+        if not space.any(slow) or not self._affords(2 * fit.here.layout.size):
+            return
+        if self._measure(slow, noise.SPACINGS[1:]):
+            fit.here.jac = "3-point"
+            self._again(slow, fit.columns())
+
+    # --- parts -----------------------------------------------------------------------------------
+
+    def _differs(self) -> bool:
+        objective = self.fit.here
+        return (
+            bool(objective.calls_per_jacobian) and objective.differences.step is None
+            and self.fit.rows.here is None
+        )
+
+    def _affords(self, calls: int) -> bool:
+        objective = self.fit.here
+        return objective.calls.nfev + calls <= self.fit.plan.maxfun
+
+    def _silent(self) -> Array:
+        """Which problems have a parameter that the residuals do not respond to, except at a bound:
+        a mask (B,)."""
+        fit, space, state = self.fit, self.fit.space, self.fit.state
+        silent = space.max_abs(state.columns) == 0.0
+        if fit.box_here is not None:
+            low, high = fit.box_here
+            silent = silent & (state.x > low) & (state.x < high)
+        return space.xp.any(silent, axis=-1) & (state.value > 0.0)
+
+    def _scale(self, rows: Array) -> Array:
+        """The scale of the parameters so far, or none after columns that were noise."""
+        fit, space = self.fit, self.fit.space
+        scale, noisy = fit.state.linear.scale, rows & (fit.state.noise > 0.0)
+        if fit.plan.settings.own_scale:
+            return scale
+        return space.pick(noisy, space.xp.zeros_like(scale), scale)
+
+    def _differ(self, columns: Array) -> Array:
+        """Where these columns are far from those of the state: a mask (B,)."""
+        space, known = self.fit.space, self.fit.state.columns
+        sizes = norm(space, columns) + norm(space, known)
+        return space.xp.any(norm(space, columns - known) > _OTHER * sizes, axis=-1)
+
+    def _measure(self, rows: Array, spacings: tuple[float, ...] = noise.SPACINGS) -> bool:
+        """Measure the noise of these problems; return whether any has more than was known."""
+        fit, space, state = self.fit, self.fit.space, self.fit.state
+        calls = noise.POINTS * len(spacings)
+        if self.measured >= _MEASURED or not self._affords(calls):
+            return False
+        for spacing in spacings:
+            at = noise.points(
+                space, state.x, state.residuals, state.columns, fit.box_here, spacing
+            )
+            found = noise.estimate(
+                space, state.x, state.columns, [fit.residuals(point) for point in at]
+            )
+            more = rows & (found > _LOUDER * state.noise)
+            if space.any(more):
+                break
+        else:
+            return False
+        self.measured += 1
+        found = space.xp.where(more, found, state.noise)
+        differences = fit.here.differences
+        differences.noise, differences.known = fit.send(_SPREAD * found), ()
+        fit.state = state._replace(noise=found)
+        return True
+
+    def _again(self, rows: Array, columns: Array) -> bool:
+        """Begin these problems again where they are, with these columns."""
+        fit, space, state = self.fit, self.fit.space, self.fit.state
+        linear, _ = fit.steps.linearize(
+            state.x, state.residuals, columns, fit.box_here, self._scale(rows)
+        )
+        fresh = fit.steps.begin(state.x, state.residuals, columns, linear)
+        fresh = fresh._replace(nit=state.nit, noise=state.noise)
+        fit.move_to(space.merge(rows, fresh, state))
+        return True

@@ -1,0 +1,214 @@
+"""A loss over data that may exceed the memory: gradients are accumulated chunk by chunk."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lbfgs_xp.checks import number, shown
+from lbfgs_xp.torch.data import NO_DATA, halves, rows_of
+from lbfgs_xp.torch.denominators import denominator_of, reduction_of
+from lbfgs_xp.torch.flat import Flat
+from lbfgs_xp.torch.outside import inputs_of, warn_of_leaves_outside
+from lbfgs_xp.torch.warned import warn
+
+
+class Part(NamedTuple):
+    """The loss on a chunk.
+
+    loss : its mean or, if `summed`, its sum.
+    divisor : what the mean divides by; None if that is not known.
+    """
+
+    loss: Tensor
+    divisor: float | None
+    summed: bool
+
+
+class ChunkedLoss:
+    """The total loss of several chunks; its gradient is left in the parameters.
+
+    pass_model : whether loss_fn takes the model and the batch even if that is a pair.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, loss_fn: Callable, reduction: Any, flat: Flat,
+        pass_model: bool,
+    ):
+        if isinstance(loss_fn, type):
+            raise TypeError(
+                f"loss_fn is the class {loss_fn.__name__}; wanted a function: {loss_fn.__name__}()"
+            )
+        if not callable(loss_fn):
+            raise TypeError(
+                f"loss_fn is {shown(loss_fn)}; wanted a function, such as torch.nn.MSELoss()"
+            )
+        self.mean = reduction_of(loss_fn, reduction) == "mean"
+        self.denominator = denominator_of(loss_fn)
+        self.model, self.loss_fn, self.flat, self.pass_model = model, loss_fn, flat, pass_model
+        # What is looked at once: the leaves of the loss, and whether it can be split.
+        self._knows_leaves = False
+        self._knows_rows = self.denominator is not None
+
+    @torch.enable_grad()
+    def __call__(self, chunks: Iterable[Any]) -> Tensor:
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "train_with_lbfgs was called under torch.inference_mode, which forbids autograd; "
+                "wanted a call outside it"
+            )
+        for p in self.flat.params:
+            p.grad = None
+        total: Any = None
+        waiting: list[Any] = []
+        unit = weights = 0.0
+        for i, chunk in enumerate(chunks):
+            part = self._part(chunk)
+            if not self._knows_rows:
+                waiting.append((chunk, part))
+                if i > 0:
+                    self._check_split(waiting)
+            # Weights are relative to the first chunk, so that a single chunk, or chunks of equal
+            # size, have weight 1 and add no rounding.
+            divisor = 1.0 if part.divisor is None or not self.mean else part.divisor
+            if divisor == 0.0 and not part.summed:    # nothing in it counts, and its mean is nan
+                continue
+            unit = unit or divisor or 1.0
+            loss = part.loss / unit if part.summed else (divisor / unit) * part.loss
+            self._backward(loss)
+            total = loss.detach() if total is None else total + loss.detach()
+            weights += divisor / unit
+        self._knows_rows = self._knows_rows or i > 0
+        if total is None:
+            return part.loss.detach()
+        if self.mean and weights != 1.0:
+            total = total / weights
+            for p in self.flat.params:
+                if p.grad is not None:
+                    p.grad.div_(weights)
+        if all(p.grad is None for p in self.flat.params):
+            raise TypeError(
+                "loss_fn returned a tensor that depends on none of the parameters, so there is "
+                "nothing to train; wanted one computed from those of the model or from params"
+            )
+        return total
+
+    def _backward(self, loss: Tensor) -> None:
+        if not self._knows_leaves:
+            self._knows_leaves = True
+            warn_of_leaves_outside(loss, self.flat.params, self._inputs)
+            del self._inputs
+        loss.backward()
+
+    def _part(self, chunk: Any) -> Part:
+        """The loss on a chunk, checked."""
+        if rows_of(chunk) == 0:
+            raise ValueError("data holds a batch without rows; wanted at least one row")
+        watched: Any = contextlib.nullcontext() if self._knows_leaves else inputs_of(self.model)
+        with watched as inputs:
+            out, divisor = self._called(chunk)
+        if not self._knows_leaves:
+            self._inputs = inputs
+        summed = isinstance(out, tuple) and len(out) == 2
+        if summed:
+            out, count = out
+            divisor = number("the count that loss_fn returned with a sum", count, least=0.0)
+        if not isinstance(out, Tensor) or out.ndim > 0:
+            what = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise TypeError(
+                f"loss_fn returned {what}; wanted a tensor with a single number (0-d), or the pair "
+                "(sum, count)"
+            )
+        if out.is_complex():
+            raise TypeError(f"loss_fn returned {out.dtype}; wanted a real number")
+        if not out.requires_grad:
+            raise TypeError(
+                "loss_fn returned a tensor that does not depend on the model through torch "
+                "operations, so autograd finds no gradient; wanted one computed from its parameters"
+            )
+        # Without a mean, a count does not matter.
+        return Part(out, divisor, summed and self.mean)
+
+    def _called(self, chunk: Any) -> tuple[Any, float | None]:
+        """What loss_fn returns for a chunk, and what a mean over it divides by."""
+        if isinstance(chunk, (tuple, list)) and len(chunk) == 2 and not self.pass_model:
+            inputs, targets = chunk
+            with _explained(
+                "" if isinstance(inputs, Tensor) else
+                f"called as model(inputs) with {_described(inputs)}; for a model with several "
+                "inputs or outputs, use pass_model=True and loss_fn(model, batch)"
+            ):
+                output = self.model(inputs)
+            out = self.loss_fn(output, targets)
+            if self.denominator is not None and self.mean:
+                return out, self.denominator(output, targets)
+            return out, rows_of(chunk)
+        given = () if chunk is NO_DATA else (chunk,)
+        if isinstance(chunk, (tuple, list)) and len(chunk) == 1:
+            given = tuple(chunk)
+        if not given:
+            note = "called as loss_fn(model), because data is None"
+        else:
+            note = f"called as loss_fn(model, batch) with {_described(given[0])}, as data gave it"
+            if not self.pass_model:
+                note += (
+                    "; for loss_fn(model(inputs), targets), pass pairs (inputs, targets) as a "
+                    "tuple, or as a list of tuples"
+                )
+        with _explained(note):
+            return self.loss_fn(self.model, *given), rows_of(chunk)
+
+    # --- whether a mean or a sum can be put together from chunks -------------------------------
+
+    def _check_split(self, parts: list[tuple[Any, Part]]) -> None:
+        """Refuse chunks whose share is not known, and warn, once, of a loss that mixes rows."""
+        while parts:
+            chunk, part = parts.pop()
+            if self.mean and part.divisor is None:
+                raise ValueError(
+                    f"data gave {_described(chunk)} with tensors of different lengths, so its "
+                    "share in the mean is not known; wanted loss_fn to return (sum, count)"
+                )
+            if not (part.summed or self._knows_rows):
+                self._knows_rows = self._warn_if_rows_mix(chunk, part)
+
+    def _warn_if_rows_mix(self, chunk: Any, part: Part) -> bool:
+        """Compare a chunk with its halves."""
+        two = [(rows, float(self._part(half).loss.detach())) for rows, half in halves(chunk)]
+        whole = float(part.loss.detach())
+        rows = sum(count for count, _ in two)
+        joined = sum((count / rows if self.mean else 1.0) * value for count, value in two)
+        size = max([abs(whole), *(abs(value) for _, value in two)])
+        tolerance = torch.finfo(part.loss.dtype).eps ** 0.4 * size
+        if not two or not math.isfinite(size) or abs(joined - whole) <= tolerance:
+            return False
+        kind = "mean" if self.mean else "sum"
+        warn(
+            f"loss_fn is not a {kind} over rows: for a chunk it is {whole:.6g}, but from the "
+            f"halves of that chunk {joined:.6g}. So the loss in chunks is not that of all data; "
+            "let loss_fn return (sum, count), or pass all data in one chunk",
+        )
+        return True
+
+
+@contextlib.contextmanager
+def _explained(note: str) -> Any:
+    """Add a note, if there is one, to an exception."""
+    try:
+        yield
+    except Exception as error:
+        if note:
+            error.add_note(f"lbfgs_xp: {note}")
+        raise
+
+
+def _described(item: Any) -> str:
+    if isinstance(item, Tensor):
+        return "a tensor"
+    of = f" of {len(item)}" if isinstance(item, (tuple, list)) else ""
+    return f"a {type(item).__name__}{of}"

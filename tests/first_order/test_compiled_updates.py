@@ -1,0 +1,78 @@
+"""Updates within compiled functions of JAX take the steps that they take outside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lbfgs_xp as lx
+from lbfgs_xp import schedules
+
+jax = pytest.importorskip("jax")
+jnp = jax.numpy
+
+OPTIMIZERS = [
+    lx.AdamW(schedules.Cosine(0.1, 10)),
+    lx.SGD(0.1, momentum=0.9, clip_norm=0.3),
+    lx.NAdam(1e-2),
+    lx.RAdam(0.1),
+    lx.SGD(0.1, labels=str, groups={"b": {"learning_rate": 0.3}}),
+]
+
+
+def start() -> dict[str, Any]:
+    return {"a": jnp.ones(3), "b": jnp.asarray([[2.0, 1.0]])}
+
+
+def gradient(w: Any) -> Any:
+    return {name: leaf - 0.5 for name, leaf in w.items()}
+
+
+def loss(w: Any) -> Any:
+    return sum(jnp.sum((leaf - 0.5) ** 2) for leaf in w.values())
+
+
+@pytest.mark.parametrize("opt", OPTIMIZERS, ids=lambda opt: type(opt).__name__)
+def test_jit_and_scan(opt: Any) -> None:
+    def step(carry: Any, _: Any) -> Any:
+        w, state = carry
+        return opt.update(w, gradient(w), state), None
+
+    w, state = start(), opt.init(start())
+    (scanned, last), _ = jax.lax.scan(step, (w, state), None, length=6)
+    for _ in range(6):
+        w, state = opt.update(w, gradient(w), state)
+    for name, leaf in w.items():
+        np.testing.assert_array_equal(scanned[name], leaf)
+    # The state can be used outside.
+    more, _ = opt.update(scanned, gradient(scanned), last)
+    here, _ = opt.update(w, gradient(w), state)
+    np.testing.assert_allclose(more["a"], here["a"], rtol=1e-12)
+    assert int(last.step) == state.step == 6
+
+
+def test_a_rate_that_depends_on_values() -> None:
+    opt = lx.SGD(schedules.ReduceOnPlateau(0.1, patience=1, threshold=0.5))
+    w, state = start(), opt.init(start())
+    compiled = jax.jit(lambda w, s: opt.update(w, gradient(w), s, value=loss(w)))
+    v, other = w, state
+    for _ in range(8):
+        w, state = compiled(w, state)
+        v, other = opt.update(v, gradient(v), other, value=float(loss(v)))
+    np.testing.assert_array_equal(w["a"], v["a"])
+    assert float(state.plateaus[0].learning_rate) == other.plateaus[0].learning_rate < 0.1
+
+
+def test_what_cannot_be_compiled() -> None:
+    opt = lx.Adam(on_nonfinite="skip")
+    state = opt.init(start())
+    with pytest.raises(TypeError, match='on_nonfinite is .skip.; wanted "ignore" in a compiled'):
+        jax.jit(opt.update)(start(), gradient(start()), state)
+    with pytest.raises(TypeError, match="params.* is traced"):
+        jax.jit(opt.init)(start())
+    with pytest.raises(ValueError, match=r"grads\.a is .*; wanted"):
+        jax.jit(lx.Adam().update)(
+            start(), {**gradient(start()), "a": jnp.ones(2)}, lx.Adam().init(start())
+        )
