@@ -637,8 +637,8 @@ def differs_in_constraints() -> None:
         solve("L-BFGS-B", constraints={"type": "eq", "fun": np.sum})
     with pytest.raises(ValueError, match="constraints were passed"):
         solve(constraints={"type": "eq", "fun": np.sum})
-    with pytest.raises(ValueError, match="bounds were passed to bfgs"):
-        solve(bfgs, bounds=[(0, 1)] * 4)
+    with pytest.raises(ValueError, match="bounds were passed to newton"):
+        solve(newton, bounds=[(0, 1)] * 4)
 
 
 def differs_in_interrupts() -> None:
