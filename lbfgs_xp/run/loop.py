@@ -392,7 +392,7 @@ class Run:
         high = none != 0 if upper is None else best.x >= upper
         low = low & ~(high & (best.gradient < 0.0))
         active = xp.where(low, none - 1, xp.where(high, none + 1, none))
-        return self.layout.gradient_tree(active)
+        return self.layout.with_frozen(active)
 
     def to_user(self, scalar: Any) -> Any:
         """One scalar per problem, as the user sees it."""

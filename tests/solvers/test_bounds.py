@@ -273,6 +273,15 @@ def test_no_difference_leaves_the_box(method: str) -> None:
         np.testing.assert_allclose(res.x, [0.5, 0.25], atol=1e-4)
 
 
+def test_scaled_variables(method: str) -> None:
+    res = lx.minimize(
+        rosenbrock, np.asarray([-1.2, 1.0]), jac=True, method=method, bounds=(None, [0.8, 2.0]),
+        x_scale=[1.0, 100.0],
+    )
+    assert res.success and res.active.dtype == np.int8 and np.array_equal(res.active, [1, 0])
+    np.testing.assert_allclose(res.x, [0.8, 0.64], atol=1e-7)
+
+
 def test_degenerate_bounds(method: str) -> None:
     """The minimum lies exactly on its bounds, where the multipliers are 0."""
     res = lx.minimize(
