@@ -226,8 +226,9 @@ def test_stop_iteration_ends_the_run() -> None:
 # --- bounds, constraints, options --------------------------------------------------------------
 
 
+@pytest.mark.parametrize("method", [lbfgs, projected_gradient])
 @pytest.mark.parametrize("differences", [False, True])
-def test_bounds(differences: bool) -> None:
+def test_bounds(differences: bool, method: Any) -> None:
     lower, upper = np.asarray([-np.inf, 1.5, -2.0, 0.5]), np.asarray([0.8, 3.0, -2.0, np.inf])
     pairs = [(None, 0.8), (1.5, 3.0), (-2.0, -2.0), (0.5, None)]
     fun, jac = (ROSENBROCK.fun, None) if differences else (ROSENBROCK.value_and_gradient, True)
@@ -240,11 +241,11 @@ def test_bounds(differences: bool) -> None:
     options = {"gtol": 1e-5, "ftol": 1e-14}
     for bounds in (optimize.Bounds(lower, upper), pairs):
         how = {"jac": jac, "bounds": bounds, "options": options}
-        ours = solve(projected_gradient, watched, **how)
+        ours = solve(method, watched, **how)
         assert ours.success
         np.testing.assert_allclose(ours.x, solve("L-BFGS-B", fun, **how).x, atol=2e-5)
         assert np.all((seen >= lower) & (seen <= upper))
-    even = solve(projected_gradient, bounds=optimize.Bounds(-1.0, 0.5))    # the same for all
+    even = solve(method, bounds=optimize.Bounds(-1.0, 0.5))    # the same for all
     assert even.success and np.max(even.x) == 0.5
 
 
@@ -265,9 +266,7 @@ def test_narrow_bounds_leave_room_for_differences() -> None:
     assert np.isnan(res.jac)    # differences cannot know it
 
 
-def test_lbfgs_refuses_bounds_and_constraints() -> None:
-    with pytest.raises(ValueError, match="method=lbfgs_xp.scipy.projected_gradient"):
-        solve(bounds=optimize.Bounds(0.0, 1.0))
+def test_bounds_that_do_not_fit_and_constraints() -> None:
     with pytest.raises(ValueError, match=r"bounds is \[\(0, 1\)\]; wanted .* or 4 pairs"):
         solve(projected_gradient, bounds=[(0, 1)])
     with pytest.raises(ValueError, match="the lower bound"):
@@ -639,8 +638,8 @@ def differs_in_constraints() -> None:
         solve("L-BFGS-B", constraints={"type": "eq", "fun": np.sum})
     with pytest.raises(ValueError, match="constraints were passed"):
         solve(constraints={"type": "eq", "fun": np.sum})
-    with pytest.raises(ValueError, match="bounds were passed to bfgs"):
-        solve(bfgs, bounds=[(0, 1)] * 4)
+    with pytest.raises(ValueError, match="bounds were passed to newton"):
+        solve(newton, bounds=[(0, 1)] * 4)
 
 
 def differs_in_interrupts() -> None:

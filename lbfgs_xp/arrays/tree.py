@@ -250,12 +250,18 @@ class Layout(Keyed):
 
     def gradient_tree(self, gradient: Array) -> Any:
         """The nested gradient that `gradient` holds: 0 for frozen tensors."""
-        if self.plain:
-            return gradient
-        tree = self._split(gradient if self.scale is None else gradient / self.scale)
+        return self.with_frozen(gradient if self.scale is None else gradient / self.scale)
+
+    def with_frozen(self, numbers: Array) -> Any:
+        """Numbers for all variables, without a scale, in the structure of x: 0 for frozen tensors.
+        """
+        tree = self.numbers_tree(numbers)
         if not isinstance(self.structure, Partial):
             return tree
-        zeros = {i: self.xp.zeros_like(leaf) for i, leaf in self.structure.frozen.items()}
+        xp, dtype = self.xp, numbers.dtype
+        zeros = {
+            i: xp.zeros_like(leaf, dtype=dtype) for i, leaf in self.structure.frozen.items()
+        }
         return unflatten(
             Partial(self.structure.whole, zeros), flatten_like(tree, self.structure)[0]
         )

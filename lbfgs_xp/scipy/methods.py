@@ -43,7 +43,7 @@ def minimize(
     Parameters
     ----------
     method : "lbfgs", "bfgs", "newton", "projected_gradient", or one of these functions
-        For bounds, "projected_gradient"; the others take none.
+        "newton" takes no bounds.
     jac : None, True, function, "2-point", "3-point" or "cs"
         "2-point" and "3-point" are the differences of `lx.minimize`; "cs" calls fun with complex x.
     everything else
@@ -91,8 +91,10 @@ def lbfgs(
     fun, x0, args, jac, callback
         As in `scipy.optimize.minimize`. jac=None: SciPy's forward differences. callback takes x, or
         a single argument named intermediate_result; StopIteration ends the run.
-    bounds, constraints
-        Not supported by this method; for finite bounds use `projected_gradient`.
+    bounds : scipy.optimize.Bounds, or pairs (low, high) with None for no bound
+        fun is only called within the bounds, also for finite differences.
+    constraints
+        Not supported by this method.
 
     Options
     -------
@@ -127,7 +129,7 @@ def lbfgs(
     Raises
     ------
     ValueError
-        For bounds or constraints. Otherwise, TypeError and ValueError as in `lx.minimize`.
+        For constraints. Otherwise, TypeError and ValueError as in `lx.minimize`.
 
     Examples
     --------
@@ -147,7 +149,9 @@ def lbfgs(
 def projected_gradient(
     fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), **options: Any
 ) -> Any:
-    """`lx.ProjectedGradient`, for bounds, as a `method` for `scipy.optimize.minimize`.
+    """`lx.ProjectedGradient`, as a `method` for `scipy.optimize.minimize`.
+
+    It needs more evaluations than `lbfgs`, and less memory.
 
     Parameters
     ----------
@@ -181,7 +185,7 @@ def bfgs(
     Parameters
     ----------
     fun, x0, args, jac, callback
-        As for `lbfgs`. Bounds and constraints are not supported.
+        As for `lbfgs`, and so are bounds. Constraints are not supported.
 
     Options
     -------
@@ -363,7 +367,7 @@ def _solve(
     if bounded and not getattr(solver, "supports_bounds", False):
         raise ValueError(
             f"bounds were passed to {name}, which takes none; wanted bounds=None, or "
-            "method=lbfgs_xp.scipy.projected_gradient"
+            "method=lbfgs_xp.scipy.lbfgs"
         )
     jac, differences = options["jac"], options["differences"]
     if differences is not None and differences not in _DIFFERENCES:
