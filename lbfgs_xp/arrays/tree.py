@@ -255,7 +255,7 @@ class Layout(Keyed):
     def with_frozen(self, numbers: Array) -> Any:
         """Numbers for all variables, without a scale, in the structure of x: 0 for frozen tensors.
         """
-        tree = self.numbers_tree(numbers)
+        tree = numbers if self.plain else self._split(numbers)
         if not isinstance(self.structure, Partial):
             return tree
         xp, dtype = self.xp, numbers.dtype
