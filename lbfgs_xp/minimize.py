@@ -103,12 +103,11 @@ def minimize(
         Further arguments of fun (and of jac and hess).
     method : None, str, optimizer, solver, or a list of phases
         "lbfgs", "bfgs", "newton", "projected_gradient", "adam", ..., or an object such as
-        `lx.LBFGS(memory_size=20)` or `lx.Adam(1e-2)`. "auto" or None: with bounds, projected
-        gradient; otherwise BFGS for a batch of problems with at most 20 variables each, and L-BFGS
-        for all others. The methods of a list run one after another:
-        `[lx.Adam(1e-3).until(maxiter=1000), lx.LBFGS()]`. Each starts at the best point so far and
-        stops by its own limits (`until`, `lx.Phase`) or by those below. The budgets below apply to
-        the whole run.
+        `lx.LBFGS(memory_size=20)` or `lx.Adam(1e-2)`. "auto" or None: BFGS for a batch of problems
+        with at most 20 variables each, and L-BFGS for all others. The methods of a list run one
+        after another: `[lx.Adam(1e-3).until(maxiter=1000), lx.LBFGS()]`. Each starts at the best
+        point so far and stops by its own limits (`until`, `lx.Phase`) or by those below. The
+        budgets below apply to the whole run.
     jac : None, True, function, "2-point" or "3-point"
         None: automatic differentiation (PyTorch, JAX). True: fun returns (value, gradient). A
         function: jac(x, *args) -> gradient, with the structure of x. For complex x the gradient is
@@ -130,10 +129,11 @@ def minimize(
         Whether fun returns (value, aux) instead of value (with jac=True, ((value, aux),
         gradient)); `res.aux` belongs to the best point.
     bounds : None or (lower, upper)
-        For methods that support bounds, such as "projected_gradient"; L-BFGS does not. Each side
-        is None, a number, an array that broadcasts to x0, or has the structure of x0 with such
-        leaves. What a dict does not name has no bound, as in `({"b": 0.0}, None)`. Infinite entries
-        impose no bound. A start outside the bounds is moved to the nearest point inside.
+        fun is only evaluated within the bounds. Each side is None, a number, an array that
+        broadcasts to x0, or has the structure of x0 with such leaves. What a dict does not name has
+        no bound, as in `({"b": 0.0}, None)`. Infinite entries impose no bound; equal ones fix a
+        variable. A start outside the bounds is moved to the nearest point inside. Newton's method
+        and gradient descent with a line search take no bounds.
     x_scale : None, number, array, or the structure of x0
         The size of a typical change of each variable, above 0: an array that broadcasts to x0, or
         nested like x0, where a dict may name only some (the others have 1). The run takes place in
@@ -141,8 +141,9 @@ def minimize(
         `gradient_norm` and the settings of the method refer to them; `x`, `jac`, `hess_inv`, bounds
         and all functions refer to x. Rounded to powers of 2, so that scaling changes no digit.
     gtol : float
-        Stop when the largest component of the gradient is at most this; under constraints, of
-        P(x - gradient) - x, where P is the projection. Default: relative to the smallest of the
+        Stop when the largest component of the gradient is at most this; within bounds, without the
+        components of variables that a bound holds. (For `lx.ProjectedGradient`, the largest one of
+        P(x - gradient) - x, where P is the projection.) Default: relative to the smallest of the
         first three gradients of the run (of the first phase), so that the units of fun do not
         matter: sqrt(eps), 1.5e-8, for float64, and 8 eps, 1e-6, for float32. The value must then
         have settled, too, and a look down the gradient in the units of each variable must promise

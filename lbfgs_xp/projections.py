@@ -124,19 +124,24 @@ class Box(Projection):
             ) from None
         if np.any(empty):
             low, high = (side[empty] for side in np.broadcast_arrays(lower, upper))
+            index = tuple(map(int, np.argwhere(empty)[0]))
+            place = f" at index {index[0] if len(index) == 1 else index}" if index else ""
             raise ValueError(
-                f"lower is {low[0]} where upper is {high[0]}; wanted lower <= upper, lower < inf "
-                "and upper > -inf"
+                f"lower is {low[0]} and upper is {high[0]}{place}; wanted lower <= upper, "
+                "lower < inf and upper > -inf"
             )
 
+    def sides(self, space: Space, x: Array) -> tuple[Any, Any]:
+        """The bounds as arrays that broadcast to x; None for a side without any."""
+        # Arrays, because not every library's `maximum` takes Python numbers.
+        lower = None if _is(self.lower, -math.inf) else _like(space, self.lower, "lower", x)
+        return lower, None if _is(self.upper, math.inf) else _like(space, self.upper, "upper", x)
+
     def project(self, space: Space, x: Array) -> Array:
-        xp = space.xp
-        # Not every library's `maximum` takes Python numbers.
-        if not _is(self.lower, -math.inf):
-            x = xp.maximum(x, _like(space, self.lower, "lower", x))
-        if not _is(self.upper, math.inf):
-            x = xp.minimum(x, _like(space, self.upper, "upper", x))
-        return x
+        lower, upper = self.sides(space, x)
+        if lower is not None:
+            x = space.xp.maximum(x, lower)
+        return x if upper is None else space.xp.minimum(x, upper)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -157,8 +157,9 @@ class Result:
     jac : with the structure of x
         Its gradient.
     gradient_norm : float
-        The largest absolute component of `jac` or, for a solver with a projection P, of
-        P(x - jac) - x. With x_scale, that of the scaled variables x / x_scale.
+        The largest absolute component of `jac`: with bounds, without the components of variables
+        that a bound holds; for a solver with a projection P, the largest of P(x - jac) - x. With
+        x_scale, that of the scaled variables x / x_scale.
     nit, nfev : int
         Accepted iterations; evaluations of fun (including those for finite differences).
     nhev : int
@@ -170,7 +171,12 @@ class Result:
     hess_inv : operator (n, n), or None
         The solver's inverse Hessian at its last iterate: `@`, `diagonal()`, `todense()`. It is a
         preconditioner, which has seen the curvature along the steps only, and no covariance: use
-        `hessian` for errors.
+        `hessian` for errors. Variables that a bound holds count as constant: their rows and columns
+        are 0.
+    active : with the structure of x, 8-bit integers; None without bounds
+        -1 for a variable at its lower bound, 1 at its upper bound, 0 between them. The multipliers
+        of the bounds are the components of `jac` there. A variable whose bounds are equal counts
+        as at the one that its gradient presses it against.
     hessian() : array (n, n)
         The Hessian at x, computed when it is called; see there.
     state : State
@@ -192,6 +198,7 @@ class Result:
     nhev: int = 0
     aux: Any = None
     hess_inv: Operator | None = dataclasses.field(default=None, repr=False)
+    active: Any = dataclasses.field(default=None, repr=False)
     state: State | None = dataclasses.field(default=None, repr=False)
     phases: tuple[Result, ...] = dataclasses.field(default=(), repr=False)
     _curvature: Any = dataclasses.field(default=None, repr=False, compare=False)

@@ -248,8 +248,8 @@ def test_settings_are_copied_and_compared_by_value() -> None:
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: Box(1.0, 0.0), "lower is 1.0 where upper is 0.0"),
-        (lambda: Box([0.0, 2.0], [1.0, 1.0]), "lower is 2.0 where upper is 1.0"),
+        (lambda: Box(1.0, 0.0), "lower is 1.0 and upper is 0.0"),
+        (lambda: Box([0.0, 2.0], [1.0, 1.0]), "lower is 2.0 and upper is 1.0 at index 1"),
         (lambda: Box([0.0, math.nan]), "lower has entries that are nan"),
         (lambda: Box([0.0, 1.0], [1.0, 2.0, 3.0]), r"\(2,\) and upper \(3,\)"),
         (lambda: Box(lower=math.inf), "lower is inf"),

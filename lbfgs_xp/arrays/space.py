@@ -156,6 +156,10 @@ class Space(Keyed):
         """Matrix products: (..., k, n), (..., n, p) -> (..., k, p)."""
         return a @ b
 
+    def gram(self, rows: Array) -> Array:
+        """The products of all rows with each other: (..., k, n) -> (..., k, k)."""
+        return rows @ self.xp.matrix_transpose(rows)
+
     def add_outer(self, factor: Any, matrix: Array, u: Array, v: Array) -> Array:
         """factor matrix + u v' + v u', for symmetric matrices (..., n, n) and vectors (..., n).
 
@@ -428,6 +432,10 @@ class FixedOrderSpace(Space):
 
     def matmul(self, a: Array, b: Array) -> Array:
         return fixed_sum(a[..., :, None, :] * self.xp.matrix_transpose(b)[..., None, :, :])
+
+    def gram(self, rows: Array) -> Array:
+        products = [self.products(rows, rows[..., i, :]) for i in range(rows.shape[-2])]
+        return self.xp.stack(products, axis=-1)
 
     def combine(self, coefficients: Array, rows: Array) -> Array:
         return fixed_sum(coefficients[..., :, None] * rows, axis=-2)

@@ -95,13 +95,18 @@ class Layout(Keyed):
         if x_scale is None:
             return self
         wanted = "finite numbers above 0"
+        # Of these sizes the inverse is a normal number of the dtype, too.
+        least = float(self.xp.finfo(self.backend.dtype).smallest_normal)
         if isinstance(x_scale, str):
             raise ValueError(f"x_scale is {x_scale!r}; wanted {wanted}")
         found = self.spread(x_scale, "x_scale", 1.0)
         sizes = np.asarray(self.backend.to_host(found) if is_array(found) else found, dtype=float)
-        good = (sizes > 0.0) & (sizes < math.inf)
+        good = (sizes >= least) & (sizes <= 0.5 / least)
         if not good.all():
-            raise ValueError(f"x_scale contains {sizes[~good].ravel()[0]}; wanted {wanted}")
+            raise ValueError(
+                f"x_scale contains {sizes[~good].ravel()[0]}; wanted {wanted}, from {least:.2g} to "
+                f"{0.5 / least:.2g} in {self.backend.dtype}"
+            )
         sizes = np.exp2(np.round(np.log2(sizes)))
         if sizes.ndim == 2 and (sizes == sizes[:1]).all():
             sizes = sizes[0]
@@ -219,6 +224,12 @@ class Layout(Keyed):
 
     def numbers_tree(self, vector: Array) -> Any:
         """Numbers for all variables, without a scale, in the structure of x."""
+        vector = self.backend.adopt(vector, "the vector")
+        if tuple(vector.shape) != self.shape:
+            raise ValueError(
+                f"the vector has shape {tuple(vector.shape)}; wanted {self.shape}, a number for "
+                "each variable"
+            )
         return vector if self.plain else self._split(vector)
 
     def _split(self, vector: Array) -> Any:
@@ -239,12 +250,18 @@ class Layout(Keyed):
 
     def gradient_tree(self, gradient: Array) -> Any:
         """The nested gradient that `gradient` holds: 0 for frozen tensors."""
-        if self.plain:
-            return gradient
-        tree = self._split(gradient if self.scale is None else gradient / self.scale)
+        return self.with_frozen(gradient if self.scale is None else gradient / self.scale)
+
+    def with_frozen(self, numbers: Array) -> Any:
+        """Numbers for all variables, without a scale, in the structure of x: 0 for frozen tensors.
+        """
+        tree = numbers if self.plain else self._split(numbers)
         if not isinstance(self.structure, Partial):
             return tree
-        zeros = {i: self.xp.zeros_like(leaf) for i, leaf in self.structure.frozen.items()}
+        xp, dtype = self.xp, numbers.dtype
+        zeros = {
+            i: xp.zeros_like(leaf, dtype=dtype) for i, leaf in self.structure.frozen.items()
+        }
         return unflatten(
             Partial(self.structure.whole, zeros), flatten_like(tree, self.structure)[0]
         )

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from lbfgs_xp.arrays.backend import Array, copy_of
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.first_order import update
-from lbfgs_xp.solvers.contract import Solver
+from lbfgs_xp.projections import Box
+from lbfgs_xp.solvers.bounded import TakesBounds
 
 # How often in a row a trial that is not finite is evaluated again.
 _LOOKS = 10
@@ -56,8 +57,8 @@ class SteppingState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Stepping(Solver):
-    """Steps of a first-order optimizer.
+class Stepping(TakesBounds):
+    """Steps of a first-order optimizer; within bounds, each is projected.
 
     optimizer : the `FirstOrder` object.
     segments : (start, stop, group) for each segment of x with the settings of one group.
@@ -65,6 +66,7 @@ class Stepping(Solver):
 
     optimizer: Any
     segments: tuple[tuple[int, int, int], ...]
+    box: Box | None = dataclasses.field(init=False, repr=False, default=None)
 
     # The value may rise for any number of steps.
     searches = False
@@ -80,7 +82,7 @@ class Stepping(Solver):
         fn = space.scalars
         if space.batched:
             self._check_shared()
-        value, size = space.read(value, space.max_abs(gradient))
+        value, size = space.read(value, self.optimality(space, x, gradient))
         memory = self._fresh(space, x) if learned is None else learned
         no = fn.full(False, value)
         state = SteppingState(
@@ -94,7 +96,7 @@ class Stepping(Solver):
     ) -> SteppingState:
         """The state after value and gradient at `state.trial` have been evaluated."""
         fn = space.scalars
-        value, size = space.read(value, space.max_abs(gradient))
+        value, size = space.read(value, self.optimality(space, state.trial, gradient))
         usable = fn.isfinite(value) & fn.isfinite(size)
         accepted = active & usable
         failed = active & fn.logical_not(usable)
@@ -169,6 +171,7 @@ class Stepping(Solver):
             (False, not space.batched),
         )
         trial = new[0] if len(new) == 1 else space.xp.concat(new, axis=-1)
+        trial = self.project(space, trial)
         if space.batched:
             trial = space.pick(moving, trial, state.trial)
             slots = tuple(

@@ -109,7 +109,7 @@ def curve_fit(
     loss, f_scale
         As in `lx.least_squares`, for residuals (y - model) / sigma.
     method : "lm" or "lbfgs"
-        Levenberg-Marquardt; or, for comparison, `lx.minimize` on half of chi2 (without bounds).
+        Levenberg-Marquardt; or, for comparison, `lx.minimize` on half of chi2.
     jac : None, function, "2-point" or "3-point"
         None: automatic differentiation (PyTorch, JAX). A function with the arguments of the model:
         jac(x, *params) -> (m, p), for a batch (B, m, p), in the order of the leaves of p0 (for a
@@ -156,7 +156,7 @@ def curve_fit(
     absolute_sigma, batched, compact = checks.flags(
         absolute_sigma=absolute_sigma, batched=batched, compact=compact
     )
-    _check_method(method, bounds)
+    _check_method(method)
     threads = checks.count("threads", threads, 1)
     objective = residuals_of(model, x, y, p0, sigma, jac, batched, compact)
     objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
@@ -166,10 +166,11 @@ def curve_fit(
         accuracy=objective.accuracy,
         compact=compact and batched, on_error=on_error, **limits,
     )
-    if method == "lbfgs":
-        found = fit_by_minimize(objective, plan, limits)
-        return report(found, objective, None, plan.settings, absolute_sigma)
     box = box_of(bounds, objective.layout)
+    if method == "lbfgs":
+        sides = None if bounds is None else objective.layout.sides(bounds)
+        found = fit_by_minimize(objective, plan, {**limits, "bounds": sides})
+        return report(found, objective, box, plan.settings, absolute_sigma)
 
     def fit(rows: Any, plan: FitPlan) -> CurveFit:
         """Fit these rows; None for all."""
@@ -184,10 +185,8 @@ def curve_fit(
     return fit_pieces(fit, objective, plan, threads) if plan.compact else fit(None, plan)
 
 
-def _check_method(method: Any, bounds: Any) -> None:
+def _check_method(method: Any) -> None:
     if method not in METHODS:
         near = difflib.get_close_matches(str(method).lower(), METHODS, 1, 0.4)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"method is {method!r}; wanted one of 'lm', 'lbfgs'{hint}")
-    if method == "lbfgs" and bounds is not None:
-        raise ValueError('bounds were passed, but "lbfgs" takes none; wanted method="lm"')

@@ -104,6 +104,7 @@ def ahead(
         of x, a fraction of it is used instead; only a fraction, as the start may be far away.
     """
     fn = space.scalars
+    gradient = solver.reduced(space, x, gradient, gradient)
     size, norm = space.read(space.max_abs(x), space.max_abs(gradient))
     size = fn.maximum(size, space.backend.eps**0.25 * extent)
     step = fn.where(size > 0.0, length * size, length)

@@ -406,6 +406,7 @@ class Run:
             message=message,
             aux=self.aux.value,
             hess_inv=self._inverse_hessian(),
+            active=self._active(best),
             state=State(
                 self.solver, space, state, best, self.aux.value,
                 self._forward and not self.objective.forward, self.objective.differences.known,
@@ -431,6 +432,19 @@ class Run:
         if layout.scale is not None:
             found = ScaledInverseHessian(self.space, found, layout.scale)
         return found.named(layout.numbers_tree)
+
+    def _active(self, best: Best) -> Any:
+        """`res.active`."""
+        box = self.solver.box
+        if box is None:
+            return None
+        xp, none = self.space.xp, self.space.xp.zeros_like(best.x, dtype=self.space.xp.int8)
+        lower, upper = box.sides(self.space, best.x)
+        low = none != 0 if lower is None else best.x <= lower
+        high = none != 0 if upper is None else best.x >= upper
+        low = low & ~(high & (best.gradient < 0.0))
+        active = xp.where(low, none - 1, xp.where(high, none + 1, none))
+        return self.layout.with_frozen(active)
 
     def to_user(self, scalar: Any) -> Any:
         """One scalar per problem, as the user sees it."""

@@ -27,7 +27,7 @@ METHODS: dict[str, Callable[[], Any]] = {
 
 # Methods of SciPy that have another name here, or none.
 _OF_SCIPY = {
-    ("l-bfgs-b", "tnc"): 'use "projected_gradient" with bounds, "lbfgs" without',
+    ("l-bfgs-b", "tnc"): 'use "lbfgs", which takes bounds',
     ("cg",): 'use "lbfgs", which needs about as little memory',
     ("newton-cg", "dogleg", "trust-ncg", "trust-exact", "trust-krylov"): 'use "newton"',
     ("slsqp", "cobyla", "cobyqa", "trust-constr"): (

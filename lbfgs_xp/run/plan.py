@@ -116,8 +116,6 @@ def _solver(method: Any, bounds: Any, layout: Layout) -> tuple[str, Solver]:
     """The name of a method, and its solver, restricted to the bounds."""
     if method is None or (isinstance(method, str) and method == "auto"):
         method = "bfgs" if layout.batch and layout.size <= _DENSE else "lbfgs"
-        if bounds is not None:
-            method = "projected_gradient"
     method = method_named(method, more=("auto",))
     name = type(method).__name__
     # An optimizer of nested parameters is not a solver yet, but makes one.
@@ -133,6 +131,6 @@ def _solver(method: Any, bounds: Any, layout: Layout) -> tuple[str, Solver]:
     if not solver.supports_bounds:
         raise ValueError(
             f"bounds were passed, but {name} takes none; wanted bounds=None, or "
-            'a method that takes them, such as "projected_gradient"'
+            'a method that takes them, such as "lbfgs"'
         )
     return name, solver.with_bounds(Box(*layout.sides(bounds)))

@@ -132,7 +132,8 @@ class SecondLook:
         if space.any(flat):
             # Even if each variable changes by all of its size, the gradient promises no more.
             unit = agreement.units(space, state.x, p.extent)
-            most = space.read_one(space.sum(space.xp.abs(state.gradient) * unit))
+            gradient = run.solver_here().reduced(space, state.x, state.gradient, state.gradient)
+            most = space.read_one(space.sum(space.xp.abs(gradient) * unit))
             settled = flat & (most <= _ENOUGH * self._level(p, state, claim))
             settled = settled | (flat & (state.gradient_norm == 0.0))
             status = fn.where(settled, _GRADIENT, status)
@@ -208,7 +209,9 @@ class SecondLook:
         space, solver, (state, p, _) = run.space, run.solver_here(), run.standing
         fn, eps = space.scalars, space.backend.eps
         unit = agreement.units(space, state.x, p.extent)
-        descent = agreement.descent_in_units(space, state.gradient, unit)
+        # Variables that a bound holds stay where they are.
+        inner = solver.reduced(space, state.x, state.gradient, state.gradient)
+        descent = agreement.descent_in_units(space, inner, unit)
         level = _ENOUGH * self._level(p, state, p.claim)
         # Without the first step the steepest variables hide the others.
         first = True
@@ -225,6 +228,7 @@ class SecondLook:
             # A lower value next to a small gradient does not matter unless it is promised.
             _, gradient = self._visit(x, going, p.claim != _GRADIENT)
             change = gradient - state.gradient
+            change = solver.reduced(space, state.x, state.gradient, change)
             descent = agreement.followed(space, descent, unit, x - state.x, change, going)
         p = run.standing.progress
         # Where a step would still change x visibly, how far the value has fallen shows nothing: a

@@ -113,13 +113,7 @@ def least_squares(
         raise ValueError(
             'method is "lm", which takes no bounds and only the linear loss; wanted "trf"'
         )
-    outside = (start < lower) | (start > upper)
-    if outside.any():
-        i = int(np.argmax(outside))
-        raise ValueError(
-            f"x0[{i}] is {start[i]}; wanted a start within the bounds, from {lower[i]} to "
-            f"{upper[i]}"
-        )
+    _refuse_outside("x0", start, lower, upper)
     x_scale = _scale(x_scale, n)
     if ftol is None and xtol is None and gtol is None:
         raise ValueError("ftol, xtol and gtol are all None; wanted at least one number")
@@ -196,7 +190,7 @@ def curve_fit(
     RuntimeError
         If the fit does not succeed.
     ValueError, TypeError
-        For invalid arguments.
+        For invalid arguments, and for a start outside the bounds.
 
     Examples
     --------
@@ -218,6 +212,7 @@ def curve_fit(
     bounded = bool(np.any(np.isfinite(lower)) or np.any(np.isfinite(upper)))
     if method == "lm" and bounded:
         raise ValueError('method is "lm", which takes no bounds; wanted "trf" or "dogbox"')
+    _refuse_outside("p0", start, lower, upper)
     x, y, sigma = _data(xdata, ydata, sigma, check_finite, nan_policy)
     if y.size < start.size and method in (None, "lm") and not bounded:
         raise TypeError(
@@ -402,6 +397,16 @@ def _sides(bounds: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
             "scipy.optimize.Bounds(...)"
         )
     return limits(bounds[0], bounds[1], n)
+
+
+def _refuse_outside(name: str, start: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> None:
+    outside = (start < lower) | (start > upper)
+    if outside.any():
+        i = int(np.argmax(outside))
+        raise ValueError(
+            f"{name}[{i}] is {start[i]}; wanted a start within the bounds, from {lower[i]} to "
+            f"{upper[i]}"
+        )
 
 
 def _start(f: Callable, p0: Any, bounds: Any) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:

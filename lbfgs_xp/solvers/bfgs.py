@@ -16,6 +16,19 @@ from lbfgs_xp.arrays.scalars import Scalars, named
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.checks import flag, setting
 from lbfgs_xp.line_search import LineSearch, MoreThuente
+from lbfgs_xp.projections import Box
+from lbfgs_xp.solvers.bounded import (
+    KEPT,
+    Path,
+    TakesBounds,
+    clipped,
+    differ,
+    free_variables,
+    onto_bounds,
+    path_at,
+    reduced,
+    step,
+)
 from lbfgs_xp.solvers.descent import Aim, Descent, DescentState, Iterate
 from lbfgs_xp.solvers.first_step import first_step
 from lbfgs_xp.solvers.initial import UNSCALED
@@ -32,7 +45,8 @@ _WANTED = (
 
 class Curvature(NamedTuple):
     """What a step shows of the function: s, H y and H g (..., n), with y the change of the gradient
-    and g the gradient at its end; s . y, y . H y and g . H y."""
+    and g the gradient at its end; s . y, y . H y and g . H y. Within bounds, also s . g, 0
+    if bounds bent the step, else 1, and y . y."""
 
     s: Array
     v: Array
@@ -40,25 +54,32 @@ class Curvature(NamedTuple):
     curvature: Any
     bend: Any
     along: Any
+    ahead: Any = None
+    straight: Any = None
+    size: Any = None
 
 
 class Estimate(NamedTuple):
     """What has been learned about the inverse Hessian.
 
-    matrix : H, (..., n, n).
+    matrix : H, (..., n, n); 0 in the rows and columns of variables that a bound holds.
     product : H g, (..., n), with the gradient of the current iterate.
     bare : whether H is still the initial one.
     unit : the size of each variable, whose square is the diagonal of the initial H; or None.
+    whole : whether the search is along -H g, which no bound has shortened; None without bounds.
+    gamma : s . y / y . y of the last step; None without bounds.
     """
 
     matrix: Array
     product: Array
     bare: Any
     unit: Any = None
+    whole: Any = None
+    gamma: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
-class BFGS(Descent):
+class BFGS(TakesBounds, Descent):
     """BFGS with a dense inverse Hessian (Nocedal & Wright, Algorithm 6.1).
 
     The direction is -H g. Each step s, with the change of the gradient y, updates H by two outer
@@ -105,6 +126,7 @@ class BFGS(Descent):
     initial_inverse_hessian: Any = None
     scale_initial: bool = True
     rescale: bool = True
+    box: Box | None = dataclasses.field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -145,23 +167,39 @@ class BFGS(Descent):
         `learned` is the estimate of an earlier run, to start from; `unit` the size of each
         variable, for a start without one.
         """
+        gamma: Any = None
         if learned is None:
             bare = space.scalars.full(True, space.read_one(space.max_abs(gradient)))
             matrix = self._initial(space, x.shape, unit)
         else:
-            matrix, _, bare, unit = learned
+            matrix, _, bare, unit, _, gamma = learned
+        if self.box is not None or learned is not None:
+            if gamma is None:
+                gamma = space.scalars.full(1.0, space.read_one(space.max_abs(gradient)))
+            matrix, _ = self._restricted(space, matrix, x, gradient, bare, gamma)
+            gamma = gamma if self.box is not None else None
         product = space.products(matrix, gradient)
         return super().init(
-            space, x, value, gradient, Estimate(matrix, product, bare, unit), noise, **more
+            space, x, value, gradient,
+            learned=Estimate(matrix, product, bare, unit, None, gamma), noise=noise, **more,
         )
 
     def measure(
-        self, space: Space, state: DescentState, alpha: Any, gradient: Array
+        self, space: Space, state: DescentState, alpha: Any, x: Array, gradient: Array
     ) -> Curvature:
         matrix = state.learned.matrix
         s, y = space.scale(alpha, state.direction), gradient - state.gradient
         v, product = space.products(matrix, y), space.products(matrix, gradient)
-        numbers = space.later(space.dot(s, y), space.dot(y, v), space.dot(v, gradient))
+        if state.path is None:
+            numbers = space.later(space.dot(s, y), space.dot(y, v), space.dot(v, gradient))
+            return Curvature(s, v, product, *numbers)
+        xp, unbent = space.xp, s
+        s = step(space, state.x, x, alpha, state.direction)
+        straight = xp.astype(xp.all(s == unbent, axis=-1), s.dtype)
+        numbers = space.later(
+            space.dot(s, y), space.dot(y, v), space.dot(v, gradient), space.dot(s, gradient),
+            straight, space.dot(y, y),
+        )
         return Curvature(s, v, product, *numbers)
 
     def learn(
@@ -171,11 +209,12 @@ class BFGS(Descent):
         """Update H by Nocedal & Wright, eq. 6.17, in the form H + s w' + w s'."""
         if space.none(taken):
             return state.learned
-        matrix, _, bare, unit = state.learned
+        matrix, _, bare, unit, whole, gamma = state.learned
         s, v, product, *numbers = measured
+        *numbers, ahead, straight, size = map(now, numbers)
         u = space.scalars.fused(
-            _update, self.rescale, self.scale_initial, space.backend.eps, *map(now, numbers),
-            point.step, state.search.dphi0, slope, taken, bare,
+            _update, self.rescale, self.scale_initial, space.backend.eps, *numbers, point.step,
+            state.search.dphi0, slope, taken, bare, ahead, straight, whole,
         )
         # Everything that contains H is multiplied.
         v, product = space.scale(u.factor, v), space.scale(u.factor, product)
@@ -183,15 +222,81 @@ class BFGS(Descent):
         w = space.pick(u.good, w, space.xp.zeros_like(w))
         matrix = space.add_outer(u.factor, matrix, s, w)
         product = product + (space.scale(u.beside, s) + space.scale(u.ahead, w))
-        return Estimate(matrix, product, u.bare, unit)
+        if self.box is not None:
+            fn = space.scalars
+            gamma = fn.where(u.good & (size > 0.0), fn.divide(numbers[0], size), gamma)
+            matrix, changed = self._restricted(
+                space, matrix, point.x, point.gradient, u.bare, gamma
+            )
+            if not space.none(changed):
+                product = space.pick(changed, space.products(matrix, point.gradient), product)
+        return Estimate(matrix, product, u.bare, unit, whole, gamma)
+
+    def _restricted(
+        self, space: Space, matrix: Array, x: Array, gradient: Array, bare: Any, gamma: Any
+    ) -> tuple[Array, Any]:
+        """H of the variables that no bound holds, and the mask of problems where it has changed.
+
+        A variable is taken out by minimising over it: H - h h' / h_i, with h its column, is the
+        inverse of the Hessian without its row. One that comes back has no curvature yet, and gets
+        the diagonal element gamma.
+        """
+        xp, fn = space.xp, space.scalars
+        known = xp.linalg.diagonal(matrix) != 0.0    # held variables have 0
+        free = None
+        if self.box is not None:
+            reach = space.spread(fn.where(bare, 0.0, gamma))
+            free = free_variables(space, self.box, x, gradient, reach)
+        if free is None:
+            free = xp.ones_like(known)
+        changed = differ(space, known, free)
+        if (not space.batched or space.small_on_host) and not np.any(changed):
+            return matrix, changed
+        fresh = xp.zeros_like(x) + space.spread(gamma)
+        if space.batched and space.small_on_host:
+            rows = np.flatnonzero(changed)
+            part = _without_held(space, *space.take((matrix, known, free, fresh), rows))
+            return space.own_matrices(space.put(rows, part, matrix)), changed
+        return space.own_matrices(_without_held(space, matrix, known, free, fresh)), changed
+
+    def _shortened(
+        self, space: Space, path: Path, x: Array, gradient: Array, direction: Array,
+        learned: Estimate,
+    ) -> Array:
+        """A direction, clipped to the bounds; where that spoils it, a projected step along the
+        gradient."""
+        fn = space.scalars
+        one = fn.full(1.0, path.reach)
+        short = onto_bounds(space, path, x, gradient, direction, one)
+        short = clipped(space, path, x, short, one)
+        if short is direction:
+            return direction
+        before, slope = space.read(space.dot(gradient, direction), space.dot(gradient, short))
+        spoilt = fn.logical_not((slope < KEPT * before) & (slope < 0.0))
+        if space.none(spoilt):
+            return short
+        plain = space.scale(-learned.gamma, gradient)
+        plain = onto_bounds(space, path, x, gradient, plain, one)
+        return space.pick(spoilt, clipped(space, path, x, plain, one), short)
 
     def aim(
         self, space: Space, point: Iterate, secant: Any, steepest: Any,
         turned: Any = True, learned: Estimate | None = None, **more: Any,
     ) -> Aim:
         assert learned is not None
-        fn, (x, value, gradient, norm, step) = space.scalars, point
-        direction = -learned.product
+        fn, (x, value, gradient, norm, before) = space.scalars, point
+        direction, box = -learned.product, self.box
+        path, inner, one = None, gradient, fn.full(1.0, value)
+        if box is not None:
+            free = space.xp.linalg.diagonal(learned.matrix) != 0.0
+            path, inner = path_at(space, box, x, free), reduced(space, free, gradient)
+            straight = reduced(space, free, direction)
+            direction = self._shortened(space, path, x, gradient, straight, learned)
+            whole = fn.logical_not(differ(space, direction, straight))
+            if learned.whole is not None:
+                # Searches that continue keep their direction.
+                whole = fn.where(turned & fn.full(True, value), whole, learned.whole)
+            learned = learned._replace(whole=whole)
         (slope,) = space.later(space.dot(gradient, direction))
         # If it is not a descent direction, it is dropped together with what was learned. (At a
         # gradient of 0 there is no descent, and nothing is wrong.) A pending slope ends the search
@@ -202,19 +307,30 @@ class BFGS(Descent):
         )
         if not space.none(wrong):
             start = self._initial(space, x.shape, learned.unit)
+            if box is not None:
+                start, _ = self._restricted(space, start, x, gradient, one == one, one)
             plain = space.products(start, gradient)
             learned = Estimate(
                 space.pick_rows(wrong, start, learned.matrix) if space.batched else start,
-                space.pick(wrong, plain, learned.product), bare, learned.unit,
+                space.pick(wrong, plain, learned.product), bare, *learned[3:],
             )
             direction = -learned.product
+            if path is not None:
+                assert box is not None
+                free = space.xp.linalg.diagonal(learned.matrix) != 0.0
+                path, inner = path_at(space, box, x, free), reduced(space, free, gradient)
+                direction = self._shortened(space, path, x, gradient, direction, learned)
             (slope,) = space.later(space.dot(gradient, direction))
         plain_slope: Any = None
         length: Any = None
         if self.probes and not space.none(learned.bare):
             plain, plain_slope, length = first_step(
-                space, UNSCALED, learned.unit, x, value, gradient, norm, step == 0.0
+                space, UNSCALED, learned.unit, x, value, inner, norm, before == 0.0
             )
+            if path is not None:
+                plain = onto_bounds(space, path, x, gradient, plain, length)
+                plain = clipped(space, path, x, plain, length)
+                (plain_slope,) = space.read(space.dot(gradient, plain))
             direction = space.pick(learned.bare, plain, direction)
         slope, first, share = fn.fused(_aimed, value, learned.bare, slope, plain_slope, length)
         return Aim(direction, slope, first, share, learned.bare, learned)
@@ -294,9 +410,11 @@ class _Update(NamedTuple):
 
 def _update(
     fn: Scalars, rescale: bool, scale_initial: bool, eps: float, curvature: Any, bend: Any,
-    along: Any, alpha: Any, before: Any, slope: Any, taken: Any, bare: Any,
+    along: Any, alpha: Any, before: Any, slope: Any, taken: Any, bare: Any, ahead: Any,
+    straight: Any, whole: Any,
 ) -> _Update:
-    """curvature, bend, along : see `Curvature`. before, slope : at both ends of the step alpha."""
+    """curvature, bend, along, ahead, straight : see `Curvature`. before, slope : at both ends of
+    the step alpha. whole : see `Estimate`."""
     # The same test as in L-BFGS: relative to s . g, so free of the units of x and f.
     rho = fn.divide(1.0, curvature)
     good = taken & (curvature > -eps * (alpha * before))
@@ -306,10 +424,14 @@ def _update(
         # s . Bs / s . y, with B s = -alpha g.
         excess = fn.divide(-alpha * alpha * before, curvature)
         larger = fn.sqrt(fn.sqrt(fn.minimum(excess, _MOST)))
-        factor = fn.where(good & (excess > _EXCESS), larger, factor)
+        grows = good & (excess > _EXCESS)
+        if straight is not None:
+            grows = grows & (straight > 0.0) & whole
+        factor = fn.where(grows, larger, factor)
     if scale_initial:
         factor = fn.where(good & bare, fn.divide(curvature, bend), factor)
-    share, ahead = 0.5 * (rho + rho * (rho * (factor * bend))), alpha * slope
+    share = 0.5 * (rho + rho * (rho * (factor * bend)))
+    ahead = alpha * slope if straight is None else fn.where(straight > 0.0, alpha * slope, ahead)
     beside = fn.where(good, share * ahead - rho * (factor * along), 0.0)
     bare = bare & fn.logical_not(good)
     return named(_Update, (good, factor, rho, share, ahead, beside, bare))
@@ -353,3 +475,29 @@ def _is_definite(matrix: np.ndarray) -> bool:
     except np.linalg.LinAlgError:
         return False
     return True
+
+
+def _without_held(
+    space: Space, matrix: Array, known: Array, free: Array, fresh: Array
+) -> Array:
+    """H (..., n, n) of the known variables, as one of the free variables.
+
+    fresh : the diagonal elements (..., n) of those that are not known.
+    """
+    xp, n = space.xp, known.shape[-1]
+    leaving, columns = known & ~free, list(range(n))
+    if not space.batched or space.small_on_host:
+        left = np.asarray(space.backend.to_host(leaving)).reshape(-1, n)
+        columns = [int(i) for i in np.flatnonzero(left.any(axis=0))]
+    for i in columns:
+        column, pivot = matrix[..., :, i], matrix[..., i, i][..., None]
+        leaves = leaving[..., i][..., None] & (pivot != 0.0)
+        share = xp.where(
+            leaves, column / xp.where(leaves, pivot, xp.ones_like(pivot)), xp.zeros_like(column)
+        )
+        matrix = matrix - share[..., :, None] * column[..., None, :]
+    both = free[..., :, None] & free[..., None, :]
+    matrix = xp.where(both, matrix, xp.zeros_like(matrix))
+    places = xp.arange(n, device=space.backend.creation_device)
+    own = (places[:, None] == places) & (free & ~known)[..., None]
+    return xp.where(own, xp.zeros_like(matrix) + fresh[..., None], matrix)

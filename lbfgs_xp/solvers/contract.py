@@ -112,6 +112,11 @@ class Solver(ABC):
         buffers of the old state may be overwritten: continue from the new one.
         """
 
+    @property
+    def box(self) -> Any:
+        """The bounds, if there are any."""
+        return None
+
     def with_bounds(self, box: Box) -> Solver:
         """The same solver, restricted to a box."""
         raise NotImplementedError
@@ -132,6 +137,10 @@ class Solver(ABC):
             # Where the projection changes nothing, avoid the rounding of x - gradient.
             gradient = space.xp.where(nearest == ahead, gradient, x - nearest)
         return space.max_abs(gradient)
+
+    def reduced(self, space: Space, x: Array, gradient: Array, vector: Array) -> Array:
+        """The vector, 0 for the variables that bounds hold at x, where this is the gradient."""
+        return vector
 
     def of_rows(self, space: Space, count: int, rows: Array) -> Solver:
         """The same solver for these rows of `count` problems, if its settings differ by row."""
@@ -170,9 +179,9 @@ class Solver(ABC):
 
 # What a solver that does not derive from `Solver` may have in addition to `init` and `step`.
 _OPTIONAL = (
-    "supports_bounds", "with_bounds", "project", "needs_hessian", "compiles", "searches",
-    "patience", "of_rows", "as_row", "rescales", "takes_noise", "in_units", "inverse_hessian",
-    "check_state", "learned", "resume", "promise",
+    "supports_bounds", "with_bounds", "project", "reduced", "needs_hessian", "compiles",
+    "searches", "patience", "of_rows", "as_row", "rescales", "takes_noise", "in_units",
+    "inverse_hessian", "check_state", "learned", "resume", "promise",
 )
 
 

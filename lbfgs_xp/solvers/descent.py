@@ -18,6 +18,8 @@ from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.scalars import Scalars, named
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.line_search import ACCEPTED, STUCK, LineSearch, Search, rule_of
+from lbfgs_xp.solvers.bounded import Path, along, path_at
+from lbfgs_xp.solvers.bounded import trial as trial_on
 from lbfgs_xp.solvers.contract import Solver
 from lbfgs_xp.solvers.first_step import first_step
 from lbfgs_xp.solvers.initial import UNSCALED
@@ -64,6 +66,7 @@ class DescentState(NamedTuple):
     direction, search : the current line search.
     lowest : its lowest trial.
     share, steepest, learned : see `Aim`.
+    path : what bounds do to the search; None without bounds.
     """
 
     x: Array
@@ -84,6 +87,7 @@ class DescentState(NamedTuple):
     failed: Any
     unbounded: Any
     noise: Any
+    path: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +117,10 @@ class Descent(Method, Solver):
             `step` beyond the contract.
         """
 
-    def measure(self, space: Space, state: DescentState, alpha: Any, gradient: Array) -> Any:
-        """What `learn` needs of a step alpha state.direction that ends at this gradient.
+    def measure(
+        self, space: Space, state: DescentState, alpha: Any, x: Array, gradient: Array
+    ) -> Any:
+        """What `learn` needs of the step of length alpha to x, with the gradient there.
 
         On a device it is called for every trial, so that `space.later` reads its numbers together
         with the value.
@@ -146,7 +152,9 @@ class Descent(Method, Solver):
                 f"{type(self).__name__}"
             )
 
-    def as_row(self, space: Space, state: DescentState) -> DescentState:
+    def as_row(self, space: Space, state: DescentState) -> DescentState | None:
+        if self.box is not None:
+            return None
         rule: Any = self.line_search
         return state._replace(search=rule.completed(begun(rule, state.search)))
 
@@ -155,12 +163,17 @@ class Descent(Method, Solver):
         noise: Any = 0.0, **more: Any,
     ) -> DescentState:
         """The state at x, a vector (..., n), with value and gradient there."""
-        value, norm = space.read(value, space.max_abs(gradient))
+        value, norm = space.read(value, self.optimality(space, x, gradient))
         full = space.scalars.full
         point, no = Iterate(x, value, gradient, norm, full(0.0, value)), full(False, value)
         aim = self.aim(space, point, full(math.nan, value), no, learned=learned, **more)
         state = self._set_out(space, point, aim, full(noise, value))
-        return state._replace(trial=space.move(x, state.search.alpha, state.direction))
+        if self.box is not None:
+            path = path_at(space, self.box, x, None)._replace(reach=aim.first)
+            state = state._replace(path=path)
+        return state._replace(
+            trial=trial_on(space, state.path, x, state.search.alpha, state.direction)
+        )
 
     def step(
         self, space: Space, state: DescentState, value: Any, gradient: Array, active: Any = True,
@@ -172,9 +185,11 @@ class Descent(Method, Solver):
         """
         fn, measured = space.scalars, None
         rule: Any = self.line_search
+        alpha, path, d = state.search.alpha, state.path, state.direction
         if space.remote:
-            measured = self._measured(space, state, state.search.alpha, gradient, gradient)
-        phi, dphi = space.read(value, space.dot(gradient, state.direction))
+            measured = self._measured(space, state, alpha, state.trial, gradient, gradient)
+        way = d if path is None else along(space, path, state.x, state.trial, alpha, d)
+        phi, dphi = space.read(value, space.dot(gradient, way))
         old = begun(rule, state.search)
         if old is not state.search:
             state = state._replace(search=old)
@@ -196,10 +211,10 @@ class Descent(Method, Solver):
             after = state._replace(search=told.search, lowest=lowest)
         else:
             alpha, end, end_gradient = lowest
-            new_x = space.pick(taken, space.move(state.x, alpha, state.direction), state.x)
+            new_x = space.pick(taken, trial_on(space, path, state.x, alpha, d), state.x)
             new_gradient = space.pick(taken, end_gradient, state.gradient)
             if measured is None or (taken and end_gradient is not gradient):
-                measured = self._measured(space, state, alpha, new_gradient, end_gradient)
+                measured = self._measured(space, state, alpha, new_x, new_gradient, end_gradient)
             norm, dphi, size = map(now, measured[0])
             if space.remote and not taken:
                 norm = state.gradient_norm
@@ -214,6 +229,9 @@ class Descent(Method, Solver):
             )
             # A search that continues keeps its line; the rest is the same for every problem.
             after = self._set_out(space, point, aim, state.noise)
+            if path is not None:
+                reach = fn.where(turned, aim.first, path.reach)
+                after = after._replace(path=path._replace(reach=reach))
             if not fn.every(turned):
                 lines = _Line.of(after), _Line.of(state)._replace(
                     search=told.search, lowest_alpha=alpha, lowest_value=end
@@ -229,20 +247,22 @@ class Descent(Method, Solver):
                     share=line.share, steepest=line.steepest,
                 )
         return after._replace(
-            trial=space.move(after.x, after.search.alpha, after.direction), seen=phi,
-            decrement=told.decrement, accepted=taken, failed=told.failed, unbounded=unbounded,
+            trial=trial_on(space, after.path, after.x, after.search.alpha, after.direction),
+            seen=phi, decrement=told.decrement, accepted=taken, failed=told.failed,
+            unbounded=unbounded,
         )
 
     def _measured(
-        self, space: Space, state: DescentState, alpha: Any, gradient: Array, end_gradient: Array
+        self, space: Space, state: DescentState, alpha: Any, x: Array, gradient: Array,
+        end_gradient: Array,
     ) -> tuple[Sequence[Any], Any]:
         """The norm of the new gradient, the slope at the end of the step, the size of the
         direction, and what `measure` returns."""
         numbers = space.later(
-            space.max_abs(gradient), space.dot(end_gradient, state.direction),
+            self.optimality(space, x, gradient), space.dot(end_gradient, state.direction),
             space.max_abs(state.direction),
         )
-        return numbers, self.measure(space, state, alpha, gradient)
+        return numbers, self.measure(space, state, alpha, x, gradient)
 
     def _set_out(self, space: Space, point: Iterate, aim: Aim, noise: Any) -> DescentState:
         """The state at `point` with a search begun along `aim`, except for its trial."""

@@ -143,6 +143,11 @@ class ProjectedGradient(Method, Solver):
         values that have risen may take that long to fall again."""
         return 8 * self.memory_size
 
+    @property
+    def box(self) -> Box | None:
+        """The bounds, if they are the constraint."""
+        return self.projection if isinstance(self.projection, Box) else None
+
     def with_bounds(self, box: Box) -> ProjectedGradient:
         """The same solver, restricted to a box."""
         if self.projection is not None:

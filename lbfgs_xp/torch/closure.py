@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lbfgs_xp.torch.flat import Flat
 
-_CHANGED = (
-    "closure changes the parameters, such as by clamping them: its loss is not that of the trial; "
-    "wanted a closure that leaves them alone (lx.minimize takes bounds)"
+CHANGES = (
+    "closure changes the parameters, such as by clamping them in the loss: its value is not that "
+    "of the trial; wanted one that leaves them alone (lx.minimize takes bounds)"
 )
 _FORGETS = (
     "function and gradient disagree: closure adds the gradient to those of its earlier calls; "
@@ -65,7 +65,7 @@ class Closure:
         if self.calls == 1:
             self.loss = loss
         value, gradient, place = _number(loss), self.flat.gradient(), self.flat.read()
-        fault = "" if torch.equal(place, x) or bool(x.isnan().any()) else _CHANGED
+        fault = "" if torch.equal(place, x) or bool(x.isnan().any()) else CHANGES
         if all(p.grad is None for p in self.flat.params):
             fault = _SILENT
         elif watched is not None and self._adds(watched, gradient):

@@ -20,6 +20,7 @@ from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import Status, table
 from lbfgs_xp.run.progress import Live
 from lbfgs_xp.solvers import lbfgs
+from lbfgs_xp.torch.closure import CHANGES
 from lbfgs_xp.torch.data import Source
 from lbfgs_xp.torch.flat import Flat
 from lbfgs_xp.torch.layers import warn_of_layers
@@ -272,6 +273,7 @@ class _Training:
         with that loss (or None).
     standing : complete parameters, while those of the model are overwritten.
     steady : whether the loss is so far known to depend on the parameters alone.
+    walled : whether this epoch of L-BFGS has met a loss that is not finite.
     """
 
     def __init__(self, flat: Flat, loss: ChunkedLoss, source: Source, live: Live, steady: bool):
@@ -280,6 +282,7 @@ class _Training:
         self.best: Tensor | None = None
         self.standing: Tensor | None = None
         self.steady = steady
+        self.walled = False
         self.phases: dict[str, PhaseHistory] = {}
         self._begin("Adam")
 
@@ -315,8 +318,9 @@ class _Training:
         self._begin("L-BFGS")
         known = self.lowest
         for epoch in range(1, epochs + 1):
+            self.walled = False
             try:
-                before = float(optimizer.step(lambda: self.loss(self.source.chunks())))
+                before = float(optimizer.step(self._evaluate))
             finally:
                 if optimizer.result is not None:
                     self._keep(optimizer.result.fun)
@@ -327,11 +331,13 @@ class _Training:
             status, message, known = now.status, now.message, now.fun
             flat = now.gradient_norm <= tol and status is not Status.NOT_FINITE
             settled = now.nit > 0 and abs(before - now.fun) <= tol
-            settled = settled and status is not Status.LINE_SEARCH
+            # At a wall, behind which the loss is not finite, it changes little, too.
+            stuck = status is Status.EVALUATIONS and (now.nit == 0 or (settled and self.walled))
+            settled = settled and not self.walled and status is not Status.LINE_SEARCH
             enough = {"gradient": flat, "loss": settled, "both": flat and settled}
             done = enough.get(until, flat or settled)
-            stuck = status is Status.EVALUATIONS and now.nit == 0
-            if not done and (stuck or status is Status.LINE_SEARCH):
+            fails = status is Status.LINE_SEARCH and message != CHANGES
+            if not done and (stuck or fails):
                 status, message = self._look(optimizer.param_groups[0], now.fun)
                 known = self.lowest
             self._note(epoch, known, now.gradient_norm)
@@ -342,6 +348,12 @@ class _Training:
             if status not in (Status.ITERATIONS, Status.EVALUATIONS):
                 return self.end(status, message)
         self.end(Status.ITERATIONS, f"all {epochs} epochs are done, and tol={tol:g} is not reached")
+
+    def _evaluate(self) -> Tensor:
+        """The loss on all data; its gradient is left in the parameters."""
+        loss = self.loss(self.source.chunks())
+        self.walled = self.walled or not math.isfinite(loss)
+        return loss
 
     def _compare(self, known: float, value: float) -> None:
         """Warn, once, if the loss of the same parameters has changed."""

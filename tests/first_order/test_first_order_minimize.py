@@ -222,8 +222,26 @@ def test_errors() -> None:
         lx.minimize(fun, res.x, jac=True, method=lx.Lion(), state=res.state)
     with pytest.raises(ValueError, match="LBFGS"):
         lx.minimize(fun, res.x, jac=True, state=res.state)
-    with pytest.raises(ValueError, match="takes none; wanted bounds=None"):
-        lx.minimize(fun, np.ones(2), jac=True, method=lx.Adam(), bounds=(0, 1))
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_bounds_project_each_step(batched: bool) -> None:
+    seen: list[np.ndarray] = []
+
+    def fun(x: np.ndarray) -> Any:
+        seen.append(x)
+        return np.sum((x - 3.0) ** 2, axis=-1), 2.0 * (x - 3.0)
+
+    upper = np.asarray([1.0, 5.0])
+    for method in (lx.Adam(0.1), lx.SGD(0.1, momentum=0.5)):
+        x0 = np.full((2, 2), 7.0) if batched else np.full(2, 7.0)
+        res = lx.minimize(
+            fun, x0, jac=True, method=method, bounds=(-1.0, upper), batched=batched, gtol=1e-3,
+            maxiter=2000,
+        )
+        assert np.all(res.success) and np.all(res.active == [1, 0])
+        np.testing.assert_allclose(res.x, np.broadcast_to([1.0, 3.0], x0.shape), atol=1e-3)
+    assert all(np.all((x >= -1.0) & (x <= upper)) for x in seen)
 
 
 # --- GradientDescent, with a rate or with a line search ----------------------------------------

@@ -594,7 +594,6 @@ def test_a_wrong_jacobian_is_told() -> None:
         ({"maxiter": 1.5}, ValueError, "maxiter is 1.5"),
         ({"bounds": 3}, TypeError, "bounds is 3"),
         ({"bounds": (2.0, 1.0)}, ValueError, "wanted lower <= upper"),
-        ({"bounds": (0.0, 1.0), "method": "lbfgs"}, ValueError, 'wanted method="lm"'),
         ({"sigma": np.zeros(40)}, ValueError, "not above 0"),
         ({"sigma": np.ones(7)}, ValueError, "sigma has shape"),
         ({"sigma": -np.eye(40)}, ValueError, "not positive definite"),

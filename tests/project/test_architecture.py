@@ -27,7 +27,7 @@ WINGS: dict[str, str] = {
     "problems": "arrays checks",
     "line_search": "arrays checks typing",
     "solvers": "arrays checks line_search projections schedules typing",
-    "first_order": "arrays checks line_search schedules solvers typing",
+    "first_order": "arrays checks line_search projections schedules solvers typing",
     "run": "arrays checks first_order line_search projections result solvers",
     "minimize": "arrays checks result run solvers typing",
     "gradient_check": "arrays checks run typing",

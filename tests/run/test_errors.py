@@ -428,9 +428,9 @@ def test_scale_initial() -> None:
     fails(lambda: lx.LBFGS(scale_initial=1), TypeError, "scale_initial", "1", "True or False")
 
 
-@pytest.mark.parametrize("method", ["lbfgs", lx.LBFGS()], ids=["name", "object"])
-def test_lbfgs_takes_no_bounds(method: Any) -> None:
-    fails(lambda: solve(method=method, bounds=(0.0, 1.0)), ValueError, "bounds", "LBFGS", "None")
+@pytest.mark.parametrize("method", ["newton", lx.Newton()], ids=["name", "object"])
+def test_newton_takes_no_bounds(method: Any) -> None:
+    fails(lambda: solve(method=method, bounds=(0.0, 1.0)), ValueError, "bounds", "Newton", "None")
 
 
 @pytest.mark.parametrize("bad", [3, "print", [print], True], ids=repr)

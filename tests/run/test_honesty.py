@@ -201,6 +201,9 @@ def test_error_bars_find_their_parameters() -> None:
     variances = res.hess_inv.unravel(res.hess_inv.diagonal())
     np.testing.assert_allclose(variances["z"], 1.0, rtol=0.05)
     np.testing.assert_allclose(variances["a"], 0.25, rtol=0.2)
+    assert res.hess_inv.unravel([1.0, 2.0, 3.0])["z"] == [3.0]
+    with pytest.raises(ValueError, match=r"the vector has shape \(4,\); wanted \(3,\)"):
+        res.hess_inv.unravel(np.ones(4))
 
 
 def test_a_compiled_function_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -812,7 +812,7 @@ def test_finite_differences_converge_like_the_gradient() -> None:
     for jac, each in (("2-point", 5), ("3-point", 9)):
         res = lx.minimize(p.fun, p.x0, jac=jac, gtol=1e-4)
         assert res.success
-            # Five values at the end show that the function is smooth.
+        # Five values at the end show that the function is smooth.
         assert (res.nfev - 5) % each == 0
         assert res.nfev / each <= 1.5 * exact.nfev
 

@@ -193,8 +193,11 @@ def test_bounds_are_for_all_phases() -> None:
     res = solve([box.until(maxiter=5), box], bounds=(None, 0.8))
     assert res.success and ends(res)[0] == "ITERATIONS"
     np.testing.assert_allclose(res.x, solve(box, bounds=(None, 0.8)).x, atol=1e-6)
-    with pytest.raises(ValueError, match="LBFGS takes none; wanted bounds=None"):
-        solve([box.until(maxiter=5), LBFGS], bounds=(None, 0.8))
+    res = solve([lx.Adam(0.1).until(maxiter=5), LBFGS], bounds=(None, 0.8))
+    assert res.success and ends(res)[0] == "ITERATIONS"
+    np.testing.assert_allclose(res.x, solve(box, bounds=(None, 0.8)).x, atol=1e-6)
+    with pytest.raises(ValueError, match="Newton takes none; wanted bounds=None"):
+        solve([box.until(maxiter=5), lx.Newton()], bounds=(None, 0.8))
 
 
 def test_newton_after_lbfgs() -> None:

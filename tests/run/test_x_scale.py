@@ -162,6 +162,7 @@ def test_newton_and_phases() -> None:
     ("wrong", "message"),
     [
         (-1.0, "x_scale contains -1.0; wanted finite numbers above 0"),
+        (1e-310, "x_scale contains 1e-310"), (1e308, "wanted .* to 2.2e.307 in float64"),
         ([1.0, 0.0], "x_scale contains 0.0"), (np.nan, "x_scale contains nan"),
         ([1.0, np.inf], "x_scale contains inf"), ("jac", "x_scale is 'jac'; wanted finite numbers"),
         ([1.0, 2.0, 3.0], r"x_scale has shape \(3,\); wanted one that broadcasts to \(2,\)"),

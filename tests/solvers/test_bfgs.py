@@ -430,8 +430,6 @@ def test_errors_name_what_was_passed() -> None:
     first = run(p, p.x0, method="lbfgs", maxiter=2)
     with pytest.raises(ValueError, match="state holds a LBFGSState.*wanted the state of BFGS"):
         run(p, first.x, state=first.state)
-    with pytest.raises(ValueError, match="BFGS takes none"):
-        run(p, p.x0, bounds=(0.0, 1.0))
 
 
 def test_solver_is_a_value() -> None:

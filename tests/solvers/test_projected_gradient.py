@@ -64,11 +64,12 @@ def test_bounds_for_names_that_do_not_exist() -> None:
 def test_bounds_of_a_fit_for_some_names_only() -> None:
     x = np.linspace(-1.0, 1.0, 20)
     for bounds, a in ((({"b": 0.0}, None), 1.0), (({"a": 1.5}, {"b": 9.0}), 1.5)):
-        fit = lx.curve_fit(
-            lambda x, a, b: a + b * x, x, 1.0 + 2.0 * x, {"a": 2.0, "b": 0.0}, jac="3-point",
-            bounds=bounds,
-        )
-        np.testing.assert_allclose([fit.x["a"], fit.x["b"]], [a, 2.0], atol=1e-6)
+        for method in ("lm", "lbfgs"):
+            fit = lx.curve_fit(
+                lambda x, a, b: a + b * x, x, 1.0 + 2.0 * x, {"a": 2.0, "b": 0.0}, jac="3-point",
+                bounds=bounds, method=method,
+            )
+            np.testing.assert_allclose([fit.x["a"], fit.x["b"]], [a, 2.0], atol=1e-6)
 
 
 @pytest.mark.parametrize("method", [None, "auto", [None]])
@@ -369,7 +370,7 @@ def solve(bounds: Any = None, x0: Any = None, **settings: Any) -> Any:
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda: solve((1.0, 0.0)), "lower is 1.0 where upper is 0.0; wanted lower <= upper"),
+        (lambda: solve((1.0, 0.0)), "lower is 1.0 and upper is 0.0; wanted lower <= upper"),
         (lambda: solve((math.nan, 0.0)), "lower has entries that are nan"),
         (lambda: solve(([0.0, 1.0], None)), r"the lower bound has shape \(2,\); wanted .* \(3,\)"),
         (lambda: solve((None, "a")), "the upper bound"),

@@ -400,6 +400,33 @@ def test_batches_drawn_anew_are_told_without_adam() -> None:
         train_with_lbfgs(linear(), nn.MSELoss(), loader, adam_steps=0)
 
 
+@pytest.mark.parametrize("adam_steps", [0, 500])
+def test_a_wall_is_no_success(adam_steps: int) -> None:
+    model = linear()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+
+    def within(output: Any, target: Any) -> Any:    # nan for an output below -1
+        return ((output - 2.0 * target) ** 2).mean() + 0.0 * torch.log(output + 1.0).sum()
+
+    res = train_with_lbfgs(model, within, (X, X), adam_steps=adam_steps, adam_lr=0.01)
+    assert res.status is lx.Status.LINE_SEARCH and not res.success
+    assert res.loss == float(within(model(X), X).detach())
+
+
+def test_a_loss_that_clamps_the_parameters() -> None:
+    def clamped(model: Any, batch: Any) -> Any:
+        with torch.no_grad():
+            model.weight.clamp_(max=0.5)
+        return functional.mse_loss(model(batch[0]), batch[1])
+
+    model = linear()
+    res = train_with_lbfgs(model, clamped, (X, X), adam_steps=0, pass_model=True)
+    assert res.status is lx.Status.LINE_SEARCH and "changes the parameters" in res.message
+    assert res.loss == functional.mse_loss(model(X), X).item()
+
+
 @pytest.mark.parametrize("seed", [2, 7])
 def test_the_floor_of_float32(seed: int) -> None:
     """The rounding of a mean of small squares exceeds eps |f|."""

@@ -118,7 +118,7 @@ def by_age(space: Space, pairs: Pairs) -> tuple[Array, Array]:
 
 
 def products(
-    space: Space, pairs: Pairs, gradient: Array, slope: float, before: Any, squared: float
+    space: Space, pairs: Pairs, gradient: Array, y: Array, slope: float, before: Any, squared: float
 ) -> tuple[Array, Array, float]:
     """W g, W y and g . g, after the pair of this iteration has been written.
 
@@ -129,7 +129,6 @@ def products(
     difference (see `differs`).
     """
     rows, slot, m = pairs.rows, pairs.slot, len(pairs.diagonal)
-    y = rows[slot + m, :]
     if reads_twice(space, rows):
         return space.small_products(rows, gradient), space.small_products(rows, y), math.inf
     # These come first, while y and g are in the cache; reading the rows evicts them.

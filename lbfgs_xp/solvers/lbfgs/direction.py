@@ -7,6 +7,7 @@ from typing import Any
 
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.solvers.bounded import reduced
 from lbfgs_xp.solvers.initial import Initial
 from lbfgs_xp.solvers.lbfgs import curvature, remote
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
@@ -18,20 +19,24 @@ _KEPT = 1e-2
 
 def quasi_newton(
     space: Space, initial: Initial, weights: Any, pairs: Pairs, gradient: Array,
-    with_gradient: Array, squared: Any,
+    with_gradient: Array, squared: Any, free: Any = None,
 ) -> tuple[Array, Any]:
     """-H g and its slope.
 
     with_gradient : (..., 2m), the products of the pairs' rows with the (weighted) gradient.
     squared : g . g for one problem, which saves a product with the direction; infinite if it was
         not computed, and anything for a batch.
+    free : the mask of the free variables, to which gradient and pairs are restricted; None for all.
     """
     if initial.function is not None:
         s, y = curvature.by_age(space, pairs)
+        if free is not None:
+            s, y = (reduced(space, free[..., None, :], rows) for rows in (s, y))
         direction = -two_loop(gradient, s, y, initial.function, dot=space.dot)
     else:
         if space.remote:
-            return remote.descent(space, pairs, with_gradient, gradient, weights)
+            direction, slope = remote.descent(space, pairs, with_gradient, gradient, weights)
+            return reduced(space, free, direction), slope
         c = curvature.coefficients(space, pairs, with_gradient)
         if weights is None:
             direction = space.descend(c, pairs.rows, pairs.gamma, gradient)
@@ -42,7 +47,8 @@ def quasi_newton(
             level = pairs.gamma * squared
             slope = float(c @ with_gradient) - level
             if slope < -_KEPT * level:
-                return direction, slope
+                return reduced(space, free, direction), slope
+    direction = reduced(space, free, direction)
     return direction, space.later(space.dot(gradient, direction))[0]
 
 

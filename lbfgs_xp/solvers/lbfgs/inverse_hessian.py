@@ -7,6 +7,7 @@ from typing import Any
 
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.solvers.bounded import reduced
 from lbfgs_xp.solvers.inverse_hessian import Operator
 from lbfgs_xp.solvers.lbfgs import curvature
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
@@ -30,12 +31,15 @@ class InverseHessian(Operator):
     True
     """
 
-    def __init__(self, space: Space, pairs: Pairs, weights: Any, function: Callable | None):
+    def __init__(
+        self, space: Space, pairs: Pairs, weights: Any, function: Callable | None, free: Any = None
+    ):
         *batch, _, n = pairs.rows.shape
         super().__init__(space, (*batch, n, n))
         self._pairs = pairs
         self._weights = weights
         self._function = function
+        self._free = free
 
     def __repr__(self) -> str:
         return f"InverseHessian(shape={self.shape}, pairs={self._pairs.count})"
@@ -45,7 +49,8 @@ class InverseHessian(Operator):
             return super()._diagonal()
         rows, middle = self._middle()
         diagonal = self._space.xp.sum(rows * (middle @ rows), axis=-2) + self._gamma()
-        return diagonal if self._weights is None else diagonal * self._weights**2
+        diagonal = diagonal if self._weights is None else diagonal * self._weights**2
+        return self._of_free(diagonal)
 
     def _dense(self) -> Array:
         xp, space = self._space.xp, self._space
@@ -60,15 +65,27 @@ class InverseHessian(Operator):
             ]
             return xp.stack(rows, axis=-1)
         rows, middle = self._middle()
+        if self._free is not None:
+            rows = self._of_free(rows, (..., None, slice(None)))
+            identity = self._of_free(identity, (..., None, slice(None)))
         matrix = xp.matrix_transpose(rows) @ (middle @ rows)
         matrix = matrix + self._gamma()[..., None] * identity
         if self._weights is None:
             return matrix
         return self._weights[..., :, None] * matrix * self._weights[..., None, :]
 
+    def _of_free(self, array: Array, at: Any = ...) -> Array:
+        """The array, 0 for the variables that a bound holds."""
+        return reduced(self._space, None if self._free is None else self._free[at], array)
+
     def _apply(self, vector: Array) -> Array:
+        return self._of_free(self._whole(self._of_free(vector)))
+
+    def _whole(self, vector: Array) -> Array:
+        """H v for a vector of the free variables; the others of the result count as 0."""
         if self._function is not None:
             s, y = curvature.by_age(self._space, self._pairs)
+            s, y = (self._of_free(part, (..., None, slice(None))) for part in (s, y))
             return two_loop(vector, s, y, self._function, dot=self._space.dot)
         if self._weights is None:
             return curvature.apply(self._space, self._pairs, vector)

@@ -10,13 +10,17 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.scalars import Scalars
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.line_search import ACCEPTED, STUCK, LineSearch, Search
+from lbfgs_xp.solvers import bounded
+from lbfgs_xp.solvers.bounded import Path
 from lbfgs_xp.solvers.descent import Iterate
 from lbfgs_xp.solvers.first_step import first_step
-from lbfgs_xp.solvers.lbfgs import curvature
+from lbfgs_xp.solvers.lbfgs import curvature, restricted
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
 from lbfgs_xp.solvers.lbfgs.direction import quasi_newton, weighted
 from lbfgs_xp.solvers.lbfgs.state import LBFGSState, endless
@@ -73,8 +77,11 @@ def step(
     solver: Any, space: Space, state: LBFGSState, value: Any, gradient: Array, active: Any
 ) -> LBFGSState:
     """The state after the evaluation of value and gradient at `state.trial`, where `active`."""
-    fn, backend = space.scalars, space.backend
-    phi, dphi = space.read(value, space.dot(gradient, state.direction))
+    fn, backend, path = space.scalars, space.backend, state.path
+    along = state.direction
+    if path is not None:
+        along = bounded.along(space, path, state.x, state.trial, state.search.alpha, along)
+    phi, dphi = space.read(value, space.dot(gradient, along))
     numbers = _Numbers(
         state.search, state.value, state.step, state.lowest.alpha, state.lowest.value,
         state.decrement, state.pairs.count, state.noise,
@@ -88,8 +95,14 @@ def step(
         space.pick(told.lower, gradient, state.lowest.gradient),
     )
     state = state._replace(search=told.search, lowest=lowest, unbounded=fn.full(False, phi))
-    iterate = _iterate(space, state, told, gradient)
-    s, y = space.scale(told.alpha, state.direction), iterate.gradient - state.gradient
+    iterate = _iterate(solver, space, state, told, gradient)
+    if path is None:
+        s = space.scale(told.alpha, state.direction)
+    else:
+        s = bounded.step(space, state.x, iterate.x, told.alpha, state.direction)
+        (slope,) = space.read(space.dot(s, state.gradient))
+        told = told._replace(slope=fn.where(told.alpha > path.reach, slope, told.slope))
+    y = iterate.gradient - state.gradient
     if state.weights is not None:
         s, y = s / state.weights, y * state.weights
     pairs = curvature.write_many(space, state.pairs, s, y, told.taken)
@@ -103,7 +116,7 @@ def step(
 
     after = space.some(told.turned, from_iterate, state)
     return after._replace(
-        trial=space.move(after.x, after.search.alpha, after.direction),
+        trial=bounded.trial(space, after.path, after.x, after.search.alpha, after.direction),
         pairs=after.pairs._replace(rows=rows), seen=phi, decrement=told.decrement,
         accepted=told.taken, failed=told.failed,
     )
@@ -116,20 +129,69 @@ def _from_iterate(
 
     y : the change of the gradient; the pairs hold it already.
     """
-    weights, pairs = state.weights, state.pairs
-    with_gradient = space.products(pairs.rows, weighted(iterate.gradient, weights))
+    fn, weights, pairs, path = space.scalars, state.weights, state.pairs, state.path
+    inner, taken = iterate.gradient, told.taken
+    changed: Any = None
+    if path is not None:
+        path, changed = _path_at(solver, space, state, iterate, taken)
+        inner, y = (bounded.reduced(space, path.free, u) for u in (inner, y))
+        taken = taken & fn.logical_not(changed)
+    with_gradient = space.products(pairs.rows, weighted(inner, weights))
     with_change = space.products(pairs.rows, y)
-    pairs = curvature.accept_many(
-        space, pairs, space.fetch(with_change), told.slope, told.taken, solver.scale_initial
+    kept = curvature.accept_many(
+        space, pairs, space.fetch(with_change), told.slope, taken, solver.scale_initial
     )
-    there = pairs, weights, space.fetch(with_gradient)
-    after = _aim(solver, space, iterate, there, state.noise, told)
+    if path is not None and not space.none(changed):
+        kept = _anew(solver, space, pairs, kept, path.free, changed)
+    there = kept, weights, space.fetch(with_gradient)
+    after = _aim(solver, space, iterate, there, state.noise, path, told)
+    if path is not None:
+        reach = fn.where(told.turned, after.path.reach, path.reach)    # type: ignore[union-attr]
+        after = after._replace(path=path._replace(reach=reach))
     # A search that continues or has failed keeps its line.
     gradient = space.pick(told.turned, iterate.gradient, state.lowest.gradient)
     return after._replace(
         direction=space.pick(told.turned, after.direction, state.direction),
         lowest=after.lowest._replace(gradient=gradient),
     )
+
+
+def _path_at(
+    solver: Any, space: Space, state: LBFGSState, iterate: Iterate, taken: Any
+) -> tuple[Path, Any]:
+    """The path from the new iterates without its reach, and where its free variables have changed.
+
+    Where they have not, a pair is added as without bounds; where they have, the algebra is computed
+    anew.
+    """
+    old: Any = state.path
+    reach = space.scalars.where(state.pairs.count > 0, state.pairs.gamma, 0.0)
+    found = bounded.free_variables(
+        space, solver.box, iterate.x, iterate.gradient, space.spread(reach)
+    )
+    free = space.xp.ones_like(old.free) if found is None else found
+    free = space.pick(taken, free, old.free)
+    return old._replace(free=free), taken & bounded.differ(space, free, old.free)
+
+
+def _anew(
+    solver: Any, space: Space, pairs: Pairs, kept: Pairs, free: Array, changed: Array
+) -> Pairs:
+    """The pairs `kept`, but where `changed`, `pairs` and the pair in their next slot, with the
+    algebra of the free variables."""
+    full = space.scalars.full(pairs.diagonal.shape[-1], pairs.count)
+    pairs = pairs._replace(
+        slot=(pairs.slot + 1) % pairs.diagonal.shape[-1],
+        count=space.scalars.minimum(pairs.count + 1, full),
+    )
+    if space.small_on_host:
+        rows = np.flatnonzero(changed)
+        part, mask = space.take((pairs, free), rows)
+        part = restricted.to_free(space, part, mask, solver.scale_initial)
+        small = space.put(rows, part[1:], tuple(kept)[1:])
+        return Pairs(kept.rows, *small)
+    new = restricted.to_free(space, pairs, free, solver.scale_initial)
+    return space.merge(changed, new._replace(rows=kept.rows), kept)
 
 
 def _judged(
@@ -167,15 +229,16 @@ def _judged(
     )
 
 
-def _iterate(space: Space, state: LBFGSState, told: _Verdict, gradient: Array) -> Iterate:
+def _iterate(
+    solver: Any, space: Space, state: LBFGSState, told: _Verdict, gradient: Array
+) -> Iterate:
     """The new iterate where there is one."""
-    x = space.pick(
-        told.back, space.move(state.x, told.alpha, state.direction), state.trial
-    )
+    lowest = bounded.trial(space, state.path, state.x, told.alpha, state.direction)
+    x = space.pick(told.back, lowest, state.trial)
     x = space.pick(told.taken, x, state.x)
     gradient = space.pick(told.back, state.lowest.gradient, gradient)
     gradient = space.pick(told.taken, gradient, state.gradient)
-    norm = space.read_one(space.max_abs(gradient))
+    norm = space.read_one(solver.optimality(space, x, gradient))
     return Iterate(x, told.value, gradient, norm, told.step)
 
 
@@ -184,44 +247,77 @@ def begin(
     weights: Any, noise: Any,
 ) -> LBFGSState:
     """The state at the start of a run; `pairs` may come from an earlier run."""
-    with_gradient = space.products(pairs.rows, weighted(gradient, weights))
-    iterate = Iterate(x, value, gradient, norm, space.scalars.full(0.0, value))
+    start, path = space.scalars.full(0.0, value), None
+    if solver.box is not None:
+        free = bounded.free_variables(space, solver.box, x, gradient)
+        path = bounded.path_at(space, solver.box, x, free)
+        if free is not None:
+            pairs = restricted.to_free(space, pairs, free, solver.scale_initial)
+    inner = bounded.reduced(space, path and path.free, gradient)
+    with_gradient = space.products(pairs.rows, weighted(inner, weights))
+    iterate = Iterate(x, value, gradient, norm, start)
     there = pairs, weights, space.fetch(with_gradient)
-    state = _aim(solver, space, iterate, there, space.scalars.full(noise, value))
-    return state._replace(trial=space.move(x, state.search.alpha, state.direction))
+    state = _aim(solver, space, iterate, there, space.scalars.full(noise, value), path)
+    trial = bounded.trial(space, state.path, x, state.search.alpha, state.direction)
+    return state._replace(trial=trial)
 
 
 def _aim(
     solver: Any, space: Space, iterate: Iterate, curvature_there: tuple, noise: Any,
+    path: Path | None,
     told: _Verdict | None = None,
 ) -> LBFGSState:
     """The state at an iterate, with a direction from there and a search begun along it; its other
     fields about the last evaluation are as at a start.
 
     curvature_there : the pairs, the weights, and W g.
+    path : the bounds and the free variables there; None without bounds.
     told : the verdict on the last trial: where there is no new line, the old search continues.
     """
     fn, (x, value, gradient, norm, alpha) = space.scalars, iterate
     pairs, weights, with_gradient = curvature_there
+    free = None if path is None else path.free
+    inner = bounded.reduced(space, free, gradient)
     direction, slope = quasi_newton(
-        space, solver.initial, weights, pairs, gradient, with_gradient, 0.0
+        space, solver.initial, weights, pairs, inner, with_gradient, 0.0, free
     )
+    if path is not None:
+        one = fn.full(1.0, value)
+        direction = bounded.onto_bounds(space, path, x, gradient, direction, one)
+        direction = bounded.clipped(space, path, x, direction, one)
+        before, slope = slope, space.read_one(space.dot(gradient, direction))
+        # Where clipping has spoilt it, a projected step along the gradient goes down.
+        spoilt = fn.logical_not((slope < bounded.KEPT * before) & (slope < 0.0))
+        spoilt = spoilt & (pairs.count > 0)
+        if not space.none(spoilt):
+            plain = space.scale(-pairs.gamma, inner)
+            plain = bounded.onto_bounds(space, path, x, gradient, plain, one)
+            plain = bounded.clipped(space, path, x, plain, one)
+            direction = space.pick(spoilt, plain, direction)
+            (slope,) = space.read(space.dot(gradient, direction))
     plain, plain_slope, first = first_step(
-        space, solver.initial, weights, x, value, gradient, norm, alpha == 0.0
+        space, solver.initial, weights, x, value, inner, norm, alpha == 0.0
     )
+    if path is not None:
+        plain = bounded.onto_bounds(space, path, x, gradient, plain, first)
+        plain = bounded.clipped(space, path, x, plain, first)
+        (plain_slope,) = space.read(space.dot(gradient, plain))
     # If it is not a descent direction, it is dropped together with the pairs.
     rate = None if solver.pace is None else solver.learning_rate(0)
     bare, search, lowest_alpha, lowest_value, unbounded = fn.fused(
         _searched, solver.line_search, rate, space.backend.noise, value, slope, pairs.count,
         plain_slope, first, noise, told,
     )
+    if path is not None:
+        reach = fn.where(bare, first, 1.0)
+        path = path._replace(reach=reach if rate is None else reach * rate)
     pairs = curvature.forget_many(space, pairs, bare, solver.initial.gamma)
     direction = space.pick(bare, plain, direction)
     no = fn.full(False, value)
     return LBFGSState(
         x, value, gradient, norm, alpha, direction, search, x, value,
         Lowest(lowest_alpha, lowest_value, gradient), pairs, None, None, weights, None,
-        fn.full(math.inf, value), no, no, unbounded, noise,
+        fn.full(math.inf, value), no, no, unbounded, noise, path,
     )
 
 

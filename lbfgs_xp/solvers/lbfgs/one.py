@@ -10,8 +10,10 @@ from lbfgs_xp.arrays.pending import Pending, now
 from lbfgs_xp.arrays.scalars import named
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.line_search import ACCEPTED, SEARCHING, Search
+from lbfgs_xp.solvers import bounded
+from lbfgs_xp.solvers.bounded import Path
 from lbfgs_xp.solvers.first_step import first_step
-from lbfgs_xp.solvers.lbfgs import curvature, remote
+from lbfgs_xp.solvers.lbfgs import curvature, remote, restricted
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
 from lbfgs_xp.solvers.lbfgs.direction import quasi_newton, weighted
 from lbfgs_xp.solvers.lbfgs.state import LBFGSState, Pace, endless
@@ -22,15 +24,18 @@ def step(
     solver: Any, space: Space, state: LBFGSState, value: Any, gradient: Array
 ) -> LBFGSState:
     """The state after the evaluation of value and gradient at `state.trial`."""
-    rule, measured = solver.line_search, None
+    rule, measured, path = solver.line_search, None, state.path
     if space.remote:
-        slope, measured = remote.measure(space, state, gradient)
+        slope, measured = remote.measure(space, solver.box, state, gradient)
         phi, dphi = space.read(value, slope)
         state = state._replace(search=begun(rule, state.search))
         if state.pairs.count and not state.search.dphi0 < 0.0:
             return _start_again(solver, space, state, phi, state.decrement)
     else:
-        phi, dphi = float(value), space.read_one(space.dot(gradient, state.direction))
+        along = state.direction
+        if path is not None:
+            along = bounded.along(space, path, state.x, state.trial, state.search.alpha, along)
+        phi, dphi = float(value), space.read_one(space.dot(gradient, along))
     old = state.search
     search = rule.advance(old, phi, dphi)
     lower = search.best_phi < old.best_phi
@@ -46,7 +51,7 @@ def step(
 
     lowest = Lowest(old.alpha, phi, gradient) if lower else state.lowest
     if search.status == SEARCHING:
-        trial = space.move(state.x, search.alpha, state.direction)
+        trial = bounded.trial(space, path, state.x, search.alpha, state.direction)
         return named(LBFGSState, (
             *state[:6], search, trial, phi, lowest, *state[10:16], False, *state[17:]
         ))
@@ -57,7 +62,7 @@ def step(
     if alpha == old.alpha:
         x = state.trial
     else:
-        x, measured = space.move(state.x, alpha, state.direction), None
+        x, measured = bounded.trial(space, path, state.x, alpha, state.direction), None
     return _arrive(solver, space, state, search, x, alpha, best, phi, best_gradient, measured)
 
 
@@ -69,35 +74,113 @@ def _arrive(
 
     measured : what `remote.measure` returned for it, if it is the last trial.
     """
-    weights, slope = state.weights, alpha * search.dphi0
-    if space.remote:
+    weights, path, slope = state.weights, state.path, alpha * search.dphi0
+    if path is not None:
+        path, norm, there = _within_bounds(
+            solver, space, state, x, alpha, slope, gradient, measured
+        )
+        pairs, with_gradient, squared = there
+    elif space.remote:
         if measured is None:
-            _, measured = remote.measure(space, state, gradient)
+            _, measured = remote.measure(space, None, state, gradient)
         norm, squared = now(measured.norm), now(measured.squared)
         pairs, with_gradient = remote.with_pair(
             space, state, measured, alpha, slope, gradient, solver.scale_initial
         )
     else:
-        s, new, old = space.scale(alpha, state.direction), gradient, state.gradient
-        if weights is not None:
-            s, new, old = s / weights, new * weights, old * weights
-        # The pair takes effect only with `accept`.
-        pairs = state.pairs
-        rows = space.backend.write_pair(pairs.rows, pairs.slot, s, new, old)
-        if rows is not pairs.rows:
-            pairs = pairs._replace(rows=rows)
         norm = space.read_one(space.max_abs(gradient))
-        with_gradient, with_change, squared = curvature.products(
-            space, pairs, new, slope, state.with_gradient, state.squared
+        s, y = space.scale(alpha, state.direction), None
+        pairs, with_gradient, squared = _with_pair(
+            solver, space, state, s, gradient, gradient, y, slope
         )
-        pairs = curvature.accept(space, pairs, with_change, slope, solver.scale_initial)
     bare = state.pairs.count == 0
     decrement = state.decrement if bare else -0.5 * search.dphi0
     far = endless(solver.line_search, solver.initial.scales_first, alpha)
     return _aim(
         solver, space, (x, value, gradient, norm, alpha), (pairs, with_gradient, squared, weights),
         seen, state.pace, decrement, bare and pairs.count == 0 and far, state.noise,
+        path,
     )
+
+
+def _with_pair(
+    solver: Any, space: Space, state: LBFGSState, s: Array, gradient: Array, inner: Array, y: Any,
+    slope: float,
+) -> tuple[Pairs, Array, float]:
+    """The pairs with the step s to this gradient, if it has enough curvature; W g, and g . g.
+
+    inner, y : the gradient and its change, restricted to the free variables; None for the change of
+        the whole gradient.
+    """
+    weights, new, old = state.weights, gradient, state.gradient
+    if weights is not None:
+        s, new, old, inner = s / weights, new * weights, old * weights, inner * weights
+        y = None if y is None else y * weights
+    # The pair takes effect only with `accept`.
+    pairs = state.pairs
+    rows = space.backend.write_pair(pairs.rows, pairs.slot, s, new, old)
+    if rows is not pairs.rows:
+        pairs = pairs._replace(rows=rows)
+    if y is None:
+        y = rows[pairs.slot + len(pairs.diagonal), :]
+    with_gradient, with_change, squared = curvature.products(
+        space, pairs, inner, y, slope, state.with_gradient, state.squared
+    )
+    return (
+        curvature.accept(space, pairs, with_change, slope, solver.scale_initial),
+        with_gradient, squared,
+    )
+
+
+def _within_bounds(
+    solver: Any, space: Space, state: LBFGSState, x: Array, alpha: float, slope: float,
+    gradient: Array, measured: Any,
+) -> tuple[Path, float, tuple]:
+    """The path at a new iterate (without its reach), the norm of the gradient of the free
+    variables, and pairs, with_gradient and squared there."""
+    path: Any = state.path
+    if space.remote and measured is None:
+        _, measured = remote.measure(space, solver.box, state, gradient, x)
+    reach = state.pairs.gamma if state.pairs.count else None
+    free = bounded.free_variables(space, solver.box, x, gradient, reach)
+    if space.remote and not now(measured.held):
+        free = None
+    inner = bounded.reduced(space, free, gradient)
+    s = bounded.step(space, x=state.x, new=x, alpha=alpha, direction=state.direction)
+    if alpha > path.reach:
+        slope = space.read_one(space.dot(s, state.gradient))
+    there = path._replace(free=free)
+    if not space.remote:
+        norm = space.read_one(solver.optimality(space, x, gradient))
+        if _same_free(space, path.free, free):
+            y = None if free is None else inner - bounded.reduced(space, free, state.gradient)
+            return there, norm, _with_pair(solver, space, state, s, gradient, inner, y, slope)
+    elif free is path.free is None and alpha <= path.reach:
+        norm, squared = now(measured.norm), now(measured.squared)
+        pairs, with_gradient = remote.with_pair(
+            space, state, measured, alpha, slope, gradient, solver.scale_initial
+        )
+        return there, norm, (pairs, with_gradient, squared)
+    else:
+        norm = now(measured.norm)
+    weights, old, pairs = state.weights, state.gradient, state.pairs
+    new = gradient
+    if weights is not None:
+        s, new, old, inner = s / weights, new * weights, old * weights, inner * weights
+    m = pairs.diagonal.shape[-1]
+    pairs = pairs._replace(
+        rows=space.backend.write_pair(pairs.rows, pairs.slot, s, new, old),
+        slot=(pairs.slot + 1) % m, count=min(pairs.count + 1, m),
+    )
+    pairs = restricted.to_free(space, pairs, free, solver.scale_initial)
+    return there, norm, (pairs, space.small_products(pairs.rows, inner), math.inf)
+
+
+def _same_free(space: Space, one: Any, other: Any) -> bool:
+    """Whether two masks of free variables, or None for all, are the same."""
+    if one is None or other is None:
+        return one is other
+    return not bounded.differ(space, one, other)
 
 
 def _give_up(
@@ -122,7 +205,7 @@ def _start_again(
     pairs = curvature.forget(space, state.pairs, solver.initial.gamma)
     after = _aim(
         solver, space, state[:5], (pairs, None, 0.0, state.weights), seen, state.pace, decrement,
-        False, state.noise,
+        False, state.noise, state.path,
     )
     return after._replace(accepted=False)
 
@@ -130,40 +213,74 @@ def _start_again(
 def _aim(
     solver: Any, space: Space, iterate: tuple, curvature_there: tuple, seen: float,
     pace: Pace | None, decrement: float, unbounded: bool, noise: float,
+    path: Path | None,
 ) -> LBFGSState:
     """The state at an iterate, with a direction from there and a search begun along it.
 
     iterate : x, value, gradient, its norm, and the step length that led there.
     curvature_there : pairs, with_gradient, squared and weights of the state.
+    path : the bounds and the free variables there; None without bounds.
     """
     (x, value, gradient, norm, alpha), (pairs, with_gradient, squared, weights) = (
         iterate, curvature_there
     )
     first = 1.0
     slope: Any = 0.0
+    free = None if path is None else path.free
+    inner = bounded.reduced(space, free, gradient)
     if pairs.count:
         direction, slope = quasi_newton(
-            space, solver.initial, weights, pairs, gradient, with_gradient, squared
+            space, solver.initial, weights, pairs, inner, with_gradient, squared, free
         )
+        if path is not None:
+            direction, slope = _shortened(
+                space, path, x, gradient, direction, slope, pairs.gamma
+            )
     if not (isinstance(slope, Pending) or slope < 0.0):
         # There are no pairs, or they do not give a descent direction.
         if pairs.count:
             pairs, with_gradient = curvature.forget(space, pairs, solver.initial.gamma), None
         direction, slope, first = first_step(
-            space, solver.initial, weights, x, value, gradient, norm, alpha == 0.0
+            space, solver.initial, weights, x, value, inner, norm, alpha == 0.0
         )
+        if path is not None:
+            plain = direction
+            direction = bounded.onto_bounds(space, path, x, gradient, direction, first)
+            direction = bounded.clipped(space, path, x, direction, first)
+            if direction is not plain:
+                slope = space.read_one(space.dot(gradient, direction))
     if pace is not None:
         rate, memory = solver.learning_rate.follow(pace.memory, pace.iteration, value)
         pace = Pace(pace.iteration + 1, memory)
         # A schedule may end at 0, with which no search can begin.
         first *= rate if rate > 0.0 else space.backend.eps
+    if path is not None:
+        path = path._replace(reach=first)
     blur = hidden(space.scalars, space.backend.noise, value, noise)
     search = search_from(solver.line_search, value, slope, first, blur)
-    trial = space.move(x, search.alpha, direction)
+    trial = bounded.trial(space, path, x, search.alpha, direction)
     return named(LBFGSState, (
         x, value, gradient, norm, alpha, direction, search, trial, seen, None, pairs,
-        with_gradient, squared, weights, pace, decrement, True, False, unbounded, noise,
+        with_gradient, squared, weights, pace, decrement, True, False, unbounded,
+        noise, path,
     ))
+
+
+def _shortened(
+    space: Space, path: Path, x: Array, gradient: Array, direction: Array, slope: Any, gamma: Any
+) -> tuple[Array, Any]:
+    """A quasi-Newton direction, clipped to the bounds, and its slope."""
+    short = bounded.onto_bounds(space, path, x, gradient, direction, 1.0)
+    short = bounded.clipped(space, path, x, short, 1.0)
+    if short is direction:
+        return direction, slope
+    before, slope = now(slope), space.read_one(space.dot(gradient, short))
+    if slope < bounded.KEPT * before and slope < 0.0:
+        return short, slope
+    # A projected step along the gradient always goes down.
+    direction = bounded.onto_bounds(space, path, x, gradient, -gamma * gradient, 1.0)
+    direction = bounded.clipped(space, path, x, direction, 1.0)
+    return direction, space.read_one(space.dot(gradient, direction))
 
 
 def begin(
@@ -171,14 +288,22 @@ def begin(
     pairs: Pairs, weights: Any, noise: float,
 ) -> LBFGSState:
     """The state at the start of a run; `pairs` may come from an earlier run."""
-    inner = weighted(gradient, weights)
+    path = None
+    if solver.box is not None:
+        free = bounded.free_variables(space, solver.box, x, gradient)
+        if free is not None and space.remote and bool(space.backend.to_host(space.xp.all(free))):
+            free = None
+        if free is not None and pairs.count:
+            pairs = restricted.to_free(space, pairs, free, solver.scale_initial)
+        path = bounded.path_at(space, solver.box, x, free)
+    inner = weighted(bounded.reduced(space, path and path.free, gradient), weights)
     if pairs.count:
         with_gradient = space.small_products(pairs.rows, inner)
     else:
         with_gradient = space.small_zeros(pairs.rows.shape[:1])  # without touching the rows
     state = _aim(
         solver, space, (x, value, gradient, norm, 0.0), (pairs, with_gradient, math.inf, weights),
-        value, solver.pace, math.inf, False, noise,
+        value, solver.pace, math.inf, False, noise, path,
     )
     return state._replace(accepted=False)
 

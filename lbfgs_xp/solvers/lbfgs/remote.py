@@ -14,6 +14,8 @@ import array_api_extra as xpx
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.solvers.bounded import along as along_path
+from lbfgs_xp.solvers.bounded import free_variables, reduced
 from lbfgs_xp.solvers.lbfgs import curvature
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
 from lbfgs_xp.solvers.lbfgs.state import LBFGSState
@@ -25,20 +27,41 @@ class Trial(NamedTuple):
     norm : the largest component of the gradient g.
     bend, size, squared : y . d, y . y and g . g, with y the change of the gradient and d the
         direction of the search; y and g are weighted.
+    held : how many variables a bound holds.
     """
 
     norm: Any
     bend: Any
     size: Any
     squared: Any
+    held: Any = 0.0
 
 
-def measure(space: Space, state: LBFGSState, gradient: Array) -> tuple[Array, Trial]:
-    """g . d and the other numbers of a trial along the state's direction d."""
-    numbers = space.backend.jit(_numbers, space)(
-        gradient, state.gradient, state.direction, state.weights
-    )
-    return numbers[0], Trial(*space.later(*numbers[1:]))
+def measure(
+    space: Space, box: Any, state: LBFGSState, gradient: Array, x: Any = None
+) -> tuple[Array, Trial]:
+    """g . d and the other numbers of a trial along the state's direction d.
+
+    x : where the gradient was taken; None for the last trial.
+    """
+    inner, along = gradient, state.direction
+    held: tuple[Array, ...] = ()
+    if box is not None and state.path is not None:
+        xp, alpha = space.xp, state.search.alpha
+        x = state.trial if x is None else x
+        free = free_variables(space, box, x, gradient)
+        near = free_variables(
+            space, box, x, gradient, state.pairs.gamma if state.pairs.count else None
+        )
+        if free is not None:
+            inner = reduced(space, free, gradient)
+            held = (xp.sum(xp.astype(~near, space.backend.dtype)),)
+        along = along_path(space, state.path, state.x, x, alpha, along)
+    numbers = space.backend.jit(_numbers, space)(inner, state.gradient, along, state.weights)
+    slope = numbers[0]
+    if box is not None:
+        slope = space.dot(gradient, along)
+    return slope, Trial(*space.later(*numbers[1:], *held))
 
 
 def _numbers(
@@ -56,7 +79,7 @@ def with_pair(
     scale: bool,
 ) -> tuple[Pairs, Array]:
     """The pairs with that of the step alpha d, if it has enough curvature, and W g there."""
-    pairs, (_, bend, size, _) = state.pairs, map(now, trial)
+    pairs, bend, size = state.pairs, now(trial.bend), now(trial.size)
     rho = curvature.enough(space, alpha * bend, size, slope)
     m = pairs.diagonal.shape[0]
     before = state.with_gradient

@@ -10,10 +10,11 @@ from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.checks import count, flag, setting
 from lbfgs_xp.line_search import LineSearch, MoreThuente, rule_of
+from lbfgs_xp.projections import Box
 from lbfgs_xp.schedules import Constant, as_schedule
-from lbfgs_xp.solvers.contract import Solver
+from lbfgs_xp.solvers.bounded import TakesBounds
 from lbfgs_xp.solvers.initial import Initial
-from lbfgs_xp.solvers.lbfgs import curvature, many, one
+from lbfgs_xp.solvers.lbfgs import curvature, many, one, restricted
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
 from lbfgs_xp.solvers.lbfgs.inverse_hessian import InverseHessian
 from lbfgs_xp.solvers.lbfgs.state import LBFGSState, Pace
@@ -24,7 +25,7 @@ _ALWAYS_0, _ALWAYS_1 = Constant(0.0), Constant(1.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class LBFGS(Method, Solver):
+class LBFGS(Method, TakesBounds):
     """Limited-memory BFGS (Liu & Nocedal 1989; Nocedal & Wright, Algorithm 7.5).
 
     The direction is -H g, where H is built from the last `memory_size` pairs of steps and changes
@@ -72,6 +73,7 @@ class LBFGS(Method, Solver):
     learning_rate: Any = 1.0
     # `initial_inverse_hessian`, interpreted.
     initial: Initial = dataclasses.field(init=False, repr=False, compare=False)
+    box: Box | None = dataclasses.field(init=False, repr=False, default=None)
 
     resumes = True
     takes_noise = True
@@ -113,7 +115,7 @@ class LBFGS(Method, Solver):
                 "because each problem of a batch is at its own iteration"
             )
         weights = self.initial.weights(space, x) if unit is None else unit
-        value, norm = space.read(value, space.max_abs(gradient))
+        value, norm = space.read(value, self.optimality(space, x, gradient))
         begin = many.begin if space.batched else one.begin
         return begin(self, space, x, value, gradient, norm, pairs, weights, noise)
 
@@ -132,8 +134,9 @@ class LBFGS(Method, Solver):
         return one.step(self, space, state, value, gradient)
 
     def as_row(self, space: Space, state: LBFGSState) -> LBFGSState | None:
-        if self.initial.function is not None or state.pace is not None:
-            return None    # a function of one vector; a schedule, which a batch does not follow
+        if self.initial.function is not None or state.pace is not None or self.box is not None:
+            # A function of one vector; a schedule, which a batch does not follow; bounds.
+            return None
         return one.as_row(self, space, state)
 
     @property
@@ -158,14 +161,18 @@ class LBFGS(Method, Solver):
 
         It shares the pairs of the state, and is no longer valid after a step from that state.
         """
-        return InverseHessian(space, state.pairs, state.weights, self.initial.function)
+        free = None if state.path is None else state.path.free
+        return InverseHessian(space, state.pairs, state.weights, self.initial.function, free)
 
     def learned(self, space: Space, state: LBFGSState) -> Pairs | None:
         """A copy of the state's pairs, for another run to start from; None if they are those of
         variables in units that only the state knows."""
         if state.weights is not None and self.rescales:
             return None
-        return curvature.copied(state.pairs)
+        pairs = curvature.copied(state.pairs)
+        if state.path is None or state.path.free is None:
+            return pairs
+        return restricted.to_free(space, pairs, None, self.scale_initial)
 
     def resume(self, state: LBFGSState) -> LBFGSState:
         """The same state, with its own copy of the pairs, to overwrite."""

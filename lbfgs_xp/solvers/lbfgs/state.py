@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.line_search import LineSearch, Search
+from lbfgs_xp.solvers.bounded import Path
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
 from lbfgs_xp.solvers.search import FAR
 
@@ -38,6 +39,8 @@ class LBFGSState(NamedTuple):
     unbounded : whether the largest step that the search allows, along a direction of norm 1 or
         more, still went down and met no positive curvature.
     noise : how far apart two values may be through noise that was measured, or 0.
+    path : what bounds do to the search; None without bounds. With bounds, `gradient_norm`, the
+        algebra of the pairs, `with_gradient` and `squared` are those of the free variables.
     """
 
     x: Array
@@ -60,6 +63,7 @@ class LBFGSState(NamedTuple):
     failed: Any
     unbounded: Any
     noise: Any
+    path: Path | None
 
 
 def endless(rule: LineSearch, probes: bool, alpha: Any) -> Any:

@@ -1,0 +1,221 @@
+"""Searches within bounds: a straight line up to its first trial, which bends where bounds stop it.
+
+A direction is clipped so that its first trial lies within the bounds. Up to there the path is
+straight, so a line search sees a smooth function. Beyond, variables stop at their bounds. No trial
+lies outside. Where no bound stops a variable, all numbers are those of a search without bounds.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple, Self
+
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.projections import Box
+from lbfgs_xp.solvers.contract import Solver
+
+# A bound holds a variable near it if a step along the gradient leads this many times further.
+_FAR_BEYOND = 0.1
+
+
+# Clipping has spoilt a direction that keeps less than this share of its slope.
+KEPT = 0.1
+
+
+class Path(NamedTuple):
+    """What bounds do to the search from an iterate.
+
+    lower, upper : arrays that broadcast to x (for a batch, of its shape); None for a side without
+        bounds.
+    free : a mask of the variables (..., n) that no bound holds, nor draws to itself; for one
+        problem, None if there are only such.
+    reach : the first alpha, up to which the path is straight.
+    """
+
+    lower: Any
+    upper: Any
+    free: Any
+    reach: Any
+
+
+class TakesBounds(Solver):
+    """A solver that keeps the variables between bounds.
+
+    box : the bounds; None without any.
+    """
+
+    box: Box | None = None
+
+    supports_bounds = True
+
+    @property
+    def projects(self) -> bool:  # type: ignore[override]
+        return self.box is not None
+
+    def with_bounds(self, box: Box) -> Self:
+        """The same solver, restricted to a box."""
+        solver = copy.copy(self)
+        vars(solver).pop("_key", None)
+        object.__setattr__(solver, "box", box)    # the dataclass is frozen
+        return solver
+
+    def of_rows(self, space: Space, count: int, rows: Array) -> Self:
+        """The same solver for those of `count` problems that have these indices."""
+        if self.box is None:
+            return self
+        box: Any = self.box.of_rows(space, count, rows)
+        return self if box is self.box else self.with_bounds(box)
+
+    def project(self, space: Space, x: Array) -> Array:
+        """The nearest point within the bounds to each vector x (..., n)."""
+        return x if self.box is None else self.box.nearest(space, x)
+
+    def reduced(self, space: Space, x: Array, gradient: Array, vector: Array) -> Array:
+        """The vector, 0 for the variables that bounds hold at x, where this is the gradient."""
+        if self.box is None:
+            return vector
+        return reduced(space, free_variables(space, self.box, x, gradient), vector)
+
+    def optimality(self, space: Space, x: Array, gradient: Array) -> Array:
+        """The largest component of the projected gradient (More & Toraldo 1991): of the gradient,
+        without the components of variables that a bound holds."""
+        return space.max_abs(self.reduced(space, x, gradient, gradient))
+
+
+def path_at(space: Space, box: Box, x: Array, free: Any) -> Path:
+    """The path from x, without its reach."""
+    lower, upper = box.sides(space, x)
+    if not space.batched:
+        return Path(lower, upper, free, 0.0)
+    # Rows that leave a batch take their bounds with them.
+    spread = space.xp.broadcast_to
+    return Path(
+        None if lower is None else spread(lower, x.shape),
+        None if upper is None else spread(upper, x.shape),
+        space.xp.ones_like(x, dtype=space.xp.bool) if free is None else free,
+        space.small_zeros(x.shape[:-1]),
+    )
+
+
+def free_variables(
+    space: Space, box: Box, x: Array, gradient: Array, reach: Any = None
+) -> Any:
+    """The mask of variables that no bound holds; None if none is held, as far as that can be seen
+    without waiting for a device.
+
+    A bound holds a variable that is at the bound, if the value falls only beyond it.
+
+    reach : an estimate of the inverse Hessian, a number for each problem or for each variable. A
+        variable is then also held if a step along the gradient in its units would lead far beyond
+        the bound (Bertsekas 1982): it goes straight there. Otherwise the step for the others would
+        count on its moving on, and only short steps would go down.
+    """
+    lower, upper = box.sides(space, x)
+    free = None
+    for side, sign in ((lower, 1.0), (upper, -1.0)):
+        if side is None:
+            continue
+        if reach is None:
+            held = x <= side if sign > 0.0 else x >= side
+            if _none(space, held):
+                continue
+        else:
+            held = sign * (x - side) <= (sign * _FAR_BEYOND) * (reach * gradient)
+        held = held & ((gradient > 0.0) if sign > 0.0 else (gradient < 0.0))
+        if _none(space, held):
+            continue
+        free = ~held if free is None else free & ~held
+    return free
+
+
+def _none(space: Space, mask: Array) -> bool:
+    """Whether the mask (..., n) holds nowhere; always False if checking would wait for a device."""
+    if space.remote or (space.batched and not space.backend.on_host):
+        return False
+    return not bool(space.backend.to_host(space.xp.any(mask)))
+
+
+def within(space: Space, path: Path, x: Array) -> Array:
+    """The nearest point within the bounds."""
+    xp = space.xp
+    if path.lower is not None:
+        x = xp.maximum(x, path.lower)
+    return x if path.upper is None else xp.minimum(x, path.upper)
+
+
+def onto_bounds(
+    space: Space, path: Path, x: Array, gradient: Array, direction: Array, first: Any
+) -> Array:
+    """The direction, with the held variables on the way to the bounds that hold them, which they
+    reach at the first trial; see `clipped`."""
+    xp, free = space.xp, path.free
+    if free is None:
+        return direction
+    side = x
+    if path.lower is not None:
+        side = xp.where(gradient > 0.0, path.lower, side)
+    if path.upper is not None:
+        side = xp.where(gradient < 0.0, path.upper, side)
+    way = xp.where(free, xp.zeros_like(x), side - x)
+    # Further than to the bound, so that the first trial is clipped to it.
+    return xp.where(free, direction, space.scale(space.scalars.divide(2.0, first), way))
+
+
+def trial(space: Space, path: Path | None, x: Array, alpha: Any, direction: Array) -> Array:
+    """The trial at alpha."""
+    there = space.move(x, alpha, direction)
+    return there if path is None else within(space, path, there)
+
+
+def differ(space: Space, free: Array, other: Array) -> Any:
+    """For each problem, whether two masks of free variables differ."""
+    changed = space.xp.any(free != other, axis=-1)
+    if not space.batched:
+        return bool(space.backend.to_host(changed))
+    return space.backend.to_host(changed) if space.small_on_host else changed
+
+
+def reduced(space: Space, free: Any, vector: Array) -> Array:
+    """The vector, 0 where a bound holds the variable."""
+    return vector if free is None else space.xp.where(free, vector, space.xp.zeros_like(vector))
+
+
+def along(
+    space: Space, path: Path, x: Array, reached: Array, alpha: Any, direction: Array
+) -> Array:
+    """How the trial, which reached this point, moves with alpha: along the direction, but without
+    the variables that have stopped."""
+    straight = alpha <= path.reach
+    if not space.batched and straight:
+        return direction
+    moving = space.move(x, alpha, direction) == reached
+    if space.batched:
+        moving = moving | space.send(straight)[..., None]
+    return space.xp.where(moving, direction, space.xp.zeros_like(direction))
+
+
+def step(
+    space: Space, x: Array, new: Array, alpha: Any, direction: Array
+) -> Array:
+    """The step from x to the new iterate at alpha."""
+    straight = space.move(x, alpha, direction) == new
+    s = space.scale(alpha, direction)
+    if _none(space, ~straight):
+        return s
+    return space.xp.where(straight, s, new - x)
+
+
+def clipped(space: Space, path: Path, x: Array, direction: Array, first: Any) -> Array:
+    """The direction, shortened where its first trial would pass a bound."""
+    xp, eps = space.xp, space.backend.eps
+    there = space.move(x, first, direction)
+    inside = within(space, path, there)
+    stops = there != inside
+    if _none(space, stops):
+        return direction
+    # Longer by a rounding error, so that the trial lies on the bound.
+    room = inside - x
+    beyond = xp.sign(room) * ((4.0 * eps) * (xp.abs(inside) + xp.abs(x)))
+    short = space.scale(space.scalars.divide(1.0, first), room + beyond)
+    return xp.where(stops, short, direction)
