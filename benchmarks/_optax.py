@@ -29,9 +29,11 @@ def adam_step(x: Any, g: Any) -> Callable[[], Any]:
 
 def lbfgs_to_the_end(
     fun: Callable[[Any], Any], memory_size: int, gtol: float, most: int
-) -> Callable[[Any], tuple[Any, Any]]:
-    """The function from x0 to x and the largest component of the gradient, which runs L-BFGS until
-    that is at most gtol, or for this many iterations."""
+) -> Callable[[Any], tuple[Any, Any, Any]]:
+    """The function from x0 to x, the largest component of the gradient and the iterations made.
+
+    It runs L-BFGS until that component is at most gtol, or for `most` iterations.
+    """
     import jax
     import jax.numpy as jnp
     import optax
@@ -54,8 +56,8 @@ def lbfgs_to_the_end(
         _, state, count = carry
         return (count == 0) | ((norm(state) > gtol) & (count < most))
 
-    def solve(x: Any) -> tuple[Any, Any]:
-        x, state, _ = jax.lax.while_loop(unfinished, step, (x, solver.init(x), 0))
-        return x, norm(state)
+    def solve(x: Any) -> tuple[Any, Any, Any]:
+        x, state, count = jax.lax.while_loop(unfinished, step, (x, solver.init(x), 0))
+        return x, norm(state), count
 
     return solve

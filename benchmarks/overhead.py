@@ -192,38 +192,37 @@ def torchmin_lbfgs(n: int, device: str) -> Callable[[], Timed]:
     return run
 
 
-def optax_lbfgs(n: int, device: Any) -> Callable[[], Timed]:
+def in_one_loop(problem: Any) -> Callable[[], Timed]:
+    """Ours, compiled together with the function."""
     import jax
-    import jax.numpy as jnp
-    import optax
 
-    from lbfgs_xp import problems
+    import lbfgs_xp as lx
 
-    problem = problems.rosenbrock(n, xp=jnp, dtype=jnp.float64, device=device)
-    optimizer = optax.lbfgs(memory_size=MEMORY)
-    value_and_grad = optax.value_and_grad_from_state(problem.fun)
-
-    def step(x: Any, state: Any, calls: Any) -> Any:
-        value, gradient = value_and_grad(x, state=state)
-        updates, state = optimizer.update(
-            gradient, state, x, value=value, grad=gradient, value_fn=problem.fun
-        )
-        x = optax.apply_updates(x, updates)
-        calls = calls + state[-1].info.num_linesearch_steps
-        gradient = optax.tree_utils.tree_get(state, "grad")
-        return x, state, calls, jnp.max(jnp.abs(gradient))
-
-    step = jax.jit(step)
+    fun = jax.jit(problem.fun)
 
     def run() -> Timed:
         start = time.perf_counter()
-        x, state, calls = problem.x0, optimizer.init(problem.x0), jnp.asarray(1)
-        iterations, norm = 0, float("inf")
-        while norm > GTOL and iterations < MAXITER:
-            x, state, calls, norm = step(x, state, calls)
-            norm, iterations = float(norm), iterations + 1
+        res = lx.minimize(
+            fun, problem.x0, method=lx.LBFGS(memory_size=MEMORY), gtol=GTOL, maxiter=MAXITER
+        )
+        jax.block_until_ready(res.x)
         seconds = time.perf_counter() - start
-        return Timed(seconds, float("nan"), iterations, int(calls), norm)
+        return Timed(seconds, float("nan"), res.nit, res.nfev, res.gradient_norm)
+
+    return run
+
+
+def optax_lbfgs(problem: Any) -> Callable[[], Timed]:
+    import jax
+    from _optax import lbfgs_to_the_end
+
+    solve = jax.jit(lbfgs_to_the_end(problem.fun, MEMORY, GTOL, MAXITER))
+
+    def run() -> Timed:
+        start = time.perf_counter()
+        _, norm, count = jax.block_until_ready(solve(problem.x0))
+        seconds = time.perf_counter() - start
+        return Timed(seconds, float("nan"), int(count), 0, float(norm))
 
     return run
 
@@ -259,7 +258,10 @@ def contenders(n: int) -> dict[str, Callable[[], Timed]]:
         add(f"torch.optim.LBFGS {device}", lambda d=device: torch_lbfgs(n, d))
         add(f"pytorch-minimize {device}", lambda d=device: torchmin_lbfgs(n, d))
     for device, array in devices.get("jax", []):
-        add(f"optax.lbfgs {device} (1)", lambda a=array: optax_lbfgs(n, next(iter(a.devices()))))
+        here = Backend.of(array)
+        problem = problems.rosenbrock(n, xp=here.xp, dtype=here.dtype, device=here.device)
+        add(f"lbfgs_xp, jax {device}, one loop (1)", lambda p=problem: in_one_loop(p))
+        add(f"optax.lbfgs {device}, one loop (1)", lambda p=problem: optax_lbfgs(p))
     return made
 
 
@@ -277,25 +279,32 @@ def floor(n: int, repeats: int) -> float:
     return statistics.median(times[1:])
 
 
-def measure(n: int, repeats: int) -> dict[str, Timed]:
-    """The median solve of each contender, by overhead (for optax, by time)."""
+def measure(n: int, repeats: int) -> tuple[dict[str, Timed], dict[str, float]]:
+    """The median solve of each contender, by overhead or, if that is unknown, by time; and the
+    seconds that its first solve took, including compiling."""
     made = contenders(n)
     seen: dict[str, list[Timed]] = {name: [] for name in made}
+    first: dict[str, float] = {}
     for k in range(repeats + 1):
         for name, run in made.items():
             gc.collect()
             timed = run()
-            if k > 0:  # the first round compiles
+            if k == 0:  # the first round compiles
+                first[name] = timed.seconds
+            else:
                 seen[name].append(timed)
-    return {
+    medians = {
         name: sorted(figures, key=lambda t: t.seconds - (0 if t.inside != t.inside else t.inside))[
             len(figures) // 2
         ]
         for name, figures in seen.items()
     }
+    return medians, first
 
 
-def show(n: int, results: dict[str, Timed], base: float | None) -> None:
+def show(
+    n: int, results: dict[str, Timed], first: dict[str, float], base: float | None
+) -> None:
     from _common import print_table
 
     scipy = results["SciPy L-BFGS-B"].overhead
@@ -304,7 +313,8 @@ def show(n: int, results: dict[str, Timed], base: float | None) -> None:
     rows = []
     for name, t in results.items():
         known = t.inside == t.inside
-        row = [name, str(t.iterations), str(t.evaluations), f"{t.norm:.0e}"]
+        row = [name, str(t.iterations), str(t.evaluations or ""), f"{t.norm:.0e}"]
+        row += [f"{1e3 * t.seconds:.2f}", f"{1e3 * first[name]:.0f}"]
         row += [f"{1e6 * t.seconds / t.iterations:.1f}"]
         if known:
             row += [f"{1e6 * t.overhead:.1f}", f"{t.overhead / scipy:.2f}"]
@@ -314,7 +324,8 @@ def show(n: int, results: dict[str, Timed], base: float | None) -> None:
         if base is not None:
             row.append(f"{t.overhead / base:.2f}" if known else "")
         rows.append(row)
-    headings = ["", "iterations", "evaluations", "gradient", "µs/iter.", "overhead µs/iter."]
+    headings = ["", "iterations", "evaluations", "gradient", "solve ms", "first solve ms"]
+    headings += ["µs/iter.", "overhead µs/iter."]
     headings += ["/ SciPy", "/ better of SciPy, torch"]
     headings += ["/ floor"] if base is not None else []
     print_table(f"n = {n:,}", headings, rows)
@@ -344,8 +355,8 @@ def main() -> None:
     for n in options.sizes:
         large = n >= 1_000_000
         repeats = options.repeats or (3 if large else 7)
-        results = measure(n, repeats)
-        show(n, results, floor(n, repeats) if large else None)
+        results, first = measure(n, repeats)
+        show(n, results, first, floor(n, repeats) if large else None)
         sys.stdout.flush()
     print("\n(1) compiled together with the function, so the time includes the function")
     print(f"threads: {options.threads or 'as each library chooses'}")

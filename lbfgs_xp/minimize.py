@@ -92,7 +92,8 @@ def minimize(
     ----------
     fun : function
         fun(x, *args) -> value: a real number or 0-d array; for a batch, an array (B,). It must not
-        change x in place.
+        change x in place. On JAX, a function compiled with `jax.jit` is compiled together with the
+        solver, as one loop; any other is called from Python for each evaluation.
     x0 : array of any shape, float or complex; or a nested dict, list, tuple or dataclass of arrays
         The start. The whole run uses its library, device and dtype. On CuPy, functions of the user
         are called with that device current. Tensors with requires_grad=False among others that
@@ -244,6 +245,8 @@ def minimize(
         except Exception as error:
             _explain_dtype(error, layout)
             if run.standing is not None:
+                with contextlib.suppress(Exception):
+                    run.recover_from_interrupt()
                 _explain_rows(error, run.rows, run.layout)
                 result = run.result()
                 value = "the values" if is_array(result.fun) else f"value {result.fun}"
@@ -262,6 +265,8 @@ def _carry_on(run: Run, callback: Callable[[Record], Any] | None, live: Live) ->
     while run.goes_on():
         if time.perf_counter() >= run.deadline:
             run.end(Status.TIME)
+            continue
+        if not watched and run.advance_compiled():
             continue
         if not run.advance() or not watched:
             continue

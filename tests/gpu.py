@@ -48,7 +48,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ROOT: (r"::test_.*RMSProp",),
     "reads": (r"arrays/test_(reads|transfers)\.py",),
     "bits": (r"arrays/test_reproducible\.py", r"same_bits"),
-    "rules and kernels": (r"first_order/", r"schedules"),
+    "rules and kernels": (r"first_order/", r"schedules", r"arrays/test_fused\.py"),
     "batches": (r"run/test_batch\.py", r"arrays/test_rows\.py", r"::test_.*batch"),
     "fits": (r"fits/",),
     "Newton": (r"solvers/test_newton\.py",),

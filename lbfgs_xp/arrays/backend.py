@@ -73,9 +73,19 @@ def device_context(array: Array) -> contextlib.AbstractContextManager[Any]:
     return _class(namespace_of(array)).on_device(compat.device(array))
 
 
+class KernelError(RuntimeError):
+    """A kernel could not be compiled or launched. Whoever called it runs what it stands for, as
+    written."""
+
+
 def kernels_of(array: Array) -> Callable | None:
     """`Backend.kernels` for an array of any library."""
     return _class(namespace_of(array)).kernels(array)
+
+
+def class_of(array: Array) -> type[Backend]:
+    """The class of the backend of an array of any library."""
+    return _class(namespace_of(array))
 
 
 def compiled(array: Array, function: Callable) -> Callable:
@@ -201,6 +211,11 @@ class Backend(Keyed):
             raise ValueError(
                 f"{what} is on device {compat.device(array)}; wanted {self.device}, like {like}"
             )
+
+    def for_traced(self) -> Backend:
+        """The same backend, for arrays inside a function that is being compiled, which have no
+        device that could be checked."""
+        return self
 
     def placed(self, array: Array, what: str) -> Array:
         """`array` on the device of new arrays, or the error of `check_device`."""
@@ -369,6 +384,12 @@ class Backend(Keyed):
         here = (places[None, :] == index[:, None]) & mask[:, None]
         return xp.where(here[:, :, None], rows[:, None, :], buffer)
 
+    def write_pairs(self, buffer: Array, index: Array, s: Array, y: Array, mask: Array) -> Array:
+        """`buffer` (B, 2m, n) with buffer[b, index[b]] = s[b] and buffer[b, m + index[b]] = y[b]
+        wherever mask[b]."""
+        other = index + buffer.shape[1] // 2
+        return self.write_rows(self.write_rows(buffer, index, s, mask), other, y, mask)
+
     def subtract_scaled(self, u: Array, factor: Any, v: Array) -> Array:
         """u - factor v, written over u if the library allows."""
         u -= v * factor
@@ -488,13 +509,16 @@ class Backend(Keyed):
         """`function` of arrays, compiled if the library can."""
         return function
 
-    def jit(self, function: Callable, *static: Any, donate: tuple[int, ...] = ()) -> Callable:
+    def jit(
+        self, function: Callable, *static: Any, donate: tuple[int, ...] = (), steps: int = 0
+    ) -> Callable:
         """`function` with its first arguments `static`, compiled if the library can.
 
         A compiled function is reused in every later call with equal (hashable) static arguments,
         for as long as the functions of the user among them exist. (A dataclass lists its fields
         that hold functions of the user in `wrapped_functions`.)
-        The arguments at the positions `donate` may be overwritten.
+        The arguments at the positions `donate` may be overwritten. `steps` is given for the steps
+        of a solver, which are not part of another compiled function: how many numbers a vector has.
         """
         return functools.partial(function, *static) if static else function
 
@@ -503,13 +527,31 @@ class Backend(Keyed):
         """Whether the user has compiled `fun`, which declares it a pure function."""
         return False
 
+    def while_loop(self, goes_on: Callable, step: Callable, carry: Any) -> Any:
+        """`carry` after `carry = step(carry)` as long as `goes_on(carry)`, inside a function that
+        is being compiled."""
+        raise NotImplementedError
+
+    @staticmethod
+    def branch(mask: Array, function: Callable, old: Any) -> Any:
+        """`function(mask)`, which equals `old` in the rows outside the mask; inside a function that
+        is being compiled, `old` itself if the mask holds nowhere."""
+        return function(mask)
+
+    @staticmethod
+    def fence(tree: Any) -> Any:
+        """`tree`; inside a function that is being compiled, its arrays are computed as such, and
+        not again for each of their uses."""
+        return tree
+
     @staticmethod
     def kernels(array: Array) -> Callable | None:
         """What builds kernels for arrays like this one from C++ source; None if nothing does.
 
-        It is a function of `lbfgs_xp.arrays.formula.Kernel`'s inputs, outputs and body. A kernel
-        takes its inputs, or its inputs and outputs, and returns its outputs, which all have the
-        shape to which the inputs are broadcast.
+        It is a function of the inputs, outputs and body of a `lbfgs_xp.arrays.formula.Source`. A
+        kernel takes its inputs, or its inputs and outputs, and returns its outputs, which all have
+        the shape to which the inputs are broadcast. If it cannot run, it raises a `KernelError`
+        before it has written anything.
         """
         return None
 

@@ -43,7 +43,8 @@ class CuPyBackend(InPlaceBackend):
 
     @staticmethod
     def kernels(array: Array) -> Callable | None:
-        return _elementwise
+        # The compiler for AMD GPUs does not know the option below.
+        return None if cupy.cuda.runtime.is_hip else _elementwise
 
     @staticmethod
     def samples(library: Any) -> list[tuple[str, Array]]:

@@ -18,7 +18,7 @@ REAL, BOOL, INT32, INT64 = "T", "bool", "int32", "int64"
 NUMBER, WHOLE = "float64", "integer"
 """Kinds of Python numbers, which take on the kind of an array that they meet."""
 
-_C = {
+C_TYPES = {
     REAL: "T", BOOL: "bool", INT32: "int", INT64: "long long", NUMBER: "double",
     WHOLE: "long long",
 }
@@ -29,7 +29,8 @@ _OPERATIONS: dict[str, Callable[..., str]] = {
     "subtract": "{} - {}".format,
     "multiply": "{} * {}".format,
     "divide": "{} / {}".format,
-    "remainder": "{} % {}".format,
+    # With the sign of the divisor, as in Python.
+    "remainder": "({0} % {1} + {1}) % {1}".format,
     "negative": "-{}".format,
     "positive": "{}".format,
     "full": "{0}".format,
@@ -55,6 +56,11 @@ _OPERATIONS: dict[str, Callable[..., str]] = {
 _TESTS = {
     "greater", "greater_equal", "less", "less_equal", "equal", "not_equal", "isfinite",
     "logical_and", "logical_or", "logical_not",
+}
+# Operations that C++ defines otherwise for operands of any other kind.
+_ONLY = {
+    "divide": (NUMBER, REAL), "sqrt": (NUMBER, REAL), "remainder": (WHOLE, INT32, INT64),
+    "logical_and": (BOOL,), "logical_or": (BOOL,),
 }
 
 
@@ -122,8 +128,10 @@ class Recorder(Scalars):
         return Symbol(self, len(self.inputs) - 1, kind)
 
     def note(self, operation: str, *operands: Any) -> Symbol:
-        """The result of an operation."""
+        """The result of an operation; a TypeError if a kernel cannot compute it as written."""
         of = _common(operands[1:] if operation == "where" else operands)
+        if of not in _ONLY.get(operation, _RANK):
+            raise TypeError(f"{operation} of {of} was used in a recorded function")
         if operation in _TESTS and of == INT32:
             of = INT64    # a Python number may be larger than any of the array
         return self._noted(Note(operation, operands, of, BOOL if operation in _TESTS else of))
@@ -178,8 +186,8 @@ class Recorder(Scalars):
         return needed
 
 
-class Kernel(NamedTuple):
-    """The parts of an elementwise kernel; T is the type of the real arrays.
+class Source(NamedTuple):
+    """The C++ source of an elementwise kernel; T is the type of the real arrays.
 
     inputs, outputs : their declarations, such as "T i0, bool i1".
     body : the statements for each element.
@@ -192,8 +200,8 @@ class Kernel(NamedTuple):
 
 def source(
     recorder: Recorder, outputs: Sequence[Symbol], inputs: Sequence[int] | None = None
-) -> Kernel:
-    """A recorded function as a kernel with these outputs.
+) -> Source:
+    """The source of a recorded function with these outputs.
 
     inputs : the indices of its inputs, all by default.
     """
@@ -203,7 +211,7 @@ def source(
         if not isinstance(operand, Symbol):
             return _literal(operand, kind)
         name = f"{'i' if operand.index < count else 'v'}{operand.index}"
-        return name if operand.kind == kind else f"({_C[kind]}){name}"
+        return name if operand.kind == kind else f"({C_TYPES[kind]}){name}"
 
     needed = recorder.needed(outputs)
     for index, note in enumerate(recorder.notes, start=count):
@@ -214,7 +222,8 @@ def source(
             operands = [shown(mask, BOOL), *(shown(o, note.of) for o in rest)]
         else:
             operands = [shown(o, note.of) for o in note.operands]
-        lines.append(f"{_C[note.kind]} v{index} = {_OPERATIONS[note.operation](*operands)};")
+        result = _OPERATIONS[note.operation](*operands)
+        lines.append(f"{C_TYPES[note.kind]} v{index} = {result};")
     results = []
     for k, output in enumerate(outputs):
         kind = {NUMBER: REAL, WHOLE: INT32}.get(output.kind, output.kind)
@@ -225,7 +234,7 @@ def source(
         f"{INT64 if kinds[i] == WHOLE else kinds[i]} i{i}"
         for i in (kinds if inputs is None else inputs)
     ]
-    return Kernel(", ".join(declared), ", ".join(results), "\n".join(lines))
+    return Source(", ".join(declared), ", ".join(results), "\n".join(lines))
 
 
 def _kind(value: Any) -> str:
@@ -250,5 +259,7 @@ def _literal(value: Any, kind: str) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         # Products that overflow, because a kernel has no macros for these.
         infinite = "1e308 * 10.0" if value > 0.0 else "-1e308 * 10.0"
-        return f"({_C[kind]})({infinite if value == value else '0.0 * (1e308 * 10.0)'})"
-    return f"({_C[kind]}){value!r}"
+        return f"({C_TYPES[kind]})({infinite if value == value else '0.0 * (1e308 * 10.0)'})"
+    # Subclasses, such as numpy.float64 and enumerations, have a `repr` of their own.
+    number = int(value) if isinstance(value, int) else float(value)
+    return f"({C_TYPES[kind]}){number!r}"

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from lbfgs_xp.arrays.backend import KernelError
 from lbfgs_xp.arrays.formula import (
     BOOL,
     INT32,
@@ -73,14 +74,17 @@ class Fused(Scalars):
         reals: set[str] = set()
         form = tuple(self._form(argument, inputs, reals) for argument in arguments)
         recording = None
-        # Where dtypes mix, each library has rules of its own.
+        # If dtypes mix, each library has rules of its own.
         if len(reals) <= 1 and _OTHER not in reals:
             recording = self._recording(function, form)
         if recording is None:
             return function(self, *arguments)
         outputs: Any = ()
         if recording.kernel is not None:
-            outputs = recording.kernel(*(inputs[i] for i in recording.used))
+            try:
+                outputs = recording.kernel(*(inputs[i] for i in recording.used))
+            except KernelError:
+                return function(self, *arguments)
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         return _filled(recording.outcome, inputs, outputs, recording.places)
 

@@ -33,12 +33,14 @@ class JaxBackend(Backend):
         if _is_traced(array) and not traced:
             raise TypeError(
                 f"{what} is traced (by jax.jit, grad or vmap); wanted an array with values: call "
-                "lbfgs_xp outside compiled functions (its loops run in Python; it compiles what it "
-                "can), and use batched=True instead of vmap"
+                "lbfgs_xp outside compiled functions (it compiles a jitted function together with "
+                "its own loop), and use batched=True instead of vmap"
             )
         _refuse_key(array, what)
         super().__init__(array, what, traced)
+        self._accepts_traced = traced
         self._devices = None if _is_traced(array) else array.devices()
+        self._platform = next(iter(self._devices)).platform if self._devices else ""
         if _is_free(array):
             self.creation_device = None
 
@@ -79,11 +81,19 @@ class JaxBackend(Backend):
 
     def check_device(self, array: Array, what: str, like: str = "x0") -> None:
         if _is_traced(array):
+            if self._accepts_traced:
+                return
             raise TypeError(
                 f"{what} is traced (by jax.jit, grad or vmap), because the function closes over "
                 "traced arrays; wanted arrays with values: call lbfgs_xp outside compiled functions"
             )
         super().check_device(array, what, like)
+
+    def for_traced(self) -> JaxBackend:
+        # Not by copy.copy, which makes an array.
+        backend = object.__new__(JaxBackend)
+        vars(backend).update(vars(self), _accepts_traced=True)
+        return backend
 
     def placed(self, array: Array, what: str) -> Array:
         self.check_device(array, what)
@@ -130,6 +140,19 @@ class JaxBackend(Backend):
     def own(self, array: Array) -> Array:
         return self._committed(array)
 
+    # --- several operations as one, because a call from Python takes longer than they do ---------
+
+    def zeros(self, shape: tuple[int, ...]) -> Array:
+        if self.creation_device is not None:
+            return super().zeros(shape)
+        return _zeros(shape, self.dtype)
+
+    def join(self, parts: Sequence[Array]) -> Array:
+        return _joined(tuple(parts), self.dtype)
+
+    def max_abs(self, array: Array) -> Array:
+        return _max_abs(array)
+
     # --- rows ----------------------------------------------------------------------------------
 
     def span(
@@ -140,10 +163,24 @@ class JaxBackend(Backend):
     def write_row(self, buffer: Array, index: int, row: Array) -> Array:
         return _jit(_write_row, 0, (0,))(buffer, index, row)
 
-    def write_rows(self, buffer: Array, index: Array, rows: Array, mask: Array) -> Array:
-        xp = self.xp
-        each = xp.arange(buffer.shape[0], device=self.creation_device)
-        return buffer.at[each, index].set(xp.where(mask[:, None], rows, buffer[each, index]))
+    def write_pairs(self, buffer: Array, index: Array, s: Array, y: Array, mask: Array) -> Array:
+        xp, (count, rows, n) = self.xp, buffer.shape
+        if count == 1:
+            for place, row in ((index[0], s), (index[0] + rows // 2, y)):
+                before = jax.lax.dynamic_index_in_dim(buffer, place, axis=1)
+                row = xp.where(mask[0], row[:, None, :], before)
+                # Fenced, so that it is in place, and not repeated for each use.
+                buffer = self.fence(
+                    jax.lax.dynamic_update_index_in_dim(buffer, row, place, axis=1)
+                )
+            return buffer
+        halves, each = xp.reshape(buffer, (count, 2, rows // 2, n)), xp.arange(count)
+        # Where the mask does not hold, past the end, where nothing is written.
+        index = xp.where(mask, index, rows // 2)
+        halves = halves.at[each, :, index].set(
+            xp.stack([s, y], axis=1), mode="drop", unique_indices=True
+        )
+        return xp.reshape(halves, buffer.shape)
 
     # --- compiling and differentiating ---------------------------------------------------------
 
@@ -151,11 +188,45 @@ class JaxBackend(Backend):
     def compile(function: Callable) -> Callable:
         return _jit(function, 0, ())
 
-    def jit(self, function: Callable, *static: Any, donate: tuple[int, ...] = ()) -> Callable:
-        compiled = None if donate else _compiled_with_its_functions(function, static)
+    def jit(
+        self, function: Callable, *static: Any, donate: tuple[int, ...] = (), steps: int = 0
+    ) -> Callable:
+        options = _options_for(steps <= _FEW) if steps and self._platform == "cpu" else ()
+        compiled = _compiled_with_its_functions(function, static, donate, options)
         if compiled is not None:
             return compiled
-        return super().jit(_jit(function, len(static), donate), *static)
+        return super().jit(_jit(function, len(static), donate, options), *static)
+
+    def while_loop(self, goes_on: Callable, step: Callable, carry: Any) -> Any:
+        def same_types(carry: Any) -> Any:
+            # Python's numbers may have changed a dtype, or made it a weak one.
+            return jax.tree.map(lambda new, old: _strong(new, old.dtype), step(carry), carry)
+
+        return jax.lax.while_loop(goes_on, same_types, jax.tree.map(_strong, carry))
+
+    @staticmethod
+    def branch(mask: Array, function: Callable, old: Any) -> Any:
+        if not _is_traced(mask):
+            return function(mask)
+        # In the branch of a single row, the mask holds.
+        inside = jax.numpy.ones_like(mask) if mask.size == 1 else mask
+
+        def same_types() -> Any:
+            return jax.tree.map(lambda new, old: _strong(new, old.dtype), function(inside), old)
+
+        old = jax.tree.map(_strong, old)
+        return jax.lax.cond(mask.any(), same_types, lambda: old)
+
+    @staticmethod
+    def fence(tree: Any) -> Any:
+        leaves, structure = jax.tree.flatten(tree)
+        traced = [i for i, leaf in enumerate(leaves) if _is_traced(leaf)]
+        if traced:
+            for i, leaf in zip(
+                traced, jax.lax.optimization_barrier([leaves[i] for i in traced]), strict=True
+            ):
+                leaves[i] = leaf
+        return jax.tree.unflatten(structure, leaves)
 
     @staticmethod
     def is_compiled(fun: Callable) -> bool:
@@ -208,6 +279,12 @@ def _is_traced(array: Array) -> bool:
     return isinstance(array, jax.core.Tracer)
 
 
+def _strong(number: Any, dtype: Any = None) -> Array:
+    """An array with a dtype that does not give way to others."""
+    dtype = jax.dtypes.result_type(number) if dtype is None else dtype
+    return jax.numpy.asarray(number, dtype=dtype)
+
+
 def _has_values(array: Array) -> bool:
     return isinstance(array, jax.Array) and not _is_traced(array)
 
@@ -229,9 +306,37 @@ def _is_free(array: Array) -> bool:
     return devices == {jax.local_devices()[0] if default is None else default}
 
 
+# How a CPU compiles steps, which consist of hundreds of operations on a few numbers each. The
+# compiler would remove fences before it decides what is computed together, and repeat the scalar
+# algebra for each of its results. The older code generator takes a third of the time, and its code
+# is as fast unless vectors have more numbers than this.
+_FENCED = ("xla_disable_hlo_passes", "cse_barrier_expander")
+_QUICK = ("xla_cpu_use_fusion_emitters", False)
+_FEW = 4096
+
+
+@functools.cache
+def _options_for(few: bool) -> tuple:
+    """The options for steps with vectors of few numbers, if this version of JAX has them."""
+    return tuple(filter(_is_accepted, (_FENCED, _QUICK) if few else (_FENCED,)))
+
+
+def _is_accepted(option: tuple[str, Any]) -> bool:
+    try:
+        jax.jit(lambda: 0.0, compiler_options=dict([option])).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
 @functools.lru_cache(maxsize=64)
-def _jit(function: Callable, static: int, donate: tuple[int, ...]) -> Callable:
-    return jax.jit(function, static_argnums=tuple(range(static)), donate_argnums=donate)
+def _jit(
+    function: Callable, static: int, donate: tuple[int, ...], options: tuple = ()
+) -> Callable:
+    return jax.jit(
+        function, static_argnums=tuple(range(static)), donate_argnums=donate,
+        compiler_options=dict(options),
+    )
 
 
 class _Structure(Keyed):
@@ -306,25 +411,36 @@ class _Compiled:
     with static arguments, or branches on them.
     """
 
-    def __init__(self, function: Callable, static: tuple):
-        def call(constants: _Constants, moving: list[Array]) -> Any:
-            return function(*static, *constants.joined_with(moving))
+    def __init__(
+        self, function: Callable, static: tuple, donate: tuple[int, ...], options: tuple
+    ):
+        def call(constants: _Constants, moving: list[Array], given: dict[int, Any]) -> Any:
+            arguments = [*static, *constants.joined_with(moving)]
+            for place, argument in given.items():
+                arguments[place] = argument
+            return function(*arguments)
 
         # One function for each, because JAX forgets what it has compiled when the function goes.
-        self._run = jax.jit(call, static_argnums=0)
+        self._run = jax.jit(
+            call, static_argnums=0, donate_argnums=2, compiler_options=dict(options)
+        )
+        # Among the arguments that are not static.
+        self._donate = {place - len(static): place for place in donate}
         self._numbers_are_constant = False
 
     def __call__(self, *arguments: Any) -> Any:
-        leaves, structure = jax.tree_util.tree_flatten(arguments)
+        given = {place: arguments[i] for i, place in self._donate.items()}
+        rest = [None if i in self._donate else each for i, each in enumerate(arguments)]
+        leaves, structure = jax.tree_util.tree_flatten(rest)
         try:
-            return self._run(*_split(leaves, structure, self._numbers_are_constant))
+            return self._run(*_split(leaves, structure, self._numbers_are_constant), given)
         except (TypeError, ValueError) as error:
             # Whether a function has static arguments cannot be asked.
             about_tracing = isinstance(error, jax.errors.JAXTypeError) or "static" in str(error)
             if not about_tracing or self._numbers_are_constant or not any(map(_is_number, leaves)):
                 raise
             try:
-                out = self._run(*_split(leaves, structure, True))
+                out = self._run(*_split(leaves, structure, True), given)
             except Exception:
                 raise error from None
         self._numbers_are_constant = True
@@ -374,7 +490,9 @@ def _is_traceable(leaf: Any) -> bool:
 _COMPILED: dict[Any, _Compiled] = {}
 
 
-def _compiled_with_its_functions(function: Callable, static: tuple) -> _Compiled | None:
+def _compiled_with_its_functions(
+    function: Callable, static: tuple, donate: tuple[int, ...], options: tuple
+) -> _Compiled | None:
     """`function` with its static arguments, compiled for as long as the functions of the user among
     them exist; None if there is none, or one that cannot be referred to weakly."""
     owners: list[Any] = []
@@ -385,10 +503,12 @@ def _compiled_with_its_functions(function: Callable, static: tuple) -> _Compiled
         return None
     if not finalizers:
         return None
-    key = (function, *static_here)
+    key = (function, *static_here, donate, options)
     found = _COMPILED.get(key)
     if found is None:
-        found = _COMPILED[key] = _Compiled(function, tuple(static_here))
+        found = _COMPILED[key] = _Compiled(
+            function, tuple(static_here), donate, options
+        )
         for owner in owners:
             weakref.finalize(owner, _COMPILED.pop, key, None).atexit = False
     return found
@@ -417,6 +537,19 @@ def _is_of_user(static: Any) -> bool:
         return not ours
     ours = isinstance(static, Keyed) or type(static).__module__.startswith("lbfgs_xp.")
     return not ours
+
+
+_zeros = jax.jit(jax.numpy.zeros, static_argnums=(0, 1))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _joined(parts: tuple[Array, ...], dtype: Any) -> Array:
+    return jax.numpy.concatenate([part.astype(dtype).reshape(-1) for part in parts])
+
+
+@jax.jit
+def _max_abs(array: Array) -> Array:
+    return jax.numpy.max(jax.numpy.abs(array), axis=-1)
 
 
 def _write_row(buffer: Array, index: Any, row: Array) -> Array:

@@ -112,3 +112,7 @@ class Sizes:
             size = running
         self._seen, self._vain = self._seen + size, self._vain + (size - running)
         return size
+
+    def floor(self, size: int) -> int:
+        """The number of running rows at which a compiled batch of `size` rows shrinks, or ends."""
+        return max((s for s in _COMPILED_SIZES if 2 * s <= size), default=0)

@@ -19,13 +19,14 @@ import contextlib
 import functools
 import math
 import operator
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
 from array_api_compat import is_numpy_namespace
 
-from lbfgs_xp.arrays.backend import kernels_of, namespace_of
+from lbfgs_xp.arrays.backend import Backend, class_of, kernels_of, namespace_of
 
 __all__ = ["FLOATS", "Mask", "Scalar", "Scalars", "of"]
 
@@ -48,6 +49,15 @@ def map_tuple(function: Callable, tree: Any, *others: Any) -> Any:
     return function(tree, *others)
 
 
+class _Fused(threading.local):
+    """Whether this thread is within a call of `Scalars.fused`; those within it are part of it."""
+
+    now = False
+
+
+_FUSED = _Fused()
+
+
 class Scalars:
     """The functions for arrays of the namespace ``xp``; subclasses adapt them to other scalars.
 
@@ -56,10 +66,17 @@ class Scalars:
     """
 
     picks = False
-    """Whether rows can be picked by a mask at the cost of a copy only."""
+    """Whether `some` saves work, because rows can be picked at the cost of a copy only, or because
+    compiled code skips what no row needs."""
+    _fences = False
+    """Whether the results of `fused` pass through `Backend.fence`."""
 
-    def __init__(self, xp: Any) -> None:
+    def __init__(self, xp: Any, backend: type[Backend] = Backend) -> None:
+        """backend : the class of the backend of the arrays."""
         self.xp = xp
+        self.picks = self.picks or backend.compiles
+        self._fences = backend.compiles
+        self._fence, self._branch = backend.fence, backend.branch
         self.abs: Callable[[Scalar], Scalar] = xp.abs
         self.sqrt: Callable[[Scalar], Scalar] = xp.sqrt
         self.sign: Callable[[Scalar], Scalar] = xp.sign
@@ -134,7 +151,7 @@ class Scalars:
         All are (nested) named tuples of scalars. The function changes the first of its arguments,
         which equals `old` where `mask` holds. If rows can be picked, only those are computed.
         """
-        return self.choose(mask, function(*told), old)
+        return self._branch(mask, lambda mask: self.choose(mask, function(*told), old), old)
 
     def fused(self, function: Callable[..., T], *arguments: Any) -> T:
         """function(self, *arguments): the result of a pure function of scalars.
@@ -144,7 +161,14 @@ class Scalars:
         argument. The others are settings, which can be hashed, or (nested) tuples of arrays and
         numbers; all arrays that it computes have one shape.
         """
-        return function(self, *arguments)
+        if _FUSED.now or not self._fences:
+            return function(self, *arguments)
+        _FUSED.now = True
+        try:
+            result = function(self, *arguments)
+        finally:
+            _FUSED.now = False
+        return self._fence(result)
 
     def quiet(self) -> contextlib.AbstractContextManager[Any]:
         """A context without NumPy's warnings about NaN and infinity that `where` discards later."""
@@ -284,12 +308,12 @@ FLOATS: Scalars = _Floats()
 
 
 @functools.cache
-def _arrays_of(xp: Any, kernels: Callable | None) -> Scalars:
+def _arrays_of(xp: Any, kernels: Callable | None, backend: type[Backend]) -> Scalars:
     if kernels is not None:
         from lbfgs_xp.arrays.fused import Fused
 
         return Fused(xp, kernels)
-    return _Host(xp) if is_numpy_namespace(xp) else Scalars(xp)
+    return _Host(xp) if is_numpy_namespace(xp) else Scalars(xp, backend)
 
 
 def of(value: Scalar) -> Scalars:
@@ -304,4 +328,5 @@ def of(value: Scalar) -> Scalars:
         return FLOATS
     if (recorder := getattr(value, "recorder", None)) is not None:
         return recorder    # a symbol of a function that is being recorded
-    return _arrays_of(namespace_of(value), kernels_of(value))
+    backend: Any = class_of(value)
+    return _arrays_of(namespace_of(value), kernels_of(value), backend)

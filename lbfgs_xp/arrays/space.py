@@ -353,6 +353,13 @@ class Space(Keyed):
             return not mask
         return self.small_on_host and not mask.any()
 
+    def some(self, mask: Any, function: Callable[[Any], Any], old: Any) -> Any:
+        """`function(mask)`, which equals `old` in the rows of a batch outside the mask.
+
+        It is `old` itself if the mask holds nowhere, unless checking would wait for a device.
+        """
+        return old if self.none(mask) else self.backend.branch(mask, function, old)
+
     def equal(self, u: Any, v: Any) -> bool:
         """Whether two vectors, or two scalars per problem, hold the same numbers (nan equals nan);
         one read."""

@@ -127,6 +127,12 @@ class Layout(Keyed):
             layout.scale_key = self.backend.to_host(layout.scale).tobytes()
         return layout
 
+    def for_traced(self) -> Layout:
+        """The same layout, for arrays inside a function that is being compiled."""
+        layout = copy.copy(self)
+        layout.backend = self.backend.for_traced()
+        return layout
+
     def start(self) -> Array:
         """The vector of x0, which no one else can change."""
         vector = self.leaves[0] if self.plain else self._join(self.leaves)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from lbfgs_xp.arrays.backend import Array
-from lbfgs_xp.arrays.formula import Kernel, source
+from lbfgs_xp.arrays.formula import Source, source
 from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.checks import flag, flags, number, optional, real, setting
 from lbfgs_xp.first_order import update
@@ -230,7 +230,7 @@ class FirstOrder(Method):
         return tape(*self._recorded)
 
     @functools.cached_property
-    def kernel(self) -> Kernel:
+    def kernel(self) -> Source:
         """The formula as source code, for libraries that compile it."""
         return source(*self._recorded)
 

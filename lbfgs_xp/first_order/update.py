@@ -1,7 +1,8 @@
 """One update of all leaves, the only place where a rule is run.
 
 NumPy and torch on the CPU run the recorded formula in blocks; JAX compiles the formula for all
-leaves at once; CuPy fuses it into one kernel per leaf; any other library runs it directly.
+leaves at once; CuPy, and torch on a GPU, fuse it into one kernel per leaf; any other library runs
+it directly.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lbfgs_xp.arrays import scalars, tree
-from lbfgs_xp.arrays.backend import Array, Backend, is_array
+from lbfgs_xp.arrays.backend import Array, Backend, KernelError, is_array
 from lbfgs_xp.arrays.space import FixedOrderSpace, Space
 from lbfgs_xp.first_order import blocks
 from lbfgs_xp.first_order.clipping import clip_factor
@@ -266,7 +267,10 @@ def _fused(
     kept = slots if in_place[1] else tuple(backend.empty(s.shape, s.dtype) for s in slots)
     # A kernel takes numbers as float64, even if they are on the device.
     double = [backend.xp.astype(n, backend.xp.float64) if is_array(n) else n for n in numbers]
-    run(real, *slots, backend.to_real(g), *double, new, *kept)
+    try:
+        run(real, *slots, backend.to_real(g), *double, new, *kept)
+    except KernelError:
+        return _as_it_stands(rule, backend, x, g, slots, numbers, in_place)
     new = backend.from_real(new, x.dtype)
     return backend.overwrite(x, new) if in_place[0] else new, kept
 

@@ -157,7 +157,10 @@ class _Numbers(NamedTuple):
 
 
 class _Limits(NamedTuple):
-    """Tolerances and the budget, as in `FitSettings`, and those of the dtype."""
+    """Tolerances and the budget, as in `FitSettings`, and those of the dtype.
+
+    crawl : the least part of the cost by which each step must fall in the long run.
+    """
 
     gtol: float
     ftol: float
@@ -165,11 +168,13 @@ class _Limits(NamedTuple):
     maxiter: int
     eps: float
     noise: float
+    crawl: float
 
     @classmethod
     def of(cls, settings: FitSettings, space: Space) -> _Limits:
         own = settings.gtol, settings.ftol, settings.xtol, settings.maxiter
-        return cls(*own, space.backend.eps, space.backend.noise)
+        eps = space.backend.eps
+        return cls(*own, eps, space.backend.noise, eps**_CRAWL)
 
 
 class _Sizes(NamedTuple):
@@ -397,7 +402,7 @@ def _after(
     patience = fn.where(_promise(fn, old) <= level, _LONG_PATIENCE, patience)
     patience = fn.where(hidden & (cosine * cosine * old.value <= level), _PATIENCE, patience)
     # Each step may fall by more than rounding, and all of them by nothing that matters.
-    since = 0.5 * limits.eps**_CRAWL * old.tally.next_mark * old.value
+    since = 0.5 * limits.crawl * old.tally.next_mark * old.value
     crawls = (tally.next_mark > old.tally.next_mark) & (old.tally.marked - tally.marked <= since)
     # Residuals that rounding x accounts for say nothing more.
     vanished = accepted & (verdict.value <= _noise(fn, limits.noise, verdict.value, blur))

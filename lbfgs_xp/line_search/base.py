@@ -160,6 +160,13 @@ class LineSearch(Settings, ABC):
     ) -> tuple[Scalar, Mask, Any]:
         """The next trial, a mask of where the rule can go no further, and its new state."""
 
+    def completed(self, search: Search) -> Search:
+        """The search of one problem with the state of the rule; see `_begin`."""
+        if not isinstance(search.inner, float):
+            return search
+        first = self.first(scalars.FLOATS, search.phi0, search.dphi0, search.inner)
+        return search._replace(inner=first)
+
     # ---- what all rules share -------------------------------------------------------------------
 
     def _begin(self, phi0: float, dphi0: float, alpha0: float, noise: float) -> Search:

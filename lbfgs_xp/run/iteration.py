@@ -131,6 +131,7 @@ def _account(
     if measure_steps and lengths is None and not (space.remote and not new.accepted):
         lengths = _lengths(space, old.x, new.x)
     step, size = (None, None) if lengths is None else map(now, lengths)
+    # What serves one problem need not be picked from its state.
     numbers: tuple = (old, new) if not space.batched else (_Numbers.of(old), _Numbers.of(new))
     progress = fn.fused(stopping.update, criteria, progress, *numbers, step, size, count)
     best, better = better_point(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from lbfgs_xp.arrays.rows import Rows, Sizes
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.result import BatchResult, Best, Record, Result, State, Status, joined
-from lbfgs_xp.run import stopping
+from lbfgs_xp.run import compiled, stopping
 from lbfgs_xp.run.aux_output import AuxOutput
 from lbfgs_xp.run.curvature import Curvature
 from lbfgs_xp.run.iteration import (
@@ -72,7 +73,9 @@ class Run:
         # A single problem runs on Python floats and branches, which cannot be compiled, and a
         # Hessian is a user's function.
         compiled = space.batched and is_compilable(solver) and not space.reproducible
-        prepare = space.backend.jit if compiled else functools.partial
+        prepare: Any = functools.partial
+        if compiled:
+            prepare = functools.partial(space.backend.jit, steps=math.prod(self.layout.shape))
 
         def after(solver: Solver) -> Callable:
             measure_steps = stage.criteria.xtol > 0.0
@@ -89,6 +92,9 @@ class Run:
         if self.objective.differs:
             self.set_differences(self._forward)
         self._after = self._after_of(self.solver)
+        self._pure = None
+        if is_compilable(self.solver) and not self.space.reproducible:
+            self._pure = self.objective.pure()
         self.deadline = min(self._last_deadline, time.perf_counter() + stage.maxtime)
 
     def set_differences(self, forward: bool) -> None:
@@ -127,7 +133,11 @@ class Run:
         if solver.projects and not (earlier is not None and now(at_best)):
             start = solver.project(space, start)
         untouched = space.backend.own(start)
+        began = time.perf_counter()
         value, gradient, aux, _ = self.evaluate(start)
+        if self._pure is not None:
+            space.backend.to_host(value)    # waits
+            self._chunk = compiled.Chunk(time.perf_counter() - began)
         unchanged = space.equal_later(start, untouched)
         (extent,) = space.later(space.max_abs(start))
         same: Any = False
@@ -234,6 +244,34 @@ class Run:
         self.move_to(standing, aux, better)
         return self.space.batched or self.standing.solver_state.accepted
 
+    def advance_compiled(self) -> bool:
+        """Make many evaluations in one compiled program, if there is one; return whether it did."""
+        space, evaluation, standing = self.space, self._pure, self.standing
+        if evaluation is None:
+            return False
+        least = 0
+        if not space.batched:
+            inner = self.solver.as_row(space, standing.solver_state)
+            if inner is None:
+                self._pure = None
+                return False
+            standing = standing._replace(solver_state=inner)
+        else:
+            least = self.sizes.floor(standing.progress.status.shape[0])
+        began = time.perf_counter()
+        self._in_step = True
+        standing, value, made = self.in_caller_context(
+            compiled.advance, space, self.solver_here(), self.criteria.xtol > 0.0, evaluation,
+            standing, self.criteria, self.objective.args, self.aux.value, self.aux.places,
+            self._chunk.within(self.deadline - began), least,
+        )
+        self.objective.nfev += made
+        # A single statement, which no interrupt can split.
+        self.standing, self.aux = standing, self.aux._replace(value=value)
+        self._in_step = False
+        self._chunk.took(made, time.perf_counter() - began)
+        return True
+
     def move_to(self, standing: Standing, aux: Any, better: Any) -> None:
         """Adopt a new standing, and the aux of an evaluation where it is `better` than the best."""
         of_best = self._aux_of_best(aux, better) if self.objective.has_aux else self.aux
@@ -278,6 +316,8 @@ class Run:
         self.rows, self.standing, self.criteria, self.aux = rows, standing, criteria, aux
         self.objective.restrict_to(None if rows.here is None else self.space.send(rows.here))
         self._after = self._after_of(self.solver_here())
+        if self._pure is not None:
+            self._pure = self.objective.pure()
 
     def solver_here(self) -> Solver:
         """The solver for the rows that make up the batch."""

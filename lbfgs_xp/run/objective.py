@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 import warnings
@@ -23,6 +24,36 @@ _WAYS_OUT = (
     '(value, gradient); or jac="2-point" or "3-point" for finite differences; or an x0 of a '
     "library that differentiates (a PyTorch tensor or a JAX array)"
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """fun and jac as a pure function (args, x) -> (value, gradient, aux), to be compiled.
+
+    fun, jac, has_aux, layout : as in `Objective`; jac is None, True or a function.
+    """
+
+    # See `Backend.jit`.
+    wrapped_functions = ("fun", "jac")
+
+    fun: Callable
+    jac: Any
+    has_aux: bool
+    layout: Layout
+
+    def __call__(self, args: tuple, x: Array) -> tuple[Any, Array, Any]:
+        fun, jac, has_aux = self.fun, self.jac, self.has_aux
+        layout = self.layout.for_traced()
+        if jac is None:
+            evaluate = layout.backend.value_and_gradient(_value_and_aux, fun, has_aux, layout)
+            return evaluate(args, x)
+        if jac is True:
+            value, gradient, aux = _pair(fun, has_aux, layout, args, x)
+            value = _checked_value(value, layout)
+        else:
+            value, aux = _value_and_aux(fun, has_aux, layout, args, x)
+            gradient = jac(layout.to_tree(x), *args)
+        return value, layout.to_vector(gradient, "the gradient"), aux
 
 
 class Objective:
@@ -71,6 +102,8 @@ class Objective:
         self.nfev = self.nhev = 0
         self.jac: Any = None
         self.forward = self.differs = False
+        # The function that differentiates, and the layout for which it was made.
+        self._differentiated: tuple[Any, Any] = (None, None)
         self._bounds: Any = None
         self._bounds_here: Any = None
         if layout.batch:
@@ -134,6 +167,17 @@ class Objective:
                 take_rows(self.backend, arg, indices, count, self._shared)
                 for arg in self._all_args
             )
+
+    def pure(self) -> Evaluation | None:
+        """The evaluation for the problems in the batch as a pure function, if the user has compiled
+        fun (and jac), which declares them pure."""
+        jac = self.jac
+        if self._evaluate == self._both:
+            jac = True
+        functions = [self.fun] + ([jac] if callable(jac) else [])
+        if self.differs or not all(map(self.backend.is_compiled, functions)):
+            return None
+        return Evaluation(self.fun, jac, self.has_aux, self.layout)
 
     def hessian(self, hess: Callable | None) -> Callable[[Array], Array]:
         """The function from the vector x to the Hessian there, a symmetric matrix (..., n, n).
@@ -200,13 +244,7 @@ class Objective:
 
     def _both(self, x: Array) -> tuple[Any, Array, Any]:
         self.nfev += 1
-        value, gradient = returned.pair(
-            "fun", self.fun(self.layout.to_tree(x), *self.args), "jac=True",
-            "((value, aux), gradient)" if self.has_aux else "(value, gradient)",
-        )
-        aux = None
-        if self.has_aux:
-            value, aux = _split(value)
+        value, gradient, aux = _pair(self.fun, self.has_aux, self.layout, self.args, x)
         if self.layout.batch or not isinstance(value, float):
             value = self.backend.detach(_checked_value(value, self.layout))
         return value, self._gradient(gradient, x), aux
@@ -218,9 +256,13 @@ class Objective:
 
     def _automatic(self, x: Array) -> tuple[Any, Array, Any]:
         self.nfev += 1
-        differentiated = self.backend.value_and_gradient(
-            _value_and_aux, self.fun, self.has_aux, self.layout
-        )
+        layout, differentiated = self._differentiated
+        if layout is not self.layout:
+            layout = self.layout
+            differentiated = self.backend.value_and_gradient(
+                _value_and_aux, self.fun, self.has_aux, layout
+            )
+            self._differentiated = layout, differentiated
         value, gradient, aux = differentiated(self.args, x)
         gradient = self.backend.placed(gradient, "the gradient")
         return value, gradient, map_leaves(self.backend.detach, aux) if self.has_aux else None
@@ -310,6 +352,18 @@ class Objective:
                     "this warning",
                     stacklevel=6,
                 )
+
+
+def _pair(
+    fun: Callable, has_aux: bool, layout: Layout, args: tuple, x: Array
+) -> tuple[Any, Any, Any]:
+    """Value, gradient and aux, unchecked, of a function that also returns its gradient."""
+    value, gradient = returned.pair(
+        "fun", fun(layout.to_tree(x), *args), "jac=True",
+        "((value, aux), gradient)" if has_aux else "(value, gradient)",
+    )
+    value, aux = _split(value) if has_aux else (value, None)
+    return value, gradient, aux
 
 
 def warn_of_foreign(backend: Backend, args: tuple, level: int) -> None:

@@ -131,6 +131,11 @@ class Solver(ABC):
         """The same solver for these rows of `count` problems, if its settings differ by row."""
         return self
 
+    def as_row(self, space: Space, state: Any) -> Any:
+        """The state of one problem with the entries that the state of a batch has: with one more
+        axis in front it is that of a batch of one. None if there is no such form."""
+        return None
+
     def inverse_hessian(self, space: Space, state: Any) -> Any:
         """The inverse Hessian at the state's iterate, as an operator; None if there is none."""
         return None
@@ -155,8 +160,8 @@ class Solver(ABC):
 # What a solver that does not derive from `Solver` may have in addition to `init` and `step`.
 _OPTIONAL = (
     "supports_bounds", "with_bounds", "project", "needs_hessian", "compiles", "searches",
-    "patience", "of_rows", "rescales", "in_units", "inverse_hessian", "check_state", "learned",
-    "resume",
+    "patience", "of_rows", "as_row", "rescales", "in_units", "inverse_hessian", "check_state",
+    "learned", "resume",
 )
 
 

@@ -139,6 +139,10 @@ class Descent(Method, Solver):
                 f"{type(self).__name__}"
             )
 
+    def as_row(self, space: Space, state: DescentState) -> DescentState:
+        rule: Any = self.line_search
+        return state._replace(search=rule.completed(begun(rule, state.search)))
+
     def init(
         self, space: Space, x: Array, value: Any, gradient: Array, learned: Any = None, **more: Any
     ) -> DescentState:

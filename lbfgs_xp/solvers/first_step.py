@@ -69,6 +69,7 @@ def _length(
 
 
 def _stretched(fn: Scalars, long: Any, slope: Any, alpha: Any) -> tuple[Any, Any, Any]:
-    """The factor of the direction, its slope, and the first alpha, if it is as `long` as alpha."""
+    """The factor of the direction, its slope and the first alpha, once the direction has taken over
+    the length alpha where that is `long`."""
     unit = fn.where(long, alpha, fn.full(1.0, alpha))
     return unit, slope * unit, alpha / unit

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lbfgs_xp.torch.flat import Flat
 
-_CHANGED = (
-    "closure changes the parameters, such as by clamping them: its loss is not that of the trial; "
-    "wanted a closure that leaves them alone (lx.minimize takes bounds)"
+CHANGES = (
+    "closure changes the parameters, such as by clamping them in the loss: its value is not that "
+    "of the trial; wanted one that leaves them alone (lx.minimize takes bounds)"
 )
 _FORGETS = (
     "function and gradient disagree: closure adds the gradient to those of its earlier calls; "
@@ -65,7 +65,7 @@ class Closure:
         if self.calls == 1:
             self.loss = loss
         value, gradient, place = _number(loss), self.flat.gradient(), self.flat.read()
-        fault = "" if torch.equal(place, x) or bool(x.isnan().any()) else _CHANGED
+        fault = "" if torch.equal(place, x) or bool(x.isnan().any()) else CHANGES
         if all(p.grad is None for p in self.flat.params):
             fault = _SILENT
         elif watched is not None and self._adds(watched, gradient):
@@ -75,8 +75,8 @@ class Closure:
         return Evaluation(value, gradient, place, fault)
 
     def _adds(self, watched: _Incoming, gradient: Tensor) -> bool:
-        """Whether the gradient holds that of earlier calls, too. If not, this is not asked again.
-        """
+        """Whether the gradient contains those of earlier calls. Once it does not, this is not
+        checked again."""
         fresh, stale = watched.vector(), watched.before
         size = _CLOSE * stale.abs().max()
         if bool((gradient - fresh).abs().max() <= size) and bool(size > 0.0):

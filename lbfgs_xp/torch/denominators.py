@@ -11,9 +11,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.modules.loss import _Loss
-
-_WITH_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss)
 
 
 def reduction_of(loss_fn: Callable, given: Any) -> str:
@@ -54,21 +51,21 @@ class _Known:
         if not self.classes:
             return self.bare(output.detach(), target).numel()
         if target.is_floating_point():    # probabilities
-            return output.numel() / output.shape[0 if output.ndim == 1 else 1]
-        counted = target[target != self.ignore_index]
+            return target.numel() / target.shape[0 if target.ndim == 1 else 1]
+        counted = target if self.ignore_index is None else target[target != self.ignore_index]
         return counted.numel() if self.weight is None else float(self.weight[counted].sum())
 
 
 def _known(loss_fn: Any) -> _Known | None:
     """A loss of torch, if its class computes what it does there."""
-    if isinstance(loss_fn, _Loss):
-        kind: Any = next(c for c in type(loss_fn).__mro__ if c.__module__ == _Loss.__module__)
+    if isinstance(loss_fn, nn.Module):
+        kind = next(c for c in type(loss_fn).__mro__ if getattr(nn, c.__name__, None) is c)
         if type(loss_fn).forward is not kind.forward or "reduction" not in vars(loss_fn):
             return None
-        bare = copy.copy(loss_fn)
-        bare.reduction = "none"
-        classes = isinstance(loss_fn, _WITH_CLASSES)
-        return _Known(functools.partial(getattr, loss_fn), loss_fn.reduction, bare, classes)
+        bare: Any = copy.copy(loss_fn)
+        reduction, bare.reduction = bare.reduction, "none"
+        classes = hasattr(loss_fn, "ignore_index")
+        return _Known(functools.partial(getattr, loss_fn), reduction, bare, classes)
     settings: dict[str, Any] = {}
     if isinstance(loss_fn, functools.partial):
         if loss_fn.args:
@@ -76,9 +73,10 @@ def _known(loss_fn: Any) -> _Known | None:
         settings, loss_fn = loss_fn.keywords, loss_fn.func
     if getattr(loss_fn, "__module__", None) != functional.__name__:
         return None
-    if "reduction" not in inspect.signature(loss_fn).parameters or "reduce" in settings:
+    known = inspect.signature(loss_fn).parameters
+    if "reduction" not in known or "reduce" in settings:
         return None
-    classes = loss_fn in (functional.cross_entropy, functional.nll_loss)
+    classes = "ignore_index" in known
     reduction = settings.get("reduction", "mean")
     unreduced = functools.partial(loss_fn, **settings | {"reduction": "none"})
     return _Known(settings.get, reduction, unreduced, classes)

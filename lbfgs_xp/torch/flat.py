@@ -37,6 +37,10 @@ class Flat:
     def dtype(self) -> torch.dtype:
         return _real(self.params[0]).dtype
 
+    def placed(self, vector: Tensor) -> Tensor:
+        """A vector in the dtype and on the device of the parameters."""
+        return vector.to(_real(self.params[0])) if self.params else vector
+
     @torch.no_grad()
     def read(self) -> Tensor:
         return torch.cat([_real(p).reshape(-1) for p in self.params])
@@ -49,13 +53,18 @@ class Flat:
 
     def picked(self, vector: Tensor) -> Tensor:
         """What belongs to these parameters in a vector of all, also of those that are frozen."""
-        if vector.shape != (sum(self.all_sizes),):
-            raise ValueError(
-                f"a vector of shape {tuple(vector.shape)} was loaded; wanted "
-                f"({sum(self.all_sizes)},), for all parameters"
-            )
+        self.check(range(len(self.all_sizes)), vector.numel())
         pieces = vector.split(self.all_sizes)
         return torch.cat([pieces[i] for i in self.where])
+
+    def check(self, where: Iterable[int], size: int) -> None:
+        """Refuse vectors of another size than that of the parameters with these indices."""
+        own = sum(self.all_sizes[i] for i in where if i < len(self.all_sizes))
+        if size != own:
+            raise ValueError(
+                f"state_dict holds vectors of {size} numbers; wanted {own}, as many as the "
+                "parameters have"
+            )
 
     def gradient(self) -> Tensor:
         return self.joined([p.grad for p in self.params])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.utils.parametrizations import _SpectralNorm
 
 from lbfgs_xp.torch.warned import warn
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_DROPOUTS = (
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+)
 
 
 def warn_of_layers(model: torch.nn.Module) -> bool:
@@ -21,7 +23,7 @@ def warn_of_layers(model: torch.nn.Module) -> bool:
             f"the model is in training mode with {', '.join(noisy)}, so its loss differs from call "
             "to call and the line search of L-BFGS cannot work; call model.eval() first"
         )
-    norms = sorted({type(layer).__name__ for layer in training if isinstance(layer, _BatchNorm)})
+    norms = sorted({type(layer).__name__ for layer in training if isinstance(layer, _BATCH_NORMS)})
     if norms:
         warn(
             f"the model is in training mode with {', '.join(norms)}, so its loss depends on which "
@@ -33,10 +35,11 @@ def warn_of_layers(model: torch.nn.Module) -> bool:
 
 def _changes(layer: nn.Module) -> bool:
     """Whether a layer in training mode gives something else at each call."""
-    if isinstance(layer, _DropoutNd):
+    if isinstance(layer, _DROPOUTS):
         return layer.p > 0.0
     if isinstance(layer, nn.RNNBase):
         return layer.dropout > 0.0 and layer.num_layers > 1
     if isinstance(layer, nn.MultiheadAttention):
         return layer.dropout > 0.0
-    return isinstance(layer, (nn.RReLU, _SpectralNorm))
+    # What `torch.nn.utils.parametrizations.spectral_norm` adds has no public class.
+    return isinstance(layer, nn.RReLU) or type(layer).__name__ == "_SpectralNorm"

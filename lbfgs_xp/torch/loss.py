@@ -23,17 +23,21 @@ class Part(NamedTuple):
 
     loss : its mean or, if `summed`, its sum.
     divisor : what the mean divides by; None if that is not known.
+    inputs : what the model was called with, as `warn_of_leaves_outside` takes it.
     """
 
     loss: Tensor
     divisor: float | None
     summed: bool
+    inputs: list[Tensor] | None
 
 
 class ChunkedLoss:
     """The total loss of several chunks; its gradient is left in the parameters.
 
     pass_model : whether loss_fn takes the model and the batch even if that is a pair.
+    empty : whether the last call found nothing that counts, such as targets that are all
+        ignored; the loss is then nan, as in torch, without a gradient.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class ChunkedLoss:
         self.mean = reduction_of(loss_fn, reduction) == "mean"
         self.denominator = denominator_of(loss_fn)
         self.model, self.loss_fn, self.flat, self.pass_model = model, loss_fn, flat, pass_model
+        self.empty = False
         # What is looked at once: the leaves of the loss, and whether it can be split.
         self._knows_leaves = False
         self._knows_rows = self.denominator is not None
@@ -80,12 +85,18 @@ class ChunkedLoss:
                 continue
             unit = unit or divisor or 1.0
             loss = part.loss / unit if part.summed else (divisor / unit) * part.loss
-            self._backward(loss)
+            if not self._knows_leaves:
+                self._knows_leaves = True
+                warn_of_leaves_outside(loss, self.flat.params, part.inputs)
+            loss.backward()
             total = loss.detach() if total is None else total + loss.detach()
             weights += divisor / unit
         self._knows_rows = self._knows_rows or i > 0
-        if total is None:
-            return part.loss.detach()
+        self.empty = total is None or (self.mean and weights == 0.0 and not total)
+        if self.empty:
+            for p in self.flat.params:
+                p.grad = None
+            return torch.full_like(part.loss.detach(), math.nan)
         if self.mean and weights != 1.0:
             total = total / weights
             for p in self.flat.params:
@@ -98,13 +109,6 @@ class ChunkedLoss:
             )
         return total
 
-    def _backward(self, loss: Tensor) -> None:
-        if not self._knows_leaves:
-            self._knows_leaves = True
-            warn_of_leaves_outside(loss, self.flat.params, self._inputs)
-            del self._inputs
-        loss.backward()
-
     def _part(self, chunk: Any) -> Part:
         """The loss on a chunk, checked."""
         if rows_of(chunk) == 0:
@@ -112,8 +116,6 @@ class ChunkedLoss:
         watched: Any = contextlib.nullcontext() if self._knows_leaves else inputs_of(self.model)
         with watched as inputs:
             out, divisor = self._called(chunk)
-        if not self._knows_leaves:
-            self._inputs = inputs
         summed = isinstance(out, tuple) and len(out) == 2
         if summed:
             out, count = out
@@ -132,7 +134,7 @@ class ChunkedLoss:
                 "operations, so autograd finds no gradient; wanted one computed from its parameters"
             )
         # Without a mean, a count does not matter.
-        return Part(out, divisor, summed and self.mean)
+        return Part(out, divisor, summed and self.mean, inputs)
 
     def _called(self, chunk: Any) -> tuple[Any, float | None]:
         """What loss_fn returns for a chunk, and what a mean over it divides by."""
@@ -144,7 +146,13 @@ class ChunkedLoss:
                 "inputs or outputs, use pass_model=True and loss_fn(model, batch)"
             ):
                 output = self.model(inputs)
-            out = self.loss_fn(output, targets)
+            with _explained(
+                "" if isinstance(output, Tensor) else
+                "called as loss_fn(output, target), where the output of the model is "
+                f"{_described(output)}; wanted a loss_fn that takes that, or pass_model=True and "
+                "loss_fn(model, batch)"
+            ):
+                out = self.loss_fn(output, targets)
             if self.denominator is not None and self.mean:
                 return out, self.denominator(output, targets)
             return out, rows_of(chunk)

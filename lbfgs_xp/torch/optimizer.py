@@ -164,23 +164,24 @@ class LBFGS(torch.optim.Optimizer):
         own = {name: self.param_groups[0][name] for name in ("line_search_fn", "maximize")}
         groups = [own | group for group in state_dict["param_groups"]]
         OptimizerSettings.of(groups)
+        flat = Flat(self._all())
+        taken = taken_over(saved, flat) if saved and is_of_torch(saved) else None
+        if saved.get("pairs"):
+            flat.check(saved["where"], saved["pairs"]["rows"].shape[1])
         super().load_state_dict(state_dict | {"param_groups": groups})
         if not saved:
             return
         self._memory().clear()    # of what torch has put there
         loaded = self._memory()
         if is_of_torch(saved):
-            loaded.update(
-                func_evals=saved["func_evals"], n_iter=saved["n_iter"],
-                taken=taken_over(saved, Flat(self._all())),
-            )
+            loaded.update(func_evals=saved["func_evals"], n_iter=saved["n_iter"], taken=taken)
             return
         # torch casts everything to the dtype of the parameters, but the small matrices must stay
-        # float64.
+        # float64, and vectors are real.
         loaded.update(map_leaves(_copied, saved))
         for name, where in (("pairs", ["rows"]), ("pending", ["x", "gradient", "direction"])):
             for key in where if loaded[name] else ():
-                loaded[name][key] = loaded[name][key].to(self._all()[0].device)
+                loaded[name][key] = flat.placed(loaded[name][key])
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"result": self.result}

@@ -68,6 +68,11 @@ class StepResult:
 class Step:
     """One call of `LBFGS.step` in progress.
 
+    state, lowest : the current state, and that with the lowest value; None before the first
+        evaluation.
+    torn : whether the pairs of the state may be partly old and partly new.
+    moved : whether the step ends at the trial, which has not been evaluated.
+    looked : whether function and gradient have been compared in this step; see `_look`.
     memory : what is kept from call to call.
         func_evals, n_iter : the evaluations and iterations so far.
         where : the indices of the parameters to which the rest belongs.
@@ -97,6 +102,8 @@ class Step:
         self.status = Status.RUNNING
         self.message = ""
         self.torn = self.moved = self.looked = False
+        # Whether there was no curvature to start from.
+        self.fresh = True
 
     def go(self) -> None:
         s, state = self.settings, self._begin()
@@ -176,6 +183,7 @@ class Step:
             memory["pairs"] = pairs_of(memory["taken"], gradient, min(_ROOM, most), most)
             memory["where"], memory["taken"] = self.flat.where, None
         pairs, pending = self._known(x), memory["pending"]
+        self.fresh = pairs is None or memory["n_iter"] == 0
         if pairs is None:
             pairs = curvature.empty(space, len(x), min(_ROOM, most), (), self.solver.initial.gamma)
         elif pending is not None:
@@ -232,7 +240,7 @@ class Step:
             wider = _wider(self.space, pairs, s.history_size)
             state = self._init(state.x, state.value, state.gradient, wider)
         alpha = float(s.lr)
-        begins = memory["n_iter"] + self.nit == 0 if s.fixed else pairs.count == 0
+        begins = self.fresh and self.nit == 0 if s.fixed else pairs.count == 0
         if begins:
             size = self.space.read_one(self.space.sum(abs(state.gradient)))
             alpha *= min(1.0, 1.0 / size)
@@ -269,11 +277,13 @@ class Step:
         self._judge_size(state)
         if self.status is not Status.RUNNING:
             return
+        # A step may be short only because a trial that was not finite has shortened it.
+        blocked = math.isfinite(now(before.search.cap))
         if state.gradient_norm <= max(s.tolerance_grad, 0.0):
             self.status = Status.GRADIENT
-        elif length <= s.tolerance_change:
+        elif not blocked and length <= s.tolerance_change:
             self.status = Status.STEP
-        elif abs(state.value - before.value) < s.tolerance_change:
+        elif not blocked and abs(state.value - before.value) < s.tolerance_change:
             self.status = Status.VALUE
         elif self.nit == s.max_iter:
             self.status = Status.ITERATIONS

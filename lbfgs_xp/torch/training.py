@@ -20,6 +20,7 @@ from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import Status, table
 from lbfgs_xp.run.progress import Live
 from lbfgs_xp.solvers import lbfgs
+from lbfgs_xp.torch.closure import CHANGES
 from lbfgs_xp.torch.data import Source
 from lbfgs_xp.torch.flat import Flat
 from lbfgs_xp.torch.layers import warn_of_layers
@@ -133,7 +134,8 @@ def train_with_lbfgs(
         L-BFGS ends when the loss changes by at most this in an epoch, or the largest component of
         the gradient is at most this; see `until`.
     adam_steps, adam_lr : int, float or schedule of `lx.schedules`
-        With 0 steps, Adam is skipped. If Adam uses all data in each step, L-BFGS starts from the
+        With 0 steps, Adam is skipped. A batch in which nothing counts, such as one whose targets
+        are all ignored, changes nothing. If Adam uses all data in each step, L-BFGS starts from the
         parameters with the lowest loss.
     max_epochs, max_iter : int
         The most epochs of L-BFGS, and the most iterations in each. With 0 epochs, L-BFGS is
@@ -271,6 +273,7 @@ class _Training:
         with that loss (or None).
     standing : complete parameters, while those of the model are overwritten.
     steady : whether the loss is so far known to depend on the parameters alone.
+    walled : whether this epoch of L-BFGS has met a loss that is not finite.
     """
 
     def __init__(self, flat: Flat, loss: ChunkedLoss, source: Source, live: Live, steady: bool):
@@ -279,31 +282,34 @@ class _Training:
         self.best: Tensor | None = None
         self.standing: Tensor | None = None
         self.steady = steady
+        self.walled = False
         self.phases: dict[str, PhaseHistory] = {}
         self._begin("Adam")
 
     def adam(self, optimizer: Adam, steps: int) -> None:
         x = self.flat.read()
-        finite = x
+        finite, moved = x, False
         memory = optimizer.init(x)
         for step, batch in zip(range(1, steps + 1), self.source.batches(), strict=False):
             value = float(self.loss(batch))
             self._note(step, value)
+            if self.loss.empty and not self.source.whole:
+                continue
             if not math.isfinite(value):
-                return self._diverged(step, finite)
+                return self._diverged(moved, finite)
             if self.source.whole:
                 self._keep(value)
             else:
                 finite = self.flat.read()
             x, memory = optimizer.update(
-                x, self.flat.gradient(), memory, value=value, in_place=step > 1
+                x, self.flat.gradient(), memory, value=value, in_place=moved
             )
-            self.standing = finite
+            self.standing, moved = finite, True
             self.flat.write(x)
             self.standing = None
         value = float(self.loss(self.source.chunks()))
         if not math.isfinite(value):
-            return self._diverged(steps + 1, finite)
+            return self._diverged(moved, finite)
         self._keep(value)
         self.restore()
         self.end(Status.EPOCHS, f"all {steps} steps of Adam are done")
@@ -312,8 +318,9 @@ class _Training:
         self._begin("L-BFGS")
         known = self.lowest
         for epoch in range(1, epochs + 1):
+            self.walled = False
             try:
-                before = float(optimizer.step(lambda: self.loss(self.source.chunks())))
+                before = float(optimizer.step(self._evaluate))
             finally:
                 if optimizer.result is not None:
                     self._keep(optimizer.result.fun)
@@ -324,12 +331,14 @@ class _Training:
             status, message, known = now.status, now.message, now.fun
             flat = now.gradient_norm <= tol and status is not Status.NOT_FINITE
             settled = now.nit > 0 and abs(before - now.fun) <= tol
-            settled = settled and status is not Status.LINE_SEARCH
+            # At a wall, behind which the loss is not finite, it changes little, too.
+            stuck = status is Status.EVALUATIONS and (now.nit == 0 or (settled and self.walled))
+            settled = settled and not self.walled and status is not Status.LINE_SEARCH
             enough = {"gradient": flat, "loss": settled, "both": flat and settled}
             done = enough.get(until, flat or settled)
-            stuck = status is Status.EVALUATIONS and now.nit == 0
-            if not done and (stuck or status is Status.LINE_SEARCH):
-                status, message = self._look(optimizer)
+            fails = status is Status.LINE_SEARCH and message != CHANGES
+            if not done and (stuck or fails):
+                status, message = self._look(optimizer.param_groups[0], now.fun)
                 known = self.lowest
             self._note(epoch, known, now.gradient_norm)
             if done:
@@ -339,6 +348,12 @@ class _Training:
             if status not in (Status.ITERATIONS, Status.EVALUATIONS):
                 return self.end(status, message)
         self.end(Status.ITERATIONS, f"all {epochs} epochs are done, and tol={tol:g} is not reached")
+
+    def _evaluate(self) -> Tensor:
+        """The loss on all data; its gradient is left in the parameters."""
+        loss = self.loss(self.source.chunks())
+        self.walled = self.walled or not math.isfinite(loss)
+        return loss
 
     def _compare(self, known: float, value: float) -> None:
         """Warn, once, if the loss of the same parameters has changed."""
@@ -351,15 +366,21 @@ class _Training:
                 "of L-BFGS cannot work; wanted the same value whenever it is called"
             )
 
-    def _look(self, optimizer: LBFGS) -> tuple[Status, str]:
-        """How `minimize`, which measures the rounding of the loss, goes on where a search has
-        failed: the optimizer may not call the loss for that."""
+    def _look(self, settings: dict[str, Any], lowest: float) -> tuple[Status, str]:
+        """Continue with `minimize` after a failed search, and return how it ends. It measures the
+        rounding of the loss, for which the optimizer may not call the closure.
+
+        settings, lowest : those of the optimizer, and the loss where its search failed.
+        """
+        known = [lowest]
 
         def fun(x: Tensor) -> tuple[float, Tensor]:
             self.flat.write(x)
-            return float(self.loss(self.source.chunks())), self.flat.gradient()
+            value = float(self.loss(self.source.chunks()))
+            if known:    # the first evaluation is where the optimizer has ended
+                self._compare(known.pop(), value)
+            return value, self.flat.gradient()
 
-        settings = optimizer.param_groups[0]
         method = lbfgs.LBFGS(settings["history_size"], settings["line_search_fn"])
         try:
             res = minimize(
@@ -376,11 +397,11 @@ class _Training:
             return res.status, f"{_FLAT} (tol={settings['tolerance_grad']:g})"
         return res.status, res.message
 
-    def _diverged(self, step: int, finite: Tensor) -> None:
+    def _diverged(self, moved: bool, finite: Tensor) -> None:
         """End Adam at a loss that is not finite. With batches, the model gets the parameters of the
         last batch whose loss was finite."""
-        status = Status.DIVERGED if step > 1 else Status.NOT_FINITE
-        message = _DIVERGED if step > 1 and self.best is None else None
+        status = Status.DIVERGED if moved else Status.NOT_FINITE
+        message = _DIVERGED if moved and self.best is None else None
         self.end(status, message)
         self.flat.write(finite if self.best is None else self.best)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import warnings
 
+_OURS = (__name__.split(".")[0], "torch", "contextlib")
+
 
 def warn(message: str) -> None:
     """Warn at the innermost line that belongs neither to this package nor to torch."""
@@ -12,6 +14,3 @@ def warn(message: str) -> None:
     while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _OURS:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, stacklevel=level)
-
-
-_OURS = (__name__.split(".")[0], "torch", "contextlib")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import enum
+import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -20,7 +23,13 @@ from lbfgs_xp.line_search import Fixed
 from lbfgs_xp.line_search.run import NAMES
 from lbfgs_xp.problems import rosenbrock
 from tests.backends import Backend, parameters
-from tests.first_order.test_nvrtc import ARCHITECTURES, needs_nvrtc, nvrtc, rounded_otherwise
+from tests.first_order.test_nvrtc import (
+    ARCHITECTURES,
+    needs_nvrtc,
+    nvrtc,
+    ptx,
+    rounded_otherwise,
+)
 from tests.standins.compiler import COMPILER
 from tests.transfers import counting
 
@@ -231,6 +240,30 @@ def test_numbers_beyond_32_bits_are_compared_as_they_are() -> None:
     assert "(long long)i0 > (long long)i1" in source(recorder, [count > limit]).body
 
 
+def test_operations_that_cpp_defines_otherwise_run_as_written(backend: Backend) -> None:
+    """Integers are divided as floats, and `&` of integers is not that of masks."""
+    with kernels(backend):
+        a, count = backend.asarray([1.0, -7.5]), backend.asarray([-5, 7], "int32")
+        fn = scalars.of(a)
+
+        def computed(function: Callable, *more: Any) -> list[Any]:
+            return backend.to_numpy(fn.fused(function, *more)).tolist()
+
+        assert computed(lambda fn, n: n / 2, count) == [-2.5, 3.5]
+        assert computed(lambda fn, n: n & 6, count) == [2, 6]
+        assert computed(lambda fn, n: n % 3, count) == [1, 1]
+        assert computed(lambda fn, n: n % -3, count) == [-2, -2]
+        assert computed(lambda fn, a: a % 2.0, a) == [1.0, 0.5]
+
+
+def test_literals_are_those_of_cpp() -> None:
+    recorder = Recorder()
+    a: Any = recorder.input(REAL)
+    two = enum.IntEnum("Two", {"TWO": 2}).TWO
+    body = source(recorder, [(a + np.float64(0.1)) * two]).body
+    assert "(T)0.1;" in body and "(T)2;" in body
+
+
 @pytest.mark.parametrize(("kinds", "message"), [
     ((INT32, REAL), "integers and floats"), ((INT32, NUMBER), "integers and floats"),
 ])
@@ -242,6 +275,15 @@ def test_integers_and_floats_do_not_mix(kinds: tuple[str, str], message: str) ->
         a + b
     with pytest.raises(TypeError, match="a list was used"):
         recorder.where(recorder.input(BOOL), a, [])
+
+
+def test_cupy_has_no_kernels_on_an_amd_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    if Backend.CUPY.missing:
+        pytest.skip(Backend.CUPY.missing)
+    wanted = a_batch(Backend.CUPY, "lbfgs").x
+    monkeypatch.setattr(Backend.CUPY.xp.cuda.runtime, "is_hip", True)  # type: ignore[union-attr]
+    assert scalars.kernels_of(Backend.CUPY.asarray([1.0])) is None
+    assert bool((a_batch(Backend.CUPY, "lbfgs").x == wanted).all())
 
 
 # --- the kernels for torch -----------------------------------------------------------------------
@@ -280,19 +322,41 @@ def test_without_nvrtc_torch_runs_operation_by_operation(monkeypatch: pytest.Mon
 
     if torch.cuda.is_available():
         pytest.skip("kernels can be built here")
-    works = torch_kernels._works.__wrapped__
+    works, device = torch_kernels._works.__wrapped__, torch.device("cuda:0")
+    monkeypatch.setattr(torch_kernels, "_refused", set())
     monkeypatch.setattr(torch.version, "cuda", None)    # as on an AMD GPU
-    assert not works(0)
+    assert not works(device)
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     with pytest.warns(RuntimeWarning, match="kernels cannot be used on cuda:0"):
-        assert not works(0)
+        assert not works(device)
+
+
+def test_a_kernel_that_cannot_run_is_run_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, the functions that compile and launch fail; one warning says so."""
+    import torch
+
+    from lbfgs_xp.arrays import torch_kernels
+    from tests.standins import remote_torch
+
+    x, g = torch.ones(4), torch.tensor([1.0, -2.0, 0.0, 4.0])
+    adam = lx.Adam(0.1, clip_norm=1.0)
+    wanted, _ = adam.update(x, g, adam.init(x))
+    monkeypatch.setattr(torch_kernels, "_refused", set())
+    monkeypatch.setattr(remote_torch._Kernel, "_launch", torch_kernels.Kernel._launch)
+    with kernels(Backend.TORCH), pytest.warns(RuntimeWarning, match="kernels cannot") as warned:
+        found, state = adam.update(x, g, adam.init(x))
+        adam.update(found.clone(), g, state, in_place=True)
+        res = a_batch(Backend.TORCH, "lbfgs")
+    assert len(warned) == 1
+    torch.testing.assert_close(found, wanted)
+    assert torch_kernels.kernels_on(torch.device("cpu")) is None
+    assert bool((res.fun == a_batch(Backend.TORCH, "lbfgs").fun).all())
 
 
 @pytest.mark.thorough
 @needs_nvrtc
 def test_kernels_for_torch_compile_and_round_once() -> None:
     """The sources that NVRTC would get on a GPU, for each architecture."""
-    from lbfgs_xp.arrays.torch_kernels import compiled
     from tests.standins import remote_torch
 
     sources: set[str] = set()
@@ -311,7 +375,28 @@ def test_kernels_for_torch_compile_and_round_once() -> None:
     assert len(sources) >= 40
     for text in sources:
         for architecture in ARCHITECTURES:
-            capability = int(architecture.removeprefix("sm_"))
-            assembly = compiled(nvrtc(), text, capability).decode()
-            assert f".target {architecture}" in assembly
+            assembly = ptx(text, ("--fmad=false", f"-arch={architecture}"))
             assert not rounded_otherwise(assembly), text
+
+
+@pytest.mark.thorough
+@needs_nvrtc
+def test_code_for_a_gpu_is_a_binary_unless_nvrtc_is_older() -> None:
+    import torch
+
+    from lbfgs_xp.arrays.torch_cuda import compiled
+    from lbfgs_xp.arrays.torch_kernels import Kernel, _Form
+
+    recorder = Recorder()
+    x: Any = recorder.input(REAL)
+    y: Any = recorder.input(REAL)
+    z: Any = recorder.input(REAL)
+    out = x * y + recorder.where(z > -math.inf, math.nan, z)
+    kernel = Kernel(*source(recorder, [out]))
+    text = kernel.source(_Form(torch.float32, 1, (True, True, False)))
+    assert compiled(nvrtc(), text, 90).startswith(b"\x7fELF")
+    newer = compiled(nvrtc(), text, 999).decode()
+    assert ".version" in newer and not rounded_otherwise(newer)
+    assert "0fFF800000" in newer and re.search("0f[7F]F[CF]", newer)    # -inf and nan
+    with pytest.raises(RuntimeError, match="NVRTC refused a kernel"):
+        compiled(nvrtc(), text.replace("i0 * i1", "i0 * )"), 90)

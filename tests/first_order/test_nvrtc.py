@@ -147,8 +147,8 @@ def ptx(text: str, options: tuple[str, ...]) -> str:
     )
     log = _text(program, "ProgramLog")
     assert status == 0, log
-    # A rule need not use all of its numbers.
-    assert set(re.findall(r"warning #(\S+):", log)) <= {"177-D"}, log
+    # A rule need not use all of its numbers, and infinity is written as a product that overflows.
+    assert set(re.findall(r"warning #(\S+):", log)) <= {"177-D", "222-D"}, log
     assembly = _text(program, "PTX")
     assert _size(program, "CUBIN") > 1
     nvrtc().nvrtcDestroyProgram(ctypes.byref(program))

@@ -62,6 +62,7 @@ ARRAY_LIBRARIES = {"cupy", "dask", "jax", "torch", "array_api_strict"}
 # A module for one library -> the library; it is imported only once the user has arrays of it.
 KNOWS = {
     "arrays.torch": {"torch"},
+    "arrays.torch_cuda": {"torch"},
     "arrays.torch_kernels": {"torch"},
     "arrays.jax": {"jax"},
     "arrays.cupy": {"cupy"},

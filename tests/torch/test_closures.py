@@ -266,7 +266,7 @@ def test_states_of_torch_with_frozen_parameters() -> None:
         assert frozen.tolist() == [1.0, 1.0]
         ends.append(x.detach())
     torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-12)
-    with pytest.raises(ValueError, match=r"shape \(5,\) was loaded; wanted \(6,\)"):
+    with pytest.raises(ValueError, match="vectors of 5 numbers; wanted 6"):
         opt = LBFGS([torch.ones(3, dtype=F64), start()])
         opt.load_state_dict(theirs.state_dict())
 
@@ -296,3 +296,62 @@ def test_a_copy_keeps_the_result() -> None:
     opt.step(Count(opt, x))
     twin.step(Count(twin, y))
     assert torch.equal(x, y) and y is not x
+
+
+def test_states_of_other_parameters_are_refused() -> None:
+    x = start()
+    opt = LBFGS([x], max_iter=3)
+    opt.step(Count(opt, x))
+    other = LBFGS([torch.zeros(7, dtype=F64, requires_grad=True)])
+    before = other.state_dict()
+    with pytest.raises(ValueError, match=f"vectors of {x.numel()} numbers; wanted 7"):
+        other.load_state_dict(opt.state_dict())
+    assert other.state_dict() == before
+
+
+def test_a_state_continues_in_another_dtype() -> None:
+    settings: dict[str, Any] = {"max_iter": 4, "line_search_fn": "strong_wolfe"}
+    x = start()
+    opt = LBFGS([x], **settings)
+    for _ in range(3):
+        opt.step(Count(opt, x))
+    single = x.detach().float().requires_grad_()
+    again = LBFGS([single], **settings)
+    again.load_state_dict(opt.state_dict())
+    for each, at in ((opt, x), (again, single)):
+        each.step(Count(each, at))
+    torch.testing.assert_close(single.detach().double(), x.detach(), rtol=1e-2, atol=1e-3)
+
+
+def test_without_a_line_search_new_parameters_start_with_a_small_step() -> None:
+    x, z = start(), torch.full((2,), 30.0, dtype=F64, requires_grad=True)
+    opt = LBFGS([x])
+
+    def closure() -> torch.Tensor:
+        opt.zero_grad()
+        loss = 1e3 * ((x - 1.0) ** 2).sum() + 1e3 * ((z - 3.0) ** 4).sum()
+        loss.backward()
+        return loss
+
+    opt.step(closure)
+    opt.add_param_group({"params": [z]})
+    first = closure().item()
+    opt.step(closure)
+    assert opt.result is not None and opt.result.fun < 1e-3 * first
+
+
+@pytest.mark.parametrize("rule", [None, "armijo", "strong_wolfe"])
+def test_a_wall_is_no_success(rule: Any) -> None:
+    x = torch.tensor([2.0], dtype=F64, requires_grad=True)
+    opt = LBFGS([x], max_iter=60, line_search_fn=rule)
+
+    def closure() -> torch.Tensor:
+        opt.zero_grad()
+        loss = ((x - 0.5) ** 2).sum() + 0.0 * torch.where(x < 0.9, torch.nan, x).sum()
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        opt.step(closure)
+        assert opt.result is not None and not opt.result.status.success
+    assert 0.9 <= x.item() < 0.9001

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import warnings
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 import lbfgs_xp as lx
-from lbfgs_xp.torch import TrainingResult, train_with_lbfgs
+from lbfgs_xp.torch import TrainingResult, denominators, layers, train_with_lbfgs
 
 F64 = torch.float64
 
@@ -106,6 +107,27 @@ def test_data_of_which_nothing_counts() -> None:
     assert res.status is lx.Status.NOT_FINITE and not res.success
 
 
+def summed(output: Any, target: Any) -> tuple[Any, Any]:
+    total = functional.cross_entropy(output, target, reduction="sum")
+    return total, (target != -100).sum()
+
+
+@pytest.mark.parametrize("loss_fn", [nn.CrossEntropyLoss(), summed])
+def test_adam_passes_over_batches_in_which_nothing_counts(loss_fn: Any) -> None:
+    batches = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, HOLES), batch_size=8)
+    model = linear()
+    res = train_with_lbfgs(model, loss_fn, batches, adam_steps=5, adam_lr=0.01, max_epochs=0)
+    assert res.adam is not None and res.adam.status is lx.Status.EPOCHS
+    assert torch.isfinite(torch.as_tensor(res.adam.loss)).tolist() == [False] + 4 * [True]
+    whole = functional.cross_entropy(model(X), HOLES)
+    assert res.loss == pytest.approx(float(whole.detach()), rel=1e-12)
+
+    nothing = [(X, torch.full_like(HOLES, -100))]
+    before = linear().weight
+    res = train_with_lbfgs(model := linear(), loss_fn, nothing, adam_steps=5, max_epochs=0)
+    assert res.status is lx.Status.NOT_FINITE and torch.equal(model.weight, before)
+
+
 @pytest.mark.parametrize(("loss_fn", "reduction"), [
     (lambda a, b: nn.CrossEntropyLoss(WEIGHT)(a, b), None),
     (lambda a, b: functional.cross_entropy(a, b).sqrt(), None),
@@ -164,6 +186,20 @@ def test_batches_of_any_kind(loss_fn: Any, data: Any, more: dict) -> None:
     assert res.success
     train_with_lbfgs(plain, nn.MSELoss(), (X, T), **settings)
     torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=1e-5, atol=1e-5)
+
+
+def test_outputs_that_the_loss_does_not_take() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = linear()
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.layer(x), x
+
+    with pytest.raises(AttributeError) as raised:
+        train_with_lbfgs(Two(), nn.MSELoss(), (X, T), adam_steps=1)
+    assert "the output of the model is a tuple of 2" in raised.value.__notes__[0]
 
 
 def test_several_inputs_and_outputs() -> None:
@@ -313,6 +349,35 @@ def test_layers_in_training_mode_are_told(layer: nn.Module, message: str) -> Non
         train_with_lbfgs(model.eval(), loss_fn, adam_steps=0, max_epochs=1)
 
 
+def test_all_layers_of_torch_are_known() -> None:
+    """The lists of public classes hold whatever this version of torch derives from its bases."""
+    bases = {"_BatchNorm": layers._BATCH_NORMS, "_DropoutNd": layers._DROPOUTS}
+    for base, known in bases.items():
+        own = [
+            c for c in vars(nn).values()
+            if isinstance(c, type) and base in [parent.__name__ for parent in c.__mro__]
+        ]
+        assert len(own) >= 4
+        lazy = [c for c in own if c.__name__.startswith("Lazy")]    # until the first call
+        assert set(own) - set(lazy) == set(known)
+    losses = [c for c in vars(nn).values() if isinstance(c, type) and c.__name__.endswith("Loss")]
+    own = [c for c in losses if "reduction" in inspect.signature(c).parameters]
+    assert len(own) >= 15
+    sized = {"LinearCrossEntropyLoss": (4, 4)}
+    assert all(denominators.denominator_of(c(*sized.get(c.__name__, ()))) for c in own)
+
+
+@pytest.mark.skipif(not hasattr(nn, "LinearCrossEntropyLoss"), reason="torch < 2.13")
+def test_a_loss_with_a_layer_of_its_own() -> None:
+    torch.manual_seed(0)
+    loss = nn.LinearCrossEntropyLoss(4, 4, weight=WEIGHT, ignore_index=2, dtype=F64)
+    divisor = denominators.denominator_of(loss)
+    assert divisor is not None
+    chunks = [(X[:15], CLASSES[:15]), (X[15:], CLASSES[15:])]
+    total = sum(loss(*chunk).item() * divisor(*chunk) for chunk in chunks)
+    assert total / divisor(X, CLASSES) == pytest.approx(loss(X, CLASSES).item(), rel=1e-12)
+
+
 def test_data_drawn_anew_are_told() -> None:
     seeds = itertools.count()
     with pytest.warns(UserWarning, match="the loss for the same parameters was .* and is now"):
@@ -323,6 +388,43 @@ def test_data_drawn_anew_are_told() -> None:
 
 
 # --- how it ends -------------------------------------------------------------------------------
+
+
+def test_batches_drawn_anew_are_told_without_adam() -> None:
+    data = torch.utils.data.TensorDataset(X, T)
+    drawn = torch.utils.data.RandomSampler(
+        data, replacement=True, generator=torch.Generator().manual_seed(0)
+    )
+    loader = torch.utils.data.DataLoader(data, batch_size=16, sampler=drawn)
+    with pytest.warns(UserWarning, match="the loss for the same parameters was .* and is now"):
+        train_with_lbfgs(linear(), nn.MSELoss(), loader, adam_steps=0)
+
+
+@pytest.mark.parametrize("adam_steps", [0, 500])
+def test_a_wall_is_no_success(adam_steps: int) -> None:
+    model = linear()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+
+    def within(output: Any, target: Any) -> Any:    # nan for an output below -1
+        return ((output - 2.0 * target) ** 2).mean() + 0.0 * torch.log(output + 1.0).sum()
+
+    res = train_with_lbfgs(model, within, (X, X), adam_steps=adam_steps, adam_lr=0.01)
+    assert res.status is lx.Status.LINE_SEARCH and not res.success
+    assert res.loss == float(within(model(X), X).detach())
+
+
+def test_a_loss_that_clamps_the_parameters() -> None:
+    def clamped(model: Any, batch: Any) -> Any:
+        with torch.no_grad():
+            model.weight.clamp_(max=0.5)
+        return functional.mse_loss(model(batch[0]), batch[1])
+
+    model = linear()
+    res = train_with_lbfgs(model, clamped, (X, X), adam_steps=0, pass_model=True)
+    assert res.status is lx.Status.LINE_SEARCH and "changes the parameters" in res.message
+    assert res.loss == functional.mse_loss(model(X), X).item()
 
 
 @pytest.mark.parametrize("seed", [2, 7])

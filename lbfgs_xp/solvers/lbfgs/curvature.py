@@ -208,9 +208,7 @@ def write_many(space: Space, pairs: Pairs, s: Array, y: Array, mask: Array) -> P
     """Write s and y into the next slot of the problems in `mask`. They take effect only with
     `accept_many`."""
     slot, mask = space.send(pairs.slot), space.send(mask)
-    rows = space.backend.write_rows(pairs.rows, slot, s, mask)
-    rows = space.backend.write_rows(rows, slot + pairs.diagonal.shape[-1], y, mask)
-    return pairs._replace(rows=rows)
+    return pairs._replace(rows=space.backend.write_pairs(pairs.rows, slot, s, y, mask))
 
 
 def accept_many(

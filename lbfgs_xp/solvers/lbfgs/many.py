@@ -46,6 +46,7 @@ class _Verdict(NamedTuple):
         that has led to the current iterate. The last two are those of the state if there is none.
     slope : alpha g . d.
     reset : whether the pairs are dropped, to search along steepest descent.
+    turned : taken or reset, so that there is a new line.
     failed : whether steepest descent has failed, or rounding hides what it could gain.
     endless : whether the function counts as unbounded if the step shows no curvature.
     """
@@ -62,6 +63,7 @@ class _Verdict(NamedTuple):
     slope: Any
     decrement: Any
     reset: Any
+    turned: Any
     failed: Any
     endless: Any
 
@@ -70,35 +72,61 @@ def step(
     solver: Any, space: Space, state: LBFGSState, value: Any, gradient: Array, active: Any
 ) -> LBFGSState:
     """The state after the evaluation of value and gradient at `state.trial`, where `active`."""
-    fn, backend, initial = space.scalars, space.backend, solver.initial
+    fn, backend = space.scalars, space.backend
     phi, dphi = space.read(value, space.dot(gradient, state.direction))
     numbers = _Numbers(
         state.search, state.value, state.step, state.lowest.alpha, state.lowest.value,
         state.decrement, state.pairs.count,
     )
     told = fn.fused(
-        _judged, solver.line_search, initial.scales_first, backend.eps, backend.noise, numbers,
-        phi, dphi, active,
+        _judged, solver.line_search, solver.initial.scales_first, backend.eps, backend.noise,
+        numbers, phi, dphi, active,
     )
-    lowest = space.pick(told.lower, gradient, state.lowest.gradient)
-    iterate = _iterate(space, state, told, gradient, lowest)
-    pairs, with_gradient = _with_pair(solver, space, state, iterate, told)
-    pairs = curvature.forget_many(space, pairs, told.reset, initial.gamma)
-    after = _aim(solver, space, iterate, (pairs, state.weights, with_gradient))
-    turned, search, lowest_alpha, lowest_value, unbounded = fn.fused(
-        _turned, told, after.search, after.lowest.alpha, after.lowest.value, pairs.count
+    lowest = Lowest(
+        told.lowest_alpha, told.lowest_value,
+        space.pick(told.lower, gradient, state.lowest.gradient),
     )
-    # A search that continues or has failed keeps its line.
-    direction = space.pick(turned, after.direction, state.direction)
+    state = state._replace(search=told.search, lowest=lowest, unbounded=fn.full(False, phi))
+    iterate = _iterate(space, state, told, gradient)
+    s, y = space.scale(told.alpha, state.direction), iterate.gradient - state.gradient
+    if state.weights is not None:
+        s, y = s / state.weights, y * state.weights
+    pairs = curvature.write_many(space, state.pairs, s, y, told.taken)
+    rows, state = pairs.rows, state._replace(pairs=pairs._replace(rows=None))
+
+    def from_iterate(turned: Any) -> LBFGSState:
+        verdict, old = told._replace(turned=turned), state._replace(pairs=pairs)
+        after = _from_iterate(solver, space, old, verdict, iterate, y)
+        # Whatever leaves a branch is copied.
+        return after._replace(pairs=after.pairs._replace(rows=None))
+
+    after = space.some(told.turned, from_iterate, state)
     return after._replace(
-        direction=direction,
-        search=search,
-        trial=space.move(iterate.x, search.alpha, direction),
-        lowest=Lowest(
-            lowest_alpha, lowest_value, space.pick(turned, iterate.gradient, lowest)
-        ),
-        seen=phi, decrement=told.decrement, accepted=told.taken, failed=told.failed,
-        unbounded=unbounded,
+        trial=space.move(after.x, after.search.alpha, after.direction),
+        pairs=after.pairs._replace(rows=rows), seen=phi, decrement=told.decrement,
+        accepted=told.taken, failed=told.failed,
+    )
+
+
+def _from_iterate(
+    solver: Any, space: Space, state: LBFGSState, told: _Verdict, iterate: Iterate, y: Array
+) -> LBFGSState:
+    """The state at the new iterates, with a new line where the search has `turned`.
+
+    y : the change of the gradient; the pairs hold it already.
+    """
+    weights, pairs = state.weights, state.pairs
+    with_gradient = space.products(pairs.rows, weighted(iterate.gradient, weights))
+    with_change = space.products(pairs.rows, y)
+    pairs = curvature.accept_many(
+        space, pairs, space.fetch(with_change), told.slope, told.taken, solver.scale_initial
+    )
+    after = _aim(solver, space, iterate, (pairs, weights, space.fetch(with_gradient)), told)
+    # A search that continues or has failed keeps its line.
+    gradient = space.pick(told.turned, iterate.gradient, state.lowest.gradient)
+    return after._replace(
+        direction=space.pick(told.turned, after.direction, state.direction),
+        lowest=after.lowest._replace(gradient=gradient),
     )
 
 
@@ -132,60 +160,21 @@ def _judged(
     return _Verdict(
         search, lower, lowest_alpha, lowest_value, taken, back, alpha, value,
         fn.where(taken, alpha, state.step), alpha * search.dphi0, decrement, reset,
-        lost & fn.logical_not(reset), taken & fn.logical_not(had) & endless(rule, probes, alpha),
+        taken | reset, lost & fn.logical_not(reset),
+        taken & fn.logical_not(had) & endless(rule, probes, alpha),
     )
 
 
-def _turned(
-    fn: Scalars, told: _Verdict, search: Search, alpha: Any, value: Any, count: Any
-) -> tuple[Any, ...]:
-    """Where there is a new line; the search, the lowest step and value, and whether the function is
-    unbounded.
-
-    search, alpha, value : of the new line.
-    count : of the pairs.
-    """
-    turned = told.taken | told.reset
-    return (
-        turned,
-        fn.choose(turned, search, told.search),
-        fn.where(turned, alpha, told.lowest_alpha),
-        fn.where(turned, value, told.lowest_value),
-        told.endless & (count == 0),
-    )
-
-
-def _iterate(
-    space: Space, state: LBFGSState, told: _Verdict, gradient: Array, lowest: Array
-) -> Iterate:
-    """The new iterate where there is one.
-
-    lowest : the gradient at the lowest trial.
-    """
+def _iterate(space: Space, state: LBFGSState, told: _Verdict, gradient: Array) -> Iterate:
+    """The new iterate where there is one."""
     x = space.pick(
         told.back, space.move(state.x, told.alpha, state.direction), state.trial
     )
     x = space.pick(told.taken, x, state.x)
-    gradient = space.pick(told.back, lowest, gradient)
+    gradient = space.pick(told.back, state.lowest.gradient, gradient)
     gradient = space.pick(told.taken, gradient, state.gradient)
     norm = space.read_one(space.max_abs(gradient))
     return Iterate(x, told.value, gradient, norm, told.step)
-
-
-def _with_pair(
-    solver: Any, space: Space, state: LBFGSState, iterate: Iterate, told: _Verdict
-) -> tuple[Pairs, Array]:
-    """The pairs, with the pair of the step to a new iterate, and W g there."""
-    s, y = space.scale(told.alpha, state.direction), iterate.gradient - state.gradient
-    if state.weights is not None:
-        s, y = s / state.weights, y * state.weights
-    pairs = curvature.write_many(space, state.pairs, s, y, told.taken)
-    with_gradient = space.products(pairs.rows, weighted(iterate.gradient, state.weights))
-    with_change = space.products(pairs.rows, y)
-    pairs = curvature.accept_many(
-        space, pairs, space.fetch(with_change), told.slope, told.taken, solver.scale_initial
-    )
-    return pairs, space.fetch(with_gradient)
 
 
 def begin(
@@ -199,11 +188,15 @@ def begin(
     return state._replace(trial=space.move(x, state.search.alpha, state.direction))
 
 
-def _aim(solver: Any, space: Space, iterate: Iterate, curvature_there: tuple) -> LBFGSState:
-    """The state at an iterate, with a direction from there and a search begun along it; its fields
-    about the last evaluation are as at a start.
+def _aim(
+    solver: Any, space: Space, iterate: Iterate, curvature_there: tuple,
+    told: _Verdict | None = None,
+) -> LBFGSState:
+    """The state at an iterate, with a direction from there and a search begun along it; its other
+    fields about the last evaluation are as at a start.
 
     curvature_there : the pairs, the weights, and W g.
+    told : the verdict on the last trial: where there is no new line, the old search continues.
     """
     fn, (x, value, gradient, norm, alpha) = space.scalars, iterate
     pairs, weights, with_gradient = curvature_there
@@ -215,31 +208,43 @@ def _aim(solver: Any, space: Space, iterate: Iterate, curvature_there: tuple) ->
     )
     # If it is not a descent direction, it is dropped together with the pairs.
     rate = None if solver.pace is None else solver.learning_rate(0)
-    bare, search = fn.fused(
+    bare, search, lowest_alpha, lowest_value, unbounded = fn.fused(
         _searched, solver.line_search, rate, space.backend.noise, value, slope, pairs.count,
-        plain_slope, first,
+        plain_slope, first, told,
     )
     pairs = curvature.forget_many(space, pairs, bare, solver.initial.gamma)
     direction = space.pick(bare, plain, direction)
     no = fn.full(False, value)
     return LBFGSState(
         x, value, gradient, norm, alpha, direction, search, x, value,
-        Lowest(fn.full(0.0, value), value, gradient), pairs, None, 0.0, weights, None,
-        fn.full(math.inf, value), no, no, no,
+        Lowest(lowest_alpha, lowest_value, gradient), pairs, None, None, weights, None,
+        fn.full(math.inf, value), no, no, unbounded,
     )
 
 
 def _searched(
     fn: Scalars, rule: LineSearch, rate: Any, noise: float, value: Any, slope: Any, count: Any,
-    plain_slope: Any, first: Any,
-) -> tuple[Any, Search]:
-    """Where the first direction of a run is needed, and a search begun.
+    plain_slope: Any, first: Any, told: _Verdict | None,
+) -> tuple[Any, Search, Any, Any, Any]:
+    """Where the first direction of a run is needed, and the pairs are dropped; the search, its
+    lowest step and value, and whether the function is unbounded.
 
     plain_slope, first : the slope along that direction, and its first step.
     """
     bare = (count == 0) | fn.logical_not(slope < 0.0)
+    if told is not None:
+        bare = bare | told.reset
     slope = fn.where(bare, plain_slope, slope)
     first = fn.where(bare, first, 1.0)
     if rate is not None:
         first = first * rate
-    return bare, rule.begin(value, slope, first, fn.abs(value) * noise)
+    search = rule.begin(value, slope, first, fn.abs(value) * noise)
+    if told is None:
+        return bare, search, fn.full(0.0, value), value, fn.full(False, value)
+    return (
+        bare,
+        fn.choose(told.turned, search, told.search),
+        fn.where(told.turned, 0.0, told.lowest_alpha),
+        fn.where(told.turned, value, told.lowest_value),
+        told.endless & (count == 0),
+    )

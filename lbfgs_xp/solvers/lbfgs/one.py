@@ -182,3 +182,18 @@ def begin(
         value, solver.pace, math.inf, False,
     )
     return state._replace(accepted=False)
+
+
+def as_row(solver: Any, space: Space, state: LBFGSState) -> LBFGSState:
+    """The state with the entries that `many.step` needs, and no others."""
+    rule = solver.line_search
+    search = begun(rule, state.search)
+    if search is not state.search and state.pairs.count and not search.dphi0 < 0.0:
+        state = _start_again(
+            solver, space, state._replace(search=search), state.seen, state.decrement
+        )
+        search = begun(rule, state.search)
+    lowest = state.lowest or Lowest(0.0, state.value, state.gradient)
+    return state._replace(
+        search=rule.completed(search), lowest=lowest, with_gradient=None, squared=None
+    )

@@ -59,9 +59,11 @@ def with_pair(
     pairs, (_, bend, size, _) = state.pairs, map(now, trial)
     rho = curvature.enough(space, alpha * bend, size, slope)
     m = pairs.diagonal.shape[0]
-    before = None
-    if not curvature.reads_twice(space, pairs.rows) and curvature.differs(size, state.squared):
-        before = state.with_gradient
+    before = state.with_gradient
+    if before is not None and (
+        curvature.reads_twice(space, pairs.rows) or not curvature.differs(size, state.squared)
+    ):
+        before = None
     turn = space.backend.jit(_turned, space, rho > 0.0, donate=(2,))
     *arrays, with_gradient = turn(
         pairs.rows, pairs.inverse, pairs.gram, pairs.diagonal, pairs.slot, alpha, state.direction,

@@ -129,6 +129,11 @@ class LBFGS(Method, Solver):
             return many.step(self, space, state, value, gradient, active)
         return one.step(self, space, state, value, gradient)
 
+    def as_row(self, space: Space, state: LBFGSState) -> LBFGSState | None:
+        if self.initial.function is not None or state.pace is not None:
+            return None    # a function of one vector; a schedule, which a batch does not follow
+        return one.as_row(self, space, state)
+
     @property
     def rescales(self) -> bool:  # type: ignore[override]
         """Whether a run may restart in other units: if none were given."""

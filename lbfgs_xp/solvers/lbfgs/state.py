@@ -28,7 +28,7 @@ class LBFGSState(NamedTuple):
     lowest : the lowest trial of this search; for one problem, None before there is any.
     pairs : the curvature pairs.
     with_gradient : W g of the current iterate (see `curvature`), or None.
-    squared : g . g, if `curvature.products` computed it.
+    squared : g . g, if `curvature.products` computed it with them; None without them.
     weights : square roots of the diagonal of the initial inverse Hessian, or None.
     pace : the state of the learning rate, for one problem; None if the rate is always 1.
     decrement : the decrease predicted for the last quasi-Newton step, -g . d / 2.

@@ -503,7 +503,7 @@ def _cuda() -> Any:
     module.Device = Device
     module.Stream = type("Stream", (), {})
     module.runtime = types.SimpleNamespace(
-        getDeviceCount=lambda: DEVICES, getDevice=lambda: _thread.current
+        getDeviceCount=lambda: DEVICES, getDevice=lambda: _thread.current, is_hip=False
     )
     sys.modules["cupy.cuda.device"] = module
     return module
