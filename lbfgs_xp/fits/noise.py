@@ -21,6 +21,11 @@ POINTS, _ORDERS, _ALIKE = 7, (3, 4, 5, 6), 16.0
 # Their distances, one after another, relative to the length over which the residuals change by
 # their size, and no round numbers, which tables have; at least this many units in the last place.
 SPACINGS, _LEAST = (1.37e-3, 3.91e-2), 64.0
+# Over distances from which on a smooth function may look like noise. Its third differences then
+# fall by the cube of the factors by which the points are moved together, those of noise or of a
+# table by their roots at most, unless the factor happens to be a period: they must keep more than
+# this share for one of the factors.
+_LONG, CLOSER, _KEPT = 1e-2, (5.37, 7.91), 1.0 / 16.0
 _GOLDEN = 0.5 * (1.0 + math.sqrt(5.0))
 # Noise counts if it exceeds rounding by this factor.
 _ROUNDED = 32.0
@@ -55,16 +60,35 @@ def points(
 def estimate(space: Space, x: Array, columns: Array, found: list[Array]) -> Array:
     """The standard deviation of the noise of each residual (B,) from residuals (B, m) at `points`;
     0 if it is no more than rounding, or unknown."""
-    xp, eps, m = space.xp, space.backend.eps, found[0].shape[-1]
-    rows, spread = found, []
-    for order in range(1, _ORDERS[-1] + 1):
-        rows = [b - a for a, b in zip(rows, rows[1:], strict=False)]
-        if order in _ORDERS:
-            squares = sum(space.dot(row, row) for row in rows) / (m * len(rows))
-            spread.append(xp.sqrt(squares / math.comb(2 * order, order)))
+    xp, eps = space.xp, space.backend.eps
+    spread = _spread(space, found)
     least, most = spread[0], spread[0]
     for other in spread[1:]:
         least, most = xp.minimum(least, other), xp.maximum(most, other)
     rounding = space.max_abs(found[0]) + space.sum(space.max_abs(columns) * xp.abs(x))
     noisy = (least > _ROUNDED * eps * rounding) & (most <= _ALIKE * least) & xp.isfinite(most)
     return xp.where(noisy, least, xp.zeros_like(least))
+
+
+def is_long(spacing: float) -> bool:
+    """Whether noise at points so far apart must be `lasting`."""
+    return spacing > _LONG
+
+
+def lasting(space: Space, found: list[Array], closer: list[Array]) -> Array:
+    """Whether what was found is noise, a mask (B,), from residuals at points closer together."""
+    left, all_of_it = _spread(space, closer)[0], _spread(space, found)[0]
+    # Between its steps, a table or a model of integers does not change at all. No smooth function
+    # falls as far.
+    return (left > _KEPT * all_of_it) | (left < space.backend.eps**0.5 * all_of_it)
+
+
+def _spread(space: Space, found: list[Array]) -> list[Array]:
+    """The standard deviations (B,) of noise by the differences of each order."""
+    rows, spread = found, []
+    for order in range(1, _ORDERS[-1] + 1):
+        rows = [b - a for a, b in zip(rows, rows[1:], strict=False)]
+        if order in _ORDERS:
+            squares = sum(space.dot(row, row) for row in rows) / (found[0].shape[-1] * len(rows))
+            spread.append(space.xp.sqrt(squares / math.comb(2 * order, order)))
+    return spread

@@ -210,17 +210,15 @@ class Sharpening:
     def _measure(self, rows: Array, spacings: tuple[float, ...] = noise.SPACINGS) -> bool:
         """Measure the noise of these problems; return whether any has more than was known."""
         fit, space, state = self.fit, self.fit.space, self.fit.state
-        calls = noise.POINTS * len(spacings)
+        calls = noise.POINTS * (len(spacings) + len(noise.CLOSER))
         if self.measured >= _MEASURED or not self._affords(calls):
             return False
         for spacing in spacings:
-            at = noise.points(
-                space, state.x, state.residuals, state.columns, fit.box_here, spacing
-            )
-            found = noise.estimate(
-                space, state.x, state.columns, [fit.residuals(point) for point in at]
-            )
+            seen = self._along(spacing)
+            found = noise.estimate(space, state.x, state.columns, seen)
             more = rows & (found > _LOUDER * state.noise)
+            if space.any(more) and noise.is_long(spacing):
+                more = self._lasting(more, spacing, seen)
             if space.any(more):
                 break
         else:
@@ -231,6 +229,23 @@ class Sharpening:
         differences.noise, differences.known = fit.send(_SPREAD * found), ()
         fit.state = state._replace(noise=found)
         return True
+
+    def _lasting(self, rows: Array, spacing: float, seen: list[Array]) -> Array:
+        """Those of these problems whose noise is still there at points closer together."""
+        space, lasts = self.fit.space, rows & False
+        for factor in noise.CLOSER:
+            lasts = lasts | noise.lasting(space, seen, self._along(spacing / factor))
+            if not space.any(rows & ~lasts):
+                break
+        return rows & lasts
+
+    def _along(self, spacing: float) -> list[Array]:
+        """The residuals at the points at which noise is measured."""
+        fit, state = self.fit, self.fit.state
+        at = noise.points(
+            fit.space, state.x, state.residuals, state.columns, fit.box_here, spacing
+        )
+        return [fit.residuals(point) for point in at]
 
     def _again(self, rows: Array, columns: Array) -> bool:
         """Begin these problems again where they are, with these columns."""

@@ -130,11 +130,14 @@ class SecondLook:
         claim = fn.where(flat, _GRADIENT, claim)
         status = p.status
         if space.any(flat):
-            # Even if each variable changes by all of its size, the gradient promises no more.
+            # Even if each variable changes by all of its size, rounding hides what the gradient
+            # promises. How far the value has fallen does not tell this without a look: while steps
+            # are long, the start may be higher than all that matters by any factor.
             unit = agreement.units(space, state.x, p.extent)
             gradient = run.solver_here().reduced(space, state.x, state.gradient, state.gradient)
             most = space.read_one(space.sum(space.xp.abs(gradient) * unit))
-            settled = flat & (most <= _ENOUGH * self._level(p, state, claim))
+            hidden = agreement.hidden_by_rounding(fn, space.backend, state.value)
+            settled = flat & (most <= _ENOUGH * hidden)
             settled = settled | (flat & (state.gradient_norm == 0.0))
             status = fn.where(settled, _GRADIENT, status)
             claim = fn.where(settled, _RUNNING, claim)

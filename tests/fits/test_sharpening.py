@@ -223,3 +223,28 @@ def test_a_fit_that_crawls_ends(jac: Any, step: float) -> None:
     with np.errstate(all="ignore"):
         res = lx.curve_fit(nodes, X, y, [1.0, 1.0, 0.0], jac=jac, diff_step=step)
     assert res.nit < 300 and res.status is not lx.Status.ITERATIONS
+
+
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+@pytest.mark.parametrize("seed", [2, 4, 10])
+def test_a_narrow_peak_below_the_noise_of_the_data_is_no_noise_of_the_model(
+    seed: int, jac: Any
+) -> None:
+    """Slow steps, because the residuals are large, are looked at for noise of the model."""
+    x = np.linspace(0.0, 4.0, 60)
+
+    def peak(x: Any, h: Any, c: Any, w: Any, b: Any) -> Any:
+        return h * np.exp(-0.5 * ((x - c) / w) ** 2) + b
+
+    def slopes(x: Any, h: Any, c: Any, w: Any, b: Any) -> Any:
+        u = (x - c) / w
+        e = np.exp(-0.5 * u * u)
+        return np.stack([e, h * e * u / w, h * e * u * u / w, np.ones_like(x)], axis=-1)
+
+    rng = np.random.default_rng(seed)
+    y = peak(x, 3.0, 2.0, 0.4, 0.5) + 3.0 * rng.normal(size=60)
+    start = [3.0, 2.0, 0.4, 0.5] * np.exp(0.7 * rng.normal(size=4))
+    wanted = lx.curve_fit(peak, x, y, start, jac=slopes)
+    res = lx.curve_fit(peak, x, y, start, jac=jac)
+    assert res.chi2 == pytest.approx(wanted.chi2, rel=1e-9)
+    np.testing.assert_allclose(res.stderr, wanted.stderr, rtol=1e-2)

@@ -557,3 +557,19 @@ def test_a_kink_is_no_precision_floor(method: str, batched: bool) -> None:
     )
     assert np.all(np.asarray(res.fun) > 1.0) and not np.any(res.success)
     assert np.all(np.asarray(res.status) == int(lx.Status.LINE_SEARCH))
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "newton"])
+@pytest.mark.parametrize("start", [35.0, 50.0, 85.0, 110.0])
+def test_a_start_higher_by_any_factor_does_not_end_a_run_early(method: str, start: float) -> None:
+    def fun(x: np.ndarray) -> Any:
+        return np.sum(np.exp(x) - x), np.exp(x) - 1.0
+
+    hess = (lambda x: np.diag(np.exp(x))) if method == "newton" else None
+    res = lx.minimize(fun, np.asarray([start]), jac=True, hess=hess, method=method)
+    assert not res.success or res.fun < 1.0 + 1e-10
+    rows = lx.minimize(
+        lambda x: (np.sum(np.exp(x) - x, axis=-1), np.exp(x) - 1.0), np.asarray([[start], [2.0]]),
+        jac=True, batched=True, method="lbfgs",
+    )
+    assert (rows.fun < 1.0 + 1e-10).all()
