@@ -30,6 +30,7 @@ def every_schedule(steps: int) -> dict[str, schedules.Schedule]:
         schedules.StepDecay(RATE, every=steps // 3),
         schedules.MultiStep(RATE, boundaries=(steps // 2, 3 * steps // 4)),
         schedules.PiecewiseConstant(RATE, (2 * tenth, 5 * tenth, 8 * tenth), (0.5, 0.2, 0.2)),
+        schedules.PiecewiseInterpolate(RATE, (3 * tenth, steps), (1.0, 0.05)),
         schedules.InverseSquareRoot(RATE, warmup_steps=tenth // 2),
         schedules.Linear(RATE, 0.0, steps),
         schedules.Polynomial(RATE, steps, power=3.0),
@@ -96,12 +97,12 @@ def end(runs: list[Run]) -> float:
 
 def draw(runs: dict[str, list[Run]]) -> Any:
     """A panel for each schedule: its rate, and the loss over the training."""
-    picture = shared.figure(15.0, 11.0)
+    picture = shared.figure(20.0, 8.5)
     if picture is None:
         return None
     picture.suptitle("shaded: the learning rate; lines: the loss above the minimum, one for each "
                      "random order of the batches; in the titles: its final value, on average")
-    panels = picture.subplots(4, 5, sharex=True, sharey=True)
+    panels = picture.subplots(3, 7, sharex=True, sharey=True)
     for (name, found), ax in zip(runs.items(), panels.flat, strict=True):
         rates = found[0].rates
         ax.fill_between(np.arange(len(rates)), rates, color=shared.SKY, alpha=0.5, linewidth=0,

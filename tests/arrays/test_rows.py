@@ -141,6 +141,7 @@ def test_what_rows_or_variables_may_mean_is_warned_of() -> None:
     np.testing.assert_allclose(res.x, np.broadcast_to(shared, x0.shape), atol=1e-7)
 
 
+@pytest.mark.filterwarnings("ignore:args has an array of numpy")
 def test_args_in_containers_and_of_numpy(backend: Backend) -> None:
     fun, target = wells(backend), backend.to_numpy(targets(backend))
 
