@@ -286,6 +286,8 @@ def _of_changing_functions(run: Run) -> list[str]:
     """What to say of each problem whose last search failed because fun has changed since the best
     point was found; "" of the others."""
     run.rejoin_rows()
+    if not np.any(run.codes() == int(Status.LINE_SEARCH)):
+        return []
     space, fn, (_, p, best) = run.space, run.space.scalars, run.standing
     unpaid = p.nfev + 1 + run.criteria.calls_per_trial > run.plan.maxfun
     failed = (p.status == int(Status.LINE_SEARCH)) & fn.logical_not(unpaid)

@@ -170,6 +170,13 @@ class Backend(enum.Enum):
         return self.value
 
 
+def or_skip(backend: Backend) -> Backend:
+    """The backend; skips the test, with the reason, if it cannot run."""
+    if backend.missing:
+        pytest.skip(backend.missing)
+    return backend
+
+
 def parameters(backends: Any = Backend) -> list[Any]:
     """The backends as parameters of tests; those on a GPU carry the marker `gpu`."""
     return [

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.backends import Backend, parameters, watch_reads
+from tests.backends import Backend, or_skip, parameters, watch_reads
 from tests.memory import Diet
 
 if importlib.util.find_spec("jax") is not None:
@@ -43,10 +43,7 @@ def pytest_runtest_teardown() -> None:
 @pytest.fixture(params=parameters())
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Every array library in turn; skipped, with the reason, if it cannot run."""
-    chosen: Backend = request.param
-    if chosen.missing:
-        pytest.skip(chosen.missing)
-    return chosen
+    return or_skip(request.param)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol
 
 from lbfgs_xp.arrays.backend import Array, Backend
+from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.scalars import Scalars
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.solvers.contract import Solver
@@ -155,13 +156,15 @@ class Descent(NamedTuple):
 
     way : from x to the minimum of the quadratic model so far.
     residual : the gradient of the model there.
-    direction, squared : the next direction, and the residual's squared norm in these units.
+    direction, longest : the next direction, and its largest component in these units.
+    squared : the residual's squared norm in these units.
     decrease : how much lower the model is there, the promise that the slopes make.
     """
 
     way: Array
     residual: Array
     direction: Array
+    longest: Any
     squared: Any
     decrease: Any
 
@@ -181,20 +184,19 @@ def units(space: Space, x: Array, extent: Any) -> Array:
 
 def descent_in_units(space: Space, gradient: Array, unit: Array) -> Descent:
     """No step yet. The first direction is steepest descent in the variables x / unit."""
-    zero = space.xp.zeros_like(gradient)
-    (squared,) = space.read(space.dot(gradient * unit, gradient * unit))
+    zero, scaled = space.xp.zeros_like(gradient), gradient * unit
+    direction = -scaled * unit
+    squared, longest = space.later(space.dot(scaled, scaled), space.max_abs(direction / unit))
     nothing = space.scalars.full(0.0, squared)
-    return Descent(zero, gradient, -(gradient * unit) * unit, squared, nothing)
+    return Descent(zero, gradient, direction, longest, squared, nothing)
 
 
-def short_step(space: Space, descent: Descent, unit: Array) -> tuple[Array, Any]:
-    """A step along the next direction that is long enough to show the curvature, and its length in
-    units of the direction."""
-    fn = space.scalars
-    size = space.read_one(space.max_abs(descent.direction / unit))
+def short_step(space: Space, descent: Descent) -> Array:
+    """A step along the next direction that is long enough to show the curvature."""
+    fn, size = space.scalars, now(descent.longest)
     known = (size > 0.0) & fn.isfinite(size)
     length = fn.where(known, fn.divide(space.backend.eps**0.5, size), 0.0)
-    return space.scale(length, descent.direction), length
+    return space.scale(length, descent.direction)
 
 
 def followed(
@@ -216,11 +218,13 @@ def followed(
     residual = descent.residual + space.scale(steps, space.pick(usable, change, 0.0 * step))
     scaled = residual * unit
     (squared,) = space.read(space.dot(scaled, scaled))
-    share = fn.where(descent.squared > 0.0, fn.divide(squared, descent.squared), 0.0)
+    before = now(descent.squared)
+    share = fn.where(before > 0.0, fn.divide(squared, before), 0.0)
     share = fn.where(fn.isfinite(share), share, 0.0)
+    direction = space.scale(share, descent.direction) - scaled * unit
+    (longest,) = space.later(space.max_abs(direction / unit))
     onwards = Descent(
-        descent.way + space.scale(steps, step), residual,
-        space.scale(share, descent.direction) - scaled * unit, squared,
+        descent.way + space.scale(steps, step), residual, direction, longest, squared,
         descent.decrease + decrease,
     )
     return space.merge(usable, onwards, descent)

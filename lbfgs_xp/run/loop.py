@@ -33,6 +33,7 @@ from lbfgs_xp.solvers.contract import Solver
 from lbfgs_xp.solvers.inverse_hessian import ScaledInverseHessian
 
 _RUNNING = int(Status.RUNNING)
+_MESSAGES = {int(member): member.message for member in Status}
 # Finite trials in one search after which finite differences are no longer trusted.
 _DOUBTFUL = 8
 
@@ -53,8 +54,10 @@ class Run:
         self.standing: Any = None
         self.rows, self.sizes = Rows(), Sizes(space.backend)
         self._in_step = False
-        # Runs the user's functions in the context of the caller of `minimize`.
         self._hess = hess
+        # The array of statuses that was read last, and what was read.
+        self._read: tuple[Any, Any] = (None, None)
+        # Runs the user's functions in the context of the caller of `minimize`.
         self.in_caller_context = contextvars.copy_context().run
         self._last_deadline = time.perf_counter() + plan.maxtime
         # Prepare all stages now, so that errors in a later one are raised before the first runs.
@@ -72,9 +75,8 @@ class Run:
             more["hessian"] = lambda x: self.in_caller_context(hessian, x)
         # A single problem runs on Python floats and branches, which cannot be compiled, and a
         # Hessian is a user's function.
-        compiled = space.batched and is_compilable(solver) and not space.reproducible
         prepare: Any = functools.partial
-        if compiled:
+        if space.batched and is_compilable(solver) and not space.reproducible:
             prepare = functools.partial(space.backend.jit, steps=math.prod(self.layout.shape))
 
         def after(solver: Solver) -> Callable:
@@ -371,6 +373,20 @@ class Run:
         x = self.space.backend.own(shown.x)
         return Record(self.layout.to_tree(x), *(self.to_user(scalar) for scalar in shown[1:]))
 
+    def _code(self) -> Any:
+        """The status of each problem; an end that is not confirmed counts as running."""
+        status = self.standing.progress.status
+        return self.space.scalars.where(status < _RUNNING, _RUNNING, status)
+
+    def codes(self) -> Any:
+        """The same on the host, an integer or an array (B,), read once."""
+        space, status = self.space, self.standing.progress.status
+        if self._read[0] is not status:
+            code = self._code()
+            on_host = not space.batched or space.small_on_host
+            self._read = status, code if on_host else space.backend.to_host(code)
+        return self._read[1]
+
     def result(self) -> Result:
         last = self._result_of_stage()
         return last if len(self.plan.stages) == 1 else joined([*self._ended, last])
@@ -382,12 +398,12 @@ class Run:
         state, p, best = self.standing
         status: Any
         message: Any
-        code = space.scalars.where(p.status < _RUNNING, _RUNNING, p.status)
+        code = self._code()
         norm = best.gradient_norm
         if not space.remote:
             norm = space.read_one(self.solver.optimality(space, best.x, best.gradient))
         if space.batched:
-            status, message = code, _messages(space, code)
+            status, message = code, [_MESSAGES[int(each)] for each in self.codes()]
         else:
             status = Status(code)  # type: ignore[call-arg]
             message = status.message
@@ -455,12 +471,6 @@ def _shown(standing: Standing) -> Record:
     """The contents of a record, as vectors and scalars of the run."""
     state, p = standing.solver_state, standing.progress
     return Record(state.x, state.value, state.gradient_norm, state.step, p.nit, p.nfev)
-
-
-def _messages(space: Space, status: Array) -> list[str]:
-    messages = {int(member): member.message for member in Status}
-    codes = status if space.small_on_host else space.backend.to_host(status)
-    return [messages[int(code)] for code in codes]
 
 
 def _checked_state(

@@ -86,8 +86,9 @@ class SecondLook:
         if run.objective.differs:
             self._leave_to_central()
             self._judge_differences()
-        if not run.is_running():
-            self._confirm()
+            if run.is_running():
+                return True
+        self._confirm()
         if run.is_running():
             return True
         return self._set_out_again() or self._switch_to_central()
@@ -154,56 +155,64 @@ class SecondLook:
         level = stopping.negligible(fn, self.run.criteria, p, state.value, part)
         return fn.maximum(level, agreement.hidden_by_rounding(fn, space.backend, state.value))
 
-    def _visible(self, p: Any, state: Any) -> Any:
-        """The length of a step that changes x visibly."""
-        space = self.run.space
-        size, eps = space.read_one(space.max_abs(state.x)), space.backend.eps
-        return _FAR * eps**0.5 * space.scalars.maximum(size, eps**0.25 * p.extent)
+    def _visible(self, p: Any, size: Any) -> Any:
+        """The length of a step that changes x, of this size, visibly."""
+        fn, eps = self.run.space.scalars, self.run.space.backend.eps
+        return _FAR * eps**0.5 * fn.maximum(size, eps**0.25 * p.extent)
 
     def _is_within_differences(self, step: Array, unit: Array) -> Any:
         """Whether a step is no longer, along any variable, than differences."""
         space = self.run.space
         share = space.read_one(space.max_abs(step / unit))
-        return (share <= _BEYOND * space.backend.eps ** (1 / 3)) & self.run.objective.differs
+        return share <= _BEYOND * space.backend.eps ** (1 / 3)
 
-    # --- looks in the units of each variable ---------------------------------------------------
+    # --- budgets -------------------------------------------------------------------------------
+
+    def _unpaid(self, evaluations: int) -> Any:
+        """Which problems have no budget for that many evaluations."""
+        run = self.run
+        calls = evaluations * run.criteria.calls_per_trial
+        return run.standing.progress.nfev + calls > run.criteria.maxfun
+
+    def _is_late(self) -> bool:
+        return time.perf_counter() >= self.run.deadline
 
     def _affords(self, evaluations: int, rows: Any) -> Any:
         """Those of the problems `rows` that still run and can pay for that many evaluations; the
         others of them end."""
         run = self.run
         p, fn = run.standing.progress, run.space.scalars
-        unpaid = p.nfev + evaluations * run.criteria.calls_per_trial > run.criteria.maxfun
         rows = rows & (p.status == _RUNNING)
-        status = fn.where(unpaid & rows, _EVALUATIONS, p.status)
-        if time.perf_counter() >= run.deadline:
+        status = fn.where(self._unpaid(evaluations) & rows, _EVALUATIONS, p.status)
+        if self._is_late():
             status = fn.where(rows, _TIME, status)
         run.note(p._replace(status=status))
         return rows & (status == _RUNNING)
 
-    def _can_pay(self, evaluations: int) -> Any:
-        """Which problems have the evaluations and the time left."""
-        run = self.run
-        p, late = run.standing.progress, time.perf_counter() >= run.deadline
-        spent = p.nfev + evaluations * run.criteria.calls_per_trial
-        return (spent <= run.criteria.maxfun) & (not late)
+    def _still_pay(self, evaluations: int, rows: Any) -> Any:
+        """`_affords` for looks that are not needed: no problem ends."""
+        paid = self.run.space.scalars.logical_not(self._unpaid(evaluations))
+        return rows & paid & (not self._is_late())
+
+    # --- looks in the units of each variable ---------------------------------------------------
 
     def _visit(self, x: Array, rows: Any, counts: Any = True) -> tuple[Any, Array]:
-        """Value and gradient at x, for these rows; x may become the best where it `counts`."""
+        """Value and gradient at x, for these rows; x may become the best where it `counts`. If it
+        is False, the value is left on the device."""
         run, (state, p, known) = self.run, self.run.standing
         space, fn = run.space, run.space.scalars
         value, gradient, aux, count = run.evaluate(x)
-        (there,) = space.read(value)
         p = p._replace(nfev=fn.where(rows, p.nfev + count, p.nfev))
-        better = fn.full(False, there)
+        better = fn.full(False, p.nfev)
         if counts is not False:
-            seen = state._replace(seen=there, accepted=better)
+            (value,) = space.read(value)
+            seen = state._replace(seen=value, accepted=better)
             known, better = better_point(
                 run.solver_here(), space, run.criteria, known, x, seen, gradient, rows & counts,
                 p.noise,
             )
         run.move_to(Standing(state, p, known), aux, better)
-        return there, gradient
+        return value, gradient
 
     def _look_in_units(self) -> None:
         """Look down the gradient in the units of each variable, which the gradient may hide. If the
@@ -226,7 +235,7 @@ class SecondLook:
             going = self._affords(1, going)
             if not space.any(going):
                 break
-            step, _ = agreement.short_step(space, descent, unit)
+            step = agreement.short_step(space, descent)
             x = agreement.at_steps(solver, space, state.x, step)
             # A lower value next to a small gradient does not matter unless it is promised.
             _, gradient = self._visit(x, going, p.claim != _GRADIENT)
@@ -236,9 +245,10 @@ class SecondLook:
         p = run.standing.progress
         # Where a step would still change x visibly, how far the value has fallen shows nothing: a
         # start may be higher than all that matters by any factor.
-        (reach,) = space.read(space.max_abs(descent.way))
-        far = reach > self._visible(p, state)
-        far = far & fn.logical_not(self._is_within_differences(descent.way, unit))
+        reach, size = space.read(space.max_abs(descent.way), space.max_abs(state.x))
+        far = reach > self._visible(p, size)
+        if run.objective.differs:
+            far = far & fn.logical_not(self._is_within_differences(descent.way, unit))
         hidden = agreement.hidden_by_rounding(fn, space.backend, state.value)
         level = fn.where(far, _ENOUGH * fn.maximum(hidden, p.noise), level)
         wanted = (p.status == _RUNNING) & (p.claim != _LINE_SEARCH) & (descent.decrease > level)
@@ -336,8 +346,8 @@ class SecondLook:
         down = (bend > 0.0) & (before < 0.0)
         promised = fn.where(agrees & down, fn.divide(before * before, 2.0 * bend), 0.0)
         steps = fn.where(down, fn.divide(-before, bend), math.inf)
-        (reach,) = space.read(space.max_abs(x - state.x))
-        close = agrees & (steps * reach <= self._visible(p, state))
+        reach, size = space.read(space.max_abs(x - state.x), space.max_abs(state.x))
+        close = agrees & (steps * reach <= self._visible(p, size))
         level = fn.where(close, fn.maximum(level, self._level(p, state, p.claim)), level)
         decrement = fn.where(p.claim == DOUBTED, state.decrement, 0.0)
         decrement = fn.where(fn.isfinite(decrement), decrement, 0.0)
@@ -395,7 +405,7 @@ class SecondLook:
         left, never = rows, fn.full(False, state.value)
         for attempt in range(_DISTANCES):
             # Without more than the nearest points, what they show decides.
-            left = self._affords(_NOISY, left) if attempt == 0 else left & self._can_pay(_NOISY)
+            left = self._affords(_NOISY, left) if attempt == 0 else self._still_pay(_NOISY, left)
             if not space.any(left):
                 break
             points = agreement.noise_points(space, state.x, state.gradient, spacing, _NOISY)
@@ -411,10 +421,12 @@ class SecondLook:
             elif differs:
                 values = [self._value_at(x, left) for x in points]
             else:
-                seen = [self._visit(x, left, False) for x in points]
-                values = [value for value, _ in seen]
+                values, gradients = [], []
+                for x in points:
+                    value, gradient = self._visit(x, left, False)
+                    values += space.read(value)
+                    gradients.append(gradient)
                 if attempt == 0:
-                    gradients = [gradient for _, gradient in seen]
                     errors = agreement.noise_of(Scalars(space.xp), gradients)
             found = agreement.noise_of(fn, values)
             left = left & fn.isfinite(found)
@@ -496,21 +508,26 @@ class SecondLook:
         """Look for noise where the first differences were taken over short steps: it may have made
         the function look as if it bent that fast."""
         run, p = self.run, self.run.standing.progress
-        narrow = self._narrow() & (p.status == _RUNNING)
         # Forward differences end early among noise, and give way to central ones.
-        if run.solver.takes_noise and not run.objective.forward and run.space.any(narrow):
+        if run.objective.forward or not run.solver.takes_noise:
+            return
+        narrow = self._narrow() & (p.status == _RUNNING)
+        if run.space.any(narrow):
             self._look_for_noise(narrow, everywhere=False)
 
     def look_at_search(self) -> None:
         """Look for noise where a search takes many trials, which then are no better than chance."""
-        run, p = self.run, self.run.standing.progress
-        long = (p.status == _RUNNING) & (p.trials >= _LONG) & (p.looked != p.looked)
-        if run.objective.forward or not run.space.any(long) or not run.solver.takes_noise:
+        run = self.run
+        if run.objective.forward or not run.solver.takes_noise:
             return
-        run.rejoin_rows()
-        p = run.standing.progress
-        long = (p.status == _RUNNING) & (p.trials >= _LONG) & (p.looked != p.looked)
-        self._look_for_noise(long, everywhere=True)
+        if run.space.any(self._is_long()):
+            run.rejoin_rows()
+            self._look_for_noise(self._is_long(), everywhere=True)
+
+    def _is_long(self) -> Any:
+        """Which searches have taken many trials, in problems that were not looked at before."""
+        p = self.run.standing.progress
+        return (p.status == _RUNNING) & (p.trials >= _LONG) & (p.looked != p.looked)
 
     def _narrow(self) -> Any:
         """Where the function seems to bend over lengths much shorter than its variables."""
@@ -544,15 +561,13 @@ class SecondLook:
         narrow = self._narrow() & (before.noise == 0.0)
         if space.any(rows & narrow):
             narrow = narrow & fn.logical_not(self._changes_over_lengths(rows & narrow))
-        steps, spacing = differences.steps(state.x, value, True), differences.ordinary_steps(
-            state.x, value
-        )
+        steps = differences.steps(state.x, value, True)
+        spacing = differences.ordinary_steps(state.x, value)
         wide = (steps >= spacing) | (space.per_problem(narrow) & (spacing > 0.0))
         spacing = _SPACING * space.xp.where(wide, spacing, steps)
-        if not space.any(narrow):
-            noise, _, rounding, paid = self._noise_at(spacing, rows)
-        else:
-            noise, _, rounding, paid = self._noise_at(spacing, rows, narrow)
+        noise, _, rounding, paid = self._noise_at(
+            spacing, rows, narrow if space.any(narrow) else False
+        )
         short = paid & narrow & (noise <= rounding)
         if everywhere and space.any(short):
             spacing = _SPACING * steps
@@ -561,10 +576,9 @@ class SecondLook:
         p, level = run.standing.progress, _SPREAD * noise
         rows = rows & (p.status == _RUNNING)
         p = p._replace(status=fn.where(rows, before.status, p.status))
-        run.note(p)
         if everywhere:
             p = p._replace(looked=fn.where(rows, fn.abs(state.value), p.looked))
-            run.note(p)
+        run.note(p)
         changed = (_CHANGED * level < p.noise) | (level > _CHANGED * p.noise)
         above = level > fn.maximum(rounding, self._spoils_nothing())
         # Beside a large constant, rounding does.
@@ -577,8 +591,8 @@ class SecondLook:
         run.note(p._replace(noise=fn.where(again, level, p.noise)))
         if run.objective.forward:
             # Central ones take over.
-            status = fn.where(again, _LINE_SEARCH, p.status)
-            run.note(run.standing.progress._replace(status=status))
+            p = run.standing.progress
+            run.note(p._replace(status=fn.where(again, _LINE_SEARCH, p.status)))
         else:
             self._begin_among_noise(again)
 
@@ -666,10 +680,10 @@ class SecondLook:
     def pending(self) -> bool:
         run = self.run
         p = run.standing.progress
-        unpaid = p.nfev + run.criteria.calls_per_trial > run.criteria.maxfun
-        status = run.space.scalars.where(unpaid & (p.status == _RUNNING), _EVALUATIONS, p.status)
+        unpaid = self._unpaid(1) & (p.status == _RUNNING)
+        status = run.space.scalars.where(unpaid, _EVALUATIONS, p.status)
         run.note(p._replace(status=status))
-        if time.perf_counter() >= run.deadline:
+        if self._is_late():
             run.end(Status.TIME)
         return run.is_running()
 
@@ -769,13 +783,12 @@ class SecondLook:
 
     def _is_left_to_central(self) -> Any:
         """Which ends by forward differences central ones will judge, as far as is known now."""
-        run, (_, p, best) = self.run, self.run.standing
-        fn = run.space.scalars
-        blind = self._error_of_forward(best) > _BLIND * p.gtol
+        p = self.run.standing.progress
         ended = (p.status == _GRADIENT) | (p.status == _PRECISION)
         ended = ended | (p.status == FLAT) | (p.status == CLAIMED)
-        left = (ended & blind) | (p.status == _LINE_SEARCH)
-        return left & fn.logical_not(self._cannot_switch())
+        left = (ended & self._is_blind()) | (p.status == _LINE_SEARCH)
+        unpaid, late = self._cannot_switch()
+        return left & self.run.space.scalars.logical_not(unpaid | late)
 
     def _leave_to_central(self) -> None:
         """Leave claims to central differences at once where looks by forward ones decide nothing.
@@ -788,36 +801,33 @@ class SecondLook:
         status = fn.where(left & (p.status == CLAIMED), _LINE_SEARCH, p.status)
         run.note(p._replace(status=fn.where(left & (p.status == FLAT), _GRADIENT, status)))
 
-    def _error_of_forward(self, best: Best) -> Any:
-        """The error of forward differences: at least that of rounding, eps |f| at either end of a
-        step of sqrt(eps)."""
-        space = self.run.space
-        return 2.0 * space.backend.eps**0.5 * space.scalars.abs(best.value)
+    def _is_blind(self) -> Any:
+        """Where the error of forward differences hides a gradient as small as the tolerance. It is
+        at least that of rounding: eps |f| at either end of a step of sqrt(eps)."""
+        space, (_, p, best) = self.run.space, self.run.standing
+        error = 2.0 * space.backend.eps**0.5 * space.scalars.abs(best.value)
+        return error > _BLIND * p.gtol
 
-    def _cannot_switch(self) -> Any:
-        """Which problems have no budget for central differences."""
+    def _cannot_switch(self) -> tuple[Any, Any]:
+        """Which problems have no evaluations left for central differences, and which no time."""
         run, p = self.run, self.run.standing.progress
         calls = run.objective.calls_per_trial(forward=False)
-        late = run.space.scalars.full(time.perf_counter() >= run.deadline, p.nfev)
-        return (p.nfev + calls > run.criteria.maxfun) | late
+        late = run.space.scalars.full(self._is_late(), p.nfev)
+        return p.nfev + calls > run.criteria.maxfun, late
 
     def _switch_to_central(self) -> bool:
         """Switch to central differences if only the error of forward ones may have ended a run: if
         a search has failed, or the gradient is small compared with that error. If a budget does not
         allow the switch, such a gradient is not a success."""
         run = self.run
-        objective = run.objective
-        if not objective.forward:
+        if not run.objective.forward:
             return False
         run.rejoin_rows()
-        space, criteria, (_, p, best) = run.space, run.criteria, run.standing
+        space, p, blind = run.space, run.standing.progress, self._is_blind()
         fn = space.scalars
-        error = self._error_of_forward(best)
-        small = (p.status == _GRADIENT) & (error > _BLIND * p.gtol)
-        unpaid = p.nfev + objective.calls_per_trial(forward=False) > criteria.maxfun
-        late = fn.full(time.perf_counter() >= run.deadline, p.nfev)
-        floor = (p.status == _PRECISION) & (error > _BLIND * p.gtol)
-        doubted = small | floor | (p.status == _LINE_SEARCH)
+        unpaid, late = self._cannot_switch()
+        small = (p.status == _GRADIENT) & blind
+        doubted = small | ((p.status == _PRECISION) & blind) | (p.status == _LINE_SEARCH)
         doubted = doubted & fn.logical_not(unpaid | late)
         status = fn.where(small & late, _TIME, p.status)
         status = fn.where(small & unpaid, _EVALUATIONS, status)

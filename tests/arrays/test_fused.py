@@ -22,7 +22,7 @@ from lbfgs_xp.arrays.fused import Fused
 from lbfgs_xp.line_search import Fixed
 from lbfgs_xp.line_search.run import NAMES
 from lbfgs_xp.problems import rosenbrock
-from tests.backends import Backend, parameters
+from tests.backends import Backend, or_skip, parameters
 from tests.first_order.test_nvrtc import (
     ARCHITECTURES,
     needs_nvrtc,
@@ -39,10 +39,7 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 @pytest.fixture(params=parameters([Backend.CUPY, Backend.TORCH, Backend.TORCH_CUDA]))
 def backend(request: pytest.FixtureRequest) -> Backend:
     """The libraries with kernels; within `kernels`, torch on the CPU has them, too."""
-    chosen: Backend = request.param
-    if chosen.missing:
-        pytest.skip(chosen.missing)
-    return chosen
+    return or_skip(request.param)
 
 
 @contextlib.contextmanager

@@ -656,9 +656,10 @@ def test_args_without_rows_stay_the_objects_they_are() -> None:
         return quartic(x, target)
 
     x0 = np.zeros_like(TARGETS)
-    res = lx.minimize(fun, x0, (TARGETS, log, counts), jac=True, batched=True)
+    # By a tolerance of one's own, because the look before a run ends sees all rows.
+    res = lx.minimize(fun, x0, (TARGETS, log, counts), jac=True, batched=True, gtol=1e-6)
     assert res.success.all()
-    assert min(log) < len(x0) == log[0]
+    assert log[-1] < len(x0) == log[0]
     assert counts["calls"] == len(log) == max(res.nfev)
 
 
