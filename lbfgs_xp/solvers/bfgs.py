@@ -18,15 +18,13 @@ from lbfgs_xp.checks import flag, setting
 from lbfgs_xp.line_search import LineSearch, MoreThuente
 from lbfgs_xp.projections import Box
 from lbfgs_xp.solvers.bounded import (
-    KEPT,
-    Path,
     TakesBounds,
-    clipped,
     differ,
+    fitted,
     free_variables,
-    onto_bounds,
     path_at,
     reduced,
+    shortened,
     step,
 )
 from lbfgs_xp.solvers.descent import Aim, Descent, DescentState, Iterate
@@ -259,26 +257,6 @@ class BFGS(TakesBounds, Descent):
             return space.own_matrices(space.put(rows, part, matrix)), changed
         return space.own_matrices(_without_held(space, matrix, known, free, fresh)), changed
 
-    def _shortened(
-        self, space: Space, path: Path, x: Array, gradient: Array, direction: Array,
-        learned: Estimate,
-    ) -> Array:
-        """A direction, clipped to the bounds; where that spoils it, a projected step along the
-        gradient."""
-        fn = space.scalars
-        one = fn.full(1.0, path.reach)
-        short = onto_bounds(space, path, x, gradient, direction, one)
-        short = clipped(space, path, x, short, one)
-        if short is direction:
-            return direction
-        before, slope = space.read(space.dot(gradient, direction), space.dot(gradient, short))
-        spoilt = fn.logical_not((slope < KEPT * before) & (slope < 0.0))
-        if space.none(spoilt):
-            return short
-        plain = space.scale(-learned.gamma, gradient)
-        plain = onto_bounds(space, path, x, gradient, plain, one)
-        return space.pick(spoilt, clipped(space, path, x, plain, one), short)
-
     def aim(
         self, space: Space, point: Iterate, secant: Any, steepest: Any,
         turned: Any = True, learned: Estimate | None = None, **more: Any,
@@ -291,13 +269,17 @@ class BFGS(TakesBounds, Descent):
             free = space.xp.linalg.diagonal(learned.matrix) != 0.0
             path, inner = path_at(space, box, x, free), reduced(space, free, gradient)
             straight = reduced(space, free, direction)
-            direction = self._shortened(space, path, x, gradient, straight, learned)
+            (slope,) = space.later(space.dot(gradient, straight))
+            direction, slope = shortened(
+                space, path, x, gradient, straight, slope, learned.gamma
+            )
             whole = fn.logical_not(differ(space, direction, straight))
             if learned.whole is not None:
                 # Searches that continue keep their direction.
                 whole = fn.where(turned & fn.full(True, value), whole, learned.whole)
             learned = learned._replace(whole=whole)
-        (slope,) = space.later(space.dot(gradient, direction))
+        else:
+            (slope,) = space.later(space.dot(gradient, direction))
         # If it is not a descent direction, it is dropped together with what was learned. (At a
         # gradient of 0 there is no descent, and nothing is wrong.) A pending slope ends the search
         # at its first trial, after which `steepest` holds.
@@ -315,12 +297,14 @@ class BFGS(TakesBounds, Descent):
                 space.pick(wrong, plain, learned.product), bare, *learned[3:],
             )
             direction = -learned.product
+            (slope,) = space.later(space.dot(gradient, direction))
             if path is not None:
                 assert box is not None
                 free = space.xp.linalg.diagonal(learned.matrix) != 0.0
                 path, inner = path_at(space, box, x, free), reduced(space, free, gradient)
-                direction = self._shortened(space, path, x, gradient, direction, learned)
-            (slope,) = space.later(space.dot(gradient, direction))
+                direction, slope = shortened(
+                    space, path, x, gradient, direction, slope, learned.gamma
+                )
         plain_slope: Any = None
         length: Any = None
         if self.probes and not space.none(learned.bare):
@@ -328,8 +312,7 @@ class BFGS(TakesBounds, Descent):
                 space, UNSCALED, learned.unit, x, value, inner, norm, before == 0.0
             )
             if path is not None:
-                plain = onto_bounds(space, path, x, gradient, plain, length)
-                plain = clipped(space, path, x, plain, length)
+                plain = fitted(space, path, x, gradient, plain, length)
                 (plain_slope,) = space.read(space.dot(gradient, plain))
             direction = space.pick(learned.bare, plain, direction)
         slope, first, share = fn.fused(_aimed, value, learned.bare, slope, plain_slope, length)

@@ -11,16 +11,15 @@ import copy
 from typing import Any, NamedTuple, Self
 
 from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.projections import Box
 from lbfgs_xp.solvers.contract import Solver
 
 # A bound holds a variable near it if a step along the gradient leads this many times further.
 _FAR_BEYOND = 0.1
-
-
 # Clipping has spoilt a direction that keeps less than this share of its slope.
-KEPT = 0.1
+_KEPT = 0.1
 
 
 class Path(NamedTuple):
@@ -144,11 +143,42 @@ def within(space: Space, path: Path, x: Array) -> Array:
     return x if path.upper is None else xp.minimum(x, path.upper)
 
 
-def onto_bounds(
+def fitted(
     space: Space, path: Path, x: Array, gradient: Array, direction: Array, first: Any
 ) -> Array:
-    """The direction, with the held variables on the way to the bounds that hold them, which they
-    reach at the first trial; see `clipped`."""
+    """The direction, shortened where its first trial would pass a bound, with the held variables on
+    the way to the bounds that hold them, which they reach at that trial."""
+    return _clipped(space, path, x, _onto_bounds(space, path, x, gradient, direction, first), first)
+
+
+def shortened(
+    space: Space, path: Path, x: Array, gradient: Array, direction: Array, slope: Any, gamma: Any,
+    mask: Any = True,
+) -> tuple[Array, Any]:
+    """A quasi-Newton direction, `fitted`, and its slope. Where that spoils it, and `mask` holds, a
+    projected step along the gradient, which always goes down.
+
+    slope : of the direction.
+    gamma : the inverse Hessian, roughly, for that step.
+    """
+    fn = space.scalars
+    one = fn.full(1.0, path.reach)
+    short = fitted(space, path, x, gradient, direction, one)
+    if short is direction:
+        return direction, slope
+    kept = space.read_one(space.dot(gradient, short))
+    spoilt = mask & fn.logical_not((kept < _KEPT * now(slope)) & (kept < 0.0))
+    if space.none(spoilt):
+        return short, kept
+    plain = fitted(space, path, x, gradient, space.scale(-gamma, gradient), one)
+    short = space.pick(spoilt, plain, short)
+    return short, space.read_one(space.dot(gradient, short))
+
+
+def _onto_bounds(
+    space: Space, path: Path, x: Array, gradient: Array, direction: Array, first: Any
+) -> Array:
+    """The direction, with the held variables on the way beyond their bounds."""
     xp, free = space.xp, path.free
     if free is None:
         return direction
@@ -206,7 +236,7 @@ def step(
     return space.xp.where(straight, s, new - x)
 
 
-def clipped(space: Space, path: Path, x: Array, direction: Array, first: Any) -> Array:
+def _clipped(space: Space, path: Path, x: Array, direction: Array, first: Any) -> Array:
     """The direction, shortened where its first trial would pass a bound."""
     xp, eps = space.xp, space.backend.eps
     there = space.move(x, first, direction)

@@ -282,25 +282,14 @@ def _aim(
         space, solver.initial, weights, pairs, inner, with_gradient, 0.0, free
     )
     if path is not None:
-        one = fn.full(1.0, value)
-        direction = bounded.onto_bounds(space, path, x, gradient, direction, one)
-        direction = bounded.clipped(space, path, x, direction, one)
-        before, slope = slope, space.read_one(space.dot(gradient, direction))
-        # Where clipping has spoilt it, a projected step along the gradient goes down.
-        spoilt = fn.logical_not((slope < bounded.KEPT * before) & (slope < 0.0))
-        spoilt = spoilt & (pairs.count > 0)
-        if not space.none(spoilt):
-            plain = space.scale(-pairs.gamma, inner)
-            plain = bounded.onto_bounds(space, path, x, gradient, plain, one)
-            plain = bounded.clipped(space, path, x, plain, one)
-            direction = space.pick(spoilt, plain, direction)
-            (slope,) = space.read(space.dot(gradient, direction))
+        direction, slope = bounded.shortened(
+            space, path, x, gradient, direction, slope, pairs.gamma, pairs.count > 0
+        )
     plain, plain_slope, first = first_step(
         space, solver.initial, weights, x, value, inner, norm, alpha == 0.0
     )
     if path is not None:
-        plain = bounded.onto_bounds(space, path, x, gradient, plain, first)
-        plain = bounded.clipped(space, path, x, plain, first)
+        plain = bounded.fitted(space, path, x, gradient, plain, first)
         (plain_slope,) = space.read(space.dot(gradient, plain))
     # If it is not a descent direction, it is dropped together with the pairs.
     rate = None if solver.pace is None else solver.learning_rate(0)

@@ -98,8 +98,7 @@ def _arrive(
     far = endless(solver.line_search, solver.initial.scales_first, alpha)
     return _aim(
         solver, space, (x, value, gradient, norm, alpha), (pairs, with_gradient, squared, weights),
-        seen, state.pace, decrement, bare and pairs.count == 0 and far, state.noise,
-        path,
+        seen, state.pace, decrement, bare and pairs.count == 0 and far, state.noise, path,
     )
 
 
@@ -212,8 +211,7 @@ def _start_again(
 
 def _aim(
     solver: Any, space: Space, iterate: tuple, curvature_there: tuple, seen: float,
-    pace: Pace | None, decrement: float, unbounded: bool, noise: float,
-    path: Path | None,
+    pace: Pace | None, decrement: float, unbounded: bool, noise: float, path: Path | None,
 ) -> LBFGSState:
     """The state at an iterate, with a direction from there and a search begun along it.
 
@@ -233,7 +231,7 @@ def _aim(
             space, solver.initial, weights, pairs, inner, with_gradient, squared, free
         )
         if path is not None:
-            direction, slope = _shortened(
+            direction, slope = bounded.shortened(
                 space, path, x, gradient, direction, slope, pairs.gamma
             )
     if not (isinstance(slope, Pending) or slope < 0.0):
@@ -245,8 +243,7 @@ def _aim(
         )
         if path is not None:
             plain = direction
-            direction = bounded.onto_bounds(space, path, x, gradient, direction, first)
-            direction = bounded.clipped(space, path, x, direction, first)
+            direction = bounded.fitted(space, path, x, gradient, direction, first)
             if direction is not plain:
                 slope = space.read_one(space.dot(gradient, direction))
     if pace is not None:
@@ -261,26 +258,9 @@ def _aim(
     trial = bounded.trial(space, path, x, search.alpha, direction)
     return named(LBFGSState, (
         x, value, gradient, norm, alpha, direction, search, trial, seen, None, pairs,
-        with_gradient, squared, weights, pace, decrement, True, False, unbounded,
-        noise, path,
+        with_gradient, squared, weights, pace, decrement, True, False, unbounded, noise,
+        path,
     ))
-
-
-def _shortened(
-    space: Space, path: Path, x: Array, gradient: Array, direction: Array, slope: Any, gamma: Any
-) -> tuple[Array, Any]:
-    """A quasi-Newton direction, clipped to the bounds, and its slope."""
-    short = bounded.onto_bounds(space, path, x, gradient, direction, 1.0)
-    short = bounded.clipped(space, path, x, short, 1.0)
-    if short is direction:
-        return direction, slope
-    before, slope = now(slope), space.read_one(space.dot(gradient, short))
-    if slope < bounded.KEPT * before and slope < 0.0:
-        return short, slope
-    # A projected step along the gradient always goes down.
-    direction = bounded.onto_bounds(space, path, x, gradient, -gamma * gradient, 1.0)
-    direction = bounded.clipped(space, path, x, direction, 1.0)
-    return direction, space.read_one(space.dot(gradient, direction))
 
 
 def begin(
