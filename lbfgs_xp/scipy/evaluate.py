@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import numbers
 from typing import Any
@@ -113,6 +114,20 @@ class Evaluate:
         self.nfev += 1
         value = self.fun(np.copy(x), *self.args)
         return value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
+
+
+def takes_result(callback: Any) -> bool:
+    """Whether a callback takes SciPy's intermediate result instead of x."""
+    try:
+        names = set(inspect.signature(callback).parameters)
+    except ValueError:    # a function in C
+        return False
+    return names == {"intermediate_result"}
+
+
+def are_bounds(lower: np.ndarray, upper: np.ndarray) -> bool:
+    """Whether any of these limits is finite."""
+    return bool(np.any(np.isfinite(lower)) or np.any(np.isfinite(upper)))
 
 
 def complex_steps(x: np.ndarray) -> np.ndarray:

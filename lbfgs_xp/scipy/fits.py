@@ -17,7 +17,7 @@ from lbfgs_xp.fits import least_squares as squares
 from lbfgs_xp.fits.losses import LOSSES
 from lbfgs_xp.fits.result import FitRecord, LeastSquaresResult
 from lbfgs_xp.result import Status
-from lbfgs_xp.scipy.evaluate import complex_steps, limits, positive
+from lbfgs_xp.scipy.evaluate import are_bounds, complex_steps, limits, positive, takes_result
 from lbfgs_xp.typing import LossName
 
 _INFINITE = (-math.inf, math.inf)
@@ -108,7 +108,7 @@ def least_squares(
         raise ValueError(f"x0 has shape {start.shape}; wanted at most one axis")
     n = start.size
     lower, upper = _sides(bounds, n)
-    bounded = bool(np.any(np.isfinite(lower)) or np.any(np.isfinite(upper)))
+    bounded = are_bounds(lower, upper)
     if method == "lm" and (bounded or loss != "linear"):
         raise ValueError(
             'method is "lm", which takes no bounds and only the linear loss; wanted "trf"'
@@ -209,7 +209,7 @@ def curve_fit(
     if not callable(f):
         raise TypeError(f"f is a {type(f).__name__}; wanted a function of x and parameters")
     start, (lower, upper) = _start(f, p0, bounds)
-    bounded = bool(np.any(np.isfinite(lower)) or np.any(np.isfinite(upper)))
+    bounded = are_bounds(lower, upper)
     if method == "lm" and bounded:
         raise ValueError('method is "lm", which takes no bounds; wanted "trf" or "dogbox"')
     _refuse_outside("p0", start, lower, upper)
@@ -329,14 +329,9 @@ class _Model:
 
 def _watch(callback: Any, result: Callable) -> Callable[[FitRecord], bool] | None:
     """A callback for SciPy as a callback for `lx.least_squares`."""
-    if callback is None:
+    if checks.callback(callback) is None:
         return None
-    if not callable(callback):
-        raise TypeError(f"callback is {callback!r}; wanted a function or None")
-    try:
-        named = set(inspect.signature(callback).parameters) == {"intermediate_result"}
-    except ValueError:    # a function in C
-        named = False
+    named = takes_result(callback)
 
     def watch(record: FitRecord) -> bool:
         try:

@@ -8,7 +8,6 @@ the same form. SciPy passes every start as a NumPy array; for other libraries us
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 import warnings
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from lbfgs_xp import checks
 from lbfgs_xp.line_search import MoreThuente, StrongWolfe
 from lbfgs_xp.minimize import minimize as minimize_arrays
 from lbfgs_xp.result import Record, Result, Status
-from lbfgs_xp.scipy.evaluate import Evaluate, positive, sides
+from lbfgs_xp.scipy.evaluate import Evaluate, are_bounds, positive, sides, takes_result
 from lbfgs_xp.scipy.hessian import hessian_of
 from lbfgs_xp.solvers.bfgs import BFGS
 from lbfgs_xp.solvers.lbfgs import LBFGS
@@ -363,7 +362,7 @@ def _solve(
     start = np.atleast_1d(np.asarray(x0, dtype=np.float64))
     n = start.size
     lower, upper = sides(options["bounds"], n)
-    bounded = bool(np.any(np.isfinite(lower)) or np.any(np.isfinite(upper)))
+    bounded = are_bounds(lower, upper)
     if bounded and not getattr(solver, "supports_bounds", False):
         raise ValueError(
             f"bounds were passed to {name}, which takes none; wanted bounds=None, or "
@@ -451,13 +450,7 @@ class _Watch:
         self.callback, self.result, self.keeps = callback, result, bool(keeps)
         self.points: list[np.ndarray] = []
         self.watches = callback is not None or self.keeps
-        self.named = False
-        if callback is not None:
-            try:
-                names = set(inspect.signature(callback).parameters)
-            except ValueError:    # a function in C
-                names = set()
-            self.named = names == {"intermediate_result"}
+        self.named = callback is not None and takes_result(callback)
 
     def __call__(self, record: Record) -> bool:
         if self.keeps:
