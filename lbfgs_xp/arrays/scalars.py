@@ -41,6 +41,11 @@ named = tuple.__new__
 problems."""
 
 
+def picked(kind: Any, state: Any) -> Any:
+    """The attributes of a state that are fields of a named tuple, as that tuple."""
+    return named(kind, [getattr(state, name) for name in kind._fields])
+
+
 def map_tuple(function: Callable, tree: Any, *others: Any) -> Any:
     """`function` applied to the entries of (nested) named tuples with the same structure."""
     if isinstance(tree, tuple):

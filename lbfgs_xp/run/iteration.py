@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.pending import now
-from lbfgs_xp.arrays.scalars import Scalars, named
+from lbfgs_xp.arrays.scalars import Scalars, named, picked
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.result import Best, Status
 from lbfgs_xp.run import stopping
@@ -38,10 +38,6 @@ class _Seen(NamedTuple):
     failed: Any
     unbounded: Any
 
-    @classmethod
-    def of(cls, state: Any) -> _Seen:
-        return cls(*(getattr(state, name) for name in cls._fields))
-
 
 class _Numbers(NamedTuple):
     """The scalars of a solver's state that `stopping.update` needs."""
@@ -53,10 +49,6 @@ class _Numbers(NamedTuple):
     accepted: Any
     failed: Any
     unbounded: Any
-
-    @classmethod
-    def of(cls, state: Any) -> _Numbers:
-        return cls(*(getattr(state, name) for name in cls._fields))
 
 
 class _Scores(NamedTuple):
@@ -107,7 +99,7 @@ def after_evaluation(
     if space.batched and not (space.reproducible or is_compilable(solver)):
         # The solver's step cannot be compiled, but the rest of the iteration can.
         account, arguments = space.backend.jit(_account, *arguments), ()
-        seen = _Seen.of(old), _Seen.of(state)
+        seen = picked(_Seen, old), picked(_Seen, state)
     progress, best, better = account(
         *arguments, criteria, standing.progress, standing.best, *seen, gradient, count, measured
     )
@@ -132,7 +124,9 @@ def _account(
         lengths = _lengths(space, old.x, new.x)
     step, size = (None, None) if lengths is None else map(now, lengths)
     # What serves one problem need not be picked from its state.
-    numbers: tuple = (old, new) if not space.batched else (_Numbers.of(old), _Numbers.of(new))
+    numbers: tuple = (old, new)
+    if space.batched:
+        numbers = picked(_Numbers, old), picked(_Numbers, new)
     progress = fn.fused(stopping.update, criteria, progress, *numbers, step, size, count)
     best, better = better_point(
         solver, space, criteria, best, old.trial, new, gradient, running, progress.noise, norm
