@@ -61,6 +61,7 @@ from lbfgs_xp.line_search import (
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import BatchResult, Record, Result, State, Status
 from lbfgs_xp.run.penalised import Multipliers
+from lbfgs_xp.saving.checkpoint import Checkpoint
 from lbfgs_xp.solvers.bfgs import BFGS
 from lbfgs_xp.solvers.lbfgs import LBFGS
 from lbfgs_xp.solvers.method import Limits, Phase
@@ -88,6 +89,7 @@ __all__ = [
     "BatchLeastSquaresResult",
     "BatchResult",
     "Bisection",
+    "Checkpoint",
     "ConstrainedResult",
     "ConstrainedStatus",
     "CurveFit",
