@@ -24,7 +24,7 @@ from lbfgs_xp.run.objective import Objective
 from lbfgs_xp.run.plan import plan_of
 from lbfgs_xp.run.progress import Live
 from lbfgs_xp.run.snapshot import described_problem, restore, taken
-from lbfgs_xp.saving.checkpoint import Checkpoint, Keeper, Terminated, decoded, keeping
+from lbfgs_xp.saving.checkpoint import Checkpoint, Keeper, Terminated, keeping
 from lbfgs_xp.solvers.method import Limits
 from lbfgs_xp.typing import Jacobian, MinimizeSettings, OnError, PhasesOf
 
@@ -249,7 +249,7 @@ def minimize(
             if keeper is None or keeper.saved is None:
                 run.begin(layout.start(), state)
             else:
-                restore(run, decoded(keeper.saved, layout.backend))
+                restore(run, keeper.saved)
             objective.forgive(on_error)
             with layout.backend.where_nan_is_normal():
                 _carry_on(run, callback, live, keeper)

@@ -90,7 +90,7 @@ class Run:
 
     def enter_stage(self) -> None:
         """Make the next stage the current one."""
-        stage, self._state_at, self._after_of = self._ahead.pop(0)
+        stage, self.state_at, self._after_of = self._ahead.pop(0)
         self.method, self.solver, self.criteria = stage.name, stage.solver, stage.criteria
         if self.objective.differs:
             self.set_differences(self._forward)
@@ -146,7 +146,7 @@ class Run:
         same: Any = False
         if earlier is not None:
             same = space.equal_later(gradient, earlier.solver_state.gradient)
-        inner = self._state_at(start, value, gradient, learned)
+        inner = self.state_at(start, value, gradient, learned)
         if not now(unchanged):
             raise ValueError(
                 "fun changed x in place; wanted a function that leaves its argument unchanged"
@@ -214,7 +214,7 @@ class Run:
         self.ended.append(ended)
         self.enter_stage()
         self.criteria = stopping.later(fn, self.criteria, p, self.plan.maxiter, self.plan.maxfun)
-        inner = self._state_at(x, value, gradient, None, **self._noise_for(self.solver))
+        inner = self.state_at(x, value, gradient, None, **self._noise_for(self.solver))
         norm, count = inner.gradient_norm, objective.nfev - before
         p = stopping.again(fn, self.criteria, p, inner.value, norm, count)
         best = Best(x, inner.value, gradient, norm, inner.value if moved else best.lowest)
@@ -229,7 +229,7 @@ class Run:
         unit : the size of each variable, if the solver `rescales`.
         """
         unit = {**unit, **self._noise_for(self.solver)}
-        fresh = self._state_at(x, self.to_user(value), gradient, None, **unit)
+        fresh = self.state_at(x, self.to_user(value), gradient, None, **unit)
         return fresh._replace(decrement=self.standing.solver_state.decrement)
 
     def _noise_for(self, solver: Solver) -> dict[str, Any]:

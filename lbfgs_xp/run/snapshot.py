@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
+from lbfgs_xp.arrays.backend import Backend, is_array
 from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.rows import Rows
-from lbfgs_xp.arrays.tree import flatten, leaf_name, unflatten
-from lbfgs_xp.result import BatchResult, Result, Status
+from lbfgs_xp.arrays.tree import flatten, leaf_name, map_leaves, unflatten
+from lbfgs_xp.result import BatchResult, Best, Result, Status
 from lbfgs_xp.run import stopping
 from lbfgs_xp.run.aux_output import AuxOutput
 from lbfgs_xp.run.iteration import Standing
 from lbfgs_xp.run.stopping import Criteria
-from lbfgs_xp.saving.encoding import described, dtype_name
+from lbfgs_xp.saving.checkpoint import Saved
+from lbfgs_xp.saving.encoding import described, dtype_name, on_host
 
 if TYPE_CHECKING:
     from lbfgs_xp.run.loop import Run
@@ -126,14 +130,17 @@ def taken(run: Run, done: bool = False) -> Snapshot:
     )
 
 
-def restore(run: Run, saved: Snapshot) -> None:
+def restore(run: Run, file: Saved) -> None:
     """Bring a run that has not begun to where another one stood."""
     objective, space = run.objective, run.space
+    saved: Snapshot = file.position(space.backend)
     for ended in saved.ended:
         run.ended.append(_ended_as_result(run, ended))
         run.enter_stage()
     if objective.differs:
         run.set_differences(saved.forward)
+    if file.library != space.backend.name:
+        saved = _moved(run, saved)
     standing, left = saved.standing, saved.rows.here
     if left is not None:
         objective.restrict_to(space.send(left))
@@ -149,6 +156,69 @@ def restore(run: Run, saved: Snapshot) -> None:
     _apply_budgets(run, saved.budgets)
 
 
+# Entries of a solver's state that belong to the small algebra, although they may be as long as x.
+_SMALL = ("with_gradient", "squared")
+
+
+def _moved(run: Run, saved: Snapshot) -> Snapshot:
+    """A snapshot of a run with another library, with the arrays that this one would have. (What is
+    an array of NumPy here may be one of the library of x there, and vice versa.)"""
+    space, layout, backend = run.space, run.layout, run.space.backend
+    start = layout.start()
+    value = space.sum(0.0 * start)
+    state = run.state_at(start, value, 0.0 * start, None)
+    best = Best(start, state.value, start, state.gradient_norm, state.value)
+    standing = Standing(state, stopping.start(
+        space.scalars, run.criteria, state.value, state.gradient_norm, state.value, 1
+    ), best)
+    per_row = standing, run.criteria
+
+    def own(value: Any) -> Any:
+        return map_leaves(lambda leaf: _as_own(backend, leaf), value)
+
+    def placed(value: Any, like: Any, name: str = "") -> Any:
+        if isinstance(value, tuple):
+            alike = type(like) is type(value) and len(like) == len(value)
+            names = getattr(value, "_fields", ("",) * len(value))
+            items = [
+                placed(item, like[i] if alike else None, names[i]) for i, item in enumerate(value)
+            ]
+            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        if not is_array(value):
+            return value
+        if is_array(like):
+            host, dtype = isinstance(like, np.ndarray), dtype_name(like.dtype)
+        else:
+            vector = value.ndim > space.batched and value.shape[-1] == layout.size
+            host = space.small_on_host and not (vector and name not in _SMALL)
+            dtype = dtype_name(value.dtype)
+            if dtype.startswith("float"):
+                dtype = "float64" if host else dtype_name(backend.dtype)
+        value = np.asarray(on_host(value), dtype=dtype)
+        return value if host else _as_own(backend, value)
+
+    def of_row(known: tuple) -> tuple:
+        return (*placed(known[:2], per_row), *map(own, known[2:]))
+
+    here, left = saved.rows
+    rows = Rows(
+        placed(here, None), tuple((placed(which, None), of_row(known)) for which, known in left)
+    )
+    return saved._replace(
+        ended=tuple(own(ended) for ended in saved.ended), rows=rows,
+        standing=placed(saved.standing, standing), criteria=placed(saved.criteria, run.criteria),
+        aux=own(saved.aux), differences=own(saved.differences),
+        looks={name: placed(known, None) for name, known in saved.looks.items()},
+    )
+
+
+def _as_own(backend: Backend, value: Any) -> Any:
+    """An array of the host as one of this backend; anything else as it is."""
+    if not isinstance(value, np.ndarray):
+        return value
+    return backend.from_host(value, getattr(backend.xp, dtype_name(value.dtype)))
+
+
 def _check_value(run: Run, value: Any, standing: Standing) -> None:
     """Refuse to go on with a function that has another value at the iterate."""
     space, known = run.space, standing.solver_state.value
@@ -159,9 +229,10 @@ def _check_value(run: Run, value: Any, standing: Standing) -> None:
     margin = space.backend.eps ** _SAME * size + space.backend.eps * fn.abs(p.first_value)
     same = (fn.abs(found - known) <= fn.maximum(margin, p.noise)) | (found == known)
     same = same | (fn.logical_not(fn.isfinite(known)) & fn.logical_not(fn.isfinite(found)))
-    if not fn.every(same):
-        what = f"{now(found):.9g} instead of {now(known):.9g}" if not space.batched else (
-            f"another value in {space.count(fn.logical_not(same))} rows"
+    other = fn.logical_not(same)
+    if space.any(other):
+        what = f"another value in {space.count(other)} rows" if space.batched else (
+            f"the value {now(found):.9g} instead of {now(known):.9g}"
         )
         raise ValueError(
             f"fun has {what} at the point where the checkpoint goes on; wanted the same fun and "

@@ -97,10 +97,16 @@ class Checkpoint(Settings):
 
 
 class Saved(NamedTuple):
-    """What a file holds of a run: the data of its position, and its arrays on the host."""
+    """What a file holds of a run: the data of its position, its arrays on the host, and the library
+    of the run."""
 
     data: Any
     arrays: list[np.ndarray]
+    library: str
+
+    def position(self, backend: Backend, like: Any = None) -> Any:
+        """The position, with arrays of this backend; `like` as for `Decoder`."""
+        return Decoder(self.arrays, backend, like)(self.data)
 
 
 class Terminated(BaseException):
@@ -152,7 +158,7 @@ class Keeper:
                 )
                 continue
             self._check(path, header)
-            self.saved = Saved(header["position"], arrays)
+            self.saved = Saved(header["position"], arrays, header["library"])
             return
 
     def _check(self, path: Path, header: dict[str, Any]) -> None:
@@ -264,8 +270,3 @@ def _receiving(keeper: Keeper) -> Iterator[None]:
     finally:
         # None if it was not set by Python.
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
-
-
-def decoded(saved: Saved, backend: Backend, like: Any = None) -> Any:
-    """The position that a file holds, with arrays of this backend; `like` as for `Decoder`."""
-    return Decoder(saved.arrays, backend, like)(saved.data)
