@@ -248,14 +248,17 @@ def minimize(
         try:
             if keeper is None or keeper.saved is None:
                 run.begin(layout.start(), state)
+                goes_on = True
             else:
-                restore(run, keeper.saved)
+                goes_on = restore(run, keeper.saved)
             objective.forgive(on_error)
-            with layout.backend.where_nan_is_normal():
-                _carry_on(run, callback, live, keeper)
-                changed = _of_changing_functions(run)
-        except (KeyboardInterrupt, Terminated):
-            if run.standing is None:
+            if goes_on:
+                with layout.backend.where_nan_is_normal():
+                    _carry_on(run, callback, live, keeper)
+                    changed = _of_changing_functions(run)
+        except (KeyboardInterrupt, Terminated) as stop:
+            # A run within fun of another one has not received the signal itself.
+            if run.standing is None or (keeper is None and isinstance(stop, Terminated)):
                 raise
             if keeper is not None:
                 keeper.save_if_intact()
@@ -289,10 +292,18 @@ def _carry_on(
     """Advance the run until it has ended or the callback stops it."""
     watched = live.shown or callback is not None
     advanced = False
+    position: Any = None
+    if keeper is not None:
+        keeper.follow(lambda: position if run.is_at(position) else None)
     while run.goes_on():
         if keeper is not None:
-            keeper.visit(taken(run), advanced)
+            position = taken(run)
+            keeper.visit(position, advanced)
         if time.perf_counter() >= run.deadline:
+            if keeper is not None and run.is_out_of_time():
+                # Not after the end, from where nothing could go on.
+                keeper.save_last(position)
+                keeper = None
             run.end(Status.TIME)
             continue
         if not watched and run.advance_compiled():
@@ -305,11 +316,11 @@ def _carry_on(
         live.show(record)
         if callback is not None and stops(callback, record, run.in_caller_context):
             if keeper is not None:
-                keeper.save(taken(run))
+                keeper.save_last(taken(run))
             run.stop(Status.CALLBACK)
             return
     if keeper is not None:
-        keeper.save(taken(run, done=True))
+        keeper.save_last(taken(run, done=True))
 
 
 def _of_changing_functions(run: Run) -> list[str]:

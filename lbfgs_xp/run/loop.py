@@ -192,9 +192,11 @@ class Run:
         if saved.rows.here is not None:
             self._set_rows(saved.rows, self._per_row())
 
-    def is_at(self, position: Snapshot) -> bool:
+    def is_at(self, position: Snapshot | None) -> bool:
         """Whether the run stands at a position, with no step begun."""
-        return self.standing is position.standing and not self._in_step
+        if position is None or self._in_step:
+            return False
+        return self.standing is position.standing
 
     def _begin_next_stage(self) -> bool:
         """Begin the next stage at the best point so far; return whether there is one."""
@@ -260,6 +262,10 @@ class Run:
         if fewer < size:
             self._set_rows(*self.rows.part(space, self._per_row(), running, fewer))
         return True
+
+    def is_out_of_time(self) -> bool:
+        """Whether the time of the whole run is over."""
+        return time.perf_counter() >= self._last_deadline
 
     def value_at(self, x: Array) -> tuple[Any, int]:
         """The value at x alone, and how many calls of fun this took."""

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
-from lbfgs_xp.arrays.backend import Backend, is_array
 from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.rows import Rows
 from lbfgs_xp.arrays.tree import flatten, leaf_name, map_leaves, unflatten
@@ -19,8 +16,9 @@ from lbfgs_xp.run import stopping
 from lbfgs_xp.run.aux_output import AuxOutput
 from lbfgs_xp.run.iteration import Standing
 from lbfgs_xp.run.stopping import Criteria
+from lbfgs_xp.saving import placing
 from lbfgs_xp.saving.checkpoint import Saved
-from lbfgs_xp.saving.encoding import described, dtype_name, on_host
+from lbfgs_xp.saving.encoding import described, dtype_name
 
 if TYPE_CHECKING:
     from lbfgs_xp.run.loop import Run
@@ -130,8 +128,8 @@ def taken(run: Run, done: bool = False) -> Snapshot:
     )
 
 
-def restore(run: Run, file: Saved) -> None:
-    """Bring a run that has not begun to where another one stood."""
+def restore(run: Run, file: Saved) -> bool:
+    """Bring a run that has not begun to where another one stood; return whether it goes on."""
     objective, space = run.objective, run.space
     saved: Snapshot = file.position(space.backend)
     for ended in saved.ended:
@@ -154,10 +152,7 @@ def restore(run: Run, file: Saved) -> None:
     objective.nfev, objective.nhev = saved.nfev, saved.nhev
     run.second_look.memory, run.sizes.memory = saved.looks, saved.sizes
     _apply_budgets(run, saved.budgets)
-
-
-# Entries of a solver's state that belong to the small algebra, although they may be as long as x.
-_SMALL = ("with_gradient", "squared")
+    return not saved.done or run.is_running()
 
 
 def _moved(run: Run, saved: Snapshot) -> Snapshot:
@@ -173,29 +168,11 @@ def _moved(run: Run, saved: Snapshot) -> Snapshot:
     ), best)
     per_row = standing, run.criteria
 
-    def own(value: Any) -> Any:
-        return map_leaves(lambda leaf: _as_own(backend, leaf), value)
+    def placed(value: Any, like: Any) -> Any:
+        return placing.placed(value, space, layout.size, like)
 
-    def placed(value: Any, like: Any, name: str = "") -> Any:
-        if isinstance(value, tuple):
-            alike = type(like) is type(value) and len(like) == len(value)
-            names = getattr(value, "_fields", ("",) * len(value))
-            items = [
-                placed(item, like[i] if alike else None, names[i]) for i, item in enumerate(value)
-            ]
-            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-        if not is_array(value):
-            return value
-        if is_array(like):
-            host, dtype = isinstance(like, np.ndarray), dtype_name(like.dtype)
-        else:
-            vector = value.ndim > space.batched and value.shape[-1] == layout.size
-            host = space.small_on_host and not (vector and name not in _SMALL)
-            dtype = dtype_name(value.dtype)
-            if dtype.startswith("float"):
-                dtype = "float64" if host else dtype_name(backend.dtype)
-        value = np.asarray(on_host(value), dtype=dtype)
-        return value if host else _as_own(backend, value)
+    def own(value: Any) -> Any:
+        return map_leaves(lambda leaf: placing.as_own(backend, leaf), value)
 
     def of_row(known: tuple) -> tuple:
         return (*placed(known[:2], per_row), *map(own, known[2:]))
@@ -210,13 +187,6 @@ def _moved(run: Run, saved: Snapshot) -> Snapshot:
         aux=own(saved.aux), differences=own(saved.differences),
         looks={name: placed(known, None) for name, known in saved.looks.items()},
     )
-
-
-def _as_own(backend: Backend, value: Any) -> Any:
-    """An array of the host as one of this backend; anything else as it is."""
-    if not isinstance(value, np.ndarray):
-        return value
-    return backend.from_host(value, getattr(backend.xp, dtype_name(value.dtype)))
 
 
 def _check_value(run: Run, value: Any, standing: Standing) -> None:

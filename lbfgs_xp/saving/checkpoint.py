@@ -106,7 +106,7 @@ class Saved(NamedTuple):
 
     def position(self, backend: Backend, like: Any = None) -> Any:
         """The position, with arrays of this backend; `like` as for `Decoder`."""
-        return Decoder(self.arrays, backend, like)(self.data)
+        return Decoder(self.arrays, backend, self.library, like)(self.data)
 
 
 class Terminated(BaseException):
@@ -130,9 +130,8 @@ class Keeper:
         self._since = 0
         self._warned = False
         self.terminated = False
-        # The last position, and whether the run is still there.
-        self._last: Any = None
-        self._is_there: Callable[[Any], bool] = lambda position: False
+        # Where the run stands; None while it cannot be saved.
+        self._current: Callable[[], Any] = lambda: None
 
     # --- when a run begins ---------------------------------------------------------------------
 
@@ -179,17 +178,20 @@ class Keeper:
         """When the next save is due, by time.perf_counter()."""
         return self._due
 
-    def follow(self, is_there: Callable[[Any], bool]) -> None:
-        """Begin to keep a run; `is_there(position)` says whether nothing has changed since."""
-        self._is_there = is_there
+    def follow(self, current: Callable[[], Any]) -> None:
+        """Begin to keep a run.
+
+        current : returns where it stands, a named tuple with a method `counts` for the header;
+            None in the middle of a step.
+        """
+        self._current = current
 
     def visit(self, position: Any, advanced: bool) -> None:
         """Save a run between two evaluations if it is time.
 
-        position : what is to be saved, a named tuple with a method `counts` for the header.
+        position : where it stands.
         advanced : whether an iteration has ended since the last visit.
         """
-        self._last = position
         self._since += advanced
         every = self.settings.every
         if self.terminated:
@@ -200,8 +202,14 @@ class Keeper:
     def save_if_intact(self) -> None:
         """Save a run that was interrupted, unless this happened in the middle of a step: the last
         file then stands for it."""
-        if self._last is not None and self._is_there(self._last):
-            self.save(self._last)
+        position = self._current()
+        if position is not None:
+            self.save_last(position)
+
+    def save_last(self, position: Any) -> None:
+        """Save a run that ends."""
+        self._current = lambda: None
+        self.save(position)
 
     def save(self, position: Any) -> None:
         """Write the file; if that fails, warn."""
@@ -229,7 +237,7 @@ class Keeper:
     def receive(self) -> None:
         """Note a SIGTERM; stop at once if nothing is lost by that."""
         self.terminated = True
-        if self._last is not None and self._is_there(self._last):
+        if self._current() is not None:
             raise Terminated
 
 

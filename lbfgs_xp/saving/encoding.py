@@ -59,6 +59,8 @@ class Encoder:
         if is_array(value):
             kind = "host" if isinstance(value, np.ndarray) else "array"
             return {kind: self._place(value, value)}
+        if isinstance(value, bytes):
+            return {"bytes": value.hex()}
         if hasattr(value, "to_saved"):
             return {"saved": [_class_name(type(value), path), self(value.to_saved(), path)]}
         if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -104,13 +106,19 @@ def on_host(array: Array) -> np.ndarray:
 class Decoder:
     """Plain data as nested states again.
 
+    Classes whose objects refer to more than arrays have `to_saved`, which returns a tuple, and
+    `from_saved`, which takes that tuple and this decoder.
+
     arrays : the arrays of the file, on the host.
     backend : of the arrays to make.
-    like : what objects of classes with `from_saved` are made from, besides what `to_saved` returned.
+    library : the library of the run that has written the file.
+    like : nested parameters, like those of that run.
     """
 
-    def __init__(self, arrays: list[np.ndarray], backend: Backend, like: Any = None):
-        self.arrays, self.backend, self.like = arrays, backend, like
+    def __init__(
+        self, arrays: list[np.ndarray], backend: Backend, library: str, like: Any = None
+    ):
+        self.arrays, self.backend, self.library, self.like = arrays, backend, library, like
         self._made: dict[int, Array] = {}
 
     def __call__(self, data: Any) -> Any:
@@ -121,6 +129,9 @@ class Decoder:
 
     def _float(self, text: str) -> float:
         return float(text)
+
+    def _bytes(self, text: str) -> bytes:
+        return bytes.fromhex(text)
 
     def _scalar(self, place: int) -> Any:
         return self.arrays[place][()]
@@ -150,11 +161,11 @@ class Decoder:
 
     def _named(self, content: list) -> Any:
         name, items = content
-        return _class_named(name, tuple)(*map(self, items))
+        return _class_named(name, tuple)._make(map(self, items))
 
     def _saved(self, content: list) -> Any:
         name, data = content
-        return _class_named(name, object).from_saved(self(data), self.like)
+        return _class_named(name, object).from_saved(self(data), self)
 
 
 def _class_named(name: str, base: type) -> Any:
@@ -197,10 +208,24 @@ def described(value: Any) -> Any:
         return [described(item) for item in value]
     if isinstance(value, dict):
         return {str(key): described(item) for key, item in value.items()}
+    if isinstance(value, Described):
+        return value.description
     if callable(value):
         named = getattr(value, "__qualname__", None) or type(value).__qualname__
         return f"function {getattr(value, '__module__', '')}.{named}"
     return f"{type(value).__name__}"
+
+
+class Described:
+    """Settings that are known by their description only; equal to all settings that have it."""
+
+    def __init__(self, description: Any):
+        self.description = description
+
+    def __eq__(self, other: object) -> bool:
+        return described(other) == self.description
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
