@@ -109,11 +109,11 @@ def _of_ended(result: Result) -> dict[str, Any]:
 def _ended_as_result(run: Run, saved: dict[str, Any]) -> Result:
     """The result of a phase, without what a file does not hold: states and inverse Hessians."""
     structure = run.layout.structure
-    like_x = {
+    like_x: dict[str, Any] = {
         name: None if saved[name] is None else unflatten(structure, list(saved[name]))
         for name in _LIKE_X
     }
-    kind = BatchResult if run.space.batched else Result
+    kind: Any = BatchResult if run.space.batched else Result
     return kind(**{name: saved[name] for name in _OF_RESULT}, **like_x)
 
 

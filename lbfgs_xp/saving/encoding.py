@@ -61,7 +61,7 @@ class Encoder:
             return {kind: self._place(value, value)}
         if isinstance(value, bytes):
             return {"bytes": value.hex()}
-        if hasattr(value, "to_saved"):
+        if hasattr(type(value), "to_saved"):
             return {"saved": [_class_name(type(value), path), self(value.to_saved(), path)]}
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             fields = zip(value._fields, value, strict=True)

@@ -122,7 +122,7 @@ def _write_array(archive: zipfile.ZipFile, name: str, array: np.ndarray, digest:
 def _add(digest: Any, name: str, array: np.ndarray) -> None:
     digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
     if array.size:
-        digest.update(memoryview(array.reshape(-1)).cast("B"))
+        digest.update(array.reshape(-1).view(np.uint8).data)
 
 
 # --- reading -----------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def placed(value: Any, space: Space, size: int, like: Any = None, name: str = ""
             for i, item in enumerate(value)
         ]
         return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    if not is_array(value):
+    if not is_array(value) or isinstance(value, np.generic):
         return value
     if is_array(like):
         host, dtype = isinstance(like, np.ndarray), dtype_name(like.dtype)
@@ -52,6 +52,6 @@ def as_own(backend: Backend, value: Any) -> Array:
     """An array of NumPy, or on another device, as one of this backend; anything else as it is."""
     if isinstance(value, np.ndarray):
         return backend.from_host(value, getattr(backend.xp, dtype_name(value.dtype)))
-    if is_array(value) and not backend.holds(value):
+    if is_array(value) and not isinstance(value, np.generic) and not backend.holds(value):
         return compat.to_device(value, backend.device)
     return value
