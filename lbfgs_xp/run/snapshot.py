@@ -133,7 +133,7 @@ def restore(run: Run, file: Saved) -> bool:
     objective, space = run.objective, run.space
     saved: Snapshot = file.position(space.backend)
     for ended in saved.ended:
-        run.ended.append(_ended_as_result(run, ended))
+        run.ended.append(_ended_as_result(run, _as_own(run, ended)))
         run.enter_stage()
     if objective.differs:
         run.set_differences(saved.forward)
@@ -158,7 +158,7 @@ def restore(run: Run, file: Saved) -> bool:
 def _moved(run: Run, saved: Snapshot) -> Snapshot:
     """A snapshot of a run with another library, with the arrays that this one would have. (What is
     an array of NumPy here may be one of the library of x there, and vice versa.)"""
-    space, layout, backend = run.space, run.layout, run.space.backend
+    space, layout = run.space, run.layout
     start = layout.start()
     value = space.sum(0.0 * start)
     state = run.state_at(start, value, 0.0 * start, None)
@@ -171,22 +171,23 @@ def _moved(run: Run, saved: Snapshot) -> Snapshot:
     def placed(value: Any, like: Any) -> Any:
         return placing.placed(value, space, layout.size, like)
 
-    def own(value: Any) -> Any:
-        return map_leaves(lambda leaf: placing.as_own(backend, leaf), value)
-
     def of_row(known: tuple) -> tuple:
-        return (*placed(known[:2], per_row), *map(own, known[2:]))
+        return (*placed(known[:2], per_row), *_as_own(run, known[2:]))
 
     here, left = saved.rows
     rows = Rows(
         placed(here, None), tuple((placed(which, None), of_row(known)) for which, known in left)
     )
     return saved._replace(
-        ended=tuple(own(ended) for ended in saved.ended), rows=rows,
+        rows=rows,
         standing=placed(saved.standing, standing), criteria=placed(saved.criteria, run.criteria),
-        aux=own(saved.aux), differences=own(saved.differences),
+        aux=_as_own(run, saved.aux), differences=_as_own(run, saved.differences),
         looks={name: placed(known, None) for name, known in saved.looks.items()},
     )
+
+
+def _as_own(run: Run, value: Any) -> Any:
+    return map_leaves(lambda leaf: placing.as_own(run.space.backend, leaf), value)
 
 
 def _check_value(run: Run, value: Any, standing: Standing) -> None:

@@ -257,6 +257,10 @@ def keeping(
             f"checkpoint is {checks.shown(checkpoint)}; wanted lx.Checkpoint(path, ...), or None"
         )
     keeper = Keeper(checkpoint, describe(), library)
+    if not keeper.path.parent.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {keeper.path.parent} for the checkpoint; wanted one that exists"
+        )
     with Lock(keeper.path):
         keeper.find()
         with _receiving(keeper):

@@ -17,6 +17,8 @@ from lbfgs_xp.saving.encoding import dtype_name, on_host
 
 # What belongs to the small algebra, although it may be as long as x.
 _SMALL = ("with_gradient", "squared", "inverse", "gram", "diagonal")
+# What belongs to the library of x, although it may be a single number.
+_OWN = ("lower", "upper")
 
 
 def placed(value: Any, space: Space, size: int, like: Any = None, name: str = "") -> Any:
@@ -40,7 +42,7 @@ def placed(value: Any, space: Space, size: int, like: Any = None, name: str = ""
         host, dtype = isinstance(like, np.ndarray), dtype_name(like.dtype)
     else:
         vector = value.ndim > space.batched and value.shape[-1] == size and name not in _SMALL
-        host = space.small_on_host and not vector
+        host = space.small_on_host and not (vector or name in _OWN)
         dtype = dtype_name(value.dtype)
         if dtype.startswith("float"):
             dtype = "float64" if host else dtype_name(space.backend.dtype)
