@@ -9,9 +9,9 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -132,10 +132,38 @@ class Keeper:
         self.terminated = False
         # Where the run stands; None while it cannot be saved.
         self._current: Callable[[], Any] = lambda: None
+        self._lock = Lock(self.path)
+        # What received SIGTERM before.
+        self._before: Any = None
 
-    # --- when a run begins ---------------------------------------------------------------------
+    # --- when a run begins, and when it ends ---------------------------------------------------
 
-    def find(self) -> None:
+    def __enter__(self) -> Self:
+        if not self.path.parent.is_dir():
+            raise FileNotFoundError(
+                f"there is no folder {self.path.parent} for the checkpoint; wanted one that exists"
+            )
+        self._lock.__enter__()
+        try:
+            self._find()
+        except BaseException:
+            self._lock.__exit__()
+            raise
+        if _receives_signals():
+            self._before = signal.signal(signal.SIGTERM, lambda number, frame: self._receive())
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if _receives_signals():
+            # None if it was not set by Python.
+            before = signal.SIG_DFL if self._before is None else self._before
+            signal.signal(signal.SIGTERM, before)
+        self._lock.__exit__()
+        if self.terminated:
+            # As if it arrived only now.
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _find(self) -> None:
         """Read the newest file that is whole, and check that it belongs to this run."""
         for number in range(self.settings.keep):
             path = file.earlier(self.path, number)
@@ -234,51 +262,29 @@ class Keeper:
 
     # --- SIGTERM -------------------------------------------------------------------------------
 
-    def receive(self) -> None:
+    def _receive(self) -> None:
         """Note a SIGTERM; stop at once if nothing is lost by that."""
         self.terminated = True
         if self._current() is not None:
             raise Terminated
 
 
-@contextlib.contextmanager
+def _receives_signals() -> bool:
+    """Whether this is the main thread, which alone can receive them."""
+    return threading.current_thread() is threading.main_thread()
+
+
 def keeping(
     checkpoint: Checkpoint | None, describe: Callable[[], dict[str, Any]], library: str
-) -> Iterator[Keeper | None]:
-    """A `Keeper` for a run; None without a checkpoint.
+) -> contextlib.AbstractContextManager[Keeper | None]:
+    """A context with the `Keeper` of a run; with None if there is no checkpoint.
 
     describe : returns `Keeper.problem`.
     """
     if checkpoint is None:
-        yield None
-        return
+        return contextlib.nullcontext()
     if not isinstance(checkpoint, Checkpoint):
         raise TypeError(
             f"checkpoint is {checks.shown(checkpoint)}; wanted lx.Checkpoint(path, ...), or None"
         )
-    keeper = Keeper(checkpoint, describe(), library)
-    if not keeper.path.parent.is_dir():
-        raise FileNotFoundError(
-            f"there is no folder {keeper.path.parent} for the checkpoint; wanted one that exists"
-        )
-    with Lock(keeper.path):
-        keeper.find()
-        with _receiving(keeper):
-            yield keeper
-    if keeper.terminated:
-        # As if it arrived only now.
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-@contextlib.contextmanager
-def _receiving(keeper: Keeper) -> Iterator[None]:
-    """Let the keeper receive SIGTERM, which only the main thread can."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: keeper.receive())
-    try:
-        yield
-    finally:
-        # None if it was not set by Python.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+    return Keeper(checkpoint, describe(), library)
