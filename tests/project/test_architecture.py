@@ -69,10 +69,11 @@ KNOWS = {
     "arrays.jax": {"jax"},
     "arrays.cupy": {"cupy"},
     "arrays.strict": {"array_api_strict"},
+    "distributed.mpi": {"mpi4py"},
     "distributed.torch": {"torch"},
 }
 # Modules with tables of library names.
-NAMES = {"arrays.backend", "arrays.inventory", "__main__"}
+NAMES = {"arrays.backend", "arrays.inventory", "distributed", "__main__"}
 
 
 def name_of(path: Path) -> str:
