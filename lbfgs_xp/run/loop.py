@@ -170,7 +170,7 @@ class Run:
         self.standing = Standing(inner, progress, best)
         self.second_look = SecondLook(self)
         if objective.differs and resumed is None:
-            self.second_look.look_at_differences()
+            self.second_look.noise.look_at_differences()
 
     def _begin_next_stage(self) -> bool:
         """Begin the next stage at the best point so far; return whether there is one."""
@@ -255,7 +255,7 @@ class Run:
         self._in_step = False
         self.move_to(standing, aux, better)
         if self.objective.differs:
-            self.second_look.look_at_search()
+            self.second_look.noise.look_at_search()
         return self.space.batched or self.standing.solver_state.accepted
 
     def advance_compiled(self) -> bool:
