@@ -222,7 +222,7 @@ def test_a_small_gradient_with_more_to_gain(method: str, constant: float) -> Non
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("jac", ["2-point", "3-point"])
 def test_kinks_are_no_noise(jac: Any, method: str) -> None:
-    """Far from x, a valley of kinks looks like noise; close by, the function is smooth and falls."""
+    """Far from x a valley of kinks looks like noise; close by, the function is smooth and falls."""
     for seed in range(8):
         rng = np.random.default_rng(seed)
         n = int(rng.integers(2, 5))
