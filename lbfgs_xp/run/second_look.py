@@ -8,7 +8,7 @@ have ended it (`central`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lbfgs_xp.result import CLAIMED, DOUBTED, FLAT, NOISY, Status
 from lbfgs_xp.run import agreement
@@ -41,38 +41,38 @@ class SecondLook:
     @property
     def memory(self) -> dict[str, Any]:
         """What it knows, to be saved."""
-        return {name: known for name, known in vars(self).items() if name != "run"}
+        restarts = self.restarts
+        return {
+            "departures": restarts.departures, "departed": restarts.departed,
+            "began": self.noise.measuring.began,
+        }
 
     @memory.setter
     def memory(self, memory: dict[str, Any]) -> None:
-        vars(self).update(memory)
+        self.restarts.departures, self.restarts.departed = memory["departures"], memory["departed"]
+        self.noise.measuring.began = memory["began"]
 
     def resumes(self) -> bool:
         """Whether any problem resumes, now that all have stopped."""
-        run, space = self.run, self.run.space
-        while not self._resumes():
-            # A restart may end at once, at a gradient that is small, which is a claim again.
-            if not space.any(run.standing.progress.status < _RUNNING):
-                return False
-        return True
-
-    def _resumes(self) -> bool:
         run = self.run
         run.rejoin_rows()
         if run.objective.differs:
             self.noise.judge_differences(self.central.leave())
             if run.is_running():
                 return True
-        self._confirm()
+        begun = self._confirm()
         if run.is_running() or self.restarts.set_out_again():
             return True
-        return self.central.switch() and (run.is_running() or self._resumes())
+        # What has begun again may have ended at once, at a gradient that is small: a claim again.
+        begun = self.central.switch() or begun
+        return begun and (run.is_running() or self.resumes())
 
-    def _confirm(self) -> None:
+    def _confirm(self) -> bool:
+        """Look at the claims; return whether problems have begun again among noise."""
         run, space = self.run, self.run.space
         fn, p = space.scalars, run.standing.progress
         if not space.any(p.status < _RUNNING):
-            return
+            return False
         claimed = (p.status == DOUBTED) | (p.status == CLAIMED)
         claim = fn.where(p.status < _RUNNING, p.status, _RUNNING)
         run.note(p._replace(claim=claim, status=fn.where(claimed, _RUNNING, p.status)))
@@ -88,8 +88,10 @@ class SecondLook:
         p = run.standing.progress
         run.note(p._replace(status=fn.where(p.status == FLAT, _RUNNING, p.status)))
         noisy = p.status == NOISY
-        if space.any(noisy):
+        begins = bool(space.any(noisy))
+        if begins:
             self.restarts.among_noise(noisy)
+        return begins
 
     def _open_claims(self) -> None:
         """Set `claim` to how each problem ends if nothing lower is found, and run those for which
