@@ -176,7 +176,7 @@ class Run:
         self.standing = Standing(inner, progress, best)
         self.second_look = SecondLook(self)
         if objective.differs and resumed is None:
-            self.second_look.look_at_differences()
+            self.second_look.noise.look_at_differences()
 
     def try_at(self, x: Array) -> tuple[Any, Any, float]:
         """Value and aux at x, and how many seconds they take."""
@@ -295,7 +295,7 @@ class Run:
         self._in_step = False
         self.move_to(standing, aux, better)
         if self.objective.differs:
-            self.second_look.look_at_search()
+            self.second_look.noise.look_at_search()
         return self.space.batched or self.standing.solver_state.accepted
 
     def advance_compiled(self) -> bool:
