@@ -53,6 +53,7 @@ class MinimizeSettings(TypedDict, total=False):
     hess: Callable[..., Any] | None
     has_aux: bool
     bounds: Any
+    l1: Any
     x_scale: Any
     gtol: float | None
     ftol: float

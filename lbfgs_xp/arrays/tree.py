@@ -164,12 +164,51 @@ class Layout(Keyed):
         upper = self.spread(upper, "the upper bound", math.inf)
         return (lower, upper) if self.scale is None else (lower / self.scale, upper / self.scale)
 
-    def spread(self, tree: Any, what: str, missing: float) -> Any:
+    def weights(self, l1: Any) -> Any:
+        """The weights of a penalty for all variables, as returned by `spread`; None if all are 0.
+
+        l1 : as for `spread`, but for a batch a leaf with one axis holds a number for each problem.
+        """
+        if l1 is None:
+            return None
+        wanted = "finite numbers of at least 0"
+        if isinstance(l1, (str, bool)):
+            raise TypeError(f"l1 is {l1!r}; wanted {wanted}")
+        if any(self.complex):
+            raise TypeError(
+                "l1 was passed, but x0 is complex; wanted real x0, because |x| is not linear where "
+                "the signs of the real and the imaginary part are fixed"
+            )
+        found = self.spread(l1, "l1", 0.0, of_problems=True)
+        host = np.asarray(self.backend.to_host(found) if is_array(found) else found, dtype=float)
+        if not (good := np.isfinite(host) & (host >= 0.0)).all():
+            at = tuple(map(int, np.argwhere(~good)[0]))
+            raise ValueError(f"{self._entry('l1', at)} is {host[at]}; wanted {wanted}")
+        if not host.any():
+            return None
+        return found if self.scale is None else found * self.scale
+
+    def _entry(self, what: str, at: tuple[int, ...]) -> str:
+        """What errors call the number at this index of what `spread` returned."""
+        if not at:
+            return what
+        *row, place = at
+        for i, (shape, size) in enumerate(zip(self.shapes, self.sizes, strict=True)):
+            if place < size:
+                break
+            place -= size
+        index = (*row, *map(int, np.unravel_index(place, shape[len(self.batch) :] or (1,))))
+        index = index[: len(shape)]
+        name = leaf_name(self.structure, i, what)
+        return f"{name} at index {index[0] if len(index) == 1 else index}" if index else name
+
+    def spread(self, tree: Any, what: str, missing: float, of_problems: bool = False) -> Any:
         """Numbers for all variables: one float, or an array that broadcasts to the vector.
 
         tree : None for `missing`, a number, or a tree with the structure of x0 whose leaves are
             None, numbers, or arrays that broadcast to those of x0. Its dicts need not name
             everything; what they do not name is `missing`.
+        of_problems : whether, for a batch, a leaf with one axis holds a number for each problem.
         """
         if tree is None:
             return missing
@@ -189,6 +228,14 @@ class Layout(Keyed):
         arrays = []
         for i, (leaf, shape) in enumerate(zip(leaves, self.shapes, strict=True)):
             array = self._adopted(missing if leaf is None else leaf, i, what)
+            if of_problems and self.batch and array.ndim == 1:
+                if tuple(array.shape) != self.batch:
+                    raise ValueError(
+                        f"{leaf_name(self.structure, i, what)} has shape {tuple(array.shape)}; "
+                        f"wanted {self.batch}, a number for each problem, or one that broadcasts "
+                        f"to {shape} and has as many axes"
+                    )
+                array = self.xp.reshape(array, (*self.batch, *(1 for _ in shape[1:])))
             try:
                 arrays.append(self.xp.broadcast_to(array, shape))
             except (ValueError, RuntimeError):

@@ -16,6 +16,7 @@ from lbfgs_xp.arrays.scalars import Scalars
 from lbfgs_xp.result import CLAIMED, DOUBTED, FLAT, NOISY, Best, Status
 from lbfgs_xp.run import agreement, stopping
 from lbfgs_xp.run.iteration import Standing, better_point, succeeded
+from lbfgs_xp.solvers.contract import Solver
 
 if TYPE_CHECKING:
     from lbfgs_xp.run.loop import Run
@@ -135,7 +136,8 @@ class SecondLook:
             # promises. How far the value has fallen does not tell this without a look: while steps
             # are long, the start may be higher than all that matters by any factor.
             unit = agreement.units(space, state.x, p.extent)
-            gradient = run.solver_here().reduced(space, state.x, state.gradient, state.gradient)
+            solver, smooth = self._smooth()
+            gradient = solver.reduced(space, state.x, smooth.gradient, smooth.gradient)
             most = space.read_one(space.sum(space.xp.abs(gradient) * unit))
             hidden = agreement.hidden_by_rounding(fn, space.backend, state.value)
             settled = flat & (most <= _ENOUGH * hidden)
@@ -196,9 +198,24 @@ class SecondLook:
 
     # --- looks in the units of each variable ---------------------------------------------------
 
+    def _smooth(self) -> tuple[Solver, Any]:
+        """The solver, restricted to where all that is minimised is smooth around the iterate, and
+        its state there with the gradient of all that is minimised."""
+        run = self.run
+        space, solver, state = run.space, run.solver_here(), run.standing.solver_state
+        solver, pull = solver.around(space, state.x, state.gradient)
+        return solver, state if pull is None else state._replace(gradient=state.gradient + pull)
+
+    def _whole(self, gradient: Array) -> Array:
+        """The gradient of all that is minimised at a point where that is smooth around the iterate,
+        given that of fun."""
+        state = self.run.standing.solver_state
+        _, pull = self.run.solver_here().around(self.run.space, state.x, state.gradient)
+        return gradient if pull is None else gradient + pull
+
     def _visit(self, x: Array, rows: Any, counts: Any = True) -> tuple[Any, Array]:
-        """Value and gradient at x, for these rows; x may become the best where it `counts`. If it
-        is False, the value is left on the device."""
+        """Value and gradient of all that is minimised at x, for these rows; x may become the best
+        where it `counts`. If it is False, the value is left on the device."""
         run, (state, p, known) = self.run, self.run.standing
         space, fn = run.space, run.space.scalars
         value, gradient, aux, count = run.evaluate(x)
@@ -212,13 +229,13 @@ class SecondLook:
                 p.noise,
             )
         run.move_to(Standing(state, p, known), aux, better)
-        return value, gradient
+        return value, self._whole(gradient)
 
     def _look_in_units(self) -> None:
         """Look down the gradient in the units of each variable, which the gradient may hide. If the
         slopes promise a decrease that matters, look for it."""
         run = self.run
-        space, solver, (state, p, _) = run.space, run.solver_here(), run.standing
+        space, p, (solver, state) = run.space, run.standing.progress, self._smooth()
         fn, eps = space.scalars, space.backend.eps
         unit = agreement.units(space, state.x, p.extent)
         # Variables that a bound holds stay where they are.
@@ -314,7 +331,7 @@ class SecondLook:
         broken : the decrease that was promised in the units of each variable, and not found.
         """
         run = self.run
-        space, solver = run.space, run.solver_here()
+        space, (solver, _) = run.space, self._smooth()
         fn, backend = space.scalars, space.backend
         rows = run.standing.progress.status == _RUNNING
         if run.criteria.forward or not space.any(rows):
@@ -322,7 +339,7 @@ class SecondLook:
             return
         eps = backend.eps
         noise, errors, rounding, rows = self._noise_at(_SPACING * eps**0.5 * unit, rows)
-        state, p, _ = run.standing
+        p, (_, state) = run.standing.progress, self._smooth()
         hidden = fn.maximum(agreement.hidden_by_rounding(fn, backend, state.value), p.noise)
         measured = _SPREAD * noise
         again = rows & (measured > fn.maximum(hidden, rounding)) & (p.measured < _MEASUREMENTS)
@@ -396,7 +413,7 @@ class SecondLook:
             that are much larger in the end.
         """
         run = self.run
-        space, solver, state = run.space, run.solver_here(), run.standing.solver_state
+        space, (solver, state) = run.space, self._smooth()
         fn, differs = space.scalars, run.objective.differs
         noise, errors = fn.full(0.0, state.value), space.xp.zeros_like(state.x)
         largest, first = fn.abs(state.value), fn.full(math.inf, state.value)
@@ -475,7 +492,8 @@ class SecondLook:
             largest = fn.maximum(largest, fn.abs(value))
         rounding = agreement.hidden_by_rounding(fn, space.backend, largest)
         most = agreement.most_noise(fn, values)
-        (slope,) = space.read(space.dot(state.gradient, points[1] - points[0]))
+        slope_at = self._smooth()[1].gradient
+        (slope,) = space.read(space.dot(slope_at, points[1] - points[0]))
         beyond = float(_NOISY) * agreement.beyond_slope(fn, values, slope)
         smooth = _SPREAD * most <= fn.maximum(rounding, self._spoils_nothing())
         smooth = smooth & (beyond <= _ENOUGH * most + rounding)
@@ -538,13 +556,13 @@ class SecondLook:
     def _changes_over_lengths(self, rows: Any) -> Any:
         """Whether the function does change over the short lengths as much as the differences there
         suggest. Noise only looks as if it would."""
-        run, state = self.run, self.run.standing.solver_state
+        run, (solver, state) = self.run, self._smooth()
         space, fn, differences = run.space, run.space.scalars, run.objective.differences
         length = differences.lengths(state.x)
         short = space.xp.where(differences.known[0] < _NARROW, length, 0.0 * length)
         change = fn.full(0.0, state.value)
         for x in agreement.noise_points(space, state.x, state.gradient, 0.5 * short, 2):
-            there = self._value_at(run.solver_here().project(space, x), rows)
+            there = self._value_at(solver.project(space, x), rows)
             change = fn.maximum(change, fn.abs(there - state.value))
         return change > _CHANGES * fn.abs(state.value)
 
@@ -603,8 +621,8 @@ class SecondLook:
 
     def _judge_among_noise(self) -> None:
         """Decide whether differences among noise promise a lower point."""
-        run, (state, p, _) = self.run, self.run.standing
-        space, solver, fn = run.space, run.solver_here(), run.space.scalars
+        run, p, (solver, state) = self.run, self.run.standing.progress, self._smooth()
+        space, fn = run.space, run.space.scalars
         rows = self._ended() & (p.noise > 0.0)
         if not space.any(rows):
             return
@@ -689,11 +707,11 @@ class SecondLook:
 
     def look(self, length: float, first: bool) -> None:
         run = self.run
-        space, solver, (state, p, best) = run.space, run.solver_here(), run.standing
+        space, (state, p, best), (solver, smooth) = run.space, run.standing, self._smooth()
         fn = space.scalars
-        x = agreement.ahead(solver, space, state.x, state.gradient, p.extent, length)
+        x = agreement.ahead(solver, space, state.x, smooth.gradient, p.extent, length)
         value, gradient, aux, count = run.evaluate(x)
-        look = agreement.look(space, state, x, value, gradient, p.noise)
+        look = agreement.look(space, smooth, x, value, self._whole(gradient), p.noise)
         running = p.status == _RUNNING
         # If rounding hides the first look, nothing contradicts the claim; if it hides a later one,
         # all the visible looks before it did.
@@ -704,7 +722,7 @@ class SecondLook:
         nfev = fn.where(running, p.nfev + count, p.nfev)
         seen = state._replace(seen=look.value, accepted=fn.full(False, look.value))
         best, better = better_point(
-            solver, space, run.criteria, best, x, seen, gradient, running, p.noise
+            run.solver_here(), space, run.criteria, best, x, seen, gradient, running, p.noise
         )
         p = p._replace(status=status, nfev=nfev)
         run.move_to(Standing(state, p, best), aux, better)
