@@ -19,6 +19,7 @@ from lbfgs_xp.arrays.backend import Array, Backend, classes_in_use, is_array, li
 from lbfgs_xp.arrays.keyed import Keyed
 
 _NAMESPACE = "lbfgs_xp"
+_WEIGHTS = "finite numbers of at least 0"
 # The structure of a single array, the most frequent case.
 _LEAF = optree.treespec_leaf(none_is_leaf=True, namespace=_NAMESPACE)
 
@@ -171,44 +172,40 @@ class Layout(Keyed):
         """
         if l1 is None:
             return None
-        wanted = "finite numbers of at least 0"
         if isinstance(l1, (str, bool)):
-            raise TypeError(f"l1 is {l1!r}; wanted {wanted}")
+            raise TypeError(f"l1 is {l1!r}; wanted {_WEIGHTS}")
         if any(self.complex):
-            raise TypeError(
-                "l1 was passed, but x0 is complex; wanted real x0, because |x| is not linear where "
-                "the signs of the real and the imaginary part are fixed"
-            )
-        found = self.spread(l1, "l1", 0.0, of_problems=True)
-        host = np.asarray(self.backend.to_host(found) if is_array(found) else found, dtype=float)
-        if not (good := np.isfinite(host) & (host >= 0.0)).all():
-            at = tuple(map(int, np.argwhere(~good)[0]))
-            raise ValueError(f"{self._entry('l1', at)} is {host[at]}; wanted {wanted}")
-        if not host.any():
+            raise TypeError("l1 was passed, but x0 is complex; wanted real x0")
+        if isinstance(l1, numbers.Real):
+            _check_weights("l1", np.asarray(l1, dtype=float))
+        found = self.spread(l1, "l1", 0.0, self._weight)
+        if not np.any(self.backend.to_host(found) if is_array(found) else found):
             return None
         return found if self.scale is None else found * self.scale
 
-    def _entry(self, what: str, at: tuple[int, ...]) -> str:
-        """What errors call the number at this index of what `spread` returned."""
-        if not at:
-            return what
-        *row, place = at
-        for i, (shape, size) in enumerate(zip(self.shapes, self.sizes, strict=True)):
-            if place < size:
-                break
-            place -= size
-        index = (*row, *map(int, np.unravel_index(place, shape[len(self.batch) :] or (1,))))
-        index = index[: len(shape)]
-        name = leaf_name(self.structure, i, what)
-        return f"{name} at index {index[0] if len(index) == 1 else index}" if index else name
+    def _weight(self, leaf: int, array: Array) -> Array:
+        """The weights of a leaf, checked and, for a batch, with an axis for the problems."""
+        name, shape = leaf_name(self.structure, leaf, "l1"), self.shapes[leaf]
+        _check_weights(name, self.backend.to_host(array))
+        if not self.batch or array.ndim != 1:
+            return array
+        if tuple(array.shape) != self.batch:
+            raise ValueError(
+                f"{name} has shape {tuple(array.shape)}; wanted {self.batch}, a number for each "
+                f"problem, or {len(shape)} axes that broadcast to {shape}"
+            )
+        return self.xp.reshape(array, (*self.batch, *(1 for _ in shape[1:])))
 
-    def spread(self, tree: Any, what: str, missing: float, of_problems: bool = False) -> Any:
+    def spread(
+        self, tree: Any, what: str, missing: float,
+        adapted: Callable[[int, Array], Array] | None = None,
+    ) -> Any:
         """Numbers for all variables: one float, or an array that broadcasts to the vector.
 
         tree : None for `missing`, a number, or a tree with the structure of x0 whose leaves are
             None, numbers, or arrays that broadcast to those of x0. Its dicts need not name
             everything; what they do not name is `missing`.
-        of_problems : whether, for a batch, a leaf with one axis holds a number for each problem.
+        adapted : a function of the number of a leaf and its array to what takes the array's place.
         """
         if tree is None:
             return missing
@@ -228,14 +225,8 @@ class Layout(Keyed):
         arrays = []
         for i, (leaf, shape) in enumerate(zip(leaves, self.shapes, strict=True)):
             array = self._adopted(missing if leaf is None else leaf, i, what)
-            if of_problems and self.batch and array.ndim == 1:
-                if tuple(array.shape) != self.batch:
-                    raise ValueError(
-                        f"{leaf_name(self.structure, i, what)} has shape {tuple(array.shape)}; "
-                        f"wanted {self.batch}, a number for each problem, or one that broadcasts "
-                        f"to {shape} and has as many axes"
-                    )
-                array = self.xp.reshape(array, (*self.batch, *(1 for _ in shape[1:])))
+            if adapted is not None:
+                array = adapted(i, array)
             try:
                 arrays.append(self.xp.broadcast_to(array, shape))
             except (ValueError, RuntimeError):
@@ -419,6 +410,14 @@ def without_frozen(leaves: list[Any], structure: Any) -> tuple[list[Any], Any]:
         structure, {i: leaves[i] for i, needed in enumerate(required) if needed is False}
     )
     return part.others(leaves), part
+
+
+def _check_weights(name: str, weights: np.ndarray) -> None:
+    good = np.isfinite(weights) & (weights >= 0.0)
+    if not good.all():
+        at = tuple(map(int, np.argwhere(~good)[0]))
+        place = f" at index {at[0] if len(at) == 1 else at}" if at else ""
+        raise ValueError(f"{name}{place} is {weights[at]}; wanted {_WEIGHTS}")
 
 
 def _whole(structure: Any) -> Any:

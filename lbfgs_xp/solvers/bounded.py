@@ -211,24 +211,25 @@ def fitted(
 
 def shortened(
     space: Space, path: Path, x: Array, gradient: Array, direction: Array, slope: Any, gamma: Any,
-    mask: Any = True,
+    mask: Any = True, first: Any = 1.0,
 ) -> tuple[Array, Any]:
     """A quasi-Newton direction, `fitted`, and its slope. Where that spoils it, and `mask` holds, a
     projected step along the gradient, which always goes down.
 
     slope : of the direction.
     gamma : the inverse Hessian, roughly, for that step.
+    first : the first step length.
     """
     fn = space.scalars
-    one = fn.full(1.0, path.reach)
-    short = fitted(space, path, x, gradient, direction, one)
+    first = fn.full(first, path.reach)
+    short = fitted(space, path, x, gradient, direction, first)
     if short is direction:
         return direction, slope
     kept = space.read_one(space.dot(gradient, short))
     spoilt = mask & fn.logical_not((kept < _KEPT * now(slope)) & (kept < 0.0))
     if space.none(spoilt):
         return short, kept
-    plain = fitted(space, path, x, gradient, space.scale(-gamma, gradient), one)
+    plain = fitted(space, path, x, gradient, space.scale(-gamma, gradient), first)
     short = space.pick(spoilt, plain, short)
     return short, space.read_one(space.dot(gradient, short))
 

@@ -95,7 +95,9 @@ class Step:
         self.settings = settings
         self.solver = settings.solver()
         if box is not None:
-            self.solver = self.solver.with_bounds(box)
+            # Directions are shortened for the first trial that the learning rate leads to.
+            rate = settings.lr if settings.lr > 0.0 else 1.0
+            self.solver = dataclasses.replace(self.solver, learning_rate=rate).with_bounds(box)
         self.flat = flat
         sign = -1.0 if settings.maximize else 1.0
         self.closure = Closure(closure, flat, sign, memory["clears"])
@@ -388,7 +390,8 @@ class Step:
             return
         trial = bounded.trial(self.space, state.path, state.x, lowest.alpha, state.direction)
         state = state._replace(trial=trial, search=search._replace(alpha=lowest.alpha))
-        self.solver = dataclasses.replace(self.solver, line_search=Fixed())
+        box, self.solver = self.solver.box, dataclasses.replace(self.solver, line_search=Fixed())
+        self.solver = self.solver if box is None else self.solver.with_bounds(box)
         self._tell(state, lowest.value, lowest.gradient)
         self.nit += 1
 

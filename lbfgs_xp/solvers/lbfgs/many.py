@@ -297,18 +297,19 @@ def _aim(
     direction, slope = quasi_newton(
         space, solver.initial, weights, pairs, inner, with_gradient, 0.0, free
     )
+    rate = None if solver.pace is None else solver.learning_rate(0)
+    length = 1.0 if rate is None else rate
     if path is not None:
         direction, slope = bounded.shortened(
-            space, path, x, whole, direction, slope, pairs.gamma, pairs.count > 0
+            space, path, x, whole, direction, slope, pairs.gamma, pairs.count > 0, length
         )
     plain, plain_slope, first = first_step(
         space, solver.initial, weights, x, value, inner, norm, alpha == 0.0
     )
     if path is not None:
-        plain = bounded.fitted(space, path, x, whole, plain, first)
+        plain = bounded.fitted(space, path, x, whole, plain, first * length)
         (plain_slope,) = space.read(space.dot(whole, plain))
     # If it is not a descent direction, it is dropped together with the pairs.
-    rate = None if solver.pace is None else solver.learning_rate(0)
     bare, search, lowest_alpha, lowest_value, unbounded = fn.fused(
         _searched, solver.line_search, rate, space.backend.noise, value, slope, pairs.count,
         plain_slope, first, noise, told,

@@ -235,8 +235,13 @@ def _aim(
     (x, value, gradient, norm, alpha), (pairs, with_gradient, squared, weights) = (
         iterate, curvature_there
     )
-    first = 1.0
+    first = rate = 1.0
     slope: Any = 0.0
+    if pace is not None:
+        rate, memory = solver.learning_rate.follow(pace.memory, pace.iteration, value)
+        pace = Pace(pace.iteration + 1, memory)
+        # A schedule may end at 0, with which no search can begin.
+        rate = rate if rate > 0.0 else space.backend.eps
     free = None if path is None else path.free
     whole = bounded.penalised_gradient(path, gradient)
     inner = bounded.reduced(space, free, whole)
@@ -246,7 +251,7 @@ def _aim(
         )
         if path is not None:
             direction, slope = bounded.shortened(
-                space, path, x, whole, direction, slope, pairs.gamma
+                space, path, x, whole, direction, slope, pairs.gamma, first=rate
             )
     if not (isinstance(slope, Pending) or slope < 0.0):
         # There are no pairs, or they do not give a descent direction.
@@ -257,14 +262,10 @@ def _aim(
         )
         if path is not None:
             plain = direction
-            direction = bounded.fitted(space, path, x, whole, direction, first)
+            direction = bounded.fitted(space, path, x, whole, direction, first * rate)
             if direction is not plain:
                 slope = space.read_one(space.dot(whole, direction))
-    if pace is not None:
-        rate, memory = solver.learning_rate.follow(pace.memory, pace.iteration, value)
-        pace = Pace(pace.iteration + 1, memory)
-        # A schedule may end at 0, with which no search can begin.
-        first *= rate if rate > 0.0 else space.backend.eps
+    first *= rate
     if path is not None:
         path = path._replace(reach=first)
     blur = hidden(space.scalars, space.backend.noise, value, noise)
