@@ -47,7 +47,7 @@ def box_of(groups: list[dict[str, Any]], flat: Flat) -> Box | None:
 
 def _spread(group: int, p: Tensor, pair: tuple[Any, Any]) -> tuple[Any, Any]:
     """Lower and upper bounds of each number in a parameter of this group; None for no bound."""
-    found = []
+    found: list[Tensor | None] = []
     for side, missing, name in zip(pair, (-math.inf, math.inf), ("lower", "upper"), strict=True):
         what = f"the {name} bound of group {group}"
         if side is None:

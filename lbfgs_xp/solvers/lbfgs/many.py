@@ -312,7 +312,7 @@ def _aim(
     # If it is not a descent direction, it is dropped together with the pairs.
     bare, search, lowest_alpha, lowest_value, unbounded = fn.fused(
         _searched, solver.line_search, rate, space.backend.noise, value, slope, pairs.count,
-        plain_slope, first, noise, told,
+        plain_slope, first, noise, norm, told,
     )
     if path is not None:
         reach = fn.where(bare, first, 1.0)
@@ -329,14 +329,15 @@ def _aim(
 
 def _searched(
     fn: Scalars, rule: LineSearch, rate: Any, rounding: float, value: Any, slope: Any, count: Any,
-    plain_slope: Any, first: Any, noise: Any, told: _Verdict | None,
+    plain_slope: Any, first: Any, noise: Any, norm: Any, told: _Verdict | None,
 ) -> tuple[Any, Search, Any, Any, Any]:
     """Where the first direction of a run is needed, and the pairs are dropped; the search, its
     lowest step and value, and whether the function is unbounded.
 
     plain_slope, first : the slope along that direction, and its first step.
     """
-    bare = (count == 0) | fn.logical_not(slope < 0.0)
+    # At a gradient of 0 the pairs are right, and of use for `hess_inv`.
+    bare = (count == 0) | fn.logical_not((slope < 0.0) | (norm == 0.0))
     if told is not None:
         bare = bare | told.reset
     slope = fn.where(bare, plain_slope, slope)

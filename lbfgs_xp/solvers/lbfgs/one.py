@@ -253,7 +253,8 @@ def _aim(
             direction, slope = bounded.shortened(
                 space, path, x, whole, direction, slope, pairs.gamma, first=rate
             )
-    if not (isinstance(slope, Pending) or slope < 0.0):
+    stationary = norm == 0.0 and pairs.count > 0    # the pairs are right, and of use for `hess_inv`
+    if not (isinstance(slope, Pending) or slope < 0.0 or stationary):
         # There are no pairs, or they do not give a descent direction.
         if pairs.count:
             pairs, with_gradient = curvature.forget(space, pairs, solver.initial.gamma), None
