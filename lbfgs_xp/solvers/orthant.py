@@ -7,6 +7,7 @@ within bounds, at 0 for every variable with a weight.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import Any, NamedTuple
@@ -40,15 +41,15 @@ class Orthant(NamedTuple):
         return space.xp.minimum(space.xp.maximum(x, self.lower), self.upper)
 
 
+@dataclasses.dataclass(frozen=True)
 class L1(Keyed):
     """The penalty sum(weight |x|).
 
-    weight : a float, or an array that broadcasts to x; for a batch (B, n) or (B, 1), if the
-        problems have weights of their own.
+    weight : a float, or an array that broadcasts to x; for a batch (B, n), if the problems have
+        weights of their own.
     """
 
-    def __init__(self, weight: Any):
-        self.weight = weight
+    weight: Any
 
     @functools.cached_property
     def _key(self) -> Any:

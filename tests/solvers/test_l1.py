@@ -276,6 +276,25 @@ def test_going_on_equals_not_stopping() -> None:
         np.testing.assert_allclose(other.x, fresh.x, atol=1e-6)
 
 
+def test_a_saved_state_knows_its_weights(tmp_path: Any) -> None:
+    def bowl(x: Any) -> Any:
+        return np.sum((x - 2.0) ** 2), 2.0 * (x - 2.0)
+
+    first = lx.minimize(bowl, np.zeros(3), jac=True, l1=4.5)
+    lx.save(tmp_path / "state.npz", first.state)
+    state = lx.load(tmp_path / "state.npz", like=first.x)
+    for l1 in (4.5, 1.0, [0.0, 1.0, 9.0]):    # at 0, where all weights give the same value
+        for known in (first.state, state):
+            res = lx.minimize(bowl, first.x, jac=True, l1=l1, state=known)
+            assert res.success
+            wanted = np.maximum(2.0 - 0.5 * np.asarray(l1), 0.0)
+            np.testing.assert_allclose(res.x, np.broadcast_to(wanted, 3), atol=1e-7)
+    checkpoint = lx.Checkpoint(tmp_path / "run.npz", seconds=0.0)
+    lx.minimize(bowl, np.ones(3), jac=True, l1=1.0, maxiter=1, checkpoint=checkpoint)
+    with pytest.raises(ValueError, match="l1"):
+        lx.minimize(bowl, np.ones(3), jac=True, l1=2.0, maxiter=1, checkpoint=checkpoint)
+
+
 def test_the_inverse_hessian_is_that_of_the_nonzero_variables() -> None:
     fun = Lasso(30, 8, 5)
     res = lx.minimize(
