@@ -246,9 +246,9 @@ def _onto_bounds(
         side = xp.where(gradient > 0.0, path.lower, side)
     if path.upper is not None:
         side = xp.where(gradient < 0.0, path.upper, side)
-    way = xp.where(free, xp.zeros_like(x), side - x)
     # Further than to the bound, so that the first trial is clipped to it.
-    return xp.where(free, direction, space.scale(space.scalars.divide(2.0, first), way))
+    way = space.scale(space.scalars.divide(2.0, first), side - x)
+    return xp.where(free, direction, way)
 
 
 def trial(space: Space, path: Path | None, x: Array, alpha: Any, direction: Array) -> Array:
