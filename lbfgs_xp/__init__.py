@@ -11,7 +11,7 @@ import difflib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from lbfgs_xp import problems, projections, schedules
+from lbfgs_xp import distributed, problems, projections, schedules
 from lbfgs_xp.arrays.space import FixedOrderSpace, Space, fixed_sum
 from lbfgs_xp.constraints import (
     ConstrainedResult,
@@ -128,6 +128,7 @@ __all__ = [
     "augmented_lagrangian",
     "check_gradient",
     "curve_fit",
+    "distributed",
     "fixed_sum",
     "least_squares",
     "line_search",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
+    from lbfgs_xp.distributed.team import Engine
     from lbfgs_xp.fits.result import FitRecord
     from lbfgs_xp.result import Record, State
     from lbfgs_xp.saving.checkpoint import Checkpoint
@@ -69,6 +70,7 @@ class MinimizeSettings(TypedDict, total=False):
     progress: bool
     state: State | None
     checkpoint: Checkpoint | None
+    distributed: Engine | None
 
 
 class FitSettings(TypedDict, total=False):

@@ -14,6 +14,7 @@ from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.rows import Rows, Sizes
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp.distributed.team import Team
 from lbfgs_xp.result import BatchResult, Best, Record, Result, State, Status, joined
 from lbfgs_xp.run import compiled, stopping
 from lbfgs_xp.run.aux_output import AuxOutput
@@ -45,10 +46,14 @@ class Run:
     standing : a `Standing`; None until the start has been evaluated.
     rows : which rows of a batch are left.
     deadline : when the current phase must end, by time.perf_counter().
+    team : the other processes; None for a run of one process.
     """
 
-    def __init__(self, plan: Plan, space: Space, objective: Objective, hess: Any):
+    def __init__(
+        self, plan: Plan, space: Space, objective: Objective, hess: Any, team: Team | None = None
+    ):
         self.plan = plan
+        self.team = team
         self.space = space
         self.objective = objective
         self.layout = objective.layout
@@ -96,7 +101,7 @@ class Run:
             self.set_differences(self._forward)
         self._after = self._after_of(self.solver)
         self._pure = None
-        if is_compilable(self.solver) and not self.space.reproducible:
+        if is_compilable(self.solver) and not self.space.reproducible and self.team is None:
             self._pure = self.objective.pure()
         self.deadline = min(self._last_deadline, time.perf_counter() + stage.maxtime)
 
@@ -262,6 +267,11 @@ class Run:
         if fewer < size:
             self._set_rows(*self.rows.part(space, self._per_row(), running, fewer))
         return True
+
+    def is_late(self) -> bool:
+        """Whether the time of the phase is over, in one process of many."""
+        late = time.perf_counter() >= self.deadline
+        return late if self.team is None else self.team.is_late(late)
 
     def is_out_of_time(self) -> bool:
         """Whether the time of the whole run is over."""

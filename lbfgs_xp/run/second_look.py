@@ -8,7 +8,6 @@ switches to central ones if only their error may have ended it.
 from __future__ import annotations
 
 import math
-import time
 from typing import TYPE_CHECKING, Any
 
 from lbfgs_xp.arrays.backend import Array
@@ -186,7 +185,7 @@ class SecondLook:
         return run.standing.progress.nfev + calls > run.criteria.maxfun
 
     def _is_late(self) -> bool:
-        return time.perf_counter() >= self.run.deadline
+        return self.run.is_late()
 
     def _affords(self, evaluations: int, rows: Any) -> Any:
         """Those of the problems `rows` that still run and can pay for that many evaluations; the
