@@ -1,15 +1,19 @@
-"""Bounds: L-BFGS and BFGS beside SciPy's L-BFGS-B.
+"""Bounds and the L1 penalty: L-BFGS and BFGS beside SciPy, jaxopt and scikit-learn.
 
-Three tables: the evaluations on Rosenbrock's valley and random quadratics within bounds; the
+Four tables: the evaluations on Rosenbrock's valley and random quadratics within bounds; the
 processor time per iteration, without the function, for many variables a third of which are at their
-bounds; and the time for many small problems at once, beside a loop over SciPy's.
+bounds; the time for many small problems at once, beside a loop over SciPy's; and the time for
+logistic regression with an L1 penalty, for one weight and for a path of them, to a duality gap.
+jaxopt and scikit-learn are optional.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -66,7 +70,33 @@ def by_ours(method: str) -> Callable[..., Any]:
     return run
 
 
+def by_jaxopt(fun: Any, x0: np.ndarray, lower: np.ndarray, upper: np.ndarray, maxiter: int) -> Any:
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    like = jax.ShapeDtypeStruct((), float), jax.ShapeDtypeStruct(x0.shape, float)
+
+    def counted(x: Any) -> Any:
+        return jax.pure_callback(lambda x: fun(np.asarray(x)), like, x)
+
+    solver = optional("jaxopt").LBFGSB(
+        fun=counted, value_and_grad=True, maxiter=maxiter, tol=0.5 * GTOL, history_size=10,
+        implicit_diff=False,
+    )
+    start, *box = map(jax.numpy.asarray, (np.clip(x0, lower, upper), lower, upper))
+    return jax.block_until_ready(solver.run(start, bounds=tuple(box)))
+
+
 METHODS = {"L-BFGS": by_ours("lbfgs"), "BFGS": by_ours("bfgs"), "SciPy": by_scipy}
+
+
+def optional(name: str) -> Any:
+    """A module that may be missing; None then, with a line that says so."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        print(f"{name} is not installed; without its figures")
+        return None
 
 
 def quadratic(n: int, seed: int) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
@@ -91,15 +121,19 @@ def evaluations() -> None:
     for n in (5, 20, 100):
         cases[f"quadratic, n = {n}"] = quadratic(n, n)
     rows = []
+    methods = dict(METHODS)
+    if optional("jaxopt"):
+        methods["jaxopt"] = by_jaxopt
     for name, (fun, x0, lower, upper) in cases.items():
         row = [name]
-        for solve in METHODS.values():
+        for method, solve in methods.items():
             counted = Counted(fun, lower, upper)
-            solve(counted, x0, lower, upper, 10_000)
-            assert not counted.outside
-            row.append("-" if counted.solved is None else str(counted.solved))
+            solve(counted, x0, lower, upper, 1000 if method == "jaxopt" else 10_000)
+            assert not counted.outside or method == "jaxopt"
+            outside = f" ({counted.outside} outside)" if counted.outside else ""
+            row.append(("-" if counted.solved is None else str(counted.solved)) + outside)
         rows.append(row)
-    print_table(f"Evaluations until |projected gradient| <= {GTOL:g}", ["", *METHODS], rows)
+    print_table(f"Evaluations until |projected gradient| <= {GTOL:g}", ["", *methods], rows)
 
 
 def time_per_iteration(sizes: list[int]) -> None:
@@ -166,6 +200,105 @@ def many(count: int) -> None:
     )
 
 
+class Logistic:
+    """The mean logistic loss of m points with n features, a tenth of which matter, for one vector
+    of coefficients or for rows of them."""
+
+    def __init__(self, m: int, n: int):
+        rng = np.random.default_rng(0)
+        mixing = np.eye(n) + 0.3 * rng.normal(size=(n, n)) / np.sqrt(n)
+        self.features = rng.normal(size=(m, n)) @ mixing
+        truth = np.where(rng.uniform(size=n) < 0.1, rng.normal(size=n), 0.0)
+        chance = 1.0 / (1.0 + np.exp(-self.features @ truth))
+        self.labels = np.where(rng.uniform(size=m) < chance, 1.0, -1.0)
+        self.points = self.features * self.labels[:, None]
+        self.transposed = np.ascontiguousarray(self.points.T)
+
+    def __call__(self, x: np.ndarray) -> Any:
+        margins = x @ self.transposed
+        small = np.exp(-np.abs(margins))
+        value = np.mean(np.log1p(small) - np.minimum(margins, 0.0), axis=-1)
+        shares = np.where(margins >= 0.0, small, 1.0) / (1.0 + small)
+        return value, shares @ self.points * (-1.0 / len(self.points))
+
+    def gap(self, x: np.ndarray, weight: float) -> float:
+        """The duality gap of the loss with an L1 penalty."""
+        margins = self.points @ x
+        shares = 1.0 / (1.0 + np.exp(margins))
+        slope = np.max(np.abs(self.transposed @ shares)) / len(self.points)
+        shares = shares * min(1.0, weight / slope)
+        entropy = np.sum(shares * np.log(shares) + (1.0 - shares) * np.log1p(-shares))
+        return float(self(x)[0] + weight * np.sum(np.abs(x)) + entropy / len(self.points))
+
+    def by_sklearn(self, solver: str, weight: float, tol: float) -> np.ndarray:
+        strength = 1.0 / (weight * len(self.points))
+        how: dict[str, Any] = {"solver": solver, "C": strength, "tol": tol, "max_iter": 10_000}
+        model = optional("sklearn.linear_model").LogisticRegression(
+            l1_ratio=1.0, fit_intercept=False, **how
+        )
+        return model.fit(self.features, self.labels).coef_[0]
+
+    def by_ours(self, weight: float, tol: float) -> np.ndarray:
+        n = self.points.shape[1]
+        return lx.minimize(self, np.zeros(n), jac=True, l1=weight, gtol=tol).x
+
+
+def until_gap(
+    problem: Logistic, weight: float, solve: Callable[[float, float], np.ndarray], most: float
+) -> str:
+    """The processor time with the largest tolerance that leads to a small duality gap."""
+    for tol in tolerances():
+        begin = time.process_time()
+        x = solve(weight, tol)
+        spent = time.process_time() - begin
+        if problem.gap(x, weight) <= most:
+            return f"{spent:.2f}"
+    return "-"
+
+
+def tolerances() -> Iterator[float]:
+    return (10.0**-k for k in range(4, 13))
+
+
+def penalised(m: int, n: int) -> None:
+    problem, most, sklearn = Logistic(m, n), 1e-8, optional("sklearn.linear_model")
+    largest = float(np.max(np.abs(problem(np.zeros(n))[1])))
+    solvers: dict[str, Callable[[float, float], np.ndarray]] = {"ours": problem.by_ours}
+    if sklearn:
+        for name in ("liblinear", "saga"):
+            solvers[name] = lambda weight, tol, name=name: problem.by_sklearn(name, weight, tol)
+    rows = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for share in (0.1, 0.01):
+            weight = share * largest
+            rows.append([f"weight {share:g} of the largest"] + [
+                until_gap(problem, weight, solve, most) for solve in solvers.values()
+            ])
+        weights = largest * np.geomspace(1.0, 1e-2, 100)
+        row = ["a path of 100 weights, from 1 to 0.01"]
+        for tol in tolerances():
+            begin = time.process_time()
+            path = lx.minimize(
+                problem, np.zeros((100, n)), jac=True, l1=weights, batched=True, gtol=tol
+            )
+            seconds = time.process_time() - begin
+            if max(map(problem.gap, path.x, weights)) <= most:
+                break
+        row.append(f"{seconds:.1f}")
+        for name in list(solvers)[1:]:
+            some = weights[4::10]
+            each = [until_gap(problem, w, solvers[name], most) for w in some]
+            row.append(
+                "-" if "-" in each else f"{10.0 * sum(map(float, each)):.0f} (10 of them x 10)"
+            )
+        rows.append(row)
+    print_table(
+        f"Logistic regression with an L1 penalty, {m} x {n}: seconds to a duality gap of {most:g}",
+        ["", *solvers], rows,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller problems")
@@ -173,6 +306,7 @@ def main() -> None:
     evaluations()
     time_per_iteration([10_000] if quick else [10_000, 1_000_000])
     many(1000 if quick else 10_000)
+    penalised(*((2000, 100) if quick else (20_000, 500)))
     print_machine()
 
 

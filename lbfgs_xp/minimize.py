@@ -73,6 +73,7 @@ def minimize(
     hess: Callable[..., Any] | None = None,
     has_aux: bool = False,
     bounds: Any = None,
+    l1: Any = None,
     x_scale: Any = None,
     gtol: float | None = None,
     ftol: float = 0.0,
@@ -138,6 +139,15 @@ def minimize(
         no bound, as in `({"b": 0.0}, None)`. Infinite entries impose no bound; equal ones fix a
         variable. A start outside the bounds is moved to the nearest point inside. Newton's method
         and gradient descent with a line search take no bounds.
+    l1 : None, number, array, or the structure of x0
+        The weights of an L1 penalty, finite numbers of at least 0. fun + sum(l1 |x|) is minimised,
+        by OWL-QN (Andrew & Gao 2007) in L-BFGS; fun and jac leave the penalty out. `res.fun`, the
+        values in records and every tolerance of the value include it. `res.jac` is the gradient of
+        fun; gtol and `gradient_norm` refer to the pseudo-gradient, the subgradient of least norm.
+        Variables that the penalty holds at 0 are exactly 0. The weights broadcast to x0; what a
+        dict does not name, such as an intercept, has none. For a batch, an array (B,) holds one
+        weight for each problem: a whole path of weights in one call. x0 must be real. Bounds may be
+        passed, too; other methods take no penalty.
     x_scale : None, number, array, or the structure of x0
         The size of a typical change of each variable, above 0: an array that broadcasts to x0, or
         nested like x0, where a dict may name only some (the others have 1). The run takes place in
@@ -226,7 +236,7 @@ def minimize(
     )
     layout = Layout(x0, batched).in_units(x_scale)
     limits = Limits(maxiter, maxfun, maxtime, gtol, ftol, xtol)
-    plan = plan_of(method, limits, bounds, hess, layout)
+    plan = plan_of(method, limits, bounds, l1, hess, layout)
     callback = checks.callback(callback)
     on_error = checks.exceptions("on_error", on_error, batched)
     if state is not None and len(plan.stages) > 1:

@@ -94,7 +94,7 @@ class Projection(Keyed, ABC):
     @functools.cached_property
     def _key(self) -> tuple:
         settings = vars(self).items()
-        return tuple((name, _fingerprint(value)) for name, value in settings)
+        return tuple((name, fingerprint(value)) for name, value in settings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +134,8 @@ class Box(Projection):
     def sides(self, space: Space, x: Array) -> tuple[Any, Any]:
         """The bounds as arrays that broadcast to x; None for a side without any."""
         # Arrays, because not every library's `maximum` takes Python numbers.
-        lower = None if _is(self.lower, -math.inf) else _like(space, self.lower, "lower", x)
-        return lower, None if _is(self.upper, math.inf) else _like(space, self.upper, "upper", x)
+        lower = None if _is(self.lower, -math.inf) else like(space, self.lower, "lower", x)
+        return lower, None if _is(self.upper, math.inf) else like(space, self.upper, "upper", x)
 
     def project(self, space: Space, x: Array) -> Array:
         lower, upper = self.sides(space, x)
@@ -235,7 +235,7 @@ class L2Ball(Projection):
         xp = space.xp
         offset = x
         if not _is(self.center, 0.0):
-            offset = x - _like(space, self.center, "center", x)
+            offset = x - like(space, self.center, "center", x)
         # In units of the largest component, so that no square overflows.
         unit = _unit(space, space.max_abs(offset))
         offset = offset * (1.0 / unit)[..., None]
@@ -246,7 +246,7 @@ class L2Ball(Projection):
         slack = space.backend.noise * reach
         nearest = offset * (radius / length)[..., None]
         if not _is(self.center, 0.0):
-            center = _like(space, self.center, "center", x)
+            center = like(space, self.center, "center", x)
             nearest = nearest + center
             # x - center has the rounding errors of both.
             size = space.max_abs(xp.broadcast_to(center, x.shape))
@@ -287,7 +287,7 @@ class Halfspace(Projection):
             raise ValueError(
                 f"normal has shape {self.normal.shape}; wanted {tuple(x.shape[-1:])}, like x"
             )
-        normal = _like(space, self.normal, "normal", x)
+        normal = like(space, self.normal, "normal", x)
         # In units of the largest components, so that no product overflows.
         per_normal = 1.0 / _unit(space, space.max_abs(normal))
         unit = _unit(space, space.max_abs(x), least=1.0)
@@ -363,7 +363,7 @@ def _is(setting: Any, number: float) -> bool:
     return isinstance(setting, float) and setting == number
 
 
-def _like(space: Space, setting: Any, name: str, x: Array) -> Array:
+def like(space: Space, setting: Any, name: str, x: Array) -> Array:
     """A setting as an array with the library, device and dtype of x that broadcasts to x."""
     if isinstance(setting, float):
         return space.backend.full((), setting)
@@ -385,7 +385,7 @@ def _unit(space: Space, size: Array, least: float = 0.0) -> Array:
     return xp.minimum(xp.maximum(size, full((), max(least, tiny))), full((), 1.0 / tiny))
 
 
-def _fingerprint(setting: Any) -> Any:
+def fingerprint(setting: Any) -> Any:
     """A key for a setting; arrays with equal backends, shapes and numbers have equal keys."""
     if not is_array(setting):
         return setting

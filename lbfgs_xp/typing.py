@@ -55,6 +55,7 @@ class MinimizeSettings(TypedDict, total=False):
     hess: Callable[..., Any] | None
     has_aux: bool
     bounds: Any
+    l1: Any
     x_scale: Any
     gtol: float | None
     ftol: float

@@ -19,6 +19,7 @@ from lbfgs_xp.arrays.backend import Array, Backend, classes_in_use, is_array, li
 from lbfgs_xp.arrays.keyed import Keyed
 
 _NAMESPACE = "lbfgs_xp"
+_WEIGHTS = "finite numbers of at least 0"
 # The structure of a single array, the most frequent case.
 _LEAF = optree.treespec_leaf(none_is_leaf=True, namespace=_NAMESPACE)
 
@@ -164,12 +165,47 @@ class Layout(Keyed):
         upper = self.spread(upper, "the upper bound", math.inf)
         return (lower, upper) if self.scale is None else (lower / self.scale, upper / self.scale)
 
-    def spread(self, tree: Any, what: str, missing: float) -> Any:
+    def weights(self, l1: Any) -> Any:
+        """The weights of a penalty for all variables, as returned by `spread`; None if all are 0.
+
+        l1 : as for `spread`, but for a batch a leaf with one axis holds a number for each problem.
+        """
+        if l1 is None:
+            return None
+        if isinstance(l1, (str, bool)):
+            raise TypeError(f"l1 is {l1!r}; wanted {_WEIGHTS}")
+        if any(self.complex):
+            raise TypeError("l1 was passed, but x0 is complex; wanted real x0")
+        if isinstance(l1, numbers.Real):
+            _check_weights("l1", np.asarray(l1, dtype=float))
+        found = self.spread(l1, "l1", 0.0, self._weight)
+        if not np.any(self.backend.to_host(found) if is_array(found) else found):
+            return None
+        return found if self.scale is None else found * self.scale
+
+    def _weight(self, leaf: int, array: Array) -> Array:
+        """The weights of a leaf, checked and, for a batch, with an axis for the problems."""
+        name, shape = leaf_name(self.structure, leaf, "l1"), self.shapes[leaf]
+        _check_weights(name, self.backend.to_host(array))
+        if not self.batch or array.ndim != 1:
+            return array
+        if tuple(array.shape) != self.batch:
+            raise ValueError(
+                f"{name} has shape {tuple(array.shape)}; wanted {self.batch}, a number for each "
+                f"problem, or {len(shape)} axes that broadcast to {shape}"
+            )
+        return self.xp.reshape(array, (*self.batch, *(1 for _ in shape[1:])))
+
+    def spread(
+        self, tree: Any, what: str, missing: float,
+        adapted: Callable[[int, Array], Array] | None = None,
+    ) -> Any:
         """Numbers for all variables: one float, or an array that broadcasts to the vector.
 
         tree : None for `missing`, a number, or a tree with the structure of x0 whose leaves are
             None, numbers, or arrays that broadcast to those of x0. Its dicts need not name
             everything; what they do not name is `missing`.
+        adapted : a function of the number of a leaf and its array to what takes the array's place.
         """
         if tree is None:
             return missing
@@ -189,6 +225,8 @@ class Layout(Keyed):
         arrays = []
         for i, (leaf, shape) in enumerate(zip(leaves, self.shapes, strict=True)):
             array = self._adopted(missing if leaf is None else leaf, i, what)
+            if adapted is not None:
+                array = adapted(i, array)
             try:
                 arrays.append(self.xp.broadcast_to(array, shape))
             except (ValueError, RuntimeError):
@@ -372,6 +410,14 @@ def without_frozen(leaves: list[Any], structure: Any) -> tuple[list[Any], Any]:
         structure, {i: leaves[i] for i, needed in enumerate(required) if needed is False}
     )
     return part.others(leaves), part
+
+
+def _check_weights(name: str, weights: np.ndarray) -> None:
+    good = np.isfinite(weights) & (weights >= 0.0)
+    if not good.all():
+        at = tuple(map(int, np.argwhere(~good)[0]))
+        place = f" at index {at[0] if len(at) == 1 else at}" if at else ""
+        raise ValueError(f"{name}{place} is {weights[at]}; wanted {_WEIGHTS}")
 
 
 def _whole(structure: Any) -> Any:

@@ -124,7 +124,9 @@ def _advance(
 
     def step(carry: tuple) -> tuple:
         standing, aux, made = carry
-        value, gradient, new = evaluation(args, standing.solver_state.trial)
+        trial = standing.solver_state.trial
+        value, gradient, new = evaluation(args, trial)
+        value = solver.penalised(space, trial, value)
         standing, better = after_evaluation(
             solver, space, measure_steps, standing, criteria, value, gradient, 1
         )

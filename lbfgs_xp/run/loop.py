@@ -278,13 +278,16 @@ class Run:
         return time.perf_counter() >= self._last_deadline
 
     def value_at(self, x: Array) -> tuple[Any, int]:
-        """The value at x alone, and how many calls of fun this took."""
-        return self.in_caller_context(self.objective.value, x), 1
+        """The value at x alone, with the penalty, and how many calls of fun this took."""
+        value = self.in_caller_context(self.objective.value, x)
+        return self.solver_here().penalised(self.space, x, value), 1
 
     def evaluate(self, x: Array) -> tuple[Any, Array, Any, int]:
-        """Value, gradient and aux at x, and how many calls of fun this took."""
+        """The value at x with the penalty, the gradient of fun, aux, and how many calls of fun this
+        took."""
         before = self.objective.nfev
         value, gradient, aux = self.in_caller_context(self.objective.evaluate, x)
+        value = self.solver_here().penalised(self.space, x, value)
         return value, gradient, aux, self.objective.nfev - before
 
     def advance(self) -> bool:

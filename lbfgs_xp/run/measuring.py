@@ -61,7 +61,7 @@ class Measuring:
             that are much larger in the end.
         """
         run = self.visits.run
-        space, solver, state = run.space, run.solver_here(), run.standing.solver_state
+        space, (solver, state) = run.space, self.visits.smooth()
         fn, differs = space.scalars, run.objective.differs
         noise, errors = fn.full(0.0, state.value), space.xp.zeros_like(state.x)
         largest, first = fn.abs(state.value), fn.full(math.inf, state.value)
@@ -143,7 +143,7 @@ class Measuring:
 
     def _is_smooth(self, near: list[Array], values: list[Any]) -> Any:
         """Whether values at the first of these points show no noise that matters at all."""
-        run, state = self.visits.run, self.visits.run.standing.solver_state
+        run, (_, state) = self.visits.run, self.visits.smooth()
         space, fn = run.space, run.space.scalars
         largest = fn.abs(state.value)
         for value in values:
@@ -168,6 +168,6 @@ class Measuring:
 
     def points(self, spacing: Array, count: int) -> list[Array]:
         """Points next to the iterate, so far apart along each variable, all down the gradient."""
-        state, xp = self.visits.run.standing.solver_state, self.visits.run.space.xp
+        (_, state), xp = self.visits.smooth(), self.visits.run.space.xp
         up = xp.ones_like(state.x)
         return points(state.x, spacing * xp.where(state.gradient > 0.0, -up, up), count)

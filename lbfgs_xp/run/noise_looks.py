@@ -57,7 +57,7 @@ class NoiseLooks:
             return
         eps = space.backend.eps
         noise, errors, rounding, rows = self.measuring.at(_SPACING * eps**0.5 * unit, rows)
-        state, p, _ = run.standing
+        p, (_, state) = run.standing.progress, self.visits.smooth()
         hidden = fn.maximum(
             agreement.hidden_by_rounding(fn, space.backend, state.value), p.noise
         )
@@ -87,8 +87,8 @@ class NoiseLooks:
     def _is_explained(self, rows: Any, level: Any, broken: Any) -> Any:
         """Whether changes below this level are all that one more look along the gradient, the
         search that failed and the looks before promise."""
-        run, (state, p, _) = self.run, self.run.standing
-        space, fn, solver = run.space, run.space.scalars, run.solver_here()
+        run, p, (solver, state) = self.run, self.run.standing.progress, self.visits.smooth()
+        space, fn = run.space, run.space.scalars
         length = agreement.lengths_of(space.backend.eps)[0]
         x = agreement.ahead(solver, space, state.x, state.gradient, p.extent, length)
         there, gradient = self.visits.visit(x, rows)
@@ -150,8 +150,8 @@ class NoiseLooks:
 
     def _judge_among_noise(self) -> None:
         """Decide whether differences among noise promise a lower point."""
-        run, (state, p, _) = self.run, self.run.standing
-        space, solver, fn = run.space, run.solver_here(), run.space.scalars
+        run, p, (solver, state) = self.run, self.run.standing.progress, self.visits.smooth()
+        space, fn = run.space, run.space.scalars
         rows = self._ended() & (p.noise > 0.0)
         if not space.any(rows):
             return
@@ -190,13 +190,13 @@ class NoiseLooks:
     def _changes_over_lengths(self, rows: Any) -> Any:
         """Whether the function does change over the short lengths as much as the differences there
         suggest. Noise only looks as if it would."""
-        run, state = self.run, self.run.standing.solver_state
+        run, (solver, state) = self.run, self.visits.smooth()
         space, fn, differences = run.space, run.space.scalars, run.objective.differences
         length = differences.lengths(state.x)
         short = space.xp.where(differences.known[0] < _NARROW, length, 0.0 * length)
         change = fn.full(0.0, state.value)
         for x in self.measuring.points(0.5 * short, 2):
-            there = self.visits.value_at(run.solver_here().project(space, x), rows)
+            there = self.visits.value_at(solver.project(space, x), rows)
             change = fn.maximum(change, fn.abs(there - state.value))
         return change > _CHANGES * fn.abs(state.value)
 

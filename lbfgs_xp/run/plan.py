@@ -13,6 +13,7 @@ from lbfgs_xp.run.methods import method_named
 from lbfgs_xp.run.stopping import Criteria
 from lbfgs_xp.solvers.contract import Solver, completed
 from lbfgs_xp.solvers.method import Limits, Phase
+from lbfgs_xp.solvers.orthant import L1
 
 # Counts in a batch are 32-bit integers.
 _UNLIMITED = 2**31 - 1
@@ -42,9 +43,13 @@ class Plan(NamedTuple):
     maxtime: float
 
 
-def plan_of(method: Any, limits: Limits, bounds: Any, hess: Any, layout: Layout) -> Plan:
+def plan_of(
+    method: Any, limits: Limits, bounds: Any, l1: Any, hess: Any, layout: Layout
+) -> Plan:
     """The plan of a run, from the arguments of `lx.minimize`."""
-    stages = [_stage(phase, limits, bounds, layout) for phase in _phases(method)]
+    weights = layout.weights(l1)
+    penalty = None if weights is None else L1(weights)
+    stages = [_stage(phase, limits, bounds, penalty, layout) for phase in _phases(method)]
     if not (hess is None or callable(hess)):
         raise TypeError(f"hess is a {type(hess).__name__}; wanted a function of x, or None")
     if hess is not None and not any(stage.solver.needs_hessian for stage in stages):
@@ -67,8 +72,8 @@ def _phases(method: Any) -> list[Phase]:
     return [each if isinstance(each, Phase) else Phase(each) for each in methods]
 
 
-def _stage(phase: Phase, whole: Limits, bounds: Any, layout: Layout) -> Stage:
-    name, solver = _solver(phase.method, bounds, layout)
+def _stage(phase: Phase, whole: Limits, bounds: Any, l1: L1 | None, layout: Layout) -> Stage:
+    name, solver = _solver(phase.method, bounds, l1, layout)
     own, backend = phase.limits, layout.backend
     criteria = Criteria(
         gtol=_first_given(own.gtol, whole.gtol, 0.0),
@@ -112,10 +117,11 @@ def _smaller(own: int | None, whole: int | None) -> int:
     return most if own is None else min(own, most)
 
 
-def _solver(method: Any, bounds: Any, layout: Layout) -> tuple[str, Solver]:
-    """The name of a method, and its solver, restricted to the bounds."""
+def _solver(method: Any, bounds: Any, l1: L1 | None, layout: Layout) -> tuple[str, Solver]:
+    """The name of a method, and its solver, with the penalty and restricted to the bounds."""
     if method is None or (isinstance(method, str) and method == "auto"):
-        method = "bfgs" if layout.batch and layout.size <= _DENSE else "lbfgs"
+        dense = layout.batch and layout.size <= _DENSE and l1 is None
+        method = "bfgs" if dense else "lbfgs"
     method = method_named(method, more=("auto",))
     name = type(method).__name__
     # An optimizer of nested parameters is not a solver yet, but makes one.
@@ -126,11 +132,18 @@ def _solver(method: Any, bounds: Any, layout: Layout) -> tuple[str, Solver]:
                 f"x_scale was passed with the projection of {name}, which holds for unscaled x; "
                 "wanted x_scale=None, or bounds"
             )
-        return name, solver
-    checks.bounds(bounds)
-    if not solver.supports_bounds:
-        raise ValueError(
-            f"bounds were passed, but {name} takes none; wanted bounds=None, or "
-            'a method that takes them, such as "lbfgs"'
-        )
-    return name, solver.with_bounds(Box(*layout.sides(bounds)))
+    else:
+        checks.bounds(bounds)
+        if not solver.supports_bounds:
+            raise ValueError(
+                f"bounds were passed, but {name} takes none; wanted bounds=None, or "
+                'a method that takes them, such as "lbfgs"'
+            )
+        solver = solver.with_bounds(Box(*layout.sides(bounds)))
+    if l1 is not None:
+        if not solver.supports_l1:
+            raise ValueError(
+                f'l1 was passed, but {name} takes no penalty; wanted l1=None, or method="lbfgs"'
+            )
+        solver = solver.with_l1(l1)
+    return name, solver

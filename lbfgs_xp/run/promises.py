@@ -68,12 +68,12 @@ class Promises:
         the value has fallen does not tell this without a look: while steps are long, the start may
         be higher than all that matters by any factor.
         """
-        run, (state, p, _) = self.run, self.run.standing
+        run, p, (solver, state) = self.run, self.run.standing.progress, self.visits.smooth()
         space, fn = run.space, run.space.scalars
         flat = (p.status == _RUNNING) & (p.claim == _GRADIENT)
         if not space.any(flat):
             return True
-        gradient = run.solver_here().reduced(space, state.x, state.gradient, state.gradient)
+        gradient = solver.reduced(space, state.x, state.gradient, state.gradient)
         most = space.read_one(space.sum(space.xp.abs(gradient) * unit))
         hidden = agreement.hidden_by_rounding(fn, space.backend, state.value)
         settled = flat & ((most <= _ENOUGH * hidden) | (state.gradient_norm == 0.0))
@@ -83,8 +83,8 @@ class Promises:
 
     def _follow(self, unit: Array, level: Any) -> Descent:
         """Steps down the gradient until they promise more than this."""
-        run, state = self.run, self.run.standing.solver_state
-        space, solver = run.space, run.solver_here()
+        run, (solver, state) = self.run, self.visits.smooth()
+        space = run.space
         # Variables that a bound holds stay where they are.
         inner = solver.reduced(space, state.x, state.gradient, state.gradient)
         descent = units.descent(space, inner, unit)
@@ -114,12 +114,12 @@ class Promises:
         wanted : which problems promise a decrease above the level.
         far : where the way to it would change x visibly.
         """
-        run, (state, p, _) = self.run, self.run.standing
+        run, p, (solver, state) = self.run, self.run.standing.progress, self.visits.smooth()
         space, fn, eps = run.space, run.space.scalars, run.space.backend.eps
         early = wanted & (p.claim == _GRADIENT) & (far | (p.flat < _LATER))
         # The run itself may know better: the steepest variables may hide the others in these
         # units, too.
-        own = run.solver_here().promise(space, state) > level
+        own = solver.promise(space, state) > level
         own = own & (p.status == _RUNNING) & (p.claim == _GRADIENT) & (p.flat < _OWN)
         # The errors of differences promise much.
         own = own & (not run.objective.differs)
@@ -148,8 +148,8 @@ class Promises:
     def _seek(self, descent: Descent, wanted: Any, level: Any) -> Any:
         """Look for the decrease that was promised; what of it was not found. Claims stand where
         nothing was promised."""
-        run, state = self.run, self.run.standing.solver_state
-        space, fn, solver = run.space, run.space.scalars, run.solver_here()
+        run, (solver, state) = self.run, self.visits.smooth()
+        space, fn = run.space, run.space.scalars
         share = 1.0
         for _ in range(_CLOSER):
             wanted = self.visits.affords(1, wanted)

@@ -121,11 +121,11 @@ class SecondLook:
 
     def look(self, length: float, first: bool) -> None:
         run = self.run
-        space, solver, (state, p, best) = run.space, run.solver_here(), run.standing
+        space, (state, p, best), (solver, smooth) = run.space, run.standing, self.visits.smooth()
         fn = space.scalars
-        x = agreement.ahead(solver, space, state.x, state.gradient, p.extent, length)
+        x = agreement.ahead(solver, space, state.x, smooth.gradient, p.extent, length)
         value, gradient, aux, count = run.evaluate(x)
-        look = agreement.look(space, state, x, value, gradient, p.noise)
+        look = agreement.look(space, smooth, x, value, self.visits.whole(gradient), p.noise)
         running = p.status == _RUNNING
         # If rounding hides the first look, nothing contradicts the claim; if it hides a later one,
         # all the visible looks before it did.
@@ -136,7 +136,7 @@ class SecondLook:
         nfev = fn.where(running, p.nfev + count, p.nfev)
         seen = state._replace(seen=look.value, accepted=fn.full(False, look.value))
         best, better = better_point(
-            solver, space, run.criteria, best, x, seen, gradient, running, p.noise
+            run.solver_here(), space, run.criteria, best, x, seen, gradient, running, p.noise
         )
         p = p._replace(status=status, nfev=nfev)
         run.move_to(Standing(state, p, best), aux, better)

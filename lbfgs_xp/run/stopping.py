@@ -244,8 +244,10 @@ def update(
     gtol = fn.where(early, _tolerance(fn, criteria, first_norm, p.highest_norm), p.gtol)
     flat = norm <= gtol
     # By the default tolerance, which is relative to the start, the value must have settled, too,
-    # unless all of the gradient may be rounding. Even then the end is provisional.
-    provisional = fn.full(True, norm) & (criteria.relative > 0.0)
+    # unless all of the gradient may be rounding. Even then the end is provisional. A gradient of
+    # exactly 0 is that of a stationary point, unless it comes from differences.
+    stationary = (norm == 0.0) & (criteria.error <= criteria.eps)
+    provisional = fn.logical_not(stationary) & (criteria.relative > 0.0)
     provisional = provisional & (criteria.failure == _LINE_SEARCH)
     settled = before - value <= negligible(fn, criteria, p, value, 4.0 * criteria.eps)
     lost = (nit + p.earlier <= _FIRST) & (norm <= criteria.lost * criteria.error * p.highest_norm)

@@ -8,6 +8,7 @@ from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.result import Status
 from lbfgs_xp.run import agreement, stopping
 from lbfgs_xp.run.iteration import Standing, better_point
+from lbfgs_xp.solvers.contract import Solver
 
 if TYPE_CHECKING:
     from lbfgs_xp.run.loop import Run
@@ -51,9 +52,24 @@ class Visits:
         paid = self.run.space.scalars.logical_not(self.unpaid(evaluations))
         return rows & paid & (not self.is_late())
 
+    def smooth(self) -> tuple[Solver, Any]:
+        """The solver, restricted to where all that is minimised is smooth around the iterate, and
+        its state there with the gradient of all that is minimised."""
+        run = self.run
+        space, solver, state = run.space, run.solver_here(), run.standing.solver_state
+        solver, pull = solver.around(space, state.x, state.gradient)
+        return solver, state if pull is None else state._replace(gradient=state.gradient + pull)
+
+    def whole(self, gradient: Array) -> Array:
+        """The gradient of all that is minimised at a point where that is smooth around the iterate,
+        given that of fun."""
+        state = self.run.standing.solver_state
+        _, pull = self.run.solver_here().around(self.run.space, state.x, state.gradient)
+        return gradient if pull is None else gradient + pull
+
     def visit(self, x: Array, rows: Any, counts: Any = True) -> tuple[Any, Array]:
-        """Value and gradient at x, for these rows; x may become the best where it `counts`. If it
-        is False, the value is left on the device."""
+        """Value and gradient of all that is minimised at x, for these rows; x may become the best
+        where it `counts`. If it is False, the value is left on the device."""
         run, (state, p, known) = self.run, self.run.standing
         space, fn = run.space, run.space.scalars
         value, gradient, aux, count = run.evaluate(x)
@@ -67,7 +83,7 @@ class Visits:
                 p.noise,
             )
         run.move_to(Standing(state, p, known), aux, better)
-        return value, gradient
+        return value, self.whole(gradient)
 
     def value_at(self, x: Array, rows: Any) -> Any:
         """The value alone at x, for these rows."""

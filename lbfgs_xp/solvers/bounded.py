@@ -3,6 +3,9 @@
 A direction is clipped so that its first trial lies within the bounds. Up to there the path is
 straight, so a line search sees a smooth function. Beyond, variables stop at their bounds. No trial
 lies outside. Where no bound stops a variable, all numbers are those of a search without bounds.
+
+A search with an L1 penalty is one within the bounds of an orthant, which each iterate chooses anew
+(`orthant`).
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.projections import Box
 from lbfgs_xp.solvers.contract import Solver
+from lbfgs_xp.solvers.orthant import L1, Orthant
 
 # A bound holds a variable near it if a step along the gradient leads this many times further.
 _FAR_BEYOND = 0.1
@@ -30,41 +34,68 @@ class Path(NamedTuple):
     free : a mask of the variables (..., n) that no bound holds, nor draws to itself; for one
         problem, None if there are only such.
     reach : the first alpha, up to which the path is straight.
+    pull : the gradient of the penalty along the path (see `Orthant`); None without a penalty.
     """
 
     lower: Any
     upper: Any
     free: Any
     reach: Any
+    pull: Any = None
 
 
 class TakesBounds(Solver):
     """A solver that keeps the variables between bounds.
 
     box : the bounds; None without any.
+    l1 : the penalty, for solvers that take one; None without any.
     """
 
     box: Box | None = None
+    l1: L1 | None = None
 
     supports_bounds = True
 
     @property
     def projects(self) -> bool:  # type: ignore[override]
-        return self.box is not None
+        return self.box is not None or self.l1 is not None
 
-    def with_bounds(self, box: Box) -> Self:
+    def with_bounds(self, box: Any) -> Self:
         """The same solver, restricted to a box."""
+        return self._with(box=box)
+
+    def with_l1(self, l1: L1 | None) -> Self:
+        """The same solver, for a function with this penalty."""
+        return self._with(l1=l1)
+
+    def _with(self, **settings: Any) -> Self:
         solver = copy.copy(self)
         vars(solver).pop("_key", None)
-        object.__setattr__(solver, "box", box)    # the dataclass is frozen
+        for name, value in settings.items():
+            object.__setattr__(solver, name, value)    # the dataclass is frozen
         return solver
 
     def of_rows(self, space: Space, count: int, rows: Array) -> Self:
         """The same solver for those of `count` problems that have these indices."""
-        if self.box is None:
-            return self
-        box: Any = self.box.of_rows(space, count, rows)
-        return self if box is self.box else self.with_bounds(box)
+        own: dict[str, Any] = {}
+        for name in ("box", "l1"):
+            setting = getattr(self, name)
+            if setting is not None and (part := setting.of_rows(space, count, rows)) is not setting:
+                own[name] = part
+        return self._with(**own) if own else self
+
+    def limits(self, space: Space, x: Array, gradient: Array) -> Any:
+        """The box or, with a penalty, the orthant of a search from x; None for none."""
+        return self.box if self.l1 is None else self.l1.orthant(space, self.box, x, gradient)
+
+    def around(self, space: Space, x: Array, gradient: Array) -> tuple[Solver, Any]:
+        if self.l1 is None:
+            return self, None
+        orthant = self.l1.orthant(space, self.box, x, gradient)
+        return self._with(box=orthant, l1=None), orthant.pull
+
+    def penalised(self, space: Space, x: Array, value: Any) -> Any:
+        return value if self.l1 is None else value + self.l1.value(space, x)
 
     def project(self, space: Space, x: Array) -> Array:
         """The nearest point within the bounds to each vector x (..., n)."""
@@ -72,21 +103,45 @@ class TakesBounds(Solver):
 
     def reduced(self, space: Space, x: Array, gradient: Array, vector: Array) -> Array:
         """The vector, 0 for the variables that bounds hold at x, where this is the gradient."""
-        if self.box is None:
+        if not self.projects:
             return vector
-        return reduced(space, free_variables(space, self.box, x, gradient), vector)
+        limits = self.limits(space, x, gradient)
+        whole = penalised_gradient(limits, gradient)
+        return reduced(space, free_variables(space, limits, x, whole), vector)
 
     def optimality(self, space: Space, x: Array, gradient: Array) -> Array:
-        """The largest component of the projected gradient (More & Toraldo 1991): of the gradient,
-        without the components of variables that a bound holds."""
-        return space.max_abs(self.reduced(space, x, gradient, gradient))
+        """The largest component of the projected gradient (More & Toraldo 1991): of the gradient
+        or, with a penalty, of the pseudo-gradient, without the components of variables that a bound
+        holds."""
+        if not self.projects:
+            return space.max_abs(gradient)
+        return optimality(space, self.limits(space, x, gradient), x, gradient)
 
 
-def path_at(space: Space, box: Box, x: Array, free: Any) -> Path:
-    """The path from x, without its reach."""
+def optimality(space: Space, limits: Any, x: Array, gradient: Array) -> Array:
+    """The largest component of the projected gradient at x, where this is the gradient of fun.
+
+    limits : a box, or the orthant of a search from x.
+    """
+    whole = penalised_gradient(limits, gradient)
+    return space.max_abs(reduced(space, free_variables(space, limits, x, whole), whole))
+
+
+def penalised_gradient(there: Any, gradient: Array) -> Array:
+    """The gradient of all that is minimised, given that of fun.
+
+    there : a path or an orthant; None or a box, without a penalty.
+    """
+    pull = getattr(there, "pull", None)
+    return gradient if pull is None else gradient + pull
+
+
+def path_at(space: Space, box: Any, x: Array, free: Any) -> Path:
+    """The path from x within a box or an orthant, without its reach."""
     lower, upper = box.sides(space, x)
+    pull = box.pull if isinstance(box, Orthant) else None
     if not space.batched:
-        return Path(lower, upper, free, 0.0)
+        return Path(lower, upper, free, 0.0, pull)
     # Rows that leave a batch take their bounds with them.
     spread = space.xp.broadcast_to
     return Path(
@@ -94,16 +149,19 @@ def path_at(space: Space, box: Box, x: Array, free: Any) -> Path:
         None if upper is None else spread(upper, x.shape),
         space.xp.ones_like(x, dtype=space.xp.bool) if free is None else free,
         space.small_zeros(x.shape[:-1]),
+        pull,
     )
 
 
 def free_variables(
-    space: Space, box: Box, x: Array, gradient: Array, reach: Any = None
+    space: Space, box: Any, x: Array, gradient: Array, reach: Any = None
 ) -> Any:
     """The mask of variables that no bound holds; None if none is held, as far as that can be seen
     without waiting for a device.
 
     A bound holds a variable that is at the bound, if the value falls only beyond it.
+
+    box : a box or an orthant, with the gradient of all that is minimised there.
 
     reach : an estimate of the inverse Hessian, a number for each problem or for each variable. A
         variable is then also held if a step along the gradient in its units would lead far beyond
@@ -111,7 +169,7 @@ def free_variables(
         count on its moving on, and only short steps would go down.
     """
     lower, upper = box.sides(space, x)
-    free = None
+    free = ~(lower == upper) if isinstance(box, Orthant) else None
     for side, sign in ((lower, 1.0), (upper, -1.0)):
         if side is None:
             continue
@@ -153,24 +211,25 @@ def fitted(
 
 def shortened(
     space: Space, path: Path, x: Array, gradient: Array, direction: Array, slope: Any, gamma: Any,
-    mask: Any = True,
+    mask: Any = True, first: Any = 1.0,
 ) -> tuple[Array, Any]:
     """A quasi-Newton direction, `fitted`, and its slope. Where that spoils it, and `mask` holds, a
     projected step along the gradient, which always goes down.
 
     slope : of the direction.
     gamma : the inverse Hessian, roughly, for that step.
+    first : the first step length.
     """
     fn = space.scalars
-    one = fn.full(1.0, path.reach)
-    short = fitted(space, path, x, gradient, direction, one)
+    first = fn.full(first, path.reach)
+    short = fitted(space, path, x, gradient, direction, first)
     if short is direction:
         return direction, slope
     kept = space.read_one(space.dot(gradient, short))
     spoilt = mask & fn.logical_not((kept < _KEPT * now(slope)) & (kept < 0.0))
     if space.none(spoilt):
         return short, kept
-    plain = fitted(space, path, x, gradient, space.scale(-gamma, gradient), one)
+    plain = fitted(space, path, x, gradient, space.scale(-gamma, gradient), first)
     short = space.pick(spoilt, plain, short)
     return short, space.read_one(space.dot(gradient, short))
 
@@ -187,9 +246,9 @@ def _onto_bounds(
         side = xp.where(gradient > 0.0, path.lower, side)
     if path.upper is not None:
         side = xp.where(gradient < 0.0, path.upper, side)
-    way = xp.where(free, xp.zeros_like(x), side - x)
     # Further than to the bound, so that the first trial is clipped to it.
-    return xp.where(free, direction, space.scale(space.scalars.divide(2.0, first), way))
+    way = space.scale(space.scalars.divide(2.0, first), side - x)
+    return xp.where(free, direction, way)
 
 
 def trial(space: Space, path: Path | None, x: Array, alpha: Any, direction: Array) -> Array:

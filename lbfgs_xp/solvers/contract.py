@@ -58,6 +58,8 @@ class Solver(ABC):
     ----------
     supports_bounds : bool
         Whether it has `with_bounds`.
+    supports_l1 : bool
+        Whether it has `with_l1`.
     projects : bool
         Whether it has `project`. The start is then projected, and `gtol` bounds the projected
         gradient; see `optimality`.
@@ -84,6 +86,7 @@ class Solver(ABC):
     """
 
     supports_bounds = False
+    supports_l1 = False
     projects = False
     needs_hessian = False
     compiles = True
@@ -120,6 +123,20 @@ class Solver(ABC):
     def with_bounds(self, box: Box) -> Solver:
         """The same solver, restricted to a box."""
         raise NotImplementedError
+
+    def with_l1(self, l1: Any) -> Solver:
+        """The same solver, for fun + sum(weight |x|); see `lbfgs_xp.solvers.orthant`. Its values
+        are those of the sum, its gradients those of fun."""
+        raise NotImplementedError
+
+    def penalised(self, space: Space, x: Array, value: Any) -> Any:
+        """The value of all that is minimised at x, given that of fun."""
+        return value
+
+    def around(self, space: Space, x: Array, gradient: Array) -> tuple[Solver, Any]:
+        """The solver, restricted to where all that is minimised is smooth and a search from x would
+        stay, and the gradient of the penalty there; None without a penalty."""
+        return self, None
 
     def project(self, space: Space, x: Array) -> Array:
         """The nearest feasible point to each vector x (..., n)."""
@@ -179,7 +196,8 @@ class Solver(ABC):
 
 # What a solver that does not derive from `Solver` may have in addition to `init` and `step`.
 _OPTIONAL = (
-    "supports_bounds", "with_bounds", "project", "reduced", "needs_hessian", "compiles",
+    "supports_bounds", "with_bounds", "supports_l1", "with_l1", "penalised", "around", "project",
+    "reduced", "needs_hessian", "compiles",
     "searches", "patience", "of_rows", "as_row", "rescales", "takes_noise", "in_units",
     "inverse_hessian", "check_state", "learned", "resume", "promise",
 )

@@ -12,7 +12,7 @@ from lbfgs_xp.torch.flat import Flat
 
 CHANGES = (
     "closure changes the parameters, such as by clamping them in the loss: its value is not that "
-    "of the trial; wanted one that leaves them alone (lx.minimize takes bounds)"
+    "of the trial; wanted one that leaves them alone (the optimizer takes bounds)"
 )
 _FORGETS = (
     "function and gradient disagree: closure adds the gradient to those of its earlier calls; "

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lbfgs_xp import checks
 from lbfgs_xp.arrays.tree import map_leaves
 from lbfgs_xp.checks import shown
 from lbfgs_xp.line_search import LineSearch
 from lbfgs_xp.result import Status
+from lbfgs_xp.torch.bounds import box_of
 from lbfgs_xp.torch.flat import Flat
 from lbfgs_xp.torch.foreign import is_of_torch, taken_over
 from lbfgs_xp.torch.settings import OptimizerSettings
@@ -48,6 +50,11 @@ class LBFGS(torch.optim.Optimizer):
         `lbfgs_xp.line_search`, or a rule such as `lx.HagerZhang()`.
     maximize : bool
         Whether to maximise the loss.
+    bounds : None or (lower, upper)
+        The parameters stay between them. Each side is None, a number, or a tensor that broadcasts
+        to every parameter. Unlike the other settings, they may differ between groups:
+        `[{"params": [scale], "bounds": (0.0, None)}, {"params": rest}]`. Parameters outside are
+        moved to the nearest point inside when a step begins.
 
     Raises
     ------
@@ -98,20 +105,21 @@ class LBFGS(torch.optim.Optimizer):
         line_search_fn: LineSearchName | LineSearch | None = None,
         *,
         maximize: bool = False,
+        bounds: Any = None,
     ):
         settings = OptimizerSettings(
             lr, max_iter, max_eval, tolerance_grad, tolerance_change, history_size, line_search_fn,
             maximize,
         )
         # lr is kept as passed, because schedulers write into a tensor.
-        super().__init__(params, vars(settings) | {"lr": lr})
+        super().__init__(params, vars(settings) | {"lr": lr, "bounds": bounds})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters; the next step drops the curvature so far, which lacks them."""
         super().add_param_group(param_group)
         try:
             OptimizerSettings.of(self.param_groups)
-            Flat(self._all())
+            box_of(self.param_groups, Flat(self._all()))
         except (TypeError, ValueError):
             del self.param_groups[-1]
             raise
@@ -134,7 +142,10 @@ class LBFGS(torch.optim.Optimizer):
             raise ValueError("no parameter requires a gradient; wanted at least one that does")
         if not any(flat.sizes):
             raise ValueError("the parameters are all empty tensors; wanted at least one number")
-        run = Step(OptimizerSettings.of(self.param_groups), flat, closure, self._memory())
+        run = Step(
+            OptimizerSettings.of(self.param_groups), box_of(self.param_groups, flat), flat, closure,
+            self._memory(),
+        )
         try:
             run.go()
         except KeyboardInterrupt:
@@ -154,6 +165,8 @@ class LBFGS(torch.optim.Optimizer):
         packed["state"] = map_leaves(_copied, packed["state"])
         for group in packed["param_groups"]:
             group["lr"] = _copied(group["lr"])
+            if group["bounds"] is not None:
+                group["bounds"] = tuple(map(_copied, checks.bounds(group["bounds"])))
             if isinstance(group["line_search_fn"], LineSearch):
                 del group["line_search_fn"]
         return packed
@@ -163,6 +176,12 @@ class LBFGS(torch.optim.Optimizer):
         saved = _checked(state_dict)
         own = {name: self.param_groups[0][name] for name in ("line_search_fn", "maximize")}
         groups = [own | group for group in state_dict["param_groups"]]
+        if len(groups) == len(self.param_groups):
+            # Those of torch have no bounds.
+            groups = [
+                {"bounds": mine["bounds"]} | group
+                for mine, group in zip(self.param_groups, groups, strict=True)
+            ]
         OptimizerSettings.of(groups)
         flat = Flat(self._all())
         taken = taken_over(saved, flat) if saved and is_of_torch(saved) else None

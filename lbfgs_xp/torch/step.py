@@ -14,10 +14,11 @@ from torch import Tensor
 from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.line_search import Fixed, Search
+from lbfgs_xp.projections import Box
 from lbfgs_xp.result import Status, table
 from lbfgs_xp.run import agreement
-from lbfgs_xp.solvers import lbfgs
-from lbfgs_xp.solvers.lbfgs import curvature
+from lbfgs_xp.solvers import bounded, lbfgs
+from lbfgs_xp.solvers.lbfgs import curvature, restricted
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
 from lbfgs_xp.solvers.lbfgs.state import LBFGSState
 from lbfgs_xp.solvers.search import at_floor, hidden
@@ -88,10 +89,15 @@ class Step:
     """
 
     def __init__(
-        self, settings: OptimizerSettings, flat: Flat, closure: Callable, memory: dict[str, Any]
+        self, settings: OptimizerSettings, box: Box | None, flat: Flat, closure: Callable,
+        memory: dict[str, Any],
     ):
         self.settings = settings
         self.solver = settings.solver()
+        if box is not None:
+            # Directions are shortened for the first trial that the learning rate leads to.
+            rate = settings.lr if settings.lr > 0.0 else 1.0
+            self.solver = dataclasses.replace(self.solver, learning_rate=rate).with_bounds(box)
         self.flat = flat
         sign = -1.0 if settings.maximize else 1.0
         self.closure = Closure(closure, flat, sign, memory["clears"])
@@ -142,6 +148,9 @@ class Step:
     def leave(self) -> StepResult | None:
         """Set the parameters and the memory to where the step has ended."""
         if (state := self.state) is None:
+            if self.solver.projects:
+                start = self.flat.read()
+                self.flat.write(self.solver.project(Space(start), start))
             return None
         self.flat.write(state.trial if self.moved else state.x)
         memory, search = self.memory, state.search
@@ -155,6 +164,7 @@ class Step:
             memory["pending"] = {
                 "x": state.x, "value": state.value, "gradient": state.gradient,
                 "direction": state.direction, "step": search.alpha,
+                "reach": None if state.path is None else state.path.reach,
             }
         elif self.status is Status.EVALUATIONS and search.evaluations:
             memory["retry"] = search.alpha
@@ -173,8 +183,13 @@ class Step:
         """The state at the current parameters."""
         start = self.flat.read()
         self.space = space = Space(start)
+        if self.solver.projects:
+            start = self.solver.project(space, start)
+            self.flat.write(start)
         self.memory["func_evals"] += 1
         value, gradient, x, fault = self.closure(start)
+        if fault and self.solver.projects and not space.equal(self.solver.project(space, x), x):
+            x = start
         # If closure has moved the start, as if into a domain, that is the start.
         if fault and math.isfinite(value) and space.equal(x, start):
             self.status, self.message = Status.LINE_SEARCH, fault
@@ -189,6 +204,8 @@ class Step:
         elif pending is not None:
             old = self._init(pending["x"], pending["value"], pending["gradient"], pairs)
             old = old._replace(direction=pending["direction"])
+            if old.path is not None and pending["reach"] is not None:
+                old = old._replace(path=old.path._replace(reach=pending["reach"]))
             old = _begin_at(self.solver, space, old, pending["step"])
             if space.equal(start, old.trial):
                 self.lowest = old
@@ -238,18 +255,36 @@ class Step:
         s, memory, pairs = self.settings, self.memory, state.pairs
         if pairs.count == len(pairs.diagonal) < s.history_size and pairs.slot == 0:
             wider = _wider(self.space, pairs, s.history_size)
+            if state.path is not None:
+                wider = restricted.to_free(self.space, wider, None, self.solver.scale_initial)
             state = self._init(state.x, state.value, state.gradient, wider)
         alpha = float(s.lr)
         begins = self.fresh and self.nit == 0 if s.fixed else pairs.count == 0
         if begins:
-            size = self.space.read_one(self.space.sum(abs(state.gradient)))
+            inner = self.solver.reduced(self.space, state.x, state.gradient, state.gradient)
+            size = self.space.read_one(self.space.sum(abs(inner)))
             alpha *= min(1.0, 1.0 / size)
+        if state.path is not None and pairs.count == 0 and alpha > 0.0:
+            state = self._refitted(state, alpha)
         if memory["retry"] is not None:
             alpha, memory["retry"] = memory["retry"], None
         self.state = after = _begin_at(self.solver, self.space, state, alpha)
         if memory["scale"] is None:
             memory["scale"] = max(abs(after.value), alpha * abs(after.search.dphi0))
         return after
+
+    def _refitted(self, state: LBFGSState, alpha: float) -> LBFGSState:
+        """The state before any curvature, along steepest descent, shortened so that the trial at
+        alpha stays within the bounds."""
+        space, path = self.space, state.path
+        assert path is not None
+        inner = self.solver.reduced(space, state.x, state.gradient, state.gradient)
+        direction = bounded.fitted(space, path, state.x, state.gradient, -inner, alpha)
+        slope = space.read_one(space.dot(state.gradient, direction))
+        return state._replace(
+            direction=direction, path=path._replace(reach=alpha),
+            search=state.search._replace(dphi0=slope),
+        )
 
     def _note(self, before: LBFGSState, state: LBFGSState, value: float, gradient: Tensor) -> None:
         """Set the status if the step ends at this trial, and count what is doubtful about it."""
@@ -265,10 +300,14 @@ class Step:
             self.status = Status.PRECISION if floor else Status.LINE_SEARCH
         if not (state.accepted or hidden < change < math.inf):
             return
-        slope, length = space.read(
-            space.dot(gradient, before.direction), space.max_abs(state.x - before.x)
-        )
-        self._doubt(before, change, slope, hidden)
+        way, alpha = before.direction, before.search.alpha
+        if before.path is not None:
+            way, alpha = before.trial - before.x, 1.0
+        slope, length = space.read(space.dot(gradient, way), space.max_abs(state.x - before.x))
+        first = now(before.search.dphi0)
+        if before.path is not None:
+            first = space.read_one(space.dot(before.gradient, way))
+        self._doubt(change, alpha * first, alpha * slope, hidden)
         if state.accepted:
             self._judge(before, state, length)
 
@@ -298,17 +337,19 @@ class Step:
         elif state.value < -(self.space.backend.largest ** 0.5):
             self.status = Status.UNBOUNDED
 
-    def _doubt(self, before: LBFGSState, change: float, slope: float, hidden: float) -> None:
+    def _doubt(self, change: float, first: float, last: float, hidden: float) -> None:
         """Count the doubtful trials in a row.
+
+        change : of the loss.
+        first, last : what the slopes at the start and at the trial predict for it.
 
         doubts : those at which the loss is higher although it still falls according to the slope.
             Short steps with a wrong gradient are like that, and few others.
         off : those at which the change of the loss is not the one that the slopes predict.
         """
-        memory, alpha = self.memory, before.search.alpha
-        contrary = change > hidden and slope < 0.0
+        memory = self.memory
+        contrary = change > hidden and last < 0.0
         memory["doubts"] = memory["doubts"] + 1 if contrary else 0
-        first, last = alpha * now(before.search.dphi0), alpha * slope
         slopes = abs(first) + abs(last)
         if slopes > 4.0 * hidden and math.isfinite(change):
             off = abs(change - 0.5 * (first + last))
@@ -347,9 +388,10 @@ class Step:
         search, lowest = state.search, state.lowest
         if search.evaluations == 0 or not search.best_phi < search.phi0:
             return
-        trial = self.space.move(state.x, lowest.alpha, state.direction)
+        trial = bounded.trial(self.space, state.path, state.x, lowest.alpha, state.direction)
         state = state._replace(trial=trial, search=search._replace(alpha=lowest.alpha))
-        self.solver = dataclasses.replace(self.solver, line_search=Fixed())
+        box, self.solver = self.solver.box, dataclasses.replace(self.solver, line_search=Fixed())
+        self.solver = self.solver if box is None else self.solver.with_bounds(box)
         self._tell(state, lowest.value, lowest.gradient)
         self.nit += 1
 
@@ -358,7 +400,11 @@ class Step:
     def _packed(self, state: LBFGSState) -> dict[str, Any]:
         # In the middle of a search, the pairs may include one from a trial.
         pairs = state.pairs
-        if state.search.evaluations:
+        if state.path is not None and state.path.free is not None:
+            pairs = restricted.to_free(
+                self.space, curvature.copied(pairs), None, self.solver.scale_initial
+            )
+        elif state.search.evaluations:
             pairs = curvature.copied(state.pairs)
         return {
             key: torch.from_numpy(part) if isinstance(part, np.ndarray) else part
@@ -387,7 +433,8 @@ def _begin_at(
     noise = hidden(space.scalars, space.backend.noise, state.value, state.noise)
     rule: Any = solver.line_search
     search: Search = rule.begin(state.value, now(state.search.dphi0), alpha, noise)
-    return state._replace(search=search, trial=space.move(state.x, search.alpha, state.direction))
+    trial = bounded.trial(space, state.path, state.x, search.alpha, state.direction)
+    return state._replace(search=search, trial=trial)
 
 
 def _placed(saved: Tensor, like: Any) -> Any:

@@ -24,6 +24,7 @@ from lbfgs_xp.solvers.lbfgs import curvature, restricted
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
 from lbfgs_xp.solvers.lbfgs.direction import quasi_newton, weighted
 from lbfgs_xp.solvers.lbfgs.state import LBFGSState, endless
+from lbfgs_xp.solvers.orthant import Orthant
 from lbfgs_xp.solvers.search import Lowest, advance, at_floor, hidden
 
 
@@ -81,7 +82,8 @@ def step(
     along = state.direction
     if path is not None:
         along = bounded.along(space, path, state.x, state.trial, state.search.alpha, along)
-    phi, dphi = space.read(value, space.dot(gradient, along))
+    whole = bounded.penalised_gradient(path, gradient)
+    phi, dphi = space.read(value, space.dot(whole, along))
     numbers = _Numbers(
         state.search, state.value, state.step, state.lowest.alpha, state.lowest.value,
         state.decrement, state.pairs.count, state.noise,
@@ -100,7 +102,8 @@ def step(
         s = space.scale(told.alpha, state.direction)
     else:
         s = bounded.step(space, state.x, iterate.x, told.alpha, state.direction)
-        (slope,) = space.read(space.dot(s, state.gradient))
+        before = bounded.penalised_gradient(path, state.gradient)
+        (slope,) = space.read(space.dot(s, before))
         told = told._replace(slope=fn.where(told.alpha > path.reach, slope, told.slope))
     y = iterate.gradient - state.gradient
     if state.weights is not None:
@@ -134,6 +137,7 @@ def _from_iterate(
     changed: Any = None
     if path is not None:
         path, changed = _path_at(solver, space, state, iterate, taken)
+        inner = bounded.penalised_gradient(path, inner)
         inner, y = (bounded.reduced(space, path.free, u) for u in (inner, y))
         taken = taken & fn.logical_not(changed)
     with_gradient = space.products(pairs.rows, weighted(inner, weights))
@@ -166,12 +170,20 @@ def _path_at(
     """
     old: Any = state.path
     reach = space.scalars.where(state.pairs.count > 0, state.pairs.gamma, 0.0)
-    found = bounded.free_variables(
-        space, solver.box, iterate.x, iterate.gradient, space.spread(reach)
-    )
+    limits = solver.limits(space, iterate.x, iterate.gradient)
+    whole = bounded.penalised_gradient(limits, iterate.gradient)
+    found = bounded.free_variables(space, limits, iterate.x, whole, space.spread(reach))
     free = space.xp.ones_like(old.free) if found is None else found
     free = space.pick(taken, free, old.free)
-    return old._replace(free=free), taken & bounded.differ(space, free, old.free)
+    new = old._replace(free=free)
+    if old.pull is not None:
+        sides = (space.pick(taken, *each) for each in zip(limits, _sides(old), strict=True))
+        new = new._replace(**dict(zip(Orthant._fields, sides, strict=True)))
+    return new, taken & bounded.differ(space, free, old.free)
+
+
+def _sides(path: Path) -> Orthant:
+    return Orthant(path.lower, path.upper, path.pull)
 
 
 def _anew(
@@ -248,12 +260,15 @@ def begin(
 ) -> LBFGSState:
     """The state at the start of a run; `pairs` may come from an earlier run."""
     start, path = space.scalars.full(0.0, value), None
-    if solver.box is not None:
-        free = bounded.free_variables(space, solver.box, x, gradient)
-        path = bounded.path_at(space, solver.box, x, free)
+    if solver.projects:
+        limits = solver.limits(space, x, gradient)
+        whole = bounded.penalised_gradient(limits, gradient)
+        free = bounded.free_variables(space, limits, x, whole)
+        path = bounded.path_at(space, limits, x, free)
         if free is not None:
             pairs = restricted.to_free(space, pairs, free, solver.scale_initial)
-    inner = bounded.reduced(space, path and path.free, gradient)
+    inner = bounded.penalised_gradient(path, gradient)
+    inner = bounded.reduced(space, path and path.free, inner)
     with_gradient = space.products(pairs.rows, weighted(inner, weights))
     iterate = Iterate(x, value, gradient, norm, start)
     there = pairs, weights, space.fetch(with_gradient)
@@ -277,25 +292,27 @@ def _aim(
     fn, (x, value, gradient, norm, alpha) = space.scalars, iterate
     pairs, weights, with_gradient = curvature_there
     free = None if path is None else path.free
-    inner = bounded.reduced(space, free, gradient)
+    whole = bounded.penalised_gradient(path, gradient)
+    inner = bounded.reduced(space, free, whole)
     direction, slope = quasi_newton(
         space, solver.initial, weights, pairs, inner, with_gradient, 0.0, free
     )
+    rate = None if solver.pace is None else solver.learning_rate(0)
+    length = 1.0 if rate is None else rate
     if path is not None:
         direction, slope = bounded.shortened(
-            space, path, x, gradient, direction, slope, pairs.gamma, pairs.count > 0
+            space, path, x, whole, direction, slope, pairs.gamma, pairs.count > 0, length
         )
     plain, plain_slope, first = first_step(
         space, solver.initial, weights, x, value, inner, norm, alpha == 0.0
     )
     if path is not None:
-        plain = bounded.fitted(space, path, x, gradient, plain, first)
-        (plain_slope,) = space.read(space.dot(gradient, plain))
+        plain = bounded.fitted(space, path, x, whole, plain, first * length)
+        (plain_slope,) = space.read(space.dot(whole, plain))
     # If it is not a descent direction, it is dropped together with the pairs.
-    rate = None if solver.pace is None else solver.learning_rate(0)
     bare, search, lowest_alpha, lowest_value, unbounded = fn.fused(
         _searched, solver.line_search, rate, space.backend.noise, value, slope, pairs.count,
-        plain_slope, first, noise, told,
+        plain_slope, first, noise, norm, told,
     )
     if path is not None:
         reach = fn.where(bare, first, 1.0)
@@ -312,14 +329,15 @@ def _aim(
 
 def _searched(
     fn: Scalars, rule: LineSearch, rate: Any, rounding: float, value: Any, slope: Any, count: Any,
-    plain_slope: Any, first: Any, noise: Any, told: _Verdict | None,
+    plain_slope: Any, first: Any, noise: Any, norm: Any, told: _Verdict | None,
 ) -> tuple[Any, Search, Any, Any, Any]:
     """Where the first direction of a run is needed, and the pairs are dropped; the search, its
     lowest step and value, and whether the function is unbounded.
 
     plain_slope, first : the slope along that direction, and its first step.
     """
-    bare = (count == 0) | fn.logical_not(slope < 0.0)
+    # At a gradient of 0 the pairs are right, and of use for `hess_inv`.
+    bare = (count == 0) | fn.logical_not((slope < 0.0) | (norm == 0.0))
     if told is not None:
         bare = bare | told.reset
     slope = fn.where(bare, plain_slope, slope)

@@ -26,7 +26,7 @@ def step(
     """The state after the evaluation of value and gradient at `state.trial`."""
     rule, measured, path = solver.line_search, None, state.path
     if space.remote:
-        slope, measured = remote.measure(space, solver.box, state, gradient)
+        slope, measured = remote.measure(space, solver, state, gradient)
         phi, dphi = space.read(value, slope)
         state = state._replace(search=begun(rule, state.search))
         if state.pairs.count and not state.search.dphi0 < 0.0:
@@ -35,7 +35,8 @@ def step(
         along = state.direction
         if path is not None:
             along = bounded.along(space, path, state.x, state.trial, state.search.alpha, along)
-        phi, dphi = float(value), space.read_one(space.dot(gradient, along))
+        whole = bounded.penalised_gradient(path, gradient)
+        phi, dphi = float(value), space.read_one(space.dot(whole, along))
     old = state.search
     search = rule.advance(old, phi, dphi)
     lower = search.best_phi < old.best_phi
@@ -82,7 +83,7 @@ def _arrive(
         pairs, with_gradient, squared = there
     elif space.remote:
         if measured is None:
-            _, measured = remote.measure(space, None, state, gradient)
+            _, measured = remote.measure(space, solver, state, gradient)
         norm, squared = now(measured.norm), now(measured.squared)
         pairs, with_gradient = remote.with_pair(
             space, state, measured, alpha, slope, gradient, solver.scale_initial
@@ -91,7 +92,7 @@ def _arrive(
         norm = space.read_one(space.max_abs(gradient))
         s, y = space.scale(alpha, state.direction), None
         pairs, with_gradient, squared = _with_pair(
-            solver, space, state, s, gradient, gradient, y, slope
+            solver, space, state, s, gradient, gradient, y, slope, state.with_gradient
         )
     bare = state.pairs.count == 0
     decrement = state.decrement if bare else -0.5 * search.dphi0
@@ -104,12 +105,13 @@ def _arrive(
 
 def _with_pair(
     solver: Any, space: Space, state: LBFGSState, s: Array, gradient: Array, inner: Array, y: Any,
-    slope: float,
+    slope: float, before: Any,
 ) -> tuple[Pairs, Array, float]:
     """The pairs with the step s to this gradient, if it has enough curvature; W g, and g . g.
 
-    inner, y : the gradient and its change, restricted to the free variables; None for the change of
-        the whole gradient.
+    inner, y : the gradient that the direction needs and the change of the gradient, restricted to
+        the free variables; None for the change of the whole gradient.
+    before : W g of the last iterate, if W y may be a difference; else None.
     """
     weights, new, old = state.weights, gradient, state.gradient
     if weights is not None:
@@ -123,7 +125,7 @@ def _with_pair(
     if y is None:
         y = rows[pairs.slot + len(pairs.diagonal), :]
     with_gradient, with_change, squared = curvature.products(
-        space, pairs, inner, y, slope, state.with_gradient, state.squared
+        space, pairs, inner, y, slope, before, state.squared
     )
     return (
         curvature.accept(space, pairs, with_change, slope, solver.scale_initial),
@@ -139,22 +141,33 @@ def _within_bounds(
     variables, and pairs, with_gradient and squared there."""
     path: Any = state.path
     if space.remote and measured is None:
-        _, measured = remote.measure(space, solver.box, state, gradient, x)
+        _, measured = remote.measure(space, solver, state, gradient, x)
+    limits = solver.limits(space, x, gradient)
+    whole = bounded.penalised_gradient(limits, gradient)
     reach = state.pairs.gamma if state.pairs.count else None
-    free = bounded.free_variables(space, solver.box, x, gradient, reach)
+    free = bounded.free_variables(space, limits, x, whole, reach)
     if space.remote and not now(measured.held):
         free = None
-    inner = bounded.reduced(space, free, gradient)
+    inner = bounded.reduced(space, free, whole)
     s = bounded.step(space, x=state.x, new=x, alpha=alpha, direction=state.direction)
     if alpha > path.reach:
-        slope = space.read_one(space.dot(s, state.gradient))
+        slope = space.read_one(space.dot(s, bounded.penalised_gradient(path, state.gradient)))
     there = path._replace(free=free)
+    before = state.with_gradient
+    if path.pull is not None:
+        # Its change between iterates is no curvature.
+        there, before = bounded.path_at(space, limits, x, free), None
     if not space.remote:
-        norm = space.read_one(solver.optimality(space, x, gradient))
+        norm = space.read_one(bounded.optimality(space, limits, x, gradient))
         if _same_free(space, path.free, free):
-            y = None if free is None else inner - bounded.reduced(space, free, state.gradient)
-            return there, norm, _with_pair(solver, space, state, s, gradient, inner, y, slope)
-    elif free is path.free is None and alpha <= path.reach:
+            y = None
+            if free is not None:
+                y = bounded.reduced(space, free, gradient)
+                y = y - bounded.reduced(space, free, state.gradient)
+            return there, norm, _with_pair(
+                solver, space, state, s, gradient, inner, y, slope, before
+            )
+    elif free is path.free is path.pull is None and alpha <= path.reach:
         norm, squared = now(measured.norm), now(measured.squared)
         pairs, with_gradient = remote.with_pair(
             space, state, measured, alpha, slope, gradient, solver.scale_initial
@@ -222,19 +235,26 @@ def _aim(
     (x, value, gradient, norm, alpha), (pairs, with_gradient, squared, weights) = (
         iterate, curvature_there
     )
-    first = 1.0
+    first = rate = 1.0
     slope: Any = 0.0
+    if pace is not None:
+        rate, memory = solver.learning_rate.follow(pace.memory, pace.iteration, value)
+        pace = Pace(pace.iteration + 1, memory)
+        # A schedule may end at 0, with which no search can begin.
+        rate = rate if rate > 0.0 else space.backend.eps
     free = None if path is None else path.free
-    inner = bounded.reduced(space, free, gradient)
+    whole = bounded.penalised_gradient(path, gradient)
+    inner = bounded.reduced(space, free, whole)
     if pairs.count:
         direction, slope = quasi_newton(
             space, solver.initial, weights, pairs, inner, with_gradient, squared, free
         )
         if path is not None:
             direction, slope = bounded.shortened(
-                space, path, x, gradient, direction, slope, pairs.gamma
+                space, path, x, whole, direction, slope, pairs.gamma, first=rate
             )
-    if not (isinstance(slope, Pending) or slope < 0.0):
+    stationary = norm == 0.0 and pairs.count > 0    # the pairs are right, and of use for `hess_inv`
+    if not (isinstance(slope, Pending) or slope < 0.0 or stationary):
         # There are no pairs, or they do not give a descent direction.
         if pairs.count:
             pairs, with_gradient = curvature.forget(space, pairs, solver.initial.gamma), None
@@ -243,14 +263,10 @@ def _aim(
         )
         if path is not None:
             plain = direction
-            direction = bounded.fitted(space, path, x, gradient, direction, first)
+            direction = bounded.fitted(space, path, x, whole, direction, first * rate)
             if direction is not plain:
-                slope = space.read_one(space.dot(gradient, direction))
-    if pace is not None:
-        rate, memory = solver.learning_rate.follow(pace.memory, pace.iteration, value)
-        pace = Pace(pace.iteration + 1, memory)
-        # A schedule may end at 0, with which no search can begin.
-        first *= rate if rate > 0.0 else space.backend.eps
+                slope = space.read_one(space.dot(whole, direction))
+    first *= rate
     if path is not None:
         path = path._replace(reach=first)
     blur = hidden(space.scalars, space.backend.noise, value, noise)
@@ -269,14 +285,17 @@ def begin(
 ) -> LBFGSState:
     """The state at the start of a run; `pairs` may come from an earlier run."""
     path = None
-    if solver.box is not None:
-        free = bounded.free_variables(space, solver.box, x, gradient)
+    if solver.projects:
+        limits = solver.limits(space, x, gradient)
+        whole = bounded.penalised_gradient(limits, gradient)
+        free = bounded.free_variables(space, limits, x, whole)
         if free is not None and space.remote and bool(space.backend.to_host(space.xp.all(free))):
             free = None
         if free is not None and pairs.count:
             pairs = restricted.to_free(space, pairs, free, solver.scale_initial)
-        path = bounded.path_at(space, solver.box, x, free)
-    inner = weighted(bounded.reduced(space, path and path.free, gradient), weights)
+        path = bounded.path_at(space, limits, x, free)
+    inner = bounded.penalised_gradient(path, gradient)
+    inner = weighted(bounded.reduced(space, path and path.free, inner), weights)
     if pairs.count:
         with_gradient = space.small_products(pairs.rows, inner)
     else:

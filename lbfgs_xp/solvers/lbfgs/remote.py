@@ -15,7 +15,7 @@ from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.solvers.bounded import along as along_path
-from lbfgs_xp.solvers.bounded import free_variables, reduced
+from lbfgs_xp.solvers.bounded import free_variables, penalised_gradient, reduced
 from lbfgs_xp.solvers.lbfgs import curvature
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
 from lbfgs_xp.solvers.lbfgs.state import LBFGSState
@@ -38,7 +38,7 @@ class Trial(NamedTuple):
 
 
 def measure(
-    space: Space, box: Any, state: LBFGSState, gradient: Array, x: Any = None
+    space: Space, solver: Any, state: LBFGSState, gradient: Array, x: Any = None
 ) -> tuple[Array, Trial]:
     """g . d and the other numbers of a trial along the state's direction d.
 
@@ -46,21 +46,23 @@ def measure(
     """
     inner, along = gradient, state.direction
     held: tuple[Array, ...] = ()
-    if box is not None and state.path is not None:
+    if state.path is not None:
         xp, alpha = space.xp, state.search.alpha
         x = state.trial if x is None else x
-        free = free_variables(space, box, x, gradient)
+        limits = solver.limits(space, x, gradient)
+        inner = penalised_gradient(limits, gradient)
+        free = free_variables(space, limits, x, inner)
         near = free_variables(
-            space, box, x, gradient, state.pairs.gamma if state.pairs.count else None
+            space, limits, x, inner, state.pairs.gamma if state.pairs.count else None
         )
         if free is not None:
-            inner = reduced(space, free, gradient)
+            inner = reduced(space, free, inner)
             held = (xp.sum(xp.astype(~near, space.backend.dtype)),)
         along = along_path(space, state.path, state.x, x, alpha, along)
     numbers = space.backend.jit(_numbers, space)(inner, state.gradient, along, state.weights)
     slope = numbers[0]
-    if box is not None:
-        slope = space.dot(gradient, along)
+    if state.path is not None:
+        slope = space.dot(penalised_gradient(state.path, gradient), along)
     return slope, Trial(*space.later(*numbers[1:], *held))
 
 

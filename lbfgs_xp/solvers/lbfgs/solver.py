@@ -19,6 +19,7 @@ from lbfgs_xp.solvers.lbfgs.curvature import Pairs
 from lbfgs_xp.solvers.lbfgs.inverse_hessian import InverseHessian
 from lbfgs_xp.solvers.lbfgs.state import LBFGSState, Pace
 from lbfgs_xp.solvers.method import Method
+from lbfgs_xp.solvers.orthant import L1
 from lbfgs_xp.typing import LineSearchName
 
 _ALWAYS_0, _ALWAYS_1 = Constant(0.0), Constant(1.0)
@@ -74,7 +75,9 @@ class LBFGS(Method, TakesBounds):
     # `initial_inverse_hessian`, interpreted.
     initial: Initial = dataclasses.field(init=False, repr=False, compare=False)
     box: Box | None = dataclasses.field(init=False, repr=False, default=None)
+    l1: L1 | None = dataclasses.field(init=False, repr=False, default=None)
 
+    supports_l1 = True
     resumes = True
     takes_noise = True
 
@@ -134,8 +137,8 @@ class LBFGS(Method, TakesBounds):
         return one.step(self, space, state, value, gradient)
 
     def as_row(self, space: Space, state: LBFGSState) -> LBFGSState | None:
-        if self.initial.function is not None or state.pace is not None or self.box is not None:
-            # A function of one vector; a schedule, which a batch does not follow; bounds.
+        if self.initial.function is not None or state.pace is not None or self.projects:
+            # A function of one vector; a schedule, which a batch does not follow; bounds or l1.
             return None
         return one.as_row(self, space, state)
 
