@@ -19,6 +19,7 @@ from lbfgs_xp.arrays.rows import Rows
 from lbfgs_xp.arrays.space import FixedOrderSpace, Space
 from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.result import BatchResult, Record, Result, State, Status, attach
+from lbfgs_xp.run import implicit
 from lbfgs_xp.run.loop import Run
 from lbfgs_xp.run.objective import Objective
 from lbfgs_xp.run.plan import plan_of
@@ -85,6 +86,7 @@ def minimize(
     callback: Callable[[Record], Any] | None = None,
     progress: bool = False,
     state: State | None = None,
+    differentiable: bool = False,
 ) -> Result:
     """Minimise a function of arrays, for one problem or for many at once.
 
@@ -185,6 +187,13 @@ def minimize(
         iterations followed by 30 more give the same iterates as 60, at the cost of one extra
         evaluation. With another x0 or fun, the run starts there with the curvature gathered so
         far. A list of phases cannot be resumed; its last method can, from the final state.
+    differentiable : bool
+        PyTorch: whether `x`, `fun`, `jac` and `aux` of the result are differentiable functions of
+        the tensors in args that require a gradient, and of those that fun holds. `fun` is then a
+        tensor. In JAX they always are: under `jax.grad` and the like, nothing has to be passed. By
+        the implicit function theorem; variables at a bound stay there. If the Hessian is singular,
+        so that there is no derivative, `numpy.linalg.LinAlgError` is raised when one is asked for
+        (for a batch there is a warning, and nan for its row), and a run that has failed warns.
 
     Returns
     -------
@@ -208,10 +217,33 @@ def minimize(
     >>> res.x, res.status.name
     (array([3., 3.]), 'GRADIENT')
     """
-    has_aux, batched, pass_rows, reproducible, progress = checks.flags(
+    has_aux, batched, pass_rows, reproducible, progress, differentiable = checks.flags(
         has_aux=has_aux, batched=batched, pass_rows=pass_rows, reproducible=reproducible,
-        progress=progress,
+        progress=progress, differentiable=differentiable,
     )
+    settings = dict(
+        method=method, diff_step=diff_step, has_aux=has_aux, bounds=bounds, x_scale=x_scale,
+        gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime,
+        batched=batched, pass_rows=pass_rows, reproducible=reproducible, on_error=on_error,
+        callback=callback, progress=progress, state=state,
+    )
+    if not implicit.is_wanted(differentiable, x0):
+        return _run(fun, x0, args, jac=jac, hess=hess, **settings)[1]
+
+    def find(functions: dict[str, Any], x0: Any, args: tuple) -> implicit.Found:
+        return implicit.found_of(*_run(x0=x0, args=args, **functions, **settings))
+
+    functions = {"fun": fun, "jac": jac, "hess": hess}
+    return implicit.solved(find, functions, x0, args, bounds=bounds, x_scale=x_scale)
+
+
+def _run(
+    fun: Callable[..., Any], x0: Any, args: Any, *, jac: Any, hess: Any, method: Any,
+    diff_step: Any, has_aux: bool, bounds: Any, x_scale: Any, gtol: Any, ftol: Any, xtol: Any,
+    maxiter: Any, maxfun: Any, maxtime: Any, batched: bool, pass_rows: bool, reproducible: bool,
+    on_error: Any, callback: Any, progress: bool, state: Any,
+) -> tuple[Run, Result]:
+    """The run of `minimize`, at its end, and its result."""
     layout = Layout(x0, batched).in_units(x_scale)
     limits = Limits(maxiter, maxfun, maxtime, gtol, ftol, xtol)
     plan = plan_of(method, limits, bounds, hess, layout)
@@ -222,7 +254,7 @@ def minimize(
             f"state was passed with {len(plan.stages)} phases; wanted the single method to resume"
         )
     space = (FixedOrderSpace if reproducible else Space)(layout.backend, batched)
-    objective = Objective(fun, args, jac, has_aux, layout, pass_rows)
+    objective = Objective(fun, args, jac, has_aux, layout, pass_rows, level=7)
     objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
     if bounds is not None:
         objective.stay_within(*layout.sides(bounds))
@@ -261,7 +293,7 @@ def minimize(
         message: Any = messages if space.batched else messages[0]
         result = dataclasses.replace(result, message=message)
     layout.keep_frozen(result.x)
-    return result
+    return run, result
 
 
 def _carry_on(run: Run, callback: Callable[[Record], Any] | None, live: Live) -> None:

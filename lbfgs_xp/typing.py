@@ -66,6 +66,7 @@ class MinimizeSettings(TypedDict, total=False):
     callback: Callable[[Record], Any] | None
     progress: bool
     state: State | None
+    differentiable: bool
 
 
 class FitSettings(TypedDict, total=False):

@@ -528,9 +528,11 @@ class Backend(Keyed):
         return False
 
     def while_loop(self, goes_on: Callable, step: Callable, carry: Any) -> Any:
-        """`carry` after `carry = step(carry)` as long as `goes_on(carry)`, inside a function that
-        is being compiled."""
-        raise NotImplementedError
+        """`carry` after `carry = step(carry)` as long as `goes_on(carry)`, which is a mask; also
+        inside a function that is being compiled."""
+        while bool(self.to_host(goes_on(carry))):
+            carry = step(carry)
+        return carry
 
     @staticmethod
     def branch(mask: Array, function: Callable, old: Any) -> Any:
@@ -587,6 +589,27 @@ class Backend(Keyed):
         `evaluate(*static, args, x)` maps vectors (..., p) to (..., m). Since the rows of a batch
         are independent, one direction serves all of them. The returned function is compiled if
         `compiled`.
+        """
+        raise NotImplementedError
+
+    # --- solutions as differentiable functions; see `lbfgs_xp.run.implicit` ---------------------
+
+    @staticmethod
+    def is_transformed() -> bool:
+        """Whether functions are being transformed, so that results must be differentiable."""
+        return False
+
+    @staticmethod
+    def may_vary(leaf: Any) -> bool:
+        """Whether there may be derivatives with respect to an array."""
+        return False
+
+    @staticmethod
+    def solution(find: Callable, functions: dict[str, Any], x0: Any, args: tuple) -> Any:
+        """The result of `find`, as a differentiable function of arrays in args and of those that
+        the functions hold.
+
+        find : (functions, x0, args) -> a `lbfgs_xp.run.implicit.Found`.
         """
         raise NotImplementedError
 

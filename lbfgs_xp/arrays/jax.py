@@ -20,7 +20,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from lbfgs_xp.arrays import jax_implicit
 from lbfgs_xp.arrays.backend import Array, Backend, is_array
+from lbfgs_xp.arrays.jax_implicit import Hoisted
 from lbfgs_xp.arrays.keyed import Keyed
 
 
@@ -230,6 +232,8 @@ class JaxBackend(Backend):
 
     @staticmethod
     def is_compiled(fun: Callable) -> bool:
+        if isinstance(fun, Hoisted):
+            return fun.is_compiled
         return isinstance(fun, _Compiled) or (hasattr(fun, "lower") and hasattr(fun, "trace"))
 
     def value_and_gradient(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
@@ -247,6 +251,14 @@ class JaxBackend(Backend):
 
     def _prepared(self, compiled: bool, function: Callable, *static: Any) -> Callable:
         return (self.jit if compiled else functools.partial)(function, *static)
+
+    is_transformed = staticmethod(jax_implicit.is_transformed)
+    may_vary = staticmethod(jax_implicit.is_traced)
+
+    @staticmethod
+    def solution(find: Callable, functions: dict[str, Any], x0: Any, args: tuple) -> Any:
+        compiled = {name for name, each in functions.items() if JaxBackend.is_compiled(each)}
+        return jax_implicit.solution(find, functions, compiled, x0, args)
 
     # --- nested parameters ---------------------------------------------------------------------
 
@@ -530,7 +542,7 @@ def _is_of_user(static: Any) -> bool:
     """Whether a static argument is a function that may go, and not one of this package."""
     if not callable(static) or isinstance(static, (type, _Weak)):
         return False
-    if isinstance(static, _Compiled) or inspect.ismethod(static):
+    if isinstance(static, (_Compiled, Hoisted)) or inspect.ismethod(static):
         return True
     if isinstance(static, types.FunctionType):
         ours = static.__module__.startswith("lbfgs_xp.") and static.__closure__ is None

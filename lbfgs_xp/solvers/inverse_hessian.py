@@ -53,6 +53,11 @@ class Operator(ABC):
     def _diagonal(self) -> Array:
         return self._space.xp.linalg.diagonal(self._dense())
 
+    def parts(self) -> tuple[Callable, Any]:
+        """A global function (space, arrays, v) -> H v, and the arrays: the operator in a form that
+        can be compiled. If it has none, that of the identity."""
+        return _identity, ()
+
     def named(self, unravel: Callable) -> Operator:
         """This operator, with `unravel` for the user's variables."""
         self.unravel = unravel
@@ -89,6 +94,14 @@ class Operator(ABC):
         return self @ other
 
 
+def _identity(space: Space, arrays: Any, vector: Array) -> Array:
+    return vector
+
+
+def _dense_product(space: Space, matrix: Array, vector: Array) -> Array:
+    return space.products(matrix, vector)
+
+
 class DenseInverseHessian(Operator):
     """The inverse Hessian that BFGS has built up from the curvature along all its steps.
 
@@ -104,6 +117,9 @@ class DenseInverseHessian(Operator):
 
     def _apply(self, vector: Array) -> Array:
         return self._space.products(self._matrix, vector)
+
+    def parts(self) -> tuple[Callable, Any]:
+        return _dense_product, self._matrix
 
 
 class ScaledInverseHessian(Operator):
