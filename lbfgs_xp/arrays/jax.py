@@ -56,9 +56,39 @@ class JaxBackend(Backend):
         return _is_traced(value)
 
     @staticmethod
+    def is_tracing(tree: Any) -> bool:
+        with warnings.catch_warnings():
+            # A generator is refused later.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            leaves = jax.tree.leaves(tree)
+        if any(map(_is_traced, leaves)):
+            return True
+        # Even of arrays with values, a function that is being compiled makes traced ones.
+        return any(map(_has_values, leaves)) and _is_traced(_zeros((), np.float32))
+
+    @staticmethod
+    def at_once() -> contextlib.AbstractContextManager[Any]:
+        return jax.ensure_compile_time_eval()
+
+    @staticmethod
     @functools.cache
     def keep_static(cls: type) -> None:
         jax.tree_util.register_static(cls)
+
+    @staticmethod
+    @functools.cache
+    def keep_parts(cls: type, parts: tuple[str, ...], dropped: tuple[str, ...]) -> None:
+        def flatten(node: Any) -> tuple[list[Any], tuple]:
+            rest = {name: value for name, value in vars(node).items() if name not in parts}
+            rest.update(dict.fromkeys(dropped))
+            return [getattr(node, name) for name in parts], tuple(sorted(rest.items()))
+
+        def unflatten(rest: tuple, held: Any) -> Any:
+            node = object.__new__(cls)
+            vars(node).update(rest, **dict(zip(parts, held, strict=True)))
+            return node
+
+        jax.tree_util.register_pytree_node(cls, flatten, unflatten)
 
     @staticmethod
     def call_on_host(function: Callable, like: Any, *numbers: Any) -> Any:

@@ -179,12 +179,15 @@ class Objective:
     def pure(self) -> Evaluation | None:
         """The evaluation for the problems in the batch as a pure function, if the user has compiled
         fun (and jac), which declares them pure."""
-        jac = self.jac
-        if self._evaluate == self._both:
-            jac = True
-        functions = [self.fun] + ([jac] if callable(jac) else [])
+        functions = [self.fun] + ([self.jac] if callable(self.jac) else [])
         if self.differs or not all(map(self.backend.is_compiled, functions)):
             return None
+        return self.evaluation()
+
+    def evaluation(self) -> Evaluation:
+        """The evaluation for the problems in the batch, without finite differences, as a function
+        that is pure if the user's functions are."""
+        jac = True if self.returns_both else self.jac
         return Evaluation(self.fun, jac, self.has_aux, self.layout)
 
     def hessian(self, hess: Callable | None) -> Callable[[Array], Array]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lbfgs_xp.arrays.backend import Array
@@ -105,7 +106,7 @@ class SecondLook:
         claim = fn.where(p.status < _RUNNING, p.status, _RUNNING)
         run.note(p._replace(claim=claim, status=fn.where(claimed, _RUNNING, p.status)))
         if space.any(claimed):
-            agreement.confirm(self, agreement.lengths_of(space.backend.eps))
+            self._take_looks(agreement.lengths_of(space.backend.eps))
             run.rejoin_rows()
         self._open_claims()
         if run.is_running():
@@ -166,6 +167,20 @@ class SecondLook:
         share = space.read_one(space.max_abs(step / unit))
         return share <= _BEYOND * space.backend.eps ** (1 / 3)
 
+    # --- loops, which a program has in another form --------------------------------------------
+
+    def _take_looks(self, lengths: list[float]) -> None:
+        agreement.confirm(self, lengths)
+
+    def _repeat(self, times: int, step: Callable, going: Any, *carry: Any) -> tuple:
+        """(going, *carry) after at most so many times `step(going, *carry)`, which says for which
+        problems it goes on."""
+        for _ in range(times):
+            going, *carry = step(going, *carry)    # type: ignore[assignment]
+            if not self.run.space.any(going):
+                break
+        return going, *carry
+
     # --- budgets -------------------------------------------------------------------------------
 
     def _unpaid(self, evaluations: int) -> Any:
@@ -225,23 +240,24 @@ class SecondLook:
         inner = solver.reduced(space, state.x, state.gradient, state.gradient)
         descent = agreement.descent_in_units(space, inner, unit)
         level = _ENOUGH * self._level(p, state, p.claim)
-        # Without the first step the steepest variables hide the others.
-        first = True
-        for _ in range(_STEPS):
-            p = run.standing.progress
-            going = (p.status == _RUNNING) & (p.claim != _LINE_SEARCH)
-            going = going & (descent.decrease <= level) & ((p.claim != _GRADIENT) | first)
-            first = False
-            going = self._affords(1, going)
+
+        def follow(going: Any, descent: Any) -> tuple[Any, Any]:
+            claim = run.standing.progress.claim
+            going = self._affords(1, going & (descent.decrease <= level))
             if not space.any(going):
-                break
+                return going, descent
             step = agreement.short_step(space, descent)
             x = agreement.at_steps(solver, space, state.x, step)
             # A lower value next to a small gradient does not matter unless it is promised.
-            _, gradient = self._visit(x, going, p.claim != _GRADIENT)
+            _, gradient = self._visit(x, going, claim != _GRADIENT)
             change = gradient - state.gradient
             change = solver.reduced(space, state.x, state.gradient, change)
             descent = agreement.followed(space, descent, unit, x - state.x, change, going)
+            return going & (claim != _GRADIENT), descent
+
+        # Without the first step the steepest variables hide the others.
+        going = (p.status == _RUNNING) & (p.claim != _LINE_SEARCH)
+        _, descent = self._repeat(_STEPS, follow, going, descent)
         p = run.standing.progress
         # Where a step would still change x visibly, how far the value has fallen shows nothing: a
         # start may be higher than all that matters by any factor.
@@ -283,11 +299,11 @@ class SecondLook:
             gtol=fn.where(early, gtol, p.gtol),
         ))
         wanted = wanted & fn.logical_not(early)
-        share = 1.0
-        for _ in range(_CLOSER):
+
+        def approach(wanted: Any, share: Any) -> tuple[Any, Any]:
             wanted = self._affords(1, wanted)
             if not space.any(wanted):
-                break
+                return wanted, share
             x = agreement.at_steps(solver, space, state.x, share * descent.way)
             there, _ = self._visit(x, wanted)
             lower = wanted & (there < state.value - 0.25 * level)
@@ -296,7 +312,9 @@ class SecondLook:
             wanted = wanted & fn.logical_not(lower)
             # Closer to x a linear function keeps this share of what a quadratic one promises.
             wanted = wanted & (2.0 * share * descent.decrease > level)
-            share = 0.125 * share
+            return wanted, 0.125 * share
+
+        wanted, share = self._repeat(_CLOSER, approach, wanted, 1.0)
         p = run.standing.progress
         broken = fn.where(wanted, 2.0 * share * descent.decrease, 0.0)
         stands = (p.claim == _GRADIENT) | ((p.claim == _PRECISION) & fn.logical_not(wanted))
@@ -710,7 +728,8 @@ class SecondLook:
         run.move_to(Standing(state, p, best), aux, better)
 
     def refute(self) -> None:
-        self.run.end(Status.LINE_SEARCH)
+        # Not `Run.end`, which also ends the other provisional ends of a batch.
+        self._fail(self.run.standing.progress.status == _RUNNING)
 
     # --- restarting from the best point --------------------------------------------------------
 

@@ -66,6 +66,9 @@ class Solver(ABC):
         Hessian (..., n, n). Such a solver is not compiled.
     compiles : bool
         Whether JAX can compile `init` and `step` for a batch.
+    serves_rows : bool
+        Whether its settings, if they serve one problem, serve a batch as well. A schedule or a
+        function of one vector does not.
     searches : bool
         Whether it looks for lower points. If not, ending above the best point is not a failure;
         only a value or gradient that is not finite is one.
@@ -87,6 +90,7 @@ class Solver(ABC):
     projects = False
     needs_hessian = False
     compiles = True
+    serves_rows = True
     searches = True
     rescales = False
     takes_noise = False
@@ -180,7 +184,7 @@ class Solver(ABC):
 # What a solver that does not derive from `Solver` may have in addition to `init` and `step`.
 _OPTIONAL = (
     "supports_bounds", "with_bounds", "project", "reduced", "needs_hessian", "compiles",
-    "searches", "patience", "of_rows", "as_row", "rescales", "takes_noise", "in_units",
+    "serves_rows", "searches", "patience", "of_rows", "as_row", "rescales", "takes_noise", "in_units",
     "inverse_hessian", "check_state", "learned", "resume", "promise",
 )
 

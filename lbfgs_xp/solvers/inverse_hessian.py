@@ -26,6 +26,9 @@ class Operator(ABC):
     unravel : function from a vector (..., n) to the structure of x.
     """
 
+    parts: tuple[str, ...]
+    """The attributes that hold arrays, for `Backend.keep_parts`."""
+
     def __init__(self, space: Space, shape: tuple[int, ...]):
         self._space = space
         self.shape = shape
@@ -95,6 +98,8 @@ class DenseInverseHessian(Operator):
     Before any step it is the initial one.
     """
 
+    parts = ("_matrix",)
+
     def __init__(self, space: Space, matrix: Array):
         super().__init__(space, tuple(matrix.shape))
         self._matrix = matrix
@@ -111,6 +116,8 @@ class ScaledInverseHessian(Operator):
 
     scale : s, (n,) or (B, n).
     """
+
+    parts = ("_inner", "_scale")
 
     def __init__(self, space: Space, inner: Operator, scale: Array):
         super().__init__(space, inner.shape)

@@ -31,6 +31,8 @@ class InverseHessian(Operator):
     True
     """
 
+    parts = ("_pairs", "_weights", "_free")
+
     def __init__(
         self, space: Space, pairs: Pairs, weights: Any, function: Callable | None, free: Any = None
     ):
