@@ -236,7 +236,9 @@ class Space(Keyed):
 
     def scale(self, factor: Any, u: Array) -> Array:
         """factor u, with one factor per problem."""
-        return u if not self.batched and factor == 1.0 else self.spread(factor) * u
+        if not self.batched and isinstance(factor, float) and factor == 1.0:
+            return u
+        return self.spread(factor) * u
 
     def spread(self, scalar: Any) -> Any:
         """One scalar per problem, shaped to multiply vectors."""
