@@ -191,15 +191,30 @@ class TracedRun(Run):
         self._held, carry = self.space.backend.while_loop(asked, inside, start)
         return carry
 
+    def repeat(self, times: int, step: Callable, going: Any, *carry: Any) -> tuple:
+        full, zero = self.space.backend.full, self.space.xp.asarray(0)
+        carry = tuple(full((), each) if isinstance(each, float) else each for each in carry)
+
+        def goes_on(both: tuple) -> Any:
+            k, going, _ = both
+            return (k < times) & self._any(going)
+
+        def once(both: tuple) -> tuple:
+            k, going, carry = both
+            going, *carry = step(going, *carry)
+            return k + 1, going, tuple(carry)
+
+        return self.loop(goes_on, once, (zero, going, carry))[2]
+
     @property
     def _held(self) -> tuple:
-        look = self.second_look
-        return self.standing, self.aux.value, look.departures, look.departed
+        restarts = self.second_look.restarts
+        return self.standing, self.aux.value, restarts.departures, restarts.departed
 
     @_held.setter
     def _held(self, held: tuple) -> None:
-        look = self.second_look
-        self.standing, value, look.departures, look.departed = held
+        restarts = self.second_look.restarts
+        self.standing, value, restarts.departures, restarts.departed = held
         self.aux = self.aux._replace(value=value)
 
     def _any(self, mask: Any) -> Any:
@@ -255,7 +270,7 @@ class _TracedLook(SecondLook):
 
     def resumes(self) -> bool:
         self._confirm()
-        return self._set_out_again()
+        return self.restarts.set_out_again()
 
     def is_due(self) -> Any:
         """Whether an end is provisional, or a run may have settled above its best point."""
@@ -283,24 +298,9 @@ class _TracedLook(SecondLook):
         run.loop(goes_on, step, xp.asarray(0))
         self.refute()
 
-    def _repeat(self, times: int, step: Callable, going: Any, *carry: Any) -> tuple:
-        full, zero = self.run.space.backend.full, self.run.space.xp.asarray(0)
-        carry = tuple(full((), each) if isinstance(each, float) else each for each in carry)
-
-        def goes_on(both: tuple) -> Any:
-            k, going, _ = both
-            return (k < times) & self.run._any(going)
-
-        def once(both: tuple) -> tuple:
-            k, going, carry = both
-            going, *carry = step(going, *carry)
-            return k + 1, going, tuple(carry)
-
-        _, going, carry = self.run.loop(goes_on, once, (zero, going, carry))
-        return going, *carry
-
-    def _measure_noise(self, unit: Array, broken: Any) -> None:
-        self._fail(self.run.standing.progress.status == _RUNNING)
+    def _explain(self, unit: Array, broken: Any) -> None:
+        """Noise is not measured here, so what it may explain counts as a failure."""
+        self.visits.fail(self.run.standing.progress.status == _RUNNING)
 
 
 def _first(leaf: Any) -> Any:
