@@ -258,6 +258,15 @@ class Backend(Keyed):
         """A context that gives other threads the device of the caller."""
         return self.current()
 
+    @staticmethod
+    def from_table(function: Callable, count: int, like: Any, index: Any) -> Any:
+        """What a function of an integer from 0 on returns, also for a traced one. It is then called
+        at once for the first `count` integers; it must raise no error before one that is used.
+
+        like : as in `call_on_host`.
+        """
+        return function(index)
+
     # --- transfers between host and device -----------------------------------------------------
 
     def to_host(self, array: Array) -> np.ndarray:

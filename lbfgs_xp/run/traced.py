@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lbfgs_xp import checks
-from lbfgs_xp.arrays.backend import Array, is_tracing
+from lbfgs_xp.arrays.backend import Array, is_array, is_tracing
 from lbfgs_xp.arrays.scalars import map_tuple
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout, flatten, unflatten
@@ -72,10 +72,11 @@ def solve(
     (stage,) = plan.stages
     if stage.maxtime < math.inf:
         refuse(maxtime=stage.maxtime)
-    if not (stage.solver.compiles and stage.solver.serves_rows):
+    if not stage.solver.in_programs:
         raise ValueError(
-            f"{stage.name} with these settings runs on the host; wanted, inside a function that "
-            "JAX compiles, a method without a schedule or a function as a setting"
+            f"{stage.name} has settings that need the host; wanted, inside a function that JAX "
+            "compiles, no function of one vector, no learning rate that depends on values, "
+            "on_nonfinite='ignore' and, for L-BFGS, a constant learning rate"
         )
     objective = Objective(fun, args, jac, has_aux, layout, pass_rows)
     if objective.differs:
@@ -166,6 +167,8 @@ class TracedRun(Run):
                 lambda _: self._any(self.standing.progress.status == _RUNNING),
                 lambda carry: (self.advance(), carry)[1], carry,
             )
+            if not self.solver.searches:
+                return carry
             self.loop(
                 lambda due: due & self._any(look.is_due()),
                 lambda due: (look.resumes(), due & False)[1], self.space.xp.asarray(True),
@@ -304,7 +307,7 @@ class _TracedLook(SecondLook):
 
 
 def _first(leaf: Any) -> Any:
-    return leaf if leaf is None else leaf[0, ...]
+    return leaf[0, ...] if is_array(leaf) and leaf.ndim > 0 else leaf
 
 
 def _each(function: Callable, aux: Any) -> Any:

@@ -66,9 +66,9 @@ class Solver(ABC):
         Hessian (..., n, n). Such a solver is not compiled.
     compiles : bool
         Whether JAX can compile `init` and `step` for a batch.
-    serves_rows : bool
-        Whether its settings, if they serve one problem, serve a batch as well. A schedule or a
-        function of one vector does not.
+    in_programs : bool
+        Whether `init` and `step` can be parts of a larger program of JAX, where one problem is a
+        batch of one, to which a function of one vector does not apply.
     searches : bool
         Whether it looks for lower points. If not, ending above the best point is not a failure;
         only a value or gradient that is not finite is one.
@@ -90,12 +90,15 @@ class Solver(ABC):
     projects = False
     needs_hessian = False
     compiles = True
-    serves_rows = True
     searches = True
     rescales = False
     takes_noise = False
     patience: int | None = None
     resumes = False
+
+    @property
+    def in_programs(self) -> bool:
+        return self.compiles
 
     @abstractmethod
     def init(
@@ -184,7 +187,7 @@ class Solver(ABC):
 # What a solver that does not derive from `Solver` may have in addition to `init` and `step`.
 _OPTIONAL = (
     "supports_bounds", "with_bounds", "project", "reduced", "needs_hessian", "compiles",
-    "serves_rows", "searches", "patience", "of_rows", "as_row", "rescales", "takes_noise", "in_units",
+    "searches", "patience", "of_rows", "as_row", "rescales", "takes_noise", "in_units",
     "inverse_hessian", "check_state", "learned", "resume", "promise",
 )
 

@@ -95,7 +95,7 @@ class LBFGS(Method, TakesBounds):
         return None if rate == _ALWAYS_1 else Pace(0, rate.init())
 
     @property
-    def serves_rows(self) -> bool:  # type: ignore[override]
+    def in_programs(self) -> bool:  # type: ignore[override]
         return self.initial.function is None and isinstance(self.learning_rate, Constant)
 
     def init(
@@ -138,7 +138,7 @@ class LBFGS(Method, TakesBounds):
         return one.step(self, space, state, value, gradient)
 
     def as_row(self, space: Space, state: LBFGSState) -> LBFGSState | None:
-        if self.box is not None or state.pace is not None or not self.serves_rows:
+        if self.box is not None or state.pace is not None or not self.in_programs:
             return None
         return one.as_row(self, space, state)
 
