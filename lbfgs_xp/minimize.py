@@ -12,14 +12,14 @@ from typing import Any, Literal, Unpack, overload
 import numpy as np
 
 from lbfgs_xp import checks
-from lbfgs_xp.arrays.backend import is_array
+from lbfgs_xp.arrays.backend import is_array, is_tracing
 from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.returned import stops
 from lbfgs_xp.arrays.rows import Rows
 from lbfgs_xp.arrays.space import FixedOrderSpace, Space
 from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.result import BatchResult, Record, Result, State, Status, attach
-from lbfgs_xp.run import implicit
+from lbfgs_xp.run import implicit, traced
 from lbfgs_xp.run.loop import Run
 from lbfgs_xp.run.objective import Objective
 from lbfgs_xp.run.plan import plan_of
@@ -244,8 +244,18 @@ def _run(
     on_error: Any, callback: Any, progress: bool, state: Any,
 ) -> tuple[Run, Result]:
     """The run of `minimize`, at its end, and its result."""
-    layout = Layout(x0, batched).in_units(x_scale)
     limits = Limits(maxiter, maxfun, maxtime, gtol, ftol, xtol)
+    if is_tracing((x0, args)):
+        traced.refuse(
+            maxtime=maxtime, callback=callback, on_error=on_error, state=state,
+            reproducible=reproducible, progress=progress,
+        )
+        inside = traced.solve(
+            fun, x0, args, method=method, limits=limits, jac=jac, hess=hess, has_aux=has_aux,
+            bounds=bounds, x_scale=x_scale, batched=batched, pass_rows=pass_rows,
+        )
+        return inside, inside.result()
+    layout = Layout(x0, batched).in_units(x_scale)
     plan = plan_of(method, limits, bounds, hess, layout)
     callback = checks.callback(callback)
     on_error = checks.exceptions("on_error", on_error, batched)

@@ -58,9 +58,39 @@ class JaxBackend(Backend):
         return _is_traced(value)
 
     @staticmethod
+    def is_tracing(tree: Any) -> bool:
+        with warnings.catch_warnings():
+            # A generator is refused later.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            leaves = jax.tree.leaves(tree)
+        if any(map(_is_traced, leaves)):
+            return True
+        # Even of arrays with values, a function that is being compiled makes traced ones.
+        return any(map(_has_values, leaves)) and _is_traced(_zeros((), np.float32))
+
+    @staticmethod
+    def at_once() -> contextlib.AbstractContextManager[Any]:
+        return jax.ensure_compile_time_eval()
+
+    @staticmethod
     @functools.cache
     def keep_static(cls: type) -> None:
         jax.tree_util.register_static(cls)
+
+    @staticmethod
+    @functools.cache
+    def keep_parts(cls: type, parts: tuple[str, ...], dropped: tuple[str, ...]) -> None:
+        def flatten(node: Any) -> tuple[list[Any], tuple]:
+            rest = {name: value for name, value in vars(node).items() if name not in parts}
+            rest.update(dict.fromkeys(dropped))
+            return [getattr(node, name) for name in parts], tuple(sorted(rest.items()))
+
+        def unflatten(rest: tuple, held: Any) -> Any:
+            node = object.__new__(cls)
+            vars(node).update(rest, **dict(zip(parts, held, strict=True)))
+            return node
+
+        jax.tree_util.register_pytree_node(cls, flatten, unflatten)
 
     @staticmethod
     def call_on_host(function: Callable, like: Any, *numbers: Any) -> Any:
@@ -73,6 +103,30 @@ class JaxBackend(Backend):
             return jax.tree.map(lambda number, s: np.asarray(number, s.dtype), found, shapes)
 
         return jax.pure_callback(on_host, shapes, *numbers)
+
+    @staticmethod
+    def from_table(function: Callable, count: int, like: Any, index: Any) -> Any:
+        if not _is_traced(index):
+            return function(index)
+        rows: list[list[Any]] = []
+        with jax.ensure_compile_time_eval(), contextlib.suppress(Exception):
+            # An error counts only if the program gets there; the host then raises it.
+            while len(rows) < count:
+                rows.append(jax.tree.leaves(function(len(rows))))
+        numbers, structure = jax.tree.flatten(like)
+        if not (rows and all(isinstance(number, float) for number in numbers)):
+            return JaxBackend.call_on_host(function, like, index)
+        table = np.asarray(rows, dtype=jax.dtypes.result_type(float))
+
+        def known() -> list[Array]:
+            row = jax.lax.dynamic_index_in_dim(jax.numpy.asarray(table), index, keepdims=False)
+            return [row[i] for i in range(len(numbers))]
+
+        def computed() -> list[Array]:
+            return jax.tree.leaves(JaxBackend.call_on_host(function, like, index))
+
+        found = jax.lax.cond(index < len(rows), known, computed)
+        return jax.tree.unflatten(structure, found)
 
     # --- devices -------------------------------------------------------------------------------
 

@@ -1,10 +1,4 @@
-"""The noise of residuals, measured at points along a line (Moré & Wild 2011, Estimating
-Computational Noise).
-
-Models that solve differential equations, that round or that sample have noise far above the
-rounding of their dtype. The differences of the residuals at equally spaced points lose what is
-smooth with each order, but noise stays.
-"""
+"""Where the noise of residuals is measured, and what counts as noise (`lbfgs_xp.run.noise`)."""
 
 from __future__ import annotations
 
@@ -14,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.scalars import Scalars
 from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.run.noise import deviations, largest, points, smallest
 
-# The number of points: the differences of orders 3 to 6 must agree up to the factor.
+# The number of points: the differences of these orders must agree up to the factor.
 POINTS, _ORDERS, _ALIKE = 7, (3, 4, 5, 6), 16.0
 # Their distances, one after another, relative to the length over which the residuals change by
 # their size, and no round numbers, which tables have; at least this many units in the last place.
@@ -31,10 +27,10 @@ _GOLDEN = 0.5 * (1.0 + math.sqrt(5.0))
 _ROUNDED = 32.0
 
 
-def points(
+def points_along(
     space: Space, x: Array, residuals: Array, columns: Array, box: Any, spacing: float
 ) -> list[Array]:
-    """Equally spaced points (B, p) on one side of x, so that a kink or a jump at x is no noise."""
+    """Equally spaced points (B, p) on one side of x."""
     xp, size = space.xp, space.xp.abs(x)
     size = xp.where(size > 0.0, size, xp.ones_like(size))
     steepest = space.max_abs(columns)
@@ -53,18 +49,15 @@ def points(
         narrow = xp.minimum(above, below) < POINTS * step
         downhill = xp.where(narrow, wider, downhill)
         step = xp.minimum(step, xp.maximum(above, below) / POINTS)
-    step = step * downhill
-    return [x + float(k) * step for k in range(1, POINTS + 1)]
+    return points(x, step * downhill, POINTS)
 
 
 def estimate(space: Space, x: Array, columns: Array, found: list[Array]) -> Array:
     """The standard deviation of the noise of each residual (B,) from residuals (B, m) at `points`;
     0 if it is no more than rounding, or unknown."""
-    xp, eps = space.xp, space.backend.eps
-    spread = _spread(space, found)
-    least, most = spread[0], spread[0]
-    for other in spread[1:]:
-        least, most = xp.minimum(least, other), xp.maximum(most, other)
+    xp, eps, fn = space.xp, space.backend.eps, Scalars(space.xp)
+    spread = _deviations(space, found)
+    least, most = smallest(fn, spread), largest(fn, spread)
     rounding = space.max_abs(found[0]) + space.sum(space.max_abs(columns) * xp.abs(x))
     noisy = (least > _ROUNDED * eps * rounding) & (most <= _ALIKE * least) & xp.isfinite(most)
     return xp.where(noisy, least, xp.zeros_like(least))
@@ -77,18 +70,16 @@ def is_long(spacing: float) -> bool:
 
 def lasting(space: Space, found: list[Array], closer: list[Array]) -> Array:
     """Whether what was found is noise, a mask (B,), from residuals at points closer together."""
-    left, all_of_it = _spread(space, closer)[0], _spread(space, found)[0]
+    left, all_of_it = _deviations(space, closer)[0], _deviations(space, found)[0]
     # Between its steps, a table or a model of integers does not change at all. No smooth function
     # falls as far.
     return (left > _KEPT * all_of_it) | (left < space.backend.eps**0.5 * all_of_it)
 
 
-def _spread(space: Space, found: list[Array]) -> list[Array]:
+def _deviations(space: Space, found: list[Array]) -> list[Array]:
     """The standard deviations (B,) of noise by the differences of each order."""
-    rows, spread = found, []
-    for order in range(1, _ORDERS[-1] + 1):
-        rows = [b - a for a, b in zip(rows, rows[1:], strict=False)]
-        if order in _ORDERS:
-            squares = sum(space.dot(row, row) for row in rows) / (found[0].shape[-1] * len(rows))
-            spread.append(space.xp.sqrt(squares / math.comb(2 * order, order)))
-    return spread
+    count = found[0].shape[-1]
+    return deviations(
+        Scalars(space.xp), found, _ORDERS,
+        size=lambda row: space.xp.sqrt(space.dot(row, row) / count),
+    )

@@ -242,7 +242,7 @@ class Sharpening:
     def _along(self, spacing: float) -> list[Array]:
         """The residuals at the points at which noise is measured."""
         fit, state = self.fit, self.fit.state
-        at = noise.points(
+        at = noise.points_along(
             fit.space, state.x, state.residuals, state.columns, fit.box_here, spacing
         )
         return [fit.residuals(point) for point in at]

@@ -193,7 +193,7 @@ def _library_of(tree: Any) -> Any:
 
 def found_of(run: Run, result: Result) -> Found:
     """The end of a run of `minimize`, to be differentiated."""
-    objective, solver, space, (inner, _, best) = run.objective, run.solver, run.space, run.standing
+    objective, solver, (space, inner, best) = run.objective, run.solver, run.at_end()
     if objective.differs:
         raise ValueError(
             f"jac is {'2' if objective.forward else '3'}-point, and finite differences cannot be "
@@ -212,7 +212,7 @@ def found_of(run: Run, result: Result) -> Found:
                 inside = ~held(best.x, side)
                 free = inside if free is None else free & inside
     hess_inv = solver.inverse_hessian(space, inner)
-    precondition, learned = (_plain, ()) if hess_inv is None else hess_inv.parts()
+    precondition, learned = (_plain, ()) if hess_inv is None else hess_inv.as_function()
     evaluation = objective.evaluation()
     problem = Problem(evaluation, space, precondition, objective.pure() is not None)
 
@@ -222,10 +222,12 @@ def found_of(run: Run, result: Result) -> Found:
             result, x=layout.to_tree(x), fun=value, jac=layout.gradient_tree(gradient), aux=aux
         )
 
-    if not np.all(objective.backend.to_host(result.success) if space.batched else result.success):
-        warnings.warn(FAILED, RuntimeWarning, stacklevel=3)
+    success = result.success
+    if not space.backend.is_traced(success):
+        if not np.all(space.backend.to_host(success) if space.batched else success):
+            warnings.warn(FAILED, RuntimeWarning, stacklevel=3)
     rows = objective.args[:1] if objective.passes_rows else ()
-    return Found(result, problem, Point(best.x, free, learned, result.success), rows, completed)
+    return Found(result, problem, Point(best.x, free, learned, success), rows, completed)
 
 
 def _plain(space: Space, learned: Any, v: Array) -> Array:

@@ -170,7 +170,7 @@ class Run:
         self.standing = Standing(inner, progress, best)
         self.second_look = SecondLook(self)
         if objective.differs and resumed is None:
-            self.second_look.look_at_differences()
+            self.second_look.noise.look_at_differences()
 
     def _begin_next_stage(self) -> bool:
         """Begin the next stage at the best point so far; return whether there is one."""
@@ -255,7 +255,7 @@ class Run:
         self._in_step = False
         self.move_to(standing, aux, better)
         if self.objective.differs:
-            self.second_look.look_at_search()
+            self.second_look.noise.look_at_search()
         return self.space.batched or self.standing.solver_state.accepted
 
     def advance_compiled(self) -> bool:
@@ -307,6 +307,15 @@ class Run:
             )
             self.rows, self.aux = self.rows._replace(left=left), old
         return new.with_rows(space.merge(better, new.rows(), old.rows()))
+
+    def repeat(self, times: int, step: Callable, going: Any, *carry: Any) -> tuple:
+        """`carry` after `going, *carry = step(going, *carry)`, so many times at most, while a problem
+        is `going`."""
+        for _ in range(times):
+            going, *carry = step(going, *carry)    # type: ignore[assignment]
+            if not self.space.any(going):
+                break
+        return tuple(carry)
 
     def note(self, progress: Progress) -> None:
         self.standing = self.standing._replace(progress=progress)
@@ -366,6 +375,11 @@ class Run:
         state = self.standing.solver_state
         fresh = self.afresh(state.x, state.value, state.gradient)
         self.standing, self._in_step = self.standing._replace(solver_state=fresh), False
+
+    def at_end(self) -> tuple[Space, Any, Best]:
+        """The space of the user's problems, and the solver's state and the best point in it."""
+        state, _, best = self.standing
+        return self.space, state, best
 
     def record(self) -> Record:
         shown = self.rows.join(self.space, _shown(self.standing), lambda left: _shown(left[0]))

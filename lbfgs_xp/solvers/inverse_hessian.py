@@ -26,6 +26,9 @@ class Operator(ABC):
     unravel : function from a vector (..., n) to the structure of x.
     """
 
+    parts: tuple[str, ...]
+    """The attributes that hold arrays, for `Backend.keep_parts`."""
+
     def __init__(self, space: Space, shape: tuple[int, ...]):
         self._space = space
         self.shape = shape
@@ -53,7 +56,7 @@ class Operator(ABC):
     def _diagonal(self) -> Array:
         return self._space.xp.linalg.diagonal(self._dense())
 
-    def parts(self) -> tuple[Callable, Any]:
+    def as_function(self) -> tuple[Callable, Any]:
         """A global function (space, arrays, v) -> H v, and the arrays: the operator in a form that
         can be compiled. If it has none, that of the identity."""
         return _identity, ()
@@ -108,6 +111,8 @@ class DenseInverseHessian(Operator):
     Before any step it is the initial one.
     """
 
+    parts = ("_matrix",)
+
     def __init__(self, space: Space, matrix: Array):
         super().__init__(space, tuple(matrix.shape))
         self._matrix = matrix
@@ -118,7 +123,7 @@ class DenseInverseHessian(Operator):
     def _apply(self, vector: Array) -> Array:
         return self._space.products(self._matrix, vector)
 
-    def parts(self) -> tuple[Callable, Any]:
+    def as_function(self) -> tuple[Callable, Any]:
         return _dense_product, self._matrix
 
 
@@ -127,6 +132,8 @@ class ScaledInverseHessian(Operator):
 
     scale : s, (n,) or (B, n).
     """
+
+    parts = ("_inner", "_scale")
 
     def __init__(self, space: Space, inner: Operator, scale: Array):
         super().__init__(space, inner.shape)

@@ -10,7 +10,7 @@ import pytest
 import lbfgs_xp as lx
 from lbfgs_xp import Status, problems
 from lbfgs_xp.arrays.scalars import FLOATS
-from lbfgs_xp.run import agreement
+from lbfgs_xp.run.noise import deviation
 
 METHODS = ["lbfgs", "bfgs"]
 
@@ -155,7 +155,7 @@ def test_a_stiff_direction_hides_no_other(name: str, start: list[float], method:
 def test_noise_is_measured(scale: float) -> None:
     rng = np.random.default_rng(0)
     found = [
-        agreement.noise_of(FLOATS, [1.0 + 1e-3 * scale * k + e for k, e in enumerate(errors)])
+        deviation(FLOATS, [1.0 + 1e-3 * scale * k + e for k, e in enumerate(errors)])
         for errors in scale * rng.normal(size=(200, 6))
     ]
     assert 0.3 * scale < np.median(found) < 1.5 * scale
@@ -163,7 +163,7 @@ def test_noise_is_measured(scale: float) -> None:
 
 def test_a_jump_is_no_noise() -> None:
     smooth = [1.0 + 1e-9 * k for k in range(6)]
-    assert agreement.noise_of(FLOATS, smooth) < 1e-15
+    assert deviation(FLOATS, smooth) < 1e-15
 
 
 @pytest.mark.parametrize("jac", ["2-point", "3-point"])

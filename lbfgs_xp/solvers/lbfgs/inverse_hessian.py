@@ -32,6 +32,8 @@ class InverseHessian(Operator):
     True
     """
 
+    parts = ("_pairs", "_weights", "_free")
+
     def __init__(
         self, space: Space, pairs: Pairs, weights: Any, function: Callable | None, free: Any = None
     ):
@@ -75,9 +77,9 @@ class InverseHessian(Operator):
             return matrix
         return self._weights[..., :, None] * matrix * self._weights[..., None, :]
 
-    def parts(self) -> tuple[Callable, Any]:
+    def as_function(self) -> tuple[Callable, Any]:
         if self._function is not None:
-            return super().parts()
+            return super().as_function()
         pairs = self._pairs._replace(gamma=now(self._pairs.gamma))
         return _product, (pairs, self._weights)
 

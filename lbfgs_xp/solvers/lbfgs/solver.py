@@ -94,6 +94,10 @@ class LBFGS(Method, TakesBounds):
         rate = self.learning_rate
         return None if rate == _ALWAYS_1 else Pace(0, rate.init())
 
+    @property
+    def in_programs(self) -> bool:  # type: ignore[override]
+        return self.initial.function is None and isinstance(self.learning_rate, Constant)
+
     def init(
         self, space: Space, x: Array, value: Any, gradient: Array, learned: Pairs | None = None,
         unit: Array | None = None, noise: Any = 0.0,
@@ -134,8 +138,7 @@ class LBFGS(Method, TakesBounds):
         return one.step(self, space, state, value, gradient)
 
     def as_row(self, space: Space, state: LBFGSState) -> LBFGSState | None:
-        if self.initial.function is not None or state.pace is not None or self.box is not None:
-            # A function of one vector; a schedule, which a batch does not follow; bounds.
+        if self.box is not None or state.pace is not None or not self.in_programs:
             return None
         return one.as_row(self, space, state)
 

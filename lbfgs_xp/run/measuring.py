@@ -1,0 +1,163 @@
+"""The noise of the values of a run, measured next to its iterate."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.scalars import Scalars
+from lbfgs_xp.result import Status
+from lbfgs_xp.run import agreement
+from lbfgs_xp.run.noise import (
+    are_equal,
+    beyond_slope,
+    deviation,
+    most_deviation,
+    points,
+    range_of,
+)
+from lbfgs_xp.run.visits import Visits
+
+_RUNNING, _GRADIENT = int(Status.RUNNING), int(Status.GRADIENT)
+# How many times its standard deviation noise may be in a difference of two values.
+SPREAD = 8.0
+# Noise is the same if it differs by at most this factor.
+CHANGED = 4.0
+# A change counts if it exceeds what noise and rounding explain by this factor.
+_ENOUGH = 4.0
+# The number of values by which noise is measured. As many of them show that a function is smooth.
+_NOISY, _FIRST = 8, 5
+# How much farther apart they are from time to time, and how often.
+_FARTHER, _DISTANCES = 8.0, 9
+# The changes of a narrow function are clear if they are this many times larger than its noise.
+_CLEAR = 30.0
+
+
+class Measuring:
+    """Measurements of noise in a phase of a run.
+
+    began : the value at which the phase began.
+    """
+
+    def __init__(self, visits: Visits):
+        self.visits = visits
+        self.began = visits.run.standing.solver_state.value
+
+    def at(
+        self, spacing: Array, rows: Any, narrow: Any = False
+    ) -> tuple[Any, Array, Any, Any]:
+        """The standard deviation of the noise of the values next to the iterate, that of each
+        component of the gradient (0 by differences, whose errors follow from the values), what
+        rounding may hide there, and the problems `rows` that could pay for it.
+
+        Points farther and farther apart show it. The nearest ones may lie on one step of a
+        function that only changes in steps, or in one dent: the slope then promises other changes.
+
+        spacing : how far apart points are along each variable.
+        narrow : where the function bends over far less than this. It may be that noise bends it:
+            then it looks the same from point to point however far apart they are, beside changes
+            that are much larger in the end.
+        """
+        run = self.visits.run
+        space, solver, state = run.space, run.solver_here(), run.standing.solver_state
+        fn, differs = space.scalars, run.objective.differs
+        noise, errors = fn.full(0.0, state.value), space.xp.zeros_like(state.x)
+        largest, first = fn.abs(state.value), fn.full(math.inf, state.value)
+        # Among noise the errors of differences depend on its last measurement.
+        known, least = run.standing.progress.noise > 0.0, first
+        left, never = rows, fn.full(False, state.value)
+        for attempt in range(_DISTANCES):
+            # Without more than the nearest points, what they show decides.
+            pay = self.visits.affords if attempt == 0 else self.visits.still_pay
+            left = pay(_NOISY, left)
+            if not space.any(left):
+                break
+            near = self.points(spacing, _NOISY)
+            if solver.projects:
+                near = [solver.project(space, x) for x in near]
+            if differs and attempt == 0:
+                values = [self.visits.value_at(x, left) for x in near[:_FIRST]]
+                smooth = left & fn.logical_not(known | narrow) & self._is_smooth(near, values)
+                left = left & fn.logical_not(smooth)
+                if not space.any(left):
+                    break
+                values = values + [self.visits.value_at(x, left) for x in near[_FIRST:]]
+            elif differs:
+                values = [self.visits.value_at(x, left) for x in near]
+            else:
+                values, gradients = [], []
+                for x in near:
+                    value, gradient = self.visits.visit(x, left, False)
+                    values += space.read(value)
+                    gradients.append(gradient)
+                if attempt == 0:
+                    errors = deviation(Scalars(space.xp), gradients)
+            found = deviation(fn, values)
+            left = left & fn.isfinite(found)
+            noise = fn.where(left, found, noise)
+            for value in values:
+                largest = fn.where(left, fn.maximum(largest, fn.abs(value)), largest)
+            (slope,) = space.read(space.dot(state.gradient, near[1] - near[0]))
+            beyond = beyond_slope(fn, values, slope)
+            rounding = agreement.hidden_by_rounding(fn, space.backend, largest)
+            unclear = float(_NOISY) * beyond > _ENOUGH * noise + rounding
+            if differs:
+                # On one step differences are 0, too.
+                equal = are_equal(fn, space.backend, values)
+                unclear = (unclear & fn.logical_not(known)) | equal
+            # However far apart the points are, noise is the same, unlike what a bend adds.
+            visible = left & (noise > rounding)
+            same = visible & (noise <= CHANGED * least) & (CHANGED * noise >= least)
+            least = fn.where(visible & (noise < least), noise, least)
+            if not differs and attempt > 0:
+                # A bend explains any change over a distance that is long enough.
+                unclear = fn.full(True, noise)
+            unclear = left & unclear & fn.logical_not(same)
+            if narrow is not False:
+                first = fn.where(first < math.inf, first, noise)
+                alike = noise <= CHANGED * first
+                clear = range_of(fn, values) > _CLEAR * noise
+                unclear = fn.where(narrow, left & alike & fn.logical_not(clear), unclear)
+                never = fn.where(left & narrow, fn.logical_not(clear & alike), never)
+            else:
+                never = fn.where(left, unclear, never)
+            left = unclear
+            spacing = _FARTHER * spacing
+        if differs and narrow is False:
+            noise = fn.where(never, fn.where(least < math.inf, least, 0.0), noise)
+        else:
+            noise = fn.where(never, 0.0, noise)
+        rounding = agreement.hidden_by_rounding(fn, space.backend, largest)
+        return noise, errors, rounding, rows & (run.standing.progress.status == _RUNNING)
+
+    def _is_smooth(self, near: list[Array], values: list[Any]) -> Any:
+        """Whether values at the first of these points show no noise that matters at all."""
+        run, state = self.visits.run, self.visits.run.standing.solver_state
+        space, fn = run.space, run.space.scalars
+        largest = fn.abs(state.value)
+        for value in values:
+            largest = fn.maximum(largest, fn.abs(value))
+        rounding = agreement.hidden_by_rounding(fn, space.backend, largest)
+        most = most_deviation(fn, values)
+        (slope,) = space.read(space.dot(state.gradient, near[1] - near[0]))
+        beyond = float(_NOISY) * beyond_slope(fn, values, slope)
+        smooth = SPREAD * most <= fn.maximum(rounding, self.spoils_nothing())
+        smooth = smooth & (beyond <= _ENOUGH * most + rounding)
+        return smooth & fn.logical_not(are_equal(fn, space.backend, values))
+
+    def spoils_nothing(self) -> Any:
+        """Noise that spoils no difference: it is small beside how far the value has fallen."""
+        run, (state, p, _) = self.visits.run, self.visits.run.standing
+        space, here = run.space, run.rows.here
+        fn = space.scalars
+        began = self.began if here is None else space.take(self.began, here)
+        all_the_way = 4.0 * space.backend.eps * fn.abs(began - state.value)
+        level = self.visits.level(p, state, fn.full(_GRADIENT, state.value))
+        return fn.maximum(level, all_the_way)
+
+    def points(self, spacing: Array, count: int) -> list[Array]:
+        """Points next to the iterate, so far apart along each variable, all down the gradient."""
+        state, xp = self.visits.run.standing.solver_state, self.visits.run.space.xp
+        up = xp.ones_like(state.x)
+        return points(state.x, spacing * xp.where(state.gradient > 0.0, -up, up), count)

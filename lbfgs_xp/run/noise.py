@@ -1,0 +1,121 @@
+"""The noise of a function, from its values at equally spaced points (Moré & Wild 2011, Estimating
+Computational Noise).
+
+Sums of many terms, factorisations, and models that solve differential equations, that round or
+that sample, have noise far above the rounding of their dtype. The differences of values at equally
+spaced points lose what is smooth with each order, but noise stays.
+
+Values are the numbers of `minimize`, for each problem of a batch, or the residuals of a fit.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lbfgs_xp.arrays.backend import Array, Backend
+from lbfgs_xp.arrays.scalars import Scalars
+
+# The ratio of the standard deviation of normal errors to the median of their magnitudes.
+_NORMAL = 1.4826
+# Two values are equal if they differ by at most this many times eps of the larger one.
+_ROUNDED = 4.0
+
+
+def points(x: Array, step: Array, count: int) -> list[Array]:
+    """Equally spaced points on one side of x, without x, so that a jump or a kink at x is not taken
+    for noise."""
+    return [x + float(k) * step for k in range(1, count + 1)]
+
+
+def deviations(
+    fn: Scalars, values: list[Any], orders: Sequence[int] = (2, 3, 4),
+    size: Callable[[Any], Any] | None = None,
+) -> list[Any]:
+    """The standard deviation of the noise of equally spaced values, by their differences of each of
+    these orders. Where they agree, or at least the smallest one, it is noise and nothing smooth.
+
+    size : from a difference of many values to their root mean square. By default each value is a
+        number.
+    """
+    rows, found, square = values, [], 1.0
+    for order in range(1, orders[-1] + 1):
+        rows = [b - a for a, b in zip(rows, rows[1:], strict=False)]
+        square *= 2.0 * (2.0 * order - 1.0) / order    # the binomial coefficient (2k over k)
+        if order in orders:
+            # The median, because a single jump or kink is no noise.
+            sizes = [fn.abs(row) if size is None else size(row) for row in rows]
+            usual = _NORMAL if size is None else 1.0
+            found.append(median(fn, sizes) * (usual / square**0.5))
+    return found
+
+
+def deviation(fn: Scalars, values: list[Any]) -> Any:
+    """The standard deviation of the noise of equally spaced numbers."""
+    return smallest(fn, deviations(fn, values))
+
+
+def most_deviation(fn: Scalars, values: list[Any]) -> Any:
+    """No less than the standard deviation of the noise of equally spaced numbers, by all their
+    differences of third and higher orders."""
+    rows, found, square = values, 0.0, 1.0
+    for order in range(1, len(values)):
+        rows = [b - a for a, b in zip(rows, rows[1:], strict=False)]
+        square *= 2.0 * (2.0 * order - 1.0) / order
+        if order > 2:
+            for row in rows:
+                found = fn.maximum(fn.abs(row) * (1.0 / square**0.5), found)
+    return found
+
+
+def beyond_slope(fn: Scalars, values: list[Any], slope: Any) -> Any:
+    """How far the differences of equally spaced numbers are from the one that the slope predicts,
+    beyond what their bend explains."""
+    first = [b - a for a, b in zip(values, values[1:], strict=False)]
+    second = [fn.abs(b - a) for a, b in zip(first, first[1:], strict=False)]
+    off = fn.abs(median(fn, first) - slope) - float(len(values)) * median(fn, second)
+    return fn.where(off > 0.0, off, 0.0)
+
+
+def range_of(fn: Scalars, values: list[Any]) -> Any:
+    """The difference of the highest and the lowest number."""
+    ordered = _sorted(fn, values)
+    return ordered[-1] - ordered[0]
+
+
+def are_equal(fn: Scalars, backend: Backend, values: list[Any]) -> Any:
+    """Whether most of these numbers equal another one up to rounding, or most of their differences
+    equal the next one, as if they could only be multiples of something."""
+    ordered = _sorted(fn, values)
+    least = _ROUNDED * backend.eps * fn.maximum(fn.abs(ordered[0]), fn.abs(ordered[-1]))
+    equal = sum(
+        fn.where(b - a <= least, 1.0, 0.0 * a) for a, b in zip(ordered, ordered[1:], strict=False)
+    )
+    first = [b - a for a, b in zip(values, values[1:], strict=False)]
+    second = [fn.abs(b - a) for a, b in zip(first, first[1:], strict=False)]
+    return (equal > len(values) // 2) | (median(fn, second) <= least)
+
+
+def smallest(fn: Scalars, values: list[Any]) -> Any:
+    return functools.reduce(fn.minimum, values)
+
+
+def largest(fn: Scalars, values: list[Any]) -> Any:
+    return functools.reduce(fn.maximum, values)
+
+
+def median(fn: Scalars, values: list[Any]) -> Any:
+    ordered, half = _sorted(fn, values), len(values) // 2
+    if len(values) % 2:
+        return ordered[half]
+    return 0.5 * (ordered[half - 1] + ordered[half])
+
+
+def _sorted(fn: Scalars, values: list[Any]) -> list[Any]:
+    ordered = list(values)
+    for last in range(len(ordered) - 1, 0, -1):
+        for i in range(last):
+            a, b = ordered[i], ordered[i + 1]
+            ordered[i], ordered[i + 1] = fn.minimum(a, b), fn.maximum(a, b)
+    return ordered

@@ -1,0 +1,249 @@
+"""Looks for noise: whether it explains why a run finds no lower point, and how a run goes on in it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.result import DOUBTED, NOISY, Status
+from lbfgs_xp.run import agreement, units
+from lbfgs_xp.run.measuring import CHANGED, SPREAD, Measuring
+from lbfgs_xp.run.restarts import Restarts
+from lbfgs_xp.run.visits import Visits
+
+_RUNNING, _GRADIENT = int(Status.RUNNING), int(Status.GRADIENT)
+_PRECISION, _LINE_SEARCH = int(Status.PRECISION), int(Status.LINE_SEARCH)
+# What is promised counts if it exceeds what does not matter by this factor.
+_ENOUGH = 4.0
+# How far apart the first values are along a variable: this fraction of sqrt(eps) of its size, or of
+# the step of its differences.
+_SPACING = 0.125
+# How often a run continues because of noise.
+_MEASUREMENTS = 8
+# A function whose differences were taken over less than this part of the ordinary length is narrow.
+_NARROW = 0.03
+# How many trials of a search call for a look for noise.
+_LONG = 5
+# Over a length, a function changes by more than this part of its value.
+_CHANGES = 0.1
+# A value this many times larger than what it has fallen is mostly a constant.
+_BESIDE = 1e4
+# A gradient whose square is at most this many times that of its errors is lost among them.
+_LOST = 16.0
+
+
+class NoiseLooks:
+    """The looks for noise of a phase of a run."""
+
+    def __init__(self, visits: Visits, restarts: Restarts):
+        self.run, self.visits, self.restarts = visits.run, visits, restarts
+        self.measuring = Measuring(visits)
+
+    def explain(self, unit: Array, broken: Any) -> None:
+        """Decide whether noise explains why no lower point was found.
+
+        The value of a sum of many terms or of a factorisation has larger rounding errors than a
+        single number, and so may the gradient. If the values turn out to be noisy, the run
+        continues by slopes where values do not show which point is lower: its status is NOISY.
+
+        broken : the decrease that was promised in the units of each variable, and not found.
+        """
+        run, space, fn = self.run, self.run.space, self.run.space.scalars
+        rows = run.standing.progress.status == _RUNNING
+        if run.criteria.forward or not space.any(rows):
+            self.visits.fail(rows)
+            return
+        eps = space.backend.eps
+        noise, errors, rounding, rows = self.measuring.at(_SPACING * eps**0.5 * unit, rows)
+        state, p, _ = run.standing
+        hidden = fn.maximum(
+            agreement.hidden_by_rounding(fn, space.backend, state.value), p.noise
+        )
+        measured = SPREAD * noise
+        again = rows & (measured > fn.maximum(hidden, rounding)) & (p.measured < _MEASUREMENTS)
+        again = again & run.solver_here().takes_noise
+        if run.objective.differs:
+            again = again & (measured > self.measuring.spoils_nothing())
+        level = fn.where(rows, fn.maximum(hidden, measured), hidden)
+        rows = self.visits.affords(1, rows & fn.logical_not(again))
+        explained = self._is_explained(rows, level, broken)
+        # A gradient that is not much larger than its own errors shows no way down.
+        size, error = space.read(
+            space.dot(state.gradient * unit, state.gradient * unit),
+            space.dot(errors * unit, errors * unit),
+        )
+        explained = explained | (rows & (size <= _LOST * error))
+        p = run.standing.progress
+        status = fn.where(rows & explained, _PRECISION, p.status)
+        run.note(p._replace(status=status))
+        self.visits.fail(rows & fn.logical_not(explained))
+        p = run.standing.progress
+        run.note(p._replace(
+            status=fn.where(again, NOISY, p.status), noise=fn.where(again, measured, p.noise)
+        ))
+
+    def _is_explained(self, rows: Any, level: Any, broken: Any) -> Any:
+        """Whether changes below this level are all that one more look along the gradient, the
+        search that failed and the looks before promise."""
+        run, (state, p, _) = self.run, self.run.standing
+        space, fn, solver = run.space, run.space.scalars, run.solver_here()
+        length = agreement.lengths_of(space.backend.eps)[0]
+        x = agreement.ahead(solver, space, state.x, state.gradient, p.extent, length)
+        there, gradient = self.visits.visit(x, rows)
+        before, after = space.read(
+            space.dot(state.gradient, x - state.x), space.dot(gradient, x - state.x)
+        )
+        slopes = fn.abs(before) + fn.abs(after)
+        off = fn.abs(there - state.value - 0.5 * (before + after))
+        agrees = fn.isfinite(off) & agreement.follows_slopes(off, slopes, level)
+        hides = fn.abs(before) <= _ENOUGH * level
+        bend = after - before
+        down = (bend > 0.0) & (before < 0.0)
+        promised = fn.where(agrees & down, fn.divide(before * before, 2.0 * bend), 0.0)
+        steps = fn.where(down, fn.divide(-before, bend), math.inf)
+        reach, size = space.read(space.max_abs(x - state.x), space.max_abs(state.x))
+        close = agrees & (steps * reach <= self.visits.visible(p, size))
+        level = fn.where(close, fn.maximum(level, self.visits.level(p, state, p.claim)), level)
+        decrement = fn.where(p.claim == DOUBTED, state.decrement, 0.0)
+        decrement = fn.where(fn.isfinite(decrement), decrement, 0.0)
+        most = fn.maximum(fn.maximum(promised, broken), decrement)
+        return (agrees | hides) & (most <= _ENOUGH * level)
+
+    def look_at_differences(self) -> None:
+        """Look for noise where the first differences were taken over short steps: it may have made
+        the function look as if it bent that fast."""
+        run, p = self.run, self.run.standing.progress
+        # Forward differences end early among noise, and give way to central ones.
+        if run.objective.forward or not run.solver.takes_noise:
+            return
+        narrow = self._narrow() & (p.status == _RUNNING)
+        if run.space.any(narrow):
+            self._look_for_noise(narrow, everywhere=False)
+
+    def look_at_search(self) -> None:
+        """Look for noise where a search takes many trials, which then are no better than chance."""
+        run = self.run
+        if run.objective.forward or not run.solver.takes_noise:
+            return
+        if run.space.any(self._is_long()):
+            run.rejoin_rows()
+            self._look_for_noise(self._is_long(), everywhere=True)
+
+    def judge_differences(self, left: Any) -> None:
+        """Look for noise where a run by differences has ended, because they turn it into large
+        errors of the gradient: a small one may be chance, a large one may show no way down.
+
+        left : the problems that are left to other differences.
+        """
+        run, (state, p, _) = self.run, self.run.standing
+        space, fn = run.space, run.space.scalars
+        ended = self._ended()
+        stale = (CHANGED * fn.abs(state.value) < p.looked) | (p.looked != p.looked)
+        rows = ended & stale & (p.measured < _MEASUREMENTS) & fn.isfinite(state.value)
+        rows = rows & fn.logical_not(left)
+        if run.solver.takes_noise and space.any(rows):
+            self._look_for_noise(rows, everywhere=True)
+        if not run.objective.forward:
+            self._judge_among_noise()
+
+    def _judge_among_noise(self) -> None:
+        """Decide whether differences among noise promise a lower point."""
+        run, (state, p, _) = self.run, self.run.standing
+        space, solver, fn = run.space, run.solver_here(), run.space.scalars
+        rows = self._ended() & (p.noise > 0.0)
+        if not space.any(rows):
+            return
+        noise, step, second = run.objective.differences.bends
+        xp = space.xp
+        bend = xp.where(second > noise, second, noise)
+        way = xp.where(bend > 0.0, -state.gradient * step * (step / bend), 0.0 * step)
+        way = units.at_steps(solver, space, state.x, way) - state.x
+        (slope,) = space.read(space.dot(state.gradient, way))
+        small = -0.5 * slope <= _ENOUGH * p.noise
+        verdict = fn.where(small, fn.full(_PRECISION, p.status), _LINE_SEARCH)
+        status = fn.where(rows, verdict, p.status)
+        if run.criteria.relative == 0.0:
+            # The gradient is as small as was wanted if its errors are.
+            error = space.read_one(space.max_abs(xp.where(step > 0.0, noise / step, 0.0 * step)))
+            flat = rows & (p.status == _GRADIENT) & (error <= run.criteria.gtol)
+            status = fn.where(flat, _GRADIENT, status)
+        run.note(p._replace(status=status))
+
+    def _ended(self) -> Any:
+        """Which problems have ended at a small gradient, at a floor, or in a failed search."""
+        status = self.run.standing.progress.status
+        return (status < _RUNNING) | (status == _GRADIENT) | (status == _LINE_SEARCH)
+
+    def _is_long(self) -> Any:
+        """Which searches have taken many trials, in problems that were not looked at before."""
+        p = self.run.standing.progress
+        return (p.status == _RUNNING) & (p.trials >= _LONG) & (p.looked != p.looked)
+
+    def _narrow(self) -> Any:
+        """Where the function seems to bend over lengths much shorter than its variables."""
+        length, space = self.run.objective.differences.known[0], self.run.space
+        shortest = space.xp.min(length, axis=-1)
+        return space.read_one(shortest) < _NARROW
+
+    def _changes_over_lengths(self, rows: Any) -> Any:
+        """Whether the function does change over the short lengths as much as the differences there
+        suggest. Noise only looks as if it would."""
+        run, state = self.run, self.run.standing.solver_state
+        space, fn, differences = run.space, run.space.scalars, run.objective.differences
+        length = differences.lengths(state.x)
+        short = space.xp.where(differences.known[0] < _NARROW, length, 0.0 * length)
+        change = fn.full(0.0, state.value)
+        for x in self.measuring.points(0.5 * short, 2):
+            there = self.visits.value_at(run.solver_here().project(space, x), rows)
+            change = fn.maximum(change, fn.abs(there - state.value))
+        return change > _CHANGES * fn.abs(state.value)
+
+    def _look_for_noise(self, rows: Any, everywhere: bool) -> None:
+        """Measure the noise of the values for these problems, and let those go on for which it
+        counts.
+
+        everywhere : whether to look over short lengths, too.
+        """
+        run, (state, before, _) = self.run, self.run.standing
+        space, fn, differences = run.space, run.space.scalars, run.objective.differences
+        run.note(before._replace(status=fn.where(rows, _RUNNING, before.status)))
+        value = run.to_user(state.value)
+        narrow = self._narrow() & (before.noise == 0.0)
+        if space.any(rows & narrow):
+            narrow = narrow & fn.logical_not(self._changes_over_lengths(rows & narrow))
+        steps = differences.steps(state.x, value, True)
+        spacing = differences.ordinary_steps(state.x, value)
+        wide = (steps >= spacing) | (space.per_problem(narrow) & (spacing > 0.0))
+        spacing = _SPACING * space.xp.where(wide, spacing, steps)
+        noise, _, rounding, paid = self.measuring.at(
+            spacing, rows, narrow if space.any(narrow) else False
+        )
+        short = paid & narrow & (noise <= rounding)
+        if everywhere and space.any(short):
+            spacing = _SPACING * steps
+            found, _, bound, paid = self.measuring.at(spacing, short)
+            noise, rounding = fn.where(short, found, noise), fn.where(short, bound, rounding)
+        p, level = run.standing.progress, SPREAD * noise
+        rows = rows & (p.status == _RUNNING)
+        p = p._replace(status=fn.where(rows, before.status, p.status))
+        if everywhere:
+            p = p._replace(looked=fn.where(rows, fn.abs(state.value), p.looked))
+        run.note(p)
+        changed = (CHANGED * level < p.noise) | (level > CHANGED * p.noise)
+        above = level > fn.maximum(rounding, self.measuring.spoils_nothing())
+        # Beside a large constant, rounding does.
+        fallen, size = fn.abs(p.first_value - state.value), fn.abs(state.value)
+        beside = everywhere & (size > 0.0) & (_BESIDE * fallen < size)
+        level = fn.where(beside, fn.maximum(level, SPREAD * space.backend.eps * size), level)
+        again = rows & fn.where(p.noise > 0.0, changed, above | beside)
+        if not space.any(again):
+            return
+        run.note(p._replace(noise=fn.where(again, level, p.noise)))
+        if run.objective.forward:
+            # Central ones take over.
+            p = run.standing.progress
+            run.note(p._replace(status=fn.where(again, _LINE_SEARCH, p.status)))
+        else:
+            self.restarts.among_noise(again)

@@ -1,0 +1,182 @@
+"""Looks for a decrease that the slopes promise in the units of each variable.
+
+The gradient may hide it: along the gradient, the steepest variables hide all others.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.result import FLAT, Status
+from lbfgs_xp.run import agreement, units
+from lbfgs_xp.run.units import Descent
+from lbfgs_xp.run.visits import Visits
+
+_RUNNING, _GRADIENT = int(Status.RUNNING), int(Status.GRADIENT)
+_PRECISION, _LINE_SEARCH = int(Status.PRECISION), int(Status.LINE_SEARCH)
+_HIGHER = int(Status.HIGHER)
+# How often a run continues with a smaller tolerance before it restarts from a lower point.
+_LATER = 2
+# How often it does so because of its own promise.
+_OWN = 8
+# Differences are about as long as this many times eps^(1/3) |x|.
+_BEYOND = 8.0
+# How many steps down the gradient a promise may take; for a small gradient, one.
+_STEPS = 2
+# A promise counts if it exceeds what does not matter by this factor.
+_ENOUGH = 4.0
+# How often the way to a promised decrease is shortened before it counts as broken.
+_CLOSER = 4
+
+
+class Promises:
+    """What the slopes promise in a phase of a run."""
+
+    def __init__(self, visits: Visits):
+        self.run, self.visits = visits.run, visits
+
+    def look(self) -> tuple[Array, Any] | None:
+        """Look down the gradient in units of each variable. If the slopes promise a decrease that
+        matters, look for it: problems then have the status HIGHER, or FLAT if they are to continue
+        with a smaller tolerance. For those that still run return the units, and the decrease that
+        was promised and not found. None if no problem runs."""
+        run = self.run
+        space, fn, (state, p, _) = run.space, run.space.scalars, run.standing
+        unit = units.of_variables(space, state.x, p.extent)
+        if not self._settle(unit):
+            return None
+        level = _ENOUGH * self.visits.level(p, state, p.claim)
+        descent = self._follow(unit, level)
+        p = run.standing.progress
+        # Where a step would still change x visibly, how far the value has fallen shows nothing: a
+        # start may be higher than all that matters by any factor.
+        reach, size = space.read(space.max_abs(descent.way), space.max_abs(state.x))
+        far = reach > self.visits.visible(p, size)
+        if run.objective.differs:
+            far = far & fn.logical_not(self._is_within_differences(descent.way, unit))
+        hidden = agreement.hidden_by_rounding(fn, space.backend, state.value)
+        level = fn.where(far, _ENOUGH * fn.maximum(hidden, p.noise), level)
+        wanted = (p.status == _RUNNING) & (p.claim != _LINE_SEARCH) & (descent.decrease > level)
+        wanted = self._postpone(wanted, far, level)
+        return unit, self._seek(descent, wanted, level)
+
+    def _settle(self, unit: Array) -> bool:
+        """Believe small gradients that promise nothing; return whether any problem still runs.
+
+        Even if each variable changes by all of its size, rounding hides what they promise. How far
+        the value has fallen does not tell this without a look: while steps are long, the start may
+        be higher than all that matters by any factor.
+        """
+        run, (state, p, _) = self.run, self.run.standing
+        space, fn = run.space, run.space.scalars
+        flat = (p.status == _RUNNING) & (p.claim == _GRADIENT)
+        if not space.any(flat):
+            return True
+        gradient = run.solver_here().reduced(space, state.x, state.gradient, state.gradient)
+        most = space.read_one(space.sum(space.xp.abs(gradient) * unit))
+        hidden = agreement.hidden_by_rounding(fn, space.backend, state.value)
+        settled = flat & ((most <= _ENOUGH * hidden) | (state.gradient_norm == 0.0))
+        status = fn.where(settled, _GRADIENT, p.status)
+        run.note(p._replace(claim=fn.where(settled, _RUNNING, p.claim), status=status))
+        return bool(space.any(status == _RUNNING))
+
+    def _follow(self, unit: Array, level: Any) -> Descent:
+        """Steps down the gradient until they promise more than this."""
+        run, state = self.run, self.run.standing.solver_state
+        space, solver = run.space, run.solver_here()
+        # Variables that a bound holds stay where they are.
+        inner = solver.reduced(space, state.x, state.gradient, state.gradient)
+        descent = units.descent(space, inner, unit)
+        p = run.standing.progress
+
+        def step(going: Any, descent: Descent) -> tuple[Any, Descent]:
+            going = self.visits.affords(1, going & (descent.decrease <= level))
+            if not space.any(going):
+                return going, descent
+            step = units.short_step(space, descent)
+            x = units.at_steps(solver, space, state.x, step)
+            # A lower value next to a small gradient does not matter unless it is promised.
+            _, gradient = self.visits.visit(x, going, p.claim != _GRADIENT)
+            change = gradient - state.gradient
+            change = solver.reduced(space, state.x, state.gradient, change)
+            descent = units.followed(space, descent, unit, x - state.x, change, going)
+            return going & (p.claim != _GRADIENT), descent
+
+        # Without the first step the steepest variables hide the others.
+        going = (p.status == _RUNNING) & (p.claim != _LINE_SEARCH)
+        (descent,) = run.repeat(_STEPS, step, going, descent)
+        return descent
+
+    def _postpone(self, wanted: Any, far: Any, level: Any) -> Any:
+        """Continue with a smaller tolerance where a small gradient is not that of a minimum: the
+        start was much steeper than what came after it. Return which promises are left.
+
+        wanted : which problems promise a decrease above the level.
+        far : where the way to it would change x visibly.
+        """
+        run, (state, p, _) = self.run, self.run.standing
+        space, fn, eps = run.space, run.space.scalars, run.space.backend.eps
+        early = wanted & (p.claim == _GRADIENT) & (far | (p.flat < _LATER))
+        # The run itself may know better: the steepest variables may hide the others in these
+        # units, too.
+        own = run.solver_here().promise(space, state) > level
+        own = own & (p.status == _RUNNING) & (p.claim == _GRADIENT) & (p.flat < _OWN)
+        # The errors of differences promise much.
+        own = own & (not run.objective.differs)
+        early = early | own
+        norm = state.gradient_norm
+        gtol = eps**0.25 * norm
+        if run.objective.differs:
+            # What is left may be the error of differences. That of forward ones shows nothing.
+            errors = self.visits.rounding_of_differences(state)
+            share = space.read_one(space.max_abs(state.gradient / errors))
+            lost = early & (share <= 1.0)
+            early, wanted = early & fn.logical_not(lost), wanted & fn.logical_not(lost)
+            if run.objective.forward:
+                p = p._replace(status=fn.where(lost, _LINE_SEARCH, p.status))
+            gtol = fn.maximum(gtol, space.read_one(space.xp.min(errors, axis=-1)))
+        run.note(p._replace(
+            status=fn.where(early, FLAT, p.status),
+            flat=fn.where(early, p.flat + 1, p.flat),
+            first_value=fn.where(early, state.value, p.first_value),
+            first_norm=fn.where(early, norm, p.first_norm),
+            highest_norm=fn.where(early, norm, p.highest_norm),
+            gtol=fn.where(early, gtol, p.gtol),
+        ))
+        return wanted & fn.logical_not(early)
+
+    def _seek(self, descent: Descent, wanted: Any, level: Any) -> Any:
+        """Look for the decrease that was promised; what of it was not found. Claims stand where
+        nothing was promised."""
+        run, state = self.run, self.run.standing.solver_state
+        space, fn, solver = run.space, run.space.scalars, run.solver_here()
+        nothing = fn.full(0.0, state.value)
+
+        def step(wanted: Any, share: Any, _: Any) -> tuple[Any, Any, Any]:
+            wanted = self.visits.affords(1, wanted)
+            if not space.any(wanted):
+                return wanted, share, nothing
+            x = units.at_steps(solver, space, state.x, share * descent.way)
+            there, _ = self.visits.visit(x, wanted)
+            lower = wanted & (there < state.value - 0.25 * level)
+            p = run.standing.progress
+            run.note(p._replace(status=fn.where(lower, _HIGHER, p.status)))
+            wanted = wanted & fn.logical_not(lower)
+            # Closer to x a linear function keeps this share of what a quadratic one promises.
+            wanted = wanted & (2.0 * share * descent.decrease > level)
+            share = 0.125 * share
+            return wanted, share, fn.where(wanted, 2.0 * share * descent.decrease, 0.0)
+
+        _, broken = run.repeat(_CLOSER, step, wanted, 1.0, nothing)
+        wanted, p = broken != 0.0, run.standing.progress
+        stands = (p.claim == _GRADIENT) | ((p.claim == _PRECISION) & fn.logical_not(wanted))
+        status = fn.where((p.status == _RUNNING) & stands, p.claim, p.status)
+        run.note(p._replace(status=status))
+        return broken
+
+    def _is_within_differences(self, step: Array, unit: Array) -> Any:
+        """Whether a step is no longer, along any variable, than differences."""
+        space = self.run.space
+        share = space.read_one(space.max_abs(step / unit))
+        return share <= _BEYOND * space.backend.eps ** (1 / 3)

@@ -1,0 +1,101 @@
+"""What the slopes promise in the units of each variable.
+
+Variables in different units are the rule. Along the gradient, the one with the smallest unit hides
+the others. Steps of conjugate gradients in the variables x / unit show them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.pending import now
+from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.solvers.contract import Solver
+
+# How far a promise may lie ahead: by this fraction of the unit of the variable that moves most.
+_REACH = 0.5
+
+
+class Descent(NamedTuple):
+    """Steps of the method of conjugate gradients from x, in units of each variable (..., n), with
+    Hessian products from differences of gradients.
+
+    way : from x to the minimum of the quadratic model so far.
+    residual : the gradient of the model there.
+    direction, longest : the next direction, and its largest component in these units.
+    squared : the residual's squared norm in these units.
+    decrease : how much lower the model is there, the promise that the slopes make.
+    """
+
+    way: Array
+    residual: Array
+    direction: Array
+    longest: Any
+    squared: Any
+    decrease: Any
+
+
+def of_variables(space: Space, x: Array, extent: Any) -> Array:
+    """The size of each variable, or an estimate where it is 0.
+
+    extent : the largest |x| at the start of the run.
+    """
+    fn, xp = space.scalars, space.xp
+    size = space.read_one(space.max_abs(x))
+    size = fn.maximum(size, space.backend.eps**0.25 * extent)
+    size = space.backend.eps**0.25 * fn.where(size > 0.0, size, 1.0)
+    return xp.where(x == 0.0, space.spread(size) + xp.zeros_like(x), xp.abs(x))
+
+
+def descent(space: Space, gradient: Array, unit: Array) -> Descent:
+    """No step yet. The first direction is steepest descent in the variables x / unit."""
+    zero, scaled = space.xp.zeros_like(gradient), gradient * unit
+    direction = -scaled * unit
+    squared, longest = space.later(space.dot(scaled, scaled), space.max_abs(direction / unit))
+    nothing = space.scalars.full(0.0, squared)
+    return Descent(zero, gradient, direction, longest, squared, nothing)
+
+
+def short_step(space: Space, descent: Descent) -> Array:
+    """A step along the next direction that is long enough to show the curvature."""
+    fn, size = space.scalars, now(descent.longest)
+    known = (size > 0.0) & fn.isfinite(size)
+    length = fn.where(known, fn.divide(space.backend.eps**0.5, size), 0.0)
+    return space.scale(length, descent.direction)
+
+
+def followed(
+    space: Space, descent: Descent, unit: Array, step: Array, change: Array, going: Any
+) -> Descent:
+    """The descent with one more step, where `going`.
+
+    step, change : a short step along the direction, and the change of the gradient there.
+    """
+    fn = space.scalars
+    slope, bend, size = space.read(
+        space.dot(descent.residual, step), space.dot(change, step), space.max_abs(step / unit)
+    )
+    usable = going & (slope < 0.0) & fn.isfinite(bend) & (size > 0.0)
+    longest = fn.divide(_REACH, size)
+    steps = fn.where(usable & (bend > 0.0), fn.divide(-slope, bend), longest)
+    steps = fn.where(usable, fn.minimum(steps, longest), 0.0)
+    decrease = fn.where(usable, -steps * (slope + 0.5 * steps * bend), 0.0)
+    residual = descent.residual + space.scale(steps, space.pick(usable, change, 0.0 * step))
+    scaled = residual * unit
+    (squared,) = space.read(space.dot(scaled, scaled))
+    before = now(descent.squared)
+    share = fn.where(before > 0.0, fn.divide(squared, before), 0.0)
+    share = fn.where(fn.isfinite(share), share, 0.0)
+    direction = space.scale(share, descent.direction) - scaled * unit
+    (longest,) = space.later(space.max_abs(direction / unit))
+    onwards = Descent(
+        descent.way + space.scale(steps, step), residual, direction, longest, squared,
+        descent.decrease + decrease,
+    )
+    return space.merge(usable, onwards, descent)
+
+
+def at_steps(solver: Solver, space: Space, x: Array, step: Array) -> Array:
+    """The feasible point nearest to x + step."""
+    return solver.project(space, x + step) if solver.projects else x + step

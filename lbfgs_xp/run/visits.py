@@ -1,0 +1,111 @@
+"""Evaluations beside the path of a run, as far as its budgets allow, and what they may show."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.result import Status
+from lbfgs_xp.run import agreement, stopping
+from lbfgs_xp.run.iteration import Standing, better_point
+
+if TYPE_CHECKING:
+    from lbfgs_xp.run.loop import Run
+
+_RUNNING, _GRADIENT = int(Status.RUNNING), int(Status.GRADIENT)
+_LINE_SEARCH, _EVALUATIONS = int(Status.LINE_SEARCH), int(Status.EVALUATIONS)
+_TIME = int(Status.TIME)
+# A step by this many times sqrt(eps) |x| is visible.
+_FAR = 64.0
+
+
+class Visits:
+    """Evaluations of the function of a run for looks, which may find a better point."""
+
+    def __init__(self, run: Run):
+        self.run = run
+
+    def unpaid(self, evaluations: int) -> Any:
+        """Which problems have no budget for that many evaluations."""
+        run = self.run
+        calls = evaluations * run.criteria.calls_per_trial
+        return run.standing.progress.nfev + calls > run.criteria.maxfun
+
+    def is_late(self) -> bool:
+        return time.perf_counter() >= self.run.deadline
+
+    def affords(self, evaluations: int, rows: Any) -> Any:
+        """Those of the problems `rows` that still run and can pay for that many evaluations; the
+        others of them end."""
+        run = self.run
+        p, fn = run.standing.progress, run.space.scalars
+        rows = rows & (p.status == _RUNNING)
+        status = fn.where(self.unpaid(evaluations) & rows, _EVALUATIONS, p.status)
+        if self.is_late():
+            status = fn.where(rows, _TIME, status)
+        run.note(p._replace(status=status))
+        return rows & (status == _RUNNING)
+
+    def still_pay(self, evaluations: int, rows: Any) -> Any:
+        """`affords` for looks that are not needed: no problem ends."""
+        paid = self.run.space.scalars.logical_not(self.unpaid(evaluations))
+        return rows & paid & (not self.is_late())
+
+    def visit(self, x: Array, rows: Any, counts: Any = True) -> tuple[Any, Array]:
+        """Value and gradient at x, for these rows; x may become the best where it `counts`. If it
+        is False, the value is left on the device."""
+        run, (state, p, known) = self.run, self.run.standing
+        space, fn = run.space, run.space.scalars
+        value, gradient, aux, count = run.evaluate(x)
+        p = p._replace(nfev=fn.where(rows, p.nfev + count, p.nfev))
+        better = fn.full(False, p.nfev)
+        if counts is not False:
+            (value,) = space.read(value)
+            seen = state._replace(seen=value, accepted=better)
+            known, better = better_point(
+                run.solver_here(), space, run.criteria, known, x, seen, gradient, rows & counts,
+                p.noise,
+            )
+        run.move_to(Standing(state, p, known), aux, better)
+        return value, gradient
+
+    def value_at(self, x: Array, rows: Any) -> Any:
+        """The value alone at x, for these rows."""
+        run = self.run
+        value, count = run.value_at(x)
+        (there,) = run.space.read(value)
+        p, fn = run.standing.progress, run.space.scalars
+        run.note(p._replace(nfev=fn.where(rows, p.nfev + count, p.nfev)))
+        return there
+
+    def fail(self, rows: Any) -> None:
+        """End those of these problems that still run: no lower point was found."""
+        p = self.run.standing.progress
+        fn = self.run.space.scalars
+        status = fn.where(rows & (p.status == _RUNNING), _LINE_SEARCH, p.status)
+        self.run.note(p._replace(status=status))
+
+    def level(self, p: Any, state: Any, claim: Any) -> Any:
+        """The change of the value that does not matter: what rounding hides, and a part of how far
+        the value has fallen. That part is eps for a small gradient; for a claim that rounding has
+        ended a run it is eps^2, the rounding of a sum of squares whose minimum is 0."""
+        space = self.run.space
+        fn, eps = space.scalars, space.backend.eps
+        part = fn.where(claim == _GRADIENT, fn.full(4.0 * eps, state.value), 4.0 * eps * eps)
+        level = stopping.negligible(fn, self.run.criteria, p, state.value, part)
+        return fn.maximum(level, agreement.hidden_by_rounding(fn, space.backend, state.value))
+
+    def visible(self, p: Any, size: Any) -> Any:
+        """The length of a step that changes x, of this size, visibly."""
+        fn, eps = self.run.space.scalars, self.run.space.backend.eps
+        return _FAR * eps**0.5 * fn.maximum(size, eps**0.25 * p.extent)
+
+    def rounding_of_differences(self, state: Any) -> Array:
+        """The error of each component of the gradient by differences, from rounding alone."""
+        run, (xp, eps) = self.run, (self.run.space.xp, self.run.space.backend.eps)
+        value = run.to_user(state.value)
+        step = run.objective.differences.steps(state.x, value, not run.objective.forward)
+        size = run.space.spread(abs(state.value))
+        least = 1.0 / run.space.backend.largest
+        return xp.maximum(eps * size / step, xp.full_like(step, least))
