@@ -87,6 +87,7 @@ class FitSettings(TypedDict, total=False):
     factor: float
     compact: bool
     on_error: OnError
+    differentiable: bool
 
 
 class LeastSquaresSettings(FitSettings, total=False):

@@ -167,15 +167,18 @@ def is_wanted(asked: bool, x0: Any) -> bool:
 
 
 def solved(
-    find: Callable, functions: dict[str, Any], x0: Any, args: Any, **constants: Any
+    find: Callable, functions: dict[str, Any], x0: Any, args: Any, *, like: Any = None,
+    **constants: Any,
 ) -> Any:
     """The result of a run as a differentiable function of args, and of what the functions hold.
 
     find : (functions, x0, args) -> Found.
     functions : the functions of the user, by their names.
+    like : an array of the library, if x0 may hold others.
     constants : arguments with respect to which there are no derivatives.
     """
-    library, args = _library_of(x0), args if isinstance(args, tuple) else (args,)
+    library = _library_of(x0 if like is None else like)
+    args = args if isinstance(args, tuple) else (args,)
     for name, value in constants.items():
         if any(map(library.may_vary, flatten(value)[0])):
             raise TypeError(
@@ -222,12 +225,17 @@ def found_of(run: Run, result: Result) -> Found:
             result, x=layout.to_tree(x), fun=value, jac=layout.gradient_tree(gradient), aux=aux
         )
 
-    success = result.success
-    if not space.backend.is_traced(success):
-        if not np.all(space.backend.to_host(success) if space.batched else success):
-            warnings.warn(FAILED, RuntimeWarning, stacklevel=3)
+    warn_of_failure(space, result.success)
     rows = objective.args[:1] if objective.passes_rows else ()
-    return Found(result, problem, Point(best.x, free, learned, success), rows, completed)
+    return Found(result, problem, Point(best.x, free, learned, result.success), rows, completed)
+
+
+def warn_of_failure(space: Space, success: Any) -> None:
+    """Warn if a run has failed, as far as that is known before it is compiled."""
+    if space.backend.is_traced(success):
+        return
+    if not np.all(space.backend.to_host(success) if space.batched else success):
+        warnings.warn(FAILED, RuntimeWarning, stacklevel=3)
 
 
 def _plain(space: Space, learned: Any, v: Array) -> Array:
