@@ -39,6 +39,15 @@ class SecondLook:
         self.noise = NoiseLooks(self.visits, self.restarts)
         self.central = Central(self.visits, self.restarts)
 
+    @property
+    def memory(self) -> dict[str, Any]:
+        """What it knows, to be saved."""
+        return {name: known for name, known in vars(self).items() if name != "run"}
+
+    @memory.setter
+    def memory(self, memory: dict[str, Any]) -> None:
+        vars(self).update(memory)
+
     def resumes(self) -> bool:
         """Whether any problem resumes, now that all have stopped."""
         run = self.run
