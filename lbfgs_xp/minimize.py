@@ -97,7 +97,9 @@ def minimize(
     fun : function
         fun(x, *args) -> value: a real number or 0-d array; for a batch, an array (B,). It must not
         change x in place. On JAX, a function compiled with `jax.jit` is compiled together with the
-        solver, as one loop; any other is called from Python for each evaluation.
+        solver, as one loop; any other is called from Python for each evaluation. If `minimize`
+        itself is called inside `jax.jit`, `jax.vmap` or `jax.lax.scan`, the whole run is part of
+        that program, and the result holds its arrays.
     x0 : array of any shape, float or complex; or a nested dict, list, tuple or dataclass of arrays
         The start. The whole run uses its library, device and dtype. On CuPy, functions of the user
         are called with that device current. Tensors with requires_grad=False among others that
@@ -223,7 +225,7 @@ def minimize(
     if is_tracing((x0, args)):
         traced.refuse(
             maxtime=maxtime, callback=callback, on_error=on_error, state=state,
-            reproducible=reproducible, progress=progress,
+            reproducible=reproducible, progress=progress, checkpoint=checkpoint,
         )
         return traced.solve(
             fun, x0, args, method=method, limits=limits, jac=jac, hess=hess, has_aux=has_aux,

@@ -130,7 +130,9 @@ def numbers_here(
     """
     given = step, old_carried, old_plateaus, value
     if not (backend.is_traced(step) or backend.is_traced(value)):
-        return numbers_of(variants, *given)
+        if not isinstance(step, int):    # an array, from a compiled function
+            step, old_carried = int(step), tuple(tuple(map(float, own)) for own in old_carried)
+        return numbers_of(variants, step, old_carried, old_plateaus, value)
     carried = tuple(rule.carried() for rule in variants)
     plateaus = tuple(rule.learning_rate.init() for rule in variants)
     like = numbers_of(variants, 0, carried, plateaus, None)

@@ -137,7 +137,7 @@ class TracedRun(Run):
         if solver.projects:
             x = solver.project(space, x)
         value, gradient, aux, count = self.evaluate(x)
-        inner = self._state_at(x, value, gradient, None)
+        inner = self.state_at(x, value, gradient, None)
         if solver.rescales:
             # It may restart in other units, and a loop keeps the form of its state.
             inner = solver.in_units(space, inner)

@@ -536,7 +536,7 @@ def test_traced_arrays() -> None:
     for state in (opt.init(x), jax.jit(opt.init)(x)):
         moved = jax.jit(lambda g, state=state: opt.update(x, g, state)[0])(x + 1.0)
         np.testing.assert_allclose(moved, opt.update(x, x + 1.0, state)[0])
-    with pytest.raises(TypeError, match="x0 is traced .*only lx.minimize and the optimizers run"):
+    with pytest.raises(TypeError, match="x is traced .*only lx.minimize and the optimizers run"):
         jax.jit(lambda x: lx.check_gradient(lambda x: x @ x, x))(x)
 
 
