@@ -83,7 +83,7 @@ class JaxBackend(Backend):
             return [getattr(node, name) for name in parts], tuple(sorted(rest.items()))
 
         def unflatten(rest: tuple, held: Any) -> Any:
-            node = object.__new__(cls)
+            node: Any = object.__new__(cls)
             vars(node).update(rest, **dict(zip(parts, held, strict=True)))
             return node
 

@@ -19,7 +19,6 @@ from lbfgs_xp.first_order import blocks
 from lbfgs_xp.first_order.clipping import clip_factor
 from lbfgs_xp.first_order.state import OptimizerState, ParameterSpec
 
-
 # For how many steps the numbers are constants of a compiled function.
 _TABULATED = 4096
 

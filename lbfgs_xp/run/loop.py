@@ -339,10 +339,10 @@ class Run:
         return new.with_rows(space.merge(better, new.rows(), old.rows()))
 
     def repeat(self, times: int, step: Callable, going: Any, *carry: Any) -> tuple:
-        """`carry` after `going, *carry = step(going, *carry)`, so many times at most, while a problem
-        is `going`."""
+        """`carry` after `going, *carry = step(going, *carry)`, so many times at most, while a
+        problem is `going`."""
         for _ in range(times):
-            going, *carry = step(going, *carry)    # type: ignore[assignment]
+            going, *carry = step(going, *carry)
             if not self.space.any(going):
                 break
         return tuple(carry)
