@@ -659,3 +659,54 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         lx.minimize(chained(Backend.NUMPY), START, jac=True, checkpoint="run.npz")
     with pytest.raises(FileNotFoundError):
         lx.load(tmp_path / "nothing", like=START)
+
+
+# --- torch modules -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"batch_size": 7}, {"items": True}, {"max_epochs": 0}, {"adam_steps": 0}],
+    ids=str,
+)
+def test_modules_go_on_exactly(how: dict[str, Any], tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from lbfgs_xp.torch import train_with_lbfgs
+
+    x = torch.linspace(-1.0, 1.0, 30, dtype=torch.float64)[:, None]
+    y = torch.sin(3.0 * x)
+    how = dict(how)
+    data = [(x[i::3], y[i::3]) for i in range(3)] if how.pop("items", False) else (x, y)
+
+    def train(calls: int, checkpoint: Any = None, **more: Any) -> Any:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(
+            torch.nn.Linear(1, 6), torch.nn.Tanh(), torch.nn.Linear(6, 1)
+        ).double()
+        squares = stopping(lambda a, b: ((a - b) ** 2).mean(), calls)
+        settings = {"adam_steps": 12, "max_epochs": 6, "max_iter": 4, "history_size": 5}
+        res = train_with_lbfgs(
+            model, squares, data, reduction="mean", checkpoint=checkpoint,
+            **{**settings, **how, **more},
+        )
+        return res, torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+    def assert_same_outcome(found: Any, wanted: Any) -> None:
+        (mine, x), (other, y) = found, wanted
+        assert torch.equal(x, y)
+        assert (mine.loss, mine.message) == (other.loss, other.message)
+        for phase in ("adam", "lbfgs"):
+            a, b = getattr(mine, phase), getattr(other, phase)
+            assert (a is None) == (b is None)
+            if a is not None:
+                np.testing.assert_array_equal(a.loss, b.loss)
+
+    path = tmp_path / "run.npz"
+    found, stops = until_it_ends(lambda: train(22, lx.Checkpoint(path, every=1)))
+    assert stops > 0 or how
+    assert_same_outcome(found, train(10**6))
+    more = {"adam_steps": 20} if how.get("max_epochs") == 0 else {"max_epochs": 9}
+    assert_same_outcome(train(10**6, lx.Checkpoint(path), **more), train(10**6, **more))
+    if how.get("batch_size"):
+        with pytest.raises(ValueError, match="batch_size is 7 there and 8 here"):
+            train(10**6, lx.Checkpoint(path), batch_size=8)
