@@ -50,6 +50,14 @@ class SecondLook:
 
     def resumes(self) -> bool:
         """Whether any problem resumes, now that all have stopped."""
+        run, space = self.run, self.run.space
+        while not self._resumes():
+            # A restart may end at once, at a gradient that is small, which is a claim again.
+            if not space.any(run.standing.progress.status < _RUNNING):
+                return False
+        return True
+
+    def _resumes(self) -> bool:
         run = self.run
         run.rejoin_rows()
         if run.objective.differs:
@@ -57,9 +65,9 @@ class SecondLook:
             if run.is_running():
                 return True
         self._confirm()
-        if run.is_running():
+        if run.is_running() or self.restarts.set_out_again():
             return True
-        return self.restarts.set_out_again() or self.central.switch()
+        return self.central.switch() and (run.is_running() or self._resumes())
 
     def _confirm(self) -> None:
         run, space = self.run, self.run.space
