@@ -8,6 +8,9 @@ is found by Levenberg-Marquardt in scaled variables. A success is false if that 
 than 1e-4 of it and 1e-10 of the decrease so far; a failure is false if the run is within 1e-8 and
 1e-14 of it.
 
+With --cutest COUNT, so many small problems of CUTEst (the package sif2jax), by given gradients and
+by the same rules.
+
 With --random COUNT, so many random problems of each kind in `_random_problems.py`, by given
 gradients and by differences. What a run has reached is judged without the noise, in float64: by the
 minimum, or by Newton's method from its end. A success is false if the value is higher by more than
@@ -29,6 +32,7 @@ from typing import Any
 import numpy as np
 import scipy.optimize
 from _common import print_machine, print_table
+from _cutest import Smooth, is_installed, problems
 from _more_garbow_hillstrom import PROBLEMS, Residuals, jacobian
 from _random_problems import DERIVATIVES, KINDS, Problem, of_kind
 
@@ -177,14 +181,50 @@ def judged(run: Any, residuals: Residuals, x0: np.ndarray) -> tuple[str, int]:
     """The verdict on one run, a heading of the table, and its evaluations."""
     counted = Counted(residuals)
     x, value, success = run(counted if run in (least_squares, minpack) else counted.squares, x0)
-    calls = counted.calls
-    start, best = float(residuals(x0) @ residuals(x0)), lowest(residuals, x)
+    calls, start = counted.calls, float(residuals(x0) @ residuals(x0))
+    return compared(value, lowest(residuals, x), start, success), calls
+
+
+def compared(value: float, best: float, start: float, success: bool) -> str:
+    """The verdict on a run from the value `start` to `value`, where `best` is the lowest one."""
     gap, fallen = value - best, abs(start - best)
     if success:
-        solved = gap <= 1e-4 * abs(best) + 1e-10 * fallen
-        return ("solved" if solved else "false success"), calls
-    there = gap <= 1e-8 * abs(best) + 1e-14 * fallen
-    return ("false failure" if there else "honest failure"), calls
+        return "solved" if gap <= 1e-4 * abs(best) + 1e-10 * fallen else "false success"
+    return "false failure" if gap <= 1e-8 * abs(best) + 1e-14 * fallen else "honest failure"
+
+
+def cutest(count: int) -> None:
+    """Print what becomes of so many small problems of CUTEst, and which ends are false."""
+    if not is_installed():
+        print("CUTEst is left out: the package sif2jax is not installed")
+        return
+    runs = {name: run for name, run in RUNS.items() if run not in (least_squares, minpack)}
+    found: dict[str, list[tuple[str, int]]] = {name: [] for name in runs}
+    for problem in problems(count):
+        for name, run in runs.items():
+            calls = 0
+
+            def both(x: np.ndarray, problem: Smooth = problem) -> tuple[float, np.ndarray]:
+                nonlocal calls
+                calls += 1
+                return problem.both(x)
+
+            x, value, success = run(both, problem.start)
+            start = problem.both(problem.start)[0]
+            verdict = compared(value, problem.lowest(x), start, success)
+            found[name].append((verdict, calls))
+            if verdict.startswith("false"):
+                print(f"{problem.name}: {verdict} of {name}", flush=True)
+    size = len(found["lx.LBFGS"])
+    full = f"CUTEst: {size} problems; geometric mean of evaluations"
+    print_table(full, HEADINGS, [row_of(name, several) for name, several in found.items()])
+
+
+def row_of(name: str, verdicts: list[tuple[str, int]]) -> list[str]:
+    """A row of a table: how many of each verdict, and the geometric mean of evaluations."""
+    counts = Counter(verdict for verdict, _ in verdicts)
+    mean = np.exp(np.mean([np.log(calls) for _, calls in verdicts]))
+    return [name, *(str(counts[key]) for key in HEADINGS[1:-1]), f"{mean:.1f}"]
 
 
 # --- random problems -----------------------------------------------------------------------------
@@ -271,11 +311,15 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="random problems")
     parser.add_argument("--quick", action="store_true", help="few problems")
     parser.add_argument("--random", type=int, default=0, help="random problems of each kind")
+    parser.add_argument("--cutest", type=int, default=0, help="small problems of CUTEst")
     arguments = parser.parse_args()
-    if arguments.random:
-        warnings.simplefilter("ignore")
-        np.seterr(all="ignore")
-        random_problems(arguments.random)
+    warnings.simplefilter("ignore")
+    np.seterr(all="ignore")
+    if arguments.random or arguments.cutest:
+        if arguments.random:
+            random_problems(arguments.random)
+        if arguments.cutest:
+            cutest(arguments.cutest)
         print_machine()
         return
     families: dict[str, list[Case]] = {
@@ -284,16 +328,11 @@ def main() -> None:
     }
     if arguments.nist:
         families["NIST, both starts"] = list(nist(arguments.nist))
-    warnings.simplefilter("ignore")
-    np.seterr(all="ignore")
     for title, cases in families.items():
         cases = cases[:5] if arguments.quick else cases
-        rows = []
-        for name, run in RUNS.items():
-            verdicts = [judged(run, *case) for case in cases]
-            counts = Counter(verdict for verdict, _ in verdicts)
-            mean = np.exp(np.mean([np.log(calls) for _, calls in verdicts]))
-            rows.append([name, *(str(counts[key]) for key in HEADINGS[1:-1]), f"{mean:.1f}"])
+        rows = [
+            row_of(name, [judged(run, *case) for case in cases]) for name, run in RUNS.items()
+        ]
         full = f"{title}: {len(cases)} problems; geometric mean of evaluations"
         print_table(full, HEADINGS, rows)
     print_machine()

@@ -61,6 +61,8 @@ from lbfgs_xp.line_search import (
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import BatchResult, Record, Result, State, Status
 from lbfgs_xp.run.penalised import Multipliers
+from lbfgs_xp.saving.checkpoint import Checkpoint
+from lbfgs_xp.saving.states import load, save
 from lbfgs_xp.solvers.bfgs import BFGS
 from lbfgs_xp.solvers.lbfgs import LBFGS
 from lbfgs_xp.solvers.method import Limits, Phase
@@ -88,6 +90,7 @@ __all__ = [
     "BatchLeastSquaresResult",
     "BatchResult",
     "Bisection",
+    "Checkpoint",
     "ConstrainedResult",
     "ConstrainedStatus",
     "CurveFit",
@@ -128,10 +131,12 @@ __all__ = [
     "fixed_sum",
     "least_squares",
     "line_search",
+    "load",
     "minimize",
     "problems",
     "projections",
     "quadratic_penalty",
+    "save",
     "schedules",
     "train",
     "two_loop",

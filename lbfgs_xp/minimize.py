@@ -24,6 +24,8 @@ from lbfgs_xp.run.loop import Run
 from lbfgs_xp.run.objective import Objective
 from lbfgs_xp.run.plan import plan_of
 from lbfgs_xp.run.progress import Live
+from lbfgs_xp.run.snapshot import described_problem, restore, taken
+from lbfgs_xp.saving.checkpoint import Checkpoint, Keeper, Terminated, keeping
 from lbfgs_xp.solvers.method import Limits
 from lbfgs_xp.typing import Jacobian, MinimizeSettings, OnError, PhasesOf
 
@@ -86,6 +88,7 @@ def minimize(
     callback: Callable[[Record], Any] | None = None,
     progress: bool = False,
     state: State | None = None,
+    checkpoint: Checkpoint | None = None,
     differentiable: bool = False,
 ) -> Result:
     """Minimise a function of arrays, for one problem or for many at once.
@@ -95,7 +98,9 @@ def minimize(
     fun : function
         fun(x, *args) -> value: a real number or 0-d array; for a batch, an array (B,). It must not
         change x in place. On JAX, a function compiled with `jax.jit` is compiled together with the
-        solver, as one loop; any other is called from Python for each evaluation.
+        solver, as one loop; any other is called from Python for each evaluation. If `minimize`
+        itself is called inside `jax.jit`, `jax.vmap` or `jax.lax.scan`, the whole run is part of
+        that program, and the result holds its arrays.
     x0 : array of any shape, float or complex; or a nested dict, list, tuple or dataclass of arrays
         The start. The whole run uses its library, device and dtype. On CuPy, functions of the user
         are called with that device current. Tensors with requires_grad=False among others that
@@ -187,6 +192,9 @@ def minimize(
         iterations followed by 30 more give the same iterates as 60, at the cost of one extra
         evaluation. With another x0 or fun, the run starts there with the curvature gathered so
         far. A list of phases cannot be resumed; its last method can, from the final state.
+    checkpoint : None or Checkpoint
+        Where the run saves itself from time to time, `lx.Checkpoint("run.npz")`. If there is such
+        a file, the run goes on from it, instead of x0 and state.
     differentiable : bool
         PyTorch: whether `x`, `fun`, `jac` and `aux` of the result are differentiable functions of
         the tensors in args that require a gradient, and of those that fun holds. `fun` is then a
@@ -225,7 +233,7 @@ def minimize(
         method=method, diff_step=diff_step, has_aux=has_aux, bounds=bounds, x_scale=x_scale,
         gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime,
         batched=batched, pass_rows=pass_rows, reproducible=reproducible, on_error=on_error,
-        callback=callback, progress=progress, state=state,
+        callback=callback, progress=progress, state=state, checkpoint=checkpoint,
     )
     if not implicit.is_wanted(differentiable, x0):
         return _run(fun, x0, args, jac=jac, hess=hess, **settings)[1]
@@ -241,14 +249,14 @@ def _run(
     fun: Callable[..., Any], x0: Any, args: Any, *, jac: Any, hess: Any, method: Any,
     diff_step: Any, has_aux: bool, bounds: Any, x_scale: Any, gtol: Any, ftol: Any, xtol: Any,
     maxiter: Any, maxfun: Any, maxtime: Any, batched: bool, pass_rows: bool, reproducible: bool,
-    on_error: Any, callback: Any, progress: bool, state: Any,
+    on_error: Any, callback: Any, progress: bool, state: Any, checkpoint: Any,
 ) -> tuple[Run, Result]:
     """The run of `minimize`, at its end, and its result."""
     limits = Limits(maxiter, maxfun, maxtime, gtol, ftol, xtol)
     if is_tracing((x0, args)):
         traced.refuse(
             maxtime=maxtime, callback=callback, on_error=on_error, state=state,
-            reproducible=reproducible, progress=progress,
+            reproducible=reproducible, progress=progress, checkpoint=checkpoint,
         )
         inside = traced.solve(
             fun, x0, args, method=method, limits=limits, jac=jac, hess=hess, has_aux=has_aux,
@@ -274,22 +282,38 @@ def _run(
     # Trials that overflow are normal, so NumPy's warnings are off; but not inside the user's
     # functions, which run in the caller's context.
     changed: list[str] = []
-    with Live(progress) as live, np.errstate(all="ignore"):
+    with (
+        Live(progress) as live,
+        np.errstate(all="ignore"),
+        keeping(
+            checkpoint, lambda: described_problem(run, jac, bounds), layout.backend.name
+        ) as keeper,
+    ):
         try:
-            run.begin(layout.start(), state)
+            if keeper is None or keeper.saved is None:
+                run.begin(layout.start(), state)
+                goes_on = True
+            else:
+                goes_on = restore(run, keeper.saved)
             objective.forgive(on_error)
-            with layout.backend.where_nan_is_normal():
-                _carry_on(run, callback, live)
-                changed = _of_changing_functions(run)
-        except KeyboardInterrupt:
-            if run.standing is None:
+            if goes_on:
+                with layout.backend.where_nan_is_normal():
+                    _carry_on(run, callback, live, keeper)
+                    changed = _of_changing_functions(run)
+        except (KeyboardInterrupt, Terminated) as stop:
+            # A run within fun of another one has not received the signal itself.
+            if run.standing is None or (keeper is None and isinstance(stop, Terminated)):
                 raise
+            if keeper is not None:
+                keeper.save_if_intact()
             run.recover_from_interrupt()
             run.stop(Status.INTERRUPTED)
         except Exception as error:
             _explain_dtype(error, layout)
             if run.standing is not None:
                 with contextlib.suppress(Exception):
+                    if keeper is not None:
+                        keeper.save_if_intact()
                     run.recover_from_interrupt()
                 _explain_rows(error, run.rows, run.layout)
                 result = run.result()
@@ -306,22 +330,41 @@ def _run(
     return run, result
 
 
-def _carry_on(run: Run, callback: Callable[[Record], Any] | None, live: Live) -> None:
+def _carry_on(
+    run: Run, callback: Callable[[Record], Any] | None, live: Live, keeper: Keeper | None
+) -> None:
     """Advance the run until it has ended or the callback stops it."""
     watched = live.shown or callback is not None
+    advanced = False
+    position: Any = None
+    if keeper is not None:
+        keeper.follow(lambda: position if run.is_at(position) else None)
     while run.goes_on():
+        if keeper is not None:
+            position = taken(run)
+            keeper.visit(position, advanced)
         if time.perf_counter() >= run.deadline:
+            if keeper is not None and run.is_out_of_time():
+                # Not after the end, from where nothing could go on.
+                keeper.save_last(position)
+                keeper = None
             run.end(Status.TIME)
             continue
         if not watched and run.advance_compiled():
+            advanced = True
             continue
-        if not run.advance() or not watched:
+        advanced = run.advance()
+        if not advanced or not watched:
             continue
         record = run.record()
         live.show(record)
         if callback is not None and stops(callback, record, run.in_caller_context):
+            if keeper is not None:
+                keeper.save_last(taken(run))
             run.stop(Status.CALLBACK)
             return
+    if keeper is not None:
+        keeper.save_last(taken(run, done=True))
 
 
 def _of_changing_functions(run: Run) -> list[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict
 if TYPE_CHECKING:
     from lbfgs_xp.fits.result import FitRecord
     from lbfgs_xp.result import Record, State
+    from lbfgs_xp.saving.checkpoint import Checkpoint
     from lbfgs_xp.solvers.contract import Solver
     from lbfgs_xp.solvers.method import Method as OwnMethod
     from lbfgs_xp.solvers.method import Phase
@@ -66,6 +67,7 @@ class MinimizeSettings(TypedDict, total=False):
     callback: Callable[[Record], Any] | None
     progress: bool
     state: State | None
+    checkpoint: Checkpoint | None
     differentiable: bool
 
 

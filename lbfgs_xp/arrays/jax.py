@@ -34,9 +34,8 @@ class JaxBackend(Backend):
     def __init__(self, array: Array, what: str = "x0", traced: bool = False):
         if _is_traced(array) and not traced:
             raise TypeError(
-                f"{what} is traced (by jax.jit, grad or vmap); wanted an array with values: call "
-                "lbfgs_xp outside compiled functions (it compiles a jitted function together with "
-                "its own loop), and use batched=True instead of vmap"
+                f"{what} is traced (by jax.jit, grad or vmap); wanted an array with values: of "
+                "lbfgs_xp, only lx.minimize and the optimizers run inside compiled functions"
             )
         _refuse_key(array, what)
         super().__init__(array, what, traced)
@@ -86,7 +85,7 @@ class JaxBackend(Backend):
             return [getattr(node, name) for name in parts], tuple(sorted(rest.items()))
 
         def unflatten(rest: tuple, held: Any) -> Any:
-            node = object.__new__(cls)
+            node: Any = object.__new__(cls)
             vars(node).update(rest, **dict(zip(parts, held, strict=True)))
             return node
 
@@ -141,7 +140,7 @@ class JaxBackend(Backend):
                 return
             raise TypeError(
                 f"{what} is traced (by jax.jit, grad or vmap), because the function closes over "
-                "traced arrays; wanted arrays with values: call lbfgs_xp outside compiled functions"
+                "traced arrays; wanted them as args, or arrays with values"
             )
         super().check_device(array, what, like)
 

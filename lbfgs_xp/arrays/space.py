@@ -344,8 +344,8 @@ class Space(Keyed):
         return self.backend.from_host(array, dtypes.get(kind, self.backend.dtype))
 
     def any(self, mask: Any) -> bool:
-        """Whether the mask holds for any problem; one read. True if that is not known yet, because a
-        function is being compiled."""
+        """Whether the mask holds for any problem; one read. True if that is not known yet, because
+        a function is being compiled."""
         if not self.batched:
             return mask
         if self.backend.is_traced(mask):

@@ -90,7 +90,7 @@ class Stepping(TakesBounds):
     compiles = False
 
     @property
-    def in_programs(self) -> bool:  # type: ignore[override]
+    def in_programs(self) -> bool:
         steady = all(self._kind.steady)
         return steady and self.optimizer.on_nonfinite == "ignore"
 
@@ -219,8 +219,8 @@ class Stepping(TakesBounds):
         if not isinstance(memory, Memory) or memory.kind != self._kind:
             whose = memory.kind.name if isinstance(memory, Memory) else "another method"
             raise ValueError(
-                f"state belongs to {whose}; wanted a state of {self._kind.name} with the same slots, "
-                "groups and kind of learning rate"
+                f"state belongs to {whose}; wanted a state of {self._kind.name} with the same "
+                "slots, groups and kind of learning rate"
             )
 
     @property

@@ -19,7 +19,6 @@ from lbfgs_xp.first_order import blocks
 from lbfgs_xp.first_order.clipping import clip_factor
 from lbfgs_xp.first_order.state import OptimizerState, ParameterSpec
 
-
 # For how many steps the numbers are constants of a compiled function.
 _TABULATED = 4096
 
@@ -39,18 +38,10 @@ def init(optimizer: Any, params: Any) -> OptimizerState:
     chosen = _variants(optimizer, tree.paths(structure), structure)
     rules = [optimizer.variants[i] for i in chosen]
     fills = [rule.slots() for rule in rules]
-    spaces = {backend: Space(backend) for backend in backends}
-    spec = ParameterSpec(
-        type(optimizer).__name__,
-        structure,
-        tuple(spaces[backend] for backend in backends),
-        tuple(type(leaf) for leaf in leaves),
-        tuple(tuple(leaf.shape) for leaf in leaves),
-        tuple(leaf.dtype for leaf in leaves),
-        tuple(chosen),
+    spec = ParameterSpec.of(
+        type(optimizer).__name__, leaves, structure, backends, tuple(chosen),
         tuple(tuple(fill) for fill in fills),
     )
-    backends[0].keep_static(ParameterSpec)
     slots = []
     for backend, shape, fill in zip(backends, spec.shapes, fills, strict=True):
         with backend.current():
@@ -138,7 +129,9 @@ def numbers_here(
     """
     given = step, old_carried, old_plateaus, value
     if not (backend.is_traced(step) or backend.is_traced(value)):
-        return numbers_of(variants, *given)
+        if not isinstance(step, int):    # an array, from a compiled function
+            step, old_carried = int(step), tuple(tuple(map(float, own)) for own in old_carried)
+        return numbers_of(variants, step, old_carried, old_plateaus, value)
     carried = tuple(rule.carried() for rule in variants)
     plateaus = tuple(rule.learning_rate.init() for rule in variants)
     like = numbers_of(variants, 0, carried, plateaus, None)

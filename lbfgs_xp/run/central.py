@@ -48,7 +48,7 @@ class Central:
     def switch(self) -> bool:
         """Switch to central differences if only the error of forward ones may have ended a run: if
         a search has failed, or the gradient is small compared with that error. If a budget does not
-        allow the switch, such a gradient is not a success. Return whether any problem continues."""
+        allow the switch, such a gradient is not a success. Return whether it did."""
         run = self.run
         if not run.objective.forward:
             return False
@@ -72,7 +72,7 @@ class Central:
             self._begin_centrally(doubted)
         if space.any(noisy):
             self.restarts.among_noise(noisy)
-        return run.is_running()
+        return True
 
     def _begin_centrally(self, doubted: Any) -> None:
         """Continue these problems from their best points by central differences."""
@@ -85,7 +85,7 @@ class Central:
         known = p._replace(first_norm=fn.where(p.first_norm > 0.0, p.first_norm, norm))
         again = stopping.again(fn, run.criteria, known, fresh.value, norm, count)
         again = again._replace(looked=fn.full(math.nan, norm))
-        again = stopping.where_small(fn, again, norm)
+        again = stopping.where_small(fn, run.criteria, again, norm)
         # If the differences reach beyond the domain, the run keeps the outcome it had.
         beyond = again.status == _NOT_FINITE
         flat = state.gradient_norm <= p.gtol

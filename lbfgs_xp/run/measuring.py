@@ -11,6 +11,7 @@ from lbfgs_xp.result import Status
 from lbfgs_xp.run import agreement
 from lbfgs_xp.run.noise import (
     are_equal,
+    are_multiples,
     beyond_slope,
     deviation,
     most_deviation,
@@ -67,6 +68,9 @@ class Measuring:
         # Among noise the errors of differences depend on its last measurement.
         known, least = run.standing.progress.noise > 0.0, first
         left, never = rows, fn.full(False, state.value)
+        # How much the values changed before they showed any noise: smaller noise farther away is
+        # that of bends, kinks and jumps.
+        clean, shown = noise, never
         for attempt in range(_DISTANCES):
             # Without more than the nearest points, what they show decides.
             pay = self.visits.affords if attempt == 0 else self.visits.still_pay
@@ -102,14 +106,19 @@ class Measuring:
             beyond = beyond_slope(fn, values, slope)
             rounding = agreement.hidden_by_rounding(fn, space.backend, largest)
             unclear = float(_NOISY) * beyond > _ENOUGH * noise + rounding
+            multiples = are_multiples(fn, space.backend, values)
             if differs:
                 # On one step differences are 0, too.
-                equal = are_equal(fn, space.backend, values)
-                unclear = (unclear & fn.logical_not(known)) | equal
+                unclear = (unclear & fn.logical_not(known)) | multiples
             # However far apart the points are, noise is the same, unlike what a bend adds.
             visible = left & (noise > rounding)
             same = visible & (noise <= CHANGED * least) & (CHANGED * noise >= least)
             least = fn.where(visible & (noise < least), noise, least)
+            extent = range_of(fn, values)
+            smooth = fn.logical_not(multiples) & (extent > fn.maximum(clean, rounding))
+            shown = shown | visible | (are_equal(fn, space.backend, values) & (extent > rounding))
+            clean = fn.where(left & smooth & fn.logical_not(shown), extent, clean)
+            unclear = unclear | (clean > 0.0)
             if not differs and attempt > 0:
                 # A bend explains any change over a distance that is long enough.
                 unclear = fn.full(True, noise)
@@ -117,17 +126,18 @@ class Measuring:
             if narrow is not False:
                 first = fn.where(first < math.inf, first, noise)
                 alike = noise <= CHANGED * first
-                clear = range_of(fn, values) > _CLEAR * noise
+                clear = extent > _CLEAR * noise
                 unclear = fn.where(narrow, left & alike & fn.logical_not(clear), unclear)
                 never = fn.where(left & narrow, fn.logical_not(clear & alike), never)
             else:
                 never = fn.where(left, unclear, never)
             left = unclear
             spacing = _FARTHER * spacing
+        lowest = fn.full(0.0, noise)
         if differs and narrow is False:
-            noise = fn.where(never, fn.where(least < math.inf, least, 0.0), noise)
-        else:
-            noise = fn.where(never, 0.0, noise)
+            lowest = fn.where((least < math.inf) & (clean == 0.0), least, lowest)
+        noise = fn.where(never, lowest, noise)
+        noise = fn.where(clean > _CLEAR * noise, 0.0, noise)
         rounding = agreement.hidden_by_rounding(fn, space.backend, largest)
         return noise, errors, rounding, rows & (run.standing.progress.status == _RUNNING)
 

@@ -85,16 +85,27 @@ def range_of(fn: Scalars, values: list[Any]) -> Any:
 
 
 def are_equal(fn: Scalars, backend: Backend, values: list[Any]) -> Any:
-    """Whether most of these numbers equal another one up to rounding, or most of their differences
-    equal the next one, as if they could only be multiples of something."""
+    """Whether most of these numbers equal another one up to rounding."""
     ordered = _sorted(fn, values)
-    least = _ROUNDED * backend.eps * fn.maximum(fn.abs(ordered[0]), fn.abs(ordered[-1]))
+    least = _least(fn, backend, ordered)
     equal = sum(
         fn.where(b - a <= least, 1.0, 0.0 * a) for a, b in zip(ordered, ordered[1:], strict=False)
     )
+    return equal > len(values) // 2
+
+
+def are_multiples(fn: Scalars, backend: Backend, values: list[Any]) -> Any:
+    """Whether most of these numbers equal another one up to rounding, or most of their differences
+    equal the next one, as if they could only be multiples of something."""
     first = [b - a for a, b in zip(values, values[1:], strict=False)]
     second = [fn.abs(b - a) for a, b in zip(first, first[1:], strict=False)]
-    return (equal > len(values) // 2) | (median(fn, second) <= least)
+    even = median(fn, second) <= _least(fn, backend, _sorted(fn, values))
+    return are_equal(fn, backend, values) | even
+
+
+def _least(fn: Scalars, backend: Backend, ordered: list[Any]) -> Any:
+    """The smallest difference that is more than rounding."""
+    return _ROUNDED * backend.eps * fn.maximum(fn.abs(ordered[0]), fn.abs(ordered[-1]))
 
 
 def smallest(fn: Scalars, values: list[Any]) -> Any:

@@ -106,7 +106,7 @@ class Restarts:
             )
         else:
             again = stopping.again(fn, run.criteria, p, fresh.value, norm, count)
-            again = stopping.where_small(fn, again, norm)
+            again = stopping.where_small(fn, run.criteria, again, norm)
             again = again._replace(highest_norm=fn.maximum(p.highest_norm, norm))
         here = Best(best.x, fresh.value, gradient, norm, fresh.value)
         again = again._replace(measured=p.measured + 1)

@@ -39,8 +39,25 @@ class SecondLook:
         self.noise = NoiseLooks(self.visits, self.restarts)
         self.central = Central(self.visits, self.restarts)
 
+    @property
+    def memory(self) -> dict[str, Any]:
+        """What it knows, to be saved."""
+        return {name: known for name, known in vars(self).items() if name != "run"}
+
+    @memory.setter
+    def memory(self, memory: dict[str, Any]) -> None:
+        vars(self).update(memory)
+
     def resumes(self) -> bool:
         """Whether any problem resumes, now that all have stopped."""
+        run, space = self.run, self.run.space
+        while not self._resumes():
+            # A restart may end at once, at a gradient that is small, which is a claim again.
+            if not space.any(run.standing.progress.status < _RUNNING):
+                return False
+        return True
+
+    def _resumes(self) -> bool:
         run = self.run
         run.rejoin_rows()
         if run.objective.differs:
@@ -48,9 +65,9 @@ class SecondLook:
             if run.is_running():
                 return True
         self._confirm()
-        if run.is_running():
+        if run.is_running() or self.restarts.set_out_again():
             return True
-        return self.restarts.set_out_again() or self.central.switch()
+        return self.central.switch() and (run.is_running() or self._resumes())
 
     def _confirm(self) -> None:
         run, space = self.run, self.run.space

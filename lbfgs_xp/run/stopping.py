@@ -164,10 +164,17 @@ def _fresh(
     )
 
 
-def where_small(fn: Scalars, p: Progress, norm: Any) -> Progress:
+def is_provisional(criteria: Criteria) -> bool:
+    """Whether a small gradient is only the claim of an end: by the default tolerance, for methods
+    with searches."""
+    return criteria.relative > 0.0 and criteria.failure == _LINE_SEARCH
+
+
+def where_small(fn: Scalars, criteria: Criteria, p: Progress, norm: Any) -> Progress:
     """The progress, ended where the gradient is small by the tolerance of an earlier start."""
     small = (p.status == _RUNNING) & (norm <= p.gtol)
-    return p._replace(status=fn.where(small, _GRADIENT, p.status))
+    end = FLAT if is_provisional(criteria) else _GRADIENT
+    return p._replace(status=fn.where(small, end, p.status))
 
 
 def _tolerance(fn: Scalars, criteria: Criteria, first_norm: Any, highest_norm: Any) -> Any:

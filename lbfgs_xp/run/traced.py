@@ -137,7 +137,7 @@ class TracedRun(Run):
         if solver.projects:
             x = solver.project(space, x)
         value, gradient, aux, count = self.evaluate(x)
-        inner = self._state_at(x, value, gradient, None)
+        inner = self.state_at(x, value, gradient, None)
         if solver.rescales:
             # It may restart in other units, and a loop keeps the form of its state.
             inner = solver.in_units(space, inner)
@@ -229,7 +229,7 @@ class TracedRun(Run):
         layout, space = self.layout, self.space
         batched = bool(layout.batch)
         code, optimality = self._code(), self.solver.optimality
-        (state, p, best), aux = self.standing, self.aux.value
+        (_, p, best), aux = self.standing, self.aux.value
         norm = optimality(space, best.x, best.gradient)
         if not batched:
             best, p, code, norm = (self._of_user(each) for each in (best, p, code, norm))
@@ -250,7 +250,6 @@ class TracedRun(Run):
             hess_inv=self._inverse_hessian(),
             active=self._active(best),
         )
-
 
     def at_end(self) -> tuple[Space, Any, Best]:
         space, state, best = super().at_end()

@@ -64,7 +64,10 @@ def _length(
     limited : whether alpha may be as large as the largest |x|, if that is above 1.
     """
     one = fn.full(1.0, value)
-    limit = fn.where(limited, fn.maximum(one, size), one)
+    limit = one
+    if limited is not False:
+        limit = fn.maximum(one, size)
+        limit = limit if limited is True else fn.where(limited, limit, one)
     fall = fn.divide(2.0 * fn.abs(value), fn.abs(slope))
     known = (fall > 0.0) & (fall < math.inf)
     alpha = fn.where(known, fn.where(size > 0.0, fn.minimum(fall, limit), fall), limit)

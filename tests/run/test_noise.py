@@ -219,6 +219,56 @@ def test_a_small_gradient_with_more_to_gain(method: str, constant: float) -> Non
         assert fun(res.x)[0] - constant <= 1e-8 * fallen + 2e-13 * constant
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+def test_kinks_are_no_noise(jac: Any, method: str) -> None:
+    """Far from x a valley of kinks looks like noise; close by, the function is smooth and falls."""
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        n = int(rng.integers(2, 5))
+        turn = np.linalg.qr(rng.normal(size=(n, n)))[0]
+        steep, weight = 10.0 ** rng.uniform(-1.0, 1.0, n), 10.0 ** rng.uniform(-1.0, 2.0, n)
+        centre, corner = rng.normal(size=(2, n))
+        gap = np.abs(centre - corner)
+        free = weight < steep * gap
+        lowest = np.where(free, weight * gap - 0.5 * weight**2 / steep, 0.5 * steep * gap**2)
+
+        def fun(x: np.ndarray, a: Any = (turn, steep, weight, centre, corner)) -> float:
+            u = a[0] @ x
+            return float(np.sum(0.5 * a[1] * (u - a[3]) ** 2 + a[2] * np.abs(u - a[4])))
+
+        start = 2.0 * rng.normal(size=n)
+        res = lx.minimize(fun, start, jac=jac, method=method, maxfun=5000)
+        fallen = fun(start) - np.sum(lowest)
+        assert not res.success or res.fun - np.sum(lowest) < 1e-4 * fallen
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+@pytest.mark.parametrize("size", [1e-2, 1e-4, 1e-7])
+def test_a_start_on_a_step_of_the_function(size: float, jac: Any, method: str) -> None:
+    """All differences are 0 there."""
+    res = lx.minimize(
+        lambda x: float(stepped(size)(x, bowl(x)[0])), START, jac=jac, method=method
+    )
+    assert not res.success or height(res.x) <= 30.0 * size
+    flat = lx.minimize(lambda x: 3.0 + 0.0 * float(x[0]), START, jac=jac, method=method)
+    assert flat.success and flat.nfev < 150
+
+
+def test_a_large_constant_beside_a_curve_is_no_noise() -> None:
+    """Rounding hides it nearby, and farther away its bends look like noise."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(60, 6))
+
+    def fun(x: np.ndarray, constant: float = 1e7) -> float:
+        return float(np.mean(np.logaddexp(0.0, -(rows @ x) + 1.0)) + 5e-3 * (x @ x) - constant)
+
+    wanted = lx.minimize(lambda x: fun(x, 0.0), np.ones(6), jac="3-point").fun
+    res = lx.minimize(fun, np.ones(6), jac="2-point")
+    assert res.success and fun(res.x, 0.0) - wanted < 1e-7
+
+
 # --- parts ---------------------------------------------------------------------------------------
 
 

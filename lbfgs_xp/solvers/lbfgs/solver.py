@@ -95,7 +95,7 @@ class LBFGS(Method, TakesBounds):
         return None if rate == _ALWAYS_1 else Pace(0, rate.init())
 
     @property
-    def in_programs(self) -> bool:  # type: ignore[override]
+    def in_programs(self) -> bool:
         return self.initial.function is None and isinstance(self.learning_rate, Constant)
 
     def init(
