@@ -177,7 +177,8 @@ def curve_fit(
         x, y, sigma = data
         result, objective, box, plan = _fit(model, x, y, sigma, p0, **settings)
         curve: Any = objective.fun
-        return found_of_fit(result, objective, box, plan.settings.loss, FromData(curve), 2.0, "chi2")
+        residuals = FromData(curve)
+        return found_of_fit(result, objective, box, plan.settings.loss, residuals, 2.0, "chi2")
 
     return implicit.solved(
         find, {}, p0, (x, y, sigma), like=y, bounds=bounds, x_scale=x_scale

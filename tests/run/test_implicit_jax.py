@@ -122,3 +122,21 @@ def test_what_has_no_derivative_is_said():
             lambda p: solution(0.7, lambda w, _: ridge(w, p) if w[0] < 9.0 else 0.0 * w[0]),
             (0.7,), (1.0,),
         )
+
+
+@pytest.mark.thorough
+def test_inside_compiled_functions():
+    def closed(penalty):
+        return lx.minimize(lambda w: ridge(w, penalty), jnp.zeros(4), gtol=1e-11).x
+
+    wanted = jax.grad(cubes(of_ridge))(0.7)
+    compare(jax.jit(jax.grad(cubes(solution)))(0.7), wanted)
+    compare(jax.jit(jax.grad(cubes(closed)))(0.7), wanted)
+    compare(jax.vmap(jax.grad(cubes(solution)))(jnp.asarray([0.7]))[0], wanted)
+
+    def flat(w, total):
+        return (jnp.sum(w) - total) ** 2
+
+    with pytest.warns(RuntimeWarning, match="singular"):
+        found = jax.jit(jax.grad(cubes(lambda t: solution(t, flat))))(1.0)
+        assert np.isnan(found)
