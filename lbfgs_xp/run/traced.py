@@ -121,7 +121,7 @@ class TracedRun(Run):
         if self.layout.batch:
             return *evaluation(self.objective.args, x), 1
         value, gradient, aux = evaluation(self.objective.args, x[0, ...])
-        aux = _each(lambda leaf: leaf[None, ...], aux)
+        aux = _each(lambda leaf: leaf[None, ...] if is_array(leaf) else leaf, aux)
         return self.space.xp.reshape(value, (1,)), gradient[None, ...], aux, 1
 
     def _of_user(self, tree: Any) -> Any:
