@@ -347,6 +347,11 @@ class Run:
                 break
         return tuple(carry)
 
+    def each(self, function: Callable, points: list[Array]) -> tuple[list[Any], list[Array]]:
+        """What a function (x) -> (number, vector) returns at each of several points."""
+        numbers, vectors = zip(*map(function, points), strict=True)
+        return list(numbers), list(vectors)
+
     def note(self, progress: Progress) -> None:
         self.standing = self.standing._replace(progress=progress)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.result import CLAIMED, DOUBTED, FLAT, NOISY, Status
 from lbfgs_xp.run import agreement
 from lbfgs_xp.run.central import Central
@@ -84,7 +83,7 @@ class SecondLook:
         if run.is_running():
             promised = self.promises.look()
             if promised is not None:
-                self._explain(*promised)
+                self.noise.explain(*promised)
         run.rejoin_rows()
         p = run.standing.progress
         run.note(p._replace(status=fn.where(p.status == FLAT, _RUNNING, p.status)))
@@ -105,9 +104,6 @@ class SecondLook:
         claim = fn.where(p.status == FLAT, _GRADIENT, claim)
         status = fn.where(claim != _RUNNING, _RUNNING, p.status)
         run.note(p._replace(claim=claim, status=status))
-
-    def _explain(self, unit: Array, broken: Any) -> None:
-        self.noise.explain(unit, broken)
 
     # --- looks along the gradient; see `agreement.confirm` -------------------------------------
 

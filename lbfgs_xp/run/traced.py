@@ -121,7 +121,7 @@ class TracedRun(Run):
         if self.layout.batch:
             return *evaluation(self.objective.args, x), 1
         value, gradient, aux = evaluation(self.objective.args, x[0, ...])
-        aux = _each(lambda leaf: leaf[None, ...], aux)
+        aux = _each(lambda leaf: leaf[None, ...] if is_array(leaf) else leaf, aux)
         return self.space.xp.reshape(value, (1,)), gradient[None, ...], aux, 1
 
     def _of_user(self, tree: Any) -> Any:
@@ -208,6 +208,27 @@ class TracedRun(Run):
             return k + 1, going, tuple(carry)
 
         return self.loop(goes_on, once, (zero, going, carry))[2]
+
+    def each(self, function: Callable, points: list[Array]) -> tuple[list[Any], list[Array]]:
+        xp, count = self.space.xp, len(points)
+        places, stacked = xp.arange(count), xp.stack(points)
+
+        def put(k: Any, new: Array, rows: Array) -> Array:
+            here = xp.reshape(places == k, (count,) + (1,) * new.ndim)
+            return xp.where(here, new, rows)
+
+        def step(carry: tuple) -> tuple:
+            k, numbers, vectors = carry
+            number, vector = function(stacked[k, ...])
+            return k + 1, put(k, number, numbers), put(k, vector, vectors)
+
+        start = xp.asarray(0), xp.zeros_like(stacked[..., 0]), xp.zeros_like(stacked)
+        _, numbers, vectors = self.loop(lambda carry: carry[0] < count, step, start)
+        return [numbers[k, ...] for k in range(count)], [vectors[k, ...] for k in range(count)]
+
+    def afresh(self, x: Array, value: Any, gradient: Array, **unit: Array) -> Any:
+        fresh = super().afresh(x, value, gradient, **unit)
+        return self.solver.in_units(self.space, fresh) if self.solver.rescales else fresh
 
     @property
     def _held(self) -> tuple:
@@ -303,10 +324,6 @@ class _TracedLook(SecondLook):
 
         run.loop(goes_on, step, xp.asarray(0))
         self.refute()
-
-    def _explain(self, unit: Array, broken: Any) -> None:
-        """Noise is not measured here, so what it may explain counts as a failure."""
-        self.visits.fail(self.run.standing.progress.status == _RUNNING)
 
 
 def _first(leaf: Any) -> Any:
