@@ -11,7 +11,7 @@ from typing import Any, Literal, Unpack, overload
 import numpy as np
 
 from lbfgs_xp import checks
-from lbfgs_xp.arrays.backend import is_array
+from lbfgs_xp.arrays.backend import is_array, is_tracing
 from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.returned import stops
 from lbfgs_xp.arrays.rows import Rows
@@ -19,6 +19,7 @@ from lbfgs_xp.arrays.space import FixedOrderSpace, Space
 from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.distributed.team import Engine, Team
 from lbfgs_xp.result import BatchResult, Record, Result, State, Status, attach
+from lbfgs_xp.run import implicit, traced
 from lbfgs_xp.run.loop import Run
 from lbfgs_xp.run.objective import Objective
 from lbfgs_xp.run.plan import Plan, plan_of
@@ -90,6 +91,7 @@ def minimize(
     state: State | None = None,
     checkpoint: Checkpoint | None = None,
     distributed: Engine | None = None,
+    differentiable: bool = False,
 ) -> Result:
     """Minimise a function of arrays, for one problem or for many at once.
 
@@ -98,7 +100,9 @@ def minimize(
     fun : function
         fun(x, *args) -> value: a real number or 0-d array; for a batch, an array (B,). It must not
         change x in place. On JAX, a function compiled with `jax.jit` is compiled together with the
-        solver, as one loop; any other is called from Python for each evaluation.
+        solver, as one loop; any other is called from Python for each evaluation. If `minimize`
+        itself is called inside `jax.jit`, `jax.vmap` or `jax.lax.scan`, the whole run is part of
+        that program, and the result holds its arrays.
     x0 : array of any shape, float or complex; or a nested dict, list, tuple or dataclass of arrays
         The start. The whole run uses its library, device and dtype. On CuPy, functions of the user
         are called with that device current. Tensors with requires_grad=False among others that
@@ -207,6 +211,13 @@ def minimize(
         and returns from fun what its own part of the data contributes. Values and gradients are
         added up, so all take the same steps and return the same result; an exception in one ends
         all. The callback is called in each.
+    differentiable : bool
+        PyTorch: whether `x`, `fun`, `jac` and `aux` of the result are differentiable functions of
+        the tensors in args that require a gradient, and of those that fun holds. `fun` is then a
+        tensor. In JAX they always are: under `jax.grad` and the like, nothing has to be passed. By
+        the implicit function theorem; variables at a bound stay there. If the Hessian is singular,
+        so that there is no derivative, `numpy.linalg.LinAlgError` is raised when one is asked for
+        (for a batch there is a warning, and nan for its row), and a run that has failed warns.
 
     Returns
     -------
@@ -230,12 +241,48 @@ def minimize(
     >>> res.x, res.status.name
     (array([3., 3.]), 'GRADIENT')
     """
-    has_aux, batched, pass_rows, reproducible, progress = checks.flags(
+    has_aux, batched, pass_rows, reproducible, progress, differentiable = checks.flags(
         has_aux=has_aux, batched=batched, pass_rows=pass_rows, reproducible=reproducible,
-        progress=progress,
+        progress=progress, differentiable=differentiable,
     )
-    layout = Layout(x0, batched).in_units(x_scale)
+    settings = dict(
+        method=method, diff_step=diff_step, has_aux=has_aux, bounds=bounds, x_scale=x_scale,
+        gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime,
+        batched=batched, pass_rows=pass_rows, reproducible=reproducible, on_error=on_error,
+        callback=callback, progress=progress, state=state, checkpoint=checkpoint,
+        distributed=distributed, l1=l1,
+    )
+    if not implicit.is_wanted(differentiable, x0):
+        return _run(fun, x0, args, jac=jac, hess=hess, **settings)[1]
+
+    def find(functions: dict[str, Any], x0: Any, args: tuple) -> implicit.Found:
+        return implicit.found_of(*_run(x0=x0, args=args, **functions, **settings))
+
+    functions = {"fun": fun, "jac": jac, "hess": hess}
+    return implicit.solved(find, functions, x0, args, bounds=bounds, x_scale=x_scale)
+
+
+def _run(
+    fun: Callable[..., Any], x0: Any, args: Any, *, jac: Any, hess: Any, method: Any,
+    diff_step: Any, has_aux: bool, bounds: Any, x_scale: Any, gtol: Any, ftol: Any, xtol: Any,
+    maxiter: Any, maxfun: Any, maxtime: Any, batched: bool, pass_rows: bool, reproducible: bool,
+    on_error: Any, callback: Any, progress: bool, state: Any, checkpoint: Any, distributed: Any,
+    l1: Any,
+) -> tuple[Run, Result]:
+    """The run of `minimize`, at its end, and its result."""
     limits = Limits(maxiter, maxfun, maxtime, gtol, ftol, xtol)
+    if is_tracing((x0, args)):
+        traced.refuse(
+            maxtime=maxtime, callback=callback, on_error=on_error, state=state,
+            reproducible=reproducible, progress=progress, checkpoint=checkpoint,
+            distributed=distributed, l1=l1,
+        )
+        inside = traced.solve(
+            fun, x0, args, method=method, limits=limits, jac=jac, hess=hess, has_aux=has_aux,
+            bounds=bounds, x_scale=x_scale, batched=batched, pass_rows=pass_rows,
+        )
+        return inside, inside.result()
+    layout = Layout(x0, batched).in_units(x_scale)
     plan = plan_of(method, limits, bounds, l1, hess, layout)
     callback = checks.callback(callback)
     on_error = checks.exceptions("on_error", on_error, batched)
@@ -244,7 +291,7 @@ def minimize(
             f"state was passed with {len(plan.stages)} phases; wanted the single method to resume"
         )
     space = (FixedOrderSpace if reproducible else Space)(layout.backend, batched)
-    objective = Objective(fun, args, jac, has_aux, layout, pass_rows)
+    objective = Objective(fun, args, jac, has_aux, layout, pass_rows, level=7)
     objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
     if bounds is not None:
         objective.stay_within(*layout.sides(bounds))
@@ -309,7 +356,7 @@ def minimize(
         message: Any = messages if space.batched else messages[0]
         result = dataclasses.replace(result, message=message)
     layout.keep_frozen(result.x)
-    return result
+    return run, result
 
 
 def _team(engine: Engine, objective: Objective, plan: Plan, checkpoint: Any) -> Team:

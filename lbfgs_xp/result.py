@@ -195,7 +195,8 @@ class Result:
     nhev : int
         How often the Hessian was formed (in a batch, for all problems at once).
     success, status, message
-        Whether the run ended as intended, and why it ended; see `lx.Status`.
+        Whether the run ended as intended, and why it ended; see `lx.Status`. (From inside a
+        compiled function of JAX, where a result is a pytree, `status` is an integer array.)
     aux : Any
         What fun returned besides the value at `x` with has_aux=True, else None.
     hess_inv : operator (n, n), or None

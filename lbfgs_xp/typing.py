@@ -71,6 +71,7 @@ class MinimizeSettings(TypedDict, total=False):
     state: State | None
     checkpoint: Checkpoint | None
     distributed: Engine | None
+    differentiable: bool
 
 
 class FitSettings(TypedDict, total=False):
@@ -91,6 +92,7 @@ class FitSettings(TypedDict, total=False):
     factor: float
     compact: bool
     on_error: OnError
+    differentiable: bool
 
 
 class LeastSquaresSettings(FitSettings, total=False):

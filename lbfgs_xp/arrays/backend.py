@@ -186,8 +186,26 @@ class Backend(Keyed):
         return False
 
     @staticmethod
+    def is_tracing(tree: Any) -> bool:
+        """Whether nested arrays of any libraries belong to a function that is being compiled."""
+        return False
+
+    @staticmethod
+    def at_once() -> contextlib.AbstractContextManager[Any]:
+        """A context in which arrays with values keep them while a function is being compiled."""
+        return contextlib.nullcontext()
+
+    @staticmethod
     def keep_static(cls: type) -> None:
         """Let functions be compiled for each instance of a class within their arguments."""
+
+    @staticmethod
+    def keep_parts(cls: type, parts: tuple[str, ...], dropped: tuple[str, ...]) -> None:
+        """Let compiled functions return instances of a class.
+
+        parts : the attributes that hold arrays. The others are constants of the program, which can
+            be compared; those that are `dropped` are None in what is returned.
+        """
 
     @staticmethod
     def call_on_host(function: Callable, like: Any, *numbers: Any) -> Any:
@@ -239,6 +257,15 @@ class Backend(Keyed):
     def thread_context(self) -> contextlib.AbstractContextManager[Any]:
         """A context that gives other threads the device of the caller."""
         return self.current()
+
+    @staticmethod
+    def from_table(function: Callable, count: int, like: Any, index: Any) -> Any:
+        """What a function of an integer from 0 on returns, also for a traced one. It is then called
+        at once for the first `count` integers; it must raise no error before one that is used.
+
+        like : as in `call_on_host`.
+        """
+        return function(index)
 
     # --- transfers between host and device -----------------------------------------------------
 
@@ -529,9 +556,11 @@ class Backend(Keyed):
         return False
 
     def while_loop(self, goes_on: Callable, step: Callable, carry: Any) -> Any:
-        """`carry` after `carry = step(carry)` as long as `goes_on(carry)`, inside a function that
-        is being compiled."""
-        raise NotImplementedError
+        """`carry` after `carry = step(carry)` as long as `goes_on(carry)`, which is a mask; also
+        inside a function that is being compiled."""
+        while bool(self.to_host(goes_on(carry))):
+            carry = step(carry)
+        return carry
 
     @staticmethod
     def branch(mask: Array, function: Callable, old: Any) -> Any:
@@ -588,6 +617,27 @@ class Backend(Keyed):
         `evaluate(*static, args, x)` maps vectors (..., p) to (..., m). Since the rows of a batch
         are independent, one direction serves all of them. The returned function is compiled if
         `compiled`.
+        """
+        raise NotImplementedError
+
+    # --- solutions as differentiable functions; see `lbfgs_xp.run.implicit` ---------------------
+
+    @staticmethod
+    def is_transformed() -> bool:
+        """Whether functions are being transformed, so that results must be differentiable."""
+        return False
+
+    @staticmethod
+    def may_vary(leaf: Any) -> bool:
+        """Whether there may be derivatives with respect to an array."""
+        return False
+
+    @staticmethod
+    def solution(find: Callable, functions: dict[str, Any], x0: Any, args: tuple) -> Any:
+        """The result of `find`, as a differentiable function of arrays in args and of those that
+        the functions hold.
+
+        find : (functions, x0, args) -> a `lbfgs_xp.run.implicit.Found`.
         """
         raise NotImplementedError
 
@@ -655,6 +705,11 @@ class InPlaceBackend(Backend):
         each = xp.arange(buffer.shape[0], device=self.creation_device)
         buffer[each, index] = xp.where(mask[:, None], rows, buffer[each, index])
         return buffer
+
+
+def is_tracing(tree: Any) -> bool:
+    """`Backend.is_tracing` of the libraries in use."""
+    return any(cls.is_tracing(tree) for cls in classes_in_use())
 
 
 @functools.cache

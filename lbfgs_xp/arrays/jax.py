@@ -20,7 +20,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from lbfgs_xp.arrays import jax_implicit
 from lbfgs_xp.arrays.backend import Array, Backend, is_array
+from lbfgs_xp.arrays.jax_implicit import Hoisted
 from lbfgs_xp.arrays.keyed import Keyed
 
 
@@ -32,9 +34,8 @@ class JaxBackend(Backend):
     def __init__(self, array: Array, what: str = "x0", traced: bool = False):
         if _is_traced(array) and not traced:
             raise TypeError(
-                f"{what} is traced (by jax.jit, grad or vmap); wanted an array with values: call "
-                "lbfgs_xp outside compiled functions (it compiles a jitted function together with "
-                "its own loop), and use batched=True instead of vmap"
+                f"{what} is traced (by jax.jit, grad or vmap); wanted an array with values: of "
+                "lbfgs_xp, only lx.minimize and the optimizers run inside compiled functions"
             )
         _refuse_key(array, what)
         super().__init__(array, what, traced)
@@ -56,9 +57,39 @@ class JaxBackend(Backend):
         return _is_traced(value)
 
     @staticmethod
+    def is_tracing(tree: Any) -> bool:
+        with warnings.catch_warnings():
+            # A generator is refused later.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            leaves = jax.tree.leaves(tree)
+        if any(map(_is_traced, leaves)):
+            return True
+        # Even of arrays with values, a function that is being compiled makes traced ones.
+        return any(map(_has_values, leaves)) and _is_traced(_zeros((), np.float32))
+
+    @staticmethod
+    def at_once() -> contextlib.AbstractContextManager[Any]:
+        return jax.ensure_compile_time_eval()
+
+    @staticmethod
     @functools.cache
     def keep_static(cls: type) -> None:
         jax.tree_util.register_static(cls)
+
+    @staticmethod
+    @functools.cache
+    def keep_parts(cls: type, parts: tuple[str, ...], dropped: tuple[str, ...]) -> None:
+        def flatten(node: Any) -> tuple[list[Any], tuple]:
+            rest = {name: value for name, value in vars(node).items() if name not in parts}
+            rest.update(dict.fromkeys(dropped))
+            return [getattr(node, name) for name in parts], tuple(sorted(rest.items()))
+
+        def unflatten(rest: tuple, held: Any) -> Any:
+            node: Any = object.__new__(cls)
+            vars(node).update(rest, **dict(zip(parts, held, strict=True)))
+            return node
+
+        jax.tree_util.register_pytree_node(cls, flatten, unflatten)
 
     @staticmethod
     def call_on_host(function: Callable, like: Any, *numbers: Any) -> Any:
@@ -71,6 +102,30 @@ class JaxBackend(Backend):
             return jax.tree.map(lambda number, s: np.asarray(number, s.dtype), found, shapes)
 
         return jax.pure_callback(on_host, shapes, *numbers)
+
+    @staticmethod
+    def from_table(function: Callable, count: int, like: Any, index: Any) -> Any:
+        if not _is_traced(index):
+            return function(index)
+        rows: list[list[Any]] = []
+        with jax.ensure_compile_time_eval(), contextlib.suppress(Exception):
+            # An error counts only if the program gets there; the host then raises it.
+            while len(rows) < count:
+                rows.append(jax.tree.leaves(function(len(rows))))
+        numbers, structure = jax.tree.flatten(like)
+        if not (rows and all(isinstance(number, float) for number in numbers)):
+            return JaxBackend.call_on_host(function, like, index)
+        table = np.asarray(rows, dtype=jax.dtypes.result_type(float))
+
+        def known() -> list[Array]:
+            row = jax.lax.dynamic_index_in_dim(jax.numpy.asarray(table), index, keepdims=False)
+            return [row[i] for i in range(len(numbers))]
+
+        def computed() -> list[Array]:
+            return jax.tree.leaves(JaxBackend.call_on_host(function, like, index))
+
+        found = jax.lax.cond(index < len(rows), known, computed)
+        return jax.tree.unflatten(structure, found)
 
     # --- devices -------------------------------------------------------------------------------
 
@@ -85,7 +140,7 @@ class JaxBackend(Backend):
                 return
             raise TypeError(
                 f"{what} is traced (by jax.jit, grad or vmap), because the function closes over "
-                "traced arrays; wanted arrays with values: call lbfgs_xp outside compiled functions"
+                "traced arrays; wanted them as args, or arrays with values"
             )
         super().check_device(array, what, like)
 
@@ -230,6 +285,8 @@ class JaxBackend(Backend):
 
     @staticmethod
     def is_compiled(fun: Callable) -> bool:
+        if isinstance(fun, Hoisted):
+            return fun.is_compiled
         return isinstance(fun, _Compiled) or (hasattr(fun, "lower") and hasattr(fun, "trace"))
 
     def value_and_gradient(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
@@ -247,6 +304,14 @@ class JaxBackend(Backend):
 
     def _prepared(self, compiled: bool, function: Callable, *static: Any) -> Callable:
         return (self.jit if compiled else functools.partial)(function, *static)
+
+    is_transformed = staticmethod(jax_implicit.is_transformed)
+    may_vary = staticmethod(jax_implicit.is_traced)
+
+    @staticmethod
+    def solution(find: Callable, functions: dict[str, Any], x0: Any, args: tuple) -> Any:
+        compiled = {name for name, each in functions.items() if JaxBackend.is_compiled(each)}
+        return jax_implicit.solution(find, functions, compiled, x0, args)
 
     # --- nested parameters ---------------------------------------------------------------------
 
@@ -530,7 +595,7 @@ def _is_of_user(static: Any) -> bool:
     """Whether a static argument is a function that may go, and not one of this package."""
     if not callable(static) or isinstance(static, (type, _Weak)):
         return False
-    if isinstance(static, _Compiled) or inspect.ismethod(static):
+    if isinstance(static, (_Compiled, Hoisted)) or inspect.ismethod(static):
         return True
     if isinstance(static, types.FunctionType):
         ours = static.__module__.startswith("lbfgs_xp.") and static.__closure__ is None

@@ -75,6 +75,7 @@ class Scalars:
     compiled code skips what no row needs."""
     _fences = False
     """Whether the results of `fused` pass through `Backend.fence`."""
+    _is_traced: Callable[[Any], bool] = staticmethod(Backend.is_traced)
 
     def __init__(self, xp: Any, backend: type[Backend] = Backend) -> None:
         """backend : the class of the backend of the arrays."""
@@ -82,6 +83,7 @@ class Scalars:
         self.picks = self.picks or backend.compiles
         self._fences = backend.compiles
         self._fence, self._branch = backend.fence, backend.branch
+        self._is_traced = backend.is_traced
         self.abs: Callable[[Scalar], Scalar] = xp.abs
         self.sqrt: Callable[[Scalar], Scalar] = xp.sqrt
         self.sign: Callable[[Scalar], Scalar] = xp.sign
@@ -157,6 +159,21 @@ class Scalars:
         which equals `old` where `mask` holds. If rows can be picked, only those are computed.
         """
         return self._branch(mask, lambda mask: self.choose(mask, function(*told), old), old)
+
+    def ordered(self, values: list[Scalar]) -> list[Scalar]:
+        """Several scalars in ascending order; all nan if one of them is."""
+        if self._is_traced(values[0]):
+            # One operation instead of dozens, each of which would be compiled.
+            xp, rows = self.xp, self.xp.stack(values)
+            there = xp.any(xp.isnan(rows), axis=0)
+            rows = xp.where(there, xp.full_like(rows, math.nan), xp.sort(rows, axis=0))
+            return [rows[k, ...] for k in range(len(values))]
+        ordered = list(values)
+        for last in range(len(ordered) - 1, 0, -1):
+            for i in range(last):
+                a, b = ordered[i], ordered[i + 1]
+                ordered[i], ordered[i + 1] = self.minimum(a, b), self.maximum(a, b)
+        return ordered
 
     def fused(self, function: Callable[..., T], *arguments: Any) -> T:
         """function(self, *arguments): the result of a pure function of scalars.

@@ -236,7 +236,9 @@ class Space(Keyed):
 
     def scale(self, factor: Any, u: Array) -> Array:
         """factor u, with one factor per problem."""
-        return u if not self.batched and factor == 1.0 else self.spread(factor) * u
+        if not self.batched and isinstance(factor, float) and factor == 1.0:
+            return u
+        return self.spread(factor) * u
 
     def spread(self, scalar: Any) -> Any:
         """One scalar per problem, shaped to multiply vectors."""
@@ -327,6 +329,10 @@ class Space(Keyed):
         array = self.backend.to_host(array)
         return array if array.dtype == np.float64 else array.astype(np.float64)
 
+    def fetch_mask(self, mask: Array) -> Any:
+        """A mask of the problems of a batch from the device, for the scalars."""
+        return self.backend.to_host(mask) if self.small_on_host else mask
+
     def send(self, array: Array) -> Array:
         """Numbers, counts or masks from the small algebra, for the device."""
         if not self.small_on_host:
@@ -338,9 +344,12 @@ class Space(Keyed):
         return self.backend.from_host(array, dtypes.get(kind, self.backend.dtype))
 
     def any(self, mask: Any) -> bool:
-        """Whether the mask holds for any problem; one read."""
+        """Whether the mask holds for any problem; one read. True if that is not known yet, because
+        a function is being compiled."""
         if not self.batched:
             return mask
+        if self.backend.is_traced(mask):
+            return True
         return bool(mask.any() if self.small_on_host else self.backend.to_host(self.xp.any(mask)))
 
     def count(self, mask: Array) -> int:

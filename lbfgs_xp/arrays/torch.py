@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lbfgs_xp.arrays import torch_kernels
+from lbfgs_xp.arrays import torch_implicit, torch_kernels
 from lbfgs_xp.arrays.backend import Array, InPlaceBackend
 
 
@@ -120,6 +120,9 @@ class TorchBackend(InPlaceBackend):
 
     def jacobian(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
         return functools.partial(_jacobian, evaluate, *static)
+
+    may_vary = staticmethod(torch_implicit.may_vary)
+    solution = staticmethod(torch_implicit.solution)
 
     @staticmethod
     def kernels(array: Array) -> Callable | None:

@@ -9,7 +9,7 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import optree
@@ -37,6 +37,8 @@ class Layout(Keyed):
         Whether the first axis of every leaf counts the problems.
     name : str
         What errors call x0.
+    traced : bool
+        Whether the leaves may be traced, because a function is being compiled.
 
     Attributes
     ----------
@@ -48,7 +50,7 @@ class Layout(Keyed):
     scale: Any = None
     scale_key: Any = None
 
-    def __init__(self, x0: Any, batched: bool, name: str = "x0"):
+    def __init__(self, x0: Any, batched: bool, name: str = "x0", traced: bool = False):
         leaves, self.structure = without_frozen(*flatten_parameters(_as_parameters(x0, name)))
         self.batched = batched
         if batched and isinstance(self.structure, Partial):
@@ -56,7 +58,7 @@ class Layout(Keyed):
                 f"{self.structure.frozen_name(name)} is frozen (requires_grad=False); wanted, with "
                 "batched=True, all tensors trainable or none"
             )
-        backends = _check_leaves(leaves, self.structure, batched, name)
+        backends = _check_leaves(leaves, self.structure, batched, name, traced)
         self.backend = backends[0]
         self.leaves = leaves
         self.shapes = [tuple(leaf.shape) for leaf in leaves]
@@ -132,6 +134,12 @@ class Layout(Keyed):
         """The same layout, for arrays inside a function that is being compiled."""
         layout = copy.copy(self)
         layout.backend = self.backend.for_traced()
+        return layout
+
+    def without_values(self) -> Layout:
+        """The same layout, which does not keep the arrays of x0."""
+        layout = copy.copy(self)
+        layout.leaves = [_Like(leaf.dtype) for leaf in self.leaves]
         return layout
 
     def start(self) -> Array:
@@ -353,6 +361,12 @@ class Layout(Keyed):
         return leaf
 
 
+class _Like(NamedTuple):
+    """What a layout needs to know of a leaf besides its shape."""
+
+    dtype: Any
+
+
 class Partial(Keyed):
     """The structure of nested parameters some leaves of which are frozen.
 
@@ -552,8 +566,10 @@ def _refuse_subclass(leaf: Any, what: str) -> None:
         raise TypeError(f"{what} is a numpy.matrix; wanted an array, such as np.asarray({what})")
 
 
-def backends_of(leaves: list[Any], structure: Any, what: str) -> list[Backend]:
-    """The backend of each leaf; `what` names the parameters in errors."""
+def backends_of(
+    leaves: list[Any], structure: Any, what: str, traced: bool = False
+) -> list[Backend]:
+    """The backend of each leaf; `what` names the parameters in errors; `traced` as in `Layout`."""
     if not leaves:
         raise ValueError(f"{what} holds no arrays; wanted at least one")
     for i, leaf in enumerate(leaves):
@@ -571,9 +587,11 @@ def backends_of(leaves: list[Any], structure: Any, what: str) -> list[Backend]:
     if len(names) > 1:
         raise TypeError(f"{what} mixes arrays of {', '.join(sorted(names))}; wanted one library")
     with contextlib.suppress(TypeError, ValueError):
-        return [Backend.of(leaf, what) for leaf in leaves]
+        return [Backend.of(leaf, what, traced) for leaf in leaves]
     # Once more with the names, which take longer than the rest.
-    return [Backend.of(leaf, leaf_name(structure, i, what)) for i, leaf in enumerate(leaves)]
+    return [
+        Backend.of(leaf, leaf_name(structure, i, what), traced) for i, leaf in enumerate(leaves)
+    ]
 
 
 def _of_a_module(leaf: Any) -> str:
@@ -592,9 +610,9 @@ def _of_a_module(leaf: Any) -> str:
 
 
 def _check_leaves(
-    leaves: list[Any], structure: Any, batched: bool, name: str
+    leaves: list[Any], structure: Any, batched: bool, name: str, traced: bool
 ) -> list[Backend]:
-    backends = backends_of(leaves, structure, name)
+    backends = backends_of(leaves, structure, name, traced)
     for what, error in (("device", ValueError), ("dtype", TypeError)):
         # Devices are compared, because those of CuPy have no hash.
         first = getattr(backends[0], what)

@@ -112,8 +112,9 @@ class FirstOrder(Method):
     ) -> tuple[Any, OptimizerState]:
         """One step: the new parameters and the new state.
 
-        With JAX it may be called in a compiled function or `jax.lax.scan`, with the state as an
-        argument. The numbers of a step (rates, corrections) are then computed on the host.
+        With JAX it may be called in a compiled function or `jax.lax.scan`. The numbers of a step
+        (rates, corrections) are then constants for the first 4096 steps, unless they depend on
+        earlier ones; otherwise they are computed on the host.
 
         Parameters
         ----------

@@ -16,16 +16,30 @@ from lbfgs_xp.solvers.bounded import TakesBounds
 _LOOKS = 10
 
 
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What a state must have in common with the rule that continues it.
+
+    name : of the rule.
+    steady : for each group, whether its learning rate depends only on the step.
+    places : the segments, and the slots of each.
+    """
+
+    name: str
+    steady: tuple[bool, ...]
+    places: tuple[tuple, ...]
+
+
 class Memory(NamedTuple):
     """What the rule keeps from step to step.
 
-    kind : identifies the rule and its settings; see `Stepping._kind`.
+    kind : of the rule and its settings.
     updates : the number of updates so far.
     slots : for each segment of the vector, the arrays of the rule.
     carried, plateaus : for each group of settings, as in `OptimizerState`.
     """
 
-    kind: tuple
+    kind: Kind
     updates: int
     slots: tuple[tuple[Array, ...], ...]
     carried: tuple[tuple[float, ...], ...]
@@ -74,6 +88,11 @@ class Stepping(TakesBounds):
     patience = 2**31 - 1
     # The learning rate of each step is computed on the host.
     compiles = False
+
+    @property
+    def in_programs(self) -> bool:
+        steady = all(self._kind.steady)
+        return steady and self.optimizer.on_nonfinite == "ignore"
 
     def init(
         self, space: Space, x: Array, value: Any, gradient: Array, learned: Memory | None = None
@@ -137,6 +156,7 @@ class Stepping(TakesBounds):
 
     def _fresh(self, space: Space, x: Array) -> Memory:
         variants, batch = self.optimizer.variants, x.shape[:-1]
+        space.backend.keep_static(Kind)
         slots = tuple(
             tuple(
                 space.backend.full((*batch, stop - start), fill)
@@ -156,8 +176,9 @@ class Stepping(TakesBounds):
         """The state with the next trial for the problems in the mask `moving`."""
         old = state.memory
         optimizer, variants = self.optimizer, self.optimizer.variants
-        numbers, carried, plateaus = update.numbers_of(
-            variants, old.updates, old.carried, old.plateaus, None if space.batched else state.value
+        numbers, carried, plateaus = update.numbers_here(
+            space.backend, variants, old.updates, old.carried, old.plateaus,
+            None if space.batched else state.value,
         )
         groups = [group for _, _, group in self.segments]
         new, slots = update.apply(
@@ -178,7 +199,7 @@ class Stepping(TakesBounds):
                 tuple(space.pick(moving, a, b) for a, b in zip(own, before, strict=True))
                 for own, before in zip(slots, old.slots, strict=True)
             )
-        rate, _ = optimizer.learning_rate.follow(plateaus[0], old.updates, None)
+        rate = update.rate_here(space.backend, optimizer, plateaus[0], old.updates)
         return state._replace(
             trial=trial,
             rate=rate,
@@ -196,16 +217,16 @@ class Stepping(TakesBounds):
         """Refuse a state of a different kind of solver."""
         memory = getattr(state, "memory", None)
         if not isinstance(memory, Memory) or memory.kind != self._kind:
-            whose = memory.kind[0] if isinstance(memory, Memory) else "another method"
+            whose = memory.kind.name if isinstance(memory, Memory) else "another method"
             raise ValueError(
-                f"state belongs to {whose}; wanted a state of {self._kind[0]} with the same slots, "
-                "groups and kind of learning rate"
+                f"state belongs to {whose}; wanted a state of {self._kind.name} with the same "
+                "slots, groups and kind of learning rate"
             )
 
     @property
-    def _kind(self) -> tuple:
+    def _kind(self) -> Kind:
         variants = self.optimizer.variants
-        return (
+        return Kind(
             type(self.optimizer).__name__,
             tuple(rule.learning_rate.init() is None for rule in variants),
             tuple((*place, tuple(variants[place[2]].slots())) for place in self.segments),

@@ -19,13 +19,16 @@ from lbfgs_xp.first_order import blocks
 from lbfgs_xp.first_order.clipping import clip_factor
 from lbfgs_xp.first_order.state import OptimizerState, ParameterSpec
 
+# For how many steps the numbers are constants of a compiled function.
+_TABULATED = 4096
+
 
 def init(optimizer: Any, params: Any) -> OptimizerState:
     """`FirstOrder.init`."""
     leaves, structure = tree.without_frozen(*tree.flatten_parameters(params))
     if isinstance(structure, tree.Partial):
         structure = structure.frozen_in(None)    # the frozen tensors are those passed to `update`
-    backends = tree.backends_of(leaves, structure, "params")
+    backends = tree.backends_of(leaves, structure, "params", traced=True)
     devices = sorted({str(backend.device) for backend in backends})
     if len(devices) > 1 and (backends[0].compiles or optimizer.clip_norm is not None):
         raise ValueError(
@@ -92,7 +95,9 @@ def update_leaves(
         )
     if in_place:
         gs = _apart(spec, xs, gs)
-    numbers, carried, plateaus = _numbers(optimizer, backend, state, value)
+    numbers, carried, plateaus = numbers_here(
+        backend, optimizer.variants, state.step, state.carried, state.plateaus, value
+    )
     spaces = spec.spaces
     if reproducible:
         spaces = tuple(FixedOrderSpace(space.backend) for space in spaces)
@@ -113,17 +118,40 @@ def update_leaves(
     return new, OptimizerState(state.step + 1, slots, carried, plateaus, spec)
 
 
-def _numbers(
-    optimizer: Any, backend: Backend, state: OptimizerState, value: Any
+def numbers_here(
+    backend: Backend, variants: tuple, step: Any, old_carried: tuple, old_plateaus: tuple,
+    value: Any,
 ) -> tuple[list[tuple], tuple[tuple, ...], tuple]:
-    """`numbers_of`, also within a compiled function of the user, where it runs on the host."""
-    variants, given = optimizer.variants, (state.step, state.carried, state.plateaus, value)
-    if not (backend.is_traced(state.step) or backend.is_traced(value)):
-        return numbers_of(variants, *given)
+    """`numbers_of`, also within a compiled function of the user.
+
+    There those of the first steps are constants, unless they depend on earlier ones or on values.
+    All others are computed on the host.
+    """
+    given = step, old_carried, old_plateaus, value
+    if not (backend.is_traced(step) or backend.is_traced(value)):
+        if not isinstance(step, int):    # an array, from a compiled function
+            step, old_carried = int(step), tuple(tuple(map(float, own)) for own in old_carried)
+        return numbers_of(variants, step, old_carried, old_plateaus, value)
     carried = tuple(rule.carried() for rule in variants)
     plateaus = tuple(rule.learning_rate.init() for rule in variants)
     like = numbers_of(variants, 0, carried, plateaus, None)
-    return backend.call_on_host(functools.partial(numbers_of, variants), like, *given)
+    function = functools.partial(numbers_of, variants)
+    if any(carried) or any(plateau is not None for plateau in plateaus):
+        return backend.call_on_host(function, like, *given)
+
+    def at(step: int) -> Any:
+        return function(step, carried, plateaus, None)
+
+    return backend.from_table(at, _TABULATED, like, step)
+
+
+def rate_here(backend: Backend, optimizer: Any, plateau: Any, step: Any) -> Any:
+    """The learning rate of a step, for the record; also within a compiled function."""
+
+    def at(step: int) -> float:
+        return optimizer.learning_rate.follow(plateau, step, None)[0]
+
+    return backend.from_table(at, _TABULATED, 0.0, step)
 
 
 def _apart(spec: ParameterSpec, xs: list[Array], gs: list[Array]) -> list[Array]:

@@ -11,12 +11,14 @@ from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.fits.by_minimize import fit_by_minimize
 from lbfgs_xp.fits.data import residuals_of
+from lbfgs_xp.fits.implicit import FromData, found_of_fit, refuse_masks
 from lbfgs_xp.fits.loop import box_of, run_fit
 from lbfgs_xp.fits.pieces import fit_pieces
 from lbfgs_xp.fits.report import report
-from lbfgs_xp.fits.residuals import Calls
+from lbfgs_xp.fits.residuals import Calls, Residuals
 from lbfgs_xp.fits.result import BatchCurveFit, CurveFit
 from lbfgs_xp.fits.settings import FitPlan
+from lbfgs_xp.run import implicit
 from lbfgs_xp.typing import CurveFitSettings, Differences, LossName, OnError
 
 METHODS = ("lm", "lbfgs")
@@ -77,6 +79,7 @@ def curve_fit(
     compact: bool = True,
     on_error: OnError = (),
     threads: int = 1,
+    differentiable: bool = False,
 ) -> CurveFit:
     """Fit the parameters of a model to data by least squares.
 
@@ -130,6 +133,9 @@ def curve_fit(
         How many pieces of a large batch to fit at a time, each in its own thread, from which the
         model is called. Useful for NumPy, which runs on one core. A keyboard interrupt then
         propagates to the caller.
+    differentiable : bool
+        As in `lx.least_squares`: whether `x` and `chi2` of the result are differentiable functions
+        of x, y and sigma (in PyTorch, also of what the model holds).
 
     Returns
     -------
@@ -153,9 +159,39 @@ def curve_fit(
     >>> fit.x.round(2), bool(fit.stderr[0] < 0.01)
     (array([3. , 0.5]), True)
     """
-    absolute_sigma, batched, compact = checks.flags(
-        absolute_sigma=absolute_sigma, batched=batched, compact=compact
+    absolute_sigma, batched, compact, differentiable = checks.flags(
+        absolute_sigma=absolute_sigma, batched=batched, compact=compact,
+        differentiable=differentiable,
     )
+    settings = dict(
+        absolute_sigma=absolute_sigma, bounds=bounds, x_scale=x_scale, loss=loss, f_scale=f_scale,
+        method=method, jac=jac, diff_step=diff_step, gtol=gtol, ftol=ftol, xtol=xtol,
+        maxiter=maxiter, maxfun=maxfun, maxtime=maxtime, factor=factor, batched=batched,
+        compact=compact, on_error=on_error, threads=threads,
+    )
+    if not implicit.is_wanted(differentiable, y):
+        return _fit(model, x, y, sigma, p0, **settings)[0]
+    refuse_masks(x, y, sigma)
+
+    def find(functions: dict[str, Any], p0: Any, data: tuple) -> implicit.Found:
+        x, y, sigma = data
+        result, objective, box, plan = _fit(model, x, y, sigma, p0, **settings)
+        curve: Any = objective.fun
+        residuals = FromData(curve)
+        return found_of_fit(result, objective, box, plan.settings.loss, residuals, 2.0, "chi2")
+
+    return implicit.solved(
+        find, {}, p0, (x, y, sigma), like=y, bounds=bounds, x_scale=x_scale
+    )
+
+
+def _fit(
+    model: Callable[..., Any], x: Any, y: Any, sigma: Any, p0: Any, *, absolute_sigma: bool,
+    bounds: Any, x_scale: Any, loss: Any, f_scale: float, method: str, jac: Any, diff_step: Any,
+    gtol: Any, ftol: float, xtol: float, maxiter: Any, maxfun: Any, maxtime: Any, factor: float,
+    batched: bool, compact: bool, on_error: Any, threads: int,
+) -> tuple[CurveFit, Residuals, Any, FitPlan]:
+    """The result of a fit, its residuals, its box and its plan."""
     _check_method(method)
     threads = checks.count("threads", threads, 1)
     objective = residuals_of(model, x, y, p0, sigma, jac, batched, compact)
@@ -170,7 +206,8 @@ def curve_fit(
     if method == "lbfgs":
         sides = None if bounds is None else objective.layout.sides(bounds)
         found = fit_by_minimize(objective, plan, {**limits, "bounds": sides})
-        return report(found, objective, box, plan.settings, absolute_sigma)
+        result = report(found, objective, box, plan.settings, absolute_sigma)
+        return result, objective, box, plan
 
     def fit(rows: Any, plan: FitPlan) -> CurveFit:
         """Fit these rows; None for all."""
@@ -182,7 +219,8 @@ def curve_fit(
             plan = plan._replace(scale=scale)
         return report(run_fit(part, inside, plan), part, inside, plan.settings, absolute_sigma)
 
-    return fit_pieces(fit, objective, plan, threads) if plan.compact else fit(None, plan)
+    result = fit_pieces(fit, objective, plan, threads) if plan.compact else fit(None, plan)
+    return result, objective, box, plan
 
 
 def _check_method(method: Any) -> None:

@@ -37,7 +37,7 @@ def residuals_of(
     x, y, sigma = _without_mask(_unwrapped(x), y, sigma, batched)
     y = _data(y, batched)
     backend = Backend.of(y, "y")
-    x = _adopted(x, backend, "x")
+    x = adopted(x, backend, "x")
     layout = Layout(_start(p0, backend, y.shape[:1] if batched else None), batched)
     if isinstance(layout.structure, Partial):
         raise ValueError(
@@ -45,8 +45,7 @@ def residuals_of(
             "parameters to be fitted, and the others as constants of the model"
         )
     weights = _weights(sigma, y, backend, batched)
-    if weights is not None and not are_correlated(weights, y):
-        y = backend.xp.where(weights > 0.0, y, backend.xp.zeros_like(y))
+    y = without_left_out(weights, y)
     whole = compact and batched and _is_whole(model, x, layout, tuple(y.shape))
     return Residuals(
         Curve(model, batched, backend, isinstance(jac, str)),
@@ -61,7 +60,7 @@ def residuals_of(
     )
 
 
-def _adopted(x: Any, backend: Backend, name: str) -> Any:
+def adopted(x: Any, backend: Backend, name: str) -> Any:
     """x with its lists and NumPy arrays of numbers as arrays of the backend, also those in a tuple
     or a dict."""
     if isinstance(x, dict):
@@ -78,7 +77,7 @@ def _inside(x: Any, backend: Backend, name: str) -> Any:
             if np.asarray(x).dtype.kind in "iuf":
                 return backend.adopt(x, name)
         return x
-    return _adopted(x, backend, name)
+    return adopted(x, backend, name)
 
 
 def _unwrapped(x: Any) -> Any:
@@ -280,6 +279,24 @@ def _weights(sigma: Any, y: Array, backend: Backend, batched: bool) -> Any:
     if not np.all(np.isfinite(backend.to_host(weights))):
         raise ValueError(f"sigma has entries too small for {backend.dtype}: 1 / sigma overflows")
     return weights
+
+
+def pure_weights(sigma: Any, y: Array, backend: Backend) -> Any:
+    """`_weights` of a sigma that has been checked, as a function that can be differentiated."""
+    if sigma is None:
+        return None
+    sigma = backend.adopt(sigma, "sigma")
+    if y.ndim == 1 and tuple(sigma.shape) == (*y.shape, *y.shape):
+        return backend.linalg("inv")(backend.linalg("cholesky")(sigma))
+    return 1.0 / backend.xp.broadcast_to(sigma, tuple(y.shape))
+
+
+def without_left_out(weights: Any, y: Array) -> Array:
+    """y, 0 for the points that an infinite sigma leaves out."""
+    if weights is None or are_correlated(weights, y):
+        return y
+    xp = array_namespace(y)
+    return xp.where(weights > 0.0, y, xp.zeros_like(y))
 
 
 def in_units_of_sigma(weights: Any, residuals: Array) -> Array:

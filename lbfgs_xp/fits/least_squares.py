@@ -8,10 +8,12 @@ from typing import Any, Literal, Unpack, overload
 from lbfgs_xp import checks
 from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp.fits.implicit import found_of_fit
 from lbfgs_xp.fits.loop import box_of, run_fit
 from lbfgs_xp.fits.residuals import Residuals
 from lbfgs_xp.fits.result import BatchLeastSquaresResult, FitRecord, LeastSquaresResult
 from lbfgs_xp.fits.settings import FitPlan
+from lbfgs_xp.run import implicit
 from lbfgs_xp.run.objective import warn_of_foreign
 from lbfgs_xp.typing import Differences, LeastSquaresSettings, LossName, OnError
 
@@ -64,6 +66,7 @@ def least_squares(
     compact: bool = False,
     on_error: OnError = (),
     callback: Callable[[FitRecord], Any] | None = None,
+    differentiable: bool = False,
 ) -> LeastSquaresResult:
     """Minimise half the sum of squared residuals, for one problem or many at once.
 
@@ -128,6 +131,10 @@ def least_squares(
     callback : function
         callback(record) after each accepted step, with an `lx.FitRecord`. Returning a true value or
         raising StopIteration stops the run.
+    differentiable : bool
+        As in `lx.minimize`: whether `x` and `cost` of the result are differentiable functions of
+        args, and of what residuals holds. By the Hessian of the cost, not by J^T J. The other
+        fields are constants.
 
     Returns
     -------
@@ -151,19 +158,38 @@ def least_squares(
     >>> bool(np.allclose(res.x, 1.0)), res.success
     (True, True)
     """
-    batched = checks.flag("batched", batched)
+    batched, differentiable = checks.flags(batched=batched, differentiable=differentiable)
     if not isinstance(args, tuple):
         args = (args,)
+    settings = dict(
+        diff_step=diff_step, bounds=bounds, x_scale=x_scale, loss=loss, f_scale=f_scale, gtol=gtol,
+        ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime, factor=factor,
+        batched=batched, compact=compact, on_error=on_error, callback=callback,
+    )
+    if not implicit.is_wanted(differentiable, x0):
+        return _fit(residuals, x0, args, jac=jac, **settings)[0]
+
+    def find(functions: dict[str, Any], x0: Any, args: tuple) -> implicit.Found:
+        result, objective, box, plan = _fit(x0=x0, args=args, **functions, **settings)
+        return found_of_fit(
+            result, objective, box, plan.settings.loss, functions["residuals"], 1.0, "cost"
+        )
+
+    functions = {"residuals": residuals, "jac": jac}
+    return implicit.solved(find, functions, x0, args, bounds=bounds, x_scale=x_scale)
+
+
+def _fit(
+    residuals: Callable[..., Any], x0: Any, args: tuple, *, jac: Any, diff_step: Any, bounds: Any,
+    batched: bool, **settings: Any,
+) -> tuple[LeastSquaresResult, Residuals, Any, FitPlan]:
+    """The result of a fit, its residuals, its box and its plan."""
     layout = Layout(x0, batched)
-    warn_of_foreign(layout.backend, args, 5)
+    warn_of_foreign(layout.backend, args, 6)
     objective = Residuals(residuals, args, jac, layout, layout.backend.is_compiled(residuals))
     objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
-    plan = FitPlan.checked(
-        layout, x_scale=x_scale, loss=loss, f_scale=f_scale, gtol=gtol, ftol=ftol, xtol=xtol,
-        maxiter=maxiter, maxfun=maxfun, maxtime=maxtime, factor=factor,
-        accuracy=objective.accuracy,
-        compact=compact, callback=callback, on_error=on_error,
-    )
-    result = run_fit(objective, box_of(bounds, layout), plan)
+    plan = FitPlan.checked(layout, accuracy=objective.accuracy, **settings)
+    box = box_of(bounds, layout)
+    result = run_fit(objective, box, plan)
     layout.keep_frozen(result.x)
-    return result
+    return result, objective, box, plan

@@ -351,6 +351,20 @@ class Run:
             self.rows, self.aux = self.rows._replace(left=left), old
         return new.with_rows(space.merge(better, new.rows(), old.rows()))
 
+    def repeat(self, times: int, step: Callable, going: Any, *carry: Any) -> tuple:
+        """`carry` after `going, *carry = step(going, *carry)`, so many times at most, while a
+        problem is `going`."""
+        for _ in range(times):
+            going, *carry = step(going, *carry)
+            if not self.space.any(going):
+                break
+        return tuple(carry)
+
+    def each(self, function: Callable, points: list[Array]) -> tuple[list[Any], list[Array]]:
+        """What a function (x) -> (number, vector) returns at each of several points."""
+        numbers, vectors = zip(*map(function, points), strict=True)
+        return list(numbers), list(vectors)
+
     def note(self, progress: Progress) -> None:
         self.standing = self.standing._replace(progress=progress)
 
@@ -409,6 +423,11 @@ class Run:
         state = self.standing.solver_state
         fresh = self.afresh(state.x, state.value, state.gradient)
         self.standing, self._in_step = self.standing._replace(solver_state=fresh), False
+
+    def at_end(self) -> tuple[Space, Any, Best]:
+        """The space of the user's problems, and the solver's state and the best point in it."""
+        state, _, best = self.standing
+        return self.space, state, best
 
     def record(self) -> Record:
         shown = self.rows.join(self.space, _shown(self.standing), lambda left: _shown(left[0]))

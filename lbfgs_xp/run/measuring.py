@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.scalars import Scalars
@@ -35,6 +36,29 @@ _FARTHER, _DISTANCES = 8.0, 9
 _CLEAR = 30.0
 
 
+class _Seen(NamedTuple):
+    """What looks for noise have shown so far.
+
+    spacing : how far apart the next points are along each variable.
+    noise, errors : of the value, and of each component of the gradient.
+    largest : the largest magnitude of a value.
+    least, first : the smallest noise that rounding does not explain, and the first one.
+    never : whether no look was clear.
+    clean, shown : how much the values changed before they showed any noise, and whether they have:
+        smaller noise farther away is that of bends, kinks and jumps.
+    """
+
+    spacing: Array
+    noise: Any
+    errors: Array
+    largest: Any
+    least: Any
+    first: Any
+    never: Any
+    clean: Any
+    shown: Any
+
+
 class Measuring:
     """Measurements of noise in a phase of a run.
 
@@ -61,85 +85,99 @@ class Measuring:
             that are much larger in the end.
         """
         run = self.visits.run
+        space, state = run.space, run.standing.solver_state
+        fn = space.scalars
+        nothing, no = fn.full(0.0, state.value), fn.full(False, state.value)
+        endless = fn.full(math.inf, state.value)
+        seen = _Seen(
+            spacing, nothing, space.xp.zeros_like(state.x), fn.abs(state.value), endless, endless,
+            no, nothing, no,
+        )
+        # Without more than the nearest points, what they show decides.
+        left, seen = self._look(True, narrow, rows, seen)
+        (seen,) = run.repeat(
+            _DISTANCES - 1, functools.partial(self._look, False, narrow), left, seen
+        )
+        lowest = fn.full(0.0, seen.noise)
+        if run.objective.differs and narrow is False:
+            lowest = fn.where((seen.least < math.inf) & (seen.clean == 0.0), seen.least, lowest)
+        noise = fn.where(seen.never, lowest, seen.noise)
+        noise = fn.where(seen.clean > _CLEAR * noise, 0.0, noise)
+        rounding = agreement.hidden_by_rounding(fn, space.backend, seen.largest)
+        return noise, seen.errors, rounding, rows & (run.standing.progress.status == _RUNNING)
+
+    def _look(self, nearest: bool, narrow: Any, left: Any, seen: _Seen) -> tuple[Any, _Seen]:
+        """Which of the problems `left` are unclear after one more look, and what it showed.
+
+        nearest : whether it is the first look.
+        """
+        run = self.visits.run
         space, (solver, state) = run.space, self.visits.smooth()
         fn, differs = space.scalars, run.objective.differs
-        noise, errors = fn.full(0.0, state.value), space.xp.zeros_like(state.x)
-        largest, first = fn.abs(state.value), fn.full(math.inf, state.value)
+        spacing, noise, errors, largest, least, first, never, clean, shown = seen
         # Among noise the errors of differences depend on its last measurement.
-        known, least = run.standing.progress.noise > 0.0, first
-        left, never = rows, fn.full(False, state.value)
-        # How much the values changed before they showed any noise: smaller noise farther away is
-        # that of bends, kinks and jumps.
-        clean, shown = noise, never
-        for attempt in range(_DISTANCES):
-            # Without more than the nearest points, what they show decides.
-            pay = self.visits.affords if attempt == 0 else self.visits.still_pay
-            left = pay(_NOISY, left)
+        known = run.standing.progress.noise > 0.0
+        left = (self.visits.affords if nearest else self.visits.still_pay)(_NOISY, left)
+        if not space.any(left):
+            return left, seen
+        near = self.points(spacing, _NOISY)
+        if solver.projects:
+            near = [solver.project(space, x) for x in near]
+        if differs and nearest:
+            values = [self.visits.value_at(x, left) for x in near[:_FIRST]]
+            smooth = left & fn.logical_not(known | narrow) & self._is_smooth(near, values)
+            left = left & fn.logical_not(smooth)
             if not space.any(left):
-                break
-            near = self.points(spacing, _NOISY)
-            if solver.projects:
-                near = [solver.project(space, x) for x in near]
-            if differs and attempt == 0:
-                values = [self.visits.value_at(x, left) for x in near[:_FIRST]]
-                smooth = left & fn.logical_not(known | narrow) & self._is_smooth(near, values)
-                left = left & fn.logical_not(smooth)
-                if not space.any(left):
-                    break
-                values = values + [self.visits.value_at(x, left) for x in near[_FIRST:]]
-            elif differs:
-                values = [self.visits.value_at(x, left) for x in near]
-            else:
-                values, gradients = [], []
-                for x in near:
-                    value, gradient = self.visits.visit(x, left, False)
-                    values += space.read(value)
-                    gradients.append(gradient)
-                if attempt == 0:
-                    errors = deviation(Scalars(space.xp), gradients)
-            found = deviation(fn, values)
-            left = left & fn.isfinite(found)
-            noise = fn.where(left, found, noise)
-            for value in values:
-                largest = fn.where(left, fn.maximum(largest, fn.abs(value)), largest)
-            (slope,) = space.read(space.dot(state.gradient, near[1] - near[0]))
-            beyond = beyond_slope(fn, values, slope)
-            rounding = agreement.hidden_by_rounding(fn, space.backend, largest)
-            unclear = float(_NOISY) * beyond > _ENOUGH * noise + rounding
-            multiples = are_multiples(fn, space.backend, values)
-            if differs:
-                # On one step differences are 0, too.
-                unclear = (unclear & fn.logical_not(known)) | multiples
-            # However far apart the points are, noise is the same, unlike what a bend adds.
-            visible = left & (noise > rounding)
-            same = visible & (noise <= CHANGED * least) & (CHANGED * noise >= least)
-            least = fn.where(visible & (noise < least), noise, least)
-            extent = range_of(fn, values)
-            smooth = fn.logical_not(multiples) & (extent > fn.maximum(clean, rounding))
-            shown = shown | visible | (are_equal(fn, space.backend, values) & (extent > rounding))
-            clean = fn.where(left & smooth & fn.logical_not(shown), extent, clean)
-            unclear = unclear | (clean > 0.0)
-            if not differs and attempt > 0:
-                # A bend explains any change over a distance that is long enough.
-                unclear = fn.full(True, noise)
-            unclear = left & unclear & fn.logical_not(same)
-            if narrow is not False:
-                first = fn.where(first < math.inf, first, noise)
-                alike = noise <= CHANGED * first
-                clear = extent > _CLEAR * noise
-                unclear = fn.where(narrow, left & alike & fn.logical_not(clear), unclear)
-                never = fn.where(left & narrow, fn.logical_not(clear & alike), never)
-            else:
-                never = fn.where(left, unclear, never)
-            left = unclear
-            spacing = _FARTHER * spacing
-        lowest = fn.full(0.0, noise)
-        if differs and narrow is False:
-            lowest = fn.where((least < math.inf) & (clean == 0.0), least, lowest)
-        noise = fn.where(never, lowest, noise)
-        noise = fn.where(clean > _CLEAR * noise, 0.0, noise)
+                return left, seen
+            values = values + [self.visits.value_at(x, left) for x in near[_FIRST:]]
+        elif differs:
+            values = [self.visits.value_at(x, left) for x in near]
+        else:
+            values, gradients = run.each(functools.partial(self._visit, left), near)
+            if nearest:
+                errors = deviation(Scalars(space.xp, type(space.backend)), gradients)
+        found = deviation(fn, values)
+        left = left & fn.isfinite(found)
+        noise = fn.where(left, found, noise)
+        for value in values:
+            largest = fn.where(left, fn.maximum(largest, fn.abs(value)), largest)
+        (slope,) = space.read(space.dot(state.gradient, near[1] - near[0]))
+        beyond = beyond_slope(fn, values, slope)
         rounding = agreement.hidden_by_rounding(fn, space.backend, largest)
-        return noise, errors, rounding, rows & (run.standing.progress.status == _RUNNING)
+        unclear = float(_NOISY) * beyond > _ENOUGH * noise + rounding
+        multiples = are_multiples(fn, space.backend, values)
+        if differs:
+            # On one step differences are 0, too.
+            unclear = (unclear & fn.logical_not(known)) | multiples
+        # However far apart the points are, noise is the same, unlike what a bend adds.
+        visible = left & (noise > rounding)
+        same = visible & (noise <= CHANGED * least) & (CHANGED * noise >= least)
+        least = fn.where(visible & (noise < least), noise, least)
+        extent = range_of(fn, values)
+        smooth = fn.logical_not(multiples) & (extent > fn.maximum(clean, rounding))
+        shown = shown | visible | (are_equal(fn, space.backend, values) & (extent > rounding))
+        clean = fn.where(left & smooth & fn.logical_not(shown), extent, clean)
+        unclear = unclear | (clean > 0.0)
+        if not (differs or nearest):
+            # A bend explains any change over a distance that is long enough.
+            unclear = fn.full(True, noise)
+        unclear = left & unclear & fn.logical_not(same)
+        if narrow is not False:
+            first = fn.where(first < math.inf, first, noise)
+            alike = noise <= CHANGED * first
+            clear = extent > _CLEAR * noise
+            unclear = fn.where(narrow, left & alike & fn.logical_not(clear), unclear)
+            never = fn.where(left & narrow, fn.logical_not(clear & alike), never)
+        else:
+            never = fn.where(left, unclear, never)
+        return unclear, _Seen(
+            _FARTHER * spacing, noise, errors, largest, least, first, never, clean, shown
+        )
+
+    def _visit(self, left: Any, x: Array) -> tuple[Any, Array]:
+        value, gradient = self.visits.visit(x, left, False)
+        (value,) = self.visits.run.space.read(value)
+        return value, gradient
 
     def _is_smooth(self, near: list[Array], values: list[Any]) -> Any:
         """Whether values at the first of these points show no noise that matters at all."""

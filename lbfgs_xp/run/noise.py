@@ -80,13 +80,13 @@ def beyond_slope(fn: Scalars, values: list[Any], slope: Any) -> Any:
 
 def range_of(fn: Scalars, values: list[Any]) -> Any:
     """The difference of the highest and the lowest number."""
-    ordered = _sorted(fn, values)
+    ordered = fn.ordered(values)
     return ordered[-1] - ordered[0]
 
 
 def are_equal(fn: Scalars, backend: Backend, values: list[Any]) -> Any:
     """Whether most of these numbers equal another one up to rounding."""
-    ordered = _sorted(fn, values)
+    ordered = fn.ordered(values)
     least = _least(fn, backend, ordered)
     equal = sum(
         fn.where(b - a <= least, 1.0, 0.0 * a) for a, b in zip(ordered, ordered[1:], strict=False)
@@ -99,7 +99,7 @@ def are_multiples(fn: Scalars, backend: Backend, values: list[Any]) -> Any:
     equal the next one, as if they could only be multiples of something."""
     first = [b - a for a, b in zip(values, values[1:], strict=False)]
     second = [fn.abs(b - a) for a, b in zip(first, first[1:], strict=False)]
-    even = median(fn, second) <= _least(fn, backend, _sorted(fn, values))
+    even = median(fn, second) <= _least(fn, backend, fn.ordered(values))
     return are_equal(fn, backend, values) | even
 
 
@@ -117,16 +117,7 @@ def largest(fn: Scalars, values: list[Any]) -> Any:
 
 
 def median(fn: Scalars, values: list[Any]) -> Any:
-    ordered, half = _sorted(fn, values), len(values) // 2
+    ordered, half = fn.ordered(values), len(values) // 2
     if len(values) % 2:
         return ordered[half]
     return 0.5 * (ordered[half - 1] + ordered[half])
-
-
-def _sorted(fn: Scalars, values: list[Any]) -> list[Any]:
-    ordered = list(values)
-    for last in range(len(ordered) - 1, 0, -1):
-        for i in range(last):
-            a, b = ordered[i], ordered[i + 1]
-            ordered[i], ordered[i + 1] = fn.minimum(a, b), fn.maximum(a, b)
-    return ordered

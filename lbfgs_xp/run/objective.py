@@ -41,6 +41,10 @@ class Evaluation:
     has_aux: bool
     layout: Layout
 
+    def value_and_aux(self, args: tuple, x: Array) -> tuple[Any, Any]:
+        """(args, x) -> (value, aux), if fun returns no gradient."""
+        return _value_and_aux(self.fun, self.has_aux, self.layout.for_traced(), args, x)
+
     def __call__(self, args: tuple, x: Array) -> tuple[Any, Array, Any]:
         fun, jac, has_aux = self.fun, self.jac, self.has_aux
         layout = self.layout.for_traced()
@@ -53,7 +57,7 @@ class Evaluation:
         else:
             value, aux = _value_and_aux(fun, has_aux, layout, args, x)
             gradient = jac(layout.to_tree(x), *args)
-        return value, layout.to_vector(gradient, "the gradient"), aux
+        return value, layout.gradient_vector(gradient), aux
 
 
 class Objective:
@@ -65,6 +69,8 @@ class Objective:
         As in `lx.minimize`.
     layout : Layout
         Converts between the user's parameters and the vector.
+    level : int
+        How far up the caller of the public function is, for warnings.
 
     Attributes
     ----------
@@ -74,6 +80,8 @@ class Objective:
         How often `fun` was called; how often the Hessian was formed.
     is_shared : bool
         Whether value and gradient come from many processes.
+    passes_rows : bool
+        Whether the functions take the indices of the rows.
     differs, forward : bool
         Whether the gradient comes from finite differences, and whether from forward ones. Set
         `forward` to False for central ones.
@@ -81,7 +89,7 @@ class Objective:
 
     def __init__(
         self, fun: Callable, args: tuple, jac: Any, has_aux: bool, layout: Layout,
-        pass_rows: bool = False,
+        pass_rows: bool = False, level: int = 6,
     ):
         if not callable(fun):
             raise TypeError(f"fun is a {type(fun).__name__}; wanted a function of x")
@@ -91,12 +99,12 @@ class Objective:
             raise ValueError("pass_rows is True for one problem; wanted it only with batched=True")
         self.layout = self._all = layout
         self._all_args = args
-        self._pass_rows = pass_rows
+        self.passes_rows = pass_rows
         # Lengths that a 1-d array shared by all rows may have.
         self._shared = {length for shape in layout.shapes for length in shape[1:]}
         if layout.batch and not pass_rows:
-            self._warn_of_shared()
-        warn_of_foreign(layout.backend, args, 6)
+            self._warn_of_shared(level)
+        warn_of_foreign(layout.backend, args, level)
         self.backend = layout.backend
         self.fun = fun
         self.args = args
@@ -181,7 +189,7 @@ class Objective:
         self._bounds_here = self._bounds
         if self._bounds is not None and indices is not None:
             self._bounds_here = tuple(take(side, indices) for side in self._bounds)
-        if self._pass_rows:
+        if self.passes_rows:
             numbers = self.backend.index_array(np.arange(count)) if indices is None else indices
             self.args = (numbers, *self._all_args)
         elif indices is None:
@@ -195,12 +203,15 @@ class Objective:
     def pure(self) -> Evaluation | None:
         """The evaluation for the problems in the batch as a pure function, if the user has compiled
         fun (and jac), which declares them pure."""
-        jac = self.jac
-        if self._evaluate == self._both:
-            jac = True
-        functions = [self.fun] + ([jac] if callable(jac) else [])
+        functions = [self.fun] + ([self.jac] if callable(self.jac) else [])
         if self.differs or not all(map(self.backend.is_compiled, functions)):
             return None
+        return self.evaluation()
+
+    def evaluation(self) -> Evaluation:
+        """The evaluation for the problems in the batch, without finite differences, as a function
+        that is pure if the user's functions are."""
+        jac = True if self.returns_both else self.jac
         return Evaluation(self.fun, jac, self.has_aux, self.layout)
 
     def hessian(self, hess: Callable | None) -> Callable[[Array], Array]:
@@ -362,7 +373,7 @@ class Objective:
         self.fun, self.jac, self.nfev = fun, jac, 0
         return references
 
-    def _warn_of_shared(self) -> None:
+    def _warn_of_shared(self, level: int) -> None:
         """Warn about arrays that all rows share but that may hold one number for each row."""
         (count,) = self._all.batch
         for leaf in flatten(self._all_args)[0]:
@@ -374,7 +385,7 @@ class Objective:
                     f"axis of length {count}: all rows share the array. If it holds a number for "
                     "each row, pass array[:, None]. If it is shared, pass array[None] to silence "
                     "this warning",
-                    stacklevel=6,
+                    stacklevel=level,
                 )
 
 

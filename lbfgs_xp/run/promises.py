@@ -88,16 +88,12 @@ class Promises:
         # Variables that a bound holds stay where they are.
         inner = solver.reduced(space, state.x, state.gradient, state.gradient)
         descent = units.descent(space, inner, unit)
-        # Without the first step the steepest variables hide the others.
-        first = True
-        for _ in range(_STEPS):
-            p = run.standing.progress
-            going = (p.status == _RUNNING) & (p.claim != _LINE_SEARCH)
-            going = going & (descent.decrease <= level) & ((p.claim != _GRADIENT) | first)
-            first = False
-            going = self.visits.affords(1, going)
+        p = run.standing.progress
+
+        def step(going: Any, descent: Descent) -> tuple[Any, Descent]:
+            going = self.visits.affords(1, going & (descent.decrease <= level))
             if not space.any(going):
-                break
+                return going, descent
             step = units.short_step(space, descent)
             x = units.at_steps(solver, space, state.x, step)
             # A lower value next to a small gradient does not matter unless it is promised.
@@ -105,6 +101,11 @@ class Promises:
             change = gradient - state.gradient
             change = solver.reduced(space, state.x, state.gradient, change)
             descent = units.followed(space, descent, unit, x - state.x, change, going)
+            return going & (p.claim != _GRADIENT), descent
+
+        # Without the first step the steepest variables hide the others.
+        going = (p.status == _RUNNING) & (p.claim != _LINE_SEARCH)
+        (descent,) = run.repeat(_STEPS, step, going, descent)
         return descent
 
     def _postpone(self, wanted: Any, far: Any, level: Any) -> Any:
@@ -150,11 +151,12 @@ class Promises:
         nothing was promised."""
         run, (solver, state) = self.run, self.visits.smooth()
         space, fn = run.space, run.space.scalars
-        share = 1.0
-        for _ in range(_CLOSER):
+        nothing = fn.full(0.0, state.value)
+
+        def step(wanted: Any, share: Any, _: Any) -> tuple[Any, Any, Any]:
             wanted = self.visits.affords(1, wanted)
             if not space.any(wanted):
-                break
+                return wanted, share, nothing
             x = units.at_steps(solver, space, state.x, share * descent.way)
             there, _ = self.visits.visit(x, wanted)
             lower = wanted & (there < state.value - 0.25 * level)
@@ -164,8 +166,10 @@ class Promises:
             # Closer to x a linear function keeps this share of what a quadratic one promises.
             wanted = wanted & (2.0 * share * descent.decrease > level)
             share = 0.125 * share
-        p = run.standing.progress
-        broken = fn.where(wanted, 2.0 * share * descent.decrease, 0.0)
+            return wanted, share, fn.where(wanted, 2.0 * share * descent.decrease, 0.0)
+
+        _, broken = run.repeat(_CLOSER, step, wanted, 1.0, nothing)
+        wanted, p = broken != 0.0, run.standing.progress
         stands = (p.claim == _GRADIENT) | ((p.claim == _PRECISION) & fn.logical_not(wanted))
         status = fn.where((p.status == _RUNNING) & stands, p.claim, p.status)
         run.note(p._replace(status=status))

@@ -77,7 +77,7 @@ class SecondLook:
         claim = fn.where(p.status < _RUNNING, p.status, _RUNNING)
         run.note(p._replace(claim=claim, status=fn.where(claimed, _RUNNING, p.status)))
         if space.any(claimed):
-            agreement.confirm(self, agreement.lengths_of(space.backend.eps))
+            self._take_looks(agreement.lengths_of(space.backend.eps))
             run.rejoin_rows()
         self._open_claims()
         if run.is_running():
@@ -108,6 +108,9 @@ class SecondLook:
         run.note(p._replace(claim=claim, status=status))
 
     # --- looks along the gradient; see `agreement.confirm` -------------------------------------
+
+    def _take_looks(self, lengths: list[float]) -> None:
+        agreement.confirm(self, lengths)
 
     def pending(self) -> bool:
         run = self.run
@@ -142,4 +145,5 @@ class SecondLook:
         run.move_to(Standing(state, p, best), aux, better)
 
     def refute(self) -> None:
-        self.run.end(Status.LINE_SEARCH)
+        # Not `Run.end`, which also ends the other provisional ends of a batch.
+        self.visits.fail(self.run.standing.progress.status == _RUNNING)

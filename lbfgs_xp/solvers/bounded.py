@@ -262,7 +262,7 @@ def differ(space: Space, free: Array, other: Array) -> Any:
     changed = space.xp.any(free != other, axis=-1)
     if not space.batched:
         return bool(space.backend.to_host(changed))
-    return space.backend.to_host(changed) if space.small_on_host else changed
+    return space.fetch_mask(changed)
 
 
 def reduced(space: Space, free: Any, vector: Array) -> Array:

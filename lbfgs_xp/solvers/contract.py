@@ -68,6 +68,9 @@ class Solver(ABC):
         Hessian (..., n, n). Such a solver is not compiled.
     compiles : bool
         Whether JAX can compile `init` and `step` for a batch.
+    in_programs : bool
+        Whether `init` and `step` can be parts of a larger program of JAX, where one problem is a
+        batch of one, to which a function of one vector does not apply.
     searches : bool
         Whether it looks for lower points. If not, ending above the best point is not a failure;
         only a value or gradient that is not finite is one.
@@ -95,6 +98,10 @@ class Solver(ABC):
     takes_noise = False
     patience: int | None = None
     resumes = False
+
+    @property
+    def in_programs(self) -> bool:
+        return self.compiles
 
     @abstractmethod
     def init(

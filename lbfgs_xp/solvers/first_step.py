@@ -28,7 +28,7 @@ def first_step(
     beginning : whether this is the start of a run. Later the direction keeps the length 1, because
         f may fall without bound, which only a long alpha shows.
     """
-    fn = space.scalars
+    fn, limited = space.scalars, True
     if not initial.scales_first:
         direction = initial.descent(space, gradient, weights)
         return direction, space.read_one(space.dot(gradient, direction)), fn.full(1.0, value)
@@ -37,11 +37,14 @@ def first_step(
         direction = space.scale(fn.fused(_downhill, norm), gradient)
     else:
         # The weights are the sizes of the variables, none of which is to change by more than that.
-        scaled = gradient * weights
+        scaled, limited = gradient * weights, False
+        if space.batched:
+            # Some of its problems have no units yet, which is the same as units of 1.
+            limited = space.fetch_mask(space.xp.all(weights == 1.0, axis=-1))
         norm = space.read_one(space.max_abs(scaled))
         direction = space.scale(fn.fused(_downhill, norm), scaled) * weights
     slope, size = space.read(space.dot(gradient, direction), space.max_abs(x))
-    alpha, long = fn.fused(_length, weights is None, value, slope, size, beginning)
+    alpha, long = fn.fused(_length, limited, value, slope, size, beginning)
     if not space.none(long):
         unit, slope, alpha = fn.fused(_stretched, long, slope, alpha)
         direction = space.scale(unit, direction)
@@ -54,14 +57,17 @@ def _downhill(fn: Scalars, norm: Any) -> Any:
 
 
 def _length(
-    fn: Scalars, limited: bool, value: Any, slope: Any, size: Any, beginning: Any
+    fn: Scalars, limited: Any, value: Any, slope: Any, size: Any, beginning: Any
 ) -> tuple[Any, Any]:
     """The first alpha, and whether the direction takes over its length.
 
     limited : whether alpha may be as large as the largest |x|, if that is above 1.
     """
     one = fn.full(1.0, value)
-    limit = fn.maximum(one, size) if limited else one
+    limit = one
+    if limited is not False:
+        limit = fn.maximum(one, size)
+        limit = limit if limited is True else fn.where(limited, limit, one)
     fall = fn.divide(2.0 * fn.abs(value), fn.abs(slope))
     known = (fall > 0.0) & (fall < math.inf)
     alpha = fn.where(known, fn.where(size > 0.0, fn.minimum(fall, limit), fall), limit)

@@ -26,6 +26,9 @@ class Operator(ABC):
     unravel : function from a vector (..., n) to the structure of x.
     """
 
+    parts: tuple[str, ...]
+    """The attributes that hold arrays, for `Backend.keep_parts`."""
+
     def __init__(self, space: Space, shape: tuple[int, ...]):
         self._space = space
         self.shape = shape
@@ -52,6 +55,11 @@ class Operator(ABC):
 
     def _diagonal(self) -> Array:
         return self._space.xp.linalg.diagonal(self._dense())
+
+    def as_function(self) -> tuple[Callable, Any]:
+        """A global function (space, arrays, v) -> H v, and the arrays: the operator in a form that
+        can be compiled. If it has none, that of the identity."""
+        return _identity, ()
 
     def named(self, unravel: Callable) -> Operator:
         """This operator, with `unravel` for the user's variables."""
@@ -89,11 +97,21 @@ class Operator(ABC):
         return self @ other
 
 
+def _identity(space: Space, arrays: Any, vector: Array) -> Array:
+    return vector
+
+
+def _dense_product(space: Space, matrix: Array, vector: Array) -> Array:
+    return space.products(matrix, vector)
+
+
 class DenseInverseHessian(Operator):
     """The inverse Hessian that BFGS has built up from the curvature along all its steps.
 
     Before any step it is the initial one.
     """
+
+    parts = ("_matrix",)
 
     def __init__(self, space: Space, matrix: Array):
         super().__init__(space, tuple(matrix.shape))
@@ -105,12 +123,17 @@ class DenseInverseHessian(Operator):
     def _apply(self, vector: Array) -> Array:
         return self._space.products(self._matrix, vector)
 
+    def as_function(self) -> tuple[Callable, Any]:
+        return _dense_product, self._matrix
+
 
 class ScaledInverseHessian(Operator):
     """S H S for the inverse Hessian H of the variables x / s, with S = diag(s): that of x.
 
     scale : s, (n,) or (B, n).
     """
+
+    parts = ("_inner", "_scale")
 
     def __init__(self, space: Space, inner: Operator, scale: Array):
         super().__init__(space, inner.shape)

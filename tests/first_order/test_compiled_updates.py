@@ -9,6 +9,7 @@ import pytest
 
 import lbfgs_xp as lx
 from lbfgs_xp import schedules
+from lbfgs_xp.first_order import update
 
 jax = pytest.importorskip("jax")
 jnp = jax.numpy
@@ -65,13 +66,36 @@ def test_a_rate_that_depends_on_values() -> None:
     assert float(state.plateaus[0].learning_rate) == other.plateaus[0].learning_rate < 0.1
 
 
+def test_a_whole_training_is_one_function_beyond_the_steps_that_are_constants(
+    monkeypatch: Any,
+) -> None:
+    monkeypatch.setattr(update, "_TABULATED", 3)
+    # Not a number above 0 at step 7, which no run reaches.
+    opt = lx.AdamW(lambda step: 0.1 / (7 - step))
+
+    def train(w: Any) -> Any:
+        def step(carry: Any, _: Any) -> Any:
+            w, state = carry
+            return opt.update(w, gradient(w), state), None
+
+        return jax.lax.scan(step, (w, opt.init(w)), None, length=6)[0]
+
+    v, state = start(), opt.init(start())
+    w, last = jax.jit(train)(start())
+    for _ in range(6):
+        v, state = opt.update(v, gradient(v), state)
+    np.testing.assert_array_equal(w["a"], v["a"])
+    assert int(last.step) == 6
+    # What a compiled function returned is a state like any other.
+    again = [opt.update(w, gradient(w), each._replace(step=5))[0] for each in (last, state)]
+    np.testing.assert_array_equal(again[0]["b"], again[1]["b"])
+
+
 def test_what_cannot_be_compiled() -> None:
     opt = lx.Adam(on_nonfinite="skip")
     state = opt.init(start())
     with pytest.raises(TypeError, match='on_nonfinite is .skip.; wanted "ignore" in a compiled'):
         jax.jit(opt.update)(start(), gradient(start()), state)
-    with pytest.raises(TypeError, match="params.* is traced"):
-        jax.jit(opt.init)(start())
     with pytest.raises(ValueError, match=r"grads\.a is .*; wanted"):
         jax.jit(lx.Adam().update)(
             start(), {**gradient(start()), "a": jnp.ones(2)}, lx.Adam().init(start())

@@ -532,12 +532,12 @@ def test_labels_that_fit_nothing() -> None:
 def test_traced_arrays() -> None:
     jax = pytest.importorskip("jax")
     opt = lx.Adam()
-    with pytest.raises(TypeError, match="params is traced"):
-        jax.jit(opt.init)(jax.numpy.zeros(2))
     x = jax.numpy.zeros(2)
-    state = opt.init(x)
-    moved = jax.jit(lambda g: opt.update(x, g, state)[0])(x + 1.0)
-    np.testing.assert_allclose(moved, opt.update(x, x + 1.0, state)[0])
+    for state in (opt.init(x), jax.jit(opt.init)(x)):
+        moved = jax.jit(lambda g, state=state: opt.update(x, g, state)[0])(x + 1.0)
+        np.testing.assert_allclose(moved, opt.update(x, x + 1.0, state)[0])
+    with pytest.raises(TypeError, match="x is traced .*only lx.minimize and the optimizers run"):
+        jax.jit(lambda x: lx.check_gradient(lambda x: x @ x, x))(x)
 
 
 # --- parameters as torch and JAX users have them -----------------------------------------------

@@ -65,9 +65,11 @@ ARRAY_LIBRARIES = {"cupy", "dask", "jax", "torch", "array_api_strict"}
 # A module for one library -> the library; it is imported only once the user has arrays of it.
 KNOWS = {
     "arrays.torch": {"torch"},
+    "arrays.torch_implicit": {"torch"},
     "arrays.torch_cuda": {"torch"},
     "arrays.torch_kernels": {"torch"},
     "arrays.jax": {"jax"},
+    "arrays.jax_implicit": {"jax"},
     "arrays.cupy": {"cupy"},
     "arrays.strict": {"array_api_strict"},
     "distributed.mpi": {"mpi4py"},

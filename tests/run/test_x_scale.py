@@ -179,3 +179,14 @@ def test_an_unknown_name() -> None:
         lx.minimize(
             lambda p: 0.0, {"a": np.ones(2), "b": np.ones(1)}, jac="3-point", x_scale={"c": 1.0}
         )
+
+
+def test_a_compiled_gradient() -> None:
+    jax = pytest.importorskip("jax")
+    bowl = jax.jit(lambda x: ((x / UNITS - 3.0) ** 2).sum())
+    slope = jax.jit(lambda x: 2.0 * (x / UNITS - 3.0) / UNITS)
+    one, two = (
+        lx.minimize(fun, jax.numpy.asarray(UNITS), jac=jac, x_scale=UNITS)
+        for fun, jac in ((bowl, slope), (lambda x: bowl(x), lambda x: slope(x)))
+    )
+    assert one.status is two.status is lx.Status.GRADIENT and one.nit == two.nit

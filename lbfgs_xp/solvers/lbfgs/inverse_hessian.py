@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.solvers.bounded import reduced
 from lbfgs_xp.solvers.inverse_hessian import Operator
@@ -30,6 +31,8 @@ class InverseHessian(Operator):
     >>> bool(np.allclose(res.hess_inv.todense(), np.diag(1 / a), atol=1e-3))
     True
     """
+
+    parts = ("_pairs", "_weights", "_free")
 
     def __init__(
         self, space: Space, pairs: Pairs, weights: Any, function: Callable | None, free: Any = None
@@ -74,6 +77,12 @@ class InverseHessian(Operator):
             return matrix
         return self._weights[..., :, None] * matrix * self._weights[..., None, :]
 
+    def as_function(self) -> tuple[Callable, Any]:
+        if self._function is not None:
+            return super().as_function()
+        pairs = self._pairs._replace(gamma=now(self._pairs.gamma))
+        return _product, (pairs, self._weights)
+
     def _of_free(self, array: Array, at: Any = ...) -> Array:
         """The array, 0 for the variables that a bound holds."""
         return reduced(self._space, None if self._free is None else self._free[at], array)
@@ -109,3 +118,13 @@ class InverseHessian(Operator):
             unit = unit + space.small.astype(places == j, unit.dtype)
             columns.append(-curvature.coefficients(space, self._pairs, unit))
         return self._pairs.rows, space.send(space.small.stack(columns, axis=-1))
+
+
+def _product(space: Space, arrays: tuple[Pairs, Any], vector: Array) -> Array:
+    """H v for all variables."""
+    pairs, weights = arrays
+    if weights is not None:
+        vector = vector * weights
+    c = curvature.coefficients(space, pairs, space.small_products(pairs.rows, vector))
+    product = -space.descend(c, pairs.rows, pairs.gamma, vector)
+    return product if weights is None else product * weights

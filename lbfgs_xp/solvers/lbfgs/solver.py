@@ -97,6 +97,10 @@ class LBFGS(Method, TakesBounds):
         rate = self.learning_rate
         return None if rate == _ALWAYS_1 else Pace(0, rate.init())
 
+    @property
+    def in_programs(self) -> bool:
+        return self.initial.function is None and isinstance(self.learning_rate, Constant)
+
     def init(
         self, space: Space, x: Array, value: Any, gradient: Array, learned: Pairs | None = None,
         unit: Array | None = None, noise: Any = 0.0,
@@ -137,8 +141,8 @@ class LBFGS(Method, TakesBounds):
         return one.step(self, space, state, value, gradient)
 
     def as_row(self, space: Space, state: LBFGSState) -> LBFGSState | None:
-        if self.initial.function is not None or state.pace is not None or self.projects:
-            # A function of one vector; a schedule, which a batch does not follow; bounds or l1.
+        if self.projects or state.pace is not None or not self.in_programs:
+            # Bounds or l1; a schedule, which a batch does not follow; a function of one vector.
             return None
         return one.as_row(self, space, state)
 

@@ -1,0 +1,335 @@
+"""A run inside a function that is being compiled: all of it is one program, without the host.
+
+It is `Run` with loops of the program in place of those of Python. One problem is a batch of one,
+because a batch is written without branches: where the loop in Python asks whether a mask holds
+anywhere, a program computes all that may follow, and the rows outside the mask stay as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+from lbfgs_xp import checks
+from lbfgs_xp.arrays.backend import Array, is_array, is_tracing
+from lbfgs_xp.arrays.scalars import map_tuple
+from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.arrays.tree import Layout, flatten, unflatten
+from lbfgs_xp.result import BatchResult, Best, Result, Status
+from lbfgs_xp.run import stopping
+from lbfgs_xp.run.aux_output import AuxOutput
+from lbfgs_xp.run.iteration import Standing, after_evaluation, solver_state_at, succeeded
+from lbfgs_xp.run.loop import Run
+from lbfgs_xp.run.objective import Objective
+from lbfgs_xp.run.plan import Stage, plan_of
+from lbfgs_xp.run.second_look import SecondLook
+from lbfgs_xp.solvers.inverse_hessian import ScaledInverseHessian
+from lbfgs_xp.solvers.method import Limits
+
+_RUNNING = int(Status.RUNNING)
+# A program cannot choose between strings.
+_MESSAGE = "lx.Status(int(status)) says why the run ended"
+# The attributes of a result that hold arrays.
+_PARTS = (
+    "x", "fun", "jac", "gradient_norm", "nit", "nfev", "success", "status", "aux", "hess_inv",
+    "active",
+)
+
+
+def refuse(**settings: Any) -> None:
+    """Refuse what takes the host, if it was passed."""
+    for name, value in settings.items():
+        if not (value is None or value is False or value == ()):
+            raise ValueError(
+                f"{name} is {checks.shown(value)} inside a function that JAX compiles; wanted it "
+                "unset there, where the run is part of a program that does not return to Python"
+            )
+
+
+def solve(
+    fun: Callable, x0: Any, args: Any, *, method: Any, limits: Limits, jac: Any, hess: Any,
+    has_aux: bool, bounds: Any, x_scale: Any, batched: bool, pass_rows: bool,
+) -> TracedRun:
+    """The run of `lx.minimize` inside a function that is being compiled, at its end."""
+    layout = Layout(x0, batched, traced=True)
+    backend = layout.backend
+    if not backend.compiles:
+        raise TypeError(
+            f"x0 is an array of {backend.name} inside a function that JAX compiles; wanted one of "
+            "JAX, such as jax.numpy.asarray(x0)"
+        )
+    refuse_traced(bounds=bounds, x_scale=x_scale)
+    with backend.at_once():
+        layout = layout.in_units(x_scale)
+        plan = plan_of(method, limits, bounds, None, hess, layout)
+    if len(plan.stages) > 1:
+        raise ValueError(
+            f"method lists {len(plan.stages)} phases inside a function that JAX compiles; wanted "
+            "one method there"
+        )
+    (stage,) = plan.stages
+    if stage.maxtime < math.inf:
+        refuse(maxtime=stage.maxtime)
+    if not stage.solver.in_programs:
+        raise ValueError(
+            f"{stage.name} has settings that need the host; wanted, inside a function that JAX "
+            "compiles, no function of one vector, no learning rate that depends on values, "
+            "on_nonfinite='ignore' and, for L-BFGS, a constant learning rate"
+        )
+    objective = Objective(fun, args, jac, has_aux, layout, pass_rows)
+    if objective.differs:
+        raise ValueError(
+            f"jac is {jac!r} inside a function that JAX compiles; wanted None, True or a function"
+        )
+    run = TracedRun(plan, Space(backend, batched=True), objective, hess)
+    run.begin(layout.start(), None)
+    run.to_the_end()
+    return run
+
+
+def refuse_traced(**settings: Any) -> None:
+    for name, value in settings.items():
+        if is_tracing(value):
+            raise TypeError(f"{name} is traced; wanted numbers that are known before compiling")
+
+
+class TracedRun(Run):
+    """`Run`, as a part of a program."""
+
+    def _prepared(self, stage: Stage, hess: Any) -> tuple[Callable, Callable]:
+        solver, space = stage.solver, self.space
+        more: dict[str, Any] = {}
+        if solver.needs_hessian:
+            more["hessian"] = functools.partial(self._hessian_at, self.objective.hessian(hess))
+
+        def after(solver: Any) -> Callable:
+            return functools.partial(
+                after_evaluation, solver, space, stage.criteria.xtol > 0.0, **more
+            )
+
+        return functools.partial(solver_state_at, solver, space, **more), after
+
+    # --- one problem, as a batch of one --------------------------------------------------------
+
+    def _hessian_at(self, hessian: Callable, x: Array) -> Array:
+        return hessian(x) if self.layout.batch else hessian(x[0, ...])[None, ...]
+
+    def evaluate(self, x: Array) -> tuple[Any, Array, Any, int]:
+        evaluation = self.objective.evaluation()
+        if self.layout.batch:
+            return *evaluation(self.objective.args, x), 1
+        value, gradient, aux = evaluation(self.objective.args, x[0, ...])
+        aux = _each(lambda leaf: leaf[None, ...] if is_array(leaf) else leaf, aux)
+        return self.space.xp.reshape(value, (1,)), gradient[None, ...], aux, 1
+
+    def _of_user(self, tree: Any) -> Any:
+        """(Nested) named tuples without the axis of the batch of one."""
+        return tree if self.layout.batch else map_tuple(_first, tree)
+
+    # --- beginning, advancing and looking ------------------------------------------------------
+
+    def begin(self, x: Array, state: Any) -> None:
+        space, solver = self.space, self.solver
+        if not self.layout.batch:
+            x = x[None, ...]
+        if solver.projects:
+            x = solver.project(space, x)
+        value, gradient, aux, count = self.evaluate(x)
+        inner = self.state_at(x, value, gradient, None)
+        if solver.rescales:
+            # It may restart in other units, and a loop keeps the form of its state.
+            inner = solver.in_units(space, inner)
+        self.aux = AuxOutput.of(aux, space, x.shape[0])
+        progress = stopping.start(
+            space.scalars, self.criteria, inner.value, inner.gradient_norm, space.max_abs(x), count
+        )
+        norm = inner.gradient_norm
+        self.standing = Standing(
+            inner, progress, Best(x, inner.value, gradient, norm, inner.value)
+        )
+        self.second_look = _TracedLook(self)
+
+    def is_running(self) -> bool:
+        """True: which problems run is known only when the program runs."""
+        return True
+
+    def to_the_end(self) -> None:
+        """Advance and look until all problems have stopped."""
+        look: Any = self.second_look
+
+        def goes_on(_: Any) -> Any:
+            return self._any(self.standing.progress.status <= _RUNNING)
+
+        def advance_and_look(carry: Any) -> Any:
+            self.loop(
+                lambda _: self._any(self.standing.progress.status == _RUNNING),
+                lambda carry: (self.advance(), carry)[1], carry,
+            )
+            if not self.solver.searches:
+                return carry
+            self.loop(
+                lambda due: due & self._any(look.is_due()),
+                lambda due: (look.resumes(), due & False)[1], self.space.xp.asarray(True),
+            )
+            return carry
+
+        self.loop(goes_on, advance_and_look, ())
+
+    def loop(self, goes_on: Callable, step: Callable, carry: Any) -> Any:
+        """`carry` after `carry = step(carry)` as long as `goes_on(carry)`, in a loop of the program
+        that also carries whatever the run changes."""
+
+        def inside(both: tuple) -> tuple:
+            self._held, carry = both
+            carry = step(carry)
+            return self._held, carry
+
+        def asked(both: tuple) -> Any:
+            self._held, carry = both
+            return goes_on(carry)
+
+        start = self._held, carry
+        self._held, carry = self.space.backend.while_loop(asked, inside, start)
+        return carry
+
+    def repeat(self, times: int, step: Callable, going: Any, *carry: Any) -> tuple:
+        full, zero = self.space.backend.full, self.space.xp.asarray(0)
+        carry = tuple(full((), each) if isinstance(each, float) else each for each in carry)
+
+        def goes_on(both: tuple) -> Any:
+            k, going, _ = both
+            return (k < times) & self._any(going)
+
+        def once(both: tuple) -> tuple:
+            k, going, carry = both
+            going, *carry = step(going, *carry)
+            return k + 1, going, tuple(carry)
+
+        return self.loop(goes_on, once, (zero, going, carry))[2]
+
+    def each(self, function: Callable, points: list[Array]) -> tuple[list[Any], list[Array]]:
+        xp, count = self.space.xp, len(points)
+        places, stacked = xp.arange(count), xp.stack(points)
+
+        def put(k: Any, new: Array, rows: Array) -> Array:
+            here = xp.reshape(places == k, (count,) + (1,) * new.ndim)
+            return xp.where(here, new, rows)
+
+        def step(carry: tuple) -> tuple:
+            k, numbers, vectors = carry
+            number, vector = function(stacked[k, ...])
+            return k + 1, put(k, number, numbers), put(k, vector, vectors)
+
+        start = xp.asarray(0), xp.zeros_like(stacked[..., 0]), xp.zeros_like(stacked)
+        _, numbers, vectors = self.loop(lambda carry: carry[0] < count, step, start)
+        return [numbers[k, ...] for k in range(count)], [vectors[k, ...] for k in range(count)]
+
+    def afresh(self, x: Array, value: Any, gradient: Array, **unit: Array) -> Any:
+        fresh = super().afresh(x, value, gradient, **unit)
+        return self.solver.in_units(self.space, fresh) if self.solver.rescales else fresh
+
+    @property
+    def _held(self) -> tuple:
+        restarts = self.second_look.restarts
+        return self.standing, self.aux.value, restarts.departures, restarts.departed
+
+    @_held.setter
+    def _held(self, held: tuple) -> None:
+        restarts = self.second_look.restarts
+        self.standing, value, restarts.departures, restarts.departed = held
+        self.aux = self.aux._replace(value=value)
+
+    def _any(self, mask: Any) -> Any:
+        return self.space.xp.any(mask)
+
+    # --- ending --------------------------------------------------------------------------------
+
+    def result(self) -> Result:
+        layout, space = self.layout, self.space
+        batched = bool(layout.batch)
+        code, optimality = self._code(), self.solver.optimality
+        (_, p, best), aux = self.standing, self.aux.value
+        norm = optimality(space, best.x, best.gradient)
+        if not batched:
+            best, p, code, norm = (self._of_user(each) for each in (best, p, code, norm))
+            aux = _each(_first, aux)
+        kind: Any = BatchResult if batched else Result
+        space.backend.keep_parts(kind, _PARTS, ("_curvature",))
+        return kind(
+            x=layout.to_tree(best.x),
+            fun=best.value,
+            jac=layout.gradient_tree(best.gradient),
+            gradient_norm=norm,
+            nit=p.nit,
+            nfev=p.nfev,
+            success=succeeded(code),
+            status=code,
+            message=_MESSAGE,
+            aux=aux,
+            hess_inv=self._inverse_hessian(),
+            active=self._active(best),
+        )
+
+    def at_end(self) -> tuple[Space, Any, Best]:
+        space, state, best = super().at_end()
+        if not self.layout.batch:
+            space, state, best = Space(space.backend), self._of_user(state), self._of_user(best)
+        return space, state, best
+
+    def _inverse_hessian(self) -> Any:
+        (space, state, _), layout = self.at_end(), self.layout.without_values()
+        found = self.solver.inverse_hessian(space, state)
+        if found is None:
+            return None
+        if layout.scale is not None:
+            found = ScaledInverseHessian(space, found, layout.scale)
+        for kind in (type(found), ScaledInverseHessian):
+            space.backend.keep_parts(kind, kind.parts, ())
+        return found.named(layout.numbers_tree)
+
+
+class _TracedLook(SecondLook):
+    """`SecondLook` with loops of the program."""
+
+    run: TracedRun
+
+    def resumes(self) -> bool:
+        self._confirm()
+        return self.restarts.set_out_again()
+
+    def is_due(self) -> Any:
+        """Whether an end is provisional, or a run may have settled above its best point."""
+        state, p, best = self.run.standing
+        return (p.status < _RUNNING) | (succeeded(p.status) & (state.value > best.value))
+
+    def _take_looks(self, lengths: list[float]) -> None:
+        run, xp = self.run, self.run.space.xp
+        first, *shorter = lengths
+        self.pending()
+        self.look(first, first=True)
+        rest = run.space.backend.full((len(shorter),), 0.0) + xp.asarray(
+            shorter, dtype=run.space.backend.dtype
+        )
+
+        def goes_on(k: Any) -> Any:
+            claimed = run.standing.progress.status == _RUNNING
+            return (k < len(shorter)) & run._any(claimed)
+
+        def step(k: Any) -> Any:
+            self.pending()
+            self.look(rest[k], first=False)
+            return k + 1
+
+        run.loop(goes_on, step, xp.asarray(0))
+        self.refute()
+
+
+def _first(leaf: Any) -> Any:
+    return leaf[0, ...] if is_array(leaf) and leaf.ndim > 0 else leaf
+
+
+def _each(function: Callable, aux: Any) -> Any:
+    leaves, structure = flatten(aux)
+    return unflatten(structure, [leaf if leaf is None else function(leaf) for leaf in leaves])

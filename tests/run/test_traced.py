@@ -1,0 +1,141 @@
+"""`lx.minimize` inside functions that JAX compiles ends as it does outside.
+
+The programs are few, because each takes seconds to compile: one function with many cases, for all
+of them at once.
+"""
+
+import numpy as np
+import pytest
+
+import lbfgs_xp as lx
+from lbfgs_xp import Status
+
+jax = pytest.importorskip("jax")
+jnp = jax.numpy
+
+START = np.asarray([-1.2, 1.0, 0.3, 0.4])
+METHOD, MAXITER = lx.LBFGS(memory_size=3), 1000
+# steepness, error of the gradient, kink, constant: see `fun`.
+CASES = {
+    "valley": (100.0, 0.0, 0.0, 0.0),
+    "steep": (1e6, 0.0, 0.0, -3.0),
+    "a wrong gradient": (100.0, 0.5, 0.0, 0.0),
+    "a kink": (100.0, 0.0, 1.0, 0.0),
+    "large": (100.0, 0.0, 0.0, 1e6),
+}
+
+
+def fun(x, steepness, wrong, kink, constant):
+    def value(x):
+        valley = steepness * (x[1::2] - x[::2] ** 2) ** 2 + (1.0 - x[::2]) ** 2
+        return constant + jnp.sum(valley) + kink * jnp.sum(jnp.abs(x - 0.3))
+
+    f, g = jax.value_and_grad(value)(x)
+    return f, g * (1.0 + wrong * jnp.asarray([1.0, -1.0, 0.0, 0.0]))
+
+
+def solve(x, case):
+    return lx.minimize(fun, x, tuple(case), jac=True, method=METHOD, maxiter=MAXITER)
+
+
+@pytest.fixture(scope="module")
+def inside():
+    """The results of all cases, from one program."""
+    cases = jnp.asarray(list(CASES.values()))
+    return jax.jit(jax.vmap(solve, in_axes=(None, 0)))(jnp.asarray(START), cases)
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    return jax.jit(fun)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_same_as_outside(name, inside, compiled):
+    i, x0 = list(CASES).index(name), jnp.asarray(START)
+    res = lx.minimize(compiled, x0, CASES[name], jac=True, method=METHOD, maxiter=MAXITER)
+    assert inside.success.dtype == bool and bool(inside.success[i]) == res.success
+    if name.startswith("a "):
+        # Where a run ends that has no end depends on rounding.
+        assert not res.success
+        return
+    assert Status(int(inside.status[i])) == res.status
+    assert int(inside.nit[i]) == res.nit and int(inside.nfev[i]) == res.nfev
+    np.testing.assert_allclose(inside.x[i], res.x, atol=1e-7)
+    np.testing.assert_allclose(inside.fun[i], res.fun, rtol=1e-12, atol=1e-12)
+
+
+def test_results_are_nested_arrays(inside):
+    assert isinstance(inside, lx.Result) and inside.state is None
+    assert inside.gradient_norm.shape == (len(CASES),) and inside.nit.dtype == jnp.int32
+    first = jax.tree.map(lambda leaf: leaf[0], inside)
+    dense = first.hess_inv.todense()
+    np.testing.assert_allclose(first.hess_inv @ jnp.asarray(START), dense @ START, rtol=1e-6)
+    assert dense.shape == (4, 4) and np.all(np.linalg.eigvalsh(dense) > 0.0)
+    with pytest.raises(ValueError, match="do not keep fun"):
+        first.hessian()
+
+
+def test_scan_and_names_and_bounds():
+    """Each problem starts where the last one ended."""
+    target = jnp.asarray([[1.0, 2.0], [3.0, -1.0], [0.5, 0.0]])
+
+    def residual(x, target):
+        return jnp.sum((x["a"] - target) ** 2) + x["b"] ** 4, {"from 0": jnp.sum(x["a"] ** 2)}
+
+    def step(x, target):
+        res = lx.minimize(
+            residual, x, (target,), has_aux=True, bounds=({"a": 0.0}, {"a": 2.5}),
+            method=lx.BFGS(), gtol=1e-9, maxiter=100,
+        )
+        return res.x, (res.x["a"], res.status, res.active["a"], res.aux["from 0"])
+
+    start = {"a": jnp.asarray([0.3, 5.0]), "b": jnp.asarray(0.0)}
+    _, (found, status, active, aux) = jax.jit(lambda x: jax.lax.scan(step, x, target))(start)
+    np.testing.assert_allclose(found, np.clip(target, 0.0, 2.5), atol=1e-8)
+    assert np.all(status == Status.GRADIENT)
+    np.testing.assert_array_equal(active, [[0, 0], [1, -1], [0, -1]])
+    np.testing.assert_allclose(aux, np.sum(np.asarray(found) ** 2, axis=1))
+
+
+def test_first_order_rules_and_budgets():
+    opt = lx.AdamW(lx.schedules.Cosine(0.1, steps=40))
+
+    def value(x):
+        return jnp.sum((x - 1.0) ** 2)
+
+    inside = jax.jit(lambda x: lx.minimize(value, x, method=opt, maxiter=30))(jnp.asarray(START))
+    res = lx.minimize(jax.jit(value), jnp.asarray(START), method=opt, maxiter=30)
+    assert int(inside.status) == res.status == Status.ITERATIONS
+    assert int(inside.nit) == res.nit == 30 and int(inside.nfev) == res.nfev
+    np.testing.assert_allclose(inside.x, res.x, rtol=1e-12)
+    assert inside.hess_inv is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"callback": print}, "callback is .* inside a function that JAX .*; wanted it unset"),
+        ({"maxtime": 1.0}, "maxtime is 1.0 inside a function that JAX compiles"),
+        ({"method": lx.LBFGS().until(maxtime=2.0)}, "maxtime is 2.0 inside a function that JAX"),
+        ({"on_error": ValueError}, "on_error is .* inside a function that JAX compiles"),
+        ({"progress": True}, "progress is True inside a function that JAX compiles"),
+        ({"reproducible": True}, "reproducible is True inside a function that JAX compiles"),
+        ({"jac": "2-point"}, "jac is '2-point' inside .*; wanted None, True or a function"),
+        ({"method": [lx.Adam(), lx.LBFGS()]}, "method lists 2 phases inside .*; wanted one method"),
+        ({"method": lx.LBFGS(learning_rate=lambda k: 1.0)}, "LBFGS has settings that need the"),
+        ({"method": lx.Adam(on_nonfinite="skip")}, "Adam has settings that need the host"),
+    ],
+)
+def test_what_needs_the_host(settings, message):
+    with pytest.raises(ValueError, match=message):
+        jax.jit(lambda x: lx.minimize(jnp.sum, x, **settings))(jnp.asarray(START))
+
+
+def test_what_must_be_known_before():
+    with pytest.raises(TypeError, match="x0 is an array of numpy inside a function that JAX"):
+        jax.jit(lambda s: lx.minimize(lambda x, s: s * jnp.sum(x * x), START, (s,)))(1.0)
+    with pytest.raises(TypeError, match="bounds is traced; wanted numbers that are known before"):
+        jax.jit(lambda s: lx.minimize(jnp.sum, jnp.asarray(START), bounds=(s, None)))(1.0)
+    with pytest.raises(TypeError, match="closes over traced arrays; wanted them as args"):
+        jax.vmap(lambda s: lx.minimize(lambda x: s * x @ x, jnp.asarray(START)))(jnp.ones(2))
