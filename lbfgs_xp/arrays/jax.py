@@ -101,7 +101,7 @@ class JaxBackend(Backend):
             found = function(*jax.tree.map(lambda array: array.item(), given))
             return jax.tree.map(lambda number, s: np.asarray(number, s.dtype), found, shapes)
 
-        return jax.pure_callback(on_host, shapes, *numbers)
+        return jax.pure_callback(on_host, shapes, *numbers, vmap_method="sequential")
 
     @staticmethod
     def from_table(function: Callable, count: int, like: Any, index: Any) -> Any:
@@ -117,15 +117,15 @@ class JaxBackend(Backend):
             return JaxBackend.call_on_host(function, like, index)
         table = np.asarray(rows, dtype=jax.dtypes.result_type(float))
 
-        def known() -> list[Array]:
-            row = jax.lax.dynamic_index_in_dim(jax.numpy.asarray(table), index, keepdims=False)
-            return [row[i] for i in range(len(numbers))]
+        def computed(_: Any) -> tuple[Array, Array]:
+            found = jax.tree.leaves(JaxBackend.call_on_host(function, like, index))
+            return jax.numpy.asarray(False), jax.numpy.stack(found).astype(table.dtype)
 
-        def computed() -> list[Array]:
-            return jax.tree.leaves(JaxBackend.call_on_host(function, like, index))
-
-        found = jax.lax.cond(index < len(rows), known, computed)
-        return jax.tree.unflatten(structure, found)
+        known = jax.lax.dynamic_index_in_dim(jax.numpy.asarray(table), index, keepdims=False)
+        # A loop, because `vmap` turns a branch into the computation of both sides.
+        beyond = jax.numpy.asarray(index >= len(rows))
+        _, found = jax.lax.while_loop(lambda carry: carry[0], computed, (beyond, known))
+        return jax.tree.unflatten(structure, [found[i] for i in range(len(numbers))])
 
     # --- devices -------------------------------------------------------------------------------
 

@@ -617,7 +617,8 @@ def _check_leaves(
         # Devices are compared, because those of CuPy have no hash.
         first = getattr(backends[0], what)
         for i, backend in enumerate(backends):
-            if (other := getattr(backend, what)) != first:
+            other = getattr(backend, what)
+            if other != first and not (traced and None in (first, other)):
                 one, two = (leaf_name(structure, j, name) for j in (0, i))
                 raise error(f"{one} has {what} {first} and {two} {other}; wanted one {what}")
     if batched:

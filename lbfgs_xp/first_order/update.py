@@ -29,7 +29,8 @@ def init(optimizer: Any, params: Any) -> OptimizerState:
     if isinstance(structure, tree.Partial):
         structure = structure.frozen_in(None)    # the frozen tensors are those passed to `update`
     backends = tree.backends_of(leaves, structure, "params", traced=True)
-    devices = sorted({str(backend.device) for backend in backends})
+    # Traced arrays have no device yet.
+    devices = sorted({str(each.device) for each in backends if each.device is not None})
     if len(devices) > 1 and (backends[0].compiles or optimizer.clip_norm is not None):
         raise ValueError(
             f"params is on devices {', '.join(devices)}; wanted a single device, as clip_norm and "

@@ -86,6 +86,8 @@ def test_a_whole_training_is_one_function_beyond_the_steps_that_are_constants(
         v, state = opt.update(v, gradient(v), state)
     np.testing.assert_array_equal(w["a"], v["a"])
     assert int(last.step) == 6
+    each = jax.vmap(lambda a: train({**start(), "a": a})[0]["a"])(jnp.ones((2, 3)))
+    np.testing.assert_allclose(each, [v["a"], v["a"]], rtol=1e-12)
     # What a compiled function returned is a state like any other.
     again = [opt.update(w, gradient(w), each._replace(step=5))[0] for each in (last, state)]
     np.testing.assert_array_equal(again[0]["b"], again[1]["b"])
