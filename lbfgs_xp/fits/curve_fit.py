@@ -60,6 +60,8 @@ def curve_fit(
     sigma: Any = None,
     absolute_sigma: bool = False,
     bounds: Any = None,
+    fixed: Any = None,
+    ties: dict[Any, Callable[[Any], Any]] | None = None,
     x_scale: Any = "jac",
     loss: LossName = "linear",
     f_scale: float = 1.0,
@@ -101,9 +103,19 @@ def curve_fit(
         Whether sigma is in absolute units. If not, sigma only gives relative weights, and the
         covariance is scaled by reduced_chi2.
     bounds : None or (lower, upper)
-        Each side is None, a number, an array that broadcasts to p0, or has the structure of p0. A
-        parameter whose bounds are equal is fixed: its covariances are 0. A start outside is moved
-        to the nearest point inside.
+        Each side is None, a number, an array that broadcasts to p0, or has the structure of p0,
+        where a dict may name only some parameters. A parameter whose bounds are equal is fixed. A
+        start outside is moved to the nearest point inside.
+    fixed : None, or a tuple of names or positions in p0
+        Parameters that keep their values in p0, which in a batch each row may have of its own:
+        names of a dict ("peak.width" for nested ones; "peak" for all inside), positions otherwise.
+        Their covariances are 0.
+    ties : None, or a dict
+        Parameters that are functions of the others, by name or position: {"b": f} sets b = f(p). p
+        is like the `x` of the result (a tuple of numbers for a plain p0), for a batch with all its
+        rows; ties that follow are None in it. What p0 holds for a tied parameter is not used. The
+        result has its value and its error, from the derivative of f: automatic, or with NumPy by
+        differences.
     x_scale
         As in `lx.least_squares`; for "lbfgs" as in `lx.minimize`, and "jac" is 1.
     loss, f_scale
@@ -158,7 +170,7 @@ def curve_fit(
     )
     _check_method(method)
     threads = checks.count("threads", threads, 1)
-    objective = residuals_of(model, x, y, p0, sigma, jac, batched, compact)
+    objective = residuals_of(model, x, y, p0, sigma, jac, batched, compact, fixed, ties)
     objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
     limits = dict(gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime)
     plan = FitPlan.checked(

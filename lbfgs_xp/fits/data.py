@@ -22,6 +22,7 @@ from lbfgs_xp.arrays.tree import (
     leaf_name,
     unflatten,
 )
+from lbfgs_xp.fits.parameters import free_layout
 from lbfgs_xp.fits.residuals import Residuals
 
 # Up to this length, the first axis of x may count coordinates.
@@ -29,7 +30,8 @@ _COORDINATES = 64
 
 
 def residuals_of(
-    model: Any, x: Any, y: Any, p0: Any, sigma: Any, jac: Any, batched: bool, compact: bool
+    model: Any, x: Any, y: Any, p0: Any, sigma: Any, jac: Any, batched: bool, compact: bool,
+    fixed: Any, ties: Any,
 ) -> Residuals:
     """The residuals of a model, from the arguments of `lx.curve_fit`."""
     if not callable(model):
@@ -52,7 +54,7 @@ def residuals_of(
         Curve(model, batched, backend, isinstance(jac, str)),
         (x, y, weights),
         Slopes(jac, batched) if callable(jac) else jac,
-        layout,
+        free_layout(layout, fixed, ties),
         backend.is_compiled(model),
         fresh=callable(jac) and batched and weights is not None,
         data=(1, backend.xp.reshape(in_units_of_sigma(weights, y), (-1, y.shape[-1]))),

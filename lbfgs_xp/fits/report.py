@@ -14,6 +14,7 @@ from lbfgs_xp.arrays.tree import unflatten
 from lbfgs_xp.fits.covariance import deviations, inverse_of_squares
 from lbfgs_xp.fits.data import are_correlated, in_units_of_data, in_units_of_sigma
 from lbfgs_xp.fits.losses import ResidualLoss
+from lbfgs_xp.fits.parameters import FreeLayout
 from lbfgs_xp.fits.residuals import Residuals
 from lbfgs_xp.fits.result import (
     BatchCurveFit,
@@ -36,6 +37,7 @@ def report(
     residuals = in_units_of_data(weights, -weighted, layout.backend)
     backend: Backend = layout.backend
     send: Callable = identity
+    fetch: Callable = identity
     fixed = None if box is None else box[0] == box[1]
     if not layout.batched:
         # On the host, like the algebra of any small problem.
@@ -48,9 +50,17 @@ def report(
     weighted, jacobian = xp.reshape(weighted, (-1, m)), xp.reshape(jacobian, (-1, m, p))
     jacobian = backend.jit(_seen, loss, space)(weighted, jacobian, fixed)
     covariance, loose = inverse_of_squares(settings.accuracy, space, jacobian)
+    whole, free = layout.whole, xp.full_like(weighted[:, 0], p)
+    if fixed is not None:
+        loose = loose & xp.logical_not(fixed)
+        free = free - space.sum(xp.astype(fixed, free.dtype))
+    if isinstance(layout, FreeLayout):
+        at = layout.xp.reshape(layout.to_vector(found.x, "x"), (-1, p))
+        covariance, loose = _of_all(space, fetch(layout.slopes(at)), covariance, loose)
     of_fit = backend.jit(_statistics, loss, absolute_sigma, space)
-    covariance, stderr, chi2, reduced, r2 = of_fit(weighted, y, weights, fixed, covariance, loose)
+    covariance, stderr, chi2, reduced, r2 = of_fit(weighted, y, weights, free, covariance, loose)
 
+    p = whole.size
     leaves = np.split(np.arange(p), np.cumsum(layout.sizes)[:-1])
     if not hasattr(layout.structure, "leaves_of"):    # whose leaves are in their order
         leaves = leaves_in_order(unflatten(layout.structure, leaves))
@@ -69,7 +79,7 @@ def report(
     return kind(
         x=found.x,
         covariance=of_one(covariance),
-        stderr=layout.to_tree(of_one(stderr)),
+        stderr=whole.to_tree(of_one(stderr)),
         chi2=public(chi2),
         reduced_chi2=public(reduced),
         r2=public(r2),
@@ -97,16 +107,24 @@ def _seen(
     return jacobian
 
 
+def _of_all(
+    space: Space, slopes: Array, covariance: Array, loose: Array
+) -> tuple[Array, Array]:
+    """The covariance of all parameters, and which are loose, from those of the free ones and the
+    derivatives (B, all, p) with respect to them."""
+    xp = space.xp
+    moved = xp.matmul(slopes, covariance)
+    loose = xp.any((slopes != 0.0) & loose[:, None, :], axis=-1)
+    return xp.matmul(moved, xp.matrix_transpose(slopes)), loose
+
+
 def _statistics(
     loss: ResidualLoss, absolute_sigma: bool, space: Space, weighted: Array, y: Array,
-    weights: Any, fixed: Any, covariance: Array, loose: Array,
+    weights: Any, free: Array, covariance: Array, loose: Array,
 ) -> tuple[Array, Array, Array, Array, Array]:
-    """covariance, stderr, chi2, reduced_chi2 and r2, from residuals (B, m) and (J^T J)^-1."""
-    xp, (m, p) = space.xp, (weighted.shape[-1], covariance.shape[-1])
-    free = xp.full_like(weighted[:, 0], p)
-    if fixed is not None:
-        loose = loose & xp.logical_not(fixed)
-        free = free - space.sum(xp.astype(fixed, free.dtype))
+    """covariance, stderr, chi2, reduced_chi2 and r2, from residuals (B, m), (J^T J)^-1 and the
+    number of free parameters (B,)."""
+    xp, m = space.xp, weighted.shape[-1]
     chi2 = 2.0 * space.sum(loss.terms(xp, weighted))
     # Points with an infinite sigma are left out.
     used = xp.full_like(free, m)

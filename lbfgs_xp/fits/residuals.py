@@ -13,7 +13,8 @@ import numpy as np
 from lbfgs_xp.arrays import returned
 from lbfgs_xp.arrays.backend import Array, take
 from lbfgs_xp.arrays.rows import take_rows
-from lbfgs_xp.arrays.tree import Layout, unflatten
+from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp.fits.parameters import FreeLayout
 from lbfgs_xp.run import differences
 from lbfgs_xp.run.differences import Differences
 
@@ -137,8 +138,7 @@ class Residuals:
         """
         (count,) = self.layout.batch
         indices = self.backend.index_array(rows)
-        leaves = [take(leaf, indices) for leaf in self.layout.leaves]
-        layout = Layout(unflatten(self.layout.structure, leaves), True)
+        layout = self.layout.take(indices)
         args = tuple(
             arg if i in self.whole else take_rows(self.backend, arg, indices, count, self.shared)
             for i, arg in enumerate(self.args)
@@ -176,7 +176,7 @@ class Residuals:
     def _found(self, x: Array, args: tuple) -> Array:
         self.calls.nfev += 1
         try:
-            found = self._evaluate(args, self._to_user(x))
+            found = self._evaluate(args, self._completed(x))
         except self.forgiven:
             return self.backend.full((x.shape[0], self._count), math.nan)
         except Exception as error:
@@ -201,14 +201,16 @@ class Residuals:
         xp, layout = self.layout.xp, self.layout
         shape = (*residuals.shape, x.shape[-1])
         if self._automatic is not None:
-            jacobian = self._automatic(self.args, self._to_user(x))
+            jacobian = self._automatic(self.args, self._completed(x))[..., : x.shape[-1]]
         elif callable(self.jac):
             try:
                 jacobian = self.jac(layout.to_tree(self._to_user(x)), *self.args)
             except self.forgiven:
                 return self.backend.full(shape, math.nan)
-            wanted = shape if layout.batched else shape[1:]
+            wanted = (*residuals.shape, layout.whole.size)[not layout.batched :]
             jacobian = self.backend.detach(layout.check(jacobian, 0, "the Jacobian", wanted))
+            if isinstance(layout, FreeLayout):
+                jacobian = xp.matmul(xp.reshape(jacobian, (*residuals.shape, -1)), layout.slopes(x))
         else:
             jacobian = self._differenced(x, residuals)
         return xp.reshape(jacobian, shape)
@@ -253,6 +255,10 @@ class Residuals:
         return self._without_data(
             x + self.layout.xp.matmul(to_x, (y - start)[..., None])[..., 0]
         )
+
+    def _completed(self, x: Array) -> Array:
+        """What `_evaluate` takes for the parameters x (B, p)."""
+        return self.layout.completed(self._to_user(x))
 
     def _to_user(self, x: Array) -> Array:
         return x if self.layout.batched else x[0, ...]
