@@ -22,6 +22,7 @@ from lbfgs_xp.arrays.tree import (
     leaf_name,
     unflatten,
 )
+from lbfgs_xp.fits.names import sorted_places
 from lbfgs_xp.fits.residuals import Residuals
 
 # Up to this length, the first axis of x may count coordinates.
@@ -51,7 +52,7 @@ def residuals_of(
     return Residuals(
         Curve(model, batched, backend, isinstance(jac, str)),
         (x, y, weights),
-        Slopes(jac, batched) if callable(jac) else jac,
+        Slopes(jac, batched, sorted_places(layout)) if callable(jac) else jac,
         layout,
         backend.is_compiled(model),
         fresh=callable(jac) and batched and weights is not None,
@@ -336,16 +337,26 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Slopes:
-    """The Jacobian of the residuals, from the Jacobian of the model."""
+    """The Jacobian of the residuals, from the Jacobian of the model.
+
+    places : where the columns of the Jacobian of the residuals stand in that of the model; None if
+        at the same places.
+    """
 
     jac: Callable
     batched: bool
+    places: tuple[int, ...] | None = None
 
     def __call__(self, params: Any, x: Any, y: Array, weights: Any) -> Array:
         positional, named = _arguments(params, self.batched)
         found = self.jac(x, *positional, **named)
-        if weights is None or not is_array(found) or found.ndim != y.ndim + 1:
+        if not is_array(found) or found.ndim != y.ndim + 1:
             return found  # a wrong shape is reported by a later check
+        if self.places is not None and found.shape[-1] == len(self.places):
+            columns = [found[..., place] for place in self.places]
+            found = array_namespace(found).stack(columns, axis=-1)
+        if weights is None:
+            return found
         if are_correlated(weights, y):
             return weights @ found
         # Stored column by column, the order in which the fit uses them.
