@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable
 from typing import Any, Literal, Unpack, overload
@@ -9,6 +10,7 @@ from typing import Any, Literal, Unpack, overload
 from lbfgs_xp import checks
 from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.fits.analysis import Analysis
 from lbfgs_xp.fits.by_minimize import fit_by_minimize
 from lbfgs_xp.fits.data import residuals_of
 from lbfgs_xp.fits.loop import box_of, run_fit
@@ -106,16 +108,17 @@ def curve_fit(
         Each side is None, a number, an array that broadcasts to p0, or has the structure of p0,
         where a dict may name only some parameters. A parameter whose bounds are equal is fixed. A
         start outside is moved to the nearest point inside.
-    fixed : None, or a tuple of names or positions in p0
-        Parameters that keep their values in p0, which in a batch each row may have of its own:
-        names of a dict ("peak.width" for nested ones; "peak" for all inside), positions otherwise.
-        Their covariances are 0.
+    fixed : None, or a tuple of names or positions
+        Parameters that keep their values in p0, of which in a batch each row may have its own. The
+        names are those of `lx.CurveFit.names`: "k", "peak.width", "heights[0]", also "peak" for all
+        that is inside, and the names of the model's arguments if p0 has none. Their covariances are
+        0.
     ties : None, or a dict
-        Parameters that are functions of the others, by name or position: {"b": f} sets b = f(p). p
-        is like the `x` of the result (a tuple of numbers for a plain p0), for a batch with all its
-        rows; ties that follow are None in it. What p0 holds for a tied parameter is not used. The
-        result has its value and its error, from the derivative of f: automatic, or with NumPy by
-        differences.
+        Parameters that are functions of the others, by name or position: {"b": f} sets b = f(p),
+        where p is like the `x` of the result (a tuple of numbers if p0 is a plain list or array),
+        in a batch with all its rows. Ties are computed in their order; those that follow are None
+        in p. What p0 holds for a tied parameter is not used. The result has its value and its
+        error, from the derivative of f: automatic, or with NumPy by differences.
     x_scale
         As in `lx.least_squares`; for "lbfgs" as in `lx.minimize`, and "jac" is 1.
     loss, f_scale
@@ -124,8 +127,8 @@ def curve_fit(
         Levenberg-Marquardt; or, for comparison, `lx.minimize` on half of chi2.
     jac : None, function, "2-point" or "3-point"
         None: automatic differentiation (PyTorch, JAX). A function with the arguments of the model:
-        jac(x, *params) -> (m, p), for a batch (B, m, p), in the order of the leaves of p0 (for a
-        dict, of its sorted keys). "2-point" or "3-point": finite differences.
+        jac(x, *params) -> (m, p), for a batch (B, m, p), in the order in which p0 lists the
+        parameters. "2-point" or "3-point": finite differences.
     diff_step, gtol, ftol, xtol, maxiter, maxfun, maxtime, factor
         As in `lx.least_squares`; for "lbfgs" gtol to maxtime as in `lx.minimize`.
     batched : bool
@@ -182,7 +185,9 @@ def curve_fit(
     if method == "lbfgs":
         sides = None if bounds is None else objective.layout.sides(bounds)
         found = fit_by_minimize(objective, plan, {**limits, "bounds": sides})
-        return report(found, objective, box, plan.settings, absolute_sigma)
+        return report(
+            found, objective, box, plan.settings, absolute_sigma, compact and batched
+        )
 
     def fit(rows: Any, plan: FitPlan) -> CurveFit:
         """Fit these rows; None for all."""
@@ -192,9 +197,15 @@ def curve_fit(
             part = objective.take(rows, Calls())
             inside, scale = Space(objective.backend).take((box, plan.scale), rows)
             plan = plan._replace(scale=scale)
-        return report(run_fit(part, inside, plan), part, inside, plan.settings, absolute_sigma)
+        found = run_fit(part, inside, plan)
+        return report(found, part, inside, plan.settings, absolute_sigma, plan.compact)
 
-    return fit_pieces(fit, objective, plan, threads) if plan.compact else fit(None, plan)
+    if not plan.compact:
+        return fit(None, plan)
+    fits = fit_pieces(fit, objective, plan, threads)
+    # Of all rows, because each piece knows only its own.
+    analysis = Analysis(objective, box, plan.settings, compact=True)
+    return dataclasses.replace(fits, _analysis=analysis)
 
 
 def _check_method(method: Any) -> None:

@@ -10,71 +10,31 @@ import numpy as np
 
 from lbfgs_xp import checks
 from lbfgs_xp.arrays.backend import Array, is_array, take
-from lbfgs_xp.arrays.tree import Layout, paths, unflatten
+from lbfgs_xp.arrays.tree import Layout, unflatten
+from lbfgs_xp.fits.names import listed_order, places_of
 from lbfgs_xp.run.differences import Differences
 
 _ORDER = "lbfgs_xp: a tie sees the ties that are given before it; those after it are None"
 
 
-class Part(NamedTuple):
-    """A parameter with a name of its own: a leaf of p0, or one number of a plain p0.
+class Tie(NamedTuple):
+    """A parameter that is a function of others.
 
     name : what errors call it.
     places : where its numbers are in the vector of all parameters.
     shape : of its value, without the axis of a batch.
-    leaf : the number of the leaf; None for a number of a plain p0.
     """
 
     name: str
     places: np.ndarray
     shape: tuple[int, ...]
-    leaf: int | None
-
-
-class Tie(NamedTuple):
-    """A parameter that is a function of others."""
-
-    part: Part
     function: Callable[[Any], Any]
 
 
-def named_parts(layout: Layout, key: Any, what: str) -> list[Part]:
-    """The parameters with this name: a path such as "peak.width", the path of a whole branch such
-    as "peak", or a position.
-
-    what : the name of the argument in errors.
-    """
-    names = paths(layout.structure)
-    if names == [""]:
-        return [_number(layout, key, what)]
-    wanted = str(index) if (index := checks.integer(key)) is not None else key
-    found = []
-    ends = np.cumsum(layout.sizes)
-    for i, name in enumerate(names):
-        if isinstance(wanted, str) and (name == wanted or name.startswith(f"{wanted}.")):
-            places = np.arange(ends[i] - layout.sizes[i], ends[i])
-            shape = layout.shapes[i][len(layout.batch) :]
-            found.append(Part(name, places, shape, i))
-    if not found:
-        raise ValueError(
-            f"{what} names {checks.shown(key)}; wanted names of p0: {', '.join(map(repr, names))}"
-        )
-    return found
-
-
-def _number(layout: Layout, key: Any, what: str) -> Part:
-    index = checks.integer(key)
-    if index is None or not 0 <= index < layout.size:
-        raise ValueError(
-            f"{what} names {checks.shown(key)}; wanted positions in p0, from 0 to "
-            f"{layout.size - 1}, because p0 has no names"
-        )
-    return Part(str(index), np.asarray([index]), (), None)
-
-
-def free_layout(layout: Layout, fixed: Any, ties: Any) -> Layout:
+def free_layout(layout: Layout, names: tuple[str, ...], fixed: Any, ties: Any) -> Layout:
     """The layout of the parameters that are neither fixed nor tied, or a clear error.
 
+    names : as from `names_of`.
     fixed, ties : as in `lx.curve_fit`.
     """
     fixed = () if fixed is None else fixed
@@ -88,31 +48,40 @@ def free_layout(layout: Layout, fixed: Any, ties: Any) -> Layout:
         raise TypeError(
             f"ties is {checks.shown(ties)}; wanted a dict of functions, by names or positions in p0"
         )
-    held = [part for key in fixed for part in named_parts(layout, key, "fixed")]
-    tied: list[Tie] = []
+    order = listed_order(layout)
+    held = {place for key in fixed for place in order[places_of(names, key, "fixed names")]}
+    tied, seen = [], set(held)
     for key, function in (ties or {}).items():
-        parts = named_parts(layout, key, "ties")
-        if len(parts) > 1:
+        tie = _tie(layout, names, key, function)
+        if seen & {*tie.places}:
             raise ValueError(
-                f"ties names {key!r}, which holds {', '.join(repr(part.name) for part in parts)}; "
-                "wanted one of them"
+                f"{key!r} is in ties and in fixed, or twice in ties; wanted one of them"
             )
-        if not callable(function):
-            raise TypeError(
-                f"ties[{key!r}] is {checks.shown(function)}; wanted a function of the parameters"
-            )
-        tied.append(Tie(parts[0], function))
-    if not held and not tied:
+        seen |= {*tie.places}
+        tied.append(tie)
+    if not seen:
         return layout
-    seen = {part.name for part in held}
-    for tie in tied:
-        if tie.part.name in seen:
+    if len(seen) == layout.size:
+        raise ValueError("fixed and ties name all parameters; wanted at least one that is free")
+    return FreeLayout(layout, np.asarray(sorted(held), dtype=int), tuple(tied))
+
+
+def _tie(layout: Layout, names: tuple[str, ...], key: Any, function: Any) -> Tie:
+    places = listed_order(layout)[places_of(names, key, "ties names")]
+    if not callable(function):
+        raise TypeError(
+            f"ties[{key!r}] is {checks.shown(function)}; wanted a function of the parameters"
+        )
+    shape: tuple[int, ...] = ()
+    if len(places) > 1:
+        ends = list(np.cumsum(layout.sizes))
+        end = int(places[-1]) + 1
+        if end not in ends or layout.sizes[ends.index(end)] != len(places):
             raise ValueError(
-                f"{tie.part.name!r} is in ties and in fixed, or twice in ties; wanted one of them"
+                f"ties names {key!r}, a branch of several parameters; wanted one of them"
             )
-        seen.add(tie.part.name)
-    fixed_places = np.unique(np.concatenate([np.zeros(0, int), *(part.places for part in held)]))
-    return FreeLayout(layout, fixed_places, tuple(tied))
+        shape = layout.shapes[ends.index(end)][len(layout.batch) :]
+    return Tie(repr(key), places, shape, function)
 
 
 class FreeLayout(Layout):
@@ -128,13 +97,8 @@ class FreeLayout(Layout):
     def __init__(self, whole: Layout, fixed: np.ndarray, ties: tuple[Tie, ...]):
         vars(self).update(vars(whole))
         self._whole, self.fixed, self.ties = whole, fixed, ties
-        tied = [tie.part.places for tie in ties]
-        gone = np.concatenate([fixed, *tied])
+        gone = np.concatenate([fixed, *(tie.places for tie in ties)])
         self.free = np.setdiff1d(np.arange(whole.size), gone)
-        if self.free.size == 0:
-            raise ValueError(
-                "fixed and ties name all parameters; wanted at least one that is free"
-            )
         # Where each number of the vector of all of them is in (free, fixed, tied).
         self._order = np.argsort(np.concatenate([self.free, gone]), kind="stable")
         self.size, self.plain = self.free.size, False
@@ -147,7 +111,7 @@ class FreeLayout(Layout):
 
     @property
     def _key(self) -> tuple:
-        functions = tuple((tie.part.name, tie.function) for tie in self.ties)
+        functions = tuple((tie.name, tie.function) for tie in self.ties)
         return self._whole._key, self.fixed.tobytes(), functions
 
     def _at(self, vector: Array, places: np.ndarray) -> Array:
@@ -172,7 +136,7 @@ class FreeLayout(Layout):
         if vector.shape[-1] != self.free.size + self.fixed.size:
             vector = self.completed(vector)
         xp, batch = self.xp, tuple(vector.shape[:-1])
-        missing = [tie.part.places.size for tie in self.ties]
+        missing = [tie.places.size for tie in self.ties]
         for i in range(len(self.ties)):
             unknown = xp.zeros_like(vector[..., :1]) + xp.zeros(
                 (sum(missing[i:]),), dtype=vector.dtype, device=self.backend.creation_device
@@ -184,25 +148,21 @@ class FreeLayout(Layout):
     def _tied(self, known: Array, index: int, batch: tuple[int, ...]) -> Array:
         """The numbers of a tie, from the vector of all parameters, in which the ties from here on
         are unknown."""
-        (part, function), xp = self.ties[index], self.xp
-        unknown = [tie.part for tie in self.ties[index:]]
-        if part.leaf is None:
-            places = {int(other.places[0]) for other in unknown}
+        tie, xp = self.ties[index], self.xp
+        unknown = np.concatenate([other.places for other in self.ties[index:]])
+        if self._whole.plain:
             tree: Any = tuple(
-                None if i in places else known[..., i] for i in range(self._whole.size)
+                None if i in unknown else known[..., i] for i in range(self._whole.size)
             )
         else:
-            leaves = _leaves(self._whole, known)
-            hidden = {other.leaf for other in unknown}
-            leaves = [None if i in hidden else leaf for i, leaf in enumerate(leaves)]
-            tree = unflatten(self._whole.structure, leaves)
+            tree = unflatten(self._whole.structure, _leaves(self._whole, known, unknown))
         try:
-            value = function(tree)
+            value = tie.function(tree)
         except Exception as error:
-            if len(unknown) > 1:
+            if index < len(self.ties) - 1:
                 error.add_note(_ORDER)
             raise
-        what, shape = f"ties[{part.name!r}]", (*batch, *part.shape)
+        what, shape = f"ties[{tie.name}]", (*batch, *tie.shape)
         if not is_array(value):
             value = self.backend.adopt(value, f"what {what} returned")
         try:
@@ -219,12 +179,15 @@ class FreeLayout(Layout):
         backend = self.backend
         units = np.zeros((self._whole.size, self.size))
         units[self.free, np.arange(self.size)] = 1.0
-        slopes = self.xp.broadcast_to(backend.from_host(units), (x.shape[0], *units.shape))
-        return derivatives(self, self.all_rows, x) if self.ties else slopes
+        if self.ties:
+            return derivatives(self, self.all_rows, x)
+        return self.xp.broadcast_to(backend.from_host(units), (*x.shape[:-1], *units.shape))
 
     def all_rows(self, x: Array) -> Array:
         """`all_of`, with one problem as a batch of one: (B, p) -> (B, all)."""
-        return self.all_of(x) if self.batched else self.all_of(x[0, ...])[None, ...]
+        if self.batched or x.ndim == 1:
+            return self.all_of(x)
+        return self.all_of(x[0, ...])[None, ...]
 
     def number_names(self, what: str) -> list[str]:
         names = self._whole.number_names(what)
@@ -240,7 +203,7 @@ class FreeLayout(Layout):
             for side in whole
         )
         for tie in self.ties:
-            for i in tie.part.places:
+            for i in tie.places:
                 if np.isfinite(low[..., i]).any() or np.isfinite(high[..., i]).any():
                     raise ValueError(
                         f"bounds has a finite bound for {names[i]}, which is tied; wanted bounds "
@@ -302,11 +265,15 @@ def derivatives(layout: Layout, function: Callable[[Array], Array], x: Array) ->
     return xp.stack(differences(x, value, variation, True), axis=-1)
 
 
-def _leaves(layout: Layout, vector: Array) -> list[Any]:
-    """The leaves of the parameters in a vector (..., p)."""
+def _leaves(layout: Layout, vector: Array, unknown: np.ndarray) -> list[Any]:
+    """The leaves of the parameters in a vector (..., p), with None for those of which numbers are
+    unknown."""
     batch, xp, leaves, start = tuple(vector.shape[:-1]), layout.xp, [], 0
     for shape, size in zip(layout.shapes, layout.sizes, strict=True):
-        piece = vector[..., start : start + size]
-        leaves.append(xp.reshape(piece, (*batch, *shape[len(layout.batch) :])))
+        piece = xp.reshape(
+            vector[..., start : start + size], (*batch, *shape[len(layout.batch) :])
+        )
+        hidden = ((unknown >= start) & (unknown < start + size)).any()
+        leaves.append(None if hidden else piece)
         start += size
     return leaves

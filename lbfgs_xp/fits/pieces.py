@@ -92,6 +92,8 @@ def _joined(fits: list[CurveFit], space: Space, rows: int) -> CurveFit:
         parts = [getattr(fit, field.name) for fit in fits]
         if field.name in ("nfev", "njev"):
             together[field.name] = max(parts)
+        elif field.name in ("absolute_sigma", "names", "_analysis"):
+            together[field.name] = parts[0]
         elif field.name == "message":
             together[field.name] = [*itertools.chain(*parts[:-1]), *parts[-1][over:]]
         else:
