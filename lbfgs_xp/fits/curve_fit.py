@@ -126,9 +126,9 @@ def curve_fit(
     method : "lm" or "lbfgs"
         Levenberg-Marquardt; or, for comparison, `lx.minimize` on half of chi2.
     jac : None, function, "2-point" or "3-point"
-        None: automatic differentiation (PyTorch, JAX). A function with the arguments of the model:
-        jac(x, *params) -> (m, p), for a batch (B, m, p), in the order in which p0 lists the
-        parameters. "2-point" or "3-point": finite differences.
+        None: automatic differentiation (PyTorch, JAX), elsewhere "2-point". A function with the
+        arguments of the model: jac(x, *params) -> (m, p), for a batch (B, m, p), in the order in
+        which p0 lists the parameters. "2-point" or "3-point": finite differences.
     diff_step, gtol, ftol, xtol, maxiter, maxfun, maxtime, factor
         As in `lx.least_squares`; for "lbfgs" gtol to maxtime as in `lx.minimize`.
     batched : bool
@@ -164,7 +164,7 @@ def curve_fit(
     >>> import lbfgs_xp as lx
     >>> x = np.linspace(0.0, 4.0, 20)
     >>> y = 3.0 * np.exp(-0.5 * x) + 0.01 * np.cos(40.0 * x)
-    >>> fit = lx.curve_fit(lambda x, a, k: a * np.exp(-k * x), x, y, [1.0, 1.0], jac="3-point")
+    >>> fit = lx.curve_fit(lambda x, a, k: a * np.exp(-k * x), x, y, [1.0, 1.0])
     >>> fit.x.round(2), bool(fit.stderr[0] < 0.01)
     (array([3. , 0.5]), True)
     """

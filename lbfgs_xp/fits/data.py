@@ -24,7 +24,7 @@ from lbfgs_xp.arrays.tree import (
 )
 from lbfgs_xp.fits.names import names_of, sorted_places
 from lbfgs_xp.fits.parameters import free_layout
-from lbfgs_xp.fits.residuals import Residuals
+from lbfgs_xp.fits.residuals import Residuals, chosen
 
 # Up to this length, the first axis of x may count coordinates.
 _COORDINATES = 64
@@ -40,7 +40,7 @@ def residuals_of(
     x, y, sigma = _without_mask(_unwrapped(x), y, sigma, batched)
     y = _data(y, batched)
     backend = Backend.of(y, "y")
-    x = _adopted(x, backend, "x")
+    x, jac = _adopted(x, backend, "x"), chosen(jac, backend)
     layout = Layout(_start(p0, backend, y.shape[:1] if batched else None), batched)
     if isinstance(layout.structure, Partial):
         raise ValueError(

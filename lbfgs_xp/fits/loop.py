@@ -392,7 +392,7 @@ class Fit:
             return BatchLeastSquaresResult(
                 layout.to_tree(outcome.x), outcome.value, outcome.residuals, jacobian,
                 outcome.optimality, outcome.nit, calls.nfev, calls.njev,
-                backend.from_host(success, backend.xp.bool),
+                self.here.derivatives, backend.from_host(success, backend.xp.bool),
                 backend.from_host(codes, backend.xp.int32), messages,
             )
         numbers = (outcome.value, outcome.optimality, outcome.nit)
@@ -402,7 +402,8 @@ class Fit:
         )
         return LeastSquaresResult(
             layout.to_tree(x), float(cost), residuals, jacobian, float(optimality), int(nit),
-            calls.nfev, calls.njev, statuses[0].success, statuses[0], messages[0],
+            calls.nfev, calls.njev, self.here.derivatives, statuses[0].success, statuses[0],
+            messages[0],
         )
 
 

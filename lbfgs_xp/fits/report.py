@@ -89,6 +89,7 @@ def report(
         nit=found.nit,
         nfev=found.nfev,
         njev=found.njev,
+        derivatives=found.derivatives,
         success=found.success,
         status=found.status,
         message=found.message,

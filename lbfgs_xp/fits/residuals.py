@@ -11,17 +11,13 @@ from typing import Any
 import numpy as np
 
 from lbfgs_xp.arrays import returned
-from lbfgs_xp.arrays.backend import Array, take
+from lbfgs_xp.arrays.backend import Array, Backend, take
 from lbfgs_xp.arrays.rows import take_rows
 from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.fits.parameters import FreeLayout
 from lbfgs_xp.run import differences
 from lbfgs_xp.run.differences import Differences
 
-_WAYS_OUT = (
-    "give jac= a function that returns the Jacobian (m, p); or "
-    'jac="3-point" (or "2-point") for finite differences; or x0 in a library that differentiates'
-)
 _PARTIAL = (
     "lbfgs_xp: called with only some of the rows of the batch; compact=False calls with all rows"
 )
@@ -87,32 +83,30 @@ class Residuals:
         if any(layout.complex):
             raise TypeError("x0 is complex; wanted real x0 for least squares")
         self.layout, self.backend = layout, layout.backend
-        self.fun, self.args, self.jac = fun, args, jac
+        self.fun, self.args = fun, args
+        self.jac = chosen(jac, self.backend)
         self.compiled, self.fresh, self.data, self.whole = compiled, fresh, data, whole
         self.shared = {*shared, *(length for shape in layout.shapes for length in shape[1:])}
         self.calls = Calls()
         self.partial = False
         self._automatic: Callable | None = None
         evaluate: Any = self.backend.jit if compiled else functools.partial
-        self._evaluate = evaluate(_evaluate, fun, layout, isinstance(jac, str))
+        self._evaluate = evaluate(_evaluate, fun, layout, isinstance(self.jac, str))
         self.bounds: Any = None
         # Exceptions that count as nan, once the residuals at the start are known.
         self.forgiven: tuple[type[Exception], ...] = ()
         self._count = 0
         self.directions: Any = None
         self.differences = Differences(self.backend, self._without_data, least=0.0)
-        if callable(jac) or (isinstance(jac, str) and jac in differences.METHODS):
-            return
-        if jac is not None:
-            raise ValueError(
-                f"jac is {jac!r}; wanted None (automatic differentiation), a function, "
-                '"2-point" or "3-point"'
-            )
-        if not self.backend.differentiates:
-            raise ValueError(
-                f"{self.backend.name} has no automatic differentiation: {_WAYS_OUT}"
-            )
-        self._automatic = self.backend.jacobian(compiled, _evaluate, fun, layout, False)
+        if self.jac is None:
+            self._automatic = self.backend.jacobian(compiled, _evaluate, fun, layout, False)
+
+    @property
+    def derivatives(self) -> str:
+        """Where the Jacobian comes from, as in `lx.CurveFit`."""
+        if isinstance(self.jac, str):
+            return self.jac
+        return "automatic" if self.jac is None else "given"
 
     @property
     def calls_per_jacobian(self) -> int:
@@ -262,6 +256,18 @@ class Residuals:
 
     def _to_user(self, x: Array) -> Array:
         return x if self.layout.batched else x[0, ...]
+
+
+def chosen(jac: Any, backend: Backend) -> Any:
+    """`jac`, checked, with differences if the library has no automatic differentiation."""
+    if jac is None:
+        return None if backend.differentiates else "2-point"
+    if callable(jac) or (isinstance(jac, str) and jac in differences.METHODS):
+        return jac
+    raise ValueError(
+        f"jac is {jac!r}; wanted None (automatic differentiation, or differences if there is "
+        'none), a function, "2-point" or "3-point"'
+    )
 
 
 def _evaluate(
