@@ -13,13 +13,14 @@ from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.fits.analysis import Analysis
 from lbfgs_xp.fits.by_minimize import fit_by_minimize
 from lbfgs_xp.fits.data import residuals_of
+from lbfgs_xp.fits.likelihoods import check_name
 from lbfgs_xp.fits.loop import box_of, run_fit
 from lbfgs_xp.fits.pieces import fit_pieces
 from lbfgs_xp.fits.report import report
 from lbfgs_xp.fits.residuals import Calls
 from lbfgs_xp.fits.result import BatchCurveFit, CurveFit
 from lbfgs_xp.fits.settings import FitPlan
-from lbfgs_xp.typing import CurveFitSettings, Differences, LossName, OnError
+from lbfgs_xp.typing import CurveFitSettings, Differences, Likelihood, LossName, OnError
 
 METHODS = ("lm", "lbfgs")
 
@@ -64,6 +65,9 @@ def curve_fit(
     bounds: Any = None,
     fixed: Any = None,
     ties: dict[Any, Callable[[Any], Any]] | None = None,
+    priors: Any = None,
+    likelihood: Likelihood = "gaussian",
+    trials: Any = None,
     x_scale: Any = "jac",
     loss: LossName = "linear",
     f_scale: float = 1.0,
@@ -97,10 +101,11 @@ def curve_fit(
         masked in a masked array (y, x or sigma) are left out, as by an infinite sigma.
     p0 : one number, numbers (p,), or a dict (nested or not) of numbers and arrays
         The start. For a batch (B, p), or leaves (B, ...); (p,) and plain numbers apply to all rows.
-    sigma : None, or an array
-        Standard deviations of y, with a shape that broadcasts to it; or, for a single fit, the
-        covariance (m, m) of the data. An infinite entry leaves its point out, even if y is nan
-        there; the residual of that point is nan.
+    sigma : None, an array, or a pair of arrays
+        Standard deviations of y, with a shape that broadcasts to it; a tuple (low, high) of them,
+        for predictions below and above y, as in y -low +high; or, for a single fit, the covariance
+        (m, m) of the data. An infinite entry leaves its point out, even if y is nan there; the
+        residual of that point is nan.
     absolute_sigma : bool
         Whether sigma is in absolute units. If not, sigma only gives relative weights, and the
         covariance is scaled by reduced_chi2.
@@ -119,6 +124,23 @@ def curve_fit(
         in a batch with all its rows. Ties are computed in their order; those that follow are None
         in p. What p0 holds for a tied parameter is not used. The result has its value and its
         error, from the derivative of f: automatic, or with NumPy by differences.
+    priors : None, a dict, or a function
+        What is known of parameters besides the data. {"k": (mean, sd)} for normal priors, by name
+        or position; in a batch, one mean for all or one for each row. {("a", "k"): (means,
+        covariance)} for correlated ones. Or a function of the parameters (as for ties) that returns
+        residuals (k,), for a batch (B, k), half the sum of whose squares is the negative logarithm
+        of the prior. Priors need absolute_sigma=True, or a likelihood that is not "gaussian", and
+        are not subject to `loss`. The covariance of the result contains them.
+    likelihood : "gaussian", "poisson", "binomial", or a function
+        How the data scatter around the model. "poisson": y counts events, whose mean is the model;
+        "binomial": y counts successes among `trials`, whose probability is the model. Both are
+        exact for few counts and for none, and take no sigma; a trial with a mean below 0, or with a
+        probability outside 0 to 1, counts as too far. A function nll(y, prediction) returns an
+        array like y, the negative log likelihood of each datum, which should have one minimum as a
+        function of the prediction. Errors come from the expected information, for a function from
+        the observed one.
+    trials : None (for 1), a number or an array that broadcasts to y
+        For likelihood="binomial".
     x_scale
         As in `lx.least_squares`; for "lbfgs" as in `lx.minimize`, and "jac" is 1.
     loss, f_scale
@@ -173,7 +195,16 @@ def curve_fit(
     )
     _check_method(method)
     threads = checks.count("threads", threads, 1)
-    objective = residuals_of(model, x, y, p0, sigma, jac, batched, compact, fixed, ties)
+    check_name(likelihood, sigma, trials, loss)
+    objective = residuals_of(
+        model, x, y, p0, sigma, jac, batched, compact, fixed=fixed, ties=ties,
+        likelihood=likelihood, trials=trials, priors=priors,
+    )
+    if objective.priors and likelihood == "gaussian" and not absolute_sigma:
+        raise ValueError(
+            "priors were passed with absolute_sigma=False; wanted sigma in the unit of y and "
+            "absolute_sigma=True, because priors count relative to the errors of the data"
+        )
     objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
     limits = dict(gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime)
     plan = FitPlan.checked(
@@ -181,6 +212,8 @@ def curve_fit(
         accuracy=objective.accuracy,
         compact=compact and batched, on_error=on_error, **limits,
     )
+    if objective.priors:
+        plan = plan.with_priors(objective.priors.count)
     box = box_of(bounds, objective.layout)
     if method == "lbfgs":
         sides = None if bounds is None else objective.layout.sides(bounds)

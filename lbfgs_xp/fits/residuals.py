@@ -14,7 +14,9 @@ from lbfgs_xp.arrays import returned
 from lbfgs_xp.arrays.backend import Array, Backend, take
 from lbfgs_xp.arrays.rows import take_rows
 from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp.fits.likelihoods import Likelihood
 from lbfgs_xp.fits.parameters import FreeLayout
+from lbfgs_xp.fits.priors import Priors
 from lbfgs_xp.run import differences
 from lbfgs_xp.run.differences import Differences
 
@@ -60,6 +62,8 @@ class Residuals:
         of x0 and, once known, of the residuals.
     whole : collection of int
         The places in args of what all rows share, whatever its shape.
+    likelihood : None, or what makes residuals of what fun returns, which are then predictions.
+    priors : None, or what adds further residuals.
 
     Attributes
     ----------
@@ -76,7 +80,8 @@ class Residuals:
     def __init__(
         self, fun: Callable, args: tuple, jac: Any, layout: Layout, compiled: bool,
         fresh: bool = False, data: Any = None, shared: Collection[int] = (),
-        whole: Collection[int] = (),
+        whole: Collection[int] = (), likelihood: Likelihood | None = None,
+        priors: Priors | None = None,
     ):
         if not callable(fun):
             raise TypeError(f"residuals is a {type(fun).__name__}; wanted a function of x")
@@ -86,6 +91,10 @@ class Residuals:
         self.fun, self.args = fun, args
         self.jac = chosen(jac, self.backend)
         self.compiled, self.fresh, self.data, self.whole = compiled, fresh, data, whole
+        self.likelihood, self.priors = likelihood, priors
+        # Points and what fun returned there: at the last call, and for the last Jacobian.
+        self._latest: tuple[Any, Any] = None, None
+        self._accepted: tuple[Any, Any] = None, None
         self.shared = {*shared, *(length for shape in layout.shapes for length in shape[1:])}
         self.calls = Calls()
         self.partial = False
@@ -142,7 +151,8 @@ class Residuals:
             data = data[0], take(data[1], indices)
         part = Residuals(
             self.fun, args, self.jac, layout, self.compiled, self.fresh, data, self.shared,
-            self.whole,
+            self.whole, self.likelihood and self.likelihood.take(indices),
+            self.priors and self.priors.take(indices),
         )
         part.calls, part.partial = calls or self.calls, True
         part.differences.step = self.differences.step
@@ -157,12 +167,40 @@ class Residuals:
 
     def __call__(self, x: Array) -> Array:
         """The residuals (B, m) at x (B, p)."""
-        return self._found(x, self.args)
+        found = self._found(x, self.args)
+        if self.likelihood is not None:
+            self._latest, shape = (x, found), found.shape
+            with np.errstate(all="ignore"):    # predictions may be outside the domain
+                found = self.layout.xp.reshape(self.likelihood.residuals(found), shape)
+        if self.priors is not None:
+            found = self.layout.xp.concat([found, self.priors.residuals(self.layout, x)], axis=-1)
+        return found
+
+    def predictions(self, x: Array) -> Array:
+        """What fun returns (B, m) at x (B, p), with a likelihood."""
+        xp, asked = self.layout.xp, x
+        (at, latest), (before, older) = self._latest, self._accepted
+        if x is at:
+            found = latest
+        elif self.backend.reads_are_free and at is not None and x.shape == at.shape:
+            # Some trials were rejected; there, x is where the last Jacobian was.
+            rejected = xp.any(x != at, axis=-1, keepdims=True)
+            found = latest
+            if bool(xp.any(rejected)):
+                known = before is not None and before.shape == x.shape
+                if known and not bool(xp.any(rejected & (x != before))):
+                    found = xp.where(rejected, older, latest)
+                else:
+                    found = self._found(x, self.args)
+        else:
+            found = self._found(x, self.args)
+        self._accepted = asked, found
+        return found
 
     def _without_data(self, x: Array) -> Array:
-        """The residuals before the data are subtracted."""
+        """What fun returns before the data are subtracted."""
         if self.data is None:
-            return self(x)
+            return self._found(x, self.args)
         place = self.data[0]
         zeros = self.layout.xp.zeros_like(self.args[place])
         return self._found(x, (*self.args[:place], zeros, *self.args[place + 1 :]))
@@ -191,9 +229,44 @@ class Residuals:
 
     def jacobian(self, x: Array, residuals: Array) -> Array:
         """The Jacobian (B, m, p), which may share memory with an array of the user."""
+        xp = self.layout.xp
         self.calls.njev += 1
+        own = residuals
+        if self.priors is not None:
+            own = residuals[..., : residuals.shape[-1] - self.priors.count]
+        slopes: Any = None
+        if self.likelihood is not None:
+            own, there = self.predictions(x), own
+            with np.errstate(all="ignore"):
+                slopes = xp.reshape(self.likelihood.slopes(own, there), own.shape)[..., None]
+        jacobian = self._of_fun(x, own)
+        if slopes is not None:
+            # A datum without a slope may have an infinite derivative of its prediction.
+            jacobian = xp.where(slopes == 0.0, xp.zeros_like(jacobian), slopes * jacobian)
+        if self.priors is not None:
+            jacobian = xp.concat([jacobian, self.priors.jacobian(self.layout, x)], axis=-2)
+        return jacobian
+
+    def of_information(self, x: Array, residuals: Array) -> Array:
+        """Factors for the rows of the Jacobian (B, m, p) at x (B, p) with which J^T J is the
+        information, instead of an approximation to the second derivatives."""
+        xp, likelihood = self.layout.xp, self.likelihood
+        assert likelihood is not None
+        predictions = self.predictions(x)
+        residuals = xp.reshape(residuals, (*predictions.shape[:-1], -1))
+        data = predictions.shape[-1]
+        slopes = likelihood.slopes(predictions, residuals[..., :data])
+        roots = xp.sqrt(xp.reshape(likelihood.information(predictions), predictions.shape))
+        slopes = xp.abs(xp.reshape(slopes, predictions.shape))
+        known = slopes > 0.0
+        factors = roots / xp.where(known, slopes, xp.ones_like(slopes))
+        factors = xp.where(known, factors, xp.zeros_like(factors))
+        return xp.concat([factors, xp.ones_like(residuals[..., data:])], axis=-1)
+
+    def _of_fun(self, x: Array, values: Array) -> Array:
+        """The Jacobian (B, m, p) of fun, given its values."""
         xp, layout = self.layout.xp, self.layout
-        shape = (*residuals.shape, x.shape[-1])
+        shape = (*values.shape, x.shape[-1])
         if self._automatic is not None:
             jacobian = self._automatic(self.args, self._completed(x))[..., : x.shape[-1]]
         elif callable(self.jac):
@@ -201,22 +274,22 @@ class Residuals:
                 jacobian = self.jac(layout.to_tree(self._to_user(x)), *self.args)
             except self.forgiven:
                 return self.backend.full(shape, math.nan)
-            wanted = (*residuals.shape, layout.whole.size)[not layout.batched :]
+            wanted = (*values.shape, layout.whole.size)[not layout.batched :]
             jacobian = self.backend.detach(layout.check(jacobian, 0, "the Jacobian", wanted))
             if isinstance(layout, FreeLayout):
-                jacobian = xp.matmul(xp.reshape(jacobian, (*residuals.shape, -1)), layout.slopes(x))
+                jacobian = xp.matmul(xp.reshape(jacobian, (*values.shape, -1)), layout.slopes(x))
         else:
-            jacobian = self._differenced(x, residuals)
+            jacobian = self._differenced(x, values)
         return xp.reshape(jacobian, shape)
 
-    def _differenced(self, x: Array, residuals: Array) -> Array:
-        """The Jacobian (B, m, p) by finite differences."""
+    def _differenced(self, x: Array, value: Array) -> Array:
+        """The Jacobian (B, m, p) of fun by finite differences, given its values."""
         xp, central = self.layout.xp, self.jac == "3-point"
-        variation = xp.max(xp.abs(residuals), axis=-1)
-        value = residuals
+        change = value if self.likelihood is None else value - self.likelihood.y
+        variation = xp.max(xp.abs(change), axis=-1)
         if self.data is not None:
             with np.errstate(all="ignore"):    # the data may be infinite
-                value = residuals + self.data[1]
+                value = value + self.data[1]
             if not central:
                 value = self._without_data(x)
         calls = self.calls
