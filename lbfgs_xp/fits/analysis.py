@@ -1,16 +1,36 @@
-"""What a fit keeps so that its result can call the model again, and the rows in which it does."""
+"""What a fit keeps so that its result can call the model again, and the rows in which it does.
+
+Most questions to a fit are answered by a batch of problems like it: with one parameter held, with
+other data. Each row belongs to one of the fits.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from lbfgs_xp.arrays.backend import Array
-from lbfgs_xp.fits.names import sorted_places
-from lbfgs_xp.fits.residuals import Residuals
+from lbfgs_xp.arrays.backend import Array, Backend, take
+from lbfgs_xp.arrays.tree import Layout, map_leaves
+from lbfgs_xp.fits.data import Curve, Slopes, are_correlated, in_units_of_sigma
+from lbfgs_xp.fits.names import listed_order
+from lbfgs_xp.fits.residuals import Calls, Residuals
 from lbfgs_xp.fits.settings import FitSettings
+
+# Calls a function in the context of the caller of a method of the result, where warnings of NumPy
+# are as the caller has set them.
+_CALLER: contextvars.ContextVar[Any] = contextvars.ContextVar("_CALLER", default=None)
+
+# Rows are evaluated so many at a time that their Jacobians take this part of the caches.
+_SHARE = 8
+# The most elements of the Jacobians of fits whose algebra runs on the host.
+_FEW = 2**14
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,42 +47,243 @@ class Analysis:
     settings: FitSettings
     compact: bool
 
-    def __post_init__(self) -> None:
-        # What the differences of the last points of the fit know is not needed again.
-        self.objective.differences.known = ()
+    @property
+    def layout(self) -> Layout:
+        return self.objective.layout
+
+    @functools.cached_property
+    def on_host(self) -> bool:
+        """Whether the algebra runs on the host, where nothing waits or is compiled: that of one
+        fit, or of a few."""
+        if self.layout.backend.on_host or not self.layout.batched:
+            return True
+        elements = math.prod(self.objective.args[1].shape) * self.layout.size
+        return not self.layout.backend.reads_are_free and elements <= _FEW
+
+    @functools.cached_property
+    def backend(self) -> Backend:
+        """The backend of the algebra."""
+        outer = self.layout.backend
+        if outer.on_host or not self.on_host:
+            return outer
+        return Backend.of(outer.to_host(outer.zeros((1,))))
+
+    @contextlib.contextmanager
+    def asked(self) -> Iterator[None]:
+        """A context for the algebra of an answer, whose numbers may overflow."""
+        token = _CALLER.set(contextvars.copy_context().run)
+        try:
+            with self.layout.backend.current(), np.errstate(all="ignore"):
+                yield
+        finally:
+            _CALLER.reset(token)
+
+    def call(self, function: Callable, *arguments: Any) -> Any:
+        """What a function that calls those of the user returns."""
+        run = _CALLER.get()
+        return function(*arguments) if run is None else run(function, *arguments)
+
+    def send(self, array: Array) -> Array:
+        """An array of the algebra for the user's functions."""
+        return self.layout.backend.from_host(array) if self.on_host else array
+
+    def fetch(self, array: Array) -> Array:
+        """An array of the user's functions for the algebra."""
+        return self.layout.backend.to_host(array) if self.on_host else array
 
     def vector(self, tree: Any) -> Array:
-        """Parameters like the result's x as vectors (B, p)."""
-        layout = self.objective.layout
+        """Parameters like the result's x as vectors (B, p) of the algebra."""
+        layout = self.layout
         vector = layout.to_vector(tree, "x")
-        return layout.xp.reshape(vector, (-1, layout.size))
+        return self.fetch(layout.xp.reshape(vector, (-1, layout.size)))
+
+    def tree(self, vector: Array) -> Any:
+        """Numbers (B, p) of the algebra, or on the host, in the structure of p0."""
+        layout = self.layout
+        if isinstance(vector, np.ndarray):
+            kind = layout.xp.int32 if vector.dtype.kind == "i" else None
+            vector = layout.backend.from_host(vector, kind)
+        return layout.to_tree(vector if layout.batched else vector[0, ...])
+
+    @functools.cached_property
+    def order(self) -> np.ndarray:
+        """The place in the vector of each number, in the order of `CurveFit.names`."""
+        return listed_order(self.layout)
+
+    # --- rows ----------------------------------------------------------------------------------
+
+    @property
+    def may_shrink(self) -> bool:
+        """Whether it is worth while to leave out rows that are done."""
+        free = self.compact or not self.layout.batched
+        return free and not self.layout.backend.compiles
+
+    def groups(self, numbers: np.ndarray, wanted: Any = None) -> list[np.ndarray]:
+        """The places of rows that may be evaluated together: as many as stay in the caches, or all
+        fits once if the model must see all of them.
+
+        numbers : (R,), the fit of each row; if the model must see all, these are repetitions of all
+            fits.
+        wanted : a mask (R,); the groups hold at least these rows.
+        """
+        rows = np.arange(numbers.size) if wanted is None else np.flatnonzero(wanted)
+        if rows.size == 0:
+            return []
+        if self.layout.batched and not self.compact:
+            count = self.layout.batch[0]
+            return [np.arange(count) + count * k for k in np.unique(rows // count)]
+        elements = self.objective.args[1].shape[-1] * self.layout.size
+        most = max(self.layout.backend.cache_size // (_SHARE * elements), 256)
+        return np.array_split(rows, -(-rows.size // most))
+
+    def box_of(self, numbers: np.ndarray) -> Any:
+        """None, or the bounds (R, p) of rows."""
+        if self.box is None:
+            return None
+        places = self.layout.backend.index_array(numbers)
+        return tuple(self.fetch(take(side, places)) for side in self.box)
+
+    def rows(self, numbers: np.ndarray, start: Array) -> Rows:
+        """The residuals of rows, each of the fit with this number, from `start` (R, p)."""
+        residuals, start = self._rows(numbers), self.send(start)
+        residuals.layout = residuals.layout.starting_at(start)
+        if self.box is not None:
+            places = self.layout.backend.index_array(numbers)
+            residuals.bounds = tuple(take(side, places) for side in self.box)
+        if isinstance(residuals.jac, str):
+            # Errors of forward differences are far below what an interval needs.
+            residuals.jac = "2-point"
+        return Rows(residuals, self)
+
+    def _rows(self, numbers: np.ndarray) -> Residuals:
+        objective = self.objective
+        if not self.layout.batched:
+            return self._repeated(numbers.size)
+        return objective.take(numbers, Calls()) if self.compact else objective.again()
+
+    def _repeated(self, count: int) -> Residuals:
+        """One fit as a batch of `count` like it."""
+        objective, xp = self.objective, self.layout.xp
+        x, y, weights = objective.args
+        many = xp.broadcast_to(y[None, ...], (count, *y.shape))
+        jac = objective.jac
+        form = Together if self._broadcasts else OneByOne
+        data = many if weights is None else many @ xp.matrix_transpose(weights) if (
+            are_correlated(weights, y)
+        ) else weights * many
+        return Residuals(
+            form(objective.fun, x, weights), (many,),
+            form(jac, x, weights) if callable(jac) else jac,
+            self.layout.of_many(count), objective.compiled, data=(0, data), shared=y.shape,
+        )
+
+    @functools.cached_property
+    def _broadcasts(self) -> bool:
+        """Whether the model of one fit, and its Jacobian, take many parameters at once, each as an
+        array (R, 1), and treat them as rows."""
+        layout, (x, y, _), xp = self.layout, self.objective.args, self.layout.xp
+        start = xp.reshape(layout.start(), (1, -1))
+        shift = layout.backend.adopt(1.0 + 0.01 * np.arange(3.0), "the shift")
+        # Parameters that are 0 would hide differences.
+        start = xp.where(start == 0.0, xp.full_like(start, 0.01), start) * shift[:, None]
+        functions = [self.objective.fun]
+        if callable(self.objective.jac):
+            functions.append(self.objective.jac)
+        many = xp.broadcast_to(y[None, ...], (3, *y.shape))
+        tree = layout.of_many(3).to_tree(start)
+        for function in functions:
+            found = []
+            for form in (Together, OneByOne):
+                try:
+                    with np.errstate(all="ignore"):
+                        values = form(function, x, None)(tree, many)
+                    found.append(np.asarray(layout.backend.to_host(values)))
+                except Exception:
+                    return False
+            if found[0].shape != found[1].shape:
+                return False
+            close = 64.0 * layout.backend.eps
+            known = np.where(np.isfinite(found[1]), found[1], 0.0)
+            scale = float(np.max(np.abs(known), initial=0.0))
+            if not np.allclose(*found, rtol=close, atol=close * scale, equal_nan=True):
+                return False
+        return True
+
+    # --- the model -----------------------------------------------------------------------------
 
     def jacobian(self, x: Any) -> Array:
         """The derivatives of the model (m, p), or (B, m, p), in the order of x."""
-        layout = self.objective.layout
-        model = self.of_model(self.objective.args[0], self.objective.args[1])
-        vector = self.vector(x)
-        jacobian = model.jacobian(vector, model(vector))
-        jacobian = self.listed(jacobian)
-        return jacobian if layout.batched else jacobian[0, ...]
+        return self.slopes(x, *self.objective.args[:2])
 
-    def of_model(self, x: Any, like: Array) -> Residuals:
-        """The model at the coordinates x as residuals of data that are 0, without weights.
-
-        like : an array of the shape that the model returns.
-        """
-        objective, xp = self.objective, self.objective.layout.xp
-        zeros = xp.zeros_like(like)
-        return Residuals(
-            objective.fun, (x, zeros, None), objective.jac, objective.layout, objective.compiled,
-            shared=tuple(like.shape[-1:]), whole=objective.whole,
+    def slopes(self, x: Any, coordinates: Any, like: Array) -> Array:
+        """The derivatives of the model at other coordinates, where it returns an array like `like`,
+        in the order of x."""
+        objective, layout = self.objective, self.layout
+        model = Residuals(
+            objective.fun, (coordinates, layout.xp.zeros_like(like), None), objective.jac, layout,
+            objective.compiled, shared=tuple(like.shape[-1:]), whole=objective.whole,
         )
+        model.bounds = self.box
+        vector = self.send(self.vector(x))
+        jacobian = self.listed(model.jacobian(vector, model(vector)))
+        return jacobian if layout.batched else jacobian[0, ...]
 
     def listed(self, array: Array) -> Array:
         """An array (..., p) whose last axis has the order of the vector, in the order of x."""
-        layout = self.objective.layout
-        places = sorted_places(layout)
-        if places is None:
+        if (self.order == np.arange(self.order.size)).all():
             return array
-        order = layout.backend.index_array(np.argsort(np.asarray(places)))
-        return layout.xp.take(array, order, axis=-1)
+        xp = self.layout.xp
+        return xp.take(array, self.layout.backend.index_array(self.order), axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Residuals (R, m) and Jacobians (R, m, p) of rows, as arrays of the algebra."""
+
+    residuals: Residuals
+    analysis: Analysis
+
+    def __call__(self, x: Array) -> Array:
+        analysis = self.analysis
+        return analysis.fetch(analysis.call(self.residuals, analysis.send(x)))
+
+    def jacobian(self, x: Array, residuals: Array) -> Array:
+        analysis, jacobian = self.analysis, self.residuals.jacobian
+        return analysis.fetch(
+            analysis.call(jacobian, *(analysis.send(array) for array in (x, residuals)))
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class OneByOne:
+    """The residuals of one fit, or their Jacobian, for many parameters, called for each."""
+
+    function: Callable
+    x: Any
+    weights: Any
+
+    def __call__(self, params: Any, y: Array) -> Array:
+        found = [
+            self.function(map_leaves(lambda leaf, i=i: leaf[i, ...], params), self.x, y[i, ...],
+                          self.weights)
+            for i in range(y.shape[0])
+        ]
+        return Backend.of(found[0]).xp.stack(found, axis=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Together:
+    """The same for a model that broadcasts: one call for all."""
+
+    function: Curve | Slopes
+    x: Any
+    weights: Any
+
+    def __call__(self, params: Any, y: Array) -> Array:
+        found = dataclasses.replace(self.function, batched=True)(params, self.x, y, None)
+        weights = self.weights
+        if weights is None:
+            return found
+        if weights.ndim == 2:
+            return weights @ found if found.ndim == 3 else found @ weights.T
+        return weights[:, None] * found if found.ndim == 3 else in_units_of_sigma(weights, found)

@@ -14,6 +14,7 @@ from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.fits.covariance import deviations, inverse_of_squares
 from lbfgs_xp.fits.distributions import chi2_above
+from lbfgs_xp.fits.intervals import Intervals, Profile
 from lbfgs_xp.fits.names import places_of
 from lbfgs_xp.result import Status, table
 
@@ -311,6 +312,108 @@ class CurveFit:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_analysis": None}
+
+    def intervals(self, level: float = 0.6827) -> Intervals:
+        """Confidence intervals of all parameters by profile likelihood (MINOS: James & Roos 1975).
+
+        The ends are where chi2, with all other parameters fitted, is as far above that of the fit
+        as the quantile of chi2 with one degree of freedom: by 1 for 68.27 %. Without
+        absolute_sigma, differences of chi2 are divided by reduced_chi2, as in the covariance; a
+        robust loss takes the place of the squares. Unlike multiples of `stderr`, the ends need not
+        lie symmetrically, and do not depend on how the model is parametrised.
+
+        All ends of all fits are found as one batch, from where the covariance says that they are.
+
+        Parameters
+        ----------
+        level : float
+            The probability that an interval holds the true value, between 0 and 1.
+
+        Returns
+        -------
+        Intervals
+            `low, high = fit.intervals()`, each like p0. At a bound of the parameter, the interval
+            ends at the bound; where chi2 stays below the level, it is infinite; see
+            `lx.IntervalStatus` and `Intervals.low_status`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import lbfgs_xp as lx
+        >>> x, y = np.arange(6.0), np.asarray([5.1, 2.4, 1.6, 0.5, 0.5, 0.1])
+        >>> decay = lambda x, a, k: a * np.exp(-k * x)
+        >>> fit = lx.curve_fit(decay, x, y, [1.0, 1.0], jac="3-point", sigma=0.3)
+        >>> low, high = fit.intervals(0.95)
+        >>> (low - fit.x).round(2), (high - fit.x).round(2)
+        (array([-0.39, -0.09]), array([0.4 , 0.11]))
+        """
+        return self._kept().intervals(self, level)
+
+    def profile(self, parameter: str | int, values: Any = None, size: int = 41) -> Profile:
+        """How far chi2 rises with one parameter held at values and the others fitted.
+
+        Parameters
+        ----------
+        parameter : str or int
+            A name, or a place, in `names`.
+        values : None, an array (n,), or (B, n) for a batch
+            The values; by default `size` of them, up to 3 standard errors to both sides, within the
+            bounds.
+        size : int
+
+        Returns
+        -------
+        Profile
+            `values` and `delta`, in the units of `intervals`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import lbfgs_xp as lx
+        >>> x, y = np.arange(5.0), np.asarray([0.1, 1.0, 2.1, 2.9, 4.0])
+        >>> line = lambda x, slope, offset: offset + slope * x
+        >>> fit = lx.curve_fit(line, x, y, [1.0, 0.0], jac="3-point")
+        >>> fit.profile("slope", fit.x[0] + fit.stderr[0] * np.arange(4.0)).delta.round(6)
+        array([0., 1., 4., 9.])
+        """
+        return self._kept().profile(self, parameter, values, size)
+
+    def contour(
+        self, one: str | int, other: str | int, level: float = 0.6827, size: int = 60
+    ) -> Any:
+        """The border of the region that holds two parameters with a probability, by profile
+        likelihood: with all others fitted, chi2 has risen by the quantile of chi2 with two degrees
+        of freedom (2.30 for 68.27 %), in the units of `intervals`.
+
+        Parameters
+        ----------
+        one, other : str or int
+            Names, or places, in `names`.
+        level : float
+            The probability that both are inside.
+        size : int
+            How many points, at least 8.
+
+        Returns
+        -------
+        array (size, 2), or (B, size, 2) for a batch
+            Points along the border, which ends where it began: the values of both parameters. At
+            each value of the first one, the second one is taken to have one range. nan for points
+            that were not found, and for fits without an interval of the first parameter.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import lbfgs_xp as lx
+        >>> x, y = np.arange(5.0), np.asarray([0.1, 1.0, 2.1, 2.9, 4.0])
+        >>> line = lambda x, slope, offset: offset + slope * x
+        >>> fit = lx.curve_fit(line, x, y, [1.0, 0.0], jac="3-point")
+        >>> away = fit.contour("slope", "offset") - fit.x
+        >>> rise = (away @ np.linalg.inv(fit.covariance) * away).sum(-1)
+        >>> bool(np.allclose(rise, -2.0 * np.log(1.0 - 0.6827), rtol=1e-3))
+        True
+        """
+        return self._kept().contour(self, one, other, level, size)
 
     def covariance_of(self, one: str | int, other: str | int | None = None) -> Any:
         """The part of `covariance` that belongs to two parameters, or to one.

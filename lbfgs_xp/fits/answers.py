@@ -1,0 +1,28 @@
+"""The questions that the result of `lx.curve_fit` answers by calling the model again.
+
+The methods of `CurveFit` have their documentation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lbfgs_xp.fits import profile
+from lbfgs_xp.fits.analysis import Analysis
+from lbfgs_xp.fits.intervals import Intervals, Profile
+
+
+class Answers(Analysis):
+    """What a fit keeps, and what can be asked of it; `fit` is the result that asks."""
+
+    def intervals(self, fit: Any, level: float) -> Intervals:
+        with self.asked():
+            return profile.intervals(fit, self, level)
+
+    def profile(self, fit: Any, parameter: Any, values: Any, size: int) -> Profile:
+        with self.asked():
+            return profile.profile(fit, self, parameter, values, size)
+
+    def contour(self, fit: Any, one: Any, other: Any, level: float, size: int) -> Any:
+        with self.asked():
+            return profile.contour(fit, self, one, other, level, size)
