@@ -99,5 +99,7 @@ class CurveFitSettings(FitSettings, total=False):
 
     sigma: Any
     absolute_sigma: bool
+    fixed: Any
+    ties: dict[Any, Callable[[Any], Any]] | None
     method: Literal["lm", "lbfgs"]
     threads: int

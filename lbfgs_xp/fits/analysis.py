@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from lbfgs_xp.arrays.backend import Array, Backend, take
-from lbfgs_xp.arrays.tree import Layout, map_leaves
-from lbfgs_xp.fits.data import Curve, Slopes, are_correlated, in_units_of_sigma
+from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp.fits.data import Curve, Slopes, in_units_of_sigma
 from lbfgs_xp.fits.names import listed_order
+from lbfgs_xp.fits.parameters import FreeLayout
 from lbfgs_xp.fits.residuals import Calls, Residuals
 from lbfgs_xp.fits.settings import FitSettings
 
@@ -92,23 +93,45 @@ class Analysis:
         return self.layout.backend.to_host(array) if self.on_host else array
 
     def vector(self, tree: Any) -> Array:
-        """Parameters like the result's x as vectors (B, p) of the algebra."""
+        """The free numbers of parameters like the result's x, (B, p), in the algebra."""
         layout = self.layout
         vector = layout.to_vector(tree, "x")
         return self.fetch(layout.xp.reshape(vector, (-1, layout.size)))
 
-    def tree(self, vector: Array) -> Any:
-        """Numbers (B, p) of the algebra, or on the host, in the structure of p0."""
+    def tree(self, vector: np.ndarray) -> Any:
+        """All parameters, from free numbers (B, p) on the host."""
         layout = self.layout
-        if isinstance(vector, np.ndarray):
-            kind = layout.xp.int32 if vector.dtype.kind == "i" else None
-            vector = layout.backend.from_host(vector, kind)
+        vector = layout.backend.from_host(vector)
         return layout.to_tree(vector if layout.batched else vector[0, ...])
+
+    def whole_tree(self, numbers: np.ndarray) -> Any:
+        """Numbers (B, all) on the host in the structure of p0."""
+        whole = self.layout.whole
+        kind = whole.xp.int32 if numbers.dtype.kind == "i" else None
+        array = whole.backend.from_host(numbers, kind)
+        return whole.to_tree(array if whole.batched else array[0, ...])
+
+    def whole_vector(self, tree: Any) -> np.ndarray:
+        """All numbers of parameters like the result's x, (B, all), on the host."""
+        whole = self.layout.whole
+        return np.reshape(whole.backend.to_host(whole.to_vector(tree, "x")), (-1, whole.size))
 
     @functools.cached_property
     def order(self) -> np.ndarray:
-        """The place in the vector of each number, in the order of `CurveFit.names`."""
-        return listed_order(self.layout)
+        """The place in the vector of all numbers of each, in the order of `CurveFit.names`."""
+        return listed_order(self.layout.whole)
+
+    @functools.cached_property
+    def free(self) -> np.ndarray:
+        """The places of the free numbers in the vector of all of them."""
+        layout = self.layout
+        return layout.free if isinstance(layout, FreeLayout) else np.arange(layout.size)
+
+    @functools.cached_property
+    def tied(self) -> np.ndarray:
+        """The places of tied numbers in the vector of all of them."""
+        ties = getattr(self.layout, "ties", ())
+        return np.concatenate([np.zeros(0, int), *(tie.places for tie in ties)])
 
     # --- rows ----------------------------------------------------------------------------------
 
@@ -163,18 +186,16 @@ class Analysis:
 
     def _repeated(self, count: int) -> Residuals:
         """One fit as a batch of `count` like it."""
-        objective, xp = self.objective, self.layout.xp
+        objective, layout, xp = self.objective, self.layout, self.layout.xp
         x, y, weights = objective.args
         many = xp.broadcast_to(y[None, ...], (count, *y.shape))
         jac = objective.jac
         form = Together if self._broadcasts else OneByOne
-        data = many if weights is None else many @ xp.matrix_transpose(weights) if (
-            are_correlated(weights, y)
-        ) else weights * many
         return Residuals(
-            form(objective.fun, x, weights), (many,),
-            form(jac, x, weights) if callable(jac) else jac,
-            self.layout.of_many(count), objective.compiled, data=(0, data), shared=y.shape,
+            form(objective.fun, layout), (x, many, weights),
+            form(jac, layout) if callable(jac) else jac,
+            Layout(layout.backend.zeros((count, layout.size)), True), objective.compiled,
+            data=(1, _weighted(weights, many)), shared=y.shape, whole=(0, 2),
         )
 
     @functools.cached_property
@@ -190,13 +211,12 @@ class Analysis:
         if callable(self.objective.jac):
             functions.append(self.objective.jac)
         many = xp.broadcast_to(y[None, ...], (3, *y.shape))
-        tree = layout.of_many(3).to_tree(start)
         for function in functions:
             found = []
             for form in (Together, OneByOne):
                 try:
                     with np.errstate(all="ignore"):
-                        values = form(function, x, None)(tree, many)
+                        values = form(function, layout)(start, x, many, None)
                     found.append(np.asarray(layout.backend.to_host(values)))
                 except Exception:
                     return False
@@ -209,6 +229,17 @@ class Analysis:
                 return False
         return True
 
+    def direction(self, rows: Rows, x: Array, place: int) -> Array:
+        """The derivatives (R, p) of one of all numbers, which is tied, at free numbers (R, p)."""
+        return self.fetch(self.slopes_of_ties(rows, self.send(x))[:, place, :])
+
+    def slopes_of_ties(self, rows: Rows, x: Array) -> Array:
+        layout: Any = rows.residuals.layout if self.layout.batched else self.layout
+        if self.layout.batched:
+            return layout.slopes(x)
+        each = [layout.slopes(x[i : i + 1, ...]) for i in range(x.shape[0])]
+        return layout.xp.concat(each, axis=0)
+
     # --- the model -----------------------------------------------------------------------------
 
     def jacobian(self, x: Any) -> Array:
@@ -216,24 +247,30 @@ class Analysis:
         return self.slopes(x, *self.objective.args[:2])
 
     def slopes(self, x: Any, coordinates: Any, like: Array) -> Array:
-        """The derivatives of the model at other coordinates, where it returns an array like `like`,
-        in the order of x."""
-        objective, layout = self.objective, self.layout
+        """The derivatives of the model by all parameters, also fixed and tied ones as if they were
+        free, at other coordinates, where it returns an array like `like`, in the order of x."""
+        objective, whole = self.objective, self.layout.whole
         model = Residuals(
-            objective.fun, (coordinates, layout.xp.zeros_like(like), None), objective.jac, layout,
+            objective.fun, (coordinates, whole.xp.zeros_like(like), None), objective.jac, whole,
             objective.compiled, shared=tuple(like.shape[-1:]), whole=objective.whole,
         )
-        model.bounds = self.box
-        vector = self.send(self.vector(x))
+        vector = whole.xp.reshape(whole.to_vector(x, "x"), (-1, whole.size))
         jacobian = self.listed(model.jacobian(vector, model(vector)))
-        return jacobian if layout.batched else jacobian[0, ...]
+        return jacobian if whole.batched else jacobian[0, ...]
 
     def listed(self, array: Array) -> Array:
-        """An array (..., p) whose last axis has the order of the vector, in the order of x."""
+        """An array (..., all) whose last axis has the order of the vector, in the order of x."""
         if (self.order == np.arange(self.order.size)).all():
             return array
         xp = self.layout.xp
         return xp.take(array, self.layout.backend.index_array(self.order), axis=-1)
+
+
+def _weighted(weights: Any, residuals: Array) -> Array:
+    """Residuals (R, m) of one fit in units of its sigma."""
+    if weights is None or weights.ndim == 1:
+        return in_units_of_sigma(weights, residuals)
+    return residuals @ weights.T
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,19 +293,22 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class OneByOne:
-    """The residuals of one fit, or their Jacobian, for many parameters, called for each."""
+    """The residuals of one fit, or their Jacobian, for many vectors (R, p), called for each.
 
-    function: Callable
-    x: Any
-    weights: Any
+    function : of all parameters and the arguments of the residuals.
+    layout : of the fit.
+    """
 
-    def __call__(self, params: Any, y: Array) -> Array:
-        found = [
-            self.function(map_leaves(lambda leaf, i=i: leaf[i, ...], params), self.x, y[i, ...],
-                          self.weights)
-            for i in range(y.shape[0])
-        ]
-        return Backend.of(found[0]).xp.stack(found, axis=0)
+    function: Curve | Slopes
+    layout: Layout
+
+    def __call__(self, vectors: Array, x: Any, y: Array, weights: Any) -> Array:
+        layout, found = self.layout, []
+        for i in range(vectors.shape[0]):
+            tree = layout.to_tree(layout.completed(vectors[i, ...]))
+            values = self.function(tree, x, y[i, ...], weights)
+            found.append(_by_free(self, values, vectors[i, ...]))
+        return layout.xp.stack(found, axis=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,14 +316,28 @@ class Together:
     """The same for a model that broadcasts: one call for all."""
 
     function: Curve | Slopes
-    x: Any
-    weights: Any
+    layout: Layout
 
-    def __call__(self, params: Any, y: Array) -> Array:
-        found = dataclasses.replace(self.function, batched=True)(params, self.x, y, None)
-        weights = self.weights
+    def __call__(self, vectors: Array, x: Any, y: Array, weights: Any) -> Array:
+        layout, count = self.layout, vectors.shape[0]
+        whole = vectors
+        if layout.whole is not layout:
+            each = [layout.all_of(vectors[i, ...]) for i in range(count)]
+            whole = layout.xp.stack(each, axis=0)
+        tree = layout.whole.of_many(count).to_tree(whole)
+        found = dataclasses.replace(self.function, batched=True)(tree, x, y, None)
+        if isinstance(self.function, Curve):
+            return _weighted(weights, found)
+        if layout.whole is not layout:
+            each = [_by_free(self, found[i, ...], vectors[i, ...]) for i in range(count)]
+            found = layout.xp.stack(each, axis=0)
         if weights is None:
             return found
-        if weights.ndim == 2:
-            return weights @ found if found.ndim == 3 else found @ weights.T
-        return weights[:, None] * found if found.ndim == 3 else in_units_of_sigma(weights, found)
+        return weights @ found if weights.ndim == 2 else weights[:, None] * found
+
+
+def _by_free(form: OneByOne | Together, found: Array, vector: Array) -> Array:
+    """What a function of all parameters returned: a Jacobian, by the free ones alone."""
+    if isinstance(form.function, Slopes) and isinstance(form.layout, FreeLayout):
+        return found @ form.layout.slopes(vector[None, ...])[0, ...]
+    return found

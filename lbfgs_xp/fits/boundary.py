@@ -54,6 +54,8 @@ class Targets(NamedTuple):
     held : None, or (R, p), a mask of the parameters that keep their value in `starts`.
     starts : (R, p), where the covariance says that the end is.
     cost, rise : (R,), the cost at the best point, and how far it rises to the limit.
+    tie : None; or, if the ends are those of a tied parameter, its place among all and the sign.
+        The directions are then its slopes, which change from point to point.
     """
 
     numbers: np.ndarray
@@ -63,6 +65,7 @@ class Targets(NamedTuple):
     starts: Array
     cost: Array
     rise: Array
+    tie: Any = None
 
 
 class Ends(NamedTuple):
@@ -86,8 +89,8 @@ def ends_of(analysis: Analysis, targets: Targets) -> Ends:
     parts = []
     for group in analysis.groups(targets.numbers):
         space = Space(analysis.backend, batched=True)
-        part = space.take(targets[1:], group)
-        parts.append(_of_group(analysis, Targets(targets.numbers[group], *part)))
+        part = space.take(targets[1:7], group)
+        parts.append(_of_group(analysis, Targets(targets.numbers[group], *part, targets.tie)))
     return Ends(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
@@ -113,9 +116,13 @@ def _of_group(analysis: Analysis, targets: Targets) -> Ends:
     for _ in range(_MOST):
         residuals = objective(x)
         jacobian = objective.jacobian(x, residuals)
-        jacobian, g, cost, pressed = weighted(residuals, jacobian, x, box, *targets[2:])
+        if targets.tie is not None:
+            place, sign = targets.tie
+            targets = targets._replace(directions=sign * analysis.direction(objective, x, place))
+        numbers = targets[2:7]
+        jacobian, g, cost, pressed = weighted(residuals, jacobian, x, box, *numbers)
         inverse, _loose = inverse_of_squares(accuracy, space, jacobian)
-        step, length = toward(inverse, g, cost, pressed, *targets[2:])
+        step, length = toward(inverse, g, cost, pressed, *numbers)
         costs, lengths, at_bound = to_host(cost), to_host(length), to_host(pressed)
 
         old, rise = to_host(targets.cost), to_host(targets.rise)
@@ -151,8 +158,8 @@ def _of_group(analysis: Analysis, targets: Targets) -> Ends:
             continue
         stay = np.flatnonzero(~small)
         alive, last = alive[stay], last[stay]
-        part = space.take((x, before, *targets[1:]), stay)
-        x, before, targets = part[0], part[1], Targets(targets.numbers[stay], *part[2:])
+        x, before, *part = space.take((x, before, *targets[1:7]), stay)
+        targets = Targets(targets.numbers[stay], *part, targets.tie)
         box = analysis.box_of(targets.numbers)
         objective = analysis.rows(targets.numbers, x)
     return _credible(ends, everything, to_host)

@@ -62,6 +62,8 @@ def curve_fit(
     sigma: Any = None,
     absolute_sigma: bool = False,
     bounds: Any = None,
+    fixed: Any = None,
+    ties: dict[Any, Callable[[Any], Any]] | None = None,
     x_scale: Any = "jac",
     loss: LossName = "linear",
     f_scale: float = 1.0,
@@ -103,9 +105,20 @@ def curve_fit(
         Whether sigma is in absolute units. If not, sigma only gives relative weights, and the
         covariance is scaled by reduced_chi2.
     bounds : None or (lower, upper)
-        Each side is None, a number, an array that broadcasts to p0, or has the structure of p0. A
-        parameter whose bounds are equal is fixed: its covariances are 0. A start outside is moved
-        to the nearest point inside.
+        Each side is None, a number, an array that broadcasts to p0, or has the structure of p0,
+        where a dict may name only some parameters. A parameter whose bounds are equal is fixed. A
+        start outside is moved to the nearest point inside.
+    fixed : None, or a tuple of names or positions
+        Parameters that keep their values in p0, of which in a batch each row may have its own. The
+        names are those of `lx.CurveFit.names`: "k", "peak.width", "heights[0]", also "peak" for all
+        that is inside, and the names of the model's arguments if p0 has none. Their covariances are
+        0.
+    ties : None, or a dict
+        Parameters that are functions of the others, by name or position: {"b": f} sets b = f(p),
+        where p is like the `x` of the result (a tuple of numbers if p0 is a plain list or array),
+        in a batch with all its rows. Ties are computed in their order; those that follow are None
+        in p. What p0 holds for a tied parameter is not used. The result has its value and its
+        error, from the derivative of f: automatic, or with NumPy by differences.
     x_scale
         As in `lx.least_squares`; for "lbfgs" as in `lx.minimize`, and "jac" is 1.
     loss, f_scale
@@ -113,9 +126,9 @@ def curve_fit(
     method : "lm" or "lbfgs"
         Levenberg-Marquardt; or, for comparison, `lx.minimize` on half of chi2.
     jac : None, function, "2-point" or "3-point"
-        None: automatic differentiation (PyTorch, JAX). A function with the arguments of the model:
-        jac(x, *params) -> (m, p), for a batch (B, m, p), in the order in which p0 lists the
-        parameters. "2-point" or "3-point": finite differences.
+        None: automatic differentiation (PyTorch, JAX), elsewhere "2-point". A function with the
+        arguments of the model: jac(x, *params) -> (m, p), for a batch (B, m, p), in the order in
+        which p0 lists the parameters. "2-point" or "3-point": finite differences.
     diff_step, gtol, ftol, xtol, maxiter, maxfun, maxtime, factor
         As in `lx.least_squares`; for "lbfgs" gtol to maxtime as in `lx.minimize`.
     batched : bool
@@ -151,7 +164,7 @@ def curve_fit(
     >>> import lbfgs_xp as lx
     >>> x = np.linspace(0.0, 4.0, 20)
     >>> y = 3.0 * np.exp(-0.5 * x) + 0.01 * np.cos(40.0 * x)
-    >>> fit = lx.curve_fit(lambda x, a, k: a * np.exp(-k * x), x, y, [1.0, 1.0], jac="3-point")
+    >>> fit = lx.curve_fit(lambda x, a, k: a * np.exp(-k * x), x, y, [1.0, 1.0])
     >>> fit.x.round(2), bool(fit.stderr[0] < 0.01)
     (array([3. , 0.5]), True)
     """
@@ -160,7 +173,7 @@ def curve_fit(
     )
     _check_method(method)
     threads = checks.count("threads", threads, 1)
-    objective = residuals_of(model, x, y, p0, sigma, jac, batched, compact)
+    objective = residuals_of(model, x, y, p0, sigma, jac, batched, compact, fixed, ties)
     objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
     limits = dict(gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime)
     plan = FitPlan.checked(

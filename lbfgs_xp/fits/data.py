@@ -22,15 +22,17 @@ from lbfgs_xp.arrays.tree import (
     leaf_name,
     unflatten,
 )
-from lbfgs_xp.fits.names import sorted_places
-from lbfgs_xp.fits.residuals import Residuals
+from lbfgs_xp.fits.names import names_of, sorted_places
+from lbfgs_xp.fits.parameters import free_layout
+from lbfgs_xp.fits.residuals import Residuals, chosen
 
 # Up to this length, the first axis of x may count coordinates.
 _COORDINATES = 64
 
 
 def residuals_of(
-    model: Any, x: Any, y: Any, p0: Any, sigma: Any, jac: Any, batched: bool, compact: bool
+    model: Any, x: Any, y: Any, p0: Any, sigma: Any, jac: Any, batched: bool, compact: bool,
+    fixed: Any, ties: Any,
 ) -> Residuals:
     """The residuals of a model, from the arguments of `lx.curve_fit`."""
     if not callable(model):
@@ -38,7 +40,7 @@ def residuals_of(
     x, y, sigma = _without_mask(_unwrapped(x), y, sigma, batched)
     y = _data(y, batched)
     backend = Backend.of(y, "y")
-    x = _adopted(x, backend, "x")
+    x, jac = _adopted(x, backend, "x"), chosen(jac, backend)
     layout = Layout(_start(p0, backend, y.shape[:1] if batched else None), batched)
     if isinstance(layout.structure, Partial):
         raise ValueError(
@@ -53,7 +55,7 @@ def residuals_of(
         Curve(model, batched, backend, isinstance(jac, str)),
         (x, y, weights),
         Slopes(jac, batched, sorted_places(layout)) if callable(jac) else jac,
-        layout,
+        free_layout(layout, names_of(model, layout), fixed, ties),
         backend.is_compiled(model),
         fresh=callable(jac) and batched and weights is not None,
         data=(1, backend.xp.reshape(in_units_of_sigma(weights, y), (-1, y.shape[-1]))),

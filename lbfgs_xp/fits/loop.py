@@ -15,7 +15,7 @@ from lbfgs_xp.arrays.backend import Array, Backend, identity
 from lbfgs_xp.arrays.returned import stops
 from lbfgs_xp.arrays.rows import Rows, Sizes, compiled_size
 from lbfgs_xp.arrays.space import Space
-from lbfgs_xp.arrays.tree import Layout, leaf_name
+from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.fits import levenberg_marquardt as lm
 from lbfgs_xp.fits import linear_model
 from lbfgs_xp.fits.linear_algebra import FEW
@@ -399,7 +399,7 @@ class Fit:
                 nit = outer.from_host(nit, outer.index_dtype)
             return BatchLeastSquaresResult(
                 layout.to_tree(x), cost, residuals, jacobian, optimality, nit, calls.nfev,
-                calls.njev, outer.from_host(success, outer.xp.bool),
+                calls.njev, self.here.derivatives, outer.from_host(success, outer.xp.bool),
                 outer.from_host(codes, outer.xp.int32), messages,
             )
         numbers = (outcome.value, outcome.optimality, outcome.nit)
@@ -409,7 +409,8 @@ class Fit:
         )
         return LeastSquaresResult(
             layout.to_tree(x), float(cost), residuals, jacobian, float(optimality), int(nit),
-            calls.nfev, calls.njev, statuses[0].success, statuses[0], messages[0],
+            calls.nfev, calls.njev, self.here.derivatives, statuses[0].success, statuses[0],
+            messages[0],
         )
 
 
@@ -430,12 +431,7 @@ class Fit:
         """What a message adds about such parameters."""
         if not silent.any():
             return ""
-        layout = self.objective.layout
-        names = []
-        for i, shape in enumerate(layout.shapes):
-            name = leaf_name(layout.structure, i, "x0")
-            inner = shape[len(layout.batch) :]
-            names += [name + (str(list(map(int, k))) if k else "") for k in np.ndindex(*inner)]
+        names = self.objective.layout.number_names("x0")
         found = [name for name, is_silent in zip(names, silent, strict=True) if is_silent]
         return f"; the residuals do not respond to {', '.join(found)}"
 

@@ -45,8 +45,13 @@ def names_of(model: Callable, layout: Layout) -> tuple[str, ...]:
     return tuple(names[i] for i in listed_order(layout))
 
 
-def places_of(names: tuple[str, ...], parameter: str | int) -> list[int]:
-    """The listed places of a parameter: of all numbers of a leaf, or of one, by name or number."""
+def places_of(
+    names: tuple[str, ...], parameter: str | int, what: str = "parameter is"
+) -> list[int]:
+    """The listed places of a parameter: of all numbers of a leaf, or of one, by name or number.
+
+    what : how an error begins.
+    """
     if isinstance(parameter, str):
         if parameter in names:
             return [names.index(parameter)]
@@ -54,12 +59,12 @@ def places_of(names: tuple[str, ...], parameter: str | int) -> list[int]:
         if found := [i for i, name in enumerate(names) if name.startswith(inside)]:
             return found
         raise ValueError(
-            f"parameter is {parameter!r}; wanted one of {', '.join(map(repr, names))}"
+            f"{what} {parameter!r}; wanted one of {', '.join(map(repr, names))}"
         )
     place = checks.integer(parameter)
     if place is None or not -len(names) <= place < len(names):
         raise ValueError(
-            f"parameter is {checks.shown(parameter)}; wanted a name, one of "
+            f"{what} {checks.shown(parameter)}; wanted a name, one of "
             f"{', '.join(map(repr, names))}, or a number below {len(names)}"
         )
     return [place % len(names)]

@@ -36,9 +36,9 @@ _DONE = tuple(int(status) for status in Status if status.success)
 
 
 class Best(NamedTuple):
-    """A fit and its surroundings, on the host: all in the order of the vector.
+    """A fit and its surroundings, on the host: the free numbers, in the order of the vector.
 
-    x, stderr : (B, p), in the order of the vector; stderr is 0 for fixed parameters.
+    x, stderr : (B, p); stderr is 0 where bounds are equal.
     covariance : (B, p, p).
     cost, scale : (B,), half of chi2, and the chi2 by which a rise is measured: 1 with absolute
         deviations, otherwise reduced_chi2.
@@ -65,14 +65,13 @@ class Best(NamedTuple):
                 analysis.layout.backend.to_host(value) if batched else [value]
             )
 
-        backend, order = analysis.backend, analysis.order
-        x, stderr = (
-            np.array(backend.to_host(analysis.vector(tree)), dtype=np.float64)
-            for tree in (fit.x, fit.stderr)
-        )
-        listed = np.asarray(analysis.layout.backend.to_host(fit.covariance), dtype=np.float64)
-        back = np.argsort(order)
-        covariance = listed.reshape(-1, *listed.shape[-2:])[:, back][:, :, back]
+        backend, free = analysis.layout.backend, analysis.free
+        x = np.array(analysis.backend.to_host(analysis.vector(fit.x)), dtype=np.float64)
+        stderr = analysis.whole_vector(fit.stderr)[:, free].astype(np.float64)
+        listed = np.asarray(backend.to_host(fit.covariance), dtype=np.float64)
+        listed = listed.reshape(-1, *listed.shape[-2:])
+        places = np.argsort(analysis.order)[free]
+        covariance = listed[:, places[:, None], places]
         chi2 = on_host(fit.chi2).astype(np.float64)
         scale = np.ones_like(chi2) if fit.absolute_sigma else on_host(fit.reduced_chi2)
         low, high = np.full_like(x, -np.inf), np.full_like(x, np.inf)
@@ -116,21 +115,63 @@ def intervals(fit: Any, analysis: Analysis, level: float) -> Intervals:
     sides = Sides(
         np.tile(np.arange(count), 2 * p), np.repeat(places, count), np.repeat(signs, count)
     )
-    found = _ends(analysis, best, sides, rise_of(level))
-    values, status = (array.reshape(p, 2, count).T for array in (found.values, found.status))
-    lower = _is_lower(best, found.lowest, found.rises)
-    values = np.where(lower[:, None, None] & (status != _FIXED), np.nan, values)
-    status = np.where(lower[:, None, None] & (status != _FIXED), _LOWER, status)
+    found = [_ends(analysis, best, sides, rise_of(level))]
+    whole = analysis.whole_vector(fit.x)
+    values = np.stack([whole, whole], axis=-1).astype(np.float64)
+    status = np.full(values.shape, _FIXED)
+    for target, source in ((values, found[0].values), (status, found[0].status)):
+        target[:, analysis.free] = source.reshape(p, 2, count).transpose(2, 0, 1)
+    for place in analysis.tied:
+        for side, sign in enumerate((-1.0, 1.0)):
+            found.append(_tied_ends(analysis, best, int(place), sign, rise_of(level)))
+            values[:, place, side], status[:, place, side] = found[-1].values, found[-1].status
+
+    lowest, where = best.cost.copy(), best.x.copy()
+    for each in found:
+        _note(lowest, where, np.arange(count), each.lowest, each.where)
+    lower = _is_lower(best, lowest, found[0].rises)
+    hidden = lower[:, None, None] & (status != _FIXED)
+    values, status = np.where(hidden, np.nan, values), np.where(hidden, _LOWER, status)
     success = (status < _LOWER).all(axis=(1, 2))
     backend, batched = analysis.layout.backend, analysis.layout.batched
-    better = np.where(lower[:, None], found.where, best.x)
     return Intervals(
-        *(analysis.tree(values[:, side, :]) for side in (0, 1)),
-        *(analysis.tree(status[:, side, :].astype(np.int32)) for side in (0, 1)),
+        *(analysis.whole_tree(values[:, :, side]) for side in (0, 1)),
+        *(analysis.whole_tree(status[:, :, side].astype(np.int32)) for side in (0, 1)),
         level,
         backend.from_host(success, backend.xp.bool) if batched else bool(success[0]),
-        analysis.tree(better) if lower.any() else None,
+        analysis.tree(where) if lower.any() else None,
     )
+
+
+def _tied_ends(
+    analysis: Analysis, best: Best, place: int, sign: float, rise: float
+) -> _Found:
+    """The ends of a tied parameter (B,), which has the place in the vector of all of them."""
+    count, send = best.x.shape[0], analysis.backend.from_host
+    numbers, rises = np.arange(count), 0.5 * rise * best.scale
+    rows = analysis.rows(numbers, send(best.x))
+    slopes = sign * np.asarray(
+        analysis.backend.to_host(analysis.direction(rows, send(best.x), place))
+    )
+    along = np.matmul(best.covariance, slopes[..., None])[..., 0]
+    spread = np.sqrt(np.sum(slopes * along, axis=-1))
+    known = best.usable & (spread > 0.0) & np.isfinite(spread)
+    starts = best.x + math.sqrt(rise) * along / spread[:, None]
+    starts = np.where(known[:, None], starts, best.x)
+    limits = np.maximum(rises, np.finfo(np.float64).tiny)
+    ends = ends_of(analysis, Targets(
+        numbers, send(best.x), send(slopes), None, send(starts), send(best.cost), send(limits),
+        (place, sign),
+    ))
+    x = np.where(known[:, None], ends.x, best.x)
+    values = analysis.whole_vector(analysis.tree(x))[:, place].astype(np.float64)
+    done = known & ends.found
+    status = np.where(done, np.where(ends.pressed, _BOUND, _FOUND), _FAILED)
+    # A function that depends on fixed parameters alone has one value.
+    still = best.usable & (spread == 0.0)
+    status = np.where(still, _FIXED, status)
+    values = np.where(done | still, values, np.nan)
+    return _Found(values, status, x, ends.lowest, ends.where, rises)
 
 
 class _Found(NamedTuple):
@@ -358,7 +399,7 @@ class _Search:
 def profile(fit: Any, analysis: Analysis, parameter: Any, values: Any, size: int) -> Profile:
     """See `CurveFit.profile`."""
     listed = place_of(fit.names, parameter)
-    place = int(analysis.order[listed])
+    place = _free_place(fit, analysis, parameter)
     best = Best.of(fit, analysis)
     count = best.x.shape[0]
     if values is None:
@@ -378,6 +419,15 @@ def profile(fit: Any, analysis: Analysis, parameter: Any, values: Any, size: int
         *(outer.from_host(array if batched else array[0]) for array in (grid, delta)),
         map_leaves(lambda *leaves: outer.xp.stack(leaves, axis=axis), *trees),
     )
+
+
+def _free_place(fit: Any, analysis: Analysis, parameter: Any) -> int:
+    """The place of a parameter among the free ones."""
+    place = analysis.order[place_of(fit.names, parameter)]
+    found = np.flatnonzero(analysis.free == place)
+    if found.size == 0:
+        raise ValueError(f"parameter is {parameter!r}, which is fixed or tied; wanted a free one")
+    return int(found[0])
 
 
 def _grid(analysis: Analysis, values: Any, count: int) -> np.ndarray:
@@ -432,7 +482,7 @@ def contour(
     """See `CurveFit.contour`."""
     level = checks.number("level", level, above=0.0, below=1.0)
     steps = checks.count("size", size, 8) // 2
-    first, second = (int(analysis.order[place_of(fit.names, name)]) for name in (one, other))
+    first, second = (_free_place(fit, analysis, name) for name in (one, other))
     if first == second:
         raise ValueError(f"other is {other!r}, like the first parameter; wanted two parameters")
     best = Best.of(fit, analysis)

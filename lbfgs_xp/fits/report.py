@@ -15,6 +15,7 @@ from lbfgs_xp.fits.covariance import deviations, inverse_of_squares
 from lbfgs_xp.fits.data import are_correlated, in_units_of_data, in_units_of_sigma
 from lbfgs_xp.fits.losses import ResidualLoss
 from lbfgs_xp.fits.names import listed_order, names_of
+from lbfgs_xp.fits.parameters import FreeLayout
 from lbfgs_xp.fits.residuals import Residuals
 from lbfgs_xp.fits.result import (
     BatchCurveFit,
@@ -36,6 +37,7 @@ def report(
     residuals = in_units_of_data(weights, -weighted, layout.backend)
     backend: Backend = layout.backend
     send: Callable = identity
+    fetch: Callable = identity
     fixed = None if box is None else box[0] == box[1]
     if not layout.batched:
         # On the host, like the algebra of any small problem.
@@ -48,11 +50,18 @@ def report(
     weighted, jacobian = xp.reshape(weighted, (-1, m)), xp.reshape(jacobian, (-1, m, p))
     jacobian = backend.jit(_seen, loss, space)(weighted, jacobian, fixed)
     covariance, loose = inverse_of_squares(settings.accuracy, space, jacobian)
+    whole, free = layout.whole, xp.full_like(weighted[:, 0], p)
+    if fixed is not None:
+        loose = loose & xp.logical_not(fixed)
+        free = free - space.sum(xp.astype(fixed, free.dtype))
+    if isinstance(layout, FreeLayout):
+        at = layout.xp.reshape(layout.to_vector(found.x, "x"), (-1, p))
+        covariance, loose = _of_all(space, fetch(layout.slopes(at)), covariance, loose)
     of_fit = backend.jit(_statistics, loss, absolute_sigma, space)
-    covariance, stderr, told = of_fit(weighted, y, weights, fixed, covariance, loose)
+    covariance, stderr, told = of_fit(weighted, y, weights, free, covariance, loose)
 
-    order = listed_order(layout)
-    if (order != np.arange(p)).any():
+    order = listed_order(whole)
+    if (order != np.arange(whole.size)).any():
         places = backend.index_array(order)
         covariance = xp.take(xp.take(covariance, places, axis=-1), places, axis=-2)
 
@@ -67,7 +76,7 @@ def report(
     return kind(
         x=found.x,
         covariance=of_one(covariance),
-        stderr=layout.to_tree(of_one(stderr)),
+        stderr=whole.to_tree(of_one(stderr)),
         chi2=public(told.chi2),
         reduced_chi2=public(told.reduced_chi2),
         r2=public(told.r2),
@@ -75,11 +84,12 @@ def report(
         n_free=public(told.n_free, int),
         log_likelihood=public(told.log_likelihood),
         absolute_sigma=absolute_sigma,
-        names=names_of(curve.model, layout),
+        names=names_of(curve.model, whole),
         residuals=residuals,
         nit=found.nit,
         nfev=found.nfev,
         njev=found.njev,
+        derivatives=found.derivatives,
         success=found.success,
         status=found.status,
         message=found.message,
@@ -101,6 +111,17 @@ def _seen(
     return jacobian
 
 
+def _of_all(
+    space: Space, slopes: Array, covariance: Array, loose: Array
+) -> tuple[Array, Array]:
+    """The covariance of all parameters, and which are loose, from those of the free ones and the
+    derivatives (B, all, p) with respect to them."""
+    xp = space.xp
+    moved = xp.matmul(slopes, covariance)
+    loose = xp.any((slopes != 0.0) & loose[:, None, :], axis=-1)
+    return xp.matmul(moved, xp.matrix_transpose(slopes)), loose
+
+
 class _Statistics(NamedTuple):
     """Numbers (B,) that describe a fit, as in `CurveFit`."""
 
@@ -114,14 +135,11 @@ class _Statistics(NamedTuple):
 
 def _statistics(
     loss: ResidualLoss, absolute_sigma: bool, space: Space, weighted: Array, y: Array,
-    weights: Any, fixed: Any, covariance: Array, loose: Array,
+    weights: Any, free: Array, covariance: Array, loose: Array,
 ) -> tuple[Array, Array, _Statistics]:
-    """covariance, stderr and the rest, from residuals (B, m) and (J^T J)^-1."""
-    xp, (m, p) = space.xp, (weighted.shape[-1], covariance.shape[-1])
-    free = xp.full_like(weighted[:, 0], p)
-    if fixed is not None:
-        loose = loose & xp.logical_not(fixed)
-        free = free - space.sum(xp.astype(fixed, free.dtype))
+    """covariance, stderr and the rest, from residuals (B, m), (J^T J)^-1 and the number of free
+    parameters (B,)."""
+    xp, m = space.xp, weighted.shape[-1]
     chi2 = 2.0 * space.sum(loss.terms(xp, weighted))
     # Points with an infinite sigma are left out.
     used, log_weights = xp.full_like(free, m), xp.zeros_like(free)

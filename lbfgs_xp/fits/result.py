@@ -57,6 +57,9 @@ class LeastSquaresResult:
     nfev, njev : int
         Calls of the residuals, including those for finite differences, and evaluations of the
         Jacobian.
+    derivatives : "automatic", "given", "2-point" or "3-point"
+        Where the Jacobian at the end comes from: automatic differentiation, the function jac, or
+        finite differences to one side or to both.
     success, status, message
         Whether the run succeeded, and why it ended; see `lx.Status`.
     covariance, stderr
@@ -71,6 +74,7 @@ class LeastSquaresResult:
     nit: int
     nfev: int
     njev: int
+    derivatives: str
     success: bool
     status: Status
     message: str
@@ -174,6 +178,8 @@ class CurveFit:
         Steps taken.
     nfev, njev : int
         Calls of the model, including those for finite differences, and evaluations of its Jacobian.
+    derivatives : "automatic", "given", "2-point" or "3-point"
+        Where the Jacobian at the end comes from; see `lx.LeastSquaresResult`.
     success, status, message
         Whether the fit succeeded, and why it ended; see `lx.Status`.
     """
@@ -193,6 +199,7 @@ class CurveFit:
     nit: int
     nfev: int
     njev: int
+    derivatives: str
     success: bool
     status: Status
     message: str

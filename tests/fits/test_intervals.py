@@ -415,3 +415,31 @@ def test_like_minos() -> None:
             for side, away in ((found.low, error.lower), (found.high, error.upper)):
                 end = minuit.values[name] + away
                 assert abs(side[i, j] - end) < 1e-3 * res.stderr[i, j]
+
+
+@pytest.mark.parametrize("backend", [Backend.NUMPY, Backend.TORCH], ids=str)
+@pytest.mark.parametrize("batched", [False, True])
+def test_ties(backend: Backend, batched: bool) -> None:
+    """A tied parameter has the interval that it has as a parameter of its own."""
+    xp = backend.xp
+    y = backend.asarray(data(2) if batched else data(2)[0])
+    res = lx.curve_fit(
+        lambda x, a, k, c, area: a * xp.exp(-k * x) + c, backend.asarray(X), y,
+        {"a": 1.0, "k": 1.0, "c": 0.5, "area": 0.0}, fixed="c",
+        ties={"area": lambda p: p["a"] / p["k"]}, batched=batched,
+    )
+    other = lx.curve_fit(
+        lambda x, area, k: area * k * xp.exp(-k * x) + 0.5, backend.asarray(X), y, [1.0, 1.0],
+        batched=batched,
+    )
+    found = res.intervals()
+    for side, wanted in zip(found, other.intervals(), strict=True):
+        wanted = backend.to_numpy(wanted)
+        for i, name in enumerate(("area", "k")):
+            np.testing.assert_allclose(
+                backend.to_numpy(side[name]), wanted[..., i], atol=1e-3 * wanted.std()
+            )
+        assert (backend.to_numpy(side["c"]) == 0.5).all()
+    assert (backend.to_numpy(found.low_status["c"]) == IntervalStatus.FIXED).all()
+    with pytest.raises(ValueError, match="'area', which is fixed or tied"):
+        res.profile("area")
