@@ -198,6 +198,31 @@ class Analysis:
             data=(1, _weighted(weights, many)), shared=y.shape, whole=(0, 2),
         )
 
+    def replace_data(
+        self, part: Residuals, numbers: np.ndarray, curves: Array, errors: Array
+    ) -> None:
+        """Give rows of these fits the data that the model predicts, and errors (R, m) in units of
+        sigma.
+
+        curves : (B, m), or (m,), what the model predicts for each fit.
+        """
+        (x, _, weights), backend, counts = part.args, self.layout.backend, None
+        if self.layout.batched:
+            curves = take(curves, backend.index_array(numbers))
+        if weights is not None and weights.ndim == 2 and not self.layout.batched:
+            solve, transposed = backend.linalg("solve"), backend.xp.matrix_transpose
+            errors = transposed(solve(weights, transposed(errors)))
+        elif weights is not None:
+            counts = weights > 0.0
+            errors = errors / backend.xp.where(counts, weights, backend.xp.ones_like(weights))
+        y = curves + errors
+        if counts is not None:
+            y = backend.xp.where(counts, y, backend.xp.zeros_like(y))
+        part.args = (x, y, weights)
+        part.data = (1, _weighted(weights, y) if not self.layout.batched else in_units_of_sigma(
+            weights, y
+        ))
+
     @functools.cached_property
     def _broadcasts(self) -> bool:
         """Whether the model of one fit, and its Jacobian, take many parameters at once, each as an

@@ -5,9 +5,10 @@ The methods of `CurveFit` have their documentation.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from lbfgs_xp.fits import profile
+from lbfgs_xp.fits import predictions, profile
 from lbfgs_xp.fits.analysis import Analysis
 from lbfgs_xp.fits.intervals import Intervals, Profile
 
@@ -26,3 +27,23 @@ class Answers(Analysis):
     def contour(self, fit: Any, one: Any, other: Any, level: float, size: int) -> Any:
         with self.asked():
             return profile.contour(fit, self, one, other, level, size)
+
+    def predict(self, fit: Any, x: Any) -> Any:
+        with self.asked():
+            return predictions.predict(fit, self, x)
+
+    def band(self, fit: Any, x: Any, level: float) -> tuple[Any, Any]:
+        with self.asked():
+            return predictions.band(fit, self, x, level)
+
+    def propagate(self, fit: Any, function: Callable[[Any], Any]) -> tuple[Any, Any]:
+        with self.asked():
+            return predictions.propagate(fit, self, function)
+
+    def sample(self, fit: Any, size: int, seed: Any) -> Any:
+        with self.asked():
+            return predictions.sample(fit, self, size, seed)
+
+    def bootstrap(self, fit: Any, size: int, seed: Any) -> Any:
+        with self.asked():
+            return predictions.bootstrap(fit, self, size, seed)

@@ -40,7 +40,7 @@ def residuals_of(
     x, y, sigma = _without_mask(_unwrapped(x), y, sigma, batched)
     y = _data(y, batched)
     backend = Backend.of(y, "y")
-    x, jac = _adopted(x, backend, "x"), chosen(jac, backend)
+    x, jac = coordinates(x, backend), chosen(jac, backend)
     layout = Layout(_start(p0, backend, y.shape[:1] if batched else None), batched)
     if isinstance(layout.structure, Partial):
         raise ValueError(
@@ -62,6 +62,11 @@ def residuals_of(
         shared=y.shape[1:],
         whole=(0,) if whole else (),
     )
+
+
+def coordinates(x: Any, backend: Backend) -> Any:
+    """x as the model gets it: numbers and arrays of NumPy as arrays of the backend."""
+    return _adopted(_unwrapped(x), backend, "x")
 
 
 def _adopted(x: Any, backend: Backend, name: str) -> Any:
@@ -323,9 +328,13 @@ class Curve:
     backend: Backend
     differs: bool
 
-    def __call__(self, params: Any, x: Any, y: Array, weights: Any) -> Array:
+    def predicted(self, params: Any, x: Any) -> Any:
+        """What the model returns at the coordinates x."""
         positional, named = _arguments(params, self.batched)
-        found = self.model(x, *positional, **named)
+        return self.model(x, *positional, **named)
+
+    def __call__(self, params: Any, x: Any, y: Array, weights: Any) -> Array:
+        found = self.predicted(params, x)
         wanted = f"an array of shape {tuple(y.shape)}, like y"
         returned.check_array("model", found, self.backend, wanted, like="y")
         if tuple(found.shape) != tuple(y.shape):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -421,6 +422,142 @@ class CurveFit:
         True
         """
         return self._kept().contour(self, one, other, level, size)
+
+    def predict(self, x: Any = None) -> Any:
+        """What the model returns with the parameters of the fit.
+
+        Parameters
+        ----------
+        x : None, or coordinates as `lx.curve_fit` takes them; None: those of the data.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import lbfgs_xp as lx
+        >>> x = np.arange(5.0)
+        >>> line = lambda x, slope, offset: offset + slope * x
+        >>> fit = lx.curve_fit(line, x, 1.0 + 2.0 * x, [1.0, 0.0], jac="3-point")
+        >>> fit.predict([10.0, 20.0]).round(6)
+        array([21., 41.])
+        """
+        return self._kept().predict(self, x)
+
+    def band(self, x: Any = None, level: float = 0.6827) -> tuple[Any, Any]:
+        """Where the curve is, with its errors: prediction -+ z times its standard deviation.
+
+        The deviation comes from the covariance and the derivatives of the model (the delta method).
+        It is that of the curve at each x alone, without the scatter of new data around it.
+
+        Parameters
+        ----------
+        x : as in `predict`, where the model returns (k,), or (B, k) for a batch.
+        level : float
+            The probability, for normal errors, that the band holds the curve at an x: z is 1 for
+            0.6827.
+
+        Returns
+        -------
+        low, high : arrays like the prediction
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import lbfgs_xp as lx
+        >>> x, y = np.arange(5.0), np.asarray([0.1, 1.0, 2.1, 2.9, 4.0])
+        >>> line = lambda x, slope, offset: offset + slope * x
+        >>> fit = lx.curve_fit(line, x, y, [1.0, 0.0], jac="3-point")
+        >>> low, high = fit.band([0.0])
+        >>> bool(np.allclose(0.5 * (high - low), fit.stderr[1], rtol=1e-3))
+        True
+        """
+        return self._kept().band(self, x, level)
+
+    def propagate(self, function: Callable[[Any], Any]) -> tuple[Any, Any]:
+        """The value and the standard deviation of a function of the parameters (delta method).
+
+        Parameters
+        ----------
+        function : function
+            Of parameters like `x` (of a tuple of numbers if p0 is a list or an array), to a number
+            or an array; for a batch, of all rows, to (B,) or (B, ...). It is differentiated
+            automatically, or with NumPy by differences.
+
+        Returns
+        -------
+        value, error : floats, or arrays like what the function returned
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import lbfgs_xp as lx
+        >>> x, y = np.arange(6.0), np.asarray([5.1, 2.4, 1.6, 0.5, 0.5, 0.1])
+        >>> decay = lambda x, a, k: a * np.exp(-k * x)
+        >>> fit = lx.curve_fit(decay, x, y, {"a": 1.0, "k": 1.0}, jac="3-point")
+        >>> value, error = fit.propagate(lambda p: np.log(2.0) / p["k"])    # the half-life
+        >>> round(value, 3), round(error, 3)
+        (1.037, 0.08)
+        """
+        return self._kept().propagate(self, function)
+
+    def sample(self, size: int, seed: Any = None) -> Any:
+        """Parameters at random, with the mean `x` and the covariance of the fit.
+
+        They are normal: what bounds exclude is not excluded. Tied parameters follow the others.
+
+        Parameters
+        ----------
+        size : int
+            How many.
+        seed : as in `numpy.random.default_rng`
+
+        Returns
+        -------
+        like p0, each leaf with an axis `size` more: (size, ...), or (B, size, ...) for a batch
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import lbfgs_xp as lx
+        >>> x, y = np.arange(5.0), np.asarray([0.1, 1.0, 2.1, 2.9, 4.0])
+        >>> line = lambda x, slope, offset: offset + slope * x
+        >>> fit = lx.curve_fit(line, x, y, [1.0, 0.0], jac="3-point")
+        >>> drawn = fit.sample(10_000, seed=0)
+        >>> drawn.shape, bool(np.allclose(np.cov(drawn.T), fit.covariance, rtol=0.05))
+        ((10000, 2), True)
+        """
+        return self._kept().sample(self, size, seed)
+
+    def bootstrap(self, size: int, seed: Any = None) -> Any:
+        """Parameters fitted to data as they might have been: the prediction plus residuals drawn at
+        random, with repetition, from those of the fit. All fits are one batch.
+
+        Residuals are drawn in units of sigma, around their mean, and enlarged by
+        sqrt(n_data / dof), since a fit makes them smaller; correlated data, by their uncorrelated
+        combinations. Their spread gives the errors, whatever sigma was.
+
+        Parameters
+        ----------
+        size : int
+            How many.
+        seed : as in `numpy.random.default_rng`
+
+        Returns
+        -------
+        like p0, each leaf with an axis `size` more, as in `sample`; nan where a fit has failed
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import lbfgs_xp as lx
+        >>> x = np.linspace(0.0, 4.0, 40)
+        >>> y = 2.0 * np.exp(-x) + 0.1 * np.random.default_rng(0).normal(size=40)
+        >>> decay = lambda x, a, k: a * np.exp(-k * x)
+        >>> fit = lx.curve_fit(decay, x, y, [1.0, 1.0], jac="3-point")
+        >>> spread = fit.bootstrap(500, seed=0).std(axis=0)
+        >>> bool(np.allclose(spread, fit.stderr, rtol=0.15))
+        True
+        """
+        return self._kept().bootstrap(self, size, seed)
 
     def covariance_of(self, one: str | int, other: str | int | None = None) -> Any:
         """The part of `covariance` that belongs to two parameters, or to one.

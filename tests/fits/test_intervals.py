@@ -399,14 +399,14 @@ def test_coverage() -> None:
 def test_like_minos() -> None:
     iminuit = pytest.importorskip("iminuit")
     res, found = many(1500)
+    y = data(1500, seed=5)
+
+    def chi2_of(i: int) -> Any:
+        return lambda a, k, c: float(np.sum(((y[i] - decay()(X, a, k, c)) / 0.2) ** 2))
+
     for i in range(20):
-        y = data(1500, seed=5)[i]
-
-        def chi2(a: float, k: float, c: float, y: np.ndarray = y) -> float:
-            return float(np.sum(((y - decay()(X, a, k, c)) / 0.2) ** 2))
-
-        chi2.errordef = 1.0    # type: ignore[attr-defined]
-        minuit = iminuit.Minuit(chi2, *res.x[i])
+        minuit = iminuit.Minuit(chi2_of(i), *res.x[i])
+        minuit.errordef = 1.0
         minuit.strategy, minuit.tol = 2, 1e-4
         minuit.migrad()
         minuit.minos()
