@@ -271,6 +271,18 @@ class Analysis:
         """The derivatives of the model (m, p), or (B, m, p), in the order of x."""
         return self.slopes(x, *self.objective.args[:2])
 
+    def pulls(self, fit: Any) -> np.ndarray:
+        """The residuals in units of their standard deviation, (B, m) on the host: of sigma, or of
+        the deviation of the fit; nan for points that are left out."""
+        outer, (_, y, weights) = self.layout.backend, self.objective.args
+        with np.errstate(all="ignore"):
+            rest = outer.to_host(in_units_of_sigma(weights, fit.residuals))
+            rest = np.reshape(rest, (-1, y.shape[-1])).astype(np.float64)
+            if fit.absolute_sigma:
+                return rest
+            scale = outer.to_host(fit.reduced_chi2) if self.layout.batched else fit.reduced_chi2
+            return rest / np.sqrt(np.reshape(scale, (-1, 1)))
+
     def slopes(self, x: Any, coordinates: Any, like: Array) -> Array:
         """The derivatives of the model by all parameters, also fixed and tied ones as if they were
         free, at other coordinates, where it returns an array like `like`, in the order of x."""

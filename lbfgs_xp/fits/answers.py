@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lbfgs_xp.fits import predictions, profile
+from lbfgs_xp.fits import pictures, predictions, profile
 from lbfgs_xp.fits.analysis import Analysis
 from lbfgs_xp.fits.intervals import Intervals, Profile
 
@@ -47,3 +47,12 @@ class Answers(Analysis):
     def bootstrap(self, fit: Any, size: int, seed: Any) -> Any:
         with self.asked():
             return predictions.bootstrap(fit, self, size, seed)
+
+    def plot(self, fit: Any, level: float, row: int) -> Any:
+        return pictures.plot(fit, self, level, row)
+
+    def plot_profiles(self, fit: Any, size: int) -> Any:
+        return pictures.plot_profiles(fit, self, size)
+
+    def plot_contours(self, fit: Any, size: int) -> Any:
+        return pictures.plot_contours(fit, self, size)

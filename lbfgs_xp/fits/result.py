@@ -17,6 +17,7 @@ from lbfgs_xp.fits.covariance import deviations, inverse_of_squares
 from lbfgs_xp.fits.distributions import chi2_above
 from lbfgs_xp.fits.intervals import Intervals, Profile
 from lbfgs_xp.fits.names import places_of
+from lbfgs_xp.fits.summary import summary
 from lbfgs_xp.result import Status, table
 
 
@@ -423,6 +424,42 @@ class CurveFit:
         """
         return self._kept().contour(self, one, other, level, size)
 
+    def summary(self, level: float | None = None, limit: float = 0.5) -> str:
+        """The fit as text: parameters with their errors, rounded to the digits that these
+        determine, how good the fit is, and the strong correlations.
+
+        For a batch, a table of medians: of the parameters, of their scatter from fit to fit and of
+        their errors; how many fits ended how; and a histogram of all residuals in units of their
+        standard deviation (not for copies and pickles).
+
+        Parameters
+        ----------
+        level : None or float
+            The level of `intervals`, which are then computed and shown, too.
+        limit : float
+            From which size on correlations are shown.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import lbfgs_xp as lx
+        >>> x, y = np.arange(6.0), np.asarray([5.1, 2.4, 1.6, 0.5, 0.5, 0.1])
+        >>> decay = lambda x, a, k: a * np.exp(-k * x)
+        >>> fit = lx.curve_fit(
+        ...     decay, x, y, [1.0, 1.0], jac="3-point", sigma=0.2, absolute_sigma=True
+        ... )
+        >>> print(fit.summary(level=0.6827))
+        6 data, 2 free parameters, converged in 6 steps (GRADIENT)
+          a   5.07 ± 0.19     5.07 +0.20 -0.19
+          k   0.669 ± 0.051   0.669 +0.053 -0.050
+          (intervals by profile likelihood, 68.27 %)
+        chi2 = 4.09741, dof = 4, chi2 / dof = 1.024, p = 0.39
+        AIC = -4.20197, BIC = -4.61844
+        correlations beyond 0.5:
+          a, k   +0.509
+        """
+        return summary(self, level, limit, self._analysis)
+
     def predict(self, x: Any = None) -> Any:
         """What the model returns with the parameters of the fit.
 
@@ -558,6 +595,72 @@ class CurveFit:
         True
         """
         return self._kept().bootstrap(self, size, seed)
+
+    def plot(self, level: float = 0.6827, row: int = 0) -> Any:
+        """Draw the data with their errors, the curve with its band, and the residuals below.
+
+        The errors are sigma, in the scale of `stderr`. If x is no array with a number for each
+        point, the axis counts the points.
+
+        Parameters
+        ----------
+        level : float
+            That of `band`.
+        row : int
+            For a batch, which fit.
+
+        Returns
+        -------
+        matplotlib Figure
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        """
+        return self._kept().plot(self, level, row)
+
+    def plot_profiles(self, size: int = 31) -> Any:
+        """Draw how chi2 rises with each parameter, beside the parabola of its standard error.
+
+        The horizontal lines are at 68.27 % and 95.45 %, and the dotted ones at the ends of the
+        interval of 68.27 %.
+
+        Parameters
+        ----------
+        size : int
+            That of `profile`.
+
+        Returns
+        -------
+        matplotlib Figure
+
+        Raises
+        ------
+        ImportError, ValueError
+            If matplotlib is not installed; for a batch.
+        """
+        return self._kept().plot_profiles(self, size)
+
+    def plot_contours(self, size: int = 60) -> Any:
+        """Draw the contours of all pairs of parameters, at 68.27 % and 95.45 %, beside the ellipses
+        of the covariance, and on the diagonal their profiles.
+
+        Parameters
+        ----------
+        size : int
+            That of `contour`.
+
+        Returns
+        -------
+        matplotlib Figure
+
+        Raises
+        ------
+        ImportError, ValueError
+            If matplotlib is not installed; for a batch.
+        """
+        return self._kept().plot_contours(self, size)
 
     def covariance_of(self, one: str | int, other: str | int | None = None) -> Any:
         """The part of `covariance` that belongs to two parameters, or to one.

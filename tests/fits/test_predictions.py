@@ -80,7 +80,7 @@ def test_sample(backend: Backend, batched: bool) -> None:
     res = fit(data(2) if batched else data(2)[0], backend)
     drawn = numbers(backend, res.sample(4000, seed=1))
     assert list(drawn) == ["k", "c", "a"]
-    for name, leaf in drawn.items():
+    for leaf in drawn.values():
         assert leaf.shape == ((2, 4000) if batched else (4000,))
     drawn = np.stack(list(drawn.values()), axis=-1).reshape(-1, 4000, 3)
     covariance = backend.to_numpy(res.covariance).reshape(-1, 3, 3)
@@ -112,7 +112,7 @@ def test_bootstrap(backend: Backend, batched: bool) -> None:
 
 
 @pytest.mark.parametrize("sigma", [
-    np.where(X == X[3], np.inf, np.linspace(0.05, 0.2, 40)),
+    np.where(X[3] == X, np.inf, np.linspace(0.05, 0.2, 40)),
     0.01 * np.exp(-np.abs(X[:, None] - X)),
 ])
 def test_bootstrap_in_units_of_sigma(sigma: np.ndarray) -> None:
