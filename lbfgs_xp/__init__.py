@@ -39,6 +39,7 @@ from lbfgs_xp.first_order import (
     Yogi,
 )
 from lbfgs_xp.fits.curve_fit import curve_fit
+from lbfgs_xp.fits.intervals import Intervals, IntervalStatus, Profile
 from lbfgs_xp.fits.least_squares import least_squares
 from lbfgs_xp.fits.result import (
     BatchCurveFit,
@@ -75,6 +76,8 @@ __version__ = "0.1.0"
 __all__ = [
     "ASGD",
     "BFGS",
+    "IntervalStatus",
+    "Intervals",
     "LBFGS",
     "SGD",
     "AdaBelief",
@@ -98,6 +101,8 @@ __all__ = [
     "GradientDescent",
     "HagerZhang",
     "History",
+    "IntervalStatus",
+    "Intervals",
     "LeastSquaresResult",
     "Limits",
     "LineSearch",
@@ -108,6 +113,7 @@ __all__ = [
     "Newton",
     "OptimizerState",
     "Phase",
+    "Profile",
     "ProjectedGradient",
     "RAdam",
     "RMSProp",

@@ -10,7 +10,7 @@ from typing import Any, Literal, Unpack, overload
 from lbfgs_xp import checks
 from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.space import Space
-from lbfgs_xp.fits.analysis import Analysis
+from lbfgs_xp.fits.answers import Answers
 from lbfgs_xp.fits.by_minimize import fit_by_minimize
 from lbfgs_xp.fits.data import residuals_of
 from lbfgs_xp.fits.likelihoods import check_name
@@ -237,7 +237,7 @@ def curve_fit(
         return fit(None, plan)
     fits = fit_pieces(fit, objective, plan, threads)
     # Of all rows, because each piece knows only its own.
-    analysis = Analysis(objective, box, plan.settings, compact=True)
+    analysis = Answers(objective, box, plan.settings, compact=True)
     return dataclasses.replace(fits, _analysis=analysis)
 
 

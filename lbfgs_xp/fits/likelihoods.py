@@ -74,6 +74,22 @@ class Likelihood:
         """The expected data."""
         return prediction
 
+    def prediction(self, mean: Array) -> Array:
+        """The predictions of these expected data."""
+        return mean
+
+    def drawn(self, rng: np.random.Generator, prediction: Array) -> Likelihood:
+        """The likelihood of data drawn at random with these predictions."""
+        raise ValueError(
+            "likelihood is a function, from which no data can be drawn; wanted intervals() or "
+            "sample() instead of bootstrap()"
+        )
+
+    def _with(self, y: np.ndarray) -> Any:
+        return dataclasses.replace(  # type: ignore[type-var]
+            self, y=Backend.of(self.y).from_host(y)
+        )
+
     def variance(self, prediction: Array) -> Array | None:
         """The variance of the data; None if it is unknown."""
         return None
@@ -145,6 +161,14 @@ class SplitNormal(Likelihood):
         xp = Backend.of(self.y).xp
         return xp.where(change > 0.0, self.high, self.low) + xp.zeros_like(change)
 
+    def drawn(self, rng: np.random.Generator, prediction: Array) -> SplitNormal:
+        # An error of the datum downwards is one of the prediction upwards.
+        mean, low, high = map(_on_host, (prediction, self.low, self.high))
+        errors = rng.normal(size=mean.shape)
+        with np.errstate(all="ignore"):
+            y = mean + errors / np.where(errors < 0.0, high, low)
+        return self._with(np.where(np.isfinite(y), y, 0.0))
+
     def best_constant(self) -> Array:
         xp = Backend.of(self.y).xp
         kept = xp.ones_like(self.y) if self.kept is None else self.kept
@@ -184,6 +208,9 @@ class Poisson(Likelihood):
 
     def variance(self, prediction: Array) -> Array:
         return prediction
+
+    def drawn(self, rng: np.random.Generator, prediction: Array) -> Poisson:
+        return self._with(rng.poisson(_on_host(prediction)).astype(float))
 
     def best_constant(self) -> Array:
         xp = Backend.of(self.y).xp
@@ -240,6 +267,13 @@ class Binomial(Likelihood):
 
     def mean(self, prediction: Array) -> Array:
         return self.trials * prediction
+
+    def prediction(self, mean: Array) -> Array:
+        return mean / self.trials
+
+    def drawn(self, rng: np.random.Generator, prediction: Array) -> Binomial:
+        chances, trials = _on_host(prediction), _on_host(self.trials)
+        return self._with(rng.binomial(trials.astype(int), chances).astype(float))
 
     def variance(self, prediction: Array) -> Array:
         return self.trials * prediction * (1.0 - prediction)

@@ -209,7 +209,8 @@ class Fit:
         # A small problem is faster on the host, where there is no latency and no compilation.
         self.send: Callable = identity
         self.fetch: Callable = identity
-        if not layout.batched and not outer.on_host and math.prod(columns.shape) <= _SMALL:
+        small = not layout.batched and math.prod(columns.shape) <= _SMALL
+        if not outer.on_host and (small or plan.on_host):
             twins = _Twins(outer)
             self.send, self.fetch = twins.send, twins.fetch
             x, residuals, columns = map(self.fetch, (x, residuals, columns))
@@ -388,12 +389,18 @@ class Fit:
         ]
         layout, calls = self.objective.layout, self.objective.calls
         if layout.batched:
+            outer = layout.backend
             success = np.asarray([status.success for status in statuses])
+            x, cost, residuals, jacobian, optimality = map(self.send, (
+                outcome.x, outcome.value, outcome.residuals, jacobian, outcome.optimality
+            ))
+            nit = outcome.nit
+            if backend is not outer:
+                nit = outer.from_host(nit, outer.index_dtype)
             return BatchLeastSquaresResult(
-                layout.to_tree(outcome.x), outcome.value, outcome.residuals, jacobian,
-                outcome.optimality, outcome.nit, calls.nfev, calls.njev,
-                self.here.derivatives, backend.from_host(success, backend.xp.bool),
-                backend.from_host(codes, backend.xp.int32), messages,
+                layout.to_tree(x), cost, residuals, jacobian, optimality, nit, calls.nfev,
+                calls.njev, self.here.derivatives, outer.from_host(success, outer.xp.bool),
+                outer.from_host(codes, outer.xp.int32), messages,
             )
         numbers = (outcome.value, outcome.optimality, outcome.nit)
         cost, optimality, nit = (backend.to_host(number)[0] for number in numbers)
