@@ -195,6 +195,8 @@ class CurveFit:
         Where the Jacobian at the end comes from; see `lx.LeastSquaresResult`.
     success, status, message
         Whether the fit succeeded, and why it ended; see `lx.Status`.
+    starts : None, or `lx.Starts`
+        What became of the other starts, if there were any; `nfev` counts their calls, too.
     """
 
     x: Any
@@ -219,6 +221,7 @@ class CurveFit:
     success: bool
     status: Status
     message: str
+    starts: Any = dataclasses.field(default=None, repr=False)
     _analysis: Any = dataclasses.field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
