@@ -408,6 +408,11 @@ class Backend(Keyed):
         """The largest absolute element along the last axis; nan if any element is nan."""
         return self.xp.max(self.xp.abs(array), axis=-1)
 
+    def are_finite(self, arrays: Sequence[Array]) -> bool:
+        """Whether all elements of these arrays are finite; it waits for a device."""
+        xp = self.xp
+        return all(bool(xp.all(xp.isfinite(array))) for array in arrays)
+
     def dot(self, u: Array, v: Array) -> Array:
         """u . v for many problems: (..., n), (..., n) -> (...)."""
         return u @ v if u.ndim == v.ndim == 1 else self.xp.vecdot(u, v)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -70,6 +72,12 @@ class NumPyBackend(InPlaceBackend):
         # This needs no temporary, argmax is faster than max, and both find the position of a nan.
         high, low = abs(array[array.argmax()]), abs(array[array.argmin()])
         return low if low > high else high
+
+    def are_finite(self, arrays: Sequence[Array]) -> bool:
+        # One pass is enough unless the sum overflows.
+        return all(math.isfinite(np.add.reduce(array, axis=None)) for array in arrays) or (
+            super().are_finite(arrays)
+        )
 
     def dot(self, u: Array, v: Array) -> Array:
         if u.shape[-1] < _NARROW:

@@ -48,14 +48,15 @@ def residuals_of(
     if weights is not None and not are_correlated(weights, y):
         y = backend.xp.where(weights > 0.0, y, backend.xp.zeros_like(y))
     whole = compact and batched and _is_whole(model, x, layout, tuple(y.shape))
+    curve = Curve(model, batched, backend, isinstance(jac, str))
     return Residuals(
-        Curve(model, batched, backend, isinstance(jac, str)),
+        curve,
         (x, y, weights),
         Slopes(jac, batched) if callable(jac) else jac,
         layout,
         backend.is_compiled(model),
         fresh=callable(jac) and batched and weights is not None,
-        data=(1, backend.xp.reshape(in_units_of_sigma(weights, y), (-1, y.shape[-1]))),
+        data=(dataclasses.replace(curve, subtracts=False), backend.xp.reshape(in_units_of_sigma(weights, y), (-1, y.shape[-1]))),
         shared=y.shape[1:],
         whole=(0,) if whole else (),
     )
@@ -310,6 +311,7 @@ class Curve:
 
     backend : the backend of the data.
     differs : whether finite differences are taken, for which the model must return full precision.
+    subtracts : whether the data are subtracted.
     """
 
     # See `Backend.jit`.
@@ -319,10 +321,19 @@ class Curve:
     batched: bool
     backend: Backend
     differs: bool
+    subtracts: bool = True
 
     def __call__(self, params: Any, x: Any, y: Array, weights: Any) -> Array:
         positional, named = _arguments(params, self.batched)
         found = self.model(x, *positional, **named)
+        if not returned.is_like(found, y) or found.shape != y.shape:
+            self._check(found, y)
+        if weights is None and not self.subtracts:
+            return found
+        with np.errstate(all="ignore"):
+            return in_units_of_sigma(weights, found - y if self.subtracts else found)
+
+    def _check(self, found: Any, y: Array) -> None:
         wanted = f"an array of shape {tuple(y.shape)}, like y"
         returned.check_array("model", found, self.backend, wanted, like="y")
         if tuple(found.shape) != tuple(y.shape):
@@ -330,8 +341,6 @@ class Curve:
         returned.check_real("model", found, self.backend)
         if self.differs:
             returned.check_precision("model", found, self.backend)
-        with np.errstate(all="ignore"):
-            return in_units_of_sigma(weights, found - y)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,9 @@ _PARTIAL = (
     "lbfgs_xp: called with only some of the rows of the batch; compact=False calls with all rows"
 )
 
+# Data that are at most this many times as large as what they are subtracted from can be added to the
+# residuals again, without a loss that matters.
+_NEAR = 1.0
 # A derivative along a direction counts if it exceeds what noise explains by this factor.
 _NOISY = 4.0
 
@@ -42,8 +45,8 @@ class Calls:
 class Residuals:
     """Residuals and Jacobian as functions that count their calls.
 
-    One problem is treated as a batch of size 1: vectors are (B, p), residuals (B, m), Jacobians
-    (B, m, p).
+    Vectors are (B, p), residuals (B, m), Jacobians (B, m, p). For one problem they are (p,), (m,)
+    and (m, p), or have a first axis of length 1.
 
     Parameters
     ----------
@@ -55,9 +58,9 @@ class Residuals:
         Whether JAX may compile fun.
     fresh : bool
         Whether jac returns a new array each time, stored column by column.
-    data : None or (place, array)
-        The place in args of what fun subtracts last, and what that subtracts from the residuals,
-        (B, m): the rest of fun is differenced, because the difference may hide small changes.
+    data : None or (function, array)
+        The function that fun is before it subtracts the data, and what the data subtract from it,
+        (B, m): that function is differenced, because the difference may hide small changes.
     shared : collection of int
         Lengths that a 1-d array in args may have if all rows share it, besides the lengths of axes
         of x0 and, once known, of the residuals.
@@ -93,7 +96,10 @@ class Residuals:
         self.partial = False
         self._automatic: Callable | None = None
         evaluate: Any = self.backend.jit if compiled else functools.partial
-        self._evaluate = evaluate(_evaluate, fun, layout, isinstance(jac, str))
+        differs = isinstance(jac, str)
+        self._evaluate = evaluate(_evaluate, fun, layout, differs)
+        if data is not None:
+            self._evaluate_without_data = evaluate(_evaluate, data[0], layout, differs)
         self.bounds: Any = None
         # Exceptions that count as nan, once the residuals at the start are known.
         self.forgiven: tuple[type[Exception], ...] = ()
@@ -163,71 +169,80 @@ class Residuals:
 
     def __call__(self, x: Array) -> Array:
         """The residuals (B, m) at x (B, p)."""
-        return self._found(x, self.args)
+        return self._found(x, self._evaluate)
 
     def _without_data(self, x: Array) -> Array:
         """The residuals before the data are subtracted."""
-        if self.data is None:
-            return self(x)
-        place = self.data[0]
-        zeros = self.layout.xp.zeros_like(self.args[place])
-        return self._found(x, (*self.args[:place], zeros, *self.args[place + 1 :]))
+        return self(x) if self.data is None else self._found(x, self._evaluate_without_data)
 
-    def _found(self, x: Array, args: tuple) -> Array:
+    def _found(self, x: Array, evaluate: Callable) -> Array:
         self.calls.nfev += 1
         try:
-            found = self._evaluate(args, self._to_user(x))
+            found = evaluate(self.args, self._to_user(x))
         except self.forgiven:
-            return self.backend.full((x.shape[0], self._count), math.nan)
+            return self.backend.full((*x.shape[:-1], self._count), math.nan)
         except Exception as error:
             if self.partial:
                 error.add_note(_PARTIAL)
             raise
         self.backend.check_device(found, "what residuals returned")
         found = self.backend.own(self.backend.detach(found))
-        found = self.layout.xp.reshape(found, (x.shape[0], -1))
-        self._count = found.shape[1]
+        found = self.layout.xp.reshape(found, (*x.shape[:-1], -1))
+        self._count = found.shape[-1]
         self.shared.add(self._count)
         return found
 
     def columns(self, x: Array, residuals: Array) -> Array:
         """The columns of the Jacobian (B, p, m) at x (B, p), given the residuals there."""
+        if isinstance(self.jac, str):
+            return self._differenced(x, residuals)
         columns = self.layout.xp.matrix_transpose(self.jacobian(x, residuals))
         return columns if self.fresh else self.backend.own(columns)
 
     def jacobian(self, x: Array, residuals: Array) -> Array:
         """The Jacobian (B, m, p), which may share memory with an array of the user."""
-        self.calls.njev += 1
         xp, layout = self.layout.xp, self.layout
+        if isinstance(self.jac, str):
+            return xp.matrix_transpose(self._differenced(x, residuals))
+        self.calls.njev += 1
         shape = (*residuals.shape, x.shape[-1])
         if self._automatic is not None:
             jacobian = self._automatic(self.args, self._to_user(x))
-        elif callable(self.jac):
+        else:
             try:
                 jacobian = self.jac(layout.to_tree(self._to_user(x)), *self.args)
             except self.forgiven:
                 return self.backend.full(shape, math.nan)
-            wanted = shape if layout.batched else shape[1:]
+            wanted = (*layout.batch, *shape[-2:])
             jacobian = self.backend.detach(layout.check(jacobian, 0, "the Jacobian", wanted))
-        else:
-            jacobian = self._differenced(x, residuals)
         return xp.reshape(jacobian, shape)
 
     def _differenced(self, x: Array, residuals: Array) -> Array:
-        """The Jacobian (B, m, p) by finite differences."""
-        xp, central = self.layout.xp, self.jac == "3-point"
-        variation = xp.max(xp.abs(residuals), axis=-1)
+        """The columns of the Jacobian (B, p, m) by finite differences."""
+        calls, central = self.calls, self.jac == "3-point"
+        calls.njev += 1
+        variation = self.backend.max_abs(residuals)
         value = residuals
         if self.data is not None:
-            with np.errstate(all="ignore"):    # the data may be infinite
-                value = residuals + self.data[1]
-            if not central:
-                value = self._without_data(x)
-        calls = self.calls
+            value = self._value(x, residuals, variation, central)
         rest = value, variation, central, self.bounds, lambda more: calls.nfev + more <= calls.most
         if self.directions is None:
-            return xp.stack(self.differences(x, *rest), axis=-1)
+            return self.layout.xp.stack(self.differences(x, *rest), axis=-2)
         return self._along_directions(x, *rest)
+
+    def _value(self, x: Array, residuals: Array, size: Array, exactly: bool) -> Array:
+        """What the data are subtracted from at x.
+
+        size : of the residuals. exactly : whether rounding matters little.
+        """
+        xp, backend = self.layout.xp, self.backend
+        with np.errstate(all="ignore"):    # the data may be infinite
+            value = residuals + xp.reshape(self.data[1], residuals.shape)
+            near = size <= _NEAR * backend.max_abs(value)
+        if exactly or (backend.reads_are_free and bool(xp.all(near))):
+            return value
+        # What is much smaller than the data has lost its digits to them.
+        return xp.where(near[..., None], value, self._without_data(x))
 
     def turn(self, directions: Any) -> None:
         """Take differences along the columns of T, given (T, T^-1)."""
@@ -235,17 +250,17 @@ class Residuals:
         self.differences.function = self._at_turned
 
     def _along_directions(self, x: Array, *rest: Any) -> Array:
-        """The Jacobian (B, m, p) from differences along `directions`; what noise explains is 0."""
+        """The columns (B, p, m) from differences along `directions`; what noise explains is 0."""
         xp, (_, from_x) = self.layout.xp, self.directions
         # Only the size of the coordinates matters; in each of them, it is that of x.
         start = xp.matmul(from_x, x[..., None])[..., 0]
         size = xp.sqrt(xp.sum(start * start, axis=-1, keepdims=True))
         start = xp.broadcast_to(size, x.shape)
         self._origin = x, start
-        slopes = xp.stack(self.differences(start, *rest), axis=-1)
-        seen = xp.max(xp.abs(slopes), axis=-2) > _NOISY * self.differences.errors
-        slopes = xp.where(seen[..., None, :], slopes, xp.zeros_like(slopes))
-        return xp.matmul(slopes, from_x)
+        slopes = xp.stack(self.differences(start, *rest), axis=-2)
+        seen = xp.max(xp.abs(slopes), axis=-1) > _NOISY * self.differences.errors
+        slopes = xp.where(seen[..., None], slopes, xp.zeros_like(slopes))
+        return xp.matmul(xp.matrix_transpose(from_x), slopes)
 
     def _at_turned(self, y: Array) -> Array:
         """The residuals before the data are subtracted, at these coordinates along the columns."""
@@ -255,7 +270,7 @@ class Residuals:
         )
 
     def _to_user(self, x: Array) -> Array:
-        return x if self.layout.batched else x[0, ...]
+        return x if self.layout.batched or x.ndim == 1 else x[0, ...]
 
 
 def _evaluate(
@@ -266,6 +281,8 @@ def _evaluate(
     differs : whether finite differences of the residuals are taken.
     """
     out = fun(layout.to_tree(x), *args)
+    if returned.is_like(out, x) and 0 not in out.shape:
+        return out
     backend, batch = layout.backend, layout.batch
     wanted = f"an array {batch + ('m',)}".replace("'", "")
     returned.check_array("residuals", out, backend, wanted)

@@ -97,7 +97,7 @@ class Sharpening:
                 return False
         _, _, rows = svd(space, linear.R)
         to_x = xp.matrix_transpose(rows) / linear.scale[..., None]
-        from_x = rows * linear.scale[:, None, :]
+        from_x = rows * linear.scale[..., None, :]
         self.turns, self.turned_at = self.turns + 1, state.value
         objective.turn((fit.send(to_x), fit.send(from_x)))
         differences.noise = fit.send(xp.maximum(_SPREAD * state.noise, blur))
@@ -126,7 +126,7 @@ class Sharpening:
         refuted = fit.confirmed == int(Status.LINE_SEARCH)
         if not refuted.any() or fit.rows.here is not None:
             return False
-        refuted = fit.space.backend.from_host(refuted, fit.space.xp.bool)
+        refuted = fit.mask_of(refuted)
         if not self._measure(refuted) and not self._forgets(refuted):
             return False
         fit.confirmed = None
@@ -235,7 +235,7 @@ class Sharpening:
         space, lasts = self.fit.space, rows & False
         for factor in noise.CLOSER:
             lasts = lasts | noise.lasting(space, seen, self._along(spacing / factor))
-            if not space.any(rows & ~lasts):
+            if not space.any(rows & space.scalars.logical_not(lasts)):
                 break
         return rows & lasts
 
