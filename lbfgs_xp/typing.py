@@ -99,5 +99,8 @@ class CurveFitSettings(FitSettings, total=False):
 
     sigma: Any
     absolute_sigma: bool
+    fixed: Any
+    ties: dict[Any, Callable[[Any], Any]] | None
     method: Literal["lm", "lbfgs"]
     threads: int
+    chunk_size: int | None

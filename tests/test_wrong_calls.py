@@ -441,7 +441,8 @@ OWN = [
             projections.Halfspace(np.zeros(3), 1.0))), "normal", "0"),
         ("a result of its own", lambda: tuple(solve()), "res"),
         ("two results", lambda: tuple(fit()), "fit"),
-        ("covariance_of", lambda: fit().covariance_of("a"), "p0", "ndarray"),
+        ("covariance_of", lambda: fit().covariance_of("q"), "parameter", "'q'"),
+        ("covariance_of a place", lambda: fit().covariance_of(7), "parameter", "7"),
         ("train without data", lambda: lx.train(lambda p, x: (1.0, p), X0, [], jac=True), "data"),
         ("train with data of two lengths", lambda: lx.train(
             lambda p, x, y: (1.0, p), X0, (np.ones((2, 3)), np.ones(3)), jac=True), "data",

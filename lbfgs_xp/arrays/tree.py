@@ -116,6 +116,30 @@ class Layout(Keyed):
         layout.scale, layout.scale_key = self.backend.adopt(sizes, "x_scale"), sizes.tobytes()
         return layout
 
+    @property
+    def whole(self) -> Layout:
+        """The layout of all numbers, for a layout whose vector holds only some of them."""
+        return self
+
+    def completed(self, vector: Array) -> Array:
+        """The vector with the numbers that `to_tree` needs beside those that it holds."""
+        return vector
+
+    def number_names(self, what: str) -> list[str]:
+        """What messages call each number of the vector, such as "x0.weights[3]"; real leaves."""
+        names = []
+        for i, shape in enumerate(self.shapes):
+            name = leaf_name(self.structure, i, what)
+            inner = shape[len(self.batch) :]
+            names += [name + (str(list(map(int, k))) if k else "") for k in np.ndindex(*inner)]
+        return names
+
+    def take(self, indices: Array) -> Layout:
+        """The layout, with its start, of these problems of a batch."""
+        layout = self.of_rows(indices.shape[0], indices)
+        layout.leaves = [take(leaf, indices) for leaf in self.leaves]
+        return layout
+
     def of_rows(self, count: int, indices: Any = None) -> Layout:
         """The layout of a batch of `count` of the problems, those with these indices, (count,)."""
         layout = copy.copy(self)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, Unpack, overload
+
+import numpy as np
 
 from lbfgs_xp import checks
 from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.arrays.tree import flatten
+from lbfgs_xp.fits.analysis import Analysis
 from lbfgs_xp.fits.by_minimize import fit_by_minimize
+from lbfgs_xp.fits.chunks import Chunks, report_of_chunks, source_of
 from lbfgs_xp.fits.data import residuals_of
 from lbfgs_xp.fits.loop import box_of, run_fit
 from lbfgs_xp.fits.pieces import fit_pieces
@@ -60,6 +68,8 @@ def curve_fit(
     sigma: Any = None,
     absolute_sigma: bool = False,
     bounds: Any = None,
+    fixed: Any = None,
+    ties: dict[Any, Callable[[Any], Any]] | None = None,
     x_scale: Any = "jac",
     loss: LossName = "linear",
     f_scale: float = 1.0,
@@ -77,6 +87,7 @@ def curve_fit(
     compact: bool = True,
     on_error: OnError = (),
     threads: int = 1,
+    chunk_size: int | None = None,
 ) -> CurveFit:
     """Fit the parameters of a model to data by least squares.
 
@@ -101,9 +112,20 @@ def curve_fit(
         Whether sigma is in absolute units. If not, sigma only gives relative weights, and the
         covariance is scaled by reduced_chi2.
     bounds : None or (lower, upper)
-        Each side is None, a number, an array that broadcasts to p0, or has the structure of p0. A
-        parameter whose bounds are equal is fixed: its covariances are 0. A start outside is moved
-        to the nearest point inside.
+        Each side is None, a number, an array that broadcasts to p0, or has the structure of p0,
+        where a dict may name only some parameters. A parameter whose bounds are equal is fixed. A
+        start outside is moved to the nearest point inside.
+    fixed : None, or a tuple of names or positions
+        Parameters that keep their values in p0, of which in a batch each row may have its own. The
+        names are those of `lx.CurveFit.names`: "k", "peak.width", "heights[0]", also "peak" for all
+        that is inside, and the names of the model's arguments if p0 has none. Their covariances are
+        0.
+    ties : None, or a dict
+        Parameters that are functions of the others, by name or position: {"b": f} sets b = f(p),
+        where p is like the `x` of the result (a tuple of numbers if p0 is a plain list or array),
+        in a batch with all its rows. Ties are computed in their order; those that follow are None
+        in p. What p0 holds for a tied parameter is not used. The result has its value and its
+        error, from the derivative of f: automatic, or with NumPy by differences.
     x_scale
         As in `lx.least_squares`; for "lbfgs" as in `lx.minimize`, and "jac" is 1.
     loss, f_scale
@@ -111,9 +133,9 @@ def curve_fit(
     method : "lm" or "lbfgs"
         Levenberg-Marquardt; or, for comparison, `lx.minimize` on half of chi2.
     jac : None, function, "2-point" or "3-point"
-        None: automatic differentiation (PyTorch, JAX). A function with the arguments of the model:
-        jac(x, *params) -> (m, p), for a batch (B, m, p), in the order of the leaves of p0 (for a
-        dict, of its sorted keys). "2-point" or "3-point": finite differences.
+        None: automatic differentiation (PyTorch, JAX), elsewhere "2-point". A function with the
+        arguments of the model: jac(x, *params) -> (m, p), for a batch (B, m, p), in the order in
+        which p0 lists the parameters. "2-point" or "3-point": finite differences.
     diff_step, gtol, ftol, xtol, maxiter, maxfun, maxtime, factor
         As in `lx.least_squares`; for "lbfgs" gtol to maxtime as in `lx.minimize`.
     batched : bool
@@ -130,6 +152,13 @@ def curve_fit(
         How many pieces of a large batch to fit at a time, each in its own thread, from which the
         model is called. Useful for NumPy, which runs on one core. A keyboard interrupt then
         propagates to the caller.
+    chunk_size : None or int
+        Fit one set of data in chunks of this many points, of which only sums are kept: neither a
+        Jacobian nor residuals of all data are ever in memory, and the result has no `residuals`.
+        Of x, arrays whose last axis is as long as y are cut; arrays may be mapped to files. None:
+        in chunks if the Jacobian would have more than 2^24 numbers (2^28 on a GPU). Or x is a
+        function, and y is None: x() returns a new iterator over chunks (x, y) or (x, y, sigma),
+        the same ones in each call. For method="lm" and loss="linear".
 
     Returns
     -------
@@ -149,7 +178,7 @@ def curve_fit(
     >>> import lbfgs_xp as lx
     >>> x = np.linspace(0.0, 4.0, 20)
     >>> y = 3.0 * np.exp(-0.5 * x) + 0.01 * np.cos(40.0 * x)
-    >>> fit = lx.curve_fit(lambda x, a, k: a * np.exp(-k * x), x, y, [1.0, 1.0], jac="3-point")
+    >>> fit = lx.curve_fit(lambda x, a, k: a * np.exp(-k * x), x, y, [1.0, 1.0])
     >>> fit.x.round(2), bool(fit.stderr[0] < 0.01)
     (array([3. , 0.5]), True)
     """
@@ -158,7 +187,18 @@ def curve_fit(
     )
     _check_method(method)
     threads = checks.count("threads", threads, 1)
-    objective = residuals_of(model, x, y, p0, sigma, jac, batched, compact)
+    data = functools.partial(
+        residuals_of, model, p0=p0, jac=jac, batched=batched, compact=compact, fixed=fixed,
+        ties=ties,
+    )
+    can = method == "lm" and loss == "linear" and not batched
+    source = source_of(
+        x, y, sigma, _size(p0), chunk_size, can, 'batched=False, method="lm" and loss="linear"'
+    )
+    objective: Any = (
+        data(x=x, y=y, sigma=sigma) if source is None
+        else Chunks(source, lambda x, y, sigma: data(x=x, y=y, sigma=sigma))
+    )
     objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
     limits = dict(gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime)
     plan = FitPlan.checked(
@@ -167,10 +207,15 @@ def curve_fit(
         compact=compact and batched, on_error=on_error, **limits,
     )
     box = box_of(bounds, objective.layout)
+    if source is not None:
+        found = run_fit(objective, box, plan)
+        return report_of_chunks(found, objective, box, plan.settings, absolute_sigma)
     if method == "lbfgs":
         sides = None if bounds is None else objective.layout.sides(bounds)
         found = fit_by_minimize(objective, plan, {**limits, "bounds": sides})
-        return report(found, objective, box, plan.settings, absolute_sigma)
+        return report(
+            found, objective, box, plan.settings, absolute_sigma, compact and batched
+        )
 
     def fit(rows: Any, plan: FitPlan) -> CurveFit:
         """Fit these rows; None for all."""
@@ -180,9 +225,20 @@ def curve_fit(
             part = objective.take(rows, Calls())
             inside, scale = Space(objective.backend).take((box, plan.scale), rows)
             plan = plan._replace(scale=scale)
-        return report(run_fit(part, inside, plan), part, inside, plan.settings, absolute_sigma)
+        found = run_fit(part, inside, plan)
+        return report(found, part, inside, plan.settings, absolute_sigma, plan.compact)
 
-    return fit_pieces(fit, objective, plan, threads) if plan.compact else fit(None, plan)
+    if not plan.compact:
+        return fit(None, plan)
+    fits = fit_pieces(fit, objective, plan, threads)
+    # Of all rows, because each piece knows only its own.
+    analysis = Analysis(objective, box, plan.settings, compact=True)
+    return dataclasses.replace(fits, _analysis=analysis)
+
+
+def _size(p0: Any) -> int:
+    """About how many parameters there are."""
+    return sum(math.prod(np.shape(leaf)) for leaf in flatten(p0)[0])
 
 
 def _check_method(method: Any) -> None:

@@ -22,14 +22,17 @@ from lbfgs_xp.arrays.tree import (
     leaf_name,
     unflatten,
 )
-from lbfgs_xp.fits.residuals import Residuals
+from lbfgs_xp.fits.names import names_of, sorted_places
+from lbfgs_xp.fits.parameters import free_layout
+from lbfgs_xp.fits.residuals import Residuals, chosen
 
 # Up to this length, the first axis of x may count coordinates.
 _COORDINATES = 64
 
 
 def residuals_of(
-    model: Any, x: Any, y: Any, p0: Any, sigma: Any, jac: Any, batched: bool, compact: bool
+    model: Any, x: Any, y: Any, p0: Any, sigma: Any, jac: Any, batched: bool, compact: bool,
+    fixed: Any, ties: Any,
 ) -> Residuals:
     """The residuals of a model, from the arguments of `lx.curve_fit`."""
     if not callable(model):
@@ -37,7 +40,7 @@ def residuals_of(
     x, y, sigma = _without_mask(_unwrapped(x), y, sigma, batched)
     y = _data(y, batched)
     backend = Backend.of(y, "y")
-    x = _adopted(x, backend, "x")
+    x, jac = _adopted(x, backend, "x"), chosen(jac, backend)
     layout = Layout(_start(p0, backend, y.shape[:1] if batched else None), batched)
     if isinstance(layout.structure, Partial):
         raise ValueError(
@@ -52,11 +55,14 @@ def residuals_of(
     return Residuals(
         curve,
         (x, y, weights),
-        Slopes(jac, batched) if callable(jac) else jac,
-        layout,
+        Slopes(jac, batched, sorted_places(layout)) if callable(jac) else jac,
+        free_layout(layout, names_of(model, layout), fixed, ties),
         backend.is_compiled(model),
         fresh=callable(jac) and batched and weights is not None,
-        data=(dataclasses.replace(curve, subtracts=False), backend.xp.reshape(in_units_of_sigma(weights, y), (-1, y.shape[-1]))),
+        data=(
+            dataclasses.replace(curve, subtracts=False),
+            backend.xp.reshape(in_units_of_sigma(weights, y), (-1, y.shape[-1])),
+        ),
         shared=y.shape[1:],
         whole=(0,) if whole else (),
     )
@@ -345,16 +351,26 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Slopes:
-    """The Jacobian of the residuals, from the Jacobian of the model."""
+    """The Jacobian of the residuals, from the Jacobian of the model.
+
+    places : where the columns of the Jacobian of the residuals stand in that of the model; None if
+        at the same places.
+    """
 
     jac: Callable
     batched: bool
+    places: tuple[int, ...] | None = None
 
     def __call__(self, params: Any, x: Any, y: Array, weights: Any) -> Array:
         positional, named = _arguments(params, self.batched)
         found = self.jac(x, *positional, **named)
-        if weights is None or not is_array(found) or found.ndim != y.ndim + 1:
+        if not is_array(found) or found.ndim != y.ndim + 1:
             return found  # a wrong shape is reported by a later check
+        if self.places is not None and found.shape[-1] == len(self.places):
+            columns = [found[..., place] for place in self.places]
+            found = array_namespace(found).stack(columns, axis=-1)
+        if weights is None:
+            return found
         if are_correlated(weights, y):
             return weights @ found
         # Stored column by column, the order in which the fit uses them.

@@ -78,9 +78,10 @@ def least_squares(
     args : tuple
         Further arguments of residuals and jac.
     jac : None, function, "2-point" or "3-point"
-        None: automatic differentiation (PyTorch, JAX). A function: jac(x, *args) -> (m, p), for a
-        batch (B, m, p), for all p numbers of x in the order of its leaves. "2-point", "3-point":
-        finite differences, with p or 2p further evaluations per Jacobian.
+        None: automatic differentiation (PyTorch, JAX), elsewhere "2-point". A function:
+        jac(x, *args) -> (m, p), for a batch (B, m, p), for all p numbers of x in the order of its
+        leaves. "2-point", "3-point": finite differences, with p or 2p further evaluations per
+        Jacobian; "2-point" changes to "3-point" when its error may have ended a fit.
     diff_step : None or float
         The step of the finite differences, relative to each parameter (to 1 if it is 0), for
         residuals with more noise than rounding. None: measured, for each parameter.
@@ -147,7 +148,7 @@ def least_squares(
     >>> import lbfgs_xp as lx
     >>> def rosenbrock(x):
     ...     return np.stack([10.0 * (x[1] - x[0] ** 2), 1.0 - x[0]])
-    >>> res = lx.least_squares(rosenbrock, np.asarray([-1.2, 1.0]), jac="3-point")
+    >>> res = lx.least_squares(rosenbrock, np.asarray([-1.2, 1.0]))
     >>> bool(np.allclose(res.x, 1.0)), res.success
     (True, True)
     """

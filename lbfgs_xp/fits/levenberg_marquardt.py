@@ -4,8 +4,8 @@ The step minimises the linearised residuals of `linear_model` within a radius th
 of actual to predicted decrease (More 1978, The Levenberg-Marquardt algorithm: implementation and
 theory).
 
-Vectors are (B, p), residuals (B, m), scalars (B,), and branches are written with `where`: nothing is
-read back to the host, and JAX compiles these functions. For one problem on the host, the same
+Vectors are (B, p), residuals (B, m), scalars (B,), and branches are written with `where`: nothing
+is read back to the host, and JAX compiles these functions. For one problem on the host, the same
 functions take (p,), (m,) and numbers.
 """
 
@@ -234,15 +234,20 @@ def _kind(fn: Scalars, status: Any, hard: Any, lost: Any) -> Any:
     return kind if lost is None else kind + fn.where(lost, zero + LOST, zero)
 
 
-def doubtful(space: Space, state: LMState) -> tuple[Array, Array]:
+def doubtful(space: Space, state: LMState, errors: Array) -> tuple[Array, Array]:
     """Which problems only the error of finite differences may have ended: those that claim to be
-    at the precision floor, and those with nearly dependent columns, masks (B,)."""
+    at the precision floor, and those with nearly dependent columns, masks (B,).
+
+    errors : of the derivatives of the residuals, (B, p).
+    """
     claimed = state.status == CLAIMED
     blur = _blur(space, state.linear, state.x, state.noise)
     above = state.value > _noise(space.scalars, space.backend.noise, state.value, blur)
     least, most = _singular_values(space, state.linear)
     ended = claimed | (state.status == int(Status.GRADIENT))
-    near = ended & state.linear.hard & (least < _NEAR * most)
+    near = ended & state.linear.hard & (
+        (least < _NEAR * most) | unresolved(space, state, errors)
+    )
     return claimed & above, near & above
 
 

@@ -15,7 +15,7 @@ from lbfgs_xp.arrays.backend import Array, Backend, identity, namespace_of
 from lbfgs_xp.arrays.returned import stops
 from lbfgs_xp.arrays.rows import Rows, Sizes, compiled_size
 from lbfgs_xp.arrays.space import Space
-from lbfgs_xp.arrays.tree import Layout, leaf_name
+from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.fits import levenberg_marquardt as lm
 from lbfgs_xp.fits import linear_model
 from lbfgs_xp.fits.linear_algebra import FEW
@@ -327,8 +327,14 @@ class Fit:
             at, objective = space.take(at, rows), objective.take(rows)
         *here, scale, box = at
         ahead = self.steps.ahead(*here, scale, box, length)
-        found = self._ask(objective, ahead)
-        columns = self._ask(objective.columns, ahead, found)
+        if objective.in_chunks:
+            x, _, _, noise = here
+            both = self.in_caller_context(objective.together, self.send(x), self.send(ahead))
+            residuals, columns_here, found, columns = map(self.fetch, both)
+            here = [x, residuals, columns_here, noise]
+        else:
+            found = self._ask(objective, ahead)
+            columns = self._ask(objective.columns, ahead, found)
         looks = self.steps.look(*here, ahead, found, columns)
         agrees, visible, lower = (
             look if some else look[rows] for look in map(self._of_rows, looks)
@@ -411,7 +417,7 @@ class Fit:
             return BatchLeastSquaresResult(
                 layout.to_tree(outcome.x), outcome.value, outcome.residuals, jacobian,
                 outcome.optimality, outcome.nit, calls.nfev, calls.njev,
-                backend.from_host(success, backend.xp.bool),
+                self.here.derivatives, backend.from_host(success, backend.xp.bool),
                 backend.from_host(codes, backend.xp.int32), messages,
             )
         numbers = (outcome.value, outcome.optimality, outcome.nit)
@@ -419,7 +425,8 @@ class Fit:
         x, residuals, jacobian = map(self._alone, (outcome.x, outcome.residuals, jacobian))
         return LeastSquaresResult(
             layout.to_tree(x), float(cost), residuals, jacobian, float(optimality), int(nit),
-            calls.nfev, calls.njev, statuses[0].success, statuses[0], messages[0],
+            calls.nfev, calls.njev, self.here.derivatives, statuses[0].success, statuses[0],
+            messages[0],
         )
 
 
@@ -441,12 +448,7 @@ class Fit:
         """What a message adds about such parameters."""
         if not silent.any():
             return ""
-        layout = self.objective.layout
-        names = []
-        for i, shape in enumerate(layout.shapes):
-            name = leaf_name(layout.structure, i, "x0")
-            inner = shape[len(layout.batch) :]
-            names += [name + (str(list(map(int, k))) if k else "") for k in np.ndindex(*inner)]
+        names = self.objective.layout.number_names("x0")
         found = [name for name, is_silent in zip(names, silent, strict=True) if is_silent]
         return f"; the residuals do not respond to {', '.join(found)}"
 

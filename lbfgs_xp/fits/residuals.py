@@ -11,22 +11,19 @@ from typing import Any
 import numpy as np
 
 from lbfgs_xp.arrays import returned
-from lbfgs_xp.arrays.backend import Array, take
+from lbfgs_xp.arrays.backend import Array, Backend, take
 from lbfgs_xp.arrays.rows import take_rows
-from lbfgs_xp.arrays.tree import Layout, unflatten
+from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp.fits.parameters import FreeLayout
 from lbfgs_xp.run import differences
 from lbfgs_xp.run.differences import Differences
 
-_WAYS_OUT = (
-    "give jac= a function that returns the Jacobian (m, p); or "
-    'jac="3-point" (or "2-point") for finite differences; or x0 in a library that differentiates'
-)
 _PARTIAL = (
     "lbfgs_xp: called with only some of the rows of the batch; compact=False calls with all rows"
 )
 
-# Data that are at most this many times as large as what they are subtracted from can be added to the
-# residuals again, without a loss that matters.
+# If residuals are at most this many times as large as what the data are subtracted from, adding the
+# data again loses no digits that matter.
 _NEAR = 1.0
 # A derivative along a direction counts if it exceeds what noise explains by this factor.
 _NOISY = 4.0
@@ -79,6 +76,8 @@ class Residuals:
         Differences are taken along the columns of T; None: along each parameter.
     """
 
+    in_chunks = False
+
     def __init__(
         self, fun: Callable, args: tuple, jac: Any, layout: Layout, compiled: bool,
         fresh: bool = False, data: Any = None, shared: Collection[int] = (),
@@ -89,14 +88,15 @@ class Residuals:
         if any(layout.complex):
             raise TypeError("x0 is complex; wanted real x0 for least squares")
         self.layout, self.backend = layout, layout.backend
-        self.fun, self.args, self.jac = fun, args, jac
+        self.fun, self.args = fun, args
+        self.jac = chosen(jac, self.backend)
         self.compiled, self.fresh, self.data, self.whole = compiled, fresh, data, whole
         self.shared = {*shared, *(length for shape in layout.shapes for length in shape[1:])}
         self.calls = Calls()
         self.partial = False
         self._automatic: Callable | None = None
         evaluate: Any = self.backend.jit if compiled else functools.partial
-        differs = isinstance(jac, str)
+        differs = isinstance(self.jac, str)
         self._evaluate = evaluate(_evaluate, fun, layout, differs)
         if data is not None:
             self._evaluate_without_data = evaluate(_evaluate, data[0], layout, differs)
@@ -106,18 +106,15 @@ class Residuals:
         self._count = 0
         self.directions: Any = None
         self.differences = Differences(self.backend, self._without_data, least=0.0)
-        if callable(jac) or (isinstance(jac, str) and jac in differences.METHODS):
-            return
-        if jac is not None:
-            raise ValueError(
-                f"jac is {jac!r}; wanted None (automatic differentiation), a function, "
-                '"2-point" or "3-point"'
-            )
-        if not self.backend.differentiates:
-            raise ValueError(
-                f"{self.backend.name} has no automatic differentiation: {_WAYS_OUT}"
-            )
-        self._automatic = self.backend.jacobian(compiled, _evaluate, fun, layout, False)
+        if self.jac is None:
+            self._automatic = self.backend.jacobian(compiled, _evaluate, fun, layout, False)
+
+    @property
+    def derivatives(self) -> str:
+        """Where the Jacobian comes from, as in `lx.CurveFit`."""
+        if isinstance(self.jac, str):
+            return self.jac
+        return "automatic" if self.jac is None else "given"
 
     @property
     def calls_per_jacobian(self) -> int:
@@ -143,8 +140,7 @@ class Residuals:
         """
         (count,) = self.layout.batch
         indices = self.backend.index_array(rows)
-        leaves = [take(leaf, indices) for leaf in self.layout.leaves]
-        layout = Layout(unflatten(self.layout.structure, leaves), True)
+        layout = self.layout.take(indices)
         args = tuple(
             arg if i in self.whole else take_rows(self.backend, arg, indices, count, self.shared)
             for i, arg in enumerate(self.args)
@@ -178,7 +174,7 @@ class Residuals:
     def _found(self, x: Array, evaluate: Callable) -> Array:
         self.calls.nfev += 1
         try:
-            found = evaluate(self.args, self._to_user(x))
+            found = evaluate(self.args, self._completed(x))
         except self.forgiven:
             return self.backend.full((*x.shape[:-1], self._count), math.nan)
         except Exception as error:
@@ -207,14 +203,18 @@ class Residuals:
         self.calls.njev += 1
         shape = (*residuals.shape, x.shape[-1])
         if self._automatic is not None:
-            jacobian = self._automatic(self.args, self._to_user(x))
+            jacobian = self._automatic(self.args, self._completed(x))[..., : x.shape[-1]]
         else:
             try:
                 jacobian = self.jac(layout.to_tree(self._to_user(x)), *self.args)
             except self.forgiven:
                 return self.backend.full(shape, math.nan)
-            wanted = (*layout.batch, *shape[-2:])
+            wanted = (*layout.batch, residuals.shape[-1], layout.whole.size)
             jacobian = self.backend.detach(layout.check(jacobian, 0, "the Jacobian", wanted))
+            if isinstance(layout, FreeLayout):
+                jacobian = xp.matmul(
+                    xp.reshape(jacobian, (*residuals.shape, -1)), layout.slopes(self._to_user(x))
+                )
         return xp.reshape(jacobian, shape)
 
     def _differenced(self, x: Array, residuals: Array) -> Array:
@@ -269,8 +269,24 @@ class Residuals:
             x + self.layout.xp.matmul(to_x, (y - start)[..., None])[..., 0]
         )
 
+    def _completed(self, x: Array) -> Array:
+        """What `_evaluate` takes for the parameters x (B, p)."""
+        return self.layout.completed(self._to_user(x))
+
     def _to_user(self, x: Array) -> Array:
         return x if self.layout.batched or x.ndim == 1 else x[0, ...]
+
+
+def chosen(jac: Any, backend: Backend) -> Any:
+    """`jac`, checked, with differences if the library has no automatic differentiation."""
+    if jac is None:
+        return None if backend.differentiates else "2-point"
+    if callable(jac) or (isinstance(jac, str) and jac in differences.METHODS):
+        return jac
+    raise ValueError(
+        f"jac is {jac!r}; wanted None (automatic differentiation, or differences if there is "
+        'none), a function, "2-point" or "3-point"'
+    )
 
 
 def _evaluate(

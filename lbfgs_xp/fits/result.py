@@ -11,8 +11,10 @@ import numpy as np
 
 from lbfgs_xp.arrays.backend import Array, Backend
 from lbfgs_xp.arrays.space import Space
-from lbfgs_xp.arrays.tree import Layout, flatten
+from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.fits.covariance import deviations, inverse_of_squares
+from lbfgs_xp.fits.distributions import chi2_above
+from lbfgs_xp.fits.names import places_of
 from lbfgs_xp.result import Status, table
 
 
@@ -54,6 +56,9 @@ class LeastSquaresResult:
     nfev, njev : int
         Calls of the residuals, including those for finite differences, and evaluations of the
         Jacobian.
+    derivatives : "automatic", "given", "2-point" or "3-point"
+        Where the Jacobian at the end comes from: automatic differentiation, the function jac, or
+        finite differences to one side or to both.
     success, status, message
         Whether the run succeeded, and why it ended; see `lx.Status`.
     covariance, stderr
@@ -68,6 +73,7 @@ class LeastSquaresResult:
     nit: int
     nfev: int
     njev: int
+    derivatives: str
     success: bool
     status: Status
     message: str
@@ -137,10 +143,10 @@ class CurveFit:
     x : like p0
         The parameters, in the structure of p0.
     covariance : array (p, p)
-        Their covariance, for all p numbers in the order in which `x` and `stderr` list them (see
-        also `covariance_of`). If the data do not
-        determine all parameters, it covers only the directions that they do determine; if there are
-        no more data than parameters and absolute_sigma is False, it is infinite.
+        Their covariance, for all p numbers in the order in which p0 lists them, which is that of
+        `names` (see also `covariance_of`). If the data do not determine all parameters, it covers
+        only the directions that they do determine; if there are no more data than parameters and
+        absolute_sigma is False, it is infinite.
     stderr : like p0
         The standard deviations of the parameters, the square roots of the diagonal of `covariance`;
         infinite for parameters that the data do not determine.
@@ -152,10 +158,27 @@ class CurveFit:
         1 - sum of squares / sum of squares of the best constant: 1 for a perfect fit.
     residuals : array (m,)
         y - model, in the unit of y.
+    n_data, n_free : int
+        The number of data, without points that an infinite sigma leaves out; and of parameters,
+        without those fixed by equal bounds.
+    log_likelihood : float
+        The logarithm of the likelihood, for normal errors of the data: of the standard deviations
+        sigma with absolute_sigma=True, otherwise of the multiple of sigma (of 1 without one) that
+        makes it largest. nan with a robust loss, which is not a likelihood.
+    absolute_sigma : bool
+        As passed.
+    names : tuple of str
+        The names of the p numbers in the order of `covariance`: the keys of p0 ("k"; "peak.width"
+        if it is nested; "heights[0]" in an array), otherwise the names of the model's arguments, or
+        "x[0]", "x[1]" and so on if it does not name them.
+    dof, p_value, aic, bic, correlation, jacobian
+        Computed when they are asked for; see there.
     nit : int
         Steps taken.
     nfev, njev : int
         Calls of the model, including those for finite differences, and evaluations of its Jacobian.
+    derivatives : "automatic", "given", "2-point" or "3-point"
+        Where the Jacobian at the end comes from; see `lx.LeastSquaresResult`.
     success, status, message
         Whether the fit succeeded, and why it ended; see `lx.Status`.
     """
@@ -167,22 +190,143 @@ class CurveFit:
     reduced_chi2: float
     r2: float
     residuals: Any = dataclasses.field(repr=False)
+    n_data: int = dataclasses.field(repr=False)
+    n_free: int = dataclasses.field(repr=False)
+    log_likelihood: float = dataclasses.field(repr=False)
+    absolute_sigma: bool = dataclasses.field(repr=False)
+    names: tuple[str, ...] = dataclasses.field(repr=False)
     nit: int
     nfev: int
     njev: int
+    derivatives: str
     success: bool
     status: Status
     message: str
+    _analysis: Any = dataclasses.field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
         return table(self)
 
-    def covariance_of(self, one: str, other: str | None = None) -> Any:
-        """The part of `covariance` that belongs to two parameters of a dict, or to one.
+    @property
+    def dof(self) -> Any:
+        """The degrees of freedom, n_data - n_free; (B,) for a batch."""
+        return self.n_data - self.n_free
+
+    @property
+    def p_value(self) -> Any:
+        """The probability that chi2 is at least as large, if the model is right and sigma holds the
+        standard deviations of normal errors; (B,) for a batch.
+
+        nan unless absolute_sigma=True and the loss is linear: without absolute deviations, chi2 is
+        the measure of the errors, and nothing is left to compare it with.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import lbfgs_xp as lx
+        >>> x, y = np.arange(5.0), np.asarray([0.1, 1.0, 2.1, 2.9, 4.0])
+        >>> line = lambda x, slope, offset: offset + slope * x
+        >>> fit = lx.curve_fit(
+        ...     line, x, y, [1.0, 0.0], jac="3-point", sigma=0.1, absolute_sigma=True
+        ... )
+        >>> fit.dof, round(fit.p_value, 3), round(fit.chi2, 3)
+        (3, 0.593, 1.9)
+        """
+        backend, told = self._told("chi2", "n_data", "n_free", "log_likelihood")
+        chi2, n_data, n_free, likelihood = told
+        usable = self.absolute_sigma & ~np.isnan(likelihood)
+        found = np.where(usable, chi2_above(chi2, n_data - n_free), np.nan)
+        return backend.from_host(found) if found.ndim else float(found)
+
+    @property
+    def aic(self) -> Any:
+        """Akaike's information criterion, 2 k - 2 log_likelihood; (B,) for a batch. Of two models
+        for the same data, the one with the smaller value is expected to predict better.
+
+        k is the number of free parameters, plus 1 with absolute_sigma=False for the scale of the
+        errors, which is then estimated, too.
+        """
+        return 2.0 * self._estimated - 2.0 * self.log_likelihood
+
+    @property
+    def bic(self) -> Any:
+        """Schwarz's information criterion, k log(n_data) - 2 log_likelihood, with k as in `aic`;
+        (B,) for a batch."""
+        backend, (n_data,) = self._told("n_data")
+        logs = np.log(n_data)
+        logs = backend.from_host(logs) if logs.ndim else float(logs)
+        return self._estimated * logs - 2.0 * self.log_likelihood
+
+    @property
+    def correlation(self) -> Any:
+        """The correlations (p, p) of the parameters, or (B, p, p), in the order of `covariance`;
+        nan for parameters that are fixed or that the data do not determine.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import lbfgs_xp as lx
+        >>> x, y = np.arange(5.0), np.asarray([0.1, 1.0, 2.1, 2.9, 4.0])
+        >>> line = lambda x, slope, offset: offset + slope * x
+        >>> fit = lx.curve_fit(line, x, y, [1.0, 0.0], jac="3-point")
+        >>> fit.correlation.round(2)
+        array([[ 1.  , -0.82],
+               [-0.82,  1.  ]])
+        """
+        backend = Backend.of(self.covariance)
+        xp, covariance = backend.xp, self.covariance
+        p = covariance.shape[-1]
+        with np.errstate(all="ignore"):
+            one = xp.eye(p, dtype=xp.bool, device=backend.creation_device)
+            own = xp.max(xp.where(one, covariance, xp.full_like(covariance, -math.inf)), axis=-1)
+            own = xp.where((own > 0.0) & xp.isfinite(own), own, xp.full_like(own, math.nan))
+            found = covariance / xp.sqrt(own[..., None] * own[..., None, :])
+            known = xp.isfinite(found)
+            return xp.where(one & known, xp.ones_like(found), found)
+
+    @property
+    def jacobian(self) -> Any:
+        """The derivatives (m, p) of the model at x by the parameters, or (B, m, p), in the unit of
+        y and in the order of `covariance`.
+
+        It is not kept, but computed whenever it is asked for, from the model and the data that the
+        result holds; copies and pickles do not hold them.
+        """
+        return self._kept().jacobian(self.x)
+
+    @property
+    def _estimated(self) -> Any:
+        """How many numbers the data have determined."""
+        return self.n_free + (0 if self.absolute_sigma else 1)
+
+    def _told(self, *names: str) -> tuple[Backend, list[np.ndarray]]:
+        """Numbers of the fit on the host, and the backend of the results."""
+        backend = Backend.of(self.covariance)
+        batched = self.covariance.ndim == 3
+        values = (getattr(self, name) for name in names)
+        return backend, [
+            np.asarray(backend.to_host(value) if batched else value) for value in values
+        ]
+
+    def _kept(self) -> Any:
+        if self._analysis is None:
+            raise ValueError(
+                "this result is a copy or comes from a pickle, which do not keep the model and the "
+                "data; wanted the result that lx.curve_fit has returned"
+            )
+        return self._analysis
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_analysis": None}
+
+    def covariance_of(self, one: str | int, other: str | int | None = None) -> Any:
+        """The part of `covariance` that belongs to two parameters, or to one.
 
         Parameters
         ----------
-        one, other : names of p0; other=None: the same as `one`.
+        one, other : str or int
+            Names of numbers or of whole leaves of p0 (see `names`), or places in `names`;
+            other=None: the same as `one`.
 
         Returns
         -------
@@ -190,8 +334,8 @@ class CurveFit:
 
         Raises
         ------
-        TypeError, KeyError
-            If p0 is no dict, or has no parameter of this name.
+        ValueError
+            If there is no parameter of this name, or at this place.
 
         Examples
         --------
@@ -204,15 +348,10 @@ class CurveFit:
         >>> bool(fit.covariance_of("slope", "offset")[0, 0] == fit.covariance[0, 1])
         True
         """
-        if not isinstance(self.x, dict):
-            raise TypeError(f"p0 is a {type(self.x).__name__}; wanted a dict, whose names to use")
-        batch, places, start = self.covariance.ndim - 2, {}, 0
-        for name, part in self.x.items():
-            size = sum(math.prod(leaf.shape[batch:]) for leaf in leaves_in_order(part))
-            places[name] = slice(start, start + size)
-            start += size
-        rows, columns = places[one], places[one if other is None else other]
-        return self.covariance[..., rows, columns]
+        rows = places_of(self.names, one)
+        columns = rows if other is None else places_of(self.names, other)
+        # The numbers of a leaf lie side by side.
+        return self.covariance[..., rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
     def __iter__(self) -> NoReturn:
         raise TypeError(
@@ -225,26 +364,20 @@ class CurveFit:
 class BatchCurveFit(CurveFit):
     """The outcome of `lx.curve_fit` with batched=True, for B fits.
 
-    The attributes are those of `lx.CurveFit`, but `chi2`, `reduced_chi2`, `r2`, `nit`, `success`
-    and `status` are arrays (B,) of the library of y, `covariance` and `residuals` have shapes
-    (B, p, p) and (B, m), and `message` is a list of B strings. `status` holds the integers of
-    `lx.Status`. If the batch is fitted in pieces, `nfev` and `njev` are the largest counts of any
-    piece.
+    The attributes are those of `lx.CurveFit`, but `chi2`, `reduced_chi2`, `r2`, `n_data`, `n_free`,
+    `log_likelihood`, `nit`, `success` and `status` are arrays (B,) of the library of y,
+    `covariance` and `residuals` have shapes (B, p, p) and (B, m), and `message` is a list of B
+    strings. `status` holds the integers of `lx.Status`. If the batch is fitted in pieces, `nfev`
+    and `njev` are the largest counts of any piece.
     """
 
     chi2: Any
     reduced_chi2: Any
     r2: Any
+    n_data: Any = dataclasses.field(repr=False)
+    n_free: Any = dataclasses.field(repr=False)
+    log_likelihood: Any = dataclasses.field(repr=False)
     nit: Any
     success: Any
     status: Any
     message: list[str]  # type: ignore[assignment]
-
-
-def leaves_in_order(tree: Any) -> list[Any]:
-    """The leaves in the order in which the tree lists them; `flatten` sorts the keys of a dict."""
-    if isinstance(tree, dict):
-        tree = tuple(tree.values())
-    elif not isinstance(tree, (list, tuple)):
-        return flatten(tree)[0]
-    return [leaf for part in tree for leaf in leaves_in_order(part)]

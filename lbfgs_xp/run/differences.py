@@ -149,8 +149,7 @@ class Differences:
 
     @property
     def gain(self) -> Array:
-        """How many times the noise of the function the errors of the last derivatives are, (..., n).
-        """
+        """The errors of the last derivatives, in units of the noise of the function, (..., n)."""
         return 2.0 * _inverse(self.backend.xp, self.backend.xp.abs(self.span))
 
     def _derivatives(
@@ -226,7 +225,8 @@ class Differences:
             columns = [i for i in range(n) if off[..., i].any()]
             if not columns or not may_call(calls_per_derivative(len(columns), central)):
                 break
-        self.level = noise
+        # Also as an array.
+        self.level = np.float64(noise) if one else noise
         if not vector:
             self.known = (seen.length / unit if first else self.known[0]), before, count, x
             return slopes
