@@ -39,14 +39,6 @@ class NumPyBackend(InPlaceBackend):
         rows rather than along each."""
         return array.copy("F" if _are_narrow(array) else "C")
 
-    def keep_freed_memory(self) -> None:
-        """Make glibc keep the memory of arrays up to 32 MiB in the process, for all its threads.
-
-        glibc adapts its limit to the largest block freed so far. Otherwise it returns the memory of
-        large arrays to the system at once, and getting the pages back costs more than arithmetic.
-        """
-        np.empty(2**25 - 2**14, np.uint8)
-
     @staticmethod
     def take(array: Array, indices: Array) -> Array:
         if array.ndim > 1 and array.flags.f_contiguous:

@@ -571,7 +571,9 @@ def _slopes(
     vector = fa[0].ndim == a.ndim
 
     def over(change: Array, inverse: Array, k: int) -> Array:
-        return change * (inverse[..., k, None] if vector else inverse[..., k])
+        # In place, where a library can.
+        change *= inverse[..., k, None] if vector else inverse[..., k]
+        return change
 
     by_a = _inverse(xp, a)
     if fb is None:
