@@ -24,6 +24,7 @@ LineSearchName = Literal[
     "fixed", "armijo", "bisection", "strong_wolfe", "more_thuente", "hager_zhang"
 ]
 LossName = Literal["linear", "soft_l1", "huber", "cauchy", "arctan"]
+Likelihood = Literal["gaussian", "poisson", "binomial"] | Callable[[Any, Any], Any]
 Differences = Literal["2-point", "3-point"]
 OnError = type[Exception] | tuple[type[Exception], ...]
 Jacobian = Callable[..., Any] | Literal[True, "2-point", "3-point"] | None
@@ -101,6 +102,9 @@ class CurveFitSettings(FitSettings, total=False):
     absolute_sigma: bool
     fixed: Any
     ties: dict[Any, Callable[[Any], Any]] | None
+    priors: Any
+    likelihood: Likelihood
+    trials: Any
     method: Literal["lm", "lbfgs"]
     threads: int
     chunk_size: int | None

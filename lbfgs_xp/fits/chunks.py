@@ -21,7 +21,7 @@ from lbfgs_xp.arrays.backend import Array, Backend, is_array
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.fits.covariance import deviations, inverse_of_squares
 from lbfgs_xp.fits.linear_algebra import safe_pivot
-from lbfgs_xp.fits.names import listed_order, names_of
+from lbfgs_xp.fits.names import listed_order
 from lbfgs_xp.fits.parameters import FreeLayout
 from lbfgs_xp.fits.residuals import Calls, Residuals
 from lbfgs_xp.fits.result import CurveFit, LeastSquaresResult
@@ -31,22 +31,26 @@ from lbfgs_xp.run.differences import Differences
 # The most numbers in a Jacobian of a fit that is not in chunks, unless a device holds more.
 _MOST = 2**24
 # The share of the cache for each of the arrays that a model makes.
-_ARRAYS = 4
+_ARRAYS = 2
+_WANTED = (
+    'one fit of normal errors without priors (batched=False, method="lm", loss="linear", '
+    'likelihood="gaussian")'
+)
 
 Source = Callable[[], Iterator[tuple[Any, Any, Any]]]
 
 
 def source_of(
-    x: Any, y: Any, sigma: Any, parameters: int, chunk_size: Any, can: bool, cannot: str
+    x: Any, y: Any, sigma: Any, parameters: int, chunk_size: Any, can: bool
 ) -> Source | None:
     """The chunks (x, y, sigma) of data, as a function that begins anew; None to fit them at once.
 
-    can, cannot : whether the other arguments allow chunks, and those that do not, for an error.
+    can : whether the other arguments allow chunks.
     """
     size = checks.optional(checks.count)("chunk_size", chunk_size, 1)
     if callable(x) and y is None:
         if not can:
-            raise ValueError(f"x is a function, which returns chunks of data; wanted {cannot}")
+            raise ValueError(f"x is a function, which returns chunks of data; wanted {_WANTED}")
         if size is not None or sigma is not None:
             raise ValueError(
                 "sigma or chunk_size was passed with a function x, which returns chunks of data; "
@@ -56,7 +60,7 @@ def source_of(
     if size is None and not (can and is_array(y) and y.ndim == 1):
         return None
     if not can:
-        raise ValueError(f"chunk_size is {size}; wanted {cannot}")
+        raise ValueError(f"chunk_size is {size}; wanted {_WANTED}")
     if not (is_array(y) and y.ndim == 1):
         raise TypeError("chunk_size was passed for data that are no array; wanted an array y (m,)")
     backend, (count,) = Backend.of(y, "y"), y.shape
@@ -144,12 +148,13 @@ class Chunks:
     """
 
     in_chunks = True
+    priors = likelihood = None
 
     def __init__(self, source: Source, of_chunk: Callable[..., Residuals]):
         self.source, self.of_chunk = source, of_chunk
         head = of_chunk(*next(iter(source())))
         self.layout, self.backend, self.jac = head.layout, head.backend, head.jac
-        self.fun, self.derivatives = head.fun, head.derivatives
+        self.names, self.derivatives = head.names, head.derivatives
         self.accuracy = head.accuracy
         # The residuals at the point itself are calculated again.
         self.calls_per_jacobian = 1 + head.calls_per_jacobian
@@ -168,6 +173,8 @@ class Chunks:
             yield part
             self._known[number] = part.differences.known
             most = max(most, part.calls.nfev)
+            # Its function refers to the part, which would stay in memory.
+            del part.differences
         self.calls.nfev += most
 
     def __call__(self, x: Array) -> Array:
@@ -287,20 +294,22 @@ def report_of_chunks(
     scale = 1.0 if absolute_sigma else chi2 / totals.count
     twice = chi2 if absolute_sigma else totals.count
     twice = twice + totals.count * np.log(2.0 * math.pi * scale) - 2.0 * totals.log_weights
-    curve: Any = objective.fun
     return CurveFit(
         x=found.x,
         covariance=backend.from_host(covariance[0][np.ix_(order, order)]),
         stderr=whole.to_tree(backend.from_host(stderr)),
         chi2=chi2,
         reduced_chi2=reduced,
+        deviance=chi2,
+        chi2_priors=0.0,
         r2=1.0 - chi2 / totals.squares if totals.squares > 0.0 else math.nan,
         residuals=None,
         n_data=totals.count,
         n_free=free,
         log_likelihood=float(-0.5 * twice),
+        n_priors=0,
         absolute_sigma=absolute_sigma,
-        names=names_of(curve.model, whole),
+        names=objective.names,
         nit=found.nit,
         nfev=found.nfev,
         njev=found.njev,

@@ -19,13 +19,14 @@ from lbfgs_xp.fits.analysis import Analysis
 from lbfgs_xp.fits.by_minimize import fit_by_minimize
 from lbfgs_xp.fits.chunks import Chunks, report_of_chunks, source_of
 from lbfgs_xp.fits.data import residuals_of
+from lbfgs_xp.fits.likelihoods import check_name
 from lbfgs_xp.fits.loop import box_of, run_fit
 from lbfgs_xp.fits.pieces import fit_pieces
 from lbfgs_xp.fits.report import report
 from lbfgs_xp.fits.residuals import Calls
 from lbfgs_xp.fits.result import BatchCurveFit, CurveFit
 from lbfgs_xp.fits.settings import FitPlan
-from lbfgs_xp.typing import CurveFitSettings, Differences, LossName, OnError
+from lbfgs_xp.typing import CurveFitSettings, Differences, Likelihood, LossName, OnError
 
 METHODS = ("lm", "lbfgs")
 
@@ -70,6 +71,9 @@ def curve_fit(
     bounds: Any = None,
     fixed: Any = None,
     ties: dict[Any, Callable[[Any], Any]] | None = None,
+    priors: Any = None,
+    likelihood: Likelihood = "gaussian",
+    trials: Any = None,
     x_scale: Any = "jac",
     loss: LossName = "linear",
     f_scale: float = 1.0,
@@ -104,10 +108,11 @@ def curve_fit(
         masked in a masked array (y, x or sigma) are left out, as by an infinite sigma.
     p0 : one number, numbers (p,), or a dict (nested or not) of numbers and arrays
         The start. For a batch (B, p), or leaves (B, ...); (p,) and plain numbers apply to all rows.
-    sigma : None, or an array
-        Standard deviations of y, with a shape that broadcasts to it; or, for a single fit, the
-        covariance (m, m) of the data. An infinite entry leaves its point out, even if y is nan
-        there; the residual of that point is nan.
+    sigma : None, an array, or a pair of arrays
+        Standard deviations of y, with a shape that broadcasts to it; a tuple (low, high) of them,
+        for predictions below and above y, as in y -low +high; or, for a single fit, the covariance
+        (m, m) of the data. An infinite entry leaves its point out, even if y is nan there; the
+        residual of that point is nan.
     absolute_sigma : bool
         Whether sigma is in absolute units. If not, sigma only gives relative weights, and the
         covariance is scaled by reduced_chi2.
@@ -126,6 +131,23 @@ def curve_fit(
         in a batch with all its rows. Ties are computed in their order; those that follow are None
         in p. What p0 holds for a tied parameter is not used. The result has its value and its
         error, from the derivative of f: automatic, or with NumPy by differences.
+    priors : None, a dict, or a function
+        What is known of parameters besides the data. {"k": (mean, sd)} for normal priors, by name
+        or position; in a batch, one mean for all or one for each row. {("a", "k"): (means,
+        covariance)} for correlated ones. Or a function of the parameters (as for ties) that returns
+        residuals (k,), for a batch (B, k), half the sum of whose squares is the negative logarithm
+        of the prior. Priors need absolute_sigma=True, or a likelihood that is not "gaussian", and
+        are not subject to `loss`. The covariance of the result contains them.
+    likelihood : "gaussian", "poisson", "binomial", or a function
+        How the data scatter around the model. "poisson": y counts events, whose mean is the model;
+        "binomial": y counts successes among `trials`, whose probability is the model. Both are
+        exact for few counts and for none, and take no sigma; a trial with a mean below 0, or with a
+        probability outside 0 to 1, counts as too far. A function nll(y, prediction) returns an
+        array like y, the negative log likelihood of each datum, which should have one minimum as a
+        function of the prediction. Errors come from the expected information, for a function from
+        the observed one.
+    trials : None (for 1), a number or an array that broadcasts to y
+        For likelihood="binomial".
     x_scale
         As in `lx.least_squares`; for "lbfgs" as in `lx.minimize`, and "jac" is 1.
     loss, f_scale
@@ -158,7 +180,7 @@ def curve_fit(
         Of x, arrays whose last axis is as long as y are cut; arrays may be mapped to files. None:
         in chunks if the Jacobian would have more than 2^24 numbers (2^28 on a GPU). Or x is a
         function, and y is None: x() returns a new iterator over chunks (x, y) or (x, y, sigma),
-        the same ones in each call. For method="lm" and loss="linear".
+        the same ones in each call. For normal errors, without priors.
 
     Returns
     -------
@@ -187,18 +209,24 @@ def curve_fit(
     )
     _check_method(method)
     threads = checks.count("threads", threads, 1)
+    check_name(likelihood, sigma, trials, loss)
     data = functools.partial(
         residuals_of, model, p0=p0, jac=jac, batched=batched, compact=compact, fixed=fixed,
-        ties=ties,
+        ties=ties, likelihood=likelihood, trials=trials, priors=priors,
     )
-    can = method == "lm" and loss == "linear" and not batched
+    normal = loss == "linear" and likelihood == "gaussian" and priors is None
     source = source_of(
-        x, y, sigma, _size(p0), chunk_size, can, 'batched=False, method="lm" and loss="linear"'
+        x, y, sigma, _size(p0), chunk_size, method == "lm" and normal and not batched
     )
     objective: Any = (
         data(x=x, y=y, sigma=sigma) if source is None
         else Chunks(source, lambda x, y, sigma: data(x=x, y=y, sigma=sigma))
     )
+    if objective.priors and likelihood == "gaussian" and not absolute_sigma:
+        raise ValueError(
+            "priors were passed with absolute_sigma=False; wanted sigma in the unit of y and "
+            "absolute_sigma=True, because priors count relative to the errors of the data"
+        )
     objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
     limits = dict(gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime)
     plan = FitPlan.checked(
@@ -206,6 +234,8 @@ def curve_fit(
         accuracy=objective.accuracy,
         compact=compact and batched, on_error=on_error, **limits,
     )
+    if objective.priors:
+        plan = plan.with_priors(objective.priors.count)
     box = box_of(bounds, objective.layout)
     if source is not None:
         found = run_fit(objective, box, plan)

@@ -22,8 +22,10 @@ from lbfgs_xp.arrays.tree import (
     leaf_name,
     unflatten,
 )
+from lbfgs_xp.fits.likelihoods import Custom, SplitNormal, counts_of
 from lbfgs_xp.fits.names import names_of, sorted_places
 from lbfgs_xp.fits.parameters import free_layout
+from lbfgs_xp.fits.priors import priors_of
 from lbfgs_xp.fits.residuals import Residuals, chosen
 
 # Up to this length, the first axis of x may count coordinates.
@@ -31,13 +33,16 @@ _COORDINATES = 64
 
 
 def residuals_of(
-    model: Any, x: Any, y: Any, p0: Any, sigma: Any, jac: Any, batched: bool, compact: bool,
-    fixed: Any, ties: Any,
+    model: Any, x: Any, y: Any, p0: Any, sigma: Any, jac: Any, batched: bool, compact: bool, *,
+    fixed: Any, ties: Any, likelihood: Any, trials: Any, priors: Any,
 ) -> Residuals:
     """The residuals of a model, from the arguments of `lx.curve_fit`."""
     if not callable(model):
         raise TypeError(f"model is a {type(model).__name__}; wanted a function of x and parameters")
-    x, y, sigma = _without_mask(_unwrapped(x), y, sigma, batched)
+    # Without the deviations of normal errors, weights only say which data count.
+    apart = isinstance(sigma, tuple) and len(sigma) == 2
+    normal = not apart and likelihood == "gaussian"
+    x, y, own = _without_mask(_unwrapped(x), y, sigma if normal else None, batched)
     y = _data(y, batched)
     backend = Backend.of(y, "y")
     x, jac = _adopted(x, backend, "x"), chosen(jac, backend)
@@ -47,25 +52,66 @@ def residuals_of(
             f"{layout.structure.frozen_name('p0')} is frozen (requires_grad=False); wanted only "
             "parameters to be fitted, and the others as constants of the model"
         )
-    weights = _weights(sigma, y, backend, batched)
+    weights = _weights(own, y, backend, batched)
     if weights is not None and not are_correlated(weights, y):
         y = backend.xp.where(weights > 0.0, y, backend.xp.zeros_like(y))
     whole = compact and batched and _is_whole(model, x, layout, tuple(y.shape))
-    curve = Curve(model, batched, backend, isinstance(jac, str))
-    return Residuals(
+    names = names_of(model, layout)
+    free = free_layout(layout, names, fixed, ties)
+    curve = Curve(model, batched, backend, isinstance(jac, str), predicts=not normal)
+    residuals = Residuals(
         curve,
-        (x, y, weights),
+        (x, y, weights if normal else None),
         Slopes(jac, batched, sorted_places(layout)) if callable(jac) else jac,
-        free_layout(layout, names_of(model, layout), fixed, ties),
+        free,
         backend.is_compiled(model),
-        fresh=callable(jac) and batched and weights is not None,
+        fresh=callable(jac) and batched and normal and weights is not None,
         data=(
-            dataclasses.replace(curve, subtracts=False),
+            dataclasses.replace(curve, predicts=True),
             backend.xp.reshape(in_units_of_sigma(weights, y), (-1, y.shape[-1])),
-        ),
+        ) if normal else None,
         shared=y.shape[1:],
         whole=(0,) if whole else (),
+        priors=priors_of(priors, free, names),
     )
+    residuals.names = names
+    if apart:
+        residuals.likelihood = _split_normal(sigma, y, weights, backend, batched)
+    elif callable(likelihood):
+        start = backend.xp.reshape(free.start(), (-1, free.size))
+        predictions = backend.xp.reshape(residuals.predictions(start), y.shape)
+        residuals.likelihood = Custom.of(likelihood, y, weights, predictions)
+    elif not normal:
+        residuals.likelihood = counts_of(likelihood, y, weights, trials, backend)
+    return residuals
+
+
+def _split_normal(
+    sigma: tuple[Any, Any], y: Array, kept: Any, backend: Backend, batched: bool
+) -> SplitNormal:
+    """The likelihood of sigma=(low, high)."""
+    if y.shape[-1] == 2 and all(np.ndim(side) == 0 for side in sigma if not is_array(side)):
+        raise ValueError(
+            f"sigma is {sigma!r} for two data; wanted a list of their deviations, or (low, high) "
+            "as two arrays"
+        )
+    sides = []
+    for side in sigma:
+        weights = _weights(side, y, backend, batched)
+        if weights is None:
+            raise TypeError(f"sigma is {sigma!r}; wanted deviations on both sides")
+        if are_correlated(weights, y):
+            raise ValueError("sigma is a pair of matrices; wanted one covariance, or (low, high)")
+        sides.append(weights)
+    low, high = sides
+    out = (low == 0.0) | (high == 0.0)
+    if kept is not None:
+        out = out | (kept == 0.0)
+    xp = backend.xp
+    if not xp.any(out):
+        return SplitNormal(y, None, low, high)
+    kept = xp.where(out, backend.full(y.shape, 0.0), 1.0)
+    return SplitNormal(xp.where(out, backend.zeros(y.shape), y), kept, low, high)
 
 
 def _adopted(x: Any, backend: Backend, name: str) -> Any:
@@ -317,7 +363,7 @@ class Curve:
 
     backend : the backend of the data.
     differs : whether finite differences are taken, for which the model must return full precision.
-    subtracts : whether the data are subtracted.
+    predicts : whether the data are not subtracted, so that fun is the model in units of sigma.
     """
 
     # See `Backend.jit`.
@@ -327,17 +373,17 @@ class Curve:
     batched: bool
     backend: Backend
     differs: bool
-    subtracts: bool = True
+    predicts: bool = False
 
     def __call__(self, params: Any, x: Any, y: Array, weights: Any) -> Array:
         positional, named = _arguments(params, self.batched)
         found = self.model(x, *positional, **named)
         if not returned.is_like(found, y) or found.shape != y.shape:
             self._check(found, y)
-        if weights is None and not self.subtracts:
+        if weights is None and self.predicts:
             return found
         with np.errstate(all="ignore"):
-            return in_units_of_sigma(weights, found - y if self.subtracts else found)
+            return in_units_of_sigma(weights, found if self.predicts else found - y)
 
     def _check(self, found: Any, y: Array) -> None:
         wanted = f"an array of shape {tuple(y.shape)}, like y"

@@ -31,7 +31,7 @@ from lbfgs_xp.run import agreement
 _RUNNING = int(Status.RUNNING)
 _STATUSES = {int(status): status for status in Status}
 # Statuses whose message differs from that of `minimize`.
-_MESSAGES = {
+MESSAGES = {
     Status.GRADIENT: (
         "the residuals are stationary: what a change of the parameters could still remove of them "
         "is at most the share gtol, or hidden by rounding"
@@ -408,7 +408,7 @@ class Fit:
         silent = self._silent(outcome, codes)
         statuses = [_STATUSES[int(code)] for code in codes]
         messages = [
-            _MESSAGES.get(status, status.message) + self._named(of_row)
+            MESSAGES.get(status, status.message) + self._named(of_row)
             for status, of_row in zip(statuses, silent, strict=True)
         ]
         layout, calls = self.objective.layout, self.objective.calls

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -180,14 +181,8 @@ class FreeLayout(Layout):
         units = np.zeros((self._whole.size, self.size))
         units[self.free, np.arange(self.size)] = 1.0
         if self.ties:
-            return derivatives(self, self.all_rows, x)
+            return derivatives(self, functools.partial(all_of, self), x)
         return self.xp.broadcast_to(backend.from_host(units), (*x.shape[:-1], *units.shape))
-
-    def all_rows(self, x: Array) -> Array:
-        """`all_of`, with one problem as a batch of one: (B, p) -> (B, all)."""
-        if self.batched or x.ndim == 1:
-            return self.all_of(x)
-        return self.all_of(x[0, ...])[None, ...]
 
     def number_names(self, what: str) -> list[str]:
         names = self._whole.number_names(what)
@@ -251,6 +246,23 @@ class FreeLayout(Layout):
         layout._whole = self._whole.take(indices)
         layout.leaves = layout._whole.leaves
         return layout
+
+
+def all_of(layout: Layout, x: Array) -> Array:
+    """The numbers of all parameters (B, all), from the free ones (B, p); also for one problem."""
+    if not isinstance(layout, FreeLayout):
+        return x
+    if layout.batched or x.ndim == 1:
+        return layout.all_of(x)
+    return layout.all_of(x[0, ...])[None, ...]
+
+
+def slopes_of(layout: Layout, x: Array) -> Array:
+    """Their derivatives (B, all, p) with respect to the free ones."""
+    if isinstance(layout, FreeLayout):
+        return layout.slopes(x)
+    units = layout.backend.from_host(np.eye(layout.size))
+    return layout.xp.broadcast_to(units, (*x.shape[:-1], *units.shape))
 
 
 def derivatives(layout: Layout, function: Callable[[Array], Array], x: Array) -> Array:

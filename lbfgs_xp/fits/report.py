@@ -13,8 +13,10 @@ from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.fits.analysis import Analysis
 from lbfgs_xp.fits.covariance import deviations, inverse_of_squares
 from lbfgs_xp.fits.data import are_correlated, in_units_of_data, in_units_of_sigma
+from lbfgs_xp.fits.likelihoods import Likelihood
+from lbfgs_xp.fits.loop import MESSAGES
 from lbfgs_xp.fits.losses import ResidualLoss
-from lbfgs_xp.fits.names import listed_order, names_of
+from lbfgs_xp.fits.names import listed_order
 from lbfgs_xp.fits.parameters import FreeLayout
 from lbfgs_xp.fits.residuals import Residuals
 from lbfgs_xp.fits.result import (
@@ -23,6 +25,7 @@ from lbfgs_xp.fits.result import (
     LeastSquaresResult,
 )
 from lbfgs_xp.fits.settings import FitSettings
+from lbfgs_xp.result import Status
 
 
 @np.errstate(all="ignore")
@@ -31,11 +34,20 @@ def report(
     absolute_sigma: bool, compact: bool,
 ) -> CurveFit:
     layout, (_, y, weights) = objective.layout, objective.args
-    loss = settings.loss
+    loss, likelihood = settings.loss, objective.likelihood
     m, p = found.jac.shape[-2:]
+    data = m - loss.priors
     weighted, jacobian = found.fun, found.jac
-    residuals = in_units_of_data(weights, -weighted, layout.backend)
+    at = layout.xp.reshape(layout.to_vector(found.x, "x"), (-1, p))
     backend: Backend = layout.backend
+    absolute = absolute_sigma or (likelihood is not None and likelihood.name != "gaussian")
+    if likelihood is None:
+        residuals = in_units_of_data(weights, -weighted[..., :data], backend)
+    else:
+        predictions = objective.predictions(at)
+        residuals = y - layout.xp.reshape(likelihood.mean(predictions), y.shape)
+        factors = objective.of_information(at, found.fun)
+        jacobian = jacobian * layout.xp.reshape(factors, jacobian.shape[:-1])[..., None]
     send: Callable = identity
     fetch: Callable = identity
     fixed = None if box is None else box[0] == box[1]
@@ -55,10 +67,17 @@ def report(
         loose = loose & xp.logical_not(fixed)
         free = free - space.sum(xp.astype(fixed, free.dtype))
     if isinstance(layout, FreeLayout):
-        at = layout.xp.reshape(layout.to_vector(found.x, "x"), (-1, p))
         covariance, loose = _of_all(space, fetch(layout.slopes(at)), covariance, loose)
-    of_fit = backend.jit(_statistics, loss, absolute_sigma, space)
-    covariance, stderr, told = of_fit(weighted, y, weights, free, covariance, loose)
+    if likelihood is None:
+        of_data = backend.jit(_statistics, loss.of_data, absolute, space)
+        told = of_data(weighted[:, :data], y, weights, free)
+    else:
+        of_counts = _of_likelihood(likelihood.fetched(fetch), space, fetch(predictions))
+        told = of_counts._replace(n_free=free)
+    told = told.with_priors(space, weighted[:, data:])
+    covariance, stderr = backend.jit(_scaled, absolute, space)(
+        covariance, loose, told.reduced_chi2
+    )
 
     order = listed_order(whole)
     if (order != np.arange(whole.size)).any():
@@ -71,7 +90,6 @@ def report(
     def of_one(array: Array) -> Array:
         return send(array if layout.batched else array[0, ...])
 
-    curve: Any = objective.fun
     kind: type[Any] = BatchCurveFit if layout.batched else CurveFit
     return kind(
         x=found.x,
@@ -79,22 +97,40 @@ def report(
         stderr=whole.to_tree(of_one(stderr)),
         chi2=public(told.chi2),
         reduced_chi2=public(told.reduced_chi2),
+        deviance=public(told.deviance),
+        chi2_priors=public(told.chi2_priors),
         r2=public(told.r2),
         n_data=public(told.n_data, int),
         n_free=public(told.n_free, int),
         log_likelihood=public(told.log_likelihood),
-        absolute_sigma=absolute_sigma,
-        names=names_of(curve.model, whole),
+        n_priors=loss.priors,
+        absolute_sigma=absolute,
+        names=objective.names,
         residuals=residuals,
         nit=found.nit,
-        nfev=found.nfev,
+        nfev=objective.calls.nfev,
         njev=found.njev,
         derivatives=found.derivatives,
         success=found.success,
         status=found.status,
-        message=found.message,
+        message=_explained(found, objective),
         _analysis=Analysis(objective, box, settings, compact),
     )
+
+
+def _explained(found: LeastSquaresResult, objective: Residuals) -> Any:
+    """The message of the fit, with what a likelihood expects of the start."""
+    domain = objective.likelihood and objective.likelihood.domain
+    if not domain:
+        return found.message
+
+    def explained(message: str) -> str:
+        bad = message.startswith(MESSAGES[Status.NOT_FINITE])
+        return f"{message}; the predictions at the start must be {domain}" if bad else message
+
+    if isinstance(found.message, list):
+        return [explained(message) for message in found.message]
+    return explained(found.message)
 
 
 def _seen(
@@ -126,18 +162,69 @@ class _Statistics(NamedTuple):
     """Numbers (B,) that describe a fit, as in `CurveFit`."""
 
     chi2: Array
+    chi2_priors: Array
     reduced_chi2: Array
+    deviance: Array
     r2: Array
     n_data: Array
     n_free: Array
     log_likelihood: Array
 
+    def with_priors(self, space: Space, residuals: Array) -> _Statistics:
+        """With the residuals (B, k) of priors, each of which counts like a datum."""
+        chi2 = space.sum(residuals * residuals) if residuals.shape[-1] else self.chi2_priors
+        over = self.n_data + residuals.shape[-1] - self.n_free
+        reduced = (self.chi2 + chi2) / space.xp.where(over > 0.0, over, math.nan * over)
+        return self._replace(chi2_priors=chi2, reduced_chi2=reduced)
+
+
+def _of_likelihood(likelihood: Likelihood, space: Space, predictions: Array) -> _Statistics:
+    xp = space.xp
+    residuals = likelihood.residuals(predictions)
+    residuals = xp.reshape(residuals, predictions.shape)
+    deviance = space.dot(residuals, residuals)
+    nothing = xp.full_like(deviance, math.nan)
+    y = xp.reshape(likelihood.y, predictions.shape)
+    kept = xp.ones_like(y)
+    if likelihood.kept is not None:
+        kept = xp.reshape(likelihood.kept, predictions.shape)
+    variance, chi2 = likelihood.variance(predictions), nothing
+    if likelihood.name == "gaussian":
+        chi2 = deviance
+    elif variance is not None:
+        known = (variance > 0.0) & (kept > 0.0)
+        rest = xp.where(known, y - likelihood.mean(predictions), xp.zeros_like(y))
+        chi2 = space.sum(rest * rest / xp.where(known, variance, xp.ones_like(variance)))
+    r2, level = nothing, likelihood.best_constant()
+    if level is not None:
+        level = xp.reshape(level, (-1, 1)) + xp.zeros_like(predictions)
+        of_constant = xp.reshape(likelihood.residuals(level), predictions.shape)
+        r2 = 1.0 - deviance / space.dot(of_constant, of_constant)
+    saturated = space.backend.from_host(likelihood.saturated().reshape(-1))
+    return _Statistics(
+        chi2, xp.zeros_like(deviance), nothing, deviance, r2, space.sum(kept), nothing,
+        saturated - 0.5 * deviance,
+    )
+
+
+def _scaled(
+    absolute: bool, space: Space, covariance: Array, loose: Array, reduced: Array
+) -> tuple[Array, Array]:
+    """The covariance, in units of the scatter of the data unless it is absolute, and the standard
+    deviations."""
+    xp = space.xp
+    if not absolute:
+        known = xp.logical_not(xp.isnan(reduced))[:, None, None]
+        unknown = xp.full_like(covariance, math.inf)
+        covariance = xp.where(known, covariance * reduced[:, None, None], unknown)
+    return covariance, deviations(space, covariance, loose)
+
 
 def _statistics(
     loss: ResidualLoss, absolute_sigma: bool, space: Space, weighted: Array, y: Array,
-    weights: Any, free: Array, covariance: Array, loose: Array,
-) -> tuple[Array, Array, _Statistics]:
-    """covariance, stderr and the rest, from residuals (B, m), (J^T J)^-1 and the number of free
+    weights: Any, free: Array,
+) -> _Statistics:
+    """The numbers of a fit with normal errors, from residuals (B, m) and the number of free
     parameters (B,)."""
     xp, m = space.xp, weighted.shape[-1]
     chi2 = 2.0 * space.sum(loss.terms(xp, weighted))
@@ -154,14 +241,6 @@ def _statistics(
         used = used - (m - space.sum(xp.reshape(counted, (-1, m))))
         logs = xp.log(xp.where(known, weights, xp.ones_like(weights)))
         log_weights = space.sum(xp.reshape(logs, (-1, m)))
-    over = used - free
-    reduced = xp.where(over > 0.0, chi2 / over, xp.full_like(chi2, math.nan))
-    if not absolute_sigma:
-        unknown = xp.full_like(covariance, math.inf)
-        known = (over > 0.0)[:, None, None]
-        covariance = xp.where(known, covariance * reduced[:, None, None], unknown)
-    stderr = deviations(space, covariance, loose)
-
     # The best constant, with the same weights.
     unit = xp.broadcast_to(in_units_of_sigma(weights, xp.ones_like(y)), y.shape)
     unit = xp.reshape(unit, (-1, m))
@@ -174,4 +253,5 @@ def _statistics(
     squares = chi2 if absolute_sigma else used
     twice = squares + used * xp.log(2.0 * math.pi * scale) - 2.0 * log_weights
     likelihood = -0.5 * twice if loss.is_linear else xp.full_like(twice, math.nan)
-    return covariance, stderr, _Statistics(chi2, reduced, r2, used, free, likelihood)
+    nothing = xp.zeros_like(chi2)
+    return _Statistics(chi2, nothing, nothing, chi2, r2, used, free, likelihood)

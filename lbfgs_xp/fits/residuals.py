@@ -14,7 +14,9 @@ from lbfgs_xp.arrays import returned
 from lbfgs_xp.arrays.backend import Array, Backend, take
 from lbfgs_xp.arrays.rows import take_rows
 from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp.fits.likelihoods import Likelihood
 from lbfgs_xp.fits.parameters import FreeLayout
+from lbfgs_xp.fits.priors import Priors
 from lbfgs_xp.run import differences
 from lbfgs_xp.run.differences import Differences
 
@@ -63,6 +65,8 @@ class Residuals:
         of x0 and, once known, of the residuals.
     whole : collection of int
         The places in args of what all rows share, whatever its shape.
+    likelihood : None, or what makes residuals of what fun returns, which are then predictions.
+    priors : None, or what adds further residuals.
 
     Attributes
     ----------
@@ -74,6 +78,8 @@ class Residuals:
         What they know of fun.
     directions : None or (T, T^-1), (B, p, p) each
         Differences are taken along the columns of T; None: along each parameter.
+    names : tuple of str
+        The names of all parameters, if fun is a model.
     """
 
     in_chunks = False
@@ -81,7 +87,8 @@ class Residuals:
     def __init__(
         self, fun: Callable, args: tuple, jac: Any, layout: Layout, compiled: bool,
         fresh: bool = False, data: Any = None, shared: Collection[int] = (),
-        whole: Collection[int] = (),
+        whole: Collection[int] = (), likelihood: Likelihood | None = None,
+        priors: Priors | None = None,
     ):
         if not callable(fun):
             raise TypeError(f"residuals is a {type(fun).__name__}; wanted a function of x")
@@ -91,6 +98,10 @@ class Residuals:
         self.fun, self.args = fun, args
         self.jac = chosen(jac, self.backend)
         self.compiled, self.fresh, self.data, self.whole = compiled, fresh, data, whole
+        self.likelihood, self.priors = likelihood, priors
+        # Points and what fun returned there: at the last call, and for the last Jacobian.
+        self._latest: tuple[Any, Any] = None, None
+        self._accepted: tuple[Any, Any] = None, None
         self.shared = {*shared, *(length for shape in layout.shapes for length in shape[1:])}
         self.calls = Calls()
         self.partial = False
@@ -105,6 +116,7 @@ class Residuals:
         self.forgiven: tuple[type[Exception], ...] = ()
         self._count = 0
         self.directions: Any = None
+        self.names: tuple[str, ...] = ()
         self.differences = Differences(self.backend, self._without_data, least=0.0)
         if self.jac is None:
             self._automatic = self.backend.jacobian(compiled, _evaluate, fun, layout, False)
@@ -150,9 +162,10 @@ class Residuals:
             data = data[0], take(data[1], indices)
         part = Residuals(
             self.fun, args, self.jac, layout, self.compiled, self.fresh, data, self.shared,
-            self.whole,
+            self.whole, self.likelihood and self.likelihood.take(indices),
+            self.priors and self.priors.take(indices),
         )
-        part.calls, part.partial = calls or self.calls, True
+        part.calls, part.partial, part.names = calls or self.calls, True, self.names
         part.differences.step = self.differences.step
         part.differences.stretch = self.differences.stretch
         if self.differences.noise is not None:
@@ -165,11 +178,41 @@ class Residuals:
 
     def __call__(self, x: Array) -> Array:
         """The residuals (B, m) at x (B, p)."""
-        return self._found(x, self._evaluate)
+        found = self._found(x, self._evaluate)
+        if self.likelihood is not None:
+            self._latest, shape = (x, found), found.shape
+            with np.errstate(all="ignore"):    # predictions may be outside the domain
+                found = self.layout.xp.reshape(self.likelihood.residuals(found), shape)
+        if self.priors is not None:
+            found = self.layout.xp.concat([found, self.priors.residuals(self.layout, x)], axis=-1)
+        return found
+
+    def predictions(self, x: Array) -> Array:
+        """What fun returns (B, m) at x (B, p), with a likelihood."""
+        xp, asked = self.layout.xp, x
+        (at, latest), (before, older) = self._latest, self._accepted
+        if x is at:
+            found = latest
+        elif self.backend.reads_are_free and at is not None and x.shape == at.shape:
+            # Some trials were rejected; there, x is where the last Jacobian was.
+            rejected = xp.any(x != at, axis=-1, keepdims=True)
+            found = latest
+            if bool(xp.any(rejected)):
+                known = before is not None and before.shape == x.shape
+                if known and not bool(xp.any(rejected & (x != before))):
+                    found = xp.where(rejected, older, latest)
+                else:
+                    found = self._found(x, self._evaluate)
+        else:
+            found = self._found(x, self._evaluate)
+        self._accepted = asked, found
+        return found
 
     def _without_data(self, x: Array) -> Array:
-        """The residuals before the data are subtracted."""
-        return self(x) if self.data is None else self._found(x, self._evaluate_without_data)
+        """What fun returns before the data are subtracted."""
+        return self._found(
+            x, self._evaluate if self.data is None else self._evaluate_without_data
+        )
 
     def _found(self, x: Array, evaluate: Callable) -> Array:
         self.calls.nfev += 1
@@ -181,27 +224,67 @@ class Residuals:
             if self.partial:
                 error.add_note(_PARTIAL)
             raise
-        self.backend.check_device(found, "what residuals returned")
-        found = self.backend.own(self.backend.detach(found))
-        found = self.layout.xp.reshape(found, (*x.shape[:-1], -1))
+        backend = self.backend
+        if not backend.on_host:
+            backend.check_device(found, "what residuals returned")
+            found = backend.detach(found)
+        found = backend.own(found)
+        if found.ndim != x.ndim:
+            found = backend.xp.reshape(found, (*x.shape[:-1], -1))
         self._count = found.shape[-1]
         self.shared.add(self._count)
         return found
 
     def columns(self, x: Array, residuals: Array) -> Array:
         """The columns of the Jacobian (B, p, m) at x (B, p), given the residuals there."""
+        xp, transpose = self.layout.xp, self.layout.xp.matrix_transpose
+        self.calls.njev += 1
+        own = residuals
+        if self.priors is not None:
+            own = residuals[..., : residuals.shape[-1] - self.priors.count]
+        slopes: Any = None
+        if self.likelihood is not None:
+            own, there = self.predictions(x), own
+            with np.errstate(all="ignore"):
+                slopes = xp.reshape(self.likelihood.slopes(own, there), own.shape)[..., None, :]
         if isinstance(self.jac, str):
-            return self._differenced(x, residuals)
-        columns = self.layout.xp.matrix_transpose(self.jacobian(x, residuals))
-        return columns if self.fresh else self.backend.own(columns)
+            columns = self._differenced(x, own)
+        else:
+            columns = transpose(self._given(x, own))
+            columns = columns if self.fresh else self.backend.own(columns)
+        if slopes is not None:
+            # A datum without a slope may have an infinite derivative of its prediction.
+            columns = xp.where(slopes == 0.0, xp.zeros_like(columns), slopes * columns)
+        if self.priors is not None:
+            of_priors = transpose(self.priors.jacobian(self.layout, x))
+            columns = xp.concat([columns, of_priors], axis=-1)
+        return columns
 
     def jacobian(self, x: Array, residuals: Array) -> Array:
-        """The Jacobian (B, m, p), which may share memory with an array of the user."""
+        """The Jacobian (B, m, p)."""
+        return self.layout.xp.matrix_transpose(self.columns(x, residuals))
+
+    def of_information(self, x: Array, residuals: Array) -> Array:
+        """Factors for the rows of the Jacobian (B, m, p) at x (B, p) with which J^T J is the
+        information, instead of an approximation to the second derivatives."""
+        xp, likelihood = self.layout.xp, self.likelihood
+        assert likelihood is not None
+        predictions = self.predictions(x)
+        residuals = xp.reshape(residuals, (*predictions.shape[:-1], -1))
+        data = predictions.shape[-1]
+        slopes = likelihood.slopes(predictions, residuals[..., :data])
+        roots = xp.sqrt(xp.reshape(likelihood.information(predictions), predictions.shape))
+        slopes = xp.abs(xp.reshape(slopes, predictions.shape))
+        known = slopes > 0.0
+        factors = roots / xp.where(known, slopes, xp.ones_like(slopes))
+        factors = xp.where(known, factors, xp.zeros_like(factors))
+        return xp.concat([factors, xp.ones_like(residuals[..., data:])], axis=-1)
+
+    def _given(self, x: Array, values: Array) -> Array:
+        """The Jacobian (B, m, p) of fun, given its values, automatically or by the user's function.
+        """
         xp, layout = self.layout.xp, self.layout
-        if isinstance(self.jac, str):
-            return xp.matrix_transpose(self._differenced(x, residuals))
-        self.calls.njev += 1
-        shape = (*residuals.shape, x.shape[-1])
+        shape = (*values.shape, x.shape[-1])
         if self._automatic is not None:
             jacobian = self._automatic(self.args, self._completed(x))[..., : x.shape[-1]]
         else:
@@ -209,22 +292,21 @@ class Residuals:
                 jacobian = self.jac(layout.to_tree(self._to_user(x)), *self.args)
             except self.forgiven:
                 return self.backend.full(shape, math.nan)
-            wanted = (*layout.batch, residuals.shape[-1], layout.whole.size)
+            wanted = (*layout.batch, values.shape[-1], layout.whole.size)
             jacobian = self.backend.detach(layout.check(jacobian, 0, "the Jacobian", wanted))
             if isinstance(layout, FreeLayout):
                 jacobian = xp.matmul(
-                    xp.reshape(jacobian, (*residuals.shape, -1)), layout.slopes(self._to_user(x))
+                    xp.reshape(jacobian, (*values.shape, -1)), layout.slopes(self._to_user(x))
                 )
         return xp.reshape(jacobian, shape)
 
-    def _differenced(self, x: Array, residuals: Array) -> Array:
-        """The columns of the Jacobian (B, p, m) by finite differences."""
+    def _differenced(self, x: Array, value: Array) -> Array:
+        """The columns (B, p, m) of the Jacobian of fun by finite differences, given its values."""
         calls, central = self.calls, self.jac == "3-point"
-        calls.njev += 1
-        variation = self.backend.max_abs(residuals)
-        value = residuals
+        change = value if self.likelihood is None else value - self.likelihood.y
+        variation = self.backend.max_abs(change)
         if self.data is not None:
-            value = self._value(x, residuals, variation, central)
+            value = self._value(x, value, variation, central)
         rest = value, variation, central, self.bounds, lambda more: calls.nfev + more <= calls.most
         if self.directions is None:
             return self.layout.xp.stack(self.differences(x, *rest), axis=-2)

@@ -151,22 +151,34 @@ class CurveFit:
         The standard deviations of the parameters, the square roots of the diagonal of `covariance`;
         infinite for parameters that the data do not determine.
     chi2 : float
-        The sum of ((y - model) / sigma)^2, or of the losses instead of the squares.
+        The sum of ((y - model) / sigma)^2, or of the losses instead of the squares. For counts,
+        sigma^2 is the variance by the model (Pearson's chi2); nan for the likelihood of a function.
     reduced_chi2 : float
-        chi2 / (m - p), for m data and p parameters that are not fixed; nan if m <= p.
+        (chi2 + chi2_priors) / dof; nan if there are no degrees of freedom.
+    deviance : float
+        Twice the log likelihood that a prediction of its own for each datum would gain over the
+        model: what the fit has made as small as possible, except for priors. With normal errors, it
+        is chi2. For the likelihood of a function, as measured against the best prediction for each
+        datum.
+    chi2_priors : float
+        The sum of the squares of the residuals of priors.
     r2 : float
-        1 - sum of squares / sum of squares of the best constant: 1 for a perfect fit.
+        1 - sum of squares / sum of squares of the best constant: 1 for a perfect fit. For counts,
+        the same of the deviances.
     residuals : array (m,)
-        y - model, in the unit of y.
+        y - model, in the unit of y; for likelihood="binomial", y - trials model. None for data that
+        were fitted in chunks.
     n_data, n_free : int
         The number of data, without points that an infinite sigma leaves out; and of parameters,
-        without those fixed by equal bounds.
+        without those that are fixed or tied.
+    n_priors : int
+        How many parameters, or combinations of them, have priors.
     log_likelihood : float
-        The logarithm of the likelihood, for normal errors of the data: of the standard deviations
-        sigma with absolute_sigma=True, otherwise of the multiple of sigma (of 1 without one) that
-        makes it largest. nan with a robust loss, which is not a likelihood.
+        The logarithm of the likelihood of the data, without priors. For normal errors: of the
+        standard deviations sigma with absolute_sigma=True, otherwise of the multiple of sigma (of 1
+        without one) that makes it largest. nan with a robust loss, which is not a likelihood.
     absolute_sigma : bool
-        As passed.
+        As passed; True for the likelihood of counts, or of a function.
     names : tuple of str
         The names of the p numbers in the order of `covariance`: the keys of p0 ("k"; "peak.width"
         if it is nested; "heights[0]" in an array), otherwise the names of the model's arguments, or
@@ -188,11 +200,14 @@ class CurveFit:
     stderr: Any
     chi2: float
     reduced_chi2: float
+    deviance: float = dataclasses.field(repr=False)
+    chi2_priors: float = dataclasses.field(repr=False)
     r2: float
     residuals: Any = dataclasses.field(repr=False)
     n_data: int = dataclasses.field(repr=False)
     n_free: int = dataclasses.field(repr=False)
     log_likelihood: float = dataclasses.field(repr=False)
+    n_priors: int = dataclasses.field(repr=False)
     absolute_sigma: bool = dataclasses.field(repr=False)
     names: tuple[str, ...] = dataclasses.field(repr=False)
     nit: int
@@ -209,8 +224,8 @@ class CurveFit:
 
     @property
     def dof(self) -> Any:
-        """The degrees of freedom, n_data - n_free; (B,) for a batch."""
-        return self.n_data - self.n_free
+        """The degrees of freedom, n_data + n_priors - n_free; (B,) for a batch."""
+        return self.n_data + self.n_priors - self.n_free
 
     @property
     def p_value(self) -> Any:
@@ -232,10 +247,10 @@ class CurveFit:
         >>> fit.dof, round(fit.p_value, 3), round(fit.chi2, 3)
         (3, 0.593, 1.9)
         """
-        backend, told = self._told("chi2", "n_data", "n_free", "log_likelihood")
-        chi2, n_data, n_free, likelihood = told
+        backend, told = self._told("chi2", "chi2_priors", "dof", "log_likelihood")
+        chi2, of_priors, dof, likelihood = told
         usable = self.absolute_sigma & ~np.isnan(likelihood)
-        found = np.where(usable, chi2_above(chi2, n_data - n_free), np.nan)
+        found = np.where(usable, chi2_above(chi2 + of_priors, dof), np.nan)
         return backend.from_host(found) if found.ndim else float(found)
 
     @property
@@ -364,15 +379,17 @@ class CurveFit:
 class BatchCurveFit(CurveFit):
     """The outcome of `lx.curve_fit` with batched=True, for B fits.
 
-    The attributes are those of `lx.CurveFit`, but `chi2`, `reduced_chi2`, `r2`, `n_data`, `n_free`,
-    `log_likelihood`, `nit`, `success` and `status` are arrays (B,) of the library of y,
-    `covariance` and `residuals` have shapes (B, p, p) and (B, m), and `message` is a list of B
-    strings. `status` holds the integers of `lx.Status`. If the batch is fitted in pieces, `nfev`
-    and `njev` are the largest counts of any piece.
+    The attributes are those of `lx.CurveFit`, but `chi2`, `reduced_chi2`, `deviance`,
+    `chi2_priors`, `r2`, `n_data`, `n_free`, `log_likelihood`, `nit`, `success` and `status` are
+    arrays (B,) of the library of y, `covariance` and `residuals` have shapes (B, p, p) and (B, m),
+    and `message` is a list of B strings. `status` holds the integers of `lx.Status`. If the batch
+    is fitted in pieces, `nfev` and `njev` are the largest counts of any piece.
     """
 
     chi2: Any
     reduced_chi2: Any
+    deviance: Any = dataclasses.field(repr=False)
+    chi2_priors: Any = dataclasses.field(repr=False)
     r2: Any
     n_data: Any = dataclasses.field(repr=False)
     n_free: Any = dataclasses.field(repr=False)

@@ -96,6 +96,12 @@ class FitPlan(NamedTuple):
         )
 
 
+    def with_priors(self, count: int) -> FitPlan:
+        """The same if the last `count` residuals are those of priors."""
+        loss = self.settings.loss._replace(priors=count)
+        return self._replace(settings=self.settings._replace(loss=loss))
+
+
 def _at_most(limit: int | None) -> int:
     # Counts in a batch are 32-bit integers.
     unlimited = 2**31 - 1

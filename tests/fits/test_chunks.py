@@ -141,8 +141,9 @@ def test_large_data_are_fitted_in_little_memory() -> None:
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"chunk_size": 0}, "chunk_size is 0"),
-    ({"chunk_size": 100, "loss": "huber"}, 'wanted batched=False, method="lm" and loss="linear"'),
-    ({"chunk_size": 100, "method": "lbfgs"}, "wanted batched=False"),
+    ({"chunk_size": 100, "loss": "huber"}, "chunk_size is 100; wanted one fit of normal errors"),
+    ({"chunk_size": 100, "method": "lbfgs"}, "wanted one fit of normal errors"),
+    ({"x": lambda: iter(()), "y": None, "likelihood": "poisson"}, "wanted one fit of normal"),
     ({"chunk_size": 100, "sigma": np.eye(X.size)}, r"wanted deviations \(5000,\)"),
     ({"x": lambda: iter(()), "y": None}, "returned no chunks"),
     ({"x": lambda: iter([X]), "y": None}, "a chunk of data is"),
