@@ -108,3 +108,4 @@ class CurveFitSettings(FitSettings, total=False):
     trials: Any
     method: Literal["lm", "lbfgs"]
     threads: int
+    chunk_size: int | None

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, Unpack, overload
+
+import numpy as np
 
 from lbfgs_xp import checks
 from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.arrays.tree import flatten
 from lbfgs_xp.fits.answers import Answers
 from lbfgs_xp.fits.by_minimize import fit_by_minimize
+from lbfgs_xp.fits.chunks import Chunks, report_of_chunks, source_of
 from lbfgs_xp.fits.data import residuals_of
 from lbfgs_xp.fits.likelihoods import check_name
 from lbfgs_xp.fits.loop import box_of, run_fit
@@ -87,6 +93,7 @@ def curve_fit(
     compact: bool = True,
     on_error: OnError = (),
     threads: int = 1,
+    chunk_size: int | None = None,
 ) -> CurveFit:
     """Fit the parameters of a model to data by least squares.
 
@@ -175,6 +182,13 @@ def curve_fit(
         How many pieces of a large batch to fit at a time, each in its own thread, from which the
         model is called. Useful for NumPy, which runs on one core. A keyboard interrupt then
         propagates to the caller.
+    chunk_size : None or int
+        Fit one set of data in chunks of this many points, of which only sums are kept: neither a
+        Jacobian nor residuals of all data are ever in memory, and the result has no `residuals`.
+        Of x, arrays whose last axis is as long as y are cut; arrays may be mapped to files. None:
+        in chunks if the Jacobian would have more than 2^24 numbers (2^28 on a GPU). Or x is a
+        function, and y is None: x() returns a new iterator over chunks (x, y) or (x, y, sigma),
+        the same ones in each call. For normal errors, without priors.
 
     Returns
     -------
@@ -204,9 +218,17 @@ def curve_fit(
     _check_method(method)
     threads = checks.count("threads", threads, 1)
     check_name(likelihood, sigma, trials, loss)
-    objective = residuals_of(
-        model, x, y, p0, sigma, jac, batched, compact, fixed=fixed, ties=ties,
-        likelihood=likelihood, trials=trials, priors=priors,
+    data = functools.partial(
+        residuals_of, model, p0=p0, jac=jac, batched=batched, compact=compact, fixed=fixed,
+        ties=ties, likelihood=likelihood, trials=trials, priors=priors,
+    )
+    normal = loss == "linear" and likelihood == "gaussian" and priors is starts is None
+    source = source_of(
+        x, y, sigma, _size(p0), chunk_size, method == "lm" and normal and not batched
+    )
+    objective: Any = (
+        data(x=x, y=y, sigma=sigma) if source is None
+        else Chunks(source, lambda x, y, sigma: data(x=x, y=y, sigma=sigma))
     )
     if objective.priors and likelihood == "gaussian" and not absolute_sigma:
         raise ValueError(
@@ -223,6 +245,9 @@ def curve_fit(
     if objective.priors:
         plan = plan.with_priors(objective.priors.count)
     box = box_of(bounds, objective.layout)
+    if source is not None:
+        found = run_fit(objective, box, plan)
+        return report_of_chunks(found, objective, box, plan.settings, absolute_sigma)
     others, calls = None, 0
     if starts is not None:
         if method == "lbfgs":
@@ -254,6 +279,11 @@ def curve_fit(
     analysis = Answers(objective, box, plan.settings, plan.compact)
     nfev = fits.nfev + calls
     return dataclasses.replace(fits, nfev=nfev, starts=others, _analysis=analysis)
+
+
+def _size(p0: Any) -> int:
+    """About how many parameters there are."""
+    return sum(math.prod(np.shape(leaf)) for leaf in flatten(p0)[0])
 
 
 def _check_method(method: Any) -> None:

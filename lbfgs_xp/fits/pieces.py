@@ -31,8 +31,7 @@ def fit_pieces(
     (rows,) = layout.batch
     _, y, _ = objective.args
     pieces = _pieces(backend, rows, y.shape[-1] * layout.size, threads)
-    if len(pieces) > 1:
-        backend.keep_freed_memory()
+    backend.keep_freed_memory()
     if threads == 1 or len(pieces) == 1:
         fits = []
         for piece in pieces:

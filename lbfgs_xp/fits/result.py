@@ -169,7 +169,8 @@ class CurveFit:
         1 - sum of squares / sum of squares of the best constant: 1 for a perfect fit. For counts,
         the same of the deviances.
     residuals : array (m,)
-        y - model, in the unit of y; for likelihood="binomial", y - trials model.
+        y - model, in the unit of y; for likelihood="binomial", y - trials model. None for data that
+        were fitted in chunks.
     n_data, n_free : int
         The number of data, without points that an infinite sigma leaves out; and of parameters,
         without those that are fixed or tied.

@@ -68,8 +68,8 @@ def starts_of(starts: Any, layout: Layout, bounds: Any) -> np.ndarray:
     rows = host.ndim == 3 and whole.batched and host.shape[0] == whole.batch[0]
     if not (host.ndim == 2 or rows) or host.shape[-1] != whole.size or 0 in host.shape:
         raise ValueError(
-            f"starts is {checks.shown(starts)}, with shape {host.shape}; wanted {wanted}, starts of "
-            "all parameters in the order of p0, or a sampler such as scipy.stats.qmc.Sobol(d)"
+            f"starts is {checks.shown(starts)}, with shape {host.shape}; wanted {wanted}, starts "
+            "of all parameters in the order of p0, or a sampler such as scipy.stats.qmc.Sobol(d)"
         )
     places = np.argsort(listed_order(whole))    # listed -> in the vector
     return host[..., places][..., free]
