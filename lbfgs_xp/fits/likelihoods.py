@@ -478,15 +478,15 @@ def check_name(likelihood: Any, sigma: Any, trials: Any, loss: Any) -> None:
         )
     if trials is not None and likelihood != "binomial":
         raise ValueError(
-            f"trials was passed with likelihood={checks.shown(likelihood)}; wanted "
+            f"trials is {checks.shown(trials)} with likelihood={checks.shown(likelihood)}; wanted "
             'likelihood="binomial"'
         )
     if likelihood == "gaussian":
         return
     if sigma is not None:
         raise ValueError(
-            f"sigma was passed with likelihood={checks.shown(likelihood)}, which says itself how "
-            "the data scatter; wanted no sigma (mask the points to leave out)"
+            f"sigma is {checks.shown(sigma)} with likelihood={checks.shown(likelihood)}, which "
+            "says how the data scatter; wanted no sigma (mask the points to leave out)"
         )
     if loss != "linear":
         raise ValueError(
@@ -506,8 +506,8 @@ def counts_of(
     if wrong.any():
         place = tuple(map(int, np.argwhere(wrong)[0]))
         raise ValueError(
-            f"y is {host[place]:g} at {place} with likelihood={likelihood!r}; wanted counts of at "
-            "least 0"
+            f"y is {float(host[place])} at {place} with likelihood={likelihood!r}; wanted counts "
+            "of at least 0"
         )
     if likelihood == "poisson":
         return Poisson(y, kept)
@@ -528,8 +528,8 @@ def counts_of(
     if wrong.any():
         place = tuple(map(int, np.argwhere(wrong)[0]))
         raise ValueError(
-            f"y is {host[place]:g} at {place}, more than the {numbers[place]:g} in trials; wanted "
-            "the number of successes among them"
+            f"y is {float(host[place])} at {place}, more than the {numbers[place]:g} in trials; "
+            "wanted the number of successes among them"
         )
     return Binomial(y, kept, n)
 
