@@ -152,7 +152,8 @@ def _correlations(fit: Any, limit: float) -> list[str]:
     ]
     if not pairs:
         return []
-    return [f"correlations beyond {limit:g}:", *_table([list(each) for each in zip(*pairs, strict=True)])]
+    columns = [list(each) for each in zip(*pairs, strict=True)]
+    return [f"correlations beyond {limit:g}:", *_table(columns)]
 
 
 # --- many fits -----------------------------------------------------------------------------------
