@@ -87,12 +87,12 @@ class FitSettings(TypedDict, total=False):
     factor: float
     compact: bool
     on_error: OnError
+    callback: Callable[[FitRecord], Any] | None
+    progress: bool
 
 
 class LeastSquaresSettings(FitSettings, total=False):
     """The keyword arguments of `lx.least_squares`, except `batched`."""
-
-    callback: Callable[[FitRecord], Any] | None
 
 
 class CurveFitSettings(FitSettings, total=False):

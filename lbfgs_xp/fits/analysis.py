@@ -189,10 +189,11 @@ class Analysis:
         objective, layout, xp = self.objective, self.layout, self.layout.xp
         x, y, weights = objective.args
         many = xp.broadcast_to(y[None, ...], (count, *y.shape))
-        jac = objective.jac
-        form = Together if self._broadcasts else OneByOne
+        jac: Any = objective.jac
+        fun: Any = objective.fun
+        form: Any = Together if self._broadcasts else OneByOne
         return Residuals(
-            form(objective.fun, layout), (x, many, weights),
+            form(fun, layout), (x, many, weights),
             form(jac, layout) if callable(jac) else jac,
             Layout(layout.backend.zeros((count, layout.size)), True), objective.compiled,
             data=(1, _weighted(weights, many)) if objective.data is not None else None,
@@ -245,7 +246,7 @@ class Analysis:
         shift = layout.backend.adopt(1.0 + 0.01 * np.arange(3.0), "the shift")
         # Parameters that are 0 would hide differences.
         start = xp.where(start == 0.0, xp.full_like(start, 0.01), start) * shift[:, None]
-        functions = [self.objective.fun]
+        functions: list[Any] = [self.objective.fun]
         if callable(self.objective.jac):
             functions.append(self.objective.jac)
         many = xp.broadcast_to(y[None, ...], (3, *y.shape))
@@ -258,12 +259,13 @@ class Analysis:
                     found.append(np.asarray(layout.backend.to_host(values)))
                 except Exception:
                     return False
-            if found[0].shape != found[1].shape:
+            one, other = found
+            if one.shape != other.shape:
                 return False
             close = 64.0 * layout.backend.eps
-            known = np.where(np.isfinite(found[1]), found[1], 0.0)
+            known = np.where(np.isfinite(other), other, 0.0)
             scale = float(np.max(np.abs(known), initial=0.0))
-            if not np.allclose(*found, rtol=close, atol=close * scale, equal_nan=True):
+            if not np.allclose(one, other, rtol=close, atol=close * scale, equal_nan=True):
                 return False
         return True
 
@@ -377,7 +379,7 @@ class Together:
     def __call__(self, vectors: Array, x: Any, y: Array, weights: Any) -> Array:
         layout, count = self.layout, vectors.shape[0]
         whole = vectors
-        if layout.whole is not layout:
+        if isinstance(layout, FreeLayout):
             each = [layout.all_of(vectors[i, ...]) for i in range(count)]
             whole = layout.xp.stack(each, axis=0)
         tree = layout.whole.of_many(count).to_tree(whole)

@@ -16,9 +16,10 @@ from lbfgs_xp.fits.data import residuals_of
 from lbfgs_xp.fits.likelihoods import check_name
 from lbfgs_xp.fits.loop import box_of, run_fit
 from lbfgs_xp.fits.pieces import fit_pieces
+from lbfgs_xp.fits.progress import FitLine
 from lbfgs_xp.fits.report import report
 from lbfgs_xp.fits.residuals import Calls
-from lbfgs_xp.fits.result import BatchCurveFit, CurveFit
+from lbfgs_xp.fits.result import BatchCurveFit, CurveFit, FitRecord
 from lbfgs_xp.fits.settings import FitPlan
 from lbfgs_xp.typing import CurveFitSettings, Differences, Likelihood, LossName, OnError
 
@@ -85,6 +86,8 @@ def curve_fit(
     compact: bool = True,
     on_error: OnError = (),
     threads: int = 1,
+    callback: Callable[[FitRecord], Any] | None = None,
+    progress: bool = False,
 ) -> CurveFit:
     """Fit the parameters of a model to data by least squares.
 
@@ -167,6 +170,12 @@ def curve_fit(
         How many pieces of a large batch to fit at a time, each in its own thread, from which the
         model is called. Useful for NumPy, which runs on one core. A keyboard interrupt then
         propagates to the caller.
+    callback : function
+        callback(record) after each accepted step, with an `lx.FitRecord`, as in `lx.least_squares`.
+        A batch is then fitted as a whole, not in pieces or threads. For "lbfgs" as in
+        `lx.minimize`.
+    progress : bool
+        Whether to show a live status line.
 
     Returns
     -------
@@ -190,8 +199,8 @@ def curve_fit(
     >>> fit.x.round(2), bool(fit.stderr[0] < 0.01)
     (array([3. , 0.5]), True)
     """
-    absolute_sigma, batched, compact = checks.flags(
-        absolute_sigma=absolute_sigma, batched=batched, compact=compact
+    absolute_sigma, batched, compact, progress = checks.flags(
+        absolute_sigma=absolute_sigma, batched=batched, compact=compact, progress=progress
     )
     _check_method(method)
     threads = checks.count("threads", threads, 1)
@@ -210,14 +219,16 @@ def curve_fit(
     plan = FitPlan.checked(
         objective.layout, x_scale=x_scale, loss=loss, f_scale=f_scale, factor=factor,
         accuracy=objective.accuracy,
-        compact=compact and batched, on_error=on_error, **limits,
+        compact=compact and batched, on_error=on_error, callback=callback, **limits,
     )
     if objective.priors:
         plan = plan.with_priors(objective.priors.count)
     box = box_of(bounds, objective.layout)
     if method == "lbfgs":
         sides = None if bounds is None else objective.layout.sides(bounds)
-        found = fit_by_minimize(objective, plan, {**limits, "bounds": sides})
+        found = fit_by_minimize(
+            objective, plan, {**limits, "bounds": sides, "callback": callback, "progress": progress}
+        )
         return report(
             found, objective, box, plan.settings, absolute_sigma, compact and batched
         )
@@ -231,11 +242,14 @@ def curve_fit(
             inside, scale = Space(objective.backend).take((box, plan.scale), rows)
             plan = plan._replace(scale=scale)
         found = run_fit(part, inside, plan)
+        live.count(part.layout.batch[0] if batched else 1)
         return report(found, part, inside, plan.settings, absolute_sigma, plan.compact)
 
-    if not plan.compact:
-        return fit(None, plan)
-    fits = fit_pieces(fit, objective, plan, threads)
+    with FitLine(progress, objective.layout.batch[0] if batched else 1) as live:
+        plan = plan._replace(live=live)
+        if not plan.compact or callback is not None:
+            return fit(None, plan)
+        fits = fit_pieces(fit, objective, plan, threads)
     # Of all rows, because each piece knows only its own.
     analysis = Answers(objective, box, plan.settings, compact=True)
     return dataclasses.replace(fits, _analysis=analysis)
