@@ -130,7 +130,7 @@ def _data(
     """The data and the residuals, in the unit of the model; which of them count; and their standard
     deviations downwards and upwards (2, m), None if nothing says what they are."""
     host, (_, y, weights) = _host(analysis), analysis.objective.args
-    likelihood = analysis.objective.likelihood
+    likelihood: Any = analysis.objective.likelihood
     data, rest = np.ravel(host(y)), np.ravel(host(fit.residuals))
     used: np.ndarray = np.ones(data.size, dtype=bool)
     if likelihood is None:
