@@ -29,7 +29,7 @@ from lbfgs_xp.fits.settings import FitSettings
 _CALLER: contextvars.ContextVar[Any] = contextvars.ContextVar("_CALLER", default=None)
 
 # Rows are evaluated so many at a time that their Jacobians take this part of the caches.
-_SHARE = 8
+_SHARE = 2
 # The most elements of the Jacobians of fits whose algebra runs on the host.
 _FEW = 2**14
 

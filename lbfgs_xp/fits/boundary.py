@@ -19,6 +19,7 @@ fits with the parameter fixed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,6 +68,11 @@ class Targets(NamedTuple):
     rise: Array
     tie: Any = None
 
+    def renewed(self, numbers: np.ndarray, arrays: Sequence[Array]) -> Targets:
+        """The same for some of the rows, with their arrays from `best` to `rise`."""
+        best, directions, held, starts, cost, rise = arrays
+        return Targets(numbers, best, directions, held, starts, cost, rise, self.tie)
+
 
 class Ends(NamedTuple):
     """What was found, of R targets on the host.
@@ -90,7 +96,7 @@ def ends_of(analysis: Analysis, targets: Targets) -> Ends:
     for group in analysis.groups(targets.numbers):
         space = Space(analysis.backend, batched=True)
         part = space.take(targets[1:7], group)
-        parts.append(_of_group(analysis, Targets(targets.numbers[group], *part, targets.tie)))
+        parts.append(_of_group(analysis, targets.renewed(targets.numbers[group], part)))
     return Ends(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
@@ -159,7 +165,7 @@ def _of_group(analysis: Analysis, targets: Targets) -> Ends:
         stay = np.flatnonzero(~small)
         alive, last = alive[stay], last[stay]
         x, before, *part = space.take((x, before, *targets[1:7]), stay)
-        targets = Targets(targets.numbers[stay], *part, targets.tie)
+        targets = targets.renewed(targets.numbers[stay], part)
         box = analysis.box_of(targets.numbers)
         objective = analysis.rows(targets.numbers, x)
     return _credible(ends, everything, to_host)

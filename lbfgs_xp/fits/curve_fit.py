@@ -22,9 +22,10 @@ from lbfgs_xp.fits.data import residuals_of
 from lbfgs_xp.fits.likelihoods import check_name
 from lbfgs_xp.fits.loop import box_of, run_fit
 from lbfgs_xp.fits.pieces import fit_pieces
+from lbfgs_xp.fits.progress import FitLine
 from lbfgs_xp.fits.report import report
 from lbfgs_xp.fits.residuals import Calls
-from lbfgs_xp.fits.result import BatchCurveFit, CurveFit
+from lbfgs_xp.fits.result import BatchCurveFit, CurveFit, FitRecord
 from lbfgs_xp.fits.settings import FitPlan
 from lbfgs_xp.fits.starts import fit_starts, starts_of
 from lbfgs_xp.typing import CurveFitSettings, Differences, Likelihood, LossName, OnError
@@ -94,6 +95,8 @@ def curve_fit(
     on_error: OnError = (),
     threads: int = 1,
     chunk_size: int | None = None,
+    callback: Callable[[FitRecord], Any] | None = None,
+    progress: bool = False,
 ) -> CurveFit:
     """Fit the parameters of a model to data by least squares.
 
@@ -189,6 +192,12 @@ def curve_fit(
         in chunks if the Jacobian would have more than 2^24 numbers (2^28 on a GPU). Or x is a
         function, and y is None: x() returns a new iterator over chunks (x, y) or (x, y, sigma),
         the same ones in each call. For normal errors, without priors.
+    callback : function
+        callback(record) after each accepted step, with an `lx.FitRecord`, as in `lx.least_squares`.
+        A batch is then fitted as a whole, not in pieces or threads. For "lbfgs" as in
+        `lx.minimize`.
+    progress : bool
+        Whether to show a live status line.
 
     Returns
     -------
@@ -212,8 +221,8 @@ def curve_fit(
     >>> fit.x.round(2), bool(fit.stderr[0] < 0.01)
     (array([3. , 0.5]), True)
     """
-    absolute_sigma, batched, compact = checks.flags(
-        absolute_sigma=absolute_sigma, batched=batched, compact=compact
+    absolute_sigma, batched, compact, progress = checks.flags(
+        absolute_sigma=absolute_sigma, batched=batched, compact=compact, progress=progress
     )
     _check_method(method)
     threads = checks.count("threads", threads, 1)
@@ -240,7 +249,7 @@ def curve_fit(
     plan = FitPlan.checked(
         objective.layout, x_scale=x_scale, loss=loss, f_scale=f_scale, factor=factor,
         accuracy=objective.accuracy,
-        compact=compact and batched, on_error=on_error, **limits,
+        compact=compact and batched, on_error=on_error, callback=callback, **limits,
     )
     if objective.priors:
         plan = plan.with_priors(objective.priors.count)
@@ -258,7 +267,9 @@ def curve_fit(
         objective.layout = objective.layout.starting_at(best)
     if method == "lbfgs":
         sides = None if bounds is None else objective.layout.sides(bounds)
-        found = fit_by_minimize(objective, plan, {**limits, "bounds": sides})
+        found = fit_by_minimize(
+            objective, plan, {**limits, "bounds": sides, "callback": callback, "progress": progress}
+        )
         return report(
             found, objective, box, plan.settings, absolute_sigma, compact and batched
         )
@@ -272,9 +283,13 @@ def curve_fit(
             inside, scale = Space(objective.backend).take((box, plan.scale), rows)
             plan = plan._replace(scale=scale)
         found = run_fit(part, inside, plan)
+        live.count(part.layout.batch[0] if batched else 1)
         return report(found, part, inside, plan.settings, absolute_sigma, plan.compact)
 
-    fits = fit_pieces(fit, objective, plan, threads) if plan.compact else fit(None, plan)
+    with FitLine(progress, objective.layout.batch[0] if batched else 1) as live:
+        plan = plan._replace(live=live)
+        in_pieces = plan.compact and callback is None
+        fits = fit_pieces(fit, objective, plan, threads) if in_pieces else fit(None, plan)
     # Of all rows, because each piece knows only its own.
     analysis = Answers(objective, box, plan.settings, plan.compact)
     nfev = fits.nfev + calls

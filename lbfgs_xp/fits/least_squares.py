@@ -9,6 +9,7 @@ from lbfgs_xp import checks
 from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.fits.loop import box_of, run_fit
+from lbfgs_xp.fits.progress import FitLine
 from lbfgs_xp.fits.residuals import Residuals
 from lbfgs_xp.fits.result import BatchLeastSquaresResult, FitRecord, LeastSquaresResult
 from lbfgs_xp.fits.settings import FitPlan
@@ -64,6 +65,7 @@ def least_squares(
     compact: bool = False,
     on_error: OnError = (),
     callback: Callable[[FitRecord], Any] | None = None,
+    progress: bool = False,
 ) -> LeastSquaresResult:
     """Minimise half the sum of squared residuals, for one problem or many at once.
 
@@ -129,6 +131,8 @@ def least_squares(
     callback : function
         callback(record) after each accepted step, with an `lx.FitRecord`. Returning a true value or
         raising StopIteration stops the run.
+    progress : bool
+        Whether to show a live status line.
 
     Returns
     -------
@@ -152,7 +156,7 @@ def least_squares(
     >>> bool(np.allclose(res.x, 1.0)), res.success
     (True, True)
     """
-    batched = checks.flag("batched", batched)
+    batched, progress = checks.flags(batched=batched, progress=progress)
     if not isinstance(args, tuple):
         args = (args,)
     layout = Layout(x0, batched)
@@ -165,6 +169,7 @@ def least_squares(
         accuracy=objective.accuracy,
         compact=compact, callback=callback, on_error=on_error,
     )
-    result = run_fit(objective, box_of(bounds, layout), plan)
+    with FitLine(progress, layout.batch[0] if batched else 1) as live:
+        result = run_fit(objective, box_of(bounds, layout), plan._replace(live=live))
     layout.keep_frozen(result.x)
     return result

@@ -155,6 +155,7 @@ def run_fit(objective: Residuals, box: Any, plan: FitPlan) -> LeastSquaresResult
         objective.forgiven = plan.on_error
         stack.enter_context(objective.backend.where_nan_is_normal())
         sharpening, end = Sharpening(fit), plan.end
+        watched = plan.callback is not None or (plan.live is not None and plan.live.shown)
         try:
             while end is None:
                 if not (going := fit.going()).any():
@@ -168,9 +169,7 @@ def run_fit(objective: Residuals, box: Any, plan: FitPlan) -> LeastSquaresResult
                     before = fit.state.nit
                     fit.advance(fit.compact(going))
                     sharpening.watch()
-                    if plan.callback is not None and fit.moved_from(before) and stops(
-                        plan.callback, fit.record(), in_caller_context
-                    ):
+                    if watched and fit.moved_from(before) and fit.told(in_caller_context):
                         end = Status.CALLBACK
         except KeyboardInterrupt:
             end = Status.INTERRUPTED
@@ -363,6 +362,13 @@ class Fit:
         space, now = self.space, self.state.nit
         # Rows that have left are another batch, whose steps are not those of the one before.
         return np.shape(now) != np.shape(before) or space.any(now > before)
+
+    def told(self, in_caller_context: Callable) -> bool:
+        """Tell the status line and the callback where the fit is; whether the latter stops it."""
+        record, plan = self.record(), self.plan
+        if plan.live is not None:
+            plan.live.show(record)
+        return plan.callback is not None and stops(plan.callback, record, in_caller_context)
 
     def record(self) -> FitRecord:
         """Where the fit is now, for a callback, in arrays of its own."""

@@ -38,17 +38,16 @@ def plot(fit: Any, analysis: Analysis, level: float, row: Any) -> Any:
     if analysis.layout.batched:
         fit, analysis = _row_of(fit, analysis, row)
     x, label = _axis(analysis)
-    _, y, weights = analysis.objective.args
     host = _host(analysis)
-    used, errors = _errors(fit, analysis, weights, y.shape[-1])
-    data, rest = np.ravel(host(y)), np.ravel(host(fit.residuals))
+    data, rest, used, errors = _data(fit, analysis)
 
     figure, (above, below) = plt.subplots(
         2, sharex=True, figsize=(7.0, 5.6), layout="constrained", height_ratios=[3.0, 1.0]
     )
     points = dict(fmt="o", color=_DATA, markersize=3.5, linewidth=0.9, zorder=2)
-    above.errorbar(x[used], data[used], errors[used], label="data", **points)
-    below.errorbar(x[used], rest[used], errors[used], **points)
+    bars = None if errors is None else errors[:, used]
+    above.errorbar(x[used], data[used], bars, label="data", **points)
+    below.errorbar(x[used], rest[used], bars, **points)
     grid = _grid(x, analysis)
     at = x if grid is None else np.ravel(grid)
     order = np.argsort(at, kind="stable")
@@ -125,22 +124,42 @@ def _grid(x: np.ndarray, analysis: Analysis) -> np.ndarray | None:
     return grid if given.ndim == 1 else grid[None, :]
 
 
-def _errors(
-    fit: Any, analysis: Analysis, weights: Any, m: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which data count, and their standard deviations: sigma, in the unit of the fit."""
-    if weights is None:
-        sigma = np.ones(m)
-    elif weights.ndim == 2 and not analysis.layout.batched:
-        inverse = np.linalg.inv(_host(analysis)(weights))
-        sigma = np.sqrt(np.sum(inverse * inverse, axis=-1))
-    else:
-        sigma = 1.0 / np.where((w := np.ravel(_host(analysis)(weights))) > 0.0, w, np.nan)
-    scale = 1.0 if fit.absolute_sigma else float(
-        np.ravel(_host(analysis)(fit.reduced_chi2) if analysis.layout.batched else
-                 fit.reduced_chi2)[0]
-    )
-    return np.isfinite(sigma), sigma * (math.sqrt(scale) if scale >= 0.0 else math.nan)
+def _data(
+    fit: Any, analysis: Analysis
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """The data and the residuals, in the unit of the model; which of them count; and their standard
+    deviations downwards and upwards (2, m), None if nothing says what they are."""
+    host, (_, y, weights) = _host(analysis), analysis.objective.args
+    likelihood: Any = analysis.objective.likelihood
+    data, rest = np.ravel(host(y)), np.ravel(host(fit.residuals))
+    used: np.ndarray = np.ones(data.size, dtype=bool)
+    if likelihood is None:
+        if weights is None:
+            sigma = np.ones(data.size)
+        elif weights.ndim == 2 and not analysis.layout.batched:
+            inverse = np.linalg.inv(host(weights))
+            sigma = np.sqrt(np.sum(inverse * inverse, axis=-1))
+        else:
+            used = np.ravel(host(weights)) > 0.0
+            sigma = 1.0 / np.where(used, np.ravel(host(weights)), np.nan)
+        if not fit.absolute_sigma:
+            batched = analysis.layout.batched
+            reduced = host(fit.reduced_chi2) if batched else fit.reduced_chi2
+            sigma = sigma * np.sqrt(np.ravel(reduced))
+        return data, rest, used, np.stack([sigma, sigma])
+    if likelihood.kept is not None:
+        used = np.ravel(host(likelihood.kept)) > 0.0
+    variance = likelihood.variance(fit.predict())
+    if variance is not None:
+        sigma = np.sqrt(np.ravel(host(variance)))
+        if likelihood.name == "binomial":    # the model predicts shares of the trials
+            trials = np.ravel(host(likelihood.trials))
+            data, rest, sigma = data / trials, rest / trials, sigma / trials
+        return data, rest, used, np.stack([sigma, sigma])
+    if likelihood.name == "gaussian":
+        sides = (np.ravel(host(side)) for side in (likelihood.low, likelihood.high))
+        return data, rest, used, np.stack([1.0 / np.where(used, side, np.nan) for side in sides])
+    return data, rest, used, None
 
 
 def _values(fit: Any) -> str:

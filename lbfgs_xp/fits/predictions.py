@@ -28,7 +28,8 @@ _DONE = tuple(int(status) for status in Status if status.success)
 
 def predict(fit: Any, analysis: Analysis, x: Any) -> Array:
     """See `CurveFit.predict`."""
-    curve, backend = analysis.objective.fun, analysis.layout.backend
+    curve: Any = analysis.objective.fun
+    backend = analysis.layout.backend
     at = analysis.objective.args[0] if x is None else coordinates(x, backend)
     found = analysis.call(curve.predicted, fit.x, at)
     returned.check_array("model", found, backend, "an array", like="y")

@@ -132,12 +132,12 @@ def intervals(fit: Any, analysis: Analysis, level: float) -> Intervals:
     lower = _is_lower(best, lowest, found[0].rises)
     hidden = lower[:, None, None] & (status != _FIXED)
     values, status = np.where(hidden, np.nan, values), np.where(hidden, _LOWER, status)
-    success = (status < _LOWER).all(axis=(1, 2))
+    success: Any = np.all(status < _LOWER, axis=(1, 2))
     backend, batched = analysis.layout.backend, analysis.layout.batched
+    low, high = (analysis.whole_tree(values[:, :, side]) for side in (0, 1))
+    below, above = (analysis.whole_tree(status[:, :, side].astype(np.int32)) for side in (0, 1))
     return Intervals(
-        *(analysis.whole_tree(values[:, :, side]) for side in (0, 1)),
-        *(analysis.whole_tree(status[:, :, side].astype(np.int32)) for side in (0, 1)),
-        level,
+        low, high, below, above, level,
         backend.from_host(success, backend.xp.bool) if batched else bool(success[0]),
         analysis.tree(where) if lower.any() else None,
     )
@@ -414,9 +414,9 @@ def profile(fit: Any, analysis: Analysis, parameter: Any, values: Any, size: int
     # The axis of the values comes last in the computation.
     trees = [analysis.tree(x[:, k, :]) for k in range(grid.shape[1])]
     axis = 1 if batched else 0
+    shown, rise = (outer.from_host(array if batched else array[0]) for array in (grid, delta))
     return Profile(
-        fit.names[listed],
-        *(outer.from_host(array if batched else array[0]) for array in (grid, delta)),
+        fit.names[listed], shown, rise,
         map_leaves(lambda *leaves: outer.xp.stack(leaves, axis=axis), *trees),
     )
 

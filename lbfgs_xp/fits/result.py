@@ -22,7 +22,7 @@ from lbfgs_xp.result import Status, table
 
 
 class FitRecord(NamedTuple):
-    """What the callback of `lx.least_squares` receives after each accepted step.
+    """What the callback of a fit receives after each accepted step.
 
     x, cost, fun, nit : as in `lx.LeastSquaresResult`, for the current point; for a batch as in
         `lx.BatchLeastSquaresResult`, after each step that some of its problems accept.
@@ -467,14 +467,12 @@ class CurveFit:
         ...     decay, x, y, [1.0, 1.0], jac="3-point", sigma=0.2, absolute_sigma=True
         ... )
         >>> print(fit.summary(level=0.6827))
-        6 data, 2 free parameters, converged in 6 steps (GRADIENT)
-          a   5.07 ± 0.19     5.07 +0.20 -0.19
-          k   0.669 ± 0.051   0.669 +0.053 -0.050
+        6 data, 2 free parameters, converged in ... steps (GRADIENT)
+          a   5.06 ± 0.19     5.06 +0.19 -0.19
+          k   0.669 ± 0.049   0.669 +0.052 -0.048
           (intervals by profile likelihood, 68.27 %)
-        chi2 = 4.09741, dof = 4, chi2 / dof = 1.024, p = 0.39
-        AIC = -4.20197, BIC = -4.61844
-        correlations beyond 0.5:
-          a, k   +0.509
+        chi2 = 4.354, dof = 4, chi2 / dof = 1.089, p = 0.36
+        AIC = 0.0680076, BIC = -0.348473
         """
         return summary(self, level, limit, self._analysis)
 

@@ -13,6 +13,7 @@ from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.fits.losses import ResidualLoss
 from lbfgs_xp.result import Status
+from lbfgs_xp.run.progress import Live
 
 # The lower bound on the curvature of a robust loss, relative to weighted least squares.
 _LEAST_BEND = 0.01
@@ -63,6 +64,7 @@ class FitPlan(NamedTuple):
     deadline : in the time of time.perf_counter().
     compact, callback, on_error : as in `lx.least_squares`.
     end : the status with which to end at once; None to run.
+    live : the status line, or None.
     on_host : whether the algebra runs on the host, also that of a batch.
     """
 
@@ -75,6 +77,7 @@ class FitPlan(NamedTuple):
     on_error: tuple[type[Exception], ...] = ()
     end: Status | None = None
     on_host: bool = False
+    live: Live | None = None
 
     @classmethod
     def checked(

@@ -145,11 +145,11 @@ def _table(columns: list[list[str]]) -> list[str]:
 def _correlations(fit: Any, limit: float) -> list[str]:
     backend = Backend.of(fit.covariance)
     matrix = np.asarray(backend.to_host(fit.correlation))
-    rows, columns = np.triu_indices(len(fit.names), 1)
-    found = matrix[rows, columns]
+    first, second = np.triu_indices(len(fit.names), 1)
+    found = matrix[first, second]
     order = np.argsort(-np.abs(np.where(np.isnan(found), 0.0, found)), kind="stable")
     pairs = [
-        (f"{fit.names[rows[i]]}, {fit.names[columns[i]]}", f"{found[i]:+.3f}")
+        (f"{fit.names[first[i]]}, {fit.names[second[i]]}", f"{found[i]:+.3f}")
         for i in order if abs(found[i]) > limit
     ]
     if not pairs:

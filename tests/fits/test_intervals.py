@@ -443,3 +443,42 @@ def test_ties(backend: Backend, batched: bool) -> None:
     assert (backend.to_numpy(found.low_status["c"]) == IntervalStatus.FIXED).all()
     with pytest.raises(ValueError, match="'area', which is fixed or tied"):
         res.profile("area")
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_counts(batched: bool) -> None:
+    """The interval of a mean is where the deviance of a Poisson distribution has risen by 1; those
+    of a decay agree with the slow search."""
+    optimize = pytest.importorskip("scipy.optimize")
+    counts = np.asarray([[3.0, 5.0, 1.0, 0.0, 4.0], [0.0, 1.0, 0.0, 0.0, 1.0]])
+    res = lx.curve_fit(
+        lambda x, mean: mean + 0.0 * x, np.arange(5.0), counts if batched else counts[0], [1.0],
+        likelihood="poisson", batched=batched,
+    )
+    found = res.intervals(ONE)
+    for i in range(2 if batched else 1):
+        total = counts[i].sum()
+        best = total / 5.0
+
+        def rise(mean: float, total: float = total, best: float = best) -> float:
+            return 2.0 * (5.0 * (mean - best) - total * np.log(mean / best)) - 1.0
+
+        ends = [optimize.brentq(rise, 1e-6, best), optimize.brentq(rise, best, 50.0)]
+        np.testing.assert_allclose([np.ravel(side)[i] for side in found], ends, rtol=1e-3)
+    means = np.random.default_rng(0).poisson(decay()(X, 8.0, 1.3, 1.0), size=(2, 40)) * 1.0
+    res = fit(means if batched else means[0], likelihood="poisson", bounds=(1e-3, 50.0))
+    found, slow = res.intervals(0.95), slowly(res, 0.95)
+    assert np.all(found.success) and np.all(slow.success)
+    for side, other in zip(found, slow, strict=True):
+        np.testing.assert_allclose((side - other) / res.stderr, 0.0, atol=1e-3)
+
+
+def test_priors_belong_to_intervals() -> None:
+    y = data(1)[0]
+    res = fit(y, sigma=0.2, absolute_sigma=True, priors={"k": (1.2, 0.05)})
+    found, slow = res.intervals(ONE), slowly(res)
+    assert found.success and found.high[1] - found.low[1] < 0.1
+    np.testing.assert_allclose(found.low, slow.low, atol=1e-3 * res.stderr.min())
+    np.testing.assert_allclose(found.high, slow.high, atol=1e-3 * res.stderr.min())
+    free = fit(y, sigma=0.2, absolute_sigma=True).intervals(ONE)
+    assert (found.high - found.low < free.high - free.low).all()

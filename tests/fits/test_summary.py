@@ -159,6 +159,32 @@ def test_plot_of_data_with_a_covariance(plt: Any) -> None:
     np.testing.assert_allclose([bar[1, 1] - bar[0, 1] for bar in bars], 0.4, rtol=1e-6)
 
 
+def test_plots_of_counts(plt: Any) -> None:
+    """The bars are the deviations of the distribution; of shares of trials, in their unit."""
+    counts = np.random.default_rng(0).poisson(8.0 * np.exp(-1.3 * X) + 1.0) * 1.0
+
+    def bars(res: lx.CurveFit) -> tuple[np.ndarray, np.ndarray]:
+        container = res.plot().axes[0].containers[0]
+        segments = container.lines[2][0].get_segments()
+        return container.lines[0].get_ydata(), np.asarray([s[:, 1] for s in segments])
+
+    res = fit(counts, likelihood="poisson", bounds=(1e-3, 50.0))
+    data, ends = bars(res)
+    np.testing.assert_allclose(data, counts)
+    np.testing.assert_allclose(ends[:, 1] - data, np.sqrt(res.predict()))
+    share = lx.curve_fit(
+        lambda x, p: p + 0.0 * x, X, np.minimum(counts, 12.0), [0.5], likelihood="binomial",
+        trials=np.full(40, 12.0),
+    )
+    data, ends = bars(share)
+    np.testing.assert_allclose(data, np.minimum(counts, 12.0) / 12.0)
+    p = float(share.x[0])
+    np.testing.assert_allclose(ends[:, 1] - data, np.sqrt(p * (1.0 - p) / 12.0))
+    two = fit(sigma=(np.full(40, 0.1), np.full(40, 0.3)), absolute_sigma=True)
+    data, ends = bars(two)
+    np.testing.assert_allclose(ends - data[:, None], np.tile([-0.1, 0.3], (40, 1)))
+
+
 def test_plots_of_profiles(plt: Any) -> None:
     res = fit(bounds=({"c": 0.5}, {"c": 0.5}))
     profiles = res.plot_profiles(size=9)
