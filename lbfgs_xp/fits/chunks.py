@@ -63,7 +63,9 @@ def source_of(
         raise ValueError(f"chunk_size is {size}; wanted {_WANTED}")
     if not (is_array(y) and y.ndim == 1):
         raise TypeError("chunk_size was passed for data that are no array; wanted an array y (m,)")
-    backend, (count,) = Backend.of(y, "y"), y.shape
+    # Integers of NumPy become floats later.
+    whole = isinstance(y, np.ndarray) and y.dtype.kind in "iu"
+    backend, (count,) = Backend.of(np.zeros(1) if whole else y, "y"), y.shape
     if size is None:
         if count * parameters <= max(_MOST, backend.cache_size):
             return None
