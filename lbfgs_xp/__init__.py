@@ -48,6 +48,7 @@ from lbfgs_xp.fits.result import (
     FitRecord,
     LeastSquaresResult,
 )
+from lbfgs_xp.fits.starts import Starts
 from lbfgs_xp.gradient_check import check_gradient
 from lbfgs_xp.line_search import (
     Armijo,
@@ -125,6 +126,7 @@ __all__ = [
     "Rprop",
     "Space",
     "State",
+    "Starts",
     "Status",
     "StrongWolfe",
     "TrainRecord",

@@ -106,8 +106,10 @@ class CurveFitSettings(FitSettings, total=False):
     absolute_sigma: bool
     fixed: Any
     ties: dict[Any, Callable[[Any], Any]] | None
+    starts: Any
     priors: Any
     likelihood: Likelihood
     trials: Any
     method: Literal["lm", "lbfgs"]
     threads: int
+    chunk_size: int | None

@@ -156,6 +156,7 @@ FITS = [
                    {"a": (0.0, NOTHING)}, NOTHING],
         "likelihood": ["poison", 3, None, NOTHING],
         "trials": [3, "a", NOTHING],
+        "starts": [3, "a", np.ones(2), np.ones((4, 3)), {"c": [1.0]}, NOTHING],
     }),
     *rows("curve_fit", lx.curve_fit, {
         "model": line, "x": X, "y": Y, "p0": [1.0, 1.0], "likelihood": "poisson",

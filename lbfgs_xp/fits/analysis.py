@@ -192,12 +192,15 @@ class Analysis:
         jac: Any = objective.jac
         fun: Any = objective.fun
         form: Any = Together if self._broadcasts else OneByOne
+        data = None
+        if objective.data is not None:
+            apart = form(dataclasses.replace(fun, predicts=True), layout)
+            data = apart, _weighted(weights, many)
         return Residuals(
             form(fun, layout), (x, many, weights),
             form(jac, layout) if callable(jac) else jac,
             Layout(layout.backend.zeros((count, layout.size)), True), objective.compiled,
-            data=(1, _weighted(weights, many)) if objective.data is not None else None,
-            shared=y.shape, whole=(0, 2),
+            data=data, shared=y.shape, whole=(0, 2),
             likelihood=objective.likelihood and objective.likelihood.repeated(count),
             priors=objective.priors and objective.priors.repeated(layout),
         )
@@ -223,9 +226,8 @@ class Analysis:
         if counts is not None:
             y = backend.xp.where(counts, y, backend.xp.zeros_like(y))
         part.args = (x, y, weights)
-        part.data = (1, _weighted(weights, y) if not self.layout.batched else in_units_of_sigma(
-            weights, y
-        ))
+        form = in_units_of_sigma if self.layout.batched else _weighted
+        part.data = part.data[0], form(weights, y)
 
     def drawn(
         self, likelihood: Any, numbers: np.ndarray, curves: Array, rng: np.random.Generator

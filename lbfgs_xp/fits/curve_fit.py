@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, Unpack, overload
+
+import numpy as np
 
 from lbfgs_xp import checks
 from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.arrays.tree import flatten
 from lbfgs_xp.fits.answers import Answers
 from lbfgs_xp.fits.by_minimize import fit_by_minimize
+from lbfgs_xp.fits.chunks import Chunks, report_of_chunks, source_of
 from lbfgs_xp.fits.data import residuals_of
 from lbfgs_xp.fits.likelihoods import check_name
 from lbfgs_xp.fits.loop import box_of, run_fit
@@ -21,6 +27,7 @@ from lbfgs_xp.fits.report import report
 from lbfgs_xp.fits.residuals import Calls
 from lbfgs_xp.fits.result import BatchCurveFit, CurveFit, FitRecord
 from lbfgs_xp.fits.settings import FitPlan
+from lbfgs_xp.fits.starts import fit_starts, starts_of
 from lbfgs_xp.typing import CurveFitSettings, Differences, Likelihood, LossName, OnError
 
 METHODS = ("lm", "lbfgs")
@@ -66,6 +73,7 @@ def curve_fit(
     bounds: Any = None,
     fixed: Any = None,
     ties: dict[Any, Callable[[Any], Any]] | None = None,
+    starts: Any = None,
     priors: Any = None,
     likelihood: Likelihood = "gaussian",
     trials: Any = None,
@@ -86,6 +94,7 @@ def curve_fit(
     compact: bool = True,
     on_error: OnError = (),
     threads: int = 1,
+    chunk_size: int | None = None,
     callback: Callable[[FitRecord], Any] | None = None,
     progress: bool = False,
 ) -> CurveFit:
@@ -127,6 +136,12 @@ def curve_fit(
         in a batch with all its rows. Ties are computed in their order; those that follow are None
         in p. What p0 holds for a tied parameter is not used. The result has its value and its
         error, from the derivative of f: automatic, or with NumPy by differences.
+    starts : None, an array (S, p), a dict, or a sampler
+        Further starts beside p0: all are fitted as one batch, the fit goes on from the one that has
+        led to the lowest cost, and `starts` of the result tells of the others. An array has the
+        parameters in the order of p0, for a batch also (B, S, p); a dict has leaves (S, ...); and a
+        sampler, such as scipy.stats.qmc.Sobol(p), or a pair (sampler, S), gives points within the
+        bounds of the free parameters, which must be finite; without S, at least 8 p.
     priors : None, a dict, or a function
         What is known of parameters besides the data. {"k": (mean, sd)} for normal priors, by name
         or position; in a batch, one mean for all or one for each row. {("a", "k"): (means,
@@ -170,6 +185,13 @@ def curve_fit(
         How many pieces of a large batch to fit at a time, each in its own thread, from which the
         model is called. Useful for NumPy, which runs on one core. A keyboard interrupt then
         propagates to the caller.
+    chunk_size : None or int
+        Fit one set of data in chunks of this many points, of which only sums are kept: neither a
+        Jacobian nor residuals of all data are ever in memory, and the result has no `residuals`.
+        Of x, arrays whose last axis is as long as y are cut; arrays may be mapped to files. None:
+        in chunks if the Jacobian would have more than 2^24 numbers (2^28 on a GPU). Or x is a
+        function, and y is None: x() returns a new iterator over chunks (x, y) or (x, y, sigma),
+        the same ones in each call. For normal errors, without priors.
     callback : function
         callback(record) after each accepted step, with an `lx.FitRecord`, as in `lx.least_squares`.
         A batch is then fitted as a whole, not in pieces or threads. For "lbfgs" as in
@@ -205,9 +227,17 @@ def curve_fit(
     _check_method(method)
     threads = checks.count("threads", threads, 1)
     check_name(likelihood, sigma, trials, loss)
-    objective = residuals_of(
-        model, x, y, p0, sigma, jac, batched, compact, fixed=fixed, ties=ties,
-        likelihood=likelihood, trials=trials, priors=priors,
+    data = functools.partial(
+        residuals_of, model, p0=p0, jac=jac, batched=batched, compact=compact, fixed=fixed,
+        ties=ties, likelihood=likelihood, trials=trials, priors=priors,
+    )
+    normal = loss == "linear" and likelihood == "gaussian" and priors is starts is None
+    source = source_of(
+        x, y, sigma, _size(p0), chunk_size, method == "lm" and normal and not batched
+    )
+    objective: Any = (
+        data(x=x, y=y, sigma=sigma) if source is None
+        else Chunks(source, lambda x, y, sigma: data(x=x, y=y, sigma=sigma))
     )
     if objective.priors and likelihood == "gaussian" and not absolute_sigma:
         raise ValueError(
@@ -224,6 +254,17 @@ def curve_fit(
     if objective.priors:
         plan = plan.with_priors(objective.priors.count)
     box = box_of(bounds, objective.layout)
+    if source is not None:
+        found = run_fit(objective, box, plan)
+        return report_of_chunks(found, objective, box, plan.settings, absolute_sigma)
+    others, calls = None, 0
+    if starts is not None:
+        if method == "lbfgs":
+            raise ValueError("starts were passed with method='lbfgs'; wanted method='lm'")
+        every = starts_of(starts, objective.layout, box)
+        analysis = Answers(objective, box, plan.settings, plan.compact)
+        others, best, calls = fit_starts(analysis, every, plan)
+        objective.layout = objective.layout.starting_at(best)
     if method == "lbfgs":
         sides = None if bounds is None else objective.layout.sides(bounds)
         found = fit_by_minimize(
@@ -247,12 +288,17 @@ def curve_fit(
 
     with FitLine(progress, objective.layout.batch[0] if batched else 1) as live:
         plan = plan._replace(live=live)
-        if not plan.compact or callback is not None:
-            return fit(None, plan)
-        fits = fit_pieces(fit, objective, plan, threads)
+        in_pieces = plan.compact and callback is None
+        fits = fit_pieces(fit, objective, plan, threads) if in_pieces else fit(None, plan)
     # Of all rows, because each piece knows only its own.
-    analysis = Answers(objective, box, plan.settings, compact=True)
-    return dataclasses.replace(fits, _analysis=analysis)
+    analysis = Answers(objective, box, plan.settings, plan.compact)
+    nfev = fits.nfev + calls
+    return dataclasses.replace(fits, nfev=nfev, starts=others, _analysis=analysis)
+
+
+def _size(p0: Any) -> int:
+    """About how many parameters there are."""
+    return sum(math.prod(np.shape(leaf)) for leaf in flatten(p0)[0])
 
 
 def _check_method(method: Any) -> None:

@@ -58,19 +58,23 @@ def residuals_of(
     whole = compact and batched and _is_whole(model, x, layout, tuple(y.shape))
     names = names_of(model, layout)
     free = free_layout(layout, names, fixed, ties)
+    curve = Curve(model, batched, backend, isinstance(jac, str), predicts=not normal)
     residuals = Residuals(
-        Curve(model, batched, backend, isinstance(jac, str), not normal),
+        curve,
         (x, y, weights if normal else None),
         Slopes(jac, batched, sorted_places(layout)) if callable(jac) else jac,
         free,
         backend.is_compiled(model),
         fresh=callable(jac) and batched and normal and weights is not None,
-        data=(1, backend.xp.reshape(in_units_of_sigma(weights, y), (-1, y.shape[-1])))
-        if normal else None,
+        data=(
+            dataclasses.replace(curve, predicts=True),
+            backend.xp.reshape(in_units_of_sigma(weights, y), (-1, y.shape[-1])),
+        ) if normal else None,
         shared=y.shape[1:],
         whole=(0,) if whole else (),
         priors=priors_of(priors, free, names),
     )
+    residuals.names = names
     if apart:
         residuals.likelihood = _split_normal(sigma, y, weights, backend, batched)
     elif callable(likelihood):
@@ -364,7 +368,7 @@ class Curve:
 
     backend : the backend of the data.
     differs : whether finite differences are taken, for which the model must return full precision.
-    predicts : whether the model itself is meant, of which a likelihood makes residuals.
+    predicts : whether the data are not subtracted, so that fun is the model in units of sigma.
     """
 
     # See `Backend.jit`.
@@ -383,6 +387,14 @@ class Curve:
 
     def __call__(self, params: Any, x: Any, y: Array, weights: Any) -> Array:
         found = self.predicted(params, x)
+        if not returned.is_like(found, y) or found.shape != y.shape:
+            self._check(found, y)
+        if weights is None and self.predicts:
+            return found
+        with np.errstate(all="ignore"):
+            return in_units_of_sigma(weights, found if self.predicts else found - y)
+
+    def _check(self, found: Any, y: Array) -> None:
         wanted = f"an array of shape {tuple(y.shape)}, like y"
         returned.check_array("model", found, self.backend, wanted, like="y")
         if tuple(found.shape) != tuple(y.shape):
@@ -390,10 +402,6 @@ class Curve:
         returned.check_real("model", found, self.backend)
         if self.differs:
             returned.check_precision("model", found, self.backend)
-        if self.predicts:
-            return found
-        with np.errstate(all="ignore"):
-            return in_units_of_sigma(weights, found - y)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from lbfgs_xp.fits.data import are_correlated, in_units_of_data, in_units_of_sig
 from lbfgs_xp.fits.likelihoods import Likelihood
 from lbfgs_xp.fits.loop import MESSAGES
 from lbfgs_xp.fits.losses import ResidualLoss
-from lbfgs_xp.fits.names import listed_order, names_of
+from lbfgs_xp.fits.names import listed_order
 from lbfgs_xp.fits.parameters import FreeLayout
 from lbfgs_xp.fits.residuals import Residuals
 from lbfgs_xp.fits.result import (
@@ -90,7 +90,6 @@ def report(
     def of_one(array: Array) -> Array:
         return send(array if layout.batched else array[0, ...])
 
-    curve: Any = objective.fun
     kind: type[Any] = BatchCurveFit if layout.batched else CurveFit
     return kind(
         x=found.x,
@@ -106,7 +105,7 @@ def report(
         log_likelihood=public(told.log_likelihood),
         n_priors=loss.priors,
         absolute_sigma=absolute,
-        names=names_of(curve.model, whole),
+        names=objective.names,
         residuals=residuals,
         nit=found.nit,
         nfev=objective.calls.nfev,

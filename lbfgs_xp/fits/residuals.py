@@ -24,6 +24,9 @@ _PARTIAL = (
     "lbfgs_xp: called with only some of the rows of the batch; compact=False calls with all rows"
 )
 
+# If residuals are at most this many times as large as what the data are subtracted from, adding the
+# data again loses no digits that matter.
+_NEAR = 1.0
 # A derivative along a direction counts if it exceeds what noise explains by this factor.
 _NOISY = 4.0
 
@@ -41,8 +44,8 @@ class Calls:
 class Residuals:
     """Residuals and Jacobian as functions that count their calls.
 
-    One problem is treated as a batch of size 1: vectors are (B, p), residuals (B, m), Jacobians
-    (B, m, p).
+    Vectors are (B, p), residuals (B, m), Jacobians (B, m, p). For one problem they are (p,), (m,)
+    and (m, p), or have a first axis of length 1.
 
     Parameters
     ----------
@@ -54,9 +57,9 @@ class Residuals:
         Whether JAX may compile fun.
     fresh : bool
         Whether jac returns a new array each time, stored column by column.
-    data : None or (place, array)
-        The place in args of what fun subtracts last, and what that subtracts from the residuals,
-        (B, m): the rest of fun is differenced, because the difference may hide small changes.
+    data : None or (function, array)
+        The function that fun is before it subtracts the data, and what the data subtract from it,
+        (B, m): that function is differenced, because the difference may hide small changes.
     shared : collection of int
         Lengths that a 1-d array in args may have if all rows share it, besides the lengths of axes
         of x0 and, once known, of the residuals.
@@ -75,7 +78,11 @@ class Residuals:
         What they know of fun.
     directions : None or (T, T^-1), (B, p, p) each
         Differences are taken along the columns of T; None: along each parameter.
+    names : tuple of str
+        The names of all parameters, if fun is a model.
     """
+
+    in_chunks = False
 
     def __init__(
         self, fun: Callable, args: tuple, jac: Any, layout: Layout, compiled: bool,
@@ -100,12 +107,16 @@ class Residuals:
         self.partial = False
         self._automatic: Callable | None = None
         evaluate: Any = self.backend.jit if compiled else functools.partial
-        self._evaluate = evaluate(_evaluate, fun, layout, isinstance(self.jac, str))
+        differs = isinstance(self.jac, str)
+        self._evaluate = evaluate(_evaluate, fun, layout, differs)
+        if data is not None:
+            self._evaluate_without_data = evaluate(_evaluate, data[0], layout, differs)
         self.bounds: Any = None
         # Exceptions that count as nan, once the residuals at the start are known.
         self.forgiven: tuple[type[Exception], ...] = ()
         self._count = 0
         self.directions: Any = None
+        self.names: tuple[str, ...] = ()
         self.differences = Differences(self.backend, self._without_data, least=0.0)
         if self.jac is None:
             self._automatic = self.backend.jacobian(compiled, _evaluate, fun, layout, False)
@@ -153,7 +164,7 @@ class Residuals:
             args, layout, data, self.likelihood and self.likelihood.take(indices),
             self.priors and self.priors.take(indices),
         )
-        part.calls, part.partial = calls or self.calls, True
+        part.calls, part.partial, part.names = calls or self.calls, True, self.names
         if self.differences.noise is not None:
             part.differences.noise = take(self.differences.noise, indices)
         if self.directions is not None:
@@ -179,7 +190,7 @@ class Residuals:
 
     def __call__(self, x: Array) -> Array:
         """The residuals (B, m) at x (B, p)."""
-        found = self._found(x, self.args)
+        found = self._found(x, self._evaluate)
         if self.likelihood is not None:
             self._latest, shape = (x, found), found.shape
             with np.errstate(all="ignore"):    # predictions may be outside the domain
@@ -203,45 +214,42 @@ class Residuals:
                 if known and not bool(xp.any(rejected & (x != before))):
                     found = xp.where(rejected, older, latest)
                 else:
-                    found = self._found(x, self.args)
+                    found = self._found(x, self._evaluate)
         else:
-            found = self._found(x, self.args)
+            found = self._found(x, self._evaluate)
         self._accepted = asked, found
         return found
 
     def _without_data(self, x: Array) -> Array:
         """What fun returns before the data are subtracted."""
-        if self.data is None:
-            return self._found(x, self.args)
-        place = self.data[0]
-        zeros = self.layout.xp.zeros_like(self.args[place])
-        return self._found(x, (*self.args[:place], zeros, *self.args[place + 1 :]))
+        return self._found(
+            x, self._evaluate if self.data is None else self._evaluate_without_data
+        )
 
-    def _found(self, x: Array, args: tuple) -> Array:
+    def _found(self, x: Array, evaluate: Callable) -> Array:
         self.calls.nfev += 1
         try:
-            found = self._evaluate(args, self._completed(x))
+            found = evaluate(self.args, self._completed(x))
         except self.forgiven:
-            return self.backend.full((x.shape[0], self._count), math.nan)
+            return self.backend.full((*x.shape[:-1], self._count), math.nan)
         except Exception as error:
             if self.partial:
                 error.add_note(_PARTIAL)
             raise
-        self.backend.check_device(found, "what residuals returned")
-        found = self.backend.own(self.backend.detach(found))
-        found = self.layout.xp.reshape(found, (x.shape[0], -1))
-        self._count = found.shape[1]
+        backend = self.backend
+        if not backend.on_host:
+            backend.check_device(found, "what residuals returned")
+            found = backend.detach(found)
+        found = backend.own(found)
+        if found.ndim != x.ndim:
+            found = backend.xp.reshape(found, (*x.shape[:-1], -1))
+        self._count = found.shape[-1]
         self.shared.add(self._count)
         return found
 
     def columns(self, x: Array, residuals: Array) -> Array:
         """The columns of the Jacobian (B, p, m) at x (B, p), given the residuals there."""
-        columns = self.layout.xp.matrix_transpose(self.jacobian(x, residuals))
-        return columns if self.fresh else self.backend.own(columns)
-
-    def jacobian(self, x: Array, residuals: Array) -> Array:
-        """The Jacobian (B, m, p), which may share memory with an array of the user."""
-        xp = self.layout.xp
+        xp, transpose = self.layout.xp, self.layout.xp.matrix_transpose
         self.calls.njev += 1
         own = residuals
         if self.priors is not None:
@@ -250,14 +258,23 @@ class Residuals:
         if self.likelihood is not None:
             own, there = self.predictions(x), own
             with np.errstate(all="ignore"):
-                slopes = xp.reshape(self.likelihood.slopes(own, there), own.shape)[..., None]
-        jacobian = self._of_fun(x, own)
+                slopes = xp.reshape(self.likelihood.slopes(own, there), own.shape)[..., None, :]
+        if isinstance(self.jac, str):
+            columns = self._differenced(x, own)
+        else:
+            columns = transpose(self._given(x, own))
+            columns = columns if self.fresh else self.backend.own(columns)
         if slopes is not None:
             # A datum without a slope may have an infinite derivative of its prediction.
-            jacobian = xp.where(slopes == 0.0, xp.zeros_like(jacobian), slopes * jacobian)
+            columns = xp.where(slopes == 0.0, xp.zeros_like(columns), slopes * columns)
         if self.priors is not None:
-            jacobian = xp.concat([jacobian, self.priors.jacobian(self.layout, x)], axis=-2)
-        return jacobian
+            of_priors = transpose(self.priors.jacobian(self.layout, x))
+            columns = xp.concat([columns, of_priors], axis=-1)
+        return columns
+
+    def jacobian(self, x: Array, residuals: Array) -> Array:
+        """The Jacobian (B, m, p)."""
+        return self.layout.xp.matrix_transpose(self.columns(x, residuals))
 
     def of_information(self, x: Array, residuals: Array) -> Array:
         """Factors for the rows of the Jacobian (B, m, p) at x (B, p) with which J^T J is the
@@ -275,40 +292,51 @@ class Residuals:
         factors = xp.where(known, factors, xp.zeros_like(factors))
         return xp.concat([factors, xp.ones_like(residuals[..., data:])], axis=-1)
 
-    def _of_fun(self, x: Array, values: Array) -> Array:
-        """The Jacobian (B, m, p) of fun, given its values."""
+    def _given(self, x: Array, values: Array) -> Array:
+        """The Jacobian (B, m, p) of fun, given its values, automatically or by the user's function.
+        """
         xp, layout = self.layout.xp, self.layout
         shape = (*values.shape, x.shape[-1])
         if self._automatic is not None:
             jacobian = self._automatic(self.args, self._completed(x))[..., : x.shape[-1]]
-        elif callable(self.jac):
+        else:
             try:
                 jacobian = self.jac(layout.to_tree(self._to_user(x)), *self.args)
             except self.forgiven:
                 return self.backend.full(shape, math.nan)
-            wanted = (*values.shape, layout.whole.size)[not layout.batched :]
+            wanted = (*layout.batch, values.shape[-1], layout.whole.size)
             jacobian = self.backend.detach(layout.check(jacobian, 0, "the Jacobian", wanted))
             if isinstance(layout, FreeLayout):
-                jacobian = xp.matmul(xp.reshape(jacobian, (*values.shape, -1)), layout.slopes(x))
-        else:
-            jacobian = self._differenced(x, values)
+                jacobian = xp.matmul(
+                    xp.reshape(jacobian, (*values.shape, -1)), layout.slopes(self._to_user(x))
+                )
         return xp.reshape(jacobian, shape)
 
     def _differenced(self, x: Array, value: Array) -> Array:
-        """The Jacobian (B, m, p) of fun by finite differences, given its values."""
-        xp, central = self.layout.xp, self.jac == "3-point"
+        """The columns (B, p, m) of the Jacobian of fun by finite differences, given its values."""
+        calls, central = self.calls, self.jac == "3-point"
         change = value if self.likelihood is None else value - self.likelihood.y
-        variation = xp.max(xp.abs(change), axis=-1)
+        variation = self.backend.max_abs(change)
         if self.data is not None:
-            with np.errstate(all="ignore"):    # the data may be infinite
-                value = value + self.data[1]
-            if not central:
-                value = self._without_data(x)
-        calls = self.calls
+            value = self._value(x, value, variation, central)
         rest = value, variation, central, self.bounds, lambda more: calls.nfev + more <= calls.most
         if self.directions is None:
-            return xp.stack(self.differences(x, *rest), axis=-1)
+            return self.layout.xp.stack(self.differences(x, *rest), axis=-2)
         return self._along_directions(x, *rest)
+
+    def _value(self, x: Array, residuals: Array, size: Array, exactly: bool) -> Array:
+        """What the data are subtracted from at x.
+
+        size : of the residuals. exactly : whether rounding matters little.
+        """
+        xp, backend = self.layout.xp, self.backend
+        with np.errstate(all="ignore"):    # the data may be infinite
+            value = residuals + xp.reshape(self.data[1], residuals.shape)
+            near = size <= _NEAR * backend.max_abs(value)
+        if exactly or (backend.reads_are_free and bool(xp.all(near))):
+            return value
+        # What is much smaller than the data has lost its digits to them.
+        return xp.where(near[..., None], value, self._without_data(x))
 
     def turn(self, directions: Any) -> None:
         """Take differences along the columns of T, given (T, T^-1)."""
@@ -316,17 +344,17 @@ class Residuals:
         self.differences.function = self._at_turned
 
     def _along_directions(self, x: Array, *rest: Any) -> Array:
-        """The Jacobian (B, m, p) from differences along `directions`; what noise explains is 0."""
+        """The columns (B, p, m) from differences along `directions`; what noise explains is 0."""
         xp, (_, from_x) = self.layout.xp, self.directions
         # Only the size of the coordinates matters; in each of them, it is that of x.
         start = xp.matmul(from_x, x[..., None])[..., 0]
         size = xp.sqrt(xp.sum(start * start, axis=-1, keepdims=True))
         start = xp.broadcast_to(size, x.shape)
         self._origin = x, start
-        slopes = xp.stack(self.differences(start, *rest), axis=-1)
-        seen = xp.max(xp.abs(slopes), axis=-2) > _NOISY * self.differences.errors
-        slopes = xp.where(seen[..., None, :], slopes, xp.zeros_like(slopes))
-        return xp.matmul(slopes, from_x)
+        slopes = xp.stack(self.differences(start, *rest), axis=-2)
+        seen = xp.max(xp.abs(slopes), axis=-1) > _NOISY * self.differences.errors
+        slopes = xp.where(seen[..., None], slopes, xp.zeros_like(slopes))
+        return xp.matmul(xp.matrix_transpose(from_x), slopes)
 
     def _at_turned(self, y: Array) -> Array:
         """The residuals before the data are subtracted, at these coordinates along the columns."""
@@ -340,7 +368,7 @@ class Residuals:
         return self.layout.completed(self._to_user(x))
 
     def _to_user(self, x: Array) -> Array:
-        return x if self.layout.batched else x[0, ...]
+        return x if self.layout.batched or x.ndim == 1 else x[0, ...]
 
 
 def chosen(jac: Any, backend: Backend) -> Any:
@@ -363,6 +391,8 @@ def _evaluate(
     differs : whether finite differences of the residuals are taken.
     """
     out = fun(layout.to_tree(x), *args)
+    if returned.is_like(out, x) and 0 not in out.shape:
+        return out
     backend, batch = layout.backend, layout.batch
     wanted = f"an array {batch + ('m',)}".replace("'", "")
     returned.check_array("residuals", out, backend, wanted)

@@ -169,7 +169,8 @@ class CurveFit:
         1 - sum of squares / sum of squares of the best constant: 1 for a perfect fit. For counts,
         the same of the deviances.
     residuals : array (m,)
-        y - model, in the unit of y; for likelihood="binomial", y - trials model.
+        y - model, in the unit of y; for likelihood="binomial", y - trials model. None for data that
+        were fitted in chunks.
     n_data, n_free : int
         The number of data, without points that an infinite sigma leaves out; and of parameters,
         without those that are fixed or tied.
@@ -195,6 +196,8 @@ class CurveFit:
         Where the Jacobian at the end comes from; see `lx.LeastSquaresResult`.
     success, status, message
         Whether the fit succeeded, and why it ended; see `lx.Status`.
+    starts : None, or `lx.Starts`
+        What became of the other starts, if there were any; `nfev` counts their calls, too.
     """
 
     x: Any
@@ -219,6 +222,7 @@ class CurveFit:
     success: bool
     status: Status
     message: str
+    starts: Any = dataclasses.field(default=None, repr=False)
     _analysis: Any = dataclasses.field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:

@@ -154,8 +154,8 @@ def _correlations(fit: Any, limit: float) -> list[str]:
     ]
     if not pairs:
         return []
-    columns = [list(each) for each in zip(*pairs, strict=True)]
-    return [f"correlations beyond {limit:g}:", *_table(columns)]
+    texts = [list(each) for each in zip(*pairs, strict=True)]
+    return [f"correlations beyond {limit:g}:", *_table(texts)]
 
 
 # --- many fits -----------------------------------------------------------------------------------
