@@ -44,6 +44,9 @@ _TOO_FAR, _BACK = 30.0, 0.25
 # An end that is this many times as far from the best point as the covariance says, or as close, is
 # left to the slower search.
 _SURPRISING = 5.0
+# Where between the best point and an end the cost is looked at, and how many times as far as the
+# limit it may have risen there: behind a pole or a barrier there may be another region.
+_BETWEEN, _HIGH = (0.5, 0.8, 0.93), 1.5
 
 
 class Targets(NamedTuple):
@@ -168,7 +171,21 @@ def _of_group(analysis: Analysis, targets: Targets) -> Ends:
         targets = targets.renewed(targets.numbers[stay], part)
         box = analysis.box_of(targets.numbers)
         objective = analysis.rows(targets.numbers, x)
-    return _credible(ends, everything, to_host)
+    ends = _credible(ends, everything, to_host)
+    return ends._replace(found=ends.found & _connected(analysis, space, everything, ends))
+
+
+def _connected(analysis: Analysis, space: Space, targets: Targets, ends: Ends) -> np.ndarray:
+    """Whether the cost stays low on the way from the best point to the ends, a mask (R,)."""
+    end = analysis.backend.from_host(np.where(ends.found[:, None], ends.x, 0.0))
+    away = end - targets.best
+    objective = analysis.rows(targets.numbers, targets.best)
+    low = ends.found
+    for share in _BETWEEN:
+        residuals = objective(targets.best + share * away)
+        rise = analysis.settings.loss.cost(space, residuals) - targets.cost
+        low = low & np.asarray(analysis.backend.to_host(rise <= _HIGH * targets.rise))
+    return low
 
 
 def _credible(ends: Ends, targets: Targets, to_host: Any) -> Ends:

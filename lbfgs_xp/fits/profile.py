@@ -29,7 +29,7 @@ _FOUND, _BOUND, _OPEN, _FIXED, _LOWER, _FAILED = map(int, IntervalStatus)
 _LOWER_BY, _ROUNDED = 1e-2, 1e3
 # The search for an end: how many times it goes on, how much farther each time before the end is
 # behind it, how far in standard errors, and what is near enough, in the same unit.
-_ROUNDS, _FARTHER, _FARTHEST, _NEAR = 60, 4.0, 1e4, 1e-4
+_ROUNDS, _FARTHER, _FARTHEST, _NEAR = 60, 4.0, 1e4, 2e-5
 # How many standard errors a profile shows on both sides.
 _REACH = 3.0
 _DONE = tuple(int(status) for status in Status if status.success)
@@ -321,7 +321,8 @@ class _Search:
     def run(self, wanted: np.ndarray) -> None:
         wanted = wanted.copy()
         numbers, places, signs = tuple(self.sides)
-        t = np.minimum(np.full(numbers.size, self.z), self.most)
+        # Closer than the end should be, because beyond a barrier there may be other valleys.
+        t = np.minimum(np.full(numbers.size, 0.5 * self.z), self.most)
         for _ in range(_ROUNDS):
             if not wanted.any():
                 return

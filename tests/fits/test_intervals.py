@@ -482,3 +482,17 @@ def test_priors_belong_to_intervals() -> None:
     np.testing.assert_allclose(found.high, slow.high, atol=1e-3 * res.stderr.min())
     free = fit(y, sigma=0.2, absolute_sigma=True).intervals(ONE)
     assert (found.high - found.low < free.high - free.low).all()
+
+
+def test_ends_are_not_behind_a_pole() -> None:
+    """v x / (k + x) has a pole among the data where k is negative, and other valleys beyond."""
+    rng = np.random.default_rng(4)
+    t = np.linspace(0.1, 5.0, 30)
+    y = 2.0 * t / (1.0 + t) + 0.6 * rng.normal(size=(60, 30))
+    res = lx.curve_fit(
+        lambda x, v, k: v * x / (k + x), t, y, [2.0, 1.0], batched=True, sigma=0.6,
+        absolute_sigma=True,
+    )
+    found = res.intervals(0.9)
+    usable = np.isfinite(found.low[:, 1]) & (res.x[:, 1] > -0.1)
+    assert np.sum(usable) > 30 and (found.low[usable, 1] > -0.1).all()
