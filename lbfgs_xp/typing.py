@@ -106,6 +106,7 @@ class CurveFitSettings(FitSettings, total=False):
     absolute_sigma: bool
     fixed: Any
     ties: dict[Any, Callable[[Any], Any]] | None
+    starts: Any
     priors: Any
     likelihood: Likelihood
     trials: Any

@@ -40,6 +40,9 @@ def named(value: Any) -> str:
         if value.dtype.kind in "fc":
             ways += [re.escape(str(value.flat[0]))] if value.size else ["empty"]
             ways += ["complex"] if value.dtype.kind == "c" else []
+    if isinstance(value, dict):
+        ways += [f"names {re.escape(repr(key))}" for key in value]
+        ways += [rf"\['{re.escape(str(key))}'\]" for key in value]
     if isinstance(value, (list, tuple)):
         ways += [re.escape(repr(each)) for each in value] or [re.escape("(0,)")]
     return "|".join(ways)
@@ -147,7 +150,24 @@ FITS = [
         "loss": ["square", 3, NOTHING], "f_scale": [*NO_NUMBER, 0.0, -1.0],
         "factor": [*NO_NUMBER, 0.0, -1.0], "method": ["trf", 3, None, NOTHING],
         "threads": [*NO_COUNT, 0], "on_error": NO_EXCEPTION, "x_scale": NO_SCALE,
+        "fixed": ["c", 7, 1.5, ("a", "c"), [NOTHING], NOTHING],
+        "ties": ["a", 3, ("a",), {"c": line}, {7: line}, {"a": 2.0}, NOTHING],
+        "priors": ["a", 3, ("a", (0.0, 1.0)), {"c": (0.0, 1.0)}, {"a": 3.0}, {"a": (0.0, -1.0)},
+                   {"a": (0.0, NOTHING)}, NOTHING],
+        "likelihood": ["poison", 3, None, NOTHING],
+        "trials": [3, "a", NOTHING],
+        "starts": [3, "a", np.ones(2), np.ones((4, 3)), {"c": [1.0]}, NOTHING],
     }),
+    *rows("curve_fit", lx.curve_fit, {
+        "model": line, "x": X, "y": Y, "p0": [1.0, 1.0], "likelihood": "poisson",
+    }, {
+        "y": [-Y], "sigma": [1.0, np.ones(5), (1.0, 2.0)], "loss": ["huber"],
+        "trials": [3.0],
+    }),
+    *rows("curve_fit", lx.curve_fit, {
+        "model": lambda x, a: 0.0 * x + a, "x": X, "y": Y, "p0": [0.5], "likelihood": "binomial",
+        "trials": 9.0,
+    }, {"trials": ["a", 0.0, -1.0, math.nan, np.ones(3), NOTHING]}),
 ]
 CONSTRAINED = [
     row for function in (lx.augmented_lagrangian, lx.quadratic_penalty)

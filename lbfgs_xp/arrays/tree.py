@@ -151,6 +151,22 @@ class Layout(Keyed):
             layout.scale_key = self.backend.to_host(layout.scale).tobytes()
         return layout
 
+    def starting_at(self, vector: Array) -> Layout:
+        """The layout with this start, a vector without a scale."""
+        layout = copy.copy(self)
+        layout.leaves = [vector] if self.plain else flatten_like(
+            self._split(vector), self.structure
+        )[0]
+        return layout
+
+    def of_many(self, count: int) -> Layout:
+        """The layout of a batch of `count` problems like this single one."""
+        layout = copy.copy(self)
+        layout.batched, layout.batch = True, (count,)
+        layout.shapes = [(count, *shape) for shape in self.shapes]
+        layout.shape = (count, self.size)
+        return layout
+
     def for_traced(self) -> Layout:
         """The same layout, for arrays inside a function that is being compiled."""
         layout = copy.copy(self)

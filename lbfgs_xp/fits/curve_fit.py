@@ -15,7 +15,7 @@ from lbfgs_xp import checks
 from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import flatten
-from lbfgs_xp.fits.analysis import Analysis
+from lbfgs_xp.fits.answers import Answers
 from lbfgs_xp.fits.by_minimize import fit_by_minimize
 from lbfgs_xp.fits.chunks import Chunks, report_of_chunks, source_of
 from lbfgs_xp.fits.data import residuals_of
@@ -26,6 +26,7 @@ from lbfgs_xp.fits.report import report
 from lbfgs_xp.fits.residuals import Calls
 from lbfgs_xp.fits.result import BatchCurveFit, CurveFit
 from lbfgs_xp.fits.settings import FitPlan
+from lbfgs_xp.fits.starts import fit_starts, starts_of
 from lbfgs_xp.typing import CurveFitSettings, Differences, Likelihood, LossName, OnError
 
 METHODS = ("lm", "lbfgs")
@@ -71,6 +72,7 @@ def curve_fit(
     bounds: Any = None,
     fixed: Any = None,
     ties: dict[Any, Callable[[Any], Any]] | None = None,
+    starts: Any = None,
     priors: Any = None,
     likelihood: Likelihood = "gaussian",
     trials: Any = None,
@@ -131,6 +133,12 @@ def curve_fit(
         in a batch with all its rows. Ties are computed in their order; those that follow are None
         in p. What p0 holds for a tied parameter is not used. The result has its value and its
         error, from the derivative of f: automatic, or with NumPy by differences.
+    starts : None, an array (S, p), a dict, or a sampler
+        Further starts beside p0: all are fitted as one batch, the fit goes on from the one that has
+        led to the lowest cost, and `starts` of the result tells of the others. An array has the
+        parameters in the order of p0, for a batch also (B, S, p); a dict has leaves (S, ...); and a
+        sampler, such as scipy.stats.qmc.Sobol(p), or a pair (sampler, S), gives points within the
+        bounds of the free parameters, which must be finite; without S, at least 8 p.
     priors : None, a dict, or a function
         What is known of parameters besides the data. {"k": (mean, sd)} for normal priors, by name
         or position; in a batch, one mean for all or one for each row. {("a", "k"): (means,
@@ -238,8 +246,18 @@ def curve_fit(
         plan = plan.with_priors(objective.priors.count)
     box = box_of(bounds, objective.layout)
     if source is not None:
+        if starts is not None:
+            raise ValueError("starts were passed for data in chunks; wanted one start, p0")
         found = run_fit(objective, box, plan)
         return report_of_chunks(found, objective, box, plan.settings, absolute_sigma)
+    others, calls = None, 0
+    if starts is not None:
+        if method == "lbfgs":
+            raise ValueError("starts were passed with method='lbfgs'; wanted method='lm'")
+        every = starts_of(starts, objective.layout, box)
+        analysis = Answers(objective, box, plan.settings, plan.compact)
+        others, best, calls = fit_starts(analysis, every, plan)
+        objective.layout = objective.layout.starting_at(best)
     if method == "lbfgs":
         sides = None if bounds is None else objective.layout.sides(bounds)
         found = fit_by_minimize(objective, plan, {**limits, "bounds": sides})
@@ -258,12 +276,11 @@ def curve_fit(
         found = run_fit(part, inside, plan)
         return report(found, part, inside, plan.settings, absolute_sigma, plan.compact)
 
-    if not plan.compact:
-        return fit(None, plan)
-    fits = fit_pieces(fit, objective, plan, threads)
+    fits = fit_pieces(fit, objective, plan, threads) if plan.compact else fit(None, plan)
     # Of all rows, because each piece knows only its own.
-    analysis = Analysis(objective, box, plan.settings, compact=True)
-    return dataclasses.replace(fits, _analysis=analysis)
+    analysis = Answers(objective, box, plan.settings, plan.compact)
+    nfev = fits.nfev + calls
+    return dataclasses.replace(fits, nfev=nfev, starts=others, _analysis=analysis)
 
 
 def _size(p0: Any) -> int:

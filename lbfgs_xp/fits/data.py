@@ -45,7 +45,7 @@ def residuals_of(
     x, y, own = _without_mask(_unwrapped(x), y, sigma if normal else None, batched)
     y = _data(y, batched)
     backend = Backend.of(y, "y")
-    x, jac = _adopted(x, backend, "x"), chosen(jac, backend)
+    x, jac = coordinates(x, backend), chosen(jac, backend)
     layout = Layout(_start(p0, backend, y.shape[:1] if batched else None), batched)
     if isinstance(layout.structure, Partial):
         raise ValueError(
@@ -112,6 +112,11 @@ def _split_normal(
         return SplitNormal(y, None, low, high)
     kept = xp.where(out, backend.full(y.shape, 0.0), 1.0)
     return SplitNormal(xp.where(out, backend.zeros(y.shape), y), kept, low, high)
+
+
+def coordinates(x: Any, backend: Backend) -> Any:
+    """x as the model gets it: numbers and arrays of NumPy as arrays of the backend."""
+    return _adopted(_unwrapped(x), backend, "x")
 
 
 def _adopted(x: Any, backend: Backend, name: str) -> Any:
@@ -375,9 +380,13 @@ class Curve:
     differs: bool
     predicts: bool = False
 
-    def __call__(self, params: Any, x: Any, y: Array, weights: Any) -> Array:
+    def predicted(self, params: Any, x: Any) -> Any:
+        """What the model returns at the coordinates x."""
         positional, named = _arguments(params, self.batched)
-        found = self.model(x, *positional, **named)
+        return self.model(x, *positional, **named)
+
+    def __call__(self, params: Any, x: Any, y: Array, weights: Any) -> Array:
+        found = self.predicted(params, x)
         if not returned.is_like(found, y) or found.shape != y.shape:
             self._check(found, y)
         if weights is None and self.predicts:

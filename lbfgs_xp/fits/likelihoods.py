@@ -74,6 +74,22 @@ class Likelihood:
         """The expected data."""
         return prediction
 
+    def prediction(self, mean: Array) -> Array:
+        """The predictions of these expected data."""
+        return mean
+
+    def drawn(self, rng: np.random.Generator, prediction: Array) -> Likelihood:
+        """The likelihood of data drawn at random with these predictions."""
+        raise ValueError(
+            "likelihood is a function, from which no data can be drawn; wanted intervals() or "
+            "sample() instead of bootstrap()"
+        )
+
+    def _with(self, y: np.ndarray) -> Any:
+        return dataclasses.replace(  # type: ignore[type-var]
+            self, y=Backend.of(self.y).from_host(y)
+        )
+
     def variance(self, prediction: Array) -> Array | None:
         """The variance of the data; None if it is unknown."""
         return None
@@ -145,6 +161,14 @@ class SplitNormal(Likelihood):
         xp = Backend.of(self.y).xp
         return xp.where(change > 0.0, self.high, self.low) + xp.zeros_like(change)
 
+    def drawn(self, rng: np.random.Generator, prediction: Array) -> SplitNormal:
+        # An error of the datum downwards is one of the prediction upwards.
+        mean, low, high = map(_on_host, (prediction, self.low, self.high))
+        errors = rng.normal(size=mean.shape)
+        with np.errstate(all="ignore"):
+            y = mean + errors / np.where(errors < 0.0, high, low)
+        return self._with(np.where(np.isfinite(y), y, 0.0))
+
     def best_constant(self) -> Array:
         xp = Backend.of(self.y).xp
         kept = xp.ones_like(self.y) if self.kept is None else self.kept
@@ -184,6 +208,9 @@ class Poisson(Likelihood):
 
     def variance(self, prediction: Array) -> Array:
         return prediction
+
+    def drawn(self, rng: np.random.Generator, prediction: Array) -> Poisson:
+        return self._with(rng.poisson(_on_host(prediction)).astype(float))
 
     def best_constant(self) -> Array:
         xp = Backend.of(self.y).xp
@@ -240,6 +267,13 @@ class Binomial(Likelihood):
 
     def mean(self, prediction: Array) -> Array:
         return self.trials * prediction
+
+    def prediction(self, mean: Array) -> Array:
+        return mean / self.trials
+
+    def drawn(self, rng: np.random.Generator, prediction: Array) -> Binomial:
+        chances, trials = _on_host(prediction), _on_host(self.trials)
+        return self._with(rng.binomial(trials.astype(int), chances).astype(float))
 
     def variance(self, prediction: Array) -> Array:
         return self.trials * prediction * (1.0 - prediction)
@@ -444,15 +478,15 @@ def check_name(likelihood: Any, sigma: Any, trials: Any, loss: Any) -> None:
         )
     if trials is not None and likelihood != "binomial":
         raise ValueError(
-            f"trials was passed with likelihood={checks.shown(likelihood)}; wanted "
+            f"trials is {checks.shown(trials)} with likelihood={checks.shown(likelihood)}; wanted "
             'likelihood="binomial"'
         )
     if likelihood == "gaussian":
         return
     if sigma is not None:
         raise ValueError(
-            f"sigma was passed with likelihood={checks.shown(likelihood)}, which says itself how "
-            "the data scatter; wanted no sigma (mask the points to leave out)"
+            f"sigma is {checks.shown(sigma)} with likelihood={checks.shown(likelihood)}, which "
+            "says how the data scatter; wanted no sigma (mask the points to leave out)"
         )
     if loss != "linear":
         raise ValueError(
@@ -472,8 +506,8 @@ def counts_of(
     if wrong.any():
         place = tuple(map(int, np.argwhere(wrong)[0]))
         raise ValueError(
-            f"y is {host[place]:g} at {place} with likelihood={likelihood!r}; wanted counts of at "
-            "least 0"
+            f"y is {float(host[place])} at {place} with likelihood={likelihood!r}; wanted counts "
+            "of at least 0"
         )
     if likelihood == "poisson":
         return Poisson(y, kept)
@@ -494,8 +528,8 @@ def counts_of(
     if wrong.any():
         place = tuple(map(int, np.argwhere(wrong)[0]))
         raise ValueError(
-            f"y is {host[place]:g} at {place}, more than the {numbers[place]:g} in trials; wanted "
-            "the number of successes among them"
+            f"y is {float(host[place])} at {place}, more than the {numbers[place]:g} in trials; "
+            "wanted the number of successes among them"
         )
     return Binomial(y, kept, n)
 

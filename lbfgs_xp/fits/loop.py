@@ -215,7 +215,7 @@ class Fit:
         columns = in_caller_context(objective.columns, x, residuals)
         self.send: Callable = identity
         self.fetch: Callable = identity
-        if one and not outer.on_host:
+        if not outer.on_host and (one or plan.on_host):
             twins = _Twins(outer)
             self.send, self.fetch = twins.send, twins.fetch
             backend = Backend.of(self.fetch(x))
@@ -414,12 +414,18 @@ class Fit:
         ]
         layout, calls = self.objective.layout, self.objective.calls
         if layout.batched:
+            outer = layout.backend
             success = np.asarray([status.success for status in statuses])
+            x, cost, residuals, jacobian, optimality = map(self.send, (
+                outcome.x, outcome.value, outcome.residuals, jacobian, outcome.optimality
+            ))
+            nit = outcome.nit
+            if backend is not outer:
+                nit = outer.from_host(nit, outer.index_dtype)
             return BatchLeastSquaresResult(
-                layout.to_tree(outcome.x), outcome.value, outcome.residuals, jacobian,
-                outcome.optimality, outcome.nit, calls.nfev, calls.njev,
-                self.here.derivatives, backend.from_host(success, backend.xp.bool),
-                backend.from_host(codes, backend.xp.int32), messages,
+                layout.to_tree(x), cost, residuals, jacobian, optimality, nit, calls.nfev,
+                calls.njev, self.here.derivatives, outer.from_host(success, outer.xp.bool),
+                outer.from_host(codes, outer.xp.int32), messages,
             )
         numbers = (outcome.value, outcome.optimality, outcome.nit)
         cost, optimality, nit = (self._of_rows(number)[0] for number in numbers)

@@ -234,6 +234,12 @@ class FreeLayout(Layout):
             layout.values = take(self.values, indices)
         return layout
 
+    def starting_at(self, vector: Array) -> Layout:
+        layout = copy.copy(self)
+        layout._whole = self._whole.starting_at(self.all_of(vector))
+        layout.leaves = layout._whole.leaves
+        return layout
+
     def for_traced(self) -> Layout:
         layout = copy.copy(self)
         layout._whole = self._whole.for_traced()

@@ -91,7 +91,7 @@ def _joined(fits: list[CurveFit], space: Space, rows: int) -> CurveFit:
         parts = [getattr(fit, field.name) for fit in fits]
         if field.name in ("nfev", "njev", "derivatives"):
             together[field.name] = max(parts)    # "3-point" if any piece has needed them
-        elif field.name in ("n_priors", "absolute_sigma", "names", "_analysis"):
+        elif field.name in ("n_priors", "absolute_sigma", "names", "starts", "_analysis"):
             together[field.name] = parts[0]
         elif field.name == "message":
             together[field.name] = [*itertools.chain(*parts[:-1]), *parts[-1][over:]]

@@ -39,9 +39,42 @@ class Priors:
         """The same for these rows of a batch."""
         return self
 
-    def repeated(self, count: int) -> Priors:
-        """The same for a batch of `count` fits like this single one."""
-        return self
+    def repeated(self, layout: Layout) -> Priors:
+        """The same for batches of vectors (R, p) of this single fit, whose layout is `layout`."""
+        return Repeated(self, layout)
+
+
+class Repeated(Priors):
+    """The priors of a single fit for many vectors (R, p)."""
+
+    def __init__(self, priors: Priors, layout: Layout):
+        self.priors, self.layout, self.count = priors, layout, priors.count
+
+    def residuals(self, layout: Layout, x: Array) -> Array:
+        return self._each(self.priors.residuals, x)
+
+    def jacobian(self, layout: Layout, x: Array) -> Array:
+        return self._each(self.priors.jacobian, x)
+
+    def _each(self, function: Callable[[Layout, Array], Array], x: Array) -> Array:
+        rows = [function(self.layout, x[i : i + 1, ...]) for i in range(x.shape[0])]
+        return self.layout.xp.concat(rows, axis=0)
+
+
+class Shifted(Priors):
+    """Priors whose residuals are shifted, (B, count): as if their means were drawn at random."""
+
+    def __init__(self, priors: Priors, shift: Array):
+        self.priors, self.shift, self.count = priors, shift, priors.count
+
+    def residuals(self, layout: Layout, x: Array) -> Array:
+        return self.priors.residuals(layout, x) + self.shift
+
+    def jacobian(self, layout: Layout, x: Array) -> Array:
+        return self.priors.jacobian(layout, x)
+
+    def take(self, indices: Array) -> Shifted:
+        return Shifted(self.priors.take(indices), take(self.shift, indices))
 
 
 class Normal(Priors):
@@ -76,7 +109,6 @@ class Function(Priors):
 
     def __init__(self, function: Callable[[Any], Any], layout: Layout):
         self.function, self.count = function, 0
-        self._repeated = False
         first = self.residuals(layout, layout.xp.reshape(layout.start(), (-1, layout.size)))
         self.count = int(first.shape[-1])
 

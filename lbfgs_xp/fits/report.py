@@ -10,7 +10,7 @@ import numpy as np
 
 from lbfgs_xp.arrays.backend import Array, Backend, identity
 from lbfgs_xp.arrays.space import Space
-from lbfgs_xp.fits.analysis import Analysis
+from lbfgs_xp.fits.answers import Answers
 from lbfgs_xp.fits.covariance import deviations, inverse_of_squares
 from lbfgs_xp.fits.data import are_correlated, in_units_of_data, in_units_of_sigma
 from lbfgs_xp.fits.likelihoods import Likelihood
@@ -114,7 +114,7 @@ def report(
         success=found.success,
         status=found.status,
         message=_explained(found, objective),
-        _analysis=Analysis(objective, box, settings, compact),
+        _analysis=Answers(objective, box, settings, compact),
     )
 
 

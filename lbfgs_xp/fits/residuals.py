@@ -160,14 +160,11 @@ class Residuals:
         data = self.data
         if data is not None:
             data = data[0], take(data[1], indices)
-        part = Residuals(
-            self.fun, args, self.jac, layout, self.compiled, self.fresh, data, self.shared,
-            self.whole, self.likelihood and self.likelihood.take(indices),
+        part = self._like(
+            args, layout, data, self.likelihood and self.likelihood.take(indices),
             self.priors and self.priors.take(indices),
         )
-        part.calls, part.partial, part.names = calls or self.calls, True, self.names
-        part.differences.step = self.differences.step
-        part.differences.stretch = self.differences.stretch
+        part.calls, part.partial = calls or self.calls, True
         if self.differences.noise is not None:
             part.differences.noise = take(self.differences.noise, indices)
         if self.directions is not None:
@@ -175,6 +172,22 @@ class Residuals:
         if self.bounds is not None:
             part.bounds = tuple(take(side, indices) for side in self.bounds)
         return part
+
+    def again(self) -> Residuals:
+        """The same for all rows, with calls of its own, and nothing known yet."""
+        return self._like(self.args, self.layout, self.data, self.likelihood, self.priors)
+
+    def _like(
+        self, args: tuple, layout: Layout, data: Any, likelihood: Any, priors: Any
+    ) -> Residuals:
+        other = Residuals(
+            self.fun, args, self.jac, layout, self.compiled, self.fresh, data, self.shared,
+            self.whole, likelihood, priors,
+        )
+        other.names = self.names
+        other.differences.step = self.differences.step
+        other.differences.stretch = self.differences.stretch
+        return other
 
     def __call__(self, x: Array) -> Array:
         """The residuals (B, m) at x (B, p)."""

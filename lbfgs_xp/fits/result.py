@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -14,7 +15,9 @@ from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.fits.covariance import deviations, inverse_of_squares
 from lbfgs_xp.fits.distributions import chi2_above
+from lbfgs_xp.fits.intervals import Intervals, Profile
 from lbfgs_xp.fits.names import places_of
+from lbfgs_xp.fits.summary import summary
 from lbfgs_xp.result import Status, table
 
 
@@ -193,6 +196,8 @@ class CurveFit:
         Where the Jacobian at the end comes from; see `lx.LeastSquaresResult`.
     success, status, message
         Whether the fit succeeded, and why it ended; see `lx.Status`.
+    starts : None, or `lx.Starts`
+        What became of the other starts, if there were any; `nfev` counts their calls, too.
     """
 
     x: Any
@@ -217,6 +222,7 @@ class CurveFit:
     success: bool
     status: Status
     message: str
+    starts: Any = dataclasses.field(default=None, repr=False)
     _analysis: Any = dataclasses.field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
@@ -333,6 +339,346 @@ class CurveFit:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_analysis": None}
+
+    def intervals(self, level: float = 0.6827) -> Intervals:
+        """Confidence intervals of all parameters by profile likelihood (MINOS: James & Roos 1975).
+
+        The ends are where chi2, with all other parameters fitted, is as far above that of the fit
+        as the quantile of chi2 with one degree of freedom: by 1 for 68.27 %. Without
+        absolute_sigma, differences of chi2 are divided by reduced_chi2, as in the covariance; a
+        robust loss takes the place of the squares. Unlike multiples of `stderr`, the ends need not
+        lie symmetrically, and do not depend on how the model is parametrised.
+
+        All ends of all fits are found as one batch, from where the covariance says that they are.
+
+        Parameters
+        ----------
+        level : float
+            The probability that an interval holds the true value, between 0 and 1.
+
+        Returns
+        -------
+        Intervals
+            `low, high = fit.intervals()`, each like p0. At a bound of the parameter, the interval
+            ends at the bound; where chi2 stays below the level, it is infinite; see
+            `lx.IntervalStatus` and `Intervals.low_status`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import lbfgs_xp as lx
+        >>> x, y = np.arange(6.0), np.asarray([5.1, 2.4, 1.6, 0.5, 0.5, 0.1])
+        >>> decay = lambda x, a, k: a * np.exp(-k * x)
+        >>> fit = lx.curve_fit(decay, x, y, [1.0, 1.0], jac="3-point", sigma=0.3)
+        >>> low, high = fit.intervals(0.95)
+        >>> (low - fit.x).round(2), (high - fit.x).round(2)
+        (array([-0.39, -0.09]), array([0.4 , 0.11]))
+        """
+        return self._kept().intervals(self, level)
+
+    def profile(self, parameter: str | int, values: Any = None, size: int = 41) -> Profile:
+        """How far chi2 rises with one parameter held at values and the others fitted.
+
+        Parameters
+        ----------
+        parameter : str or int
+            A name, or a place, in `names`.
+        values : None, an array (n,), or (B, n) for a batch
+            The values; by default `size` of them, up to 3 standard errors to both sides, within the
+            bounds.
+        size : int
+
+        Returns
+        -------
+        Profile
+            `values` and `delta`, in the units of `intervals`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import lbfgs_xp as lx
+        >>> x, y = np.arange(5.0), np.asarray([0.1, 1.0, 2.1, 2.9, 4.0])
+        >>> line = lambda x, slope, offset: offset + slope * x
+        >>> fit = lx.curve_fit(line, x, y, [1.0, 0.0], jac="3-point")
+        >>> fit.profile("slope", fit.x[0] + fit.stderr[0] * np.arange(4.0)).delta.round(6)
+        array([0., 1., 4., 9.])
+        """
+        return self._kept().profile(self, parameter, values, size)
+
+    def contour(
+        self, one: str | int, other: str | int, level: float = 0.6827, size: int = 60
+    ) -> Any:
+        """The border of the region that holds two parameters with a probability, by profile
+        likelihood: with all others fitted, chi2 has risen by the quantile of chi2 with two degrees
+        of freedom (2.30 for 68.27 %), in the units of `intervals`.
+
+        Parameters
+        ----------
+        one, other : str or int
+            Names, or places, in `names`.
+        level : float
+            The probability that both are inside.
+        size : int
+            How many points, at least 8.
+
+        Returns
+        -------
+        array (size, 2), or (B, size, 2) for a batch
+            Points along the border, which ends where it began: the values of both parameters. At
+            each value of the first one, the second one is taken to have one range. nan for points
+            that were not found, and for fits without an interval of the first parameter.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import lbfgs_xp as lx
+        >>> x, y = np.arange(5.0), np.asarray([0.1, 1.0, 2.1, 2.9, 4.0])
+        >>> line = lambda x, slope, offset: offset + slope * x
+        >>> fit = lx.curve_fit(line, x, y, [1.0, 0.0], jac="3-point")
+        >>> away = fit.contour("slope", "offset") - fit.x
+        >>> rise = (away @ np.linalg.inv(fit.covariance) * away).sum(-1)
+        >>> bool(np.allclose(rise, -2.0 * np.log(1.0 - 0.6827), rtol=1e-3))
+        True
+        """
+        return self._kept().contour(self, one, other, level, size)
+
+    def summary(self, level: float | None = None, limit: float = 0.5) -> str:
+        """The fit as text: parameters with their errors, rounded to the digits that these
+        determine, how good the fit is, and the strong correlations.
+
+        For a batch, a table of medians: of the parameters, of their scatter from fit to fit and of
+        their errors; how many fits ended how; and a histogram of all residuals in units of their
+        standard deviation (not for copies and pickles).
+
+        Parameters
+        ----------
+        level : None or float
+            The level of `intervals`, which are then computed and shown, too.
+        limit : float
+            From which size on correlations are shown.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import lbfgs_xp as lx
+        >>> x, y = np.arange(6.0), np.asarray([5.1, 2.4, 1.6, 0.5, 0.5, 0.1])
+        >>> decay = lambda x, a, k: a * np.exp(-k * x)
+        >>> fit = lx.curve_fit(
+        ...     decay, x, y, [1.0, 1.0], jac="3-point", sigma=0.2, absolute_sigma=True
+        ... )
+        >>> print(fit.summary(level=0.6827))
+        6 data, 2 free parameters, converged in 6 steps (GRADIENT)
+          a   5.07 ± 0.19     5.07 +0.20 -0.19
+          k   0.669 ± 0.051   0.669 +0.053 -0.050
+          (intervals by profile likelihood, 68.27 %)
+        chi2 = 4.09741, dof = 4, chi2 / dof = 1.024, p = 0.39
+        AIC = -4.20197, BIC = -4.61844
+        correlations beyond 0.5:
+          a, k   +0.509
+        """
+        return summary(self, level, limit, self._analysis)
+
+    def predict(self, x: Any = None) -> Any:
+        """What the model returns with the parameters of the fit.
+
+        Parameters
+        ----------
+        x : None, or coordinates as `lx.curve_fit` takes them; None: those of the data.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import lbfgs_xp as lx
+        >>> x = np.arange(5.0)
+        >>> line = lambda x, slope, offset: offset + slope * x
+        >>> fit = lx.curve_fit(line, x, 1.0 + 2.0 * x, [1.0, 0.0], jac="3-point")
+        >>> fit.predict([10.0, 20.0]).round(6)
+        array([21., 41.])
+        """
+        return self._kept().predict(self, x)
+
+    def band(self, x: Any = None, level: float = 0.6827) -> tuple[Any, Any]:
+        """Where the curve is, with its errors: prediction -+ z times its standard deviation.
+
+        The deviation comes from the covariance and the derivatives of the model (the delta method).
+        It is that of the curve at each x alone, without the scatter of new data around it.
+
+        Parameters
+        ----------
+        x : as in `predict`, where the model returns (k,), or (B, k) for a batch.
+        level : float
+            The probability, for normal errors, that the band holds the curve at an x: z is 1 for
+            0.6827.
+
+        Returns
+        -------
+        low, high : arrays like the prediction
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import lbfgs_xp as lx
+        >>> x, y = np.arange(5.0), np.asarray([0.1, 1.0, 2.1, 2.9, 4.0])
+        >>> line = lambda x, slope, offset: offset + slope * x
+        >>> fit = lx.curve_fit(line, x, y, [1.0, 0.0], jac="3-point")
+        >>> low, high = fit.band([0.0])
+        >>> bool(np.allclose(0.5 * (high - low), fit.stderr[1], rtol=1e-3))
+        True
+        """
+        return self._kept().band(self, x, level)
+
+    def propagate(self, function: Callable[[Any], Any]) -> tuple[Any, Any]:
+        """The value and the standard deviation of a function of the parameters (delta method).
+
+        Parameters
+        ----------
+        function : function
+            Of parameters like `x` (of a tuple of numbers if p0 is a list or an array), to a number
+            or an array; for a batch, of all rows, to (B,) or (B, ...). It is differentiated
+            automatically, or with NumPy by differences.
+
+        Returns
+        -------
+        value, error : floats, or arrays like what the function returned
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import lbfgs_xp as lx
+        >>> x, y = np.arange(6.0), np.asarray([5.1, 2.4, 1.6, 0.5, 0.5, 0.1])
+        >>> decay = lambda x, a, k: a * np.exp(-k * x)
+        >>> fit = lx.curve_fit(decay, x, y, {"a": 1.0, "k": 1.0}, jac="3-point")
+        >>> value, error = fit.propagate(lambda p: np.log(2.0) / p["k"])    # the half-life
+        >>> round(value, 3), round(error, 3)
+        (1.037, 0.08)
+        """
+        return self._kept().propagate(self, function)
+
+    def sample(self, size: int, seed: Any = None) -> Any:
+        """Parameters at random, with the mean `x` and the covariance of the fit.
+
+        They are normal: what bounds exclude is not excluded. Tied parameters follow the others.
+
+        Parameters
+        ----------
+        size : int
+            How many.
+        seed : as in `numpy.random.default_rng`
+
+        Returns
+        -------
+        like p0, each leaf with an axis `size` more: (size, ...), or (B, size, ...) for a batch
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import lbfgs_xp as lx
+        >>> x, y = np.arange(5.0), np.asarray([0.1, 1.0, 2.1, 2.9, 4.0])
+        >>> line = lambda x, slope, offset: offset + slope * x
+        >>> fit = lx.curve_fit(line, x, y, [1.0, 0.0], jac="3-point")
+        >>> drawn = fit.sample(10_000, seed=0)
+        >>> drawn.shape, bool(np.allclose(np.cov(drawn.T), fit.covariance, rtol=0.05))
+        ((10000, 2), True)
+        """
+        return self._kept().sample(self, size, seed)
+
+    def bootstrap(self, size: int, seed: Any = None) -> Any:
+        """Parameters fitted to data as they might have been: the prediction plus residuals drawn at
+        random, with repetition, from those of the fit. All fits are one batch.
+
+        Residuals are drawn in units of sigma, around their mean, and enlarged by
+        sqrt(n_data / dof), since a fit makes them smaller; correlated data, by their uncorrelated
+        combinations. Their spread gives the errors, whatever sigma was.
+
+        Parameters
+        ----------
+        size : int
+            How many.
+        seed : as in `numpy.random.default_rng`
+
+        Returns
+        -------
+        like p0, each leaf with an axis `size` more, as in `sample`; nan where a fit has failed
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import lbfgs_xp as lx
+        >>> x = np.linspace(0.0, 4.0, 40)
+        >>> y = 2.0 * np.exp(-x) + 0.1 * np.random.default_rng(0).normal(size=40)
+        >>> decay = lambda x, a, k: a * np.exp(-k * x)
+        >>> fit = lx.curve_fit(decay, x, y, [1.0, 1.0], jac="3-point")
+        >>> spread = fit.bootstrap(500, seed=0).std(axis=0)
+        >>> bool(np.allclose(spread, fit.stderr, rtol=0.15))
+        True
+        """
+        return self._kept().bootstrap(self, size, seed)
+
+    def plot(self, level: float = 0.6827, row: int = 0) -> Any:
+        """Draw the data with their errors, the curve with its band, and the residuals below.
+
+        The errors are sigma, in the scale of `stderr`. If x is no array with a number for each
+        point, the axis counts the points.
+
+        Parameters
+        ----------
+        level : float
+            That of `band`.
+        row : int
+            For a batch, which fit.
+
+        Returns
+        -------
+        matplotlib Figure
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        """
+        return self._kept().plot(self, level, row)
+
+    def plot_profiles(self, size: int = 31) -> Any:
+        """Draw how chi2 rises with each parameter, beside the parabola of its standard error.
+
+        The horizontal lines are at 68.27 % and 95.45 %, and the dotted ones at the ends of the
+        interval of 68.27 %.
+
+        Parameters
+        ----------
+        size : int
+            That of `profile`.
+
+        Returns
+        -------
+        matplotlib Figure
+
+        Raises
+        ------
+        ImportError, ValueError
+            If matplotlib is not installed; for a batch.
+        """
+        return self._kept().plot_profiles(self, size)
+
+    def plot_contours(self, size: int = 60) -> Any:
+        """Draw the contours of all pairs of parameters, at 68.27 % and 95.45 %, beside the ellipses
+        of the covariance, and on the diagonal their profiles.
+
+        Parameters
+        ----------
+        size : int
+            That of `contour`.
+
+        Returns
+        -------
+        matplotlib Figure
+
+        Raises
+        ------
+        ImportError, ValueError
+            If matplotlib is not installed; for a batch.
+        """
+        return self._kept().plot_contours(self, size)
 
     def covariance_of(self, one: str | int, other: str | int | None = None) -> Any:
         """The part of `covariance` that belongs to two parameters, or to one.

@@ -63,6 +63,7 @@ class FitPlan(NamedTuple):
     deadline : in the time of time.perf_counter().
     compact, callback, on_error : as in `lx.least_squares`.
     end : the status with which to end at once; None to run.
+    on_host : whether the algebra runs on the host, also that of a batch.
     """
 
     settings: FitSettings
@@ -73,6 +74,7 @@ class FitPlan(NamedTuple):
     callback: Callable | None = None
     on_error: tuple[type[Exception], ...] = ()
     end: Status | None = None
+    on_host: bool = False
 
     @classmethod
     def checked(

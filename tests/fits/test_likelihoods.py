@@ -354,10 +354,10 @@ def test_likelihoods_of_rows_that_leave(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(("settings", "error", "words"), [
     ({"likelihood": "poison"}, ValueError, "likelihood is 'poison'; wanted 'gaussian'"),
     ({"likelihood": None}, ValueError, "likelihood is None"),
-    ({"sigma": 1.0}, ValueError, "sigma was passed with likelihood='poisson'"),
+    ({"sigma": 1.0}, ValueError, "sigma is 1.0 with likelihood='poisson'"),
     ({"loss": "huber"}, ValueError, "loss is 'huber' with likelihood='poisson'"),
-    ({"trials": 3}, ValueError, "trials was passed with likelihood='poisson'"),
-    ({"y": COUNTS[0] - 1.0}, ValueError, r"y is -1 at \(\d+,\) with likelihood='poisson'"),
+    ({"trials": 3}, ValueError, "trials is 3 with likelihood='poisson'"),
+    ({"y": COUNTS[0] - 1.0}, ValueError, r"y is -1.0 at \(\d+,\) with likelihood='poisson'"),
     ({"likelihood": "binomial"}, ValueError, "more than the 1 in trials"),
     ({"likelihood": "binomial", "trials": np.ones(7)}, ValueError, "trials has shape"),
     ({"likelihood": "binomial", "trials": 0.0}, ValueError, "trials is 0.0"),

@@ -52,6 +52,7 @@ WITHOUT = {"checks", "typing", "schedules", "line_search"}
 # Imported only inside functions, when needed.
 LATE = {
     "arrays.inventory": {"dask"},
+    "fits.pictures": {"matplotlib"},
     "run.progress": {"rich"},
     "schedules": {"matplotlib"},
     "scipy.evaluate": {"scipy"},
