@@ -36,12 +36,13 @@ class Timed:
         start = time.thread_time()
         found = self.model(*arguments)
         self.seconds += time.thread_time() - start
-        self.calls += 1
+        # Rows of a batch count like calls for one fit.
+        self.calls += 1 if found.ndim == 1 else found.shape[0]
         return found
 
 
 class Row(NamedTuple):
-    """Seconds per fit, inside the model and altogether, and calls of the model."""
+    """Seconds per fit, inside the model and altogether, and calls of the model for each fit."""
 
     floor: float
     total: float
@@ -67,13 +68,11 @@ def measured(
             if round_:    # the first one imports, compiles and fills caches
                 totals[name].append(total / fits)
                 inside[name].append((timed.seconds / fits, timed.calls / fits))
-    return {
-        name: Row(
-            *map(float, np.median(inside[name], axis=0)[:1]), float(np.median(totals[name])),
-            float(np.median(inside[name], axis=0)[1]),
-        )
-        for name in contenders
-    }
+    found = {}
+    for name in contenders:
+        seconds, calls = np.median(inside[name], axis=0)
+        found[name] = Row(float(seconds), float(np.median(totals[name])), float(calls))
+    return found
 
 
 def show(title: str, found: dict[str, Row]) -> None:

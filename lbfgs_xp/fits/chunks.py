@@ -187,8 +187,8 @@ class Chunks:
             squares.append(self._read(residuals @ residuals))
             if self.totals is None:
                 _, y, weights = part.args
-                host = [None if a is None else self.backend.to_host(a) for a in (y, weights)]
-                totals.add(*host)
+                weights = None if weights is None else self.backend.to_host(weights)
+                totals.add(self.backend.to_host(y), weights)
         self.totals = self.totals or totals
         norms = np.zeros(max(len(squares), self.layout.size + 1))
         norms[: len(squares)] = np.sqrt(squares)
@@ -239,7 +239,9 @@ class Chunks:
         found = np.zeros((0, self.layout.size + 1))
         for part in self._parts():
             rows = self.backend.to_host(self._joint(part, x)).T
-            found = np.linalg.qr(np.concat([found, rows.astype(np.float64)]), mode="r")
+            found = np.asarray(
+                np.linalg.qr(np.concat([found, rows.astype(np.float64)]), mode="r")
+            )
         return found
 
     def _joint(self, part: Residuals, x: Array) -> Array:

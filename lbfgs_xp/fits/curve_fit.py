@@ -255,6 +255,8 @@ def curve_fit(
         plan = plan.with_priors(objective.priors.count)
     box = box_of(bounds, objective.layout)
     if source is not None:
+        if starts is not None:
+            raise ValueError("starts were passed for data in chunks; wanted one start, p0")
         found = run_fit(objective, box, plan)
         return report_of_chunks(found, objective, box, plan.settings, absolute_sigma)
     others, calls = None, 0

@@ -321,7 +321,8 @@ class Fit:
         space, backend, known = self.space, self.space.backend, self._known
         rows = np.flatnonzero(self.confirmed == CLAIMED)
         at = (known.x, known.residuals, known.columns, known.noise, known.scale, self.box)
-        objective, some = self.objective, self.plan.compact and not backend.compiles
+        objective: Any = self.objective
+        some = self.plan.compact and not backend.compiles
         if some:
             at, objective = space.take(at, rows), objective.take(rows)
         *here, scale, box = at

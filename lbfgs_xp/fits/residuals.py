@@ -164,7 +164,7 @@ class Residuals:
             args, layout, data, self.likelihood and self.likelihood.take(indices),
             self.priors and self.priors.take(indices),
         )
-        part.calls, part.partial, part.names = calls or self.calls, True, self.names
+        part.calls, part.partial = calls or self.calls, True
         if self.differences.noise is not None:
             part.differences.noise = take(self.differences.noise, indices)
         if self.directions is not None:
@@ -184,6 +184,7 @@ class Residuals:
             self.fun, args, self.jac, layout, self.compiled, self.fresh, data, self.shared,
             self.whole, likelihood, priors,
         )
+        other.names = self.names
         other.differences.step = self.differences.step
         other.differences.stretch = self.differences.stretch
         return other

@@ -171,11 +171,14 @@ class Differences:
         vector = value.ndim == x.ndim
         # The numbers of one problem are floats, if reading them costs nothing.
         one = vector and x.ndim == 1 and backend.reads_are_free
-        number, fn = (float, FLOATS) if one else (identity, self.fn)
-        rounding = backend.eps * number(backend.max_abs(value) if vector else xp.abs(value))
+        number: Callable[[Any], Any] = float if one else identity
+        fn = FLOATS if one else self.fn
+        rounding: Any = backend.eps * number(backend.max_abs(value) if vector else xp.abs(value))
         noise = rounding if self.noise is None else fn.maximum(rounding, number(self.noise))
         variation = xp.abs(value) if variation is None else number(self._array(variation))
-        unit = self.fn.where(size > self.least, size, 1.0) if first or not vector else None
+        unit: Any = None
+        if first or not vector:
+            unit = self.fn.where(size > self.least, size, 1.0)
         if first:
             length, before, due = unit, variation, noise != math.inf
             count = 1.0 if one else xp.astype(due, noise.dtype)
