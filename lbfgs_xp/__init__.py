@@ -39,6 +39,7 @@ from lbfgs_xp.first_order import (
     Yogi,
 )
 from lbfgs_xp.fits.curve_fit import curve_fit
+from lbfgs_xp.fits.intervals import Intervals, IntervalStatus, Profile
 from lbfgs_xp.fits.least_squares import least_squares
 from lbfgs_xp.fits.result import (
     BatchCurveFit,
@@ -47,6 +48,7 @@ from lbfgs_xp.fits.result import (
     FitRecord,
     LeastSquaresResult,
 )
+from lbfgs_xp.fits.starts import Starts
 from lbfgs_xp.gradient_check import check_gradient
 from lbfgs_xp.line_search import (
     Armijo,
@@ -77,6 +79,8 @@ __version__ = "0.1.0"
 __all__ = [
     "ASGD",
     "BFGS",
+    "IntervalStatus",
+    "Intervals",
     "LBFGS",
     "SGD",
     "AdaBelief",
@@ -101,6 +105,8 @@ __all__ = [
     "GradientDescent",
     "HagerZhang",
     "History",
+    "IntervalStatus",
+    "Intervals",
     "LeastSquaresResult",
     "Limits",
     "LineSearch",
@@ -111,6 +117,7 @@ __all__ = [
     "Newton",
     "OptimizerState",
     "Phase",
+    "Profile",
     "ProjectedGradient",
     "RAdam",
     "RMSProp",
@@ -119,6 +126,7 @@ __all__ = [
     "Rprop",
     "Space",
     "State",
+    "Starts",
     "Status",
     "StrongWolfe",
     "TrainRecord",

@@ -26,6 +26,7 @@ LineSearchName = Literal[
     "fixed", "armijo", "bisection", "strong_wolfe", "more_thuente", "hager_zhang"
 ]
 LossName = Literal["linear", "soft_l1", "huber", "cauchy", "arctan"]
+Likelihood = Literal["gaussian", "poisson", "binomial"] | Callable[[Any, Any], Any]
 Differences = Literal["2-point", "3-point"]
 OnError = type[Exception] | tuple[type[Exception], ...]
 Jacobian = Callable[..., Any] | Literal[True, "2-point", "3-point"] | None
@@ -93,12 +94,12 @@ class FitSettings(TypedDict, total=False):
     compact: bool
     on_error: OnError
     differentiable: bool
+    callback: Callable[[FitRecord], Any] | None
+    progress: bool
 
 
 class LeastSquaresSettings(FitSettings, total=False):
     """The keyword arguments of `lx.least_squares`, except `batched`."""
-
-    callback: Callable[[FitRecord], Any] | None
 
 
 class CurveFitSettings(FitSettings, total=False):
@@ -106,5 +107,12 @@ class CurveFitSettings(FitSettings, total=False):
 
     sigma: Any
     absolute_sigma: bool
+    fixed: Any
+    ties: dict[Any, Callable[[Any], Any]] | None
+    starts: Any
+    priors: Any
+    likelihood: Likelihood
+    trials: Any
     method: Literal["lm", "lbfgs"]
     threads: int
+    chunk_size: int | None

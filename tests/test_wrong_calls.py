@@ -40,6 +40,9 @@ def named(value: Any) -> str:
         if value.dtype.kind in "fc":
             ways += [re.escape(str(value.flat[0]))] if value.size else ["empty"]
             ways += ["complex"] if value.dtype.kind == "c" else []
+    if isinstance(value, dict):
+        ways += [f"names {re.escape(repr(key))}" for key in value]
+        ways += [rf"\['{re.escape(str(key))}'\]" for key in value]
     if isinstance(value, (list, tuple)):
         ways += [re.escape(repr(each)) for each in value] or [re.escape("(0,)")]
     return "|".join(ways)
@@ -147,7 +150,24 @@ FITS = [
         "loss": ["square", 3, NOTHING], "f_scale": [*NO_NUMBER, 0.0, -1.0],
         "factor": [*NO_NUMBER, 0.0, -1.0], "method": ["trf", 3, None, NOTHING],
         "threads": [*NO_COUNT, 0], "on_error": NO_EXCEPTION, "x_scale": NO_SCALE,
+        "fixed": ["c", 7, 1.5, ("a", "c"), [NOTHING], NOTHING],
+        "ties": ["a", 3, ("a",), {"c": line}, {7: line}, {"a": 2.0}, NOTHING],
+        "priors": ["a", 3, ("a", (0.0, 1.0)), {"c": (0.0, 1.0)}, {"a": 3.0}, {"a": (0.0, -1.0)},
+                   {"a": (0.0, NOTHING)}, NOTHING],
+        "likelihood": ["poison", 3, None, NOTHING],
+        "trials": [3, "a", NOTHING],
+        "starts": [3, "a", np.ones(2), np.ones((4, 3)), {"c": [1.0]}, NOTHING],
     }),
+    *rows("curve_fit", lx.curve_fit, {
+        "model": line, "x": X, "y": Y, "p0": [1.0, 1.0], "likelihood": "poisson",
+    }, {
+        "y": [-Y], "sigma": [1.0, np.ones(5), (1.0, 2.0)], "loss": ["huber"],
+        "trials": [3.0],
+    }),
+    *rows("curve_fit", lx.curve_fit, {
+        "model": lambda x, a: 0.0 * x + a, "x": X, "y": Y, "p0": [0.5], "likelihood": "binomial",
+        "trials": 9.0,
+    }, {"trials": ["a", 0.0, -1.0, math.nan, np.ones(3), NOTHING]}),
 ]
 CONSTRAINED = [
     row for function in (lx.augmented_lagrangian, lx.quadratic_penalty)
@@ -441,7 +461,8 @@ OWN = [
             projections.Halfspace(np.zeros(3), 1.0))), "normal", "0"),
         ("a result of its own", lambda: tuple(solve()), "res"),
         ("two results", lambda: tuple(fit()), "fit"),
-        ("covariance_of", lambda: fit().covariance_of("a"), "p0", "ndarray"),
+        ("covariance_of", lambda: fit().covariance_of("q"), "parameter", "'q'"),
+        ("covariance_of a place", lambda: fit().covariance_of(7), "parameter", "7"),
         ("train without data", lambda: lx.train(lambda p, x: (1.0, p), X0, [], jac=True), "data"),
         ("train with data of two lengths", lambda: lx.train(
             lambda p, x, y: (1.0, p), X0, (np.ones((2, 3)), np.ones(3)), jac=True), "data",

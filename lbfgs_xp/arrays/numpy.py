@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,14 +39,6 @@ class NumPyBackend(InPlaceBackend):
         rows rather than along each."""
         return array.copy("F" if _are_narrow(array) else "C")
 
-    def keep_freed_memory(self) -> None:
-        """Make glibc keep the memory of arrays up to 32 MiB in the process, for all its threads.
-
-        glibc adapts its limit to the largest block freed so far. Otherwise it returns the memory of
-        large arrays to the system at once, and getting the pages back costs more than arithmetic.
-        """
-        np.empty(2**25 - 2**14, np.uint8)
-
     @staticmethod
     def take(array: Array, indices: Array) -> Array:
         if array.ndim > 1 and array.flags.f_contiguous:
@@ -70,6 +64,12 @@ class NumPyBackend(InPlaceBackend):
         # This needs no temporary, argmax is faster than max, and both find the position of a nan.
         high, low = abs(array[array.argmax()]), abs(array[array.argmin()])
         return low if low > high else high
+
+    def are_finite(self, arrays: Sequence[Array]) -> bool:
+        # One pass is enough unless the sum overflows.
+        return all(math.isfinite(np.add.reduce(array, axis=None)) for array in arrays) or (
+            super().are_finite(arrays)
+        )
 
     def dot(self, u: Array, v: Array) -> Array:
         if u.shape[-1] < _NARROW:

@@ -35,6 +35,15 @@ def check_array(
         )
 
 
+def is_like(out: Any, like: Array) -> bool:
+    """Whether an array has the type, the dtype and the shape of another, up to the length of the
+    last axis: what the checks below look at, in less time."""
+    return (
+        type(out) is type(like) and out.dtype == like.dtype and out.ndim == like.ndim
+        and out.shape[:-1] == like.shape[:-1]
+    )
+
+
 def check_real(function: str, out: Array, backend: Backend) -> None:
     """Refuse an array whose dtype is not real floating-point."""
     if not backend.xp.isdtype(out.dtype, "real floating"):

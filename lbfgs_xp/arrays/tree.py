@@ -119,6 +119,30 @@ class Layout(Keyed):
         layout.scale, layout.scale_key = self.backend.adopt(sizes, "x_scale"), sizes.tobytes()
         return layout
 
+    @property
+    def whole(self) -> Layout:
+        """The layout of all numbers, for a layout whose vector holds only some of them."""
+        return self
+
+    def completed(self, vector: Array) -> Array:
+        """The vector with the numbers that `to_tree` needs beside those that it holds."""
+        return vector
+
+    def number_names(self, what: str) -> list[str]:
+        """What messages call each number of the vector, such as "x0.weights[3]"; real leaves."""
+        names = []
+        for i, shape in enumerate(self.shapes):
+            name = leaf_name(self.structure, i, what)
+            inner = shape[len(self.batch) :]
+            names += [name + (str(list(map(int, k))) if k else "") for k in np.ndindex(*inner)]
+        return names
+
+    def take(self, indices: Array) -> Layout:
+        """The layout, with its start, of these problems of a batch."""
+        layout = self.of_rows(indices.shape[0], indices)
+        layout.leaves = [take(leaf, indices) for leaf in self.leaves]
+        return layout
+
     def of_rows(self, count: int, indices: Any = None) -> Layout:
         """The layout of a batch of `count` of the problems, those with these indices, (count,)."""
         layout = copy.copy(self)
@@ -128,6 +152,22 @@ class Layout(Keyed):
         if self.scale is not None and self.scale.ndim == 2 and indices is not None:
             layout.scale = take(self.scale, indices)
             layout.scale_key = self.backend.to_host(layout.scale).tobytes()
+        return layout
+
+    def starting_at(self, vector: Array) -> Layout:
+        """The layout with this start, a vector without a scale."""
+        layout = copy.copy(self)
+        layout.leaves = [vector] if self.plain else flatten_like(
+            self._split(vector), self.structure
+        )[0]
+        return layout
+
+    def of_many(self, count: int) -> Layout:
+        """The layout of a batch of `count` problems like this single one."""
+        layout = copy.copy(self)
+        layout.batched, layout.batch = True, (count,)
+        layout.shapes = [(count, *shape) for shape in self.shapes]
+        layout.shape = (count, self.size)
         return layout
 
     def for_traced(self) -> Layout:

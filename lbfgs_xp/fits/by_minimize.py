@@ -37,6 +37,7 @@ def fit_by_minimize(
         nit=res.nit,
         nfev=objective.calls.nfev,
         njev=objective.calls.njev,
+        derivatives=objective.derivatives,
         success=res.success,
         status=res.status,
         message=res.message,

@@ -11,6 +11,7 @@ from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.fits.linear_algebra import (
     FEW,
     eliminate,
+    identity,
     normal_matrix,
     outer_sum,
     rank_cut,
@@ -38,7 +39,7 @@ def inverse_of_squares(accuracy: float, space: Space, jacobian: Array) -> tuple[
 def deviations(space: Space, covariance: Array, loose: Array) -> Array:
     """The standard deviations (B, p) of a covariance (B, p, p); infinite for loose parameters."""
     xp, p = space.xp, covariance.shape[-1]
-    one = xp.eye(p, dtype=xp.bool, device=space.backend.creation_device)
+    one = identity(space, p) > 0.0
     variances = xp.max(xp.where(one, covariance, xp.full_like(covariance, -math.inf)), axis=-1)
     return xp.where(loose, xp.full_like(variances, math.inf), xp.sqrt(variances))
 
@@ -47,7 +48,7 @@ def _inverse(space: Space, jacobian: Array) -> tuple[Array, Array, Array]:
     """(J^T J)^-1 by elimination, with no loose parameters; and whether it keeps enough digits."""
     xp, p = space.xp, jacobian.shape[-1]
     gram, norms, kept = normal_matrix(space, xp.matrix_transpose(jacobian))
-    one = xp.eye(p, dtype=gram.dtype, device=space.backend.creation_device)
+    one = identity(space, p)
     rows, least = eliminate(space, xp.concat([gram, xp.broadcast_to(one, gram.shape)], axis=-1))
     covariance = outer_sum(space, rows[..., p:] / norms[:, None, :])
     sound = (least > safe_pivot(space)) & xp.all(kept, axis=-1)

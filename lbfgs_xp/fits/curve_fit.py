@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, Unpack, overload
+
+import numpy as np
 
 from lbfgs_xp import checks
 from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.arrays.tree import flatten
+from lbfgs_xp.fits.answers import Answers
 from lbfgs_xp.fits.by_minimize import fit_by_minimize
+from lbfgs_xp.fits.chunks import Chunks, report_of_chunks, source_of
 from lbfgs_xp.fits.data import residuals_of
 from lbfgs_xp.fits.implicit import FromData, found_of_fit, refuse_masks
+from lbfgs_xp.fits.likelihoods import check_name
 from lbfgs_xp.fits.loop import box_of, run_fit
 from lbfgs_xp.fits.pieces import fit_pieces
+from lbfgs_xp.fits.progress import FitLine
 from lbfgs_xp.fits.report import report
-from lbfgs_xp.fits.residuals import Calls, Residuals
-from lbfgs_xp.fits.result import BatchCurveFit, CurveFit
+from lbfgs_xp.fits.residuals import Calls
+from lbfgs_xp.fits.result import BatchCurveFit, CurveFit, FitRecord
 from lbfgs_xp.fits.settings import FitPlan
+from lbfgs_xp.fits.starts import fit_starts, starts_of
 from lbfgs_xp.run import implicit
-from lbfgs_xp.typing import CurveFitSettings, Differences, LossName, OnError
+from lbfgs_xp.typing import CurveFitSettings, Differences, Likelihood, LossName, OnError
 
 METHODS = ("lm", "lbfgs")
 
@@ -62,6 +73,12 @@ def curve_fit(
     sigma: Any = None,
     absolute_sigma: bool = False,
     bounds: Any = None,
+    fixed: Any = None,
+    ties: dict[Any, Callable[[Any], Any]] | None = None,
+    starts: Any = None,
+    priors: Any = None,
+    likelihood: Likelihood = "gaussian",
+    trials: Any = None,
     x_scale: Any = "jac",
     loss: LossName = "linear",
     f_scale: float = 1.0,
@@ -80,6 +97,9 @@ def curve_fit(
     on_error: OnError = (),
     threads: int = 1,
     differentiable: bool = False,
+    chunk_size: int | None = None,
+    callback: Callable[[FitRecord], Any] | None = None,
+    progress: bool = False,
 ) -> CurveFit:
     """Fit the parameters of a model to data by least squares.
 
@@ -96,17 +116,52 @@ def curve_fit(
         masked in a masked array (y, x or sigma) are left out, as by an infinite sigma.
     p0 : one number, numbers (p,), or a dict (nested or not) of numbers and arrays
         The start. For a batch (B, p), or leaves (B, ...); (p,) and plain numbers apply to all rows.
-    sigma : None, or an array
-        Standard deviations of y, with a shape that broadcasts to it; or, for a single fit, the
-        covariance (m, m) of the data. An infinite entry leaves its point out, even if y is nan
-        there; the residual of that point is nan.
+    sigma : None, an array, or a pair of arrays
+        Standard deviations of y, with a shape that broadcasts to it; a tuple (low, high) of them,
+        for predictions below and above y, as in y -low +high; or, for a single fit, the covariance
+        (m, m) of the data. An infinite entry leaves its point out, even if y is nan there; the
+        residual of that point is nan.
     absolute_sigma : bool
         Whether sigma is in absolute units. If not, sigma only gives relative weights, and the
         covariance is scaled by reduced_chi2.
     bounds : None or (lower, upper)
-        Each side is None, a number, an array that broadcasts to p0, or has the structure of p0. A
-        parameter whose bounds are equal is fixed: its covariances are 0. A start outside is moved
-        to the nearest point inside.
+        Each side is None, a number, an array that broadcasts to p0, or has the structure of p0,
+        where a dict may name only some parameters. A parameter whose bounds are equal is fixed. A
+        start outside is moved to the nearest point inside.
+    fixed : None, or a tuple of names or positions
+        Parameters that keep their values in p0, of which in a batch each row may have its own. The
+        names are those of `lx.CurveFit.names`: "k", "peak.width", "heights[0]", also "peak" for all
+        that is inside, and the names of the model's arguments if p0 has none. Their covariances are
+        0.
+    ties : None, or a dict
+        Parameters that are functions of the others, by name or position: {"b": f} sets b = f(p),
+        where p is like the `x` of the result (a tuple of numbers if p0 is a plain list or array),
+        in a batch with all its rows. Ties are computed in their order; those that follow are None
+        in p. What p0 holds for a tied parameter is not used. The result has its value and its
+        error, from the derivative of f: automatic, or with NumPy by differences.
+    starts : None, an array (S, p), a dict, or a sampler
+        Further starts beside p0: all are fitted as one batch, the fit goes on from the one that has
+        led to the lowest cost, and `starts` of the result tells of the others. An array has the
+        parameters in the order of p0, for a batch also (B, S, p); a dict has leaves (S, ...); and a
+        sampler, such as scipy.stats.qmc.Sobol(p), or a pair (sampler, S), gives points within the
+        bounds of the free parameters, which must be finite; without S, at least 8 p.
+    priors : None, a dict, or a function
+        What is known of parameters besides the data. {"k": (mean, sd)} for normal priors, by name
+        or position; in a batch, one mean for all or one for each row. {("a", "k"): (means,
+        covariance)} for correlated ones. Or a function of the parameters (as for ties) that returns
+        residuals (k,), for a batch (B, k), half the sum of whose squares is the negative logarithm
+        of the prior. Priors need absolute_sigma=True, or a likelihood that is not "gaussian", and
+        are not subject to `loss`. The covariance of the result contains them.
+    likelihood : "gaussian", "poisson", "binomial", or a function
+        How the data scatter around the model. "poisson": y counts events, whose mean is the model;
+        "binomial": y counts successes among `trials`, whose probability is the model. Both are
+        exact for few counts and for none, and take no sigma; a trial with a mean below 0, or with a
+        probability outside 0 to 1, counts as too far. A function nll(y, prediction) returns an
+        array like y, the negative log likelihood of each datum, which should have one minimum as a
+        function of the prediction. Errors come from the expected information, for a function from
+        the observed one.
+    trials : None (for 1), a number or an array that broadcasts to y
+        For likelihood="binomial".
     x_scale
         As in `lx.least_squares`; for "lbfgs" as in `lx.minimize`, and "jac" is 1.
     loss, f_scale
@@ -114,9 +169,9 @@ def curve_fit(
     method : "lm" or "lbfgs"
         Levenberg-Marquardt; or, for comparison, `lx.minimize` on half of chi2.
     jac : None, function, "2-point" or "3-point"
-        None: automatic differentiation (PyTorch, JAX). A function with the arguments of the model:
-        jac(x, *params) -> (m, p), for a batch (B, m, p), in the order of the leaves of p0 (for a
-        dict, of its sorted keys). "2-point" or "3-point": finite differences.
+        None: automatic differentiation (PyTorch, JAX), elsewhere "2-point". A function with the
+        arguments of the model: jac(x, *params) -> (m, p), for a batch (B, m, p), in the order in
+        which p0 lists the parameters. "2-point" or "3-point": finite differences.
     diff_step, gtol, ftol, xtol, maxiter, maxfun, maxtime, factor
         As in `lx.least_squares`; for "lbfgs" gtol to maxtime as in `lx.minimize`.
     batched : bool
@@ -136,6 +191,19 @@ def curve_fit(
     differentiable : bool
         As in `lx.least_squares`: whether `x` and `chi2` of the result are differentiable functions
         of x, y and sigma (in PyTorch, also of what the model holds).
+    chunk_size : None or int
+        Fit one set of data in chunks of this many points, of which only sums are kept: neither a
+        Jacobian nor residuals of all data are ever in memory, and the result has no `residuals`.
+        Of x, arrays whose last axis is as long as y are cut; arrays may be mapped to files. None:
+        in chunks if the Jacobian would have more than 2^24 numbers (2^28 on a GPU). Or x is a
+        function, and y is None: x() returns a new iterator over chunks (x, y) or (x, y, sigma),
+        the same ones in each call. For normal errors, without priors.
+    callback : function
+        callback(record) after each accepted step, with an `lx.FitRecord`, as in `lx.least_squares`.
+        A batch is then fitted as a whole, not in pieces or threads. For "lbfgs" as in
+        `lx.minimize`.
+    progress : bool
+        Whether to show a live status line.
 
     Returns
     -------
@@ -155,23 +223,29 @@ def curve_fit(
     >>> import lbfgs_xp as lx
     >>> x = np.linspace(0.0, 4.0, 20)
     >>> y = 3.0 * np.exp(-0.5 * x) + 0.01 * np.cos(40.0 * x)
-    >>> fit = lx.curve_fit(lambda x, a, k: a * np.exp(-k * x), x, y, [1.0, 1.0], jac="3-point")
+    >>> fit = lx.curve_fit(lambda x, a, k: a * np.exp(-k * x), x, y, [1.0, 1.0])
     >>> fit.x.round(2), bool(fit.stderr[0] < 0.01)
     (array([3. , 0.5]), True)
     """
-    absolute_sigma, batched, compact, differentiable = checks.flags(
+    absolute_sigma, batched, compact, differentiable, progress = checks.flags(
         absolute_sigma=absolute_sigma, batched=batched, compact=compact,
-        differentiable=differentiable,
+        differentiable=differentiable, progress=progress,
     )
     settings = dict(
         absolute_sigma=absolute_sigma, bounds=bounds, x_scale=x_scale, loss=loss, f_scale=f_scale,
         method=method, jac=jac, diff_step=diff_step, gtol=gtol, ftol=ftol, xtol=xtol,
         maxiter=maxiter, maxfun=maxfun, maxtime=maxtime, factor=factor, batched=batched,
-        compact=compact, on_error=on_error, threads=threads,
+        compact=compact, on_error=on_error, threads=threads, fixed=fixed, ties=ties, starts=starts,
+        priors=priors, likelihood=likelihood, trials=trials, chunk_size=chunk_size,
+        callback=callback, progress=progress,
     )
     if not implicit.is_wanted(differentiable, y):
         return _fit(model, x, y, sigma, p0, **settings)[0]
     refuse_masks(x, y, sigma)
+    _refuse_indifferentiable(
+        fixed=fixed, ties=ties, priors=priors, chunk_size=chunk_size,
+        likelihood=None if likelihood == "gaussian" else likelihood,
+    )
 
     def find(functions: dict[str, Any], p0: Any, data: tuple) -> implicit.Found:
         x, y, sigma = data
@@ -189,24 +263,60 @@ def _fit(
     model: Callable[..., Any], x: Any, y: Any, sigma: Any, p0: Any, *, absolute_sigma: bool,
     bounds: Any, x_scale: Any, loss: Any, f_scale: float, method: str, jac: Any, diff_step: Any,
     gtol: Any, ftol: float, xtol: float, maxiter: Any, maxfun: Any, maxtime: Any, factor: float,
-    batched: bool, compact: bool, on_error: Any, threads: int,
-) -> tuple[CurveFit, Residuals, Any, FitPlan]:
+    batched: bool, compact: bool, on_error: Any, threads: int, fixed: Any, ties: Any, starts: Any,
+    priors: Any, likelihood: Any, trials: Any, chunk_size: Any, callback: Any, progress: bool,
+) -> tuple[CurveFit, Any, Any, FitPlan]:
     """The result of a fit, its residuals, its box and its plan."""
     _check_method(method)
     threads = checks.count("threads", threads, 1)
-    objective = residuals_of(model, x, y, p0, sigma, jac, batched, compact)
+    check_name(likelihood, sigma, trials, loss)
+    data = functools.partial(
+        residuals_of, model, p0=p0, jac=jac, batched=batched, compact=compact, fixed=fixed,
+        ties=ties, likelihood=likelihood, trials=trials, priors=priors,
+    )
+    normal = loss == "linear" and likelihood == "gaussian" and priors is starts is None
+    source = source_of(
+        x, y, sigma, _size(p0), chunk_size, method == "lm" and normal and not batched
+    )
+    objective: Any = (
+        data(x=x, y=y, sigma=sigma) if source is None
+        else Chunks(source, lambda x, y, sigma: data(x=x, y=y, sigma=sigma))
+    )
+    if objective.priors and likelihood == "gaussian" and not absolute_sigma:
+        raise ValueError(
+            "priors were passed with absolute_sigma=False; wanted sigma in the unit of y and "
+            "absolute_sigma=True, because priors count relative to the errors of the data"
+        )
     objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
     limits = dict(gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime)
     plan = FitPlan.checked(
         objective.layout, x_scale=x_scale, loss=loss, f_scale=f_scale, factor=factor,
         accuracy=objective.accuracy,
-        compact=compact and batched, on_error=on_error, **limits,
+        compact=compact and batched, on_error=on_error, callback=callback, **limits,
     )
+    if objective.priors:
+        plan = plan.with_priors(objective.priors.count)
     box = box_of(bounds, objective.layout)
+    if source is not None:
+        if starts is not None:
+            raise ValueError("starts were passed for data in chunks; wanted one start, p0")
+        found = run_fit(objective, box, plan)
+        result = report_of_chunks(found, objective, box, plan.settings, absolute_sigma)
+        return result, objective, box, plan
+    others, calls = None, 0
+    if starts is not None:
+        if method == "lbfgs":
+            raise ValueError("starts were passed with method='lbfgs'; wanted method='lm'")
+        every = starts_of(starts, objective.layout, box)
+        analysis = Answers(objective, box, plan.settings, plan.compact)
+        others, best, calls = fit_starts(analysis, every, plan)
+        objective.layout = objective.layout.starting_at(best)
     if method == "lbfgs":
         sides = None if bounds is None else objective.layout.sides(bounds)
-        found = fit_by_minimize(objective, plan, {**limits, "bounds": sides})
-        result = report(found, objective, box, plan.settings, absolute_sigma)
+        found = fit_by_minimize(
+            objective, plan, {**limits, "bounds": sides, "callback": callback, "progress": progress}
+        )
+        result = report(found, objective, box, plan.settings, absolute_sigma, compact and batched)
         return result, objective, box, plan
 
     def fit(rows: Any, plan: FitPlan) -> CurveFit:
@@ -217,10 +327,34 @@ def _fit(
             part = objective.take(rows, Calls())
             inside, scale = Space(objective.backend).take((box, plan.scale), rows)
             plan = plan._replace(scale=scale)
-        return report(run_fit(part, inside, plan), part, inside, plan.settings, absolute_sigma)
+        found = run_fit(part, inside, plan)
+        live.count(part.layout.batch[0] if batched else 1)
+        return report(found, part, inside, plan.settings, absolute_sigma, plan.compact)
 
-    result = fit_pieces(fit, objective, plan, threads) if plan.compact else fit(None, plan)
+    with FitLine(progress, objective.layout.batch[0] if batched else 1) as live:
+        plan = plan._replace(live=live)
+        in_pieces = plan.compact and callback is None
+        fits = fit_pieces(fit, objective, plan, threads) if in_pieces else fit(None, plan)
+    # Of all rows, because each piece knows only its own.
+    analysis = Answers(objective, box, plan.settings, plan.compact)
+    nfev = fits.nfev + calls
+    result = dataclasses.replace(fits, nfev=nfev, starts=others, _analysis=analysis)
     return result, objective, box, plan
+
+
+def _refuse_indifferentiable(**settings: Any) -> None:
+    """Refuse settings for which fitted parameters are not differentiated."""
+    for name, value in settings.items():
+        if value is not None:
+            raise ValueError(
+                f"{name} is {checks.shown(value)} for a fit that is differentiated; wanted it "
+                "unset there"
+            )
+
+
+def _size(p0: Any) -> int:
+    """About how many parameters there are."""
+    return sum(math.prod(np.shape(leaf)) for leaf in flatten(p0)[0])
 
 
 def _check_method(method: Any) -> None:

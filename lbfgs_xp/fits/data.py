@@ -22,42 +22,100 @@ from lbfgs_xp.arrays.tree import (
     leaf_name,
     unflatten,
 )
-from lbfgs_xp.fits.residuals import Residuals
+from lbfgs_xp.fits.likelihoods import Custom, SplitNormal, counts_of
+from lbfgs_xp.fits.names import names_of, sorted_places
+from lbfgs_xp.fits.parameters import free_layout
+from lbfgs_xp.fits.priors import priors_of
+from lbfgs_xp.fits.residuals import Residuals, chosen
 
 # Up to this length, the first axis of x may count coordinates.
 _COORDINATES = 64
 
 
 def residuals_of(
-    model: Any, x: Any, y: Any, p0: Any, sigma: Any, jac: Any, batched: bool, compact: bool
+    model: Any, x: Any, y: Any, p0: Any, sigma: Any, jac: Any, batched: bool, compact: bool, *,
+    fixed: Any, ties: Any, likelihood: Any, trials: Any, priors: Any,
 ) -> Residuals:
     """The residuals of a model, from the arguments of `lx.curve_fit`."""
     if not callable(model):
         raise TypeError(f"model is a {type(model).__name__}; wanted a function of x and parameters")
-    x, y, sigma = _without_mask(_unwrapped(x), y, sigma, batched)
+    # Without the deviations of normal errors, weights only say which data count.
+    apart = isinstance(sigma, tuple) and len(sigma) == 2
+    normal = not apart and likelihood == "gaussian"
+    x, y, own = _without_mask(_unwrapped(x), y, sigma if normal else None, batched)
     y = _data(y, batched)
     backend = Backend.of(y, "y")
-    x = adopted(x, backend, "x")
+    x, jac = coordinates(x, backend), chosen(jac, backend)
     layout = Layout(_start(p0, backend, y.shape[:1] if batched else None), batched)
     if isinstance(layout.structure, Partial):
         raise ValueError(
             f"{layout.structure.frozen_name('p0')} is frozen (requires_grad=False); wanted only "
             "parameters to be fitted, and the others as constants of the model"
         )
-    weights = _weights(sigma, y, backend, batched)
+    weights = _weights(own, y, backend, batched)
     y = without_left_out(weights, y)
     whole = compact and batched and _is_whole(model, x, layout, tuple(y.shape))
-    return Residuals(
-        Curve(model, batched, backend, isinstance(jac, str)),
-        (x, y, weights),
-        Slopes(jac, batched) if callable(jac) else jac,
-        layout,
+    names = names_of(model, layout)
+    free = free_layout(layout, names, fixed, ties)
+    curve = Curve(model, batched, backend, isinstance(jac, str), predicts=not normal)
+    residuals = Residuals(
+        curve,
+        (x, y, weights if normal else None),
+        Slopes(jac, batched, sorted_places(layout)) if callable(jac) else jac,
+        free,
         backend.is_compiled(model),
-        fresh=callable(jac) and batched and weights is not None,
-        data=(1, backend.xp.reshape(in_units_of_sigma(weights, y), (-1, y.shape[-1]))),
+        fresh=callable(jac) and batched and normal and weights is not None,
+        data=(
+            dataclasses.replace(curve, predicts=True),
+            backend.xp.reshape(in_units_of_sigma(weights, y), (-1, y.shape[-1])),
+        ) if normal else None,
         shared=y.shape[1:],
         whole=(0,) if whole else (),
+        priors=priors_of(priors, free, names),
     )
+    residuals.names = names
+    if apart:
+        residuals.likelihood = _split_normal(sigma, y, weights, backend, batched)
+    elif callable(likelihood):
+        start = backend.xp.reshape(free.start(), (-1, free.size))
+        predictions = backend.xp.reshape(residuals.predictions(start), y.shape)
+        residuals.likelihood = Custom.of(likelihood, y, weights, predictions)
+    elif not normal:
+        residuals.likelihood = counts_of(likelihood, y, weights, trials, backend)
+    return residuals
+
+
+def _split_normal(
+    sigma: tuple[Any, Any], y: Array, kept: Any, backend: Backend, batched: bool
+) -> SplitNormal:
+    """The likelihood of sigma=(low, high)."""
+    if y.shape[-1] == 2 and all(np.ndim(side) == 0 for side in sigma if not is_array(side)):
+        raise ValueError(
+            f"sigma is {sigma!r} for two data; wanted a list of their deviations, or (low, high) "
+            "as two arrays"
+        )
+    sides = []
+    for side in sigma:
+        weights = _weights(side, y, backend, batched)
+        if weights is None:
+            raise TypeError(f"sigma is {sigma!r}; wanted deviations on both sides")
+        if are_correlated(weights, y):
+            raise ValueError("sigma is a pair of matrices; wanted one covariance, or (low, high)")
+        sides.append(weights)
+    low, high = sides
+    out = (low == 0.0) | (high == 0.0)
+    if kept is not None:
+        out = out | (kept == 0.0)
+    xp = backend.xp
+    if not xp.any(out):
+        return SplitNormal(y, None, low, high)
+    kept = xp.where(out, backend.full(y.shape, 0.0), 1.0)
+    return SplitNormal(xp.where(out, backend.zeros(y.shape), y), kept, low, high)
+
+
+def coordinates(x: Any, backend: Backend) -> Any:
+    """x as the model gets it: numbers and arrays of NumPy as arrays of the backend."""
+    return adopted(_unwrapped(x), backend, "x")
 
 
 def adopted(x: Any, backend: Backend, name: str) -> Any:
@@ -327,6 +385,7 @@ class Curve:
 
     backend : the backend of the data.
     differs : whether finite differences are taken, for which the model must return full precision.
+    predicts : whether the data are not subtracted, so that fun is the model in units of sigma.
     """
 
     # See `Backend.jit`.
@@ -336,10 +395,23 @@ class Curve:
     batched: bool
     backend: Backend
     differs: bool
+    predicts: bool = False
+
+    def predicted(self, params: Any, x: Any) -> Any:
+        """What the model returns at the coordinates x."""
+        positional, named = _arguments(params, self.batched)
+        return self.model(x, *positional, **named)
 
     def __call__(self, params: Any, x: Any, y: Array, weights: Any) -> Array:
-        positional, named = _arguments(params, self.batched)
-        found = self.model(x, *positional, **named)
+        found = self.predicted(params, x)
+        if not returned.is_like(found, y) or found.shape != y.shape:
+            self._check(found, y)
+        if weights is None and self.predicts:
+            return found
+        with np.errstate(all="ignore"):
+            return in_units_of_sigma(weights, found if self.predicts else found - y)
+
+    def _check(self, found: Any, y: Array) -> None:
         wanted = f"an array of shape {tuple(y.shape)}, like y"
         returned.check_array("model", found, self.backend, wanted, like="y")
         if tuple(found.shape) != tuple(y.shape):
@@ -347,22 +419,30 @@ class Curve:
         returned.check_real("model", found, self.backend)
         if self.differs:
             returned.check_precision("model", found, self.backend)
-        with np.errstate(all="ignore"):
-            return in_units_of_sigma(weights, found - y)
 
 
 @dataclasses.dataclass(frozen=True)
 class Slopes:
-    """The Jacobian of the residuals, from the Jacobian of the model."""
+    """The Jacobian of the residuals, from the Jacobian of the model.
+
+    places : where the columns of the Jacobian of the residuals stand in that of the model; None if
+        at the same places.
+    """
 
     jac: Callable
     batched: bool
+    places: tuple[int, ...] | None = None
 
     def __call__(self, params: Any, x: Any, y: Array, weights: Any) -> Array:
         positional, named = _arguments(params, self.batched)
         found = self.jac(x, *positional, **named)
-        if weights is None or not is_array(found) or found.ndim != y.ndim + 1:
+        if not is_array(found) or found.ndim != y.ndim + 1:
             return found  # a wrong shape is reported by a later check
+        if self.places is not None and found.shape[-1] == len(self.places):
+            columns = [found[..., place] for place in self.places]
+            found = array_namespace(found).stack(columns, axis=-1)
+        if weights is None:
+            return found
         if are_correlated(weights, y):
             return weights @ found
         # Stored column by column, the order in which the fit uses them.

@@ -10,6 +10,7 @@ from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.fits.implicit import found_of_fit
 from lbfgs_xp.fits.loop import box_of, run_fit
+from lbfgs_xp.fits.progress import FitLine
 from lbfgs_xp.fits.residuals import Residuals
 from lbfgs_xp.fits.result import BatchLeastSquaresResult, FitRecord, LeastSquaresResult
 from lbfgs_xp.fits.settings import FitPlan
@@ -67,6 +68,7 @@ def least_squares(
     on_error: OnError = (),
     callback: Callable[[FitRecord], Any] | None = None,
     differentiable: bool = False,
+    progress: bool = False,
 ) -> LeastSquaresResult:
     """Minimise half the sum of squared residuals, for one problem or many at once.
 
@@ -81,9 +83,10 @@ def least_squares(
     args : tuple
         Further arguments of residuals and jac.
     jac : None, function, "2-point" or "3-point"
-        None: automatic differentiation (PyTorch, JAX). A function: jac(x, *args) -> (m, p), for a
-        batch (B, m, p), for all p numbers of x in the order of its leaves. "2-point", "3-point":
-        finite differences, with p or 2p further evaluations per Jacobian.
+        None: automatic differentiation (PyTorch, JAX), elsewhere "2-point". A function:
+        jac(x, *args) -> (m, p), for a batch (B, m, p), for all p numbers of x in the order of its
+        leaves. "2-point", "3-point": finite differences, with p or 2p further evaluations per
+        Jacobian; "2-point" changes to "3-point" when its error may have ended a fit.
     diff_step : None or float
         The step of the finite differences, relative to each parameter (to 1 if it is 0), for
         residuals with more noise than rounding. None: measured, for each parameter.
@@ -135,6 +138,8 @@ def least_squares(
         As in `lx.minimize`: whether `x` and `cost` of the result are differentiable functions of
         args, and of what residuals holds. By the Hessian of the cost, not by J^T J. The other
         fields are constants.
+    progress : bool
+        Whether to show a live status line.
 
     Returns
     -------
@@ -154,17 +159,19 @@ def least_squares(
     >>> import lbfgs_xp as lx
     >>> def rosenbrock(x):
     ...     return np.stack([10.0 * (x[1] - x[0] ** 2), 1.0 - x[0]])
-    >>> res = lx.least_squares(rosenbrock, np.asarray([-1.2, 1.0]), jac="3-point")
+    >>> res = lx.least_squares(rosenbrock, np.asarray([-1.2, 1.0]))
     >>> bool(np.allclose(res.x, 1.0)), res.success
     (True, True)
     """
-    batched, differentiable = checks.flags(batched=batched, differentiable=differentiable)
+    batched, differentiable, progress = checks.flags(
+        batched=batched, differentiable=differentiable, progress=progress
+    )
     if not isinstance(args, tuple):
         args = (args,)
     settings = dict(
         diff_step=diff_step, bounds=bounds, x_scale=x_scale, loss=loss, f_scale=f_scale, gtol=gtol,
         ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime, factor=factor,
-        batched=batched, compact=compact, on_error=on_error, callback=callback,
+        batched=batched, compact=compact, on_error=on_error, callback=callback, progress=progress,
     )
     if not implicit.is_wanted(differentiable, x0):
         return _fit(residuals, x0, args, jac=jac, **settings)[0]
@@ -181,7 +188,7 @@ def least_squares(
 
 def _fit(
     residuals: Callable[..., Any], x0: Any, args: tuple, *, jac: Any, diff_step: Any, bounds: Any,
-    batched: bool, **settings: Any,
+    batched: bool, progress: bool, **settings: Any,
 ) -> tuple[LeastSquaresResult, Residuals, Any, FitPlan]:
     """The result of a fit, its residuals, its box and its plan."""
     layout = Layout(x0, batched)
@@ -190,6 +197,7 @@ def _fit(
     objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
     plan = FitPlan.checked(layout, accuracy=objective.accuracy, **settings)
     box = box_of(bounds, layout)
-    result = run_fit(objective, box, plan)
+    with FitLine(progress, layout.batch[0] if batched else 1) as live:
+        result = run_fit(objective, box, plan._replace(live=live))
     layout.keep_frozen(result.x)
     return result, objective, box, plan

@@ -4,8 +4,9 @@ The step minimises the linearised residuals of `linear_model` within a radius th
 of actual to predicted decrease (More 1978, The Levenberg-Marquardt algorithm: implementation and
 theory).
 
-Everything is batched: vectors are (B, p), residuals (B, m), scalars (B,), and branches are written
-with `where`. Nothing is read back to the host, and JAX compiles these functions.
+Vectors are (B, p), residuals (B, m), scalars (B,), and branches are written with `where`: nothing
+is read back to the host, and JAX compiles these functions. For one problem on the host, the same
+functions take (p,), (m,) and numbers.
 """
 
 from __future__ import annotations
@@ -233,15 +234,20 @@ def _kind(fn: Scalars, status: Any, hard: Any, lost: Any) -> Any:
     return kind if lost is None else kind + fn.where(lost, zero + LOST, zero)
 
 
-def doubtful(space: Space, state: LMState) -> tuple[Array, Array]:
+def doubtful(space: Space, state: LMState, errors: Array) -> tuple[Array, Array]:
     """Which problems only the error of finite differences may have ended: those that claim to be
-    at the precision floor, and those with nearly dependent columns, masks (B,)."""
+    at the precision floor, and those with nearly dependent columns, masks (B,).
+
+    errors : of the derivatives of the residuals, (B, p).
+    """
     claimed = state.status == CLAIMED
     blur = _blur(space, state.linear, state.x, state.noise)
     above = state.value > _noise(space.scalars, space.backend.noise, state.value, blur)
     least, most = _singular_values(space, state.linear)
     ended = claimed | (state.status == int(Status.GRADIENT))
-    near = ended & state.linear.hard & (least < _NEAR * most)
+    near = ended & state.linear.hard & (
+        (least < _NEAR * most) | unresolved(space, state, errors)
+    )
     return claimed & above, near & above
 
 
@@ -273,7 +279,7 @@ def aim(exact: bool, space: Space, state: LMState, box: Any) -> LMState:
         fn = space.scalars
         reach = space.per_problem(fn.where(state.good, fn.full(1.0, state.value), _WAY))
         fixed = xp.where(beyond, reach * (inside - state.x), xp.zeros_like(step))
-        free = xp.where(beyond[:, None, :], xp.zeros_like(linear.R), linear.R)
+        free = xp.where(beyond[..., None, :], xp.zeros_like(linear.R), linear.R)
         q = linear.q + space.products(linear.R, fixed * linear.scale)
         z, _ = solve_damped(exact, space, free, q, mu)
         step = xp.where(beyond, fixed, z / linear.scale)
@@ -289,7 +295,7 @@ def _within(
     fn, mu = space.scalars, _least(space, R)
     # In units of the residuals, whose squares may overflow; a power of 2, which rounds nothing.
     unit = 2.0 ** space.xp.floor(space.xp.log2(divisor(space, norm(space, q))))
-    q, radius = q / unit[:, None], state.radius / unit
+    q, radius = q / space.per_problem(unit), state.radius / unit
     z, factor = solve_damped(exact, space, R, q, mu)
     for _ in range(_REFINED if space.small_on_host else _REFINED_BLINDLY):
         length = norm(space, z)
@@ -299,7 +305,7 @@ def _within(
         slope = norm(space, solve_upper(space, factor, z, transposed=True))
         mu = fn.fused(_damped, over, mu, length, slope, radius)
         z, factor = solve_damped(exact, space, R, q, mu)
-    return z * unit[:, None], mu
+    return z * space.per_problem(unit), mu
 
 
 def _over(fn: Scalars, length: Any, radius: Any, status: Any) -> Any:
@@ -492,17 +498,17 @@ def ahead(
     xp = space.xp
     of_rows, of_residuals = settings.weights(space, residuals)
     hidden = _hidden(space, x, residuals, columns, noise)
-    columns = columns * of_rows[:, None, :]
+    columns = columns * of_rows[..., None, :]
     # Between the columns here, which may vanish, and the longest ones, which may be those of a
     # steep start.
     here = norm(space, columns)
     scale = divisor(space, xp.where(here > 0.0, xp.sqrt(here) * xp.sqrt(scale), scale))
     slope = space.products(columns / scale[..., None], residuals * of_residuals)
     slope = xp.where(frozen_at_bounds(space, x, slope, box), xp.zeros_like(slope), slope)
-    unit = slope / divisor(space, space.max_abs(slope))[:, None]
+    unit = slope / space.per_problem(divisor(space, space.max_abs(slope)))
     far = _FAR / space.backend.eps**_LONGEST * hidden
     far = length * xp.maximum(norm(space, residuals), far)
-    step = far[:, None] * unit / scale
+    step = space.per_problem(far) * unit / scale
     point = x - xp.where(xp.isfinite(step), step, xp.zeros_like(step))
     return point if box is None else _into(space, point, box)
 
@@ -554,10 +560,9 @@ def _try(space: Space, state: LMState, step: Array, box: Any) -> LMState:
 def _least(space: Space, R: Array) -> Array:
     """The damping that does not matter yet: (eps |c|)^2 for the shortest column c in the scale D,
     which may stem from points at which the columns were much longer."""
-    xp = space.xp
-    least = space.backend.eps * xp.min(divisor(space, column_norms(space, R)), axis=-1)
+    least = space.backend.eps * space.xp.min(divisor(space, column_norms(space, R)), axis=-1)
     # Never 0, because R may be singular.
-    return xp.maximum(least * least, xp.full_like(least, 4.0 / space.backend.largest))
+    return space.scalars.maximum(least * least, 4.0 / space.backend.largest)
 
 
 def _promise(fn: Scalars, state: Any) -> Any:

@@ -1,11 +1,15 @@
-"""Linear algebra for fits: many small systems at once.
+"""Linear algebra for fits: many small systems at once, or one on the host, by LAPACK.
 
 Sums inside decompositions and matrix products are the library's own, whatever the space.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any
+
+import numpy as np
 
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.scalars import Scalars
@@ -13,6 +17,17 @@ from lbfgs_xp.arrays.space import Space
 
 # The most parameters for which the normal equations are tried, because `eliminate` is unrolled.
 FEW = 16
+# Up to this many parameters, the algebra of one problem takes less time on floats than LAPACK.
+_FLOATS = 8
+
+
+def identity(space: Space, p: int) -> Array:
+    return space.backend.constant(_identity(p))
+
+
+@functools.cache
+def _identity(p: int) -> np.ndarray:
+    return np.eye(p)
 
 
 def qr(space: Space, matrix: Array) -> tuple[Array, Array]:
@@ -25,9 +40,11 @@ def qr(space: Space, matrix: Array) -> tuple[Array, Array]:
 def solve_upper(space: Space, matrix: Array, vector: Array, transposed: bool = False) -> Array:
     """R^-1 v, or R^-T v, for upper triangular R (..., p, p) and v (..., p); a 0 on the diagonal
     counts as 1."""
-    xp = space.xp
-    one = xp.eye(matrix.shape[-1], dtype=xp.bool, device=space.backend.creation_device)
-    matrix = xp.where(one & (matrix == 0.0), xp.ones_like(matrix), matrix)
+    xp, p = space.xp, matrix.shape[-1]
+    if not space.batched and p <= _FLOATS:
+        return _substitute_one(matrix.T if transposed else matrix, vector, transposed)
+    one = identity(space, p)
+    matrix = xp.where((one > 0.0) & (matrix == 0.0), one, matrix)
     matrix = xp.matrix_transpose(matrix) if transposed else matrix
     return space.backend.linalg("solve")(matrix, vector[..., None])[..., 0]
 
@@ -36,11 +53,14 @@ def normal_matrix(space: Space, rows: Array) -> tuple[Array, Array, Array]:
     """A A^T for A (..., p, m) with its rows scaled to length 1; the lengths of the rows (..., p);
     and a mask of the lengths whose squares lose no digits. Elements below the diagonal may be left
     0."""
-    xp = space.xp
-    product = space.backend.gram(rows)
-    one = xp.eye(rows.shape[-2], dtype=product.dtype, device=space.backend.creation_device)
-    norms = xp.sqrt(space.sum(product * one))
-    unit = xp.where(norms > 0.0, norms, xp.ones_like(norms))
+    if space.batched:
+        product = space.backend.gram(rows)
+        squares = space.sum(product * identity(space, rows.shape[-2]))
+    else:
+        product = rows @ rows.T
+        squares = product.diagonal()
+    norms = space.xp.sqrt(squares)
+    unit = divisor(space, norms)
     limit = space.backend.largest**0.25
     kept = (norms > 1.0 / limit) & (norms < limit)
     return product / unit[..., None, :] / unit[..., None], norms, kept
@@ -53,16 +73,18 @@ def safe_pivot(space: Space) -> float:
 
 
 def eliminate(space: Space, matrix: Array) -> tuple[Array, Array]:
-    """Reduce symmetric matrices with columns beside them, [A, C] (B, p, p + k), to [R, R^-T C] with
-    A = R^T R, R upper triangular; also return the smallest diagonal element of R, (B,). Elements
-    below the diagonal of A are ignored.
+    """Reduce symmetric matrices with columns beside them, [A, C] (..., p, p + k), to [R, R^-T C]
+    with A = R^T R, R upper triangular; also return the smallest diagonal element of R, (...).
+    Elements below the diagonal of A are ignored.
 
     If A is not positive definite, the smallest element is 0 and the rest arbitrary. Such a matrix
     does not affect the others of the batch, as it may in LAPACK.
     """
+    p = matrix.shape[-2]
+    if not space.batched:
+        return _eliminate_one(matrix, p)
     xp, fn, rows = space.xp, space.scalars, []
     least: Any = None
-    p = matrix.shape[-2]
     # The batch becomes the last axis, so that each operation runs over all problems in one pass.
     rest = space.backend.own(xp.moveaxis(matrix, 0, -1))
     for k in range(p):
@@ -76,6 +98,46 @@ def eliminate(space: Space, matrix: Array) -> tuple[Array, Array]:
                 _less, rest[1:, 1:, :], row[1 : p - k, None, :], row[None, 1:, :]
             )
     return xp.moveaxis(xp.stack(rows, axis=0), -1, 0), least
+
+
+def _eliminate_one(matrix: Array, p: int) -> tuple[Array, Array]:
+    """`eliminate` for one matrix (p, p + k) on the host."""
+    if p <= _FLOATS:
+        return _eliminate_floats(matrix, p)
+    try:
+        R = np.linalg.cholesky(matrix[:, :p], upper=True)
+    except np.linalg.LinAlgError:
+        return matrix, matrix.dtype.type(0.0)
+    rest = np.linalg.solve(R.T, matrix[:, p:])
+    return np.concatenate([R, rest], axis=1), R.diagonal().min()
+
+
+def _eliminate_floats(matrix: Array, p: int) -> tuple[Array, Array]:
+    # Of each row, what is right of the diagonal.
+    rest, rows, least = [row[i:] for i, row in enumerate(matrix.tolist())], [], math.inf
+    for k, row in enumerate(rest):
+        root = math.sqrt(row[0]) if row[0] > 0.0 else 0.0
+        least, root = min(least, root), root or 1.0
+        row = [a / root for a in row]
+        rows.append([0.0] * k + row)
+        for i in range(1, p - k):
+            factor = row[i]
+            rest[k + i] = [
+                a - factor * b for a, b in zip(rest[k + i], row[i:], strict=False)
+            ]
+    return np.asarray(rows, matrix.dtype), matrix.dtype.type(least)
+
+
+def _substitute_one(matrix: Array, vector: Array, forward: bool) -> Array:
+    """The solution for one triangular matrix (p, p), lower if `forward`, on floats."""
+    rows, solved = matrix.tolist(), vector.tolist()
+    p = len(solved)
+    for i in range(p) if forward else reversed(range(p)):
+        row, rest = rows[i], solved[i]
+        for j in range(i) if forward else range(i + 1, p):
+            rest -= row[j] * solved[j]
+        solved[i] = rest / (row[i] or 1.0)
+    return np.asarray(solved, matrix.dtype)
 
 
 def _root(fn: Scalars, pivot: Any, least: Any) -> tuple[Any, Any]:
@@ -94,7 +156,9 @@ def _quotient(fn: Scalars, rest: Any, pivot: Any) -> Any:
 
 
 def substitute(space: Space, matrix: Array, vector: Array) -> Array:
-    """`solve_upper` for many small R (B, p, p), v (B, p)."""
+    """`solve_upper`, faster for many small R (B, p, p), v (B, p)."""
+    if not space.batched:
+        return solve_upper(space, matrix, vector)
     fn, p = space.scalars, matrix.shape[-1]
     solved: list[Array] = []
     for i in reversed(range(p)):
@@ -127,7 +191,7 @@ def outer_sum(space: Space, rows: Array) -> Array:
 
 def norm(space: Space, u: Array) -> Array:
     """The Euclidean norm over the last axis: (..., n) -> (...)."""
-    return space.xp.sqrt(space.dot(u, u))
+    return space.xp.sqrt(space.dot(u, u) if space.batched or u.ndim == 1 else np.vecdot(u, u))
 
 
 def column_norms(space: Space, matrix: Array) -> Array:
@@ -137,7 +201,7 @@ def column_norms(space: Space, matrix: Array) -> Array:
 
 def divisor(space: Space, u: Array) -> Array:
     """Sizes to divide by: u, with 1 instead of 0."""
-    return space.scalars.fused(_divisor, u)
+    return space.scalars.fused(_divisor, u) if space.batched else np.where(u > 0.0, u, 1.0)
 
 
 def _divisor(fn: Scalars, u: Any) -> Any:

@@ -22,6 +22,7 @@ from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.fits.linear_algebra import (
     divisor,
     eliminate,
+    identity,
     norm,
     normal_matrix,
     qr,
@@ -73,17 +74,19 @@ def linearize(
     weighted = residuals
     if not settings.loss.is_linear:
         of_rows, of_residuals = settings.weights(space, residuals)
-        columns, weighted = columns * of_rows[:, None, :], residuals * of_residuals
+        columns, weighted = columns * of_rows[..., None, :], residuals * of_residuals
     gram, norms, kept = normal_matrix(space, columns)
     slope = space.products(columns, weighted) / divisor(space, norms)
     frozen = frozen_at_bounds(space, x, slope, box)
     if box is not None:
-        one = xp.eye(p, dtype=gram.dtype, device=space.backend.creation_device)
-        out = frozen[:, None, :] | frozen[..., None]
+        one = identity(space, p)
+        out = frozen[..., None, :] | frozen[..., None]
         gram = xp.where(out, xp.broadcast_to(one, gram.shape), gram)
         slope = xp.where(frozen, xp.zeros_like(slope), slope)
     rows, least = eliminate(space, xp.concat([gram, slope[..., None]], axis=-1))
     R, q = rows[..., :p], rows[..., p]
+    if box is not None:
+        R = xp.where(frozen[..., None, :], xp.zeros_like(R), R)
     part = norm(space, q)
     sound, hard = space.scalars.fused(
         _sound, safe_pivot(space), least, xp.all(kept | frozen, axis=-1), part
@@ -109,16 +112,16 @@ def decompose(
     xp, backend = space.xp, space.backend
     finite = xp.all(xp.isfinite(columns), axis=(-2, -1)) & xp.all(xp.isfinite(residuals), axis=-1)
     # Numbers that are not finite must not reach the decomposition: they might spoil other problems.
-    columns = xp.where(finite[:, None, None], columns, xp.zeros_like(columns))
+    columns = xp.where(finite[..., None, None], columns, xp.zeros_like(columns))
     residuals = space.pick(finite, residuals, xp.zeros_like(residuals))
     of_rows, of_residuals = settings.weights(space, residuals)
-    columns = columns * of_rows[:, None, :]
+    columns = columns * of_rows[..., None, :]
     weighted = residuals * of_residuals
 
     # Sums of squares may overflow even if the norms do not.
     unit = divisor(space, space.max_abs(columns))
     columns = columns / unit[..., None]
-    norms = xp.sqrt(space.dot(columns, columns))
+    norms = norm(space, columns)
     columns = columns / divisor(space, norms)[..., None]
     norms = norms * unit
     slope = space.products(columns, weighted)
@@ -128,14 +131,14 @@ def decompose(
 
     p, m = columns.shape[-2:]
     if m < p:
-        columns = xp.concat([columns, backend.zeros((x.shape[0], p, p - m))], axis=-1)
-        weighted = xp.concat([weighted, backend.zeros((x.shape[0], p - m))], axis=-1)
+        columns = xp.concat([columns, backend.zeros((*x.shape, p - m))], axis=-1)
+        weighted = xp.concat([weighted, backend.zeros((*x.shape[:-1], p - m))], axis=-1)
     Q, R = qr(space, xp.matrix_transpose(columns))
     q = transposed_product(space, Q, weighted)
     # Directions that change nothing leave only rounding errors in R, wherever their columns stand.
     left, values, R = svd(space, R)
     q = transposed_product(space, left, q)
-    seen = values > rank_cut(0.0, space, m, p) * values[:, :1]
+    seen = values > rank_cut(0.0, space, m, p) * values[..., :1]
     values = xp.where(seen, values, xp.zeros_like(values))
     R = values[..., None] * R
     q = xp.where(seen, q, xp.zeros_like(q))
@@ -157,7 +160,7 @@ def _linear(
         scale = largest
     else:
         scale = divisor(space, norms if largest is None else xp.maximum(norms, largest))
-    R = xp.where(frozen[:, None, :], xp.zeros_like(R), R * (norms / scale)[:, None, :])
+    R = R * (norms / scale)[..., None, :]
     optimality, share = space.scalars.fused(
         _shares, settings.loss.cost(space, residuals), space.max_abs(slope), part
     )
@@ -181,13 +184,13 @@ def frozen_at_bounds(space: Space, x: Array, slope: Array, box: Any) -> Array:
 def solve_damped(exact: bool, space: Space, R: Array, q: Array, mu: Array) -> tuple[Array, Array]:
     """The z that minimises |q + R z|^2 + mu |z|^2, and the factor R of that damped problem."""
     xp, p = space.xp, R.shape[-1]
-    one = xp.eye(p, dtype=R.dtype, device=space.backend.creation_device)
+    one = identity(space, p)
     if exact:
-        stacked = xp.concat([R, xp.sqrt(mu)[:, None, None] * one], axis=-2)
+        stacked = xp.concat([R, xp.sqrt(mu)[..., None, None] * one], axis=-2)
         Q, factor = qr(space, stacked)
-        return solve_upper(space, factor, -transposed_product(space, Q[:, :p, :], q)), factor
+        return solve_upper(space, factor, -transposed_product(space, Q[..., :p, :], q)), factor
     transposed = xp.matrix_transpose(R)
-    normal = space.matmul(transposed, R) + mu[:, None, None] * one
+    normal = space.matmul(transposed, R) + mu[..., None, None] * one
     right = space.products(transposed, -q)
     rows, _ = eliminate(space, xp.concat([normal, right[..., None]], axis=-1))
     return substitute(space, rows[..., :p], rows[..., p]), rows[..., :p]

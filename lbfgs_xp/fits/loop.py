@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lbfgs_xp.arrays.backend import Array, Backend, identity
+from lbfgs_xp.arrays.backend import Array, Backend, identity, namespace_of
 from lbfgs_xp.arrays.returned import stops
 from lbfgs_xp.arrays.rows import Rows, Sizes, compiled_size
 from lbfgs_xp.arrays.space import Space
-from lbfgs_xp.arrays.tree import Layout, leaf_name
+from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.fits import levenberg_marquardt as lm
 from lbfgs_xp.fits import linear_model
 from lbfgs_xp.fits.linear_algebra import FEW
@@ -31,7 +31,7 @@ from lbfgs_xp.run import agreement
 _RUNNING = int(Status.RUNNING)
 _STATUSES = {int(status): status for status in Status}
 # Statuses whose message differs from that of `minimize`.
-_MESSAGES = {
+MESSAGES = {
     Status.GRADIENT: (
         "the residuals are stationary: what a change of the parameters could still remove of them "
         "is at most the share gtol, or hidden by rounding"
@@ -155,6 +155,7 @@ def run_fit(objective: Residuals, box: Any, plan: FitPlan) -> LeastSquaresResult
         objective.forgiven = plan.on_error
         stack.enter_context(objective.backend.where_nan_is_normal())
         sharpening, end = Sharpening(fit), plan.end
+        watched = plan.callback is not None or (plan.live is not None and plan.live.shown)
         try:
             while end is None:
                 if not (going := fit.going()).any():
@@ -168,9 +169,7 @@ def run_fit(objective: Residuals, box: Any, plan: FitPlan) -> LeastSquaresResult
                     before = fit.state.nit
                     fit.advance(fit.compact(going))
                     sharpening.watch()
-                    if plan.callback is not None and fit.moved_from(before) and stops(
-                        plan.callback, fit.record(), in_caller_context
-                    ):
+                    if watched and fit.moved_from(before) and fit.told(in_caller_context):
                         end = Status.CALLBACK
         except KeyboardInterrupt:
             end = Status.INTERRUPTED
@@ -194,7 +193,8 @@ class Fit:
         self.objective = self.here = objective
         layout = objective.layout
         backend = outer = layout.backend
-        x = backend.xp.reshape(layout.start(), (-1, layout.size))
+        x, shape, box = layout.start(), layout.shape, _shaped(box, layout.shape)
+        scale = None if plan.scale is None else backend.xp.reshape(plan.scale, shape)
         if box is not None:
             x = backend.xp.minimum(backend.xp.maximum(x, box[0]), box[1])
         objective.bounds, objective.calls.most = box, plan.maxfun
@@ -204,24 +204,28 @@ class Fit:
             raise ValueError(
                 "residuals changed x in place; wanted a function that leaves its argument unchanged"
             )
+        # A small problem is faster on the host, where there is no latency and no compilation. A
+        # large one on a device is a batch of one, in which nothing is read.
+        numbers = layout.size * math.prod(residuals.shape)
+        one = not layout.batched and (outer.on_host or numbers <= _SMALL)
+        if not one and not layout.batched:
+            x, residuals, box, scale = _shaped((x, residuals, box, scale), (1, -1))
+            objective.bounds = box
         columns = in_caller_context(objective.columns, x, residuals)
-
-        # A small problem is faster on the host, where there is no latency and no compilation.
         self.send: Callable = identity
         self.fetch: Callable = identity
-        if not layout.batched and not outer.on_host and math.prod(columns.shape) <= _SMALL:
+        if not outer.on_host and (one or plan.on_host):
             twins = _Twins(outer)
             self.send, self.fetch = twins.send, twins.fetch
+            backend = Backend.of(self.fetch(x))
             x, residuals, columns = map(self.fetch, (x, residuals, columns))
             box = None if box is None else tuple(map(self.fetch, box))
-            backend = Backend.of(x)
-        # One problem is a batch of one, so that the same code handles both.
-        self.space = Space(backend, batched=True)
+            scale = None if scale is None else self.fetch(scale)
+        self.space = Space(backend, batched=not one)
         self.steps = _Steps(plan.settings, self.space)
         self.rows, self.sizes, self.box = Rows(), Sizes(backend), box
         self.box_here = box
         self.confirmed: Any = None
-        scale = None if plan.scale is None else self.fetch(plan.scale)
         linear, _ = self.steps.linearize(x, residuals, columns, box, scale)
         self.state = self.steps.begin(x, residuals, columns, linear)
         self._going: Any = None
@@ -229,7 +233,7 @@ class Fit:
     def going(self) -> np.ndarray:
         """See `lm.going`."""
         if self._going is None:
-            self._going = self.space.backend.to_host(self.steps.going(self.state))
+            self._going = self._of_rows(self.steps.going(self.state))
         return self._going
 
     def calls(self, going: np.ndarray) -> int:
@@ -282,13 +286,13 @@ class Fit:
         if blind:
             linear = steps.guess(*arguments)
             after = steps.advance(state, verdict, residuals, columns, linear)
-            going = space.backend.to_host(steps.going(after, linear.hard & verdict.accepted))
+            going = self._of_rows(steps.going(after, linear.hard & verdict.accepted))
             if not (going & lm.LOST).any():
                 self.move_to(after, going)
                 return
         linear, finite = steps.linearize(*arguments)
         if not finite:
-            columns = space.pick_rows(linear.finite, columns, state.columns)
+            columns = space.merge(linear.finite, columns, state.columns)
         self.move_to(steps.advance(state, verdict, residuals, columns, linear))
 
     def move_to(self, state: lm.LMState, going: Any = None) -> None:
@@ -303,7 +307,7 @@ class Fit:
         backend = self.space.backend
         self._known = self.rows.join(self.space, _outcome(self.state))
         # Filled in place, so that an interrupt loses nothing.
-        self.confirmed = np.array(backend.to_host(self._known.status))
+        self.confirmed = np.array(self._of_rows(self._known.status))
         agreement.confirm(self, lm.lengths(backend.eps))
 
     def pending(self) -> bool:
@@ -317,16 +321,23 @@ class Fit:
         space, backend, known = self.space, self.space.backend, self._known
         rows = np.flatnonzero(self.confirmed == CLAIMED)
         at = (known.x, known.residuals, known.columns, known.noise, known.scale, self.box)
-        objective, some = self.objective, self.plan.compact and not backend.compiles
+        objective: Any = self.objective
+        some = self.plan.compact and not backend.compiles
         if some:
             at, objective = space.take(at, rows), objective.take(rows)
         *here, scale, box = at
         ahead = self.steps.ahead(*here, scale, box, length)
-        found = self._ask(objective, ahead)
-        columns = self._ask(objective.columns, ahead, found)
+        if objective.in_chunks:
+            x, _, _, noise = here
+            both = self.in_caller_context(objective.together, self.send(x), self.send(ahead))
+            residuals, columns_here, found, columns = map(self.fetch, both)
+            here = [x, residuals, columns_here, noise]
+        else:
+            found = self._ask(objective, ahead)
+            columns = self._ask(objective.columns, ahead, found)
         looks = self.steps.look(*here, ahead, found, columns)
         agrees, visible, lower = (
-            look if some else look[rows] for look in map(backend.to_host, looks)
+            look if some else look[rows] for look in map(self._of_rows, looks)
         )
         # If rounding hides even the longest look, nothing contradicts the claim.
         self.confirmed[rows[agrees & (visible | first)]] = int(Status.PRECISION)
@@ -351,19 +362,40 @@ class Fit:
         """Whether some problem has accepted a step since its count of steps was `before`."""
         space, now = self.space, self.state.nit
         # Rows that have left are another batch, whose steps are not those of the one before.
-        return now.shape != before.shape or space.any(now > before)
+        return np.shape(now) != np.shape(before) or space.any(now > before)
+
+    def told(self, in_caller_context: Callable) -> bool:
+        """Tell the status line and the callback where the fit is; whether the latter stops it."""
+        record, plan = self.record(), self.plan
+        if plan.live is not None:
+            plan.live.show(record)
+        return plan.callback is not None and stops(plan.callback, record, in_caller_context)
 
     def record(self) -> FitRecord:
         """Where the fit is now, for a callback, in arrays of its own."""
-        backend, layout = self.space.backend, self.objective.layout
+        layout = self.objective.layout
         outcome = self.rows.join(self.space, _outcome(self.state))
         x, cost, residuals, nit = outcome.x, outcome.value, outcome.residuals, outcome.nit
         if not layout.batched:
-            x, residuals = self.send(x)[0, ...], self.send(residuals)[0, ...]
-            cost, nit = float(backend.to_host(cost)[0]), int(backend.to_host(nit)[0])
+            x, residuals = self._alone(x), self._alone(residuals)
+            cost, nit = float(self._of_rows(cost)[0]), int(self._of_rows(nit)[0])
         own = layout.backend.own
         calls = self.objective.calls.nfev
         return FitRecord(layout.to_tree(own(x)), cost, own(residuals), nit, calls)
+
+    def mask_of(self, rows: np.ndarray) -> Array:
+        """A mask of the problems, given on the host, for the algebra."""
+        return self.space.backend.from_host(rows, self.space.xp.bool) if self.space.batched else (
+            bool(rows[0])
+        )
+
+    def _of_rows(self, numbers: Any) -> np.ndarray:
+        """Scalars of the problems on the host, (B,)."""
+        return np.reshape(self.space.backend.to_host(numbers), (-1,))
+
+    def _alone(self, array: Array) -> Array:
+        """An array of the only problem, without an axis for problems, for the user."""
+        return self.send(array[0, ...] if self.space.batched else array)
 
     def _ask(self, function: Callable, *arrays: Array) -> Array:
         """Call a function of the user with these arrays."""
@@ -375,7 +407,7 @@ class Fit:
         outcome = self.rows.join(self.space, _outcome(self.state))
         codes = self.confirmed
         if codes is None:
-            codes = np.array(backend.to_host(outcome.status))
+            codes = np.array(self._of_rows(outcome.status))
         codes[codes == CLAIMED] = _RUNNING
         if end is not None:
             codes[codes == _RUNNING] = int(end)
@@ -383,26 +415,31 @@ class Fit:
         silent = self._silent(outcome, codes)
         statuses = [_STATUSES[int(code)] for code in codes]
         messages = [
-            _MESSAGES.get(status, status.message) + self._named(of_row)
+            MESSAGES.get(status, status.message) + self._named(of_row)
             for status, of_row in zip(statuses, silent, strict=True)
         ]
         layout, calls = self.objective.layout, self.objective.calls
         if layout.batched:
+            outer = layout.backend
             success = np.asarray([status.success for status in statuses])
+            x, cost, residuals, jacobian, optimality = map(self.send, (
+                outcome.x, outcome.value, outcome.residuals, jacobian, outcome.optimality
+            ))
+            nit = outcome.nit
+            if backend is not outer:
+                nit = outer.from_host(nit, outer.index_dtype)
             return BatchLeastSquaresResult(
-                layout.to_tree(outcome.x), outcome.value, outcome.residuals, jacobian,
-                outcome.optimality, outcome.nit, calls.nfev, calls.njev,
-                backend.from_host(success, backend.xp.bool),
-                backend.from_host(codes, backend.xp.int32), messages,
+                layout.to_tree(x), cost, residuals, jacobian, optimality, nit, calls.nfev,
+                calls.njev, self.here.derivatives, outer.from_host(success, outer.xp.bool),
+                outer.from_host(codes, outer.xp.int32), messages,
             )
         numbers = (outcome.value, outcome.optimality, outcome.nit)
-        cost, optimality, nit = (backend.to_host(number)[0] for number in numbers)
-        x, residuals, jacobian = (
-            self.send(array)[0, ...] for array in (outcome.x, outcome.residuals, jacobian)
-        )
+        cost, optimality, nit = (self._of_rows(number)[0] for number in numbers)
+        x, residuals, jacobian = map(self._alone, (outcome.x, outcome.residuals, jacobian))
         return LeastSquaresResult(
             layout.to_tree(x), float(cost), residuals, jacobian, float(optimality), int(nit),
-            calls.nfev, calls.njev, statuses[0].success, statuses[0], messages[0],
+            calls.nfev, calls.njev, self.here.derivatives, statuses[0].success, statuses[0],
+            messages[0],
         )
 
 
@@ -414,8 +451,9 @@ class Fit:
         if self.box is not None:
             x, low, high = map(to_host, (outcome.x, *self.box))
             silent &= (x > low) & (x < high)
+        silent = silent.reshape(codes.size, -1)
         if self.objective.calls_per_jacobian:
-            none = silent.all(axis=-1) & (np.asarray(to_host(outcome.value)) > 0.0)
+            none = silent.all(axis=-1) & (self._of_rows(outcome.value) > 0.0)
             codes[none & (codes == int(Status.GRADIENT))] = int(Status.LINE_SEARCH)
         return silent
 
@@ -423,14 +461,16 @@ class Fit:
         """What a message adds about such parameters."""
         if not silent.any():
             return ""
-        layout = self.objective.layout
-        names = []
-        for i, shape in enumerate(layout.shapes):
-            name = leaf_name(layout.structure, i, "x0")
-            inner = shape[len(layout.batch) :]
-            names += [name + (str(list(map(int, k))) if k else "") for k in np.ndindex(*inner)]
+        names = self.objective.layout.number_names("x0")
         found = [name for name, is_silent in zip(names, silent, strict=True) if is_silent]
         return f"; the residuals do not respond to {', '.join(found)}"
+
+
+def _shaped(tree: Any, shape: tuple[int, ...]) -> Any:
+    """Arrays in (nested) tuples, or None, with this shape."""
+    if tree is None or isinstance(tree, tuple):
+        return tree and tuple(_shaped(each, shape) for each in tree)
+    return namespace_of(tree).reshape(tree, shape)
 
 
 class _Twins:

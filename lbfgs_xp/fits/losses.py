@@ -63,10 +63,12 @@ LOSSES: dict[str, Callable[[Any, Array], Terms]] = {
 
 
 class ResidualLoss(NamedTuple):
-    """The name of a loss, and the size from which a residual counts as an outlier."""
+    """The name of a loss, the size from which a residual counts as an outlier, and how many
+    residuals at the end are those of priors, for which it is the loss of least squares."""
 
     name: str
     f_scale: float
+    priors: int = 0
 
     @classmethod
     def checked(cls, name: Any, f_scale: Any) -> ResidualLoss:
@@ -84,6 +86,9 @@ class ResidualLoss(NamedTuple):
         """Half the loss of each residual; a fit minimises their sum."""
         if self.is_linear:
             return 0.5 * (residuals * residuals)
+        if self.priors:
+            data, rest = self._split(residuals)
+            return xp.concat([self.of_data.terms(xp, data), 0.5 * (rest * rest)], axis=-1)
         scaled = residuals * (1.0 / self.f_scale)
         return (0.5 * self.f_scale * self.f_scale) * LOSSES[self.name](xp, scaled * scaled)[0]
 
@@ -94,12 +99,27 @@ class ResidualLoss(NamedTuple):
         Gauss-Newton Hessian. The curvature in each row is rho' + 2 z rho'', which is negative for
         large residuals, but bounded below by `least` times rho' here.
         """
+        if self.priors:
+            data, rest = self._split(residuals)
+            ones = xp.ones_like(rest)
+            of_rows, of_residuals = self.of_data.weights(xp, data, least)
+            return xp.concat([of_rows, ones], axis=-1), xp.concat([of_residuals, ones], axis=-1)
         scaled = residuals * (1.0 / self.f_scale)
         z = scaled * scaled
         _, slope, bend = LOSSES[self.name](xp, z)
         share = 1.0 + 2.0 * z * bend / slope
         share = xp.where(share > least, share, xp.full_like(share, least))
         return xp.sqrt(slope * share), xp.sqrt(slope / share)
+
+    @property
+    def of_data(self) -> ResidualLoss:
+        """The loss of the residuals without those of priors."""
+        return self._replace(priors=0)
+
+    def _split(self, residuals: Array) -> tuple[Array, Array]:
+        """The residuals of the data, and those of the priors."""
+        m = residuals.shape[-1] - self.priors
+        return residuals[..., :m], residuals[..., m:]
 
     def cost(self, space: Space, residuals: Array) -> Array:
         """The cost, which a fit minimises: (B, m) -> (B,)."""

@@ -34,7 +34,7 @@ def points_along(
     xp, size = space.xp, space.xp.abs(x)
     size = xp.where(size > 0.0, size, xp.ones_like(size))
     steepest = space.max_abs(columns)
-    reach = space.max_abs(residuals)[:, None] / xp.where(steepest > 0.0, steepest, 1.0)
+    reach = space.per_problem(space.max_abs(residuals)) / xp.where(steepest > 0.0, steepest, 1.0)
     # Of a parameter without influence only its size is known.
     known = (steepest > 0.0) & xp.isfinite(reach) & (reach > 0.0)
     unit = xp.where(known, xp.minimum(reach, xp.maximum(size, xp.ones_like(size))), size)

@@ -31,8 +31,7 @@ def fit_pieces(
     (rows,) = layout.batch
     _, y, _ = objective.args
     pieces = _pieces(backend, rows, y.shape[-1] * layout.size, threads)
-    if len(pieces) > 1:
-        backend.keep_freed_memory()
+    backend.keep_freed_memory()
     if threads == 1 or len(pieces) == 1:
         fits = []
         for piece in pieces:
@@ -90,8 +89,10 @@ def _joined(fits: list[CurveFit], space: Space, rows: int) -> CurveFit:
     together: dict[str, Any] = {}
     for field in dataclasses.fields(BatchCurveFit):
         parts = [getattr(fit, field.name) for fit in fits]
-        if field.name in ("nfev", "njev"):
-            together[field.name] = max(parts)
+        if field.name in ("nfev", "njev", "derivatives"):
+            together[field.name] = max(parts)    # "3-point" if any piece has needed them
+        elif field.name in ("n_priors", "absolute_sigma", "names", "starts", "_analysis"):
+            together[field.name] = parts[0]
         elif field.name == "message":
             together[field.name] = [*itertools.chain(*parts[:-1]), *parts[-1][over:]]
         else:

@@ -4,38 +4,52 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lbfgs_xp.arrays.backend import Array, Backend, identity
 from lbfgs_xp.arrays.space import Space
-from lbfgs_xp.arrays.tree import unflatten
+from lbfgs_xp.fits.answers import Answers
 from lbfgs_xp.fits.covariance import deviations, inverse_of_squares
 from lbfgs_xp.fits.data import are_correlated, in_units_of_data, in_units_of_sigma
+from lbfgs_xp.fits.likelihoods import Likelihood
+from lbfgs_xp.fits.loop import MESSAGES
 from lbfgs_xp.fits.losses import ResidualLoss
+from lbfgs_xp.fits.names import listed_order
+from lbfgs_xp.fits.parameters import FreeLayout
 from lbfgs_xp.fits.residuals import Residuals
 from lbfgs_xp.fits.result import (
     BatchCurveFit,
     CurveFit,
     LeastSquaresResult,
-    leaves_in_order,
 )
 from lbfgs_xp.fits.settings import FitSettings
+from lbfgs_xp.result import Status
 
 
 @np.errstate(all="ignore")
 def report(
     found: LeastSquaresResult, objective: Residuals, box: Any, settings: FitSettings,
-    absolute_sigma: bool,
+    absolute_sigma: bool, compact: bool,
 ) -> CurveFit:
     layout, (_, y, weights) = objective.layout, objective.args
-    loss = settings.loss
+    loss, likelihood = settings.loss, objective.likelihood
     m, p = found.jac.shape[-2:]
+    data = m - loss.priors
     weighted, jacobian = found.fun, found.jac
-    residuals = in_units_of_data(weights, -weighted, layout.backend)
+    at = layout.xp.reshape(layout.to_vector(found.x, "x"), (-1, p))
     backend: Backend = layout.backend
+    absolute = absolute_sigma or (likelihood is not None and likelihood.name != "gaussian")
+    if likelihood is None:
+        residuals = in_units_of_data(weights, -weighted[..., :data], backend)
+    else:
+        predictions = objective.predictions(at)
+        residuals = y - layout.xp.reshape(likelihood.mean(predictions), y.shape)
+        factors = objective.of_information(at, found.fun)
+        jacobian = jacobian * layout.xp.reshape(factors, jacobian.shape[:-1])[..., None]
     send: Callable = identity
+    fetch: Callable = identity
     fixed = None if box is None else box[0] == box[1]
     if not layout.batched:
         # On the host, like the algebra of any small problem.
@@ -48,19 +62,30 @@ def report(
     weighted, jacobian = xp.reshape(weighted, (-1, m)), xp.reshape(jacobian, (-1, m, p))
     jacobian = backend.jit(_seen, loss, space)(weighted, jacobian, fixed)
     covariance, loose = inverse_of_squares(settings.accuracy, space, jacobian)
-    of_fit = backend.jit(_statistics, loss, absolute_sigma, space)
-    covariance, stderr, chi2, reduced, r2 = of_fit(weighted, y, weights, fixed, covariance, loose)
+    whole, free = layout.whole, xp.full_like(weighted[:, 0], p)
+    if fixed is not None:
+        loose = loose & xp.logical_not(fixed)
+        free = free - space.sum(xp.astype(fixed, free.dtype))
+    if isinstance(layout, FreeLayout):
+        covariance, loose = _of_all(space, fetch(layout.slopes(at)), covariance, loose)
+    if likelihood is None:
+        of_data = backend.jit(_statistics, loss.of_data, absolute, space)
+        told = of_data(weighted[:, :data], y, weights, free)
+    else:
+        of_counts = _of_likelihood(likelihood.fetched(fetch), space, fetch(predictions))
+        told = of_counts._replace(n_free=free)
+    told = told.with_priors(space, weighted[:, data:])
+    covariance, stderr = backend.jit(_scaled, absolute, space)(
+        covariance, loose, told.reduced_chi2
+    )
 
-    leaves = np.split(np.arange(p), np.cumsum(layout.sizes)[:-1])
-    if not hasattr(layout.structure, "leaves_of"):    # whose leaves are in their order
-        leaves = leaves_in_order(unflatten(layout.structure, leaves))
-    order = np.concatenate(leaves)
-    if (order != np.arange(p)).any():
+    order = listed_order(whole)
+    if (order != np.arange(whole.size)).any():
         places = backend.index_array(order)
         covariance = xp.take(xp.take(covariance, places, axis=-1), places, axis=-2)
 
-    def public(numbers: Array) -> Any:
-        return numbers if layout.batched else float(backend.to_host(numbers)[0])
+    def public(numbers: Array, kind: type = float) -> Any:
+        return numbers if layout.batched else kind(backend.to_host(numbers)[0])
 
     def of_one(array: Array) -> Array:
         return send(array if layout.batched else array[0, ...])
@@ -69,18 +94,43 @@ def report(
     return kind(
         x=found.x,
         covariance=of_one(covariance),
-        stderr=layout.to_tree(of_one(stderr)),
-        chi2=public(chi2),
-        reduced_chi2=public(reduced),
-        r2=public(r2),
+        stderr=whole.to_tree(of_one(stderr)),
+        chi2=public(told.chi2),
+        reduced_chi2=public(told.reduced_chi2),
+        deviance=public(told.deviance),
+        chi2_priors=public(told.chi2_priors),
+        r2=public(told.r2),
+        n_data=public(told.n_data, int),
+        n_free=public(told.n_free, int),
+        log_likelihood=public(told.log_likelihood),
+        n_priors=loss.priors,
+        absolute_sigma=absolute,
+        names=objective.names,
         residuals=residuals,
         nit=found.nit,
-        nfev=found.nfev,
+        nfev=objective.calls.nfev,
         njev=found.njev,
+        derivatives=found.derivatives,
         success=found.success,
         status=found.status,
-        message=found.message,
+        message=_explained(found, objective),
+        _analysis=Answers(objective, box, settings, compact),
     )
+
+
+def _explained(found: LeastSquaresResult, objective: Residuals) -> Any:
+    """The message of the fit, with what a likelihood expects of the start."""
+    domain = objective.likelihood and objective.likelihood.domain
+    if not domain:
+        return found.message
+
+    def explained(message: str) -> str:
+        bad = message.startswith(MESSAGES[Status.NOT_FINITE])
+        return f"{message}; the predictions at the start must be {domain}" if bad else message
+
+    if isinstance(found.message, list):
+        return [explained(message) for message in found.message]
+    return explained(found.message)
 
 
 def _seen(
@@ -97,30 +147,100 @@ def _seen(
     return jacobian
 
 
+def _of_all(
+    space: Space, slopes: Array, covariance: Array, loose: Array
+) -> tuple[Array, Array]:
+    """The covariance of all parameters, and which are loose, from those of the free ones and the
+    derivatives (B, all, p) with respect to them."""
+    xp = space.xp
+    moved = xp.matmul(slopes, covariance)
+    loose = xp.any((slopes != 0.0) & loose[:, None, :], axis=-1)
+    return xp.matmul(moved, xp.matrix_transpose(slopes)), loose
+
+
+class _Statistics(NamedTuple):
+    """Numbers (B,) that describe a fit, as in `CurveFit`."""
+
+    chi2: Array
+    chi2_priors: Array
+    reduced_chi2: Array
+    deviance: Array
+    r2: Array
+    n_data: Array
+    n_free: Array
+    log_likelihood: Array
+
+    def with_priors(self, space: Space, residuals: Array) -> _Statistics:
+        """With the residuals (B, k) of priors, each of which counts like a datum."""
+        chi2 = space.sum(residuals * residuals) if residuals.shape[-1] else self.chi2_priors
+        over = self.n_data + residuals.shape[-1] - self.n_free
+        reduced = (self.chi2 + chi2) / space.xp.where(over > 0.0, over, math.nan * over)
+        return self._replace(chi2_priors=chi2, reduced_chi2=reduced)
+
+
+def _of_likelihood(likelihood: Likelihood, space: Space, predictions: Array) -> _Statistics:
+    xp = space.xp
+    residuals = likelihood.residuals(predictions)
+    residuals = xp.reshape(residuals, predictions.shape)
+    deviance = space.dot(residuals, residuals)
+    nothing = xp.full_like(deviance, math.nan)
+    y = xp.reshape(likelihood.y, predictions.shape)
+    kept = xp.ones_like(y)
+    if likelihood.kept is not None:
+        kept = xp.reshape(likelihood.kept, predictions.shape)
+    variance, chi2 = likelihood.variance(predictions), nothing
+    if likelihood.name == "gaussian":
+        chi2 = deviance
+    elif variance is not None:
+        known = (variance > 0.0) & (kept > 0.0)
+        rest = xp.where(known, y - likelihood.mean(predictions), xp.zeros_like(y))
+        chi2 = space.sum(rest * rest / xp.where(known, variance, xp.ones_like(variance)))
+    r2, level = nothing, likelihood.best_constant()
+    if level is not None:
+        level = xp.reshape(level, (-1, 1)) + xp.zeros_like(predictions)
+        of_constant = xp.reshape(likelihood.residuals(level), predictions.shape)
+        r2 = 1.0 - deviance / space.dot(of_constant, of_constant)
+    saturated = space.backend.from_host(likelihood.saturated().reshape(-1))
+    return _Statistics(
+        chi2, xp.zeros_like(deviance), nothing, deviance, r2, space.sum(kept), nothing,
+        saturated - 0.5 * deviance,
+    )
+
+
+def _scaled(
+    absolute: bool, space: Space, covariance: Array, loose: Array, reduced: Array
+) -> tuple[Array, Array]:
+    """The covariance, in units of the scatter of the data unless it is absolute, and the standard
+    deviations."""
+    xp = space.xp
+    if not absolute:
+        known = xp.logical_not(xp.isnan(reduced))[:, None, None]
+        unknown = xp.full_like(covariance, math.inf)
+        covariance = xp.where(known, covariance * reduced[:, None, None], unknown)
+    return covariance, deviations(space, covariance, loose)
+
+
 def _statistics(
     loss: ResidualLoss, absolute_sigma: bool, space: Space, weighted: Array, y: Array,
-    weights: Any, fixed: Any, covariance: Array, loose: Array,
-) -> tuple[Array, Array, Array, Array, Array]:
-    """covariance, stderr, chi2, reduced_chi2 and r2, from residuals (B, m) and (J^T J)^-1."""
-    xp, (m, p) = space.xp, (weighted.shape[-1], covariance.shape[-1])
-    free = xp.full_like(weighted[:, 0], p)
-    if fixed is not None:
-        loose = loose & xp.logical_not(fixed)
-        free = free - space.sum(xp.astype(fixed, free.dtype))
+    weights: Any, free: Array,
+) -> _Statistics:
+    """The numbers of a fit with normal errors, from residuals (B, m) and the number of free
+    parameters (B,)."""
+    xp, m = space.xp, weighted.shape[-1]
     chi2 = 2.0 * space.sum(loss.terms(xp, weighted))
     # Points with an infinite sigma are left out.
-    used = xp.full_like(free, m)
-    if weights is not None and not are_correlated(weights, y):
-        counted = xp.astype(xp.broadcast_to(weights > 0.0, y.shape), free.dtype)
+    used, log_weights = xp.full_like(free, m), xp.zeros_like(free)
+    if weights is not None and are_correlated(weights, y):
+        # The factor is triangular.
+        one = xp.eye(m, dtype=xp.bool, device=space.backend.creation_device)
+        diagonal = xp.max(xp.where(one, weights, xp.zeros_like(weights)), axis=-1)
+        log_weights = space.sum(xp.log(diagonal)) + xp.zeros_like(free)
+    elif weights is not None:
+        known = xp.broadcast_to(weights > 0.0, y.shape)
+        counted = xp.astype(known, free.dtype)
         used = used - (m - space.sum(xp.reshape(counted, (-1, m))))
-    over = used - free
-    reduced = xp.where(over > 0.0, chi2 / over, xp.full_like(chi2, math.nan))
-    if not absolute_sigma:
-        unknown = xp.full_like(covariance, math.inf)
-        known = (over > 0.0)[:, None, None]
-        covariance = xp.where(known, covariance * reduced[:, None, None], unknown)
-    stderr = deviations(space, covariance, loose)
-
+        logs = xp.log(xp.where(known, weights, xp.ones_like(weights)))
+        log_weights = space.sum(xp.reshape(logs, (-1, m)))
     # The best constant, with the same weights.
     unit = xp.broadcast_to(in_units_of_sigma(weights, xp.ones_like(y)), y.shape)
     unit = xp.reshape(unit, (-1, m))
@@ -128,4 +248,10 @@ def _statistics(
     level = space.dot(unit, data) / space.dot(unit, unit)
     rest = data - level[:, None] * unit
     r2 = 1.0 - space.dot(weighted, weighted) / space.dot(rest, rest)
-    return covariance, stderr, chi2, reduced, r2
+
+    scale = xp.ones_like(chi2) if absolute_sigma else chi2 / used
+    squares = chi2 if absolute_sigma else used
+    twice = squares + used * xp.log(2.0 * math.pi * scale) - 2.0 * log_weights
+    likelihood = -0.5 * twice if loss.is_linear else xp.full_like(twice, math.nan)
+    nothing = xp.zeros_like(chi2)
+    return _Statistics(chi2, nothing, nothing, chi2, r2, used, free, likelihood)

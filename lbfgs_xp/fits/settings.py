@@ -13,6 +13,7 @@ from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.fits.losses import ResidualLoss
 from lbfgs_xp.result import Status
+from lbfgs_xp.run.progress import Live
 
 # The lower bound on the curvature of a robust loss, relative to weighted least squares.
 _LEAST_BEND = 0.01
@@ -63,6 +64,8 @@ class FitPlan(NamedTuple):
     deadline : in the time of time.perf_counter().
     compact, callback, on_error : as in `lx.least_squares`.
     end : the status with which to end at once; None to run.
+    live : the status line, or None.
+    on_host : whether the algebra runs on the host, also that of a batch.
     """
 
     settings: FitSettings
@@ -73,6 +76,8 @@ class FitPlan(NamedTuple):
     callback: Callable | None = None
     on_error: tuple[type[Exception], ...] = ()
     end: Status | None = None
+    on_host: bool = False
+    live: Live | None = None
 
     @classmethod
     def checked(
@@ -94,6 +99,12 @@ class FitPlan(NamedTuple):
             checks.callback(callback),
             checks.exceptions("on_error", on_error, layout.batched),
         )
+
+
+    def with_priors(self, count: int) -> FitPlan:
+        """The same if the last `count` residuals are those of priors."""
+        loss = self.settings.loss._replace(priors=count)
+        return self._replace(settings=self.settings._replace(loss=loss))
 
 
 def _at_most(limit: int | None) -> int:

@@ -61,7 +61,7 @@ class Sharpening:
         objective, state, space = fit.here, fit.state, fit.space
         if not self._differs() or not self._affords(2 * objective.layout.size):
             return False
-        claimed, near = lm.doubtful(space, state)
+        claimed, near = lm.doubtful(space, state, self._errors())
         silent = self._silent() & (not self.looked) & (state.status != int(Status.NOT_FINITE))
         doubtful = claimed | near | silent
         if not space.any(doubtful):
@@ -88,19 +88,16 @@ class Sharpening:
         if fit.box_here is not None or self.turns >= _TURNS or not space.any(near):
             return False
         xp, linear, differences = space.xp, state.linear, objective.differences
-        blur = space.backend.eps * space.sum(space.max_abs(state.columns) * xp.abs(state.x))
-        gain, level = fit.fetch(differences.gain), fit.fetch(differences.level)
         if objective.directions is None:
-            level = xp.maximum(level, blur)
-            near = near & lm.unresolved(space, state, gain * level[..., None])
+            near = near & lm.unresolved(space, state, self._errors())
             if not space.any(near):
                 return False
         _, _, rows = svd(space, linear.R)
         to_x = xp.matrix_transpose(rows) / linear.scale[..., None]
-        from_x = rows * linear.scale[:, None, :]
+        from_x = rows * linear.scale[..., None, :]
         self.turns, self.turned_at = self.turns + 1, state.value
         objective.turn((fit.send(to_x), fit.send(from_x)))
-        differences.noise = fit.send(xp.maximum(_SPREAD * state.noise, blur))
+        differences.noise = fit.send(xp.maximum(_SPREAD * state.noise, self._blur()))
         return self._again(near, fit.columns())
 
     def _stretch(self, claimed: Array) -> bool:
@@ -124,9 +121,9 @@ class Sharpening:
         """Whether noise may be why no step was found, and fits go on knowing it."""
         fit = self.fit
         refuted = fit.confirmed == int(Status.LINE_SEARCH)
-        if not refuted.any() or fit.rows.here is not None:
+        if not refuted.any() or fit.rows.here is not None or fit.here.in_chunks:
             return False
-        refuted = fit.space.backend.from_host(refuted, fit.space.xp.bool)
+        refuted = fit.mask_of(refuted)
         if not self._measure(refuted) and not self._forgets(refuted):
             return False
         fit.confirmed = None
@@ -176,12 +173,26 @@ class Sharpening:
         objective = self.fit.here
         return (
             bool(objective.calls_per_jacobian) and objective.differences.step is None
-            and self.fit.rows.here is None
+            and self.fit.rows.here is None and not objective.in_chunks
         )
 
     def _affords(self, calls: int) -> bool:
         objective = self.fit.here
         return objective.calls.nfev + calls <= self.fit.plan.maxfun
+
+    def _blur(self) -> Array:
+        """How far rounding the parameters changes each residual, (B,)."""
+        space, state = self.fit.space, self.fit.state
+        return space.backend.eps * space.sum(
+            space.max_abs(state.columns) * space.xp.abs(state.x)
+        )
+
+    def _errors(self) -> Array:
+        """How far noise and rounding change the derivatives of the residuals, (B, p)."""
+        fit, differences = self.fit, self.fit.here.differences
+        gain, level = fit.fetch(differences.gain), fit.fetch(differences.level)
+        level = fit.space.xp.maximum(level, self._blur())
+        return gain * fit.space.per_problem(level)
 
     def _silent(self) -> Array:
         """Which problems have a parameter that the residuals do not respond to, except at a bound:
@@ -235,7 +246,7 @@ class Sharpening:
         space, lasts = self.fit.space, rows & False
         for factor in noise.CLOSER:
             lasts = lasts | noise.lasting(space, seen, self._along(spacing / factor))
-            if not space.any(rows & ~lasts):
+            if not space.any(rows & space.scalars.logical_not(lasts)):
                 break
         return rows & lasts
 

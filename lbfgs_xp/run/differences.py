@@ -15,13 +15,17 @@ point.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lbfgs_xp.arrays.backend import Array, Backend, is_array
+from lbfgs_xp.arrays import scalars
+from lbfgs_xp.arrays.backend import Array, Backend, identity, is_array
+from lbfgs_xp.arrays.scalars import FLOATS
 
 METHODS = ("2-point", "3-point")
 
@@ -39,8 +43,8 @@ def check_jac(jac: Any) -> None:
 _AGAIN, _OFF = 5, -0.1
 # By how much a length may change from one derivative to the next.
 _CHANGE = 100.0
-# At which points, counted from the start, the lengths are measured.
-_WHEN_TO_LOOK = tuple(4.0**k for k in range(8))
+# At which points, counted from the start, the lengths are measured: early, and then regularly.
+_EARLY, _REGULARLY = 4, 16
 # The longest step of differences that are stretched, relative to the length.
 _STRETCHED = 0.1
 # The shortest step, in units of the rounding of x.
@@ -73,12 +77,12 @@ def accuracy(eps: float, central: bool) -> float:
 
 
 class _Seen(NamedTuple):
-    """What the differences along some coordinates found: derivatives (..., k) or (..., k, m); how
-    many times the noise of the function their errors are, the lengths that they suggest, and masks,
+    """What the differences along some coordinates found: derivatives, k arrays (...) or (..., m);
+    the distances of the points that they compare, the lengths that they suggest, and masks,
     (..., k)."""
 
-    slopes: Array
-    gain: Array
+    slopes: list[Array]
+    span: Array
     length: Array
     again: Array
     up: Array
@@ -100,8 +104,8 @@ class Differences:
         not measured.
     stretch : by how much the measured steps are lengthened, for functions with noise.
     noise : the noise of the function beyond the rounding of its values, (...), if it was measured.
-    gain, level : of the last derivatives, how many times the noise of the function their errors are
-        (..., n), and the noise that was assumed (...).
+    span, level : of the last derivatives, the distances of the points that they compare (..., n),
+        and the noise that was assumed (...).
     known : what has been measured: () or the lengths (..., n), how far function changes (...), the
         number of points so far (...), and the last one (..., n). Among noise also: its standard
         deviation (...), or 0 where there is none; the steps at the last point and at the next one,
@@ -110,10 +114,11 @@ class Differences:
 
     def __init__(self, backend: Backend, function: Callable[[Array], Any], least: float):
         self.backend, self.function, self.least = backend, function, least
+        self.fn = scalars.of(backend.zeros((1,)))
         self.step: float | None = None
         self.stretch = 1.0
         self.noise: Any = None
-        self.gain: Any = 0.0
+        self.span: Any = 0.0
         self.level: Any = 0.0
         self.known: tuple[Array, ...] = ()
         self._calls = 0
@@ -121,11 +126,11 @@ class Differences:
     @property
     def memory(self) -> tuple:
         """What they know, to be saved."""
-        return self.known, self.stretch, self.noise, self.gain, self.level
+        return self.known, self.stretch, self.noise, self.span, self.level
 
     @memory.setter
     def memory(self, memory: tuple) -> None:
-        self.known, self.stretch, self.noise, self.gain, self.level = memory
+        self.known, self.stretch, self.noise, self.span, self.level = memory
 
     def __call__(
         self, x: Array, value: Any, variation: Any, central: bool, bounds: Any = None,
@@ -149,7 +154,12 @@ class Differences:
     @property
     def errors(self) -> Array:
         """How far noise changes the last derivatives, (..., n)."""
-        return self.gain * self.level[..., None]
+        return self.gain * _spread(self.level)
+
+    @property
+    def gain(self) -> Array:
+        """The errors of the last derivatives, in units of the noise of the function, (..., n)."""
+        return 2.0 * _inverse(self.backend.xp, self.backend.xp.abs(self.span))
 
     def _derivatives(
         self, x: Array, value: Any, variation: Any, central: bool, bounds: Any,
@@ -158,40 +168,46 @@ class Differences:
         xp, backend = self.backend.xp, self.backend
         n, first = x.shape[-1], not self.known or self.known[0].shape != x.shape
         value, size = self._array(value), xp.abs(x)
-        unit = xp.where(size > self.least, size, xp.ones_like(x))
-        most = xp.maximum(size, xp.ones_like(size))
         vector = value.ndim == x.ndim
-        rounding = backend.eps * (xp.max(xp.abs(value), axis=-1) if vector else xp.abs(value))
-        noise = rounding if self.noise is None else xp.maximum(rounding, self.noise)
-        variation = xp.abs(value) if variation is None else self._array(variation)
-        zero = xp.zeros_like(noise)
-        length, before, count, last = (unit, variation, zero, x) if first else self.known
-        # A row of a batch may be asked again at the same point, for the sake of others.
-        moved = xp.any(x != last, axis=-1) if not first else zero == 0.0
-        count = count + xp.astype(moved, count.dtype)
-        due = zero != 0.0
-        for number in _WHEN_TO_LOOK:
-            due = due | (moved & (count == number))
+        # The numbers of one problem are floats, if reading them costs nothing.
+        one = vector and x.ndim == 1 and backend.reads_are_free
+        number: Callable[[Any], Any] = float if one else identity
+        fn = FLOATS if one else self.fn
+        rounding: Any = backend.eps * number(backend.max_abs(value) if vector else xp.abs(value))
+        noise = rounding if self.noise is None else fn.maximum(rounding, number(self.noise))
+        variation = xp.abs(value) if variation is None else number(self._array(variation))
+        unit: Any = None
+        if first or not vector:
+            unit = self.fn.where(size > self.least, size, 1.0)
+        if first:
+            length, before, due = unit, variation, noise != math.inf
+            count = 1.0 if one else xp.astype(due, noise.dtype)
+        else:
+            length, before, count, last = self.known
+            # A row of a batch may be asked again at the same point, for the sake of others.
+            moved = xp.any(x != last, axis=-1)
+            count = count + (bool(moved) if one else xp.astype(moved, count.dtype))
+            due = (bool(moved) if one else moved) & _is_due(count)
+        most = self.fn.maximum(size, 1.0)
         if vector:
-            variation = xp.maximum(variation, before)
+            variation = fn.maximum(variation, before)
             length = xp.minimum(length, _FAR * most)
         elif not first:
             length = length * unit
-        before, variation = variation, xp.maximum(variation, _DIGITS * rounding)
+        before, variation = variation, fn.maximum(variation, _DIGITS * rounding)
         # A value of 0 says nothing of how far the function changes.
-        variation = xp.where(variation > 0.0, variation, xp.full_like(variation, math.inf))
+        variation = fn.where(variation > 0.0, variation, math.inf)
 
-        no = xp.zeros_like(x, dtype=xp.bool)
-        seen = _Seen(x, length, length, no, no, no)
-        slopes: list[Any] = [None] * n
-        gains: list[Any] = [None] * n
+        no = None if bounds is None else xp.zeros_like(x, dtype=xp.bool)
+        seen = _Seen([], length, length, no, no, no)
+        slopes: list[Any] = []
         columns = list(range(n))
         scales = noise, variation, most
         # A run on one value must find the same gradients when it is continued.
         free = backend.reads_are_free
         self._calls += 1
         # On a device, to ask which points are due would be to wait.
-        any_due = bool(xp.any(due)) if free else self._calls in _WHEN_TO_LOOK
+        any_due = due if one else bool(xp.any(due)) if free else _is_due(self._calls)
         looks = (first or (vector and any_due)) and self.step is None and self.stretch == 1.0
         for attempt in range(_AGAIN):
             # Steps to one side only: at bounds, and where the domain ends.
@@ -199,20 +215,19 @@ class Differences:
             found = self._take(
                 x, value, scales, seen, columns, central, bounds, narrow, looks
             )
-            for k, i in enumerate(columns):
-                kept, new = slopes[i], found.slopes[..., k, :] if vector else found.slopes[..., k]
-                again = seen.again[..., i]
-                if kept is not None:
-                    new = xp.where(again[..., None] if vector else again, new, kept)
-                slopes[i] = new
-                gain = found.gain[..., k]
-                gains[i] = gain if kept is None else xp.where(again, gain, gains[i])
+            if attempt == 0:
+                slopes, self.span = list(found.slopes), found.span
+            else:
+                again = seen.again
+                self.span = self._merged_at(columns, self.span, found.span, again)
+                for k, i in enumerate(columns):
+                    here = again[..., i, None] if vector else again[..., i]
+                    slopes[i] = xp.where(here, found.slopes[k], slopes[i])
             if found.length is None:
                 break
             if not first:
-                fine = xp.all(xp.isfinite(found.slopes), axis=(-2, -1) if vector else -1)
-                due = due | xp.logical_not(fine)
-                found = found._replace(again=found.again & due[..., None])
+                due = due | xp.logical_not(_finite(xp, found.slopes, vector))
+                found = found._replace(again=found.again & _spread(due))
             seen = found if attempt == 0 else self._merged(seen, found, columns)
             # Elsewhere, to look whether a step is off would be to wait for the device.
             may_repeat = first or (vector and free)
@@ -222,14 +237,16 @@ class Differences:
             columns = [i for i in range(n) if off[..., i].any()]
             if not columns or not may_call(calls_per_derivative(len(columns), central)):
                 break
-        self.gain, self.level = xp.stack(gains, axis=-1), noise
+        # Also as an array.
+        self.level = np.float64(noise) if one else noise
         if not vector:
             self.known = (seen.length / unit if first else self.known[0]), before, count, x
             return slopes
-        if not first:
+        if not first and seen.length is not length:
             low, high = length / _CHANGE, length * _CHANGE
-            seen = seen._replace(length=xp.minimum(xp.maximum(seen.length, low), high))
-        self.known = xp.where(due[..., None], seen.length, length), before, count, x
+            limited = xp.minimum(xp.maximum(seen.length, low), high)
+            length = fn.where(_spread(due), limited, length)
+        self.known = (seen.length if first else length), before, count, x
         return slopes
 
     def _take(
@@ -244,36 +261,40 @@ class Differences:
         xp, backend = self.backend.xp, self.backend
         noise, variation, most = scales
         h = self._steps(x, noise, variation, seen.length, central)
-        a, b = self._offsets(x, h, seen, central, bounds)
+        a, b = self._offsets(x, h, seen, central, bounds) if narrow else (h, -h)
         a, fa = self._values(x, a, columns)
         b, fb = self._values(x, b, columns) if central else (None, None)
-        value = value[..., None, :] if fa.ndim > a.ndim else value[..., None]
         if not looks:
             slopes, _ = _slopes(xp, value, a, b, fa, fb, narrow, False)
-            if not backend.reads_are_free or bool(xp.all(xp.isfinite(slopes))):
-                return seen._replace(slopes=slopes, gain=_gain(xp, a, b), length=None)
+            if not backend.reads_are_free or backend.are_finite(slopes):
+                return seen._replace(slopes=slopes, span=a if b is None else a - b, length=None)
         length = seen.length
         if len(columns) < x.shape[-1]:
             pick = backend.index_array(np.asarray(columns))
             most, length = (xp.take(array, pick, axis=-1) for array in (most, length))
         return self._judged(value, noise, variation, a, b, fa, fb, narrow, most, length)
 
-    def _values(self, x: Array, offsets: Array, columns: list[int]) -> tuple[Array, Array]:
+    def _values(
+        self, x: Array, offsets: Array, columns: list[int]
+    ) -> tuple[Array, list[Array]]:
         """The steps along these coordinates that were really taken, (..., k), and the values there.
         """
         xp = self.backend.xp
+        moved = x + offsets
         places = xp.arange(x.shape[-1], device=self.backend.creation_device)
-        points = [self._at(x, offsets, places == i) for i in columns]
-        steps = [p[..., i] - x[..., i] for (p, _), i in zip(points, columns, strict=True)]
-        return xp.stack(steps, axis=-1), xp.stack([f for _, f in points], axis=x.ndim - 1)
-
-    def _at(self, x: Array, offsets: Array, here: Array) -> tuple[Array, Any]:
-        point = self.backend.xp.where(here, x + offsets, x)
+        steps = moved - x
+        if len(columns) < x.shape[-1]:
+            steps = xp.take(steps, self.backend.index_array(np.asarray(columns)), axis=-1)
         with np.errstate(**self._caller):
-            return point, self._array(self.function(point))
+            return steps, [
+                self._array(self.function(xp.where(places == i, moved, x))) for i in columns
+            ]
 
     def _array(self, value: Any) -> Array:
-        value = value if is_array(value) else self.backend.full((), value)
+        if not is_array(value):
+            return self.backend.full((), value)
+        if value.dtype == self.backend.dtype:
+            return value
         return self.backend.xp.astype(value, self.backend.dtype, copy=False)
 
     def _relative_noise(
@@ -283,9 +304,9 @@ class Differences:
         xp = self.backend.xp
         if self.least > 0.0:
             return xp.full_like(length, self.backend.eps)
-        share = (noise / variation)[..., None] + self.backend.eps * xp.abs(x) / length
-        share = xp.where(share > self.backend.eps, share, xp.full_like(share, self.backend.eps))
-        return xp.minimum(share, xp.full_like(share, _MOST))
+        fn, eps = self.fn, self.backend.eps
+        share = _spread(noise / variation) + eps * xp.abs(x) / length
+        return fn.minimum(fn.where(share > eps, share, eps), _MOST)
 
     def _steps(
         self, x: Array, noise: Array, variation: Array, length: Array, central: bool
@@ -430,129 +451,164 @@ class Differences:
             most = _FAR * xp.maximum(xp.abs(x), xp.ones_like(x))
             following = xp.where(noisy, xp.minimum(step * factor, most), step)
         self.known = length, before, count, x, noise, step, following, second
-        return [slopes[..., i] for i in columns]
+        return slopes
 
     def _among(
         self, x: Array, value: Array, h: Array, columns: list[int], bounds: Any
-    ) -> tuple[Array, Array]:
+    ) -> tuple[list[Array], Array]:
         """Central differences along these coordinates, or to one side where the function is not
         finite; and the sizes of the second differences."""
         xp = self.backend.xp
         no = xp.zeros_like(x, dtype=xp.bool)
-        a, b = self._offsets(x, h, _Seen(x, h, h, no, no, no), True, bounds)
+        a, b = self._offsets(x, h, _Seen([], h, h, no, no, no), True, bounds)
         (a, fa), (b, fb) = self._values(x, a, columns), self._values(x, b, columns)
-        value = value[..., None]
         slopes, bent = _slopes(xp, value, a, b, fa, fb, True, True)
-        one, other = (fa - value) * _inverse(xp, a), (fb - value) * _inverse(xp, b)
-        slopes = xp.where(xp.isfinite(slopes), slopes, xp.where(xp.isfinite(one), one, other))
-        second = 2.0 * xp.abs(bent) * a * a * _inverse(xp, xp.abs(a - b))
+        ones, others = (
+            [(f - value) * _inverse(xp, steps[..., k]) for k, f in enumerate(values)]
+            for steps, values in ((a, fa), (b, fb))
+        )
+        slopes = [
+            xp.where(xp.isfinite(slope), slope, xp.where(xp.isfinite(one), one, other))
+            for slope, one, other in zip(slopes, ones, others, strict=True)
+        ]
+        second = 2.0 * xp.abs(xp.stack(bent, axis=-1)) * a * a * _inverse(xp, xp.abs(a - b))
         return slopes, second
 
     # --- what the differences say of the lengths -----------------------------------------------
 
     def _judged(
-        self, value: Array, noise: Array, variation: Array, a: Array, b: Any, fa: Array, fb: Any,
-        narrow: bool, most: Array, length: Array,
+        self, value: Array, noise: Array, variation: Array, a: Array, b: Any, fa: list[Array],
+        fb: Any, narrow: bool, most: Array, length: Array,
     ) -> _Seen:
         """The derivatives, and what they say of the lengths."""
-        xp, eps, vector = self.backend.xp, self.backend.eps, fa.ndim > a.ndim
-        size: Callable = (lambda u: xp.max(xp.abs(u), axis=-1)) if vector else xp.abs
-        noise, variation = noise[..., None], variation[..., None]
-        no = xp.zeros_like(a, dtype=xp.bool)
+        xp, eps, vector = self.backend.xp, self.backend.eps, fa[0].ndim == a.ndim
+
+        def size(columns: list[Array]) -> Array:
+            sizes = map(self.backend.max_abs, columns) if vector else map(xp.abs, columns)
+            return xp.stack(list(sizes), axis=-1)
+
+        noise, variation = _spread(noise), _spread(variation)
         slopes, bent = _slopes(xp, value, a, b, fa, fb, narrow, True)
-        change_up = size(fa - value)
-        bad_up = xp.logical_not(xp.isfinite(change_up))
-        if fb is None:
-            change, bad_down, bend = change_up, no, xp.zeros_like(change_up)
-        else:
-            change_down = size(fb - value)
+        change = size([f - value for f in fa])
+        bad_up = bad = xp.logical_not(xp.isfinite(change))
+        no = bad_up & xp.logical_not(bad_up)
+        bad_down = both_bad = no
+        if fb is not None:
+            change_down = size([f - value for f in fb])
             bad_down = xp.logical_not(xp.isfinite(change_down))
-            change = xp.maximum(change_up, change_down)
+            both_bad, bad = bad_up & bad_down, bad_up | bad_down
+            change = xp.maximum(change, change_down)
             bend = size(bent)
             # The part of it that is rounding.
             bend = xp.where(bend * xp.abs(a) > 2.0 * _VISIBLE * noise, bend, xp.zeros_like(bend))
             bend = 2.0 * bend * _inverse(xp, xp.abs(a - b))
         rate = xp.where(change > _VISIBLE * noise, size(slopes), xp.zeros_like(change))
         far = xp.maximum(most, length)
-        # A function that does not bend visibly at L q^(1/3) is straight over more than L.
-        over = eps ** (-1 / 6) / 3.0
-        if self.noise is not None:
-            share = (self.noise / variation[..., 0])[..., None]
-            share = xp.where(share > eps, share, xp.full_like(share, eps))
-            over = share ** (-1 / 6) / 3.0
-        straight = xp.minimum(over * length, _FAR * most)
         by_rate = xp.where(rate > 0.0, variation * _inverse(xp, rate), far)
         suggested = xp.minimum(by_rate, far)
+        weak = rate == 0.0
         if fb is not None:
+            # A function that does not bend visibly at L q^(1/3) is straight over more than L.
+            over = eps ** (-1 / 6) / 3.0
+            if self.noise is not None:
+                share = _spread(self.noise) / variation
+                over = self.fn.where(share > eps, share, eps) ** (-1 / 6) / 3.0
+            straight = xp.minimum(over * length, _FAR * most)
             by_curve = xp.minimum(suggested, xp.sqrt(variation * _inverse(xp, bend)))
             suggested = xp.where(rate > 0.0, straight, far)
             suggested = xp.where(bend > 0.0, by_curve, suggested)
-        both_bad = bad_up & bad_down if fb is not None else no
-        bad = bad_up | bad_down
+            weak = weak & (bend == 0.0)
         suggested = xp.where(bad, xp.where(both_bad, length / _CHANGE, length), suggested)
         # From very far, one look does not tell how long the step should be.
         suggested = xp.maximum(suggested, length * _SHORTEST)
         limit = eps**_OFF
         again = (length > limit * suggested) | bad
         if vector:
-            weak = ((rate == 0.0) & (bend == 0.0)) | (change < limit * noise)
+            weak = weak | (change < limit * noise)
             again = again | (weak & (suggested > limit * length))
         else:
             suggested = xp.where(again, suggested, length)
         fine = xp.logical_not(both_bad)
         again = again & (a != 0.0)
-        return _Seen(slopes, _gain(xp, a, b), suggested, again, bad_down & fine, bad_up & fine)
+        span = a if fb is None else a - b
+        return _Seen(slopes, span, suggested, again, bad_down & fine, bad_up & fine)
+
+    def _merged_at(self, columns: list[int], old: Array, new: Array, keep: Array) -> Array:
+        """`old` (..., n), with the `new` entries of these columns, (..., k), where kept."""
+        xp, place = self.backend.xp, {i: k for k, i in enumerate(columns)}
+        return xp.stack([
+            xp.where(keep[..., i], new[..., place[i]], old[..., i]) if i in place else old[..., i]
+            for i in range(old.shape[-1])
+        ], axis=-1)
 
     def _merged(self, seen: _Seen, found: _Seen, columns: list[int]) -> _Seen:
         """What is known of all coordinates; these have new lengths where they were off."""
         xp = self.backend.xp
-        n = seen.length.shape[-1]
-        place = {i: k for k, i in enumerate(columns)}
 
         def all_of(old: Array, new: Array, keep: Array) -> Array:
-            parts = [
-                xp.where(keep[..., i], new[..., place[i]], old[..., i]) if i in place
-                else old[..., i]
-                for i in range(n)
-            ]
-            return xp.stack(parts, axis=-1)
+            return self._merged_at(columns, old, new, keep)
 
         no = xp.zeros_like(seen.again)
         return _Seen(
-            seen.slopes, seen.gain, all_of(seen.length, found.length, seen.again),
+            seen.slopes, seen.span, all_of(seen.length, found.length, seen.again),
             all_of(no, found.again, seen.again), all_of(seen.up, found.up, seen.again),
             all_of(seen.down, found.down, seen.again),
         )
 
 
+def _is_due(count: Any) -> Any:
+    """Whether to measure the lengths at the point with this number."""
+    return (count == 1) | (count == _EARLY) | (count % _REGULARLY == 0)
+
+
+def _spread(number: Any) -> Any:
+    """A number of each problem (...), shaped to multiply those of its coordinates."""
+    return number if isinstance(number, (bool, float)) else number[..., None]
+
+
 def _inverse(xp: Any, v: Array) -> Array:
     """1 / v, and 0 for a step of 0, between equal bounds."""
-    return xp.where(v == 0.0, xp.zeros_like(v), 1.0 / xp.where(v == 0.0, xp.ones_like(v), v))
-
-
-def _gain(xp: Any, a: Array, b: Any) -> Array:
-    """How many times the noise of the function the errors of its derivatives (..., k) are, from
-    the steps a and b."""
-    return 2.0 * _inverse(xp, xp.abs(a if b is None else a - b))
+    return 1.0 / scalars.of(v).where(v == 0.0, math.inf, v)
 
 
 def _slopes(
-    xp: Any, value: Array, a: Array, b: Any, fa: Array, fb: Any, narrow: bool, looks: bool
-) -> tuple[Array, Any]:
+    xp: Any, value: Array, a: Array, b: Any, fa: list[Array], fb: Any, narrow: bool, looks: bool
+) -> tuple[list[Array], Any]:
     """The derivatives from the values at the steps a and b (None for one step), and by how much
     those from either step disagree.
 
     narrow : whether both steps may go to the same side, a and 2a.
     looks : whether the disagreement is wanted.
     """
-    spread = (lambda u: u[..., None]) if fa.ndim > a.ndim else (lambda u: u)
+    vector = fa[0].ndim == a.ndim
+
+    def over(change: Array, inverse: Array, k: int) -> Array:
+        # In place, where a library can.
+        change *= inverse[..., k, None] if vector else inverse[..., k]
+        return change
+
+    by_a = _inverse(xp, a)
     if fb is None:
-        return (fa - value) * spread(_inverse(xp, a)), None
-    both = (fa - fb) * spread(_inverse(xp, a - b))
+        return [over(f - value, by_a, k) for k, f in enumerate(fa)], None
+    by_both = _inverse(xp, a - b)
+    slopes = [over(f - g, by_both, k) for k, (f, g) in enumerate(zip(fa, fb, strict=True))]
     if not (narrow or looks):
-        return both, None
-    one = (fa - value) * spread(_inverse(xp, a))
-    other = (fb - value) * spread(_inverse(xp, b))
+        return slopes, None
+    by_b = _inverse(xp, b)
+    ones = [over(f - value, by_a, k) for k, f in enumerate(fa)]
+    others = [over(f - value, by_b, k) for k, f in enumerate(fb)]
     if narrow:
-        both = xp.where(spread(a * b > 0.0), 2.0 * one - other, both)
-    return both, one - other
+        same = a * b > 0.0
+        slopes = [
+            xp.where(same[..., k, None] if vector else same[..., k], 2.0 * one - other, slope)
+            for k, (slope, one, other) in enumerate(zip(slopes, ones, others, strict=True))
+        ]
+    return slopes, [one - other for one, other in zip(ones, others, strict=True)]
+
+
+def _finite(xp: Any, slopes: list[Array], vector: bool) -> Array:
+    """Whether all derivatives are finite, (...)."""
+    finite = [xp.isfinite(slope) for slope in slopes]
+    if vector:
+        finite = [xp.all(each, axis=-1) for each in finite]
+    return functools.reduce(operator.and_, finite)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from lbfgs_xp.result import Record
 
@@ -26,7 +26,7 @@ class Live:
 
             self._live = RichLive(auto_refresh=False)
 
-    def __enter__(self) -> Live:
+    def __enter__(self) -> Self:
         if self._live is not None:
             self._live.start()
         return self

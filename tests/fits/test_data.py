@@ -211,3 +211,10 @@ def test_one_number_as_a_start(p0: Any) -> None:
         y=np.stack([2.0 * np.exp(X), 3.0 * np.exp(X)]),
     )
     np.testing.assert_allclose(both.x, [[2.0], [3.0]])
+
+
+def test_data_may_be_integers() -> None:
+    whole = np.round(10.0 * Y).astype(int)
+    np.testing.assert_array_equal(fit(y=whole).x, fit(y=whole.astype(float)).x)
+    parts = fit(y=whole, chunk_size=7)
+    np.testing.assert_allclose(parts.x, fit(y=whole).x, rtol=1e-6)

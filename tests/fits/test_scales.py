@@ -322,8 +322,11 @@ def test_the_covariance_has_the_order_of_x(batched: bool) -> None:
             np.testing.assert_array_equal(part[..., 0, 0], named.covariance[..., i, j])
         stderr = np.sqrt(named.covariance_of(one)[..., 0, 0])
         np.testing.assert_allclose(np.squeeze(named.stderr[one]), np.squeeze(stderr), rtol=1e-12)
-    with pytest.raises(TypeError, match="wanted a dict"):
-        listed.covariance_of("a")
+    # A list has the names of the arguments of the model.
+    assert listed.names == named.names == names
+    np.testing.assert_array_equal(listed.covariance_of("a", "m"), listed.covariance[1:2, 2:])
+    with pytest.raises(ValueError, match="'q'; wanted one of 'b', 'a', 'm'"):
+        listed.covariance_of("q")
 
 
 # --- no response ---------------------------------------------------------------------------------

@@ -53,6 +53,7 @@ WITHOUT = {"checks", "typing", "schedules", "line_search"}
 # Imported only inside functions, when needed.
 LATE = {
     "arrays.inventory": {"dask"},
+    "fits.pictures": {"matplotlib"},
     "run.progress": {"rich"},
     "schedules": {"matplotlib"},
     "scipy.evaluate": {"scipy"},

@@ -1,0 +1,133 @@
+"""Fits of counts, with priors and ties, against lmfit and iminuit: results and times.
+
+    pip install lmfit iminuit; python benchmarks/fit_kits.py
+
+A peak over a background of less than one count in each bin (Poisson, one fit and a loop of them), a
+decay with a normal prior, and a sum of two lines with tied widths and distance.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import lbfgs_xp as lx
+
+BINS = np.linspace(-4.0, 4.0, 80)
+ROWS, LOOP = 2000, 50
+NAMES = ("a", "center", "width", "ground")
+BOX = ([0.0, -4.0, 0.1, 1e-6], [200.0, 4.0, 4.0, 50.0])
+
+
+def peak(x: Any, a: Any, center: Any, width: Any, ground: Any) -> Any:
+    return a * np.exp(-(((x - center) / width) ** 2)) + ground
+
+
+def timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    found = function()
+    return found, time.perf_counter() - start
+
+
+def minuit_of(y: np.ndarray, start: list[float]) -> Any:
+    from iminuit import Minuit
+
+    def minus_two_log(a: float, center: float, width: float, ground: float) -> float:
+        mean = peak(BINS, a, center, width, ground)
+        return 2.0 * float(np.sum(mean - y * np.log(mean)))
+
+    minuit = Minuit(minus_two_log, *start)
+    minuit.errordef = 1.0
+    minuit.limits = list(zip(*BOX, strict=True))
+    minuit.strategy = 1
+    minuit.tol = 1e-3
+    return minuit.migrad()
+
+
+def counts() -> None:
+    rng = np.random.default_rng(0)
+    truth, start = [6.0, 0.3, 0.8, 0.5], [3.0, 0.0, 1.0, 1.0]
+    y = rng.poisson(peak(BINS, *truth), size=(ROWS, BINS.size)).astype(float)
+    how = {"likelihood": "poisson", "bounds": BOX}
+    many, whole = timed(lambda: lx.curve_fit(peak, BINS, y, start, batched=True, **how))
+    one, single = timed(lambda: [lx.curve_fit(peak, BINS, row, start, **how) for row in y[:LOOP]])
+    theirs, loop = timed(lambda: [minuit_of(row, start) for row in y[:LOOP]])
+    valid = np.asarray([m.valid for m in theirs])
+    values = np.asarray([list(m.values) for m in theirs])
+    errors = np.asarray([list(m.errors) for m in theirs])
+    lower = np.asarray([m.fval for m in theirs])
+    mean = np.stack([peak(BINS, *row) for row in many.x[:LOOP]])
+    ours = 2.0 * np.sum(mean - y[:LOOP] * np.log(mean), axis=-1)
+    inside = valid & (np.abs(lower - ours) < 1e-2) & (many.x[:LOOP, 3] > 1e-3)
+    apart = np.abs(values - many.x[:LOOP])[inside] / many.stderr[:LOOP][inside]
+    print(f"counts, {ROWS} fits: success {int(many.success.sum())}, iminuit valid {valid.sum()} of "
+          f"{LOOP}")
+    print(f"  largest distance in standard errors where both are at the same minimum: "
+          f"{apart.max():.1e} ({inside.sum()} fits)")
+    print(f"  median ratio of errors (expected information here, observed there): "
+          f"{np.median(errors[inside] / many.stderr[:LOOP][inside], axis=0).round(3)}")
+    print(f"  -2 log L above iminuit's: {np.max(ours - lower):.1e}, below: "
+          f"{np.max(lower - ours):.1e}")
+    print(f"  time for a fit: batch {1e3 * whole / ROWS:.2f} ms, alone "
+          f"{1e3 * single / LOOP:.1f} ms, iminuit {1e3 * loop / LOOP:.1f} ms")
+    pulls = (many.x - truth) / many.stderr
+    print(f"  pulls: mean {pulls.mean(0).round(3)}, deviation {pulls.std(0).round(3)}")
+    assert len(one) == LOOP
+
+
+def ties_and_priors() -> None:
+    import lmfit
+
+    rng = np.random.default_rng(1)
+    x = np.linspace(-4.0, 4.0, 120)
+
+    def lines(x: Any, a1: Any, a2: Any, c1: Any, c2: Any, w1: Any, w2: Any) -> Any:
+        return a1 * np.exp(-(((x - c1) / w1) ** 2)) + a2 * np.exp(-(((x - c2) / w2) ** 2))
+
+    y = lines(x, 2.0, 1.0, -0.8, 1.1, 0.9, 0.9) + 0.05 * rng.normal(size=120)
+    start = {"a1": 1.0, "a2": 1.0, "c1": -1.0, "c2": 0.0, "w1": 1.0, "w2": 0.0}
+    ties = {"c2": lambda p: p["c1"] + 1.9, "w2": lambda p: p["w1"]}
+    fit, ours = timed(lambda: lx.curve_fit(lines, x, y, start, ties=ties, sigma=0.05,
+                                           absolute_sigma=True))
+    model = lmfit.Model(lines)
+    params = model.make_params(**start)
+    params["c2"].expr, params["w2"].expr = "c1 + 1.9", "w1"
+    theirs, other = timed(lambda: model.fit(y, params, x=x, weights=1.0 / 0.05, scale_covar=False))
+    apart = max(abs(fit.x[n] - theirs.params[n].value) / fit.stderr[n] for n in start)
+    ratio = [theirs.params[n].stderr / fit.stderr[n] for n in start]
+    print(f"ties: {apart:.1e} standard errors from lmfit, errors within "
+          f"{max(abs(np.asarray(ratio) - 1.0)):.1e}; {1e3 * ours:.1f} ms, lmfit "
+          f"{1e3 * other:.1f} ms")
+
+    from iminuit import Minuit
+    from iminuit.cost import LeastSquares, NormalConstraint
+
+    t = np.linspace(0.0, 4.0, 50)
+
+    def decay(t: Any, a: Any, k: Any, c: Any) -> Any:
+        return a * np.exp(-k * t) + c
+
+    y = decay(t, 2.5, 0.6, 0.5) + 0.05 * rng.normal(size=50)
+    fit, ours = timed(lambda: lx.curve_fit(
+        decay, t, y, {"a": 1.0, "k": 1.0, "c": 0.0}, sigma=0.05, absolute_sigma=True,
+        priors={"k": (0.55, 0.05), ("a", "c"): ([2.5, 0.5], [[0.01, -0.004], [-0.004, 0.01]])},
+    ))
+    cost = LeastSquares(t, y, 0.05, decay) + NormalConstraint("k", 0.55, 0.05) + NormalConstraint(
+        ["a", "c"], [2.5, 0.5], [[0.01, -0.004], [-0.004, 0.01]]
+    )
+    minuit, other = timed(lambda: Minuit(cost, a=1.0, k=1.0, c=0.0).migrad())
+    minuit.hesse()
+    apart = max(abs(fit.x[n] - minuit.values[n]) / fit.stderr[n] for n in "akc")
+    ratio = [minuit.errors[n] / fit.stderr[n] for n in "akc"]
+    total = fit.chi2 + fit.chi2_priors
+    print(f"priors: {apart:.1e} standard errors from iminuit, errors within "
+          f"{max(abs(np.asarray(ratio) - 1.0)):.1e}, chi2 with priors {total:.6f} and "
+          f"{minuit.fval:.6f}; {1e3 * ours:.1f} ms, iminuit {1e3 * other:.1f} ms")
+
+
+if __name__ == "__main__":
+    counts()
+    ties_and_priors()

@@ -1,0 +1,258 @@
+"""The borders of the region of parameters whose cost is at most a limit: the ends of intervals.
+
+The end of the interval of a parameter theta_j by profile likelihood (MINOS: James & Roos 1975) is
+where theta_j is largest, or smallest, among all parameters whose cost is at most
+limit = minimum + rise. Around an iterate, the cost is
+
+    lowest + (step - newton)^T A (step - newton) / 2,    A = J^T J, newton = -A^-1 g,
+
+and among the points where this is at most the limit, theta_j is largest at
+
+    step = newton + sqrt(2 (limit - lowest) / (A^-1)_jj) A^-1 e_j.
+
+If a step is 0, the cost is the limit and its gradient is along e_j, whatever the quality of the
+approximation: the point is an end of the interval. So the parameter and all others are solved for
+at once, without fits in between (Venzon & Moolgavkar 1988, with the Hessian of Gauss-Newton). All
+ends are rows of one batch. Where the iteration does not settle, `profile` looks for the end by
+fits with the parameter fixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.fits.analysis import Analysis
+from lbfgs_xp.fits.covariance import inverse_of_squares
+from lbfgs_xp.fits.linear_algebra import transposed_product
+from lbfgs_xp.fits.linear_model import frozen_at_bounds
+from lbfgs_xp.fits.losses import ResidualLoss
+
+# The most steps; and the longest one, in units of the distance between the best point and the end.
+_MOST, _LONGEST = 15, 0.7
+# A step is small if what it and all later ones may change is at most this share of that distance,
+# at most this multiple of the root of eps.
+_SMALL, _ROUNDED = 3e-4, 16.0
+# The slowest decrease of the steps from one to the next that counts as one.
+_SLOWEST = 0.99
+# A trial that rises this many times as far as the limit was too far, and comes back by this factor.
+_TOO_FAR, _BACK = 30.0, 0.25
+# An end that is this many times as far from the best point as the covariance says, or as close, is
+# left to the slower search.
+_SURPRISING = 5.0
+# Where between the best point and an end the cost is looked at, and how many times as far as the
+# limit it may have risen there: behind a pole or a barrier there may be another region.
+_BETWEEN, _HIGH = (0.5, 0.8, 0.93), 1.5
+
+
+class Targets(NamedTuple):
+    """Which ends are looked for: R of them.
+
+    numbers : (R,), on the host: the fit to which each belongs, in groups that hold each of them.
+    best : (R, p), the best point of that fit.
+    directions : (R, p), e_j or -e_j.
+    held : None, or (R, p), a mask of the parameters that keep their value in `starts`.
+    starts : (R, p), where the covariance says that the end is.
+    cost, rise : (R,), the cost at the best point, and how far it rises to the limit.
+    tie : None; or, if the ends are those of a tied parameter, its place among all and the sign.
+        The directions are then its slopes, which change from point to point.
+    """
+
+    numbers: np.ndarray
+    best: Array
+    directions: Array
+    held: Any
+    starts: Array
+    cost: Array
+    rise: Array
+    tie: Any = None
+
+    def renewed(self, numbers: np.ndarray, arrays: Sequence[Array]) -> Targets:
+        """The same for some of the rows, with their arrays from `best` to `rise`."""
+        best, directions, held, starts, cost, rise = arrays
+        return Targets(numbers, best, directions, held, starts, cost, rise, self.tie)
+
+
+class Ends(NamedTuple):
+    """What was found, of R targets on the host.
+
+    x : (R, p); the ends, where they were found.
+    found, pressed : masks (R,): whether the end was found; and whether a bound comes before it, at
+        which x then is.
+    lowest, where : the lowest cost seen, (R,), and its point, (R, p).
+    """
+
+    x: np.ndarray
+    found: np.ndarray
+    pressed: np.ndarray
+    lowest: np.ndarray
+    where: np.ndarray
+
+
+def ends_of(analysis: Analysis, targets: Targets) -> Ends:
+    """Look for the ends of intervals."""
+    parts = []
+    for group in analysis.groups(targets.numbers):
+        space = Space(analysis.backend, batched=True)
+        part = space.take(targets[1:7], group)
+        parts.append(_of_group(analysis, targets.renewed(targets.numbers[group], part)))
+    return Ends(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+
+
+def _of_group(analysis: Analysis, targets: Targets) -> Ends:
+    backend = analysis.backend
+    space, xp, to_host = Space(backend, batched=True), backend.xp, backend.to_host
+    loss, accuracy = analysis.settings.loss, analysis.settings.accuracy
+    weighted = backend.jit(_weighted, loss, space)
+    toward = backend.jit(_toward, space)
+    everything = targets
+    size = targets.numbers.size
+    tolerance = max(_SMALL, _ROUNDED * backend.eps**0.5)
+
+    ends = Ends(
+        np.array(to_host(targets.starts)), np.zeros(size, bool), np.zeros(size, bool),
+        np.array(to_host(targets.cost)), np.array(to_host(targets.best)),
+    )
+    alive = np.arange(size)
+    box = analysis.box_of(targets.numbers)
+    x, before = _inside(xp, targets.starts, box), targets.best
+    objective = analysis.rows(targets.numbers, x)
+    last = np.ones(size)    # the length of the step to the start
+    for _ in range(_MOST):
+        residuals = objective(x)
+        jacobian = objective.jacobian(x, residuals)
+        if targets.tie is not None:
+            place, sign = targets.tie
+            targets = targets._replace(directions=sign * analysis.direction(objective, x, place))
+        numbers = targets[2:7]
+        jacobian, g, cost, pressed = weighted(residuals, jacobian, x, box, *numbers)
+        inverse, _loose = inverse_of_squares(accuracy, space, jacobian)
+        step, length = toward(inverse, g, cost, pressed, *numbers)
+        costs, lengths, at_bound = to_host(cost), to_host(length), to_host(pressed)
+
+        old, rise = to_host(targets.cost), to_host(targets.rise)
+        far = ~np.isfinite(costs) | (costs - old > _TOO_FAR * rise) | ~np.isfinite(lengths)
+        lower = ~far & (costs < ends.lowest[alive])
+        if lower.any():
+            ends.lowest[alive[lower]] = costs[lower]
+            ends.where[alive[lower]] = to_host(x)[lower]
+        # What is still to come, if each step is shorter than the one before by the same factor.
+        ratio = np.minimum(lengths / last, _SLOWEST)
+        small = ~far & (lengths * ratio / (1.0 - ratio) <= tolerance)
+        factor = backend.from_host(
+            np.where(far, 0.0, np.minimum(1.0, _LONGEST / np.maximum(lengths, 1e-300)))
+        )
+        new = _inside(xp, x + factor[:, None] * step, box)
+        if far.any():
+            back = before + _BACK * (x - before)
+            new = space.pick(backend.from_host(far, xp.bool), back, new)
+        if small.any():
+            rows = alive[small]
+            ends.x[rows], ends.found[rows] = to_host(new)[small], True
+            ends.pressed[rows] = at_bound[small]
+        if small.all():
+            break
+        keep_before = far if far.any() else None
+        before = x if keep_before is None else space.pick(
+            backend.from_host(far, xp.bool), before, x
+        )
+        last, x = np.where(far, 1.0, lengths), new
+        if not (analysis.may_shrink and small.any()):
+            # Rows that are done stay, but what they do no longer counts.
+            last = np.where(ends.found[alive], np.inf, last)
+            continue
+        stay = np.flatnonzero(~small)
+        alive, last = alive[stay], last[stay]
+        x, before, *part = space.take((x, before, *targets[1:7]), stay)
+        targets = targets.renewed(targets.numbers[stay], part)
+        box = analysis.box_of(targets.numbers)
+        objective = analysis.rows(targets.numbers, x)
+    ends = _credible(ends, everything, to_host)
+    return ends._replace(found=ends.found & _connected(analysis, space, everything, ends))
+
+
+def _connected(analysis: Analysis, space: Space, targets: Targets, ends: Ends) -> np.ndarray:
+    """Whether the cost stays low on the way from the best point to the ends, a mask (R,)."""
+    end = analysis.backend.from_host(np.where(ends.found[:, None], ends.x, 0.0))
+    away = end - targets.best
+    objective = analysis.rows(targets.numbers, targets.best)
+    low = ends.found
+    for share in _BETWEEN:
+        residuals = objective(targets.best + share * away)
+        rise = analysis.settings.loss.cost(space, residuals) - targets.cost
+        low = low & np.asarray(analysis.backend.to_host(rise <= _HIGH * targets.rise))
+    return low
+
+
+def _credible(ends: Ends, targets: Targets, to_host: Any) -> Ends:
+    """The ends without those that the covariance makes surprising, which may belong to another
+    branch of the border."""
+    directions, best, start = map(to_host, (targets.directions, targets.best, targets.starts))
+    moved = np.sum(directions * (ends.x - best), axis=-1)
+    expected = np.sum(directions * (start - best), axis=-1)
+    with np.errstate(all="ignore"):
+        ratio = moved / expected
+    usual = (ratio < _SURPRISING) & (ratio > 1.0 / _SURPRISING) | ends.pressed
+    if targets.held is not None:
+        usual = usual | to_host(targets.held).any(axis=-1)
+    return ends._replace(found=ends.found & usual & np.isfinite(ends.x).all(axis=-1))
+
+
+def _inside(xp: Any, x: Array, box: Any) -> Array:
+    return x if box is None else xp.minimum(xp.maximum(x, box[0]), box[1])
+
+
+def _weighted(
+    loss: ResidualLoss, space: Space, residuals: Array, jacobian: Array, x: Array, box: Any,
+    directions: Array, held: Any, starts: Array, cost: Array, rise: Array,
+) -> tuple[Array, Array, Array, Array]:
+    """The Jacobian with the weights of the loss and without parameters that are held, the gradient
+    of the cost, the cost, and a mask of targets that are at their bound below the limit."""
+    xp = space.xp
+    value = loss.cost(space, residuals)
+    if not loss.is_linear:
+        rows, others = loss.weights(xp, residuals, space.backend.eps)
+        jacobian, residuals = jacobian * rows[..., None], residuals * others
+    gradient = transposed_product(space, jacobian, residuals)
+    pressed = xp.zeros_like(value, dtype=xp.bool)
+    frozen = held
+    if box is not None:
+        if held is None:
+            frozen = xp.zeros_like(x, dtype=xp.bool)
+        target = directions != 0.0
+        at_end = ((x >= box[1]) & (directions > 0.0)) | ((x <= box[0]) & (directions < 0.0))
+        pressed = xp.any(at_end, axis=-1) & (value - cost <= rise)
+        free = frozen_at_bounds(space, x, gradient, box) & xp.logical_not(target)
+        fixed = box[0] == box[1]
+        frozen = frozen | free | fixed | (target & pressed[:, None])
+    if frozen is not None:
+        jacobian = xp.where(frozen[:, None, :], xp.zeros_like(jacobian), jacobian)
+        gradient = xp.where(frozen, xp.zeros_like(gradient), gradient)
+    return jacobian, gradient, value, pressed
+
+
+def _toward(
+    space: Space, inverse: Array, gradient: Array, value: Array, pressed: Array,
+    directions: Array, held: Any, starts: Array, cost: Array, rise: Array,
+) -> tuple[Array, Array]:
+    """The step towards the end, and its length in units of the distance to the best point."""
+    xp = space.xp
+    newton = -space.products(inverse, gradient)
+    fall = -space.dot(gradient, newton)
+    room = cost + rise - (value - 0.5 * fall)
+    along = space.products(inverse, directions)
+    spread = space.dot(directions, along)
+    goes = xp.logical_not(pressed) & (spread > 0.0) & (room > 0.0)
+    room = xp.where(goes, room, xp.zeros_like(room))
+    out = xp.sqrt(2.0 * room / xp.where(goes, spread, xp.ones_like(spread)))
+    out = out[:, None] * along
+    squares = fall - 2.0 * space.dot(gradient, out) + 2.0 * room
+    floor = xp.zeros_like(squares)
+    length = xp.sqrt(xp.maximum(squares, floor) / (2.0 * rise))
+    # A parameter to which nothing responds has no end.
+    lost = xp.logical_not(pressed) & xp.logical_not(spread > 0.0)
+    return newton + out, xp.where(lost, xp.full_like(length, np.nan), length)

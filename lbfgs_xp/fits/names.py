@@ -1,0 +1,102 @@
+"""The names of the numbers that a fit determines, in the order in which its results list them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lbfgs_xp import checks
+from lbfgs_xp.arrays.tree import Layout, flatten, unflatten
+
+
+def listed_order(layout: Layout) -> np.ndarray:
+    """For each number, in the order in which x lists them, its place in the vector (p,): leaves of
+    a dict come in the order of their keys in the dict, whereas the vector sorts the keys."""
+    leaves = np.split(np.arange(layout.size), np.cumsum(layout.sizes)[:-1])
+    if hasattr(layout.structure, "leaves_of"):    # whose leaves are in their order
+        return np.concatenate(leaves)
+    return np.concatenate(_listed(unflatten(layout.structure, leaves)))
+
+
+def sorted_places(layout: Layout) -> tuple[int, ...] | None:
+    """For each number of the vector (p,), its place among those that x lists; None if the order is
+    the same."""
+    places = np.argsort(listed_order(layout))
+    return None if (places == np.arange(layout.size)).all() else tuple(map(int, places))
+
+
+def names_of(model: Callable, layout: Layout) -> tuple[str, ...]:
+    """The names of the p numbers in their listed order: the keys of a dict, joined by dots if it is
+    nested; otherwise the names of the model's arguments, or x[0], x[1], ... A leaf of several
+    numbers has a name for each: "peaks[0]"."""
+    each = [shape[len(layout.batch) :] for shape in layout.shapes]
+    if layout.plain:
+        positional = _arguments(model, layout.size)
+        return positional or tuple(f"x[{i}]" for i in range(layout.size))
+    paths = [".".join(map(str, path)) for path in layout.structure.paths()]
+    if all(path.isdecimal() for path in paths):    # a tuple of arrays
+        paths = list(_arguments(model, len(paths))) or [f"x[{path}]" for path in paths]
+    names: list[str] = []
+    for path, shape in zip(paths, each, strict=True):
+        names += [path + (str(list(map(int, k))) if k else "") for k in np.ndindex(*shape)]
+    return tuple(names[i] for i in listed_order(layout))
+
+
+def places_of(
+    names: tuple[str, ...], parameter: str | int, what: str = "parameter is"
+) -> list[int]:
+    """The listed places of a parameter: of all numbers of a leaf, or of one, by name or number.
+
+    what : how an error begins.
+    """
+    if isinstance(parameter, str):
+        if parameter in names:
+            return [names.index(parameter)]
+        inside = tuple(parameter + sign for sign in "[.")
+        if found := [i for i, name in enumerate(names) if name.startswith(inside)]:
+            return found
+        raise ValueError(
+            f"{what} {parameter!r}; wanted one of {', '.join(map(repr, names))}"
+        )
+    place = checks.integer(parameter)
+    if place is None or not -len(names) <= place < len(names):
+        raise ValueError(
+            f"{what} {checks.shown(parameter)}; wanted a name, one of "
+            f"{', '.join(map(repr, names))}, or a number below {len(names)}"
+        )
+    return [place % len(names)]
+
+
+def place_of(names: tuple[str, ...], parameter: str | int) -> int:
+    """The listed place of one number."""
+    places = places_of(names, parameter)
+    if len(places) > 1:
+        raise ValueError(
+            f"parameter is {parameter!r}, which holds {len(places)} numbers; wanted one of them: "
+            + ", ".join(repr(names[i]) for i in places)
+        )
+    return places[0]
+
+
+def _arguments(model: Callable, count: int) -> tuple[str, ...]:
+    """The names of the arguments of a model after x, if there are `count` of them."""
+    try:
+        found = list(inspect.signature(model).parameters.values())[1:]
+    except (TypeError, ValueError):
+        return ()
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    named = [each.name for each in found if each.kind in plain]
+    required = [each.name for each in found if each.kind in plain and each.default is each.empty]
+    return next((tuple(each) for each in (named, required) if len(each) == count), ())
+
+
+def _listed(tree: Any) -> list[Any]:
+    """The leaves in the order in which the tree lists them; `flatten` sorts the keys of a dict."""
+    if isinstance(tree, dict):
+        tree = tuple(tree.values())
+    elif not isinstance(tree, (list, tuple)):
+        return flatten(tree)[0]
+    return [leaf for part in tree for leaf in _listed(part)]

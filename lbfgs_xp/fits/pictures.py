@@ -1,0 +1,281 @@
+"""Pictures of fits, drawn with matplotlib, which is imported only here and only when asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from lbfgs_xp import checks
+from lbfgs_xp.arrays.backend import is_array, take
+from lbfgs_xp.arrays.tree import map_leaves
+from lbfgs_xp.fits.analysis import Analysis
+from lbfgs_xp.fits.distributions import rise_of
+from lbfgs_xp.fits.summary import listed, measured
+
+# Colours that differ in brightness, too.
+_DATA, _CURVE, _LEVEL = "#22313f", "#c0392b", "#7f8c8d"
+# How many points a curve has, at least.
+_POINTS = 400
+_LEVELS = (0.6827, 0.9545)
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError:
+        raise ImportError(
+            "plots need matplotlib, which is not installed: pip install 'lbfgs_xp[plot]'"
+        ) from None
+    return plt
+
+
+def plot(fit: Any, analysis: Analysis, level: float, row: Any) -> Any:
+    """See `CurveFit.plot`."""
+    plt = _pyplot()
+    if analysis.layout.batched:
+        fit, analysis = _row_of(fit, analysis, row)
+    x, label = _axis(analysis)
+    host = _host(analysis)
+    data, rest, used, errors = _data(fit, analysis)
+
+    figure, (above, below) = plt.subplots(
+        2, sharex=True, figsize=(7.0, 5.6), layout="constrained", height_ratios=[3.0, 1.0]
+    )
+    points = dict(fmt="o", color=_DATA, markersize=3.5, linewidth=0.9, zorder=2)
+    bars = None if errors is None else errors[:, used]
+    above.errorbar(x[used], data[used], bars, label="data", **points)
+    below.errorbar(x[used], rest[used], bars, **points)
+    grid = _grid(x, analysis)
+    at = x if grid is None else np.ravel(grid)
+    order = np.argsort(at, kind="stable")
+    where: Any = None if grid is None else analysis.layout.backend.from_host(grid)
+    middle, low, high = (
+        np.ravel(host(each)) for each in (fit.predict(where), *fit.band(where, level))
+    )
+    above.plot(at[order], middle[order], color=_CURVE, label="fit", zorder=3)
+    share = f"{100.0 * level:.4g} % band"
+    shade = dict(color=_CURVE, alpha=0.22, linewidth=0.0, zorder=1)
+    above.fill_between(at[order], low[order], high[order], label=share, **shade)
+    below.fill_between(
+        at[order], (low - middle)[order], (high - middle)[order], **shade
+    )
+    below.axhline(0.0, color=_CURVE, linewidth=1.0)
+    above.set_ylabel("y")
+    below.set_ylabel("data - fit")
+    below.set_xlabel(label)
+    legend = above.legend(title=_values(fit), fontsize="small", title_fontsize="small")
+    legend.set_alignment("left")    # of the title
+    return figure
+
+
+def _host(analysis: Analysis) -> Any:
+    return lambda array: np.asarray(analysis.layout.backend.to_host(array))
+
+
+def _row_of(fit: Any, analysis: Analysis, row: Any) -> tuple[Any, Analysis]:
+    """One fit of a batch as a batch of one."""
+    (count,) = analysis.layout.batch
+    number = checks.count("row", row, 0)
+    if number >= count:
+        raise ValueError(f"row is {number}; wanted the number of a fit below {count}")
+    if not analysis.compact:
+        raise ValueError(
+            "the model holds data of all rows (compact=False); wanted one that may be called with "
+            "a single one"
+        )
+    rows = np.asarray([number])
+    places = analysis.layout.backend.index_array(rows)
+    one = type(analysis)(
+        analysis.objective.take(rows), None if analysis.box is None else tuple(
+            take(side, places) for side in analysis.box
+        ), analysis.settings, analysis.compact,
+    )
+    parts = {}
+    for field in dataclasses.fields(fit):
+        value = getattr(fit, field.name)
+        if field.name == "message":
+            parts[field.name] = [value[number]]
+        elif field.name not in ("names", "_analysis"):
+            parts[field.name] = map_leaves(
+                lambda leaf: take(leaf, places) if is_array(leaf) else leaf, value
+            )
+    return dataclasses.replace(fit, **parts, _analysis=one), one
+
+
+def _axis(analysis: Analysis) -> tuple[np.ndarray, str]:
+    """The coordinates of the data to plot over, and what they are called."""
+    x, y, _ = analysis.objective.args
+    m = y.shape[-1]
+    if is_array(x) and x.shape[-1:] == (m,) and math.prod(x.shape) == m:
+        return np.ravel(_host(analysis)(x)).astype(np.float64), "x"
+    return np.arange(float(m)), "number of the point"
+
+
+def _grid(x: np.ndarray, analysis: Analysis) -> np.ndarray | None:
+    """Coordinates close enough for a smooth curve, including those of the data; None if the model
+    takes more than numbers of one axis."""
+    if _axis(analysis)[1] != "x" or not np.isfinite(x).all():
+        return None
+    given = analysis.objective.args[0]
+    grid = np.unique(np.concatenate([np.linspace(x.min(), x.max(), _POINTS), x]))
+    return grid if given.ndim == 1 else grid[None, :]
+
+
+def _data(
+    fit: Any, analysis: Analysis
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """The data and the residuals, in the unit of the model; which of them count; and their standard
+    deviations downwards and upwards (2, m), None if nothing says what they are."""
+    host, (_, y, weights) = _host(analysis), analysis.objective.args
+    likelihood: Any = analysis.objective.likelihood
+    data, rest = np.ravel(host(y)), np.ravel(host(fit.residuals))
+    used: np.ndarray = np.ones(data.size, dtype=bool)
+    if likelihood is None:
+        if weights is None:
+            sigma = np.ones(data.size)
+        elif weights.ndim == 2 and not analysis.layout.batched:
+            inverse = np.linalg.inv(host(weights))
+            sigma = np.sqrt(np.sum(inverse * inverse, axis=-1))
+        else:
+            used = np.ravel(host(weights)) > 0.0
+            sigma = 1.0 / np.where(used, np.ravel(host(weights)), np.nan)
+        if not fit.absolute_sigma:
+            batched = analysis.layout.batched
+            reduced = host(fit.reduced_chi2) if batched else fit.reduced_chi2
+            sigma = sigma * np.sqrt(np.ravel(reduced))
+        return data, rest, used, np.stack([sigma, sigma])
+    if likelihood.kept is not None:
+        used = np.ravel(host(likelihood.kept)) > 0.0
+    variance = likelihood.variance(fit.predict())
+    if variance is not None:
+        sigma = np.sqrt(np.ravel(host(variance)))
+        if likelihood.name == "binomial":    # the model predicts shares of the trials
+            trials = np.ravel(host(likelihood.trials))
+            data, rest, sigma = data / trials, rest / trials, sigma / trials
+        return data, rest, used, np.stack([sigma, sigma])
+    if likelihood.name == "gaussian":
+        sides = (np.ravel(host(side)) for side in (likelihood.low, likelihood.high))
+        return data, rest, used, np.stack([1.0 / np.where(used, side, np.nan) for side in sides])
+    return data, rest, used, None
+
+
+def _values(fit: Any) -> str:
+    """The parameters with their errors, one per line."""
+    x, stderr = (np.ravel(listed(fit, tree)) for tree in (fit.x, fit.stderr))
+    each = zip(fit.names, x, stderr, strict=True)
+    return "\n".join(
+        f"{name} = " + (f"{value:.6g}" if error == 0.0 else measured(value, error))
+        for name, value, error in list(each)[:12]
+    )
+
+
+def plot_profiles(fit: Any, analysis: Analysis, size: int) -> Any:
+    """See `CurveFit.plot_profiles`."""
+    plt = _pyplot()
+    names, x, stderr = _free(fit, analysis)
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, squeeze=False, figsize=(3.4 * columns, 2.8 * rows), layout="constrained"
+    )
+    ends = [listed(fit, side) for side in fit.intervals(_LEVELS[0])]
+    for ax, name, middle, error in zip(axes.flat, names, x, stderr, strict=False):
+        _draw_profile(fit, analysis, ax, name, middle, error, size)
+        for side in ends:
+            end = side[fit.names.index(name)]
+            if np.isfinite(end):
+                ax.axvline(end, color=_LEVEL, linewidth=0.9, linestyle=":")
+    for ax in axes.flat[len(names) :]:
+        ax.set_visible(False)
+    axes.flat[0].legend(fontsize="small")
+    return figure
+
+
+def _free(fit: Any, analysis: Analysis) -> tuple[list[str], list[float], list[float]]:
+    """The parameters that have a profile, with their values and errors."""
+    if analysis.layout.batched:
+        raise ValueError("the fit is a batch; wanted a single fit, such as that of one row")
+    places = [i for i, place in enumerate(analysis.order) if place in analysis.free]
+    x, stderr = listed(fit, fit.x), listed(fit, fit.stderr)
+    places = [i for i in places if stderr[i] > 0.0 and np.isfinite(stderr[i])]
+    if not places:
+        raise ValueError("the fit has no parameter with a finite error; wanted one to plot")
+    return [fit.names[i] for i in places], [x[i] for i in places], [stderr[i] for i in places]
+
+
+def _draw_profile(
+    fit: Any, analysis: Analysis, ax: Any, name: str, middle: float, error: float, size: int
+) -> None:
+    found, host = fit.profile(name, size=size), _host(analysis)
+    values, delta = host(found.values), host(found.delta)
+    ax.plot(values, delta, color=_CURVE, label="profile")
+    ax.plot(
+        values, ((values - middle) / error) ** 2, color=_DATA, linewidth=0.9, linestyle="--",
+        label="covariance",
+    )
+    for level in _LEVELS:
+        ax.axhline(rise_of(level), color=_LEVEL, linewidth=0.6)
+    ax.set_ylim(0.0, 1.1 * rise_of(0.9973))
+    ax.set_xlabel(name)
+    ax.set_ylabel("rise of chi2")
+
+
+def plot_contours(fit: Any, analysis: Analysis, size: int) -> Any:
+    """See `CurveFit.plot_contours`."""
+    plt = _pyplot()
+    names, x, stderr = _free(fit, analysis)
+    count, host = len(names), _host(analysis)
+    figure, axes = plt.subplots(
+        count, count, squeeze=False, figsize=(2.3 * count + 0.8, 2.3 * count + 0.6),
+        layout="constrained",
+    )
+    covariance = host(fit.covariance)
+    places = [fit.names.index(name) for name in names]
+    angles = np.linspace(0.0, 2.0 * math.pi, 100)
+    circle = np.stack([np.cos(angles), np.sin(angles)])
+    for i in range(count):
+        for j in range(count):
+            ax = axes[i, j]
+            if j > i:
+                ax.set_visible(False)
+                continue
+            if i == j:
+                _draw_profile(fit, analysis, ax, names[i], x[i], stderr[i], max(size // 2, 9))
+                ax.yaxis.tick_right()
+                ax.yaxis.set_label_position("right")
+            else:
+                pair = np.ix_([places[j], places[i]], [places[j], places[i]])
+                root = np.linalg.cholesky(covariance[pair])
+                for level, shade in zip(_LEVELS, (1.0, 0.55), strict=True):
+                    border = host(fit.contour(names[j], names[i], level, size))
+                    ax.plot(*border.T, color=_CURVE, alpha=shade)
+                    ellipse = math.sqrt(rise_of(level, 2)) * (root @ circle)
+                    ax.plot(
+                        x[j] + ellipse[0], x[i] + ellipse[1], color=_DATA, linewidth=0.7,
+                        linestyle="--", alpha=shade,
+                    )
+                ax.plot(x[j], x[i], "+", color=_DATA)
+                ax.set_ylabel(names[i] if j == 0 else "")
+            ax.set_xlabel(names[j] if i == count - 1 else "")
+            if j > 0 and i != j:
+                ax.tick_params(labelleft=False)
+            if i < count - 1:
+                ax.tick_params(labelbottom=False)
+    _share_axes(axes, count)
+    return figure
+
+
+def _share_axes(axes: Any, count: int) -> None:
+    """The same range of a parameter in its column and in its row."""
+    for j in range(count):
+        column = [axes[i, j].get_xlim() for i in range(j + 1, count)]
+        row = [axes[j, k].get_ylim() for k in range(j)]
+        ranges = np.asarray(column + row) if column + row else np.asarray([axes[j, j].get_xlim()])
+        low, high = ranges[:, 0].min(), ranges[:, 1].max()
+        for i in range(j, count):
+            axes[i, j].set_xlim(low, high)
+        for k in range(j):
+            axes[j, k].set_ylim(low, high)

@@ -1,0 +1,552 @@
+"""Profile likelihood: intervals, profiles and contours, by batches of fits with one parameter held.
+
+`boundary` finds most ends of intervals at once. What it leaves, and points of a profile, are fits
+whose bounds hold the parameter at a value; an end is the root of sqrt(delta) - z.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lbfgs_xp import checks
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.tree import map_leaves
+from lbfgs_xp.fits.analysis import Analysis
+from lbfgs_xp.fits.boundary import Targets, ends_of
+from lbfgs_xp.fits.distributions import rise_of
+from lbfgs_xp.fits.intervals import Intervals, IntervalStatus, Profile
+from lbfgs_xp.fits.loop import run_fit
+from lbfgs_xp.fits.names import place_of
+from lbfgs_xp.fits.settings import FitPlan
+from lbfgs_xp.result import Status
+
+_FOUND, _BOUND, _OPEN, _FIXED, _LOWER, _FAILED = map(int, IntervalStatus)
+# A cost that is lower than that of the fit by this share of the rise to the limit is another
+# minimum; by less than this multiple of eps of the cost, it is rounding.
+_LOWER_BY, _ROUNDED = 1e-2, 1e3
+# The search for an end: how many times it goes on, how much farther each time before the end is
+# behind it, how far in standard errors, and what is near enough, in the same unit.
+_ROUNDS, _FARTHER, _FARTHEST, _NEAR = 60, 4.0, 1e4, 2e-5
+# How many standard errors a profile shows on both sides.
+_REACH = 3.0
+_DONE = tuple(int(status) for status in Status if status.success)
+
+
+class Best(NamedTuple):
+    """A fit and its surroundings, on the host: the free numbers, in the order of the vector.
+
+    x, stderr : (B, p); stderr is 0 where bounds are equal.
+    covariance : (B, p, p).
+    cost, scale : (B,), half of what the fit has minimised (chi2, or the deviance, with priors), and
+        the chi2 by which a rise is measured: 1 with absolute deviations, otherwise reduced_chi2.
+    usable : (B,), whether the fit has succeeded and has a scale.
+    noise : (B,), by how much a cost may be lower because of rounding.
+    low, high : (B, p), the bounds.
+    """
+
+    x: np.ndarray
+    stderr: np.ndarray
+    covariance: np.ndarray
+    cost: np.ndarray
+    scale: np.ndarray
+    usable: np.ndarray
+    noise: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    @classmethod
+    def of(cls, fit: Any, analysis: Analysis) -> Best:
+        def on_host(value: Any) -> np.ndarray:
+            batched = analysis.layout.batched
+            return np.asarray(
+                analysis.layout.backend.to_host(value) if batched else [value]
+            )
+
+        backend, free = analysis.layout.backend, analysis.free
+        x = np.array(analysis.backend.to_host(analysis.vector(fit.x)), dtype=np.float64)
+        stderr = analysis.whole_vector(fit.stderr)[:, free].astype(np.float64)
+        listed = np.asarray(backend.to_host(fit.covariance), dtype=np.float64)
+        listed = listed.reshape(-1, *listed.shape[-2:])
+        places = np.argsort(analysis.order)[free]
+        covariance = listed[:, places[:, None], places]
+        chi2 = (on_host(fit.deviance) + on_host(fit.chi2_priors)).astype(np.float64)
+        scale = np.ones_like(chi2) if fit.absolute_sigma else on_host(fit.reduced_chi2)
+        low, high = np.full_like(x, -np.inf), np.full_like(x, np.inf)
+        if analysis.box is not None:
+            low, high = (
+                np.asarray(analysis.layout.backend.to_host(side), dtype=np.float64)
+                for side in analysis.box
+            )
+        usable = on_host(fit.success).astype(bool) & np.isfinite(scale)
+        noise = _ROUNDED * analysis.layout.backend.eps * chi2
+        scale = scale.astype(np.float64)
+        return cls(x, stderr, covariance, 0.5 * chi2, scale, usable, noise, low, high)
+
+
+class Sides(NamedTuple):
+    """Ends to be looked for, R of them, on the host.
+
+    numbers, places, signs : (R,), the fit, the parameter, and the side, -1 or 1.
+    """
+
+    numbers: np.ndarray
+    places: np.ndarray
+    signs: np.ndarray
+
+    def __getitem__(self, rows: Any) -> Any:
+        if isinstance(rows, int):
+            return tuple.__getitem__(self, rows)
+        return Sides(*(array[rows] for array in tuple(self)))
+
+
+# --- intervals -----------------------------------------------------------------------------------
+
+
+def intervals(fit: Any, analysis: Analysis, level: float) -> Intervals:
+    """See `CurveFit.intervals`."""
+    level = checks.number("level", level, above=0.0, below=1.0)
+    best = Best.of(fit, analysis)
+    count, p = best.x.shape
+    # All fits for each end in turn.
+    places, signs = np.repeat(np.arange(p), 2), np.tile([-1.0, 1.0], p)
+    sides = Sides(
+        np.tile(np.arange(count), 2 * p), np.repeat(places, count), np.repeat(signs, count)
+    )
+    found = [_ends(analysis, best, sides, rise_of(level))]
+    whole = analysis.whole_vector(fit.x)
+    values = np.stack([whole, whole], axis=-1).astype(np.float64)
+    status = np.full(values.shape, _FIXED)
+    for target, source in ((values, found[0].values), (status, found[0].status)):
+        target[:, analysis.free] = source.reshape(p, 2, count).transpose(2, 0, 1)
+    for place in analysis.tied:
+        for side, sign in enumerate((-1.0, 1.0)):
+            found.append(_tied_ends(analysis, best, int(place), sign, rise_of(level)))
+            values[:, place, side], status[:, place, side] = found[-1].values, found[-1].status
+
+    lowest, where = best.cost.copy(), best.x.copy()
+    for each in found:
+        _note(lowest, where, np.arange(count), each.lowest, each.where)
+    lower = _is_lower(best, lowest, found[0].rises)
+    hidden = lower[:, None, None] & (status != _FIXED)
+    values, status = np.where(hidden, np.nan, values), np.where(hidden, _LOWER, status)
+    success: Any = np.all(status < _LOWER, axis=(1, 2))
+    backend, batched = analysis.layout.backend, analysis.layout.batched
+    low, high = (analysis.whole_tree(values[:, :, side]) for side in (0, 1))
+    below, above = (analysis.whole_tree(status[:, :, side].astype(np.int32)) for side in (0, 1))
+    return Intervals(
+        low, high, below, above, level,
+        backend.from_host(success, backend.xp.bool) if batched else bool(success[0]),
+        analysis.tree(where) if lower.any() else None,
+    )
+
+
+def _tied_ends(
+    analysis: Analysis, best: Best, place: int, sign: float, rise: float
+) -> _Found:
+    """The ends of a tied parameter (B,), which has the place in the vector of all of them."""
+    count, send = best.x.shape[0], analysis.backend.from_host
+    numbers, rises = np.arange(count), 0.5 * rise * best.scale
+    rows = analysis.rows(numbers, send(best.x))
+    slopes = sign * np.asarray(
+        analysis.backend.to_host(analysis.direction(rows, send(best.x), place))
+    )
+    along = np.matmul(best.covariance, slopes[..., None])[..., 0]
+    spread = np.sqrt(np.sum(slopes * along, axis=-1))
+    known = best.usable & (spread > 0.0) & np.isfinite(spread)
+    starts = best.x + math.sqrt(rise) * along / spread[:, None]
+    starts = np.where(known[:, None], starts, best.x)
+    limits = np.maximum(rises, np.finfo(np.float64).tiny)
+    ends = ends_of(analysis, Targets(
+        numbers, send(best.x), send(slopes), None, send(starts), send(best.cost), send(limits),
+        (place, sign),
+    ))
+    x = np.where(known[:, None], ends.x, best.x)
+    values = analysis.whole_vector(analysis.tree(x))[:, place].astype(np.float64)
+    done = known & ends.found
+    status = np.where(done, np.where(ends.pressed, _BOUND, _FOUND), _FAILED)
+    # A function that depends on fixed parameters alone has one value.
+    still = best.usable & (spread == 0.0)
+    status = np.where(still, _FIXED, status)
+    values = np.where(done | still, values, np.nan)
+    return _Found(values, status, x, ends.lowest, ends.where, rises)
+
+
+class _Found(NamedTuple):
+    """Ends (R,), what they are, all parameters there (R, p); and for each fit the lowest cost seen
+    (B,) and its point (B, p)."""
+
+    values: np.ndarray
+    status: np.ndarray
+    x: np.ndarray
+    lowest: np.ndarray
+    where: np.ndarray
+    rises: np.ndarray
+
+
+class Base(NamedTuple):
+    """Where to look for ends from, if not from the best point.
+
+    held : the parameter that keeps its value.
+    x, delta : (R, p) and (R,), the best points with that value, and how far chi2 has risen there.
+    """
+
+    held: int
+    x: np.ndarray
+    delta: np.ndarray
+
+
+def _ends(
+    analysis: Analysis, best: Best, sides: Sides, rise: float, base: Base | None = None
+) -> _Found:
+    """Look for the ends at which chi2 has risen by `rise`."""
+    size, each = sides.numbers.size, np.arange(sides.numbers.size)
+    numbers, places, signs = tuple(sides)
+    unit = best.stderr[numbers, places]
+    rises = 0.5 * rise * best.scale
+    x = best.x[numbers] if base is None else base.x
+    held = None
+    fixed = best.low[numbers, places] == best.high[numbers, places]
+    usable = best.usable[numbers]
+    known = usable & np.isfinite(unit) & (unit > 0.0) & ~fixed
+    if base is None:
+        starts = x + _tangent(best, sides) * math.sqrt(rise)
+    else:
+        room = np.sqrt(np.maximum(rise - base.delta, 0.0))
+        starts = x + _tangent(best, sides, base.held) * room[:, None]
+        held = np.zeros(x.shape, dtype=bool)
+        held[:, base.held] = True
+    starts = np.where(known[:, None], starts, x)
+    values, status = np.full(size, np.nan), np.full(size, _FAILED)
+    lowest, where = best.cost.copy(), best.x.copy()
+
+    if known.any():
+        directions = np.zeros_like(x)
+        directions[each, places] = signs
+        send, xp = analysis.backend.from_host, analysis.backend.xp
+        limits = np.maximum(rises, np.finfo(np.float64).tiny)[numbers]
+        ends = ends_of(analysis, Targets(
+            numbers, send(x), send(directions), None if held is None else send(held, xp.bool),
+            send(starts), send(best.cost[numbers]), send(limits),
+        ))
+        done = ends.found & known
+        x = np.where(done[:, None], ends.x, x)
+        values[done] = ends.x[each, places][done]
+        status[done] = np.where(ends.pressed[done], _BOUND, _FOUND)
+        _note(lowest, where, numbers, ends.lowest, ends.where)
+
+    perfect = usable & (rises[numbers] == 0.0) & ~fixed
+    values[perfect], status[perfect] = best.x[numbers, places][perfect], _FOUND
+    left = usable & ~fixed & (status == _FAILED) & ~_is_lower(best, lowest, rises)[numbers]
+    if left.any():
+        search = _Search(analysis, best, sides, base, starts, rise)
+        search.run(left)
+        values[left], status[left] = search.values[left], search.status[left]
+        x = np.where(left[:, None], search.x, x)
+        _note(lowest, where, numbers, search.lowest, search.where)
+    values[fixed], status[fixed] = best.x[numbers, places][fixed], _FIXED
+    return _Found(values, status, x, lowest, where, rises)
+
+
+def _is_lower(best: Best, lowest: np.ndarray, rises: np.ndarray) -> np.ndarray:
+    """A mask (B,) of the fits with a lower cost elsewhere."""
+    return best.usable & (lowest < best.cost - _LOWER_BY * rises - best.noise)
+
+
+def _note(
+    lowest: np.ndarray, where: np.ndarray, numbers: np.ndarray, costs: np.ndarray, x: np.ndarray
+) -> None:
+    """Keep the lowest cost of each fit, and its point."""
+    order = np.argsort(-costs, kind="stable")
+    order = order[costs[order] < lowest[numbers[order]]]
+    # The last one of each fit is the lowest.
+    lowest[numbers[order]], where[numbers[order]] = costs[order], x[order]
+
+
+def _tangent(best: Best, sides: Sides, held: int | None = None) -> np.ndarray:
+    """How all parameters move, (R, p), with one that moves by a standard error; if another one is
+    held, by the error that is then left."""
+    numbers, places, signs = tuple(sides)
+    columns = best.covariance[numbers, :, places]
+    unit = best.stderr[numbers, places]
+    if held is not None:
+        # The covariance under the condition that this parameter has its value.
+        other = best.covariance[numbers, :, held]
+        columns = columns - other * (columns[:, held] / other[:, held])[:, None]
+        unit = np.sqrt(columns[np.arange(numbers.size), places])
+    with np.errstate(all="ignore"):
+        tangent = signs[:, None] * columns / unit[:, None]
+    return np.where(np.isfinite(tangent), tangent, 0.0)
+
+
+class _Search:
+    """The slow and safe search for ends: roots of sqrt(delta) - z, by fits with the parameter held
+    at a value.
+
+    Ends, statuses and points are as in `_Found`; t is the distance from the best point in standard
+    errors, or in units of the parameter where these are not known.
+    """
+
+    def __init__(
+        self, analysis: Analysis, best: Best, sides: Sides, base: Base | None, starts: np.ndarray,
+        rise: float,
+    ):
+        self.analysis, self.best, self.sides = analysis, best, sides
+        size = sides.numbers.size
+        numbers, places, signs = tuple(sides)
+        self.from_ = best.x[numbers] if base is None else base.x
+        self.held = np.zeros(self.from_.shape, dtype=bool)
+        if base is not None:
+            self.held[:, base.held] = True
+        self.middle = self.from_[np.arange(size), places]
+        own = np.abs(self.middle)
+        unit = best.stderr[numbers, places]
+        self.unit = np.where(
+            np.isfinite(unit) & (unit > 0.0), unit, 0.1 * np.where(own > 0.0, own, 1.0)
+        )
+        self.z, self.starts = math.sqrt(rise), starts
+        self.values, self.status = np.full(size, np.nan), np.full(size, _FAILED)
+        self.x = self.from_.copy()
+        self.lowest, self.where = best.cost[numbers].copy(), best.x[numbers].copy()
+        # The distances between which the end is, and sqrt(delta) - z there.
+        self.inner, self.outer = np.zeros(size), np.full(size, np.inf)
+        self.below, self.above = np.full(size, -self.z), np.full(size, np.nan)
+        if base is not None:
+            self.below += np.sqrt(np.maximum(base.delta, 0.0))
+        bound = np.where(signs > 0.0, best.high[numbers, places], best.low[numbers, places])
+        self.most = np.abs(bound - self.middle) / self.unit
+
+    def run(self, wanted: np.ndarray) -> None:
+        wanted = wanted.copy()
+        numbers, places, signs = tuple(self.sides)
+        # Closer than the end should be, because beyond a barrier there may be other valleys.
+        t = np.minimum(np.full(numbers.size, 0.5 * self.z), self.most)
+        for _ in range(_ROUNDS):
+            if not wanted.any():
+                return
+            value = self.middle + signs * t * self.unit
+            at_most = t >= self.most
+            edge = np.where(
+                signs > 0.0, self.best.high[numbers, places], self.best.low[numbers, places]
+            )
+            value = np.where(at_most, edge, value)
+            x, cost, good = self._held_at(value, wanted)
+            scale = self.best.scale[numbers]
+            delta = 2.0 * (cost - self.best.cost[numbers]) / np.where(scale > 0.0, scale, 1.0)
+            delta = np.where(np.isfinite(delta), delta, np.inf)
+            lower = wanted & (cost < self.lowest)
+            self.lowest[lower], self.where[lower] = cost[lower], x[lower]
+            f = np.sign(delta) * np.sqrt(np.abs(delta)) - self.z
+
+            below = wanted & (f < 0.0)
+            above = wanted & ~below
+            near = np.abs(f) <= _NEAR
+            width = np.where(above, t - self.inner, self.outer - t)
+            done = wanted & good & (near | (width <= _NEAR * t))
+            bound = below & at_most & good & ~done
+            far = below & (t >= _FARTHEST) & ~done & ~bound
+            for rows, status, numbers_ in (
+                (done, _FOUND, value), (bound, _BOUND, value), (far, _OPEN, signs * np.inf),
+            ):
+                self.status[rows], self.values[rows] = status, numbers_[rows]
+            ended = done | bound | far
+            keep = below & np.isfinite(x).all(axis=-1)
+            self.x = np.where((keep | ended)[:, None], x, self.x)
+            self.inner[below], self.below[below] = t[below], f[below]
+            self.outer[above], self.above[above] = t[above], f[above]
+            wanted &= ~ended & ~(width <= 1e-3 * _NEAR * t)
+            t = self._next(t, f)
+
+    def _next(self, t: np.ndarray, f: np.ndarray) -> np.ndarray:
+        """The next distance: where the line through both ends is 0, kept well within them."""
+        with np.errstate(all="ignore"):
+            grow = np.where(f > -self.z, t * self.z / (f + self.z) * 1.05, t * _FARTHER)
+            # Far below the level, chi2 may be about to settle.
+            grow = np.clip(grow, np.where(f > -0.5 * self.z, 1.05, 2.0) * t, t * _FARTHER)
+            share = -self.below / (self.above - self.below)
+        share = np.where(np.isfinite(share), np.clip(share, 0.02, 0.98), 0.25)
+        inside = self.inner + share * (self.outer - self.inner)
+        t = np.where(np.isfinite(self.outer), inside, grow)
+        return np.minimum(np.minimum(t, _FARTHEST), self.most)
+
+    def _held_at(
+        self, value: np.ndarray, wanted: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Fits with the parameter at these values, from the last point on this side."""
+        numbers, places, _ = tuple(self.sides)
+        each = np.arange(numbers.size)
+        # In a straight line through the point from which it began and the last one.
+        base, now = self.from_, self.x
+        move, reach = now[each, places] - self.middle, self.starts[each, places] - self.middle
+        ahead = value - self.middle
+        first = move == 0.0
+        share = np.where(first, ahead / reach, ahead / move)
+        share = np.where(np.isfinite(share), share, 0.0)
+        start = base + share[:, None] * np.where(first[:, None], self.starts, now) - (
+            share[:, None] * base
+        )
+        start = np.where(self.held, base, start)
+        start[each, places] = value
+        held = self.held.copy()
+        held[each, places] = True
+        return held_fits(self.analysis, self.best, numbers, start, held, wanted)
+
+
+# --- profiles and contours -----------------------------------------------------------------------
+
+
+def profile(fit: Any, analysis: Analysis, parameter: Any, values: Any, size: int) -> Profile:
+    """See `CurveFit.profile`."""
+    listed = place_of(fit.names, parameter)
+    place = _free_place(fit, analysis, parameter)
+    best = Best.of(fit, analysis)
+    count = best.x.shape[0]
+    if values is None:
+        size = checks.count("size", size, 2)
+        reach = _REACH * best.stderr[:, place, None]
+        grid = best.x[:, place, None] + reach * np.linspace(-1.0, 1.0, size)
+        grid = np.clip(grid, best.low[:, place, None], best.high[:, place, None])
+    else:
+        grid = _grid(analysis, values, count)
+    x, delta = _profile(analysis, best, place, grid)
+    outer, batched = analysis.layout.backend, analysis.layout.batched
+    # The axis of the values comes last in the computation.
+    trees = [analysis.tree(x[:, k, :]) for k in range(grid.shape[1])]
+    axis = 1 if batched else 0
+    shown, rise = (outer.from_host(array if batched else array[0]) for array in (grid, delta))
+    return Profile(
+        fit.names[listed], shown, rise,
+        map_leaves(lambda *leaves: outer.xp.stack(leaves, axis=axis), *trees),
+    )
+
+
+def _free_place(fit: Any, analysis: Analysis, parameter: Any) -> int:
+    """The place of a parameter among the free ones."""
+    place = analysis.order[place_of(fit.names, parameter)]
+    found = np.flatnonzero(analysis.free == place)
+    if found.size == 0:
+        raise ValueError(f"parameter is {parameter!r}, which is fixed or tied; wanted a free one")
+    return int(found[0])
+
+
+def _grid(analysis: Analysis, values: Any, count: int) -> np.ndarray:
+    """The values of a profile, (B, n)."""
+    backend = analysis.layout.backend
+    host = np.asarray(backend.to_host(backend.adopt(values, "values")), dtype=np.float64)
+    many = (count,) if analysis.layout.batched else ()
+    if host.ndim not in (1, 1 + len(many)) or host.shape[:-1] not in ((), many) or not host.size:
+        wanted = f"(n,) or ({count}, n)" if many else "(n,)"
+        raise ValueError(f"values has shape {host.shape}; wanted {wanted}, not empty")
+    return np.array(np.broadcast_to(host, (count, host.shape[-1])))
+
+
+def _profile(
+    analysis: Analysis, best: Best, place: int, grid: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best points (B, n, p) with a parameter at these values (B, n), and the rise of chi2."""
+    count, size = grid.shape
+    # All fits for each value in turn.
+    numbers, each = np.tile(np.arange(count), size), np.arange(count * size)
+    values = grid.T.reshape(-1)
+    sides = Sides(numbers, np.full(each.size, place), np.ones(each.size))
+    ahead = (values - best.x[numbers, place]) / best.stderr[numbers, place]
+    ahead = np.where(np.isfinite(ahead), ahead, 0.0)
+    start = best.x[numbers] + ahead[:, None] * _tangent(best, sides)
+    held = np.zeros(start.shape, dtype=bool)
+    held[:, place] = True
+    usable = best.usable[numbers] & np.isfinite(values)
+    start = np.where(usable[:, None], start, best.x[numbers])
+    start[usable, place] = values[usable]
+    x, cost, good = held_fits(analysis, best, numbers, start, held, usable)
+    # Once more from the neighbours that are nearer to the best point, in case of another valley.
+    x, cost = x.reshape(size, count, -1), np.where(good, cost, np.inf).reshape(size, count)
+    inner = np.argmin(np.where(np.isfinite(cost), cost, np.inf), axis=0)
+    step = np.sign(inner - np.arange(size)[:, None])
+    neighbour = x[np.arange(size)[:, None] + step, np.arange(count)].reshape(start.shape)
+    again = np.where(held, start, neighbour)
+    other, lower, good = held_fits(analysis, best, numbers, again, held, usable)
+    cost = cost.reshape(-1)
+    better = good & (lower < cost)
+    x = np.where(better[:, None], other, x.reshape(start.shape))
+    cost = np.where(better, lower, cost)
+    scale = best.scale[numbers]
+    delta = 2.0 * (cost - best.cost[numbers]) / np.where(scale > 0.0, scale, np.nan)
+    delta = np.where(usable & np.isfinite(delta), delta, np.nan)
+    return x.reshape(size, count, -1).swapaxes(0, 1), delta.reshape(size, count).T
+
+
+def contour(
+    fit: Any, analysis: Analysis, one: Any, other: Any, level: float, size: int
+) -> Array:
+    """See `CurveFit.contour`."""
+    level = checks.number("level", level, above=0.0, below=1.0)
+    steps = checks.count("size", size, 8) // 2
+    first, second = (_free_place(fit, analysis, name) for name in (one, other))
+    if first == second:
+        raise ValueError(f"other is {other!r}, like the first parameter; wanted two parameters")
+    best = Best.of(fit, analysis)
+    count, rise = best.x.shape[0], rise_of(level, 2)
+    # The range of the first parameter, and both sides of the second one at values between.
+    numbers = np.arange(count)
+    ends = [
+        _ends(analysis, best, Sides(numbers, np.full(count, first), np.full(count, sign)), rise)
+        for sign in (-1.0, 1.0)
+    ]
+    low, high = (end.values for end in ends)
+    angles = np.linspace(0.0, math.pi, steps)
+    grid = 0.5 * (low + high)[:, None] + 0.5 * (high - low)[:, None] * np.cos(angles)
+    x, delta = _profile(analysis, best, first, grid)
+    rows = [array.swapaxes(0, 1).reshape(count * steps, -1) for array in (x, delta[..., None])]
+    base = Base(first, np.concatenate([rows[0]] * 2), np.concatenate([rows[1][:, 0]] * 2))
+    total = count * steps
+    sides = Sides(
+        np.tile(numbers, 2 * steps), np.full(2 * total, second),
+        np.repeat(np.asarray([1.0, -1.0]), total),
+    )
+    usable = best.usable & np.isfinite(low) & np.isfinite(high)
+    found = _ends(analysis, best._replace(usable=usable), sides, rise, base)
+    # At its own ends, the first parameter leaves no range for the second one.
+    no_range = base.delta >= rise * (1.0 - 1e-3)
+    points = np.where(no_range, base.x[:, second], found.values)
+    points = points.reshape(2, steps, count)
+    upper, lower = points[0].T, points[1].T[:, ::-1]
+    border = np.stack([
+        np.concatenate([grid, grid[:, ::-1]], axis=1), np.concatenate([upper, lower], axis=1)
+    ], axis=-1)
+    border = np.where(np.isfinite(border).all(axis=-1, keepdims=True), border, np.nan)
+    return analysis.layout.backend.from_host(border if analysis.layout.batched else border[0])
+
+
+def held_fits(
+    analysis: Analysis, best: Best, numbers: np.ndarray, start: np.ndarray, held: np.ndarray,
+    wanted: Any = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fits with parameters held: x (R, p), the costs (R,), and whether they succeeded (R,).
+
+    numbers : (R,), the fits whose data they have.
+    start, held : (R, p), the starts, and a mask of the parameters that stay there.
+    """
+    x, cost = start.copy(), np.full(numbers.size, np.nan)
+    good = np.zeros(numbers.size, dtype=bool)
+    settings = analysis.settings._replace(own_scale=False)
+    outer = analysis.layout.backend
+    for group in analysis.groups(numbers, wanted):
+        low, high = (
+            np.where(held[group], start[group], side[numbers[group]])
+            for side in (best.low, best.high)
+        )
+        begin = np.clip(start[group], low, high)
+        part = analysis.rows(numbers[group], analysis.backend.from_host(begin)).residuals
+        part.jac = analysis.objective.jac if isinstance(part.jac, str) else part.jac
+        box = tuple(outer.from_host(side) for side in (low, high))
+        found = analysis.call(run_fit, part, box, FitPlan(
+            settings, None, 2**31 - 1, math.inf, on_host=analysis.on_host,
+            compact=analysis.may_shrink and outer is analysis.backend,
+        ))
+        vector = part.layout.to_vector(found.x, "x")
+        to_host = outer.to_host
+        x[group], cost[group] = to_host(vector), to_host(found.cost)
+        good[group] = np.isin(to_host(found.status), _DONE)
+    return x, cost, good

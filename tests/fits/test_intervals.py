@@ -1,0 +1,498 @@
+"""Intervals, profiles and contours by profile likelihood."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lbfgs_xp as lx
+from lbfgs_xp import IntervalStatus
+from lbfgs_xp.fits import profile
+from tests.backends import Backend
+from tests.fits import nist
+
+X = np.linspace(0.0, 4.0, 40)
+TRUE = (2.5, 1.3, 0.5)
+ONE = 0.6826894921370859
+
+
+def decay(xp: Any = np) -> Any:
+    return lambda x, a, k, c: a * xp.exp(-k * x) + c
+
+
+def data(rows: int, seed: int = 0, noise: float = 0.2) -> np.ndarray:
+    noises = noise * np.random.default_rng(seed).normal(size=(rows, 40))
+    return decay()(X, *TRUE) + noises
+
+
+def fit(y: Any, backend: Backend = Backend.NUMPY, **settings: Any) -> lx.CurveFit:
+    settings = {"jac": None if backend.has_autodiff else "3-point", **settings}
+    return lx.curve_fit(
+        decay(backend.xp), backend.asarray(X), backend.asarray(y),
+        settings.pop("p0", [1.0, 1.0, 1.0]), batched=np.ndim(y) == 2, **settings,
+    )
+
+
+def slowly(res: lx.CurveFit, level: float = ONE) -> lx.Intervals:
+    """The intervals by the search that uses nothing but fits with one parameter held."""
+    quick = profile.ends_of
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            profile, "ends_of", lambda *arguments: quick(*arguments)._replace(
+                found=np.zeros(arguments[1].numbers.size, dtype=bool)
+            )
+        )
+        return res.intervals(level)
+
+
+def ends_of_the_rate(y: np.ndarray, rise: float) -> list[float]:
+    """Where chi2 has risen, from least squares for the other parameters, which are linear."""
+    optimize = pytest.importorskip("scipy.optimize")
+
+    def chi2(k: float) -> float:
+        columns = np.stack([np.exp(-k * X), np.ones(40)], axis=-1)
+        return float(np.sum((y - columns @ np.linalg.lstsq(columns, y)[0]) ** 2))
+
+    best = optimize.minimize_scalar(chi2, bracket=(1.0, 1.3), tol=1e-10)
+    return [
+        optimize.brentq(lambda k: chi2(k) - best.fun - rise, *sorted((best.x, end)), xtol=1e-12)
+        for end in (0.1, 10.0)
+    ]
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_ends(backend: Backend, batched: bool) -> None:
+    """Of a parameter for which chi2 is known, and those by the slow search for the others."""
+    y = data(3)
+    level = 0.9
+    res = fit(y if batched else y[0], backend, sigma=0.2, absolute_sigma=True)
+    low, high = found = res.intervals(level)
+    low, high, x, stderr = (
+        backend.to_numpy(each).reshape(-1, 3) for each in (low, high, res.x, res.stderr)
+    )
+    z2 = 1.6448536269514722**2
+    for i in range(3 if batched else 1):
+        wanted = ends_of_the_rate(y[i], 0.2**2 * z2)
+        np.testing.assert_allclose([low[i, 1], high[i, 1]], wanted, atol=1e-3 * stderr[i, 1])
+    assert backend.to_numpy(found.success).all() if batched else found.success
+    assert found.better is None and found.level == level
+    assert (x - low > stderr).all() and (high - x > stderr).all()
+    other = fit(y if batched else y[0], sigma=0.2, absolute_sigma=True)
+    for side, slow in zip((low, high), slowly(other, level), strict=True):
+        np.testing.assert_allclose(side, slow.reshape(-1, 3), atol=1e-3 * stderr.min())
+
+
+def test_a_line_has_the_intervals_of_its_standard_errors(backend: Backend) -> None:
+    """Without absolute deviations, and by name."""
+    y = 1.0 + 2.0 * X + np.sin(9.0 * X)
+    res = lx.curve_fit(
+        lambda x, slope, offset: offset + slope * x, backend.asarray(X), backend.asarray(y),
+        {"slope": 1.0, "offset": 0.0}, jac=None if backend.has_autodiff else "3-point",
+    )
+    low, high = res.intervals(0.9544997361036416)
+    for name in ("slope", "offset"):
+        x, error = (float(backend.to_numpy(tree[name])) for tree in (res.x, res.stderr))
+        assert float(backend.to_numpy(low[name])) == pytest.approx(x - 2.0 * error, rel=1e-6)
+        assert float(backend.to_numpy(high[name])) == pytest.approx(x + 2.0 * error, rel=1e-6)
+
+
+@pytest.mark.parametrize("settings", [
+    {"loss": "soft_l1", "f_scale": 0.3}, {"sigma": np.linspace(0.1, 0.4, 40)},
+    {"sigma": 0.04 * np.exp(-np.abs(X[:, None] - X)), "absolute_sigma": True},
+    {"bounds": ([0.0, 0.0, 0.0], 9.0)}, {"x_scale": [1.0, 2.0, 0.5]},
+    {"sigma": np.where(X[3] == X, np.inf, 0.2)},
+])
+def test_both_searches_agree(settings: dict[str, Any]) -> None:
+    res = fit(data(1)[0], **settings)
+    found, slow = res.intervals(ONE), slowly(res)
+    assert found.success and slow.success
+    np.testing.assert_allclose(found.low, slow.low, atol=2e-4 * res.stderr.min())
+    np.testing.assert_allclose(found.high, slow.high, atol=2e-4 * res.stderr.min())
+
+
+@pytest.mark.parametrize("name", [n for n in nist.MODELS if n not in ("ENSO", "Nelson", "MGH17")])
+def test_reference_sets(name: str) -> None:
+    """Nearly linear ones, whose intervals are those of the certified deviations."""
+    reference = nist.read(name)
+    with np.errstate(all="ignore"):
+        res = lx.curve_fit(
+            reference.model(np), reference.x, reference.y, reference.starts[1], jac="3-point"
+        )
+        found = res.intervals(ONE)
+    assert found.success
+    share = 0.15 if name == "Lanczos3" else 0.08
+    for side in (res.x - found.low, found.high - res.x):
+        np.testing.assert_allclose(side, reference.deviations, rtol=share)
+
+
+@pytest.mark.parametrize("name", ["Nelson", "MGH17", "Roszman1", "Kirby2"])
+def test_reference_sets_that_bend(name: str) -> None:
+    reference = nist.read(name)
+    with np.errstate(all="ignore"):
+        res = lx.curve_fit(
+            reference.model(np), reference.x, reference.y, reference.starts[1], jac="3-point"
+        )
+        found, slow = res.intervals(ONE), slowly(res)
+    assert found.success and slow.success
+    np.testing.assert_allclose((found.low - slow.low) / res.stderr, 0.0, atol=1e-3)
+    np.testing.assert_allclose((found.high - slow.high) / res.stderr, 0.0, atol=1e-3)
+
+
+# --- bounds, and ends that are none --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_bounds_end_an_interval(batched: bool) -> None:
+    free = fit(data(1)[0])
+    upper = free.x[0] + 0.5 * free.stderr[0]
+    bounds = ([0.0, 0.0, free.x[2] - 0.1 * free.stderr[2]], [upper, np.inf, np.inf])
+    y = data(1) if batched else data(1)[0]
+    res = fit(y, bounds=bounds)
+    found = res.intervals(ONE)
+    row = (0,) if batched else ()
+    high, low = found.high[row], found.low[row]
+    assert np.all(found.success) and high[0] == upper and low[2] == bounds[0][2]
+    assert found.high_status[row].tolist() == [IntervalStatus.BOUND, 0, 0]
+    assert found.low_status[row].tolist() == [0, 0, IntervalStatus.BOUND]
+    # The bounds of the others end the interval of k earlier.
+    inside = fit(data(1)[0]).intervals(ONE)
+    assert low[1] > inside.low[1] and high[1] <= inside.high[1] + 1e-3 * free.stderr[1]
+    np.testing.assert_allclose(low[0], inside.low[0], atol=1e-3 * free.stderr[0])
+
+
+def test_a_parameter_at_its_bound() -> None:
+    """It has an upper end alone, and the others have their intervals."""
+    y = decay()(X, 2.0, 1.0, -0.02) + 0.1 * np.sin(20.0 * X)
+    res = fit(y, bounds=([0.0, 0.0, 0.0], np.inf))
+    assert res.x[2] == 0.0
+    found, slow = res.intervals(ONE), slowly(res)
+    assert found.success and found.low[2] == 0.0
+    assert found.low_status[2] == IntervalStatus.BOUND and found.high[2] > 0.0
+    np.testing.assert_allclose(found.low, slow.low, atol=1e-3 * res.stderr.min())
+    np.testing.assert_allclose(found.high, slow.high, atol=1e-3 * res.stderr.min())
+
+
+def test_fixed_parameters() -> None:
+    res = fit(data(1)[0], bounds=([0.0, 1.3, 0.0], [9.0, 1.3, 9.0]))
+    found = res.intervals(ONE)
+    assert found.success and found.low[1] == found.high[1] == 1.3
+    assert found.low_status[1] == IntervalStatus.FIXED
+    # The other two are linear.
+    np.testing.assert_allclose(found.high - res.x, res.stderr, rtol=1e-6)
+
+
+def test_no_end() -> None:
+    """A decay that may be as fast as it likes."""
+    x, y = np.asarray([0.0, 5.0, 10.0, 20.0]), np.asarray([1.0, 0.05, -0.03, 0.02])
+    res = lx.curve_fit(
+        lambda x, a, k: a * np.exp(-k * x), x, y, [1.0, 1.0], jac="3-point", sigma=0.1,
+        absolute_sigma=True,
+    )
+    found = res.intervals(0.95)
+    assert found.success and found.high[1] == np.inf and np.isfinite(found.low).all()
+    assert found.high_status[1] == IntervalStatus.OPEN and "no end" in str(IntervalStatus.OPEN)
+
+
+def test_a_parameter_that_is_known_beyond_its_slope() -> None:
+    """At a = 0, a^2 has no slope, and the standard error means nothing."""
+    y = np.asarray([0.1, -0.1, 0.05, -0.05, 0.0])
+    res = lx.curve_fit(
+        lambda x, a: a * a * x, np.arange(1.0, 6.0), y, [1e-9], jac="3-point", sigma=1.0,
+        absolute_sigma=True,
+    )
+    # 55 a^4 + 0.3 a^2 = 1
+    wanted = np.sqrt((-0.3 + np.sqrt(0.09 + 220.0)) / 110.0)
+    found = res.intervals(ONE)
+    np.testing.assert_allclose([found.low, found.high], [[-wanted], [wanted]], rtol=1e-3)
+
+
+def test_a_lower_minimum_is_said() -> None:
+    x = np.linspace(0.0, 3.0, 12)
+    y = np.sin(3.0 * x) + 0.1 * np.cos(30.0 * x)
+
+    def wave(x: Any, a: Any) -> Any:
+        return np.sin(a * x)
+
+    start = np.asarray([[3.0], [9.0]])
+    res = lx.curve_fit(wave, x, np.stack([y, y]), start, jac="3-point", batched=True)
+    found = res.intervals(0.99)
+    assert found.success.tolist() == [True, False]
+    assert np.isfinite([found.low[0], found.high[0]]).all() and np.isnan(found.low[1]).all()
+    assert found.low_status[1] == found.high_status[1] == IntervalStatus.LOWER
+    assert found.better[0] == res.x[0]
+    again = lx.curve_fit(wave, x, y, found.better[1], jac="3-point")
+    assert again.chi2 < res.chi2[1] and again.x == pytest.approx(res.x[0], rel=1e-5)
+    np.testing.assert_allclose(again.intervals(0.99).low, found.low[0], rtol=1e-4)
+
+
+def test_fits_that_failed_have_none() -> None:
+    y = data(3)
+    y[1, 5] = np.nan
+    res = fit(y)
+    found = res.intervals()
+    assert found.success.tolist() == [True, False, True]
+    assert np.isnan(found.low[1]).all() and (found.low_status[1] == IntervalStatus.FAILED).all()
+    assert np.isfinite(found.low[[0, 2]]).all()
+    few = lx.curve_fit(lambda x, a, b: a + b * x, X[:2], X[:2] + 1.0, [1.0, 1.0], jac="3-point")
+    assert not few.intervals().success and np.isnan(few.intervals().low).all()
+
+
+# --- other ways to call the model ----------------------------------------------------------------
+
+
+def test_models_that_do_not_broadcast() -> None:
+    def model(x: Any, a: Any, k: Any, c: Any) -> Any:
+        a, k, c = float(a), float(k), float(c)
+        return np.asarray([a * np.exp(-k * each) + c for each in x])
+
+    def jac(x: Any, a: Any, k: Any, c: Any) -> Any:
+        e = np.exp(-float(k) * x)
+        return np.stack([e, -a * x * e, np.ones_like(x)], axis=-1)
+
+    y = data(1)[0]
+    wanted = fit(y, sigma=0.2).intervals()
+    for settings in ({"jac": "3-point"}, {"jac": jac}):
+        res = lx.curve_fit(model, X, y, [1.0, 1.0, 1.0], sigma=0.2, **settings)
+        for side, other in zip(res.intervals(), wanted, strict=True):
+            np.testing.assert_allclose(side, other, atol=1e-4)
+
+
+def test_models_that_hold_rows() -> None:
+    offsets = np.arange(5.0)[:, None]
+    y = data(5)
+
+    def shifted(x: Any, a: Any, k: Any, c: Any) -> Any:
+        return a * np.exp(-k * x) + c + offsets
+
+    start = [1.0, 1.0, 1.0]
+    res = lx.curve_fit(
+        shifted, X, y + offsets, start, batched=True, jac="3-point", compact=False
+    )
+    wanted = fit(y)
+    for search in (lx.CurveFit.intervals, slowly):
+        for side, other in zip(search(res), wanted.intervals(), strict=True):
+            np.testing.assert_allclose(side, other, atol=1e-4)
+    np.testing.assert_allclose(
+        res.profile("k", size=5).delta, wanted.profile("k", size=5).delta, rtol=1e-4, atol=1e-6
+    )
+
+
+def test_data_of_the_rows() -> None:
+    offsets = np.arange(5.0)[:, None]
+    y = data(5)
+    res = lx.curve_fit(
+        lambda x, a, k, c: decay()(x[0], a, k, c) + x[1], (X, offsets), y + offsets,
+        [1.0, 1.0, 1.0], batched=True, jac="3-point",
+    )
+    for side, other in zip(res.intervals(), fit(y).intervals(), strict=True):
+        np.testing.assert_allclose(side, other, atol=1e-4)
+
+
+# --- profiles and contours -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_profile(backend: Backend, batched: bool) -> None:
+    y = data(2)
+    res = fit(y if batched else y[0], backend, sigma=0.2, absolute_sigma=True)
+    low, high = (backend.to_numpy(side).reshape(-1, 3)[:, 1] for side in res.intervals(ONE))
+    ends = np.stack([low, high], axis=-1)
+    found = res.profile("k", backend.asarray(ends if batched else ends[0]))
+    np.testing.assert_allclose(backend.to_numpy(found.delta), 1.0, atol=1e-3)
+    assert found.name == "k" and tuple(found.x.shape) == ((2, 2, 3) if batched else (2, 3))
+    np.testing.assert_array_equal(
+        backend.to_numpy(found.x)[..., 1], backend.to_numpy(found.values)
+    )
+
+
+def test_profile_of_a_line_is_a_parabola() -> None:
+    res = lx.curve_fit(lambda x, a, b: a + b * x, X, data(1)[0], [0.0, 0.0], jac="3-point")
+    found = res.profile(0, size=7)
+    np.testing.assert_allclose(found.delta, [9.0, 4.0, 1.0, 0.0, 1.0, 4.0, 9.0], atol=1e-8)
+    np.testing.assert_allclose(found.values, res.x[0] + res.stderr[0] * np.arange(-3.0, 4.0))
+
+
+def test_contour(backend: Backend) -> None:
+    """The points of a line lie on its ellipse; of a batch, each row has its own."""
+    y = np.stack([1.0 + X + np.sin(9.0 * X), 3.0 - X + np.cos(9.0 * X)])
+    res = lx.curve_fit(
+        lambda x, a, b: a + b * x, backend.asarray(X), backend.asarray(y), [0.0, 0.0],
+        jac=None if backend.has_autodiff else "3-point", batched=True,
+    )
+    points = backend.to_numpy(res.contour("a", "b", 0.9, size=12))
+    away = points - backend.to_numpy(res.x)[:, None, :]
+    inverse = np.linalg.inv(backend.to_numpy(res.covariance))
+    rise = np.sum((away @ inverse) * away, axis=-1)
+    assert points.shape == (2, 12, 2)
+    np.testing.assert_allclose(rise, -2.0 * np.log(0.1), rtol=1e-3)
+
+
+def test_contour_of_a_model_that_bends() -> None:
+    res = fit(data(1)[0], sigma=0.2, absolute_sigma=True, bounds=(0.0, [2.75, 9.0, 9.0]))
+    points = res.contour("k", "a", 0.6827, size=20)
+    level = -2.0 * np.log(1.0 - 0.6827)
+    assert np.isfinite(points).all() and points[:, 1].max() == 2.75
+    for k, a in points[::3]:
+        held = fit(
+            data(1)[0], sigma=0.2, absolute_sigma=True, p0=[a, k, 0.5],
+            bounds=([a, k, 0.0], [a, k, 9.0]),
+        )
+        rise = held.chi2 - res.chi2
+        assert rise == pytest.approx(level, rel=2e-3) or (a == 2.75 and rise < level)
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+def test_wrong_questions() -> None:
+    res = fit(data(1)[0])
+    for level in (0.0, 1.0, 68.0, "a"):
+        with pytest.raises(ValueError, match="level is .*; wanted a number"):
+            res.intervals(level)
+    with pytest.raises(ValueError, match="parameter is 'q'; wanted one of 'a', 'k', 'c'"):
+        res.profile("q")
+    with pytest.raises(ValueError, match=r"values has shape \(2, 3\)"):
+        res.profile("k", np.ones((2, 3)))
+    with pytest.raises(ValueError, match="wanted two parameters"):
+        res.contour("k", 1)
+
+
+def test_a_model_that_raises() -> None:
+    calls = []
+
+    def model(x: Any, a: Any, k: Any, c: Any) -> Any:
+        if calls:
+            raise RuntimeError("no more")
+        return decay()(x, a, k, c)
+
+    res = lx.curve_fit(model, X, data(1)[0], [1.0, 1.0, 1.0], jac="3-point")
+    calls.append(1)
+    with pytest.raises(RuntimeError, match="no more"):
+        res.intervals()
+
+
+# --- many fits -----------------------------------------------------------------------------------
+
+
+@functools.cache
+def many(rows: int) -> tuple[lx.BatchCurveFit, lx.Intervals]:
+    res = fit(data(rows, seed=5), sigma=0.2, absolute_sigma=True)
+    return res, res.intervals(ONE)
+
+
+def test_coverage_of_some() -> None:
+    _, found = many(1500)
+    inside = np.mean((found.low < TRUE) & (found.high > TRUE), axis=0)
+    assert found.success.all() and (np.abs(inside - 0.6827) < 0.04).all()
+
+
+@pytest.mark.thorough
+def test_coverage() -> None:
+    _, found = many(30_000)
+    inside = np.mean((found.low < TRUE) & (found.high > TRUE), axis=0)
+    assert found.success.all() and (np.abs(inside - 0.6827) < 0.01).all()
+
+
+def test_like_minos() -> None:
+    iminuit = pytest.importorskip("iminuit")
+    res, found = many(1500)
+    y = data(1500, seed=5)
+
+    def chi2_of(i: int) -> Any:
+        return lambda a, k, c: float(np.sum(((y[i] - decay()(X, a, k, c)) / 0.2) ** 2))
+
+    for i in range(20):
+        minuit = iminuit.Minuit(chi2_of(i), *res.x[i])
+        minuit.errordef = 1.0
+        minuit.strategy, minuit.tol = 2, 1e-4
+        minuit.migrad()
+        minuit.minos()
+        for j, name in enumerate("akc"):
+            error = minuit.merrors[name]
+            for side, away in ((found.low, error.lower), (found.high, error.upper)):
+                end = minuit.values[name] + away
+                assert abs(side[i, j] - end) < 1e-3 * res.stderr[i, j]
+
+
+@pytest.mark.parametrize("backend", [Backend.NUMPY, Backend.TORCH], ids=str)
+@pytest.mark.parametrize("batched", [False, True])
+def test_ties(backend: Backend, batched: bool) -> None:
+    """A tied parameter has the interval that it has as a parameter of its own."""
+    xp = backend.xp
+    y = backend.asarray(data(2) if batched else data(2)[0])
+    res = lx.curve_fit(
+        lambda x, a, k, c, area: a * xp.exp(-k * x) + c, backend.asarray(X), y,
+        {"a": 1.0, "k": 1.0, "c": 0.5, "area": 0.0}, fixed="c",
+        ties={"area": lambda p: p["a"] / p["k"]}, batched=batched,
+    )
+    other = lx.curve_fit(
+        lambda x, area, k: area * k * xp.exp(-k * x) + 0.5, backend.asarray(X), y, [1.0, 1.0],
+        batched=batched,
+    )
+    found = res.intervals()
+    for side, wanted in zip(found, other.intervals(), strict=True):
+        wanted = backend.to_numpy(wanted)
+        for i, name in enumerate(("area", "k")):
+            np.testing.assert_allclose(
+                backend.to_numpy(side[name]), wanted[..., i], atol=1e-3 * wanted.std()
+            )
+        assert (backend.to_numpy(side["c"]) == 0.5).all()
+    assert (backend.to_numpy(found.low_status["c"]) == IntervalStatus.FIXED).all()
+    with pytest.raises(ValueError, match="'area', which is fixed or tied"):
+        res.profile("area")
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_counts(batched: bool) -> None:
+    """The interval of a mean is where the deviance of a Poisson distribution has risen by 1; those
+    of a decay agree with the slow search."""
+    optimize = pytest.importorskip("scipy.optimize")
+    counts = np.asarray([[3.0, 5.0, 1.0, 0.0, 4.0], [0.0, 1.0, 0.0, 0.0, 1.0]])
+    res = lx.curve_fit(
+        lambda x, mean: mean + 0.0 * x, np.arange(5.0), counts if batched else counts[0], [1.0],
+        likelihood="poisson", batched=batched,
+    )
+    found = res.intervals(ONE)
+    for i in range(2 if batched else 1):
+        total = counts[i].sum()
+        best = total / 5.0
+
+        def rise(mean: float, total: float = total, best: float = best) -> float:
+            return 2.0 * (5.0 * (mean - best) - total * np.log(mean / best)) - 1.0
+
+        ends = [optimize.brentq(rise, 1e-6, best), optimize.brentq(rise, best, 50.0)]
+        np.testing.assert_allclose([np.ravel(side)[i] for side in found], ends, rtol=1e-3)
+    means = np.random.default_rng(0).poisson(decay()(X, 8.0, 1.3, 1.0), size=(2, 40)) * 1.0
+    res = fit(means if batched else means[0], likelihood="poisson", bounds=(1e-3, 50.0))
+    found, slow = res.intervals(0.95), slowly(res, 0.95)
+    assert np.all(found.success) and np.all(slow.success)
+    for side, other in zip(found, slow, strict=True):
+        np.testing.assert_allclose((side - other) / res.stderr, 0.0, atol=1e-3)
+
+
+def test_priors_belong_to_intervals() -> None:
+    y = data(1)[0]
+    res = fit(y, sigma=0.2, absolute_sigma=True, priors={"k": (1.2, 0.05)})
+    found, slow = res.intervals(ONE), slowly(res)
+    assert found.success and found.high[1] - found.low[1] < 0.1
+    np.testing.assert_allclose(found.low, slow.low, atol=1e-3 * res.stderr.min())
+    np.testing.assert_allclose(found.high, slow.high, atol=1e-3 * res.stderr.min())
+    free = fit(y, sigma=0.2, absolute_sigma=True).intervals(ONE)
+    assert (found.high - found.low < free.high - free.low).all()
+
+
+def test_ends_are_not_behind_a_pole() -> None:
+    """v x / (k + x) has a pole among the data where k is negative, and other valleys beyond."""
+    rng = np.random.default_rng(4)
+    t = np.linspace(0.1, 5.0, 30)
+    y = 2.0 * t / (1.0 + t) + 0.6 * rng.normal(size=(60, 30))
+    res = lx.curve_fit(
+        lambda x, v, k: v * x / (k + x), t, y, [2.0, 1.0], batched=True, sigma=0.6,
+        absolute_sigma=True,
+    )
+    found = res.intervals(0.9)
+    usable = np.isfinite(found.low[:, 1]) & (res.x[:, 1] > -0.1)
+    assert np.sum(usable) > 30 and (found.low[usable, 1] > -0.1).all()

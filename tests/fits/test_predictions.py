@@ -1,0 +1,164 @@
+"""Predictions and functions of parameters with errors, and parameters at random."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lbfgs_xp as lx
+from tests.backends import Backend
+
+X = np.linspace(0.0, 4.0, 40)
+TRUE = (2.5, 1.3, 0.5)
+FEW = [Backend.NUMPY, Backend.TORCH]
+
+
+def data(rows: int, noise: float = 0.1) -> np.ndarray:
+    noises = noise * np.random.default_rng(3).normal(size=(rows, 40))
+    return TRUE[0] * np.exp(-TRUE[1] * X) + TRUE[2] + noises
+
+
+def fit(y: Any, backend: Backend = Backend.NUMPY, **settings: Any) -> lx.CurveFit:
+    xp = backend.xp
+    p0 = {"k": 1.0, "c": 1.0, "a": 1.0}
+    return lx.curve_fit(
+        lambda x, a, k, c: a * xp.exp(-k * x) + c, backend.asarray(X), backend.asarray(y), p0,
+        batched=np.ndim(y) == 2, **settings,
+    )
+
+
+def numbers(backend: Backend, tree: dict[str, Any]) -> dict[str, np.ndarray]:
+    return {name: backend.to_numpy(leaf) for name, leaf in tree.items()}
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_band(backend: Backend, batched: bool) -> None:
+    res = fit(data(2) if batched else data(2)[0], backend, sigma=0.1)
+    at = np.asarray([-1.0, 0.5, 6.0])
+    x = {name: leaf.reshape(-1, 1) for name, leaf in numbers(backend, res.x).items()}
+    decay = np.exp(-x["k"] * at)
+    middle = x["a"] * decay + x["c"]
+    slopes = np.stack([-x["a"] * at * decay, np.ones_like(decay), decay], axis=-1)
+    covariance = backend.to_numpy(res.covariance).reshape(-1, 3, 3)
+    wanted = 1.959963984540054 * np.sqrt(np.sum((slopes @ covariance) * slopes, axis=-1))
+    low, high = (backend.to_numpy(s) for s in res.band(backend.asarray(at), 0.95))
+    assert low.shape == ((2, 3) if batched else (3,))
+    np.testing.assert_allclose(backend.to_numpy(res.predict(at)), np.reshape(middle, low.shape))
+    np.testing.assert_allclose(0.5 * (high + low), np.reshape(middle, low.shape), rtol=1e-10)
+    np.testing.assert_allclose(0.5 * (high - low), np.reshape(wanted, low.shape), rtol=1e-5)
+    curve = backend.asarray(data(2) if batched else data(2)[0]) - res.residuals
+    np.testing.assert_allclose(backend.to_numpy(res.predict()), backend.to_numpy(curve))
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_propagate(backend: Backend, batched: bool) -> None:
+    """A function whose own fit gives its error."""
+    xp = backend.xp
+    res = fit(data(2) if batched else data(2)[0], backend)
+    other = lx.curve_fit(
+        lambda x, area, k, c: area * k * xp.exp(-k * x) + c, backend.asarray(X),
+        backend.asarray(data(2) if batched else data(2)[0]), [1.0, 1.0, 1.0], batched=batched,
+    )
+    value, error = res.propagate(lambda p: p["a"] / p["k"])
+    assert isinstance(value, float) != batched
+    wanted, deviation = (backend.to_numpy(each)[..., 0] for each in (other.x, other.stderr))
+    host = backend.to_numpy if batched else np.asarray
+    np.testing.assert_allclose(host(value), wanted, rtol=1e-7)
+    np.testing.assert_allclose(host(error), deviation, rtol=1e-4)
+    values, errors = other.propagate(lambda p: xp.stack([p[0], 2.0 * p[1]], axis=-1))
+    np.testing.assert_allclose(
+        backend.to_numpy(errors), backend.to_numpy(other.stderr)[..., :2] * [1.0, 2.0], rtol=1e-6
+    )
+    assert tuple(values.shape) == tuple(errors.shape) == ((2, 2) if batched else (2,))
+
+
+@pytest.mark.parametrize("backend", FEW, ids=str)
+@pytest.mark.parametrize("batched", [False, True])
+def test_sample(backend: Backend, batched: bool) -> None:
+    res = fit(data(2) if batched else data(2)[0], backend)
+    drawn = numbers(backend, res.sample(4000, seed=1))
+    assert list(drawn) == ["k", "c", "a"]
+    for leaf in drawn.values():
+        assert leaf.shape == ((2, 4000) if batched else (4000,))
+    drawn = np.stack(list(drawn.values()), axis=-1).reshape(-1, 4000, 3)
+    covariance = backend.to_numpy(res.covariance).reshape(-1, 3, 3)
+    x = np.stack(list(numbers(backend, res.x).values()), axis=-1).reshape(-1, 3)
+    for i in range(2 if batched else 1):
+        size = np.sqrt(np.diag(covariance[i]))
+        found = np.cov(drawn[i].T)
+        np.testing.assert_allclose(
+            found / np.outer(size, size), covariance[i] / np.outer(size, size), atol=0.08
+        )
+        assert (np.abs(drawn[i].mean(axis=0) - x[i]) < 5.0 * size / np.sqrt(4000)).all()
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_bootstrap(backend: Backend, batched: bool) -> None:
+    """As many as fit on the host are enough to see that all rows are their own."""
+    size = 300 if backend.is_numpy else 12
+    res = fit(data(2) if batched else data(2)[0], backend)
+    drawn = numbers(backend, res.bootstrap(size, seed=1))
+    x, stderr = numbers(backend, res.x), numbers(backend, res.stderr)
+    same = numbers(Backend.NUMPY, fit(data(2) if batched else data(2)[0]).bootstrap(size, seed=1))
+    for name in ("a", "k", "c"):
+        assert drawn[name].shape == ((2, size) if batched else (size,))
+        np.testing.assert_allclose(drawn[name], same[name], rtol=1e-4)
+        if backend.is_numpy:
+            spread = drawn[name].std(axis=-1)
+            np.testing.assert_allclose(spread, stderr[name], rtol=0.25)
+            assert (np.abs(drawn[name].mean(axis=-1) - x[name]) < 0.4 * stderr[name]).all()
+
+
+@pytest.mark.parametrize("sigma", [
+    np.where(X[3] == X, np.inf, np.linspace(0.05, 0.2, 40)),
+    0.01 * np.exp(-np.abs(X[:, None] - X)),
+])
+def test_bootstrap_in_units_of_sigma(sigma: np.ndarray) -> None:
+    """Errors of the data as sigma says, also if they are correlated."""
+    rng = np.random.default_rng(0)
+    known = np.where(np.isfinite(sigma), sigma, 1.0)
+    root = np.linalg.cholesky(known) if known.ndim == 2 else np.diag(known)
+    y = TRUE[0] * np.exp(-TRUE[1] * X) + TRUE[2] + root @ rng.normal(size=40)
+    res = fit(y, sigma=sigma)
+    drawn = res.bootstrap(400, seed=0)
+    for name in ("a", "k", "c"):
+        assert drawn[name].std() == pytest.approx(float(res.stderr[name]), rel=0.25)
+
+
+def test_bootstrap_with_bounds_and_ties() -> None:
+    y = data(1)[0]
+    upper = 1.0 + float(fit(y).x["k"])
+    res = lx.curve_fit(
+        lambda x, a, k, c, area: a * np.exp(-k * x) + c, X, y,
+        {"a": 1.0, "k": 1.0, "c": 1.0, "area": 0.0}, ties={"area": lambda p: p["a"] / p["k"]},
+        bounds=({"k": 0.0}, {"k": upper}),
+    )
+    for drawn in (res.bootstrap(60, seed=0), res.sample(60, seed=0)):
+        np.testing.assert_allclose(drawn["area"], drawn["a"] / drawn["k"], rtol=1e-9)
+        assert drawn["area"].std() == pytest.approx(float(res.stderr["area"]), rel=0.5)
+    value, error = res.propagate(lambda p: p["area"])
+    assert (value, error) == pytest.approx((float(res.x["area"]), float(res.stderr["area"])))
+
+
+def test_failed_fits_have_no_others() -> None:
+    y = data(2)
+    y[1, 4] = np.nan
+    res = fit(y)
+    drawn = res.bootstrap(5, seed=0)
+    assert np.isfinite(drawn["k"][0]).all() and np.isnan(drawn["k"][1]).all()
+
+
+def test_wrong_questions() -> None:
+    res = fit(data(1)[0])
+    with pytest.raises(ValueError, match="size is 0; wanted an integer of at least 1"):
+        res.sample(0)
+    with pytest.raises(TypeError, match="function is 3; wanted a function"):
+        res.propagate(3)
+    with pytest.raises(ValueError, match=r"level is 2\.0"):
+        res.band(level=2.0)
+    with pytest.raises(ValueError, match=r"shape \(\) at this x; wanted one \(k,\)"):
+        res.band(1.0)
+    with pytest.raises(ValueError, match="a number for each fit"):
+        fit(data(3)).propagate(lambda p: p["k"][0])

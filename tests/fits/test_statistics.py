@@ -1,0 +1,168 @@
+"""What a fit says of itself: correlations, likelihoods and criteria, by name and in p0's order."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lbfgs_xp as lx
+from lbfgs_xp.fits.distributions import chi2_above, rise_of
+from tests.backends import Backend
+
+X = np.linspace(0.0, 4.0, 40)
+NAMES = ("offset", "height", "rate")
+TRUE = np.asarray([0.5, 2.5, 1.3])
+Y = TRUE[0] + TRUE[1] * np.exp(-TRUE[2] * X) + 0.05 * np.random.default_rng(0).normal(size=40)
+
+
+def fit(backend: Backend, batched: bool, **settings: Any) -> lx.CurveFit:
+    xp = backend.xp
+    p0 = dict(zip(NAMES, (0.0, 1.0, 1.0), strict=True))
+    return lx.curve_fit(
+        lambda x, offset, height, rate: offset + height * xp.exp(-rate * x),
+        backend.asarray(X), backend.asarray(np.stack([Y, Y + 0.01 * X]) if batched else Y), p0,
+        batched=batched, jac=None if backend.has_autodiff else "3-point", **settings,
+    )
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_statistics(backend: Backend, batched: bool, absolute: bool) -> None:
+    """Against their definitions, of arrays in the order of p0, which is not that of the names."""
+    sigma = np.where(np.arange(40) == 7, np.inf, 0.04)
+    res = fit(backend, batched, sigma=sigma, absolute_sigma=absolute)
+
+    def first(value: Any) -> np.ndarray:
+        return backend.to_numpy(value)[0] if batched else np.asarray(value)
+
+    def matrix(array: Any) -> np.ndarray:
+        return backend.to_numpy(array)[0] if batched else backend.to_numpy(array)
+
+    jacobian, used = matrix(res.jacobian), np.isfinite(sigma)
+    x = [float(backend.to_numpy(res.x[name]).ravel()[0]) for name in NAMES]
+    decay = np.exp(-x[2] * X)
+    wanted = np.stack([np.ones(40), decay, -x[1] * X * decay], axis=-1)
+    np.testing.assert_allclose(jacobian, wanted, atol=1e-6)
+    assert res.names == NAMES
+    covariance = np.linalg.inv(wanted[used].T @ wanted[used]) * 0.04**2
+    covariance = covariance if absolute else covariance * first(res.reduced_chi2)
+    np.testing.assert_allclose(matrix(res.covariance), covariance, rtol=1e-6)
+    deviations = np.sqrt(np.diag(covariance))
+    np.testing.assert_allclose(
+        matrix(res.correlation), covariance / np.outer(deviations, deviations), rtol=1e-6
+    )
+    assert (first(res.n_data), first(res.n_free), first(res.dof)) == (39, 3, 36)
+    rest = matrix(res.residuals)[used]
+    size = 0.04 if absolute else np.sqrt(np.mean(rest**2))
+    likelihood = np.sum(-0.5 * (rest / size) ** 2 - np.log(size * np.sqrt(2.0 * np.pi)))
+    k = 3 if absolute else 4
+    assert first(res.log_likelihood) == pytest.approx(likelihood, rel=1e-9)
+    assert first(res.aic) == pytest.approx(2 * k - 2 * likelihood, rel=1e-9)
+    assert first(res.bic) == pytest.approx(k * np.log(39) - 2 * likelihood, rel=1e-9)
+    stats = pytest.importorskip("scipy.stats")
+    if absolute:
+        assert first(res.p_value) == pytest.approx(stats.chi2.sf(first(res.chi2), 36), rel=1e-9)
+    else:
+        assert np.isnan(first(res.p_value))
+
+
+def test_correlated_data() -> None:
+    """The likelihood of data with a covariance."""
+    stats = pytest.importorskip("scipy.stats")
+    covariance = 0.05**2 * np.exp(-np.abs(X[:, None] - X))
+    res = fit(Backend.NUMPY, False, sigma=covariance, absolute_sigma=True)
+    wanted = stats.multivariate_normal(np.zeros(40), covariance).logpdf(res.residuals)
+    assert res.log_likelihood == pytest.approx(wanted, rel=1e-9)
+
+
+def test_a_robust_loss_has_no_likelihood() -> None:
+    res = fit(Backend.NUMPY, False, sigma=0.05, absolute_sigma=True, loss="cauchy")
+    assert np.isnan([res.p_value, res.aic, res.bic, res.log_likelihood]).all()
+    assert np.isfinite(res.correlation).all()
+
+
+def test_parameters_that_are_fixed_or_loose() -> None:
+    bounds = ({"offset": 0.5}, {"offset": 0.5})
+    fixed = fit(Backend.NUMPY, False, bounds=bounds)
+    assert fixed.n_free == 2 and fixed.dof == 38
+    assert np.isnan(fixed.correlation[0]).all()
+    assert np.isfinite(fixed.correlation[1:, 1:]).all()
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_jacobian_has_the_order_of_p0(batched: bool) -> None:
+    """Also one that is passed."""
+
+    def jac(x: Any, offset: Any, height: Any, rate: Any) -> Any:
+        decay = np.exp(-rate * x)
+        return np.stack([np.ones_like(decay), decay, -height * x * decay], axis=-1)
+
+    given = lx.curve_fit(
+        lambda x, offset, height, rate: offset + height * np.exp(-rate * x), X,
+        np.stack([Y, Y]) if batched else Y, dict(zip(NAMES, (0.0, 1.0, 1.0), strict=True)),
+        jac=jac, batched=batched, sigma=0.05,
+    )
+    other = fit(Backend.NUMPY, batched, sigma=0.05)
+    row = (0,) if batched else ()
+    np.testing.assert_allclose(given.covariance[row], other.covariance[row], rtol=1e-6)
+    np.testing.assert_allclose(given.jacobian[row], other.jacobian[row], rtol=1e-6, atol=1e-9)
+    for name in NAMES:
+        np.testing.assert_allclose(
+            np.ravel(given.x[name])[0], np.ravel(other.x[name])[0], rtol=1e-7
+        )
+
+
+def test_names() -> None:
+    def peaks(x: Any, base: Any, peaks: Any, *, inner: Any = 0.0) -> Any:
+        return base + sum(peak["height"] * np.exp(-((x - peak["place"][0]) ** 2)) for peak in peaks)
+
+    start = {
+        "base": 0.1,
+        "peaks": [{"place": np.asarray([1.0]), "height": np.asarray(1.0)},
+                  {"place": np.asarray([3.0]), "height": np.asarray(1.0)}],
+    }
+    y = np.exp(-((X - 1.1) ** 2)) + 2.0 * np.exp(-((X - 2.9) ** 2)) + 0.01 * np.sin(9.0 * X)
+    res = lx.curve_fit(peaks, X, y, start, jac="3-point")
+    assert res.names == (
+        "base", "peaks.0.place[0]", "peaks.0.height", "peaks.1.place[0]", "peaks.1.height"
+    )
+    np.testing.assert_array_equal(
+        res.covariance_of("peaks.1", "base"), res.covariance[3:5, 0:1]
+    )
+    np.testing.assert_array_equal(res.covariance_of(-1), res.covariance[4:, 4:])
+    many = lx.curve_fit(lambda x, *p: p[0] + p[1] * x, X, Y, [0.0, 0.0], jac="3-point")
+    assert many.names == ("x[0]", "x[1]")
+    two = lx.curve_fit(
+        lambda x, heights, rate: heights[0] + heights[1] * np.exp(-rate[0] * x), X, Y,
+        (np.asarray([0.0, 1.0]), np.ones(1)), jac="3-point",
+    )
+    assert two.names == ("heights[0]", "heights[1]", "rate[0]")
+
+
+def test_copies_keep_the_numbers_alone() -> None:
+    res = fit(Backend.NUMPY, True)
+    for other in (pickle.loads(pickle.dumps(res)), copy.deepcopy(res), copy.copy(res)):
+        np.testing.assert_array_equal(other.aic, res.aic)
+        np.testing.assert_array_equal(other.correlation, res.correlation)
+        with pytest.raises(ValueError, match="copy or comes from a pickle"):
+            _ = other.jacobian
+
+
+@pytest.mark.parametrize("dof", [1, 2, 5, 100, 10_000, 10_000_000])
+def test_chances_like_scipy(dof: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    chi2 = np.maximum(dof + np.sqrt(2.0 * dof) * np.asarray([-5.0, -1.0, 0.0, 0.5, 1.0, 6.0]), 0.0)
+    np.testing.assert_allclose(
+        chi2_above(chi2, np.full(6, dof)), stats.chi2.sf(chi2, dof), rtol=1e-7
+    )
+
+
+def test_edges_of_chances() -> None:
+    found = chi2_above(np.asarray([0.0, np.inf, 1.0, -1.0, np.nan]), np.asarray([3, 3, 0, 3, 3]))
+    np.testing.assert_array_equal(found, [1.0, 0.0, np.nan, np.nan, np.nan])
+    assert rise_of(0.6826894921370859) == pytest.approx(1.0)
+    assert rise_of(0.6826894921370859, 2) == pytest.approx(2.2957489)
