@@ -126,11 +126,11 @@ class Differences:
     @property
     def memory(self) -> tuple:
         """What they know, to be saved."""
-        return self.known, self.stretch, self.noise, self.gain, self.level
+        return self.known, self.stretch, self.noise, self.span, self.level
 
     @memory.setter
     def memory(self, memory: tuple) -> None:
-        self.known, self.stretch, self.noise, self.gain, self.level = memory
+        self.known, self.stretch, self.noise, self.span, self.level = memory
 
     def __call__(
         self, x: Array, value: Any, variation: Any, central: bool, bounds: Any = None,
