@@ -24,9 +24,6 @@ _PARTIAL = (
     "lbfgs_xp: called with only some of the rows of the batch; compact=False calls with all rows"
 )
 
-# If residuals are at most this many times as large as what the data are subtracted from, adding the
-# data again loses no digits that matter.
-_NEAR = 1.0
 # A derivative along a direction counts if it exceeds what noise explains by this factor.
 _NOISY = 4.0
 
@@ -191,9 +188,15 @@ class Residuals:
 
     def __call__(self, x: Array) -> Array:
         """The residuals (B, m) at x (B, p)."""
-        found = self._found(x, self._evaluate)
+        differenced = self.data is not None and isinstance(self.jac, str)
+        found = self._without_data(x) if differenced else self._found(x, self._evaluate)
+        if differenced or self.likelihood is not None:
+            self._latest = x, found
+        if differenced:
+            with np.errstate(all="ignore"):    # the data may be infinite
+                found = found - self.layout.xp.reshape(self.data[1], found.shape)
         if self.likelihood is not None:
-            self._latest, shape = (x, found), found.shape
+            shape = found.shape
             with np.errstate(all="ignore"):    # predictions may be outside the domain
                 found = self.layout.xp.reshape(self.likelihood.residuals(found), shape)
         if self.priors is not None:
@@ -201,7 +204,8 @@ class Residuals:
         return found
 
     def predictions(self, x: Array) -> Array:
-        """What fun returns (B, m) at x (B, p), with a likelihood."""
+        """What fun returns (B, m) at x (B, p) before the data are subtracted, for a likelihood or
+        for differences; it is known at the last points."""
         xp, asked = self.layout.xp, x
         (at, latest), (before, older) = self._latest, self._accepted
         if x is at:
@@ -215,9 +219,9 @@ class Residuals:
                 if known and not bool(xp.any(rejected & (x != before))):
                     found = xp.where(rejected, older, latest)
                 else:
-                    found = self._found(x, self._evaluate)
+                    found = self._without_data(x)
         else:
-            found = self._found(x, self._evaluate)
+            found = self._without_data(x)
         self._accepted = asked, found
         return found
 
@@ -319,25 +323,11 @@ class Residuals:
         change = value if self.likelihood is None else value - self.likelihood.y
         variation = self.backend.max_abs(change)
         if self.data is not None:
-            value = self._value(x, value, variation, central)
+            value = self.predictions(x)
         rest = value, variation, central, self.bounds, lambda more: calls.nfev + more <= calls.most
         if self.directions is None:
             return self.layout.xp.stack(self.differences(x, *rest), axis=-2)
         return self._along_directions(x, *rest)
-
-    def _value(self, x: Array, residuals: Array, size: Array, exactly: bool) -> Array:
-        """What the data are subtracted from at x.
-
-        size : of the residuals. exactly : whether rounding matters little.
-        """
-        xp, backend = self.layout.xp, self.backend
-        with np.errstate(all="ignore"):    # the data may be infinite
-            value = residuals + xp.reshape(self.data[1], residuals.shape)
-            near = size <= _NEAR * backend.max_abs(value)
-        if exactly or (backend.reads_are_free and bool(xp.all(near))):
-            return value
-        # What is much smaller than the data has lost its digits to them.
-        return xp.where(near[..., None], value, self._without_data(x))
 
     def turn(self, directions: Any) -> None:
         """Take differences along the columns of T, given (T, T^-1)."""

@@ -37,7 +37,7 @@ def check_alike(found: lx.CurveFit, wanted: lx.CurveFit) -> None:
     {}, {"sigma": SIGMA}, {"sigma": SIGMA, "absolute_sigma": True}, {"jac": "3-point"},
     {"bounds": ([0.0, 0.0, 0.6], None)}, {"bounds": ([0.0, 1.0, 0.0], [9.0, 1.0, 9.0])},
     {"fixed": ("k",)}, {"ties": {"c": lambda p: 0.2 * p[0]}}, {"x_scale": [2.0, 1.0, 0.5]},
-], ids=str)
+])
 def test_chunks_give_the_fit_of_all_data(settings: dict[str, Any]) -> None:
     start = [1.0, 1.0, 1.0]
     wanted = lx.curve_fit(decay, X, Y, start, **{"jac": "2-point", **settings})
@@ -148,7 +148,7 @@ def test_large_data_are_fitted_in_little_memory() -> None:
     ({"x": lambda: iter(()), "y": None}, "returned no chunks"),
     ({"x": lambda: iter([X]), "y": None}, "a chunk of data is"),
     ({"x": lambda: iter([(X, Y)]), "y": None, "sigma": SIGMA}, r"wanted tuples \(x, y, sigma\)"),
-], ids=str)
+])
 def test_wrong_calls(arguments: dict[str, Any], message: str) -> None:
     given = {"x": X, "y": Y, "p0": [1.0, 1.0, 1.0], "jac": "2-point", **arguments}
     with pytest.raises((ValueError, TypeError), match=message):
