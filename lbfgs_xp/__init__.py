@@ -66,6 +66,7 @@ from lbfgs_xp.solvers.lbfgs import LBFGS
 from lbfgs_xp.solvers.method import Limits, Phase
 from lbfgs_xp.solvers.newton import Newton
 from lbfgs_xp.solvers.projected_gradient import ProjectedGradient
+from lbfgs_xp.solvers.self_scaled import SSBFGS, SSBroyden
 from lbfgs_xp.solvers.two_loop import two_loop
 from lbfgs_xp.training.result import History, TrainRecord, TrainResult, TrainState
 from lbfgs_xp.training.train import train
@@ -77,6 +78,7 @@ __all__ = [
     "BFGS",
     "LBFGS",
     "SGD",
+    "SSBFGS",
     "AdaBelief",
     "Adadelta",
     "Adagrad",
@@ -114,6 +116,7 @@ __all__ = [
     "Record",
     "Result",
     "Rprop",
+    "SSBroyden",
     "Space",
     "State",
     "Status",

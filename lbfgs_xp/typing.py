@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from lbfgs_xp.solvers.method import Phase
 
 MethodName = Literal[
-    "auto", "lbfgs", "bfgs", "newton", "projected_gradient", "gradient_descent", "sgd", "adagrad",
-    "rmsprop", "adadelta", "adam", "adamw", "adamax", "nadam", "radam", "yogi", "adabelief", "lion",
-    "rprop", "asgd",
+    "auto", "lbfgs", "bfgs", "ssbfgs", "ssbroyden", "newton", "projected_gradient",
+    "gradient_descent", "sgd", "adagrad", "rmsprop", "adadelta", "adam", "adamw",
+    "adamax", "nadam", "radam", "yogi", "adabelief", "lion", "rprop", "asgd",
 ]
 LineSearchName = Literal[
     "fixed", "armijo", "bisection", "strong_wolfe", "more_thuente", "hager_zhang"

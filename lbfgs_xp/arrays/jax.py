@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lbfgs_xp.arrays.backend import Array, Backend, is_array
+from lbfgs_xp.arrays.backend import Array, Backend, Pairs, is_array
 from lbfgs_xp.arrays.keyed import Keyed
 
 
@@ -181,6 +181,17 @@ class JaxBackend(Backend):
             xp.stack([s, y], axis=1), mode="drop", unique_indices=True
         )
         return xp.reshape(halves, buffer.shape)
+
+    def add_products_to_one(
+        self, factor: float, matrix: Array, pairs: Pairs, as_written: bool
+    ) -> Array:
+        if as_written or _is_traced(matrix):
+            return super().add_products_to_one(factor, matrix, pairs, as_written)
+        return _add_products(matrix, factor, pairs)
+
+    def own_matrices(self, matrix: Array) -> Array:
+        # `_add_products` donates it.
+        return matrix if matrix.ndim > 2 or _is_traced(matrix) else self.copy(matrix)
 
     # --- compiling and differentiating ---------------------------------------------------------
 
@@ -550,6 +561,13 @@ def _joined(parts: tuple[Array, ...], dtype: Any) -> Array:
 @jax.jit
 def _max_abs(array: Array) -> Array:
     return jax.numpy.max(jax.numpy.abs(array), axis=-1)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _add_products(matrix: Array, factor: Any, pairs: Pairs) -> Array:
+    """factor matrix + u v' + w z', as one operation on the memory of the matrix."""
+    (u, v), (w, z) = pairs
+    return factor * matrix + (u[:, None] * v + w[:, None] * z)
 
 
 def _write_row(buffer: Array, index: Any, row: Array) -> Array:

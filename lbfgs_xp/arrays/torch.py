@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lbfgs_xp.arrays import torch_kernels
-from lbfgs_xp.arrays.backend import Array, InPlaceBackend
+from lbfgs_xp.arrays import matrices, torch_kernels
+from lbfgs_xp.arrays.backend import Array, InPlaceBackend, Pairs
 
 
 def check_dense(array: Array, what: str) -> None:
@@ -96,6 +96,33 @@ class TorchBackend(InPlaceBackend):
 
     def mark_overwritten(self, array: Array) -> None:
         array.detach().reshape(-1)[:0].zero_()
+
+    # --- matrices ------------------------------------------------------------------------------
+
+    def add_outer_to_one(self, factor: float, matrix: Array, u: Array, v: Array) -> Array:
+        if not self.has_flat_view(matrix):
+            return super().add_outer_to_one(factor, matrix, u, v)
+        return self._with_products(factor, matrix, ((u, v), (v, u)))
+
+    def add_products_to_one(
+        self, factor: float, matrix: Array, pairs: Pairs, as_written: bool
+    ) -> Array:
+        if not as_written:
+            left, right = (torch.stack(vectors) for vectors in zip(*pairs, strict=True))
+            return matrix.addmm_(left.T, right, beta=factor)
+        if not self.has_flat_view(matrix):
+            return super().add_products_to_one(factor, matrix, pairs, as_written)
+        return self._with_products(factor, matrix, pairs)
+
+    def _with_products(self, factor: float, matrix: Array, pairs: Pairs) -> Array:
+        view = self.flat_view(matrix).reshape(matrix.shape)
+        matrices.add_products(
+            factor, view, [(self.flat_view(u), self.flat_view(v)) for u, v in pairs]
+        )
+        return matrix
+
+    def own_matrices(self, matrix: Array) -> Array:
+        return self.own(matrix) if matrix.ndim == 2 else matrix
 
     # --- differentiation -----------------------------------------------------------------------
 

@@ -16,10 +16,13 @@ from lbfgs_xp.solvers.lbfgs import LBFGS
 from lbfgs_xp.solvers.method import Method
 from lbfgs_xp.solvers.newton import Newton
 from lbfgs_xp.solvers.projected_gradient import ProjectedGradient
+from lbfgs_xp.solvers.self_scaled import SSBFGS, SSBroyden
 
 METHODS: dict[str, Callable[[], Any]] = {
     "lbfgs": LBFGS,
     "bfgs": BFGS,
+    "ssbfgs": SSBFGS,
+    "ssbroyden": SSBroyden,
     "newton": Newton,
     "projected_gradient": ProjectedGradient,
     **OPTIMIZERS,

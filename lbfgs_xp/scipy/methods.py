@@ -25,6 +25,7 @@ from lbfgs_xp.solvers.bfgs import BFGS
 from lbfgs_xp.solvers.lbfgs import LBFGS
 from lbfgs_xp.solvers.newton import Newton
 from lbfgs_xp.solvers.projected_gradient import ProjectedGradient
+from lbfgs_xp.solvers.self_scaled import SSBFGS, SSBroyden
 
 _DIFFERENCES = ("2-point", "3-point", "cs")
 
@@ -41,8 +42,8 @@ def minimize(
 
     Parameters
     ----------
-    method : "lbfgs", "bfgs", "newton", "projected_gradient", or one of these functions
-        "newton" takes no bounds.
+    method : "lbfgs", "bfgs", "ssbfgs", "ssbroyden", "newton", "projected_gradient", or one of
+        these functions. "newton" takes no bounds.
     jac : None, True, function, "2-point", "3-point" or "cs"
         "2-point" and "3-point" are the differences of `lx.minimize`; "cs" calls fun with complex x.
     everything else
@@ -66,7 +67,10 @@ def minimize(
     """
     import scipy.optimize
 
-    named = {function.__name__: function for function in (lbfgs, bfgs, newton, projected_gradient)}
+    named = {
+        function.__name__: function
+        for function in (lbfgs, bfgs, ssbfgs, ssbroyden, newton, projected_gradient)
+    }
     chosen = named.get(method, method) if isinstance(method, str) else method
     if chosen not in named.values():
         ours = {"BFGS": "bfgs", "L-BFGS-B": "lbfgs", "NEWTON-CG": "newton"}.get(str(method).upper())
@@ -216,12 +220,55 @@ def bfgs(
     >>> scipy.optimize.minimize(fun, np.zeros(2), jac=True, method=bfgs).x
     array([3., 3.])
     """
-    if hess_inv0 is not None:
-        hess_inv0 = _positive_definite("hess_inv0", hess_inv0, np.size(x0))
-    solver = BFGS(line_search=StrongWolfe(c1=c1, c2=c2), initial_inverse_hessian=hess_inv0)
-    found = _solve("bfgs", _BFGS, solver, fun, x0, args, options)
-    found.hess_inv = found.hess_inv.todense()
-    return found
+    rule = StrongWolfe(c1=c1, c2=c2)
+    solver = BFGS(rule, _first_inverse(hess_inv0, x0))
+    return _with_matrix(_solve("bfgs", _BFGS, solver, fun, x0, args, options))
+
+
+def ssbfgs(
+    fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), *, c1: float = 1e-4,
+    c2: float = 0.9, hess_inv0: Any = None, **options: Any,
+) -> Any:
+    """`lx.SSBFGS`, self-scaled BFGS, as a `method` for `scipy.optimize.minimize`.
+
+    Arguments, options and results are those of `bfgs`; the line search is `lx.MoreThuente`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import scipy.optimize
+    >>> from lbfgs_xp.scipy import ssbfgs
+    >>> def fun(x):
+    ...     return np.sum((x - 3.0) ** 2), 2.0 * (x - 3.0)
+    >>> scipy.optimize.minimize(fun, np.zeros(2), jac=True, method=ssbfgs).x
+    array([3., 3.])
+    """
+    rule = MoreThuente(c1=c1, c2=c2)
+    solver = SSBFGS(rule, _first_inverse(hess_inv0, x0))
+    return _with_matrix(_solve("ssbfgs", _BFGS, solver, fun, x0, args, options))
+
+
+def ssbroyden(
+    fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), *, c1: float = 1e-4,
+    c2: float = 0.9, hess_inv0: Any = None, **options: Any,
+) -> Any:
+    """`lx.SSBroyden`, self-scaled Broyden, as a `method` for `scipy.optimize.minimize`.
+
+    Arguments, options and results are those of `bfgs`; the line search is `lx.MoreThuente`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import scipy.optimize
+    >>> from lbfgs_xp.scipy import ssbroyden
+    >>> def fun(x):
+    ...     return np.sum((x - 3.0) ** 2), 2.0 * (x - 3.0)
+    >>> scipy.optimize.minimize(fun, np.zeros(2), jac=True, method=ssbroyden).x
+    array([3., 3.])
+    """
+    rule = MoreThuente(c1=c1, c2=c2)
+    solver = SSBroyden(rule, _first_inverse(hess_inv0, x0))
+    return _with_matrix(_solve("ssbroyden", _BFGS, solver, fun, x0, args, options))
 
 
 def newton(
@@ -343,6 +390,19 @@ def _options_of(style: _Style, given: dict[str, Any]) -> dict[str, Any]:
     if options["tol"] is not None:
         options |= {name: options["tol"] for name in style.tolerances if given.get(name) is None}
     return options
+
+
+def _first_inverse(hess_inv0: Any, x0: Any) -> Any:
+    """The option, checked."""
+    if hess_inv0 is None:
+        return None
+    return _positive_definite("hess_inv0", hess_inv0, np.size(x0))
+
+
+def _with_matrix(found: Any) -> Any:
+    """The result, with hess_inv as an array."""
+    found.hess_inv = found.hess_inv.todense()
+    return found
 
 
 def _solve(
