@@ -37,7 +37,8 @@ class Equation(NamedTuple):
     inputs, widths : the size of an input, and of each hidden layer.
     solution : (network, point) -> u, which meets the initial and boundary values.
     residual : (u, point) -> what is 0 for the solution, where u maps a point to a number.
-    points : from numbers (k, inputs) between 0 and 1 to the points where residuals are taken.
+    count : of the points where residuals are taken.
+    points : from numbers (k, inputs) between 0 and 1 to these points.
     exact : (points, values) to compare with.
     """
 
@@ -45,6 +46,7 @@ class Equation(NamedTuple):
     widths: tuple[int, ...]
     solution: Callable
     residual: Callable
+    count: int
     points: Callable
     exact: Callable[[], tuple[np.ndarray, np.ndarray]]
 
@@ -86,7 +88,7 @@ def burgers() -> Equation:
     return Equation(
         2, (16, 16, 16),
         lambda net, p: -jnp.sin(math.pi * p[0]) + p[1] * (1.0 - p[0] ** 2) * net(2 * p - 1),
-        residual, points, exact,
+        residual, 1024, points, exact,
     )
 
 
@@ -105,7 +107,7 @@ def pendulum() -> Equation:
         1, (20, 20),
         lambda net, p: 2.0 + p[0] ** 2 / 8.0 * net(p / 4.0 - 1.0),
         lambda u, p: derivative(u, 0, 0)(p) + jnp.sin(u(p)),
-        lambda r: 8.0 * r, exact,
+        256, lambda r: 8.0 * r, exact,
     )
 
 
@@ -129,7 +131,7 @@ def heat() -> Equation:
 
     return Equation(
         2, (16, 16), meets,
-        lambda u, p: derivative(u, 1)(p) - 0.1 * derivative(u, 0, 0)(p), lambda r: r, exact,
+        lambda u, p: derivative(u, 1)(p) - 0.1 * derivative(u, 0, 0)(p), 1024, lambda r: r, exact,
     )
 
 
@@ -149,7 +151,7 @@ def helmholtz() -> Equation:
 
     return Equation(
         2, (16, 16), lambda net, p: (1.0 - p[0] ** 2) * (1.0 - p[1] ** 2) * net(p),
-        residual, lambda r: 2.0 * r - 1.0, exact,
+        residual, 1024, lambda r: 2.0 * r - 1.0, exact,
     )
 
 
@@ -303,11 +305,12 @@ def main() -> None:
     methods = options.methods or list(METHODS)
     seeds = 1 if options.quick else options.seeds
     evaluations = options.evaluations or (600 if options.quick else 1500)
-    count = 128 if options.quick else 512
     curves: dict[tuple[str, str], list[np.ndarray]] = {}
     for name in names:
         for seed in range(seeds):
-            network = Network(EQUATIONS[name](), count, seed)
+            equation = EQUATIONS[name]()
+            count = equation.count // 4 if options.quick else equation.count
+            network = Network(equation, count, seed)
             network(network.start), network.error(network.start)    # compiles
             network.product(network.start, network.start)
             adam = lx.minimize(

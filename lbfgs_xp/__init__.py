@@ -65,6 +65,7 @@ from lbfgs_xp.solvers.bfgs import BFGS
 from lbfgs_xp.solvers.lbfgs import LBFGS
 from lbfgs_xp.solvers.method import Limits, Phase
 from lbfgs_xp.solvers.newton import Newton
+from lbfgs_xp.solvers.newton_cg import NewtonCG
 from lbfgs_xp.solvers.projected_gradient import ProjectedGradient
 from lbfgs_xp.solvers.self_scaled import SSBFGS, SSBroyden
 from lbfgs_xp.solvers.two_loop import two_loop
@@ -108,6 +109,7 @@ __all__ = [
     "Multipliers",
     "NAdam",
     "Newton",
+    "NewtonCG",
     "OptimizerState",
     "Phase",
     "ProjectedGradient",

@@ -57,7 +57,6 @@ def minimize(
     tol="gtol (for the gradient), ftol (for the value) or xtol (for x)",
     **checks.OF_THE_METHOD,
     constraints="lx.augmented_lagrangian",
-    hessp="hess",
 )
 @on_device_of("x0")
 def minimize(
@@ -69,6 +68,7 @@ def minimize(
     jac: Jacobian = None,
     diff_step: float | None = None,
     hess: Callable[..., Any] | None = None,
+    hessp: Callable[..., Any] | None = None,
     has_aux: bool = False,
     bounds: Any = None,
     x_scale: Any = None,
@@ -125,6 +125,11 @@ def minimize(
         differentiation (PyTorch, JAX). A function: hess(x, *args) -> (n, n), for a batch
         (B, n, n). If x is not a single vector, the n variables are all its numbers, flattened in
         the order of its leaves.
+    hessp : None or function
+        For methods that need products with the Hessian (`lx.NewtonCG`): hessp(x, p, *args) -> the
+        Hessian at x times p, with p and the product like x. None: from `hess` if it is passed, by
+        automatic differentiation if `jac` is None, else differences of two gradients, which count
+        in `nfev` and, from the next evaluation on, in `maxfun`.
     has_aux : bool
         Whether fun returns (value, aux) instead of value (with jac=True, ((value, aux),
         gradient)); `res.aux` belongs to the best point.
@@ -214,7 +219,7 @@ def minimize(
     )
     layout = Layout(x0, batched).in_units(x_scale)
     limits = Limits(maxiter, maxfun, maxtime, gtol, ftol, xtol)
-    plan = plan_of(method, limits, bounds, hess, layout)
+    plan = plan_of(method, limits, bounds, hess, hessp, layout)
     callback = checks.callback(callback)
     on_error = checks.exceptions("on_error", on_error, batched)
     if state is not None and len(plan.stages) > 1:
@@ -228,7 +233,7 @@ def minimize(
         objective.stay_within(*layout.sides(bounds))
     if math.prod(layout.shape) >= _LARGE:
         layout.backend.keep_freed_memory()
-    run = Run(plan, space, objective, hess)
+    run = Run(plan, space, objective, hess, hessp)
     # Trials that overflow are normal, so NumPy's warnings are off; but not inside the user's
     # functions, which run in the caller's context.
     changed: list[str] = []

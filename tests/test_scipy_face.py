@@ -22,6 +22,7 @@ from lbfgs_xp.scipy import (  # noqa: E402
     least_squares,
     minimize,
     newton,
+    newton_cg,
     projected_gradient,
     ssbfgs,
     ssbroyden,
@@ -336,6 +337,7 @@ def test_bfgs_and_newton_find_the_minima_of_scipy(name: str) -> None:
     p = SET[name]
     for ours, theirs in (
         (bfgs, "BFGS"), (ssbfgs, "BFGS"), (ssbroyden, "BFGS"), (newton, "Newton-CG"),
+        (newton_cg, "Newton-CG"),
     ):
         a = solve(ours, p.value_and_gradient, p.x0)
         b = solve(theirs, p.value_and_gradient, p.x0)
@@ -347,7 +349,7 @@ def test_bfgs_and_newton_find_the_minima_of_scipy(name: str) -> None:
 
 def test_options_of_bfgs_and_newton() -> None:
     start, how = np.asarray([1.3, 0.7, 0.8]), {"jac": optimize.rosen_der}
-    for ours in (bfgs, ssbroyden, newton):
+    for ours in (bfgs, ssbroyden, newton, newton_cg):
         res = solve(ours, rosen, start, options={"return_all": True, "maxiter": 4}, **how)
         assert res.status == 1 and res.nit == 4 and len(res.allvecs) == 5
         assert np.array_equal(res.allvecs[0], start)
@@ -362,7 +364,8 @@ def test_options_of_bfgs_and_newton() -> None:
         solve(bfgs, rosen, start, options={"hess_inv0": -np.eye(3)}, **how)
 
 
-def test_every_form_of_the_hessian() -> None:
+@pytest.mark.parametrize("newton", [newton, newton_cg])
+def test_every_form_of_the_hessian(newton: Any) -> None:
     start, how = np.asarray([-1.2, 1.0, 0.5]), {"jac": optimize.rosen_der}
 
     def product(x: np.ndarray, p: np.ndarray) -> np.ndarray:

@@ -605,6 +605,13 @@ class Backend(Keyed):
         """
         raise NotImplementedError
 
+    def hessian_product(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
+        """(args, x) -> the function from vectors (..., n) to the Hessians times them.
+
+        The arguments are as for `value_and_gradient`.
+        """
+        raise NotImplementedError
+
     def jacobian(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
         """(args, x) -> the Jacobian (..., m, p), by forward-mode differentiation.
 

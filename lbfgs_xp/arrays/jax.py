@@ -253,6 +253,10 @@ class JaxBackend(Backend):
     def hessian(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
         return self._prepared(self.is_compiled(fun), _hessian, evaluate, fun, *static)
 
+    def hessian_product(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
+        product = self._prepared(self.is_compiled(fun), _hessian_product, evaluate, fun, *static)
+        return lambda args, x: functools.partial(product, args, x)
+
     def jacobian(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
         return self._prepared(compiled, _jacobian, evaluate, *static)
 
@@ -639,6 +643,15 @@ def _hessian(evaluate: Callable, *arguments: Any) -> Array:
 
     _, pull = jax.vjp(jax.grad(total), x)
     return jax.vmap(row, out_axes=-2)(jax.numpy.eye(x.shape[-1], dtype=x.dtype))
+
+
+def _hessian_product(evaluate: Callable, *arguments: Any) -> Array:
+    *rest, x, vector = arguments
+
+    def total(x: Array) -> Array:
+        return evaluate(*rest, x)[0].sum()
+
+    return jax.jvp(jax.grad(total), (x,), (vector,))[1]
 
 
 def _jacobian(evaluate: Callable, *arguments: Any) -> Array:

@@ -144,6 +144,9 @@ class TorchBackend(InPlaceBackend):
     def hessian(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
         return functools.partial(_hessian, evaluate, fun, *static)
 
+    def hessian_product(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
+        return functools.partial(_hessian_product, evaluate, fun, *static)
+
     def jacobian(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
         return functools.partial(_jacobian, evaluate, *static)
 
@@ -256,6 +259,22 @@ def _hessian(evaluate: Callable, *arguments: Any) -> Array:
             for i in range(x.shape[-1])
         ]
     return torch.stack(rows, dim=-2)
+
+
+def _hessian_product(evaluate: Callable, *arguments: Any) -> Callable[[Array], Array]:
+    x, _, gradient, _ = _record(evaluate, *arguments, twice=True)
+
+    def product(vector: Array) -> Array:
+        # A linear function has no second derivative to trace.
+        if not gradient.requires_grad:
+            return torch.zeros_like(vector)
+        # The caller may be under no_grad.
+        with torch.enable_grad():
+            return torch.autograd.grad(
+                gradient, x, vector, retain_graph=True, allow_unused=True, materialize_grads=True
+            )[0]
+
+    return product
 
 
 def _jacobian(evaluate: Callable, *arguments: Any) -> Array:

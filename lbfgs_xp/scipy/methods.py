@@ -20,10 +20,11 @@ from lbfgs_xp.line_search import MoreThuente, StrongWolfe
 from lbfgs_xp.minimize import minimize as minimize_arrays
 from lbfgs_xp.result import Record, Result, Status
 from lbfgs_xp.scipy.evaluate import Evaluate, are_bounds, positive, sides, takes_result
-from lbfgs_xp.scipy.hessian import hessian_of
+from lbfgs_xp.scipy.hessian import second_derivatives
 from lbfgs_xp.solvers.bfgs import BFGS
 from lbfgs_xp.solvers.lbfgs import LBFGS
 from lbfgs_xp.solvers.newton import Newton
+from lbfgs_xp.solvers.newton_cg import NewtonCG
 from lbfgs_xp.solvers.projected_gradient import ProjectedGradient
 from lbfgs_xp.solvers.self_scaled import SSBFGS, SSBroyden
 
@@ -42,8 +43,8 @@ def minimize(
 
     Parameters
     ----------
-    method : "lbfgs", "bfgs", "ssbfgs", "ssbroyden", "newton", "projected_gradient", or one of
-        these functions. "newton" takes no bounds.
+    method : "lbfgs", "bfgs", "ssbfgs", "ssbroyden", "newton", "newton_cg", "projected_gradient",
+        or one of these functions. "newton" and "newton_cg" take no bounds.
     jac : None, True, function, "2-point", "3-point" or "cs"
         "2-point" and "3-point" are the differences of `lx.minimize`; "cs" calls fun with complex x.
     everything else
@@ -69,11 +70,14 @@ def minimize(
 
     named = {
         function.__name__: function
-        for function in (lbfgs, bfgs, ssbfgs, ssbroyden, newton, projected_gradient)
+        for function in (
+            lbfgs, bfgs, ssbfgs, ssbroyden, newton, newton_cg, projected_gradient
+        )
     }
     chosen = named.get(method, method) if isinstance(method, str) else method
     if chosen not in named.values():
-        ours = {"BFGS": "bfgs", "L-BFGS-B": "lbfgs", "NEWTON-CG": "newton"}.get(str(method).upper())
+        theirs = {"BFGS": "bfgs", "L-BFGS-B": "lbfgs", "NEWTON-CG": "newton_cg"}
+        ours = theirs.get(str(method).upper())
         hint = f" (for {method!r}: {ours!r})" if ours else ""
         raise ValueError(f"method is {method!r}; wanted one of {', '.join(map(repr, named))}{hint}")
     if isinstance(jac, str):
@@ -275,7 +279,7 @@ def newton(
     fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), *, hess: Any = None,
     hessp: Any = None, **options: Any,
 ) -> Any:
-    """`lx.Newton`, as a `method` for `scipy.optimize.minimize`, instead of "Newton-CG".
+    """`lx.Newton`, as a `method` for `scipy.optimize.minimize`, instead of "trust-exact".
 
     Each iteration forms the Hessian (n, n) and computes its eigenvalues.
 
@@ -319,6 +323,36 @@ def newton(
     array([3., 3.])
     """
     return _solve("newton", _NEWTON, Newton(), fun, x0, args, options, hess, hessp)
+
+
+def newton_cg(
+    fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), *, hess: Any = None,
+    hessp: Any = None, **options: Any,
+) -> Any:
+    """`lx.NewtonCG`, as a `method` for `scipy.optimize.minimize`, instead of "Newton-CG".
+
+    Parameters
+    ----------
+    fun, x0, args, callback, jac
+        As for `newton`.
+    hess, hessp
+        As for `newton`, but with hessp the Hessian is never formed, and without both there is one
+        difference of gradients for each product.
+
+    Options, results and errors are those of `newton`; nhev is the number of products.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import scipy.optimize
+    >>> from lbfgs_xp.scipy import newton_cg
+    >>> def fun(x):
+    ...     return np.sum((x - 3.0) ** 2), 2.0 * (x - 3.0)
+    >>> scipy.optimize.minimize(fun, np.zeros(2), jac=True, method=newton_cg,
+    ...                         hessp=lambda x, p: 2.0 * p).x
+    array([3., 3.])
+    """
+    return _solve("newton_cg", _NEWTON, NewtonCG(), fun, x0, args, options, hess, hessp)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -442,11 +476,14 @@ def _solve(
     ours = differences in ("2-point", "3-point") and not by_jac
     # Other differences take n further calls of fun for each gradient.
     calls = 1 if by_jac or ours else 1 + n
+    second = {}
+    if style.takes_hessian:
+        second = second_derivatives(hess, hessp, evaluate, solver.needs_products)
     watch = _Watch(options["callback"], OptimizeResult, options.get("return_all", False))
     res = minimize_arrays(
         evaluate.value if ours else evaluate, start, jac=differences if ours else True,
         method=solver, bounds=(lower, upper) if bounded else None,
-        hess=hessian_of(hess, hessp, evaluate) if style.takes_hessian else None,
+        **second,
         gtol=options["gtol"], ftol=options.get("ftol") or 0.0,
         xtol=options.get("xtol", options.get("xrtol")) or 0.0,
         maxiter=_whole("maxiter", options["maxiter"], 200 * n if "maxfun" not in options else None),
