@@ -264,6 +264,21 @@ def by_ours(method: Callable[[], Any]) -> Callable:
     return run
 
 
+def by_newton(network: Network, x0: np.ndarray, evaluations: int) -> str:
+    def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
+        if network.calls >= evaluations:
+            raise Done
+        return network(x)
+
+    try:
+        res = lx.minimize(
+            fun, x0, jac=True, hessp=network.product, method=lx.NewtonCG(), gtol=0.0, maxiter=None
+        )
+    except Done:
+        return "EVALUATIONS"
+    return res.status.name
+
+
 def by_scipy(network: Network, x0: np.ndarray, evaluations: int) -> str:
     def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
         if network.calls >= evaluations:
@@ -284,6 +299,7 @@ METHODS: dict[str, Callable] = {
     "BFGS": by_ours(lx.BFGS),
     "SSBFGS": by_ours(lx.SSBFGS),
     "SSBroyden": by_ours(lx.SSBroyden),
+    "Newton-CG": by_newton,
     "SciPy BFGS": by_scipy,
 }
 
