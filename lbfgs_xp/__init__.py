@@ -11,7 +11,7 @@ import difflib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from lbfgs_xp import problems, projections, schedules
+from lbfgs_xp import distributed, problems, projections, schedules
 from lbfgs_xp.arrays.space import FixedOrderSpace, Space, fixed_sum
 from lbfgs_xp.constraints import (
     ConstrainedResult,
@@ -61,6 +61,8 @@ from lbfgs_xp.line_search import (
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import BatchResult, Record, Result, State, Status
 from lbfgs_xp.run.penalised import Multipliers
+from lbfgs_xp.saving.checkpoint import Checkpoint
+from lbfgs_xp.saving.states import load, save
 from lbfgs_xp.solvers.bfgs import BFGS
 from lbfgs_xp.solvers.lbfgs import LBFGS
 from lbfgs_xp.solvers.method import Limits, Phase
@@ -91,6 +93,7 @@ __all__ = [
     "BatchLeastSquaresResult",
     "BatchResult",
     "Bisection",
+    "Checkpoint",
     "ConstrainedResult",
     "ConstrainedStatus",
     "CurveFit",
@@ -130,13 +133,16 @@ __all__ = [
     "augmented_lagrangian",
     "check_gradient",
     "curve_fit",
+    "distributed",
     "fixed_sum",
     "least_squares",
     "line_search",
+    "load",
     "minimize",
     "problems",
     "projections",
     "quadratic_penalty",
+    "save",
     "schedules",
     "train",
     "two_loop",

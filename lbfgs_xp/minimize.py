@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import time
 from collections.abc import Callable
 from typing import Any, Literal, Unpack, overload
 
@@ -18,11 +17,14 @@ from lbfgs_xp.arrays.returned import stops
 from lbfgs_xp.arrays.rows import Rows
 from lbfgs_xp.arrays.space import FixedOrderSpace, Space
 from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp.distributed.team import Engine, Team
 from lbfgs_xp.result import BatchResult, Record, Result, State, Status, attach
 from lbfgs_xp.run.loop import Run
 from lbfgs_xp.run.objective import Objective
-from lbfgs_xp.run.plan import plan_of
+from lbfgs_xp.run.plan import Plan, plan_of
 from lbfgs_xp.run.progress import Live
+from lbfgs_xp.run.snapshot import described_problem, restore, taken
+from lbfgs_xp.saving.checkpoint import Checkpoint, Keeper, Terminated, keeping
 from lbfgs_xp.solvers.method import Limits
 from lbfgs_xp.typing import Jacobian, MinimizeSettings, OnError, PhasesOf
 
@@ -85,6 +87,8 @@ def minimize(
     callback: Callable[[Record], Any] | None = None,
     progress: bool = False,
     state: State | None = None,
+    checkpoint: Checkpoint | None = None,
+    distributed: Engine | None = None,
 ) -> Result:
     """Minimise a function of arrays, for one problem or for many at once.
 
@@ -190,6 +194,14 @@ def minimize(
         iterations followed by 30 more give the same iterates as 60, at the cost of one extra
         evaluation. With another x0 or fun, the run starts there with the curvature gathered so
         far. A list of phases cannot be resumed; its last method can, from the final state.
+    checkpoint : None or Checkpoint
+        Where the run saves itself from time to time, `lx.Checkpoint("run.npz")`. If there is such
+        a file, the run goes on from it, instead of x0 and state.
+    distributed : None, lx.distributed.torch() or lx.distributed.mpi()
+        The run takes place in many processes, each of which calls minimize with the same arguments
+        and returns from fun what its own part of the data contributes. Values and gradients are
+        added up, so all take the same steps and return the same result; an exception in one ends
+        all. The callback is called in each.
 
     Returns
     -------
@@ -233,26 +245,52 @@ def minimize(
         objective.stay_within(*layout.sides(bounds))
     if math.prod(layout.shape) >= _LARGE:
         layout.backend.keep_freed_memory()
-    run = Run(plan, space, objective, hess, hessp)
+    team = None if distributed is None else _team(distributed, objective, plan, checkpoint)
+    run = Run(plan, space, objective, hess, hessp, team)
+    if team is not None:
+        team.check_equal("x0", layout.backend.to_host(layout.start()).tobytes())
+        team.check_equal("the settings", described_problem(run, jac, bounds))
     # Trials that overflow are normal, so NumPy's warnings are off; but not inside the user's
     # functions, which run in the caller's context.
     changed: list[str] = []
-    with Live(progress) as live, np.errstate(all="ignore"):
+    with (
+        Live(progress) as live,
+        np.errstate(all="ignore"),
+        keeping(
+            checkpoint, lambda: described_problem(run, jac, bounds), layout.backend.name
+        ) as keeper,
+    ):
         try:
-            run.begin(layout.start(), state)
+            if keeper is None or keeper.saved is None:
+                run.begin(layout.start(), state)
+                goes_on = True
+            else:
+                goes_on = restore(run, keeper.saved)
             objective.forgive(on_error)
-            with layout.backend.where_nan_is_normal():
-                _carry_on(run, callback, live)
-                changed = _of_changing_functions(run)
-        except KeyboardInterrupt:
-            if run.standing is None:
+            if goes_on:
+                with layout.backend.where_nan_is_normal():
+                    _carry_on(run, callback, live, keeper)
+                    changed = _of_changing_functions(run)
+            if team is not None:
+                team.end()
+        except (KeyboardInterrupt, Terminated) as stop:
+            if team is not None:
+                team.leave(stop)
+            # A run within fun of another one has not received the signal itself.
+            if run.standing is None or (keeper is None and isinstance(stop, Terminated)):
                 raise
+            if keeper is not None:
+                keeper.save_if_intact()
             run.recover_from_interrupt()
             run.stop(Status.INTERRUPTED)
         except Exception as error:
+            if team is not None:
+                team.leave(error)
             _explain_dtype(error, layout)
             if run.standing is not None:
                 with contextlib.suppress(Exception):
+                    if keeper is not None:
+                        keeper.save_if_intact()
                     run.recover_from_interrupt()
                 _explain_rows(error, run.rows, run.layout)
                 result = run.result()
@@ -269,22 +307,60 @@ def minimize(
     return result
 
 
-def _carry_on(run: Run, callback: Callable[[Record], Any] | None, live: Live) -> None:
+def _team(engine: Engine, objective: Objective, plan: Plan, checkpoint: Any) -> Team:
+    """The processes of the run, whose values and gradients the objective then sums."""
+    team = Team(engine, lambda: objective.layout)
+    if checkpoint is not None:
+        raise ValueError(
+            "checkpoint was passed with distributed; wanted one of them: let a callback in one of "
+            "the processes call lx.save"
+        )
+    solvers = [stage.solver for stage in plan.stages]
+    if any(solver.needs_hessian or solver.needs_products for solver in solvers):
+        raise ValueError("distributed was passed with a method that needs the Hessian of fun, of "
+                         'which each process knows a part; wanted another, such as "lbfgs"')
+    objective.share(team.shared)
+    return team
+
+
+def _carry_on(
+    run: Run, callback: Callable[[Record], Any] | None, live: Live, keeper: Keeper | None
+) -> None:
     """Advance the run until it has ended or the callback stops it."""
     watched = live.shown or callback is not None
+    advanced = False
+    position: Any = None
+    if keeper is not None:
+        keeper.follow(lambda: position if run.is_at(position) else None)
     while run.goes_on():
-        if time.perf_counter() >= run.deadline:
+        if keeper is not None:
+            position = taken(run)
+            keeper.visit(position, advanced)
+        if run.is_late():
+            if keeper is not None and run.is_out_of_time():
+                # Not after the end, from where nothing could go on.
+                keeper.save_last(position)
+                keeper = None
             run.end(Status.TIME)
             continue
         if not watched and run.advance_compiled():
+            advanced = True
             continue
-        if not run.advance() or not watched:
-            continue
-        record = run.record()
-        live.show(record)
-        if callback is not None and stops(callback, record, run.in_caller_context):
+        advanced = run.advance()
+        stopped = False
+        if advanced and watched:
+            record = run.record()
+            live.show(record)
+            stopped = callback is not None and stops(callback, record, run.in_caller_context)
+        if run.team is not None:
+            stopped = run.team.is_stopped(stopped)
+        if stopped:
+            if keeper is not None:
+                keeper.save_last(taken(run))
             run.stop(Status.CALLBACK)
             return
+    if keeper is not None:
+        keeper.save_last(taken(run, done=True))
 
 
 def _of_changing_functions(run: Run) -> list[str]:

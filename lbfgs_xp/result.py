@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
 import numpy as np
 
 from lbfgs_xp.arrays.backend import Backend, is_array
-from lbfgs_xp.arrays.tree import flatten, map_leaves
+from lbfgs_xp.arrays.space import FixedOrderSpace, Space
+from lbfgs_xp.arrays.tree import Layout, flatten, map_leaves
+from lbfgs_xp.saving.encoding import Decoder, Described, described
+from lbfgs_xp.saving.placing import as_own, placed
 
 if TYPE_CHECKING:
     from lbfgs_xp.solvers.inverse_hessian import Operator
@@ -124,6 +127,33 @@ class State(NamedTuple):
     differences: tuple = ()
     progress: Any = None
     x_scale: Any = None
+
+    def to_saved(self) -> tuple:
+        """What a file holds of it; the solver is known by its settings."""
+        solver, space, *rest = self
+        return described(solver), space.reproducible, space.batched, tuple(rest)
+
+    @classmethod
+    def from_saved(cls, saved: tuple, decoder: Decoder) -> State:
+        """The state for variables like `decoder.like`."""
+        solver, reproducible, batched, rest = saved
+        layout = Layout(decoder.like, batched)
+        space = (FixedOrderSpace if reproducible else Space)(layout.backend, batched)
+        state = cls(Described(solver), space, *rest)
+        shape = tuple(state.solver_state.x.shape)
+        if shape != layout.shape:
+            raise ValueError(
+                f"the file holds the state of {shape} variables; wanted {layout.shape}, like "
+                "`like`"
+            )
+        if decoder.library == space.backend.name:
+            return state
+        moved = placed((state.solver_state, state.best, state.progress), space, layout.size)
+        solver_state, best, progress = moved
+        known = tuple(as_own(space.backend, each) for each in state.differences)
+        return state._replace(
+            solver_state=solver_state, best=best, progress=progress, differences=known
+        )
 
 
 class Record(NamedTuple):

@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
+    from lbfgs_xp.distributed.team import Engine
     from lbfgs_xp.fits.result import FitRecord
     from lbfgs_xp.result import Record, State
+    from lbfgs_xp.saving.checkpoint import Checkpoint
     from lbfgs_xp.solvers.contract import Solver
     from lbfgs_xp.solvers.method import Method as OwnMethod
     from lbfgs_xp.solvers.method import Phase
@@ -67,6 +69,8 @@ class MinimizeSettings(TypedDict, total=False):
     callback: Callable[[Record], Any] | None
     progress: bool
     state: State | None
+    checkpoint: Checkpoint | None
+    distributed: Engine | None
 
 
 class FitSettings(TypedDict, total=False):

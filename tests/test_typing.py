@@ -18,8 +18,9 @@ from lbfgs_xp.solvers.method import Method
 
 # The classes that lbfgs_xp.typing imports for type checkers only, and its types of such classes.
 NAMES = {
-    **vars(typing), "FitRecord": lx.FitRecord, "OwnMethod": Method, "Phase": lx.Phase,
-    "Record": lx.Record, "Solver": Solver, "State": lx.State,
+    **vars(typing), "Checkpoint": lx.Checkpoint, "Engine": lx.distributed.Engine,
+    "FitRecord": lx.FitRecord, "OwnMethod": Method, "Phase": lx.Phase, "Record": lx.Record,
+    "Solver": Solver, "State": lx.State,
 }
 NAMES["Method"] = eval(typing.Method, NAMES)
 NAMES["PhasesOf"] = eval(typing.PhasesOf, NAMES)

@@ -86,15 +86,16 @@ def _library_transfers(backend: Backend, crossed: Crossed) -> Iterator[None]:
     to_host, from_host = own.to_host, own.from_host
     crossed.uploads = 0
 
-    def read(self: Library, array: Any) -> Any:
+    def read(array: Any) -> Any:
         crossed.reads += 1
-        return to_host(self, array)
+        return to_host(array)
 
     def send(self: Library, *arguments: Any) -> Any:
         crossed.uploads = (crossed.uploads or 0) + 1
         return from_host(self, *arguments)
 
-    with mock.patch.object(own, "to_host", read), mock.patch.object(own, "from_host", send):
+    reading = mock.patch.object(own, "to_host", staticmethod(read))
+    with reading, mock.patch.object(own, "from_host", send):
         yield
 
 

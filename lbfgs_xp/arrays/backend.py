@@ -244,7 +244,8 @@ class Backend(Keyed):
 
     # --- transfers between host and device -----------------------------------------------------
 
-    def to_host(self, array: Array) -> np.ndarray:
+    @staticmethod
+    def to_host(array: Array) -> np.ndarray:
         """A NumPy copy or view of `array`; all data reach the host through this method."""
         return np.asarray(array)
 

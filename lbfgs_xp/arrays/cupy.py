@@ -23,7 +23,8 @@ class CuPyBackend(InPlaceBackend):
     def on_device(device: Any) -> contextlib.AbstractContextManager[Any]:
         return cupy.cuda.Device(device)
 
-    def to_host(self, array: Array) -> np.ndarray:
+    @staticmethod
+    def to_host(array: Array) -> np.ndarray:
         return array.get()
 
     @staticmethod

@@ -102,6 +102,15 @@ class Sizes:
         self.backend = backend
         self._seen = self._vain = 0.0
 
+    @property
+    def memory(self) -> tuple[float, float]:
+        """What decides, to be saved."""
+        return self._seen, self._vain
+
+    @memory.setter
+    def memory(self, memory: tuple[float, float]) -> None:
+        self._seen, self._vain = memory
+
     def next(self, size: int, running: int) -> int:
         """The size of the batch for the next evaluation, if it has `size` rows now."""
         if self.backend.compiles:

@@ -13,7 +13,8 @@ from lbfgs_xp.arrays.backend import Array, Backend
 class StrictBackend(Backend):
     mutable = True
 
-    def to_host(self, array: Array) -> np.ndarray:
+    @staticmethod
+    def to_host(array: Array) -> np.ndarray:
         return np.asarray(array.to_device(strict.Device("CPU_DEVICE")))
 
     @staticmethod

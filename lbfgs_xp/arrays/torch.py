@@ -42,7 +42,8 @@ class TorchBackend(InPlaceBackend):
         super().__init__(array, what, traced)
         self.reads_are_free = array.device.type == "cpu"
 
-    def to_host(self, array: Array) -> np.ndarray:
+    @staticmethod
+    def to_host(array: Array) -> np.ndarray:
         return array.detach().cpu().numpy()
 
     @staticmethod

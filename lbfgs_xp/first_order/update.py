@@ -35,18 +35,10 @@ def init(optimizer: Any, params: Any) -> OptimizerState:
     chosen = _variants(optimizer, tree.paths(structure), structure)
     rules = [optimizer.variants[i] for i in chosen]
     fills = [rule.slots() for rule in rules]
-    spaces = {backend: Space(backend) for backend in backends}
-    spec = ParameterSpec(
-        type(optimizer).__name__,
-        structure,
-        tuple(spaces[backend] for backend in backends),
-        tuple(type(leaf) for leaf in leaves),
-        tuple(tuple(leaf.shape) for leaf in leaves),
-        tuple(leaf.dtype for leaf in leaves),
-        tuple(chosen),
+    spec = ParameterSpec.of(
+        type(optimizer).__name__, leaves, structure, backends, tuple(chosen),
         tuple(tuple(fill) for fill in fills),
     )
-    backends[0].keep_static(ParameterSpec)
     slots = []
     for backend, shape, fill in zip(backends, spec.shapes, fills, strict=True):
         with backend.current():

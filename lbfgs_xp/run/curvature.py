@@ -46,6 +46,11 @@ class Curvature(NamedTuple):
     def at(self, point: Any) -> Array:
         """The symmetric Hessian (..., n, n) at a point with the structure of x0."""
         objective = self.objective
+        if objective.is_shared:
+            raise ValueError(
+                "this result comes from many processes, which have ended their run; wanted the "
+                "sum of the Hessians of their functions, each of its own run"
+            )
         if objective.layout.batch:
             objective.restrict_to(None)
         layout, backend = objective.layout, objective.backend

@@ -118,6 +118,15 @@ class Differences:
         self.known: tuple[Array, ...] = ()
         self._calls = 0
 
+    @property
+    def memory(self) -> tuple:
+        """What they know, to be saved."""
+        return self.known, self.stretch, self.noise, self.gain, self.level
+
+    @memory.setter
+    def memory(self, memory: tuple) -> None:
+        self.known, self.stretch, self.noise, self.gain, self.level = memory
+
     def __call__(
         self, x: Array, value: Any, variation: Any, central: bool, bounds: Any = None,
         may_call: Callable[[int], bool] = lambda calls: True,

@@ -14,6 +14,7 @@ from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.rows import Rows, Sizes
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp.distributed.team import Team
 from lbfgs_xp.result import BatchResult, Best, Record, Result, State, Status, joined
 from lbfgs_xp.run import compiled, stopping
 from lbfgs_xp.run.aux_output import AuxOutput
@@ -28,6 +29,7 @@ from lbfgs_xp.run.iteration import (
 from lbfgs_xp.run.objective import Objective
 from lbfgs_xp.run.plan import Plan, Stage
 from lbfgs_xp.run.second_look import SecondLook
+from lbfgs_xp.run.snapshot import Snapshot
 from lbfgs_xp.run.stopping import Criteria, Progress
 from lbfgs_xp.solvers.contract import Solver
 from lbfgs_xp.solvers.inverse_hessian import ScaledInverseHessian
@@ -44,10 +46,15 @@ class Run:
     standing : a `Standing`; None until the start has been evaluated.
     rows : which rows of a batch are left.
     deadline : when the current phase must end, by time.perf_counter().
+    team : the other processes; None for a run of one process.
     """
 
-    def __init__(self, plan: Plan, space: Space, objective: Objective, hess: Any, hessp: Any):
+    def __init__(
+        self, plan: Plan, space: Space, objective: Objective, hess: Any, hessp: Any = None,
+        team: Team | None = None,
+    ):
         self.plan = plan
+        self.team = team
         self.space = space
         self.objective = objective
         self.layout = objective.layout
@@ -62,9 +69,9 @@ class Run:
         self._last_deadline = time.perf_counter() + plan.maxtime
         # Prepare all stages now, so that errors in a later one are raised before the first runs.
         self._ahead = [(stage, *self._prepared(stage, hess)) for stage in plan.stages]
-        self._ended: list[Result] = []
+        self.ended: list[Result] = []
         self._forward = objective.forward
-        self._enter_stage()
+        self.enter_stage()
 
     def _prepared(self, stage: Stage, hess: Any) -> tuple[Callable, Callable]:
         """`solver_state_at` for a stage, and the function from its solver to `after_evaluation`."""
@@ -106,15 +113,15 @@ class Run:
 
         return at
 
-    def _enter_stage(self) -> None:
+    def enter_stage(self) -> None:
         """Make the next stage the current one."""
-        stage, self._state_at, self._after_of = self._ahead.pop(0)
+        stage, self.state_at, self._after_of = self._ahead.pop(0)
         self.method, self.solver, self.criteria = stage.name, stage.solver, stage.criteria
         if self.objective.differs:
             self.set_differences(self._forward)
         self._after = self._after_of(self.solver)
         self._pure = None
-        if is_compilable(self.solver) and not self.space.reproducible:
+        if is_compilable(self.solver) and not self.space.reproducible and self.team is None:
             self._pure = self.objective.pure()
         self.deadline = min(self._last_deadline, time.perf_counter() + stage.maxtime)
 
@@ -164,7 +171,7 @@ class Run:
         same: Any = False
         if earlier is not None:
             same = space.equal_later(gradient, earlier.solver_state.gradient)
-        inner = self._state_at(start, value, gradient, learned)
+        inner = self.state_at(start, value, gradient, learned)
         if not now(unchanged):
             raise ValueError(
                 "fun changed x in place; wanted a function that leaves its argument unchanged"
@@ -192,6 +199,31 @@ class Run:
         if objective.differs and resumed is None:
             self.second_look.look_at_differences()
 
+    def try_at(self, x: Array) -> tuple[Any, Any, float]:
+        """Value and aux at x, and how many seconds they take."""
+        began, aux, objective = time.perf_counter(), None, self.objective
+        if objective.differs and not objective.has_aux:
+            value, _ = self.value_at(x)
+        else:
+            value, _, aux, _ = self.evaluate(x)
+        if self._pure is not None:
+            self.space.backend.to_host(value)    # waits
+        return value, aux, time.perf_counter() - began
+
+    def resume_at(self, saved: Snapshot, aux: AuxOutput, seconds: float) -> None:
+        """Stand where another run stood. An evaluation takes about so many seconds."""
+        self.standing, self.criteria, self.aux = saved.standing, saved.criteria, aux
+        self.second_look = SecondLook(self)
+        self._chunk = compiled.Chunk(seconds)
+        if saved.rows.here is not None:
+            self._set_rows(saved.rows, self._per_row())
+
+    def is_at(self, position: Snapshot | None) -> bool:
+        """Whether the run stands at a position, with no step begun."""
+        if position is None or self._in_step:
+            return False
+        return self.standing is position.standing
+
     def _begin_next_stage(self) -> bool:
         """Begin the next stage at the best point so far; return whether there is one."""
         self.rejoin_rows()
@@ -208,10 +240,10 @@ class Run:
         if moved:
             value, gradient, found, _ = self.evaluate(x)
             aux = aux._replace(value=found)
-        self._ended.append(ended)
-        self._enter_stage()
+        self.ended.append(ended)
+        self.enter_stage()
         self.criteria = stopping.later(fn, self.criteria, p, self.plan.maxiter, self.plan.maxfun)
-        inner = self._state_at(x, value, gradient, None, **self._noise_for(self.solver))
+        inner = self.state_at(x, value, gradient, None, **self._noise_for(self.solver))
         norm, count = inner.gradient_norm, objective.nfev - before
         objective.in_products = 0
         p = stopping.again(fn, self.criteria, p, inner.value, norm, count)
@@ -227,7 +259,7 @@ class Run:
         unit : the size of each variable, if the solver `rescales`.
         """
         unit = {**unit, **self._noise_for(self.solver)}
-        fresh = self._state_at(x, self.to_user(value), gradient, None, **unit)
+        fresh = self.state_at(x, self.to_user(value), gradient, None, **unit)
         return fresh._replace(decrement=self.standing.solver_state.decrement)
 
     def _noise_for(self, solver: Solver) -> dict[str, Any]:
@@ -258,6 +290,15 @@ class Run:
         if fewer < size:
             self._set_rows(*self.rows.part(space, self._per_row(), running, fewer))
         return True
+
+    def is_late(self) -> bool:
+        """Whether the time of the phase is over, in one process of many."""
+        late = time.perf_counter() >= self.deadline
+        return late if self.team is None else self.team.is_late(late)
+
+    def is_out_of_time(self) -> bool:
+        """Whether the time of the whole run is over."""
+        return time.perf_counter() >= self._last_deadline
 
     def value_at(self, x: Array) -> tuple[Any, int]:
         """The value at x alone, and how many calls of fun this took."""
@@ -413,7 +454,7 @@ class Run:
 
     def result(self) -> Result:
         last = self._result_of_stage()
-        return last if len(self.plan.stages) == 1 else joined([*self._ended, last])
+        return last if len(self.plan.stages) == 1 else joined([*self.ended, last])
 
     def _result_of_stage(self) -> Result:
         """The result of the current stage, with the counts of the whole run so far."""

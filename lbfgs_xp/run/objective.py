@@ -73,6 +73,8 @@ class Objective:
         The layout of the problems that are in the batch.
     nfev, nhev : int
         How often `fun` was called; how often the Hessian was formed.
+    is_shared : bool
+        Whether value and gradient come from many processes.
     differs, forward : bool
         Whether the gradient comes from finite differences, and whether from forward ones. Set
         `forward` to False for central ones.
@@ -114,6 +116,7 @@ class Objective:
         self._evaluate = self._choose(jac)
         # Like the gradient, the values of a batch may be in a buffer that fun reuses.
         self.evaluate = self._with_own_value if layout.batch else self._evaluate
+        self.is_shared = False
         self._unshared = -1
         if self.backend.on_host and layout.plain:
             self._unshared = self._references_of_a_fresh_array()
@@ -125,6 +128,17 @@ class Objective:
             xp.broadcast_to(side if is_array(side) else backend.full((), side), shape)
             for side in (lower, upper)
         )
+
+    def share(self, together: Callable[[Callable], Callable]) -> None:
+        """Take value and gradient from many processes: `together` makes such an evaluation of that
+        of this process."""
+        if self.differs:
+            raise ValueError(
+                "jac asks for differences, whose steps would differ between the processes; wanted "
+                "automatic differentiation, a function, or True"
+            )
+        self.is_shared = True
+        self.evaluate = together(self.evaluate)
 
     def forgive(self, errors: tuple[type[Exception], ...]) -> None:
         """Let an exception of these classes count as nan from now on."""
@@ -147,6 +161,8 @@ class Objective:
 
     def value(self, x: Array) -> Any:
         """The value at x alone."""
+        if self.is_shared:
+            return self.evaluate(x)[0]
         value, _ = self._value(x)
         return self.backend.own(value) if self.layout.batch else value
 

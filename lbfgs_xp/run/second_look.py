@@ -8,7 +8,6 @@ switches to central ones if only their error may have ended it.
 from __future__ import annotations
 
 import math
-import time
 from typing import TYPE_CHECKING, Any
 
 from lbfgs_xp.arrays.backend import Array
@@ -78,6 +77,15 @@ class SecondLook:
         value = run.standing.solver_state.value
         self.departures: Any = run.space.scalars.full(0, value)
         self.departed = self.began = value
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """What it knows, to be saved."""
+        return {name: known for name, known in vars(self).items() if name != "run"}
+
+    @memory.setter
+    def memory(self, memory: dict[str, Any]) -> None:
+        vars(self).update(memory)
 
     def resumes(self) -> bool:
         """Whether any problem resumes, now that all have stopped."""
@@ -175,7 +183,7 @@ class SecondLook:
         return run.standing.progress.nfev + calls > run.criteria.maxfun
 
     def _is_late(self) -> bool:
-        return time.perf_counter() >= self.run.deadline
+        return self.run.is_late()
 
     def _affords(self, evaluations: int, rows: Any) -> Any:
         """Those of the problems `rows` that still run and can pay for that many evaluations; the

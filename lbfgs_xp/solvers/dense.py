@@ -44,6 +44,8 @@ _WANTED = (
     "positive definite array (n, n)"
 )
 
+# From this length on, the next step is tried with its full length again.
+_NEARLY_FULL = 0.9
 # (fn, b, h) -> (1 / tau, phi) with b = s.Bs / s.y, B the inverse of H, and h = y.Hy / s.y; phi is
 # None if it is always 1.
 Scaling = Callable[[Scalars, Any, Any], tuple[Any, Any]]
@@ -101,6 +103,9 @@ class DenseQuasiNewton(TakesBounds, Descent):
     initial_inverse_hessian: Any = None
     scale_initial: bool = True
     box: Box | None = dataclasses.field(init=False, repr=False, default=None)
+
+    # Whether the first trial of a search follows the length of the last step.
+    follows_steps = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -306,7 +311,10 @@ class DenseQuasiNewton(TakesBounds, Descent):
                 plain = fitted(space, path, x, gradient, plain, length)
                 (plain_slope,) = space.read(space.dot(gradient, plain))
             direction = space.pick(learned.bare, plain, direction)
-        slope, first, share = fn.fused(_aimed, value, learned.bare, slope, plain_slope, length)
+        slope, first, share = fn.fused(
+            _aimed, value, learned.bare, slope, plain_slope, length,
+            before if self.follows_steps else None,
+        )
         return Aim(direction, slope, first, share, learned.bare, learned)
 
     @property
@@ -481,13 +489,18 @@ def _dropped(
 
 
 def _aimed(
-    fn: Scalars, value: Any, bare: Any, slope: Any, plain_slope: Any, length: Any
+    fn: Scalars, value: Any, bare: Any, slope: Any, plain_slope: Any, length: Any, before: Any
 ) -> tuple[Any, Any, Any]:
     """The slope, the first step and the share of an `Aim`.
 
     plain_slope, length : of the first direction, which is taken where H is `bare`; or None.
+    before : the length of the last step, 0 without one; None if full steps are tried first.
     """
-    first = fn.full(1.0, value)
+    first = one = fn.full(1.0, value)
+    if before is not None:
+        # The square root comes back to 1 in a few steps.
+        short = (before > 0.0) & (before < _NEARLY_FULL)
+        first = fn.where(short, fn.maximum(fn.sqrt(before), 0.1 * one), one)
     share = fn.where(bare, math.inf, fn.full(0.5, value))
     if length is None:
         return slope, first, share

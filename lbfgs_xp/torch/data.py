@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ class Source:
     """Data as chunks: nested tensors, or whatever an iterable gives, on the device of the model.
 
     whole : whether each batch for Adam holds all data.
+    length : how many items an iterable has given; None before its end.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class Source:
         self.chunk_size = optional(count)("chunk_size", chunk_size, 1)
         self.seed, self.device = seed, device
         self.items: Any = None
+        self.length: int | None = None
         self.tensors: list[Tensor] = []
         if _holds_rows(data):
             self.tensors, self.structure = flatten(data)
@@ -60,28 +63,34 @@ class Source:
             found = [NO_DATA]
         return map(self._moved, found)
 
-    def batches(self) -> Iterator[Iterable[Any]]:
-        """An endless sequence of batches for Adam, each as chunks."""
+    def batches(self, done: int = 0) -> Iterator[Iterable[Any]]:
+        """An endless sequence of batches for Adam, each as chunks; the first `done` are skipped."""
         generator = torch.Generator().manual_seed(self.seed)
+        if self.length is not None:
+            done %= self.length
         while True:
             if self.items is not None:
-                for chunk in self.chunks():
-                    yield [chunk]
+                for chunk in itertools.islice(self._each(), done, None):
+                    yield [self._moved(chunk)]
+                done = 0
             elif self.batch_size is not None:
                 order = torch.randperm(len(self.tensors[0]), generator=generator)
-                for rows in order.split(self.batch_size):
+                pieces = order.split(self.batch_size)
+                for rows in pieces[done:]:
                     leaves = [t[rows.to(t.device)] for t in self.tensors]
                     yield [self._moved(unflatten(self.structure, leaves))]
+                done = max(0, done - len(pieces))
             else:
                 yield self.chunks()
 
     def _each(self) -> Iterator[Any]:
-        empty = True
+        count = 0
         for item in self.items:
-            empty = False
+            count += 1
             yield item
-        if empty:
+        if count == 0:
             raise ValueError(f"data, a {type(self.items).__name__}, gave nothing; wanted a batch")
+        self.length = count
 
     def _moved(self, chunk: Any) -> Any:
         def move(leaf: Any) -> Any:

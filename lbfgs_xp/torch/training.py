@@ -6,19 +6,22 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lbfgs_xp.arrays.tree import flatten, leaf_name
+from lbfgs_xp.arrays.backend import Backend
+from lbfgs_xp.arrays.tree import flatten, leaf_name, map_leaves
 from lbfgs_xp.checks import count, flags, number, reject_foreign_keywords, shown
 from lbfgs_xp.first_order import Adam
 from lbfgs_xp.line_search import LineSearch
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import Status, table
 from lbfgs_xp.run.progress import Live
+from lbfgs_xp.saving.checkpoint import Checkpoint, Keeper, Saved, Terminated, keeping
+from lbfgs_xp.saving.encoding import described, dtype_name
 from lbfgs_xp.solvers import lbfgs
 from lbfgs_xp.torch.closure import CHANGES
 from lbfgs_xp.torch.data import Source
@@ -108,6 +111,7 @@ def train_with_lbfgs(
     reduction: Literal["mean", "sum"] | None = None,
     seed: int = 0,
     progress: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> TrainingResult:
     """Train with Adam for a fixed number of steps, then with L-BFGS until the loss has settled.
 
@@ -165,6 +169,10 @@ def train_with_lbfgs(
         The seed for the order of the rows with a batch_size.
     progress : bool
         Whether to show a live line in the terminal.
+    checkpoint : None or lx.Checkpoint
+        Where the run saves itself from time to time: between the steps of Adam and between the
+        epochs of L-BFGS (`every` counts both). If there is such a file, the run goes on from it,
+        with the parameters saved there.
 
     Returns
     -------
@@ -210,15 +218,35 @@ def train_with_lbfgs(
         line_search_fn=line_search_fn, tolerance_change=0.0,
         tolerance_grad=tol if until in ("either", "gradient") else 0.0,
     )
-    with Live(progress, _line) as live:
-        run = _Training(flat, loss, source, live, steady)
+    problem = {
+        "kind": "train_with_lbfgs",
+        "parameters": [f"{dtype_name(p.dtype)} {list(p.shape)}" for p in flat.params],
+        "adam_lr": described(adam_lr), "history_size": history_size, "max_iter": max_iter,
+        "line_search_fn": described(line_search_fn), "until": until, "tol": repr(tol),
+        "batch_size": batch_size, "chunk_size": chunk_size, "seed": seed,
+    }
+    with (
+        Live(progress, _line) as live, keeping(checkpoint, lambda: problem, "torch") as keeper
+    ):
+        run = _Training(flat, loss, source, live, steady, keeper)
+        goes_on = keeper is None or keeper.saved is None or run.go_on(keeper.saved, optimizer)
         try:
-            if adam_steps:
+            if adam_steps and goes_on and run.phase == "Adam":
                 run.adam(Adam(adam_lr), adam_steps)
-            if max_epochs:
+            if max_epochs and goes_on:
                 run.lbfgs(optimizer, max_epochs, tol, until)
-        except KeyboardInterrupt:
+            if keeper is not None:
+                keeper.save_last(run.end_position())
+        except (KeyboardInterrupt, Terminated) as stop:
+            if keeper is not None:
+                keeper.save_if_intact()
+            elif isinstance(stop, Terminated):
+                raise
             run.end(Status.INTERRUPTED)
+        except Exception:
+            if keeper is not None:
+                keeper.save_if_intact()
+            raise
         finally:
             run.restore()
     return run.result()
@@ -266,6 +294,39 @@ def _others(params: Any) -> list[Tensor]:
     return leaves
 
 
+class _Position(NamedTuple):
+    """Where a run stands between two steps of Adam or two epochs of L-BFGS, to be saved.
+
+    done : whether the run has ended.
+    step : how many steps or epochs of the phase are done.
+    x : the parameters, a vector.
+    memory : the state of Adam, or that of L-BFGS.
+    known, moved, finite : see `_Training.adam` and `_Training.lbfgs`.
+    length : how many items an iterable gave.
+    phases : the fields of the phases that have ended, by name.
+    The others are those of `_Training`.
+    """
+
+    done: bool
+    phase: str
+    step: int
+    x: Tensor
+    memory: Any
+    known: float
+    moved: bool
+    finite: Tensor | None
+    length: int | None
+    lowest: float
+    best: Tensor | None
+    steady: bool
+    seen: list[tuple[float, float]]
+    phases: dict[str, tuple]
+
+    def counts(self) -> dict[str, Any]:
+        """What a reader of the file may want to know."""
+        return {"phase": self.phase, "step": self.step, "done": self.done}
+
+
 class _Training:
     """One call of `train_with_lbfgs` in progress.
 
@@ -276,7 +337,15 @@ class _Training:
     walled : whether this epoch of L-BFGS has met a loss that is not finite.
     """
 
-    def __init__(self, flat: Flat, loss: ChunkedLoss, source: Source, live: Live, steady: bool):
+    def __init__(
+        self, flat: Flat, loss: ChunkedLoss, source: Source, live: Live, steady: bool,
+        keeper: Keeper | None,
+    ):
+        self.keeper = keeper
+        # What `position` returns; None in the middle of a step. And what a file said.
+        self._at: _Position | None = None
+        self.seen: list[tuple[float, float]] = []
+        self._from: _Position | None = None
         self.flat, self.loss, self.source, self.live = flat, loss, source, live
         self.lowest = math.inf
         self.best: Tensor | None = None
@@ -286,11 +355,75 @@ class _Training:
         self.phases: dict[str, PhaseHistory] = {}
         self._begin("Adam")
 
+    # --- saving --------------------------------------------------------------------------------
+
+    def position(self) -> _Position | None:
+        return self._at
+
+    def end_position(self) -> _Position:
+        """The position at the end, from where a run with larger budgets goes on."""
+        at, last = self._at, self.phases[self.phase]
+        if at is not None and last.status in (Status.EPOCHS, Status.ITERATIONS):
+            return at
+        return self._position(0, None)._replace(done=True)
+
+    def _position(
+        self, step: int, memory: Any, x: Tensor | None = None, known: float = math.nan,
+        moved: bool = False, finite: Tensor | None = None,
+    ) -> _Position:
+        phases = {
+            name: (phase.loss, phase.seconds, int(phase.status), phase.message)
+            for name, phase in self.phases.items()
+        }
+        return _Position(
+            False, self.phase, step, self.flat.read() if x is None else x, memory, known, moved,
+            finite, self.source.length, self.lowest, self.best, self.steady, self.seen, phases,
+        )
+
+    def _visit(self, step: int, memory: Any, last: bool, **more: Any) -> None:
+        """Note where the run stands, if it is kept, and save it if it is time and not the end."""
+        if self.keeper is not None:
+            self._at = self._position(step, memory, **more)
+            self.keeper.follow(self.position)
+            if not last:
+                self.keeper.visit(self._at, advanced=True)
+
+    def go_on(self, saved: Saved, optimizer: LBFGS) -> bool:
+        """Stand where another run stood; return whether there is anything left to do."""
+        x = self.flat.read()
+        at: _Position = saved.position(Backend.of(x, "the parameters"), x)
+        self._from = self._at = at
+        self.lowest, self.best, self.steady = at.lowest, at.best, at.steady
+        self.source.length = at.length
+        self.phase, self.seen = at.phase, list(at.seen)
+        self.phases = {
+            name: PhaseHistory(loss, seconds, Status(status), message)  # type: ignore[call-arg]
+            for name, (loss, seconds, status, message) in at.phases.items()
+        }
+        self.flat.write(at.x)
+        if at.phase == "L-BFGS" and at.memory is not None:
+            optimizer.load_state_dict(map_leaves(_as_tensor, at.memory))
+        return not at.done
+
+    def _resumed(self) -> _Position | None:
+        """Where a file said that the current phase stands."""
+        at, self._from = self._from, None
+        if at is not None:
+            self.begun -= self.seen[-1][1] if self.seen else 0.0
+        return at
+
+    # --- the phases ----------------------------------------------------------------------------
+
     def adam(self, optimizer: Adam, steps: int) -> None:
         x = self.flat.read()
-        finite, moved = x, False
+        finite: Any = x
+        moved, done = False, 0
         memory = optimizer.init(x)
-        for step, batch in zip(range(1, steps + 1), self.source.batches(), strict=False):
+        if at := self._resumed():
+            memory, moved, finite, done = at.memory, at.moved, at.finite, at.step
+        numbered = zip(range(done + 1, steps + 1), self.source.batches(done), strict=False)
+        for step, batch in numbered:
+            self._visit(step - 1, memory, last=False, x=x, moved=moved, finite=finite)
             value = float(self.loss(batch))
             self._note(step, value)
             if self.loss.empty and not self.source.whole:
@@ -301,12 +434,14 @@ class _Training:
                 self._keep(value)
             else:
                 finite = self.flat.read()
+            self._at = None
             x, memory = optimizer.update(
                 x, self.flat.gradient(), memory, value=value, in_place=moved
             )
             self.standing, moved = finite, True
             self.flat.write(x)
             self.standing = None
+        self._visit(steps, memory, last=True, x=x, moved=moved, finite=finite)
         value = float(self.loss(self.source.chunks()))
         if not math.isfinite(value):
             return self._diverged(moved, finite)
@@ -315,9 +450,13 @@ class _Training:
         self.end(Status.EPOCHS, f"all {steps} steps of Adam are done")
 
     def lbfgs(self, optimizer: LBFGS, epochs: int, tol: float, until: str) -> None:
-        self._begin("L-BFGS")
-        known = self.lowest
-        for epoch in range(1, epochs + 1):
+        if at := self._resumed():
+            known, done = at.known, at.step
+        else:
+            self._begin("L-BFGS")
+            known, done = self.lowest, 0
+        for epoch in range(done + 1, epochs + 1):
+            self._visit(epoch - 1, self._memory(optimizer), last=False, known=known)
             self.walled = False
             try:
                 before = float(optimizer.step(self._evaluate))
@@ -347,7 +486,12 @@ class _Training:
                 return self.end(status, f"{', and '.join(reasons)} (tol={tol:g})")
             if status not in (Status.ITERATIONS, Status.EVALUATIONS):
                 return self.end(status, message)
+        self._visit(epochs, self._memory(optimizer), last=True, known=known)
         self.end(Status.ITERATIONS, f"all {epochs} epochs are done, and tol={tol:g} is not reached")
+
+    def _memory(self, optimizer: LBFGS) -> Any:
+        """The state of the optimizer, if it is needed."""
+        return map_leaves(_as_number, optimizer.state_dict()) if self.keeper is not None else None
 
     def _evaluate(self) -> Tensor:
         """The loss on all data; its gradient is left in the parameters."""
@@ -426,7 +570,7 @@ class _Training:
 
     def _begin(self, phase: str) -> None:
         self.phase, self.begun = phase, time.perf_counter()
-        self.seen: list[tuple[float, float]] = []
+        self.seen = []
 
     def _note(self, step: int, loss: float, gradient_norm: float = math.nan) -> None:
         self.seen.append((loss, time.perf_counter() - self.begun))
@@ -435,6 +579,16 @@ class _Training:
     def _keep(self, loss: float) -> None:
         if loss < self.lowest:
             self.lowest, self.best = loss, self.flat.read()
+
+
+def _as_number(value: Any) -> Any:
+    """A tensor on the host as an array of NumPy, so that it is on the host again when loaded."""
+    on_host = isinstance(value, Tensor) and value.device.type == "cpu"
+    return value.numpy() if on_host else value
+
+
+def _as_tensor(value: Any) -> Any:
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
 _DIVERGED = (

@@ -70,6 +70,10 @@ class ArrayBatches:
                 f"rows; wanted the same data and batch_size, which is {size} here"
             )
 
+    def described(self) -> dict[str, Any]:
+        """What decides which rows are in which batch."""
+        return {"rows": self.size, "batch_size": self.batch_size, "seed": self.seed}
+
     def epoch(self, number: int, done: int) -> Iterator[tuple[Any, int]]:
         size, step = self.size, self.batch_size
         if step >= size:
@@ -95,6 +99,10 @@ class IterableBatches:
 
     def check(self, done: Sequence[int]) -> None:
         """Accept anything: an iterable may order and size its batches as it likes."""
+
+    def described(self) -> dict[str, Any]:
+        """See `ArrayBatches`; what an iterable gives is not known."""
+        return {"rows": "of an iterable"}
 
     def epoch(self, number: int, done: int) -> Iterator[tuple[Any, int]]:
         found = 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from lbfgs_xp.arrays.tree import Partial, flatten_like, unflatten
 from lbfgs_xp.first_order import FirstOrder, update
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import Status
+from lbfgs_xp.saving.placing import as_own
 from lbfgs_xp.solvers.contract import completed
 from lbfgs_xp.training.loss import Loss
 from lbfgs_xp.training.result import (
@@ -35,6 +36,32 @@ _DIVERGED = (
 def has_updates(method: Any) -> bool:
     """Whether the method is a first-order optimizer with a learning rate, which needs no solver."""
     return isinstance(method, FirstOrder) and method.learning_rate is not None
+
+
+class Position(NamedTuple):
+    """Where a run stands between two batches, to be saved.
+
+    leaves, state : where it stands; the losses of the current epoch are in `seen`.
+    kept_leaves, kept_state : the start of the epoch.
+    history : as in `TrainingRun`, with the number of batches that count.
+    first_epoch : the epoch with which the history begins.
+    done : whether the run has ended, and with which status.
+    """
+
+    leaves: list[Array]
+    state: TrainState
+    seen: list
+    kept_leaves: list[Array]
+    kept_state: TrainState
+    history: dict[str, list[float]]
+    batches: int
+    noted: int
+    first_epoch: int
+    done: Status | None = None
+
+    def counts(self) -> dict[str, Any]:
+        """What a reader of the file may want to know."""
+        return {"epoch": self.state.epoch, "updates": self.state.updates}
 
 
 class TrainingRun:
@@ -64,7 +91,7 @@ class TrainingRun:
             field.name: [] for field in dataclasses.fields(History)
         }
         # How much of it is valid; an interrupt may have left more.
-        self._batches, self._first_epoch = 0, epoch
+        self._batches, self.first_epoch = 0, epoch
 
     def stand(self, leaves: list[Array], state: TrainState) -> None:
         """Start from the position of `state`, to which the run can return."""
@@ -78,13 +105,48 @@ class TrainingRun:
             self._begun, self._noted, self._overwrites, self._torn,
         ) = leaves, at, epoch, updates, noted, told, memory, begun, len(seen), False, False
 
+    # --- saving ----------------------------------------------------------------------------------
+
+    def position(self, done: Status | None = None) -> Position:
+        """Where the run stands."""
+        begun = self._begun_here()
+        state = TrainState(
+            self.epoch, self.updates, (), self._told, self._memory,
+            None if begun.loss is None else begun,
+        )
+        return Position(
+            self.leaves, state, self.seen, *self._kept, self.history, self._batches, self._noted,
+            self.first_epoch, done,
+        )
+
+    def position_if_whole(self) -> Position | None:
+        """Where the run stands; None in the middle of an update."""
+        return None if self._torn else self.position()
+
+    def restore(self, position: Position) -> None:
+        """Stand where another run stood."""
+        self.stand(
+            self._owned(position.leaves), position.state._replace(seen=tuple(position.seen))
+        )
+        self._kept = self._owned(position.kept_leaves), position.kept_state
+        self.history = {name: list(seen) for name, seen in position.history.items()}
+        self._batches, self._noted = position.batches, position.noted
+        self.first_epoch = position.first_epoch
+        if position.done is not None and position.done is not Status.EPOCHS:
+            self.status = position.done
+
+    def _owned(self, leaves: list[Array]) -> list[Array]:
+        backends = (space.backend for space in self.spaces)
+        return [as_own(backend, leaf) for backend, leaf in zip(backends, leaves, strict=True)]
+
     # --- an epoch ------------------------------------------------------------------------------
 
-    def run_epoch(self, batches: Any) -> None:
-        """Run one epoch, or the rest of it."""
+    def run_epoch(self, batches: Any, visit: Callable[[], None]) -> None:
+        """Run one epoch, or the rest of it; `visit` is called before each batch."""
         begin = time.perf_counter()
         watches = self.backend.reads_are_free and not self.tolerant
         for batch, rows in batches.epoch(self.epoch, len(self.seen)):
+            visit()
             if time.perf_counter() >= self.deadline:
                 self.status = Status.TIME
                 break
@@ -105,7 +167,7 @@ class TrainingRun:
         if self.status is not Status.RUNNING:
             return
         mean = _mean(self.seen)
-        number = self.epoch - self._first_epoch
+        number = self.epoch - self.first_epoch
         self.history["epoch_loss"][number:] = [mean]
         self.history["seconds"][number:] = [time.perf_counter() - begin]
         self.stand(
@@ -256,7 +318,7 @@ class TrainingRun:
         state = TrainState(
             self.epoch, self.updates, tuple(self.seen), self._told, self._memory, begun
         )
-        epochs = self.epoch - self._first_epoch
+        epochs = self.epoch - self.first_epoch
         history = {
             name: np.asarray(seen[: epochs if name in ("epoch_loss", "seconds") else self._batches])
             for name, seen in self.history.items()

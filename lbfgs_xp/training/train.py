@@ -10,11 +10,13 @@ from typing import Any, Literal
 from lbfgs_xp import checks
 from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.returned import is_true
-from lbfgs_xp.arrays.tree import backends_of, flatten_parameters, without_frozen
+from lbfgs_xp.arrays.tree import backends_of, flatten_parameters, leaf_name, without_frozen
 from lbfgs_xp.first_order import OptimizerState, update
 from lbfgs_xp.result import Status, attach
 from lbfgs_xp.run.methods import method_named
 from lbfgs_xp.run.progress import Live
+from lbfgs_xp.saving.checkpoint import Checkpoint, Keeper, Terminated, keeping
+from lbfgs_xp.saving.encoding import described, dtype_name
 from lbfgs_xp.training.batches import batches_of
 from lbfgs_xp.training.loss import Loss
 from lbfgs_xp.training.result import BegunBatch, TrainRecord, TrainResult, TrainState
@@ -49,6 +51,7 @@ def train(
     callback: Callable[[TrainRecord], Any] | Sequence[Callable[[TrainRecord], Any]] = (),
     progress: bool = False,
     state: TrainState | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> TrainResult:
     """Minimise a loss over data, one batch at a time.
 
@@ -105,6 +108,10 @@ def train(
     state : TrainState
         `res.state` of an earlier run, to continue from with its params. Two epochs followed by
         three give the same bits as five, and so does a run that was stopped anywhere.
+    checkpoint : None or Checkpoint
+        Where the run saves itself from time to time, `lx.Checkpoint("run.npz")`. If there is such
+        a file, the run goes on from it, instead of params and state, up to `epochs` from the start
+        of the run that began it. Random numbers that loss itself draws are not saved.
 
     Returns
     -------
@@ -158,13 +165,27 @@ def train(
     )
     batches.check([rows for _, rows, _ in state.seen])
     run.stand([b.own(x) for b, x in zip(backends, leaves, strict=True)], state)
-    with Live(progress, _line) as live:
+    with (
+        Live(progress, _line) as live,
+        keeping(
+            checkpoint, lambda: _described(run, batches, leaves), backends[0].name
+        ) as keeper,
+    ):
+        if keeper is not None and keeper.saved is not None:
+            run.restore(keeper.saved.position(backends[0], params))
         try:
-            _carry_on(run, batches, run.epoch + epochs, callbacks, live)
-        except KeyboardInterrupt:
+            _carry_on(run, batches, run.first_epoch + epochs, callbacks, live, keeper)
+        except (KeyboardInterrupt, Terminated) as stop:
+            # A run within another one has not received the signal itself.
+            if keeper is None and isinstance(stop, Terminated):
+                raise
+            if keeper is not None:
+                keeper.save_if_intact()
             run.recover()
             run.status = Status.INTERRUPTED
         except Exception as error:
+            if keeper is not None:
+                keeper.save_if_intact()
             run.recover()
             result = run.result()
             attach(error, result, f"the parameters after {result.updates} updates")
@@ -172,16 +193,45 @@ def train(
     return run.result()
 
 
+def _described(run: TrainingRun, batches: Any, leaves: list[Any]) -> dict[str, Any]:
+    """What must not differ between a run and the one that goes on from it."""
+    return {
+        "kind": "train",
+        "params": {
+            leaf_name(run.structure, i, "params"): f"{dtype_name(leaf.dtype)} {list(leaf.shape)}"
+            for i, leaf in enumerate(leaves)
+        },
+        "method": described(run.method),
+        "updates_per_batch": run.updates_per_batch,
+        "reproducible": run.reproducible,
+        **batches.described(),
+    }
+
+
 def _carry_on(
-    run: TrainingRun, batches: Any, last: int, callbacks: list[Callable], live: Live
+    run: TrainingRun, batches: Any, last: int, callbacks: list[Callable], live: Live,
+    keeper: Keeper | None,
 ) -> None:
     """Run epochs up to `last`, or until a callback stops the run."""
+
+    def visit(advanced: bool = False) -> None:
+        if keeper is not None:
+            keeper.visit(run.position(), advanced)
+
+    if keeper is not None:
+        keeper.follow(run.position_if_whole)
+    if run.epoch >= last and run.status is Status.RUNNING:
+        run.status = Status.EPOCHS
     while run.status is Status.RUNNING:
-        run.run_epoch(batches)
-        if run.status is not Status.RUNNING:
+        run.run_epoch(batches, visit)
+        if run.status is Status.TIME:
             return
+        if run.status is not Status.RUNNING:
+            break
         if run.epoch == last:
             run.status = Status.EPOCHS
+        else:
+            visit(advanced=True)
         if not callbacks and not live.shown:
             continue
         record = run.record()
@@ -189,6 +239,11 @@ def _carry_on(
         stops = [is_true(call(record)) for call in callbacks]
         if any(stops) and run.status is Status.RUNNING:
             run.status = Status.CALLBACK
+            if keeper is not None:
+                keeper.save_last(run.position())
+            return
+    if keeper is not None:
+        keeper.save_last(run.position(done=run.status))
 
 
 def _line(record: TrainRecord) -> str:

@@ -22,24 +22,26 @@ WINGS: dict[str, str] = {
     "typing": "",
     "schedules": "checks",
     "arrays": "checks",
-    "result": "arrays",
+    "saving": "arrays checks",
+    "distributed": "arrays checks",
+    "result": "arrays saving",
     "projections": "arrays checks",
     "problems": "arrays checks",
     "line_search": "arrays checks typing",
     "solvers": "arrays checks line_search projections schedules typing",
-    "first_order": "arrays checks line_search projections schedules solvers typing",
-    "run": "arrays checks first_order line_search projections result solvers",
-    "minimize": "arrays checks result run solvers typing",
+    "first_order": "arrays checks line_search projections saving schedules solvers typing",
+    "run": "arrays checks distributed first_order line_search projections result saving solvers",
+    "minimize": "arrays checks distributed result run saving solvers typing",
     "gradient_check": "arrays checks run typing",
     "constraints": "arrays checks minimize result run typing",
     "fits": "arrays checks minimize projections result run typing",
-    "training": "arrays checks first_order minimize result run solvers typing",
-    "torch": "arrays checks first_order line_search minimize result run solvers typing",
+    "training": "arrays checks first_order minimize result run saving solvers typing",
+    "torch": "arrays checks first_order line_search minimize result run saving solvers typing",
     "scipy": "arrays checks fits line_search minimize result solvers typing",
     "demo": "arrays problems __init__",
     "__main__": "arrays demo __init__",
-    "__init__": "arrays constraints first_order fits gradient_check line_search minimize problems "
-    "projections result run schedules solvers training",
+    "__init__": "arrays constraints distributed first_order fits gradient_check line_search "
+    "minimize problems projections result run saving schedules solvers training",
 }
 # Line searches know only scalars, and on which device these are.
 ONLY = {"line_search": {"arrays": ["arrays.current", "arrays.scalars"]}}
@@ -67,9 +69,11 @@ KNOWS = {
     "arrays.jax": {"jax"},
     "arrays.cupy": {"cupy"},
     "arrays.strict": {"array_api_strict"},
+    "distributed.mpi": {"mpi4py"},
+    "distributed.torch": {"torch"},
 }
 # Modules with tables of library names.
-NAMES = {"arrays.backend", "arrays.inventory", "__main__"}
+NAMES = {"arrays.backend", "arrays.inventory", "distributed", "__main__"}
 
 
 def name_of(path: Path) -> str:

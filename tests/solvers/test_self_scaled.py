@@ -57,16 +57,17 @@ def test_iterates_are_those_of_the_formula(name: str, count: int, scale: bool, k
     H = np.diag([0.02, 0.03, 0.01, 0.05])
     solver = kind("strong_wolfe", np.diag(H), scale)
     f, g = p.value_and_gradient(x)
-    noise, wanted = lx.Space(x).backend.noise, []
+    noise, wanted, length = lx.Space(x).backend.noise, [], 1.0
     for k in range(count):
         d = -H @ g
-        search = solver.line_search.begin(float(f), float(g @ d), 1.0, abs(float(f)) * noise)
+        first = 1.0 if length >= 0.9 else max(0.1, np.sqrt(length))
+        search = solver.line_search.begin(float(f), float(g @ d), first, abs(float(f)) * noise)
         while search.status == SEARCHING:
             alpha = search.alpha
             f, new = p.value_and_gradient(x + alpha * d)
             search = solver.line_search.advance(search, float(f), float(new @ d))
         assert search.status == ACCEPTED
-        s, y = alpha * d, new - g
+        s, y, length = alpha * d, new - g, alpha
         if scale and k == 0:
             H = updated(H, s, y, y @ H @ y / (s @ y), 1.0)
         else:

@@ -96,9 +96,9 @@ def remote() -> Iterator[Counts]:
     to_host, from_host = TorchBackend.to_host, TorchBackend.from_host
     asarray = torch.asarray
 
-    def read(self: Any, array: Any) -> np.ndarray:
+    def read(array: Any) -> np.ndarray:
         counts.reads += 1
-        return to_host(self, array)
+        return to_host(array)
 
     def sent(values: Any, *args: Any, **more: Any) -> Any:
         if not isinstance(values, torch.Tensor):
@@ -114,7 +114,7 @@ def remote() -> Iterator[Counts]:
     never = property(lambda self: False, lambda self, value: None)
     with (
         mock.patch.object(TorchBackend, "reads_are_free", never),
-        mock.patch.object(TorchBackend, "to_host", read),
+        mock.patch.object(TorchBackend, "to_host", staticmethod(read)),
         mock.patch.object(TorchBackend, "kernels", staticmethod(lambda array: build)),
         mock.patch("torch.asarray", sent), mock.patch("torch.tensor", sent),
         _Watch(counts),

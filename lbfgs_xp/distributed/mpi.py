@@ -1,0 +1,32 @@
+"""Processes of MPI, by mpi4py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from lbfgs_xp.arrays.backend import Array, class_of, namespace_of
+from lbfgs_xp.distributed.team import Engine
+
+
+class MPIEngine(Engine):
+    """See `lbfgs_xp.distributed.mpi`."""
+
+    def __init__(self, comm: Any = None):
+        self.comm = MPI.COMM_WORLD if comm is None else comm
+        self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
+
+    def sum(self, array: Array) -> Array:
+        host = np.array(class_of(array).to_host(array))
+        total = np.empty_like(host)
+        # The standard only advises that all processes get the same bits.
+        self.comm.Reduce(host, total, op=MPI.SUM, root=0)
+        self.comm.Bcast(total, root=0)
+        if isinstance(array, np.ndarray):
+            return total
+        return namespace_of(array).asarray(total, device=array.device)
+
+    def gather(self, item: Any) -> list[Any]:
+        return self.comm.allgather(item)

@@ -1,0 +1,290 @@
+"""Checkpoints: when a run saves itself, and how it finds what it has saved."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from lbfgs_xp import checks
+from lbfgs_xp.arrays.backend import Backend
+from lbfgs_xp.checks import Settings
+from lbfgs_xp.saving import file
+from lbfgs_xp.saving.encoding import Decoder, Encoder, differences
+from lbfgs_xp.saving.lock import Lock
+
+# Saving takes at most this part of the time of a run.
+_SHARE = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint(Settings):
+    """Where and how often a run saves itself, to go on after the process has ended.
+
+    Pass it as `checkpoint=` to `lx.minimize` or `lx.train`. A run with the same path goes on from
+    the file there, and ends as if it had never stopped: with the same bits in the same library
+    (on GPUs, as far as their own sums repeat), and in every library with reproducible=True. What
+    was computed since the last save is computed again. A run that had ended returns its result at
+    once; a run that ended because a budget was spent goes on if the budget is larger now.
+
+    A file is written under another name, flushed to the disk and then renamed, so there is a whole
+    one at all times, even if the process or the machine dies. It is an npz file with a JSON header,
+    holds no pickles, and is checked by a digest when it is read. A run that fails to write it, say
+    because the disk is full, warns and continues. On SIGTERM a run in the main thread saves itself,
+    and the process then ends as it would have; an exception or Ctrl-C also saves it first.
+
+    Parameters
+    ----------
+    path : str or path
+        The file. Its folder must exist. While a run uses it, there is a file path.lock beside it.
+    seconds : float
+        How long to wait, at least, after each save. If a save takes more than 1 % of that, the
+        next one comes later, so that saving takes no more than 1 % of the time of the run.
+    every : None or int
+        Save after this many iterations instead (for a batch, evaluations; in `lx.train`, epochs).
+    keep : int
+        How many files to keep: path, and the ones before it as path.1, path.2, ... If the newest
+        is damaged, a run goes on from the one before it.
+
+    Raises
+    ------
+    ValueError
+        When a run begins: if the file was written by a run with other settings or variables; the
+        message says what differs. Budgets may differ, and so may the library and the device. Or if
+        fun has another value where the run stopped.
+    RuntimeError
+        If another run is using the same path.
+    OSError
+        If the folder cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> import lbfgs_xp as lx
+    >>> problem = lx.problems.rosenbrock(10)
+    >>> def solve(maxiter):
+    ...     return lx.minimize(problem.value_and_gradient, problem.x0, jac=True, maxiter=maxiter,
+    ...                        checkpoint=lx.Checkpoint(path, seconds=10.0))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = f"{folder}/run.npz"
+    ...     first = solve(maxiter=20)     # a process that ends too early
+    ...     second = solve(maxiter=1000)  # another one, with the same path
+    >>> first.nit, second.status.name
+    (20, 'GRADIENT')
+    """
+
+    path: Any
+    seconds: float = 60.0
+    every: int | None = None
+    keep: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, (str, os.PathLike)) or not os.fspath(self.path):
+            raise TypeError(f"path is {self.path!r}; wanted the path of a file")
+        checks.setting(self, "seconds", checks.seconds)
+        checks.setting(self, "every", checks.optional(checks.count), least=1)
+        checks.setting(self, "keep", checks.count, least=1)
+
+
+class Saved(NamedTuple):
+    """What a file holds of a run: the data of its position, its arrays on the host, and the library
+    of the run."""
+
+    data: Any
+    arrays: list[np.ndarray]
+    library: str
+
+    def position(self, backend: Backend, like: Any = None) -> Any:
+        """The position, with arrays of this backend; `like` as for `Decoder`."""
+        return Decoder(self.arrays, backend, self.library, like)(self.data)
+
+
+class Terminated(BaseException):
+    """Raised in a run that has received SIGTERM."""
+
+
+class Keeper:
+    """Saves one run.
+
+    problem : what must be the same in the run that goes on, as returned by `described`.
+    library : the name of the array library, for the header.
+    saved : what the file holds, if there is one.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, problem: dict[str, Any], library: str):
+        self.settings = checkpoint
+        self.path = Path(os.fspath(checkpoint.path)).absolute()
+        self.problem, self.library = problem, library
+        self.saved: Saved | None = None
+        self._due = time.perf_counter() + checkpoint.seconds
+        self._since = 0
+        self._warned = False
+        self.terminated = False
+        # Where the run stands; None while it cannot be saved.
+        self._current: Callable[[], Any] = lambda: None
+        self._lock = Lock(self.path)
+        # What received SIGTERM before.
+        self._before: Any = None
+
+    # --- when a run begins, and when it ends ---------------------------------------------------
+
+    def __enter__(self) -> Self:
+        if not self.path.parent.is_dir():
+            raise FileNotFoundError(
+                f"there is no folder {self.path.parent} for the checkpoint; wanted one that exists"
+            )
+        self._lock.__enter__()
+        try:
+            self._find()
+        except BaseException:
+            self._lock.__exit__()
+            raise
+        if _receives_signals():
+            self._before = signal.signal(signal.SIGTERM, lambda number, frame: self._receive())
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if _receives_signals():
+            # None if it was not set by Python.
+            before = signal.SIG_DFL if self._before is None else self._before
+            signal.signal(signal.SIGTERM, before)
+        self._lock.__exit__()
+        if self.terminated:
+            # As if it arrived only now.
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _find(self) -> None:
+        """Read the newest file that is whole, and check that it belongs to this run."""
+        for number in range(self.settings.keep):
+            path = file.earlier(self.path, number)
+            try:
+                header, arrays = file.read(path)
+            except FileNotFoundError:
+                continue
+            except file.Damaged as error:
+                if not any(
+                    file.earlier(self.path, n).exists()
+                    for n in range(number + 1, self.settings.keep)
+                ):
+                    raise ValueError(
+                        f"{error}; wanted a file that a run has saved, or none, to begin anew"
+                    ) from None
+                warnings.warn(
+                    f"{error}; the run goes on from the file before it", RuntimeWarning,
+                    stacklevel=2,
+                )
+                continue
+            self._check(path, header)
+            self.saved = Saved(header["position"], arrays, header["library"])
+            return
+
+    def _check(self, path: Path, header: dict[str, Any]) -> None:
+        if "problem" not in header:
+            raise ValueError(
+                f"{path} holds what lx.save has written; wanted the checkpoint of a run, or none"
+            )
+        if found := differences(header["problem"], self.problem):
+            raise ValueError(
+                f"{path} was saved by another run: {'; '.join(found)}; wanted the same settings, "
+                "or another path"
+            )
+
+    # --- while it runs -------------------------------------------------------------------------
+
+    @property
+    def due(self) -> float:
+        """When the next save is due, by time.perf_counter()."""
+        return self._due
+
+    def follow(self, current: Callable[[], Any]) -> None:
+        """Begin to keep a run.
+
+        current : returns where it stands, a named tuple with a method `counts` for the header;
+            None in the middle of a step.
+        """
+        self._current = current
+
+    def visit(self, position: Any, advanced: bool) -> None:
+        """Save a run between two evaluations if it is time.
+
+        position : where it stands.
+        advanced : whether an iteration has ended since the last visit.
+        """
+        self._since += advanced
+        every = self.settings.every
+        if self.terminated:
+            raise Terminated
+        if time.perf_counter() >= self._due if every is None else self._since >= every:
+            self.save(position)
+
+    def save_if_intact(self) -> None:
+        """Save a run that was interrupted, unless this happened in the middle of a step: the last
+        file then stands for it."""
+        position = self._current()
+        if position is not None:
+            self.save_last(position)
+
+    def save_last(self, position: Any) -> None:
+        """Save a run that ends."""
+        self._current = lambda: None
+        self.save(position)
+
+    def save(self, position: Any) -> None:
+        """Write the file; if that fails, warn."""
+        began = time.perf_counter()
+        encoder = Encoder()
+        header = {
+            "library": self.library, "problem": self.problem, "counts": position.counts(),
+            "position": encoder(position, "the run"),
+        }
+        try:
+            file.write(self.path, header, encoder.arrays, self.settings.keep)
+        except OSError as error:
+            self._warn(f"{self.path} could not be written ({error}); the run continues")
+        now = time.perf_counter()
+        self._since = 0
+        self._due = now + max(self.settings.seconds, (now - began) / _SHARE)
+
+    def _warn(self, text: str) -> None:
+        if not self._warned:
+            warnings.warn(f"{text}, and tries again later", RuntimeWarning, stacklevel=3)
+        self._warned = True
+
+    # --- SIGTERM -------------------------------------------------------------------------------
+
+    def _receive(self) -> None:
+        """Note a SIGTERM; stop at once if nothing is lost by that."""
+        self.terminated = True
+        if self._current() is not None:
+            raise Terminated
+
+
+def _receives_signals() -> bool:
+    """Whether this is the main thread, which alone can receive them."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def keeping(
+    checkpoint: Checkpoint | None, describe: Callable[[], dict[str, Any]], library: str
+) -> contextlib.AbstractContextManager[Keeper | None]:
+    """A context with the `Keeper` of a run; with None if there is no checkpoint.
+
+    describe : returns `Keeper.problem`.
+    """
+    if checkpoint is None:
+        return contextlib.nullcontext()
+    if not isinstance(checkpoint, Checkpoint):
+        raise TypeError(
+            f"checkpoint is {checks.shown(checkpoint)}; wanted lx.Checkpoint(path, ...), or None"
+        )
+    return Keeper(checkpoint, describe(), library)

@@ -1,0 +1,248 @@
+"""States as plain data and arrays, and back.
+
+The plain data is what JSON holds: numbers, strings, lists, and dicts with one key, which says what
+the value stands for. Classes are those of this package only, so reading a file runs no code from
+it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import importlib
+import math
+from typing import Any
+
+import numpy as np
+
+from lbfgs_xp.arrays.backend import Array, Backend, class_of, is_array
+from lbfgs_xp.arrays.pending import Pending
+
+_PACKAGE = __name__.partition(".")[0]
+
+
+class Unsaved(TypeError):
+    """Something that has no form in a file; the message says where it is."""
+
+
+def dtype_name(dtype: Any) -> str:
+    """The name of a dtype, the same for all libraries."""
+    return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
+
+
+# --- encoding ----------------------------------------------------------------------------------
+
+
+class Encoder:
+    """Nested states as plain data.
+
+    arrays : the arrays met so far, as they are; the data refers to them by their positions.
+    """
+
+    def __init__(self) -> None:
+        self.arrays: list[Array] = []
+        self._places: dict[int, int] = {}
+
+    def __call__(self, value: Any, path: str = "state") -> Any:
+        """The plain data of a value; an array that occurs twice is kept once."""
+        if isinstance(value, Pending):
+            value = float(value)
+        if isinstance(value, enum.Enum):
+            return {"enum": [_class_name(type(value), path), value.value]}
+        if value is None or isinstance(value, (bool, int, str)):
+            return value
+        if isinstance(value, np.generic):
+            return {"scalar": self._place(np.asarray(value), value)}
+        if isinstance(value, float):
+            return value if math.isfinite(value) else {"float": repr(value)}
+        if is_array(value):
+            kind = "host" if isinstance(value, np.ndarray) else "array"
+            return {kind: self._place(value, value)}
+        if isinstance(value, bytes):
+            return {"bytes": value.hex()}
+        if hasattr(type(value), "to_saved"):
+            return {"saved": [_class_name(type(value), path), self(value.to_saved(), path)]}
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            fields = zip(value._fields, value, strict=True)
+            items = [self(item, f"{path}.{name}") for name, item in fields]
+            return {"named": [_class_name(type(value), path), items]}
+        if isinstance(value, (tuple, list)):
+            kind = "tuple" if isinstance(value, tuple) else "list"
+            return {kind: [self(item, f"{path}[{i}]") for i, item in enumerate(value)]}
+        if isinstance(value, dict):
+            return {
+                "dict": [[self(k, path), self(v, f"{path}[{k!r}]")] for k, v in value.items()]
+            }
+        raise Unsaved(
+            f"{path} is a {type(value).__name__}; wanted arrays, numbers, strings, None, and "
+            "tuples, lists and dicts of them"
+        )
+
+    def _place(self, array: Array, owner: Any) -> int:
+        place = self._places.setdefault(id(owner), len(self.arrays))
+        if place == len(self.arrays):
+            self.arrays.append(array)
+        return place
+
+
+def _class_name(cls: type, path: str) -> str:
+    if cls.__module__.partition(".")[0] != _PACKAGE:
+        raise Unsaved(
+            f"{path} is a {cls.__module__}.{cls.__qualname__}; wanted plain tuples, lists and "
+            "dicts, as only the classes of this package are known to a file"
+        )
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def on_host(array: Array) -> np.ndarray:
+    """A copy or view of an array in NumPy."""
+    return array if isinstance(array, np.ndarray) else class_of(array).to_host(array)
+
+
+# --- decoding ----------------------------------------------------------------------------------
+
+
+class Decoder:
+    """Plain data as nested states again.
+
+    Classes whose objects refer to more than arrays have `to_saved`, which returns a tuple, and
+    `from_saved`, which takes that tuple and this decoder.
+
+    arrays : the arrays of the file, on the host.
+    backend : of the arrays to make.
+    library : the library of the run that has written the file.
+    like : nested parameters, like those of that run.
+    """
+
+    def __init__(
+        self, arrays: list[np.ndarray], backend: Backend, library: str, like: Any = None
+    ):
+        self.arrays, self.backend, self.library, self.like = arrays, backend, library, like
+        self._made: dict[int, Array] = {}
+
+    def __call__(self, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        ((kind, content),) = data.items()
+        return getattr(self, f"_{kind}")(content)
+
+    def _float(self, text: str) -> float:
+        return float(text)
+
+    def _bytes(self, text: str) -> bytes:
+        return bytes.fromhex(text)
+
+    def _scalar(self, place: int) -> Any:
+        return self.arrays[place][()]
+
+    def _host(self, place: int) -> np.ndarray:
+        return self.arrays[place]
+
+    def _array(self, place: int) -> Array:
+        if place not in self._made:
+            host = self.arrays[place]
+            dtype = getattr(self.backend.xp, dtype_name(host.dtype))
+            self._made[place] = self.backend.from_host(host, dtype)
+        return self._made[place]
+
+    def _tuple(self, items: list) -> tuple:
+        return tuple(map(self, items))
+
+    def _list(self, items: list) -> list:
+        return list(map(self, items))
+
+    def _dict(self, items: list) -> dict:
+        return {self(key): self(value) for key, value in items}
+
+    def _enum(self, content: list) -> Any:
+        name, value = content
+        return _class_named(name, enum.Enum)(value)
+
+    def _named(self, content: list) -> Any:
+        name, items = content
+        return _class_named(name, tuple)._make(map(self, items))
+
+    def _saved(self, content: list) -> Any:
+        name, data = content
+        return _class_named(name, object).from_saved(self(data), self)
+
+
+def _class_named(name: str, base: type) -> Any:
+    module, _, qualname = name.partition(":")
+    if module.partition(".")[0] != _PACKAGE:
+        raise ValueError(f"the class {name} is not of {_PACKAGE}")
+    found: Any = importlib.import_module(module)
+    for part in qualname.split("."):
+        found = getattr(found, part)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(f"{name} is no class of states")
+    return found
+
+
+# --- settings, which are only compared ---------------------------------------------------------
+
+
+def described(value: Any) -> Any:
+    """Settings as plain data that can be compared with those in a file.
+
+    Arrays become digests. A function is known by its name only.
+    """
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if is_array(value):
+        host = on_host(value)
+        digest = hashlib.sha256(host.tobytes()).hexdigest()[:16]
+        return f"{host.dtype} {list(value.shape)} {digest}"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            "class": type(value).__name__,
+            **{
+                field.name: described(getattr(value, field.name))
+                for field in dataclasses.fields(value)
+            },
+        }
+    if isinstance(value, (tuple, list)):
+        return [described(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): described(item) for key, item in value.items()}
+    if isinstance(value, Described):
+        return value.description
+    if callable(value):
+        named = getattr(value, "__qualname__", None) or type(value).__qualname__
+        return f"function {getattr(value, '__module__', '')}.{named}"
+    return f"{type(value).__name__}"
+
+
+class Described:
+    """Settings that are known by their description only; equal to all settings that have it."""
+
+    def __init__(self, description: Any):
+        self.description = description
+
+    def __eq__(self, other: object) -> bool:
+        return described(other) == self.description
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """What differs between two descriptions, as "path is old there and new here"."""
+    if isinstance(old, dict) and isinstance(new, dict) and old.get("class") == new.get("class"):
+        found = []
+        for key in {**old, **new}:
+            where = f"{path}.{key}" if path else key
+            found += differences(old.get(key), new.get(key), where)
+        return found
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [text for i, (a, b) in pairs for text in differences(a, b, f"{path}[{i}]")]
+    return [] if old == new else [f"{path} is {_short(old)} there and {_short(new)} here"]
+
+
+def _short(description: Any) -> str:
+    return description["class"] if isinstance(description, dict) and "class" in description else (
+        str(description)
+    )

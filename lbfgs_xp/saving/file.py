@@ -1,0 +1,171 @@
+"""One file with plain data and arrays: written whole or not at all, and checked when it is read.
+
+It is an uncompressed npz file, which `numpy.load` opens: "header" holds the UTF-8 text of a JSON
+document; "0", "1", ... the arrays, with their axes in the order in which they lie in memory, which
+"axes" in the header names; and "digest" the SHA-256 of all before it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.saving.encoding import on_host
+
+FORMAT = "lbfgs_xp"
+VERSION = 1
+_HEADER, _DIGEST = "header", "digest"
+
+
+class Damaged(ValueError):
+    """A file that cannot be read; the message says which, and what is wrong."""
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+def write(path: Path, header: dict[str, Any], arrays: Sequence[Array], keep: int = 1) -> None:
+    """Write a file in place of the one at `path`.
+
+    The file is complete and on the disk before it gets its name, so that a crash at any moment
+    leaves the old file or the new one.
+
+    keep : how many files to keep: the new one and those before it, at path.1, path.2, ...
+
+    Raises
+    ------
+    OSError
+        If it could not be written; the files that were there are unchanged.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            _write_members(file, header, arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(OSError):
+            os.chmod(name, _mode_for(path))
+        for number in range(keep - 1, 0, -1):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(earlier(path, number - 1), earlier(path, number))
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+    _sync_folder(path.parent)
+
+
+def earlier(path: Path, number: int) -> Path:
+    """Where the file is kept that was written `number` files before the newest."""
+    return path if number == 0 else path.with_name(f"{path.name}.{number}")
+
+
+def _mode_for(path: Path) -> int:
+    """The permissions of a new file at this path; temporary files have narrower ones."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name itself survive a crash, where folders can be synchronised."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _write_members(file: BinaryIO, header: dict[str, Any], arrays: Sequence[Array]) -> None:
+    digest = hashlib.sha256()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        axes = []
+        # One array at a time reaches the host.
+        for place, array in enumerate(arrays):
+            host = on_host(array)
+            order = _memory_order(host)
+            axes.append(order)
+            host = host.transpose(order)
+            _write_array(archive, str(place), np.asarray(host, order="C"), digest)
+        document = {"format": FORMAT, "format_version": VERSION, **header, "axes": axes}
+        text = json.dumps(document, allow_nan=False).encode()
+        _write_array(archive, _HEADER, np.frombuffer(text, np.uint8), digest)
+        found = np.frombuffer(digest.digest(), np.uint8)
+        _write_array(archive, _DIGEST, found, hashlib.sha256())
+
+
+def _memory_order(array: np.ndarray) -> list[int]:
+    """The axes of an array in the order of its memory, on which the rounding of sums may depend."""
+    return sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
+
+
+def _write_array(archive: zipfile.ZipFile, name: str, array: np.ndarray, digest: Any) -> None:
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array(member, array, allow_pickle=False)
+    _add(digest, name, array)
+
+
+def _add(digest: Any, name: str, array: np.ndarray) -> None:
+    digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+    if array.size:
+        digest.update(array.reshape(-1).view(np.uint8).data)
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """The header and the arrays of a file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    Damaged
+        If it is not a whole file of this kind.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            digest = hashlib.sha256()
+            arrays = {}
+            for name in names:
+                with archive.open(f"{name}.npy") as member:
+                    arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
+                if name != _DIGEST:
+                    _add(digest, name, arrays[name])
+        found = arrays.pop(_DIGEST).tobytes()
+        header = json.loads(arrays.pop(_HEADER).tobytes())
+    except FileNotFoundError:
+        raise
+    except KeyError as error:
+        raise Damaged(f"{path} was not written by lbfgs_xp ({error} is missing)") from None
+    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, IndexError) as error:
+        raise Damaged(f"{path} is no whole file of lbfgs_xp: {error}") from None
+    if found != digest.digest():
+        raise Damaged(f"{path} is damaged: its digest does not match its contents")
+    if header.get("format") != FORMAT:
+        raise Damaged(f"{path} was not written by lbfgs_xp")
+    if header["format_version"] > VERSION:
+        raise Damaged(
+            f"{path} has the format {header['format_version']} of a newer lbfgs_xp; this one reads "
+            f"up to {VERSION}"
+        )
+    return header, [
+        arrays[str(place)].transpose([order.index(axis) for axis in range(len(order))])
+        for place, order in enumerate(header["axes"])
+    ]

@@ -1,0 +1,73 @@
+"""A lock on a file, which the system releases when the process ends, however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Self
+
+try:
+    import fcntl
+except ImportError:    # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
+
+
+class Lock:
+    """The right to write the file at a path, for one run at a time.
+
+    Raises
+    ------
+    RuntimeError
+        On entry, if another run holds it.
+    OSError
+        If the folder cannot be written.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path.with_name(f"{path.name}.lock")
+        self._for = path
+        self._handle: int | None = None
+
+    def __enter__(self) -> Self:
+        while True:
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            if not self._is_taken(handle):
+                os.close(handle)
+                raise RuntimeError(
+                    f"{self._for} is in use by {self._holder()}; wanted one run for each path"
+                )
+            # Whoever held it before may have removed the file in the meantime.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(self.path)):
+                    break
+            os.close(handle)
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()}".encode())
+        self._handle = handle
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
+            os.close(handle)
+
+    @staticmethod
+    def _is_taken(handle: int) -> bool:
+        """Take the lock; whether that succeeded, or the file system knows no locks."""
+        if fcntl is None:
+            return True
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
+
+    def _holder(self) -> str:
+        with contextlib.suppress(OSError):
+            return self.path.read_text() or "another run"
+        return "another run"

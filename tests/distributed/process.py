@@ -1,0 +1,119 @@
+"""One of the processes of `test_processes.py`: process.py RANK SIZE STORE CASE ...
+
+It prints what it found as one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import warnings
+from typing import Any
+
+import numpy as np
+
+import lbfgs_xp as lx
+
+warnings.simplefilter("ignore")
+RANK, SIZE, STORE, *CASES = sys.argv[1:]
+
+
+def engine() -> Any:
+    if RANK == "mpi":
+        return lx.distributed.mpi()
+    import torch
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{STORE}", rank=int(RANK), world_size=int(SIZE)
+    )
+    return lx.distributed.torch()
+
+
+def solve(team: Any, case: str) -> lx.Result:
+    generator = np.random.default_rng(0)
+    rows = generator.normal(size=(40, 6))[team.rank :: team.size]
+    signs = np.sign(generator.normal(size=40))[team.rank :: team.size]
+    calls, last = 0, team.rank == team.size - 1 == 1
+    start = np.zeros((3, 6) if case == "batch" else 6)
+
+    def one(x: np.ndarray) -> tuple[Any, np.ndarray]:
+        z = -signs * (rows @ x)
+        value = np.sum(np.logaddexp(0.0, z)) + 0.05 / team.size * (x @ x)
+        return value, rows.T @ (-signs / (1.0 + np.exp(-z))) + 0.1 / team.size * x
+
+    def fun(x: np.ndarray) -> tuple[Any, np.ndarray]:
+        nonlocal calls
+        calls += 1
+        if last and calls == 5:
+            if case == "error":
+                raise ZeroDivisionError("one of us")
+            if case == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if case == "ctrl-c":
+                raise KeyboardInterrupt
+        if last and case == "late":
+            time.sleep(0.05)
+        if case == "batch":
+            values, gradients = zip(*map(one, x), strict=True)
+            return np.stack(values), np.stack(gradients)
+        value, gradient = one(x)
+        return x.dtype.type(value), gradient.astype(x.dtype)
+
+    def callback(record: lx.Record) -> bool:
+        if last and case == "callback error" and record.nit == 3:
+            raise ValueError("the callback")
+        return last and case == "callback" and record.nit == 3
+
+    how: dict[str, Any] = {"jac": True}
+    if case == "torch":
+        import torch
+
+        data, wanted = torch.tensor(rows), torch.tensor(signs)
+
+        def loss(x: Any) -> Any:
+            z = torch.nn.functional.softplus(-wanted * (data @ x)).sum()
+            return z + 0.05 / team.size * (x @ x)
+
+        return lx.minimize(loss, torch.zeros(6, dtype=torch.float64), distributed=team)
+    if case == "batch":
+        how |= {"batched": True, "method": "lbfgs"}
+        start += np.arange(3.0)[:, None]
+    if case == "bounds":
+        how["bounds"] = (-0.1, 0.2)
+    if case == "float32":
+        start = start.astype(np.float32)
+    if case == "late":
+        how["maxtime"] = 0.2
+    if case.startswith("callback"):
+        how["callback"] = callback
+    if case == "x0":
+        start = start + team.rank
+    if case == "settings":
+        how["gtol"] = 1e-3 * (1.0 + team.rank)
+    return lx.minimize(fun, start, distributed=team, **how)
+
+
+def report(team: Any, case: str) -> dict[str, Any]:
+    began = time.perf_counter()
+    try:
+        res = solve(team, case)
+    except BaseException as error:
+        return {
+            "error": f"{type(error).__name__}: {error}", "has_result": hasattr(error, "result"),
+            "seconds": time.perf_counter() - began,
+        }
+    numbers = {"x": res.x, "fun": res.fun, "nit": res.nit, "nfev": res.nfev}
+    return {
+        "status": res.status.name if case != "batch" else res.status.tolist(),
+        **{name: np.asarray(value).tolist() for name, value in numbers.items()},
+    }
+
+
+if __name__ == "__main__":
+    TEAM = engine()
+    print(json.dumps({case: report(TEAM, case) for case in CASES}), flush=True)
+    os._exit(0)    # without waiting for processes that are gone
