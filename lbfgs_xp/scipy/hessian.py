@@ -42,12 +42,12 @@ def hessian_of(hess: Any, hessp: Any, evaluate: Evaluate) -> Callable[[np.ndarra
 
 def second_derivatives(
     hess: Any, hessp: Any, evaluate: Evaluate, products: bool
-) -> dict[str, Callable | None]:
+) -> dict[str, Any]:
     """The arguments hess and hessp of `lx.minimize`.
 
     products : whether the method only needs products with the Hessian.
     """
-    given = {"hess": hessian_of(hess, hessp, evaluate)}
+    given: dict[str, Any] = {"hess": hessian_of(hess, hessp, evaluate)}
     if not products or hess is not None:
         return given
     if hessp is None:

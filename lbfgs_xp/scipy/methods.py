@@ -476,7 +476,7 @@ def _solve(
     ours = differences in ("2-point", "3-point") and not by_jac
     # Other differences take n further calls of fun for each gradient.
     calls = 1 if by_jac or ours else 1 + n
-    second = {}
+    second: dict[str, Any] = {}
     if style.takes_hessian:
         second = second_derivatives(hess, hessp, evaluate, solver.needs_products)
     watch = _Watch(options["callback"], OptimizeResult, options.get("return_all", False))
