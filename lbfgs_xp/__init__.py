@@ -69,7 +69,9 @@ from lbfgs_xp.solvers.bfgs import BFGS
 from lbfgs_xp.solvers.lbfgs import LBFGS
 from lbfgs_xp.solvers.method import Limits, Phase
 from lbfgs_xp.solvers.newton import Newton
+from lbfgs_xp.solvers.newton_cg import NewtonCG
 from lbfgs_xp.solvers.projected_gradient import ProjectedGradient
+from lbfgs_xp.solvers.self_scaled import SSBFGS, SSBroyden
 from lbfgs_xp.solvers.two_loop import two_loop
 from lbfgs_xp.training.result import History, TrainRecord, TrainResult, TrainState
 from lbfgs_xp.training.train import train
@@ -83,6 +85,7 @@ __all__ = [
     "Intervals",
     "LBFGS",
     "SGD",
+    "SSBFGS",
     "AdaBelief",
     "Adadelta",
     "Adagrad",
@@ -115,6 +118,7 @@ __all__ = [
     "Multipliers",
     "NAdam",
     "Newton",
+    "NewtonCG",
     "OptimizerState",
     "Phase",
     "Profile",
@@ -124,6 +128,7 @@ __all__ = [
     "Record",
     "Result",
     "Rprop",
+    "SSBroyden",
     "Space",
     "State",
     "Starts",

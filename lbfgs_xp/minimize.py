@@ -60,7 +60,6 @@ def minimize(
     tol="gtol (for the gradient), ftol (for the value) or xtol (for x)",
     **checks.OF_THE_METHOD,
     constraints="lx.augmented_lagrangian",
-    hessp="hess",
 )
 @on_device_of("x0")
 def minimize(
@@ -72,6 +71,7 @@ def minimize(
     jac: Jacobian = None,
     diff_step: float | None = None,
     hess: Callable[..., Any] | None = None,
+    hessp: Callable[..., Any] | None = None,
     has_aux: bool = False,
     bounds: Any = None,
     l1: Any = None,
@@ -134,6 +134,11 @@ def minimize(
         differentiation (PyTorch, JAX). A function: hess(x, *args) -> (n, n), for a batch
         (B, n, n). If x is not a single vector, the n variables are all its numbers, flattened in
         the order of its leaves.
+    hessp : None or function
+        For methods that need products with the Hessian (`lx.NewtonCG`): hessp(x, p, *args) -> the
+        Hessian at x times p, with p and the product like x. None: from `hess` if it is passed, by
+        automatic differentiation if `jac` is None, else differences of two gradients, which count
+        in `nfev` and, from the next evaluation on, in `maxfun`.
     has_aux : bool
         Whether fun returns (value, aux) instead of value (with jac=True, ((value, aux),
         gradient)); `res.aux` belongs to the best point.
@@ -253,18 +258,18 @@ def minimize(
         distributed=distributed, l1=l1,
     )
     if not implicit.is_wanted(differentiable, x0):
-        return _run(fun, x0, args, jac=jac, hess=hess, **settings)[1]
+        return _run(fun, x0, args, jac=jac, hess=hess, hessp=hessp, **settings)[1]
 
     def find(functions: dict[str, Any], x0: Any, args: tuple) -> implicit.Found:
         return implicit.found_of(*_run(x0=x0, args=args, **functions, **settings))
 
-    functions = {"fun": fun, "jac": jac, "hess": hess}
+    functions = {"fun": fun, "jac": jac, "hess": hess, "hessp": hessp}
     return implicit.solved(find, functions, x0, args, bounds=bounds, x_scale=x_scale)
 
 
 def _run(
-    fun: Callable[..., Any], x0: Any, args: Any, *, jac: Any, hess: Any, method: Any,
-    diff_step: Any, has_aux: bool, bounds: Any, x_scale: Any, gtol: Any, ftol: Any, xtol: Any,
+    fun: Callable[..., Any], x0: Any, args: Any, *, jac: Any, hess: Any, hessp: Any,
+    method: Any, diff_step: Any, has_aux: bool, bounds: Any, x_scale: Any, gtol: Any, ftol: Any, xtol: Any,
     maxiter: Any, maxfun: Any, maxtime: Any, batched: bool, pass_rows: bool, reproducible: bool,
     on_error: Any, callback: Any, progress: bool, state: Any, checkpoint: Any, distributed: Any,
     l1: Any,
@@ -275,7 +280,7 @@ def _run(
         traced.refuse(
             maxtime=maxtime, callback=callback, on_error=on_error, state=state,
             reproducible=reproducible, progress=progress, checkpoint=checkpoint,
-            distributed=distributed, l1=l1,
+            distributed=distributed, l1=l1, hessp=hessp,
         )
         inside = traced.solve(
             fun, x0, args, method=method, limits=limits, jac=jac, hess=hess, has_aux=has_aux,
@@ -283,7 +288,7 @@ def _run(
         )
         return inside, inside.result()
     layout = Layout(x0, batched).in_units(x_scale)
-    plan = plan_of(method, limits, bounds, l1, hess, layout)
+    plan = plan_of(method, limits, bounds, l1, hess, hessp, layout)
     callback = checks.callback(callback)
     on_error = checks.exceptions("on_error", on_error, batched)
     if state is not None and len(plan.stages) > 1:
@@ -298,7 +303,7 @@ def _run(
     if math.prod(layout.shape) >= _LARGE:
         layout.backend.keep_freed_memory()
     team = None if distributed is None else _team(distributed, objective, plan, checkpoint)
-    run = Run(plan, space, objective, hess, team)
+    run = Run(plan, space, objective, hess, hessp, team)
     if team is not None:
         team.check_equal("x0", layout.backend.to_host(layout.start()).tobytes())
         team.check_equal("the settings", described_problem(run, jac, bounds))
@@ -367,7 +372,8 @@ def _team(engine: Engine, objective: Objective, plan: Plan, checkpoint: Any) -> 
             "checkpoint was passed with distributed; wanted one of them: let a callback in one of "
             "the processes call lx.save"
         )
-    if any(stage.solver.needs_hessian for stage in plan.stages):
+    solvers = [stage.solver for stage in plan.stages]
+    if any(solver.needs_hessian or solver.needs_products for solver in solvers):
         raise ValueError("distributed was passed with a method that needs the Hessian of fun, of "
                          'which each process knows a part; wanted another, such as "lbfgs"')
     objective.share(team.shared)

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from lbfgs_xp.solvers.method import Phase
 
 MethodName = Literal[
-    "auto", "lbfgs", "bfgs", "newton", "projected_gradient", "gradient_descent", "sgd", "adagrad",
-    "rmsprop", "adadelta", "adam", "adamw", "adamax", "nadam", "radam", "yogi", "adabelief", "lion",
-    "rprop", "asgd",
+    "auto", "lbfgs", "bfgs", "ssbfgs", "ssbroyden", "newton", "newton-cg",
+    "projected_gradient", "gradient_descent", "sgd", "adagrad", "rmsprop", "adadelta", "adam",
+    "adamw", "adamax", "nadam", "radam", "yogi", "adabelief", "lion", "rprop", "asgd",
 ]
 LineSearchName = Literal[
     "fixed", "armijo", "bisection", "strong_wolfe", "more_thuente", "hager_zhang"
@@ -54,6 +54,7 @@ class MinimizeSettings(TypedDict, total=False):
     jac: Jacobian
     diff_step: float | None
     hess: Callable[..., Any] | None
+    hessp: Callable[..., Any] | None
     has_aux: bool
     bounds: Any
     l1: Any

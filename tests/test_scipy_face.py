@@ -22,7 +22,10 @@ from lbfgs_xp.scipy import (  # noqa: E402
     least_squares,
     minimize,
     newton,
+    newton_cg,
     projected_gradient,
+    ssbfgs,
+    ssbroyden,
 )
 
 OURS = {"lbfgs": lbfgs, "projected_gradient": projected_gradient}
@@ -332,7 +335,10 @@ def rosen(x: np.ndarray) -> Any:
 @pytest.mark.parametrize("name", ["rosenbrock", "beale", "himmelblau"])
 def test_bfgs_and_newton_find_the_minima_of_scipy(name: str) -> None:
     p = SET[name]
-    for ours, theirs in ((bfgs, "BFGS"), (newton, "Newton-CG")):
+    for ours, theirs in (
+        (bfgs, "BFGS"), (ssbfgs, "BFGS"), (ssbroyden, "BFGS"), (newton, "Newton-CG"),
+        (newton_cg, "Newton-CG"),
+    ):
         a = solve(ours, p.value_and_gradient, p.x0)
         b = solve(theirs, p.value_and_gradient, p.x0)
         assert a.success and a.status == b.status == 0 and a.message == b.message
@@ -343,7 +349,7 @@ def test_bfgs_and_newton_find_the_minima_of_scipy(name: str) -> None:
 
 def test_options_of_bfgs_and_newton() -> None:
     start, how = np.asarray([1.3, 0.7, 0.8]), {"jac": optimize.rosen_der}
-    for ours in (bfgs, newton):
+    for ours in (bfgs, ssbroyden, newton, newton_cg):
         res = solve(ours, rosen, start, options={"return_all": True, "maxiter": 4}, **how)
         assert res.status == 1 and res.nit == 4 and len(res.allvecs) == 5
         assert np.array_equal(res.allvecs[0], start)
@@ -358,7 +364,8 @@ def test_options_of_bfgs_and_newton() -> None:
         solve(bfgs, rosen, start, options={"hess_inv0": -np.eye(3)}, **how)
 
 
-def test_every_form_of_the_hessian() -> None:
+@pytest.mark.parametrize("newton", [newton, newton_cg])
+def test_every_form_of_the_hessian(newton: Any) -> None:
     start, how = np.asarray([-1.2, 1.0, 0.5]), {"jac": optimize.rosen_der}
 
     def product(x: np.ndarray, p: np.ndarray) -> np.ndarray:

@@ -26,6 +26,8 @@ from lbfgs_xp.checks import shown
 
 Array = Any
 Namespace = Any
+# (u, v) and (w, z), vectors whose outer products are summed.
+Pairs = Sequence[tuple[Array, Array]]
 
 # Library -> the file with its backend, and the name of the class.
 OWN_WAYS = {
@@ -469,8 +471,30 @@ class Backend(Keyed):
         product = u[..., :, None] * v[..., None, :]
         return factor[..., None, None] * matrix + (product + self.xp.matrix_transpose(product))
 
+    def add_outer_to_one(self, factor: float, matrix: Array, u: Array, v: Array) -> Array:
+        """`add_outer` for one matrix (n, n)."""
+        if factor != 1.0:
+            matrix = factor * matrix
+        product = u[:, None] * v[None, :]
+        return matrix + (product + self.xp.matrix_transpose(product))
+
+    def add_products(self, factor: Array, matrix: Array, pairs: Pairs) -> Array:
+        """factor matrix + u v' + w z' for many problems, with matrices (B, n, n) and two pairs
+        (u, v), (w, z) of vectors (B, n); see `own_matrices`."""
+        return factor[..., None, None] * matrix + _products(pairs)
+
+    def add_products_to_one(
+        self, factor: float, matrix: Array, pairs: Pairs, as_written: bool
+    ) -> Array:
+        """`add_products` for one matrix (n, n).
+
+        as_written : whether every element must be rounded as in that expression.
+        """
+        return factor * matrix + _products(pairs)
+
     def own_matrices(self, matrix: Array) -> Array:
-        """Matrices (B, n, n) that `add_outer` may overwrite."""
+        """A copy of matrices (..., n, n) that the methods above may overwrite; the matrices
+        themselves if they overwrite none."""
         return matrix
 
     # --- one array of any shape as a row of real numbers ---------------------------------------
@@ -622,6 +646,13 @@ class Backend(Keyed):
         """
         raise NotImplementedError
 
+    def hessian_product(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
+        """(args, x) -> the function from vectors (..., n) to the Hessians times them.
+
+        The arguments are as for `value_and_gradient`.
+        """
+        raise NotImplementedError
+
     def jacobian(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
         """(args, x) -> the Jacobian (..., m, p), by forward-mode differentiation.
 
@@ -691,6 +722,12 @@ class Backend(Keyed):
     def samples(library: Any) -> list[tuple[str, Array]]:
         """One small array of floats on each device of `library`, with the device's name."""
         return [("cpu", library.asarray([1.0, 1.0]))]
+
+
+def _products(pairs: Pairs) -> Array:
+    """u v' + w z', (..., n, n)."""
+    one, other = (u[..., :, None] * v[..., None, :] for u, v in pairs)
+    return one + other
 
 
 class InPlaceBackend(Backend):

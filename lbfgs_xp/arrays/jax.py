@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from lbfgs_xp.arrays import jax_implicit
-from lbfgs_xp.arrays.backend import Array, Backend, is_array
+from lbfgs_xp.arrays.backend import Array, Backend, Pairs, is_array
 from lbfgs_xp.arrays.jax_implicit import Hoisted
 from lbfgs_xp.arrays.keyed import Keyed
 
@@ -237,6 +237,17 @@ class JaxBackend(Backend):
         )
         return xp.reshape(halves, buffer.shape)
 
+    def add_products_to_one(
+        self, factor: float, matrix: Array, pairs: Pairs, as_written: bool
+    ) -> Array:
+        if as_written or _is_traced(matrix):
+            return super().add_products_to_one(factor, matrix, pairs, as_written)
+        return _add_products(matrix, factor, pairs)
+
+    def own_matrices(self, matrix: Array) -> Array:
+        # `_add_products` donates it.
+        return matrix if matrix.ndim > 2 or _is_traced(matrix) else self.copy(matrix)
+
     # --- compiling and differentiating ---------------------------------------------------------
 
     @staticmethod
@@ -298,6 +309,10 @@ class JaxBackend(Backend):
 
     def hessian(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
         return self._prepared(self.is_compiled(fun), _hessian, evaluate, fun, *static)
+
+    def hessian_product(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
+        product = self._prepared(self.is_compiled(fun), _hessian_product, evaluate, fun, *static)
+        return lambda args, x: functools.partial(product, args, x)
 
     def jacobian(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
         return self._prepared(compiled, _jacobian, evaluate, *static)
@@ -617,6 +632,13 @@ def _max_abs(array: Array) -> Array:
     return jax.numpy.max(jax.numpy.abs(array), axis=-1)
 
 
+@functools.partial(jax.jit, donate_argnums=0)
+def _add_products(matrix: Array, factor: Any, pairs: Pairs) -> Array:
+    """factor matrix + u v' + w z', as one operation on the memory of the matrix."""
+    (u, v), (w, z) = pairs
+    return factor * matrix + (u[:, None] * v + w[:, None] * z)
+
+
 def _write_row(buffer: Array, index: Any, row: Array) -> Array:
     return buffer.at[index].set(row)
 
@@ -686,6 +708,15 @@ def _hessian(evaluate: Callable, *arguments: Any) -> Array:
 
     _, pull = jax.vjp(jax.grad(total), x)
     return jax.vmap(row, out_axes=-2)(jax.numpy.eye(x.shape[-1], dtype=x.dtype))
+
+
+def _hessian_product(evaluate: Callable, *arguments: Any) -> Array:
+    *rest, x, vector = arguments
+
+    def total(x: Array) -> Array:
+        return evaluate(*rest, x)[0].sum()
+
+    return jax.jvp(jax.grad(total), (x,), (vector,))[1]
 
 
 def _jacobian(evaluate: Callable, *arguments: Any) -> Array:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from lbfgs_xp.arrays.backend import Array, InPlaceBackend
+from lbfgs_xp.arrays import matrices
+from lbfgs_xp.arrays.backend import Array, InPlaceBackend, Pairs
 
 # How many elements of an array fit in the cache of one core, and how many to work on at a time.
 _CACHED = 2**17
@@ -96,17 +97,26 @@ class NumPyBackend(InPlaceBackend):
     def add_outer(self, factor: Array, matrix: Array, u: Array, v: Array) -> Array:
         if u.shape[-1] >= _NARROW:
             return super().add_outer(factor, matrix, u, v)
-        # In place, one row of all matrices at a time, so that the products stay in the cache.
-        u, v = u.T, v.T
-        one, other = np.empty_like(u), np.empty_like(u)
-        for i, row in enumerate(matrix.T):
-            np.multiply(u[i], v, out=one)
-            one += np.multiply(v[i], u, out=other)
-            row *= factor
-            row += one
+        return _add_narrow(factor, matrix, ((u, v), (v, u)))
+
+    def add_outer_to_one(self, factor: float, matrix: Array, u: Array, v: Array) -> Array:
+        matrices.add_products(factor, matrix, ((u, v), (v, u)))
+        return matrix
+
+    def add_products(self, factor: Array, matrix: Array, pairs: Pairs) -> Array:
+        if matrix.shape[-1] >= _NARROW:
+            return super().add_products(factor, matrix, pairs)
+        return _add_narrow(factor, matrix, pairs)
+
+    def add_products_to_one(
+        self, factor: float, matrix: Array, pairs: Pairs, as_written: bool
+    ) -> Array:
+        matrices.add_products(factor, matrix, pairs)
         return matrix
 
     def own_matrices(self, matrix: Array) -> Array:
+        if matrix.ndim == 2:
+            return np.array(matrix, order="C")
         return np.array(matrix, order="F") if matrix.shape[-1] < _NARROW else matrix
 
     # --- memory --------------------------------------------------------------------------------
@@ -130,3 +140,17 @@ class NumPyBackend(InPlaceBackend):
 def _are_narrow(array: Array) -> bool:
     """Whether the array consists of many short rows."""
     return array.ndim == 2 and array.shape[1] < _NARROW and array.shape[1] < array.shape[0]
+
+
+def _add_narrow(factor: Array, matrix: Array, pairs: Pairs) -> Array:
+    """`add_products` in place, one row of all matrices at a time, so that the products stay in the
+    cache."""
+    (u, v), (w, z) = ((one.T, other.T) for one, other in pairs)
+    one, other = np.empty_like(u), np.empty_like(u)
+    for i, row in enumerate(matrix.T):
+        # Row i of the memory is column i of the matrices.
+        np.multiply(u, v[i], out=one)
+        one += np.multiply(w, z[i], out=other)
+        row *= factor
+        row += one
+    return matrix

@@ -163,18 +163,28 @@ class Space(Keyed):
     def add_outer(self, factor: Any, matrix: Array, u: Array, v: Array) -> Array:
         """factor matrix + u v' + v u', for symmetric matrices (..., n, n) and vectors (..., n).
 
-        It may overwrite the matrices of a batch; see `own_matrices`.
+        It may overwrite the matrices; see `own_matrices`.
         """
         if self.batched:
             return self.backend.add_outer(self.send(factor), matrix, u, v)
-        if factor != 1.0:
-            matrix = factor * matrix
-        product = u[..., :, None] * v[..., None, :]
-        return matrix + (product + self.xp.matrix_transpose(product))
+        return self.backend.add_outer_to_one(factor, matrix, u, v)
+
+    def add_products(
+        self, factor: Any, matrix: Array, *pairs: tuple[Array, Array]
+    ) -> Array:
+        """factor matrix + u v' + w z', for matrices (..., n, n) and two pairs (u, v), (w, z) of
+        vectors (..., n).
+
+        It may overwrite the matrices; see `own_matrices`.
+        """
+        if self.batched:
+            return self.backend.add_products(self.send(factor), matrix, pairs)
+        return self.backend.add_products_to_one(factor, matrix, pairs, self.reproducible)
 
     def own_matrices(self, matrix: Array) -> Array:
-        """Matrices (..., n, n) that `add_outer` may overwrite."""
-        return self.backend.own_matrices(matrix) if self.batched else matrix
+        """A copy of matrices (..., n, n) that `add_outer` and `add_products` may overwrite, or the
+        matrices themselves if these do not overwrite any."""
+        return self.backend.own_matrices(matrix)
 
     def combine(self, coefficients: Array, rows: Array) -> Array:
         """sum_k coefficients[k] rows[k]: (..., k), (..., k, n) -> (..., n)."""

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lbfgs_xp.arrays import torch_implicit, torch_kernels
-from lbfgs_xp.arrays.backend import Array, InPlaceBackend
+from lbfgs_xp.arrays import matrices, torch_implicit, torch_kernels
+from lbfgs_xp.arrays.backend import Array, InPlaceBackend, Pairs
 
 
 def check_dense(array: Array, what: str) -> None:
@@ -98,6 +98,33 @@ class TorchBackend(InPlaceBackend):
     def mark_overwritten(self, array: Array) -> None:
         array.detach().reshape(-1)[:0].zero_()
 
+    # --- matrices ------------------------------------------------------------------------------
+
+    def add_outer_to_one(self, factor: float, matrix: Array, u: Array, v: Array) -> Array:
+        if not self.has_flat_view(matrix):
+            return super().add_outer_to_one(factor, matrix, u, v)
+        return self._with_products(factor, matrix, ((u, v), (v, u)))
+
+    def add_products_to_one(
+        self, factor: float, matrix: Array, pairs: Pairs, as_written: bool
+    ) -> Array:
+        if not as_written:
+            left, right = (torch.stack(vectors) for vectors in zip(*pairs, strict=True))
+            return matrix.addmm_(left.T, right, beta=factor)
+        if not self.has_flat_view(matrix):
+            return super().add_products_to_one(factor, matrix, pairs, as_written)
+        return self._with_products(factor, matrix, pairs)
+
+    def _with_products(self, factor: float, matrix: Array, pairs: Pairs) -> Array:
+        view = self.flat_view(matrix).reshape(matrix.shape)
+        matrices.add_products(
+            factor, view, [(self.flat_view(u), self.flat_view(v)) for u, v in pairs]
+        )
+        return matrix
+
+    def own_matrices(self, matrix: Array) -> Array:
+        return self.own(matrix) if matrix.ndim == 2 else matrix
+
     # --- differentiation -----------------------------------------------------------------------
 
     def value_and_gradient(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
@@ -117,6 +144,9 @@ class TorchBackend(InPlaceBackend):
 
     def hessian(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
         return functools.partial(_hessian, evaluate, fun, *static)
+
+    def hessian_product(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
+        return functools.partial(_hessian_product, evaluate, fun, *static)
 
     def jacobian(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
         return functools.partial(_jacobian, evaluate, *static)
@@ -233,6 +263,22 @@ def _hessian(evaluate: Callable, *arguments: Any) -> Array:
             for i in range(x.shape[-1])
         ]
     return torch.stack(rows, dim=-2)
+
+
+def _hessian_product(evaluate: Callable, *arguments: Any) -> Callable[[Array], Array]:
+    x, _, gradient, _ = _record(evaluate, *arguments, twice=True)
+
+    def product(vector: Array) -> Array:
+        # A linear function has no second derivative to trace.
+        if not gradient.requires_grad:
+            return torch.zeros_like(vector)
+        # The caller may be under no_grad.
+        with torch.enable_grad():
+            return torch.autograd.grad(
+                gradient, x, vector, retain_graph=True, allow_unused=True, materialize_grads=True
+            )[0]
+
+    return product
 
 
 def _jacobian(evaluate: Callable, *arguments: Any) -> Array:

@@ -62,7 +62,7 @@ class _Scores(NamedTuple):
 def is_compilable(solver: Solver) -> bool:
     """Whether a step can be compiled. (The Hessian is a user's function, and some solvers work on
     the host.)"""
-    return solver.compiles and not solver.needs_hessian
+    return solver.compiles and not (solver.needs_hessian or solver.needs_products)
 
 
 def solver_state_at(
@@ -75,16 +75,16 @@ def solver_state_at(
 
 def after_evaluation(
     solver: Solver, space: Space, measure_steps: bool, standing: Standing, criteria: Criteria,
-    value: Any, gradient: Array, count: int, hessian: Any = None,
+    value: Any, gradient: Array, count: int, **more: Any,
 ) -> tuple[Standing, Any]:
     """Where a run stands once value and gradient at the trial are known, and whether the trial is
     the best point. Pure, except that it may overwrite what the solver has learned.
 
     count : how many evaluations this took.
+    more : what the solver needs besides.
     """
     old = standing.solver_state
     running = standing.progress.status == _RUNNING
-    more = {} if hessian is None else {"hessian": hessian}
     measured = None
     if space.remote:
         # Before the step, so that these numbers arrive with those that the step reads.

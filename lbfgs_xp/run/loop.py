@@ -50,7 +50,8 @@ class Run:
     """
 
     def __init__(
-        self, plan: Plan, space: Space, objective: Objective, hess: Any, team: Team | None = None
+        self, plan: Plan, space: Space, objective: Objective, hess: Any, hessp: Any = None,
+        team: Team | None = None,
     ):
         self.plan = plan
         self.team = team
@@ -60,7 +61,7 @@ class Run:
         self.standing: Any = None
         self.rows, self.sizes = Rows(), Sizes(space.backend)
         self._in_step = False
-        self._hess = hess
+        self._hess, self._hessp = hess, hessp
         # The array of statuses that was read last, and what was read.
         self._read: tuple[Any, Any] = (None, None)
         # Runs the user's functions in the context of the caller of `minimize`.
@@ -79,6 +80,8 @@ class Run:
         if solver.needs_hessian:
             hessian = self.objective.hessian(hess)
             more["hessian"] = lambda x: self.in_caller_context(hessian, x)
+        if solver.needs_products:
+            more["products"] = self._products(hess)
         # A single problem runs on Python floats and branches, which cannot be compiled, and a
         # Hessian is a user's function.
         prepare: Any = functools.partial
@@ -92,6 +95,23 @@ class Run:
             )
 
         return functools.partial(prepare(solver_state_at, solver, space), **more), after
+
+    def _products(self, hess: Any) -> Callable[[Array, Array], Callable[[Array], Array]]:
+        """The function from x and its gradient to that from a vector to the Hessian times it."""
+        call, space = self.in_caller_context, self.space
+        if self._hessp is None and hess is not None:
+            hessian = self.objective.hessian(hess)
+
+            def by_matrix(x: Array, gradient: Array) -> Callable[[Array], Array]:
+                return functools.partial(space.products, call(hessian, x))
+
+            return by_matrix
+        products = self.objective.products(self._hessp)
+
+        def at(x: Array, gradient: Array) -> Callable[[Array], Array]:
+            return functools.partial(call, call(products, x, gradient))
+
+        return at
 
     def enter_stage(self) -> None:
         """Make the next stage the current one."""
@@ -173,6 +193,7 @@ class Run:
             space.scalars, self.criteria, inner.value, inner.gradient_norm, now(extent),
             objective.nfev, resumed,
         )
+        objective.in_products = 0
         self.standing = Standing(inner, progress, best)
         self.second_look = SecondLook(self)
         if objective.differs and resumed is None:
@@ -209,7 +230,8 @@ class Run:
         if not self._ahead:
             return False
         space, objective, (_, p, best) = self.space, self.objective, self.standing
-        fn, ended, before = space.scalars, self._result_of_stage(), objective.nfev
+        fn, ended = space.scalars, self._result_of_stage()
+        before = objective.nfev - objective.in_products
         x, value, gradient, aux = best.x, self.to_user(best.value), best.gradient, self.aux
         solver = self._ahead[0][0].solver
         if solver.projects:
@@ -223,6 +245,7 @@ class Run:
         self.criteria = stopping.later(fn, self.criteria, p, self.plan.maxiter, self.plan.maxfun)
         inner = self.state_at(x, value, gradient, None, **self._noise_for(self.solver))
         norm, count = inner.gradient_norm, objective.nfev - before
+        objective.in_products = 0
         p = stopping.again(fn, self.criteria, p, inner.value, norm, count)
         best = Best(x, inner.value, gradient, norm, inner.value if moved else best.lowest)
         self.standing, self.aux = Standing(inner, p, best), aux
@@ -285,10 +308,12 @@ class Run:
     def evaluate(self, x: Array) -> tuple[Any, Array, Any, int]:
         """The value at x with the penalty, the gradient of fun, aux, and how many calls of fun this
         took."""
-        before = self.objective.nfev
-        value, gradient, aux = self.in_caller_context(self.objective.evaluate, x)
+        objective = self.objective
+        before = objective.nfev - objective.in_products
+        value, gradient, aux = self.in_caller_context(objective.evaluate, x)
+        objective.in_products = 0
         value = self.solver_here().penalised(self.space, x, value)
-        return value, gradient, aux, self.objective.nfev - before
+        return value, gradient, aux, objective.nfev - before
 
     def advance(self) -> bool:
         """Evaluate the trial and update the run; return whether an iteration may have ended."""
@@ -477,7 +502,7 @@ class Run:
             jac=layout.gradient_tree(own(best.gradient)),
             gradient_norm=self.to_user(norm),
             nit=self.to_user(p.nit),
-            nfev=self.to_user(p.nfev),
+            nfev=self.to_user(p.nfev + self.objective.in_products),
             nhev=self.objective.nhev,
             success=self.to_user(succeeded(code)),
             status=self.to_user(status),

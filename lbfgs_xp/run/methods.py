@@ -15,12 +15,17 @@ from lbfgs_xp.solvers.bfgs import BFGS
 from lbfgs_xp.solvers.lbfgs import LBFGS
 from lbfgs_xp.solvers.method import Method
 from lbfgs_xp.solvers.newton import Newton
+from lbfgs_xp.solvers.newton_cg import NewtonCG
 from lbfgs_xp.solvers.projected_gradient import ProjectedGradient
+from lbfgs_xp.solvers.self_scaled import SSBFGS, SSBroyden
 
 METHODS: dict[str, Callable[[], Any]] = {
     "lbfgs": LBFGS,
     "bfgs": BFGS,
+    "ssbfgs": SSBFGS,
+    "ssbroyden": SSBroyden,
     "newton": Newton,
+    "newton-cg": NewtonCG,
     "projected_gradient": ProjectedGradient,
     **OPTIMIZERS,
 }
@@ -29,7 +34,8 @@ METHODS: dict[str, Callable[[], Any]] = {
 _OF_SCIPY = {
     ("l-bfgs-b", "tnc"): 'use "lbfgs", which takes bounds',
     ("cg",): 'use "lbfgs", which needs about as little memory',
-    ("newton-cg", "dogleg", "trust-ncg", "trust-exact", "trust-krylov"): 'use "newton"',
+    ("trust-ncg", "trust-krylov"): 'use "newton-cg"',
+    ("dogleg", "trust-exact"): 'use "newton"',
     ("slsqp", "cobyla", "cobyqa", "trust-constr"): (
         "use lx.augmented_lagrangian for constraints"
     ),

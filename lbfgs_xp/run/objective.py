@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import sys
 import warnings
@@ -109,7 +110,7 @@ class Objective:
         self.fun = fun
         self.args = args
         self.has_aux = has_aux
-        self.nfev = self.nhev = 0
+        self.nfev = self.nhev = self.in_products = 0
         self.jac: Any = None
         self.forward = self.differs = False
         # The function that differentiates, and the layout for which it was made.
@@ -248,6 +249,59 @@ class Objective:
             return 0.5 * (matrix + layout.xp.matrix_transpose(matrix))
 
         return evaluate
+
+    def products(self, hessp: Callable | None) -> Callable[[Array, Array], Callable]:
+        """The function from x and its gradient to that from a vector to the Hessian times it.
+
+        hessp : as in `lx.minimize`; None: automatic differentiation if the gradient comes from it,
+            else differences of gradients, whose calls of fun `in_products` counts until the next
+            evaluation.
+        """
+        if hessp is not None:
+            return functools.partial(self._given_products, hessp)
+        if self._evaluate == self._automatic:
+            return self._automatic_products
+        return self._products_by_differences
+
+    def _given_products(self, hessp: Callable, x: Array, gradient: Array) -> Callable:
+        def product(vector: Array) -> Array:
+            layout, own = self.layout, self.backend.own
+            self.nhev += 1
+            trees = layout.to_tree(own(x)), layout.to_tree(own(vector))
+            found = layout.to_vector(hessp(*trees, *self.args), "the product")
+            found = found if layout.scale is None else found * layout.scale
+            return own(self.backend.detach(found))
+
+        return product
+
+    def _automatic_products(self, x: Array, gradient: Array) -> Callable:
+        linear = self.backend.hessian_product(
+            _value_and_aux, self.fun, self.has_aux, self.layout
+        )(self.args, x)
+
+        def product(vector: Array) -> Array:
+            self.nhev += 1
+            return linear(vector)
+
+        return product
+
+    def _products_by_differences(self, x: Array, gradient: Array) -> Callable:
+        xp, backend = self.layout.xp, self.backend
+        # Where gradients themselves are differences, these have fewer digits.
+        share = backend.eps ** (0.25 if self.differs else 0.5)
+        size = xp.maximum(backend.max_abs(x), xp.ones_like(x[..., 0]))
+
+        def product(vector: Array) -> Array:
+            self.nhev += 1
+            longest = backend.max_abs(vector)
+            one = xp.ones_like(longest)
+            step = (share * size / xp.where(longest > 0.0, longest, one))[..., None]
+            before = self.nfev
+            _, ahead, _ = self.evaluate(x + step * vector)
+            self.in_products += self.nfev - before
+            return (ahead - gradient) / step
+
+        return product
 
     def _choose(self, jac: Any) -> Callable:
         differences.check_jac(jac)

@@ -44,18 +44,25 @@ class Plan(NamedTuple):
 
 
 def plan_of(
-    method: Any, limits: Limits, bounds: Any, l1: Any, hess: Any, layout: Layout
+    method: Any, limits: Limits, bounds: Any, l1: Any, hess: Any, hessp: Any, layout: Layout
 ) -> Plan:
     """The plan of a run, from the arguments of `lx.minimize`."""
     weights = layout.weights(l1)
     penalty = None if weights is None else L1(weights)
     stages = [_stage(phase, limits, bounds, penalty, layout) for phase in _phases(method)]
-    if not (hess is None or callable(hess)):
-        raise TypeError(f"hess is a {type(hess).__name__}; wanted a function of x, or None")
-    if hess is not None and not any(stage.solver.needs_hessian for stage in stages):
-        names = " and ".join(stage.name for stage in stages)
-        need = "needs" if len(stages) == 1 else "need"
-        raise ValueError(f"hess was passed, but {names} {need} none; wanted hess=None")
+    by_products = any(stage.solver.needs_products for stage in stages)
+    by_matrix = by_products or any(stage.solver.needs_hessian for stage in stages)
+    for name, of, given, used in (
+        ("hess", "x", hess, by_matrix), ("hessp", "x and a vector", hessp, by_products),
+    ):
+        if not (given is None or callable(given)):
+            raise TypeError(
+                f"{name} is a {type(given).__name__}; wanted a function of {of}, or None"
+            )
+        if given is not None and not used:
+            names = " and ".join(stage.name for stage in stages)
+            need = "needs" if len(stages) == 1 else "need"
+            raise ValueError(f"{name} was passed, but {names} {need} none; wanted {name}=None")
     return Plan(
         stages,
         _smaller(None, limits.maxiter),

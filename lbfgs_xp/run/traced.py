@@ -63,7 +63,7 @@ def solve(
     refuse_traced(bounds=bounds, x_scale=x_scale)
     with backend.at_once():
         layout = layout.in_units(x_scale)
-        plan = plan_of(method, limits, bounds, None, hess, layout)
+        plan = plan_of(method, limits, bounds, None, hess, None, layout)
     if len(plan.stages) > 1:
         raise ValueError(
             f"method lists {len(plan.stages)} phases inside a function that JAX compiles; wanted "

@@ -40,6 +40,25 @@ def hessian_of(hess: Any, hessp: Any, evaluate: Evaluate) -> Callable[[np.ndarra
     return lambda x: _from_differences(evaluate, x, hess == "3-point")
 
 
+def second_derivatives(
+    hess: Any, hessp: Any, evaluate: Evaluate, products: bool
+) -> dict[str, Any]:
+    """The arguments hess and hessp of `lx.minimize`.
+
+    products : whether the method only needs products with the Hessian.
+    """
+    given: dict[str, Any] = {"hess": hessian_of(hess, hessp, evaluate)}
+    if not products or hess is not None:
+        return given
+    if hessp is None:
+        return {}
+
+    def product(x: np.ndarray, vector: np.ndarray) -> np.ndarray:
+        return _dense("hessp", hessp(np.copy(x), vector, *evaluate.args), (x.size,))
+
+    return {"hessp": product}
+
+
 def _from_differences(evaluate: Evaluate, x: np.ndarray, central: bool) -> np.ndarray:
     steps = (_CENTRAL if central else evaluate.eps) * np.maximum(1.0, np.abs(x))
     here = None if central else evaluate.gradient(x)

@@ -20,11 +20,13 @@ from lbfgs_xp.line_search import MoreThuente, StrongWolfe
 from lbfgs_xp.minimize import minimize as minimize_arrays
 from lbfgs_xp.result import Record, Result, Status
 from lbfgs_xp.scipy.evaluate import Evaluate, are_bounds, positive, sides, takes_result
-from lbfgs_xp.scipy.hessian import hessian_of
+from lbfgs_xp.scipy.hessian import second_derivatives
 from lbfgs_xp.solvers.bfgs import BFGS
 from lbfgs_xp.solvers.lbfgs import LBFGS
 from lbfgs_xp.solvers.newton import Newton
+from lbfgs_xp.solvers.newton_cg import NewtonCG
 from lbfgs_xp.solvers.projected_gradient import ProjectedGradient
+from lbfgs_xp.solvers.self_scaled import SSBFGS, SSBroyden
 
 _DIFFERENCES = ("2-point", "3-point", "cs")
 
@@ -41,8 +43,8 @@ def minimize(
 
     Parameters
     ----------
-    method : "lbfgs", "bfgs", "newton", "projected_gradient", or one of these functions
-        "newton" takes no bounds.
+    method : "lbfgs", "bfgs", "ssbfgs", "ssbroyden", "newton", "newton_cg", "projected_gradient",
+        or one of these functions. "newton" and "newton_cg" take no bounds.
     jac : None, True, function, "2-point", "3-point" or "cs"
         "2-point" and "3-point" are the differences of `lx.minimize`; "cs" calls fun with complex x.
     everything else
@@ -66,10 +68,16 @@ def minimize(
     """
     import scipy.optimize
 
-    named = {function.__name__: function for function in (lbfgs, bfgs, newton, projected_gradient)}
+    named = {
+        function.__name__: function
+        for function in (
+            lbfgs, bfgs, ssbfgs, ssbroyden, newton, newton_cg, projected_gradient
+        )
+    }
     chosen = named.get(method, method) if isinstance(method, str) else method
     if chosen not in named.values():
-        ours = {"BFGS": "bfgs", "L-BFGS-B": "lbfgs", "NEWTON-CG": "newton"}.get(str(method).upper())
+        theirs = {"BFGS": "bfgs", "L-BFGS-B": "lbfgs", "NEWTON-CG": "newton_cg"}
+        ours = theirs.get(str(method).upper())
         hint = f" (for {method!r}: {ours!r})" if ours else ""
         raise ValueError(f"method is {method!r}; wanted one of {', '.join(map(repr, named))}{hint}")
     if isinstance(jac, str):
@@ -216,19 +224,62 @@ def bfgs(
     >>> scipy.optimize.minimize(fun, np.zeros(2), jac=True, method=bfgs).x
     array([3., 3.])
     """
-    if hess_inv0 is not None:
-        hess_inv0 = _positive_definite("hess_inv0", hess_inv0, np.size(x0))
-    solver = BFGS(line_search=StrongWolfe(c1=c1, c2=c2), initial_inverse_hessian=hess_inv0)
-    found = _solve("bfgs", _BFGS, solver, fun, x0, args, options)
-    found.hess_inv = found.hess_inv.todense()
-    return found
+    rule = StrongWolfe(c1=c1, c2=c2)
+    solver = BFGS(rule, _first_inverse(hess_inv0, x0))
+    return _with_matrix(_solve("bfgs", _BFGS, solver, fun, x0, args, options))
+
+
+def ssbfgs(
+    fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), *, c1: float = 1e-4,
+    c2: float = 0.9, hess_inv0: Any = None, **options: Any,
+) -> Any:
+    """`lx.SSBFGS`, self-scaled BFGS, as a `method` for `scipy.optimize.minimize`.
+
+    Arguments, options and results are those of `bfgs`; the line search is `lx.MoreThuente`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import scipy.optimize
+    >>> from lbfgs_xp.scipy import ssbfgs
+    >>> def fun(x):
+    ...     return np.sum((x - 3.0) ** 2), 2.0 * (x - 3.0)
+    >>> scipy.optimize.minimize(fun, np.zeros(2), jac=True, method=ssbfgs).x
+    array([3., 3.])
+    """
+    rule = MoreThuente(c1=c1, c2=c2)
+    solver = SSBFGS(rule, _first_inverse(hess_inv0, x0))
+    return _with_matrix(_solve("ssbfgs", _BFGS, solver, fun, x0, args, options))
+
+
+def ssbroyden(
+    fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), *, c1: float = 1e-4,
+    c2: float = 0.9, hess_inv0: Any = None, **options: Any,
+) -> Any:
+    """`lx.SSBroyden`, self-scaled Broyden, as a `method` for `scipy.optimize.minimize`.
+
+    Arguments, options and results are those of `bfgs`; the line search is `lx.MoreThuente`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import scipy.optimize
+    >>> from lbfgs_xp.scipy import ssbroyden
+    >>> def fun(x):
+    ...     return np.sum((x - 3.0) ** 2), 2.0 * (x - 3.0)
+    >>> scipy.optimize.minimize(fun, np.zeros(2), jac=True, method=ssbroyden).x
+    array([3., 3.])
+    """
+    rule = MoreThuente(c1=c1, c2=c2)
+    solver = SSBroyden(rule, _first_inverse(hess_inv0, x0))
+    return _with_matrix(_solve("ssbroyden", _BFGS, solver, fun, x0, args, options))
 
 
 def newton(
     fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), *, hess: Any = None,
     hessp: Any = None, **options: Any,
 ) -> Any:
-    """`lx.Newton`, as a `method` for `scipy.optimize.minimize`, instead of "Newton-CG".
+    """`lx.Newton`, as a `method` for `scipy.optimize.minimize`, instead of "trust-exact".
 
     Each iteration forms the Hessian (n, n) and computes its eigenvalues.
 
@@ -272,6 +323,36 @@ def newton(
     array([3., 3.])
     """
     return _solve("newton", _NEWTON, Newton(), fun, x0, args, options, hess, hessp)
+
+
+def newton_cg(
+    fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), *, hess: Any = None,
+    hessp: Any = None, **options: Any,
+) -> Any:
+    """`lx.NewtonCG`, as a `method` for `scipy.optimize.minimize`, instead of "Newton-CG".
+
+    Parameters
+    ----------
+    fun, x0, args, callback, jac
+        As for `newton`.
+    hess, hessp
+        As for `newton`, but with hessp the Hessian is never formed, and without both there is one
+        difference of gradients for each product.
+
+    Options, results and errors are those of `newton`; nhev is the number of products.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import scipy.optimize
+    >>> from lbfgs_xp.scipy import newton_cg
+    >>> def fun(x):
+    ...     return np.sum((x - 3.0) ** 2), 2.0 * (x - 3.0)
+    >>> scipy.optimize.minimize(fun, np.zeros(2), jac=True, method=newton_cg,
+    ...                         hessp=lambda x, p: 2.0 * p).x
+    array([3., 3.])
+    """
+    return _solve("newton_cg", _NEWTON, NewtonCG(), fun, x0, args, options, hess, hessp)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -345,6 +426,19 @@ def _options_of(style: _Style, given: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
+def _first_inverse(hess_inv0: Any, x0: Any) -> Any:
+    """The option, checked."""
+    if hess_inv0 is None:
+        return None
+    return _positive_definite("hess_inv0", hess_inv0, np.size(x0))
+
+
+def _with_matrix(found: Any) -> Any:
+    """The result, with hess_inv as an array."""
+    found.hess_inv = found.hess_inv.todense()
+    return found
+
+
 def _solve(
     name: str, style: _Style, solver: Any, fun: Callable[..., Any], x0: Any, args: Any,
     given: dict[str, Any], hess: Any = None, hessp: Any = None,
@@ -382,11 +476,14 @@ def _solve(
     ours = differences in ("2-point", "3-point") and not by_jac
     # Other differences take n further calls of fun for each gradient.
     calls = 1 if by_jac or ours else 1 + n
+    second: dict[str, Any] = {}
+    if style.takes_hessian:
+        second = second_derivatives(hess, hessp, evaluate, solver.needs_products)
     watch = _Watch(options["callback"], OptimizeResult, options.get("return_all", False))
     res = minimize_arrays(
         evaluate.value if ours else evaluate, start, jac=differences if ours else True,
         method=solver, bounds=(lower, upper) if bounded else None,
-        hess=hessian_of(hess, hessp, evaluate) if style.takes_hessian else None,
+        **second,
         gtol=options["gtol"], ftol=options.get("ftol") or 0.0,
         xtol=options.get("xtol", options.get("xrtol")) or 0.0,
         maxiter=_whole("maxiter", options["maxiter"], 200 * n if "maxfun" not in options else None),

@@ -66,6 +66,9 @@ class Solver(ABC):
     needs_hessian : bool
         Whether `init` and `step` take the keyword `hessian`, a function from x to the symmetric
         Hessian (..., n, n). Such a solver is not compiled.
+    needs_products : bool
+        Whether `init` and `step` take the keyword `products`, a function from x and its gradient to
+        the function from a vector (..., n) to the Hessian times it. Not compiled either.
     compiles : bool
         Whether JAX can compile `init` and `step` for a batch.
     in_programs : bool
@@ -92,6 +95,7 @@ class Solver(ABC):
     supports_l1 = False
     projects = False
     needs_hessian = False
+    needs_products = False
     compiles = True
     searches = True
     rescales = False
@@ -101,7 +105,7 @@ class Solver(ABC):
 
     @property
     def in_programs(self) -> bool:
-        return self.compiles
+        return self.compiles and not self.needs_products
 
     @abstractmethod
     def init(
@@ -204,7 +208,7 @@ class Solver(ABC):
 # What a solver that does not derive from `Solver` may have in addition to `init` and `step`.
 _OPTIONAL = (
     "supports_bounds", "with_bounds", "supports_l1", "with_l1", "penalised", "around", "project",
-    "reduced", "needs_hessian", "compiles",
+    "reduced", "needs_hessian", "needs_products", "compiles",
     "searches", "patience", "of_rows", "as_row", "rescales", "takes_noise", "in_units",
     "inverse_hessian", "check_state", "learned", "resume", "promise",
 )

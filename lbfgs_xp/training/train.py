@@ -258,7 +258,7 @@ def _line(record: TrainRecord) -> str:
 
 def _checked_method(method: Any) -> Any:
     method = method_named(method)
-    if getattr(method, "needs_hessian", False):
+    if getattr(method, "needs_hessian", False) or getattr(method, "needs_products", False):
         raise ValueError(f"method is {method!r}; wanted one that needs no Hessian")
     return method
 

@@ -144,6 +144,7 @@ RUNS: dict[str, Callable[[Backend], Any]] = {
     "lbfgs": lambda b: a_batch(b, "lbfgs"),
     "lbfgs, xtol": lambda b: a_batch(b, lx.LBFGS(learning_rate=0.5), xtol=1e-12),
     "bfgs": lambda b: a_batch(b, "bfgs"),
+    "ssbroyden": lambda b: a_batch(b, "ssbroyden"),
     "gradient_descent": lambda b: a_batch(b, "gradient_descent"),
     "fit": a_fit,
     "fit, bounds": lambda b: a_fit(b, bounds=([0.0, 0.0], [2.5, 1.0])),

@@ -18,6 +18,8 @@ from tests.backends import Backend
 
 SCALES = np.asarray([1.0, 4.0, 0.5, 2.0])
 START = np.asarray([1.5, -0.5, 2.0, 0.25])
+# Methods that take the Hessian.
+BY_HESSIAN = "newton", "newton-cg"
 STARTS = START + np.asarray([[0.0], [1.0], [-2.0]]) * np.asarray([1.0, 0.5, -1.0, 2.0])
 
 
@@ -43,7 +45,7 @@ class Bowl:
         return (self.scales + 3.0 * (x * x))[..., None] * self.one + 1.0
 
     def run(self, method: str, x0: np.ndarray, **settings: Any) -> Any:
-        settings.setdefault("hess", self.hess if method == "newton" else None)
+        settings.setdefault("hess", self.hess if method in BY_HESSIAN else None)
         settings.setdefault("maxiter", 25)
         return lx.minimize(
             self.fun, self.backend.asarray(x0), jac=True, method=method, batched=x0.ndim > 1,
@@ -145,7 +147,7 @@ def test_a_region_of_nan(method: str, bowl: Bowl) -> None:
         value, gradient = bowl.fun(x)
         return (np.nan, gradient * np.nan) if x[0] < 0.9 else (value, gradient)
 
-    hess = bowl.hess if method == "newton" else None
+    hess = bowl.hess if method in BY_HESSIAN else None
     res = lx.minimize(fun, START, jac=True, method=method, hess=hess, maxiter=200)
     assert np.isfinite(res.fun) and res.fun <= bowl.values[0] and res.x[0] >= 0.9
 
@@ -156,7 +158,7 @@ def test_exceptions_carry_the_best_point(method: str, bowl: Bowl) -> None:
             raise ZeroDivisionError
         return bowl.fun(x)
 
-    hess = bowl.hess if method == "newton" else None
+    hess = bowl.hess if method in BY_HESSIAN else None
     with pytest.raises(ZeroDivisionError) as caught:
         lx.minimize(fun, START, jac=True, method=method, hess=hess, gtol=0.0)
     assert caught.value.result.fun == min(bowl.values)  # type: ignore[attr-defined]
@@ -168,7 +170,7 @@ def test_an_interrupt_keeps_the_best_point(method: str, bowl: Bowl) -> None:
             raise KeyboardInterrupt
         return bowl.fun(x)
 
-    hess = bowl.hess if method == "newton" else None
+    hess = bowl.hess if method in BY_HESSIAN else None
     res = lx.minimize(fun, START, jac=True, method=method, hess=hess, gtol=0.0)
     assert res.status is Status.INTERRUPTED and res.fun == min(bowl.values)
 

@@ -1,0 +1,183 @@
+"""Newton's method with conjugate gradients, for Hessians that are never formed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from lbfgs_xp.arrays.backend import Array, copy_of
+from lbfgs_xp.arrays.scalars import Scalars
+from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.checks import count, number, optional, setting
+from lbfgs_xp.line_search import LineSearch, MoreThuente
+from lbfgs_xp.solvers.descent import Aim, Descent, DescentState, Iterate, steepest_descent
+from lbfgs_xp.typing import LineSearchName
+
+# The most products for a direction if the user sets no limit.
+_MOST = 200
+# Curvature counts as negative if it is below this many rounding errors of the largest one seen.
+_ROUNDING = 16.0
+
+
+class Scale(NamedTuple):
+    """The largest component of the first gradient, by which later ones are judged."""
+
+    first: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class NewtonCG(Descent):
+    """Newton's method with a line search, and its direction by truncated conjugate gradients.
+
+    Conjugate gradients solve H d = -g from products of H with vectors (Nocedal & Wright,
+    Algorithm 7.1), until the residual is at most min(`tolerance`, sqrt(|g| / |g of the start|))
+    times |g|: roughly far from a minimum, precisely near one, where convergence is superlinear. If
+    they meet a direction p of negative curvature, the step d so far is extended along p, downhill,
+    by |g.p / p.Hp|, but by no more than the size of x. This leads away from saddles. (Where the
+    gradient has no component along any such direction, nothing shows that it is a saddle.)
+
+    `lx.minimize` determines where the products come from: `hessp`, `hess`, automatic
+    differentiation if it also gives the gradient, else differences of the gradient at x and at
+    x + h p, each of which calls fun once. `res.nhev` counts Hessians or products. Memory: a few
+    vectors. A batch computes the products of all its rows at once.
+
+    Parameters
+    ----------
+    line_search : LineSearch or str
+        A rule, or its name. The first trial is the full step.
+    tolerance : float
+        Above 0 and below 1.
+    max_products : int or None
+        The most products for a direction, at least 1; None: the smaller of 2 n and 200.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a value is outside these ranges; the message says what was passed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lbfgs_xp as lx
+    >>> def fun(x):                       # a saddle at 0, minima at (0, 1) and (0, -1)
+    ...     return x[0]**2 - 2*x[1]**2 + x[1]**4, np.stack([2*x[0], -4*x[1] + 4*x[1]**3])
+    >>> def hessp(x, p):
+    ...     return np.stack([2.0, -4.0 + 12.0 * x[1]**2]) * p
+    >>> x0 = np.asarray([1.0, 0.01])
+    >>> res = lx.minimize(fun, x0, jac=True, hessp=hessp, method="newton-cg")
+    >>> bool(np.allclose(res.x, [0.0, 1.0]))
+    True
+    """
+
+    line_search: LineSearch | LineSearchName = MoreThuente()
+    tolerance: float = 0.5
+    max_products: int | None = None
+
+    needs_products = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        setting(self, "tolerance", number, above=0.0, below=1.0)
+        setting(self, "max_products", optional(count), least=1)
+
+    def aim(
+        self, space: Space, point: Iterate, secant: Any, steepest: Any, turned: Any = True,
+        learned: Scale | None = None,
+        products: Callable[[Array, Array], Callable[[Array], Array]] | None = None, **more: Any,
+    ) -> Aim:
+        if products is None:
+            raise TypeError(
+                "NewtonCG was given no products; wanted products= a function from x and its "
+                "gradient to the function from a vector to the Hessian times it, in init and step"
+            )
+        fn, gradient = space.scalars, point.gradient
+        scale = Scale(point.norm) if learned is None else learned
+        needed = fn.logical_not(steepest) & (point.norm > 0.0) & fn.isfinite(point.norm) & turned
+        plain = steepest_descent(space, point)
+        if not space.any(needed):
+            return plain._replace(learned=scale)
+        share = fn.fused(_share, self.tolerance, point.norm, scale.first)
+        direction, bent = self._solved(
+            space, products(point.x, gradient), point.x, gradient, share, needed
+        )
+        slope = space.read_one(space.dot(gradient, direction))
+        usable = needed & fn.isfinite(slope) & (slope < 0.0)
+        # After any number of conjugate gradients, a quadratic falls by half of this.
+        half, far = fn.full(0.5, slope), fn.full(math.inf, slope)
+        newton = Aim(
+            direction, slope, fn.full(1.0, slope), fn.where(bent, far, half),
+            fn.full(False, slope),
+        )
+        plain = plain._replace(slope=space.read_one(space.dot(gradient, plain.direction)))
+        return space.merge(usable, newton, plain)._replace(learned=scale)
+
+    def _solved(
+        self, space: Space, product: Callable[[Array], Array], x: Array, gradient: Array,
+        share: Any, active: Any,
+    ) -> tuple[Array, Any]:
+        """d with |H d + g| <= share |g|, and whether it ends along negative curvature."""
+        fn, most = space.scalars, self.max_products
+        step, residual, d = 0.0 * gradient, gradient, -gradient
+        size, squares = space.read(space.max_abs(x), space.dot(gradient, gradient))
+        size = fn.maximum(size, fn.full(1.0, size))
+        goal, largest = share * share * squares, 0.0 * squares
+        bent = fn.full(False, squares)
+        for _ in range(min(2 * x.shape[-1], _MOST) if most is None else most):
+            curved = product(d)
+            numbers = space.read(space.dot(d, curved), space.dot(d, d), space.max_abs(d))
+            found = fn.fused(
+                _along, _ROUNDING * space.backend.eps, *numbers, squares, largest, size, active
+            )
+            alpha, good, bad, largest = found
+            moved = good | bad
+            step = space.pick(moved, space.move(step, alpha, d), step)
+            residual = space.pick(good, space.move(residual, alpha, curved), residual)
+            left = space.read_one(space.dot(residual, residual))
+            bent, active = bent | bad, good & (left > goal)
+            if not space.any(active):
+                break
+            ratio = fn.where(active, fn.divide(left, squares), fn.full(0.0, left))
+            d = space.pick(active, space.scale(ratio, d) - residual, d)
+            squares = fn.where(active, left, squares)
+        return step, bent
+
+    def check_state(self, state: Any) -> None:
+        """Refuse a state that does not come from a solver like this."""
+        if not isinstance(getattr(state, "learned", None), Scale):
+            raise ValueError(
+                f"state holds a {type(state).__name__} of another method; wanted the state of "
+                "NewtonCG"
+            )
+
+    def learned(self, space: Space, state: DescentState) -> Scale:
+        """What another run starts from."""
+        first = state.learned.first
+        return Scale(first if isinstance(first, float) else copy_of(first))
+
+
+def _share(fn: Scalars, tolerance: float, norm: Any, first: Any) -> Any:
+    return fn.minimum(fn.full(tolerance, norm), fn.sqrt(fn.divide(norm, first)))
+
+
+def _along(
+    fn: Scalars, rounding: float, curvature: Any, square: Any, longest: Any, squares: Any,
+    largest: Any, size: Any, active: Any,
+) -> tuple[Any, Any, Any, Any]:
+    """The step along a conjugate direction, where its curvature is positive, where it is not, and
+    the largest curvature per unit of length so far.
+
+    curvature, square, longest : d.Hd, d.d and the largest component of d. squares : of the
+    residual. size : of x.
+    """
+    known = active & fn.isfinite(curvature) & fn.isfinite(square)
+    per_unit = fn.divide(fn.abs(curvature), square)
+    good = known & (curvature > rounding * largest * square)
+    bad = known & fn.logical_not(good)
+    alpha = fn.divide(squares, fn.abs(curvature))
+    # nan, if both are 0, or inf is replaced by the limit.
+    limit = fn.divide(size, longest)
+    alpha = fn.where(bad & fn.logical_not(alpha < limit), limit, alpha)
+    largest = fn.where(known, fn.maximum(largest, per_unit), largest)
+    return alpha, good, bad, largest
