@@ -268,8 +268,8 @@ def minimize(
 
 
 def _run(
-    fun: Callable[..., Any], x0: Any, args: Any, *, jac: Any, hess: Any, hessp: Any,
-    method: Any, diff_step: Any, has_aux: bool, bounds: Any, x_scale: Any, gtol: Any, ftol: Any, xtol: Any,
+    fun: Callable[..., Any], x0: Any, args: Any, *, jac: Any, hess: Any, hessp: Any, method: Any,
+    diff_step: Any, has_aux: bool, bounds: Any, x_scale: Any, gtol: Any, ftol: Any, xtol: Any,
     maxiter: Any, maxfun: Any, maxtime: Any, batched: bool, pass_rows: bool, reproducible: bool,
     on_error: Any, callback: Any, progress: bool, state: Any, checkpoint: Any, distributed: Any,
     l1: Any,
