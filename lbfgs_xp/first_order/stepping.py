@@ -10,6 +10,7 @@ from lbfgs_xp.arrays.backend import Array, copy_of
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.first_order import update
 from lbfgs_xp.projections import Box
+from lbfgs_xp.saving.encoding import Decoder
 from lbfgs_xp.solvers.bounded import TakesBounds
 
 # How often in a row a trial that is not finite is evaluated again.
@@ -28,6 +29,14 @@ class Kind:
     name: str
     steady: tuple[bool, ...]
     places: tuple[tuple, ...]
+
+    def to_saved(self) -> tuple:
+        """What a file holds of it."""
+        return dataclasses.astuple(self)
+
+    @classmethod
+    def from_saved(cls, saved: tuple, decoder: Decoder) -> Kind:
+        return cls(*saved)
 
 
 class Memory(NamedTuple):

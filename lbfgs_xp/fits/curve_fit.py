@@ -12,6 +12,7 @@ from typing import Any, Literal, Unpack, overload
 import numpy as np
 
 from lbfgs_xp import checks
+from lbfgs_xp.arrays.backend import is_array
 from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import flatten
@@ -354,7 +355,8 @@ def _refuse_indifferentiable(**settings: Any) -> None:
 
 def _size(p0: Any) -> int:
     """About how many parameters there are."""
-    return sum(math.prod(np.shape(leaf)) for leaf in flatten(p0)[0])
+    leaves = flatten(p0)[0]
+    return sum(math.prod(leaf.shape) if is_array(leaf) else np.size(leaf) for leaf in leaves)
 
 
 def _check_method(method: Any) -> None:

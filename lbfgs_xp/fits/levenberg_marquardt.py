@@ -12,6 +12,7 @@ functions take (p,), (m,) and numbers.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lbfgs_xp.arrays.backend import Array
@@ -234,20 +235,22 @@ def _kind(fn: Scalars, status: Any, hard: Any, lost: Any) -> Any:
     return kind if lost is None else kind + fn.where(lost, zero + LOST, zero)
 
 
-def doubtful(space: Space, state: LMState, errors: Array) -> tuple[Array, Array]:
+def doubtful(
+    space: Space, state: LMState, errors: Callable[[], Array]
+) -> tuple[Array, Array]:
     """Which problems only the error of finite differences may have ended: those that claim to be
     at the precision floor, and those with nearly dependent columns, masks (B,).
 
-    errors : of the derivatives of the residuals, (B, p).
+    errors : returns those of the derivatives of the residuals, (B, p).
     """
     claimed = state.status == CLAIMED
     blur = _blur(space, state.linear, state.x, state.noise)
     above = state.value > _noise(space.scalars, space.backend.noise, state.value, blur)
     least, most = _singular_values(space, state.linear)
     ended = claimed | (state.status == int(Status.GRADIENT))
-    near = ended & state.linear.hard & (
-        (least < _NEAR * most) | unresolved(space, state, errors)
-    )
+    near = ended & state.linear.hard
+    if not space.small_on_host or space.any(near):
+        near = near & ((least < _NEAR * most) | unresolved(space, state, errors()))
     return claimed & above, near & above
 
 

@@ -152,6 +152,7 @@ def run_fit(objective: Residuals, box: Any, plan: FitPlan) -> LeastSquaresResult
     in_caller_context = contextvars.copy_context().run
     with np.errstate(all="ignore"), contextlib.ExitStack() as stack:
         fit = Fit(objective, box, plan, in_caller_context)
+        stack.callback(objective.forget)
         objective.forgiven = plan.on_error
         stack.enter_context(objective.backend.where_nan_is_normal())
         sharpening, end = Sharpening(fit), plan.end
@@ -487,6 +488,8 @@ class _Twins:
         return self._pair(host, self._backend.from_host(host, self._backend.dtype))[1]
 
     def fetch(self, array: Array) -> Array:
+        if isinstance(array, (np.ndarray, np.generic, float)):
+            return array
         return self._pair(self._backend.to_host(array), array)[0]
 
     def _pair(self, host: Array, array: Array) -> tuple[Array, Array]:

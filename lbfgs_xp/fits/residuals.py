@@ -225,6 +225,10 @@ class Residuals:
         self._accepted = asked, found
         return found
 
+    def forget(self) -> None:
+        """Let go of what is only kept for the next Jacobian."""
+        self._latest = self._accepted = None, None
+
     def _without_data(self, x: Array) -> Array:
         """What fun returns before the data are subtracted."""
         return self._found(

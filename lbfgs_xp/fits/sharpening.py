@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lbfgs_xp.arrays.backend import Array
+import numpy as np
+
+from lbfgs_xp.arrays.backend import Array, namespace_of
 from lbfgs_xp.fits import levenberg_marquardt as lm
 from lbfgs_xp.fits import noise
 from lbfgs_xp.fits.linear_algebra import norm, svd
@@ -61,7 +63,7 @@ class Sharpening:
         objective, state, space = fit.here, fit.state, fit.space
         if not self._differs() or not self._affords(2 * objective.layout.size):
             return False
-        claimed, near = lm.doubtful(space, state, self._errors())
+        claimed, near = lm.doubtful(space, state, self._errors)
         silent = self._silent() & (not self.looked) & (state.status != int(Status.NOT_FINITE))
         doubtful = claimed | near | silent
         if not space.any(doubtful):
@@ -190,7 +192,12 @@ class Sharpening:
     def _errors(self) -> Array:
         """How far noise and rounding change the derivatives of the residuals, (B, p)."""
         fit, differences = self.fit, self.fit.here.differences
-        gain, level = fit.fetch(differences.gain), fit.fetch(differences.level)
+        gain, level = differences.gain, differences.level
+        if not isinstance(level, (np.ndarray, np.generic, float)):
+            # In one transfer.
+            joined = fit.fetch(namespace_of(gain).concat([gain, level[..., None]], axis=-1))
+            gain, level = joined[..., :-1], joined[..., -1]
+        gain, level = fit.fetch(gain), fit.fetch(level)
         level = fit.space.xp.maximum(level, self._blur())
         return gain * fit.space.per_problem(level)
 

@@ -182,7 +182,7 @@ def solved(
     for name, value in constants.items():
         if any(map(library.may_vary, flatten(value)[0])):
             raise TypeError(
-                f"{name} holds numbers to be differentiated; wanted constants there, because the "
+                f"{name} is traced or requires a gradient; wanted constants there, because the "
                 "solution is differentiated with respect to args"
             )
     return library.solution(find, functions, x0, args)

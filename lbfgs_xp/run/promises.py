@@ -26,6 +26,8 @@ _BEYOND = 8.0
 _STEPS = 2
 # A promise counts if it exceeds what does not matter by this factor.
 _ENOUGH = 4.0
+# A step by this many times the rounding of x shows nothing.
+_HIDDEN = 4.0
 # How often the way to a promised decrease is shortened before it counts as broken.
 _CLOSER = 4
 
@@ -51,13 +53,21 @@ class Promises:
         p = run.standing.progress
         # Where a step would still change x visibly, how far the value has fallen shows nothing: a
         # start may be higher than all that matters by any factor.
-        reach, size = space.read(space.max_abs(descent.way), space.max_abs(state.x))
+        least = _HIDDEN * space.backend.eps * space.xp.abs(state.x)
+        reach, size, seen = space.read(
+            space.max_abs(descent.way), space.max_abs(state.x),
+            space.max_abs(space.xp.where(
+                space.xp.abs(descent.way) > least, descent.way, 0.0 * descent.way
+            )),
+        )
         far = reach > self.visits.visible(p, size)
         if run.objective.differs:
             far = far & fn.logical_not(self._is_within_differences(descent.way, unit))
         hidden = agreement.hidden_by_rounding(fn, space.backend, state.value)
         level = fn.where(far, _ENOUGH * fn.maximum(hidden, p.noise), level)
         wanted = (p.status == _RUNNING) & (p.claim != _LINE_SEARCH) & (descent.decrease > level)
+        # Nor does a gradient that the rounding of x explains.
+        wanted = wanted & (seen > 0.0)
         wanted = self._postpone(wanted, far, level)
         return unit, self._seek(descent, wanted, level)
 

@@ -96,10 +96,15 @@ class Visits:
 
     def fail(self, rows: Any) -> None:
         """End those of these problems that still run: no lower point was found."""
-        p = self.run.standing.progress
-        fn = self.run.space.scalars
-        status = fn.where(rows & (p.status == _RUNNING), _LINE_SEARCH, p.status)
-        self.run.note(p._replace(status=status))
+        run, (state, p, _) = self.run, self.run.standing
+        fn = run.space.scalars
+        failed: Any = fn.full(_LINE_SEARCH, p.status)
+        if run.objective.differs and run.criteria.relative > 0.0:
+            # A small gradient stands that has become smaller since it made a promise: the errors of
+            # differences promise more than there is.
+            stands = (p.flat > 0) & (state.gradient_norm <= p.first_norm)
+            failed = fn.where(stands, _GRADIENT, failed)
+        run.note(p._replace(status=fn.where(rows & (p.status == _RUNNING), failed, p.status)))
 
     def level(self, p: Any, state: Any, claim: Any) -> Any:
         """The change of the value that does not matter: what rounding hides, and a part of how far

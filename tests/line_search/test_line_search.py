@@ -648,7 +648,7 @@ def test_floats_and_arrays_have_the_same_functions():
     assert scalars.of(1) is scalars.of(True) is floats is scalars.FLOATS
     assert scalars.of(np.zeros(2)) is arrays
     own = {name for name in vars(floats) if not name.startswith("_")}
-    assert own | {"some", "picks"} == {n for n in dir(arrays) if n[0] != "_"} - {"xp"}
+    assert own | {"some", "picks", "ordered"} == {n for n in dir(arrays) if n[0] != "_"} - {"xp"}
     values = [0.0, -0.0, 1.5, -2.0, INF, -INF, NAN, 1e308, 5e-324]
     with arrays.quiet():
         for a in values:

@@ -230,7 +230,7 @@ def test_what_has_no_derivative_is_refused() -> None:
         solution(curved, penalty, jac="3-point")
     with pytest.raises(ValueError, match="has a projection"):
         solution(curved, penalty, method=lx.ProjectedGradient(lx.projections.Simplex()))
-    with pytest.raises(TypeError, match="bounds holds numbers to be differentiated"):
+    with pytest.raises(TypeError, match="bounds is traced or requires a gradient"):
         solution(curved, penalty, bounds=(None, penalty))
     with pytest.raises(TypeError, match="does not depend on x"):
         solution(curved, penalty, jac=lambda w, p: slope(w, p).detach())
