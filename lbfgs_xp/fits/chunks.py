@@ -194,6 +194,9 @@ class Chunks:
         norms[: len(squares)] = np.sqrt(squares)
         return self.backend.from_host(norms)
 
+    def forget(self) -> None:
+        """Let go of what is only kept for the next Jacobian: nothing."""
+
     def columns(self, x: Array, residuals: Array) -> Array:
         """The columns (p, k) of a matrix that is to `residuals`, (k,), as J is to r."""
         self.calls.njev += 1
