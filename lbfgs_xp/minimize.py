@@ -264,7 +264,7 @@ def minimize(
         return implicit.found_of(*_run(x0=x0, args=args, **functions, **settings))
 
     functions = {"fun": fun, "jac": jac, "hess": hess, "hessp": hessp}
-    return implicit.solved(find, functions, x0, args, bounds=bounds, x_scale=x_scale)
+    return implicit.solved(find, functions, x0, args, bounds=bounds, l1=l1, x_scale=x_scale)
 
 
 def _run(

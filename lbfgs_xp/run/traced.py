@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lbfgs_xp import checks
-from lbfgs_xp.arrays.backend import Array, is_array, is_tracing
+from lbfgs_xp.arrays.backend import Array, is_array
 from lbfgs_xp.arrays.scalars import map_tuple
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout, flatten, unflatten
@@ -41,7 +41,7 @@ _PARTS = (
 def refuse(**settings: Any) -> None:
     """Refuse what takes the host, if it was passed."""
     for name, value in settings.items():
-        if not (value is None or value is False or value == ()):
+        if not (value is None or value is False or (isinstance(value, tuple) and not value)):
             raise ValueError(
                 f"{name} is {checks.shown(value)} inside a function that JAX compiles; wanted it "
                 "unset there, where the run is part of a program that does not return to Python"
@@ -60,7 +60,6 @@ def solve(
             f"x0 is an array of {backend.name} inside a function that JAX compiles; wanted one of "
             "JAX, such as jax.numpy.asarray(x0)"
         )
-    refuse_traced(bounds=bounds, x_scale=x_scale)
     with backend.at_once():
         layout = layout.in_units(x_scale)
         plan = plan_of(method, limits, bounds, None, hess, None, layout)
@@ -87,12 +86,6 @@ def solve(
     run.begin(layout.start(), None)
     run.to_the_end()
     return run
-
-
-def refuse_traced(**settings: Any) -> None:
-    for name, value in settings.items():
-        if is_tracing(value):
-            raise TypeError(f"{name} is traced; wanted numbers that are known before compiling")
 
 
 class TracedRun(Run):

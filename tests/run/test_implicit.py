@@ -172,6 +172,26 @@ def test_variables_at_bounds_stay_there() -> None:
     compare(derivatives(x, penalty), derivatives(wanted + held * x.detach(), penalty))
 
 
+def test_variables_that_a_penalty_holds_at_0_stay_there() -> None:
+    """The solution is s - A^-1 (l1 sign(x)) for the two variables that are not 0."""
+    target = tensor([2.0, 0.3, -1.5, -0.2], requires_grad=True)
+
+    def coupled(x: Any, s: Any) -> Any:
+        return 0.5 * ((x - s) ** 2).sum() + 0.1 * x[0] * x[2]
+
+    res = lx.minimize(
+        coupled, tensor([1.0] * 4), (target,), l1=0.5, gtol=1e-12, differentiable=True
+    )
+    inverse = np.linalg.inv(np.asarray([[1.0, 0.1], [0.1, 1.0]]))
+    x = inverse @ [2.0 - 0.5, -1.5 + 0.5]
+    compare(res.x, tensor([x[0], 0.0, x[1], 0.0]))
+    compare([res.fun], [coupled(res.x, target) + 0.5 * abs(res.x).sum()])
+    (of_first,) = torch.autograd.grad(res.x[0], target, retain_graph=True)
+    compare(of_first, tensor([inverse[0, 0], 0.0, inverse[0, 1], 0.0]))
+    (of_value,) = torch.autograd.grad(res.fun, target)
+    compare(of_value, (target - res.x).detach())
+
+
 def test_rows_are_independent() -> None:
     penalties = tensor([[0.1], [1.0], [7.0]], requires_grad=True)
 
@@ -232,6 +252,8 @@ def test_what_has_no_derivative_is_refused() -> None:
         solution(curved, penalty, method=lx.ProjectedGradient(lx.projections.Simplex()))
     with pytest.raises(TypeError, match="bounds is traced or requires a gradient"):
         solution(curved, penalty, bounds=(None, penalty))
+    with pytest.raises(TypeError, match="l1 is traced or requires a gradient"):
+        solution(curved, penalty, l1=penalty)
     with pytest.raises(TypeError, match="does not depend on x"):
         solution(curved, penalty, jac=lambda w, p: slope(w, p).detach())
     with pytest.raises(ValueError, match="no automatic differentiation"):

@@ -139,6 +139,14 @@ def test_what_must_be_known_before():
         jax.jit(lambda s: lx.minimize(jnp.sum, jnp.asarray(START), bounds=(s, None)))(1.0)
 
 
+@pytest.mark.parametrize("l1", [0.1, np.ones(4), {"a": 1.0}], ids=str)
+def test_a_penalty_is_refused(l1):
+    with pytest.raises(ValueError, match="l1 is .* inside a function that JAX compiles; wanted it"):
+        jax.jit(lambda s: lx.minimize(
+            lambda x, s: s * jnp.sum(x * x), jnp.asarray(START), (s,), l1=l1
+        ))(1.0)
+
+
 def test_traced_arrays_that_fun_holds_are_found():
     def solve(s):
         return lx.minimize(lambda x: jnp.sum((x - s) ** 2), jnp.asarray(START)).x
