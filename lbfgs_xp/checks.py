@@ -10,7 +10,9 @@ import dataclasses
 import functools
 import inspect
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 # Arrays with more elements are shown by their shape.
@@ -64,6 +66,13 @@ def count(name: str, value: Any, least: int) -> int:
 def budget(name: str, value: Any, least: int) -> int | None:
     """An integer of at least `least`; None or infinity means no limit and gives None."""
     return None if real(value) == math.inf else optional(count)(name, value, least)
+
+
+def path(name: str, value: Any) -> Path:
+    """The absolute path of a file."""
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise TypeError(f"{name} is {value!r}; wanted the path of a file")
+    return Path(os.fspath(value)).absolute()
 
 
 def flag(name: str, value: Any) -> bool:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from lbfgs_xp.arrays.backend import Array, class_of, namespace_of
-from lbfgs_xp.distributed.team import Engine
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.distributed.team import Engine, on_host
 
 
 class MPIEngine(Engine):
@@ -19,14 +19,14 @@ class MPIEngine(Engine):
         self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
 
     def sum(self, array: Array) -> Array:
-        host = np.array(class_of(array).to_host(array))
+        return on_host(self._sum, array)
+
+    def _sum(self, host: np.ndarray) -> np.ndarray:
         total = np.empty_like(host)
         # The standard only advises that all processes get the same bits.
         self.comm.Reduce(host, total, op=MPI.SUM, root=0)
         self.comm.Bcast(total, root=0)
-        if isinstance(array, np.ndarray):
-            return total
-        return namespace_of(array).asarray(total, device=array.device)
+        return total
 
     def gather(self, item: Any) -> list[Any]:
         return self.comm.allgather(item)

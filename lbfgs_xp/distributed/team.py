@@ -12,7 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-from lbfgs_xp.arrays.backend import Array
+import numpy as np
+
+from lbfgs_xp.arrays.backend import Array, class_of, namespace_of
 from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.checks import shown
 
@@ -41,6 +43,14 @@ class Engine(ABC):
     @abstractmethod
     def gather(self, item: Any) -> list[Any]:
         """What each process has passed, by rank."""
+
+
+def on_host(sum_of: Callable[[np.ndarray], np.ndarray], array: Array) -> Array:
+    """`Engine.sum` by a function that takes the sum of arrays of NumPy, which it may overwrite."""
+    total = sum_of(np.array(class_of(array).to_host(array)))
+    if isinstance(array, np.ndarray):
+        return total
+    return namespace_of(array).asarray(total, device=array.device)
 
 
 class Team:

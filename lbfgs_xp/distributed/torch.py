@@ -8,8 +8,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from lbfgs_xp.arrays.backend import Array, class_of, namespace_of
-from lbfgs_xp.distributed.team import Engine
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.distributed.team import Engine, on_host
 
 
 class TorchEngine(Engine):
@@ -28,11 +28,11 @@ class TorchEngine(Engine):
         if isinstance(array, torch.Tensor):
             dist.all_reduce(array, group=self.group)
             return array
-        host = np.array(class_of(array).to_host(array))
-        tensor = torch.from_numpy(host)
-        dist.all_reduce(tensor, group=self.group)
-        xp = namespace_of(array)
-        return host if isinstance(array, np.ndarray) else xp.asarray(host, device=array.device)
+        return on_host(self._sum, array)
+
+    def _sum(self, host: np.ndarray) -> np.ndarray:
+        dist.all_reduce(torch.from_numpy(host), group=self.group)
+        return host
 
     def gather(self, item: Any) -> list[Any]:
         found: list[Any] = [None] * self.size

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from lbfgs_xp.arrays.backend import Array, namespace_of
+from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.fits import levenberg_marquardt as lm
 from lbfgs_xp.fits import noise
 from lbfgs_xp.fits.linear_algebra import norm, svd
@@ -192,12 +190,7 @@ class Sharpening:
     def _errors(self) -> Array:
         """How far noise and rounding change the derivatives of the residuals, (B, p)."""
         fit, differences = self.fit, self.fit.here.differences
-        gain, level = differences.gain, differences.level
-        if not isinstance(level, (np.ndarray, np.generic, float)):
-            # In one transfer.
-            joined = fit.fetch(namespace_of(gain).concat([gain, level[..., None]], axis=-1))
-            gain, level = joined[..., :-1], joined[..., -1]
-        gain, level = fit.fetch(gain), fit.fetch(level)
+        gain, level = fit.fetch(differences.gain), fit.fetch(differences.level)
         level = fit.space.xp.maximum(level, self._blur())
         return gain * fit.space.per_problem(level)
 

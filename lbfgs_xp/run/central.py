@@ -108,5 +108,5 @@ class Central:
         """Which problems have no evaluations left for central differences, and which no time."""
         run, p = self.run, self.run.standing.progress
         calls = run.objective.calls_per_trial(forward=False)
-        late = run.space.scalars.full(self.visits.is_late(), p.nfev)
+        late = run.space.scalars.full(run.is_late(), p.nfev)
         return p.nfev + calls > run.criteria.maxfun, late

@@ -118,7 +118,7 @@ class SecondLook:
         unpaid = self.visits.unpaid(1) & (p.status == _RUNNING)
         status = run.space.scalars.where(unpaid, _EVALUATIONS, p.status)
         run.note(p._replace(status=status))
-        if self.visits.is_late():
+        if self.run.is_late():
             run.end(Status.TIME)
         return run.is_running()
 

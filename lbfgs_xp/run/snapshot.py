@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.rows import Rows
-from lbfgs_xp.arrays.tree import flatten, leaf_name, map_leaves, unflatten
+from lbfgs_xp.arrays.tree import flatten, map_leaves, unflatten
 from lbfgs_xp.result import BatchResult, Best, Result, Status
 from lbfgs_xp.run import stopping
 from lbfgs_xp.run.aux_output import AuxOutput
@@ -18,7 +18,7 @@ from lbfgs_xp.run.iteration import Standing
 from lbfgs_xp.run.stopping import Criteria
 from lbfgs_xp.saving import placing
 from lbfgs_xp.saving.checkpoint import Saved
-from lbfgs_xp.saving.encoding import described, dtype_name
+from lbfgs_xp.saving.encoding import described, kinds_of
 
 if TYPE_CHECKING:
     from lbfgs_xp.run.loop import Run
@@ -72,10 +72,7 @@ def described_problem(run: Run, jac: Any, bounds: Any) -> dict[str, Any]:
     layout, plan = run.layout, run.plan
     return {
         "kind": "minimize",
-        "variables": {
-            leaf_name(layout.structure, i, "x0"): f"{dtype_name(leaf.dtype)} {list(leaf.shape)}"
-            for i, leaf in enumerate(layout.leaves)
-        },
+        "variables": kinds_of(layout.leaves, layout.structure, "x0"),
         "phases": [
             {
                 "method": described(stage.solver),

@@ -32,9 +32,6 @@ class Visits:
         calls = evaluations * run.criteria.calls_per_trial
         return run.standing.progress.nfev + calls > run.criteria.maxfun
 
-    def is_late(self) -> bool:
-        return self.run.is_late()
-
     def affords(self, evaluations: int, rows: Any) -> Any:
         """Those of the problems `rows` that still run and can pay for that many evaluations; the
         others of them end."""
@@ -42,7 +39,7 @@ class Visits:
         p, fn = run.standing.progress, run.space.scalars
         rows = rows & (p.status == _RUNNING)
         status = fn.where(self.unpaid(evaluations) & rows, _EVALUATIONS, p.status)
-        if self.is_late():
+        if run.is_late():
             status = fn.where(rows, _TIME, status)
         run.note(p._replace(status=status))
         return rows & (status == _RUNNING)
@@ -50,7 +47,7 @@ class Visits:
     def still_pay(self, evaluations: int, rows: Any) -> Any:
         """`affords` for looks that are not needed: no problem ends."""
         paid = self.run.space.scalars.logical_not(self.unpaid(evaluations))
-        return rows & paid & (not self.is_late())
+        return rows & paid & (not self.run.is_late())
 
     def smooth(self) -> tuple[Solver, Any]:
         """The solver, restricted to where all that is minimised is smooth around the iterate, and

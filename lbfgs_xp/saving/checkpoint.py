@@ -89,8 +89,7 @@ class Checkpoint(Settings):
     keep: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.path, (str, os.PathLike)) or not os.fspath(self.path):
-            raise TypeError(f"path is {self.path!r}; wanted the path of a file")
+        checks.path("path", self.path)
         checks.setting(self, "seconds", checks.seconds)
         checks.setting(self, "every", checks.optional(checks.count), least=1)
         checks.setting(self, "keep", checks.count, least=1)
@@ -123,7 +122,7 @@ class Keeper:
 
     def __init__(self, checkpoint: Checkpoint, problem: dict[str, Any], library: str):
         self.settings = checkpoint
-        self.path = Path(os.fspath(checkpoint.path)).absolute()
+        self.path = checks.path("path", checkpoint.path)
         self.problem, self.library = problem, library
         self.saved: Saved | None = None
         self._due = time.perf_counter() + checkpoint.seconds
@@ -200,11 +199,6 @@ class Keeper:
             )
 
     # --- while it runs -------------------------------------------------------------------------
-
-    @property
-    def due(self) -> float:
-        """When the next save is due, by time.perf_counter()."""
-        return self._due
 
     def follow(self, current: Callable[[], Any]) -> None:
         """Begin to keep a run.

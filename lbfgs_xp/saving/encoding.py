@@ -18,6 +18,7 @@ import numpy as np
 
 from lbfgs_xp.arrays.backend import Array, Backend, class_of, is_array
 from lbfgs_xp.arrays.pending import Pending
+from lbfgs_xp.arrays.tree import leaf_name
 
 _PACKAGE = __name__.partition(".")[0]
 
@@ -29,6 +30,16 @@ class Unsaved(TypeError):
 def dtype_name(dtype: Any) -> str:
     """The name of a dtype, the same for all libraries."""
     return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
+
+
+def kind_of(array: Array) -> str:
+    """The dtype and the shape of an array, as in "float64 [3, 2]"."""
+    return f"{dtype_name(array.dtype)} {list(array.shape)}"
+
+
+def kinds_of(leaves: list[Array], structure: Any, name: str) -> dict[str, str]:
+    """`kind_of` for the leaves of nested parameters, by their paths; `name` names the whole."""
+    return {leaf_name(structure, i, name): kind_of(leaf) for i, leaf in enumerate(leaves)}
 
 
 # --- encoding ----------------------------------------------------------------------------------

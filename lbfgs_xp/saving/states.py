@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
+from lbfgs_xp import checks
 from lbfgs_xp.arrays.backend import Backend, library_of
 from lbfgs_xp.arrays.tree import backends_of, flatten_parameters
 from lbfgs_xp.saving import file
@@ -53,7 +52,7 @@ def save(path: Any, state: Any) -> None:
     if len(libraries) > 1:
         raise TypeError(f"state mixes arrays of {', '.join(sorted(libraries))}; wanted one library")
     (library,) = libraries
-    file.write(_path(path), {"library": library, "state": data}, encoder.arrays)
+    file.write(checks.path("path", path), {"library": library, "state": data}, encoder.arrays)
 
 
 def load(path: Any, like: Any) -> Any:
@@ -98,7 +97,7 @@ def load(path: Any, like: Any) -> Any:
     >>> res.success, bool(abs(res.x - 1.0).max() < 1e-5)
     (True, True)
     """
-    where = _path(path)
+    where = checks.path("path", path)
     header, arrays = file.read(where)
     if "state" not in header:
         raise ValueError(
@@ -117,9 +116,3 @@ def _outside_states(backend: Backend, value: Any) -> Any:
     if isinstance(value, list) or type(value) is tuple:
         return type(value)(_outside_states(backend, item) for item in value)
     return as_own(backend, value)
-
-
-def _path(path: Any) -> Path:
-    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
-        raise TypeError(f"path is {path!r}; wanted the path of a file")
-    return Path(os.fspath(path)).absolute()

@@ -21,7 +21,7 @@ from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import Status, table
 from lbfgs_xp.run.progress import Live
 from lbfgs_xp.saving.checkpoint import Checkpoint, Keeper, Saved, Terminated, keeping
-from lbfgs_xp.saving.encoding import described, dtype_name
+from lbfgs_xp.saving.encoding import described, kind_of
 from lbfgs_xp.solvers import lbfgs
 from lbfgs_xp.torch.closure import CHANGES
 from lbfgs_xp.torch.data import Source
@@ -220,7 +220,7 @@ def train_with_lbfgs(
     )
     problem = {
         "kind": "train_with_lbfgs",
-        "parameters": [f"{dtype_name(p.dtype)} {list(p.shape)}" for p in flat.params],
+        "parameters": list(map(kind_of, flat.params)),
         "adam_lr": described(adam_lr), "history_size": history_size, "max_iter": max_iter,
         "line_search_fn": described(line_search_fn), "until": until, "tol": repr(tol),
         "batch_size": batch_size, "chunk_size": chunk_size, "seed": seed,

@@ -10,13 +10,13 @@ from typing import Any, Literal
 from lbfgs_xp import checks
 from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.returned import is_true
-from lbfgs_xp.arrays.tree import backends_of, flatten_parameters, leaf_name, without_frozen
+from lbfgs_xp.arrays.tree import backends_of, flatten_parameters, without_frozen
 from lbfgs_xp.first_order import OptimizerState, update
 from lbfgs_xp.result import Status, attach
 from lbfgs_xp.run.methods import method_named
 from lbfgs_xp.run.progress import Live
 from lbfgs_xp.saving.checkpoint import Checkpoint, Keeper, Terminated, keeping
-from lbfgs_xp.saving.encoding import described, dtype_name
+from lbfgs_xp.saving.encoding import described, kinds_of
 from lbfgs_xp.training.batches import batches_of
 from lbfgs_xp.training.loss import Loss
 from lbfgs_xp.training.result import BegunBatch, TrainRecord, TrainResult, TrainState
@@ -197,10 +197,7 @@ def _described(run: TrainingRun, batches: Any, leaves: list[Any]) -> dict[str, A
     """What must not differ between a run and the one that goes on from it."""
     return {
         "kind": "train",
-        "params": {
-            leaf_name(run.structure, i, "params"): f"{dtype_name(leaf.dtype)} {list(leaf.shape)}"
-            for i, leaf in enumerate(leaves)
-        },
+        "params": kinds_of(leaves, run.structure, "params"),
         "method": described(run.method),
         "updates_per_batch": run.updates_per_batch,
         "reproducible": run.reproducible,
