@@ -36,8 +36,8 @@ NEEDS = {
     "lbfgs_xp.arrays.jax": "jax",
     "lbfgs_xp.arrays.cupy": "cupy",
     "lbfgs_xp.arrays.strict": "array_api_strict",
-    "lbfgs_xp.distributed.mpi": "mpi4py",
-    "lbfgs_xp.distributed.torch": "torch",
+    "lbfgs_xp.distributed.mpi_processes": "mpi4py",
+    "lbfgs_xp.distributed.torch_processes": "torch",
 }
 MODULES = ["lbfgs_xp"] + [m.name for m in pkgutil.walk_packages(lbfgs_xp.__path__, "lbfgs_xp.")]
 
