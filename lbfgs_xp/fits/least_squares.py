@@ -112,8 +112,9 @@ def least_squares(
         None: automatic differentiation (PyTorch, JAX), elsewhere "2-point". A function:
         jac(x, *args) -> (m, p), for a batch (B, m, p), for all p numbers of x in the order of its
         leaves; for "dual" and "cg" also a sparse matrix, or an operator with matvec(v) -> J v and
-        rmatvec(u) -> J^T u, as SciPy's LinearOperator. "2-point", "3-point": finite differences, with p or 2p further evaluations per
-        Jacobian; "2-point" changes to "3-point" when its error may have ended a fit.
+        rmatvec(u) -> J^T u, as SciPy's LinearOperator. "2-point", "3-point": finite differences,
+        with p or 2p further evaluations per Jacobian; "2-point" changes to "3-point" when its error
+        may have ended a fit.
     diff_step : None or float
         The step of the finite differences, relative to each parameter (to 1 if it is 0), for
         residuals with more noise than rounding. None: measured, for each parameter.
@@ -196,9 +197,10 @@ def least_squares(
     if not isinstance(args, tuple):
         args = (args,)
     settings = dict(
-        solver=solver, weights=weights, pointwise=pointwise, diff_step=diff_step, bounds=bounds, x_scale=x_scale, loss=loss, f_scale=f_scale, gtol=gtol,
-        ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime, factor=factor,
-        batched=batched, compact=compact, on_error=on_error, callback=callback, progress=progress,
+        solver=solver, weights=weights, pointwise=pointwise, diff_step=diff_step, bounds=bounds,
+        x_scale=x_scale, loss=loss, f_scale=f_scale, gtol=gtol, ftol=ftol, xtol=xtol,
+        maxiter=maxiter, maxfun=maxfun, maxtime=maxtime, factor=factor, batched=batched,
+        compact=compact, on_error=on_error, callback=callback, progress=progress,
     )
     if not implicit.is_wanted(differentiable, x0):
         return _fit(residuals, x0, args, jac=jac, **settings)[0]
