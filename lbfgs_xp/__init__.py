@@ -36,6 +36,7 @@ from lbfgs_xp.first_order import (
     RAdam,
     RMSProp,
     Rprop,
+    StochasticLBFGS,
     Yogi,
 )
 from lbfgs_xp.fits.curve_fit import curve_fit
@@ -133,6 +134,7 @@ __all__ = [
     "State",
     "Starts",
     "Status",
+    "StochasticLBFGS",
     "StrongWolfe",
     "TrainRecord",
     "TrainResult",
