@@ -127,7 +127,7 @@ def _docstring(app, what, name, obj, options, lines) -> None:
             in_list = in_list and bool(line.strip())
             out.append("  " + _plain(line.strip()) if in_list else _plain(line))
     if what == "class" and issubclass(obj, enum.Enum):
-        members = (f"* **{m.name}** ({m.value}): {_plain(str(m))}" for m in obj)
+        members = (f"* **{m.name}** ({m.value}): {_plain(getattr(m, 'message', ''))}" for m in obj)
         out += ["", *members, ""]
     lines[:] = out
 

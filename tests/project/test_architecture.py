@@ -54,7 +54,7 @@ WITHOUT = {"checks", "typing", "schedules", "line_search"}
 LATE = {
     "arrays.inventory": {"dask"},
     "fits.pictures": {"matplotlib"},
-    "run.progress": {"rich"},
+    "run.progress": {"IPython", "rich"},
     "schedules": {"matplotlib"},
     "scipy.evaluate": {"scipy"},
     "scipy.fits": {"scipy"},
