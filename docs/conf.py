@@ -33,7 +33,8 @@ extensions = [
 ]
 exclude_patterns = ["_build", "jupyter_execute"]
 
-myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
+myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath", "substitution"]
+myst_substitutions = {"version": version}
 myst_heading_anchors = 3
 os.environ.pop("MPLBACKEND", None)  # so that the notebook's pictures appear in its page
 nb_execution_mode = "force"

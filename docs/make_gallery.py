@@ -30,7 +30,6 @@ ORDER = [
 ]
 # Arguments of single scripts, in addition to --out.
 EXTRA: dict[str, list[str]] = {"burgers_pinn": ["--dtype", "float64"]}
-COLUMNS = 3     # of the index
 COLORS = 128    # of a picture's palette: a third of the bytes, without a visible difference
 
 
@@ -99,25 +98,24 @@ def page(shown: Example, arguments: list[str], printed: str, pictures: list[Path
 
 def index(found: list[Example]) -> str:
     """The page that shows each example with a page, and its first picture."""
-    cells, names = [], []
+    cards, names = [], []
     for shown in found:
         if not (GALLERY / f"{shown.name}.md").is_file():
             continue
         names.append(f"gallery/{shown.name}")
-        title, link = escaped(shown.title), f"gallery/{shown.name}.md"
         pictures = sorted(GALLERY.glob(f"{shown.name}-*.png"))
-        picture = f"[![{title}](gallery/{pictures[0].name})]({link})<br>" if pictures else ""
-        cells.append(f"{picture}[{title}]({link})")
-    cells += [""] * (-len(cells) % COLUMNS)
-    rows = [cells[i : i + COLUMNS] for i in range(0, len(cells), COLUMNS)]
-    table = [[""] * COLUMNS, ["---"] * COLUMNS, *rows]
+        picture = [f":img-top: gallery/{pictures[0].name}"] if pictures else []
+        cards.append("\n".join([
+            ":::{grid-item-card} " + escaped(shown.title), f":link: gallery/{shown.name}",
+            ":link-type: doc", *picture, ":::",
+        ]))
     return (
         "# Gallery\n\nThe programs in the folder `examples/`, with their pictures and output. "
         "`--quick` runs a smaller\nversion, and most scripts take `--backend torch` (or jax, cupy) "
         "for another array library.\n"
         "`make gallery` generates these pages.\n\n"
-        + "".join(f"| {' | '.join(row)} |\n" for row in table)
-        + "\n```{toctree}\n:hidden:\n\n" + "\n".join(names) + "\n```\n"
+        "::::{grid} 1 2 3 3\n:gutter: 3\n\n" + "\n".join(cards) + "\n::::\n"
+        "\n```{toctree}\n:hidden:\n\n" + "\n".join(names) + "\n```\n"
     )
 
 

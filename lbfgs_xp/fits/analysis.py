@@ -18,6 +18,7 @@ import numpy as np
 
 from lbfgs_xp.arrays.backend import Array, Backend, take
 from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp.fits.complex_data import joined, parts_of
 from lbfgs_xp.fits.data import Curve, Slopes, in_units_of_sigma
 from lbfgs_xp.fits.names import listed_order
 from lbfgs_xp.fits.parameters import FreeLayout
@@ -286,7 +287,22 @@ class Analysis:
 
     def jacobian(self, x: Any) -> Array:
         """The derivatives of the model (m, p), or (B, m, p), in the order of x."""
-        return self.slopes(x, *self.objective.args[:2])
+        slopes = self.slopes(x, *self.objective.args[:2])
+        return joined(slopes, -2) if self.complex else slopes
+
+    @property
+    def complex(self) -> bool:
+        """Whether the data are complex; `Residuals` then hold their parts."""
+        curve: Any = self.objective.fun
+        return bool(curve.complex)
+
+    def real(self, array: Array) -> Array:
+        """What the user sees, like y, as the residuals hold it."""
+        return parts_of(array) if self.complex else array
+
+    def seen(self, array: Array) -> Array:
+        """The reverse of `real`."""
+        return joined(array) if self.complex else array
 
     def pulls(self, fit: Any) -> np.ndarray:
         """The residuals in units of their standard deviation, (B, m) on the host: of sigma, or of
@@ -296,7 +312,7 @@ class Analysis:
         with np.errstate(all="ignore"):
             likelihood = self.objective.likelihood
             if likelihood is None:
-                rest = in_units_of_sigma(weights, fit.residuals)
+                rest = in_units_of_sigma(weights, self.real(fit.residuals))
             else:
                 rest = -likelihood.residuals(likelihood.prediction(y - fit.residuals))
             rest = outer.to_host(rest)

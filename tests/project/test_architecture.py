@@ -73,8 +73,8 @@ KNOWS = {
     "arrays.jax_implicit": {"jax"},
     "arrays.cupy": {"cupy"},
     "arrays.strict": {"array_api_strict"},
-    "distributed.mpi": {"mpi4py"},
-    "distributed.torch": {"torch"},
+    "distributed.mpi_processes": {"mpi4py"},
+    "distributed.torch_processes": {"torch"},
 }
 # Modules with tables of library names.
 NAMES = {"arrays.backend", "arrays.inventory", "distributed", "__main__"}

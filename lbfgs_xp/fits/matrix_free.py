@@ -1,0 +1,295 @@
+"""Steps of Levenberg-Marquardt from products with the Jacobian, for one problem of any size.
+
+With J and r weighted as the loss wants them, and A = J / D in the scale D of the parameters, the
+step z / D minimises |r + A z|^2 for |z| within the radius (More 1978).
+
+`Dual` has z = -A^T (A A^T + mu I)^-1 r, for fewer residuals than parameters, or else
+z = -(A^T A + mu I)^-1 A^T r: in both cases, Cholesky factors of the smaller matrix. The radius is
+met by the damping mu, from Newton's method for 1 / |z| = 1 / radius between bounds (Nocedal &
+Wright, algorithm 4.3; More & Sorensen 1983). Products square the singular values, so that those
+below eps^0.5 of the largest are lost in rounding.
+
+`Conjugate` follows the conjugate gradients for A^T A z = -A^T r, in the form that keeps r + A z
+(CGLS: Bjorck 1996, section 7.4.1), until the gradient has fallen far enough (Eisenstat & Walker
+1996, choice 2) or the path leaves the ball of the radius, and ends there (Steihaug 1983; Nocedal &
+Wright, algorithm 7.2).
+
+Vectors are those of the host, (p,) and (m,).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.fits import levenberg_marquardt as lm
+from lbfgs_xp.fits.jacobian import Products
+from lbfgs_xp.fits.linear_algebra import divisor
+from lbfgs_xp.fits.settings import FitSettings
+
+# A step fits the radius if its length is between these multiples of it.
+_SHORT, _LONG = 0.75, 1.1
+# How often the damping is refined, and multiplied by how much when rounding makes a matrix
+# indefinite; and how many times larger than an estimate of the rounding it is at least.
+_REFINED, _FIRMER, _ROUNDED = 12, 16.0, 4.0
+# Conjugate gradients: the most iterations; the loosest and the tightest share to which the gradient
+# falls; the factor of Eisenstat & Walker, and the share from which the last one counts.
+_MOST, _LOOSEST, _TIGHTEST = 500, 0.5, 1e-8
+_FORCING, _REMEMBERED = 0.9, 0.1
+# To this share, where it is measured how much of the residuals could be removed.
+_EXACT = 1e-3
+
+
+class FreeModel(NamedTuple):
+    """The linearised residuals r + A z near x, of which no array is kept but those of a solver.
+
+    jacobian : J, with weighted rows.
+    residuals, slope : r, weighted, and A^T r.
+    solver : what finds z within a radius.
+    scale, norms, optimality, share, finite, hard : as in `LinearModel`.
+    """
+
+    jacobian: Products
+    residuals: Array
+    slope: Array
+    solver: Any
+    scale: Array
+    norms: Array
+    optimality: float
+    share: float
+    finite: bool
+    hard: bool = False
+
+
+class FreeSteps:
+    """What `Fit` asks of a step, from products.
+
+    kind : "dual" or "cg".
+    """
+
+    def __init__(self, settings: FitSettings, space: Space, kind: str):
+        self.settings, self.space, self.kind = settings, space, kind
+        # The norm of the last gradient, and to which share of it conjugate gradients went.
+        self._forced: tuple[float, float] | None = None
+
+    def begin(self, *arguments: Any) -> lm.LMState:
+        return lm.begin(self.settings, self.space, *arguments)
+
+    def going(self, *arguments: Any) -> Any:
+        return lm.going(self.space, *arguments)
+
+    def judge(self, *arguments: Any) -> lm.Verdict:
+        return lm.judge(self.settings, self.space, *arguments)
+
+    def advance(self, *arguments: Any) -> lm.LMState:
+        return lm.advance(self.settings, self.space, *arguments)
+
+    def ahead(self, *arguments: Any) -> Array:
+        return lm.ahead(self.settings, self.space, *arguments)
+
+    def look(self, *arguments: Any) -> Any:
+        return lm.look(self.settings, self.space, *arguments)
+
+    def aim(self, state: lm.LMState, box: Any, going: Any) -> lm.LMState:
+        """The state with its next trial."""
+        linear = state.linear
+        z, mu = linear.solver.within(float(state.radius), float(state.mu))
+        step = z / linear.scale
+        trial = state.x + step
+        step = trial - state.x
+        change = linear.jacobian.push(step)
+        predicted = -self.space.dot(change, linear.residuals + 0.5 * change)
+        return state._replace(mu=mu, step=step, trial=trial, predicted=predicted)
+
+    def linearize(
+        self, x: Array, residuals: Array, columns: Products, box: Any, largest: Any
+    ) -> tuple[FreeModel, bool]:
+        """The linearised residuals, and True: that they are finite is in the model."""
+        settings, space = self.settings, self.space
+        jacobian, weighted = columns, residuals
+        if not settings.loss.is_linear:
+            of_rows, of_residuals = settings.weights(space, residuals)
+            jacobian, weighted = columns.weighted(of_rows), residuals * of_residuals
+        gradient, norms = jacobian.pull(weighted), jacobian.norms
+        finite = bool(
+            np.isfinite(gradient).all() and np.isfinite(norms).all() and np.isfinite(weighted).all()
+        )
+        scale = largest if settings.own_scale else (
+            divisor(space, norms if largest is None else np.maximum(norms, largest))
+        )
+        whole = math.sqrt(2.0 * float(settings.loss.cost(space, residuals))) or 1.0
+        slope = gradient / scale
+        optimality = float(space.max_abs(gradient / divisor(space, norms))) / whole
+        solver: Any = None
+        part = math.nan
+        if finite:
+            solver = self._solver(jacobian, weighted, slope, scale, optimality)
+            finite = solver is not None
+            # A column of J alone removes this share.
+            part = max(solver.removable, optimality * whole) if finite else math.nan
+        return FreeModel(
+            jacobian, weighted, slope, solver, scale, norms, optimality, part / whole, finite
+        ), True
+
+    def _solver(
+        self, jacobian: Products, residuals: Array, slope: Array, scale: Array, optimality: float
+    ) -> Any:
+        if self.kind == "dual":
+            return Dual.of(jacobian, residuals, slope, scale)
+        size = math.sqrt(float(slope @ slope))
+        share = _LOOSEST
+        if self._forced is not None and size > 0.0:
+            before, last = self._forced
+            share = _FORCING * (size / before) ** 2 if before > 0.0 else _LOOSEST
+            if _FORCING * last * last > _REMEMBERED:
+                share = max(share, _FORCING * last * last)
+        share = min(max(share, _TIGHTEST), _LOOSEST)
+        self._forced = size, share
+        # What is not known to be irremovable is no reason to stop.
+        whole = math.sqrt(float(residuals @ residuals))
+        path = Conjugate(jacobian, residuals, slope, scale, share, whole)
+        if optimality <= self.settings.gtol:
+            path = dataclasses.replace(path, removable=path.measured())
+        return path
+
+
+@dataclasses.dataclass
+class Dual:
+    """Damped steps by Cholesky factors of A A^T or A^T A, whichever is smaller.
+
+    matrix, right : the matrix and the right-hand side, in the user's library.
+    least : the damping from which on the matrix is positive definite in spite of rounding.
+    free, length : z with that damping, and its length.
+    removable : the norm of the part of r that this step removes.
+    """
+
+    jacobian: Products
+    slope: Array
+    scale: Array
+    is_dual: bool
+    matrix: Array
+    right: Array
+    least: float = 0.0
+    free: Any = None
+    length: float = 0.0
+    removable: float = 0.0
+
+    @classmethod
+    def of(
+        cls, jacobian: Products, residuals: Array, slope: Array, scale: Array
+    ) -> Dual | None:
+        """The steps; None if squares overflow."""
+        backend = jacobian.backend
+        matrix, is_dual = jacobian.gram(scale)
+        # The trace is at least the norm, of which each sum of n products is wrong by some eps.
+        trace = float(backend.to_host(backend.xp.linalg.trace(matrix)))
+        if not math.isfinite(trace):
+            return None
+        rounding = _ROUNDED * math.sqrt(matrix.shape[0]) * backend.eps * trace
+        right = jacobian.send(residuals if is_dual else slope)
+        self = cls(jacobian, slope, scale, is_dual, matrix, right)
+        solve, self.least = self._factored(max(rounding, 4.0 / backend.largest))
+        self.free = self._back(solve(right))
+        self.length = math.sqrt(float(self.free @ self.free))
+        self.removable = math.sqrt(max(-float(slope @ self.free), 0.0))
+        return self
+
+    def within(self, radius: float, mu: float) -> tuple[Array, float]:
+        """z for this radius, and its damping; mu : that of the last step."""
+        if self.length <= _LONG * radius:
+            return self.free, self.least
+        low, high = self.least, math.sqrt(float(self.slope @ self.slope)) / radius
+        mu = mu if low < mu < high else math.sqrt(low) * math.sqrt(max(high, low))
+        for _ in range(_REFINED):
+            solve, mu = self._factored(mu)
+            found = solve(self.right)
+            z = self._back(found)
+            length = math.sqrt(float(z @ z))
+            if _SHORT * radius <= length <= _LONG * radius:
+                break
+            low, high = (max(low, mu), high) if length > radius else (low, min(high, mu))
+            image = self.matrix @ found if self.is_dual else found
+            bend = float(self.jacobian.backend.to_host(image @ solve(found)))
+            mu = mu + length * length / bend * (length - radius) / radius if bend > 0.0 else 0.0
+            if not low < mu < high:
+                mu = max(1e-3 * high, math.sqrt(low) * math.sqrt(high))
+        return z * min(1.0, _LONG * radius / length), mu
+
+    def _factored(self, mu: float) -> tuple[Callable[[Array], Array], float]:
+        """What solves with the matrix + mu I, and mu, or the next larger one that rounding allows.
+        """
+        while True:
+            solve = self.jacobian.backend.positive_solver(self.matrix, mu)
+            if solve is not None:
+                return solve, mu
+            mu *= _FIRMER
+
+    def _back(self, vector: Array) -> Array:
+        vector = self.jacobian.fetch(vector)
+        return -self.jacobian.pull(vector) / self.scale if self.is_dual else -vector
+
+
+@dataclasses.dataclass
+class Conjugate:
+    """Steps along the path of conjugate gradients.
+
+    share : to which share of its norm the gradient is brought.
+    removable : an upper bound of the norm of the part of r that a step can remove.
+    """
+
+    jacobian: Products
+    residuals: Array
+    slope: Array
+    scale: Array
+    share: float
+    removable: float
+
+    def measured(self) -> float:
+        """What `removable` is."""
+        return math.sqrt(self._path(math.inf, _EXACT)[1])
+
+    def within(self, radius: float, mu: float) -> tuple[Array, float]:
+        """z within this radius, and no damping."""
+        return self._path(radius, self.share)[0], 0.0
+
+    def _path(self, radius: float, share: float) -> tuple[Array, float]:
+        """z, and by how much |r + A z|^2 is below |r|^2."""
+        z, left, direction = 0.0 * self.slope, self.residuals, -self.slope
+        squares = float(self.slope @ self.slope)
+        goal, fallen = share * share * squares, 0.0
+        for _ in range(min(_MOST, 2 * min(self.jacobian.shape))):
+            if squares <= goal:
+                break
+            image = self.jacobian.push(direction / self.scale)
+            curvature = float(image @ image)
+            alpha = squares / curvature if curvature > 0.0 else math.inf
+            to_end = _to_sphere(z, direction, radius)
+            if not alpha < to_end:
+                if math.isfinite(to_end):
+                    z = z + to_end * direction
+                    fallen += to_end * (2.0 * squares - to_end * curvature)
+                break
+            z, left = z + alpha * direction, left + alpha * image
+            fallen += alpha * squares
+            slope = self.jacobian.pull(left) / self.scale
+            before, squares = squares, float(slope @ slope)
+            direction = squares / before * direction - slope
+        return z, max(fallen, 0.0)
+
+
+def _to_sphere(z: Array, direction: Array, radius: float) -> float:
+    """The largest t with |z + t d| at most the radius, for |z| within it."""
+    if math.isinf(radius):
+        return math.inf
+    a, b = float(direction @ direction), float(z @ direction)
+    c = radius * radius - float(z @ z)
+    if a <= 0.0 or c <= 0.0:
+        return 0.0
+    root = math.sqrt(b * b + a * c)
+    return c / (b + root) if b > 0.0 else (root - b) / a
