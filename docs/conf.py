@@ -144,7 +144,7 @@ def _signature(app, what, name, obj, options, signature, returns):
 def _links(app, doctree) -> None:
     """Link `lx.minimize` and `lx.LBFGS(memory_size=20)` to the reference wherever they occur."""
     public = set(lbfgs_xp.__all__)
-    for module in ("problems", "projections", "schedules"):
+    for module in ("plot", "problems", "projections", "schedules"):
         public |= {f"{module}.{name}" for name in vars(getattr(lbfgs_xp, module))}
     for literal in list(doctree.findall(nodes.literal)):
         found = _PUBLIC.fullmatch(literal.astext())
