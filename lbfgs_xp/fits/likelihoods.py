@@ -68,8 +68,7 @@ class Likelihood:
         raise NotImplementedError
 
     def information(self, prediction: Array) -> Array:
-        """The information of each datum about its prediction; only that of `Custom` may be negative.
-        """
+        """The information of each datum about its prediction; for `Custom`, it may be negative."""
         raise NotImplementedError
 
     def mean(self, prediction: Array) -> Array:

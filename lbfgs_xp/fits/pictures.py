@@ -139,7 +139,7 @@ def _data(
     likelihood: Any = analysis.objective.likelihood
     data, rest = np.ravel(host(y)), np.ravel(host(analysis.real(fit.residuals)))
     used: np.ndarray = np.ones(data.size, dtype=bool)
-    scale = 1.0
+    scale: Any = 1.0
     if not fit.absolute_sigma:
         reduced = host(fit.reduced_chi2) if analysis.layout.batched else fit.reduced_chi2
         scale = np.sqrt(np.ravel(reduced))

@@ -343,9 +343,9 @@ class CurveFit:
     def _kept(self) -> Any:
         if self._analysis is None:
             raise ValueError(
-                "this result does not keep the model and the data, because it is a copy, comes from "
-                "a pickle, or is of data in chunks; wanted the result that lx.curve_fit has "
-                "returned, for data that were fitted at once"
+                "this result does not hold the model and the data, because it is a copy, comes "
+                "from a pickle, or is of data in chunks; wanted the result itself of lx.curve_fit, "
+                "for data that were fitted at once"
             )
         return self._analysis
 
