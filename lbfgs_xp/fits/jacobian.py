@@ -112,10 +112,10 @@ class Products:
                 squares = squares + xp.sum(rows * rows, axis=0)
         else:
             # E (J^T u)_j^2 = |J_j|^2 for independent signs u (Hutchinson 1990).
-            signs = np.random.default_rng(0).choice([-1.0, 1.0], (_PROBES, self.shape[0]))
-            squares = sum(
-                self.rmatvec(u) ** 2 for u in backend.from_host(signs.astype(self._host_dtype))
-            ) / _PROBES
+            rng, squares = np.random.default_rng(0), backend.zeros((self.shape[1],))
+            for _ in range(_PROBES):
+                signs = rng.choice([-1.0, 1.0], self.shape[0]).astype(self._host_dtype)
+                squares = squares + self.rmatvec(backend.from_host(signs)) ** 2 / _PROBES
         return np.sqrt(backend.to_host(squares))
 
     def gram(self, scale: np.ndarray) -> tuple[Array, bool]:

@@ -59,7 +59,8 @@ class FreeModel(NamedTuple):
     residuals, slope : r, weighted, and A^T r.
     weights : of the rows; None for 1.
     solver : what finds z within a radius.
-    scale, norms, optimality, share, finite, hard : as in `LinearModel`.
+    scale, norms, optimality, share, finite, hard : as in `LinearModel`, but the share is 1 unless
+        the optimality is small enough for it to matter.
     """
 
     jacobian: Products
@@ -158,22 +159,25 @@ class FreeSteps:
         slope = gradient / scale
         optimality = float(space.max_abs(gradient / divisor(space, norms))) / whole
         solver: Any = None
-        part = math.nan
+        part = whole
         if finite:
-            solver = self._solver(jacobian, weighted, slope, scale, optimality)
+            solver = self._solver(jacobian, weighted, slope, scale)
             finite = solver is not None
-            # A column of J alone removes this share.
-            part = max(solver.removable, optimality * whole) if finite else math.nan
+        # Each column of J alone removes at most the optimality. Beyond gtol, nothing depends on
+        # how much all of them can remove.
+        if finite and optimality <= settings.gtol:
+            part = max(solver.removable(), optimality * whole)
         return FreeModel(
-            jacobian, weighted, slope, of_rows, solver, scale, norms, optimality, part / whole, finite
+            jacobian, weighted, slope, of_rows, solver, scale, norms, optimality, part / whole,
+            finite,
         ), True
 
     def _solver(
-        self, jacobian: Products, residuals: Array, slope: Array, scale: Array, optimality: float
+        self, jacobian: Products, residuals: Array, slope: Array, scale: Array
     ) -> Any:
         if self.kind == "dual":
             return Dual.of(jacobian, residuals, slope, scale)
-        size = math.sqrt(float(slope @ slope))
+        size = float(norm(self.space, slope))
         share = _LOOSEST
         if self._forced is not None and size > 0.0:
             before, last = self._forced
@@ -182,12 +186,7 @@ class FreeSteps:
                 share = max(share, _FORCING * last * last)
         share = min(max(share, _TIGHTEST), _LOOSEST)
         self._forced = size, share
-        # What is not known to be irremovable is no reason to stop.
-        whole = math.sqrt(float(residuals @ residuals))
-        path = Conjugate(jacobian, residuals, slope, scale, share, whole)
-        if optimality <= self.settings.gtol:
-            path = dataclasses.replace(path, removable=path.measured())
-        return path
+        return Conjugate(jacobian, residuals, slope, scale, share)
 
 
 @dataclasses.dataclass
@@ -196,8 +195,6 @@ class Dual:
 
     matrix, right : the matrix and the right-hand side, in the user's library.
     least : the damping from which on the matrix is positive definite in spite of rounding.
-    free, length : z with that damping, and its length.
-    removable : the norm of the part of r that this step removes.
     factored : the last factors, as a function that solves, and their damping.
     """
 
@@ -207,10 +204,7 @@ class Dual:
     is_dual: bool
     matrix: Array
     right: Array
-    least: float = 0.0
-    free: Any = None
-    length: float = 0.0
-    removable: float = 0.0
+    least: float
     factored: tuple[Callable[[Array], Array], float] | None = None
 
     @classmethod
@@ -226,33 +220,35 @@ class Dual:
             return None
         rounding = _ROUNDED * math.sqrt(matrix.shape[0]) * backend.eps * trace
         right = jacobian.send(residuals if is_dual else slope)
-        self = cls(jacobian, slope, scale, is_dual, matrix, right)
-        solve, self.least = self._factored(max(rounding, 4.0 / backend.largest))
-        self.free = self._back(solve(right))
-        self.length = math.sqrt(float(self.free @ self.free))
-        self.removable = math.sqrt(max(-float(slope @ self.free), 0.0))
-        return self
+        least = max(rounding, 4.0 / backend.largest)
+        return cls(jacobian, slope, scale, is_dual, matrix, right, least)
+
+    def removable(self) -> float:
+        """The norm of the part of r that a step can remove."""
+        solve, self.least = self._factored(self.least)
+        return math.sqrt(max(-float(self.slope @ self._back(solve(self.right))), 0.0))
 
     def within(self, radius: float, mu: float) -> tuple[Array, float]:
-        """z for this radius, and its damping; mu : that of the last step."""
-        if self.length <= _LONG * radius:
-            return self.free, self.least
+        """z for this radius, and its damping; mu : that of the last step, or 0."""
+        radius = max(radius, 4.0 / self.jacobian.backend.largest)
         low, high = self.least, math.sqrt(float(self.slope @ self.slope)) / radius
-        mu = mu if low < mu < high else math.sqrt(low) * math.sqrt(max(high, low))
+        mu = max(min(mu, high), low)
         for _ in range(_REFINED):
             solve, mu = self._factored(mu)
             found = solve(self.right)
             z = self._back(found)
             length = math.sqrt(float(z @ z))
-            if _SHORT * radius <= length <= _LONG * radius:
+            if length <= _LONG * radius and (length >= _SHORT * radius or mu <= low):
                 break
             low, high = (max(low, mu), high) if length > radius else (low, min(high, mu))
             image = self.matrix @ found if self.is_dual else found
             bend = float(self.jacobian.backend.to_host(image @ solve(found)))
             mu = mu + length * length / bend * (length - radius) / radius if bend > 0.0 else 0.0
-            if not low < mu < high:
+            if mu <= self.least and low <= self.least:
+                mu = self.least
+            elif not low < mu < high:
                 mu = max(1e-3 * high, math.sqrt(low) * math.sqrt(high))
-        return z * min(1.0, _LONG * radius / length), mu
+        return (z * (_LONG * radius / length) if length > _LONG * radius else z), mu
 
     def answer(self, residuals: Array, mu: float) -> Array:
         """z with this damping for other residuals, by the factors of the last step if it had it."""
@@ -282,7 +278,6 @@ class Conjugate:
     """Steps along the path of conjugate gradients.
 
     share : to which share of its norm the gradient is brought.
-    removable : an upper bound of the norm of the part of r that a step can remove.
     """
 
     jacobian: Products
@@ -290,10 +285,9 @@ class Conjugate:
     slope: Array
     scale: Array
     share: float
-    removable: float
 
-    def measured(self) -> float:
-        """What `removable` is."""
+    def removable(self) -> float:
+        """The norm of the part of r that a step can remove."""
         return math.sqrt(self._path(math.inf, _EXACT)[1])
 
     def within(self, radius: float, mu: float) -> tuple[Array, float]:
