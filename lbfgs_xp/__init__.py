@@ -11,7 +11,7 @@ import difflib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from lbfgs_xp import distributed, problems, projections, schedules
+from lbfgs_xp import distributed, plot, problems, projections, schedules
 from lbfgs_xp.arrays.space import FixedOrderSpace, Space, fixed_sum
 from lbfgs_xp.constraints import (
     ConstrainedResult,
@@ -36,6 +36,7 @@ from lbfgs_xp.first_order import (
     RAdam,
     RMSProp,
     Rprop,
+    StochasticLBFGS,
     Yogi,
 )
 from lbfgs_xp.fits.curve_fit import curve_fit
@@ -133,6 +134,7 @@ __all__ = [
     "State",
     "Starts",
     "Status",
+    "StochasticLBFGS",
     "StrongWolfe",
     "TrainRecord",
     "TrainResult",
@@ -147,6 +149,7 @@ __all__ = [
     "line_search",
     "load",
     "minimize",
+    "plot",
     "problems",
     "projections",
     "quadratic_penalty",

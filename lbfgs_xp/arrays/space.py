@@ -25,11 +25,11 @@ from lbfgs_xp.checks import flag
 def fixed_sum(x: Array, axis: int = -1) -> Array:
     """The sum along one axis, in an order that depends only on its length.
 
-    The axis is padded with zeros to a power of two, and the second half is repeatedly added to the
-    first until one element is left. All additions are elementwise, so every library that rounds as
-    IEEE 754 specifies gives the same bits, on any device and with any number of threads. The error
-    grows like log2(n), not n (pairwise summation: Higham, Accuracy and Stability of Numerical
-    Algorithms, section 4.2).
+    The axis is padded with zeros to a power of two, and neighbours are repeatedly added until one
+    element is left. All additions are elementwise, so every library that rounds as IEEE 754
+    specifies gives the same bits, on any device and with any number of threads. The error grows
+    like log2(n), not n (pairwise summation: Higham, Accuracy and Stability of Numerical Algorithms,
+    section 4.2).
 
     Parameters
     ----------
@@ -58,21 +58,24 @@ def fixed_sum(x: Array, axis: int = -1) -> Array:
         x = compat.array_namespace(x).moveaxis(x, axis, -1)
     # JAX compiles the additions as one program, without anything else: it would fuse a product with
     # its sum and round only once.
-    return compiled(x, _halved)(x)
+    return compiled(x, _paired)(x)
 
 
-def _halved(x: Array) -> Array:
+def _paired(x: Array) -> Array:
     """`fixed_sum` over the last axis."""
-    xp, n = compat.array_namespace(x), x.shape[-1]
-    if n == 0:
+    xp = compat.array_namespace(x)
+    if x.shape[-1] == 0:
         return xp.sum(x, axis=-1, dtype=x.dtype)
-    size = 1 << (n - 1).bit_length()
-    if size != n:
-        x = xp.concat([x, xp.zeros_like(x[..., : size - n])], axis=-1)
-    while size > 1:
-        size //= 2
-        x = x[..., :size] + x[..., size:]
+    while x.shape[-1] > 1:
+        x = pair_sums(xp, x)
     return x[..., 0]
+
+
+def pair_sums(xp: Any, x: Array) -> Array:
+    """The sums of neighbours along the last axis; a last element without one is added to 0."""
+    if x.shape[-1] % 2:
+        x = xp.concat([x, xp.zeros_like(x[..., :1])], axis=-1)
+    return x[..., ::2] + x[..., 1::2]
 
 
 class Space(Keyed):
@@ -96,9 +99,13 @@ class Space(Keyed):
     small : namespace of that algebra.
     queue : the pending numbers of the run; see `later`.
     scalars : the functions for the scalars of each problem.
+    sharded : bool
+        Whether this process holds a piece of every vector, and reading a number takes a message to
+        all others; see `lbfgs_xp.distributed.sharded`.
     """
 
     reproducible = False
+    sharded = False
 
     def __init__(self, backend: Backend | Array, batched: bool = False):
         if not isinstance(backend, Backend):
@@ -112,7 +119,7 @@ class Space(Keyed):
         self._key = backend, batched
         self.remote = not (batched or backend.reads_are_free or self.reproducible)
         self.small_on_host = not (batched or self.remote) or self.reproducible or backend.on_host
-        self.queue = Queue(backend)
+        self.queue = Queue(backend, backend.read)
         self.small = np if self.small_on_host else backend.xp
         self.scalars = scalars.of(self.small_zeros(()) if batched else 0.0)
         # Subclasses get no shortcuts, because these would bypass the reductions they define.
@@ -338,6 +345,10 @@ class Space(Keyed):
             return self.xp.astype(array, self.backend.dtype, copy=False)
         array = self.backend.to_host(array)
         return array if array.dtype == np.float64 else array.astype(np.float64)
+
+    def fetch_each(self, *arrays: Array) -> list[Array]:
+        """`fetch` of several arrays."""
+        return [self.fetch(array) for array in arrays]
 
     def fetch_mask(self, mask: Array) -> Any:
         """A mask of the problems of a batch from the device, for the scalars."""

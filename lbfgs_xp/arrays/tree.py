@@ -39,6 +39,8 @@ class Layout(Keyed):
         What errors call x0.
     traced : bool
         Whether the leaves may be traced, because a function is being compiled.
+    is_piece : bool
+        Whether the parameters are a piece of those of many processes, which may be empty.
 
     Attributes
     ----------
@@ -50,7 +52,10 @@ class Layout(Keyed):
     scale: Any = None
     scale_key: Any = None
 
-    def __init__(self, x0: Any, batched: bool, name: str = "x0", traced: bool = False):
+    def __init__(
+        self, x0: Any, batched: bool, name: str = "x0", traced: bool = False,
+        is_piece: bool = False,
+    ):
         leaves, self.structure = without_frozen(*flatten_parameters(_as_parameters(x0, name)))
         self.batched = batched
         if batched and isinstance(self.structure, Partial):
@@ -69,7 +74,7 @@ class Layout(Keyed):
             for shape, c in zip(self.shapes, self.complex, strict=True)
         ]
         self.size = sum(self.sizes)
-        if self.size == 0 or 0 in self.batch:
+        if (self.size == 0 and not is_piece) or 0 in self.batch:
             raise ValueError(f"{name} is empty (shapes {self.shapes}); wanted at least one number")
         # The common case, one real array that already is the vector, costs nothing.
         self.plain = (

@@ -18,6 +18,7 @@ import numpy as np
 
 from lbfgs_xp.arrays.backend import Array, Backend, take
 from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp.fits.complex_data import joined, parts_of
 from lbfgs_xp.fits.data import Curve, Slopes, in_units_of_sigma
 from lbfgs_xp.fits.names import listed_order
 from lbfgs_xp.fits.parameters import FreeLayout
@@ -271,11 +272,16 @@ class Analysis:
                 return False
         return True
 
-    def direction(self, rows: Rows, x: Array, place: int) -> Array:
-        """The derivatives (R, p) of one of all numbers, which is tied, at free numbers (R, p)."""
-        return self.fetch(self.slopes_of_ties(rows, self.send(x))[:, place, :])
+    def directions(self, rows: Rows, x: Array, places: np.ndarray, signs: np.ndarray) -> Array:
+        """The derivatives (R, p) of one of all numbers for each row, which is tied, at free numbers
+        (R, p), times a sign."""
+        slopes = self.fetch(self._slopes_of_ties(rows, self.send(x)))
+        xp, every = self.backend.xp, np.arange(slopes.shape[1])
+        own = self.backend.from_host(every == places[:, None], self.backend.xp.bool)[..., None]
+        chosen = xp.sum(xp.where(own, slopes, xp.zeros_like(slopes)), axis=1)
+        return self.backend.from_host(signs)[:, None] * chosen
 
-    def slopes_of_ties(self, rows: Rows, x: Array) -> Array:
+    def _slopes_of_ties(self, rows: Rows, x: Array) -> Array:
         layout: Any = rows.residuals.layout if self.layout.batched else self.layout
         if self.layout.batched:
             return layout.slopes(x)
@@ -286,7 +292,22 @@ class Analysis:
 
     def jacobian(self, x: Any) -> Array:
         """The derivatives of the model (m, p), or (B, m, p), in the order of x."""
-        return self.slopes(x, *self.objective.args[:2])
+        slopes = self.slopes(x, *self.objective.args[:2])
+        return joined(slopes, -2) if self.complex else slopes
+
+    @property
+    def complex(self) -> bool:
+        """Whether the data are complex; `Residuals` then hold their parts."""
+        curve: Any = self.objective.fun
+        return bool(curve.complex)
+
+    def real(self, array: Array) -> Array:
+        """What the user sees, like y, as the residuals hold it."""
+        return parts_of(array) if self.complex else array
+
+    def seen(self, array: Array) -> Array:
+        """The reverse of `real`."""
+        return joined(array) if self.complex else array
 
     def pulls(self, fit: Any) -> np.ndarray:
         """The residuals in units of their standard deviation, (B, m) on the host: of sigma, or of
@@ -296,7 +317,7 @@ class Analysis:
         with np.errstate(all="ignore"):
             likelihood = self.objective.likelihood
             if likelihood is None:
-                rest = in_units_of_sigma(weights, fit.residuals)
+                rest = in_units_of_sigma(weights, self.real(fit.residuals))
             else:
                 rest = -likelihood.residuals(likelihood.prediction(y - fit.residuals))
             rest = outer.to_host(rest)

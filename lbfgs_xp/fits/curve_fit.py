@@ -19,6 +19,7 @@ from lbfgs_xp.arrays.tree import flatten
 from lbfgs_xp.fits.answers import Answers
 from lbfgs_xp.fits.by_minimize import fit_by_minimize
 from lbfgs_xp.fits.chunks import Chunks, report_of_chunks, source_of
+from lbfgs_xp.fits.complex_data import is_complex
 from lbfgs_xp.fits.data import residuals_of
 from lbfgs_xp.fits.implicit import FromData, found_of_fit, refuse_masks
 from lbfgs_xp.fits.likelihoods import check_name
@@ -114,14 +115,18 @@ def curve_fit(
         shows at the start that all rows need all of it: coordinates (k, m) beside k rows.
     y : array (m,), or (B, m) for a batch
         The data. Their library, device and dtype are used throughout the fit. Points that are
-        masked in a masked array (y, x or sigma) are left out, as by an infinite sigma.
+        masked in a masked array (y, x or sigma) are left out, as by an infinite sigma. Complex
+        data, as of an impedance, are fitted by a complex model with real parameters: both parts of
+        each count as data.
     p0 : one number, numbers (p,), or a dict (nested or not) of numbers and arrays
         The start. For a batch (B, p), or leaves (B, ...); (p,) and plain numbers apply to all rows.
     sigma : None, an array, or a pair of arrays
         Standard deviations of y, with a shape that broadcasts to it; a tuple (low, high) of them,
         for predictions below and above y, as in y -low +high; or, for a single fit, the covariance
         (m, m) of the data. An infinite entry leaves its point out, even if y is nan there; the
-        residual of that point is nan.
+        residual of that point is nan. For complex data: real deviations of both parts alike,
+        complex ones with a part for each, or a covariance (2 m, 2 m) of all real parts followed by
+        all imaginary ones.
     absolute_sigma : bool
         Whether sigma is in absolute units. If not, sigma only gives relative weights, and the
         covariance is scaled by reduced_chi2.
@@ -171,8 +176,8 @@ def curve_fit(
         Levenberg-Marquardt; or, for comparison, `lx.minimize` on half of chi2.
     jac : None, function, "2-point" or "3-point"
         None: automatic differentiation (PyTorch, JAX), elsewhere "2-point". A function with the
-        arguments of the model: jac(x, *params) -> (m, p), for a batch (B, m, p), in the order in
-        which p0 lists the parameters. "2-point" or "3-point": finite differences.
+        arguments of the model: jac(x, *params) -> (m, p), for a batch (B, m, p), like y and in the
+        order in which p0 lists the parameters. "2-point" or "3-point": finite differences.
     diff_step, gtol, ftol, xtol, maxiter, maxfun, maxtime, factor
         As in `lx.least_squares`; for "lbfgs" gtol to maxtime as in `lx.minimize`.
     batched : bool
@@ -243,6 +248,11 @@ def curve_fit(
     if not implicit.is_wanted(differentiable, y):
         return _fit(model, x, y, sigma, p0, **settings)[0]
     refuse_masks(x, y, sigma)
+    if is_complex(y):
+        raise TypeError(
+            "y is complex; wanted real data for a fit that is differentiated, such as an array of "
+            "both parts"
+        )
     _refuse_indifferentiable(
         fixed=fixed, ties=ties, priors=priors, chunk_size=chunk_size,
         likelihood=None if likelihood == "gaussian" else likelihood,

@@ -85,8 +85,10 @@ def least_squares(
     Parameters
     ----------
     residuals : function
-        residuals(x, *args) -> real array (m,); for a batch (B, m). With `weights`, also a nested
-        dict, list, tuple or dataclass of such arrays: blocks of residuals, (m_k,) each.
+        residuals(x, *args) -> array (m,); for a batch (B, m). Complex residuals count as 2 m real
+        ones, as `fun` of the result lists them: all real parts, then all imaginary ones. With
+        `weights`, also a nested dict, list, tuple or dataclass of such arrays: blocks of
+        residuals, (m_k,) each.
     x0 : float array of any shape; or a nested dict, list, tuple or dataclass of them
         The start. Its library and device are used throughout the run.
     args : tuple

@@ -11,6 +11,7 @@ import numpy as np
 from lbfgs_xp.arrays.backend import Array, Backend, identity
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.fits.answers import Answers
+from lbfgs_xp.fits.complex_data import joined
 from lbfgs_xp.fits.covariance import deviations, inverse_of_squares
 from lbfgs_xp.fits.data import are_correlated, in_units_of_data, in_units_of_sigma
 from lbfgs_xp.fits.likelihoods import Likelihood
@@ -48,6 +49,9 @@ def report(
         residuals = y - layout.xp.reshape(likelihood.mean(predictions), y.shape)
         factors = objective.of_information(at, found.fun)
         jacobian = jacobian * layout.xp.reshape(factors, jacobian.shape[:-1])[..., None]
+    model: Any = objective.fun
+    if model.complex:
+        residuals = joined(residuals)
     send: Callable = identity
     fetch: Callable = identity
     fixed = None if box is None else box[0] == box[1]
@@ -69,7 +73,7 @@ def report(
     if isinstance(layout, FreeLayout):
         covariance, loose = _of_all(space, fetch(layout.slopes(at)), covariance, loose)
     if likelihood is None:
-        of_data = backend.jit(_statistics, loss.of_data, absolute, space)
+        of_data = backend.jit(_statistics, loss.of_data, absolute, model.complex, space)
         told = of_data(weighted[:, :data], y, weights, free)
     else:
         of_counts = _of_likelihood(likelihood.fetched(fetch), space, fetch(predictions))
@@ -221,8 +225,8 @@ def _scaled(
 
 
 def _statistics(
-    loss: ResidualLoss, absolute_sigma: bool, space: Space, weighted: Array, y: Array,
-    weights: Any, free: Array,
+    loss: ResidualLoss, absolute_sigma: bool, is_complex: bool, space: Space, weighted: Array,
+    y: Array, weights: Any, free: Array,
 ) -> _Statistics:
     """The numbers of a fit with normal errors, from residuals (B, m) and the number of free
     parameters (B,)."""
@@ -242,11 +246,15 @@ def _statistics(
         logs = xp.log(xp.where(known, weights, xp.ones_like(weights)))
         log_weights = space.sum(xp.reshape(logs, (-1, m)))
     # The best constant, with the same weights.
-    unit = xp.broadcast_to(in_units_of_sigma(weights, xp.ones_like(y)), y.shape)
-    unit = xp.reshape(unit, (-1, m))
-    data = xp.reshape(in_units_of_sigma(weights, y), (-1, m))
-    level = space.dot(unit, data) / space.dot(unit, unit)
-    rest = data - level[:, None] * unit
+    rest = xp.reshape(in_units_of_sigma(weights, y), (-1, m))
+    units: list[Array] = []
+    for constant in _constants(xp, y, is_complex):
+        unit = xp.broadcast_to(in_units_of_sigma(weights, constant), y.shape)
+        unit = xp.reshape(unit, (-1, m))
+        for other in units:    # correlated parts
+            unit = _without(space, other, unit)
+        units.append(unit)
+        rest = _without(space, unit, rest)
     r2 = 1.0 - space.dot(weighted, weighted) / space.dot(rest, rest)
 
     scale = xp.ones_like(chi2) if absolute_sigma else chi2 / used
@@ -255,3 +263,20 @@ def _statistics(
     likelihood = -0.5 * twice if loss.is_linear else xp.full_like(twice, math.nan)
     nothing = xp.zeros_like(chi2)
     return _Statistics(chi2, nothing, nothing, chi2, r2, used, free, likelihood)
+
+
+def _constants(xp: Any, y: Array, is_complex: bool) -> list[Array]:
+    """What a constant adds to data like y: for complex ones, to the parts of each kind."""
+    one = xp.ones_like(y)
+    if not is_complex:
+        return [one]
+    half, none = y.shape[-1] // 2, xp.zeros_like(y)
+    parts = [one[..., :half], none[..., half:]]
+    return [xp.concat(parts, axis=-1), xp.concat(parts[::-1], axis=-1)]
+
+
+def _without(space: Space, direction: Array, vector: Array) -> Array:
+    """Vectors (B, m) without what they have along a direction."""
+    length = space.dot(direction, direction)
+    length = space.xp.where(length > 0.0, length, space.xp.ones_like(length))
+    return vector - (space.dot(direction, vector) / length)[:, None] * direction

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from lbfgs_xp.arrays import returned
-from lbfgs_xp.arrays.backend import Array, Backend, take
+from lbfgs_xp.arrays.backend import Array, Backend, is_array, take
 from lbfgs_xp.arrays.rows import take_rows
 from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp.fits.complex_data import is_complex, parts_of
 from lbfgs_xp.fits.likelihoods import Likelihood
 from lbfgs_xp.fits.parameters import FreeLayout
 from lbfgs_xp.fits.priors import Priors
@@ -318,6 +319,8 @@ class Residuals:
                 jacobian = self.jac(layout.to_tree(self._to_user(x)), *self.args)
             except self.forgiven:
                 return self.backend.full(shape, math.nan)
+            if is_array(jacobian) and is_complex(jacobian) and jacobian.ndim > 1:
+                jacobian = parts_of(jacobian, -2)
             wanted = (*layout.batch, values.shape[-1], layout.whole.size)
             jacobian = self.backend.detach(layout.check(jacobian, 0, "the Jacobian", wanted))
             if isinstance(layout, FreeLayout):
@@ -400,6 +403,8 @@ def evaluate_residuals(
     # Not flattened, because a matrix usually comes from a subtraction that has broadcast.
     if len(shape) != len(batch) + 1 or shape[: len(batch)] != batch or 0 in shape:
         raise ValueError(f"residuals returned {returned.described(out)}; wanted {wanted}")
+    if is_complex(out):
+        out = parts_of(out)
     returned.check_real("residuals", out, backend)
     if differs:
         returned.check_precision("residuals", out, backend)

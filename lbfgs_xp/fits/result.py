@@ -180,10 +180,10 @@ class CurveFit:
         the same of the deviances.
     residuals : array (m,)
         y - model, in the unit of y; for likelihood="binomial", y - trials model. None for data that
-        were fitted in chunks.
+        were fitted in chunks. As y, they may be complex, and so are `jacobian` and `predict`.
     n_data, n_free : int
-        The number of data, without points that an infinite sigma leaves out; and of parameters,
-        without those that are fixed or tied.
+        The number of data, without points that an infinite sigma leaves out (a complex one counts
+        as two); and of parameters, without those that are fixed or tied.
     n_priors : int
         How many parameters, or combinations of them, have priors.
     log_likelihood : float
@@ -520,7 +520,7 @@ class CurveFit:
 
         Returns
         -------
-        low, high : arrays like the prediction
+        low, high : arrays like the prediction; if it is complex, each for both parts
 
         Examples
         --------
@@ -626,7 +626,7 @@ class CurveFit:
         """Draw the data with their errors, the curve with its band, and the residuals below.
 
         The errors are sigma, in the scale of `stderr`. If x is no array with a number for each
-        point, the axis counts the points.
+        point, the axis counts the points. Both parts of complex data are drawn side by side.
 
         Parameters
         ----------

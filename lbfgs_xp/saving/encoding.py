@@ -21,6 +21,10 @@ from lbfgs_xp.arrays.pending import Pending
 from lbfgs_xp.arrays.tree import leaf_name
 
 _PACKAGE = __name__.partition(".")[0]
+# What a value in a file may stand for; each has a method of `Decoder`.
+_KINDS = (
+    "float", "bytes", "scalar", "host", "array", "tuple", "list", "dict", "enum", "named", "saved"
+)
 
 
 class Unsaved(TypeError):
@@ -136,6 +140,8 @@ class Decoder:
         if not isinstance(data, dict):
             return data
         ((kind, content),) = data.items()
+        if kind not in _KINDS:
+            raise ValueError(f"the file holds a {kind!r}; wanted one of {', '.join(_KINDS)}")
         return getattr(self, f"_{kind}")(content)
 
     def _float(self, text: str) -> float:
@@ -186,7 +192,9 @@ def _class_named(name: str, base: type) -> Any:
     found: Any = importlib.import_module(module)
     for part in qualname.split("."):
         found = getattr(found, part)
-    if not (isinstance(found, type) and issubclass(found, base)):
+    # Not a class that a module of ours has only imported.
+    own = isinstance(found, type) and found.__module__.partition(".")[0] == _PACKAGE
+    if not (own and issubclass(found, base)):
         raise ValueError(f"{name} is no class of states")
     return found
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lbfgs_xp.arrays.backend import Array, copy_of, is_array
+from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.scalars import Scalars, named
 from lbfgs_xp.arrays.space import Space
 
@@ -129,6 +130,8 @@ def products(
     difference (see `differs`).
     """
     rows, slot, m = pairs.rows, pairs.slot, len(pairs.diagonal)
+    if space.sharded:
+        return _whole_products(space, pairs, gradient, y, slope, before, squared)
     if reads_twice(space, rows):
         return space.small_products(rows, gradient), space.small_products(rows, y), math.inf
     # These come first, while y and g are in the cache; reading the rows evicts them.
@@ -139,6 +142,24 @@ def products(
     else:
         change = with_gradient - before
         change[slot], change[slot + m] = with_gradient[slot] - slope, size
+    return with_gradient, change, square
+
+
+def _whole_products(
+    space: Space, pairs: Pairs, gradient: Array, y: Array, slope: float, before: Any, squared: float
+) -> tuple[Array, Array, float]:
+    """`products` with one message to the other processes, or with two if W y cannot be a
+    difference."""
+    rows, slot, m = pairs.rows, pairs.slot, len(pairs.diagonal)
+    if space.reproducible or space.backend.eps > _DOUBLE:
+        return *space.fetch_each(space.products(rows, gradient), space.products(rows, y)), math.inf
+    numbers = space.later(space.dot(y, y), space.dot(gradient, gradient))
+    with_gradient = space.fetch(space.products(rows, gradient))
+    size, square = map(now, numbers)
+    if before is None or not differs(size, squared):
+        return with_gradient, space.fetch(space.products(rows, y)), square
+    change = with_gradient - before
+    change[slot], change[slot + m] = with_gradient[slot] - slope, size
     return with_gradient, change, square
 
 

@@ -28,15 +28,19 @@ def step(
     if space.remote:
         slope, measured = remote.measure(space, solver, state, gradient)
         phi, dphi = space.read(value, slope)
-        state = state._replace(search=begun(rule, state.search))
-        if state.pairs.count and not state.search.dphi0 < 0.0:
-            return _start_again(solver, space, state, phi, state.decrement)
     else:
         along = state.direction
         if path is not None:
             along = bounded.along(space, path, state.x, state.trial, state.search.alpha, along)
         whole = bounded.penalised_gradient(path, gradient)
-        phi, dphi = float(value), space.read_one(space.dot(whole, along))
+        if space.sharded:
+            phi, dphi = space.read(value, space.dot(whole, along))
+        else:
+            phi, dphi = float(value), space.read_one(space.dot(whole, along))
+    if isinstance(state.search.dphi0, Pending):
+        state = state._replace(search=begun(rule, state.search))
+        if state.pairs.count and not state.search.dphi0 < 0.0:
+            return _start_again(solver, space, state, phi, state.decrement)
     old = state.search
     search = rule.advance(old, phi, dphi)
     lower = search.best_phi < old.best_phi
@@ -89,11 +93,12 @@ def _arrive(
             space, state, measured, alpha, slope, gradient, solver.scale_initial
         )
     else:
-        norm = space.read_one(space.max_abs(gradient))
+        (norm,) = space.later(space.max_abs(gradient))
         s, y = space.scale(alpha, state.direction), None
         pairs, with_gradient, squared = _with_pair(
             solver, space, state, s, gradient, gradient, y, slope, state.with_gradient
         )
+        norm = now(norm)
     bare = state.pairs.count == 0
     decrement = state.decrement if bare else -0.5 * search.dphi0
     far = endless(solver.line_search, solver.initial.scales_first, alpha)

@@ -98,6 +98,10 @@ class LBFGS(Method, TakesBounds):
         return None if rate == _ALWAYS_1 else Pace(0, rate.init())
 
     @property
+    def shards(self) -> bool:  # type: ignore[override]
+        return self.initial.function is None
+
+    @property
     def in_programs(self) -> bool:
         return self.initial.function is None and isinstance(self.learning_rate, Constant)
 
