@@ -128,7 +128,7 @@ def _with_pair(
     if rows is not pairs.rows:
         pairs = pairs._replace(rows=rows)
     if y is None:
-        y = rows[pairs.slot + len(pairs.diagonal), :]
+        y = space.in_full(rows[pairs.slot + len(pairs.diagonal), :])
     with_gradient, with_change, squared = curvature.products(
         space, pairs, inner, y, slope, before, state.squared
     )
@@ -190,7 +190,7 @@ def _within_bounds(
         slot=(pairs.slot + 1) % m, count=min(pairs.count + 1, m),
     )
     pairs = restricted.to_free(space, pairs, free, solver.scale_initial)
-    return there, norm, (pairs, space.small_products(pairs.rows, inner), math.inf)
+    return there, norm, (pairs, curvature.small_products(space, pairs.rows, inner), math.inf)
 
 
 def _same_free(space: Space, one: Any, other: Any) -> bool:
@@ -302,7 +302,7 @@ def begin(
     inner = bounded.penalised_gradient(path, gradient)
     inner = weighted(bounded.reduced(space, path and path.free, inner), weights)
     if pairs.count:
-        with_gradient = space.small_products(pairs.rows, inner)
+        with_gradient = curvature.small_products(space, pairs.rows, inner)
     else:
         with_gradient = space.small_zeros(pairs.rows.shape[:1])  # without touching the rows
     state = _aim(
