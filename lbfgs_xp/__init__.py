@@ -38,6 +38,7 @@ from lbfgs_xp.first_order import (
     RAdam,
     RMSProp,
     Rprop,
+    StochasticLBFGS,
     Yogi,
 )
 from lbfgs_xp.fits.curve_fit import curve_fit
@@ -137,6 +138,7 @@ __all__ = [
     "State",
     "Starts",
     "Status",
+    "StochasticLBFGS",
     "StrongWolfe",
     "TrainRecord",
     "TrainResult",

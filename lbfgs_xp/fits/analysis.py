@@ -272,11 +272,16 @@ class Analysis:
                 return False
         return True
 
-    def direction(self, rows: Rows, x: Array, place: int) -> Array:
-        """The derivatives (R, p) of one of all numbers, which is tied, at free numbers (R, p)."""
-        return self.fetch(self.slopes_of_ties(rows, self.send(x))[:, place, :])
+    def directions(self, rows: Rows, x: Array, places: np.ndarray, signs: np.ndarray) -> Array:
+        """The derivatives (R, p) of one of all numbers for each row, which is tied, at free numbers
+        (R, p), times a sign."""
+        slopes = self.fetch(self._slopes_of_ties(rows, self.send(x)))
+        xp, every = self.backend.xp, np.arange(slopes.shape[1])
+        own = self.backend.from_host(every == places[:, None], self.backend.xp.bool)[..., None]
+        chosen = xp.sum(xp.where(own, slopes, xp.zeros_like(slopes)), axis=1)
+        return self.backend.from_host(signs)[:, None] * chosen
 
-    def slopes_of_ties(self, rows: Rows, x: Array) -> Array:
+    def _slopes_of_ties(self, rows: Rows, x: Array) -> Array:
         layout: Any = rows.residuals.layout if self.layout.batched else self.layout
         if self.layout.batched:
             return layout.slopes(x)
