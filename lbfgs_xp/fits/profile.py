@@ -81,7 +81,10 @@ class Best(NamedTuple):
                 for side in analysis.box
             )
         usable = on_host(fit.success).astype(bool) & np.isfinite(scale)
-        noise = _ROUNDED * analysis.layout.backend.eps * chi2
+        # What rounding of the data, and of predictions of their size, does to chi2.
+        eps = _ROUNDED * analysis.layout.backend.eps
+        away = np.sqrt(chi2) + eps * analysis.size_of_data
+        noise = eps * chi2 + (away * away - chi2)
         scale = scale.astype(np.float64)
         return cls(x, stderr, covariance, 0.5 * chi2, scale, usable, noise, low, high)
 
