@@ -511,7 +511,8 @@ class CurveFit:
         """Where the curve is, with its errors: prediction -+ z times its standard deviation.
 
         The deviation comes from the covariance and the derivatives of the model (the delta method).
-        It is that of the curve at each x alone, without the scatter of new data around it.
+        It is that of the curve at each x alone, without the scatter of new data around it; infinite
+        where the data do not determine the curve.
 
         Parameters
         ----------
@@ -538,7 +539,8 @@ class CurveFit:
         return self._kept().band(self, x, level)
 
     def propagate(self, function: Callable[[Any], Any]) -> tuple[Any, Any]:
-        """The value and the standard deviation of a function of the parameters (delta method).
+        """The value and the standard deviation of a function of the parameters (delta method);
+        infinite if the data do not determine it.
 
         Parameters
         ----------
@@ -597,10 +599,11 @@ class CurveFit:
         random, with repetition, from those of the fit. All fits are one batch.
 
         Residuals are drawn in units of sigma, around their mean, and enlarged by
-        sqrt(n_data / dof), since a fit makes them smaller; correlated data, by their uncorrelated
-        combinations. Their spread gives the errors, whatever sigma was. With a likelihood or
-        sigma=(low, high), the data are drawn from their distribution around the prediction instead
-        (a parametric bootstrap; not for a function), whose scale is that of the covariance.
+        sqrt(n_data / (n_data - n_free)), since a fit makes them smaller (with priors, n_free less
+        what these determine); correlated data, by their uncorrelated combinations. Their spread
+        gives the errors, whatever sigma was. With a likelihood or sigma=(low, high), the data are
+        drawn from their distribution around the prediction instead (a parametric bootstrap; not for
+        a function), whose scale is that of the covariance.
 
         Parameters
         ----------
