@@ -209,6 +209,12 @@ def train_with_lbfgs(
     if line_search_fn is None:
         raise ValueError("line_search_fn is None; wanted the name of a rule, or a rule")
     progress, pass_model = flags(progress=progress, pass_model=pass_model)
+    if any(isinstance(m, torch.nn.parallel.DistributedDataParallel) for m in model.modules()):
+        raise TypeError(
+            "model is a DistributedDataParallel, whose gradients are averaged in backward() only, "
+            "which is not called here; wanted its module, model.module, or lbfgs_xp.torch.LBFGS "
+            "with a closure that averages the loss"
+        )
     flat = _parameters(model, params)
     source = Source(data, batch_size, chunk_size, seed, flat.params[0].device)
     loss = ChunkedLoss(model, loss_fn, reduction, flat, pass_model)
