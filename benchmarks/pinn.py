@@ -165,7 +165,8 @@ class Network:
     """The loss of an equation as a function of a vector of parameters, with what counts its use.
 
     calls : evaluations of the loss, with its gradient, and two for each product with the Hessian.
-    seconds : in these, and in measuring errors.
+    seconds : in measuring errors.
+    time_of : the seconds that each method has taken.
     """
 
     def __init__(self, equation: Equation, count: int, seed: int):
@@ -192,14 +193,19 @@ class Network:
         def solution(x: Any, p: Any) -> Any:
             return equation.solution(functools.partial(network, x), p)
 
-        def loss(x: Any) -> Any:
+        def residuals(x: Any, points: Any) -> Any:
             u = functools.partial(solution, x)
-            return jnp.mean(jax.vmap(functools.partial(equation.residual, u))(points) ** 2)
+            return jax.vmap(functools.partial(equation.residual, u))(points)
 
+        def loss(x: Any) -> Any:
+            return jnp.mean(residuals(x, points) ** 2)
+
+        self.points, self.residuals = points, jax.jit(residuals)
         self._both = jax.jit(jax.value_and_grad(loss))
         self._product = jax.jit(lambda x, v: jax.jvp(jax.grad(loss), (x,), (v,))[1])
         self._at = jax.jit(jax.vmap(solution, (None, 0)))
         self.where, self.exact = equation.exact()
+        self.time_of: dict[str, float] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -214,13 +220,13 @@ class Network:
         self.calls += 1
         if value < self.best:
             self.best, self.x = value, np.array(x)
-        self._note()
+        self.note()
         return value, np.array(gradient)
 
     def product(self, x: np.ndarray, v: np.ndarray) -> np.ndarray:
         self.calls += 2
         found = np.array(self._product(x, v))
-        self._note()
+        self.note()
         return found
 
     def error(self, x: np.ndarray) -> float:
@@ -233,7 +239,11 @@ class Network:
         self.reset()
         self.marks = [round(mark) for mark in np.geomspace(last / 64, last, MARKS)]
 
-    def _note(self) -> None:
+    def restart(self) -> None:
+        """Begin to measure time now."""
+        self.seconds, self._began = 0.0, time.perf_counter()
+
+    def note(self) -> None:
         while self.marks and self.calls >= self.marks[0]:
             passed = time.perf_counter() - self._began - self.seconds
             began = time.perf_counter()
@@ -279,6 +289,32 @@ def by_newton(network: Network, x0: np.ndarray, evaluations: int) -> str:
     return res.status.name
 
 
+def by_gauss_newton(solver: str) -> Callable:
+    def run(network: Network, x0: np.ndarray, evaluations: int) -> str:
+        def watch(record: Any) -> bool:
+            # A Jacobian by rows takes about as long as a gradient, by products twice as long as
+            # the conjugate gradients that follow, which are not counted.
+            network.calls, network.x = record.nfev + record.nit, np.asarray(record.x)
+            network.best = 2.0 * record.cost / network.points.shape[0]
+            network.note()
+            return network.calls >= evaluations
+
+        settings: dict[str, Any] = {
+            "args": (network.points,), "solver": solver, "pointwise": solver == "dual",
+            "gtol": 0.0, "maxiter": None,
+        }
+        start = jnp.asarray(x0)
+        lx.least_squares(network.residuals, start, **{**settings, "maxiter": 1})    # compiles
+        network.restart()
+        fit = lx.least_squares(
+            network.residuals, start, callback=watch, maxtime=network.time_of.get("SSBroyden"),
+            **settings,
+        )
+        return fit.status.name
+
+    return run
+
+
 def by_scipy(network: Network, x0: np.ndarray, evaluations: int) -> str:
     def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
         if network.calls >= evaluations:
@@ -299,6 +335,8 @@ METHODS: dict[str, Callable] = {
     "BFGS": by_ours(lx.BFGS),
     "SSBFGS": by_ours(lx.SSBFGS),
     "SSBroyden": by_ours(lx.SSBroyden),
+    "Gauss-Newton, dual": by_gauss_newton("dual"),
+    "Gauss-Newton, cg": by_gauss_newton("cg"),
     "Newton-CG": by_newton,
     "SciPy BFGS": by_scipy,
 }
@@ -336,9 +374,10 @@ def main() -> None:
                 network.watch(evaluations)
                 status = METHODS[method](network, adam.x, evaluations)
                 network.finish()
+                network.time_of[method] = network.curve[-1][1]
                 curves.setdefault((name, method), []).append(np.asarray(network.curve))
                 print(
-                    f"{name:10} {seed}  {method:16} n {adam.x.size}  {network.calls} evaluations, "
+                    f"{name:10} {seed}  {method:18} n {adam.x.size}  {network.calls} evaluations, "
                     f"{network.curve[-1][1]:.1f} s  loss {network.best:.1e}  "
                     f"error {network.curve[-1][2]:.2e}  {status}", flush=True,
                 )

@@ -11,7 +11,7 @@ import difflib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from lbfgs_xp import distributed, problems, projections, schedules
+from lbfgs_xp import distributed, plot, problems, projections, schedules
 from lbfgs_xp.arrays.space import FixedOrderSpace, Space, fixed_sum
 from lbfgs_xp.constraints import (
     ConstrainedResult,
@@ -19,6 +19,8 @@ from lbfgs_xp.constraints import (
     augmented_lagrangian,
     quadratic_penalty,
 )
+from lbfgs_xp.diagnosis.diagnose import diagnose
+from lbfgs_xp.diagnosis.result import Diagnosis, Finding
 from lbfgs_xp.first_order import (
     ASGD,
     SGD,
@@ -36,6 +38,7 @@ from lbfgs_xp.first_order import (
     RAdam,
     RMSProp,
     Rprop,
+    StochasticLBFGS,
     Yogi,
 )
 from lbfgs_xp.fits.curve_fit import curve_fit
@@ -101,6 +104,8 @@ __all__ = [
     "ConstrainedResult",
     "ConstrainedStatus",
     "CurveFit",
+    "Diagnosis",
+    "Finding",
     "FirstOrder",
     "FitRecord",
     "Fixed",
@@ -133,6 +138,7 @@ __all__ = [
     "State",
     "Starts",
     "Status",
+    "StochasticLBFGS",
     "StrongWolfe",
     "TrainRecord",
     "TrainResult",
@@ -141,12 +147,14 @@ __all__ = [
     "augmented_lagrangian",
     "check_gradient",
     "curve_fit",
+    "diagnose",
     "distributed",
     "fixed_sum",
     "least_squares",
     "line_search",
     "load",
     "minimize",
+    "plot",
     "problems",
     "projections",
     "quadratic_penalty",

@@ -28,6 +28,7 @@ LineSearchName = Literal[
 LossName = Literal["linear", "soft_l1", "huber", "cauchy", "arctan"]
 Likelihood = Literal["gaussian", "poisson", "binomial"] | Callable[[Any, Any], Any]
 Differences = Literal["2-point", "3-point"]
+FitSolver = Literal["dense", "dual", "cg"]
 OnError = type[Exception] | tuple[type[Exception], ...]
 Jacobian = Callable[..., Any] | Literal[True, "2-point", "3-point"] | None
 
@@ -101,6 +102,10 @@ class FitSettings(TypedDict, total=False):
 
 class LeastSquaresSettings(FitSettings, total=False):
     """The keyword arguments of `lx.least_squares`, except `batched`."""
+
+    solver: FitSolver
+    weights: Any
+    pointwise: bool
 
 
 class CurveFitSettings(FitSettings, total=False):

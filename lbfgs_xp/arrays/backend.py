@@ -679,6 +679,22 @@ class Backend(Keyed):
         """
         raise NotImplementedError
 
+    def jacobian_products(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
+        """(args, x) -> the products of the Jacobian (m, p) at one x (p,): functions from vectors
+        (k, p) to J v, (k, m), and from vectors (k, m) to J^T u, (k, p).
+
+        `evaluate(*static, args, x)` maps (p,) to (m,).
+        """
+        raise NotImplementedError
+
+    def row_gradients(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
+        """(args, rows, x) -> the gradients (k, p) by x of k numbers.
+
+        rows : arrays (k, ...), of which `evaluate(*static, args, rows, x)` takes one entry each,
+            (...), and returns a 0-d array.
+        """
+        raise NotImplementedError
+
     # --- solutions as differentiable functions; see `lbfgs_xp.run.implicit` ---------------------
 
     @staticmethod
@@ -720,6 +736,21 @@ class Backend(Keyed):
         eigh = self.linalg("eigh", ", or a method that needs no Hessian")
         eigenvalues, eigenvectors = eigh(matrix)
         return eigenvalues, eigenvectors
+
+    def positive_solver(self, matrix: Array, shift: float) -> Callable[[Array], Array] | None:
+        """b -> (A + shift I)^-1 b for a symmetric matrix A (n, n) and vectors (n,); None if that
+        matrix is not positive definite to rounding."""
+        linalg = self.xp.linalg
+        try:
+            inverse = linalg.inv(linalg.cholesky(matrix + self.diagonal(matrix.shape[0], shift)))
+        except np.linalg.LinAlgError:
+            return None
+        return lambda b: self.xp.matrix_transpose(inverse) @ (inverse @ b)
+
+    def diagonal(self, size: int, number: float) -> Array:
+        """The matrix (n, n) with this number on its diagonal."""
+        eye = self.xp.eye(size, dtype=self.dtype, device=self.creation_device)
+        return number * eye
 
     # --- nested parameters ---------------------------------------------------------------------
 

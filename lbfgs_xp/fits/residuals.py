@@ -106,9 +106,9 @@ class Residuals:
         self._automatic: Callable | None = None
         evaluate: Any = self.backend.jit if compiled else functools.partial
         differs = isinstance(self.jac, str)
-        self._evaluate = evaluate(_evaluate, fun, layout, differs)
+        self._evaluate = evaluate(evaluate_residuals, fun, layout, differs)
         if data is not None:
-            self._evaluate_without_data = evaluate(_evaluate, data[0], layout, differs)
+            self._evaluate_without_data = evaluate(evaluate_residuals, data[0], layout, differs)
         self.bounds: Any = None
         # Exceptions that count as nan, once the residuals at the start are known.
         self.forgiven: tuple[type[Exception], ...] = ()
@@ -117,7 +117,9 @@ class Residuals:
         self.names: tuple[str, ...] = ()
         self.differences = Differences(self.backend, self._without_data, least=0.0)
         if self.jac is None:
-            self._automatic = self.backend.jacobian(compiled, _evaluate, fun, layout, False)
+            self._automatic = self.backend.jacobian(
+                compiled, evaluate_residuals, fun, layout, False
+            )
 
     @property
     def derivatives(self) -> str:
@@ -225,6 +227,9 @@ class Residuals:
             found = self._without_data(x)
         self._accepted = asked, found
         return found
+
+    def check_rows(self, x: Array, residuals: Array) -> None:
+        """Refuse residuals that are not what was said of them; see `ByProducts`."""
 
     def forget(self) -> None:
         """Let go of what is only kept for the next Jacobian."""
@@ -362,7 +367,7 @@ class Residuals:
         )
 
     def _completed(self, x: Array) -> Array:
-        """What `_evaluate` takes for the parameters x (B, p)."""
+        """What `evaluate_residuals` takes for the parameters x (B, p)."""
         return self.layout.completed(self._to_user(x))
 
     def _to_user(self, x: Array) -> Array:
@@ -381,7 +386,7 @@ def chosen(jac: Any, backend: Backend) -> Any:
     )
 
 
-def _evaluate(
+def evaluate_residuals(
     fun: Callable, layout: Layout, differs: bool, args: tuple, x: Array
 ) -> Array:
     """The checked residuals (..., m) at the vector x (..., p).

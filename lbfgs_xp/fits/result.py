@@ -16,6 +16,7 @@ from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.fits.covariance import deviations, inverse_of_squares
 from lbfgs_xp.fits.distributions import chi2_above
 from lbfgs_xp.fits.intervals import Intervals, Profile
+from lbfgs_xp.fits.jacobian import Products
 from lbfgs_xp.fits.names import places_of
 from lbfgs_xp.fits.summary import summary
 from lbfgs_xp.result import Status, table
@@ -49,7 +50,8 @@ class LeastSquaresResult:
     fun : array (m,)
         The residuals at x.
     jac : array (m, p)
-        Their Jacobian, with columns in the order of the leaves of x0.
+        Their Jacobian, with columns in the order of the leaves of x0. With solver="dual" or "cg":
+        an operator of this `shape` with `matvec(v)` and `rmatvec(u)`.
     optimality : float
         max |J_j . r| / (|J_j| |r|) over the columns J_j of the Jacobian, without those of
         parameters held at a bound: the cosine of the smallest angle between a column and the
@@ -64,6 +66,8 @@ class LeastSquaresResult:
         finite differences to one side or to both.
     success, status, message
         Whether the run succeeded, and why it ended; see `lx.Status`.
+    costs : None, or nested like what residuals returns
+        With `weights`: the cost of each block of residuals, with its weight.
     covariance, stderr
         Computed when they are asked for; see there.
     """
@@ -80,6 +84,7 @@ class LeastSquaresResult:
     success: bool
     status: Status
     message: str
+    costs: Any = dataclasses.field(default=None, repr=False)
 
     def __repr__(self) -> str:
         return table(self)
@@ -99,11 +104,16 @@ class LeastSquaresResult:
     def stderr(self) -> Any:
         """The standard deviations of the parameters, like x: the square roots of the diagonal of
         `covariance`; infinite for parameters that the residuals do not determine."""
-        batched = self.jac.ndim == 3
-        return Layout(self.x, batched).to_tree(self._errors[1])
+        errors, batched = self._errors[1], self.jac.ndim == 3
+        return Layout(self.x, batched).to_tree(errors)
 
     @functools.cached_property
     def _errors(self) -> tuple[Array, Array]:
+        if isinstance(self.jac, Products):
+            raise ValueError(
+                "the Jacobian of this result is an operator, because of its solver; wanted a "
+                'result of solver="dense" for a covariance'
+            )
         backend = Backend.of(self.jac)
         xp, space = backend.xp, Space(backend, batched=True)
         m, p = self.jac.shape[-2:]

@@ -186,12 +186,18 @@ class TrainingRun:
             self._memory = self.method.init(self.params)
         place, first, done, step = self._begun_here()
         while done < self.updates_per_batch:
-            value, gradients = self.loss(self.leaves, batch)
-            first = value if first is None else first
-            old, done = self._memory, done + 1
-            if not self.loss.differentiates:
-                gradients = update.checked_gradients(gradients, old.spec)
-            leaves, memory = self._updated(gradients, old)
+            old = self._memory
+
+            def on_batch(leaves: list[Array], spec: Any = old.spec) -> tuple[Any, list[Array]]:
+                value, gradients = self.loss(leaves, batch)
+                if not self.loss.differentiates:
+                    gradients = update.checked_gradients(gradients, spec)
+                return value, gradients
+
+            value, gradients = on_batch(self.leaves)
+            first, done = value if first is None else first, done + 1
+            more = {"fun": on_batch, "batch_value": value} if self.method.needs_fun else {}
+            leaves, memory = self._updated(gradients, old, more)
             step, moved = old.step, memory.step > old.step    # else the update was skipped
             updates = self.updates + moved
             told, overwrites = (None, True) if moved else (self._told, self._overwrites)
@@ -204,13 +210,15 @@ class TrainingRun:
         rate, _ = self.method.learning_rate.follow(self._memory.plateaus[0], step, None)
         return first, rate
 
-    def _updated(self, gradients: list[Array], old: Any) -> tuple[list[Array], Any]:
-        """The leaves and the memory after one update."""
+    def _updated(
+        self, gradients: list[Array], old: Any, more: dict[str, Any]
+    ) -> tuple[list[Array], Any]:
+        """The leaves and the memory after one update; `more` goes to the method."""
         self._torn = self._overwrites
         try:
             return self.method.update_leaves(
                 self.leaves, gradients, old, value=self._told, in_place=self._overwrites,
-                reproducible=self.reproducible,
+                reproducible=self.reproducible, **more,
             )
         except FloatingPointError:
             # With on_nonfinite="raise", before anything is overwritten.
