@@ -71,11 +71,11 @@ def contour(
     ax = axes(ax)
     shown = np.ma.masked_invalid(heights)
     chosen = _levels(heights, levels)
-    shades = np.linspace(0.97, 0.62, len(chosen) + 1)
+    shades = np.linspace(0.98, 0.74, len(chosen) + 1)
     ax.contourf(
         first, second, shown, chosen, colors=[str(shade) for shade in shades], extend="both"
     )
-    ax.contour(first, second, shown, chosen, colors="0.5", linewidths=0.6)
+    ax.contour(first, second, shown, chosen, colors="0.6", linewidths=0.5)
     ax.set(xlabel="$x_1$", ylabel="$x_2$", xlim=spans[0], ylim=spans[1])
     return ax
 
