@@ -214,7 +214,7 @@ def test_no_end() -> None:
     )
     found = res.intervals(0.95)
     assert found.success and found.high[1] == np.inf and np.isfinite(found.low).all()
-    assert found.high_status[1] == IntervalStatus.OPEN and "no end" in str(IntervalStatus.OPEN)
+    assert found.high_status[1] == IntervalStatus.OPEN and "no end" in IntervalStatus.OPEN.message
 
 
 def test_a_parameter_that_is_known_beyond_its_slope() -> None:
@@ -228,6 +228,16 @@ def test_a_parameter_that_is_known_beyond_its_slope() -> None:
     wanted = np.sqrt((-0.3 + np.sqrt(0.09 + 220.0)) / 110.0)
     found = res.intervals(ONE)
     np.testing.assert_allclose([found.low, found.high], [[-wanted], [wanted]], rtol=1e-3)
+
+
+def test_counts_of_nothing() -> None:
+    """The mean ends at the edge of what it may be, where no standard error says how far the
+    interval reaches: 2 m g = 1."""
+    res = lx.curve_fit(
+        lambda x, g: g + 0.0 * x, X, np.zeros(40), [1.0], likelihood="poisson", bounds=(0.0, None)
+    )
+    assert res.success and res.x[0] < 1e-6
+    assert res.intervals(ONE).high[0] == pytest.approx(1.0 / 80.0, rel=1e-3)
 
 
 def test_a_lower_minimum_is_said() -> None:
