@@ -26,7 +26,9 @@ INDEX = ROOT / "docs" / "gallery.md"
 # The order of the pages; examples that are not listed come last.
 ORDER = [
     "two_dimensions", "line_searches", "fit_decay", "gaussian_peaks", "batch_of_fits",
-    "sparse_features", "schedules", "cnn_fixed_batch", "cnn_minibatches", "burgers_pinn",
+    "voigt_spectrum", "dose_response", "impedance", "photon_decay", "ode_model",
+    "shared_parameters", "sparse_features", "schedules", "cnn_fixed_batch", "cnn_minibatches",
+    "burgers_pinn",
 ]
 # Arguments of single scripts, in addition to --out.
 EXTRA: dict[str, list[str]] = {"burgers_pinn": ["--dtype", "float64"]}
@@ -44,7 +46,7 @@ class Example(NamedTuple):
 def example(path: Path) -> Example | None:
     """The example in this file; None if the script draws nothing."""
     source = path.read_text(encoding="utf-8")
-    if not re.search(r"--out\b|\b_common\b.*\bparser\b|\bparser\(__doc__\)", source):
+    if not re.search(r"--out\b|\b_common\b.*\bparser\b|\bparser\(__doc__\b", source):
         return None
     doc = re.match(r'(?:#.*\n)*\s*"""(.*?)"""', source, re.DOTALL)
     first, _, text = (doc[1] if doc else path.stem).strip().partition("\n")

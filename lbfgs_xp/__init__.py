@@ -11,7 +11,7 @@ import difflib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from lbfgs_xp import distributed, problems, projections, schedules
+from lbfgs_xp import distributed, plot, problems, projections, schedules
 from lbfgs_xp.arrays.space import FixedOrderSpace, Space, fixed_sum
 from lbfgs_xp.constraints import (
     ConstrainedResult,
@@ -149,6 +149,7 @@ __all__ = [
     "line_search",
     "load",
     "minimize",
+    "plot",
     "problems",
     "projections",
     "quadratic_penalty",

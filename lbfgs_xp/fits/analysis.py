@@ -105,6 +105,15 @@ class Analysis:
         vector = layout.backend.from_host(vector)
         return layout.to_tree(vector if layout.batched else vector[0, ...])
 
+    def at_bounds(self, x: Any) -> np.ndarray:
+        """Which of all numbers, (B, all) in the order of `names`, are at a bound and not fixed."""
+        found = np.zeros((len(self.vector(x)), self.layout.whole.size), dtype=bool)
+        if self.box is not None:
+            low, high = (np.asarray(self.layout.backend.to_host(side)) for side in self.box)
+            here = np.asarray(self.backend.to_host(self.vector(x)))
+            found[:, self.free] = ((here <= low) | (here >= high)) & (low < high)
+        return found[:, self.order]
+
     def whole_tree(self, numbers: np.ndarray) -> Any:
         """Numbers (B, all) on the host in the structure of p0."""
         whole = self.layout.whole
@@ -272,11 +281,16 @@ class Analysis:
                 return False
         return True
 
-    def direction(self, rows: Rows, x: Array, place: int) -> Array:
-        """The derivatives (R, p) of one of all numbers, which is tied, at free numbers (R, p)."""
-        return self.fetch(self.slopes_of_ties(rows, self.send(x))[:, place, :])
+    def directions(self, rows: Rows, x: Array, places: np.ndarray, signs: np.ndarray) -> Array:
+        """The derivatives (R, p) of one of all numbers for each row, which is tied, at free numbers
+        (R, p), times a sign."""
+        slopes = self.fetch(self._slopes_of_ties(rows, self.send(x)))
+        xp, every = self.backend.xp, np.arange(slopes.shape[1])
+        own = self.backend.from_host(every == places[:, None], self.backend.xp.bool)[..., None]
+        chosen = xp.sum(xp.where(own, slopes, xp.zeros_like(slopes)), axis=1)
+        return self.backend.from_host(signs)[:, None] * chosen
 
-    def slopes_of_ties(self, rows: Rows, x: Array) -> Array:
+    def _slopes_of_ties(self, rows: Rows, x: Array) -> Array:
         layout: Any = rows.residuals.layout if self.layout.batched else self.layout
         if self.layout.batched:
             return layout.slopes(x)
@@ -289,6 +303,16 @@ class Analysis:
         """The derivatives of the model (m, p), or (B, m, p), in the order of x."""
         slopes = self.slopes(x, *self.objective.args[:2])
         return joined(slopes, -2) if self.complex else slopes
+
+    @property
+    def size_of_data(self) -> np.ndarray:
+        """The norm (B,) of the data of each fit in units of sigma; 0 for likelihoods, which are
+        relative to the best predictions."""
+        outer, data = self.layout.backend, self.objective.data
+        if data is None:
+            return np.zeros(self.layout.batch if self.layout.batched else (1,))
+        data = np.asarray(outer.to_host(data[1]), dtype=np.float64)
+        return np.sqrt(np.sum(data * data, axis=-1))
 
     @property
     def complex(self) -> bool:

@@ -58,8 +58,9 @@ class Targets(NamedTuple):
     held : None, or (R, p), a mask of the parameters that keep their value in `starts`.
     starts : (R, p), where the covariance says that the end is.
     cost, rise : (R,), the cost at the best point, and how far it rises to the limit.
-    tie : None; or, if the ends are those of a tied parameter, its place among all and the sign.
-        The directions are then its slopes, which change from point to point.
+    tie : None; or, if the ends are those of tied parameters, their places among all and the signs,
+        (R,) each, on the host. The directions are then their slopes, which change from point to
+        point.
     """
 
     numbers: np.ndarray
@@ -69,12 +70,13 @@ class Targets(NamedTuple):
     starts: Array
     cost: Array
     rise: Array
-    tie: Any = None
+    tie: tuple[np.ndarray, np.ndarray] | None = None
 
-    def renewed(self, numbers: np.ndarray, arrays: Sequence[Array]) -> Targets:
+    def renewed(self, rows: np.ndarray, arrays: Sequence[Array]) -> Targets:
         """The same for some of the rows, with their arrays from `best` to `rise`."""
         best, directions, held, starts, cost, rise = arrays
-        return Targets(numbers, best, directions, held, starts, cost, rise, self.tie)
+        tie = None if self.tie is None else (self.tie[0][rows], self.tie[1][rows])
+        return Targets(self.numbers[rows], best, directions, held, starts, cost, rise, tie)
 
 
 class Ends(NamedTuple):
@@ -99,7 +101,7 @@ def ends_of(analysis: Analysis, targets: Targets) -> Ends:
     for group in analysis.groups(targets.numbers):
         space = Space(analysis.backend, batched=True)
         part = space.take(targets[1:7], group)
-        parts.append(_of_group(analysis, targets.renewed(targets.numbers[group], part)))
+        parts.append(_of_group(analysis, targets.renewed(group, part)))
     return Ends(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
@@ -126,8 +128,7 @@ def _of_group(analysis: Analysis, targets: Targets) -> Ends:
         residuals = objective(x)
         jacobian = objective.jacobian(x, residuals)
         if targets.tie is not None:
-            place, sign = targets.tie
-            targets = targets._replace(directions=sign * analysis.direction(objective, x, place))
+            targets = targets._replace(directions=analysis.directions(objective, x, *targets.tie))
         numbers = targets[2:7]
         jacobian, g, cost, pressed = weighted(residuals, jacobian, x, box, *numbers)
         inverse, _loose = inverse_of_squares(accuracy, space, jacobian)
@@ -168,7 +169,7 @@ def _of_group(analysis: Analysis, targets: Targets) -> Ends:
         stay = np.flatnonzero(~small)
         alive, last = alive[stay], last[stay]
         x, before, *part = space.take((x, before, *targets[1:7]), stay)
-        targets = targets.renewed(targets.numbers[stay], part)
+        targets = targets.renewed(stay, part)
         box = analysis.box_of(targets.numbers)
         objective = analysis.rows(targets.numbers, x)
     ends = _credible(ends, everything, to_host)

@@ -1,4 +1,4 @@
-"""Pictures of fits, drawn with matplotlib, which is imported only here and only when asked."""
+"""Pictures of fits, drawn with matplotlib."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from lbfgs_xp import checks
 from lbfgs_xp.arrays.backend import is_array, take
 from lbfgs_xp.arrays.tree import map_leaves
+from lbfgs_xp.drawing import pyplot
 from lbfgs_xp.fits.analysis import Analysis
 from lbfgs_xp.fits.complex_data import is_complex
 from lbfgs_xp.fits.distributions import rise_of
@@ -23,19 +24,9 @@ _POINTS = 400
 _LEVELS = (0.6827, 0.9545)
 
 
-def _pyplot() -> Any:
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError:
-        raise ImportError(
-            "plots need matplotlib, which is not installed: pip install 'lbfgs_xp[plot]'"
-        ) from None
-    return plt
-
-
 def plot(fit: Any, analysis: Analysis, level: float, row: Any) -> Any:
     """See `CurveFit.plot`."""
-    plt = _pyplot()
+    plt = pyplot()
     if analysis.layout.batched:
         fit, analysis = _row_of(fit, analysis, row)
     x, label = _axis(analysis)
@@ -189,7 +180,7 @@ def _values(fit: Any) -> str:
 
 def plot_profiles(fit: Any, analysis: Analysis, size: int) -> Any:
     """See `CurveFit.plot_profiles`."""
-    plt = _pyplot()
+    plt = pyplot()
     names, x, stderr = _free(fit, analysis)
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
@@ -240,7 +231,7 @@ def _draw_profile(
 
 def plot_contours(fit: Any, analysis: Analysis, size: int) -> Any:
     """See `CurveFit.plot_contours`."""
-    plt = _pyplot()
+    plt = pyplot()
     names, x, stderr = _free(fit, analysis)
     count, host = len(names), _host(analysis)
     figure, axes = plt.subplots(

@@ -36,6 +36,8 @@ def measured(value: float, *errors: float) -> str:
         text = f"{value:.6g}"
         return text if not errors else f"{text} " + _with_signs([f"{e:.2g}" for e in errors])
     smallest = min(known)
+    if smallest < np.finfo(float).eps * abs(value):    # more digits than a number has
+        return f"{value:.15g} " + _with_signs([f"{error:.2g}" for error in errors])
     last = _exponent(smallest, _DIGITS) - (_DIGITS - 1)
     size = _exponent(max(abs(value), *known), _DIGITS)
     shift = size if size >= _LARGE or (size < _SMALL and last < _SMALL) else 0
@@ -73,10 +75,10 @@ def summary(fit: Any, level: float | None, limit: float, analysis: Any) -> str:
     intervals = None if level is None else fit.intervals(level)
     if isinstance(fit.message, list):
         return _of_many(fit, intervals, analysis)
-    return _of_one(fit, intervals, limit)
+    return _of_one(fit, intervals, limit, analysis)
 
 
-def _of_one(fit: Any, intervals: Intervals | None, limit: float) -> str:
+def _of_one(fit: Any, intervals: Intervals | None, limit: float, analysis: Any) -> str:
     state = "converged" if fit.success else "NOT CONVERGED"
     lines = [
         f"{fit.n_data} data, {fit.n_free} free parameters, {state} in {fit.nit} steps "
@@ -85,7 +87,17 @@ def _of_one(fit: Any, intervals: Intervals | None, limit: float) -> str:
     if not fit.success:
         lines.append(f"  {fit.message}")
     x, stderr = listed(fit, fit.x), listed(fit, fit.stderr)
-    columns = [list(fit.names), [_with_error(*pair) for pair in zip(x, stderr, strict=True)]]
+    texts = [_with_error(*pair) for pair in zip(x, stderr, strict=True)]
+    if not fit.absolute_sigma and math.isnan(fit.reduced_chi2):
+        # Nothing is left that measures the errors of the data.
+        texts = [text.replace("(not determined)", "(error unknown)") for text in texts]
+    if analysis is not None:
+        pressed = analysis.at_bounds(fit.x)[0]
+        texts = [
+            f"{text} (at its bound)" if there else text
+            for text, there in zip(texts, pressed, strict=True)
+        ]
+    columns = [list(fit.names), texts]
     if intervals is not None:
         ends = [listed(fit, side) for side in intervals]
         status = [listed(fit, side) for side in (intervals.low_status, intervals.high_status)]

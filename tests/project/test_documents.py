@@ -27,7 +27,8 @@ PAGES = [path for path in sorted(ROOT.glob("docs/**/*.md")) if "_build" not in p
 NOTEBOOKS = [path for path in sorted(ROOT.glob("docs/**/*.ipynb")) if "_build" not in path.parts]
 # modules with public names
 PUBLIC = [
-    "lbfgs_xp", "lbfgs_xp.projections", "lbfgs_xp.schedules", "lbfgs_xp.torch", "lbfgs_xp.scipy"
+    "lbfgs_xp", "lbfgs_xp.plot", "lbfgs_xp.projections", "lbfgs_xp.schedules", "lbfgs_xp.torch",
+    "lbfgs_xp.scipy",
 ]
 DOCUMENTS = [ROOT / "README.md", *PAGES]
 FENCE = re.compile(
