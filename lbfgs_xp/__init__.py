@@ -19,6 +19,8 @@ from lbfgs_xp.constraints import (
     augmented_lagrangian,
     quadratic_penalty,
 )
+from lbfgs_xp.diagnosis.diagnose import diagnose
+from lbfgs_xp.diagnosis.result import Diagnosis, Finding
 from lbfgs_xp.first_order import (
     ASGD,
     SGD,
@@ -102,6 +104,8 @@ __all__ = [
     "ConstrainedResult",
     "ConstrainedStatus",
     "CurveFit",
+    "Diagnosis",
+    "Finding",
     "FirstOrder",
     "FitRecord",
     "Fixed",
@@ -143,6 +147,7 @@ __all__ = [
     "augmented_lagrangian",
     "check_gradient",
     "curve_fit",
+    "diagnose",
     "distributed",
     "fixed_sum",
     "least_squares",

@@ -35,6 +35,7 @@ WINGS: dict[str, str] = {
     "run": "arrays checks distributed first_order line_search projections result saving solvers",
     "minimize": "arrays checks distributed result run saving solvers typing",
     "gradient_check": "arrays checks run typing",
+    "diagnosis": "arrays checks gradient_check run typing",
     "constraints": "arrays checks minimize result run typing",
     "fits": "arrays checks drawing minimize projections result run typing",
     "training": "arrays checks first_order minimize result run saving solvers typing",
@@ -43,8 +44,8 @@ WINGS: dict[str, str] = {
     "scipy": "arrays checks fits line_search minimize result solvers typing",
     "demo": "arrays problems __init__",
     "__main__": "arrays demo __init__",
-    "__init__": "arrays constraints distributed first_order fits gradient_check line_search "
-    "minimize plot problems projections result run saving schedules solvers training",
+    "__init__": "arrays constraints diagnosis distributed first_order fits gradient_check "
+    "line_search minimize plot problems projections result run saving schedules solvers training",
 }
 # Line searches know only scalars, and on which device these are.
 ONLY = {"line_search": {"arrays": ["arrays.current", "arrays.scalars"]}}

@@ -135,7 +135,7 @@ def test_reference_is_complete() -> None:
 
 # Wing, or module in the root -> the page of the reference, if their names differ.
 PAGE = {
-    **dict.fromkeys(("gradient_check", "result", "run"), "minimize"),
+    **dict.fromkeys(("diagnosis", "gradient_check", "result", "run"), "minimize"),
     "arrays": "spaces", "line_search": "line_searches",
 }
 

@@ -135,7 +135,9 @@ def _with_pair(
     rows = space.backend.write_pair(pairs.rows, pairs.slot, s, new, old)
     if rows is not pairs.rows:
         pairs = pairs._replace(rows=rows)
-    y = bounded.reduced(space, free, rows[pairs.slot + len(pairs.diagonal), :])
+    y = bounded.reduced(
+        space, free, space.in_full(rows[pairs.slot + len(pairs.diagonal), :])
+    )
     with_gradient, with_change, squared = curvature.products(
         space, pairs, inner, y, slope, before, state.squared
     )
@@ -195,7 +197,7 @@ def _within_bounds(
     pairs = restricted.to_free(space, pairs, free, solver.scale_initial)
     if pairs.count == 1 and not _has_pair(space, pairs, slot):
         pairs = pairs._replace(slot=slot, count=0)    # the scale is still unknown
-    return there, norm, (pairs, space.small_products(pairs.rows, inner), math.inf)
+    return there, norm, (pairs, curvature.small_products(space, pairs.rows, inner), math.inf)
 
 
 def _same_free(space: Space, one: Any, other: Any) -> bool:
@@ -307,7 +309,7 @@ def begin(
     inner = bounded.penalised_gradient(path, gradient)
     inner = weighted(bounded.reduced(space, path and path.free, inner), weights)
     if pairs.count:
-        with_gradient = space.small_products(pairs.rows, inner)
+        with_gradient = curvature.small_products(space, pairs.rows, inner)
     else:
         with_gradient = space.small_zeros(pairs.rows.shape[:1])  # without touching the rows
     state = _aim(

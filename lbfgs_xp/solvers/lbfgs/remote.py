@@ -120,12 +120,13 @@ def _turned(
     if weights is not None:
         s, gradient, old = s / weights, gradient * weights, old * weights
     rows = space.backend.write_pair(rows, slot, s, gradient, old)
-    with_gradient = rows @ gradient
+    multiply = space.products_in_full if curvature.is_lower(space, rows) else space.products
+    with_gradient = multiply(rows, gradient)
     column = cross = space.xp.zeros_like(diagonal)
     inverse = write_row(inverse, slot, column)
     if kept:
         if before is None:
-            change = rows @ rows[slot + m, ...]
+            change = multiply(rows, space.in_full(rows[slot + m, ...]))
         else:
             change = write(with_gradient - before, slot).set(with_gradient[slot] - slope)
             change = write(change, slot + m).set(size)
