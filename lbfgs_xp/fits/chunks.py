@@ -307,7 +307,8 @@ def report_of_chunks(
     over = totals.count - free
     reduced = chi2 / over if over > 0 else math.nan
     if not absolute_sigma:
-        covariance = covariance * (reduced if over > 0 else math.inf)
+        unknown = np.where(covariance == 0.0, covariance, math.inf)
+        covariance = covariance * reduced if over > 0 else unknown
     stderr = deviations(host, covariance, loose)[0]
     order, squares = listed_order(whole), float(totals.squares.sum())
     scale = 1.0 if absolute_sigma else chi2 / totals.count

@@ -476,6 +476,30 @@ def test_ties(backend: Backend, batched: bool) -> None:
         res.profile("area")
 
 
+@pytest.mark.parametrize("backend", [Backend.NUMPY, Backend.TORCH], ids=str)
+@pytest.mark.parametrize("upper", [-0.5, 0.0, 0.4])
+def test_a_tie_of_a_parameter_at_its_bound(backend: Backend, upper: float) -> None:
+    """The other parameter of a sum goes on; `upper` is in standard errors from the best value."""
+    slopes = np.stack([np.ones(40), X], axis=-1) / 0.1
+    y = 1.0 + 2.0 * X + 0.1 * np.sin(20.0 * X)
+    information = slopes.T @ slopes
+    a, b = np.linalg.solve(information, slopes.T @ y / 0.1)
+    edge = a + upper * np.sqrt(np.linalg.inv(information)[0, 0])
+    res = lx.curve_fit(
+        lambda x, a, b, both: a + b * x, backend.asarray(X), backend.asarray(y),
+        {"a": 0.0, "b": 0.0, "both": 0.0}, sigma=0.1, absolute_sigma=True,
+        ties={"both": lambda p: p["a"] + p["b"]}, bounds=(None, {"a": edge}),
+    )
+    found = res.intervals(ONE)
+    rise = 1.0 - max(upper, 0.0) ** 2
+    middle = b - information[0, 1] / information[1, 1] * (edge - a)
+    wanted = edge + middle + np.sqrt(rise / information[1, 1])
+    assert found.success and found.high_status["both"] == IntervalStatus.FOUND
+    width = wanted - float(backend.to_numpy(res.x["both"]))
+    assert float(backend.to_numpy(found.high["both"])) == pytest.approx(wanted, abs=2e-3 * width)
+    assert found.high_status["a"] == IntervalStatus.BOUND
+
+
 @pytest.mark.parametrize("batched", [False, True])
 def test_counts(batched: bool) -> None:
     """The interval of a mean is where the deviance of a Poisson distribution has risen by 1; those
