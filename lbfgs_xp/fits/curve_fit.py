@@ -17,6 +17,7 @@ from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import flatten
 from lbfgs_xp.fits.answers import Answers
+from lbfgs_xp.fits.answers_of_chunks import ChunkAnswers
 from lbfgs_xp.fits.by_minimize import fit_by_minimize
 from lbfgs_xp.fits.chunks import Chunks, report_of_chunks, source_of
 from lbfgs_xp.fits.complex_data import is_complex
@@ -313,7 +314,9 @@ def _fit(
         if starts is not None:
             raise ValueError("starts were passed for data in chunks; wanted one start, p0")
         found = run_fit(objective, box, plan)
+        answers = ChunkAnswers(objective, box, plan.settings, False)
         result = report_of_chunks(found, objective, box, plan.settings, absolute_sigma)
+        result = dataclasses.replace(result, _analysis=answers)
         return result, objective, box, plan
     others, calls = None, 0
     if starts is not None:

@@ -230,6 +230,16 @@ def test_a_parameter_that_is_known_beyond_its_slope() -> None:
     np.testing.assert_allclose([found.low, found.high], [[-wanted], [wanted]], rtol=1e-3)
 
 
+def test_counts_of_nothing() -> None:
+    """The mean ends at the edge of what it may be, where no standard error says how far the
+    interval reaches: 2 m g = 1."""
+    res = lx.curve_fit(
+        lambda x, g: g + 0.0 * x, X, np.zeros(40), [1.0], likelihood="poisson", bounds=(0.0, None)
+    )
+    assert res.success and res.x[0] < 1e-6
+    assert res.intervals(ONE).high[0] == pytest.approx(1.0 / 80.0, rel=1e-3)
+
+
 def test_a_lower_minimum_is_said() -> None:
     x = np.linspace(0.0, 3.0, 12)
     y = np.sin(3.0 * x) + 0.1 * np.cos(30.0 * x)
