@@ -343,9 +343,8 @@ class CurveFit:
     def _kept(self) -> Any:
         if self._analysis is None:
             raise ValueError(
-                "this result does not hold the model and the data, because it is a copy, comes "
-                "from a pickle, or is of data in chunks; wanted the result itself of lx.curve_fit, "
-                "for data that were fitted at once"
+                "this result is a copy or comes from a pickle, which do not keep the model and the "
+                "data; wanted the result that lx.curve_fit has returned"
             )
         return self._analysis
 
@@ -357,7 +356,8 @@ class CurveFit:
 
         The ends are where chi2, with all other parameters fitted, is as far above that of the fit
         as the quantile of chi2 with one degree of freedom: by 1 for 68.27 %. Without
-        absolute_sigma, differences of chi2 are divided by reduced_chi2, as in the covariance; a
+        absolute_sigma, differences of chi2 are divided by reduced_chi2, as in the covariance, as if
+        that scale were known; for few degrees of freedom, Student's t would give wider ones. A
         robust loss takes the place of the squares. Unlike multiples of `stderr`, the ends need not
         lie symmetrically, and do not depend on how the model is parametrised.
 
