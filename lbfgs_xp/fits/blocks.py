@@ -74,6 +74,12 @@ class Blocks:
         ]
         return parts[0] if len(parts) == 1 else namespace_of(parts[0]).concat(parts, axis=-1)
 
+    @property
+    def left_out(self) -> int:
+        """How many residuals have the weight 0."""
+        pairs = zip(self.lengths, self.weights, strict=True)
+        return sum(length for length, weight in pairs if weight == 0.0)
+
     def costs(self, loss: ResidualLoss, space: Space, residuals: Array) -> Any:
         """The cost of each block, nested like them, from the vector (..., m) of all residuals."""
         terms, costs, start = loss.terms(space.xp, residuals), [], 0

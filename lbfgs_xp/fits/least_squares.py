@@ -131,7 +131,7 @@ def least_squares(
         had, so that units do not matter.
     loss : "linear", "soft_l1", "huber", "cauchy" or "arctan"
         The cost of a residual r. With z = (r / f_scale)^2, it is half f_scale^2 times: z;
-        2 (sqrt(1 + z) - 1); z up to 1 and 2 sqrt(z) - 1 beyond; or log(1 + z).
+        2 (sqrt(1 + z) - 1); z up to 1 and 2 sqrt(z) - 1 beyond; log(1 + z); or arctan(z).
     f_scale : float
         The size from which a residual counts as an outlier, in the unit of the residuals.
     gtol : float
@@ -249,7 +249,7 @@ def _fit(
         result = run_fit(objective, box, plan._replace(live=live, solver=solver))
     if weights is not None and blocks is not None:
         costs = blocks.costs(plan.settings.loss, Space(layout.backend, batched), result.fun)
-        result = dataclasses.replace(result, costs=costs)
+        result = dataclasses.replace(result, costs=costs, _left_out=blocks.left_out)
     layout.keep_frozen(result.x)
     return result, objective, box, plan
 

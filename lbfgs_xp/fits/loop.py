@@ -22,6 +22,7 @@ from lbfgs_xp.fits.jacobian import Products
 from lbfgs_xp.fits.linear_algebra import FEW
 from lbfgs_xp.fits.linear_model import LinearModel
 from lbfgs_xp.fits.matrix_free import FreeSteps
+from lbfgs_xp.fits.names import free_names
 from lbfgs_xp.fits.residuals import Residuals
 from lbfgs_xp.fits.result import BatchLeastSquaresResult, FitRecord, LeastSquaresResult
 from lbfgs_xp.fits.settings import FitPlan, FitSettings
@@ -457,7 +458,6 @@ class Fit:
             messages[0],
         )
 
-
     def _silent(self, outcome: _Outcome, codes: np.ndarray) -> np.ndarray:
         """A mask (B, p) of the parameters to which the residuals do not respond, except those at a
         bound. Differences that find no response at all are no success."""
@@ -476,7 +476,8 @@ class Fit:
         """What a message adds about such parameters."""
         if not silent.any():
             return ""
-        names = self.objective.layout.number_names("x0")
+        objective = self.objective
+        names = free_names(objective.names, objective.layout)
         found = [name for name, is_silent in zip(names, silent, strict=True) if is_silent]
         shown = ", ".join(found[:_NAMED]) + (", ..." if len(found) > _NAMED else "")
         return f"; the residuals do not respond to {shown}"

@@ -45,6 +45,16 @@ def names_of(model: Callable, layout: Layout) -> tuple[str, ...]:
     return tuple(names[i] for i in listed_order(layout))
 
 
+def free_names(names: tuple[str, ...], layout: Layout) -> list[str]:
+    """The names of the numbers of a vector of the layout; names : as from `names_of`, or () for
+    those of x0."""
+    if not names:
+        return layout.number_names("x0")
+    listed = np.argsort(listed_order(layout.whole))
+    free = getattr(layout, "free", range(layout.size))
+    return [names[listed[place]] for place in free]
+
+
 def places_of(
     names: tuple[str, ...], parameter: str | int, what: str = "parameter is"
 ) -> list[int]:

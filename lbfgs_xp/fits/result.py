@@ -85,6 +85,8 @@ class LeastSquaresResult:
     status: Status
     message: str
     costs: Any = dataclasses.field(default=None, repr=False)
+    # How many residuals have the weight 0.
+    _left_out: int = dataclasses.field(default=0, repr=False)
 
     def __repr__(self) -> str:
         return table(self)
@@ -92,7 +94,8 @@ class LeastSquaresResult:
     @functools.cached_property
     def covariance(self) -> Any:
         """The covariance (p, p) of the numbers of x, in the order of its leaves, as `lx.curve_fit`
-        estimates it: s^2 (J^T J)^-1 with s^2 = 2 cost / (m - p); for a batch (B, p, p).
+        estimates it: s^2 (J^T J)^-1 with s^2 = 2 cost / (m - p); for a batch (B, p, p). Residuals
+        whose weight is 0 do not count in m.
 
         It holds for the linear loss and parameters away from their bounds. If the residuals do not
         determine all parameters, it covers only the directions that they do determine; it is
@@ -121,9 +124,9 @@ class LeastSquaresResult:
             jacobian = xp.reshape(self.jac, (-1, m, p))
             inverse, loose = inverse_of_squares(0.0, space, jacobian)
             squares = xp.reshape(self.fun, (-1, m))
-            covariance = xp.full_like(inverse, math.inf)
-            if m > p:
-                covariance = inverse * (space.dot(squares, squares) / (m - p))[:, None, None]
+            covariance, over = xp.full_like(inverse, math.inf), m - self._left_out - p
+            if over > 0:
+                covariance = inverse * (space.dot(squares, squares) / over)[:, None, None]
             stderr = deviations(space, covariance, loose)
         if self.jac.ndim == 2:
             return covariance[0, ...], stderr[0, ...]

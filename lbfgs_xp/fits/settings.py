@@ -102,7 +102,6 @@ class FitPlan(NamedTuple):
             checks.exceptions("on_error", on_error, layout.batched),
         )
 
-
     def with_priors(self, count: int) -> FitPlan:
         """The same if the last `count` residuals are those of priors."""
         loss = self.settings.loss._replace(priors=count)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lbfgs_xp import checks
 from lbfgs_xp.arrays.backend import Backend
 from lbfgs_xp.arrays.tree import Layout, flatten_like
 from lbfgs_xp.fits.distributions import chi2_above
@@ -79,6 +80,7 @@ def listed(fit: Any, tree: Any) -> np.ndarray:
 
 def summary(fit: Any, level: float | None, limit: float, analysis: Any) -> str:
     """See `CurveFit.summary`."""
+    limit = checks.number("limit", limit, least=0.0)
     intervals = None if level is None else fit.intervals(level)
     if isinstance(fit.message, list):
         return _of_many(fit, intervals, analysis)

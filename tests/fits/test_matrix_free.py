@@ -190,6 +190,18 @@ def inside(x: Any, points: Any) -> Any:
     return {"edge": x[0] + x[1] * b - 3.0, "inside": [x[0] * a - 1.0, x[1] * a + x[0] * x[1]]}
 
 
+def test_a_block_without_weight_is_no_datum() -> None:
+    x = np.linspace(0.0, 1.0, 20)
+    y = 1.0 + 2.0 * x + 0.1 * np.cos(30.0 * x)
+
+    def both(p: Any) -> Any:
+        return {"line": p[0] + p[1] * x - y, "penalty": p[0] * np.ones(100)}
+
+    res = lx.least_squares(both, np.ones(2), weights={"line": 1.0, "penalty": 0.0})
+    alone = lx.least_squares(lambda p: both(p)["line"], np.ones(2))
+    np.testing.assert_allclose(res.stderr, alone.stderr, rtol=1e-6)
+
+
 def test_blocks_have_weights_and_costs() -> None:
     points = {"inside": np.linspace(0.0, 1.0, 5), "edge": np.asarray([1.0, 2.0])}
     weights = {"edge": 10.0, "inside": [1.0, 0.25]}

@@ -190,6 +190,8 @@ def test_wrong_questions() -> None:
         res.sample(0)
     with pytest.raises(TypeError, match="function is 3; wanted a function"):
         res.propagate(3)
+    with pytest.raises(ValueError, match="limit is .a.; wanted"):
+        res.summary(limit="a")
     with pytest.raises(ValueError, match=r"level is 2\.0"):
         res.band(level=2.0)
     with pytest.raises(ValueError, match=r"shape \(\) at this x; wanted one \(k,\)"):
