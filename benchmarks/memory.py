@@ -27,9 +27,9 @@ METHODS: dict[str, tuple[dict[str, Any], str]] = {
     "L-BFGS, 10 pairs in float32": ({"method": lx.LBFGS(history_dtype="float32")}, "m + 8"),
     "L-BFGS, 10 pairs, bounds": ({"bounds": (0.1, None)}, "2m + 15"),
     "gradient descent": ({"method": "gradient_descent"}, "9"),
-    "SGD": ({"method": lx.SGD(1e-3)}, "7"),
+    "SGD": ({"method": lx.SGD(1e-3)}, "5"),
     "SGD, momentum": ({"method": lx.SGD(1e-3, momentum=0.9)}, "8"),
-    "Adam": ({"method": "adam"}, "9"),
+    "Adam": ({"method": "adam"}, "7"),
     "Newton-CG": ({"method": "newton-cg"}, "17"),
 }
 
@@ -55,7 +55,7 @@ def measure(name: str, n: int, traced: bool) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=float, default=4e6)
+    parser.add_argument("--size", type=float, default=1.5e6)
     options = parser.parse_args()
     from _common import print_machine, print_table
 

@@ -65,6 +65,16 @@ def dtype_name(dtype: Any) -> str:
     return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
 
 
+def check_local(array: Array, what: str) -> None:
+    """Refuse a tensor that is spread over processes (a DTensor of PyTorch): operations on it may
+    return parts of sums."""
+    if hasattr(array, "placements") and hasattr(array, "to_local"):
+        raise TypeError(
+            f"{what} is a DTensor, of which this process has a piece; wanted the piece, "
+            f"{what}.to_local(), with distributed=lx.distributed.torch(sharded=True)"
+        )
+
+
 def copy_of(array: Array) -> Array:
     """A copy of an array of any library."""
     return _class(namespace_of(array)).copy(array)

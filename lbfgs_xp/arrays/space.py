@@ -22,7 +22,7 @@ from lbfgs_xp.checks import flag
 
 # How many numbers of rows in lower precision are widened at a time, on the host and on a device,
 # and in how many pieces at most where each is compiled.
-_IN_CACHE, _ON_DEVICE, _COMPILED = 2**17, 2**26, 8
+_IN_CACHE, _ON_DEVICE, _COMPILED = 2**16, 2**26, 8
 
 
 @on_device_of("x")
@@ -207,12 +207,15 @@ class Space(Keyed):
         """Rows in the dtype of x, if they are in a lower precision."""
         return self.xp.astype(rows, self.backend.dtype, copy=False)
 
-    def products_in_full(self, rows: Array, vector: Array) -> Array:
-        """`products` for rows (k, n) in a lower precision, summed in that of x."""
-        total: Any = 0.0
+    def products_in_full(self, rows: Array, *vectors: Array) -> list[Array]:
+        """`products` with each vector for rows (k, n) in a lower precision, summed in that of x."""
+        totals: list[Any] = [0.0] * len(vectors)
         for piece in self._pieces(rows):
-            total = total + self.in_full(rows[:, piece]) @ vector[piece]
-        return total
+            full = self.in_full(rows[:, piece])    # which takes longer than the products
+            totals = [
+                total + full @ vector[piece] for total, vector in zip(totals, vectors, strict=True)
+            ]
+        return totals
 
     def combine_in_full(self, coefficients: Array, rows: Array) -> Array:
         """`combine` for rows (k, n) in a lower precision."""
@@ -493,8 +496,9 @@ class FixedOrderSpace(Space):
     def matmul(self, a: Array, b: Array) -> Array:
         return fixed_sum(a[..., :, None, :] * self.xp.matrix_transpose(b)[..., None, :, :])
 
-    def products_in_full(self, rows: Array, vector: Array) -> Array:
-        return self.products(self.in_full(rows), vector)
+    def products_in_full(self, rows: Array, *vectors: Array) -> list[Array]:
+        full = self.in_full(rows)
+        return [self.products(full, vector) for vector in vectors]
 
     def combine_in_full(self, coefficients: Array, rows: Array) -> Array:
         return self.combine(coefficients, self.in_full(rows))

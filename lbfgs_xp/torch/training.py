@@ -250,6 +250,12 @@ def train_with_lbfgs(
     if line_search_fn is None:
         raise ValueError("line_search_fn is None; wanted the name of a rule, or a rule")
     progress, pass_model = flags(progress=progress, pass_model=pass_model)
+    if any(isinstance(m, torch.nn.parallel.DistributedDataParallel) for m in model.modules()):
+        raise TypeError(
+            "model is a DistributedDataParallel, whose gradients are averaged in backward() only, "
+            "which is not called here; wanted its module, model.module, or lbfgs_xp.torch.LBFGS "
+            "with a closure that averages the loss"
+        )
     max_iter = count("max_iter", max_iter, 1)
     draws = Draws(data, resample, count("resample_every", resample_every, 1) * max_iter)
     if callback is not None and not callable(callback):

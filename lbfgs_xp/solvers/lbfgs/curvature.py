@@ -111,7 +111,7 @@ def apply(space: Space, pairs: Pairs, vector: Array) -> Array:
 def small_products(space: Space, rows: Array, vector: Array) -> Array:
     """`Space.small_products` for rows that may be in a lower precision than x."""
     if is_lower(space, rows):
-        return space.fetch(space.products_in_full(rows, vector))
+        return space.fetch(*space.products_in_full(rows, vector))
     return space.small_products(rows, vector)
 
 
@@ -150,11 +150,13 @@ def products(
     difference (see `differs`).
     """
     rows, slot, m = pairs.rows, pairs.slot, len(pairs.diagonal)
+    if is_lower(space, rows):
+        with_gradient, change = space.fetch_each(*space.products_in_full(rows, gradient, y))
+        return with_gradient, change, math.inf
     if space.sharded:
         return _whole_products(space, pairs, gradient, y, slope, before, squared)
     if reads_twice(space, rows):
-        with_gradient = small_products(space, rows, gradient)
-        return with_gradient, small_products(space, rows, y), math.inf
+        return space.small_products(rows, gradient), space.small_products(rows, y), math.inf
     # These come first, while y and g are in the cache; reading the rows evicts them.
     size, square = space.read(space.dot(y, y), space.dot(gradient, gradient))
     with_gradient = space.small_products(rows, gradient)
@@ -172,10 +174,9 @@ def _whole_products(
     """`products` with one message to the other processes, or with two if W y cannot be a
     difference."""
     rows, slot, m = pairs.rows, pairs.slot, len(pairs.diagonal)
-    lower = is_lower(space, rows)
-    if lower or space.reproducible or space.backend.eps > _DOUBLE:
-        multiply = space.products_in_full if lower else space.products
-        with_gradient, change = space.fetch_each(multiply(rows, gradient), multiply(rows, y))
+    if space.reproducible or space.backend.eps > _DOUBLE:
+        each = (space.products(rows, vector) for vector in (gradient, y))
+        with_gradient, change = space.fetch_each(*each)
         return with_gradient, change, math.inf
     numbers = space.later(space.dot(y, y), space.dot(gradient, gradient))
     with_gradient = space.fetch(space.products(rows, gradient))

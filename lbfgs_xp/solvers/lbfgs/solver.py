@@ -220,16 +220,14 @@ class LBFGS(Method, TakesBounds):
     def check_state(self, state: Any) -> None:
         """Refuse a state that does not come from a solver like this."""
         held = state.pairs.diagonal.shape[-1] if isinstance(state, LBFGSState) else 0
-        rows = getattr(getattr(state, "pairs", None), "rows", None)
-        held_as = dtype_name(getattr(rows, "dtype", None))
-        wanted = self.history_dtype or dtype_name(getattr(state, "x", rows).dtype) if held else ""
-        if held == self.memory_size and held_as != wanted:
-            raise ValueError(
-                f"state holds pairs in {held_as}; wanted {wanted}, the history_dtype of this method"
-            )
         if held != self.memory_size:
             what = f"{held} pairs" if held else f"a {type(state).__name__}"
             raise ValueError(
                 f"state holds {what}; wanted the state of LBFGS with "
                 f"memory_size={self.memory_size}"
+            )
+        found, own = (dtype_name(array.dtype) for array in (state.pairs.rows, state.x))
+        if found != (wanted := self.history_dtype or own):
+            raise ValueError(
+                f"state holds pairs in {found}; wanted {wanted}, the history_dtype of this method"
             )
