@@ -747,7 +747,10 @@ def _jacobian(evaluate: Callable, *arguments: Any) -> Array:
 
 def _pushed(evaluate: Callable, *arguments: Any) -> Array:
     *rest, x, vectors = arguments
-    _, push = jax.linearize(lambda x: evaluate(*rest, x), x)
+
+    def push(vector: Array) -> Array:
+        return jax.jvp(lambda x: evaluate(*rest, x), (x,), (vector,))[1]
+
     return push(vectors) if vectors.ndim == 1 else jax.vmap(push)(vectors)
 
 

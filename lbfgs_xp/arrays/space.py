@@ -20,6 +20,10 @@ from lbfgs_xp.arrays.keyed import Keyed
 from lbfgs_xp.arrays.pending import Queue
 from lbfgs_xp.checks import flag
 
+# How many numbers of rows in lower precision are widened at a time, on the host and on a device,
+# and in how many pieces at most where each is compiled.
+_IN_CACHE, _ON_DEVICE, _COMPILED = 2**16, 2**26, 8
+
 
 @on_device_of("x")
 def fixed_sum(x: Array, axis: int = -1) -> Array:
@@ -199,9 +203,38 @@ class Space(Keyed):
             return self.backend.combine(coefficients, rows)
         return coefficients @ rows
 
+    def in_full(self, rows: Array) -> Array:
+        """Rows in the dtype of x, if they are in a lower precision."""
+        return self.xp.astype(rows, self.backend.dtype, copy=False)
+
+    def products_in_full(self, rows: Array, *vectors: Array) -> list[Array]:
+        """`products` with each vector for rows (k, n) in a lower precision, summed in that of x."""
+        totals: list[Any] = [0.0] * len(vectors)
+        for piece in self._pieces(rows):
+            full = self.in_full(rows[:, piece])    # which takes longer than the products
+            totals = [
+                total + full @ vector[piece] for total, vector in zip(totals, vectors, strict=True)
+            ]
+        return totals
+
+    def combine_in_full(self, coefficients: Array, rows: Array) -> Array:
+        """`combine` for rows (k, n) in a lower precision."""
+        return self.xp.concat(
+            [coefficients @ self.in_full(rows[:, piece]) for piece in self._pieces(rows)]
+        )
+
+    def _pieces(self, rows: Array) -> list[slice]:
+        """Where to cut the rows (k, n), so that a piece in full precision stays in the cache."""
+        (k, n), backend = rows.shape, self.backend
+        length = max(1, (_IN_CACHE if backend.reads_are_free else _ON_DEVICE) // k)
+        if backend.compiles:
+            length = max(length, -(-n // _COMPILED))    # every piece is compiled
+        return [slice(i, min(i + length, n)) for i in range(0, n, length)] or [slice(0, 0)]
+
     def descend(self, coefficients: Array, rows: Array, gamma: Any, gradient: Array) -> Array:
         """coefficients rows - gamma gradient, with coefficients and gamma of the small algebra."""
-        sum_ = self.combine(self.send(coefficients), rows)
+        lower = rows.dtype != gradient.dtype
+        sum_ = (self.combine_in_full if lower else self.combine)(self.send(coefficients), rows)
         gamma = self.spread(gamma) if self.batched else gamma
         return self.backend.subtract_scaled(sum_, gamma, gradient)
 
@@ -462,6 +495,13 @@ class FixedOrderSpace(Space):
 
     def matmul(self, a: Array, b: Array) -> Array:
         return fixed_sum(a[..., :, None, :] * self.xp.matrix_transpose(b)[..., None, :, :])
+
+    def products_in_full(self, rows: Array, *vectors: Array) -> list[Array]:
+        full = self.in_full(rows)
+        return [self.products(full, vector) for vector in vectors]
+
+    def combine_in_full(self, coefficients: Array, rows: Array) -> Array:
+        return self.combine(coefficients, self.in_full(rows))
 
     def gram(self, rows: Array) -> Array:
         products = [self.products(rows, rows[..., i, :]) for i in range(rows.shape[-2])]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from lbfgs_xp.arrays import matrices, torch_implicit, torch_kernels
-from lbfgs_xp.arrays.backend import Array, InPlaceBackend, Pairs
+from lbfgs_xp.arrays.backend import Array, InPlaceBackend, Pairs, check_local
 
 
 def check_dense(array: Array, what: str) -> None:
@@ -35,6 +35,7 @@ class TorchBackend(InPlaceBackend):
 
     def __init__(self, array: Array, what: str = "x0", traced: bool = False):
         check_dense(array, what)
+        check_local(array, what)
         if array.is_meta:
             raise TypeError(
                 f"{what} is on the device meta, which holds no numbers; wanted a tensor with values"

@@ -15,7 +15,15 @@ import numpy as np
 import optree
 
 from lbfgs_xp import checks
-from lbfgs_xp.arrays.backend import Array, Backend, classes_in_use, is_array, library_of, take
+from lbfgs_xp.arrays.backend import (
+    Array,
+    Backend,
+    check_local,
+    classes_in_use,
+    is_array,
+    library_of,
+    take,
+)
 from lbfgs_xp.arrays.keyed import Keyed
 
 _NAMESPACE = "lbfgs_xp"
@@ -387,6 +395,7 @@ class Layout(Keyed):
                 )
             leaf = np.asarray(leaf)
         _refuse_subclass(leaf, what)
+        check_local(leaf, what)
         if isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "biufc":
             raise TypeError(f"{what} has dtype {leaf.dtype}; wanted {like.dtype}, like x0")
         if type(leaf) is not type(like) and (other := library_of(leaf)) != self.backend.name:

@@ -56,6 +56,10 @@ class ShardedSpace(Space):
     def products(self, rows: Array, vector: Array) -> Any:
         return Part((tuple(rows.shape[:-1]), super().products(rows, vector), SUM))
 
+    def products_in_full(self, rows: Array, *vectors: Array) -> list[Any]:
+        found = super().products_in_full(rows, *vectors)
+        return [Part(((rows.shape[0],), own, SUM)) for own in found]
+
     def gram(self, rows: Array) -> Any:
         return Part(((rows.shape[-2],) * 2, super().gram(rows), SUM))
 
@@ -110,6 +114,9 @@ class ShardedFixedOrderSpace(ShardedSpace, FixedOrderSpace):
 
     def products(self, rows: Array, vector: Array) -> Any:
         return self._tree(tuple(rows.shape[:-1]), rows * vector[..., None, :])
+
+    def products_in_full(self, rows: Array, *vectors: Array) -> list[Any]:
+        return FixedOrderSpace.products_in_full(self, rows, *vectors)
 
     def gram(self, rows: Array) -> Any:
         return self._tree((rows.shape[-2],) * 2, rows[..., :, None, :] * rows[..., None, :, :])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from lbfgs_xp.arrays.backend import Array, Backend
+from lbfgs_xp.arrays.backend import Array, Backend, dtype_name
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Partial, backends_of, flatten_parameters, without_frozen
-from lbfgs_xp.saving.encoding import Decoder, dtype_name
+from lbfgs_xp.saving.encoding import Decoder
 from lbfgs_xp.saving.placing import as_own, placed
 
 

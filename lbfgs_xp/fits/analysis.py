@@ -105,6 +105,15 @@ class Analysis:
         vector = layout.backend.from_host(vector)
         return layout.to_tree(vector if layout.batched else vector[0, ...])
 
+    def at_bounds(self, x: Any) -> np.ndarray:
+        """Which of all numbers, (B, all) in the order of `names`, are at a bound and not fixed."""
+        found = np.zeros((len(self.vector(x)), self.layout.whole.size), dtype=bool)
+        if self.box is not None:
+            low, high = (np.asarray(self.layout.backend.to_host(side)) for side in self.box)
+            here = np.asarray(self.backend.to_host(self.vector(x)))
+            found[:, self.free] = ((here <= low) | (here >= high)) & (low < high)
+        return found[:, self.order]
+
     def whole_tree(self, numbers: np.ndarray) -> Any:
         """Numbers (B, all) on the host in the structure of p0."""
         whole = self.layout.whole
@@ -231,14 +240,16 @@ class Analysis:
         part.data = part.data[0], form(weights, y)
 
     def drawn(
-        self, likelihood: Any, numbers: np.ndarray, curves: Array, rng: np.random.Generator
+        self, likelihood: Any, numbers: np.ndarray, curves: Array, rng: np.random.Generator,
+        unit: np.ndarray,
     ) -> Any:
         """The likelihood of rows of these fits with data drawn at random; curves as above, but what
-        is expected of the data."""
+        is expected of the data; unit as in `Likelihood.drawn`."""
         if self.layout.batched:
             curves = take(curves, self.layout.backend.index_array(numbers))
         with np.errstate(all="ignore"):
-            return likelihood.drawn(rng, likelihood.prediction(curves + 0.0 * likelihood.y))
+            prediction = likelihood.prediction(curves + 0.0 * likelihood.y)
+            return likelihood.drawn(rng, prediction, unit)
 
     @functools.cached_property
     def _broadcasts(self) -> bool:
@@ -294,6 +305,16 @@ class Analysis:
         """The derivatives of the model (m, p), or (B, m, p), in the order of x."""
         slopes = self.slopes(x, *self.objective.args[:2])
         return joined(slopes, -2) if self.complex else slopes
+
+    @property
+    def size_of_data(self) -> np.ndarray:
+        """The norm (B,) of the data of each fit in units of sigma; 0 for likelihoods, which are
+        relative to the best predictions."""
+        outer, data = self.layout.backend, self.objective.data
+        if data is None:
+            return np.zeros(self.layout.batch if self.layout.batched else (1,))
+        data = np.asarray(outer.to_host(data[1]), dtype=np.float64)
+        return np.sqrt(np.sum(data * data, axis=-1))
 
     @property
     def complex(self) -> bool:

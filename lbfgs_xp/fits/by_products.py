@@ -69,7 +69,10 @@ class ByProducts(Residuals):
             found = self.jac(self.layout.to_tree(x), *self.args)
         except self.forgiven:
             m, p, full = self._count, x.shape[-1], backend.full
-            return Sources(lambda v: full((m,), math.nan), lambda u: full((p,), math.nan))
+            return Sources(
+                lambda v: full((*v.shape[:-1], m), math.nan),
+                lambda u: full((*u.shape[:-1], p), math.nan),
+            )
         if is_array(found):
             wanted = (self._count, self.layout.size)
             matrix = backend.detach(self.layout.check(found, 0, "the Jacobian", wanted))

@@ -60,6 +60,7 @@ class Products:
     ):
         self.backend, self.shape = backend, shape
         self._sources, self._weights = sources, weights
+        self._whole: Any = None
         self.send: Callable = identity if backend.on_host else backend.from_host
         self.fetch: Callable = identity if backend.on_host else backend.to_host
 
@@ -68,11 +69,15 @@ class Products:
 
     def matvec(self, vector: Array) -> Array:
         """J v, for v (p,)."""
+        if self._whole is not None:
+            return self._whole @ vector
         found = self._sources.push(vector)
         return found if self._weights is None else self._weights * found
 
     def rmatvec(self, vector: Array) -> Array:
         """J^T u, for u (m,)."""
+        if self._whole is not None:
+            return vector @ self._whole
         return self._sources.pull(vector if self._weights is None else self._weights * vector)
 
     def push(self, vector: Array) -> Array:
@@ -89,17 +94,17 @@ class Products:
 
     # --- matrices made of rows -------------------------------------------------------------------
 
-    @functools.cached_property
-    def whole(self) -> Any:
-        """J (m, p), weighted, in the user's library if it fits into one block; else None."""
+    def form(self) -> None:
+        """Keep J (m, p) from now on, in the user's library, if it fits into one block."""
         m, p = self.shape
-        return self._block(0, m) if m * p <= BLOCK else None
+        if self._whole is None and m * p <= BLOCK:
+            self._whole = self._block(0, m)
 
     @functools.cached_property
     def norms(self) -> np.ndarray:
         xp, backend = self.backend.xp, self.backend
-        if self.whole is not None:
-            squares = xp.sum(self.whole * self.whole, axis=0)
+        if self._whole is not None:
+            squares = xp.sum(self._whole * self._whole, axis=0)
         elif self._sources.rows is not None:
             squares = backend.zeros((self.shape[1],))
             for start, stop in self._spans(_PIECE):
@@ -107,10 +112,10 @@ class Products:
                 squares = squares + xp.sum(rows * rows, axis=0)
         else:
             # E (J^T u)_j^2 = |J_j|^2 for independent signs u (Hutchinson 1990).
-            signs = np.random.default_rng(0).choice([-1.0, 1.0], (_PROBES, self.shape[0]))
-            squares = sum(
-                self.rmatvec(u) ** 2 for u in backend.from_host(signs.astype(self._host_dtype))
-            ) / _PROBES
+            rng, squares = np.random.default_rng(0), backend.zeros((self.shape[1],))
+            for _ in range(_PROBES):
+                signs = rng.choice([-1.0, 1.0], self.shape[0]).astype(self._host_dtype)
+                squares = squares + self.rmatvec(backend.from_host(signs)) ** 2 / _PROBES
         return np.sqrt(backend.to_host(squares))
 
     def gram(self, scale: np.ndarray) -> tuple[Array, bool]:
@@ -118,8 +123,8 @@ class Products:
         library, and whether it is the first. scale : D, on the host."""
         xp, (m, p) = self.backend.xp, self.shape
         scale, dual = self.send(scale), m <= p
-        if self.whole is not None:
-            rows = self.whole / scale
+        if self._whole is not None:
+            rows = self._whole / scale
             transposed = xp.matrix_transpose(rows)
             return (rows @ transposed if dual else transposed @ rows), dual
         if not dual:
@@ -153,10 +158,12 @@ class Products:
 
     def _block(self, start: int, stop: int, scale: Any = None) -> Array:
         """These rows (k, p), weighted, in units of a scale if there is one, from pieces."""
-        if self._sources.matrix is not None and scale is None:
-            return self._rows(start, stop)
+        spans = list(self._spans(_PIECE, start, stop))
+        if len(spans) == 1 or self._sources.matrix is not None:
+            rows = self._rows(start, stop)
+            return rows if scale is None else rows / scale
         found, write = self._written((stop - start, self.shape[1]))
-        for begin, end in self._spans(_PIECE, start, stop):
+        for begin, end in spans:
             rows = self._rows(begin, end)
             write(found, begin - start, 0, rows if scale is None else rows / scale)
         return found if self.backend.mutable else self.backend.from_host(found)

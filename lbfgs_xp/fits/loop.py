@@ -232,7 +232,7 @@ class Fit:
         self.space = Space(backend, batched=not one)
         self.steps: Any = _Steps(plan.settings, self.space)
         if free:
-            self.steps = FreeSteps(plan.settings, self.space, plan.solver)
+            self.steps = FreeSteps(plan.settings, self.space, plan.solver, self.residuals)
         self.rows, self.sizes, self.box = Rows(), Sizes(backend), box
         self.box_here = box
         self.confirmed: Any = None
@@ -248,7 +248,8 @@ class Fit:
 
     def calls(self, going: np.ndarray) -> int:
         """How many calls of the residuals another step with its Jacobian takes."""
-        return 1 + self.objective.calls_per_jacobian
+        accelerates = int(self.plan.solver == "dual")
+        return 1 + self.objective.calls_per_jacobian + accelerates
 
     def spent(self, calls: int) -> Status | None:
         """The status of a budget that does not allow this many calls; None if all do."""

@@ -7,7 +7,10 @@ step z / D minimises |r + A z|^2 for |z| within the radius (More 1978).
 z = -(A^T A + mu I)^-1 A^T r: in both cases, Cholesky factors of the smaller matrix. The radius is
 met by the damping mu, from Newton's method for 1 / |z| = 1 / radius between bounds (Nocedal &
 Wright, algorithm 4.3; More & Sorensen 1983). Products square the singular values, so that those
-below eps^0.5 of the largest are lost in rounding.
+below eps^0.5 of the largest are lost in rounding. Half the acceleration along the geodesic is added
+to the step d = z / D: with r'' the second derivative of r along d, which takes one more evaluation,
+it is the z for r'' instead of r, and it counts if it is at most three quarters of d, in half of its
+length (Transtrum & Sethna 2012, Improvements to the Levenberg-Marquardt algorithm, section 2).
 
 `Conjugate` follows the conjugate gradients for A^T A z = -A^T r, in the form that keeps r + A z
 (CGLS: Bjorck 1996, section 7.4.1), until the gradient has fallen far enough (Eisenstat & Walker
@@ -30,11 +33,14 @@ from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.fits import levenberg_marquardt as lm
 from lbfgs_xp.fits.jacobian import Products
-from lbfgs_xp.fits.linear_algebra import divisor
+from lbfgs_xp.fits.linear_algebra import divisor, norm
 from lbfgs_xp.fits.settings import FitSettings
 
 # A step fits the radius if its length is between these multiples of it.
 _SHORT, _LONG = 0.75, 1.1
+# The share of the step along which the second derivative is taken; the largest acceleration; the
+# rounding errors that it must exceed.
+_AHEAD, _BENT, _SEEN = 0.1, 0.75, 1e3
 # How often the damping is refined, and multiplied by how much when rounding makes a matrix
 # indefinite; and how many times larger than an estimate of the rounding it is at least.
 _REFINED, _FIRMER, _ROUNDED = 12, 16.0, 4.0
@@ -51,13 +57,16 @@ class FreeModel(NamedTuple):
 
     jacobian : J, with weighted rows.
     residuals, slope : r, weighted, and A^T r.
+    weights : of the rows; None for 1.
     solver : what finds z within a radius.
-    scale, norms, optimality, share, finite, hard : as in `LinearModel`.
+    scale, norms, optimality, share, finite, hard : as in `LinearModel`, but the share is 1 unless
+        the optimality is small enough for it to matter.
     """
 
     jacobian: Products
     residuals: Array
     slope: Array
+    weights: Any
     solver: Any
     scale: Array
     norms: Array
@@ -71,10 +80,14 @@ class FreeSteps:
     """What `Fit` asks of a step, from products.
 
     kind : "dual" or "cg".
+    residuals : x -> the residuals, called once for each step with kind="dual".
     """
 
-    def __init__(self, settings: FitSettings, space: Space, kind: str):
+    def __init__(
+        self, settings: FitSettings, space: Space, kind: str, residuals: Callable[[Array], Array]
+    ):
         self.settings, self.space, self.kind = settings, space, kind
+        self.residuals = residuals
         # The norm of the last gradient, and to which share of it conjugate gradients went.
         self._forced: tuple[float, float] | None = None
 
@@ -100,22 +113,41 @@ class FreeSteps:
         """The state with its next trial."""
         linear = state.linear
         z, mu = linear.solver.within(float(state.radius), float(state.mu))
-        step = z / linear.scale
-        trial = state.x + step
-        step = trial - state.x
+        step = (state.x + z / linear.scale) - state.x
         change = linear.jacobian.push(step)
         predicted = -self.space.dot(change, linear.residuals + 0.5 * change)
-        return state._replace(mu=mu, step=step, trial=trial, predicted=predicted)
+        if self.kind == "dual":
+            step = step + self._bend(state, step, change, mu)
+        trial = state.x + step
+        return state._replace(mu=mu, step=trial - state.x, trial=trial, predicted=predicted)
+
+    def _bend(self, state: lm.LMState, step: Array, change: Array, mu: float) -> Array:
+        """Half the acceleration; 0 if it is too large, or hidden by rounding."""
+        linear, space, nothing = state.linear, self.space, 0.0 * step
+        there = self.residuals(state.x + _AHEAD * step)
+        rise = there - state.residuals
+        rise = rise if linear.weights is None else linear.weights * rise
+        second = 2.0 / _AHEAD**2 * (rise - _AHEAD * change)
+        size = norm(space, second)
+        seen = _SEEN * space.backend.eps * norm(space, linear.residuals)
+        if not (math.isfinite(size) and size > seen):
+            return nothing
+        z = linear.solver.answer(second, mu)
+        if not norm(space, z) <= 0.5 * _BENT * norm(space, linear.scale * step):
+            return nothing
+        return 0.5 * z / linear.scale
 
     def linearize(
         self, x: Array, residuals: Array, columns: Products, box: Any, largest: Any
     ) -> tuple[FreeModel, bool]:
         """The linearised residuals, and True: that they are finite is in the model."""
         settings, space = self.settings, self.space
-        jacobian, weighted = columns, residuals
+        jacobian, weighted, of_rows = columns, residuals, None
         if not settings.loss.is_linear:
             of_rows, of_residuals = settings.weights(space, residuals)
             jacobian, weighted = columns.weighted(of_rows), residuals * of_residuals
+        if self.kind == "dual":
+            jacobian.form()
         gradient, norms = jacobian.pull(weighted), jacobian.norms
         finite = bool(
             np.isfinite(gradient).all() and np.isfinite(norms).all() and np.isfinite(weighted).all()
@@ -127,22 +159,25 @@ class FreeSteps:
         slope = gradient / scale
         optimality = float(space.max_abs(gradient / divisor(space, norms))) / whole
         solver: Any = None
-        part = math.nan
+        part = whole
         if finite:
-            solver = self._solver(jacobian, weighted, slope, scale, optimality)
+            solver = self._solver(jacobian, weighted, slope, scale)
             finite = solver is not None
-            # A column of J alone removes this share.
-            part = max(solver.removable, optimality * whole) if finite else math.nan
+        # Each column of J alone removes at most the optimality. Beyond gtol, nothing depends on
+        # how much all of them can remove.
+        if finite and optimality <= settings.gtol:
+            part = max(solver.removable(), optimality * whole)
         return FreeModel(
-            jacobian, weighted, slope, solver, scale, norms, optimality, part / whole, finite
+            jacobian, weighted, slope, of_rows, solver, scale, norms, optimality, part / whole,
+            finite,
         ), True
 
     def _solver(
-        self, jacobian: Products, residuals: Array, slope: Array, scale: Array, optimality: float
+        self, jacobian: Products, residuals: Array, slope: Array, scale: Array
     ) -> Any:
         if self.kind == "dual":
             return Dual.of(jacobian, residuals, slope, scale)
-        size = math.sqrt(float(slope @ slope))
+        size = float(norm(self.space, slope))
         share = _LOOSEST
         if self._forced is not None and size > 0.0:
             before, last = self._forced
@@ -151,12 +186,7 @@ class FreeSteps:
                 share = max(share, _FORCING * last * last)
         share = min(max(share, _TIGHTEST), _LOOSEST)
         self._forced = size, share
-        # What is not known to be irremovable is no reason to stop.
-        whole = math.sqrt(float(residuals @ residuals))
-        path = Conjugate(jacobian, residuals, slope, scale, share, whole)
-        if optimality <= self.settings.gtol:
-            path = dataclasses.replace(path, removable=path.measured())
-        return path
+        return Conjugate(jacobian, residuals, slope, scale, share)
 
 
 @dataclasses.dataclass
@@ -165,8 +195,7 @@ class Dual:
 
     matrix, right : the matrix and the right-hand side, in the user's library.
     least : the damping from which on the matrix is positive definite in spite of rounding.
-    free, length : z with that damping, and its length.
-    removable : the norm of the part of r that this step removes.
+    factored : the last factors, as a function that solves, and their damping.
     """
 
     jacobian: Products
@@ -175,10 +204,8 @@ class Dual:
     is_dual: bool
     matrix: Array
     right: Array
-    least: float = 0.0
-    free: Any = None
-    length: float = 0.0
-    removable: float = 0.0
+    least: float
+    factored: tuple[Callable[[Array], Array], float] | None = None
 
     @classmethod
     def of(
@@ -193,41 +220,52 @@ class Dual:
             return None
         rounding = _ROUNDED * math.sqrt(matrix.shape[0]) * backend.eps * trace
         right = jacobian.send(residuals if is_dual else slope)
-        self = cls(jacobian, slope, scale, is_dual, matrix, right)
-        solve, self.least = self._factored(max(rounding, 4.0 / backend.largest))
-        self.free = self._back(solve(right))
-        self.length = math.sqrt(float(self.free @ self.free))
-        self.removable = math.sqrt(max(-float(slope @ self.free), 0.0))
-        return self
+        least = max(rounding, 4.0 / backend.largest)
+        return cls(jacobian, slope, scale, is_dual, matrix, right, least)
+
+    def removable(self) -> float:
+        """The norm of the part of r that a step can remove."""
+        solve, self.least = self._factored(self.least)
+        return math.sqrt(max(-float(self.slope @ self._back(solve(self.right))), 0.0))
 
     def within(self, radius: float, mu: float) -> tuple[Array, float]:
-        """z for this radius, and its damping; mu : that of the last step."""
-        if self.length <= _LONG * radius:
-            return self.free, self.least
+        """z for this radius, and its damping; mu : that of the last step, or 0."""
+        radius = max(radius, 4.0 / self.jacobian.backend.largest)
         low, high = self.least, math.sqrt(float(self.slope @ self.slope)) / radius
-        mu = mu if low < mu < high else math.sqrt(low) * math.sqrt(max(high, low))
+        mu = max(min(mu, high), low)
         for _ in range(_REFINED):
             solve, mu = self._factored(mu)
             found = solve(self.right)
             z = self._back(found)
             length = math.sqrt(float(z @ z))
-            if _SHORT * radius <= length <= _LONG * radius:
+            if length <= _LONG * radius and (length >= _SHORT * radius or mu <= low):
                 break
             low, high = (max(low, mu), high) if length > radius else (low, min(high, mu))
             image = self.matrix @ found if self.is_dual else found
             bend = float(self.jacobian.backend.to_host(image @ solve(found)))
             mu = mu + length * length / bend * (length - radius) / radius if bend > 0.0 else 0.0
-            if not low < mu < high:
+            if mu <= self.least and low <= self.least:
+                mu = self.least
+            elif not low < mu < high:
                 mu = max(1e-3 * high, math.sqrt(low) * math.sqrt(high))
-        return z * min(1.0, _LONG * radius / length), mu
+        return (z * (_LONG * radius / length) if length > _LONG * radius else z), mu
+
+    def answer(self, residuals: Array, mu: float) -> Array:
+        """z with this damping for other residuals, by the factors of the last step if it had it."""
+        jacobian = self.jacobian
+        right = residuals if self.is_dual else jacobian.pull(residuals) / self.scale
+        return self._back(self._factored(mu)[0](jacobian.send(right)))
 
     def _factored(self, mu: float) -> tuple[Callable[[Array], Array], float]:
         """What solves with the matrix + mu I, and mu, or the next larger one that rounding allows.
         """
+        if self.factored is not None and self.factored[1] == mu:
+            return self.factored
         while True:
             solve = self.jacobian.backend.positive_solver(self.matrix, mu)
             if solve is not None:
-                return solve, mu
+                self.factored = solve, mu
+                return self.factored
             mu *= _FIRMER
 
     def _back(self, vector: Array) -> Array:
@@ -240,7 +278,6 @@ class Conjugate:
     """Steps along the path of conjugate gradients.
 
     share : to which share of its norm the gradient is brought.
-    removable : an upper bound of the norm of the part of r that a step can remove.
     """
 
     jacobian: Products
@@ -248,10 +285,9 @@ class Conjugate:
     slope: Array
     scale: Array
     share: float
-    removable: float
 
-    def measured(self) -> float:
-        """What `removable` is."""
+    def removable(self) -> float:
+        """The norm of the part of r that a step can remove."""
         return math.sqrt(self._path(math.inf, _EXACT)[1])
 
     def within(self, radius: float, mu: float) -> tuple[Array, float]:

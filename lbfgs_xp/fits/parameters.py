@@ -206,6 +206,11 @@ class FreeLayout(Layout):
                 error.add_note(_ORDER)
             raise
         what, shape = f"ties[{tie.name}]", (*batch, *tie.shape)
+        if value is None:
+            raise TypeError(
+                f"{what} returned None; wanted numbers: a tie sees the ties before it, and neither "
+                "itself nor those after it"
+            )
         if not is_array(value):
             value = backend.adopt(value, f"what {what} returned")
         if tuple(value.shape) != shape:

@@ -164,7 +164,8 @@ def bootstrap(fit: Any, analysis: Analysis, size: int, seed: Any) -> Any:
         if objective.likelihood is None:
             analysis.replace_data(part, these, y - residuals, errors)
         else:
-            part.likelihood = analysis.drawn(part.likelihood, these, y - residuals, rng)
+            unit = np.sqrt(best.scale[these])[:, None]
+            part.likelihood = analysis.drawn(part.likelihood, these, y - residuals, rng, unit)
         if part.priors is not None:
             shift = rng.normal(size=(these.size, part.priors.count))
             part.priors = Shifted(part.priors, outer.from_host(shift))

@@ -249,7 +249,8 @@ class CurveFit:
         standard deviations of normal errors; (B,) for a batch.
 
         nan unless absolute_sigma=True and the loss is linear: without absolute deviations, chi2 is
-        the measure of the errors, and nothing is left to compare it with.
+        the measure of the errors, and nothing is left to compare it with. For counts, it is
+        approximate, and of no use if most data have only a few.
 
         Examples
         --------
@@ -342,8 +343,9 @@ class CurveFit:
     def _kept(self) -> Any:
         if self._analysis is None:
             raise ValueError(
-                "this result is a copy or comes from a pickle, which do not keep the model and the "
-                "data; wanted the result that lx.curve_fit has returned"
+                "this result does not hold the model and the data, because it is a copy, comes "
+                "from a pickle, or is of data in chunks; wanted the result itself of lx.curve_fit, "
+                "for data that were fitted at once"
             )
         return self._analysis
 
@@ -596,7 +598,9 @@ class CurveFit:
 
         Residuals are drawn in units of sigma, around their mean, and enlarged by
         sqrt(n_data / dof), since a fit makes them smaller; correlated data, by their uncorrelated
-        combinations. Their spread gives the errors, whatever sigma was.
+        combinations. Their spread gives the errors, whatever sigma was. With a likelihood or
+        sigma=(low, high), the data are drawn from their distribution around the prediction instead
+        (a parametric bootstrap; not for a function), whose scale is that of the covariance.
 
         Parameters
         ----------

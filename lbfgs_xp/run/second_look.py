@@ -18,6 +18,7 @@ from lbfgs_xp.run.noise_looks import NoiseLooks
 from lbfgs_xp.run.promises import Promises
 from lbfgs_xp.run.restarts import Restarts
 from lbfgs_xp.run.visits import Visits
+from lbfgs_xp.solvers.search import FAR
 
 if TYPE_CHECKING:
     from lbfgs_xp.run.loop import Run
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _RUNNING, _GRADIENT = int(Status.RUNNING), int(Status.GRADIENT)
 _PRECISION, _LINE_SEARCH = int(Status.PRECISION), int(Status.LINE_SEARCH)
 _EVALUATIONS, _HIGHER = int(Status.EVALUATIONS), int(Status.HIGHER)
+_UNBOUNDED = int(Status.UNBOUNDED)
 
 
 class SecondLook:
@@ -73,6 +75,8 @@ class SecondLook:
         fn, p = space.scalars, run.standing.progress
         if not space.any(p.status < _RUNNING):
             return False
+        self._end_far_away()
+        p = run.standing.progress
         claimed = (p.status == DOUBTED) | (p.status == CLAIMED)
         claim = fn.where(p.status < _RUNNING, p.status, _RUNNING)
         run.note(p._replace(claim=claim, status=fn.where(claimed, _RUNNING, p.status)))
@@ -92,6 +96,18 @@ class SecondLook:
         if begins:
             self.restarts.among_noise(noisy)
         return begins
+
+    def _end_far_away(self) -> None:
+        """End problems that were stopped by rounding so far away that only an overflow has kept
+        the value from falling."""
+        run, (state, p, _) = self.run, self.run.standing
+        fn = run.space.scalars
+        claimed = (p.status == DOUBTED) | (p.status == CLAIMED)
+        if not run.space.any(claimed):
+            return
+        size = run.space.read_one(run.space.max_abs(state.x))
+        far = claimed & (size > FAR * FAR * fn.maximum(p.extent, 1.0))
+        run.note(p._replace(status=fn.where(far, _UNBOUNDED, p.status)))
 
     def _open_claims(self) -> None:
         """Set `claim` to how each problem ends if nothing lower is found, and run those for which

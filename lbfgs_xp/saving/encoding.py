@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lbfgs_xp.arrays.backend import Array, Backend, class_of, is_array
+from lbfgs_xp.arrays.backend import Array, Backend, class_of, dtype_name, is_array
 from lbfgs_xp.arrays.pending import Pending
 from lbfgs_xp.arrays.tree import leaf_name
 
@@ -29,11 +29,6 @@ _KINDS = (
 
 class Unsaved(TypeError):
     """Something that has no form in a file; the message says where it is."""
-
-
-def dtype_name(dtype: Any) -> str:
-    """The name of a dtype, the same for all libraries."""
-    return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
 
 
 def kind_of(array: Array) -> str:
@@ -72,6 +67,8 @@ class Encoder:
         if isinstance(value, float):
             return value if math.isfinite(value) else {"float": repr(value)}
         if is_array(value):
+            if dtype_name(value.dtype) == "bfloat16":
+                raise Unsaved(f"{path} has dtype bfloat16, which NumPy lacks; wanted another")
             kind = "host" if isinstance(value, np.ndarray) else "array"
             return {kind: self._place(value, value)}
         if isinstance(value, bytes):

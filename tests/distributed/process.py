@@ -148,11 +148,73 @@ def solve(team: Any, case: str) -> lx.Result:
     return lx.minimize(fun, start, distributed=team, **how)
 
 
+def train_with_ddp(team: Any) -> dict[str, Any]:
+    """A module in DistributedDataParallel, which averages gradients; the closure averages the loss.
+    """
+    import torch
+
+    import lbfgs_xp.torch
+    from lbfgs_xp.torch import LBFGS
+
+    torch.manual_seed(0)
+    inputs = torch.linspace(-1.0, 1.0, 24, dtype=torch.float64)[:, None]
+    wanted = torch.sin(3.0 * inputs)
+    mine = slice(team.rank, None, team.size)
+    net = torch.nn.Sequential(
+        torch.nn.Linear(1, 6), torch.nn.Tanh(), torch.nn.Linear(6, 1)
+    ).double()
+    model = torch.nn.parallel.DistributedDataParallel(net)
+    optimizer = LBFGS(model.parameters(), line_search_fn="strong_wolfe", max_iter=10)
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        loss = ((model(inputs[mine]) - wanted[mine]) ** 2).mean()
+        loss.backward()
+        mean = loss.detach().clone()
+        torch.distributed.all_reduce(mean)
+        return mean / team.size
+
+    losses = [float(optimizer.step(closure)) for _ in range(3)]
+    weights = torch.cat([p.detach().reshape(-1) for p in net.parameters()])
+    try:
+        lbfgs_xp.torch.train_with_lbfgs(model, torch.nn.MSELoss(), (inputs, wanted))
+        refused = ""
+    except TypeError as error:
+        refused = str(error)
+    return {"losses": losses, "x": weights.tolist(), "refused": refused}
+
+
+def with_dtensors(team: Any) -> dict[str, Any]:
+    """DTensors are refused as x0 and as values; their pieces are variables."""
+    import torch
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (team.size,))
+    whole = torch.arange(7.0, dtype=torch.float64)
+    spread = distribute_tensor(whole, mesh, [Shard(0)])
+    refused = []
+    for x0, fun in (
+        (spread, lambda x: (x * x).sum()),
+        (whole, lambda x: (DTensor.from_local(x, mesh, [Shard(0)]) ** 2).sum()),
+    ):
+        try:
+            lx.minimize(fun, x0)
+        except TypeError as error:
+            refused.append(str(error))
+    res = lx.minimize(
+        lambda x: ((x - 2.0) ** 2).sum(), spread.to_local().clone(), distributed=engine(True)
+    )
+    return {"refused": refused, "x": [float(x) for x in res.x], "fun": float(res.fun)}
+
+
 def report(team: Any, case: str) -> dict[str, Any]:
     began = time.perf_counter()
     try:
         if case.startswith("sharded"):
             return solve_sharded(case)
+        if case in ("ddp", "dtensor"):
+            return train_with_ddp(team) if case == "ddp" else with_dtensors(team)
         res = solve(team, case)
     except BaseException as error:
         return {

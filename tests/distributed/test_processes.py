@@ -49,14 +49,14 @@ def started(size: int, cases: tuple[str, ...], folder: Path) -> list[dict[str, A
 def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     pytest.importorskip("torch")
     ended = ("sharded numpy interrupt", "sharded numpy later", "sharded numpy error")
-    cases = (*CASES, *FAILURES, *SHARDED, *ended, *CASES[:1])
+    cases = (*CASES, *FAILURES, *SHARDED, *ended, "ddp", "dtensor", *CASES[:1])
     return started(2, cases, tmp_path_factory.mktemp("pair"))
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     pytest.importorskip("torch")
-    return started(1, (*CASES[:5], *SHARDED), tmp_path_factory.mktemp("alone"))[0]
+    return started(1, (*CASES[:5], *SHARDED, "ddp"), tmp_path_factory.mktemp("alone"))[0]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -115,6 +115,22 @@ def assert_as_alone(found: dict[str, Any], wanted: dict[str, Any], case: str) ->
     np.testing.assert_allclose(found["x"], wanted["x"], rtol=rtol, atol=rtol)
     if "float32" not in case:
         assert (found["nit"], found["nfev"]) == (wanted["nit"], wanted["nfev"])
+
+
+def test_modules_in_ddp(pair: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+    assert pair[0]["ddp"] == pair[1]["ddp"]
+    assert "wanted its module, model.module" in alone["ddp"]["refused"]
+    np.testing.assert_allclose(pair[0]["ddp"]["losses"], alone["ddp"]["losses"], rtol=1e-6)
+
+
+def test_dtensors(pair: list[dict[str, Any]]) -> None:
+    for each in pair:
+        found = each["dtensor"]
+        x0, value = found["refused"]
+        assert x0.startswith("x0 is a DTensor, of which this process has a piece; wanted")
+        assert value.startswith("what fun returned is a DTensor")
+        np.testing.assert_allclose(found["x"], 2.0, atol=1e-7)
+    assert [len(each["dtensor"]["x"]) for each in pair] == [4, 3]
 
 
 def test_divided_variables_end_together(pair: list[dict[str, Any]]) -> None:

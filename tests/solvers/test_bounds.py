@@ -131,6 +131,46 @@ def test_a_batch_is_its_rows_each_with_its_own_bounds(method: str) -> None:
         assert np.array_equal(batch.active[i], one.active)
 
 
+@pytest.mark.parametrize("l1", [None, 0.3])
+def test_a_batch_is_its_rows_after_its_pairs_were_dropped(l1: float | None) -> None:
+    rng = np.random.default_rng(2)
+    a, c = rng.normal(size=(5, 5)), 3.0 * rng.normal(size=5)
+    starts = 2.0 * rng.normal(size=(4, 5))
+    lower = np.where(rng.uniform(size=(4, 5)) < 0.5, -rng.uniform(size=(4, 5)), -np.inf)
+    upper = np.where(rng.uniform(size=(4, 5)) < 0.5, rng.uniform(size=(4, 5)), np.inf)
+
+    def kinks(x: np.ndarray) -> Any:
+        y = lx.fixed_sum(x[..., None, :] * a) - c
+        g = lx.fixed_sum(np.sign(y)[..., None, :] * a.T) + 0.01 * x
+        return lx.fixed_sum(np.abs(y)) + 0.005 * lx.fixed_sum(x * x), g
+
+    settings: Any = dict(
+        jac=True, method=lx.LBFGS(memory_size=3), reproducible=True, maxiter=60, l1=l1
+    )
+    batch = lx.minimize(kinks, starts, bounds=(lower, upper), batched=True, **settings)
+    for i in (0, 1):
+        one = lx.minimize(kinks, starts[i], bounds=(lower[i], upper[i]), **settings)
+        assert batch.x[i].tobytes() == one.x.tobytes() and batch.nfev[i] == one.nfev
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_a_function_that_falls_for_ever_within_bounds(method: str, rows: int) -> None:
+    def falling(x: np.ndarray) -> Any:    # only the first variable has a curvature
+        g = np.ones_like(x)
+        with np.errstate(over="ignore", invalid="ignore"):
+            g[..., 0], g[..., 1] = 4.0 * x[..., 0] ** 3, -1.0
+            return x[..., 0] ** 4 - x[..., 1] + x[..., 2], g
+
+    start = np.asarray([2.0, 1.0, 0.0])
+    for bounds in (([-1.0, -3.0, -1.0], None), ([0.5, -9.0, -1.0], [1.0, np.inf, 2.0])):
+        res = lx.minimize(
+            falling, np.stack([start] * rows) if rows else start, jac=True, method=method,
+            bounds=bounds, batched=rows > 0,
+        )
+        assert np.all(np.asarray(res.status) == lx.Status.UNBOUNDED)
+        assert np.all(np.asarray(res.nfev) < 1000)
+
+
 def bowl_in_a_box(backend: Backend, rows: int = 0) -> Any:
     """A quadratic with coupled variables, for one problem or rows; (fun, x0, bounds, solution)."""
     a = np.diag([1.0, 4.0, 2.0, 8.0]) + 0.5

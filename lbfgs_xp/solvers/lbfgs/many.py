@@ -54,7 +54,9 @@ class _Verdict(NamedTuple):
     reset : whether the pairs are dropped, to search along steepest descent.
     turned : taken or reset, so that there is a new line.
     failed : whether steepest descent has failed, or rounding hides what it could gain.
-    endless : whether the function counts as unbounded if the step shows no curvature.
+    had : whether there were pairs.
+    endless : whether the step was so long that, without curvature, the function counts as unbounded
+        or, if there were pairs, these are dropped.
     """
 
     search: Search
@@ -71,6 +73,7 @@ class _Verdict(NamedTuple):
     reset: Any
     turned: Any
     failed: Any
+    had: Any
     endless: Any
 
 
@@ -105,9 +108,10 @@ def step(
         before = bounded.penalised_gradient(path, state.gradient)
         (slope,) = space.read(space.dot(s, before))
         told = told._replace(slope=fn.where(told.alpha > path.reach, slope, told.slope))
-    y = iterate.gradient - state.gradient
+    new, old = iterate.gradient, state.gradient
     if state.weights is not None:
-        s, y = s / state.weights, y * state.weights
+        s, new, old = s / state.weights, new * state.weights, old * state.weights
+    y = new - old
     pairs = curvature.write_many(space, state.pairs, s, y, told.taken)
     rows, state = pairs.rows, state._replace(pairs=pairs._replace(rows=None))
 
@@ -147,6 +151,7 @@ def _from_iterate(
     )
     if path is not None and not space.none(changed):
         kept = _anew(solver, space, pairs, kept, path.free, changed)
+    kept, told = _found_scale(solver, space, pairs.slot, kept, told)
     there = kept, weights, space.fetch(with_gradient)
     after = _aim(solver, space, iterate, there, state.noise, path, told)
     if path is not None:
@@ -158,6 +163,21 @@ def _from_iterate(
         direction=space.pick(told.turned, after.direction, state.direction),
         lowest=after.lowest._replace(gradient=gradient),
     )
+
+
+def _found_scale(
+    solver: Any, space: Space, slot: Any, pairs: Pairs, told: _Verdict
+) -> tuple[Pairs, _Verdict]:
+    """The pairs, dropped where a step showed a scale of which they know nothing; the verdict, with
+    `endless` where the function counts as unbounded.
+
+    slot : of the pair of this step.
+    """
+    fn, straight = space.scalars, told.endless
+    if not space.none(straight):
+        straight = straight & fn.logical_not(_has_pair(space, pairs, slot))
+        pairs = curvature.forget_many(space, pairs, straight & told.had, solver.initial.gamma)
+    return pairs, told._replace(endless=straight & fn.logical_not(told.had))
 
 
 def _path_at(
@@ -191,19 +211,29 @@ def _anew(
 ) -> Pairs:
     """The pairs `kept`, but where `changed`, `pairs` and the pair in their next slot, with the
     algebra of the free variables."""
-    full = space.scalars.full(pairs.diagonal.shape[-1], pairs.count)
-    pairs = pairs._replace(
-        slot=(pairs.slot + 1) % pairs.diagonal.shape[-1],
-        count=space.scalars.minimum(pairs.count + 1, full),
-    )
+    fn, slot, m = space.scalars, pairs.slot, pairs.diagonal.shape[-1]
+    full = fn.full(m, pairs.count)
+    pairs = pairs._replace(slot=(slot + 1) % m, count=fn.minimum(pairs.count + 1, full))
     if space.small_on_host:
         rows = np.flatnonzero(changed)
         part, mask = space.take((pairs, free), rows)
         part = restricted.to_free(space, part, mask, solver.scale_initial)
-        small = space.put(rows, part[1:], tuple(kept)[1:])
-        return Pairs(kept.rows, *small)
-    new = restricted.to_free(space, pairs, free, solver.scale_initial)
-    return space.merge(changed, new._replace(rows=kept.rows), kept)
+        new = Pairs(kept.rows, *space.put(rows, part[1:], tuple(kept)[1:]))
+    else:
+        new = restricted.to_free(space, pairs, free, solver.scale_initial)
+    # Without any curvature, the scale is still unknown.
+    bare = changed & (new.count == 1) & fn.logical_not(_has_pair(space, new, slot))
+    new = new._replace(
+        rows=kept.rows, slot=fn.where(bare, slot, new.slot), count=fn.where(bare, 0, new.count)
+    )
+    return new if space.small_on_host else space.merge(changed, new, kept)
+
+
+def _has_pair(space: Space, pairs: Pairs, slot: Any) -> Any:
+    """Where the pair in this slot has enough curvature."""
+    own = space.small_arange(pairs.diagonal.shape[-1]) == slot[..., None]
+    diagonal = space.scalars.where(own, pairs.diagonal, 0.0)
+    return space.small.sum(diagonal, axis=-1) > 0.0
 
 
 def _judged(
@@ -236,8 +266,7 @@ def _judged(
     return _Verdict(
         search, lower, lowest_alpha, lowest_value, taken, back, alpha, value,
         fn.where(taken, alpha, state.step), alpha * search.dphi0, decrement, reset,
-        taken | reset, lost & fn.logical_not(reset),
-        taken & fn.logical_not(had) & endless(rule, probes, alpha),
+        taken | reset, lost & fn.logical_not(reset), had, taken & endless(rule, probes, alpha),
     )
 
 
@@ -352,5 +381,5 @@ def _searched(
         fn.choose(told.turned, search, told.search),
         fn.where(told.turned, 0.0, told.lowest_alpha),
         fn.where(told.turned, value, told.lowest_value),
-        told.endless & (count == 0),
+        told.endless,
     )

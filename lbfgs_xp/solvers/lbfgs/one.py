@@ -94,41 +94,50 @@ def _arrive(
         )
     else:
         (norm,) = space.later(space.max_abs(gradient))
-        s, y = space.scale(alpha, state.direction), None
+        s = space.scale(alpha, state.direction)
         pairs, with_gradient, squared = _with_pair(
-            solver, space, state, s, gradient, gradient, y, slope, state.with_gradient
+            solver, space, state, s, gradient, gradient, None, slope, state.with_gradient
         )
         norm = now(norm)
     bare = state.pairs.count == 0
     decrement = state.decrement if bare else -0.5 * search.dphi0
-    far = endless(solver.line_search, solver.initial.scales_first, alpha)
+    straight = endless(solver.line_search, solver.initial.scales_first, alpha)
+    straight = straight and not _has_pair(space, pairs, state.pairs.slot)
+    if straight and not bare:
+        # The pairs know nothing of so large a scale, which the next search has to find.
+        pairs, with_gradient = curvature.forget(space, pairs, solver.initial.gamma), None
     return _aim(
         solver, space, (x, value, gradient, norm, alpha), (pairs, with_gradient, squared, weights),
-        seen, state.pace, decrement, bare and pairs.count == 0 and far, state.noise, path,
+        seen, state.pace, decrement, bare and straight, state.noise, path,
     )
 
 
+def _has_pair(space: Space, pairs: Pairs, slot: int) -> bool:
+    """Whether the pair in this slot has enough curvature."""
+    diagonal = pairs.diagonal if space.small_on_host else space.backend.to_host(pairs.diagonal)
+    return bool(diagonal[slot] > 0.0)
+
+
 def _with_pair(
-    solver: Any, space: Space, state: LBFGSState, s: Array, gradient: Array, inner: Array, y: Any,
-    slope: float, before: Any,
+    solver: Any, space: Space, state: LBFGSState, s: Array, gradient: Array, inner: Array,
+    free: Any, slope: float, before: Any,
 ) -> tuple[Pairs, Array, float]:
     """The pairs with the step s to this gradient, if it has enough curvature; W g, and g . g.
 
-    inner, y : the gradient that the direction needs and the change of the gradient, restricted to
-        the free variables; None for the change of the whole gradient.
+    inner : the gradient that the direction needs, of the free variables.
     before : W g of the last iterate, if W y may be a difference; else None.
     """
     weights, new, old = state.weights, gradient, state.gradient
     if weights is not None:
         s, new, old, inner = s / weights, new * weights, old * weights, inner * weights
-        y = None if y is None else y * weights
     # The pair takes effect only with `accept`.
     pairs = state.pairs
     rows = space.backend.write_pair(pairs.rows, pairs.slot, s, new, old)
     if rows is not pairs.rows:
         pairs = pairs._replace(rows=rows)
-    if y is None:
-        y = rows[pairs.slot + len(pairs.diagonal), :]
+    y = bounded.reduced(
+        space, free, space.in_full(rows[pairs.slot + len(pairs.diagonal), :])
+    )
     with_gradient, with_change, squared = curvature.products(
         space, pairs, inner, y, slope, before, state.squared
     )
@@ -165,12 +174,8 @@ def _within_bounds(
     if not space.remote:
         norm = space.read_one(bounded.optimality(space, limits, x, gradient))
         if _same_free(space, path.free, free):
-            y = None
-            if free is not None:
-                y = bounded.reduced(space, free, gradient)
-                y = y - bounded.reduced(space, free, state.gradient)
             return there, norm, _with_pair(
-                solver, space, state, s, gradient, inner, y, slope, before
+                solver, space, state, s, gradient, inner, free, slope, before
             )
     elif free is path.free is path.pull is None and alpha <= path.reach:
         norm, squared = now(measured.norm), now(measured.squared)
@@ -184,13 +189,15 @@ def _within_bounds(
     new = gradient
     if weights is not None:
         s, new, old, inner = s / weights, new * weights, old * weights, inner * weights
-    m = pairs.diagonal.shape[-1]
+    m, slot = pairs.diagonal.shape[-1], pairs.slot
     pairs = pairs._replace(
-        rows=space.backend.write_pair(pairs.rows, pairs.slot, s, new, old),
-        slot=(pairs.slot + 1) % m, count=min(pairs.count + 1, m),
+        rows=space.backend.write_pair(pairs.rows, slot, s, new, old),
+        slot=(slot + 1) % m, count=min(pairs.count + 1, m),
     )
     pairs = restricted.to_free(space, pairs, free, solver.scale_initial)
-    return there, norm, (pairs, space.small_products(pairs.rows, inner), math.inf)
+    if pairs.count == 1 and not _has_pair(space, pairs, slot):
+        pairs = pairs._replace(slot=slot, count=0)    # the scale is still unknown
+    return there, norm, (pairs, curvature.small_products(space, pairs.rows, inner), math.inf)
 
 
 def _same_free(space: Space, one: Any, other: Any) -> bool:
@@ -302,7 +309,7 @@ def begin(
     inner = bounded.penalised_gradient(path, gradient)
     inner = weighted(bounded.reduced(space, path and path.free, inner), weights)
     if pairs.count:
-        with_gradient = space.small_products(pairs.rows, inner)
+        with_gradient = curvature.small_products(space, pairs.rows, inner)
     else:
         with_gradient = space.small_zeros(pairs.rows.shape[:1])  # without touching the rows
     state = _aim(

@@ -22,16 +22,18 @@ _PIECE = 2**13
 def to_free(space: Space, pairs: Pairs, free: Any, scale: bool) -> Pairs:
     """The pairs, with the algebra of the variables in the mask `free` (..., n); None for all.
 
-    A pair whose restriction has too little curvature has no effect under this mask.
+    A pair whose restriction has too little curvature has no effect under this mask, and the rows of
+    pairs that were dropped or rejected have none either.
 
     scale : whether the newest pair rescales the initial inverse Hessian.
     """
     gamma = pairs.gamma
     if space.batched or space.small_on_host:
         products = space.fetch(_products(space, pairs.rows, free))
-        parts = _algebra(space, scale, products, pairs.slot, gamma)
+        parts = _algebra(space, scale, products, pairs.slot, pairs.count, gamma)
     else:
-        parts = space.backend.jit(_on_device, space, scale)(pairs.rows, free, pairs.slot, gamma)
+        compiled = space.backend.jit(_on_device, space, scale)
+        parts = compiled(pairs.rows, free, pairs.slot, pairs.count, gamma)
     inverse, gram, diagonal, gamma = parts
     if not space.batched and space.small_on_host:
         gamma = float(gamma)
@@ -39,38 +41,39 @@ def to_free(space: Space, pairs: Pairs, free: Any, scale: bool) -> Pairs:
 
 
 def _on_device(
-    space: Space, scale: bool, rows: Array, free: Any, slot: Any, gamma: Any
+    space: Space, scale: bool, rows: Array, free: Any, slot: Any, count: Any, gamma: Any
 ) -> tuple[Array, ...]:
-    return _algebra(space, scale, _products(space, rows, free), slot, gamma)
+    return _algebra(space, scale, _products(space, rows, free), slot, count, gamma)
 
 
 def _products(space: Space, rows: Array, free: Any) -> Array:
     """The products of the restricted rows with each other, (..., 2m, 2m)."""
     if free is None:
-        return space.gram(rows)
+        return space.gram(space.in_full(rows))
     n = rows.shape[-1]
     if not space.batched and not space.reproducible and space.backend.on_host and n > 2 * _PIECE:
         return sum(
-            space.gram(rows[:, i : i + _PIECE] * free[i : i + _PIECE])
+            space.gram(space.in_full(rows[:, i : i + _PIECE]) * free[i : i + _PIECE])
             for i in range(0, n, _PIECE)
         )
+    rows = space.in_full(rows)
     return space.gram(space.xp.where(free[..., None, :], rows, space.xp.zeros_like(rows)))
 
 
 def _algebra(
-    space: Space, scale: bool, products: Array, slot: Any, gamma: Any
+    space: Space, scale: bool, products: Array, slot: Any, count: Any, gamma: Any
 ) -> tuple[Array, Array, Array, Any]:
     """R^-1, Y'Y, the diagonal of S'Y and gamma, from the products of all rows."""
     xp, m = space.small, products.shape[-1] // 2
     places = space.small_arange(m)
-    slot = space.per_problem(slot)
+    slot, count = space.per_problem(slot), space.per_problem(count)
     oldest_first, ages = (places + slot) % m, (places - slot) % m
     cross = _ordered(space, products[..., :m, m:], oldest_first)
     gram = _ordered(space, products[..., m:, m:], oldest_first)
     steps = _ordered(space, products[..., :m, :m], oldest_first)
     curvature, size, length = map(_diagonal, (cross, gram, steps), (places,) * 3, (xp,) * 3)
     one, zero = xp.ones_like(curvature), xp.zeros_like(curvature)
-    usable = (curvature > 0.0) & (size > 0.0) & (length > 0.0)
+    usable = (curvature > 0.0) & (size > 0.0) & (length > 0.0) & (places >= m - count)
     a = xp.where(usable, curvature, one) / xp.where(usable, size, one)
     b = xp.where(usable, curvature, one) / xp.where(usable, length, one)
     good = usable & xp.isfinite(a) & xp.isfinite(b) & (a > 0.0) & (a * b > space.backend.eps)
