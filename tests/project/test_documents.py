@@ -1,4 +1,4 @@
-"""The code in the documents must run: README, CONTRIBUTING, pages and notebooks of docs, docstrings.
+"""The code in the documents must run: README, CONTRIBUTING, pages, notebooks of docs, docstrings.
 
 The ```python blocks of a file run in order and share their names, also those within comments, which
 readers do not see. A block whose info string contains `no-run` or `gpu` (which needs CUDA) is only
