@@ -201,7 +201,7 @@ def curve_fit(
     chunk_size : None or int
         Fit one set of data in chunks of this many points, of which only sums are kept: neither a
         Jacobian nor residuals of all data are ever in memory. The result has no `residuals`, and
-        none of the methods that call the model again, such as `intervals`.
+        refuses what needs the data side by side (`bootstrap`, `plot`, `jacobian`).
         Of x, arrays whose last axis is as long as y are cut; arrays may be mapped to files. None:
         in chunks if the Jacobian would have more than 2^24 numbers (2^28 on a GPU). Or x is a
         function, and y is None: x() returns a new iterator over chunks (x, y) or (x, y, sigma),

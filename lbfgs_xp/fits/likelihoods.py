@@ -277,6 +277,11 @@ class Binomial(Likelihood):
 
     def drawn(self, rng: np.random.Generator, prediction: Array, unit: np.ndarray) -> Binomial:
         chances, trials = _on_host(prediction), _on_host(self.trials)
+        wrong = trials[trials != np.floor(trials)]
+        if wrong.size:
+            raise ValueError(
+                f"trials holds {wrong.ravel()[0]:g}; wanted whole numbers to draw successes from"
+            )
         return self._with(rng.binomial(trials.astype(int), chances).astype(float))
 
     def variance(self, prediction: Array) -> Array:
@@ -523,10 +528,14 @@ def counts_of(
             "of y"
         ) from None
     numbers = _on_host(n)
-    if not (numbers > 0.0).all() or not np.isfinite(numbers).all():
+    wrong = used & ~((numbers > 0.0) & np.isfinite(numbers))
+    if wrong.any():
+        place = tuple(map(int, np.argwhere(wrong)[0]))
         raise ValueError(
-            f"trials is {checks.shown(trials)}; wanted finite numbers above 0"
+            f"trials is {float(numbers[place])} at {place}; wanted finite numbers above 0 (mask "
+            "the points to leave out)"
         )
+    n = xp.where(backend.from_host(used, xp.bool), n, xp.ones_like(n))
     wrong = used & (host > numbers)
     if wrong.any():
         place = tuple(map(int, np.argwhere(wrong)[0]))

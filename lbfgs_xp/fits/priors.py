@@ -207,12 +207,12 @@ def _rows(
 
 def _of_deviations(deviations: np.ndarray, key: Any) -> np.ndarray:
     """The diagonal matrices 1 / sd."""
-    known = (deviations > 0.0) & np.isfinite(deviations)
-    if not known.all():
+    right = (deviations > 0.0) & np.isfinite(deviations)
+    if not right.all():
+        wrong = deviations[~right].ravel()[0]
         raise ValueError(
-            f"priors[{key!r}] has the standard deviation {deviations[~known].ravel()[0]:g}; wanted "
-            "finite numbers above 0 (fixed= for a parameter that is known, and no prior for one of "
-            "which nothing is)"
+            f"priors[{key!r}] has the standard deviation {wrong:g}; wanted finite numbers above 0 "
+            "(fixed= for a parameter that is known, no prior for one that is not)"
         )
     return (1.0 / deviations)[..., None] * np.eye(deviations.shape[-1])
 

@@ -343,9 +343,8 @@ class CurveFit:
     def _kept(self) -> Any:
         if self._analysis is None:
             raise ValueError(
-                "this result does not hold the model and the data, because it is a copy, comes "
-                "from a pickle, or is of data in chunks; wanted the result itself of lx.curve_fit, "
-                "for data that were fitted at once"
+                "this result is a copy or comes from a pickle, which do not keep the model and the "
+                "data; wanted the result that lx.curve_fit has returned"
             )
         return self._analysis
 
@@ -357,7 +356,8 @@ class CurveFit:
 
         The ends are where chi2, with all other parameters fitted, is as far above that of the fit
         as the quantile of chi2 with one degree of freedom: by 1 for 68.27 %. Without
-        absolute_sigma, differences of chi2 are divided by reduced_chi2, as in the covariance; a
+        absolute_sigma, differences of chi2 are divided by reduced_chi2, as in the covariance, as if
+        that scale were known; for few degrees of freedom, Student's t would give wider ones. A
         robust loss takes the place of the squares. Unlike multiples of `stderr`, the ends need not
         lie symmetrically, and do not depend on how the model is parametrised.
 
@@ -511,7 +511,8 @@ class CurveFit:
         """Where the curve is, with its errors: prediction -+ z times its standard deviation.
 
         The deviation comes from the covariance and the derivatives of the model (the delta method).
-        It is that of the curve at each x alone, without the scatter of new data around it.
+        It is that of the curve at each x alone, without the scatter of new data around it; infinite
+        where the data do not determine the curve.
 
         Parameters
         ----------
@@ -538,7 +539,8 @@ class CurveFit:
         return self._kept().band(self, x, level)
 
     def propagate(self, function: Callable[[Any], Any]) -> tuple[Any, Any]:
-        """The value and the standard deviation of a function of the parameters (delta method).
+        """The value and the standard deviation of a function of the parameters (delta method);
+        infinite if the data do not determine it.
 
         Parameters
         ----------
@@ -597,10 +599,11 @@ class CurveFit:
         random, with repetition, from those of the fit. All fits are one batch.
 
         Residuals are drawn in units of sigma, around their mean, and enlarged by
-        sqrt(n_data / dof), since a fit makes them smaller; correlated data, by their uncorrelated
-        combinations. Their spread gives the errors, whatever sigma was. With a likelihood or
-        sigma=(low, high), the data are drawn from their distribution around the prediction instead
-        (a parametric bootstrap; not for a function), whose scale is that of the covariance.
+        sqrt(n_data / (n_data - n_free)), since a fit makes them smaller (with priors, n_free less
+        what these determine); correlated data, by their uncorrelated combinations. Their spread
+        gives the errors, whatever sigma was. With a likelihood or sigma=(low, high), the data are
+        drawn from their distribution around the prediction instead (a parametric bootstrap; not for
+        a function), whose scale is that of the covariance.
 
         Parameters
         ----------

@@ -387,6 +387,7 @@ def test_likelihoods_of_rows_that_leave(monkeypatch: pytest.MonkeyPatch) -> None
     ({"likelihood": "binomial"}, ValueError, "more than the 1 in trials"),
     ({"likelihood": "binomial", "trials": np.ones(7)}, ValueError, "trials has shape"),
     ({"likelihood": "binomial", "trials": 0.0}, ValueError, "trials is 0.0"),
+    ({"likelihood": "binomial", "trials": [np.inf] * 60}, ValueError, r"trials is inf at \(0,\)"),
     ({"likelihood": "binomial", "trials": "a"}, TypeError, "trials is 'a'"),
     ({"likelihood": lambda y, m: 1.0}, TypeError, "likelihood returned a float"),
     ({"likelihood": lambda y, m: np.sum(m)}, ValueError, "likelihood returned"),
@@ -408,3 +409,19 @@ def test_errors_of_two_sides() -> None:
             lx.curve_fit(decay(), X, COUNTS[0], START, sigma=sigma)
     with pytest.raises(ValueError, match=r"sigma is \(0.1, 0.2\) for two data"):
         lx.curve_fit(lambda x, a: a + 0.0 * x, [0.0, 1.0], [0.0, 1.0], [1.0], sigma=(0.1, 0.2))
+
+
+def test_trials_of_masked_data_may_be_none() -> None:
+    trials = np.where(np.arange(30) == 4, 0.0, TRIALS)
+    masked = np.ma.masked_where(trials == 0.0, SUCCESSES[0])
+    how: dict[str, Any] = {"likelihood": "binomial"}
+    res = lx.curve_fit(logistic(), DOSES, masked, [0.0, 1.0], trials=trials, **how)
+    rest = trials > 0.0
+    fewer = lx.curve_fit(
+        logistic(), DOSES[rest], SUCCESSES[0][rest], [0.0, 1.0], trials=TRIALS[rest], **how
+    )
+    np.testing.assert_allclose(res.x, fewer.x, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(res.stderr, fewer.stderr, rtol=1e-5)
+    half = lx.curve_fit(logistic(), DOSES, SUCCESSES[0], [0.0, 1.0], trials=TRIALS + 0.5, **how)
+    with pytest.raises(ValueError, match="wanted whole numbers to draw successes from"):
+        half.bootstrap(3)
