@@ -456,7 +456,11 @@ def _carry_on(
 def _stops(run: Run, callback: Callable[[Record], Any], record: Record) -> bool:
     """Whether the callback stops the run."""
     ask = functools.partial(stops, callback, record, run.in_caller_context)
-    return ask() if run.team is None else run.team.call(ask)
+    record.take = run.state_here
+    try:
+        return ask() if run.team is None else run.team.call(ask)
+    finally:
+        record.take = None    # it would keep the whole run
 
 
 def _of_changing_functions(run: Run) -> list[str]:

@@ -8,6 +8,7 @@ import dataclasses
 import enum
 import itertools
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
 
 import numpy as np
@@ -156,7 +157,16 @@ class State(NamedTuple):
         )
 
 
-class Record(NamedTuple):
+class _Seen(NamedTuple):
+    x: Any
+    fun: Any
+    gradient_norm: Any
+    step: Any
+    nit: Any
+    nfev: Any
+
+
+class Record(_Seen):
     """What a callback receives after each iteration.
 
     x : the iterate, with the structure of x0.
@@ -165,12 +175,20 @@ class Record(NamedTuple):
     nit, nfev : int, or (B,) arrays: iterations and evaluations so far.
     """
 
-    x: Any
-    fun: Any
-    gradient_norm: Any
-    step: Any
-    nit: Any
-    nfev: Any
+    take: Callable[[], State] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Record, tuple(self)
+
+    @property
+    def state(self) -> State:
+        """A copy of the state of the run, to be saved, or to continue from like `res.state`. It can
+        be taken only inside the callback."""
+        if self.take is None:
+            raise RuntimeError(
+                "the state of a record was taken after its callback; wanted it inside the callback"
+            )
+        return self.take()
 
 
 @dataclasses.dataclass(frozen=True)

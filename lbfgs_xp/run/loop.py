@@ -461,6 +461,22 @@ class Run:
         x = self.space.backend.own(shown.x)
         return Record(self.layout.to_tree(x), *(self.to_user(scalar) for scalar in shown[1:]))
 
+    def state_here(self) -> State:
+        """A copy of the state of the run."""
+        whole, _, of_rows, known = self.rows.join(self.space, self._per_row())
+        return self._state(
+            whole._replace(solver_state=self.solver.resume(whole.solver_state)),
+            self.aux.with_rows(of_rows).value, known,
+        )
+
+    def _state(self, standing: Standing, aux: Any, known: tuple) -> State:
+        """What another run continues from."""
+        return State(
+            self.solver, self.space, standing.solver_state, standing.best, aux,
+            self._forward and not self.objective.forward, known, standing.progress,
+            self.layout.scale_key,
+        )
+
     def _code(self) -> Any:
         """The status of each problem; an end that is not confirmed counts as running."""
         status = self.standing.progress.status
@@ -511,10 +527,8 @@ class Run:
             aux=self.aux.value,
             hess_inv=self._inverse_hessian(),
             active=self._active(best),
-            state=State(
-                self.solver, space, state, best, self.aux.value,
-                self._forward and not self.objective.forward, self.objective.differences.known,
-                p, layout.scale_key,
+            state=self._state(
+                self.standing, self.aux.value, self.objective.differences.known
             ),
             _curvature=Curvature(
                 self.objective, self._hess, self._differentiates(), self.to_user(p.first_value)
