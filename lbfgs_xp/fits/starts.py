@@ -84,10 +84,14 @@ def _of_leaves(starts: dict[str, Any], whole: Layout) -> np.ndarray:
     unbatched = [shape[len(whole.batch) :] for shape in whole.shapes]
     leaves, structure = flatten(_arrays(starts))
     if structure != whole.structure:
-        raise ValueError(
-            f"starts is a dict with the structure {structure}; wanted that of p0, "
-            f"{whole.structure}, with a first axis S in each leaf"
+        here, all_of_p0 = (
+            ", ".join(".".join(map(str, path)) for path in each.paths())
+            for each in (structure, whole.structure)
         )
+        wanted = f"all of p0, {all_of_p0}, each with a first axis S"
+        if not all_of_p0:
+            wanted = f"an array (S, {whole.size}), like p0"
+        raise ValueError(f"starts is a dict of {here}; wanted {wanted}")
     columns, count = [], None
     for i, (leaf, shape) in enumerate(zip(leaves, unbatched, strict=True)):
         name = leaf_name(whole.structure, i, "starts")

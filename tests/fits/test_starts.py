@@ -101,7 +101,7 @@ def test_starts_without_a_value_are_told() -> None:
     ({"starts": np.ones(3)}, ValueError, r"with shape \(3,\); wanted \(S, 3\)"),
     ({"starts": np.ones((4, 2))}, ValueError, r"shape \(4, 2\)"),
     ({"starts": "sobol"}, TypeError, "starts is 'sobol'"),
-    ({"starts": {"a": [1.0]}}, ValueError, "starts is a dict with the structure"),
+    ({"starts": {"a": [1.0]}}, ValueError, "starts is a dict of a; wanted "),
     ({"method": "lbfgs"}, ValueError, "starts were passed with method='lbfgs'"),
 ])
 def test_errors(settings: dict[str, Any], error: type, words: str) -> None:
