@@ -75,6 +75,7 @@ from lbfgs_xp.solvers.newton import Newton
 from lbfgs_xp.solvers.newton_cg import NewtonCG
 from lbfgs_xp.solvers.projected_gradient import ProjectedGradient
 from lbfgs_xp.solvers.self_scaled import SSBFGS, SSBroyden
+from lbfgs_xp.solvers.trust_ncg import TrustNCG
 from lbfgs_xp.solvers.two_loop import two_loop
 from lbfgs_xp.training.result import History, TrainRecord, TrainResult, TrainState
 from lbfgs_xp.training.train import train
@@ -143,6 +144,7 @@ __all__ = [
     "TrainRecord",
     "TrainResult",
     "TrainState",
+    "TrustNCG",
     "Yogi",
     "augmented_lagrangian",
     "check_gradient",

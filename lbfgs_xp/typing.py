@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lbfgs_xp.solvers.method import Phase
 
 MethodName = Literal[
-    "auto", "lbfgs", "bfgs", "ssbfgs", "ssbroyden", "newton", "newton-cg",
+    "auto", "lbfgs", "bfgs", "ssbfgs", "ssbroyden", "newton", "newton-cg", "trust-ncg",
     "projected_gradient", "gradient_descent", "sgd", "adagrad", "rmsprop", "adadelta", "adam",
     "adamw", "adamax", "nadam", "radam", "yogi", "adabelief", "lion", "rprop", "asgd",
 ]

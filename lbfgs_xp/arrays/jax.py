@@ -331,7 +331,7 @@ class JaxBackend(Backend):
         factor = _cholesky(matrix, shift)
         if not np.isfinite(self.to_host(factor[0, 0] + factor[-1, -1])):
             return None
-        return lambda b: jax.scipy.linalg.cho_solve((factor, True), b)
+        return functools.partial(_solved, factor)
 
     def _prepared(self, compiled: bool, function: Callable, *static: Any) -> Callable:
         return (self.jit if compiled else functools.partial)(function, *static)
@@ -775,6 +775,11 @@ def _cholesky(matrix: Array, shift: float) -> Array:
     return jax.lax.linalg.cholesky(
         matrix.at[places, places].add(shift), symmetrize_input=False
     )
+
+
+@jax.jit
+def _solved(factor: Array, b: Array) -> Array:
+    return jax.scipy.linalg.cho_solve((factor, True), b)
 
 
 def _refuse_key(array: Any, what: str) -> None:

@@ -180,11 +180,12 @@ class StochasticLBFGS(FirstOrder):
         """
         in_place, reproducible = flags(in_place=in_place, reproducible=reproducible)
         spec = update.checked_spec(self, state)
+        structure = update.structure_in(spec, params)
 
         def on_leaves(leaves: list[Array]) -> tuple[Any, list[Array]]:
             given: Any = fun
             found, gradients = returned.pair(
-                "fun", given(unflatten(_structure(spec, params), leaves)), "StochasticLBFGS",
+                "fun", given(unflatten(structure, leaves)), "StochasticLBFGS",
                 "(value, gradients) of the batch",
             )
             return found, update.checked_gradients(gradients, spec)
@@ -193,11 +194,9 @@ class StochasticLBFGS(FirstOrder):
         gs = update.checked_gradients(grads, spec)
         new, after = self.update_leaves(
             xs, gs, state, value=value, in_place=in_place, reproducible=reproducible,
-            fun=on_leaves if fun is not None else None, batch_value=value,
+            fun=on_leaves if callable(fun) else fun, batch_value=value,
         )
-        return (params, after) if after is state else (
-            unflatten(_structure(spec, params), new), after
-        )
+        return (params if after is state else unflatten(structure, new)), after
 
     def update_leaves(
         self, xs: list[Array], gs: list[Array], state: OptimizerState, *, value: Any = None,
@@ -391,10 +390,6 @@ def _damped(
 
 
 # --- leaves as one vector ----------------------------------------------------------------------
-
-
-def _structure(spec: ParameterSpec, params: Any) -> Any:
-    return update.structure_in(spec, params)
 
 
 def _sizes(spec: ParameterSpec) -> list[int]:

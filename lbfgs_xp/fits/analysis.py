@@ -240,14 +240,16 @@ class Analysis:
         part.data = part.data[0], form(weights, y)
 
     def drawn(
-        self, likelihood: Any, numbers: np.ndarray, curves: Array, rng: np.random.Generator
+        self, likelihood: Any, numbers: np.ndarray, curves: Array, rng: np.random.Generator,
+        unit: np.ndarray,
     ) -> Any:
         """The likelihood of rows of these fits with data drawn at random; curves as above, but what
-        is expected of the data."""
+        is expected of the data; unit as in `Likelihood.drawn`."""
         if self.layout.batched:
             curves = take(curves, self.layout.backend.index_array(numbers))
         with np.errstate(all="ignore"):
-            return likelihood.drawn(rng, likelihood.prediction(curves + 0.0 * likelihood.y))
+            prediction = likelihood.prediction(curves + 0.0 * likelihood.y)
+            return likelihood.drawn(rng, prediction, unit)
 
     @functools.cached_property
     def _broadcasts(self) -> bool:

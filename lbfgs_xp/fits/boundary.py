@@ -47,6 +47,8 @@ _SURPRISING = 5.0
 # Where between the best point and an end the cost is looked at, and how many times as far as the
 # limit it may have risen there: behind a pole or a barrier there may be another region.
 _BETWEEN, _HIGH = (0.5, 0.8, 0.93), 1.5
+# By how much of a gradient a bound may seem to hold a parameter against its will.
+_SLACK = 1e-2
 
 
 class Targets(NamedTuple):
@@ -130,9 +132,17 @@ def _of_group(analysis: Analysis, targets: Targets) -> Ends:
         if targets.tie is not None:
             targets = targets._replace(directions=analysis.directions(objective, x, *targets.tie))
         numbers = targets[2:7]
-        jacobian, g, cost, pressed = weighted(residuals, jacobian, x, box, *numbers)
-        inverse, _loose = inverse_of_squares(accuracy, space, jacobian)
-        step, length = toward(inverse, g, cost, pressed, *numbers)
+        bounded = box is not None and targets.tie is not None
+        jacobian, g, cost, pressed = weighted(
+            residuals, jacobian, x, None if bounded else box, *numbers
+        )
+        if bounded:
+            step, length, pressed = _within(
+                space, toward, accuracy, jacobian, g, cost, x, box, targets
+            )
+        else:
+            inverse, _loose = inverse_of_squares(accuracy, space, jacobian)
+            step, length = toward(inverse, g, cost, pressed, *numbers)
         costs, lengths, at_bound = to_host(cost), to_host(length), to_host(pressed)
 
         old, rise = to_host(targets.cost), to_host(targets.rise)
@@ -257,3 +267,49 @@ def _toward(
     # A parameter to which nothing responds has no end.
     lost = xp.logical_not(pressed) & xp.logical_not(spread > 0.0)
     return newton + out, xp.where(lost, xp.full_like(length, np.nan), length)
+
+
+def _within(
+    space: Space, toward: Any, accuracy: float, jacobian: Array, gradient: Array, value: Array,
+    x: Array, box: Any, targets: Targets,
+) -> tuple[Array, Array, Array]:
+    """`_toward` for ties of several parameters, any of which a bound may hold: the step, its length
+    and which targets are pressed.
+
+    The length is nan, unless the parameters at their bounds are those of the conditions of Karush,
+    Kuhn and Tucker for the largest value of the tie (Nocedal & Wright 2006, theorem 12.1).
+    """
+    xp, (low, high) = space.xp, box
+    zero = xp.zeros_like(x)
+    frozen, below = low == high, value - targets.cost <= targets.rise
+    places = space.backend.adopt(np.arange(float(x.shape[-1])), "the places")
+    for _ in range(x.shape[-1] + 1):
+        directions = xp.where(frozen, zero, targets.directions)
+        moving = xp.any(directions != 0.0, axis=-1)
+        pressed = below & xp.logical_not(moving)
+        seen = xp.where(frozen[:, None, :], xp.zeros_like(jacobian), jacobian)
+        inverse, _ = inverse_of_squares(accuracy, space, seen)
+        free = xp.where(frozen, zero, gradient)
+        step, length = toward(
+            inverse, free, value, pressed, directions, None, *targets[4:7]
+        )
+        out = ((x >= high) & (step > 0.0)) | ((x <= low) & (step < 0.0))
+        if not space.backend.to_host(out).any():
+            break
+        # One after another, because the next step may turn the others back.
+        spread = xp.sqrt(xp.sum(seen * seen, axis=-2))
+        excess = xp.where(out, xp.abs(step) * spread, zero - 1.0)
+        first = xp.astype(xp.argmax(excess, axis=-1), places.dtype)[:, None] == places
+        frozen = frozen | (out & first)
+    # The gradient at the end; it is `pull` times the direction for parameters that are free.
+    ahead = gradient + transposed_product(space, jacobian, space.products(jacobian, step))
+    square = space.dot(directions, directions)
+    pull = space.dot(ahead, directions) / xp.where(square > 0.0, square, xp.ones_like(square))
+    outward = pull[:, None] * targets.directions - ahead
+    slack = -_SLACK * xp.abs(ahead)
+    outward = xp.where(pressed[:, None], targets.directions, outward)
+    slack = xp.where(pressed[:, None], zero, slack)
+    upper, lower = x >= high, x <= low
+    kept = (upper & (outward >= slack)) | (lower & (-outward >= slack)) | (low == high)
+    right = xp.all(kept | xp.logical_not(frozen), axis=-1)
+    return step, xp.where(right, length, xp.full_like(length, np.nan)), pressed

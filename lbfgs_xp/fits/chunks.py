@@ -8,6 +8,7 @@ the loop, they are residuals and columns like any others.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import math
@@ -151,12 +152,14 @@ class Chunks:
     """
 
     in_chunks = True
-    priors = likelihood = None
+    priors = likelihood = data = None
+    whole = ()
 
     def __init__(self, source: Source, of_chunk: Callable[..., Residuals]):
         self.source, self.of_chunk = source, of_chunk
         head = of_chunk(*next(iter(source())))
         self.layout, self.backend, self.jac = head.layout, head.backend, head.jac
+        self.fun, self.compiled = head.fun, head.compiled
         self.names, self.derivatives = head.names, head.derivatives
         self.accuracy = head.accuracy
         # The residuals at the point itself are calculated again.
@@ -165,6 +168,13 @@ class Chunks:
         self.differences = Differences(head.backend, head, least=0.0)
         self.totals: _Totals | None = None
         self._known: dict[int, Any] = {}
+
+    def again(self, start: Array) -> Chunks:
+        """The same for another fit from this point, (p,), with calls of its own."""
+        other = copy.copy(self)
+        other.layout = self.layout.starting_at(start)
+        other.calls, other.bounds, other.forgiven, other._known = Calls(), None, (), {}
+        return other
 
     def _parts(self) -> Iterator[Residuals]:
         most = 0
@@ -297,7 +307,8 @@ def report_of_chunks(
     over = totals.count - free
     reduced = chi2 / over if over > 0 else math.nan
     if not absolute_sigma:
-        covariance = covariance * (reduced if over > 0 else math.inf)
+        unknown = np.where(covariance == 0.0, covariance, math.inf)
+        covariance = covariance * reduced if over > 0 else unknown
     stderr = deviations(host, covariance, loose)[0]
     order, squares = listed_order(whole), float(totals.squares.sum())
     scale = 1.0 if absolute_sigma else chi2 / totals.count

@@ -17,6 +17,7 @@ from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import flatten
 from lbfgs_xp.fits.answers import Answers
+from lbfgs_xp.fits.answers_of_chunks import ChunkAnswers
 from lbfgs_xp.fits.by_minimize import fit_by_minimize
 from lbfgs_xp.fits.chunks import Chunks, report_of_chunks, source_of
 from lbfgs_xp.fits.complex_data import is_complex
@@ -199,7 +200,8 @@ def curve_fit(
         of x, y and sigma (in PyTorch, also of what the model holds).
     chunk_size : None or int
         Fit one set of data in chunks of this many points, of which only sums are kept: neither a
-        Jacobian nor residuals of all data are ever in memory, and the result has no `residuals`.
+        Jacobian nor residuals of all data are ever in memory. The result has no `residuals`, and
+        refuses what needs the data side by side (`bootstrap`, `plot`, `jacobian`).
         Of x, arrays whose last axis is as long as y are cut; arrays may be mapped to files. None:
         in chunks if the Jacobian would have more than 2^24 numbers (2^28 on a GPU). Or x is a
         function, and y is None: x() returns a new iterator over chunks (x, y) or (x, y, sigma),
@@ -312,7 +314,9 @@ def _fit(
         if starts is not None:
             raise ValueError("starts were passed for data in chunks; wanted one start, p0")
         found = run_fit(objective, box, plan)
+        answers = ChunkAnswers(objective, box, plan.settings, False)
         result = report_of_chunks(found, objective, box, plan.settings, absolute_sigma)
+        result = dataclasses.replace(result, _analysis=answers)
         return result, objective, box, plan
     others, calls = None, 0
     if starts is not None:

@@ -37,10 +37,12 @@ from lbfgs_xp.fits.linear_algebra import divisor, norm
 from lbfgs_xp.fits.settings import FitSettings
 
 # A step fits the radius if its length is between these multiples of it.
-_SHORT, _LONG = 0.75, 1.1
+_SHORT, _LONG = 0.75, 1.2
 # The share of the step along which the second derivative is taken; the largest acceleration; the
 # rounding errors that it must exceed.
 _AHEAD, _BENT, _SEEN = 0.1, 0.75, 1e3
+# The damping is expected to change with this power of the inverse length.
+_POWER = 1.0
 # How often the damping is refined, and multiplied by how much when rounding makes a matrix
 # indefinite; and how many times larger than an estimate of the rounding it is at least.
 _REFINED, _FIRMER, _ROUNDED = 12, 16.0, 4.0
@@ -112,7 +114,8 @@ class FreeSteps:
     def aim(self, state: lm.LMState, box: Any, going: Any) -> lm.LMState:
         """The state with its next trial."""
         linear = state.linear
-        z, mu = linear.solver.within(float(state.radius), float(state.mu))
+        before, radius = norm(self.space, linear.scale * state.step), float(state.radius)
+        z, mu = linear.solver.within(radius, float(state.mu), float(before))
         step = (state.x + z / linear.scale) - state.x
         change = linear.jacobian.push(step)
         predicted = -self.space.dot(change, linear.residuals + 0.5 * change)
@@ -228,11 +231,13 @@ class Dual:
         solve, self.least = self._factored(self.least)
         return math.sqrt(max(-float(self.slope @ self._back(solve(self.right))), 0.0))
 
-    def within(self, radius: float, mu: float) -> tuple[Array, float]:
-        """z for this radius, and its damping; mu : that of the last step, or 0."""
+    def within(self, radius: float, mu: float, before: float) -> tuple[Array, float]:
+        """z for this radius, and its damping; mu, before : that of the last step, which is 0 at the
+        start, and the length of that step."""
         radius = max(radius, 4.0 / self.jacobian.backend.largest)
         low, high = self.least, math.sqrt(float(self.slope @ self.slope)) / radius
-        mu = max(min(mu, high), low)
+        # Where the damping matters, the length falls about like mu^-1/2 to mu^-1.
+        mu = max(min(mu * (before / radius) ** _POWER, high), low) if mu > low else low
         for _ in range(_REFINED):
             solve, mu = self._factored(mu)
             found = solve(self.right)
@@ -290,8 +295,8 @@ class Conjugate:
         """The norm of the part of r that a step can remove."""
         return math.sqrt(self._path(math.inf, _EXACT)[1])
 
-    def within(self, radius: float, mu: float) -> tuple[Array, float]:
-        """z within this radius, and no damping."""
+    def within(self, radius: float, *last: float) -> tuple[Array, float]:
+        """z within this radius, and no damping; last : as for `Dual`."""
         return self._path(radius, self.share)[0], 0.0
 
     def _path(self, radius: float, share: float) -> tuple[Array, float]:

@@ -139,6 +139,10 @@ def _data(
     likelihood: Any = analysis.objective.likelihood
     data, rest = np.ravel(host(y)), np.ravel(host(analysis.real(fit.residuals)))
     used: np.ndarray = np.ones(data.size, dtype=bool)
+    scale: Any = 1.0
+    if not fit.absolute_sigma:
+        reduced = host(fit.reduced_chi2) if analysis.layout.batched else fit.reduced_chi2
+        scale = np.sqrt(np.ravel(reduced))
     if likelihood is None:
         if weights is None:
             sigma = np.ones(data.size)
@@ -148,10 +152,7 @@ def _data(
         else:
             used = np.ravel(host(weights)) > 0.0
             sigma = 1.0 / np.where(used, np.ravel(host(weights)), np.nan)
-        if not fit.absolute_sigma:
-            batched = analysis.layout.batched
-            reduced = host(fit.reduced_chi2) if batched else fit.reduced_chi2
-            sigma = sigma * np.sqrt(np.ravel(reduced))
+        sigma = sigma * scale
         return data, rest, used, np.stack([sigma, sigma])
     if likelihood.kept is not None:
         used = np.ravel(host(likelihood.kept)) > 0.0
@@ -164,7 +165,7 @@ def _data(
         return data, rest, used, np.stack([sigma, sigma])
     if likelihood.name == "gaussian":
         sides = (np.ravel(host(side)) for side in (likelihood.low, likelihood.high))
-        return data, rest, used, np.stack([1.0 / np.where(used, side, np.nan) for side in sides])
+        return data, rest, used, np.stack([scale / np.where(used, side, np.nan) for side in sides])
     return data, rest, used, None
 
 

@@ -17,12 +17,15 @@ from lbfgs_xp.fits.analysis import Analysis
 from lbfgs_xp.fits.data import are_correlated, coordinates, in_units_of_sigma
 from lbfgs_xp.fits.distributions import deviations_of
 from lbfgs_xp.fits.loop import run_fit
-from lbfgs_xp.fits.parameters import derivatives
+from lbfgs_xp.fits.parameters import derivatives, slopes_of
 from lbfgs_xp.fits.priors import Shifted
 from lbfgs_xp.fits.profile import Best
 from lbfgs_xp.fits.settings import FitPlan
 from lbfgs_xp.result import Status
 
+# Directions whose influence on the data is this small, relative to the largest, are not determined:
+# that is what forward differences show of them.
+_UNKNOWN = 1e-5
 _DONE = tuple(int(status) for status in Status if status.success)
 
 
@@ -40,7 +43,7 @@ def band(fit: Any, analysis: Analysis, x: Any, level: float) -> tuple[Array, Arr
     """See `CurveFit.band`."""
     z = deviations_of(checks.number("level", level, above=0.0, below=1.0))
     layout, backend = analysis.layout.whole, analysis.layout.backend
-    middle, xp = predict(fit, analysis, x), backend.xp
+    middle = predict(fit, analysis, x)
     at = analysis.objective.args[0] if x is None else coordinates(x, backend)
     if middle.ndim != 1 + len(layout.batch):
         raise ValueError(
@@ -48,19 +51,57 @@ def band(fit: Any, analysis: Analysis, x: Any, level: float) -> tuple[Array, Arr
             f"{'(B, k)' if layout.batched else '(k,)'}, like y"
         )
     slopes = analysis.call(analysis.slopes, fit.x, at, analysis.real(middle))
-    away = analysis.seen(z * _errors(xp, slopes, fit.covariance))
+    away = analysis.seen(z * _errors(fit, analysis, slopes))
     return middle - away, middle + away
 
 
-def _errors(xp: Any, slopes: Array, covariance: Array) -> Array:
-    """The standard deviations (..., k) of numbers with slopes (..., k, p)."""
+def _errors(fit: Any, analysis: Analysis, slopes: Array) -> Array:
+    """The standard deviations (..., k) of numbers with slopes (..., k, all), in the order of x;
+    infinite for those that the data do not determine."""
+    xp, covariance = analysis.layout.xp, fit.covariance
     # Of a parameter without influence, an infinite variance does no harm.
     used = xp.any(slopes != 0.0, axis=-2)
     both = used[..., None, :] & used[..., :, None]
     covariance = xp.where(both, covariance, xp.zeros_like(covariance))
     variances = xp.sum(xp.matmul(slopes, covariance) * slopes, axis=-1)
-    zero = xp.zeros_like(variances)
-    return xp.sqrt(xp.where(variances < 0.0, zero, variances))
+    variances = xp.where(variances < 0.0, xp.zeros_like(variances), variances)
+    lost = _lost(fit, analysis, slopes)
+    if lost.any():
+        mask = analysis.layout.backend.from_host(lost, xp.bool)
+        variances = xp.where(mask, xp.full_like(variances, math.inf), variances)
+    return xp.sqrt(variances)
+
+
+def _lost(fit: Any, analysis: Analysis, slopes: Array) -> np.ndarray:
+    """Which numbers change along directions of the parameters that the data do not determine, a
+    mask (..., k) on the host."""
+    backend, layout = analysis.backend, analysis.layout
+    best = Best.of(fit, analysis)
+    loose = np.isinf(best.stderr).any(axis=-1)
+    slopes = np.asarray(layout.backend.to_host(slopes), dtype=np.float64)
+    if not loose.any():
+        return np.zeros(slopes.shape[:-1], dtype=bool)
+    x = layout.xp.reshape(layout.to_vector(fit.x, "x"), best.x.shape)
+    count = best.x.shape[0]
+    by_free = np.asarray(layout.backend.to_host(slopes_of(layout, x)))[:, analysis.order, :]
+    change = np.matmul(slopes.reshape(count, -1, slopes.shape[-1]), by_free)
+    fixed = best.low == best.high
+    numbers, rest = np.arange(count), np.zeros(change.shape)
+    for group in analysis.groups(numbers, loose):
+        start = backend.from_host(best.x[group])
+        rows = analysis.rows(group, start)
+        jacobian = np.asarray(backend.to_host(rows.jacobian(start, rows(start))))
+        jacobian = np.where(fixed[group, None, :] | ~np.isfinite(jacobian), 0.0, jacobian)
+        lengths = np.sqrt(np.square(jacobian).sum(axis=-2, keepdims=True))
+        lengths = np.where(lengths > 0.0, lengths, 1.0)
+        _, values, known = np.linalg.svd(jacobian / lengths, full_matrices=False)
+        known = known * (values > _UNKNOWN * values[:, :1])[..., None]
+        here = np.where(fixed[group, None, :], 0.0, change[group] / lengths)
+        away = here - np.matmul(np.matmul(here, known.swapaxes(-1, -2)), known)
+        size = np.sqrt(np.square(here).sum(axis=-1, keepdims=True))
+        rest[group] = np.abs(away) / np.where(size > 0.0, size, 1.0)
+    lost = (rest > _UNKNOWN).any(axis=-1) & loose[:, None]
+    return lost.reshape(slopes.shape[:-1])
 
 
 def propagate(fit: Any, analysis: Analysis, function: Callable[[Any], Any]) -> tuple[Any, Any]:
@@ -93,8 +134,8 @@ def propagate(fit: Any, analysis: Analysis, function: Callable[[Any], Any]) -> t
     found = analysis.call(values, at)
     shape = shapes[0]
     slopes = analysis.listed(analysis.call(derivatives, whole, values, at))
-    covariance = xp.reshape(fit.covariance, (-1, whole.size, whole.size))
-    errors = xp.reshape(_errors(xp, slopes, covariance), shape)
+    slopes = slopes if whole.batched else slopes[0, ...]
+    errors = xp.reshape(_errors(fit, analysis, slopes), shape)
     found = xp.reshape(backend.detach(found), shape)
     if shape == () and not whole.batched:
         return float(backend.to_host(found)), float(backend.to_host(errors))
@@ -148,8 +189,8 @@ def bootstrap(fit: Any, analysis: Analysis, size: int, seed: Any) -> Any:
     order = np.argsort(~used, axis=-1, kind="stable")
     pool, numbers_in_pool = np.take_along_axis(rest, order, axis=-1), used.sum(axis=-1)
     middle = np.sum(np.where(used, rest, 0.0), axis=-1) / numbers_in_pool
-    free = np.sum(best.low < best.high, axis=-1)
-    over = np.maximum(numbers_in_pool - free, 1)
+    free = np.sum(best.low < best.high, axis=-1) - _known_before(fit, analysis, best)
+    over = np.maximum(numbers_in_pool - free, 1.0)
     pool = (pool - middle[:, None]) * np.sqrt(numbers_in_pool / over)[:, None]
 
     numbers = np.tile(np.arange(count), size)
@@ -164,7 +205,8 @@ def bootstrap(fit: Any, analysis: Analysis, size: int, seed: Any) -> Any:
         if objective.likelihood is None:
             analysis.replace_data(part, these, y - residuals, errors)
         else:
-            part.likelihood = analysis.drawn(part.likelihood, these, y - residuals, rng)
+            unit = np.sqrt(best.scale[these])[:, None]
+            part.likelihood = analysis.drawn(part.likelihood, these, y - residuals, rng, unit)
         if part.priors is not None:
             shift = rng.normal(size=(these.size, part.priors.count))
             part.priors = Shifted(part.priors, outer.from_host(shift))
@@ -176,3 +218,15 @@ def bootstrap(fit: Any, analysis: Analysis, size: int, seed: Any) -> Any:
         vector = np.asarray(outer.to_host(part.layout.to_vector(found.x, "x")))
         x[group] = np.where(good[:, None], vector, np.nan)
     return stacked(analysis, x.reshape(size, count, p).swapaxes(0, 1))
+
+
+def _known_before(fit: Any, analysis: Analysis, best: Best) -> np.ndarray | float:
+    """How many parameters of each fit the priors determine instead of the data, (B,): the trace of
+    their share of the information."""
+    layout, priors = analysis.layout, analysis.objective.priors
+    if priors is None:
+        return 0.0
+    x = layout.xp.reshape(layout.to_vector(fit.x, "x"), best.x.shape)
+    slopes = analysis.call(priors.jacobian, layout, x)
+    slopes = np.asarray(layout.backend.to_host(slopes), dtype=np.float64)
+    return np.sum(np.matmul(slopes, best.covariance) * slopes, axis=(-2, -1))

@@ -207,11 +207,12 @@ def _rows(
 
 def _of_deviations(deviations: np.ndarray, key: Any) -> np.ndarray:
     """The diagonal matrices 1 / sd."""
-    if not (deviations > 0.0).all():
-        wrong = deviations[~(deviations > 0.0)].ravel()[0]
+    right = (deviations > 0.0) & np.isfinite(deviations)
+    if not right.all():
+        wrong = deviations[~right].ravel()[0]
         raise ValueError(
-            f"priors[{key!r}] has the standard deviation {wrong:g}; wanted numbers above 0 (fixed= "
-            "for a parameter that is known)"
+            f"priors[{key!r}] has the standard deviation {wrong:g}; wanted finite numbers above 0 "
+            "(fixed= for a parameter that is known, no prior for one that is not)"
         )
     return (1.0 / deviations)[..., None] * np.eye(deviations.shape[-1])
 

@@ -30,6 +30,8 @@ _LOWER_BY, _ROUNDED = 1e-2, 1e3
 # The search for an end: how many times it goes on, how much farther each time before the end is
 # behind it, how far in standard errors, and what is near enough, in the same unit.
 _ROUNDS, _FARTHER, _FARTHEST, _NEAR = 60, 4.0, 1e4, 2e-5
+# A number that says nothing of the unit of a parameter.
+_NOTHING = 1e-150
 # How many standard errors a profile shows on both sides.
 _REACH = 3.0
 _DONE = tuple(int(status) for status in Status if status.success)
@@ -319,6 +321,7 @@ class _Search:
             self.held[:, base.held] = True
         self.middle = self.from_[np.arange(size), places]
         own = np.abs(self.middle)
+        own = np.where(own > _NOTHING, own, 0.0)
         unit = best.stderr[numbers, places]
         self.unit = np.where(
             np.isfinite(unit) & (unit > 0.0), unit, 0.1 * np.where(own > 0.0, own, 1.0)
@@ -562,8 +565,7 @@ def held_fits(
             settings, None, 2**31 - 1, math.inf, on_host=analysis.on_host,
             compact=analysis.may_shrink and outer is analysis.backend,
         ))
-        vector = part.layout.to_vector(found.x, "x")
-        to_host = outer.to_host
-        x[group], cost[group] = to_host(vector), to_host(found.cost)
-        good[group] = np.isin(to_host(found.status), _DONE)
+        x[group] = outer.to_host(part.layout.to_vector(found.x, "x"))
+        fetch: Any = outer.to_host if part.layout.batched else np.asarray
+        cost[group], good[group] = fetch(found.cost), np.isin(fetch(found.status), _DONE)
     return x, cost, good

@@ -293,14 +293,16 @@ class Residuals:
 
     def of_information(self, x: Array, residuals: Array) -> Array:
         """Factors for the rows of the Jacobian (B, m, p) at x (B, p) with which J^T J is the
-        information, instead of an approximation to the second derivatives."""
+        information, instead of an approximation to the second derivatives. Rows with negative
+        factors are subtracted from it."""
         xp, likelihood = self.layout.xp, self.likelihood
         assert likelihood is not None
         predictions = self.predictions(x)
         residuals = xp.reshape(residuals, (*predictions.shape[:-1], -1))
         data = predictions.shape[-1]
         slopes = likelihood.slopes(predictions, residuals[..., :data])
-        roots = xp.sqrt(xp.reshape(likelihood.information(predictions), predictions.shape))
+        information = xp.reshape(likelihood.information(predictions), predictions.shape)
+        roots = xp.sign(information) * xp.sqrt(xp.abs(information))
         slopes = xp.abs(xp.reshape(slopes, predictions.shape))
         known = slopes > 0.0
         factors = roots / xp.where(known, slopes, xp.ones_like(slopes))

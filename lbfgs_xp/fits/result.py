@@ -249,7 +249,8 @@ class CurveFit:
         standard deviations of normal errors; (B,) for a batch.
 
         nan unless absolute_sigma=True and the loss is linear: without absolute deviations, chi2 is
-        the measure of the errors, and nothing is left to compare it with.
+        the measure of the errors, and nothing is left to compare it with. For counts, it is
+        approximate, and of no use if most data have only a few.
 
         Examples
         --------
@@ -355,7 +356,8 @@ class CurveFit:
 
         The ends are where chi2, with all other parameters fitted, is as far above that of the fit
         as the quantile of chi2 with one degree of freedom: by 1 for 68.27 %. Without
-        absolute_sigma, differences of chi2 are divided by reduced_chi2, as in the covariance; a
+        absolute_sigma, differences of chi2 are divided by reduced_chi2, as in the covariance, as if
+        that scale were known; for few degrees of freedom, Student's t would give wider ones. A
         robust loss takes the place of the squares. Unlike multiples of `stderr`, the ends need not
         lie symmetrically, and do not depend on how the model is parametrised.
 
@@ -509,7 +511,8 @@ class CurveFit:
         """Where the curve is, with its errors: prediction -+ z times its standard deviation.
 
         The deviation comes from the covariance and the derivatives of the model (the delta method).
-        It is that of the curve at each x alone, without the scatter of new data around it.
+        It is that of the curve at each x alone, without the scatter of new data around it; infinite
+        where the data do not determine the curve.
 
         Parameters
         ----------
@@ -536,7 +539,8 @@ class CurveFit:
         return self._kept().band(self, x, level)
 
     def propagate(self, function: Callable[[Any], Any]) -> tuple[Any, Any]:
-        """The value and the standard deviation of a function of the parameters (delta method).
+        """The value and the standard deviation of a function of the parameters (delta method);
+        infinite if the data do not determine it.
 
         Parameters
         ----------
@@ -595,8 +599,11 @@ class CurveFit:
         random, with repetition, from those of the fit. All fits are one batch.
 
         Residuals are drawn in units of sigma, around their mean, and enlarged by
-        sqrt(n_data / dof), since a fit makes them smaller; correlated data, by their uncorrelated
-        combinations. Their spread gives the errors, whatever sigma was.
+        sqrt(n_data / (n_data - n_free)), since a fit makes them smaller (with priors, n_free less
+        what these determine); correlated data, by their uncorrelated combinations. Their spread
+        gives the errors, whatever sigma was. With a likelihood or sigma=(low, high), the data are
+        drawn from their distribution around the prediction instead (a parametric bootstrap; not for
+        a function), whose scale is that of the covariance.
 
         Parameters
         ----------

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,8 @@ from lbfgs_xp.fits.intervals import Intervals, IntervalStatus
 from lbfgs_xp.fits.names import listed_order
 from lbfgs_xp.result import Status
 
-# The significant digits of an error.
-_DIGITS = 2
+# The significant digits of an error, and the most of a value with its errors.
+_DIGITS, _MOST_DIGITS = 2, 17
 # From which power of ten on, and below which, numbers are printed with an exponent.
 _LARGE, _SMALL = 6, -4
 # The bins of a histogram of pulls, in standard deviations, and its blocks from empty to full.
@@ -31,12 +33,13 @@ def measured(value: float, *errors: float) -> str:
     >>> measured(2.583635, 0.135412), measured(1.4649, 0.158, 0.147), measured(6.62607e-34, 8e-41)
     ('2.58 ± 0.14', '1.46 +0.16 -0.15', '(6.62607000 ± 0.00000080)e-34')
     """
+    value, errors = float(value) + 0.0, tuple(map(float, errors))    # and no -0.0
     known = [error for error in errors if math.isfinite(error) and error > 0.0]
     if not math.isfinite(value) or not known:
         text = f"{value:.6g}"
         return text if not errors else f"{text} " + _with_signs([f"{e:.2g}" for e in errors])
     smallest = min(known)
-    if smallest < np.finfo(float).eps * abs(value):    # more digits than a number has
+    if smallest < sys.float_info.epsilon * abs(value):    # more digits than a number has
         return f"{value:.15g} " + _with_signs([f"{error:.2g}" for error in errors])
     last = _exponent(smallest, _DIGITS) - (_DIGITS - 1)
     size = _exponent(max(abs(value), *known), _DIGITS)
@@ -44,9 +47,13 @@ def measured(value: float, *errors: float) -> str:
     if last > 0 and not shift:
         shift = size    # digits before the point would say too much
     places = max(shift - last, 0)
+    if size - last > _MOST_DIGITS:
+        return f"{value:.6g} " + _with_signs([f"{error:.2g}" for error in errors])
 
     def shown(number: float) -> str:
-        return f"{number / 10.0**shift:.{places}f}" if math.isfinite(number) else str(number)
+        # A power of ten of the smallest numbers is no float.
+        scaled = Decimal(number).scaleb(-shift) if shift else number
+        return f"{scaled:.{places}f}" if math.isfinite(number) else str(number)
 
     text = f"{shown(value)} {_with_signs([shown(error) for error in errors])}"
     return f"({text})e{shift:+03d}" if shift else text
@@ -136,7 +143,7 @@ def _with_ends(value: float, low: float, high: float, below: int, above: int) ->
         IntervalStatus.LOWER: "lower minimum elsewhere", IntervalStatus.FAILED: "not found",
     }
     text = measured(value, high - value, value - low)
-    if IntervalStatus.LOWER in (below, above) or IntervalStatus.FAILED in (below, above):
+    if math.isnan(low) and math.isnan(high):
         text = ""
     said = [
         f"{side}: {words[code]}"    # type: ignore[index]

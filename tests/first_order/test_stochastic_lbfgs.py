@@ -249,6 +249,38 @@ def test_train_is_the_loop_written_by_hand(armijo: float | None) -> None:
     assert (again.params == x).all()
 
 
+def test_a_run_goes_on_from_a_checkpoint_also_on_another_library(tmp_path: Any) -> None:
+    torch = pytest.importorskip("torch")
+    opt = lx.StochasticLBFGS(0.3, memory_size=2, pair_every=2)
+    settings: dict[str, Any] = {"jac": True, "method": opt, "batch_size": 9, "epochs": 4}
+    data = ROWS, WANTED
+    whole = lx.train(squares, np.zeros(3), data, **settings)
+
+    def stop(record: Any) -> None:
+        if record.epoch == 2:
+            raise KeyboardInterrupt
+
+    def tensors(p: Any, batch: Any) -> Any:
+        r = batch[0] @ p - batch[1]
+        return (r @ r) / len(r), 2.0 / len(r) * (r @ batch[0])
+
+    for name in ("numpy", "torch"):
+        path = lx.Checkpoint(tmp_path / f"{name}.npz", every=1)
+        first = lx.train(
+            squares, np.zeros(3), data, callback=stop, checkpoint=path, **settings
+        )
+        assert first.status is lx.Status.INTERRUPTED
+        if name == "numpy":
+            res = lx.train(squares, np.zeros(3), data, checkpoint=path, **settings)
+            assert (res.params == whole.params).all()
+            continue
+        start = torch.zeros(3, dtype=torch.float64)
+        res = lx.train(
+            tensors, start, tuple(map(torch.tensor, data)), checkpoint=path, **settings
+        )
+        assert np.allclose(res.params.numpy(), whole.params, rtol=1e-12)
+
+
 def test_a_state_survives_a_file(tmp_path: Any, backend: Backend) -> None:
     opt = lx.StochasticLBFGS(0.3, memory_size=2, pair_every=2)
     p, state = backend.asarray(np.ones(3)), None

@@ -214,7 +214,7 @@ def test_no_end() -> None:
     )
     found = res.intervals(0.95)
     assert found.success and found.high[1] == np.inf and np.isfinite(found.low).all()
-    assert found.high_status[1] == IntervalStatus.OPEN and "no end" in str(IntervalStatus.OPEN)
+    assert found.high_status[1] == IntervalStatus.OPEN and "no end" in IntervalStatus.OPEN.message
 
 
 def test_a_parameter_that_is_known_beyond_its_slope() -> None:
@@ -228,6 +228,16 @@ def test_a_parameter_that_is_known_beyond_its_slope() -> None:
     wanted = np.sqrt((-0.3 + np.sqrt(0.09 + 220.0)) / 110.0)
     found = res.intervals(ONE)
     np.testing.assert_allclose([found.low, found.high], [[-wanted], [wanted]], rtol=1e-3)
+
+
+def test_counts_of_nothing() -> None:
+    """The mean ends at the edge of what it may be, where no standard error says how far the
+    interval reaches: 2 m g = 1."""
+    res = lx.curve_fit(
+        lambda x, g: g + 0.0 * x, X, np.zeros(40), [1.0], likelihood="poisson", bounds=(0.0, None)
+    )
+    assert res.success and res.x[0] < 1e-6
+    assert res.intervals(ONE).high[0] == pytest.approx(1.0 / 80.0, rel=1e-3)
 
 
 def test_a_lower_minimum_is_said() -> None:
@@ -464,6 +474,30 @@ def test_ties(backend: Backend, batched: bool) -> None:
     assert (backend.to_numpy(found.low_status["c"]) == IntervalStatus.FIXED).all()
     with pytest.raises(ValueError, match="'area', which is fixed or tied"):
         res.profile("area")
+
+
+@pytest.mark.parametrize("backend", [Backend.NUMPY, Backend.TORCH], ids=str)
+@pytest.mark.parametrize("upper", [-0.5, 0.0, 0.4])
+def test_a_tie_of_a_parameter_at_its_bound(backend: Backend, upper: float) -> None:
+    """The other parameter of a sum goes on; `upper` is in standard errors from the best value."""
+    slopes = np.stack([np.ones(40), X], axis=-1) / 0.1
+    y = 1.0 + 2.0 * X + 0.1 * np.sin(20.0 * X)
+    information = slopes.T @ slopes
+    a, b = np.linalg.solve(information, slopes.T @ y / 0.1)
+    edge = a + upper * np.sqrt(np.linalg.inv(information)[0, 0])
+    res = lx.curve_fit(
+        lambda x, a, b, both: a + b * x, backend.asarray(X), backend.asarray(y),
+        {"a": 0.0, "b": 0.0, "both": 0.0}, sigma=0.1, absolute_sigma=True,
+        ties={"both": lambda p: p["a"] + p["b"]}, bounds=(None, {"a": edge}),
+    )
+    found = res.intervals(ONE)
+    rise = 1.0 - max(upper, 0.0) ** 2
+    middle = b - information[0, 1] / information[1, 1] * (edge - a)
+    wanted = edge + middle + np.sqrt(rise / information[1, 1])
+    assert found.success and found.high_status["both"] == IntervalStatus.FOUND
+    width = wanted - float(backend.to_numpy(res.x["both"]))
+    assert float(backend.to_numpy(found.high["both"])) == pytest.approx(wanted, abs=2e-3 * width)
+    assert found.high_status["a"] == IntervalStatus.BOUND
 
 
 @pytest.mark.parametrize("batched", [False, True])

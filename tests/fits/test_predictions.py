@@ -142,6 +142,40 @@ def test_bootstrap_with_bounds_and_ties() -> None:
     assert (value, error) == pytest.approx((float(res.x["area"]), float(res.stderr["area"])))
 
 
+@pytest.mark.parametrize("backend", [Backend.NUMPY, Backend.TORCH], ids=str)
+@pytest.mark.parametrize("batched", [False, True])
+def test_what_the_data_do_not_determine(backend: Backend, batched: bool) -> None:
+    """Data at one place determine a line there, and the sum of its parameters alone."""
+    x = backend.asarray(np.ones(12))
+    y = backend.asarray(np.asarray([[1.0, 1.1] * 6, [2.0, 1.8] * 6]))
+    res = lx.curve_fit(
+        lambda x, a, b: a + b * x, x, y if batched else y[0], [1.0, 1.0], batched=batched
+    )
+    at = np.asarray([1.0, 2.0])
+    low, high = res.band(backend.asarray(np.tile(at, (2, 1)) if batched else at))
+    width = np.atleast_2d(backend.to_numpy(high) - backend.to_numpy(low))
+    assert (width[:, 0] < 0.2).all() and (width[:, 1] == np.inf).all()
+    _, known = res.propagate(lambda p: p[0] + p[1])
+    _, unknown = res.propagate(lambda p: p[0])
+    known, unknown = (np.atleast_1d(np.asarray(each)) for each in (known, unknown))
+    np.testing.assert_allclose(2.0 * known, width[:, 0], rtol=1e-3)
+    assert np.isinf(unknown).all()
+
+
+@pytest.mark.parametrize("spread", [1e-6, 10.0])
+def test_bootstrap_with_priors(spread: float) -> None:
+    """Residuals are enlarged by what the data determine, not the priors."""
+    x = X[:8] - X[:8].mean()
+    y = 1.0 + 2.0 * x - x * x + 0.1 * np.cos(9.0 * np.arange(8))
+    res = lx.curve_fit(
+        lambda x, a, b, c: a + b * x + c * x * x, x, y, [1.0, 2.0, 0.0], sigma=0.1,
+        absolute_sigma=True, priors={"a": (1.0, spread), "b": (2.0, spread)},
+    )
+    determined = 1.0 if spread < 1.0 else 3.0
+    wanted = res.stderr[2] * (res.residuals / 0.1).std() * np.sqrt(8.0 / (8.0 - determined))
+    assert res.bootstrap(2000, seed=0)[:, 2].std() == pytest.approx(wanted, rel=0.06)
+
+
 def test_failed_fits_have_no_others() -> None:
     y = data(2)
     y[1, 4] = np.nan

@@ -137,6 +137,7 @@ def test_priors_of_counts_and_of_leaves_with_several_numbers() -> None:
     ({"priors": {"d": (0.0, 1.0)}}, ValueError, "priors names 'd'; wanted one of 'a', 'b', 'c'"),
     ({"priors": {"a": 1.0}}, TypeError, r"priors\['a'\] is 1.0; wanted the pair"),
     ({"priors": {"a": (0.0, 0.0)}}, ValueError, r"priors\['a'\] has the standard deviation 0"),
+    ({"priors": {"a": (0.0, np.inf)}}, ValueError, r"priors\['a'\] has the standard deviation inf"),
     ({"priors": {"a": (np.nan, 1.0)}}, ValueError, r"priors\['a'\] has the mean"),
     ({"priors": {"a": ("b", 1.0)}}, TypeError, r"priors\['a'\] is 'b'"),
     ({"priors": {"a": (np.ones(3), 1.0)}}, ValueError, r"priors\['a'\] has an array of shape"),

@@ -1,4 +1,4 @@
-"""The code in the documents must run: README, the pages and notebooks of docs, the docstrings.
+"""The code in the documents must run: README, CONTRIBUTING, pages, notebooks of docs, docstrings.
 
 The ```python blocks of a file run in order and share their names, also those within comments, which
 readers do not see. A block whose info string contains `no-run` or `gpu` (which needs CUDA) is only
@@ -16,6 +16,8 @@ import json
 import math
 import pkgutil
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -30,7 +32,7 @@ PUBLIC = [
     "lbfgs_xp", "lbfgs_xp.plot", "lbfgs_xp.projections", "lbfgs_xp.schedules", "lbfgs_xp.torch",
     "lbfgs_xp.scipy",
 ]
-DOCUMENTS = [ROOT / "README.md", *PAGES]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
 FENCE = re.compile(
     r"^```(python\b[^\n]*)\n(.*?)^```(?:\n+```text\n(.*?)^```)?", re.MULTILINE | re.DOTALL
 )
@@ -61,6 +63,8 @@ def test_blocks_run(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
     text = path.read_text(encoding="utf-8")
     names: dict[str, object] = {"__name__": "__document__"}
+    # Dataclasses look for the module in which they are written.
+    monkeypatch.setitem(sys.modules, "__document__", types.ModuleType("__document__"))
     for match in FENCE.finditer(text):
         info, block, shown = match.groups()
         if "no-run" in info or "gpu" in info:
