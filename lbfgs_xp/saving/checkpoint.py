@@ -144,6 +144,7 @@ class Keeper:
             )
         self._lock.__enter__()
         try:
+            file.remove_parts(self.path)
             self._find()
         except BaseException:
             self._lock.__exit__()

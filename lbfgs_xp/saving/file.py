@@ -8,6 +8,7 @@ document; "0", "1", ... the arrays, with their axes in the order in which they l
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -64,6 +65,14 @@ def write(path: Path, header: dict[str, Any], arrays: Sequence[Array], keep: int
             os.unlink(name)
         raise
     _sync_folder(path.parent)
+
+
+def remove_parts(path: Path) -> None:
+    """Remove what processes have left that were killed while they wrote a file for this path. No
+    other process may be writing one."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def earlier(path: Path, number: int) -> Path:

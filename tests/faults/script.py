@@ -1,0 +1,69 @@
+"""A run that saves itself, and what happens to it: script.py WHAT PATH."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from typing import Any
+
+import numpy as np
+
+import lbfgs_xp as lx
+
+METHOD = [lx.Adam(1e-2).until(maxiter=20), lx.LBFGS(line_search=lx.Armijo())]
+
+
+def well(x: Any) -> Any:
+    """Value and gradient of a quartic function."""
+    d = x - 1.0
+    return float((d**4 + d**2).sum()), 4.0 * d**3 + 2.0 * d
+
+
+def solve(path: Any = None) -> str:
+    """The outcome of the run, which goes on from a file if there is one."""
+    checkpoint = None if path is None else lx.Checkpoint(path, every=2)
+    start = np.linspace(-3.0, 4.0, 30)
+    res = lx.minimize(well, start, jac=True, method=METHOD, checkpoint=checkpoint)
+    return f"{res.x.tobytes().hex()} {res.nfev} {res.status.name}"
+
+
+def strike(name: str) -> None:
+    """Send a signal to this process in the middle of a save."""
+    saves, replace = 0, os.replace
+
+    def hit(*args: Any) -> None:
+        nonlocal saves
+        saves += 1
+        if saves == 7:
+            os.kill(os.getpid(), getattr(signal, name))
+        replace(*args)
+
+    os.replace = hit  # type: ignore[assignment]
+
+
+def forked(queue: Any) -> None:
+    queue.put(solve())
+
+
+def main(what: str, path: str) -> None:
+    if what.startswith("SIG"):
+        strike(what)
+    if what == "limit":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600, resource.RLIM_INFINITY))
+    if what == "fork":
+        context = multiprocessing.get_context("fork")
+        queue, before = context.Queue(), solve()
+        child = context.Process(target=forked, args=(queue,))
+        child.start()
+        print(queue.get(timeout=60) == before)
+        child.join()
+        return
+    print(solve(path))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
