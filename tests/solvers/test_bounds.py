@@ -356,6 +356,15 @@ def test_no_search_jams_at_a_bound() -> None:
         assert np.max(res.nfev) <= 60 and np.mean(res.nfev) < 8.0
 
 
+def test_a_bent_valley_between_bounds_takes_few_evaluations(method: str) -> None:
+    for upper in (0.5, 0.75, 0.9):
+        res = lx.minimize(
+            rosenbrock, np.tile([-1.2, 1.0], 3), jac=True, method=method, bounds=(-2.0, upper)
+        )
+        assert res.success and np.allclose(res.x, np.tile([upper, upper * upper], 3))
+        assert res.nfev <= 60
+
+
 def test_a_wrong_gradient_is_no_success(method: str) -> None:
     def fun(x: np.ndarray) -> Any:
         value, gradient = rosenbrock(x)
