@@ -1,6 +1,7 @@
 # make venv      .venv with the package and all that its tests need
 # make test      ruff, mypy, pytest
 # make test-all  the same with the tests marked thorough; NVRTC comes with it
+# make test-oldest  the tests with the oldest versions that are promised
 # make test-gpu  the tests marked gpu, with this machine's own python3
 # make check-cupy  compares tests/standins/cupy_api.json with CuPy itself, which needs no GPU
 # make demo      python -m lbfgs_xp demo
@@ -12,7 +13,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := test
-.PHONY: venv test test-all lint types unit unit-all test-gpu check-cupy demo bench docs gallery clean
+.PHONY: venv test test-all lint types unit unit-all test-oldest test-gpu check-cupy demo bench docs gallery clean
 
 # the first interpreter of at least 3.11; PYTHON=/path/to/python overrides
 find_python = for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -71,6 +72,23 @@ $(VENV)/.thorough: $(STAMP)
 
 unit-all: $(VENV)/.thorough
 	$(QUIET) $(CACHED) $(BIN)/python -m pytest -n $(WORKERS) -m "" tests
+
+# NumPy 2.0 and its contemporaries are for Python 3.11 and 3.12
+find_old_python = for p in python3.11 python3.12 "$(PYTHON)"; do \
+  if $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; then \
+  echo $$p; exit; fi; done
+
+$(VENV)/oldest/.installed: pyproject.toml constraints.txt tests/oldest.txt
+	python=$$($(find_old_python)); test -n "$$python" || { \
+	  echo 'make test-oldest needs Python 3.11 or 3.12' >&2; exit 1; }; \
+	"$$python" -m venv $(VENV)/oldest
+	$(VENV)/oldest/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints.txt -c tests/oldest.txt $(EDITABLE) '.[test]'
+	@touch $@
+
+# without tests/project, which looks at the sources, the pages and the package
+test-oldest: $(VENV)/oldest/.installed
+	$(QUIET) $(VENV)/oldest/bin/python -m pytest -n $(WORKERS) --ignore tests/project tests
 
 # needs NumPy, pytest, array-api-compat, array-api-extra, optree and at least one of torch, CuPy
 # and JAX in that interpreter; nothing is installed. The report is build/gpu-report.md

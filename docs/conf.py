@@ -33,7 +33,8 @@ extensions = [
 ]
 exclude_patterns = ["_build", "jupyter_execute"]
 
-myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
+myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath", "substitution"]
+myst_substitutions = {"version": version}
 myst_heading_anchors = 3
 os.environ.pop("MPLBACKEND", None)  # so that the notebook's pictures appear in its page
 nb_execution_mode = "force"
@@ -127,7 +128,7 @@ def _docstring(app, what, name, obj, options, lines) -> None:
             in_list = in_list and bool(line.strip())
             out.append("  " + _plain(line.strip()) if in_list else _plain(line))
     if what == "class" and issubclass(obj, enum.Enum):
-        members = (f"* **{m.name}** ({m.value}): {_plain(str(m))}" for m in obj)
+        members = (f"* **{m.name}** ({m.value}): {_plain(getattr(m, 'message', ''))}" for m in obj)
         out += ["", *members, ""]
     lines[:] = out
 
@@ -143,7 +144,7 @@ def _signature(app, what, name, obj, options, signature, returns):
 def _links(app, doctree) -> None:
     """Link `lx.minimize` and `lx.LBFGS(memory_size=20)` to the reference wherever they occur."""
     public = set(lbfgs_xp.__all__)
-    for module in ("problems", "projections", "schedules"):
+    for module in ("plot", "problems", "projections", "schedules"):
         public |= {f"{module}.{name}" for name in vars(getattr(lbfgs_xp, module))}
     for literal in list(doctree.findall(nodes.literal)):
         found = _PUBLIC.fullmatch(literal.astext())

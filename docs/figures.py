@@ -191,27 +191,15 @@ def approximate_wolfe() -> None:
 
 
 def valley() -> None:
-    """Draw the iterates of L-BFGS in Rosenbrock's valley."""
-    problem = lx.problems.rosenbrock(2)
-    path = [problem.x0]
-    res = lx.minimize(
-        problem.value_and_gradient, problem.x0, jac=True,
-        callback=lambda record: path.append(record.x) and None,
-    )
-    x, y = np.meshgrid(np.linspace(-1.5, 1.45, 300), np.linspace(-0.6, 1.6, 300))
-    figure = Figure(figsize=(4.6, 3.9), layout="constrained")
-    axes = figure.subplots()
-    height = np.log10(problem.fun(np.stack([x, y], axis=-1)) + 1e-3)
-    axes.contourf(x, y, height, levels=np.linspace(-3.0, 3.1, 15), cmap="Blues_r", alpha=0.85)
-    at = np.asarray(path)
-    axes.plot(*at.T, "-o", color=VERMILION, linewidth=1.6, markersize=4, markeredgecolor="white",
-              markeredgewidth=0.5)
-    axes.plot(*at[-1], "*", color=ORANGE, markersize=15, markeredgecolor=BLACK, zorder=5)
-    axes.set(xticks=[], yticks=[], xlim=(-1.5, 1.45), ylim=(-0.6, 1.6))
-    axes.set_title(f"Rosenbrock's valley: {res.nit} steps, {res.nfev} evaluations", color=GREY)
-    for side in axes.spines.values():
-        side.set_visible(False)
-    save(figure, "valley.png")
+    """Draw what the program on the front page draws."""
+    page = (HERE / "index.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    exec(page.partition("```python\n")[2].partition("```")[0], names)
+    axes, res = names["ax"], names["res"]
+    axes.set_title(f"Rosenbrock's valley: {res.nit} steps, {res.nfev} evaluations")
+    axes.figure.set_size_inches(5.4, 4.2)
+    axes.figure.set_layout_engine("constrained")
+    save(axes.figure, "valley.png")
 
 
 def main() -> None:

@@ -26,11 +26,12 @@ INDEX = ROOT / "docs" / "gallery.md"
 # The order of the pages; examples that are not listed come last.
 ORDER = [
     "two_dimensions", "line_searches", "fit_decay", "gaussian_peaks", "batch_of_fits",
-    "sparse_features", "schedules", "cnn_fixed_batch", "cnn_minibatches", "burgers_pinn",
+    "voigt_spectrum", "dose_response", "impedance", "photon_decay", "ode_model",
+    "shared_parameters", "sparse_features", "schedules", "cnn_fixed_batch", "cnn_minibatches",
+    "burgers_pinn",
 ]
 # Arguments of single scripts, in addition to --out.
 EXTRA: dict[str, list[str]] = {"burgers_pinn": ["--dtype", "float64"]}
-COLUMNS = 3     # of the index
 COLORS = 128    # of a picture's palette: a third of the bytes, without a visible difference
 
 
@@ -45,7 +46,7 @@ class Example(NamedTuple):
 def example(path: Path) -> Example | None:
     """The example in this file; None if the script draws nothing."""
     source = path.read_text(encoding="utf-8")
-    if not re.search(r"--out\b|\b_common\b.*\bparser\b|\bparser\(__doc__\)", source):
+    if not re.search(r"--out\b|\b_common\b.*\bparser\b|\bparser\(__doc__\b", source):
         return None
     doc = re.match(r'(?:#.*\n)*\s*"""(.*?)"""', source, re.DOTALL)
     first, _, text = (doc[1] if doc else path.stem).strip().partition("\n")
@@ -99,25 +100,24 @@ def page(shown: Example, arguments: list[str], printed: str, pictures: list[Path
 
 def index(found: list[Example]) -> str:
     """The page that shows each example with a page, and its first picture."""
-    cells, names = [], []
+    cards, names = [], []
     for shown in found:
         if not (GALLERY / f"{shown.name}.md").is_file():
             continue
         names.append(f"gallery/{shown.name}")
-        title, link = escaped(shown.title), f"gallery/{shown.name}.md"
         pictures = sorted(GALLERY.glob(f"{shown.name}-*.png"))
-        picture = f"[![{title}](gallery/{pictures[0].name})]({link})<br>" if pictures else ""
-        cells.append(f"{picture}[{title}]({link})")
-    cells += [""] * (-len(cells) % COLUMNS)
-    rows = [cells[i : i + COLUMNS] for i in range(0, len(cells), COLUMNS)]
-    table = [[""] * COLUMNS, ["---"] * COLUMNS, *rows]
+        picture = [f":img-top: gallery/{pictures[0].name}"] if pictures else []
+        cards.append("\n".join([
+            ":::{grid-item-card} " + escaped(shown.title), f":link: gallery/{shown.name}",
+            ":link-type: doc", *picture, ":::",
+        ]))
     return (
         "# Gallery\n\nThe programs in the folder `examples/`, with their pictures and output. "
         "`--quick` runs a smaller\nversion, and most scripts take `--backend torch` (or jax, cupy) "
         "for another array library.\n"
         "`make gallery` generates these pages.\n\n"
-        + "".join(f"| {' | '.join(row)} |\n" for row in table)
-        + "\n```{toctree}\n:hidden:\n\n" + "\n".join(names) + "\n```\n"
+        "::::{grid} 1 2 3 3\n:gutter: 3\n\n" + "\n".join(cards) + "\n::::\n"
+        "\n```{toctree}\n:hidden:\n\n" + "\n".join(names) + "\n```\n"
     )
 
 

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,10 +42,12 @@ def host(array: Any) -> np.ndarray:
     return np.asarray(array.get() if hasattr(array, "get") else array)    # CuPy has `get`
 
 
-def parser(doc: str) -> argparse.ArgumentParser:
-    """A parser with --backend, --quick and --out; an example adds its own arguments."""
+def parser(doc: str, backends: Sequence[str] = BACKENDS) -> argparse.ArgumentParser:
+    """A parser with --quick, --out and, unless there is one backend only, --backend; an example
+    adds its own arguments."""
     made = argparse.ArgumentParser(description=doc.splitlines()[0])
-    made.add_argument("--backend", choices=BACKENDS, default="numpy", help="default: numpy")
+    if len(backends) > 1:
+        made.add_argument("--backend", choices=backends, default="numpy", help="default: numpy")
     made.add_argument("--quick", action="store_true", help="a smaller version: some seconds")
     made.add_argument(
         "--out", type=Path, default=Path("pictures"), metavar="FOLDER",
@@ -66,6 +69,19 @@ def array_library(name: str) -> Library:
     elif name == "cupy":
         module = importlib.import_module("array_api_compat.cupy")
     return Library(name, module)
+
+
+def against_truth(
+    found: Mapping[str, float], errors: Mapping[str, float], truth: Mapping[str, float],
+    called: str = "truth",
+) -> None:
+    """Print fitted parameters beside those with which the data were simulated, with their distance
+    in standard errors."""
+    width = max(map(len, truth))
+    for name, value in truth.items():
+        pull = (found[name] - value) / errors[name]
+        print(f"  {name:<{width}}  {found[name]:11.5g} ± {errors[name]:<8.2g} {called} "
+              f"{value:9.5g}   {pull:+.2f} standard errors")
 
 
 def progress(text: str = "") -> None:

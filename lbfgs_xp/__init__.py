@@ -11,7 +11,7 @@ import difflib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from lbfgs_xp import distributed, problems, projections, schedules
+from lbfgs_xp import distributed, plot, problems, projections, schedules
 from lbfgs_xp.arrays.space import FixedOrderSpace, Space, fixed_sum
 from lbfgs_xp.constraints import (
     ConstrainedResult,
@@ -19,6 +19,8 @@ from lbfgs_xp.constraints import (
     augmented_lagrangian,
     quadratic_penalty,
 )
+from lbfgs_xp.diagnosis.diagnose import diagnose
+from lbfgs_xp.diagnosis.result import Diagnosis, Finding
 from lbfgs_xp.first_order import (
     ASGD,
     SGD,
@@ -36,6 +38,7 @@ from lbfgs_xp.first_order import (
     RAdam,
     RMSProp,
     Rprop,
+    StochasticLBFGS,
     Yogi,
 )
 from lbfgs_xp.fits.curve_fit import curve_fit
@@ -72,6 +75,7 @@ from lbfgs_xp.solvers.newton import Newton
 from lbfgs_xp.solvers.newton_cg import NewtonCG
 from lbfgs_xp.solvers.projected_gradient import ProjectedGradient
 from lbfgs_xp.solvers.self_scaled import SSBFGS, SSBroyden
+from lbfgs_xp.solvers.trust_ncg import TrustNCG
 from lbfgs_xp.solvers.two_loop import two_loop
 from lbfgs_xp.training.result import History, TrainRecord, TrainResult, TrainState
 from lbfgs_xp.training.train import train
@@ -101,6 +105,8 @@ __all__ = [
     "ConstrainedResult",
     "ConstrainedStatus",
     "CurveFit",
+    "Diagnosis",
+    "Finding",
     "FirstOrder",
     "FitRecord",
     "Fixed",
@@ -133,20 +139,24 @@ __all__ = [
     "State",
     "Starts",
     "Status",
+    "StochasticLBFGS",
     "StrongWolfe",
     "TrainRecord",
     "TrainResult",
     "TrainState",
+    "TrustNCG",
     "Yogi",
     "augmented_lagrangian",
     "check_gradient",
     "curve_fit",
+    "diagnose",
     "distributed",
     "fixed_sum",
     "least_squares",
     "line_search",
     "load",
     "minimize",
+    "plot",
     "problems",
     "projections",
     "quadratic_penalty",

@@ -1,17 +1,19 @@
-"""The command line: python -m lbfgs_xp demo | info."""
+"""The command line: python -m lbfgs_xp demo | info | check."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import importlib.metadata
+import importlib.util
+import json
 import os
 import platform
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -21,6 +23,14 @@ from lbfgs_xp.arrays.backend import Backend
 from lbfgs_xp.demo import console, demo
 
 _ASIDE = ("array-api-compat", "array-api-extra", "optree", "rich", "matplotlib", "scipy")
+# What an extra installs, and what it is for.
+_EXTRAS = {
+    "torch": ("torch", "automatic differentiation, GPUs, lbfgs_xp.torch"),
+    "jax": ("jax", "automatic differentiation, compiled loops, GPUs"),
+    "cupy": ("cupy", "NumPy's functions on NVIDIA's GPUs"),
+    "plot": ("matplotlib", "lbfgs_xp.plot and fit.plot()"),
+    "distributed": ("mpi4py", "lx.distributed.mpi()"),
+}
 # Seconds for one probe.
 _PATIENCE = 5.0
 
@@ -50,6 +60,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="show which array libraries and devices are available, and what works on each",
         description="List what is installed, and test what works on each device.",
     )
+    examined = commands.add_parser(
+        "check",
+        help="say whether a function is fit for L-BFGS: gradient, noise, kinks, scales, time",
+        description="Run lx.diagnose on a function in a file, which is imported. x0 is the "
+        "variable of that name in the file, unless --x0 gives it. The exit code is 0 if the "
+        "function is fit for L-BFGS, 1 if not, and 2 if the call is wrong.",
+    )
+    examined.add_argument("function", metavar="FILE:function", help="such as model.py:loss")
+    examined.add_argument(
+        "--x0", metavar="START",
+        help="the name of a variable in the file, or numbers such as '[1.0, 2.0]'",
+    )
+    examined.add_argument(
+        "--jac", metavar="HOW", help="the name of the gradient in the file; or True if the "
+        "function returns (value, gradient), which is the default for functions that return a "
+        "pair; or 2-point or 3-point",
+    )
     chosen = parser.parse_args(arguments)
     if chosen.command is None:
         parser.print_help()
@@ -60,7 +87,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if chosen.command == "demo":
         return demo(chosen.out, chosen.quick)
+    if chosen.command == "check":
+        return check(parser.error, chosen.function, chosen.x0, chosen.jac)
     return info()
+
+
+# --- check -------------------------------------------------------------------------------------
+
+
+def check(refuse: Callable[[str], NoReturn], where: str, start: str | None, how: str | None) -> int:
+    """Diagnose a function in a file, and return the exit code.
+
+    refuse : ends the program with a message.
+    """
+    file, colon, name = where.rpartition(":")
+    if not colon or not name.isidentifier():
+        refuse(f"{where} names no function; wanted FILE:function, such as model.py:loss")
+    path = Path(file)
+    if not path.is_file():
+        refuse(f"{file} is no file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        refuse(f"{file} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    sys.path.insert(0, str(path.parent.resolve()))
+    spec.loader.exec_module(module)
+
+    def known(name: str, option: str) -> Any:
+        if not hasattr(module, name):
+            refuse(f"{file} has no {name}{option}")
+        return getattr(module, name)
+
+    fun = known(name, "")
+    if start is not None and not start.isidentifier():
+        try:
+            x0: Any = np.asarray(json.loads(start), dtype=np.float64)
+        except ValueError:
+            refuse(f"--x0 is {start!r}; wanted a name in {file}, or numbers such as '[1.0, 2.0]'")
+    else:
+        x0 = known(start or "x0", "" if start else "; wanted the start of that name, or --x0")
+    jac: Any = how
+    if how is None:
+        jac = True if _returns_a_pair(fun, x0) else None
+    elif how == "True":
+        jac = True
+    elif how not in ("2-point", "3-point"):
+        jac = known(how, " for --jac")
+    diagnosis = lx.diagnose(fun, x0, jac=jac)
+    print(diagnosis)
+    return 0 if diagnosis.fit else 1
+
+
+def _returns_a_pair(fun: Callable, x0: Any) -> bool:
+    try:
+        out = fun(x0)
+    except Exception:    # which the diagnosis reports
+        return False
+    return isinstance(out, tuple) and len(out) == 2
 
 
 # --- info --------------------------------------------------------------------------------------
@@ -98,6 +182,12 @@ def info() -> int:
         "solved at once. reproducible: the same bits as NumPy.",
         style="dim",
     )
+    for extra, (name, use) in _EXTRAS.items():
+        if importlib.util.find_spec(name) is None:
+            out.print(
+                f"{name} is not installed, for {use}: pip install 'lbfgs_xp[{extra}]'",
+                markup=False, soft_wrap=True,
+            )
     return 0
 
 

@@ -32,7 +32,7 @@ _ENOUGH = 0.25
 
 
 class ConstrainedStatus(Reason):
-    """The reason why a minimisation under constraints stopped; `str(status)` is the message."""
+    """The reason why a minimisation under constraints stopped; `status.message` is a sentence."""
 
     RUNNING = -1, False, "still running"
     CONVERGED = 0, True, "converged: the constraints hold to ctol, and the inner solve succeeded"
@@ -379,15 +379,17 @@ class _ConstrainedRun:
         inner = self._solve_inner()
         new, change = self._measured(inner)
         self.nfev = new.nfev
-        if inner.success and change <= s.ctol:
-            return _ended(new, ConstrainedStatus.CONVERGED)
         if inner.status is Status.NOT_FINITE and self.best is not None:
             # The previous inner solve ran off to where a larger penalty overflows.
             return _ended(self.best, ConstrainedStatus.UNBOUNDED)
-        self.best = self._better(new)
+        converged = inner.success and change <= s.ctol
+        self.best = new if converged else self._better(new)
+        stopped = self.callback is not None and returned.is_true(self.callback(_apart(self.best)))
+        if converged:
+            return _ended(new, ConstrainedStatus.CONVERGED)
         if inner.status in _ENDS:
             return _ended(self.best, _ENDS[inner.status])
-        if self.callback is not None and returned.is_true(self.callback(_apart(self.best))):
+        if stopped:
             return _ended(self.best, ConstrainedStatus.CALLBACK)
         if inner.status is Status.LINE_SEARCH and change <= s.ctol:
             return _ended(self.best, ConstrainedStatus.INNER)

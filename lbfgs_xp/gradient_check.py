@@ -69,14 +69,22 @@ def check_gradient(
     layout = Layout(x, batched=False, name="x")
     vector = layout.to_vector(x, "x")
     _, given, _ = Objective(fun, args, jac, has_aux, layout).evaluate(vector)
-
-    def value_only(x: Any, *args: Any) -> Any:
-        out = fun(x, *args)
-        value = out[0] if jac is True else out
-        return value[0] if has_aux else value
-
-    _, numeric, _ = Objective(value_only, args, "3-point", False, layout).evaluate(vector)
+    alone = value_alone(fun, jac, has_aux)
+    _, numeric, _ = Objective(alone, args, "3-point", False, layout).evaluate(vector)
     difference = layout.backend.to_host(given - numeric)
     size = float(np.max(np.abs(layout.backend.to_host(numeric))))
     index = int(np.argmax(np.abs(difference)))
     return GradientCheck(abs(float(difference[index])) / max(1.0, size), index, given, numeric)
+
+
+def value_alone(fun: Callable[..., Any], jac: Any, has_aux: bool) -> Callable[..., Any]:
+    """fun without the gradient and aux that it returns besides the value."""
+    if jac is not True and not has_aux:
+        return fun
+
+    def value(x: Any, *args: Any) -> Any:
+        out = fun(x, *args)
+        out = out[0] if jac is True else out
+        return out[0] if has_aux else out
+
+    return value

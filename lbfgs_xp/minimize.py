@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, Unpack, overload
@@ -17,14 +18,15 @@ from lbfgs_xp.arrays.returned import stops
 from lbfgs_xp.arrays.rows import Rows
 from lbfgs_xp.arrays.space import FixedOrderSpace, Space
 from lbfgs_xp.arrays.tree import Layout
-from lbfgs_xp.distributed.team import Engine, Team
+from lbfgs_xp.distributed.sharded import ShardedFixedOrderSpace, ShardedSpace, ShardedTeam
+from lbfgs_xp.distributed.team import Engine, Team, set_up_together
 from lbfgs_xp.result import BatchResult, Record, Result, State, Status, attach
 from lbfgs_xp.run import implicit, traced
 from lbfgs_xp.run.loop import Run
 from lbfgs_xp.run.objective import Objective
 from lbfgs_xp.run.plan import Plan, plan_of
 from lbfgs_xp.run.progress import Live
-from lbfgs_xp.run.snapshot import described_problem, restore, taken
+from lbfgs_xp.run.snapshot import described_problem, of_pieces, restore, taken
 from lbfgs_xp.saving.checkpoint import Checkpoint, Keeper, Terminated, keeping
 from lbfgs_xp.solvers.method import Limits
 from lbfgs_xp.typing import Jacobian, MinimizeSettings, OnError, PhasesOf
@@ -260,6 +262,12 @@ def minimize(
     if not implicit.is_wanted(differentiable, x0):
         return _run(fun, x0, args, jac=jac, hess=hess, hessp=hessp, **settings)[1]
 
+    if distributed is not None:
+        raise ValueError(
+            "distributed was passed where the solution is to be differentiable; wanted one of "
+            "them: each process knows only its part of the Hessian"
+        )
+
     def find(functions: dict[str, Any], x0: Any, args: tuple) -> implicit.Found:
         return implicit.found_of(*_run(x0=x0, args=args, **functions, **settings))
 
@@ -287,35 +295,48 @@ def _run(
             bounds=bounds, x_scale=x_scale, batched=batched, pass_rows=pass_rows,
         )
         return inside, inside.result()
-    layout = Layout(x0, batched).in_units(x_scale)
-    plan = plan_of(method, limits, bounds, l1, hess, hessp, layout)
-    callback = checks.callback(callback)
-    on_error = checks.exceptions("on_error", on_error, batched)
-    if state is not None and len(plan.stages) > 1:
-        raise ValueError(
-            f"state was passed with {len(plan.stages)} phases; wanted the single method to resume"
+    with set_up_together(distributed):
+        is_piece = isinstance(distributed, Engine) and distributed.sharded
+        layout = Layout(x0, batched, is_piece=is_piece).in_units(x_scale)
+        plan = plan_of(method, limits, bounds, l1, hess, hessp, layout)
+        callback = checks.callback(callback)
+        on_error = checks.exceptions("on_error", on_error, batched)
+        if state is not None and len(plan.stages) > 1:
+            raise ValueError(
+                f"state was passed with {len(plan.stages)} phases; wanted the single method to "
+                "resume"
+            )
+        objective = Objective(fun, args, jac, has_aux, layout, pass_rows, level=7)
+        objective.differences.step = checks.optional(checks.number)(
+            "diff_step", diff_step, above=0.0
         )
-    space = (FixedOrderSpace if reproducible else Space)(layout.backend, batched)
-    objective = Objective(fun, args, jac, has_aux, layout, pass_rows, level=7)
-    objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
-    if bounds is not None:
-        objective.stay_within(*layout.sides(bounds))
-    if math.prod(layout.shape) >= _LARGE:
-        layout.backend.keep_freed_memory()
-    team = None if distributed is None else _team(distributed, objective, plan, checkpoint)
-    run = Run(plan, space, objective, hess, hessp, team)
-    if team is not None:
+        if bounds is not None:
+            objective.stay_within(*layout.sides(bounds))
+        if math.prod(layout.shape) >= _LARGE:
+            layout.backend.keep_freed_memory()
+        team = None if distributed is None else _team(distributed, objective, plan, checkpoint)
+        if isinstance(team, ShardedTeam):
+            kind: Any = ShardedFixedOrderSpace if reproducible else ShardedSpace
+            space: Space = kind(layout.backend, team)
+        else:
+            space = (FixedOrderSpace if reproducible else Space)(layout.backend, batched)
+        run = Run(plan, space, objective, hess, hessp, team)
+        describe = functools.partial(described_problem, run, jac, bounds)
+        settings: Any = None if team is None else describe()
+    if isinstance(team, ShardedTeam):
+        team.check_equal("the settings", (of_pieces(settings), plan.maxiter, plan.maxfun))
+        team.measure(reproducible)
+    elif team is not None:
         team.check_equal("x0", layout.backend.to_host(layout.start()).tobytes())
-        team.check_equal("the settings", described_problem(run, jac, bounds))
+        team.check_equal("the settings", settings)
     # Trials that overflow are normal, so NumPy's warnings are off; but not inside the user's
     # functions, which run in the caller's context.
     changed: list[str] = []
     with (
         Live(progress) as live,
         np.errstate(all="ignore"),
-        keeping(
-            checkpoint, lambda: described_problem(run, jac, bounds), layout.backend.name
-        ) as keeper,
+        contextlib.nullcontext() if team is None else team.patient(),
+        keeping(checkpoint, describe, layout.backend.name) as keeper,
     ):
         try:
             if keeper is None or keeper.saved is None:
@@ -365,8 +386,9 @@ def _run(
 
 
 def _team(engine: Engine, objective: Objective, plan: Plan, checkpoint: Any) -> Team:
-    """The processes of the run, whose values and gradients the objective then sums."""
-    team = Team(engine, lambda: objective.layout)
+    """The processes of the run, which the objective then tells of each evaluation."""
+    sharded = isinstance(engine, Engine) and engine.sharded
+    team = (ShardedTeam if sharded else Team)(engine, lambda: objective.layout)
     if checkpoint is not None:
         raise ValueError(
             "checkpoint was passed with distributed; wanted one of them: let a callback in one of "
@@ -376,6 +398,17 @@ def _team(engine: Engine, objective: Objective, plan: Plan, checkpoint: Any) -> 
     if any(solver.needs_hessian or solver.needs_products for solver in solvers):
         raise ValueError("distributed was passed with a method that needs the Hessian of fun, of "
                          'which each process knows a part; wanted another, such as "lbfgs"')
+    if sharded and objective.layout.batch:
+        raise ValueError(
+            "distributed was passed with sharded=True and batched=True; wanted one of them: the "
+            "problems of a batch are independent, so let each process solve some of them"
+        )
+    if sharded and not all(solver.shards for solver in solvers):
+        names = ", ".join(stage.name for stage in plan.stages if not stage.solver.shards)
+        raise ValueError(
+            f"distributed was passed with sharded=True and {names}, which needs all variables in "
+            'one process; wanted "lbfgs", "gradient_descent" or a first-order optimizer'
+        )
     objective.share(team.shared)
     return team
 
@@ -408,7 +441,7 @@ def _carry_on(
         if advanced and watched:
             record = run.record()
             live.show(record)
-            stopped = callback is not None and stops(callback, record, run.in_caller_context)
+            stopped = callback is not None and _stops(run, callback, record)
         if run.team is not None:
             stopped = run.team.is_stopped(stopped)
         if stopped:
@@ -418,6 +451,12 @@ def _carry_on(
             return
     if keeper is not None:
         keeper.save_last(taken(run, done=True))
+
+
+def _stops(run: Run, callback: Callable[[Record], Any], record: Record) -> bool:
+    """Whether the callback stops the run."""
+    ask = functools.partial(stops, callback, record, run.in_caller_context)
+    return ask() if run.team is None else run.team.call(ask)
 
 
 def _of_changing_functions(run: Run) -> list[str]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Reason(enum.IntEnum):
-    """The reason why something stopped; `str(reason)` is the message."""
+    """The reason why something stopped; `str(reason)` is its name, `reason.message` a sentence."""
 
     message: str
     success: bool
@@ -36,11 +36,11 @@ class Reason(enum.IntEnum):
         return member
 
     def __str__(self) -> str:
-        return self.message
+        return self.name
 
 
 class Status(Reason):
-    """The reason why a run stopped; `str(status)` is the message.
+    """The reason why a run stopped; `status.message` says it in a sentence.
 
     `status.success` says whether the run ended as intended: the gradient is small, the value or the
     step has settled, the precision floor of the dtype is reached, or all epochs are done.

@@ -40,6 +40,7 @@ from lbfgs_xp.checks import (
     real,
     refuse_foreign_settings,
 )
+from lbfgs_xp.drawing import axes
 
 __all__ = [
     "Constant",
@@ -187,14 +188,7 @@ class Schedule(Settings):
         # about 10,000 points at most, more than any screen shows
         shown = range(0, last + 1, 1 + last // 10_000)
         rates = [self(step) for step in shown]
-        if ax is None:
-            try:
-                import matplotlib.pyplot as plt
-            except ImportError:
-                raise ImportError(
-                    "plot needs matplotlib, which is not installed: pip install 'lbfgs_xp[plot]'"
-                ) from None
-            ax = plt.figure().add_subplot()
+        ax = axes(ax)
         ax.plot(shown, rates, label=type(self).__name__)
         ax.set_xlabel("step")
         ax.set_ylabel("learning rate")

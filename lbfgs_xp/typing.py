@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lbfgs_xp.solvers.method import Phase
 
 MethodName = Literal[
-    "auto", "lbfgs", "bfgs", "ssbfgs", "ssbroyden", "newton", "newton-cg",
+    "auto", "lbfgs", "bfgs", "ssbfgs", "ssbroyden", "newton", "newton-cg", "trust-ncg",
     "projected_gradient", "gradient_descent", "sgd", "adagrad", "rmsprop", "adadelta", "adam",
     "adamw", "adamax", "nadam", "radam", "yogi", "adabelief", "lion", "rprop", "asgd",
 ]
@@ -28,6 +28,7 @@ LineSearchName = Literal[
 LossName = Literal["linear", "soft_l1", "huber", "cauchy", "arctan"]
 Likelihood = Literal["gaussian", "poisson", "binomial"] | Callable[[Any, Any], Any]
 Differences = Literal["2-point", "3-point"]
+FitSolver = Literal["dense", "dual", "cg"]
 OnError = type[Exception] | tuple[type[Exception], ...]
 Jacobian = Callable[..., Any] | Literal[True, "2-point", "3-point"] | None
 
@@ -101,6 +102,10 @@ class FitSettings(TypedDict, total=False):
 
 class LeastSquaresSettings(FitSettings, total=False):
     """The keyword arguments of `lx.least_squares`, except `batched`."""
+
+    solver: FitSolver
+    weights: Any
+    pointwise: bool
 
 
 class CurveFitSettings(FitSettings, total=False):

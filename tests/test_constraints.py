@@ -270,7 +270,7 @@ def test_an_infeasible_problem_says_so(method: Callable) -> None:
         equality_jac=lambda x: np.ones((2, 1)),
     )
     assert res.status is ConstrainedStatus.INFEASIBLE and not res.success
-    assert "violation does not fall" in res.message and res.message == str(res.status)
+    assert "violation does not fall" in res.message and res.message == res.status.message
     assert res.x[0] == pytest.approx(2.0, abs=1e-5) and res.violation == pytest.approx(1.0)
 
 
@@ -302,12 +302,18 @@ def test_budgets() -> None:
 def test_a_callback_stops_and_sees_every_outer_iteration() -> None:
     seen = []
     full = circle(callback=lambda r: seen.append(r) and None)
-    assert full.success and [r.nit for r in seen] == list(range(1, full.nit))
+    assert full.success and [r.nit for r in seen] == list(range(1, full.nit + 1))
     assert all(r.status is ConstrainedStatus.RUNNING for r in seen)
     assert all(b.violation <= a.violation for a, b in zip(seen, seen[1:], strict=False))
     res = circle(callback=lambda r: r.nit == 2)
     assert res.status is ConstrainedStatus.CALLBACK and res.nit == 2
     assert res.fun == seen[1].fun and res.nfev == seen[1].nfev
+    last = circle(callback=lambda r: r.nit == full.nit)
+    assert last.status is ConstrainedStatus.CONVERGED and last.nit == full.nit
+    for budget in ({"maxiter": 2}, {"maxfun": 20}, {"maxtime": 0.0}):
+        counts: list[int] = []
+        res = circle(callback=lambda r, counts=counts: counts.append(r.nit), **budget)
+        assert not res.success and counts == list(range(1, res.nit + 1))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])

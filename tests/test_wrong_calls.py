@@ -255,7 +255,7 @@ GOOD: dict[type, dict[str, Any]] = {
     lx.StrongWolfe: {}, lx.GradientDescent: {},
     **{optimizer: {} for optimizer in (
         lx.SGD, lx.Adagrad, lx.RMSProp, lx.Adadelta, lx.Adam, lx.AdamW, lx.Adamax, lx.NAdam,
-        lx.RAdam, lx.Yogi, lx.AdaBelief, lx.Lion, lx.Rprop, lx.ASGD,
+        lx.RAdam, lx.Yogi, lx.AdaBelief, lx.Lion, lx.Rprop, lx.ASGD, lx.StochasticLBFGS,
     )},
     projections.L1Ball: {}, projections.Simplex: {}, projections.L2Ball: {},
     projections.Halfspace: {"normal": np.ones(3), "offset": 1.0},

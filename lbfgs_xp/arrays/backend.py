@@ -60,6 +60,21 @@ def library_of(array: Array) -> str:
     return _name(namespace_of(array))
 
 
+def dtype_name(dtype: Any) -> str:
+    """The name of a dtype, the same for all libraries."""
+    return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
+
+
+def check_local(array: Array, what: str) -> None:
+    """Refuse a tensor that is spread over processes (a DTensor of PyTorch): operations on it may
+    return parts of sums."""
+    if hasattr(array, "placements") and hasattr(array, "to_local"):
+        raise TypeError(
+            f"{what} is a DTensor, of which this process has a piece; wanted the piece, "
+            f"{what}.to_local(), with distributed=lx.distributed.torch(sharded=True)"
+        )
+
+
 def copy_of(array: Array) -> Array:
     """A copy of an array of any library."""
     return _class(namespace_of(array)).copy(array)
@@ -409,9 +424,11 @@ class Backend(Keyed):
         return xpx.at(buffer, (index, ...)).set(row)
 
     def write_pair(self, buffer: Array, index: int, s: Array, new: Array, old: Array) -> Array:
-        """`buffer` (2m, n) with row `index` overwritten by s, and row m + index by new - old."""
-        other = index + buffer.shape[0] // 2
-        return self.write_row(self.write_row(buffer, index, s), other, new - old)
+        """`buffer` (2m, n) with row `index` overwritten by s, and row m + index by new - old, both
+        rounded to its dtype."""
+        other, y = index + buffer.shape[0] // 2, new - old
+        s, y = (self.xp.astype(row, buffer.dtype, copy=False) for row in (s, y))
+        return self.write_row(self.write_row(buffer, index, s), other, y)
 
     def write_rows(self, buffer: Array, index: Array, rows: Array, mask: Array) -> Array:
         """`buffer` (B, k, n) with buffer[b, index[b]] = rows[b] wherever mask[b]."""
@@ -662,6 +679,22 @@ class Backend(Keyed):
         """
         raise NotImplementedError
 
+    def jacobian_products(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
+        """(args, x) -> the products of the Jacobian (m, p) at one x (p,): functions from vectors
+        (k, p) to J v, (k, m), and from vectors (k, m) to J^T u, (k, p).
+
+        `evaluate(*static, args, x)` maps (p,) to (m,).
+        """
+        raise NotImplementedError
+
+    def row_gradients(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
+        """(args, rows, x) -> the gradients (k, p) by x of k numbers.
+
+        rows : arrays (k, ...), of which `evaluate(*static, args, rows, x)` takes one entry each,
+            (...), and returns a 0-d array.
+        """
+        raise NotImplementedError
+
     # --- solutions as differentiable functions; see `lbfgs_xp.run.implicit` ---------------------
 
     @staticmethod
@@ -703,6 +736,21 @@ class Backend(Keyed):
         eigh = self.linalg("eigh", ", or a method that needs no Hessian")
         eigenvalues, eigenvectors = eigh(matrix)
         return eigenvalues, eigenvectors
+
+    def positive_solver(self, matrix: Array, shift: float) -> Callable[[Array], Array] | None:
+        """b -> (A + shift I)^-1 b for a symmetric matrix A (n, n) and vectors (n,); None if that
+        matrix is not positive definite to rounding."""
+        linalg = self.xp.linalg
+        try:
+            inverse = linalg.inv(linalg.cholesky(matrix + self.diagonal(matrix.shape[0], shift)))
+        except np.linalg.LinAlgError:
+            return None
+        return lambda b: self.xp.matrix_transpose(inverse) @ (inverse @ b)
+
+    def diagonal(self, size: int, number: float) -> Array:
+        """The matrix (n, n) with this number on its diagonal."""
+        eye = self.xp.eye(size, dtype=self.dtype, device=self.creation_device)
+        return number * eye
 
     # --- nested parameters ---------------------------------------------------------------------
 

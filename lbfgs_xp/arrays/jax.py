@@ -317,6 +317,22 @@ class JaxBackend(Backend):
     def jacobian(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
         return self._prepared(compiled, _jacobian, evaluate, *static)
 
+    def jacobian_products(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
+        push = self._prepared(compiled, _pushed, evaluate, *static)
+        pull = self._prepared(compiled, _pulled, evaluate, *static)
+        return lambda args, x: (
+            functools.partial(push, args, x), functools.partial(pull, args, x)
+        )
+
+    def row_gradients(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
+        return self._prepared(compiled, _row_gradients, evaluate, *static)
+
+    def positive_solver(self, matrix: Array, shift: float) -> Callable[[Array], Array] | None:
+        factor = _cholesky(matrix, shift)
+        if not np.isfinite(self.to_host(factor[0, 0] + factor[-1, -1])):
+            return None
+        return lambda b: jax.scipy.linalg.cho_solve((factor, True), b)
+
     def _prepared(self, compiled: bool, function: Callable, *static: Any) -> Callable:
         return (self.jit if compiled else functools.partial)(function, *static)
 
@@ -727,6 +743,38 @@ def _jacobian(evaluate: Callable, *arguments: Any) -> Array:
         return push(jax.numpy.broadcast_to(unit, x.shape))
 
     return jax.vmap(column, out_axes=-1)(jax.numpy.eye(x.shape[-1], dtype=x.dtype))
+
+
+def _pushed(evaluate: Callable, *arguments: Any) -> Array:
+    *rest, x, vectors = arguments
+
+    def push(vector: Array) -> Array:
+        return jax.jvp(lambda x: evaluate(*rest, x), (x,), (vector,))[1]
+
+    return push(vectors) if vectors.ndim == 1 else jax.vmap(push)(vectors)
+
+
+def _pulled(evaluate: Callable, *arguments: Any) -> Array:
+    *rest, x, vectors = arguments
+    _, pull = jax.vjp(lambda x: evaluate(*rest, x), x)
+    return pull(vectors)[0] if vectors.ndim == 1 else jax.vmap(lambda u: pull(u)[0])(vectors)
+
+
+def _row_gradients(evaluate: Callable, *arguments: Any) -> Array:
+    *rest, rows, x = arguments
+
+    def gradient(row: list[Array]) -> Array:
+        return jax.grad(lambda x: evaluate(*rest, row, x))(x)
+
+    return jax.vmap(gradient)(rows)
+
+
+@jax.jit
+def _cholesky(matrix: Array, shift: float) -> Array:
+    places = jax.numpy.arange(matrix.shape[0])
+    return jax.lax.linalg.cholesky(
+        matrix.at[places, places].add(shift), symmetrize_input=False
+    )
 
 
 def _refuse_key(array: Any, what: str) -> None:

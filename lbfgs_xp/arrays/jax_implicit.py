@@ -18,12 +18,17 @@ from jax.extend import core
 
 from lbfgs_xp.arrays.backend import Array, is_array
 
+if hasattr(core, "get_opaque_trace_state"):
+    _trace_state: Callable[[], Any] = core.get_opaque_trace_state
+else:    # before JAX 0.10; the argument has no effect
+    _trace_state = functools.partial(jax.core.get_opaque_trace_state, None)
+
 
 def is_transformed() -> bool:
     """Whether a transformation of JAX (grad, jit, vmap, ...) is under way."""
-    here = core.get_opaque_trace_state()
+    here = _trace_state()
     with jax.core.eval_context():
-        return here != core.get_opaque_trace_state()
+        return here != _trace_state()
 
 
 def is_traced(leaf: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lbfgs_xp.arrays.backend import Array, Backend, is_array, library_of
+from lbfgs_xp.arrays.backend import Array, Backend, check_local, is_array, library_of
 
 
 def described(out: object) -> str:
@@ -28,6 +28,7 @@ def check_array(
     """
     if not is_array(out):
         raise TypeError(f"{function} returned {described(out)}; wanted {wanted}")
+    check_local(out, f"what {function} returned")
     if (library := library_of(out)) != backend.name:
         raise TypeError(
             f"{function} returned an array of {library}; wanted an array of {backend.name}, "

@@ -20,16 +20,20 @@ from lbfgs_xp.arrays.keyed import Keyed
 from lbfgs_xp.arrays.pending import Queue
 from lbfgs_xp.checks import flag
 
+# How many numbers of rows in lower precision are widened at a time, on the host and on a device,
+# and in how many pieces at most where each is compiled.
+_IN_CACHE, _ON_DEVICE, _COMPILED = 2**16, 2**26, 8
+
 
 @on_device_of("x")
 def fixed_sum(x: Array, axis: int = -1) -> Array:
     """The sum along one axis, in an order that depends only on its length.
 
-    The axis is padded with zeros to a power of two, and the second half is repeatedly added to the
-    first until one element is left. All additions are elementwise, so every library that rounds as
-    IEEE 754 specifies gives the same bits, on any device and with any number of threads. The error
-    grows like log2(n), not n (pairwise summation: Higham, Accuracy and Stability of Numerical
-    Algorithms, section 4.2).
+    The axis is padded with zeros to a power of two, and neighbours are repeatedly added until one
+    element is left. All additions are elementwise, so every library that rounds as IEEE 754
+    specifies gives the same bits, on any device and with any number of threads. The error grows
+    like log2(n), not n (pairwise summation: Higham, Accuracy and Stability of Numerical Algorithms,
+    section 4.2).
 
     Parameters
     ----------
@@ -58,21 +62,24 @@ def fixed_sum(x: Array, axis: int = -1) -> Array:
         x = compat.array_namespace(x).moveaxis(x, axis, -1)
     # JAX compiles the additions as one program, without anything else: it would fuse a product with
     # its sum and round only once.
-    return compiled(x, _halved)(x)
+    return compiled(x, _paired)(x)
 
 
-def _halved(x: Array) -> Array:
+def _paired(x: Array) -> Array:
     """`fixed_sum` over the last axis."""
-    xp, n = compat.array_namespace(x), x.shape[-1]
-    if n == 0:
+    xp = compat.array_namespace(x)
+    if x.shape[-1] == 0:
         return xp.sum(x, axis=-1, dtype=x.dtype)
-    size = 1 << (n - 1).bit_length()
-    if size != n:
-        x = xp.concat([x, xp.zeros_like(x[..., : size - n])], axis=-1)
-    while size > 1:
-        size //= 2
-        x = x[..., :size] + x[..., size:]
+    while x.shape[-1] > 1:
+        x = pair_sums(xp, x)
     return x[..., 0]
+
+
+def pair_sums(xp: Any, x: Array) -> Array:
+    """The sums of neighbours along the last axis; a last element without one is added to 0."""
+    if x.shape[-1] % 2:
+        x = xp.concat([x, xp.zeros_like(x[..., :1])], axis=-1)
+    return x[..., ::2] + x[..., 1::2]
 
 
 class Space(Keyed):
@@ -96,9 +103,13 @@ class Space(Keyed):
     small : namespace of that algebra.
     queue : the pending numbers of the run; see `later`.
     scalars : the functions for the scalars of each problem.
+    sharded : bool
+        Whether this process holds a piece of every vector, and reading a number takes a message to
+        all others; see `lbfgs_xp.distributed.sharded`.
     """
 
     reproducible = False
+    sharded = False
 
     def __init__(self, backend: Backend | Array, batched: bool = False):
         if not isinstance(backend, Backend):
@@ -112,7 +123,7 @@ class Space(Keyed):
         self._key = backend, batched
         self.remote = not (batched or backend.reads_are_free or self.reproducible)
         self.small_on_host = not (batched or self.remote) or self.reproducible or backend.on_host
-        self.queue = Queue(backend)
+        self.queue = Queue(backend, backend.read)
         self.small = np if self.small_on_host else backend.xp
         self.scalars = scalars.of(self.small_zeros(()) if batched else 0.0)
         # Subclasses get no shortcuts, because these would bypass the reductions they define.
@@ -192,9 +203,38 @@ class Space(Keyed):
             return self.backend.combine(coefficients, rows)
         return coefficients @ rows
 
+    def in_full(self, rows: Array) -> Array:
+        """Rows in the dtype of x, if they are in a lower precision."""
+        return self.xp.astype(rows, self.backend.dtype, copy=False)
+
+    def products_in_full(self, rows: Array, *vectors: Array) -> list[Array]:
+        """`products` with each vector for rows (k, n) in a lower precision, summed in that of x."""
+        totals: list[Any] = [0.0] * len(vectors)
+        for piece in self._pieces(rows):
+            full = self.in_full(rows[:, piece])    # which takes longer than the products
+            totals = [
+                total + full @ vector[piece] for total, vector in zip(totals, vectors, strict=True)
+            ]
+        return totals
+
+    def combine_in_full(self, coefficients: Array, rows: Array) -> Array:
+        """`combine` for rows (k, n) in a lower precision."""
+        return self.xp.concat(
+            [coefficients @ self.in_full(rows[:, piece]) for piece in self._pieces(rows)]
+        )
+
+    def _pieces(self, rows: Array) -> list[slice]:
+        """Where to cut the rows (k, n), so that a piece in full precision stays in the cache."""
+        (k, n), backend = rows.shape, self.backend
+        length = max(1, (_IN_CACHE if backend.reads_are_free else _ON_DEVICE) // k)
+        if backend.compiles:
+            length = max(length, -(-n // _COMPILED))    # every piece is compiled
+        return [slice(i, min(i + length, n)) for i in range(0, n, length)] or [slice(0, 0)]
+
     def descend(self, coefficients: Array, rows: Array, gamma: Any, gradient: Array) -> Array:
         """coefficients rows - gamma gradient, with coefficients and gamma of the small algebra."""
-        sum_ = self.combine(self.send(coefficients), rows)
+        lower = rows.dtype != gradient.dtype
+        sum_ = (self.combine_in_full if lower else self.combine)(self.send(coefficients), rows)
         gamma = self.spread(gamma) if self.batched else gamma
         return self.backend.subtract_scaled(sum_, gamma, gradient)
 
@@ -339,6 +379,10 @@ class Space(Keyed):
         array = self.backend.to_host(array)
         return array if array.dtype == np.float64 else array.astype(np.float64)
 
+    def fetch_each(self, *arrays: Array) -> list[Array]:
+        """`fetch` of several arrays."""
+        return [self.fetch(array) for array in arrays]
+
     def fetch_mask(self, mask: Array) -> Any:
         """A mask of the problems of a batch from the device, for the scalars."""
         return self.backend.to_host(mask) if self.small_on_host else mask
@@ -451,6 +495,13 @@ class FixedOrderSpace(Space):
 
     def matmul(self, a: Array, b: Array) -> Array:
         return fixed_sum(a[..., :, None, :] * self.xp.matrix_transpose(b)[..., None, :, :])
+
+    def products_in_full(self, rows: Array, *vectors: Array) -> list[Array]:
+        full = self.in_full(rows)
+        return [self.products(full, vector) for vector in vectors]
+
+    def combine_in_full(self, coefficients: Array, rows: Array) -> Array:
+        return self.combine(coefficients, self.in_full(rows))
 
     def gram(self, rows: Array) -> Array:
         products = [self.products(rows, rows[..., i, :]) for i in range(rows.shape[-2])]

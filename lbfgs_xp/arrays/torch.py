@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from lbfgs_xp.arrays import matrices, torch_implicit, torch_kernels
-from lbfgs_xp.arrays.backend import Array, InPlaceBackend, Pairs
+from lbfgs_xp.arrays.backend import Array, InPlaceBackend, Pairs, check_local
 
 
 def check_dense(array: Array, what: str) -> None:
@@ -35,6 +35,7 @@ class TorchBackend(InPlaceBackend):
 
     def __init__(self, array: Array, what: str = "x0", traced: bool = False):
         check_dense(array, what)
+        check_local(array, what)
         if array.is_meta:
             raise TypeError(
                 f"{what} is on the device meta, which holds no numbers; wanted a tensor with values"
@@ -150,6 +151,20 @@ class TorchBackend(InPlaceBackend):
 
     def jacobian(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
         return functools.partial(_jacobian, evaluate, *static)
+
+    def jacobian_products(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
+        return functools.partial(_jacobian_products, evaluate, *static)
+
+    def row_gradients(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
+        return functools.partial(_row_gradients, evaluate, *static)
+
+    def positive_solver(self, matrix: Array, shift: float) -> Callable[[Array], Array] | None:
+        matrix = matrix.clone()
+        matrix.diagonal().add_(shift)
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        if failed:
+            return None
+        return lambda b: torch.cholesky_solve(b[:, None], factor)[:, 0]
 
     may_vary = staticmethod(torch_implicit.may_vary)
     solution = staticmethod(torch_implicit.solution)
@@ -293,6 +308,48 @@ def _jacobian(evaluate: Callable, *arguments: Any) -> Array:
         _warm_up()
         units = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
         return torch.func.vmap(column, out_dims=-1)(units).detach()
+
+
+def _jacobian_products(evaluate: Callable, *arguments: Any) -> tuple[Callable, Callable]:
+    """See `Backend.jacobian_products`. J v is the derivative by u of (J^T u) . v, because functions
+    that differentiate by torch.autograd cannot be differentiated in forward mode."""
+    *rest, x = arguments
+    _refuse_inference_mode("a fit", 'jac= a function, or solver="dense" with differences')
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        values = evaluate(*rest, x)
+        _check_depends(values, "residuals", "x")
+        dual = torch.zeros_like(values, requires_grad=True)
+    slope: list[Array] = []
+
+    def grad(of: Array, by: Array, along: Array) -> Array:
+        # The caller may be under no_grad.
+        with torch.enable_grad():
+            return torch.autograd.grad(
+                of, by, along, retain_graph=True, allow_unused=True, materialize_grads=True,
+                is_grads_batched=along.ndim > of.ndim,
+            )[0]
+
+    def push(vectors: Array) -> Array:
+        if not slope:
+            with torch.enable_grad():
+                slope.append(torch.autograd.grad(values, x, dual, create_graph=True)[0])
+        return grad(slope[0], dual, vectors)
+
+    def pull(vectors: Array) -> Array:
+        return grad(values, x, vectors)
+
+    return push, pull
+
+
+def _row_gradients(evaluate: Callable, *arguments: Any) -> Array:
+    *rest, rows, x = arguments
+    x = x.detach()
+
+    def one(row: list[Array]) -> Array:
+        return torch.func.grad(lambda x: evaluate(*rest, row, x))(x)
+
+    return torch.func.vmap(one)(rows).detach()
 
 
 # All threads share torch's state of forward-mode differentiation.

@@ -15,7 +15,15 @@ import numpy as np
 import optree
 
 from lbfgs_xp import checks
-from lbfgs_xp.arrays.backend import Array, Backend, classes_in_use, is_array, library_of, take
+from lbfgs_xp.arrays.backend import (
+    Array,
+    Backend,
+    check_local,
+    classes_in_use,
+    is_array,
+    library_of,
+    take,
+)
 from lbfgs_xp.arrays.keyed import Keyed
 
 _NAMESPACE = "lbfgs_xp"
@@ -39,6 +47,8 @@ class Layout(Keyed):
         What errors call x0.
     traced : bool
         Whether the leaves may be traced, because a function is being compiled.
+    is_piece : bool
+        Whether the parameters are a piece of those of many processes, which may be empty.
 
     Attributes
     ----------
@@ -50,7 +60,10 @@ class Layout(Keyed):
     scale: Any = None
     scale_key: Any = None
 
-    def __init__(self, x0: Any, batched: bool, name: str = "x0", traced: bool = False):
+    def __init__(
+        self, x0: Any, batched: bool, name: str = "x0", traced: bool = False,
+        is_piece: bool = False,
+    ):
         leaves, self.structure = without_frozen(*flatten_parameters(_as_parameters(x0, name)))
         self.batched = batched
         if batched and isinstance(self.structure, Partial):
@@ -69,7 +82,7 @@ class Layout(Keyed):
             for shape, c in zip(self.shapes, self.complex, strict=True)
         ]
         self.size = sum(self.sizes)
-        if self.size == 0 or 0 in self.batch:
+        if (self.size == 0 and not is_piece) or 0 in self.batch:
             raise ValueError(f"{name} is empty (shapes {self.shapes}); wanted at least one number")
         # The common case, one real array that already is the vector, costs nothing.
         self.plain = (
@@ -382,6 +395,7 @@ class Layout(Keyed):
                 )
             leaf = np.asarray(leaf)
         _refuse_subclass(leaf, what)
+        check_local(leaf, what)
         if isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "biufc":
             raise TypeError(f"{what} has dtype {leaf.dtype}; wanted {like.dtype}, like x0")
         if type(leaf) is not type(like) and (other := library_of(leaf)) != self.backend.name:

@@ -26,30 +26,34 @@ from lbfgs_xp.distributed.team import Engine, ProcessFailed
 __all__ = ["Engine", "ProcessFailed", "mpi", "torch"]
 
 
-def torch(group: Any = None) -> Engine:
+def torch(group: Any = None, sharded: bool = False) -> Engine:
     """The processes of a group of torch.distributed, with any of its engines (gloo, NCCL).
 
     Parameters
     ----------
     group : a process group; None: all processes.
+    sharded : whether the variables are divided among the processes. Each then passes its own piece
+        of x0 (and of bounds, `x_scale` and weights), and fun returns this process's share of the
+        value and the gradient of the whole value with respect to its piece.
 
     Raises
     ------
     RuntimeError
         If `torch.distributed.init_process_group` has not been called.
     """
-    from lbfgs_xp.distributed.torch import TorchEngine
+    from lbfgs_xp.distributed.torch_processes import TorchEngine
 
-    return TorchEngine(group)
+    return TorchEngine(group, sharded)
 
 
-def mpi(comm: Any = None) -> Engine:
+def mpi(comm: Any = None, sharded: bool = False) -> Engine:
     """The processes of a communicator of mpi4py. Sums are taken on the host.
 
     Parameters
     ----------
     comm : an mpi4py communicator; None: MPI.COMM_WORLD.
+    sharded : as in `torch`.
     """
-    from lbfgs_xp.distributed.mpi import MPIEngine
+    from lbfgs_xp.distributed.mpi_processes import MPIEngine
 
-    return MPIEngine(comm)
+    return MPIEngine(comm, sharded)

@@ -7,19 +7,23 @@ each decision after the same evaluation, and no process waits for one that has e
 
 from __future__ import annotations
 
+import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from lbfgs_xp.arrays.backend import Array, class_of, namespace_of
+from lbfgs_xp.arrays.backend import Array, Backend, class_of, is_array, namespace_of
 from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.checks import shown
+from lbfgs_xp.distributed.parts import Tree
 
 _FAILED, _INTERRUPTED, _LATE, _STOPPED, _ENDED = range(5)
 _NOTICES = 5
+# Numbers below this are exact in float32.
+_SPLIT = 2**20
 
 
 class ProcessFailed(RuntimeError):
@@ -30,10 +34,12 @@ class Engine(ABC):
     """What connects the processes.
 
     rank, size : the number of this process, from 0, and how many there are.
+    sharded : whether the variables are divided among the processes.
     """
 
     rank: int
     size: int
+    sharded: bool = False
 
     @abstractmethod
     def sum(self, array: Array) -> Array:
@@ -44,6 +50,38 @@ class Engine(ABC):
     def gather(self, item: Any) -> list[Any]:
         """What each process has passed, by rank."""
 
+    def collect(self, numbers: Array) -> np.ndarray:
+        """The numbers (k,) that each process has passed, by rank, on the host: (size, k).
+
+        They may be nan. With `sharded` this is the message of every iteration; here it is a sum of
+        arrays that are 0 but for the numbers of this process.
+        """
+        host = class_of(numbers).to_host(numbers)
+        own = np.zeros((self.size, *host.shape), host.dtype)
+        own[self.rank] = host
+        return np.asarray(self.sum(own))
+
+    def fixed_sum(self, terms: Array) -> float:
+        """The sum of the terms of all processes in an order that depends only on how many there
+        are: with the bits of `lx.fixed_sum` of all of them in one array, by rank.
+
+        Every process must call it. So the value of a function of variables that are divided among
+        processes has the same bits for any number of them: let the process of rank 0 return this
+        sum as its share, and the others 0.0.
+
+        Parameters
+        ----------
+        terms : array (k,) of any library; k may differ between the processes.
+        """
+        if not is_array(terms) or terms.ndim != 1:
+            raise TypeError(f"terms is {shown(terms)}; wanted a 1-d array")
+        backend = Backend.of(terms, "terms")
+        high, low = divmod(terms.shape[0], _SPLIT)
+        counts = self.collect(backend.from_host(np.asarray([high, low], dtype=np.float64)))
+        tree = Tree([int(a) * _SPLIT + int(b) for a, b in counts], self.rank)
+        sent = backend.xp.reshape(tree.sent(backend, terms), (-1,))
+        return float(tree.whole(self.collect(sent), ()))
+
 
 def on_host(sum_of: Callable[[np.ndarray], np.ndarray], array: Array) -> Array:
     """`Engine.sum` by a function that takes the sum of arrays of NumPy, which it may overwrite."""
@@ -51,6 +89,24 @@ def on_host(sum_of: Callable[[np.ndarray], np.ndarray], array: Array) -> Array:
     if isinstance(array, np.ndarray):
         return total
     return namespace_of(array).asarray(total, device=array.device)
+
+
+class _Failure:
+    """What a process gathers whose arguments are wrong: why."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+
+@contextlib.contextmanager
+def set_up_together(engine: Any) -> Iterator[None]:
+    """A context that tells the others, who wait to compare their settings, of an error."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(engine, Engine):
+            engine.gather(_Failure(_said(error)))
+        raise
 
 
 class Team:
@@ -70,7 +126,8 @@ class Team:
         self.engine, self._layout_here = engine, layout
         self.late = self.stopped = False
         self._heard = [0.0] * _NOTICES
-        self._over = False
+        # Whether this process has left the run, and whether any process has left it by an error.
+        self._over = self._broken = False
 
     @property
     def _layout(self) -> Layout:
@@ -79,6 +136,10 @@ class Team:
     def check_equal(self, what: str, item: Any) -> None:
         """Refuse a run whose processes were called in different ways; in all of them."""
         found = self.engine.gather(item)
+        if failed := [(rank, each.text) for rank, each in enumerate(found)
+                      if isinstance(each, _Failure)]:
+            self._over = True
+            raise ProcessFailed(_told(failed))
         for rank, other in enumerate(found):
             if other != found[0]:
                 raise ValueError(
@@ -111,6 +172,15 @@ class Team:
 
         return evaluate_together
 
+    def call(self, function: Callable[[], Any]) -> Any:
+        """What a function of the user returns."""
+        return function()
+
+    @contextlib.contextmanager
+    def patient(self) -> Iterator[None]:
+        """A context for the whole run, in which Ctrl-C comes when it may."""
+        yield
+
     def leave(self, error: BaseException) -> None:
         """Tell the others, unless they know it, that this process ends because of an error."""
         if self._over:
@@ -120,6 +190,7 @@ class Team:
         found = self._exchange(_INTERRUPTED if interrupted else _FAILED, None, None)
         # What else the others say does not change how this process ends.
         if self._read(found)[_FAILED]:
+            self._broken = True
             self._gather_failures(None if interrupted else error)
 
     def end(self) -> None:
@@ -142,16 +213,12 @@ class Team:
     def _exchange(self, notice: int | None, value: Any, gradient: Any) -> Array:
         """The sum of what all processes say, of their values and their gradients."""
         backend, layout = self._layout.backend, self._layout
-        notices = [0.0] * _NOTICES
-        notices[_LATE], notices[_STOPPED] = float(self.late), float(self.stopped)
-        if notice is not None:
-            notices[notice] = 1.0
         count = math.prod(layout.batch)
         if value is None:
             value, gradient = backend.zeros((count,)), backend.zeros((count * layout.size,))
         elif isinstance(value, float):
             value = backend.full((1,), value)
-        said = layout.xp.asarray(notices, dtype=backend.dtype, device=backend.creation_device)
+        said = backend.from_host(np.asarray(self._notices(notice)))
         parts = [said, *(layout.xp.reshape(part, (-1,)) for part in (value, gradient))]
         try:
             return self.engine.sum(backend.join(parts))
@@ -159,11 +226,19 @@ class Team:
             self._over = True    # nobody listens any more
             raise
 
-    def _listen(self, found: Array) -> None:
+    def _notices(self, notice: int | None) -> list[float]:
+        """What this process says: 1.0 for what is so, and for the notice."""
+        notices = [0.0] * _NOTICES
+        notices[_LATE], notices[_STOPPED] = float(self.late), float(self.stopped)
+        if notice is not None:
+            notices[notice] = 1.0
+        return notices
+
+    def _listen(self, found: Any) -> None:
         """Take note of what the others said; raise if one has failed or ended."""
         self._heard = heard = self._read(found)
         if heard[_FAILED]:
-            self._over = True
+            self._over = self._broken = True
             raise ProcessFailed(self._gather_failures(None))
         if heard[_INTERRUPTED]:
             self._over = True
@@ -175,12 +250,18 @@ class Team:
                 "all processes, and a fun that depends on x and its data only"
             )
 
-    def _read(self, found: Array) -> list[float]:
+    def _read(self, found: Any) -> list[float]:
         return self._layout.backend.read([found[i] for i in range(_NOTICES)])
 
     def _gather_failures(self, error: BaseException | None) -> str:
         """What the processes that have failed say, the first one in front."""
-        said = None if error is None else f"{type(error).__name__}: {error}"
-        found = self.engine.gather(said)
-        texts = [f"process {rank} failed: {text}" for rank, text in enumerate(found) if text]
-        return "; ".join(texts)
+        found = self.engine.gather(None if error is None else _said(error))
+        return _told([(rank, text) for rank, text in enumerate(found) if text])
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _told(failed: list[tuple[int, str]]) -> str:
+    return "; ".join(f"process {rank} failed: {text}" for rank, text in failed)

@@ -15,6 +15,7 @@ from lbfgs_xp.first_order.base import FirstOrder
 from lbfgs_xp.first_order.sgd import SGD, GradientDescent
 from lbfgs_xp.first_order.sign import Lion, Rprop
 from lbfgs_xp.first_order.state import OptimizerState
+from lbfgs_xp.first_order.stochastic_lbfgs import StochasticLBFGS
 
 NAMES: dict[str, type[FirstOrder]] = {
     "gradient_descent": GradientDescent,
@@ -52,5 +53,6 @@ __all__ = [
     "RAdam",
     "RMSProp",
     "Rprop",
+    "StochasticLBFGS",
     "Yogi",
 ]

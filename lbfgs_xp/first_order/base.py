@@ -67,6 +67,9 @@ class FirstOrder(Method):
     labels: Any = None
     groups: Any = ()
 
+    # Whether `update` also needs the loss of the batch, as a function.
+    needs_fun = False
+
     if TYPE_CHECKING:  # every optimizer has one, with its own default
         learning_rate: Any = None
 

@@ -33,17 +33,21 @@ def _norm(parts: Sequence[tuple[Space, Array]]) -> Any:
     """
     space = parts[0][0]
     squares = [own.dot(vector, vector) for own, vector in parts]
-    if not space.batched and (space.backend.reads_are_free or space.reproducible):
-        total = sum(space.backend.read(squares))
+    free = space.backend.reads_are_free or space.reproducible or space.sharded
+    if not space.batched and free:
+        read = space.read
+        total = sum(read(*squares))
         if 0.0 < total < math.inf:
             return math.sqrt(total)
         # The squares are out of range, or all of them are 0.
-        sizes = [own.max_abs(vector) for own, vector in parts if 0 not in vector.shape]
-        unit = max(space.backend.read(sizes), default=0.0)
+        sizes = [
+            own.max_abs(v) for own, v in parts if own.sharded or 0 not in v.shape
+        ]
+        unit = max(read(*sizes), default=0.0)
         if not 0.0 < unit < math.inf:
             return unit
         scaled = [(own, v * (1.0 / unit)) for own, v in parts]
-        return unit * math.sqrt(sum(space.backend.read([own.dot(v, v) for own, v in scaled])))
+        return unit * math.sqrt(sum(read(*(own.dot(v, v) for own, v in scaled))))
     widest = space.xp.result_type(*squares)    # leaves may differ in dtype
     total = functools.reduce(
         operator.add, (space.xp.astype(square, widest, copy=False) for square in squares)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from lbfgs_xp.arrays.backend import Array, Backend
+from lbfgs_xp.arrays.backend import Array, Backend, dtype_name
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Partial, backends_of, flatten_parameters, without_frozen
-from lbfgs_xp.saving.encoding import Decoder, dtype_name
-from lbfgs_xp.saving.placing import as_own
+from lbfgs_xp.saving.encoding import Decoder
+from lbfgs_xp.saving.placing import as_own, placed
 
 
 class ParameterSpec(NamedTuple):
@@ -81,6 +81,7 @@ class OptimizerState(NamedTuple):
     carried : for each group of settings, the numbers that the rule keeps.
     plateaus : for each group, the state of its `ReduceOnPlateau`, or None.
     spec : the description of the parameters.
+    memory : what a method keeps for all leaves together, as `StochasticLBFGS` does; else None.
     """
 
     step: int
@@ -88,6 +89,7 @@ class OptimizerState(NamedTuple):
     carried: tuple[tuple[float, ...], ...]
     plateaus: tuple[Any, ...]
     spec: ParameterSpec
+    memory: Any = None
 
     def to_saved(self) -> tuple:
         """What a file holds of it."""
@@ -101,4 +103,8 @@ class OptimizerState(NamedTuple):
             tuple(as_own(space.backend, slot) for slot in own)
             for space, own in zip(state.spec.spaces, state.slots, strict=True)
         )
-        return state._replace(slots=slots)
+        memory = state.memory
+        if memory is not None:
+            space = Space(state.spec.spaces[0].backend, batched=True)
+            memory = placed(memory, space, memory.momentum.shape[-1])
+        return state._replace(slots=slots, memory=memory)

@@ -94,6 +94,7 @@ class Stepping(TakesBounds):
     # The value may rise for any number of steps.
     searches = False
     resumes = True
+    shards = True
     patience = 2**31 - 1
     # The learning rate of each step is computed on the host.
     compiles = False

@@ -69,10 +69,15 @@ def update(
     new, after = update_leaves(optimizer, xs, gs, state, value, in_place, reproducible)
     if after is state:
         return params, after
+    return tree.unflatten(structure_in(spec, params), new), after
+
+
+def structure_in(spec: ParameterSpec, params: Any) -> Any:
+    """The structure of the parameters, with the frozen tensors of `params`."""
     structure = spec.structure
     if isinstance(structure, tree.Partial):
         structure = structure.frozen_in(tree.flatten(params)[0])
-    return tree.unflatten(structure, new), after
+    return structure
 
 
 def update_leaves(
@@ -80,20 +85,10 @@ def update_leaves(
     in_place: bool, reproducible: bool,
 ) -> tuple[list[Array], OptimizerState]:
     """`update` for leaves known to match the state; returns them unchanged if it is skipped."""
-    spec, policy = state.spec, optimizer.on_nonfinite
+    spec = state.spec
     backend = spec.spaces[0].backend
-    if policy != "ignore" and any(map(backend.is_traced, gs)):
-        raise TypeError(
-            f'on_nonfinite is {policy!r}; wanted "ignore" in a compiled function, which cannot '
-            "branch on numbers"
-        )
-    if policy != "ignore" and not _all_finite(spec, gs):
-        if policy == "skip":
-            return xs, state
-        raise FloatingPointError(
-            "grads holds NaN or infinite components; parameters and state are unchanged "
-            '(on_nonfinite="raise")'
-        )
+    if not usable(optimizer, spec, gs):
+        return xs, state
     if in_place:
         gs = _apart(spec, xs, gs)
     numbers, carried, plateaus = numbers_here(
@@ -117,6 +112,24 @@ def update_leaves(
         for space, leaf, x in zip(spaces, new, xs, strict=True)
     ]
     return new, OptimizerState(state.step + 1, slots, carried, plateaus, spec)
+
+
+def usable(optimizer: Any, spec: ParameterSpec, gs: list[Array]) -> bool:
+    """Whether to update with these gradients, by `on_nonfinite`."""
+    policy = optimizer.on_nonfinite
+    if policy != "ignore" and any(map(spec.spaces[0].backend.is_traced, gs)):
+        raise TypeError(
+            f'on_nonfinite is {policy!r}; wanted "ignore" in a compiled function, which cannot '
+            "branch on numbers"
+        )
+    if policy == "ignore" or _all_finite(spec, gs):
+        return True
+    if policy == "skip":
+        return False
+    raise FloatingPointError(
+        "grads holds NaN or infinite components; parameters and state are unchanged "
+        '(on_nonfinite="raise")'
+    )
 
 
 def numbers_here(

@@ -18,6 +18,7 @@ import numpy as np
 
 from lbfgs_xp.arrays.backend import Array, Backend, take
 from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp.fits.complex_data import joined, parts_of
 from lbfgs_xp.fits.data import Curve, Slopes, in_units_of_sigma
 from lbfgs_xp.fits.names import listed_order
 from lbfgs_xp.fits.parameters import FreeLayout
@@ -103,6 +104,15 @@ class Analysis:
         layout = self.layout
         vector = layout.backend.from_host(vector)
         return layout.to_tree(vector if layout.batched else vector[0, ...])
+
+    def at_bounds(self, x: Any) -> np.ndarray:
+        """Which of all numbers, (B, all) in the order of `names`, are at a bound and not fixed."""
+        found = np.zeros((len(self.vector(x)), self.layout.whole.size), dtype=bool)
+        if self.box is not None:
+            low, high = (np.asarray(self.layout.backend.to_host(side)) for side in self.box)
+            here = np.asarray(self.backend.to_host(self.vector(x)))
+            found[:, self.free] = ((here <= low) | (here >= high)) & (low < high)
+        return found[:, self.order]
 
     def whole_tree(self, numbers: np.ndarray) -> Any:
         """Numbers (B, all) on the host in the structure of p0."""
@@ -230,14 +240,16 @@ class Analysis:
         part.data = part.data[0], form(weights, y)
 
     def drawn(
-        self, likelihood: Any, numbers: np.ndarray, curves: Array, rng: np.random.Generator
+        self, likelihood: Any, numbers: np.ndarray, curves: Array, rng: np.random.Generator,
+        unit: np.ndarray,
     ) -> Any:
         """The likelihood of rows of these fits with data drawn at random; curves as above, but what
-        is expected of the data."""
+        is expected of the data; unit as in `Likelihood.drawn`."""
         if self.layout.batched:
             curves = take(curves, self.layout.backend.index_array(numbers))
         with np.errstate(all="ignore"):
-            return likelihood.drawn(rng, likelihood.prediction(curves + 0.0 * likelihood.y))
+            prediction = likelihood.prediction(curves + 0.0 * likelihood.y)
+            return likelihood.drawn(rng, prediction, unit)
 
     @functools.cached_property
     def _broadcasts(self) -> bool:
@@ -271,11 +283,16 @@ class Analysis:
                 return False
         return True
 
-    def direction(self, rows: Rows, x: Array, place: int) -> Array:
-        """The derivatives (R, p) of one of all numbers, which is tied, at free numbers (R, p)."""
-        return self.fetch(self.slopes_of_ties(rows, self.send(x))[:, place, :])
+    def directions(self, rows: Rows, x: Array, places: np.ndarray, signs: np.ndarray) -> Array:
+        """The derivatives (R, p) of one of all numbers for each row, which is tied, at free numbers
+        (R, p), times a sign."""
+        slopes = self.fetch(self._slopes_of_ties(rows, self.send(x)))
+        xp, every = self.backend.xp, np.arange(slopes.shape[1])
+        own = self.backend.from_host(every == places[:, None], self.backend.xp.bool)[..., None]
+        chosen = xp.sum(xp.where(own, slopes, xp.zeros_like(slopes)), axis=1)
+        return self.backend.from_host(signs)[:, None] * chosen
 
-    def slopes_of_ties(self, rows: Rows, x: Array) -> Array:
+    def _slopes_of_ties(self, rows: Rows, x: Array) -> Array:
         layout: Any = rows.residuals.layout if self.layout.batched else self.layout
         if self.layout.batched:
             return layout.slopes(x)
@@ -286,7 +303,32 @@ class Analysis:
 
     def jacobian(self, x: Any) -> Array:
         """The derivatives of the model (m, p), or (B, m, p), in the order of x."""
-        return self.slopes(x, *self.objective.args[:2])
+        slopes = self.slopes(x, *self.objective.args[:2])
+        return joined(slopes, -2) if self.complex else slopes
+
+    @property
+    def size_of_data(self) -> np.ndarray:
+        """The norm (B,) of the data of each fit in units of sigma; 0 for likelihoods, which are
+        relative to the best predictions."""
+        outer, data = self.layout.backend, self.objective.data
+        if data is None:
+            return np.zeros(self.layout.batch if self.layout.batched else (1,))
+        data = np.asarray(outer.to_host(data[1]), dtype=np.float64)
+        return np.sqrt(np.sum(data * data, axis=-1))
+
+    @property
+    def complex(self) -> bool:
+        """Whether the data are complex; `Residuals` then hold their parts."""
+        curve: Any = self.objective.fun
+        return bool(curve.complex)
+
+    def real(self, array: Array) -> Array:
+        """What the user sees, like y, as the residuals hold it."""
+        return parts_of(array) if self.complex else array
+
+    def seen(self, array: Array) -> Array:
+        """The reverse of `real`."""
+        return joined(array) if self.complex else array
 
     def pulls(self, fit: Any) -> np.ndarray:
         """The residuals in units of their standard deviation, (B, m) on the host: of sigma, or of
@@ -296,7 +338,7 @@ class Analysis:
         with np.errstate(all="ignore"):
             likelihood = self.objective.likelihood
             if likelihood is None:
-                rest = in_units_of_sigma(weights, fit.residuals)
+                rest = in_units_of_sigma(weights, self.real(fit.residuals))
             else:
                 rest = -likelihood.residuals(likelihood.prediction(y - fit.residuals))
             rest = outer.to_host(rest)

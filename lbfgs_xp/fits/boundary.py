@@ -47,6 +47,8 @@ _SURPRISING = 5.0
 # Where between the best point and an end the cost is looked at, and how many times as far as the
 # limit it may have risen there: behind a pole or a barrier there may be another region.
 _BETWEEN, _HIGH = (0.5, 0.8, 0.93), 1.5
+# By how much of a gradient a bound may seem to hold a parameter against its will.
+_SLACK = 1e-2
 
 
 class Targets(NamedTuple):
@@ -58,8 +60,9 @@ class Targets(NamedTuple):
     held : None, or (R, p), a mask of the parameters that keep their value in `starts`.
     starts : (R, p), where the covariance says that the end is.
     cost, rise : (R,), the cost at the best point, and how far it rises to the limit.
-    tie : None; or, if the ends are those of a tied parameter, its place among all and the sign.
-        The directions are then its slopes, which change from point to point.
+    tie : None; or, if the ends are those of tied parameters, their places among all and the signs,
+        (R,) each, on the host. The directions are then their slopes, which change from point to
+        point.
     """
 
     numbers: np.ndarray
@@ -69,12 +72,13 @@ class Targets(NamedTuple):
     starts: Array
     cost: Array
     rise: Array
-    tie: Any = None
+    tie: tuple[np.ndarray, np.ndarray] | None = None
 
-    def renewed(self, numbers: np.ndarray, arrays: Sequence[Array]) -> Targets:
+    def renewed(self, rows: np.ndarray, arrays: Sequence[Array]) -> Targets:
         """The same for some of the rows, with their arrays from `best` to `rise`."""
         best, directions, held, starts, cost, rise = arrays
-        return Targets(numbers, best, directions, held, starts, cost, rise, self.tie)
+        tie = None if self.tie is None else (self.tie[0][rows], self.tie[1][rows])
+        return Targets(self.numbers[rows], best, directions, held, starts, cost, rise, tie)
 
 
 class Ends(NamedTuple):
@@ -99,7 +103,7 @@ def ends_of(analysis: Analysis, targets: Targets) -> Ends:
     for group in analysis.groups(targets.numbers):
         space = Space(analysis.backend, batched=True)
         part = space.take(targets[1:7], group)
-        parts.append(_of_group(analysis, targets.renewed(targets.numbers[group], part)))
+        parts.append(_of_group(analysis, targets.renewed(group, part)))
     return Ends(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
@@ -126,12 +130,19 @@ def _of_group(analysis: Analysis, targets: Targets) -> Ends:
         residuals = objective(x)
         jacobian = objective.jacobian(x, residuals)
         if targets.tie is not None:
-            place, sign = targets.tie
-            targets = targets._replace(directions=sign * analysis.direction(objective, x, place))
+            targets = targets._replace(directions=analysis.directions(objective, x, *targets.tie))
         numbers = targets[2:7]
-        jacobian, g, cost, pressed = weighted(residuals, jacobian, x, box, *numbers)
-        inverse, _loose = inverse_of_squares(accuracy, space, jacobian)
-        step, length = toward(inverse, g, cost, pressed, *numbers)
+        bounded = box is not None and targets.tie is not None
+        jacobian, g, cost, pressed = weighted(
+            residuals, jacobian, x, None if bounded else box, *numbers
+        )
+        if bounded:
+            step, length, pressed = _within(
+                space, toward, accuracy, jacobian, g, cost, x, box, targets
+            )
+        else:
+            inverse, _loose = inverse_of_squares(accuracy, space, jacobian)
+            step, length = toward(inverse, g, cost, pressed, *numbers)
         costs, lengths, at_bound = to_host(cost), to_host(length), to_host(pressed)
 
         old, rise = to_host(targets.cost), to_host(targets.rise)
@@ -168,7 +179,7 @@ def _of_group(analysis: Analysis, targets: Targets) -> Ends:
         stay = np.flatnonzero(~small)
         alive, last = alive[stay], last[stay]
         x, before, *part = space.take((x, before, *targets[1:7]), stay)
-        targets = targets.renewed(targets.numbers[stay], part)
+        targets = targets.renewed(stay, part)
         box = analysis.box_of(targets.numbers)
         objective = analysis.rows(targets.numbers, x)
     ends = _credible(ends, everything, to_host)
@@ -256,3 +267,49 @@ def _toward(
     # A parameter to which nothing responds has no end.
     lost = xp.logical_not(pressed) & xp.logical_not(spread > 0.0)
     return newton + out, xp.where(lost, xp.full_like(length, np.nan), length)
+
+
+def _within(
+    space: Space, toward: Any, accuracy: float, jacobian: Array, gradient: Array, value: Array,
+    x: Array, box: Any, targets: Targets,
+) -> tuple[Array, Array, Array]:
+    """`_toward` for ties of several parameters, any of which a bound may hold: the step, its length
+    and which targets are pressed.
+
+    The length is nan, unless the parameters at their bounds are those of the conditions of Karush,
+    Kuhn and Tucker for the largest value of the tie (Nocedal & Wright 2006, theorem 12.1).
+    """
+    xp, (low, high) = space.xp, box
+    zero = xp.zeros_like(x)
+    frozen, below = low == high, value - targets.cost <= targets.rise
+    places = space.backend.adopt(np.arange(float(x.shape[-1])), "the places")
+    for _ in range(x.shape[-1] + 1):
+        directions = xp.where(frozen, zero, targets.directions)
+        moving = xp.any(directions != 0.0, axis=-1)
+        pressed = below & xp.logical_not(moving)
+        seen = xp.where(frozen[:, None, :], xp.zeros_like(jacobian), jacobian)
+        inverse, _ = inverse_of_squares(accuracy, space, seen)
+        free = xp.where(frozen, zero, gradient)
+        step, length = toward(
+            inverse, free, value, pressed, directions, None, *targets[4:7]
+        )
+        out = ((x >= high) & (step > 0.0)) | ((x <= low) & (step < 0.0))
+        if not space.backend.to_host(out).any():
+            break
+        # One after another, because the next step may turn the others back.
+        spread = xp.sqrt(xp.sum(seen * seen, axis=-2))
+        excess = xp.where(out, xp.abs(step) * spread, zero - 1.0)
+        first = xp.astype(xp.argmax(excess, axis=-1), places.dtype)[:, None] == places
+        frozen = frozen | (out & first)
+    # The gradient at the end; it is `pull` times the direction for parameters that are free.
+    ahead = gradient + transposed_product(space, jacobian, space.products(jacobian, step))
+    square = space.dot(directions, directions)
+    pull = space.dot(ahead, directions) / xp.where(square > 0.0, square, xp.ones_like(square))
+    outward = pull[:, None] * targets.directions - ahead
+    slack = -_SLACK * xp.abs(ahead)
+    outward = xp.where(pressed[:, None], targets.directions, outward)
+    slack = xp.where(pressed[:, None], zero, slack)
+    upper, lower = x >= high, x <= low
+    kept = (upper & (outward >= slack)) | (lower & (-outward >= slack)) | (low == high)
+    right = xp.all(kept | xp.logical_not(frozen), axis=-1)
+    return step, xp.where(right, length, xp.full_like(length, np.nan)), pressed

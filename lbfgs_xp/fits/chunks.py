@@ -8,6 +8,7 @@ the loop, they are residuals and columns like any others.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import math
@@ -111,32 +112,33 @@ def _checked(function: Callable) -> Iterator[tuple[Any, Any, Any]]:
 
 @dataclasses.dataclass
 class _Totals:
-    """Sums over the data: their number, the logarithms of the weights, the squared weights, and the
-    weighted mean of y and its squared deviations."""
+    """Sums over the data: their number, the logarithms of the weights; and, for complex data of
+    each part, the squared weights, the weighted mean of y and its squared deviations."""
 
     count: int = 0
     log_weights: float = 0.0
-    weight: float = 0.0
-    mean: float = 0.0
-    squares: float = 0.0
+    weight: Any = 0.0
+    mean: Any = 0.0
+    squares: Any = 0.0
 
-    def add(self, y: np.ndarray, weights: Any) -> None:
+    def add(self, y: np.ndarray, weights: Any, parts: int) -> None:
         """Add a chunk (Chan, Golub & LeVeque 1979, updating formulae for variances)."""
-        y = y.astype(np.float64)
+        y, count = np.reshape(y.astype(np.float64), (parts, -1)), y.size
         if weights is None:
-            weight, mean, count = float(y.size), float(y.mean()), y.size
-            squares = float(np.square(y - mean).sum())
+            weight, mean = np.full(parts, float(y.shape[-1])), y.mean(axis=-1)
+            squares = np.square(y - mean[:, None]).sum(axis=-1)
         else:
-            used = np.broadcast_to(weights, y.shape).astype(np.float64)
-            y, used = y[used > 0.0], used[used > 0.0]
-            count, each = y.size, used * used
-            self.log_weights += float(np.log(used).sum())
-            weight = float(each.sum())
-            mean = float((each * y).sum()) / weight
-            squares = float((each * np.square(y - mean)).sum())
+            used = np.broadcast_to(weights, y.size).astype(np.float64)
+            count = int(np.count_nonzero(used))
+            self.log_weights += float(np.log(used[used > 0.0]).sum())
+            each = np.reshape(used * used, (parts, -1))
+            weight = each.sum(axis=-1)
+            mean = (each * y).sum(axis=-1) / np.where(weight > 0.0, weight, 1.0)
+            squares = (each * np.square(y - mean[:, None])).sum(axis=-1)
         both, apart = self.weight + weight, mean - self.mean
-        self.squares += squares + apart * apart * self.weight * weight / both
-        self.mean += apart * weight / both
+        share = weight / np.where(both > 0.0, both, 1.0)
+        self.squares += squares + apart * apart * self.weight * share
+        self.mean += apart * share
         self.count, self.weight = self.count + count, both
 
 
@@ -150,12 +152,14 @@ class Chunks:
     """
 
     in_chunks = True
-    priors = likelihood = None
+    priors = likelihood = data = None
+    whole = ()
 
     def __init__(self, source: Source, of_chunk: Callable[..., Residuals]):
         self.source, self.of_chunk = source, of_chunk
         head = of_chunk(*next(iter(source())))
         self.layout, self.backend, self.jac = head.layout, head.backend, head.jac
+        self.fun, self.compiled = head.fun, head.compiled
         self.names, self.derivatives = head.names, head.derivatives
         self.accuracy = head.accuracy
         # The residuals at the point itself are calculated again.
@@ -164,6 +168,13 @@ class Chunks:
         self.differences = Differences(head.backend, head, least=0.0)
         self.totals: _Totals | None = None
         self._known: dict[int, Any] = {}
+
+    def again(self, start: Array) -> Chunks:
+        """The same for another fit from this point, (p,), with calls of its own."""
+        other = copy.copy(self)
+        other.layout = self.layout.starting_at(start)
+        other.calls, other.bounds, other.forgiven, other._known = Calls(), None, (), {}
+        return other
 
     def _parts(self) -> Iterator[Residuals]:
         most = 0
@@ -188,7 +199,8 @@ class Chunks:
             if self.totals is None:
                 _, y, weights = part.args
                 weights = None if weights is None else self.backend.to_host(weights)
-                totals.add(self.backend.to_host(y), weights)
+                curve: Any = part.fun
+                totals.add(self.backend.to_host(y), weights, 2 if curve.complex else 1)
         self.totals = self.totals or totals
         norms = np.zeros(max(len(squares), self.layout.size + 1))
         norms[: len(squares)] = np.sqrt(squares)
@@ -295,9 +307,10 @@ def report_of_chunks(
     over = totals.count - free
     reduced = chi2 / over if over > 0 else math.nan
     if not absolute_sigma:
-        covariance = covariance * (reduced if over > 0 else math.inf)
+        unknown = np.where(covariance == 0.0, covariance, math.inf)
+        covariance = covariance * reduced if over > 0 else unknown
     stderr = deviations(host, covariance, loose)[0]
-    order = listed_order(whole)
+    order, squares = listed_order(whole), float(totals.squares.sum())
     scale = 1.0 if absolute_sigma else chi2 / totals.count
     twice = chi2 if absolute_sigma else totals.count
     twice = twice + totals.count * np.log(2.0 * math.pi * scale) - 2.0 * totals.log_weights
@@ -309,7 +322,7 @@ def report_of_chunks(
         reduced_chi2=reduced,
         deviance=chi2,
         chi2_priors=0.0,
-        r2=1.0 - chi2 / totals.squares if totals.squares > 0.0 else math.nan,
+        r2=1.0 - chi2 / squares if squares > 0.0 else math.nan,
         residuals=None,
         n_data=totals.count,
         n_free=free,

@@ -36,6 +36,28 @@ def inverse_of_squares(accuracy: float, space: Space, jacobian: Array) -> tuple[
     return space.put(rest, exact, (covariance, loose))
 
 
+def difference_of_squares(
+    accuracy: float, space: Space, jacobian: Array, negative: np.ndarray
+) -> Array:
+    """R (B, p, p) with R^T R = J^T S J, where S has -1 for the rows of J (B, m, p) that `negative`
+    (B, m) marks, and 1 for the others; R is 0 in directions in which that is not positive.
+
+    accuracy : as in `inverse_of_squares`.
+    """
+    rows = space.backend.to_host(jacobian).astype(np.float64)
+    rows = np.where(np.isfinite(rows).all(axis=(-2, -1), keepdims=True), rows, 0.0)
+    norms = np.sqrt(np.square(rows).sum(axis=-2, keepdims=True))
+    rows = rows / np.where(norms > 0.0, norms, 1.0)
+    signed = np.where(negative[..., None], -rows, rows)
+    values, vectors = np.linalg.eigh(signed.swapaxes(-1, -2) @ rows)
+    # A square is known to twice the error of its root, and to the rounding of the sum.
+    cut = rank_cut(accuracy, space, *rows.shape[-2:])
+    least = max(cut * cut, rows.shape[-2] * space.backend.eps)
+    values = np.where(values > least * values[..., -1:], values, 0.0)
+    root = np.sqrt(values)[..., None] * vectors.swapaxes(-1, -2) * norms
+    return space.backend.from_host(root)
+
+
 def deviations(space: Space, covariance: Array, loose: Array) -> Array:
     """The standard deviations (B, p) of a covariance (B, p, p); infinite for loose parameters."""
     xp, p = space.xp, covariance.shape[-1]

@@ -17,8 +17,10 @@ from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import flatten
 from lbfgs_xp.fits.answers import Answers
+from lbfgs_xp.fits.answers_of_chunks import ChunkAnswers
 from lbfgs_xp.fits.by_minimize import fit_by_minimize
 from lbfgs_xp.fits.chunks import Chunks, report_of_chunks, source_of
+from lbfgs_xp.fits.complex_data import is_complex
 from lbfgs_xp.fits.data import residuals_of
 from lbfgs_xp.fits.implicit import FromData, found_of_fit, refuse_masks
 from lbfgs_xp.fits.likelihoods import check_name
@@ -114,14 +116,18 @@ def curve_fit(
         shows at the start that all rows need all of it: coordinates (k, m) beside k rows.
     y : array (m,), or (B, m) for a batch
         The data. Their library, device and dtype are used throughout the fit. Points that are
-        masked in a masked array (y, x or sigma) are left out, as by an infinite sigma.
+        masked in a masked array (y, x or sigma) are left out, as by an infinite sigma. Complex
+        data, as of an impedance, are fitted by a complex model with real parameters: both parts of
+        each count as data.
     p0 : one number, numbers (p,), or a dict (nested or not) of numbers and arrays
         The start. For a batch (B, p), or leaves (B, ...); (p,) and plain numbers apply to all rows.
     sigma : None, an array, or a pair of arrays
         Standard deviations of y, with a shape that broadcasts to it; a tuple (low, high) of them,
         for predictions below and above y, as in y -low +high; or, for a single fit, the covariance
         (m, m) of the data. An infinite entry leaves its point out, even if y is nan there; the
-        residual of that point is nan.
+        residual of that point is nan. For complex data: real deviations of both parts alike,
+        complex ones with a part for each, or a covariance (2 m, 2 m) of all real parts followed by
+        all imaginary ones.
     absolute_sigma : bool
         Whether sigma is in absolute units. If not, sigma only gives relative weights, and the
         covariance is scaled by reduced_chi2.
@@ -171,8 +177,8 @@ def curve_fit(
         Levenberg-Marquardt; or, for comparison, `lx.minimize` on half of chi2.
     jac : None, function, "2-point" or "3-point"
         None: automatic differentiation (PyTorch, JAX), elsewhere "2-point". A function with the
-        arguments of the model: jac(x, *params) -> (m, p), for a batch (B, m, p), in the order in
-        which p0 lists the parameters. "2-point" or "3-point": finite differences.
+        arguments of the model: jac(x, *params) -> (m, p), for a batch (B, m, p), like y and in the
+        order in which p0 lists the parameters. "2-point" or "3-point": finite differences.
     diff_step, gtol, ftol, xtol, maxiter, maxfun, maxtime, factor
         As in `lx.least_squares`; for "lbfgs" gtol to maxtime as in `lx.minimize`.
     batched : bool
@@ -194,7 +200,8 @@ def curve_fit(
         of x, y and sigma (in PyTorch, also of what the model holds).
     chunk_size : None or int
         Fit one set of data in chunks of this many points, of which only sums are kept: neither a
-        Jacobian nor residuals of all data are ever in memory, and the result has no `residuals`.
+        Jacobian nor residuals of all data are ever in memory. The result has no `residuals`, and
+        none of the methods that call the model again, such as `intervals`.
         Of x, arrays whose last axis is as long as y are cut; arrays may be mapped to files. None:
         in chunks if the Jacobian would have more than 2^24 numbers (2^28 on a GPU). Or x is a
         function, and y is None: x() returns a new iterator over chunks (x, y) or (x, y, sigma),
@@ -243,6 +250,11 @@ def curve_fit(
     if not implicit.is_wanted(differentiable, y):
         return _fit(model, x, y, sigma, p0, **settings)[0]
     refuse_masks(x, y, sigma)
+    if is_complex(y):
+        raise TypeError(
+            "y is complex; wanted real data for a fit that is differentiated, such as an array of "
+            "both parts"
+        )
     _refuse_indifferentiable(
         fixed=fixed, ties=ties, priors=priors, chunk_size=chunk_size,
         likelihood=None if likelihood == "gaussian" else likelihood,
@@ -302,7 +314,9 @@ def _fit(
         if starts is not None:
             raise ValueError("starts were passed for data in chunks; wanted one start, p0")
         found = run_fit(objective, box, plan)
+        answers = ChunkAnswers(objective, box, plan.settings, False)
         result = report_of_chunks(found, objective, box, plan.settings, absolute_sigma)
+        result = dataclasses.replace(result, _analysis=answers)
         return result, objective, box, plan
     others, calls = None, 0
     if starts is not None:

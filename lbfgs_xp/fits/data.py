@@ -22,6 +22,7 @@ from lbfgs_xp.arrays.tree import (
     leaf_name,
     unflatten,
 )
+from lbfgs_xp.fits.complex_data import is_complex, parts_of, parts_of_sigma
 from lbfgs_xp.fits.likelihoods import Custom, SplitNormal, counts_of
 from lbfgs_xp.fits.names import names_of, sorted_places
 from lbfgs_xp.fits.parameters import free_layout
@@ -44,6 +45,14 @@ def residuals_of(
     normal = not apart and likelihood == "gaussian"
     x, y, own = _without_mask(_unwrapped(x), y, sigma if normal else None, batched)
     y = _data(y, batched)
+    whole_shape, parts = tuple(y.shape), 1
+    if is_complex(y):
+        if not normal:
+            raise TypeError(
+                f"y has dtype {y.dtype}; wanted real numbers for a likelihood, or for a sigma with "
+                "two sides"
+            )
+        own, y, parts = parts_of_sigma(own, whole_shape), parts_of(y), 2
     backend = Backend.of(y, "y")
     x, jac = coordinates(x, backend), chosen(jac, backend)
     layout = Layout(_start(p0, backend, y.shape[:1] if batched else None), batched)
@@ -54,10 +63,10 @@ def residuals_of(
         )
     weights = _weights(own, y, backend, batched)
     y = without_left_out(weights, y)
-    whole = compact and batched and _is_whole(model, x, layout, tuple(y.shape))
+    whole = compact and batched and _is_whole(model, x, layout, whole_shape)
     names = names_of(model, layout)
     free = free_layout(layout, names, fixed, ties)
-    curve = Curve(model, batched, backend, isinstance(jac, str), predicts=not normal)
+    curve = Curve(model, batched, backend, isinstance(jac, str), not normal, parts == 2)
     residuals = Residuals(
         curve,
         (x, y, weights if normal else None),
@@ -69,7 +78,7 @@ def residuals_of(
             dataclasses.replace(curve, predicts=True),
             backend.xp.reshape(in_units_of_sigma(weights, y), (-1, y.shape[-1])),
         ) if normal else None,
-        shared=y.shape[1:],
+        shared=whole_shape[1:] if parts == 1 else (whole_shape[-1], *y.shape[1:]),
         whole=(0,) if whole else (),
         priors=priors_of(priors, free, names),
     )
@@ -125,15 +134,26 @@ def adopted(x: Any, backend: Backend, name: str) -> Any:
         return {key: _inside(part, backend, f"{name}.{key}") for key, part in x.items()}
     if type(x) is tuple:
         return tuple(_inside(part, backend, f"{name}.{i}") for i, part in enumerate(x))
-    return backend.adopt(x, name) if isinstance(x, (list, np.ndarray)) else x
+    return _numbers(x, backend, name) if isinstance(x, (list, np.ndarray)) else x
+
+
+def _numbers(x: Any, backend: Backend, name: str) -> Array:
+    """Numbers of NumPy, or in a list, as an array of the backend; complex ones stay complex."""
+    if not np.ma.isMaskedArray(x):
+        with contextlib.suppress(ValueError):    # a ragged list
+            if is_complex(host := np.asarray(x)):
+                xp = backend.xp
+                kind = xp.complex64 if backend.dtype == xp.float32 else xp.complex128
+                return backend.from_host(host, kind)
+    return backend.adopt(x, name)
 
 
 def _inside(x: Any, backend: Backend, name: str) -> Any:
     x = _unwrapped(x)
     if isinstance(x, (list, np.ndarray)):
         with contextlib.suppress(ValueError):    # a ragged list
-            if np.asarray(x).dtype.kind in "iuf":
-                return backend.adopt(x, name)
+            if np.asarray(x).dtype.kind in "iufc":
+                return _numbers(x, backend, name)
         return x
     return adopted(x, backend, name)
 
@@ -184,11 +204,12 @@ def _without_mask(x: Any, y: Any, sigma: Any, batched: bool) -> tuple[Any, Any, 
                 "wanted one of NumPy, or an infinite sigma instead of the mask"
             )
         sigma = np.ma.getdata(1.0 if sigma is None else sigma)
-        if not batched and sigma.shape == (*shape, *shape):
+        if not batched and sigma.shape in (2 * shape, tuple(2 * n for n in 2 * shape)):
             raise ValueError(
                 "data are masked, and sigma is a covariance; wanted both without these points"
             )
-        sigma = np.where(mask, np.inf, sigma)
+        out = complex(np.inf, np.inf) if np.iscomplexobj(sigma) else np.inf
+        sigma = np.where(mask, out, sigma)
     elif "sigma" in masked:
         sigma = np.ma.getdata(sigma)
     return x, y, sigma
@@ -253,8 +274,7 @@ def _data(y: Any, batched: bool) -> Array:
     if len(shape) != 1 + batched or 0 in shape:
         hint = "; batched=True takes (B, m)" if len(shape) == 2 and not batched else ""
         raise ValueError(f"y has shape {shape}; wanted {wanted}, not empty{hint}")
-    if Backend.of(y, "y").complex:
-        raise TypeError(f"y has dtype {y.dtype}; wanted real numbers")
+    Backend.of(y, "y")    # checks the dtype
     return y
 
 
@@ -386,6 +406,7 @@ class Curve:
     backend : the backend of the data.
     differs : whether finite differences are taken, for which the model must return full precision.
     predicts : whether the data are not subtracted, so that fun is the model in units of sigma.
+    complex : whether the data are complex, and y holds their parts.
     """
 
     # See `Backend.jit`.
@@ -396,6 +417,7 @@ class Curve:
     backend: Backend
     differs: bool
     predicts: bool = False
+    complex: bool = False
 
     def predicted(self, params: Any, x: Any) -> Any:
         """What the model returns at the coordinates x."""
@@ -404,12 +426,22 @@ class Curve:
 
     def __call__(self, params: Any, x: Any, y: Array, weights: Any) -> Array:
         found = self.predicted(params, x)
+        if self.complex:
+            found = self._parts(found, y)
         if not returned.is_like(found, y) or found.shape != y.shape:
             self._check(found, y)
         if weights is None and self.predicts:
             return found
         with np.errstate(all="ignore"):
             return in_units_of_sigma(weights, found if self.predicts else found - y)
+
+    def _parts(self, found: Any, y: Array) -> Array:
+        shape = (*y.shape[:-1], y.shape[-1] // 2)
+        wanted = f"an array of shape {shape}, like y"
+        returned.check_array("model", found, self.backend, wanted, like="y")
+        if tuple(found.shape) != shape:
+            raise ValueError(f"model returned {returned.described(found)}; wanted {wanted}")
+        return parts_of(found)
 
     def _check(self, found: Any, y: Array) -> None:
         wanted = f"an array of shape {tuple(y.shape)}, like y"
@@ -438,6 +470,8 @@ class Slopes:
         found = self.jac(x, *positional, **named)
         if not is_array(found) or found.ndim != y.ndim + 1:
             return found  # a wrong shape is reported by a later check
+        if is_complex(found):
+            found = parts_of(found, -2)
         if self.places is not None and found.shape[-1] == len(self.places):
             columns = [found[..., place] for place in self.places]
             found = array_namespace(found).stack(columns, axis=-1)

@@ -26,6 +26,7 @@ def deviations_of(level: float) -> float:
     return -statistics.NormalDist().inv_cdf(0.5 * (1.0 - level))
 
 
+@np.errstate(all="ignore")    # what is too small or too large is meant to be 0 or 1
 def chi2_above(chi2: np.ndarray, dof: np.ndarray) -> np.ndarray:
     """The probability that chi2 with `dof` degrees of freedom is larger than this; nan if dof < 1.
 
@@ -48,8 +49,7 @@ def _front(x: np.ndarray, a: np.ndarray) -> np.ndarray:
     """x^a exp(-x) / Gamma(a)"""
     sizes, places = np.unique(a, return_inverse=True)
     logs = np.asarray([math.lgamma(size) for size in sizes])[places]
-    with np.errstate(divide="ignore"):
-        return np.exp(a * np.log(x) - x - logs)
+    return np.exp(a * np.log(x) - x - logs)
 
 
 def _series(x: np.ndarray, a: np.ndarray) -> np.ndarray:

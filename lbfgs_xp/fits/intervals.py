@@ -10,7 +10,7 @@ from lbfgs_xp.result import Reason
 
 
 class IntervalStatus(Reason):
-    """What an end of an interval is; `str(status)` is the message."""
+    """What an end of an interval is; `status.message` is a sentence."""
 
     FOUND = 0, True, "chi2 has risen here as far as the level says"
     BOUND = 1, True, "the bound of the parameter, where chi2 has risen by less than the level says"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, Unpack, overload
 
 from lbfgs_xp import checks
 from lbfgs_xp.arrays.current import on_device_of
+from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp.fits.blocks import Blocks, JacobianOfBlocks
+from lbfgs_xp.fits.by_products import ByProducts
 from lbfgs_xp.fits.implicit import found_of_fit
 from lbfgs_xp.fits.loop import box_of, run_fit
 from lbfgs_xp.fits.progress import FitLine
@@ -16,7 +20,7 @@ from lbfgs_xp.fits.result import BatchLeastSquaresResult, FitRecord, LeastSquare
 from lbfgs_xp.fits.settings import FitPlan
 from lbfgs_xp.run import implicit
 from lbfgs_xp.run.objective import warn_of_foreign
-from lbfgs_xp.typing import Differences, LeastSquaresSettings, LossName, OnError
+from lbfgs_xp.typing import Differences, FitSolver, LeastSquaresSettings, LossName, OnError
 
 
 @overload
@@ -50,6 +54,9 @@ def least_squares(
     x0: Any,
     args: Any = (),
     *,
+    solver: FitSolver = "dense",
+    weights: Any = None,
+    pointwise: bool = False,
     jac: Callable[..., Any] | Differences | None = None,
     diff_step: float | None = None,
     bounds: Any = None,
@@ -72,21 +79,44 @@ def least_squares(
 ) -> LeastSquaresResult:
     """Minimise half the sum of squared residuals, for one problem or many at once.
 
-    Uses the Levenberg-Marquardt method; see `lbfgs_xp.fits.levenberg_marquardt`.
+    Uses the Levenberg-Marquardt method; see `lbfgs_xp.fits.levenberg_marquardt`. With many
+    parameters, as in networks, it can do without the array of the Jacobian; see `solver`.
 
     Parameters
     ----------
     residuals : function
-        residuals(x, *args) -> real array (m,); for a batch (B, m).
+        residuals(x, *args) -> array (m,); for a batch (B, m). Complex residuals count as 2 m real
+        ones, as `fun` of the result lists them: all real parts, then all imaginary ones. With
+        `weights`, also a nested dict, list, tuple or dataclass of such arrays: blocks of
+        residuals, (m_k,) each.
     x0 : float array of any shape; or a nested dict, list, tuple or dataclass of them
         The start. Its library and device are used throughout the run.
     args : tuple
         Further arguments of residuals and jac.
+    solver : "dense", "dual" or "cg"
+        How a step is found. "dense": from the Jacobian (m, p) as an array, by decompositions that
+        keep all digits. "dual" and "cg" use products with the Jacobian J and its transpose, by
+        automatic differentiation or from jac; for one problem without bounds. "dual": from Cholesky
+        factors of J J^T (m, m), or of J^T J (p, p) if that is smaller, formed in blocks of rows;
+        what lies in directions with singular values below eps^0.5 of the largest is lost in
+        rounding. "cg": from conjugate gradients, in the memory of vectors.
+        See `lbfgs_xp.fits.matrix_free`.
+    weights : None, or numbers of at least 0
+        A weight for each block of residuals, nested like what residuals returns, or one number for
+        all: the factor of its squares in the cost. The result then has `costs`, and its `fun` and
+        `jac` hold the blocks one after another, times the roots of their weights. residuals is
+        called once more to find the blocks.
+    pointwise : bool
+        With solver="dual": whether each residual depends on args only through its own row of the
+        arrays whose first axis is as long as its block, such as points and data. The rows of J then
+        cost about as much as one gradient, instead of one for each; a few are checked at the start.
     jac : None, function, "2-point" or "3-point"
         None: automatic differentiation (PyTorch, JAX), elsewhere "2-point". A function:
         jac(x, *args) -> (m, p), for a batch (B, m, p), for all p numbers of x in the order of its
-        leaves. "2-point", "3-point": finite differences, with p or 2p further evaluations per
-        Jacobian; "2-point" changes to "3-point" when its error may have ended a fit.
+        leaves; for "dual" and "cg" also a sparse matrix, or an operator with matvec(v) -> J v and
+        rmatvec(u) -> J^T u, as SciPy's LinearOperator. "2-point", "3-point": finite differences,
+        with p or 2p further evaluations per Jacobian; "2-point" changes to "3-point" when its error
+        may have ended a fit.
     diff_step : None or float
         The step of the finite differences, relative to each parameter (to 1 if it is 0), for
         residuals with more noise than rounding. None: measured, for each parameter.
@@ -169,9 +199,10 @@ def least_squares(
     if not isinstance(args, tuple):
         args = (args,)
     settings = dict(
-        diff_step=diff_step, bounds=bounds, x_scale=x_scale, loss=loss, f_scale=f_scale, gtol=gtol,
-        ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime, factor=factor,
-        batched=batched, compact=compact, on_error=on_error, callback=callback, progress=progress,
+        solver=solver, weights=weights, pointwise=pointwise, diff_step=diff_step, bounds=bounds,
+        x_scale=x_scale, loss=loss, f_scale=f_scale, gtol=gtol, ftol=ftol, xtol=xtol,
+        maxiter=maxiter, maxfun=maxfun, maxtime=maxtime, factor=factor, batched=batched,
+        compact=compact, on_error=on_error, callback=callback, progress=progress,
     )
     if not implicit.is_wanted(differentiable, x0):
         return _fit(residuals, x0, args, jac=jac, **settings)[0]
@@ -179,7 +210,13 @@ def least_squares(
     def find(functions: dict[str, Any], x0: Any, args: tuple) -> implicit.Found:
         result, objective, box, plan = _fit(x0=x0, args=args, **functions, **settings)
         return found_of_fit(
-            result, objective, box, plan.settings.loss, functions["residuals"], 1.0, "cost"
+            result, objective, box, plan.settings.loss, objective.fun, 1.0, "cost"
+        )
+
+    if solver != "dense":
+        raise ValueError(
+            f'solver is {solver!r}; wanted "dense" for a differentiable solution, whose units are '
+            "the norms of the columns of the Jacobian"
         )
 
     functions = {"residuals": residuals, "jac": jac}
@@ -187,17 +224,48 @@ def least_squares(
 
 
 def _fit(
-    residuals: Callable[..., Any], x0: Any, args: tuple, *, jac: Any, diff_step: Any, bounds: Any,
-    batched: bool, progress: bool, **settings: Any,
+    residuals: Callable[..., Any], x0: Any, args: tuple, *, solver: Any, weights: Any,
+    pointwise: Any, jac: Any, diff_step: Any, bounds: Any, batched: bool, progress: bool,
+    **settings: Any,
 ) -> tuple[LeastSquaresResult, Residuals, Any, FitPlan]:
     """The result of a fit, its residuals, its box and its plan."""
     layout = Layout(x0, batched)
     warn_of_foreign(layout.backend, args, 6)
-    objective = Residuals(residuals, args, jac, layout, layout.backend.is_compiled(residuals))
+    compiled, blocks = layout.backend.is_compiled(residuals), None
+    pointwise = _checked_solver(solver, pointwise, batched, bounds)
+    if weights is not None or pointwise:
+        blocks = Blocks.of(residuals, layout, args, 1.0 if weights is None else weights)
+        residuals, jac = blocks, JacobianOfBlocks(jac, blocks) if callable(jac) else jac
+    if solver == "dense":
+        objective = Residuals(residuals, args, jac, layout, compiled)
+    else:
+        lengths = blocks.lengths if blocks is not None and pointwise else None
+        objective = ByProducts(residuals, args, jac, layout, compiled, lengths)
+    objective.calls.nfev += int(blocks is not None)
     objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
     plan = FitPlan.checked(layout, accuracy=objective.accuracy, **settings)
     box = box_of(bounds, layout)
     with FitLine(progress, layout.batch[0] if batched else 1) as live:
-        result = run_fit(objective, box, plan._replace(live=live))
+        result = run_fit(objective, box, plan._replace(live=live, solver=solver))
+    if weights is not None and blocks is not None:
+        costs = blocks.costs(plan.settings.loss, Space(layout.backend, batched), result.fun)
+        result = dataclasses.replace(result, costs=costs)
     layout.keep_frozen(result.x)
     return result, objective, box, plan
+
+
+def _checked_solver(solver: Any, pointwise: Any, batched: bool, bounds: Any) -> bool:
+    """`pointwise`, if it can be used with this solver, and the solver for such a problem."""
+    if solver not in ("dense", "dual", "cg"):
+        raise ValueError(f'solver is {checks.shown(solver)}; wanted "dense", "dual" or "cg"')
+    pointwise = checks.flag("pointwise", pointwise)
+    if solver != "dense" and batched:
+        raise ValueError(f'solver is {solver!r} with batched=True; wanted "dense" for a batch')
+    if solver != "dense" and bounds is not None:
+        raise ValueError(f'solver is {solver!r} with bounds; wanted "dense" for bounds')
+    if pointwise and solver != "dual":
+        raise ValueError(
+            f'pointwise is True with solver={solver!r}; wanted solver="dual", which uses rows of '
+            "the Jacobian"
+        )
+    return pointwise

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.scalars import Scalars
 from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.fits import jacobian
 from lbfgs_xp.fits.linear_algebra import column_norms, divisor, norm, solve_upper
 from lbfgs_xp.fits.linear_model import LinearModel, frozen_at_bounds, solve_damped
 from lbfgs_xp.fits.settings import FitSettings
@@ -86,7 +87,8 @@ class LMState(NamedTuple):
     """The state of a run.
 
     x, residuals, columns, value, linear : the iterate, and what is known there; columns are the
-        columns of the Jacobian (B, p, m).
+        columns of the Jacobian (B, p, m), or its `Products`, and linear is a `LinearModel` or a
+        `FreeModel`.
     radius, mu : the longest step, in the scale D, and the damping that keeps the step within it.
     step, trial, predicted : the current step, x + step, and the decrease that the linearised
         residuals predict.
@@ -103,7 +105,7 @@ class LMState(NamedTuple):
     residuals: Array
     columns: Array
     value: Array
-    linear: LinearModel
+    linear: Any
     radius: Array
     mu: Array
     step: Array
@@ -501,12 +503,12 @@ def ahead(
     xp = space.xp
     of_rows, of_residuals = settings.weights(space, residuals)
     hidden = _hidden(space, x, residuals, columns, noise)
-    columns = columns * of_rows[..., None, :]
+    columns = jacobian.weighted(columns, of_rows)
     # Between the columns here, which may vanish, and the longest ones, which may be those of a
     # steep start.
-    here = norm(space, columns)
+    here = jacobian.norms(space, columns)
     scale = divisor(space, xp.where(here > 0.0, xp.sqrt(here) * xp.sqrt(scale), scale))
-    slope = space.products(columns / scale[..., None], residuals * of_residuals)
+    slope = jacobian.pull(space, columns, residuals * of_residuals, scale)
     slope = xp.where(frozen_at_bounds(space, x, slope, box), xp.zeros_like(slope), slope)
     unit = slope / space.per_problem(divisor(space, space.max_abs(slope)))
     far = _FAR / space.backend.eps**_LONGEST * hidden
@@ -520,7 +522,7 @@ def _hidden(
     space: Space, x: Array, residuals: Array, columns: Array, noise: Array
 ) -> Array:
     """The norm of a change of the residuals that rounding or noise hides."""
-    blur = space.sum(norm(space, columns) * space.xp.abs(x))
+    blur = space.sum(jacobian.norms(space, columns) * space.xp.abs(x))
     rounding = _ADDED_UP * space.backend.eps * (norm(space, residuals) + blur)
     return rounding + _APART * math.sqrt(residuals.shape[-1]) * noise
 
@@ -535,7 +537,7 @@ def look(
     change, promised, sizes = residuals_there - residuals, 0.0, 0.0
     off: Any = change
     for r, c in ((residuals, columns), (residuals_there, columns_there)):
-        half = 0.5 * space.products(space.xp.matrix_transpose(c), ahead - x)
+        half = 0.5 * jacobian.push(space, c, ahead - x)
         of_rows, of_residuals = settings.weights(space, r)
         promised = promised - space.dot(half * of_rows, r * of_residuals)
         off, sizes = off - half, sizes + norm(space, half)
@@ -574,8 +576,7 @@ def _promise(fn: Scalars, state: Any) -> Any:
 
 def _blur(space: Space, linear: LinearModel, x: Array, noise: Array) -> Array:
     """How far rounding the parameters at x, or noise, changes the norm of the residuals."""
-    norms = column_norms(space, linear.R) * linear.scale
-    return space.backend.eps * space.sum(space.xp.abs(norms * x)) + _SPREAD * noise
+    return space.backend.eps * space.sum(space.xp.abs(linear.norms * x)) + _SPREAD * noise
 
 
 def _noise(fn: Scalars, noise: float, value: Any, blur: Any) -> Any:

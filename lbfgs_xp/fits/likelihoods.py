@@ -11,7 +11,8 @@ mu is also that of the deviance, and a prediction outside the domain, such as a 
 counts, gives nan, which for a fit is a trial that went too far.
 
 Standard errors come from the information of each datum about mu: the expected one, -E[(log L)''],
-or for a likelihood of the user the observed one, at least 0.
+or for a likelihood of the user the observed one, -(log L)'', which is negative for some data of
+heavy tails.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Likelihood:
         raise NotImplementedError
 
     def information(self, prediction: Array) -> Array:
-        """The information of each datum about its prediction, at least 0."""
+        """The information of each datum about its prediction; for `Custom`, it may be negative."""
         raise NotImplementedError
 
     def mean(self, prediction: Array) -> Array:
@@ -78,8 +79,11 @@ class Likelihood:
         """The predictions of these expected data."""
         return mean
 
-    def drawn(self, rng: np.random.Generator, prediction: Array) -> Likelihood:
-        """The likelihood of data drawn at random with these predictions."""
+    def drawn(self, rng: np.random.Generator, prediction: Array, unit: np.ndarray) -> Likelihood:
+        """The likelihood of data drawn at random with these predictions.
+
+        unit : (R, 1), what sigma is relative to in each row; 1 if it is absolute.
+        """
         raise ValueError(
             "likelihood is a function, from which no data can be drawn; wanted intervals() or "
             "sample() instead of bootstrap()"
@@ -161,10 +165,10 @@ class SplitNormal(Likelihood):
         xp = Backend.of(self.y).xp
         return xp.where(change > 0.0, self.high, self.low) + xp.zeros_like(change)
 
-    def drawn(self, rng: np.random.Generator, prediction: Array) -> SplitNormal:
+    def drawn(self, rng: np.random.Generator, prediction: Array, unit: np.ndarray) -> SplitNormal:
         # An error of the datum downwards is one of the prediction upwards.
         mean, low, high = map(_on_host, (prediction, self.low, self.high))
-        errors = rng.normal(size=mean.shape)
+        errors = unit * rng.normal(size=mean.shape)
         with np.errstate(all="ignore"):
             y = mean + errors / np.where(errors < 0.0, high, low)
         return self._with(np.where(np.isfinite(y), y, 0.0))
@@ -209,7 +213,7 @@ class Poisson(Likelihood):
     def variance(self, prediction: Array) -> Array:
         return prediction
 
-    def drawn(self, rng: np.random.Generator, prediction: Array) -> Poisson:
+    def drawn(self, rng: np.random.Generator, prediction: Array, unit: np.ndarray) -> Poisson:
         return self._with(rng.poisson(_on_host(prediction)).astype(float))
 
     def best_constant(self) -> Array:
@@ -271,7 +275,7 @@ class Binomial(Likelihood):
     def prediction(self, mean: Array) -> Array:
         return mean / self.trials
 
-    def drawn(self, rng: np.random.Generator, prediction: Array) -> Binomial:
+    def drawn(self, rng: np.random.Generator, prediction: Array, unit: np.ndarray) -> Binomial:
         chances, trials = _on_host(prediction), _on_host(self.trials)
         return self._with(rng.binomial(trials.astype(int), chances).astype(float))
 
@@ -396,7 +400,6 @@ class Custom(Likelihood):
     def information(self, prediction: Array) -> Array:
         xp = Backend.of(self.y).xp
         bent = self._curvature(xp.reshape(prediction, self.y.shape))
-        bent = xp.where(bent > 0.0, bent, xp.zeros_like(bent))
         return xp.reshape(self._counted(bent), prediction.shape)
 
     def _compared(self, prediction: Array) -> tuple[Any, Array, Array, Array]:

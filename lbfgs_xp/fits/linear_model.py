@@ -20,6 +20,7 @@ from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.scalars import Scalars
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.fits.linear_algebra import (
+    column_norms,
     divisor,
     eliminate,
     identity,
@@ -43,6 +44,7 @@ class LinearModel(NamedTuple):
         is triangular only if it comes from the normal equations.
     q : (B, p), Q^T r for the weighted residuals.
     scale : (B, p), D.
+    norms : (B, p), of the columns of J that are not frozen.
     frozen : (B, p), whether a parameter is held at a bound by the gradient.
     optimality : (B,), the largest cosine of the angles between r and the columns of J.
     share : (B,), the norm of the part of r that the linearised residuals could remove, relative to
@@ -54,6 +56,7 @@ class LinearModel(NamedTuple):
     R: Array
     q: Array
     scale: Array
+    norms: Array
     frozen: Array
     optimality: Array
     share: Array
@@ -164,7 +167,8 @@ def _linear(
     optimality, share = space.scalars.fused(
         _shares, settings.loss.cost(space, residuals), space.max_abs(slope), part
     )
-    return LinearModel(R, q, scale, frozen, optimality, share, finite, hard)
+    seen = column_norms(space, R) * scale
+    return LinearModel(R, q, scale, seen, frozen, optimality, share, finite, hard)
 
 
 def _shares(fn: Scalars, cost: Any, steepest: Any, part: Any) -> tuple[Any, Any]:

@@ -16,10 +16,12 @@ from lbfgs_xp.arrays.returned import stops
 from lbfgs_xp.arrays.rows import Rows, Sizes, compiled_size
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp.fits import jacobian, linear_model
 from lbfgs_xp.fits import levenberg_marquardt as lm
-from lbfgs_xp.fits import linear_model
+from lbfgs_xp.fits.jacobian import Products
 from lbfgs_xp.fits.linear_algebra import FEW
 from lbfgs_xp.fits.linear_model import LinearModel
+from lbfgs_xp.fits.matrix_free import FreeSteps
 from lbfgs_xp.fits.residuals import Residuals
 from lbfgs_xp.fits.result import BatchLeastSquaresResult, FitRecord, LeastSquaresResult
 from lbfgs_xp.fits.settings import FitPlan, FitSettings
@@ -47,6 +49,8 @@ MESSAGES = {
 }
 # The most elements of a Jacobian for which the algebra of one problem runs on the host.
 _SMALL = 2**16
+# The most parameters that a message names.
+_NAMED = 10
 
 
 class _Outcome(NamedTuple):
@@ -208,10 +212,13 @@ class Fit:
         # A small problem is faster on the host, where there is no latency and no compilation. A
         # large one on a device is a batch of one, in which nothing is read.
         numbers = layout.size * math.prod(residuals.shape)
-        one = not layout.batched and (outer.on_host or numbers <= _SMALL)
+        free = plan.solver != "dense"
+        one = not layout.batched and (outer.on_host or numbers <= _SMALL or free)
         if not one and not layout.batched:
             x, residuals, box, scale = _shaped((x, residuals, box, scale), (1, -1))
             objective.bounds = box
+        if free:
+            in_caller_context(objective.check_rows, x, residuals)
         columns = in_caller_context(objective.columns, x, residuals)
         self.send: Callable = identity
         self.fetch: Callable = identity
@@ -223,7 +230,9 @@ class Fit:
             box = None if box is None else tuple(map(self.fetch, box))
             scale = None if scale is None else self.fetch(scale)
         self.space = Space(backend, batched=not one)
-        self.steps = _Steps(plan.settings, self.space)
+        self.steps: Any = _Steps(plan.settings, self.space)
+        if free:
+            self.steps = FreeSteps(plan.settings, self.space, plan.solver, self.residuals)
         self.rows, self.sizes, self.box = Rows(), Sizes(backend), box
         self.box_here = box
         self.confirmed: Any = None
@@ -239,7 +248,8 @@ class Fit:
 
     def calls(self, going: np.ndarray) -> int:
         """How many calls of the residuals another step with its Jacobian takes."""
-        return 1 + self.objective.calls_per_jacobian
+        accelerates = int(self.plan.solver == "dual")
+        return 1 + self.objective.calls_per_jacobian + accelerates
 
     def spent(self, calls: int) -> Status | None:
         """The status of a budget that does not allow this many calls; None if all do."""
@@ -412,7 +422,9 @@ class Fit:
         codes[codes == CLAIMED] = _RUNNING
         if end is not None:
             codes[codes == _RUNNING] = int(end)
-        jacobian = backend.xp.matrix_transpose(outcome.columns)
+        matrix: Any = outcome.columns
+        if not isinstance(matrix, Products):
+            matrix = backend.xp.matrix_transpose(matrix)
         silent = self._silent(outcome, codes)
         statuses = [_STATUSES[int(code)] for code in codes]
         messages = [
@@ -423,22 +435,24 @@ class Fit:
         if layout.batched:
             outer = layout.backend
             success = np.asarray([status.success for status in statuses])
-            x, cost, residuals, jacobian, optimality = map(self.send, (
-                outcome.x, outcome.value, outcome.residuals, jacobian, outcome.optimality
+            x, cost, residuals, matrix, optimality = map(self.send, (
+                outcome.x, outcome.value, outcome.residuals, matrix, outcome.optimality
             ))
             nit = outcome.nit
             if backend is not outer:
                 nit = outer.from_host(nit, outer.index_dtype)
             return BatchLeastSquaresResult(
-                layout.to_tree(x), cost, residuals, jacobian, optimality, nit, calls.nfev,
+                layout.to_tree(x), cost, residuals, matrix, optimality, nit, calls.nfev,
                 calls.njev, self.here.derivatives, outer.from_host(success, outer.xp.bool),
                 outer.from_host(codes, outer.xp.int32), messages,
             )
         numbers = (outcome.value, outcome.optimality, outcome.nit)
         cost, optimality, nit = (self._of_rows(number)[0] for number in numbers)
-        x, residuals, jacobian = map(self._alone, (outcome.x, outcome.residuals, jacobian))
+        x, residuals = map(self._alone, (outcome.x, outcome.residuals))
+        if not isinstance(matrix, Products):
+            matrix = self._alone(matrix)
         return LeastSquaresResult(
-            layout.to_tree(x), float(cost), residuals, jacobian, float(optimality), int(nit),
+            layout.to_tree(x), float(cost), residuals, matrix, float(optimality), int(nit),
             calls.nfev, calls.njev, self.here.derivatives, statuses[0].success, statuses[0],
             messages[0],
         )
@@ -448,7 +462,7 @@ class Fit:
         """A mask (B, p) of the parameters to which the residuals do not respond, except those at a
         bound. Differences that find no response at all are no success."""
         space, to_host = self.space, self.space.backend.to_host
-        silent = np.asarray(to_host(space.max_abs(outcome.columns)) == 0.0)
+        silent = np.asarray(to_host(jacobian.largest(space, outcome.columns)) == 0.0)
         if self.box is not None:
             x, low, high = map(to_host, (outcome.x, *self.box))
             silent &= (x > low) & (x < high)
@@ -464,7 +478,8 @@ class Fit:
             return ""
         names = self.objective.layout.number_names("x0")
         found = [name for name, is_silent in zip(names, silent, strict=True) if is_silent]
-        return f"; the residuals do not respond to {', '.join(found)}"
+        shown = ", ".join(found[:_NAMED]) + (", ..." if len(found) > _NAMED else "")
+        return f"; the residuals do not respond to {shown}"
 
 
 def _shaped(tree: Any, shape: tuple[int, ...]) -> Any:
@@ -488,7 +503,7 @@ class _Twins:
         return self._pair(host, self._backend.from_host(host, self._backend.dtype))[1]
 
     def fetch(self, array: Array) -> Array:
-        if isinstance(array, (np.ndarray, np.generic, float)):
+        if isinstance(array, (np.ndarray, np.generic, float, Products)):
             return array
         return self._pair(self._backend.to_host(array), array)[0]
 

@@ -10,6 +10,7 @@ import numpy as np
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.scalars import Scalars
 from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.fits import jacobian
 from lbfgs_xp.run.noise import deviations, largest, points, smallest
 
 # The number of points: the differences of these orders must agree up to the factor.
@@ -33,7 +34,7 @@ def points_along(
     """Equally spaced points (B, p) on one side of x."""
     xp, size = space.xp, space.xp.abs(x)
     size = xp.where(size > 0.0, size, xp.ones_like(size))
-    steepest = space.max_abs(columns)
+    steepest = jacobian.largest(space, columns)
     reach = space.per_problem(space.max_abs(residuals)) / xp.where(steepest > 0.0, steepest, 1.0)
     # Of a parameter without influence only its size is known.
     known = (steepest > 0.0) & xp.isfinite(reach) & (reach > 0.0)
@@ -42,7 +43,7 @@ def points_along(
     share = np.modf(_GOLDEN * np.arange(1, x.shape[-1] + 1))[0]
     unit = unit * space.backend.adopt(0.5 + share, "the steps")
     step = xp.maximum(spacing * unit, _LEAST * space.backend.eps * xp.abs(x))
-    downhill = xp.where(space.products(columns, residuals) > 0.0, -1.0, xp.ones_like(x))
+    downhill = xp.where(jacobian.pull(space, columns, residuals) > 0.0, -1.0, xp.ones_like(x))
     if box is not None:
         above, below = box[1] - x, x - box[0]
         wider = xp.where(above >= below, xp.ones_like(x), -1.0)
@@ -58,7 +59,7 @@ def estimate(space: Space, x: Array, columns: Array, found: list[Array]) -> Arra
     xp, eps, fn = space.xp, space.backend.eps, Scalars(space.xp)
     spread = _deviations(space, found)
     least, most = smallest(fn, spread), largest(fn, spread)
-    rounding = space.max_abs(found[0]) + space.sum(space.max_abs(columns) * xp.abs(x))
+    rounding = space.max_abs(found[0]) + space.sum(jacobian.largest(space, columns) * xp.abs(x))
     noisy = (least > _ROUNDED * eps * rounding) & (most <= _ALIKE * least) & xp.isfinite(most)
     return xp.where(noisy, least, xp.zeros_like(least))
 

@@ -85,6 +85,27 @@ def _tie(layout: Layout, names: tuple[str, ...], key: Any, function: Any) -> Tie
     return Tie(repr(key), places, shape, function)
 
 
+class _Leaf(NamedTuple):
+    """A leaf of all parameters, or a number of a plain vector.
+
+    places : where its numbers are among the free and the fixed ones and those of the ties.
+    shape : without the axis of a batch.
+    after : the number of ties after which it is known.
+    """
+
+    places: np.ndarray
+    shape: tuple[int, ...]
+    after: int
+
+    def of(self, xp: Any, vector: Array, batch: tuple[int, ...]) -> Array:
+        first, last = int(self.places[0]), int(self.places[-1])
+        if (np.diff(self.places) == 1).all():
+            piece = vector[..., first : last + 1]
+        else:
+            piece = xp.stack([vector[..., i] for i in self.places], axis=-1)
+        return xp.reshape(piece, (*batch, *self.shape))
+
+
 class FreeLayout(Layout):
     """The layout of parameters some of which are fixed or tied: its vector holds the free ones.
 
@@ -105,6 +126,28 @@ class FreeLayout(Layout):
         self.size, self.plain = self.free.size, False
         self.shape = (*whole.batch, self.size)
         self.values = self._at(whole.start(), fixed)
+        self._leaves = self._leaves_of_ties()
+        # The leaves that are known once a tie is.
+        self._completes = [
+            [k for k, leaf in enumerate(self._leaves) if leaf.after == i + 1]
+            for i in range(len(ties))
+        ]
+
+    def _leaves_of_ties(self) -> list[_Leaf]:
+        """The leaves that a tie sees: of a plain vector, its numbers."""
+        whole = self._whole
+        shapes = [shape[len(whole.batch) :] for shape in whole.shapes]
+        sizes = whole.sizes
+        if whole.plain:
+            shapes, sizes = [()] * whole.size, [1] * whole.size
+        after = np.zeros(whole.size, dtype=int)
+        for i, tie in enumerate(self.ties):
+            after[tie.places] = i + 1
+        ends = np.cumsum(sizes)
+        return [
+            _Leaf(self._order[end - size : end], shape, int(after[end - size : end].max()))
+            for shape, size, end in zip(shapes, sizes, ends, strict=True)
+        ]
 
     @property
     def whole(self) -> Layout:
@@ -137,26 +180,25 @@ class FreeLayout(Layout):
         if vector.shape[-1] != self.free.size + self.fixed.size:
             vector = self.completed(vector)
         xp, batch = self.xp, tuple(vector.shape[:-1])
-        missing = [tie.places.size for tie in self.ties]
+        leaves = [None if leaf.after else leaf.of(xp, vector, batch) for leaf in self._leaves]
+        found = [vector]
         for i in range(len(self.ties)):
-            unknown = xp.zeros_like(vector[..., :1]) + xp.zeros(
-                (sum(missing[i:]),), dtype=vector.dtype, device=self.backend.creation_device
-            )
-            known = self._at(xp.concat([vector, unknown], axis=-1), self._order)
-            vector = xp.concat([vector, self._tied(known, i, batch)], axis=-1)
-        return self._at(vector, self._order)
+            value = self._tied(leaves, i, batch)
+            found.append(xp.reshape(value, (*batch, -1)))
+            for k in self._completes[i]:
+                leaf = self._leaves[k]
+                if leaf.places.size == self.ties[i].places.size:
+                    leaves[k] = xp.reshape(value, (*batch, *leaf.shape))
+                else:
+                    leaves[k] = leaf.of(xp, xp.concat(found, axis=-1), batch)
+        return self._at(xp.concat(found, axis=-1), self._order)
 
-    def _tied(self, known: Array, index: int, batch: tuple[int, ...]) -> Array:
-        """The numbers of a tie, from the vector of all parameters, in which the ties from here on
-        are unknown."""
-        tie, xp = self.ties[index], self.xp
-        unknown = np.concatenate([other.places for other in self.ties[index:]])
-        if self._whole.plain:
-            tree: Any = tuple(
-                None if i in unknown else known[..., i] for i in range(self._whole.size)
-            )
-        else:
-            tree = unflatten(self._whole.structure, _leaves(self._whole, known, unknown))
+    def _tied(self, leaves: list[Any], index: int, batch: tuple[int, ...]) -> Array:
+        """The numbers of a tie, from the leaves of all parameters: None for unknown ones."""
+        tie, xp, backend = self.ties[index], self.xp, self.backend
+        tree: Any = tuple(leaves)
+        if not self._whole.plain:
+            tree = unflatten(self._whole.structure, list(leaves))
         try:
             value = tie.function(tree)
         except Exception as error:
@@ -164,15 +206,21 @@ class FreeLayout(Layout):
                 error.add_note(_ORDER)
             raise
         what, shape = f"ties[{tie.name}]", (*batch, *tie.shape)
+        if value is None:
+            raise TypeError(
+                f"{what} returned None; wanted numbers: a tie sees the ties before it, and neither "
+                "itself nor those after it"
+            )
         if not is_array(value):
-            value = self.backend.adopt(value, f"what {what} returned")
-        try:
-            value = xp.broadcast_to(value, shape)
-        except (ValueError, RuntimeError):
-            raise ValueError(
-                f"{what} returned an array of shape {tuple(value.shape)}; wanted {shape}"
-            ) from None
-        return xp.reshape(xp.astype(value, known.dtype, copy=False), (*batch, -1))
+            value = backend.adopt(value, f"what {what} returned")
+        if tuple(value.shape) != shape:
+            try:
+                value = xp.broadcast_to(value, shape)
+            except (ValueError, RuntimeError):
+                raise ValueError(
+                    f"{what} returned an array of shape {tuple(value.shape)}; wanted {shape}"
+                ) from None
+        return xp.astype(value, backend.dtype, copy=False)
 
     def slopes(self, x: Array) -> Array:
         """The derivatives of all parameters with respect to the free ones, (B, all, p), at
@@ -281,17 +329,3 @@ def derivatives(layout: Layout, function: Callable[[Array], Array], x: Array) ->
     variation = xp.max(xp.abs(value), axis=-1)
     differences = Differences(backend, function, least=0.0)
     return xp.stack(differences(x, value, variation, True), axis=-1)
-
-
-def _leaves(layout: Layout, vector: Array, unknown: np.ndarray) -> list[Any]:
-    """The leaves of the parameters in a vector (..., p), with None for those of which numbers are
-    unknown."""
-    batch, xp, leaves, start = tuple(vector.shape[:-1]), layout.xp, [], 0
-    for shape, size in zip(layout.shapes, layout.sizes, strict=True):
-        piece = xp.reshape(
-            vector[..., start : start + size], (*batch, *shape[len(layout.batch) :])
-        )
-        hidden = ((unknown >= start) & (unknown < start + size)).any()
-        leaves.append(None if hidden else piece)
-        start += size
-    return leaves

@@ -1,4 +1,4 @@
-"""Pictures of fits, drawn with matplotlib, which is imported only here and only when asked."""
+"""Pictures of fits, drawn with matplotlib."""
 
 from __future__ import annotations
 
@@ -11,62 +11,63 @@ import numpy as np
 from lbfgs_xp import checks
 from lbfgs_xp.arrays.backend import is_array, take
 from lbfgs_xp.arrays.tree import map_leaves
+from lbfgs_xp.drawing import pyplot
 from lbfgs_xp.fits.analysis import Analysis
+from lbfgs_xp.fits.complex_data import is_complex
 from lbfgs_xp.fits.distributions import rise_of
 from lbfgs_xp.fits.summary import listed, measured
 
 # Colours that differ in brightness, too.
 _DATA, _CURVE, _LEVEL = "#22313f", "#c0392b", "#7f8c8d"
-# How many points a curve has, at least.
+# How many points a curve has, at least, along the axis and along the data.
 _POINTS = 400
 _LEVELS = (0.6827, 0.9545)
 
 
-def _pyplot() -> Any:
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError:
-        raise ImportError(
-            "plots need matplotlib, which is not installed: pip install 'lbfgs_xp[plot]'"
-        ) from None
-    return plt
-
-
 def plot(fit: Any, analysis: Analysis, level: float, row: Any) -> Any:
     """See `CurveFit.plot`."""
-    plt = _pyplot()
+    plt = pyplot()
     if analysis.layout.batched:
         fit, analysis = _row_of(fit, analysis, row)
     x, label = _axis(analysis)
     host = _host(analysis)
+    columns = np.arange(2 if analysis.complex else 1)
     data, rest, used, errors = _data(fit, analysis)
-
-    figure, (above, below) = plt.subplots(
-        2, sharex=True, figsize=(7.0, 5.6), layout="constrained", height_ratios=[3.0, 1.0]
+    data, rest, used = (np.reshape(each, (columns.size, -1)) for each in (data, rest, used))
+    figure, axes = plt.subplots(
+        2, columns.size, sharex=True, squeeze=False, figsize=(7.0 + 3.0 * columns[-1], 5.6),
+        layout="constrained", height_ratios=[3.0, 1.0],
     )
-    points = dict(fmt="o", color=_DATA, markersize=3.5, linewidth=0.9, zorder=2)
-    bars = None if errors is None else errors[:, used]
-    above.errorbar(x[used], data[used], bars, label="data", **points)
-    below.errorbar(x[used], rest[used], bars, **points)
     grid = _grid(x, analysis)
     at = x if grid is None else np.ravel(grid)
     order = np.argsort(at, kind="stable")
     where: Any = None if grid is None else analysis.layout.backend.from_host(grid)
-    middle, low, high = (
-        np.ravel(host(each)) for each in (fit.predict(where), *fit.band(where, level))
-    )
-    above.plot(at[order], middle[order], color=_CURVE, label="fit", zorder=3)
-    share = f"{100.0 * level:.4g} % band"
+    curves = [
+        np.reshape(host(analysis.real(each)), (columns.size, -1))[:, order]
+        for each in (fit.predict(where), *fit.band(where, level))
+    ]
+    at = at[order]
+    points = dict(fmt="o", color=_DATA, markersize=3.5, linewidth=0.9, zorder=2)
     shade = dict(color=_CURVE, alpha=0.22, linewidth=0.0, zorder=1)
-    above.fill_between(at[order], low[order], high[order], label=share, **shade)
-    below.fill_between(
-        at[order], (low - middle)[order], (high - middle)[order], **shade
-    )
-    below.axhline(0.0, color=_CURVE, linewidth=1.0)
-    above.set_ylabel("y")
-    below.set_ylabel("data - fit")
-    below.set_xlabel(label)
-    legend = above.legend(title=_values(fit), fontsize="small", title_fontsize="small")
+    for part, (above, below), name in zip(
+        columns, axes.T, ("real part of y", "imaginary part of y"), strict=False
+    ):
+        shown = used[part]
+        bars = None
+        if errors is not None:
+            bars = np.reshape(errors, (2, columns.size, -1))[:, part, shown]
+        above.errorbar(x[shown], data[part][shown], bars, label="data", **points)
+        below.errorbar(x[shown], rest[part][shown], bars, **points)
+        middle, low, high = (curve[part] for curve in curves)
+        above.plot(at, middle, color=_CURVE, label="fit", zorder=3)
+        share = f"{100.0 * level:.4g} % band"
+        above.fill_between(at, low, high, label=share, **shade)
+        below.fill_between(at, low - middle, high - middle, **shade)
+        below.axhline(0.0, color=_CURVE, linewidth=1.0)
+        above.set_ylabel(name if analysis.complex else "y")
+        below.set_xlabel(label)
+    axes[1, 0].set_ylabel("data - fit")
+    legend = axes[0, 0].legend(title=_values(fit), fontsize="small", title_fontsize="small")
     legend.set_alignment("left")    # of the title
     return figure
 
@@ -108,8 +109,9 @@ def _row_of(fit: Any, analysis: Analysis, row: Any) -> tuple[Any, Analysis]:
 def _axis(analysis: Analysis) -> tuple[np.ndarray, str]:
     """The coordinates of the data to plot over, and what they are called."""
     x, y, _ = analysis.objective.args
-    m = y.shape[-1]
-    if is_array(x) and x.shape[-1:] == (m,) and math.prod(x.shape) == m:
+    m = y.shape[-1] // (2 if analysis.complex else 1)
+    single = is_array(x) and x.shape[-1:] == (m,) and math.prod(x.shape) == m
+    if single and not is_complex(x):
         return np.ravel(_host(analysis)(x)).astype(np.float64), "x"
     return np.arange(float(m)), "number of the point"
 
@@ -120,7 +122,11 @@ def _grid(x: np.ndarray, analysis: Analysis) -> np.ndarray | None:
     if _axis(analysis)[1] != "x" or not np.isfinite(x).all():
         return None
     given = analysis.objective.args[0]
-    grid = np.unique(np.concatenate([np.linspace(x.min(), x.max(), _POINTS), x]))
+    # Between the data, too, which may be evenly spaced along a logarithmic axis.
+    data = np.unique(x)
+    steps = np.linspace(0.0, data.size - 1.0, _POINTS)
+    between = np.interp(steps, np.arange(data.size), data)
+    grid = np.unique(np.concatenate([np.linspace(x.min(), x.max(), _POINTS), between, x]))
     return grid if given.ndim == 1 else grid[None, :]
 
 
@@ -131,8 +137,12 @@ def _data(
     deviations downwards and upwards (2, m), None if nothing says what they are."""
     host, (_, y, weights) = _host(analysis), analysis.objective.args
     likelihood: Any = analysis.objective.likelihood
-    data, rest = np.ravel(host(y)), np.ravel(host(fit.residuals))
+    data, rest = np.ravel(host(y)), np.ravel(host(analysis.real(fit.residuals)))
     used: np.ndarray = np.ones(data.size, dtype=bool)
+    scale: Any = 1.0
+    if not fit.absolute_sigma:
+        reduced = host(fit.reduced_chi2) if analysis.layout.batched else fit.reduced_chi2
+        scale = np.sqrt(np.ravel(reduced))
     if likelihood is None:
         if weights is None:
             sigma = np.ones(data.size)
@@ -142,10 +152,7 @@ def _data(
         else:
             used = np.ravel(host(weights)) > 0.0
             sigma = 1.0 / np.where(used, np.ravel(host(weights)), np.nan)
-        if not fit.absolute_sigma:
-            batched = analysis.layout.batched
-            reduced = host(fit.reduced_chi2) if batched else fit.reduced_chi2
-            sigma = sigma * np.sqrt(np.ravel(reduced))
+        sigma = sigma * scale
         return data, rest, used, np.stack([sigma, sigma])
     if likelihood.kept is not None:
         used = np.ravel(host(likelihood.kept)) > 0.0
@@ -158,7 +165,7 @@ def _data(
         return data, rest, used, np.stack([sigma, sigma])
     if likelihood.name == "gaussian":
         sides = (np.ravel(host(side)) for side in (likelihood.low, likelihood.high))
-        return data, rest, used, np.stack([1.0 / np.where(used, side, np.nan) for side in sides])
+        return data, rest, used, np.stack([scale / np.where(used, side, np.nan) for side in sides])
     return data, rest, used, None
 
 
@@ -174,7 +181,7 @@ def _values(fit: Any) -> str:
 
 def plot_profiles(fit: Any, analysis: Analysis, size: int) -> Any:
     """See `CurveFit.plot_profiles`."""
-    plt = _pyplot()
+    plt = pyplot()
     names, x, stderr = _free(fit, analysis)
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
@@ -225,7 +232,7 @@ def _draw_profile(
 
 def plot_contours(fit: Any, analysis: Analysis, size: int) -> Any:
     """See `CurveFit.plot_contours`."""
-    plt = _pyplot()
+    plt = pyplot()
     names, x, stderr = _free(fit, analysis)
     count, host = len(names), _host(analysis)
     figure, axes = plt.subplots(

@@ -47,8 +47,8 @@ def band(fit: Any, analysis: Analysis, x: Any, level: float) -> tuple[Array, Arr
             f"the model returns an array of shape {tuple(middle.shape)} at this x; wanted one "
             f"{'(B, k)' if layout.batched else '(k,)'}, like y"
         )
-    slopes = analysis.call(analysis.slopes, fit.x, at, middle)
-    away = z * _errors(xp, slopes, fit.covariance)
+    slopes = analysis.call(analysis.slopes, fit.x, at, analysis.real(middle))
+    away = analysis.seen(z * _errors(xp, slopes, fit.covariance))
     return middle - away, middle + away
 
 
@@ -137,7 +137,8 @@ def bootstrap(fit: Any, analysis: Analysis, size: int, seed: Any) -> Any:
     (count, p), objective, outer = best.x.shape, analysis.objective, analysis.layout.backend
     _, y, weights = objective.args
     # The residuals in units of sigma, and those of points that count, as a pool for each fit.
-    rest = in_units_of_sigma(weights, fit.residuals)
+    residuals = analysis.real(fit.residuals)
+    rest = in_units_of_sigma(weights, residuals)
     rest = np.reshape(outer.to_host(rest), (count, -1)).astype(np.float64)
     m = rest.shape[-1]
     if weights is None or are_correlated(weights, y):
@@ -161,9 +162,10 @@ def bootstrap(fit: Any, analysis: Analysis, size: int, seed: Any) -> Any:
         part = analysis.rows(these, analysis.backend.from_host(best.x[these])).residuals
         part.jac = objective.jac if isinstance(part.jac, str) else part.jac
         if objective.likelihood is None:
-            analysis.replace_data(part, these, y - fit.residuals, errors)
+            analysis.replace_data(part, these, y - residuals, errors)
         else:
-            part.likelihood = analysis.drawn(part.likelihood, these, y - fit.residuals, rng)
+            unit = np.sqrt(best.scale[these])[:, None]
+            part.likelihood = analysis.drawn(part.likelihood, these, y - residuals, rng, unit)
         if part.priors is not None:
             shift = rng.normal(size=(these.size, part.priors.count))
             part.priors = Shifted(part.priors, outer.from_host(shift))

@@ -30,6 +30,8 @@ _LOWER_BY, _ROUNDED = 1e-2, 1e3
 # The search for an end: how many times it goes on, how much farther each time before the end is
 # behind it, how far in standard errors, and what is near enough, in the same unit.
 _ROUNDS, _FARTHER, _FARTHEST, _NEAR = 60, 4.0, 1e4, 2e-5
+# A number that says nothing of the unit of a parameter.
+_NOTHING = 1e-150
 # How many standard errors a profile shows on both sides.
 _REACH = 3.0
 _DONE = tuple(int(status) for status in Status if status.success)
@@ -81,7 +83,10 @@ class Best(NamedTuple):
                 for side in analysis.box
             )
         usable = on_host(fit.success).astype(bool) & np.isfinite(scale)
-        noise = _ROUNDED * analysis.layout.backend.eps * chi2
+        # What rounding of the data, and of predictions of their size, does to chi2.
+        eps = _ROUNDED * analysis.layout.backend.eps
+        away = np.sqrt(chi2) + eps * analysis.size_of_data
+        noise = eps * chi2 + (away * away - chi2)
         scale = scale.astype(np.float64)
         return cls(x, stderr, covariance, 0.5 * chi2, scale, usable, noise, low, high)
 
@@ -110,21 +115,16 @@ def intervals(fit: Any, analysis: Analysis, level: float) -> Intervals:
     level = checks.number("level", level, above=0.0, below=1.0)
     best = Best.of(fit, analysis)
     count, p = best.x.shape
-    # All fits for each end in turn.
-    places, signs = np.repeat(np.arange(p), 2), np.tile([-1.0, 1.0], p)
-    sides = Sides(
-        np.tile(np.arange(count), 2 * p), np.repeat(places, count), np.repeat(signs, count)
-    )
-    found = [_ends(analysis, best, sides, rise_of(level))]
+    found = [_ends(analysis, best, _sides(np.arange(p), count), rise_of(level))]
     whole = analysis.whole_vector(fit.x)
     values = np.stack([whole, whole], axis=-1).astype(np.float64)
     status = np.full(values.shape, _FIXED)
     for target, source in ((values, found[0].values), (status, found[0].status)):
         target[:, analysis.free] = source.reshape(p, 2, count).transpose(2, 0, 1)
-    for place in analysis.tied:
-        for side, sign in enumerate((-1.0, 1.0)):
-            found.append(_tied_ends(analysis, best, int(place), sign, rise_of(level)))
-            values[:, place, side], status[:, place, side] = found[-1].values, found[-1].status
+    if analysis.tied.size:
+        found.append(_tied_ends(analysis, best, _sides(analysis.tied, count), rise_of(level)))
+        for target, source in ((values, found[1].values), (status, found[1].status)):
+            target[:, analysis.tied] = source.reshape(-1, 2, count).transpose(2, 0, 1)
 
     lowest, where = best.cost.copy(), best.x.copy()
     for each in found:
@@ -143,35 +143,54 @@ def intervals(fit: Any, analysis: Analysis, level: float) -> Intervals:
     )
 
 
-def _tied_ends(
-    analysis: Analysis, best: Best, place: int, sign: float, rise: float
-) -> _Found:
-    """The ends of a tied parameter (B,), which has the place in the vector of all of them."""
-    count, send = best.x.shape[0], analysis.backend.from_host
-    numbers, rises = np.arange(count), 0.5 * rise * best.scale
-    rows = analysis.rows(numbers, send(best.x))
-    slopes = sign * np.asarray(
-        analysis.backend.to_host(analysis.direction(rows, send(best.x), place))
+def _sides(places: np.ndarray, count: int) -> Sides:
+    """Both ends of these parameters: for each end in turn, those of all fits."""
+    signs = np.tile([-1.0, 1.0], places.size)
+    return Sides(
+        np.tile(np.arange(count), signs.size), np.repeat(np.repeat(places, 2), count),
+        np.repeat(signs, count),
     )
-    along = np.matmul(best.covariance, slopes[..., None])[..., 0]
+
+
+def _tied_ends(analysis: Analysis, best: Best, sides: Sides, rise: float) -> _Found:
+    """The ends of tied parameters, whose places are those in the vector of all of them."""
+    numbers, places, signs = tuple(sides)
+    send = analysis.backend.from_host
+    rises, x = 0.5 * rise * best.scale, best.x[numbers]
+    rows = analysis.rows(numbers, send(x))
+    slopes = np.asarray(
+        analysis.backend.to_host(analysis.directions(rows, send(x), places, signs))
+    )
+    along = np.matmul(best.covariance[numbers], slopes[..., None])[..., 0]
     spread = np.sqrt(np.sum(slopes * along, axis=-1))
-    known = best.usable & (spread > 0.0) & np.isfinite(spread)
-    starts = best.x + math.sqrt(rise) * along / spread[:, None]
-    starts = np.where(known[:, None], starts, best.x)
-    limits = np.maximum(rises, np.finfo(np.float64).tiny)
+    usable = best.usable[numbers]
+    known = usable & (spread > 0.0) & np.isfinite(spread)
+    starts = x + math.sqrt(rise) * along / spread[:, None]
+    starts = np.where(known[:, None], starts, x)
+    limits = np.maximum(rises, np.finfo(np.float64).tiny)[numbers]
     ends = ends_of(analysis, Targets(
-        numbers, send(best.x), send(slopes), None, send(starts), send(best.cost), send(limits),
-        (place, sign),
+        numbers, send(x), send(slopes), None, send(starts), send(best.cost[numbers]), send(limits),
+        (places, signs),
     ))
-    x = np.where(known[:, None], ends.x, best.x)
-    values = analysis.whole_vector(analysis.tree(x))[:, place].astype(np.float64)
+    x = np.where(known[:, None], ends.x, x)
+    values = _numbers_of(analysis, x)[np.arange(numbers.size), places]
     done = known & ends.found
     status = np.where(done, np.where(ends.pressed, _BOUND, _FOUND), _FAILED)
     # A function that depends on fixed parameters alone has one value.
-    still = best.usable & (spread == 0.0)
+    still = usable & (spread == 0.0)
     status = np.where(still, _FIXED, status)
     values = np.where(done | still, values, np.nan)
-    return _Found(values, status, x, ends.lowest, ends.where, rises)
+    lowest, where = best.cost.copy(), best.x.copy()
+    _note(lowest, where, numbers, ends.lowest, ends.where)
+    return _Found(values, status, x, lowest, where, rises)
+
+
+def _numbers_of(analysis: Analysis, x: np.ndarray) -> np.ndarray:
+    """All numbers (R, all) for the free ones (R, p) of all fits in turn, several times."""
+    each = x.reshape(-1, analysis.layout.batch[0] if analysis.layout.batched else 1, x.shape[-1])
+    return np.concatenate(
+        [analysis.whole_vector(analysis.tree(part)) for part in each]
+    ).astype(np.float64)
 
 
 class _Found(NamedTuple):
@@ -302,6 +321,7 @@ class _Search:
             self.held[:, base.held] = True
         self.middle = self.from_[np.arange(size), places]
         own = np.abs(self.middle)
+        own = np.where(own > _NOTHING, own, 0.0)
         unit = best.stderr[numbers, places]
         self.unit = np.where(
             np.isfinite(unit) & (unit > 0.0), unit, 0.1 * np.where(own > 0.0, own, 1.0)
@@ -545,8 +565,7 @@ def held_fits(
             settings, None, 2**31 - 1, math.inf, on_host=analysis.on_host,
             compact=analysis.may_shrink and outer is analysis.backend,
         ))
-        vector = part.layout.to_vector(found.x, "x")
-        to_host = outer.to_host
-        x[group], cost[group] = to_host(vector), to_host(found.cost)
-        good[group] = np.isin(to_host(found.status), _DONE)
+        x[group] = outer.to_host(part.layout.to_vector(found.x, "x"))
+        fetch: Any = outer.to_host if part.layout.batched else np.asarray
+        cost[group], good[group] = fetch(found.cost), np.isin(fetch(found.status), _DONE)
     return x, cost, good

@@ -11,7 +11,8 @@ import numpy as np
 from lbfgs_xp.arrays.backend import Array, Backend, identity
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.fits.answers import Answers
-from lbfgs_xp.fits.covariance import deviations, inverse_of_squares
+from lbfgs_xp.fits.complex_data import joined
+from lbfgs_xp.fits.covariance import deviations, difference_of_squares, inverse_of_squares
 from lbfgs_xp.fits.data import are_correlated, in_units_of_data, in_units_of_sigma
 from lbfgs_xp.fits.likelihoods import Likelihood
 from lbfgs_xp.fits.loop import MESSAGES
@@ -37,7 +38,7 @@ def report(
     loss, likelihood = settings.loss, objective.likelihood
     m, p = found.jac.shape[-2:]
     data = m - loss.priors
-    weighted, jacobian = found.fun, found.jac
+    weighted, jacobian, negative = found.fun, found.jac, None
     at = layout.xp.reshape(layout.to_vector(found.x, "x"), (-1, p))
     backend: Backend = layout.backend
     absolute = absolute_sigma or (likelihood is not None and likelihood.name != "gaussian")
@@ -48,6 +49,10 @@ def report(
         residuals = y - layout.xp.reshape(likelihood.mean(predictions), y.shape)
         factors = objective.of_information(at, found.fun)
         jacobian = jacobian * layout.xp.reshape(factors, jacobian.shape[:-1])[..., None]
+        negative = np.reshape(backend.to_host(factors) < 0.0, (-1, m))
+    model: Any = objective.fun
+    if model.complex:
+        residuals = joined(residuals)
     send: Callable = identity
     fetch: Callable = identity
     fixed = None if box is None else box[0] == box[1]
@@ -61,6 +66,8 @@ def report(
     xp, space = backend.xp, Space(backend, batched=True)
     weighted, jacobian = xp.reshape(weighted, (-1, m)), xp.reshape(jacobian, (-1, m, p))
     jacobian = backend.jit(_seen, loss, space)(weighted, jacobian, fixed)
+    if negative is not None and negative.any():
+        jacobian = difference_of_squares(settings.accuracy, space, jacobian, negative)
     covariance, loose = inverse_of_squares(settings.accuracy, space, jacobian)
     whole, free = layout.whole, xp.full_like(weighted[:, 0], p)
     if fixed is not None:
@@ -69,11 +76,12 @@ def report(
     if isinstance(layout, FreeLayout):
         covariance, loose = _of_all(space, fetch(layout.slopes(at)), covariance, loose)
     if likelihood is None:
-        of_data = backend.jit(_statistics, loss.of_data, absolute, space)
+        of_data = backend.jit(_statistics, loss.of_data, absolute, model.complex, space)
         told = of_data(weighted[:, :data], y, weights, free)
     else:
-        of_counts = _of_likelihood(likelihood.fetched(fetch), space, fetch(predictions))
-        told = of_counts._replace(n_free=free)
+        told = _of_likelihood(
+            likelihood.fetched(fetch), loss.of_data, absolute, space, fetch(predictions)
+        )._replace(n_free=free)
     told = told.with_priors(space, weighted[:, data:])
     covariance, stderr = backend.jit(_scaled, absolute, space)(
         covariance, loose, told.reduced_chi2
@@ -178,11 +186,13 @@ class _Statistics(NamedTuple):
         return self._replace(chi2_priors=chi2, reduced_chi2=reduced)
 
 
-def _of_likelihood(likelihood: Likelihood, space: Space, predictions: Array) -> _Statistics:
+def _of_likelihood(
+    likelihood: Likelihood, loss: ResidualLoss, absolute: bool, space: Space, predictions: Array
+) -> _Statistics:
     xp = space.xp
     residuals = likelihood.residuals(predictions)
     residuals = xp.reshape(residuals, predictions.shape)
-    deviance = space.dot(residuals, residuals)
+    squares, deviance = space.dot(residuals, residuals), 2.0 * loss.cost(space, residuals)
     nothing = xp.full_like(deviance, math.nan)
     y = xp.reshape(likelihood.y, predictions.shape)
     kept = xp.ones_like(y)
@@ -199,11 +209,13 @@ def _of_likelihood(likelihood: Likelihood, space: Space, predictions: Array) -> 
     if level is not None:
         level = xp.reshape(level, (-1, 1)) + xp.zeros_like(predictions)
         of_constant = xp.reshape(likelihood.residuals(level), predictions.shape)
-        r2 = 1.0 - deviance / space.dot(of_constant, of_constant)
-    saturated = space.backend.from_host(likelihood.saturated().reshape(-1))
+        r2 = 1.0 - squares / space.dot(of_constant, of_constant)
+    saturated, count = space.backend.from_host(likelihood.saturated().reshape(-1)), space.sum(kept)
+    # Of absolute deviations, or of the best multiple of relative ones.
+    lost = deviance if absolute else count * (1.0 + xp.log(deviance / count))
     return _Statistics(
-        chi2, xp.zeros_like(deviance), nothing, deviance, r2, space.sum(kept), nothing,
-        saturated - 0.5 * deviance,
+        chi2, xp.zeros_like(deviance), nothing, deviance, r2, count, nothing,
+        saturated - 0.5 * lost if loss.is_linear else nothing,
     )
 
 
@@ -215,14 +227,15 @@ def _scaled(
     xp = space.xp
     if not absolute:
         known = xp.logical_not(xp.isnan(reduced))[:, None, None]
-        unknown = xp.full_like(covariance, math.inf)
+        # Those of fixed parameters are 0 whatever the scale.
+        unknown = xp.where(covariance == 0.0, covariance, math.inf)
         covariance = xp.where(known, covariance * reduced[:, None, None], unknown)
     return covariance, deviations(space, covariance, loose)
 
 
 def _statistics(
-    loss: ResidualLoss, absolute_sigma: bool, space: Space, weighted: Array, y: Array,
-    weights: Any, free: Array,
+    loss: ResidualLoss, absolute_sigma: bool, is_complex: bool, space: Space, weighted: Array,
+    y: Array, weights: Any, free: Array,
 ) -> _Statistics:
     """The numbers of a fit with normal errors, from residuals (B, m) and the number of free
     parameters (B,)."""
@@ -242,11 +255,15 @@ def _statistics(
         logs = xp.log(xp.where(known, weights, xp.ones_like(weights)))
         log_weights = space.sum(xp.reshape(logs, (-1, m)))
     # The best constant, with the same weights.
-    unit = xp.broadcast_to(in_units_of_sigma(weights, xp.ones_like(y)), y.shape)
-    unit = xp.reshape(unit, (-1, m))
-    data = xp.reshape(in_units_of_sigma(weights, y), (-1, m))
-    level = space.dot(unit, data) / space.dot(unit, unit)
-    rest = data - level[:, None] * unit
+    rest = xp.reshape(in_units_of_sigma(weights, y), (-1, m))
+    units: list[Array] = []
+    for constant in _constants(xp, y, is_complex):
+        unit = xp.broadcast_to(in_units_of_sigma(weights, constant), y.shape)
+        unit = xp.reshape(unit, (-1, m))
+        for other in units:    # correlated parts
+            unit = _without(space, other, unit)
+        units.append(unit)
+        rest = _without(space, unit, rest)
     r2 = 1.0 - space.dot(weighted, weighted) / space.dot(rest, rest)
 
     scale = xp.ones_like(chi2) if absolute_sigma else chi2 / used
@@ -255,3 +272,20 @@ def _statistics(
     likelihood = -0.5 * twice if loss.is_linear else xp.full_like(twice, math.nan)
     nothing = xp.zeros_like(chi2)
     return _Statistics(chi2, nothing, nothing, chi2, r2, used, free, likelihood)
+
+
+def _constants(xp: Any, y: Array, is_complex: bool) -> list[Array]:
+    """What a constant adds to data like y: for complex ones, to the parts of each kind."""
+    one = xp.ones_like(y)
+    if not is_complex:
+        return [one]
+    half, none = y.shape[-1] // 2, xp.zeros_like(y)
+    parts = [one[..., :half], none[..., half:]]
+    return [xp.concat(parts, axis=-1), xp.concat(parts[::-1], axis=-1)]
+
+
+def _without(space: Space, direction: Array, vector: Array) -> Array:
+    """Vectors (B, m) without what they have along a direction."""
+    length = space.dot(direction, direction)
+    length = space.xp.where(length > 0.0, length, space.xp.ones_like(length))
+    return vector - (space.dot(direction, vector) / length)[:, None] * direction

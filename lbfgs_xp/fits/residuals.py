@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from lbfgs_xp.arrays import returned
-from lbfgs_xp.arrays.backend import Array, Backend, take
+from lbfgs_xp.arrays.backend import Array, Backend, is_array, take
 from lbfgs_xp.arrays.rows import take_rows
 from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp.fits.complex_data import is_complex, parts_of
 from lbfgs_xp.fits.likelihoods import Likelihood
 from lbfgs_xp.fits.parameters import FreeLayout
 from lbfgs_xp.fits.priors import Priors
@@ -105,9 +106,9 @@ class Residuals:
         self._automatic: Callable | None = None
         evaluate: Any = self.backend.jit if compiled else functools.partial
         differs = isinstance(self.jac, str)
-        self._evaluate = evaluate(_evaluate, fun, layout, differs)
+        self._evaluate = evaluate(evaluate_residuals, fun, layout, differs)
         if data is not None:
-            self._evaluate_without_data = evaluate(_evaluate, data[0], layout, differs)
+            self._evaluate_without_data = evaluate(evaluate_residuals, data[0], layout, differs)
         self.bounds: Any = None
         # Exceptions that count as nan, once the residuals at the start are known.
         self.forgiven: tuple[type[Exception], ...] = ()
@@ -116,7 +117,9 @@ class Residuals:
         self.names: tuple[str, ...] = ()
         self.differences = Differences(self.backend, self._without_data, least=0.0)
         if self.jac is None:
-            self._automatic = self.backend.jacobian(compiled, _evaluate, fun, layout, False)
+            self._automatic = self.backend.jacobian(
+                compiled, evaluate_residuals, fun, layout, False
+            )
 
     @property
     def derivatives(self) -> str:
@@ -225,6 +228,9 @@ class Residuals:
         self._accepted = asked, found
         return found
 
+    def check_rows(self, x: Array, residuals: Array) -> None:
+        """Refuse residuals that are not what was said of them; see `ByProducts`."""
+
     def forget(self) -> None:
         """Let go of what is only kept for the next Jacobian."""
         self._latest = self._accepted = None, None
@@ -287,14 +293,16 @@ class Residuals:
 
     def of_information(self, x: Array, residuals: Array) -> Array:
         """Factors for the rows of the Jacobian (B, m, p) at x (B, p) with which J^T J is the
-        information, instead of an approximation to the second derivatives."""
+        information, instead of an approximation to the second derivatives. Rows with negative
+        factors are subtracted from it."""
         xp, likelihood = self.layout.xp, self.likelihood
         assert likelihood is not None
         predictions = self.predictions(x)
         residuals = xp.reshape(residuals, (*predictions.shape[:-1], -1))
         data = predictions.shape[-1]
         slopes = likelihood.slopes(predictions, residuals[..., :data])
-        roots = xp.sqrt(xp.reshape(likelihood.information(predictions), predictions.shape))
+        information = xp.reshape(likelihood.information(predictions), predictions.shape)
+        roots = xp.sign(information) * xp.sqrt(xp.abs(information))
         slopes = xp.abs(xp.reshape(slopes, predictions.shape))
         known = slopes > 0.0
         factors = roots / xp.where(known, slopes, xp.ones_like(slopes))
@@ -313,6 +321,8 @@ class Residuals:
                 jacobian = self.jac(layout.to_tree(self._to_user(x)), *self.args)
             except self.forgiven:
                 return self.backend.full(shape, math.nan)
+            if is_array(jacobian) and is_complex(jacobian) and jacobian.ndim > 1:
+                jacobian = parts_of(jacobian, -2)
             wanted = (*layout.batch, values.shape[-1], layout.whole.size)
             jacobian = self.backend.detach(layout.check(jacobian, 0, "the Jacobian", wanted))
             if isinstance(layout, FreeLayout):
@@ -359,7 +369,7 @@ class Residuals:
         )
 
     def _completed(self, x: Array) -> Array:
-        """What `_evaluate` takes for the parameters x (B, p)."""
+        """What `evaluate_residuals` takes for the parameters x (B, p)."""
         return self.layout.completed(self._to_user(x))
 
     def _to_user(self, x: Array) -> Array:
@@ -378,7 +388,7 @@ def chosen(jac: Any, backend: Backend) -> Any:
     )
 
 
-def _evaluate(
+def evaluate_residuals(
     fun: Callable, layout: Layout, differs: bool, args: tuple, x: Array
 ) -> Array:
     """The checked residuals (..., m) at the vector x (..., p).
@@ -395,6 +405,8 @@ def _evaluate(
     # Not flattened, because a matrix usually comes from a subtraction that has broadcast.
     if len(shape) != len(batch) + 1 or shape[: len(batch)] != batch or 0 in shape:
         raise ValueError(f"residuals returned {returned.described(out)}; wanted {wanted}")
+    if is_complex(out):
+        out = parts_of(out)
     returned.check_real("residuals", out, backend)
     if differs:
         returned.check_precision("residuals", out, backend)

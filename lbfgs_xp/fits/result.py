@@ -16,6 +16,7 @@ from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.fits.covariance import deviations, inverse_of_squares
 from lbfgs_xp.fits.distributions import chi2_above
 from lbfgs_xp.fits.intervals import Intervals, Profile
+from lbfgs_xp.fits.jacobian import Products
 from lbfgs_xp.fits.names import places_of
 from lbfgs_xp.fits.summary import summary
 from lbfgs_xp.result import Status, table
@@ -49,7 +50,8 @@ class LeastSquaresResult:
     fun : array (m,)
         The residuals at x.
     jac : array (m, p)
-        Their Jacobian, with columns in the order of the leaves of x0.
+        Their Jacobian, with columns in the order of the leaves of x0. With solver="dual" or "cg":
+        an operator of this `shape` with `matvec(v)` and `rmatvec(u)`.
     optimality : float
         max |J_j . r| / (|J_j| |r|) over the columns J_j of the Jacobian, without those of
         parameters held at a bound: the cosine of the smallest angle between a column and the
@@ -64,6 +66,8 @@ class LeastSquaresResult:
         finite differences to one side or to both.
     success, status, message
         Whether the run succeeded, and why it ended; see `lx.Status`.
+    costs : None, or nested like what residuals returns
+        With `weights`: the cost of each block of residuals, with its weight.
     covariance, stderr
         Computed when they are asked for; see there.
     """
@@ -80,6 +84,7 @@ class LeastSquaresResult:
     success: bool
     status: Status
     message: str
+    costs: Any = dataclasses.field(default=None, repr=False)
 
     def __repr__(self) -> str:
         return table(self)
@@ -99,11 +104,16 @@ class LeastSquaresResult:
     def stderr(self) -> Any:
         """The standard deviations of the parameters, like x: the square roots of the diagonal of
         `covariance`; infinite for parameters that the residuals do not determine."""
-        batched = self.jac.ndim == 3
-        return Layout(self.x, batched).to_tree(self._errors[1])
+        errors, batched = self._errors[1], self.jac.ndim == 3
+        return Layout(self.x, batched).to_tree(errors)
 
     @functools.cached_property
     def _errors(self) -> tuple[Array, Array]:
+        if isinstance(self.jac, Products):
+            raise ValueError(
+                "the Jacobian of this result is an operator, because of its solver; wanted a "
+                'result of solver="dense" for a covariance'
+            )
         backend = Backend.of(self.jac)
         xp, space = backend.xp, Space(backend, batched=True)
         m, p = self.jac.shape[-2:]
@@ -170,10 +180,10 @@ class CurveFit:
         the same of the deviances.
     residuals : array (m,)
         y - model, in the unit of y; for likelihood="binomial", y - trials model. None for data that
-        were fitted in chunks.
+        were fitted in chunks. As y, they may be complex, and so are `jacobian` and `predict`.
     n_data, n_free : int
-        The number of data, without points that an infinite sigma leaves out; and of parameters,
-        without those that are fixed or tied.
+        The number of data, without points that an infinite sigma leaves out (a complex one counts
+        as two); and of parameters, without those that are fixed or tied.
     n_priors : int
         How many parameters, or combinations of them, have priors.
     log_likelihood : float
@@ -239,7 +249,8 @@ class CurveFit:
         standard deviations of normal errors; (B,) for a batch.
 
         nan unless absolute_sigma=True and the loss is linear: without absolute deviations, chi2 is
-        the measure of the errors, and nothing is left to compare it with.
+        the measure of the errors, and nothing is left to compare it with. For counts, it is
+        approximate, and of no use if most data have only a few.
 
         Examples
         --------
@@ -332,8 +343,9 @@ class CurveFit:
     def _kept(self) -> Any:
         if self._analysis is None:
             raise ValueError(
-                "this result is a copy or comes from a pickle, which do not keep the model and the "
-                "data; wanted the result that lx.curve_fit has returned"
+                "this result does not hold the model and the data, because it is a copy, comes "
+                "from a pickle, or is of data in chunks; wanted the result itself of lx.curve_fit, "
+                "for data that were fitted at once"
             )
         return self._analysis
 
@@ -510,7 +522,7 @@ class CurveFit:
 
         Returns
         -------
-        low, high : arrays like the prediction
+        low, high : arrays like the prediction; if it is complex, each for both parts
 
         Examples
         --------
@@ -586,7 +598,9 @@ class CurveFit:
 
         Residuals are drawn in units of sigma, around their mean, and enlarged by
         sqrt(n_data / dof), since a fit makes them smaller; correlated data, by their uncorrelated
-        combinations. Their spread gives the errors, whatever sigma was.
+        combinations. Their spread gives the errors, whatever sigma was. With a likelihood or
+        sigma=(low, high), the data are drawn from their distribution around the prediction instead
+        (a parametric bootstrap; not for a function), whose scale is that of the covariance.
 
         Parameters
         ----------
@@ -616,7 +630,7 @@ class CurveFit:
         """Draw the data with their errors, the curve with its band, and the residuals below.
 
         The errors are sigma, in the scale of `stderr`. If x is no array with a number for each
-        point, the axis counts the points.
+        point, the axis counts the points. Both parts of complex data are drawn side by side.
 
         Parameters
         ----------

@@ -65,6 +65,7 @@ class FitPlan(NamedTuple):
     compact, callback, on_error : as in `lx.least_squares`.
     end : the status with which to end at once; None to run.
     live : the status line, or None.
+    solver : as in `lx.least_squares`.
     on_host : whether the algebra runs on the host, also that of a batch.
     """
 
@@ -78,6 +79,7 @@ class FitPlan(NamedTuple):
     end: Status | None = None
     on_host: bool = False
     live: Live | None = None
+    solver: str = "dense"
 
     @classmethod
     def checked(

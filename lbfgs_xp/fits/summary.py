@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,8 @@ from lbfgs_xp.fits.intervals import Intervals, IntervalStatus
 from lbfgs_xp.fits.names import listed_order
 from lbfgs_xp.result import Status
 
-# The significant digits of an error.
-_DIGITS = 2
+# The significant digits of an error, and the most of a value with its errors.
+_DIGITS, _MOST_DIGITS = 2, 17
 # From which power of ten on, and below which, numbers are printed with an exponent.
 _LARGE, _SMALL = 6, -4
 # The bins of a histogram of pulls, in standard deviations, and its blocks from empty to full.
@@ -31,20 +33,27 @@ def measured(value: float, *errors: float) -> str:
     >>> measured(2.583635, 0.135412), measured(1.4649, 0.158, 0.147), measured(6.62607e-34, 8e-41)
     ('2.58 ± 0.14', '1.46 +0.16 -0.15', '(6.62607000 ± 0.00000080)e-34')
     """
+    value, errors = float(value) + 0.0, tuple(map(float, errors))    # and no -0.0
     known = [error for error in errors if math.isfinite(error) and error > 0.0]
     if not math.isfinite(value) or not known:
         text = f"{value:.6g}"
         return text if not errors else f"{text} " + _with_signs([f"{e:.2g}" for e in errors])
     smallest = min(known)
+    if smallest < sys.float_info.epsilon * abs(value):    # more digits than a number has
+        return f"{value:.15g} " + _with_signs([f"{error:.2g}" for error in errors])
     last = _exponent(smallest, _DIGITS) - (_DIGITS - 1)
     size = _exponent(max(abs(value), *known), _DIGITS)
     shift = size if size >= _LARGE or (size < _SMALL and last < _SMALL) else 0
     if last > 0 and not shift:
         shift = size    # digits before the point would say too much
     places = max(shift - last, 0)
+    if size - last > _MOST_DIGITS:
+        return f"{value:.6g} " + _with_signs([f"{error:.2g}" for error in errors])
 
     def shown(number: float) -> str:
-        return f"{number / 10.0**shift:.{places}f}" if math.isfinite(number) else str(number)
+        # A power of ten of the smallest numbers is no float.
+        scaled = Decimal(number).scaleb(-shift) if shift else number
+        return f"{scaled:.{places}f}" if math.isfinite(number) else str(number)
 
     text = f"{shown(value)} {_with_signs([shown(error) for error in errors])}"
     return f"({text})e{shift:+03d}" if shift else text
@@ -73,10 +82,10 @@ def summary(fit: Any, level: float | None, limit: float, analysis: Any) -> str:
     intervals = None if level is None else fit.intervals(level)
     if isinstance(fit.message, list):
         return _of_many(fit, intervals, analysis)
-    return _of_one(fit, intervals, limit)
+    return _of_one(fit, intervals, limit, analysis)
 
 
-def _of_one(fit: Any, intervals: Intervals | None, limit: float) -> str:
+def _of_one(fit: Any, intervals: Intervals | None, limit: float, analysis: Any) -> str:
     state = "converged" if fit.success else "NOT CONVERGED"
     lines = [
         f"{fit.n_data} data, {fit.n_free} free parameters, {state} in {fit.nit} steps "
@@ -85,7 +94,17 @@ def _of_one(fit: Any, intervals: Intervals | None, limit: float) -> str:
     if not fit.success:
         lines.append(f"  {fit.message}")
     x, stderr = listed(fit, fit.x), listed(fit, fit.stderr)
-    columns = [list(fit.names), [_with_error(*pair) for pair in zip(x, stderr, strict=True)]]
+    texts = [_with_error(*pair) for pair in zip(x, stderr, strict=True)]
+    if not fit.absolute_sigma and math.isnan(fit.reduced_chi2):
+        # Nothing is left that measures the errors of the data.
+        texts = [text.replace("(not determined)", "(error unknown)") for text in texts]
+    if analysis is not None:
+        pressed = analysis.at_bounds(fit.x)[0]
+        texts = [
+            f"{text} (at its bound)" if there else text
+            for text, there in zip(texts, pressed, strict=True)
+        ]
+    columns = [list(fit.names), texts]
     if intervals is not None:
         ends = [listed(fit, side) for side in intervals]
         status = [listed(fit, side) for side in (intervals.low_status, intervals.high_status)]
@@ -124,7 +143,7 @@ def _with_ends(value: float, low: float, high: float, below: int, above: int) ->
         IntervalStatus.LOWER: "lower minimum elsewhere", IntervalStatus.FAILED: "not found",
     }
     text = measured(value, high - value, value - low)
-    if IntervalStatus.LOWER in (below, above) or IntervalStatus.FAILED in (below, above):
+    if math.isnan(low) and math.isnan(high):
         text = ""
     said = [
         f"{side}: {words[code]}"    # type: ignore[index]

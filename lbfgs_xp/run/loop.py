@@ -442,7 +442,8 @@ class Run:
     def recover_from_interrupt(self) -> None:
         """Restart the solver from its iterate if a step was interrupted, which may have overwritten
         half of what it has learned."""
-        if not self._in_step:
+        if not self._in_step or self.space.sharded:
+            # (Other processes are heard before a step overwrites anything.)
             return
         self.rejoin_rows()
         state = self.standing.solver_state
@@ -487,7 +488,7 @@ class Run:
         message: Any
         code = self._code()
         norm = best.gradient_norm
-        if not space.remote:
+        if not (space.remote or space.sharded):
             norm = space.read_one(self.solver.optimality(space, best.x, best.gradient))
         if space.batched:
             status, message = code, [_MESSAGES[int(each)] for each in self.codes()]

@@ -18,6 +18,7 @@ from lbfgs_xp.solvers.newton import Newton
 from lbfgs_xp.solvers.newton_cg import NewtonCG
 from lbfgs_xp.solvers.projected_gradient import ProjectedGradient
 from lbfgs_xp.solvers.self_scaled import SSBFGS, SSBroyden
+from lbfgs_xp.solvers.trust_ncg import TrustNCG
 
 METHODS: dict[str, Callable[[], Any]] = {
     "lbfgs": LBFGS,
@@ -26,6 +27,7 @@ METHODS: dict[str, Callable[[], Any]] = {
     "ssbroyden": SSBroyden,
     "newton": Newton,
     "newton-cg": NewtonCG,
+    "trust-ncg": TrustNCG,
     "projected_gradient": ProjectedGradient,
     **OPTIMIZERS,
 }
@@ -34,7 +36,7 @@ METHODS: dict[str, Callable[[], Any]] = {
 _OF_SCIPY = {
     ("l-bfgs-b", "tnc"): 'use "lbfgs", which takes bounds',
     ("cg",): 'use "lbfgs", which needs about as little memory',
-    ("trust-ncg", "trust-krylov"): 'use "newton-cg"',
+    ("trust-krylov",): 'use "trust-ncg"',
     ("dogleg", "trust-exact"): 'use "newton"',
     ("slsqp", "cobyla", "cobyqa", "trust-constr"): (
         "use lx.augmented_lagrangian for constraints"

@@ -14,7 +14,7 @@ import array_api_compat as compat
 import numpy as np
 
 from lbfgs_xp.arrays import returned
-from lbfgs_xp.arrays.backend import Array, Backend, is_array, library_of, take
+from lbfgs_xp.arrays.backend import Array, Backend, identity, is_array, library_of, take
 from lbfgs_xp.arrays.rows import belongs_to_rows, take_rows
 from lbfgs_xp.arrays.tree import Layout, flatten, map_leaves
 from lbfgs_xp.run import differences
@@ -125,6 +125,7 @@ class Objective:
         # Like the gradient, the values of a batch may be in a buffer that fun reuses.
         self.evaluate = self._with_own_value if layout.batch else self._evaluate
         self.is_shared = False
+        self._together: Callable[[Callable], Callable] = identity
         self._unshared = -1
         if self.backend.on_host and layout.plain:
             self._unshared = self._references_of_a_fresh_array()
@@ -145,13 +146,13 @@ class Objective:
                 "jac asks for differences, whose steps would differ between the processes; wanted "
                 "automatic differentiation, a function, or True"
             )
-        self.is_shared = True
+        self.is_shared, self._together = True, together
         self.evaluate = together(self.evaluate)
 
     def forgive(self, errors: tuple[type[Exception], ...]) -> None:
         """Let an exception of these classes count as nan from now on."""
         if errors:
-            self._forgiven, self.evaluate = errors, self._evaluate_or_nan
+            self._forgiven, self.evaluate = errors, self._together(self._evaluate_or_nan)
 
     @property
     def returns_both(self) -> bool:

@@ -1,4 +1,4 @@
-"""The live status line of `progress=True`."""
+"""The live status line of `progress=True`: in a terminal, or in the output of a notebook's cell."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lbfgs_xp.result import Record
 
 
 class Live:
-    """One line in the terminal that follows a run; nothing if `shown` is False.
+    """One line that follows a run; nothing if `shown` is False.
 
     line : from a record to the text of the line; by default, the progress of `minimize`.
     """
@@ -22,9 +22,14 @@ class Live:
         self._next = 0.0
         if shown:
             # Imported here because rich takes longer to import than this library.
+            from rich.console import Console
             from rich.live import Live as RichLive
 
-            self._live = RichLive(auto_refresh=False)
+            console = Console()
+            # In a notebook, rich's own needs ipywidgets.
+            self._live = _Cell() if console.is_jupyter else RichLive(
+                console=console, auto_refresh=False
+            )
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -35,8 +40,9 @@ class Live:
         if self._live is not None:
             self._live.refresh()
             self._live.stop()
-            if not self._live.console.is_terminal:
-                self._live.console.line()    # rich ends the line only on a terminal
+            console = getattr(self._live, "console", None)
+            if console is not None and not console.is_terminal:
+                console.line()    # rich ends the line only on a terminal
 
     def show(self, record: Any) -> None:
         if self._live is None:
@@ -46,6 +52,28 @@ class Live:
         if time.perf_counter() >= self._next:
             self._live.refresh()
             self._next = time.perf_counter() + 0.1
+
+
+class _Cell:
+    """A line of text in the output of a notebook's cell; it has the methods of rich's `Live`."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._shown: Any = None
+
+    def start(self) -> None:
+        from IPython.display import display
+
+        self._shown = display({"text/plain": self._text}, raw=True, display_id=True)
+
+    def update(self, text: str) -> None:
+        self._text = text
+
+    def refresh(self) -> None:
+        self._shown.update({"text/plain": self._text}, raw=True)
+
+    def stop(self) -> None:
+        """The line stays."""
 
 
 def _line(record: Record) -> str:

@@ -93,6 +93,26 @@ def described_problem(run: Run, jac: Any, bounds: Any) -> dict[str, Any]:
     }
 
 
+def of_pieces(problem: dict[str, Any]) -> dict[str, Any]:
+    """What of a problem must not differ between processes that each have a piece of it."""
+    whole = {name: problem[name] for name in problem if name not in ("variables", "phases")}
+    for name in ("bounds", "x_scale"):
+        whole[name] = problem[name] is not None
+    arrays = ("box", "l1", "initial_inverse_hessian", "segments")
+    whole["phases"] = [
+        {
+            **phase,
+            "method": {
+                name: setting is not None if name in arrays else setting
+                for name, setting in phase["method"].items()
+            },
+        }
+        for phase in problem["phases"]
+    ]
+    whole["dtypes"] = sorted({kind.partition(" ")[0] for kind in problem["variables"].values()})
+    return whole
+
+
 def _of_ended(result: Result) -> dict[str, Any]:
     """What a file holds of the result of a phase."""
     kept = {name: getattr(result, name) for name in _OF_RESULT}

@@ -16,20 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from lbfgs_xp.arrays.backend import Array, Backend, class_of, is_array
+from lbfgs_xp.arrays.backend import Array, Backend, class_of, dtype_name, is_array
 from lbfgs_xp.arrays.pending import Pending
 from lbfgs_xp.arrays.tree import leaf_name
 
 _PACKAGE = __name__.partition(".")[0]
+# What a value in a file may stand for; each has a method of `Decoder`.
+_KINDS = (
+    "float", "bytes", "scalar", "host", "array", "tuple", "list", "dict", "enum", "named", "saved"
+)
 
 
 class Unsaved(TypeError):
     """Something that has no form in a file; the message says where it is."""
-
-
-def dtype_name(dtype: Any) -> str:
-    """The name of a dtype, the same for all libraries."""
-    return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
 
 
 def kind_of(array: Array) -> str:
@@ -68,6 +67,8 @@ class Encoder:
         if isinstance(value, float):
             return value if math.isfinite(value) else {"float": repr(value)}
         if is_array(value):
+            if dtype_name(value.dtype) == "bfloat16":
+                raise Unsaved(f"{path} has dtype bfloat16, which NumPy lacks; wanted another")
             kind = "host" if isinstance(value, np.ndarray) else "array"
             return {kind: self._place(value, value)}
         if isinstance(value, bytes):
@@ -136,6 +137,8 @@ class Decoder:
         if not isinstance(data, dict):
             return data
         ((kind, content),) = data.items()
+        if kind not in _KINDS:
+            raise ValueError(f"the file holds a {kind!r}; wanted one of {', '.join(_KINDS)}")
         return getattr(self, f"_{kind}")(content)
 
     def _float(self, text: str) -> float:
@@ -186,7 +189,9 @@ def _class_named(name: str, base: type) -> Any:
     found: Any = importlib.import_module(module)
     for part in qualname.split("."):
         found = getattr(found, part)
-    if not (isinstance(found, type) and issubclass(found, base)):
+    # Not a class that a module of ours has only imported.
+    own = isinstance(found, type) and found.__module__.partition(".")[0] == _PACKAGE
+    if not (own and issubclass(found, base)):
         raise ValueError(f"{name} is no class of states")
     return found
 

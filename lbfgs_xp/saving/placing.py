@@ -11,9 +11,9 @@ from typing import Any
 import array_api_compat as compat
 import numpy as np
 
-from lbfgs_xp.arrays.backend import Array, Backend, is_array
+from lbfgs_xp.arrays.backend import Array, Backend, dtype_name, is_array
 from lbfgs_xp.arrays.space import Space
-from lbfgs_xp.saving.encoding import dtype_name, on_host
+from lbfgs_xp.saving.encoding import on_host
 
 # What belongs to the small algebra, although it may be as long as x.
 _SMALL = ("with_gradient", "squared", "inverse", "gram", "diagonal")

@@ -189,8 +189,9 @@ def free_variables(
 
 
 def _none(space: Space, mask: Array) -> bool:
-    """Whether the mask (..., n) holds nowhere; always False if checking would wait for a device."""
-    if space.remote or (space.batched and not space.backend.on_host):
+    """Whether the mask (..., n) holds nowhere; always False if checking would wait for a device or
+    for other processes."""
+    if space.remote or space.sharded or (space.batched and not space.backend.on_host):
         return False
     return not bool(space.backend.to_host(space.xp.any(mask)))
 
@@ -282,10 +283,9 @@ def trial(space: Space, path: Path | None, x: Array, alpha: Any, direction: Arra
 
 def differ(space: Space, free: Array, other: Array) -> Any:
     """For each problem, whether two masks of free variables differ."""
-    changed = space.xp.any(free != other, axis=-1)
     if not space.batched:
-        return bool(space.backend.to_host(changed))
-    return space.fetch_mask(changed)
+        return not space.equal(free, other)
+    return space.fetch_mask(space.xp.any(free != other, axis=-1))
 
 
 def reduced(space: Space, free: Any, vector: Array) -> Array:

@@ -86,6 +86,9 @@ class Solver(ABC):
     patience : int or None
         How many iterations may pass without a lower value or gradient before the precision floor
         counts as reached; None for the default.
+    shards : bool
+        Whether the variables may be divided among processes: all that `init` and `step` need of
+        vectors beside elementwise operations are numbers that the space reads.
     resumes : bool
         Whether another run can resume from its state, with `check_state`, `learned`, `resume` and
         the argument `learned` of `init`.
@@ -101,6 +104,7 @@ class Solver(ABC):
     rescales = False
     takes_noise = False
     patience: int | None = None
+    shards = False
     resumes = False
 
     @property
@@ -209,7 +213,7 @@ class Solver(ABC):
 _OPTIONAL = (
     "supports_bounds", "with_bounds", "supports_l1", "with_l1", "penalised", "around", "project",
     "reduced", "needs_hessian", "needs_products", "compiles",
-    "searches", "patience", "of_rows", "as_row", "rescales", "takes_noise", "in_units",
+    "searches", "patience", "of_rows", "as_row", "rescales", "takes_noise", "shards", "in_units",
     "inverse_hessian", "check_state", "learned", "resume", "promise",
 )
 

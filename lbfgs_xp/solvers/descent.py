@@ -193,8 +193,9 @@ class Descent(Method, Solver):
         old = begun(rule, state.search)
         if old is not state.search:
             state = state._replace(search=old)
+        may_rise = space.remote or space.sharded
         told = fn.fused(
-            _judged, rule, self.probes, space.remote, space.backend.eps, space.backend.noise,
+            _judged, rule, self.probes, may_rise, space.backend.eps, space.backend.noise,
             named(_Numbers, (
                 old, state.value, state.lowest.alpha, state.lowest.value, state.share,
                 state.steepest, state.decrement, state.noise,

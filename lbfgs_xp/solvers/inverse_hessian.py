@@ -37,13 +37,22 @@ class Operator(ABC):
 
     def todense(self) -> Array:
         """The matrix, (..., n, n)."""
+        self._check_whole()
         with self._space.backend.current():
             return self._dense()
 
     def diagonal(self) -> Array:
         """The diagonal, (..., n)."""
+        self._check_whole()
         with self._space.backend.current():
             return self._diagonal()
+
+    def _check_whole(self) -> None:
+        if self._space.sharded:
+            raise TypeError(
+                "hess_inv comes from a run with sharded=True, in which no process has all of it; "
+                "wanted hess_inv @ v, with the piece of v in each process"
+            )
 
     @abstractmethod
     def _dense(self) -> Array:

@@ -14,7 +14,7 @@ from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.returned import check_like
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.checks import count, number, optional, setting
-from lbfgs_xp.line_search import ACCEPTED, STUCK, Armijo, Search
+from lbfgs_xp.line_search import ACCEPTED, STUCK, Armijo, Fixed, Search
 from lbfgs_xp.projections import Box, Projection
 from lbfgs_xp.solvers.contract import Solver
 from lbfgs_xp.solvers.descent import Iterate
@@ -85,8 +85,11 @@ class ProjectedGradient(Method, Solver):
         A constant lambda instead of Barzilai and Borwein's.
     memory_size : int
         How many values the decrease is measured against, at least 1; with 1, each step goes down.
-    line_search : Armijo
-        How the search shortens its step, which is 1 at first.
+    line_search : Armijo or Fixed
+        How the search shortens its step, which is 1 at first. With `lx.Fixed()` every step counts:
+        together with `step_size` that is the projected gradient method of textbooks,
+        x <- P(x - step_size g), which diverges if step_size is above 2 / L for a gradient with the
+        Lipschitz constant L (Goldstein 1964; Levitin & Polyak 1966).
 
     Raises
     ------
@@ -105,13 +108,18 @@ class ProjectedGradient(Method, Solver):
     >>> bounds = None, np.asarray([1.0, 5.0])
     >>> lx.minimize(fun, np.zeros(2), jac=True, method="projected_gradient", bounds=bounds).x
     array([1., 3.])
+    >>> solver = lx.ProjectedGradient(
+    ...     lx.projections.Simplex(), step_size=0.1, line_search=lx.Fixed()
+    ... )
+    >>> lx.minimize(fun, np.zeros(2), jac=True, method=solver).x.round(6)
+    array([0.5, 0.5])
     """
 
     projection: Projection | Callable[[Array], Array] | None = None
     _: dataclasses.KW_ONLY
     step_size: float | None = None
     memory_size: int = 10
-    line_search: Armijo = Armijo()
+    line_search: Armijo | Fixed = Armijo()
 
     supports_bounds = True
     projects = True
@@ -131,10 +139,16 @@ class ProjectedGradient(Method, Solver):
             )
         setting(self, "memory_size", count, least=1)
         setting(self, "step_size", optional(number), above=0.0)
-        if not isinstance(self.line_search, Armijo):
+        if not isinstance(self.line_search, (Armijo, Fixed)):
             raise TypeError(
-                f"line_search is {self.line_search!r}; wanted an lx.Armijo(...), because no other "
-                "rule stays within the set"
+                f"line_search is {self.line_search!r}; wanted an lx.Armijo(...) or lx.Fixed(), "
+                "because no other rule stays within the set"
+            )
+        alpha = self.line_search.alpha if isinstance(self.line_search, Fixed) else None
+        if alpha is not None and alpha > 1.0:
+            raise ValueError(
+                f"line_search is {self.line_search!r}; wanted an alpha of at most 1, because "
+                "longer steps leave the set"
             )
 
     @property

@@ -51,6 +51,8 @@ class SteepestDescent(Descent):
 
     line_search: LineSearch | LineSearchName = Bisection(alpha_max=1e30)
 
+    shards = True
+
     def aim(self, space: Space, point: Iterate, secant: Any, steepest: Any, **more: Any) -> Aim:
         fn = space.scalars
         known = fn.isfinite(secant) & (secant > 0.0)

@@ -17,6 +17,39 @@ from lbfgs_xp.checks import count, optional
 NO_DATA = ()
 
 
+class Draws:
+    """Points that are drawn anew from time to time.
+
+    first : the data to begin with.
+    each : after how many iterations the next draw follows.
+    """
+
+    def __init__(self, data: Any, resample: Any, each: int):
+        if resample is not None and not callable(resample):
+            raise TypeError(
+                f"resample is a {type(resample).__name__}; wanted a function of the number of the "
+                "draw, or None"
+            )
+        if resample is not None and data is not None:
+            raise ValueError(
+                "data and resample were both passed; wanted one of them, because resample(0) gives "
+                "the first points"
+            )
+        self.resample, self.each = resample, each
+        self.first = data if resample is None else resample(0)
+
+    def __call__(self, number: int) -> Any:
+        return self.resample(number)
+
+    def before(self, iterations: int, first: int = 0) -> int:
+        """The number of the draw for the iteration after these, if `first` was for the first."""
+        return first + iterations // self.each
+
+    def of_steps(self, steps: int) -> int:
+        """How many draws as many steps take."""
+        return -(-steps // self.each)
+
+
 class Source:
     """Data as chunks: nested tensors, or whatever an iterable gives, on the device of the model.
 
@@ -50,6 +83,19 @@ class Source:
                 )
             self.items = data
         self.whole = self.items is None and batch_size is None
+
+    def renew(self, data: Any) -> None:
+        """Replace the data by others of the same kind; tensors keep their number of rows."""
+        new = Source(data, self.batch_size, self.chunk_size, self.seed, self.device)
+        old = (len(self.tensors), self.items is None, *(len(t) for t in self.tensors[:1]))
+        found = (len(new.tensors), new.items is None, *(len(t) for t in new.tensors[:1]))
+        if found != old and (self.batch_size is not None or found[:2] != old[:2]):
+            raise ValueError(
+                f"resample returned {_told(new)}; wanted, as before, {_told(self)}"
+            )
+        self.tensors, self.items = new.tensors, new.items
+        if self.tensors:
+            self.structure = new.structure
 
     def chunks(self) -> Iterator[Any]:
         """All data, once."""
@@ -98,6 +144,13 @@ class Source:
             return leaf.to(self.device) if callable(getattr(leaf, "to", None)) else leaf
 
         return map_leaves(move, chunk)
+
+
+def _told(source: Source) -> str:
+    """What a source holds, for an error."""
+    if source.tensors:
+        return f"{len(source.tensors)} tensors of {len(source.tensors[0])} rows"
+    return "None" if source.items is None else f"a {type(source.items).__name__}"
 
 
 def rows_of(chunk: Any) -> int | None:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from lbfgs_xp.arrays.backend import Backend
-from lbfgs_xp.arrays.tree import flatten, leaf_name, map_leaves
+from lbfgs_xp.arrays.returned import is_true
+from lbfgs_xp.arrays.tree import flatten, leaf_name
 from lbfgs_xp.checks import count, flags, number, reject_foreign_keywords, shown
 from lbfgs_xp.first_order import Adam
 from lbfgs_xp.line_search import LineSearch
@@ -24,13 +25,14 @@ from lbfgs_xp.saving.checkpoint import Checkpoint, Keeper, Saved, Terminated, ke
 from lbfgs_xp.saving.encoding import described, kind_of
 from lbfgs_xp.solvers import lbfgs
 from lbfgs_xp.torch.closure import CHANGES
-from lbfgs_xp.torch.data import Source
+from lbfgs_xp.torch.data import Draws, Source
 from lbfgs_xp.torch.flat import Flat
 from lbfgs_xp.torch.layers import warn_of_layers
 from lbfgs_xp.torch.loss import ChunkedLoss
 from lbfgs_xp.torch.optimizer import LBFGS
+from lbfgs_xp.torch.second import ByMethod, ByOptimizer
 from lbfgs_xp.torch.warned import warn
-from lbfgs_xp.typing import LineSearchName
+from lbfgs_xp.typing import LineSearchName, Method
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -57,6 +59,23 @@ class PhaseHistory:
         return f"{len(self.loss)} losses in {max(self.seconds, default=0.0):.3g} s: {self.message}"
 
 
+class TrainingRecord(NamedTuple):
+    """The record that `train_with_lbfgs` passes to a callback.
+
+    phase : "Adam" or "L-BFGS", which stands for the second phase whatever its method.
+    epoch : how many steps of Adam, or epochs of the second phase, are done.
+    loss : before the last step of Adam, or after the epoch.
+    gradient_norm : the largest component of the gradient after the epoch; nan for Adam.
+    seconds : since the phase began.
+    """
+
+    phase: str
+    epoch: int
+    loss: float
+    gradient_norm: float
+    seconds: float
+
+
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class TrainingResult:
     """The outcome of `train_with_lbfgs`; the parameters are in the model.
@@ -66,7 +85,8 @@ class TrainingResult:
     loss : float
         The loss on all data for the final parameters of the model; nan if it was never computed.
     adam, lbfgs : PhaseHistory or None
-        The history of each phase; None if it was skipped or not reached.
+        The history of each phase; None if it was skipped or not reached. `lbfgs` is the second
+        phase, whatever its method.
     success, status, message
         Whether the last phase succeeded, and why it ended.
     """
@@ -112,6 +132,10 @@ def train_with_lbfgs(
     seed: int = 0,
     progress: bool = False,
     checkpoint: Checkpoint | None = None,
+    method: Method | None = None,
+    resample: Callable[[int], Any] | None = None,
+    resample_every: int = 1,
+    callback: Callable[[TrainingRecord], Any] | None = None,
 ) -> TrainingResult:
     """Train with Adam for a fixed number of steps, then with L-BFGS until the loss has settled.
 
@@ -173,6 +197,23 @@ def train_with_lbfgs(
         Where the run saves itself from time to time: between the steps of Adam and between the
         epochs of L-BFGS (`every` counts both). If there is such a file, the run goes on from it,
         with the parameters saved there.
+    method : None, str or solver
+        Another method for the second phase, such as `lx.SSBroyden()` or "newton-cg" (with products
+        by differences of gradients). history_size and line_search_fn do not apply then, and an
+        epoch is max_iter iterations of `lx.minimize`.
+    resample : function
+        resample(k) -> data, the points of draw k = 0, 1, 2, ..., instead of data. It should depend
+        on k alone, as through the seed of a generator, because a run that goes on from a file draws
+        again. Losses on different points cannot be compared: what counts as best is of the current
+        draw, and so is the loss that is returned. What the second phase has learned of the
+        curvature is kept.
+    resample_every : int
+        After how many epochs of max_iter iterations new points are drawn; max_iter steps of Adam
+        count as one.
+    callback : function
+        callback(record) after every epoch of the second phase, and every max_iter steps of Adam,
+        with a `TrainingRecord`; the parameters are in the model. Returning a true value stops the
+        run.
 
     Returns
     -------
@@ -209,8 +250,18 @@ def train_with_lbfgs(
     if line_search_fn is None:
         raise ValueError("line_search_fn is None; wanted the name of a rule, or a rule")
     progress, pass_model = flags(progress=progress, pass_model=pass_model)
+    if any(isinstance(m, torch.nn.parallel.DistributedDataParallel) for m in model.modules()):
+        raise TypeError(
+            "model is a DistributedDataParallel, whose gradients are averaged in backward() only, "
+            "which is not called here; wanted its module, model.module, or lbfgs_xp.torch.LBFGS "
+            "with a closure that averages the loss"
+        )
+    max_iter = count("max_iter", max_iter, 1)
+    draws = Draws(data, resample, count("resample_every", resample_every, 1) * max_iter)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback is a {type(callback).__name__}; wanted a function, or None")
     flat = _parameters(model, params)
-    source = Source(data, batch_size, chunk_size, seed, flat.params[0].device)
+    source = Source(draws.first, batch_size, chunk_size, seed, flat.params[0].device)
     loss = ChunkedLoss(model, loss_fn, reduction, flat, pass_model)
     steady = not warn_of_layers(model)
     optimizer = LBFGS(
@@ -218,23 +269,25 @@ def train_with_lbfgs(
         line_search_fn=line_search_fn, tolerance_change=0.0,
         tolerance_grad=tol if until in ("either", "gradient") else 0.0,
     )
+    second = ByMethod(method, optimizer) if method is not None else ByOptimizer(optimizer)
     problem = {
         "kind": "train_with_lbfgs",
         "parameters": list(map(kind_of, flat.params)),
         "adam_lr": described(adam_lr), "history_size": history_size, "max_iter": max_iter,
         "line_search_fn": described(line_search_fn), "until": until, "tol": repr(tol),
         "batch_size": batch_size, "chunk_size": chunk_size, "seed": seed,
+        "method": described(getattr(second, "method", None)), "resample_every": resample_every,
     }
     with (
         Live(progress, _line) as live, keeping(checkpoint, lambda: problem, "torch") as keeper
     ):
-        run = _Training(flat, loss, source, live, steady, keeper)
-        goes_on = keeper is None or keeper.saved is None or run.go_on(keeper.saved, optimizer)
+        run = _Training(flat, loss, source, live, steady, keeper, draws, callback, max_iter)
+        goes_on = keeper is None or keeper.saved is None or run.go_on(keeper.saved, second)
         try:
             if adam_steps and goes_on and run.phase == "Adam":
                 run.adam(Adam(adam_lr), adam_steps)
-            if max_epochs and goes_on:
-                run.lbfgs(optimizer, max_epochs, tol, until)
+            if max_epochs and goes_on and not run.stopped:
+                run.second(second, max_epochs, tol, until, draws.of_steps(adam_steps))
             if keeper is not None:
                 keeper.save_last(run.end_position())
         except (KeyboardInterrupt, Terminated) as stop:
@@ -301,7 +354,7 @@ class _Position(NamedTuple):
     step : how many steps or epochs of the phase are done.
     x : the parameters, a vector.
     memory : the state of Adam, or that of L-BFGS.
-    known, moved, finite : see `_Training.adam` and `_Training.lbfgs`.
+    known, moved, finite : see `_Training.adam` and `_Training.second`.
     length : how many items an iterable gave.
     phases : the fields of the phases that have ended, by name.
     The others are those of `_Training`.
@@ -321,6 +374,7 @@ class _Position(NamedTuple):
     steady: bool
     seen: list[tuple[float, float]]
     phases: dict[str, tuple]
+    drawn: int
 
     def counts(self) -> dict[str, Any]:
         """What a reader of the file may want to know."""
@@ -334,14 +388,17 @@ class _Training:
         with that loss (or None).
     standing : complete parameters, while those of the model are overwritten.
     steady : whether the loss is so far known to depend on the parameters alone.
-    walled : whether this epoch of L-BFGS has met a loss that is not finite.
+    walled : whether this epoch of the second phase has met a loss that is not finite.
+    drawn : the number of the current draw of points.
+    stopped : whether the callback has stopped the run.
     """
 
     def __init__(
         self, flat: Flat, loss: ChunkedLoss, source: Source, live: Live, steady: bool,
-        keeper: Keeper | None,
+        keeper: Keeper | None, draws: Draws, callback: Callable | None, each: int,
     ):
-        self.keeper = keeper
+        self.keeper, self.draws, self.callback, self.each = keeper, draws, callback, each
+        self.drawn, self.stopped = 0, False
         # What `position` returns; None in the middle of a step. And what a file said.
         self._at: _Position | None = None
         self.seen: list[tuple[float, float]] = []
@@ -363,7 +420,7 @@ class _Training:
     def end_position(self) -> _Position:
         """The position at the end, from where a run with larger budgets goes on."""
         at, last = self._at, self.phases[self.phase]
-        if at is not None and last.status in (Status.EPOCHS, Status.ITERATIONS):
+        if at is not None and last.status in (Status.EPOCHS, Status.ITERATIONS, Status.CALLBACK):
             return at
         return self._position(0, None)._replace(done=True)
 
@@ -378,6 +435,7 @@ class _Training:
         return _Position(
             False, self.phase, step, self.flat.read() if x is None else x, memory, known, moved,
             finite, self.source.length, self.lowest, self.best, self.steady, self.seen, phases,
+            self.drawn,
         )
 
     def _visit(self, step: int, memory: Any, last: bool, **more: Any) -> None:
@@ -388,7 +446,7 @@ class _Training:
             if not last:
                 self.keeper.visit(self._at, advanced=True)
 
-    def go_on(self, saved: Saved, optimizer: LBFGS) -> bool:
+    def go_on(self, saved: Saved, second: Any) -> bool:
         """Stand where another run stood; return whether there is anything left to do."""
         x = self.flat.read()
         at: _Position = saved.position(Backend.of(x, "the parameters"), x)
@@ -402,8 +460,29 @@ class _Training:
         }
         self.flat.write(at.x)
         if at.phase == "L-BFGS" and at.memory is not None:
-            optimizer.load_state_dict(map_leaves(_as_tensor, at.memory))
+            second.load(at.memory)
+        self.drawn = at.drawn
+        if at.drawn:
+            self.source.renew(self.draws(at.drawn))
         return not at.done
+
+    def _draw(self, number: int) -> bool:
+        """Go to this draw of points; return whether it is a new one."""
+        if self.draws.resample is None or number == self.drawn:
+            return False
+        self.source.renew(self.draws(number))
+        self.drawn, self.lowest, self.best = number, math.inf, None
+        return True
+
+    def _told(self, step: int, loss: float, gradient_norm: float = math.nan) -> bool:
+        """Call the callback; return whether it stops the run."""
+        if self.callback is None:
+            return False
+        seconds = time.perf_counter() - self.begun
+        with torch.enable_grad():
+            out = self.callback(TrainingRecord(self.phase, step, loss, gradient_norm, seconds))
+        self.stopped = is_true(out)
+        return self.stopped
 
     def _resumed(self) -> _Position | None:
         """Where a file said that the current phase stands."""
@@ -441,29 +520,39 @@ class _Training:
             self.standing, moved = finite, True
             self.flat.write(x)
             self.standing = None
+            if step % self.each == 0 and step < steps and self._told(step, value):
+                steps = step
+                break
+            if step < steps:    # before the next batch is made
+                self._draw(self.draws.before(step))
         self._visit(steps, memory, last=True, x=x, moved=moved, finite=finite)
         value = float(self.loss(self.source.chunks()))
         if not math.isfinite(value):
             return self._diverged(moved, finite)
         self._keep(value)
         self.restore()
+        if self.stopped:
+            return self.end(Status.CALLBACK)
         self.end(Status.EPOCHS, f"all {steps} steps of Adam are done")
 
-    def lbfgs(self, optimizer: LBFGS, epochs: int, tol: float, until: str) -> None:
+    def second(self, method: Any, epochs: int, tol: float, until: str, draw: int) -> None:
+        """The phase after Adam, by a `ByOptimizer` or a `ByMethod`; `draw` is its first draw."""
         if at := self._resumed():
             known, done = at.known, at.step
         else:
             self._begin("L-BFGS")
             known, done = self.lowest, 0
         for epoch in range(done + 1, epochs + 1):
-            self._visit(epoch - 1, self._memory(optimizer), last=False, known=known)
+            self._visit(epoch - 1, self._memory(method), last=False, known=known)
+            if self._draw(self.draws.before((epoch - 1) * self.each, draw)):
+                known = math.nan
             self.walled = False
             try:
-                before = float(optimizer.step(self._evaluate))
+                before = method.step(self._evaluate, self.flat)
             finally:
-                if optimizer.result is not None:
-                    self._keep(optimizer.result.fun)
-            now: Any = optimizer.result
+                if method.result is not None:
+                    self._keep(method.result.fun)
+            now: Any = method.result
             self._compare(known, before)
             if epoch == 1:
                 self._note(0, before)
@@ -476,8 +565,8 @@ class _Training:
             enough = {"gradient": flat, "loss": settled, "both": flat and settled}
             done = enough.get(until, flat or settled)
             fails = status is Status.LINE_SEARCH and message != CHANGES
-            if not done and (stuck or fails):
-                status, message = self._look(optimizer.param_groups[0], now.fun)
+            if not done and (stuck or fails) and method.looks:
+                status, message = self._look(method.settings, now.fun)
                 known = self.lowest
             self._note(epoch, known, now.gradient_norm)
             if done:
@@ -486,12 +575,15 @@ class _Training:
                 return self.end(status, f"{', and '.join(reasons)} (tol={tol:g})")
             if status not in (Status.ITERATIONS, Status.EVALUATIONS):
                 return self.end(status, message)
-        self._visit(epochs, self._memory(optimizer), last=True, known=known)
+            if self._told(epoch, known, now.gradient_norm):
+                self._visit(epoch, self._memory(method), last=True, known=known)
+                return self.end(Status.CALLBACK)
+        self._visit(epochs, self._memory(method), last=True, known=known)
         self.end(Status.ITERATIONS, f"all {epochs} epochs are done, and tol={tol:g} is not reached")
 
-    def _memory(self, optimizer: LBFGS) -> Any:
-        """The state of the optimizer, if it is needed."""
-        return map_leaves(_as_number, optimizer.state_dict()) if self.keeper is not None else None
+    def _memory(self, method: Any) -> Any:
+        """What the method has learned, if it is needed."""
+        return method.memory() if self.keeper is not None else None
 
     def _evaluate(self) -> Tensor:
         """The loss on all data; its gradient is left in the parameters."""
@@ -579,16 +671,6 @@ class _Training:
     def _keep(self, loss: float) -> None:
         if loss < self.lowest:
             self.lowest, self.best = loss, self.flat.read()
-
-
-def _as_number(value: Any) -> Any:
-    """A tensor on the host as an array of NumPy, so that it is on the host again when loaded."""
-    on_host = isinstance(value, Tensor) and value.device.type == "cpu"
-    return value.numpy() if on_host else value
-
-
-def _as_tensor(value: Any) -> Any:
-    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
 _DIVERGED = (

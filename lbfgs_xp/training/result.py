@@ -16,6 +16,7 @@ class TrainRecord(NamedTuple):
     epoch, updates : how many are done, including those of earlier runs that this one continues.
     loss : the mean loss of the epoch; see `History`.
     learning_rate : the learning rate of the last update.
+    validation : what `validate` returned; nan without it.
     params : a copy of the parameters.
     state : `TrainResult.state`, to be saved and continued from.
     """
@@ -24,6 +25,7 @@ class TrainRecord(NamedTuple):
     updates: int
     loss: float
     learning_rate: float
+    validation: float
     params: Any
     state: TrainState
 
@@ -36,6 +38,8 @@ class TrainState(NamedTuple):
     told : the mean loss of the last epoch, if it has not yet been passed to the learning rate.
     memory : the state of the method; None before it has begun.
     begun : the batch after those, if it has been begun but not finished.
+    average : the leaves of the averaged parameters; None without `average_decay`.
+    best : the epoch with the lowest validation so far; None before there is one.
     """
 
     epoch: int
@@ -44,6 +48,20 @@ class TrainState(NamedTuple):
     told: float | None
     memory: Any
     begun: BegunBatch | None = None
+    average: Any = None
+    best: BestEpoch | None = None
+
+
+class BestEpoch(NamedTuple):
+    """The epoch with the lowest validation.
+
+    epoch, value : its number, from 1, and what `validate` returned.
+    leaves : the parameters that were validated.
+    """
+
+    epoch: int
+    value: float
+    leaves: list[Any]
 
 
 class BegunBatch(NamedTuple):
@@ -75,12 +93,15 @@ class History:
         The mean of `loss` over each finished epoch, weighted by the rows of the batches.
     seconds : (epochs,)
         The duration of each of these epochs.
+    validation : (epochs,)
+        What `validate` returned after each of them; empty without it.
     """
 
     loss: np.ndarray
     learning_rate: np.ndarray
     epoch_loss: np.ndarray
     seconds: np.ndarray
+    validation: np.ndarray
 
     def __repr__(self) -> str:
         return f"losses of {len(self.loss)} batches and {len(self.epoch_loss)} epochs"
@@ -98,6 +119,11 @@ class TrainResult:
         start of that epoch.
     loss : float
         The mean loss of the last finished epoch; nan if there is none.
+    average : like the parameters passed
+        The exponential moving average of the parameters; None without `average_decay`.
+    best_params, best_epoch, best_validation
+        The parameters (averaged, if they are averaged) after the epoch with the lowest validation,
+        its number, from 1, and its value; None, 0 and nan without `validate`.
     history : History
         The course of this run only.
     epochs, updates : int
@@ -111,6 +137,10 @@ class TrainResult:
 
     params: Any = dataclasses.field(repr=False)
     loss: float
+    average: Any = dataclasses.field(repr=False)
+    best_params: Any = dataclasses.field(repr=False)
+    best_epoch: int
+    best_validation: float
     history: History
     epochs: int
     updates: int

@@ -21,6 +21,7 @@ from lbfgs_xp.solvers.contract import completed
 from lbfgs_xp.training.loss import Loss
 from lbfgs_xp.training.result import (
     BegunBatch,
+    BestEpoch,
     History,
     TrainRecord,
     TrainResult,
@@ -31,6 +32,9 @@ _DIVERGED = (
     "the loss or a parameter is not finite: the learning rate may be too large; the parameters "
     "returned are those at the start of that epoch"
 )
+
+# The parts of the history with an entry for each batch; the others have one for each epoch.
+_OF_BATCHES = ("loss", "learning_rate")
 
 
 def has_updates(method: Any) -> bool:
@@ -73,7 +77,8 @@ class TrainingRun:
 
     def __init__(
         self, method: Any, loss: Loss, backends: list[Backend], updates_per_batch: int,
-        reproducible: bool, deadline: float, epoch: int,
+        reproducible: bool, deadline: float, epoch: int, average_decay: float | None,
+        validate: Callable[[Any], Any] | None,
     ):
         self.method = method
         self.loss = loss
@@ -83,6 +88,7 @@ class TrainingRun:
         self.updates_per_batch = updates_per_batch
         self.reproducible = reproducible
         self.deadline = deadline
+        self.average_decay, self.validate = average_decay, validate
         self._advance = self._update if has_updates(method) else self._iterate
         # Batches whose loss or gradient is not finite are skipped.
         self.tolerant = getattr(method, "on_nonfinite", "") == "skip"
@@ -95,15 +101,18 @@ class TrainingRun:
 
     def stand(self, leaves: list[Array], state: TrainState) -> None:
         """Start from the position of `state`, to which the run can return."""
-        epoch, updates, seen, told, memory, begun = state
+        epoch, updates, seen, told, memory, begun, average, best = state
         noted, at = list(seen), (leaves, state)
         # A single statement, which no interrupt can split. Until the first update has made new
         # arrays, nothing is overwritten. So the arrays at the start of an epoch are kept at no
         # cost, and a state may serve several runs.
         (
             self.leaves, self._kept, self.epoch, self.updates, self.seen, self._told, self._memory,
-            self._begun, self._noted, self._overwrites, self._torn,
-        ) = leaves, at, epoch, updates, noted, told, memory, begun, len(seen), False, False
+            self._begun, self.average, self.best, self._noted, self._overwrites, self._torn,
+        ) = (
+            leaves, at, epoch, updates, noted, told, memory, begun, average, best, len(seen), False,
+            False,
+        )
 
     # --- saving ----------------------------------------------------------------------------------
 
@@ -112,7 +121,7 @@ class TrainingRun:
         begun = self._begun_here()
         state = TrainState(
             self.epoch, self.updates, (), self._told, self._memory,
-            None if begun.loss is None else begun,
+            None if begun.loss is None else begun, self.average, self.best,
         )
         return Position(
             self.leaves, state, self.seen, *self._kept, self.history, self._batches, self._noted,
@@ -125,10 +134,9 @@ class TrainingRun:
 
     def restore(self, position: Position) -> None:
         """Stand where another run stood."""
-        self.stand(
-            self._owned(position.leaves), position.state._replace(seen=tuple(position.seen))
-        )
-        self._kept = self._owned(position.kept_leaves), position.kept_state
+        state = position.state._replace(seen=tuple(position.seen))
+        self.stand(self._owned(position.leaves), self._with_own(state))
+        self._kept = self._owned(position.kept_leaves), self._with_own(position.kept_state)
         self.history = {name: list(seen) for name, seen in position.history.items()}
         self._batches, self._noted = position.batches, position.noted
         self.first_epoch = position.first_epoch
@@ -138,6 +146,14 @@ class TrainingRun:
     def _owned(self, leaves: list[Array]) -> list[Array]:
         backends = (space.backend for space in self.spaces)
         return [as_own(backend, leaf) for backend, leaf in zip(backends, leaves, strict=True)]
+
+    def _with_own(self, state: TrainState) -> TrainState:
+        """The state with arrays of this run's library."""
+        average, best = state.average, state.best
+        return state._replace(
+            average=None if average is None else self._owned(average),
+            best=None if best is None else best._replace(leaves=self._owned(best.leaves)),
+        )
 
     # --- an epoch ------------------------------------------------------------------------------
 
@@ -170,9 +186,34 @@ class TrainingRun:
         number = self.epoch - self.first_epoch
         self.history["epoch_loss"][number:] = [mean]
         self.history["seconds"][number:] = [time.perf_counter() - begin]
+        best = self.best if self.validate is None else self._validated(self.validate, number)
         self.stand(
-            self.leaves, TrainState(self.epoch + 1, self.updates, (), mean, self._memory)
+            self.leaves,
+            TrainState(
+                self.epoch + 1, self.updates, (), mean, self._memory, None, self.average, best
+            ),
         )
+
+    def _validated(self, validate: Callable[[Any], Any], number: int) -> BestEpoch | None:
+        """The best epoch so far, with the current one, which is that `number` of this run."""
+        leaves = self.leaves if self.average is None else self.average
+        value = float(validate(self._nested(list(map(copy_of, leaves)))))
+        self.history["validation"][number:] = [value]
+        if self.best is not None and not value < self.best.value:
+            return self.best
+        if math.isnan(value):
+            return None
+        return BestEpoch(self.epoch + 1, value, list(map(copy_of, leaves)))
+
+    def _averaged(self, leaves: list[Array]) -> list[Array] | None:
+        """The averaged parameters after an update to these leaves."""
+        if self.average_decay is None:
+            return None
+        if self.average is None:
+            return list(map(copy_of, leaves))
+        # A compiler may fuse the product with the sum, which rounds differently.
+        mixed = _mixed if self.reproducible else self.backend.jit(_mixed)
+        return mixed(self.average_decay, self.average, leaves)
 
     def _begun_here(self) -> BegunBatch:
         """What is done on the batch that comes after those seen."""
@@ -186,31 +227,40 @@ class TrainingRun:
             self._memory = self.method.init(self.params)
         place, first, done, step = self._begun_here()
         while done < self.updates_per_batch:
-            value, gradients = self.loss(self.leaves, batch)
-            first = value if first is None else first
-            old, done = self._memory, done + 1
-            if not self.loss.differentiates:
-                gradients = update.checked_gradients(gradients, old.spec)
-            leaves, memory = self._updated(gradients, old)
+            old = self._memory
+
+            def on_batch(leaves: list[Array], spec: Any = old.spec) -> tuple[Any, list[Array]]:
+                value, gradients = self.loss(leaves, batch)
+                if not self.loss.differentiates:
+                    gradients = update.checked_gradients(gradients, spec)
+                return value, gradients
+
+            value, gradients = on_batch(self.leaves)
+            first, done = value if first is None else first, done + 1
+            more = {"fun": on_batch, "batch_value": value} if self.method.needs_fun else {}
+            leaves, memory = self._updated(gradients, old, more)
             step, moved = old.step, memory.step > old.step    # else the update was skipped
             updates = self.updates + moved
             told, overwrites = (None, True) if moved else (self._told, self._overwrites)
             begun = BegunBatch(place, first, done, step)
+            average = self._averaged(leaves) if moved else self.average
             # A single statement, which no interrupt can split.
             (
                 self.leaves, self._memory, self.updates, self._told, self._overwrites, self._begun,
-                self._torn,
-            ) = leaves, memory, updates, told, overwrites, begun, False
+                self.average, self._torn,
+            ) = leaves, memory, updates, told, overwrites, begun, average, False
         rate, _ = self.method.learning_rate.follow(self._memory.plateaus[0], step, None)
         return first, rate
 
-    def _updated(self, gradients: list[Array], old: Any) -> tuple[list[Array], Any]:
-        """The leaves and the memory after one update."""
+    def _updated(
+        self, gradients: list[Array], old: Any, more: dict[str, Any]
+    ) -> tuple[list[Array], Any]:
+        """The leaves and the memory after one update; `more` goes to the method."""
         self._torn = self._overwrites
         try:
             return self.method.update_leaves(
                 self.leaves, gradients, old, value=self._told, in_place=self._overwrites,
-                reproducible=self.reproducible,
+                reproducible=self.reproducible, **more,
             )
         except FloatingPointError:
             # With on_nonfinite="raise", before anything is overwritten.
@@ -259,7 +309,11 @@ class TrainingRun:
     def _adopt(self, res: Any, begun: BegunBatch) -> None:
         """Go to where a solver has ended."""
         leaves, updates = flatten_like(res.x, self.structure)[0], self.updates + res.nit
-        self.leaves, self._memory, self.updates, self._begun = leaves, res.state, updates, begun
+        whole = begun.done >= self.updates_per_batch
+        average = self._averaged(leaves) if whole else self.average
+        self.leaves, self._memory, self.updates, self._begun, self.average = (
+            leaves, res.state, updates, begun, average
+        )
 
     def _note_losses(self, numbers: Sequence[Any] = ()) -> list[float]:
         """Record the losses and return the numbers, with one transfer if they are on a device."""
@@ -304,6 +358,7 @@ class TrainingRun:
             self.updates,
             self.history["epoch_loss"][-1],
             self.history["learning_rate"][-1],
+            self.history["validation"][-1] if self.history["validation"] else math.nan,
             self._nested(list(map(copy_of, self.leaves))),
             self._kept[1],
         )
@@ -316,16 +371,22 @@ class TrainingRun:
         else:
             begun = begun._replace(loss=self.backend.read_many([begun.loss])[0])
         state = TrainState(
-            self.epoch, self.updates, tuple(self.seen), self._told, self._memory, begun
+            self.epoch, self.updates, tuple(self.seen), self._told, self._memory, begun,
+            self.average, self.best,
         )
+        best = self.best
         epochs = self.epoch - self.first_epoch
         history = {
-            name: np.asarray(seen[: epochs if name in ("epoch_loss", "seconds") else self._batches])
+            name: np.asarray(seen[: self._batches if name in _OF_BATCHES else epochs])
             for name, seen in self.history.items()
         }
         return TrainResult(
             params=self.params,
             loss=float(history["epoch_loss"][-1]) if epochs else math.nan,
+            average=None if self.average is None else self._nested(self.average),
+            best_params=None if best is None else self._nested(best.leaves),
+            best_epoch=0 if best is None else best.epoch,
+            best_validation=math.nan if best is None else best.value,
             history=History(**history),
             epochs=self.epoch,
             updates=self.updates,
@@ -334,6 +395,11 @@ class TrainingRun:
             message=_DIVERGED if self.status is Status.DIVERGED else self.status.message,
             state=state,
         )
+
+
+def _mixed(decay: Any, average: list[Array], leaves: list[Array]) -> list[Array]:
+    """The averages after another update."""
+    return [decay * a + (1.0 - decay) * x for a, x in zip(average, leaves, strict=True)]
 
 
 def _looks(state: Any) -> bool:

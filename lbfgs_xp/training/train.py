@@ -45,6 +45,8 @@ def train(
     shuffle: bool = True,
     seed: int = 0,
     updates_per_batch: int = 1,
+    average_decay: float | None = None,
+    validate: Callable[[Any], Any] | None = None,
     maxtime: float | None = None,
     reproducible: bool = False,
     compile: bool = True,
@@ -91,6 +93,14 @@ def train(
         The seed for shuffling, at least 0.
     updates_per_batch : int
         Updates, or iterations of a solver, on each batch.
+    average_decay : float in [0, 1)
+        If given, an exponential moving average of the parameters is kept: after each update (for a
+        solver, after each batch) a ← average_decay a + (1 - average_decay) x, beginning with the
+        first x.
+    validate : function
+        validate(params) -> a number, such as the loss on other data, called after each epoch, with
+        the averaged parameters if they are averaged. The parameters of the epoch with the lowest
+        number are kept. It must not change them.
     maxtime : float
         Seconds after which no further batch is started; a solver stops within a batch, too. None
         for no limit.
@@ -152,6 +162,13 @@ def train(
     seconds = checks.optional(checks.seconds)("maxtime", maxtime)
     deadline = time.perf_counter() + (math.inf if seconds is None else seconds)
     callbacks = _callbacks(callback)
+    average_decay = checks.optional(checks.number)(
+        "average_decay", average_decay, least=0.0, below=1.0
+    )
+    if validate is not None and not callable(validate):
+        raise TypeError(
+            f"validate is a {type(validate).__name__}; wanted a function of params, or None"
+        )
     method = _checked_method(method)
     state = _checked_state(state, method, params, structure)
     run = TrainingRun(
@@ -162,6 +179,8 @@ def train(
         reproducible,
         deadline,
         state.epoch,
+        average_decay,
+        validate,
     )
     batches.check([rows for _, rows, _ in state.seen])
     run.stand([b.own(x) for b, x in zip(backends, leaves, strict=True)], state)
@@ -201,6 +220,7 @@ def _described(run: TrainingRun, batches: Any, leaves: list[Any]) -> dict[str, A
         "method": described(run.method),
         "updates_per_batch": run.updates_per_batch,
         "reproducible": run.reproducible,
+        "average_decay": run.average_decay,
         **batches.described(),
     }
 

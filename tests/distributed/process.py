@@ -21,16 +21,67 @@ warnings.simplefilter("ignore")
 RANK, SIZE, STORE, *CASES = sys.argv[1:]
 
 
-def engine() -> Any:
+def engine(sharded: bool = False) -> Any:
     if RANK == "mpi":
-        return lx.distributed.mpi()
+        return lx.distributed.mpi(sharded=sharded)
     import torch
 
     torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{STORE}", rank=int(RANK), world_size=int(SIZE)
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{STORE}", rank=int(RANK), world_size=int(SIZE)
+        )
+    return lx.distributed.torch(sharded=sharded)
+
+
+def solve_sharded(case: str) -> dict[str, Any]:
+    """A run whose variables are divided among the processes, by library and method."""
+    team, (_, library, *rest) = engine(sharded=True), case.split()
+    dtype = "float32" if "float32" in rest else "float64"
+    ends = np.linspace(0, 30, team.size + 1).astype(int) - [0, *[1] * (team.size - 1), 0]
+    here = slice(ends[team.rank], ends[team.rank + 1])
+    scales, centres = (a[here] for a in np.random.default_rng(0).random((2, 30), dtype=dtype))
+    calls, last = 0, team.rank == team.size - 1 == 1
+    how: dict[str, Any] = {"reproducible": "order" in rest}
+    if "adam" in rest:
+        how |= {"method": lx.Adam(0.05, clip_norm=1.0), "maxiter": 30}
+    if "bounds" in rest:
+        how |= {"bounds": (0.2, 0.6)}
+
+    def fun(x: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if last and calls == 4 and "interrupt" in rest:
+            os.kill(os.getpid(), signal.SIGINT)
+        if last and calls == 4 and "error" in rest:
+            raise ZeroDivisionError("one of us")
+        d = x - centres
+        terms = scales * (d * d) + d * d * d * d
+        if library == "torch":
+            return terms.sum()
+        total = team.fixed_sum(terms) if "order" in rest else terms.sum()
+        value = total if team.rank == 0 or "order" not in rest else 0.0
+        return value, 2.0 * (scales * d) + 4.0 * (d * d * d)
+
+    def callback(record: lx.Record) -> None:
+        if last and "later" in rest and record.nit == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    start = np.zeros(here.stop - here.start, dtype)
+    if library == "torch":
+        import torch
+
+        scales, centres, start = map(torch.tensor, (scales, centres, start))
+    res = lx.minimize(
+        fun, start, jac=None if library == "torch" else True, distributed=team,
+        callback=callback, **how,
     )
-    return lx.distributed.torch()
+    product = res.hess_inv @ res.x if res.hess_inv is not None else res.x
+    return {
+        "status": res.status.name, "fun": float(res.fun), "nit": res.nit, "nfev": res.nfev,
+        "x": np.concatenate(team.gather(np.asarray(res.x))).tolist(),
+        "product": np.concatenate(team.gather(np.asarray(product))).tolist(),
+    }
 
 
 def solve(team: Any, case: str) -> lx.Result:
@@ -97,9 +148,73 @@ def solve(team: Any, case: str) -> lx.Result:
     return lx.minimize(fun, start, distributed=team, **how)
 
 
+def train_with_ddp(team: Any) -> dict[str, Any]:
+    """A module in DistributedDataParallel, which averages gradients; the closure averages the loss.
+    """
+    import torch
+
+    import lbfgs_xp.torch
+    from lbfgs_xp.torch import LBFGS
+
+    torch.manual_seed(0)
+    inputs = torch.linspace(-1.0, 1.0, 24, dtype=torch.float64)[:, None]
+    wanted = torch.sin(3.0 * inputs)
+    mine = slice(team.rank, None, team.size)
+    net = torch.nn.Sequential(
+        torch.nn.Linear(1, 6), torch.nn.Tanh(), torch.nn.Linear(6, 1)
+    ).double()
+    model = torch.nn.parallel.DistributedDataParallel(net)
+    optimizer = LBFGS(model.parameters(), line_search_fn="strong_wolfe", max_iter=10)
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        loss = ((model(inputs[mine]) - wanted[mine]) ** 2).mean()
+        loss.backward()
+        mean = loss.detach().clone()
+        torch.distributed.all_reduce(mean)
+        return mean / team.size
+
+    losses = [float(optimizer.step(closure)) for _ in range(3)]
+    weights = torch.cat([p.detach().reshape(-1) for p in net.parameters()])
+    try:
+        lbfgs_xp.torch.train_with_lbfgs(model, torch.nn.MSELoss(), (inputs, wanted))
+        refused = ""
+    except TypeError as error:
+        refused = str(error)
+    return {"losses": losses, "x": weights.tolist(), "refused": refused}
+
+
+def with_dtensors(team: Any) -> dict[str, Any]:
+    """DTensors are refused as x0 and as values; their pieces are variables."""
+    import torch
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (team.size,))
+    whole = torch.arange(7.0, dtype=torch.float64)
+    spread = distribute_tensor(whole, mesh, [Shard(0)])
+    refused = []
+    for x0, fun in (
+        (spread, lambda x: (x * x).sum()),
+        (whole, lambda x: (DTensor.from_local(x, mesh, [Shard(0)]) ** 2).sum()),
+    ):
+        try:
+            lx.minimize(fun, x0)
+        except TypeError as error:
+            refused.append(str(error))
+    res = lx.minimize(
+        lambda x: ((x - 2.0) ** 2).sum(), spread.to_local().clone(), distributed=engine(True)
+    )
+    return {"refused": refused, "x": [float(x) for x in res.x], "fun": float(res.fun)}
+
+
 def report(team: Any, case: str) -> dict[str, Any]:
     began = time.perf_counter()
     try:
+        if case.startswith("sharded"):
+            return solve_sharded(case)
+        if case in ("ddp", "dtensor"):
+            return train_with_ddp(team) if case == "ddp" else with_dtensors(team)
         res = solve(team, case)
     except BaseException as error:
         return {

@@ -20,6 +20,10 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("process.py")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
 CASES = ("numpy", "torch", "batch", "bounds", "float32", "late", "callback", "ctrl-c")
+SHARDED = (
+    "sharded numpy", "sharded torch", "sharded torch float32", "sharded numpy bounds",
+    "sharded numpy adam", "sharded numpy order",
+)
 FAILURES = ("error", "callback error", "x0", "settings")
 
 
@@ -44,13 +48,15 @@ def started(size: int, cases: tuple[str, ...], folder: Path) -> list[dict[str, A
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     pytest.importorskip("torch")
-    return started(2, (*CASES, *FAILURES, *CASES[:1]), tmp_path_factory.mktemp("pair"))
+    ended = ("sharded numpy interrupt", "sharded numpy later", "sharded numpy error")
+    cases = (*CASES, *FAILURES, *SHARDED, *ended, "ddp", "dtensor", *CASES[:1])
+    return started(2, cases, tmp_path_factory.mktemp("pair"))
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     pytest.importorskip("torch")
-    return started(1, CASES[:5], tmp_path_factory.mktemp("alone"))[0]
+    return started(1, (*CASES[:5], *SHARDED, "ddp"), tmp_path_factory.mktemp("alone"))[0]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -95,6 +101,47 @@ def test_a_process_that_fails_ends_the_others(
     assert second["has_result"]
 
 
+@pytest.mark.parametrize("case", SHARDED)
+def test_divided_variables(case: str, pair: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+    assert pair[0][case] == pair[1][case]
+    assert_as_alone(pair[0][case], alone[case], case)
+
+
+def assert_as_alone(found: dict[str, Any], wanted: dict[str, Any], case: str) -> None:
+    if "order" in case:
+        assert found == wanted
+    assert found["status"] == wanted["status"]
+    rtol = 1e-3 if "float32" in case else 1e-6
+    np.testing.assert_allclose(found["x"], wanted["x"], rtol=rtol, atol=rtol)
+    if "float32" not in case:
+        assert (found["nit"], found["nfev"]) == (wanted["nit"], wanted["nfev"])
+
+
+def test_modules_in_ddp(pair: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+    assert pair[0]["ddp"] == pair[1]["ddp"]
+    assert "wanted its module, model.module" in alone["ddp"]["refused"]
+    np.testing.assert_allclose(pair[0]["ddp"]["losses"], alone["ddp"]["losses"], rtol=1e-6)
+
+
+def test_dtensors(pair: list[dict[str, Any]]) -> None:
+    for each in pair:
+        found = each["dtensor"]
+        x0, value = found["refused"]
+        assert x0.startswith("x0 is a DTensor, of which this process has a piece; wanted")
+        assert value.startswith("what fun returned is a DTensor")
+        np.testing.assert_allclose(found["x"], 2.0, atol=1e-7)
+    assert [len(each["dtensor"]["x"]) for each in pair] == [4, 3]
+
+
+def test_divided_variables_end_together(pair: list[dict[str, Any]]) -> None:
+    for each in pair:
+        assert each["sharded numpy interrupt"]["status"] == "INTERRUPTED"
+        assert each["sharded numpy later"]["status"] == "INTERRUPTED"
+    first, second = (each["sharded numpy error"] for each in pair)
+    assert first["error"] == "ProcessFailed: process 1 failed: ZeroDivisionError: one of us"
+    assert second["error"] == "ZeroDivisionError: one of us"
+
+
 @pytest.mark.parametrize(("case", "what"), [("x0", "x0"), ("settings", "the settings")])
 def test_other_arguments_in_one_process(
     case: str, what: str, pair: list[dict[str, Any]]
@@ -112,7 +159,10 @@ def test_a_process_that_is_killed_ends_the_others(tmp_path: Path) -> None:
 
 @pytest.mark.thorough
 def test_four_processes(tmp_path: Path, alone: dict[str, Any]) -> None:
-    found = started(4, CASES[:3], tmp_path)
+    found = started(4, (*CASES[:3], *SHARDED), tmp_path)
+    for case in SHARDED:
+        assert all(each[case] == found[0][case] for each in found)
+        assert_as_alone(found[0][case], alone[case], case)
     for case in CASES[:3]:
         assert all(each[case] == found[0][case] for each in found)
         np.testing.assert_allclose(found[0][case]["x"], alone[case]["x"], rtol=1e-6)
@@ -125,13 +175,16 @@ def test_four_processes(tmp_path: Path, alone: dict[str, Any]) -> None:
 def test_processes_of_mpi(alone: dict[str, Any]) -> None:
     done = subprocess.run(
         ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable,
-         str(SCRIPT), "mpi", "2", "-", "numpy", "torch", "error"],
+         str(SCRIPT), "mpi", "2", "-", "numpy", "torch", *SHARDED, "error"],
         capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False,
     )
     # What two processes print may be in one line.
     lines = done.stdout.replace("}{", "}\n{").splitlines()
     found = [json.loads(line) for line in lines if line.startswith("{")]
     assert len(found) == 2, done.stderr
+    for case in SHARDED:
+        assert found[0][case] == found[1][case]
+        assert_as_alone(found[0][case], alone[case], case)
     for case in ("numpy", "torch"):
         assert found[0][case] == found[1][case]
         np.testing.assert_allclose(found[0][case]["x"], alone[case]["x"], rtol=1e-6)

@@ -33,7 +33,7 @@ class Reference:
         """model(x, *parameters), with the functions of the namespace xp."""
 
         def model(x: Any, *b: Any) -> Any:
-            return MODELS[self.name](xp, x, *b)
+            return (MODELS | MORE)[self.name](xp, x, *b)
 
         return model
 
@@ -123,4 +123,10 @@ MODELS: dict[str, Callable] = {
     "Misra1d": lambda xp, x, b1, b2: b1 * b2 * x / (1 + b2 * x),
     "Nelson": lambda xp, x, b1, b2, b3: b1 - b2 * x[0, ...] * xp.exp(-b3 * x[1, ...]),
     "Roszman1": roszman,
+}
+# For NumPy alone.
+MORE: dict[str, Callable] = {
+    "Bennett5": lambda xp, x, b1, b2, b3: b1 * (b2 + x) ** (-1 / b3),
+    "Eckerle4": lambda xp, x, b1, b2, b3: b1 / b2 * xp.exp(-0.5 * ((x - b3) / b2) ** 2),
+    "Thurber": hahn,
 }

@@ -55,6 +55,51 @@ def test_an_infinite_sigma_leaves_points_out_of_their_chunk() -> None:
     check_alike(found, wanted)
 
 
+@pytest.mark.parametrize("settings", [
+    {"sigma": SIGMA, "absolute_sigma": True}, {"bounds": ([0.0, 0.0, 0.5], None)},
+    {"fixed": ("k",)}, {"ties": {"c": lambda p: 0.2 * p[0]}},
+])
+def test_questions_about_a_fit_in_chunks(settings: dict[str, Any]) -> None:
+    start = [1.0, 1.0, 1.0]
+    wanted = lx.curve_fit(decay, X, Y, start, **settings)
+    found = lx.curve_fit(decay, X, Y, start, chunk_size=777, **settings)
+    unit = np.where(wanted.stderr > 0.0, wanted.stderr, 1.0)
+    ours, theirs = found.intervals(), wanted.intervals()
+    assert ours.success and np.isfinite(ours.low).all()
+    np.testing.assert_array_equal(ours.low_status, theirs.low_status)
+    for side, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose((side - other) / unit, 0.0, atol=1e-4)
+    table = slice(1, 5)
+    assert found.summary(0.9).splitlines()[table] == wanted.summary(0.9).splitlines()[table]
+    for name in ("band", "predict"):
+        np.testing.assert_allclose(
+            getattr(found, name)([0.0, 9.0]), getattr(wanted, name)([0.0, 9.0]), rtol=1e-6
+        )
+    half_lives = [fit.propagate(lambda p: np.log(2.0) / p[1]) for fit in (found, wanted)]
+    np.testing.assert_allclose(*half_lives, rtol=1e-6)
+
+
+def test_profiles_and_contours_of_a_fit_in_chunks() -> None:
+    wanted = lx.curve_fit(decay, X, Y, [1.0, 1.0, 1.0])
+
+    def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        yield from ((X[i : i + 999], Y[i : i + 999]) for i in range(0, X.size, 999))
+
+    found = lx.curve_fit(decay, chunks, None, [1.0, 1.0, 1.0])
+    values = wanted.profile("k", size=5).values
+    np.testing.assert_allclose(
+        found.profile("k", values).delta, wanted.profile("k", values).delta, atol=1e-4
+    )
+    border, other = (fit.contour("a", "k", size=8) for fit in (found, wanted))
+    np.testing.assert_allclose((border - other) / wanted.stderr[:2], 0.0, atol=1e-4)
+    calls: list[Any] = [
+        found.predict, found.band, found.plot, lambda: found.bootstrap(3), lambda: found.jacobian
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="fitted in chunks, of which only sums are kept; want"):
+            call()
+
+
 def test_nearly_dependent_columns_keep_their_digits() -> None:
     def line(x: Any, a: Any, b: Any) -> Any:
         return a + b * (1.0 + 1e-6 * x)
@@ -137,6 +182,8 @@ def test_large_data_are_fitted_in_little_memory() -> None:
     assert fit.success and fit.residuals is None
     # What a fit of any size needs is a third of these data.
     assert peak < 0.5 * (x.nbytes + y.nbytes)
+    with pytest.raises(ValueError, match="data in chunks"):
+        fit.intervals()
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -269,6 +269,12 @@ def test_a_likelihood_with_heavy_tails() -> None:
     np.testing.assert_allclose(res.x, wanted.x, atol=1e-6)
     assert res.log_likelihood == pytest.approx(-wanted.fun, rel=1e-9)
     assert np.all(np.abs(res.x - [2.0, 0.5]) < 5.0 * res.stderr)
+    # The information of outliers is negative.
+    z = ((y - line(X, *res.x)) / 0.1) ** 2
+    bent = 4.0 * (3.0 - z) / (3.0 + z) ** 2 / 0.1**2
+    assert bent.min() < 0.0
+    wanted = stderr_of(bent, np.stack([np.ones(60), X], axis=-1))
+    np.testing.assert_allclose(res.stderr, wanted, rtol=1e-4)
 
 
 def test_censored_data_have_no_best_prediction() -> None:
@@ -287,6 +293,7 @@ def test_censored_data_have_no_best_prediction() -> None:
     )
     wanted = seen.sum() / events.sum()
     assert res.success and res.x[0] == pytest.approx(wanted, rel=1e-6)
+    assert res.stderr[0] == pytest.approx(wanted / np.sqrt(events.sum()), rel=1e-5)
 
 
 def test_another_minimum_is_no_success() -> None:
@@ -313,7 +320,7 @@ def test_deviations_with_two_sides() -> None:
     both, one = (
         lx.curve_fit(decay(), X, y, START, sigma=each) for each in ((low, low), low)
     )
-    for name in ("x", "stderr", "chi2", "r2", "residuals"):
+    for name in ("x", "stderr", "chi2", "r2", "residuals", "log_likelihood", "aic", "bic"):
         np.testing.assert_allclose(getattr(both, name), getattr(one, name), rtol=1e-6, atol=1e-7)
     assert (both.absolute_sigma, both.n_data) == (one.absolute_sigma, one.n_data)
     left_out = np.where(np.arange(60) < 5, np.inf, 0.1)
@@ -321,6 +328,25 @@ def test_deviations_with_two_sides() -> None:
     alone = lx.curve_fit(decay(), X[5:], y[5:], START, sigma=(0.1, 0.1))
     np.testing.assert_allclose(fewer.x, alone.x, rtol=1e-6)
     assert fewer.n_data == alone.n_data and fewer.chi2 == pytest.approx(alone.chi2, rel=1e-6)
+    assert fewer.log_likelihood == pytest.approx(alone.log_likelihood, rel=1e-6)
+
+
+def test_two_sides_that_are_alike_are_one() -> None:
+    """With a robust loss, and with relative deviations of any size."""
+    y = decay()(X, *TRUTH[0]) + 0.1 * RNG.normal(size=60)
+    y[::9] += 2.0
+    sigma = np.linspace(0.05, 0.2, 60)
+    how: dict[str, Any] = {"loss": "soft_l1", "absolute_sigma": True}
+    both, one = (
+        lx.curve_fit(decay(), X, y, START, sigma=each, **how) for each in ((sigma, sigma), sigma)
+    )
+    assert (both.chi2, both.deviance) == pytest.approx((one.chi2, one.deviance), rel=1e-6)
+    assert np.isnan(both.log_likelihood) and np.isnan(both.p_value)
+    assert both.intervals().success
+    np.testing.assert_allclose(both.intervals().low, one.intervals().low, rtol=1e-4)
+    wide = lx.curve_fit(decay(), X, y, START, sigma=(50.0 * sigma, 50.0 * sigma))
+    ratio = wide.bootstrap(200, seed=0).std(axis=0) / wide.stderr
+    assert np.all((ratio > 0.7) & (ratio < 1.4))
 
 
 def test_likelihoods_of_rows_that_leave(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,13 @@ SHORT: dict[str, tuple] = {
 }
 
 
+for _name in nist.MORE:
+    _read = nist.read(_name)
+    SHORT[_name] = (
+        _read.y, _read.x, _read.model(np), _read.starts, _read.parameters, _read.deviations
+    )
+
+
 @pytest.mark.parametrize("start", [0, 1])
 @pytest.mark.parametrize("name", SHORT)
 def test_certified_too(name: str, start: int) -> None:

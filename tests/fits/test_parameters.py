@@ -237,3 +237,32 @@ def test_errors_of_positions_and_order() -> None:
     tree = {"peak": {"a": 1.0, "b": 1.0}, "c": 1.0}
     with pytest.raises(ValueError, match="ties names 'peak', a branch of several"):
         lx.curve_fit(lambda x, peak, c: x, X, Y, tree, jac="3-point", ties={"peak": ratio})
+
+
+@pytest.mark.parametrize("ties", [
+    {"c": lambda p: p["c"]}, {"c": lambda p: p["k"], "k": lambda p: p["c"]},
+])
+def test_circles_of_ties_are_refused(ties: dict) -> None:
+    with pytest.raises(TypeError, match="returned None; wanted numbers: a tie sees the ties bef"):
+        lx.curve_fit(
+            lambda x, a, k, c: a + k * x + c * x * x, [1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 5.0],
+            {"a": 1.0, "k": 1.0, "c": 1.0}, ties=ties,
+        )
+
+
+def test_a_leaf_of_which_some_numbers_are_tied() -> None:
+    """A tie that follows sees the leaf whole, and one before sees None."""
+    x = np.linspace(0.0, 1.0, 9)
+    seen = []
+
+    def sum_of(p: Any) -> Any:
+        seen.append(p["w"])
+        return p["w"][0] + p["w"][1]
+
+    res = lx.curve_fit(
+        lambda x, w, c: w[0] + w[1] * x + c * x**2, x, 1.0 + 2.0 * x + 3.0 * x**2,
+        {"w": np.asarray([1.0, 1.0]), "c": 1.0},
+        ties={"w[1]": lambda p: 2.0 if p["w"] is None else None, "c": sum_of},
+    )
+    assert res.success and res.x["w"][1] == 2.0 and abs(res.x["c"] - res.x["w"][0] - 2.0) < 1e-12
+    assert all(leaf is not None and tuple(leaf.shape) == (2,) for leaf in seen)

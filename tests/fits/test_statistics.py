@@ -93,6 +93,19 @@ def test_parameters_that_are_fixed_or_loose() -> None:
     assert np.isfinite(fixed.correlation[1:, 1:]).all()
 
 
+@pytest.mark.parametrize("settings", [
+    {"fixed": "c"}, {"bounds": ([-9.0, -9.0, 0.0], [9.0, 9.0, 0.0])},
+    {"fixed": "c", "chunk_size": 1},
+])
+def test_a_fixed_parameter_has_no_error_without_a_scale(settings: dict[str, Any]) -> None:
+    res = lx.curve_fit(
+        lambda x, a, b, c: a + b * x + c * x * x, np.asarray([0.0, 1.0]), np.asarray([1.0, 2.0]),
+        [1.0, 1.0, 0.0], **settings,
+    )
+    np.testing.assert_array_equal(res.stderr, [np.inf, np.inf, 0.0])
+    np.testing.assert_array_equal(res.covariance[2], 0.0)
+
+
 @pytest.mark.parametrize("batched", [False, True])
 def test_a_jacobian_has_the_order_of_p0(batched: bool) -> None:
     """Also one that is passed."""
@@ -148,7 +161,7 @@ def test_copies_keep_the_numbers_alone() -> None:
     for other in (pickle.loads(pickle.dumps(res)), copy.deepcopy(res), copy.copy(res)):
         np.testing.assert_array_equal(other.aic, res.aic)
         np.testing.assert_array_equal(other.correlation, res.correlation)
-        with pytest.raises(ValueError, match="copy or comes from a pickle"):
+        with pytest.raises(ValueError, match="is a copy, comes from a pickle"):
             _ = other.jacobian
 
 

@@ -40,6 +40,12 @@ def fit(y: Any = Y, backend: Backend = Backend.NUMPY, **settings: Any) -> lx.Cur
     ((1.0, np.inf, 0.1), "1.00 +inf -0.10"),
     ((1.0, np.inf), "1 ± inf"),
     ((0.0, 0.0), "0 ± 0"),
+    ((-0.0, 0.5), "0.00 ± 0.50"),
+    ((5e-324, 5e-324), "(4.9 ± 4.9)e-324"),
+    ((1e300, 1e298), "(1.000 ± 0.010)e+300"),
+    ((1.0, 2.2e-17), "1 ± 2.2e-17"),    # less than the rounding of the value
+    ((0.0, 1e-300, 1e300), "0 +1e-300 -1e+300"),
+    ((1.0, 0.1, np.nan), "1.00 +0.10 -nan"),
 ])
 def test_digits(numbers: tuple[float, ...], text: str) -> None:
     assert measured(*numbers) == text
@@ -207,3 +213,17 @@ def test_plots_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     for method in ("plot", "plot_profiles", "plot_contours"):
         with pytest.raises(ImportError, match=r"pip install 'lbfgs_xp\[plot\]'"):
             getattr(fit(), method)()
+
+
+def test_what_a_standard_error_cannot_say_is_said() -> None:
+    at_bound = fit(p0=[1.0, 1.0, 0.9], bounds=([0.0, 0.0, 0.8], None)).summary()
+    assert at_bound.count("(at its bound)") == 1 and "(at its bound)" in at_bound.splitlines()[3]
+    one = lx.curve_fit(lambda x, a: a + 0.0 * x, [1.0], [2.0], [0.0])
+    assert "a   2 (error unknown)" in one.summary()
+
+
+def test_perfect_data_have_no_lower_minimum_elsewhere() -> None:
+    with np.errstate(all="raise"):
+        res = lx.curve_fit(lambda x, a, b: a + b * x, X, 1.0 + 2.0 * X, [0.0, 0.0])
+        found, text = res.intervals(), res.summary(level=0.6827)
+    assert found.better is None and "lower minimum" not in text

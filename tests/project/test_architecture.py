@@ -20,42 +20,44 @@ PACKAGE = Path(__file__).parents[2] / "lbfgs_xp"
 WINGS: dict[str, str] = {
     "checks": "",
     "typing": "",
-    "schedules": "checks",
+    "drawing": "",
+    "schedules": "checks drawing",
     "arrays": "checks",
     "saving": "arrays checks",
     "distributed": "arrays checks",
     "result": "arrays saving",
     "projections": "arrays checks",
     "problems": "arrays checks",
+    "plot": "arrays checks drawing schedules",
     "line_search": "arrays checks typing",
     "solvers": "arrays checks line_search projections schedules typing",
     "first_order": "arrays checks line_search projections saving schedules solvers typing",
     "run": "arrays checks distributed first_order line_search projections result saving solvers",
     "minimize": "arrays checks distributed result run saving solvers typing",
     "gradient_check": "arrays checks run typing",
+    "diagnosis": "arrays checks gradient_check run typing",
     "constraints": "arrays checks minimize result run typing",
-    "fits": "arrays checks minimize projections result run typing",
+    "fits": "arrays checks drawing minimize projections result run typing",
     "training": "arrays checks first_order minimize result run saving solvers typing",
     "torch": "arrays checks first_order line_search minimize projections result run saving solvers "
     "typing",
     "scipy": "arrays checks fits line_search minimize result solvers typing",
     "demo": "arrays problems __init__",
     "__main__": "arrays demo __init__",
-    "__init__": "arrays constraints distributed first_order fits gradient_check line_search "
-    "minimize problems projections result run saving schedules solvers training",
+    "__init__": "arrays constraints diagnosis distributed first_order fits gradient_check "
+    "line_search minimize plot problems projections result run saving schedules solvers training",
 }
 # Line searches know only scalars, and on which device these are.
 ONLY = {"line_search": {"arrays": ["arrays.current", "arrays.scalars"]}}
 
 # The dependencies of the package. The lowest modules and the line searches do without them.
 HARD = {"numpy", "array_api_compat", "array_api_extra", "optree"}
-WITHOUT = {"checks", "typing", "schedules", "line_search"}
+WITHOUT = {"checks", "drawing", "typing", "schedules", "line_search"}
 # Imported only inside functions, when needed.
 LATE = {
     "arrays.inventory": {"dask"},
-    "fits.pictures": {"matplotlib"},
-    "run.progress": {"rich"},
-    "schedules": {"matplotlib"},
+    "drawing": {"matplotlib"},
+    "run.progress": {"IPython", "rich"},
     "scipy.evaluate": {"scipy"},
     "scipy.fits": {"scipy"},
     "scipy.methods": {"scipy"},
@@ -73,8 +75,8 @@ KNOWS = {
     "arrays.jax_implicit": {"jax"},
     "arrays.cupy": {"cupy"},
     "arrays.strict": {"array_api_strict"},
-    "distributed.mpi": {"mpi4py"},
-    "distributed.torch": {"torch"},
+    "distributed.mpi_processes": {"mpi4py"},
+    "distributed.torch_processes": {"torch"},
 }
 # Modules with tables of library names.
 NAMES = {"arrays.backend", "arrays.inventory", "distributed", "__main__"}

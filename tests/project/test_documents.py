@@ -1,15 +1,19 @@
 """The code in the documents must run: README, the pages and notebooks of docs, the docstrings.
 
-The ```python blocks of a file run in order and share their names. A block whose info string
-contains `no-run` or `gpu` (which needs CUDA) is only shown.
+The ```python blocks of a file run in order and share their names, also those within comments, which
+readers do not see. A block whose info string contains `no-run` or `gpu` (which needs CUDA) is only
+shown. A ```text block right after one holds what it prints.
 """
 
 from __future__ import annotations
 
+import contextlib
 import doctest
 import importlib
 import importlib.util
+import io
 import json
+import math
 import pkgutil
 import re
 from pathlib import Path
@@ -23,10 +27,14 @@ PAGES = [path for path in sorted(ROOT.glob("docs/**/*.md")) if "_build" not in p
 NOTEBOOKS = [path for path in sorted(ROOT.glob("docs/**/*.ipynb")) if "_build" not in path.parts]
 # modules with public names
 PUBLIC = [
-    "lbfgs_xp", "lbfgs_xp.projections", "lbfgs_xp.schedules", "lbfgs_xp.torch", "lbfgs_xp.scipy"
+    "lbfgs_xp", "lbfgs_xp.plot", "lbfgs_xp.projections", "lbfgs_xp.schedules", "lbfgs_xp.torch",
+    "lbfgs_xp.scipy",
 ]
 DOCUMENTS = [ROOT / "README.md", *PAGES]
-FENCE = re.compile(r"^```(python\b[^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(
+    r"^```(python\b[^\n]*)\n(.*?)^```(?:\n+```text\n(.*?)^```)?", re.MULTILINE | re.DOTALL
+)
+NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?")
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 # modules that need a library that the package itself does not need
 NEEDS = {
@@ -36,8 +44,8 @@ NEEDS = {
     "lbfgs_xp.arrays.jax": "jax",
     "lbfgs_xp.arrays.cupy": "cupy",
     "lbfgs_xp.arrays.strict": "array_api_strict",
-    "lbfgs_xp.distributed.mpi": "mpi4py",
-    "lbfgs_xp.distributed.torch": "torch",
+    "lbfgs_xp.distributed.mpi_processes": "mpi4py",
+    "lbfgs_xp.distributed.torch_processes": "torch",
 }
 MODULES = ["lbfgs_xp"] + [m.name for m in pkgutil.walk_packages(lbfgs_xp.__path__, "lbfgs_xp.")]
 
@@ -54,12 +62,29 @@ def test_blocks_run(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     text = path.read_text(encoding="utf-8")
     names: dict[str, object] = {"__name__": "__document__"}
     for match in FENCE.finditer(text):
-        info, block = match.groups()
+        info, block, shown = match.groups()
         if "no-run" in info or "gpu" in info:
             continue
         line = text.count("\n", 0, match.start(2))
         # with empty lines in front, a traceback gives the line in the document
-        exec(compile("\n" * line + block, str(path), "exec"), names)
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile("\n" * line + block, str(path), "exec"), names)
+        if shown is not None:
+            assert _agree(printed.getvalue(), shown), f"line {line}: {printed.getvalue()}"
+
+
+def _agree(printed: str, shown: str) -> bool:
+    """Whether the two are the same text, with numbers that differ by no more than rounding may
+    make them differ after a run: by 5 %, or both next to 0."""
+    (words, numbers), (shown_words, shown_numbers) = (
+        (NUMBER.sub("#", text).split(), [float(each) for each in NUMBER.findall(text)])
+        for text in (printed, shown)
+    )
+    return words == shown_words and all(
+        math.isclose(a, b, rel_tol=0.05, abs_tol=1e-6)
+        for a, b in zip(numbers, shown_numbers, strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -110,7 +135,7 @@ def test_reference_is_complete() -> None:
 
 # Wing, or module in the root -> the page of the reference, if their names differ.
 PAGE = {
-    **dict.fromkeys(("gradient_check", "result", "run"), "minimize"),
+    **dict.fromkeys(("diagnosis", "gradient_check", "result", "run"), "minimize"),
     "arrays": "spaces", "line_search": "line_searches",
 }
 

@@ -26,6 +26,9 @@ def test_every_example_is_run() -> None:
         "two_dimensions.py", "cnn_fixed_batch.py", "cnn_minibatches.py",
         # test_example_gaussian_peaks.py
         "gaussian_peaks.py",
+        # test_examples_fits.py
+        "dose_response.py", "impedance.py", "ode_model.py", "photon_decay.py",
+        "shared_parameters.py", "voigt_spectrum.py",
     }
     assert {path.name for path in FOLDER.glob("[!_]*.py")} == tested
 

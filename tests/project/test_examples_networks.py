@@ -267,11 +267,13 @@ def test_minibatches(tmp_path: Path) -> None:
         rf"^(\S.*?) +(\d+) +(\d+) +[\d.]+ +{NUMBER} +{NUMBER}%$", shown, re.M
     )
     names = ["SGD", "Adam", "L-BFGS, ten updates per batch", "L-BFGS, one update per batch"]
+    names.append("StochasticLBFGS")
     assert [row[0] for row in found] == names
     # Ten batches in each of two epochs.
-    assert [int(row[1]) for row in found] == [20, 20, 200, 20]
+    assert [int(row[1]) for row in found] == [20, 20, 200, 20, 20]
     assert [int(row[2]) for row in found][:2] == [20, 20]
     assert int(found[2][2]) > 220 and 40 <= int(found[3][2]) < 80
+    assert int(found[4][2]) == 30    # a pair every two steps, and one after the first
     # At first, the loss is ln 10 = 2.3 and one digit in ten is right.
     assert all(float(row[3]) < 0.8 and float(row[4]) > 80.0 for row in found), found
     before, after = re.findall(rf"from {NUMBER} to {NUMBER} on average", " ".join(shown.split()))[0]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import time
+import types
 from typing import Any
 
 import numpy as np
@@ -71,7 +73,7 @@ def with_rule(name: str, **more: Any) -> dict[str, Any]:
 def stops(res: lx.Result, status: Status) -> None:
     assert res.status is status
     assert res.success is status.success
-    assert res.message == status.message == str(status)
+    assert res.message == status.message and str(status) == f"{status}" == status.name
     assert status.name in repr(res) and status.message in repr(res)
 
 
@@ -482,6 +484,25 @@ def test_progress_shows_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     res = lx.minimize(rosenbrock, ROSENBROCK.x0, jac=True, progress=True)
     assert res.success
     assert "iteration" in capsys.readouterr().out
+
+
+def test_progress_in_a_notebook_needs_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+
+    class Handle:
+        def update(self, data: dict[str, str], raw: bool) -> None:
+            shown.append(data["text/plain"])
+
+    def display(data: dict[str, str], raw: bool, display_id: bool) -> Handle:
+        return Handle()
+
+    module = types.ModuleType("IPython.display")
+    module.display = display  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", module)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    res = lx.minimize(rosenbrock, ROSENBROCK.x0, jac=True, progress=True)
+    assert f"iteration {res.nit}" in shown[-1]
 
 
 # --- parameters of all kinds -------------------------------------------------------------------

@@ -264,6 +264,23 @@ def test_files_of_others(tmp_path: Path) -> None:
         saved(path)
 
 
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ({"_init__": [[], None, "numpy"]}, "wanted one of float, bytes"),
+        ({"saved": ["os:system", "true"]}, "is not of lbfgs_xp"),
+        ({"saved": ["lbfgs_xp.saving.file:os.system", "true"]}, "is no class of states"),
+        ({"saved": ["lbfgs_xp.saving.file:Path", "true"]}, "is no class of states"),
+        ({"named": ["lbfgs_xp.saving.file:write", []]}, "is no class of states"),
+    ],
+)
+def test_a_file_names_only_classes_of_states(state: Any, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "crafted.npz"
+    file.write(path, {"library": "numpy", "state": state}, [])
+    with pytest.raises(ValueError, match=says):
+        lx.load(path, START)
+
+
 def test_the_file_before_a_damaged_one(tmp_path: Path) -> None:
     path, fun = tmp_path / "run.npz", chained(Backend.NUMPY)
 

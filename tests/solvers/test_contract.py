@@ -19,7 +19,7 @@ from tests.backends import Backend
 SCALES = np.asarray([1.0, 4.0, 0.5, 2.0])
 START = np.asarray([1.5, -0.5, 2.0, 0.25])
 # Methods that take the Hessian.
-BY_HESSIAN = "newton", "newton-cg"
+BY_HESSIAN = "newton", "newton-cg", "trust-ncg"
 STARTS = START + np.asarray([[0.0], [1.0], [-2.0]]) * np.asarray([1.0, 0.5, -1.0, 2.0])
 
 

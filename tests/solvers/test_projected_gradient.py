@@ -278,6 +278,35 @@ def test_constant_step_is_the_projected_gradient_method() -> None:
     assert np.allclose(res.x, x, rtol=0.0, atol=1e-14)
 
 
+@pytest.mark.parametrize("step", [0.2, 1.9])
+def test_a_fixed_step_is_taken_whatever_it_leads_to(step: float) -> None:
+    """The projected gradient method of textbooks: no search, also if the value rises."""
+    project, project_all = projections.Simplex(), projections.Box(-9.0, 9.0)
+    fun, length = least_squares(Backend.NUMPY), step / np.linalg.norm(A, 2) ** 2
+    for projection, x in ((project, np.full(8, 1.0 / 8)), (project_all, np.full(8, 1.0))):
+        seen: list[np.ndarray] = []
+        lx.minimize(
+            fun, x, jac=True, maxiter=20, gtol=0.0,
+            callback=lambda record, seen=seen: seen.append(record.x.copy()),
+            method=lx.ProjectedGradient(projection, step_size=length, line_search=lx.Fixed()),
+        )
+        assert len(seen) > 10
+        for found in seen:
+            x = projection(x - length * fun(x)[1])
+            np.testing.assert_allclose(found, x, rtol=0.0, atol=1e-13)
+
+
+def test_a_fixed_step_that_is_too_long_is_no_success() -> None:
+    fun, length = least_squares(Backend.NUMPY), 2.5 / np.linalg.norm(A, 2) ** 2
+    values: list[float] = []
+    res = lx.minimize(
+        fun, np.full(8, 1.0), jac=True, callback=lambda record: values.append(record.fun),
+        method=lx.ProjectedGradient(step_size=length, line_search=lx.Fixed()),
+    )
+    assert values[-1] > 1e3 * values[0] and not res.success
+    assert res.status in (lx.Status.HIGHER, lx.Status.DIVERGED)
+
+
 def test_a_function_as_projection(backend: Backend) -> None:
     xp = backend.xp
 
@@ -389,6 +418,7 @@ def solve(bounds: Any = None, x0: Any = None, **settings: Any) -> Any:
         (lambda: solve(step_size=0.0), "step_size is 0.0"),
         (lambda: solve(memory_size=0), "memory_size is 0"),
         (lambda: solve(line_search=lx.MoreThuente()), "line_search is MoreThuente"),
+        (lambda: solve(line_search=lx.Fixed(1.5)), "wanted an alpha of at most 1"),
     ],
 )
 def test_bad_arguments(call: Any, text: str) -> None:

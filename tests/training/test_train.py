@@ -173,7 +173,7 @@ def test_least_squares(backend: Backend) -> None:
         epochs=80,
     )
     assert (res.status, res.success, res.epochs, res.updates) == (Status.EPOCHS, True, 80, 400)
-    assert res.message == str(Status.EPOCHS)
+    assert res.message == Status.EPOCHS.message
     np.testing.assert_allclose(backend.to_numpy(res.params), exact, rtol=1e-9)
     assert type(res.params) is type(backend.asarray(X))
     h = res.history

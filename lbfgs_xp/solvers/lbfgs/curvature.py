@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lbfgs_xp.arrays.backend import Array, copy_of, is_array
+from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.scalars import Scalars, named
 from lbfgs_xp.arrays.space import Space
 
@@ -53,13 +54,20 @@ class Pairs(NamedTuple):
 
 
 def empty(
-    space: Space, size: int, memory_size: int, batch: tuple[int, ...], gamma: float
+    space: Space, size: int, memory_size: int, batch: tuple[int, ...], gamma: float,
+    dtype: Any = None,
 ) -> Pairs:
-    """A ring without pairs: H = gamma I."""
-    m = memory_size
+    """A ring without pairs: H = gamma I.
+
+    dtype : of the rows; None for that of x.
+    """
+    m, backend = memory_size, space.backend
     count: Any = space.small_count(batch) if space.batched else 0
+    shape = *batch, 2 * m, size
     return Pairs(
-        rows=space.backend.zeros((*batch, 2 * m, size)),
+        rows=backend.zeros(shape) if dtype in (None, backend.dtype) else space.xp.zeros(
+            shape, dtype=dtype, device=backend.creation_device
+        ),
         inverse=space.small_zeros((*batch, m, m)),
         gram=space.small_zeros((*batch, m, m)),
         diagonal=space.small_zeros((*batch, m)),
@@ -96,13 +104,26 @@ def coefficients(space: Space, pairs: Pairs, with_gradient: Array) -> Array:
 
 def apply(space: Space, pairs: Pairs, vector: Array) -> Array:
     """H v: (..., n) -> (..., n)."""
-    c = coefficients(space, pairs, space.small_products(pairs.rows, vector))
-    return space.scale(pairs.gamma, vector) - space.combine(space.send(c), pairs.rows)
+    c = coefficients(space, pairs, small_products(space, pairs.rows, vector))
+    return -space.descend(c, pairs.rows, pairs.gamma, vector)
+
+
+def small_products(space: Space, rows: Array, vector: Array) -> Array:
+    """`Space.small_products` for rows that may be in a lower precision than x."""
+    if is_lower(space, rows):
+        return space.fetch(*space.products_in_full(rows, vector))
+    return space.small_products(rows, vector)
+
+
+def is_lower(space: Space, rows: Array) -> bool:
+    """Whether the rows are in a lower precision than x."""
+    return rows.dtype != space.backend.dtype
 
 
 def by_age(space: Space, pairs: Pairs) -> tuple[Array, Array]:
     """S and Y, (..., m, n) each, the oldest pair first; missing pairs are rows of zeros."""
     xp, m = space.xp, pairs.diagonal.shape[-1]
+    pairs = pairs._replace(rows=space.in_full(pairs.rows))
     places = xp.arange(m, device=space.backend.creation_device)
     kept = space.send(pairs.diagonal)[..., None] > 0
     rows = xp.where(xp.concat([kept, kept], axis=-2), pairs.rows, xp.zeros_like(pairs.rows))
@@ -129,6 +150,11 @@ def products(
     difference (see `differs`).
     """
     rows, slot, m = pairs.rows, pairs.slot, len(pairs.diagonal)
+    if is_lower(space, rows):
+        with_gradient, change = space.fetch_each(*space.products_in_full(rows, gradient, y))
+        return with_gradient, change, math.inf
+    if space.sharded:
+        return _whole_products(space, pairs, gradient, y, slope, before, squared)
     if reads_twice(space, rows):
         return space.small_products(rows, gradient), space.small_products(rows, y), math.inf
     # These come first, while y and g are in the cache; reading the rows evicts them.
@@ -142,9 +168,30 @@ def products(
     return with_gradient, change, square
 
 
+def _whole_products(
+    space: Space, pairs: Pairs, gradient: Array, y: Array, slope: float, before: Any, squared: float
+) -> tuple[Array, Array, float]:
+    """`products` with one message to the other processes, or with two if W y cannot be a
+    difference."""
+    rows, slot, m = pairs.rows, pairs.slot, len(pairs.diagonal)
+    if space.reproducible or space.backend.eps > _DOUBLE:
+        each = (space.products(rows, vector) for vector in (gradient, y))
+        with_gradient, change = space.fetch_each(*each)
+        return with_gradient, change, math.inf
+    numbers = space.later(space.dot(y, y), space.dot(gradient, gradient))
+    with_gradient = space.fetch(space.products(rows, gradient))
+    size, square = map(now, numbers)
+    if before is None or not differs(size, squared):
+        return with_gradient, space.fetch(space.products(rows, y)), square
+    change = with_gradient - before
+    change[slot], change[slot + m] = with_gradient[slot] - slope, size
+    return with_gradient, change, square
+
+
 def reads_twice(space: Space, rows: Array) -> bool:
     """Whether W y must not be a difference of W g, or nothing would be saved by that."""
-    return rows.shape[1] < _LARGE or space.reproducible or space.backend.eps > _DOUBLE
+    inexact = space.backend.eps > _DOUBLE or is_lower(space, rows)
+    return rows.shape[1] < _LARGE or space.reproducible or inexact
 
 
 def differs(size: float, squared: float) -> bool:
@@ -197,7 +244,7 @@ def forget(space: Space, pairs: Pairs, gamma: float) -> Pairs:
     """Drop all pairs and reset the scale of the initial inverse Hessian to gamma."""
     # The rows too: a trial with nan may have been written, and 0 * nan is nan.
     (m,), (_, n) = pairs.diagonal.shape, pairs.rows.shape
-    return empty(space, n, m, (), gamma)
+    return empty(space, n, m, (), gamma, pairs.rows.dtype)
 
 
 # --- a batch: a slot for each problem ----------------------------------------------------------

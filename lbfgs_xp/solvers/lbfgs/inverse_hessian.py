@@ -117,7 +117,7 @@ class InverseHessian(Operator):
             places = space.small_arange(2 * m)
             unit = unit + space.small.astype(places == j, unit.dtype)
             columns.append(-curvature.coefficients(space, self._pairs, unit))
-        return self._pairs.rows, space.send(space.small.stack(columns, axis=-1))
+        return space.in_full(self._pairs.rows), space.send(space.small.stack(columns, axis=-1))
 
 
 def _product(space: Space, arrays: tuple[Pairs, Any], vector: Array) -> Array:
@@ -125,6 +125,6 @@ def _product(space: Space, arrays: tuple[Pairs, Any], vector: Array) -> Array:
     pairs, weights = arrays
     if weights is not None:
         vector = vector * weights
-    c = curvature.coefficients(space, pairs, space.small_products(pairs.rows, vector))
+    c = curvature.coefficients(space, pairs, curvature.small_products(space, pairs.rows, vector))
     product = -space.descend(c, pairs.rows, pairs.gamma, vector)
     return product if weights is None else product * weights

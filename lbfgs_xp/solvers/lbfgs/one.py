@@ -28,15 +28,19 @@ def step(
     if space.remote:
         slope, measured = remote.measure(space, solver, state, gradient)
         phi, dphi = space.read(value, slope)
-        state = state._replace(search=begun(rule, state.search))
-        if state.pairs.count and not state.search.dphi0 < 0.0:
-            return _start_again(solver, space, state, phi, state.decrement)
     else:
         along = state.direction
         if path is not None:
             along = bounded.along(space, path, state.x, state.trial, state.search.alpha, along)
         whole = bounded.penalised_gradient(path, gradient)
-        phi, dphi = float(value), space.read_one(space.dot(whole, along))
+        if space.sharded:
+            phi, dphi = space.read(value, space.dot(whole, along))
+        else:
+            phi, dphi = float(value), space.read_one(space.dot(whole, along))
+    if isinstance(state.search.dphi0, Pending):
+        state = state._replace(search=begun(rule, state.search))
+        if state.pairs.count and not state.search.dphi0 < 0.0:
+            return _start_again(solver, space, state, phi, state.decrement)
     old = state.search
     search = rule.advance(old, phi, dphi)
     lower = search.best_phi < old.best_phi
@@ -89,11 +93,12 @@ def _arrive(
             space, state, measured, alpha, slope, gradient, solver.scale_initial
         )
     else:
-        norm = space.read_one(space.max_abs(gradient))
+        (norm,) = space.later(space.max_abs(gradient))
         s = space.scale(alpha, state.direction)
         pairs, with_gradient, squared = _with_pair(
             solver, space, state, s, gradient, gradient, None, slope, state.with_gradient
         )
+        norm = now(norm)
     bare = state.pairs.count == 0
     decrement = state.decrement if bare else -0.5 * search.dphi0
     straight = endless(solver.line_search, solver.initial.scales_first, alpha)
@@ -130,7 +135,9 @@ def _with_pair(
     rows = space.backend.write_pair(pairs.rows, pairs.slot, s, new, old)
     if rows is not pairs.rows:
         pairs = pairs._replace(rows=rows)
-    y = bounded.reduced(space, free, rows[pairs.slot + len(pairs.diagonal), :])
+    y = bounded.reduced(
+        space, free, space.in_full(rows[pairs.slot + len(pairs.diagonal), :])
+    )
     with_gradient, with_change, squared = curvature.products(
         space, pairs, inner, y, slope, before, state.squared
     )
@@ -190,7 +197,7 @@ def _within_bounds(
     pairs = restricted.to_free(space, pairs, free, solver.scale_initial)
     if pairs.count == 1 and not _has_pair(space, pairs, slot):
         pairs = pairs._replace(slot=slot, count=0)    # the scale is still unknown
-    return there, norm, (pairs, space.small_products(pairs.rows, inner), math.inf)
+    return there, norm, (pairs, curvature.small_products(space, pairs.rows, inner), math.inf)
 
 
 def _same_free(space: Space, one: Any, other: Any) -> bool:
@@ -302,7 +309,7 @@ def begin(
     inner = bounded.penalised_gradient(path, gradient)
     inner = weighted(bounded.reduced(space, path and path.free, inner), weights)
     if pairs.count:
-        with_gradient = space.small_products(pairs.rows, inner)
+        with_gradient = curvature.small_products(space, pairs.rows, inner)
     else:
         with_gradient = space.small_zeros(pairs.rows.shape[:1])  # without touching the rows
     state = _aim(

@@ -120,12 +120,12 @@ def _turned(
     if weights is not None:
         s, gradient, old = s / weights, gradient * weights, old * weights
     rows = space.backend.write_pair(rows, slot, s, gradient, old)
-    with_gradient = rows @ gradient
+    with_gradient = _times(space, rows, gradient)
     column = cross = space.xp.zeros_like(diagonal)
     inverse = write_row(inverse, slot, column)
     if kept:
         if before is None:
-            change = rows @ rows[slot + m, ...]
+            change = _times(space, rows, space.in_full(rows[slot + m, ...]))
         else:
             change = write(with_gradient - before, slot).set(with_gradient[slot] - slope)
             change = write(change, slot + m).set(size)
@@ -134,6 +134,12 @@ def _turned(
     inverse = write(inverse, (slice(None), slot)).set(column)
     gram = write(write_row(gram, slot, cross), (slice(None), slot)).set(cross)
     return rows, inverse, gram, write(diagonal, slot).set(bend if kept else 0.0), with_gradient
+
+
+def _times(space: Space, rows: Array, vector: Array) -> Array:
+    if curvature.is_lower(space, rows):
+        return space.products_in_full(rows, vector)[0]
+    return rows @ vector
 
 
 def descent(

@@ -49,13 +49,14 @@ def _on_device(
 def _products(space: Space, rows: Array, free: Any) -> Array:
     """The products of the restricted rows with each other, (..., 2m, 2m)."""
     if free is None:
-        return space.gram(rows)
+        return space.gram(space.in_full(rows))
     n = rows.shape[-1]
     if not space.batched and not space.reproducible and space.backend.on_host and n > 2 * _PIECE:
         return sum(
-            space.gram(rows[:, i : i + _PIECE] * free[i : i + _PIECE])
+            space.gram(space.in_full(rows[:, i : i + _PIECE]) * free[i : i + _PIECE])
             for i in range(0, n, _PIECE)
         )
+    rows = space.in_full(rows)
     return space.gram(space.xp.where(free[..., None, :], rows, space.xp.zeros_like(rows)))
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
-from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.backend import Array, dtype_name
 from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.checks import count, flag, setting
@@ -22,6 +22,7 @@ from lbfgs_xp.solvers.method import Method
 from lbfgs_xp.solvers.orthant import L1
 from lbfgs_xp.typing import LineSearchName
 
+_DTYPES = ("float32", "bfloat16")
 _ALWAYS_0, _ALWAYS_1 = Constant(0.0), Constant(1.0)
 
 
@@ -31,7 +32,7 @@ class LBFGS(Method, TakesBounds):
 
     The direction is -H g, where H is built from the last `memory_size` pairs of steps and changes
     of the gradient, in the compact form of Byrd, Nocedal & Schnabel (1994). Memory:
-    2 memory_size + 6 vectors.
+    2 memory_size + 8 vectors, with the gradient that fun returns.
 
     Parameters
     ----------
@@ -51,6 +52,11 @@ class LBFGS(Method, TakesBounds):
         The first trial of each line search, in units of the quasi-Newton step; with
         `line_search=lx.Fixed()`, the step itself. A schedule counts iterations. For a batch, it
         must be a number.
+    history_dtype : None, "float32" or "bfloat16"
+        The dtype in which the pairs are kept; None for that of x. float32 pairs of a float64 run
+        take half the memory; products with them are summed in the dtype of x. The pairs are rounded
+        before anything is computed from them, so H stays positive definite. NumPy and CuPy have no
+        bfloat16. Not for a batch.
 
     Raises
     ------
@@ -72,6 +78,7 @@ class LBFGS(Method, TakesBounds):
     initial_inverse_hessian: Any = None
     scale_initial: bool = True
     learning_rate: Any = 1.0
+    history_dtype: Literal["float32", "bfloat16"] | None = None
     # `initial_inverse_hessian`, interpreted.
     initial: Initial = dataclasses.field(init=False, repr=False, compare=False)
     box: Box | None = dataclasses.field(init=False, repr=False, default=None)
@@ -89,6 +96,11 @@ class LBFGS(Method, TakesBounds):
         set_(self, "learning_rate", as_schedule(self.learning_rate))
         if self.learning_rate == _ALWAYS_0:
             raise ValueError("learning_rate is 0; wanted a number above 0, or a schedule")
+        if self.history_dtype not in (None, *_DTYPES):
+            raise ValueError(
+                f"history_dtype is {self.history_dtype!r}; wanted None, "
+                f"{' or '.join(map(repr, _DTYPES))}"
+            )
         set_(self, "initial", Initial(self.initial_inverse_hessian, self.scale_initial))
 
     @property
@@ -98,8 +110,13 @@ class LBFGS(Method, TakesBounds):
         return None if rate == _ALWAYS_1 else Pace(0, rate.init())
 
     @property
+    def shards(self) -> bool:  # type: ignore[override]
+        return self.initial.function is None
+
+    @property
     def in_programs(self) -> bool:
-        return self.initial.function is None and isinstance(self.learning_rate, Constant)
+        steady = isinstance(self.learning_rate, Constant)
+        return self.initial.function is None and steady and self.history_dtype is None
 
     def init(
         self, space: Space, x: Array, value: Any, gradient: Array, learned: Pairs | None = None,
@@ -114,7 +131,8 @@ class LBFGS(Method, TakesBounds):
         pairs = learned
         if pairs is None:
             pairs = curvature.empty(
-                space, n, self.memory_size, tuple(batch), self.initial.gamma
+                space, n, self.memory_size, tuple(batch), self.initial.gamma,
+                self._dtype_of_rows(space),
             )
         if space.batched and not isinstance(self.learning_rate, Constant):
             raise ValueError(
@@ -125,6 +143,20 @@ class LBFGS(Method, TakesBounds):
         value, norm = space.read(value, self.optimality(space, x, gradient))
         begin = many.begin if space.batched else one.begin
         return begin(self, space, x, value, gradient, norm, pairs, weights, noise)
+
+    def _dtype_of_rows(self, space: Space) -> Any:
+        """`history_dtype` as a dtype of the library of x, or None."""
+        name, backend = self.history_dtype, space.backend
+        if name is None:
+            return None
+        if space.batched:
+            raise ValueError(f"history_dtype is {name!r} with batched=True; wanted None")
+        dtype = getattr(space.xp, name, None)
+        if dtype is None:
+            raise ValueError(
+                f"history_dtype is {name!r}, which {backend.name} lacks; wanted None or 'float32'"
+            )
+        return dtype
 
     def step(
         self, space: Space, state: LBFGSState, value: Any, gradient: Array, active: Any = True
@@ -193,4 +225,9 @@ class LBFGS(Method, TakesBounds):
             raise ValueError(
                 f"state holds {what}; wanted the state of LBFGS with "
                 f"memory_size={self.memory_size}"
+            )
+        found, own = (dtype_name(array.dtype) for array in (state.pairs.rows, state.x))
+        if found != (wanted := self.history_dtype or own):
+            raise ValueError(
+                f"state holds pairs in {found}; wanted {wanted}, the history_dtype of this method"
             )

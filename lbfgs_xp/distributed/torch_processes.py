@@ -8,20 +8,21 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.backend import Array, class_of
+from lbfgs_xp.checks import flag
 from lbfgs_xp.distributed.team import Engine, on_host
 
 
 class TorchEngine(Engine):
     """See `lbfgs_xp.distributed.torch`."""
 
-    def __init__(self, group: Any = None):
+    def __init__(self, group: Any = None, sharded: bool = False):
         if not (dist.is_available() and dist.is_initialized()):
             raise RuntimeError(
                 "torch.distributed has no processes; wanted a call of "
                 "torch.distributed.init_process_group before"
             )
-        self.group = group
+        self.group, self.sharded = group, flag("sharded", sharded)
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
     def sum(self, array: Array) -> Array:
@@ -33,6 +34,14 @@ class TorchEngine(Engine):
     def _sum(self, host: np.ndarray) -> np.ndarray:
         dist.all_reduce(torch.from_numpy(host), group=self.group)
         return host
+
+    def collect(self, numbers: Array) -> np.ndarray:
+        own = numbers if isinstance(numbers, torch.Tensor) else torch.from_numpy(
+            np.array(class_of(numbers).to_host(numbers))
+        )
+        found = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(found, own, group=self.group)
+        return torch.stack(found).cpu().numpy()
 
     def gather(self, item: Any) -> list[Any]:
         found: list[Any] = [None] * self.size
