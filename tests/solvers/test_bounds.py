@@ -131,6 +131,15 @@ def test_a_batch_is_its_rows_each_with_its_own_bounds(method: str) -> None:
         assert np.array_equal(batch.active[i], one.active)
 
 
+def test_an_infinite_gradient_at_the_bound_that_is_the_minimum(method: str) -> None:
+    def root(x: np.ndarray) -> Any:
+        with np.errstate(divide="ignore"):
+            return np.sum(x + np.sqrt(x)), 1.0 + 0.5 / np.sqrt(x)
+
+    res = lx.minimize(root, np.full(3, 2.0), jac=True, method=method, bounds=(0.0, None))
+    assert res.status is lx.Status.GRADIENT and not res.x.any() and np.all(res.active == -1)
+
+
 @pytest.mark.parametrize("l1", [None, 0.3])
 def test_a_batch_is_its_rows_after_its_pairs_were_dropped(l1: float | None) -> None:
     rng = np.random.default_rng(2)
