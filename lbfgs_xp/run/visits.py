@@ -93,9 +93,13 @@ class Visits:
 
     def fail(self, rows: Any) -> None:
         """End those of these problems that still run: no lower point was found."""
-        run, (state, p, _) = self.run, self.run.standing
+        run, (state, p, best) = self.run, self.run.standing
         fn = run.space.scalars
         failed: Any = fn.full(_LINE_SEARCH, p.status)
+        if not run.objective.differs:
+            # The best trial may be a stationary point to which no search could move: at a bound
+            # where the gradient is infinite.
+            failed = fn.where(best.gradient_norm == 0.0, _GRADIENT, failed)
         if run.objective.differs and run.criteria.relative > 0.0:
             # A small gradient stands that has become smaller since it made a promise: the errors of
             # differences promise more than there is.

@@ -24,6 +24,8 @@ from lbfgs_xp.solvers.orthant import L1, Orthant
 _FAR_BEYOND = 0.1
 # Clipping has spoilt a direction that keeps less than this share of its slope.
 _KEPT = 0.1
+# Up to its first bound, a direction is useful if it keeps more than this share of its length.
+_USEFUL = 0.01
 
 
 class Path(NamedTuple):
@@ -214,8 +216,9 @@ def shortened(
     space: Space, path: Path, x: Array, gradient: Array, direction: Array, slope: Any, gamma: Any,
     mask: Any = True, first: Any = 1.0,
 ) -> tuple[Array, Any]:
-    """A quasi-Newton direction, `fitted`, and its slope. Where that spoils it, and `mask` holds, a
-    projected step along the gradient, which always goes down.
+    """A quasi-Newton direction, `fitted`, and its slope. Where that spoils it, and `mask` holds, it
+    ends at the first bound instead (Morales & Nocedal 2011) or, where that is too near, is a
+    projected step along the gradient. Both always go down.
 
     slope : of the direction.
     gamma : the inverse Hessian, roughly, for that step.
@@ -230,9 +233,29 @@ def shortened(
     spoilt = mask & fn.logical_not((kept < _KEPT * now(slope)) & (kept < 0.0))
     if space.none(spoilt):
         return short, kept
-    plain = fitted(space, path, x, gradient, space.scale(-gamma, gradient), first)
-    short = space.pick(spoilt, plain, short)
+    share, cut = _to_first_bound(space, path, x, direction, first)
+    useful = share > _USEFUL
+    other = space.pick(useful, cut, space.scale(-gamma, gradient))
+    other = fitted(space, path, x, gradient, other, first)
+    short = space.pick(spoilt, other, short)
     return short, space.read_one(space.dot(gradient, short))
+
+
+def _to_first_bound(
+    space: Space, path: Path, x: Array, direction: Array, first: Any
+) -> tuple[Any, Array]:
+    """The share of the direction whose first trial reaches the first bound of a free variable, and
+    that part of the direction."""
+    xp, fn = space.xp, space.scalars
+    there = space.move(x, first, direction)
+    inside = within(space, path, there)
+    stops = there != inside
+    if path.free is not None:
+        stops = stops & path.free
+    beyond = xp.where(stops, (there - x) / (inside - x), xp.zeros_like(x))
+    most = space.read_one(space.max_abs(beyond))
+    share = fn.divide(1.0, fn.maximum(most, 1.0))
+    return share, space.scale(share, direction)
 
 
 def _onto_bounds(

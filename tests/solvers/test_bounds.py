@@ -131,6 +131,15 @@ def test_a_batch_is_its_rows_each_with_its_own_bounds(method: str) -> None:
         assert np.array_equal(batch.active[i], one.active)
 
 
+def test_an_infinite_gradient_at_the_bound_that_is_the_minimum(method: str) -> None:
+    def root(x: np.ndarray) -> Any:
+        with np.errstate(divide="ignore"):
+            return np.sum(x + np.sqrt(x)), 1.0 + 0.5 / np.sqrt(x)
+
+    res = lx.minimize(root, np.full(3, 2.0), jac=True, method=method, bounds=(0.0, None))
+    assert res.status is lx.Status.GRADIENT and not res.x.any() and np.all(res.active == -1)
+
+
 @pytest.mark.parametrize("l1", [None, 0.3])
 def test_a_batch_is_its_rows_after_its_pairs_were_dropped(l1: float | None) -> None:
     rng = np.random.default_rng(2)
@@ -354,6 +363,15 @@ def test_no_search_jams_at_a_bound() -> None:
         projected = np.clip(res.x - res.jac, *bounds) - res.x
         assert res.success.all() and np.max(np.abs(projected)) <= 1e-6
         assert np.max(res.nfev) <= 60 and np.mean(res.nfev) < 8.0
+
+
+def test_a_bent_valley_between_bounds_takes_few_evaluations(method: str) -> None:
+    for upper in (0.5, 0.75, 0.9):
+        res = lx.minimize(
+            rosenbrock, np.tile([-1.2, 1.0], 3), jac=True, method=method, bounds=(-2.0, upper)
+        )
+        assert res.success and np.allclose(res.x, np.tile([upper, upper * upper], 3))
+        assert res.nfev <= 60
 
 
 def test_a_wrong_gradient_is_no_success(method: str) -> None:
