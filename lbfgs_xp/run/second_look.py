@@ -63,7 +63,7 @@ class SecondLook:
             if run.is_running():
                 return True
         begun = self._confirm()
-        if run.is_running() or self.restarts.set_out_again():
+        if run.is_running() or self.restarts.from_best():
             return True
         # What has begun again may have ended at once, at a gradient that is small: a claim again.
         begun = self.central.switch() or begun

@@ -318,7 +318,7 @@ class _TracedLook(SecondLook):
 
     def resumes(self) -> bool:
         self._confirm()
-        return self.restarts.set_out_again()
+        return self.restarts.from_best()
 
     def is_due(self) -> Any:
         """Whether an end is provisional, or a run may have settled above its best point."""
