@@ -85,8 +85,6 @@ __version__ = "0.1.0"
 __all__ = [
     "ASGD",
     "BFGS",
-    "IntervalStatus",
-    "Intervals",
     "LBFGS",
     "SGD",
     "SSBFGS",

@@ -42,7 +42,10 @@ def check_gradient(
     fun: Callable[..., Any], x: Any, jac: Jacobian = None, args: Any = (), *,
     has_aux: bool = False,
 ) -> GradientCheck:
-    """Compare the gradient with central differences of the value.
+    """Compare the gradient with central differences of the value, in all n variables.
+
+    It takes 2 n evaluations of fun. With more than some thousand variables use `lx.diagnose`, which
+    compares along a few directions.
 
     Parameters
     ----------

@@ -176,7 +176,7 @@ def minimize(
     ftol, xtol : float
         Stop when in two successive iterations the value changes by at most ftol |value|, or x by
         at most xtol max(1, largest |x|). With 0, the default, a run continues until the gradient
-        is small or the dtype cannot distinguish a better point.
+        is small, or rounding or noise hides any better point.
     maxiter, maxfun, maxtime : int, int, float in seconds; None for no limit
         Budgets; maxiter and maxfun apply to each problem of a batch. maxfun counts every call of
         fun, including those for finite differences, and is enforced inside the line search; only

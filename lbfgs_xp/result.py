@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
 
 import numpy as np
 
-from lbfgs_xp.arrays.backend import Backend, is_array
+from lbfgs_xp.arrays.backend import Backend, class_of, is_array, is_tracing
 from lbfgs_xp.arrays.space import FixedOrderSpace, Space
 from lbfgs_xp.arrays.tree import Layout, flatten, map_leaves
 from lbfgs_xp.saving.encoding import Decoder, Described, described
@@ -59,7 +59,7 @@ class Status(Reason):
     PRECISION = (
         3,
         True,
-        "precision floor: the dtype cannot distinguish a better point from this one",
+        "precision floor: rounding or noise of the function hides any better point from this one",
     )
     ITERATIONS = 4, False, "the iteration budget (maxiter) is spent"
     EVALUATIONS = 5, False, "the evaluation budget (maxfun) is spent"
@@ -367,6 +367,11 @@ def table(result: Any) -> str:
             # Only the name of a status is shown, because the message has its own line.
             text = value.name if isinstance(value, Reason) else str(_short(value))
         rows.append(f"{field.name:>14}: " + text.replace("\n", "\n" + " " * 16))
+    leaves = [each for each in flatten(getattr(result, "active", None))[0] if each is not None]
+    if leaves and not is_tracing(leaves):
+        sides = np.concatenate([np.reshape(class_of(leaf).to_host(leaf), -1) for leaf in leaves])
+        low, free, high = (np.count_nonzero(sides == side) for side in (-1, 0, 1))
+        rows.append(f"{'active':>14}: {low} at lower bounds, {high} at upper ones, {free} free")
     return "\n".join(rows)
 
 

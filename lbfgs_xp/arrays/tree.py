@@ -253,7 +253,8 @@ class Layout(Keyed):
         if tuple(array.shape) != self.batch:
             raise ValueError(
                 f"{name} has shape {tuple(array.shape)}; wanted {self.batch}, a number for each "
-                f"problem, or {len(shape)} axes that broadcast to {shape}"
+                f"problem (x0 of shape {shape} holds {shape[0]}), or {len(shape)} axes that "
+                f"broadcast to {shape}"
             )
         return self.xp.reshape(array, (*self.batch, *(1 for _ in shape[1:])))
 
@@ -292,8 +293,11 @@ class Layout(Keyed):
                 arrays.append(self.xp.broadcast_to(array, shape))
             except (ValueError, RuntimeError):
                 where = leaf_name(self.structure, i, what)
+                several = not self.batch and array.ndim > 0 and what == "l1"
                 raise ValueError(
                     f"{where} has shape {tuple(array.shape)}; wanted one that broadcasts to {shape}"
+                    + (f" (batched=True and x0 of shape {(array.shape[0], *shape)} solve with "
+                       "several weights)" if several else "")
                 ) from None
         pieces = []
         for array, is_complex in zip(arrays, self.complex, strict=True):

@@ -204,7 +204,7 @@ def plot_profiles(fit: Any, analysis: Analysis, size: int) -> Any:
 def _free(fit: Any, analysis: Analysis) -> tuple[list[str], list[float], list[float]]:
     """The parameters that have a profile, with their values and errors."""
     if analysis.layout.batched:
-        raise ValueError("the fit is a batch; wanted a single fit, such as that of one row")
+        raise ValueError("the fit is a batch; wanted a single fit, of one row of the data")
     places = [i for i, place in enumerate(analysis.order) if place in analysis.free]
     x, stderr = listed(fit, fit.x), listed(fit, fit.stderr)
     places = [i for i in places if stderr[i] > 0.0 and np.isfinite(stderr[i])]

@@ -415,3 +415,12 @@ def test_bad_bounds() -> None:
         lx.minimize(rosenbrock, np.zeros(2), jac=True, bounds=([0.0, np.nan], None))
     with pytest.raises(TypeError, match="x0 is complex"):
         lx.minimize(rosenbrock, np.zeros(2, dtype=complex), jac=True, bounds=(0.0, None))
+
+
+def test_a_printed_result_counts_the_variables_at_bounds() -> None:
+    def fun(x):
+        return ((x - 3.0) ** 2).sum(), 2.0 * (x - 3.0)
+
+    res = lx.minimize(fun, np.zeros(3), jac=True, bounds=(np.asarray([4.0, 0.0, 0.0]), [5, 2, 9]))
+    assert "active: 1 at lower bounds, 1 at upper ones, 1 free" in repr(res)
+    assert "active" not in repr(lx.minimize(fun, np.zeros(3), jac=True))
