@@ -263,3 +263,15 @@ def test_wrong_command_lines(
     with pytest.raises(SystemExit) as error:
         main(["check", *(part.replace("FILE", str(file)) for part in call)])
     assert error.value.code == 2 and says in capsys.readouterr().err
+
+
+def test_a_steep_variable_does_not_hide_a_wrong_gradient_of_another() -> None:
+    scale = np.asarray([1e6, 1.0, 1.0])
+
+    def fun(x, factor):
+        z = scale * x - 1.0
+        return z @ z, 2.0 * z * scale * np.asarray([1.0, factor, 1.0])
+
+    wrong = lx.diagnose(fun, np.zeros(3), (1.5,), jac=True)
+    assert not wrong.fit and "x0[1]" in str(wrong)
+    assert lx.diagnose(fun, np.zeros(3), (1.0,), jac=True).gradient_error < 1e-4

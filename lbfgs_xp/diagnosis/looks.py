@@ -16,6 +16,8 @@ from lbfgs_xp.run import noise
 _WRONG = 1e-2
 # A difference in slope that is clear from rounding, as a part of it.
 _UNSURE = 1e-4
+# A slope of this part of the changes of the value is as good as none.
+_SMALL = 1e-6
 # How many directions are looked along.
 _DIRECTIONS = 3
 # The number of equally spaced values by which noise is measured (Moré & Wild 2011), how far apart
@@ -121,12 +123,18 @@ def gradient(probe: Probe, point: Point, level: float) -> tuple[float, list[Find
             if probe.without_jac else
             f"The gradient comes from differences: {cost} evaluations for each. {advice}."
         ))]
-    worst = 0.0
-    for direction in _directions(point):
-        worst = max(_slope_error(probe, point, direction, level), worst)
+    directions, where = [*_directions(point), _levelled(point)], ""
+    errors = [_slope_error(probe, point, direction, level) for direction in directions]
+    seen = f"along {len(directions)} directions"
+    if point.x.size <= _FORMED:
+        # Steep variables would hide what is wrong with the others along a direction of all.
+        each = [_slope_error(probe, point, step, level) for step in np.diag(point.size)]
+        errors, seen = errors + each, seen + " and in each variable"
+        where = f"; the worst component is that of {probe.name(int(np.argmax(each)))}"
+    worst = max(errors)
     if worst <= _UNSURE:
         return worst, [Finding("gradient", GOOD, worst, (
-            f"The gradient agrees with differences of the value along {_DIRECTIONS} directions, to "
+            f"The gradient agrees with differences of the value {seen}, to "
             + (f"{worst:.0e} of the slope." if worst else "rounding.")
         ))]
     if worst <= _WRONG:
@@ -135,7 +143,6 @@ def gradient(probe: Probe, point: Point, level: float) -> tuple[float, list[Find
             "Noise or a function that changes fast may be why; lx.check_gradient compares each "
             "component."
         ))]
-    where = _culprit(probe, point, level)
     return worst, [Finding("gradient", PROBLEM, worst, (
         f"The gradient disagrees with differences of the value, by {worst:.2g} of the slope along "
         f"a direction{where}. Mend jac; lx.check_gradient compares each component."
@@ -145,6 +152,9 @@ def gradient(probe: Probe, point: Point, level: float) -> tuple[float, list[Find
 def _slope_error(probe: Probe, point: Point, direction: np.ndarray, level: float) -> float:
     """The smallest relative difference between the slope and central differences of any length."""
     slope = float(point.gradient @ direction)
+    # Beside changes over the whole size, a slope of 0 is no more than small.
+    changes = [abs(probe.value(point.x + sign * direction) - point.value) for sign in (1.0, -1.0)]
+    small = _SMALL * max((change for change in changes if math.isfinite(change)), default=0.0)
     errors = []
     for length in point.eps ** (1.0 / 3.0) * np.asarray([10.0, 1.0, 0.1, 100.0, 1000.0]):
         ahead, behind = (
@@ -153,22 +163,12 @@ def _slope_error(probe: Probe, point: Point, direction: np.ndarray, level: float
         found = (ahead - behind) / (2.0 * length)
         # What rounding and noise explain is no disagreement.
         off = max(abs(found - slope) - (level + point.rounding) / length, 0.0)
-        scale = max(abs(slope), abs(found))
+        scale = max(abs(slope), abs(found), small)
         errors.append(off / scale if scale > 0.0 else 0.0)
         if errors[-1] <= _UNSURE * 1e-2:
             break
     finite = [error for error in errors if math.isfinite(error)]
     return min(finite) if finite else 0.0
-
-
-def _culprit(probe: Probe, point: Point, level: float) -> str:
-    """The component of the gradient that is wrong, in words; only for few variables."""
-    if point.x.size > _FORMED:
-        return ""
-    errors = [
-        _slope_error(probe, point, step, level) for step in np.diag(point.size)
-    ]
-    return f"; the worst component is that of {probe.name(int(np.argmax(errors)))}"
 
 
 def noise_of(probe: Probe, point: Point) -> tuple[float, list[Finding]]:
@@ -508,6 +508,13 @@ def _span(seconds: float) -> str:
             number = seconds / size
             return f"{number:.0f} {unit}" if number >= 10.0 else f"{number:.2g} {unit}"
     return f"{1e9 * seconds:.0f} ns"
+
+
+def _levelled(point: Point) -> np.ndarray:
+    """A direction along which no variable contributes more to the slope than the median one."""
+    (direction, *_), share = _directions(point), np.abs(point.gradient) * point.size
+    level = float(np.median(share[share > 0.0])) if np.any(share > 0.0) else 0.0
+    return direction * np.where(share > level, level / np.where(share > level, share, 1.0), 1.0)
 
 
 def _directions(point: Point) -> list[np.ndarray]:
