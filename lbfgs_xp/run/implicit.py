@@ -182,8 +182,8 @@ def solved(
     for name, value in constants.items():
         if any(map(library.may_vary, flatten(value)[0])):
             raise TypeError(
-                f"{name} is traced or requires a gradient; wanted constants there, because the "
-                "solution is differentiated with respect to args"
+                f"{name} is traced or requires a gradient; wanted constants there: a compiled "
+                "function must know it, and a solution is differentiated with respect to args"
             )
     return library.solution(find, functions, x0, args)
 

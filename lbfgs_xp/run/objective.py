@@ -465,6 +465,8 @@ def warn_of_foreign(backend: Backend, args: tuple, level: int) -> None:
     for leaf in flatten(args)[0]:
         if not is_array(leaf) or leaf.ndim == 0 or isinstance(leaf, np.generic):
             continue
+        if backend.is_traced(leaf):
+            continue    # it lies on no device yet
         library = library_of(leaf)
         if library != backend.name:
             what, like = f"of {library}", f"of {backend.name}"
