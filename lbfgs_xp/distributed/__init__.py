@@ -40,6 +40,8 @@ def torch(group: Any = None, sharded: bool = False) -> Engine:
     ------
     RuntimeError
         If `torch.distributed.init_process_group` has not been called.
+    ValueError
+        If this process does not belong to the group.
     """
     from lbfgs_xp.distributed.torch_processes import TorchEngine
 

@@ -43,7 +43,10 @@ class ShardedSpace(Space):
         self.queue = Queue(backend, self._read)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        raise TypeError("a run with sharded=True was to be pickled; wanted its x, by lx.save")
+        raise TypeError(
+            "the state of a run with sharded=True cannot be pickled or copied; wanted its x, which "
+            "lx.save writes in each process"
+        )
 
     # --- parts ---------------------------------------------------------------------------------
 
@@ -248,7 +251,7 @@ class ShardedTeam(Team):
         """How many processes say what, and the numbers of all, padded to this length."""
         if self._broken:
             raise ProcessFailed(
-                "the run has ended in another process; what it has found cannot be multiplied by"
+                "the run has failed in another process; its hess_inv cannot be multiplied by"
             )
         said = sum(2**k for k, is_so in enumerate(self._notices(notice)) if is_so)
         parts = [backend.full((1,), float(said))]

@@ -24,6 +24,10 @@ class TorchEngine(Engine):
             )
         self.group, self.sharded = group, flag("sharded", sharded)
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        if self.rank < 0:
+            raise ValueError(
+                "group is a process group without this process; wanted one to which it belongs"
+            )
 
     def sum(self, array: Array) -> Array:
         if isinstance(array, torch.Tensor):

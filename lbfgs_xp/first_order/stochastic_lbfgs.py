@@ -51,9 +51,10 @@ class StochasticLBFGS(FirstOrder):
     taken: s = x - anchor and y is the difference of these two gradients. So y is the effect of s
     alone, never of one batch replaced by another (as in Berahas, Nocedal & Takáč 2016, with the
     whole batch as overlap), and s, which spans several steps (Byrd, Hansen, Nocedal & Singer 2016),
-    is longer than their noise. If s . y is less than damping σ s . s, with σ = y . y / s . y within
-    the curvature bounds, y is replaced by θ y + (1 - θ) σ s for which it is equal (Powell 1978;
-    Wang, Ma, Goldfarb & Liu 2017).
+    is longer than their noise. If s . y is less than damping σ s . s, y is replaced by
+    θ y + (1 - θ) σ s for which it is equal (Powell 1978; Wang, Ma, Goldfarb & Liu 2017). Here
+    σ = y . y / s . y (if s . y <= 0, that of the newest pair, or 1), at most the upper curvature
+    bound and at least the lower one divided by damping.
 
     Parameters
     ----------

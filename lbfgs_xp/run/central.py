@@ -21,7 +21,7 @@ _BLIND = 100.0
 
 
 class Central:
-    """When a phase of a run takes central differences in place of forward ones."""
+    """When a phase of a run takes central differences instead of forward ones."""
 
     def __init__(self, visits: Visits, restarts: Restarts):
         self.run, self.visits, self.restarts = visits.run, visits, restarts

@@ -28,16 +28,6 @@ from lbfgs_xp.arrays.backend import Array, Backend, identity, is_array
 from lbfgs_xp.arrays.scalars import FLOATS
 
 METHODS = ("2-point", "3-point")
-
-
-def check_jac(jac: Any) -> None:
-    """Refuse anything but what `jac` of `lx.minimize` may be."""
-    if jac is None or jac is True or callable(jac) or (isinstance(jac, str) and jac in METHODS):
-        return
-    raise ValueError(
-        f"jac is {jac!r}; wanted None (automatic differentiation), True, a function, "
-        '"2-point" or "3-point"'
-    )
 # How often a difference is taken again; and by how much its step must be off, as a power of eps: 36
 # in float64, 5 in float32.
 _AGAIN, _OFF = 5, -0.1
@@ -64,6 +54,16 @@ _DIGITS = 1e6
 _BEND, _BEND_OFF, _BEND_DRIFTS, _GROWS = 100.0, 10.0, 4.0, 10.0
 # How often steps among noise are measured again.
 _SEARCHES = 8
+
+
+def check_jac(jac: Any) -> None:
+    """Refuse anything but what `jac` of `lx.minimize` may be."""
+    if jac is None or jac is True or callable(jac) or (isinstance(jac, str) and jac in METHODS):
+        return
+    raise ValueError(
+        f"jac is {jac!r}; wanted None (automatic differentiation), True, a function, "
+        '"2-point" or "3-point"'
+    )
 
 
 def calls_per_derivative(variables: int, central: bool) -> int:

@@ -163,7 +163,8 @@ class Run:
         untouched = space.backend.own(start)
         began = time.perf_counter()
         value, gradient, aux, _ = self.evaluate(start)
-        if self._pure is not None:
+        if space.backend.compiles:
+            # Also if only a later stage runs compiled.
             space.backend.to_host(value)    # waits
             self._chunk = compiled.Chunk(time.perf_counter() - began)
         unchanged = space.equal_later(start, untouched)

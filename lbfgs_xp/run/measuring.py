@@ -117,7 +117,7 @@ class Measuring:
         spacing, noise, errors, largest, least, first, never, clean, shown = seen
         # Among noise the errors of differences depend on its last measurement.
         known = run.standing.progress.noise > 0.0
-        left = (self.visits.affords if nearest else self.visits.still_pay)(_NOISY, left)
+        left = (self.visits.affords if nearest else self.visits.can_afford)(_NOISY, left)
         if not space.any(left):
             return left, seen
         near = self.points(spacing, _NOISY)

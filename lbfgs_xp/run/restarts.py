@@ -32,7 +32,7 @@ class Restarts:
         self.departures: Any = run.space.scalars.full(0, value)
         self.departed = value
 
-    def set_out_again(self) -> bool:
+    def from_best(self) -> bool:
         """Restart from the best point if a run has settled elsewhere.
 
         A rejected trial, in another valley, may be lower than everything that came after it. From

@@ -63,7 +63,7 @@ class SecondLook:
             if run.is_running():
                 return True
         begun = self._confirm()
-        if run.is_running() or self.restarts.set_out_again():
+        if run.is_running() or self.restarts.from_best():
             return True
         # What has begun again may have ended at once, at a gradient that is small: a claim again.
         begun = self.central.switch() or begun
@@ -138,7 +138,7 @@ class SecondLook:
             run.end(Status.TIME)
         return run.is_running()
 
-    def look(self, length: float, first: bool) -> None:
+    def look(self, length: Any, first: Any) -> None:
         run = self.run
         space, (state, p, best), (solver, smooth) = run.space, run.standing, self.visits.smooth()
         fn = space.scalars
@@ -148,7 +148,7 @@ class SecondLook:
         running = p.status == _RUNNING
         # If rounding hides the first look, nothing contradicts the claim; if it hides a later one,
         # all the visible looks before it did.
-        hidden = fn.full(_PRECISION if first else _LINE_SEARCH, p.status)
+        hidden = fn.where(running & first, _PRECISION, fn.full(_LINE_SEARCH, p.status))
         status = fn.where(running & look.agrees, _PRECISION, p.status)
         status = fn.where(running & fn.logical_not(look.visible), hidden, status)
         status = fn.where(running & look.lower, _HIGHER, status)

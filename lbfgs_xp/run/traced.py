@@ -34,7 +34,7 @@ _MESSAGE = "lx.Status(int(status)) says why the run ended"
 # The attributes of a result that hold arrays.
 _PARTS = (
     "x", "fun", "jac", "gradient_norm", "nit", "nfev", "success", "status", "aux", "hess_inv",
-    "active",
+    "active", "phases",
 )
 
 
@@ -63,20 +63,15 @@ def solve(
     with backend.at_once():
         layout = layout.in_units(x_scale)
         plan = plan_of(method, limits, bounds, None, hess, None, layout)
-    if len(plan.stages) > 1:
-        raise ValueError(
-            f"method lists {len(plan.stages)} phases inside a function that JAX compiles; wanted "
-            "one method there"
-        )
-    (stage,) = plan.stages
-    if stage.maxtime < math.inf:
-        refuse(maxtime=stage.maxtime)
-    if not stage.solver.in_programs:
-        raise ValueError(
-            f"{stage.name} has settings that need the host; wanted, inside a function that JAX "
-            "compiles, no function of one vector, no learning rate that depends on values, "
-            "on_nonfinite='ignore' and, for L-BFGS, a constant learning rate"
-        )
+    for stage in plan.stages:
+        if stage.maxtime < math.inf:
+            refuse(maxtime=stage.maxtime)
+        if not stage.solver.in_programs:
+            raise ValueError(
+                f"{stage.name} has settings that need the host; wanted, inside a function that JAX "
+                "compiles, no function of one vector, no learning rate that depends on values, "
+                "on_nonfinite='ignore' and, for L-BFGS, a constant learning rate"
+            )
     objective = Objective(fun, args, jac, has_aux, layout, pass_rows)
     if objective.differs:
         raise ValueError(
@@ -130,10 +125,7 @@ class TracedRun(Run):
         if solver.projects:
             x = solver.project(space, x)
         value, gradient, aux, count = self.evaluate(x)
-        inner = self.state_at(x, value, gradient, None)
-        if solver.rescales:
-            # It may restart in other units, and a loop keeps the form of its state.
-            inner = solver.in_units(space, inner)
+        inner = self._inner_at(x, value, gradient)
         self.aux = AuxOutput.of(aux, space, x.shape[0])
         progress = stopping.start(
             space.scalars, self.criteria, inner.value, inner.gradient_norm, space.max_abs(x), count
@@ -144,12 +136,48 @@ class TracedRun(Run):
         )
         self.second_look = _TracedLook(self)
 
+    def _inner_at(self, x: Array, value: Any, gradient: Array, **noise: Any) -> Any:
+        """The solver's state at the start of a stage."""
+        inner = self.state_at(x, value, gradient, None, **noise)
+        # It may restart in other units, and a loop keeps the form of its state.
+        return self.solver.in_units(self.space, inner) if self.solver.rescales else inner
+
+    def _begin_next_stage(self) -> bool:
+        if not self._ahead:
+            return False
+        space, (_, p, best) = self.space, self.standing
+        fn, solver = space.scalars, self._ahead[0][0].solver
+        x, value, gradient = best.x, best.value, best.gradient
+        self.ended.append(self._result_of_stage())
+        moved = fn.full(False, value)
+        if solver.projects:
+            x = solver.project(space, x)
+            moved = space.xp.any(x != best.x, axis=-1)
+            there, slopes, found, _ = self.evaluate(x)
+            value, gradient = fn.where(moved, there, value), space.pick(moved, slopes, gradient)
+            if self.objective.has_aux:
+                self.aux = self._aux_of_best(found, moved)
+        self.enter_stage()
+        self.criteria = stopping.later(fn, self.criteria, p, self.plan.maxiter, self.plan.maxfun)
+        inner = self._inner_at(x, value, gradient, **self._noise_for(self.solver))
+        norm, count = inner.gradient_norm, fn.where(moved, fn.full(1, value), 0)
+        p = stopping.again(fn, self.criteria, p, inner.value, norm, count)
+        lowest = fn.where(moved, inner.value, best.lowest)
+        self.standing = Standing(inner, p, Best(x, inner.value, gradient, norm, lowest))
+        self.second_look = _TracedLook(self)
+        return True
+
     def is_running(self) -> bool:
         """True: which problems run is known only when the program runs."""
         return True
 
     def to_the_end(self) -> None:
-        """Advance and look until all problems have stopped."""
+        """Advance and look until all problems have stopped, in all stages."""
+        self._to_the_end_of_stage()
+        while self._begin_next_stage():
+            self._to_the_end_of_stage()
+
+    def _to_the_end_of_stage(self) -> None:
         look: Any = self.second_look
 
         def goes_on(_: Any) -> Any:
@@ -239,7 +267,7 @@ class TracedRun(Run):
 
     # --- ending --------------------------------------------------------------------------------
 
-    def result(self) -> Result:
+    def _result_of_stage(self) -> Result:
         layout, space = self.layout, self.space
         batched = bool(layout.batch)
         code, optimality = self._code(), self.solver.optimality
@@ -290,7 +318,7 @@ class _TracedLook(SecondLook):
 
     def resumes(self) -> bool:
         self._confirm()
-        return self.restarts.set_out_again()
+        return self.restarts.from_best()
 
     def is_due(self) -> Any:
         """Whether an end is provisional, or a run may have settled above its best point."""
@@ -299,20 +327,15 @@ class _TracedLook(SecondLook):
 
     def _take_looks(self, lengths: list[float]) -> None:
         run, xp = self.run, self.run.space.xp
-        first, *shorter = lengths
-        self.pending()
-        self.look(first, first=True)
-        rest = run.space.backend.full((len(shorter),), 0.0) + xp.asarray(
-            shorter, dtype=run.space.backend.dtype
-        )
+        table = xp.asarray(lengths, dtype=run.space.backend.dtype)
 
         def goes_on(k: Any) -> Any:
             claimed = run.standing.progress.status == _RUNNING
-            return (k < len(shorter)) & run._any(claimed)
+            return (k < len(lengths)) & run._any(claimed)
 
         def step(k: Any) -> Any:
             self.pending()
-            self.look(rest[k], first=False)
+            self.look(table[k], first=k == 0)
             return k + 1
 
         run.loop(goes_on, step, xp.asarray(0))

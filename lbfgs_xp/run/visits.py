@@ -44,7 +44,7 @@ class Visits:
         run.note(p._replace(status=status))
         return rows & (status == _RUNNING)
 
-    def still_pay(self, evaluations: int, rows: Any) -> Any:
+    def can_afford(self, evaluations: int, rows: Any) -> Any:
         """`affords` for looks that are not needed: no problem ends."""
         paid = self.run.space.scalars.logical_not(self.unpaid(evaluations))
         return rows & paid & (not self.run.is_late())

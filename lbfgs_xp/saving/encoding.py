@@ -16,15 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from lbfgs_xp.arrays.backend import Array, Backend, class_of, dtype_name, is_array
+from lbfgs_xp.arrays.backend import Array, Backend, class_of, dtype_name, is_array, namespace_of
 from lbfgs_xp.arrays.pending import Pending
 from lbfgs_xp.arrays.tree import leaf_name
 
 _PACKAGE = __name__.partition(".")[0]
 # What a value in a file may stand for; each has a method of `Decoder`.
 _KINDS = (
-    "float", "bytes", "scalar", "host", "array", "tuple", "list", "dict", "enum", "named", "saved"
+    "float", "bytes", "scalar", "host", "array", "bfloat16", "tuple", "list", "dict", "enum",
+    "named", "saved",
 )
+# The kinds of dtypes of NumPy that a file may hold: not objects, nor what has to be a pickle.
+_DTYPES = "biufcSU"
 
 
 class Unsaved(TypeError):
@@ -63,14 +66,19 @@ class Encoder:
         if value is None or isinstance(value, (bool, int, str)):
             return value
         if isinstance(value, np.generic):
-            return {"scalar": self._place(np.asarray(value), value)}
+            return {"scalar": self._place(np.asarray(value))}
         if isinstance(value, float):
             return value if math.isfinite(value) else {"float": repr(value)}
         if is_array(value):
-            if dtype_name(value.dtype) == "bfloat16":
-                raise Unsaved(f"{path} has dtype bfloat16, which NumPy lacks; wanted another")
             kind = "host" if isinstance(value, np.ndarray) else "array"
-            return {kind: self._place(value, value)}
+            if (name := dtype_name(value.dtype)) == "bfloat16" and kind == "array":
+                kind = name
+            elif kind == "host" and value.dtype.kind not in _DTYPES:
+                raise Unsaved(
+                    f"{path} is an array of dtype {value.dtype}; wanted numbers, booleans or "
+                    "strings"
+                )
+            return {kind: self._place(value)}
         if isinstance(value, bytes):
             return {"bytes": value.hex()}
         if hasattr(type(value), "to_saved"):
@@ -91,8 +99,8 @@ class Encoder:
             "tuples, lists and dicts of them"
         )
 
-    def _place(self, array: Array, owner: Any) -> int:
-        place = self._places.setdefault(id(owner), len(self.arrays))
+    def _place(self, array: Array) -> int:
+        place = self._places.setdefault(id(array), len(self.arrays))
         if place == len(self.arrays):
             self.arrays.append(array)
         return place
@@ -108,8 +116,13 @@ def _class_name(cls: type, path: str) -> str:
 
 
 def on_host(array: Array) -> np.ndarray:
-    """A copy or view of an array in NumPy."""
-    return array if isinstance(array, np.ndarray) else class_of(array).to_host(array)
+    """A copy or view of an array in NumPy; one of bfloat16, which NumPy lacks, in float32."""
+    if isinstance(array, np.ndarray):
+        return array
+    if dtype_name(array.dtype) == "bfloat16":
+        xp = namespace_of(array)
+        array = xp.astype(array, xp.float32)
+    return class_of(array).to_host(array)
 
 
 # --- decoding ----------------------------------------------------------------------------------
@@ -159,6 +172,15 @@ class Decoder:
             dtype = getattr(self.backend.xp, dtype_name(host.dtype))
             self._made[place] = self.backend.from_host(host, dtype)
         return self._made[place]
+
+    def _bfloat16(self, place: int) -> Array:
+        dtype = getattr(self.backend.xp, "bfloat16", None)
+        if dtype is None:
+            raise ValueError(
+                f"the file holds arrays of bfloat16, which {self.backend.name} lacks; wanted "
+                "parameters of a library that has it, such as PyTorch"
+            )
+        return self.backend.xp.astype(self._array(place), dtype)
 
     def _tuple(self, items: list) -> tuple:
         return tuple(map(self, items))

@@ -19,6 +19,8 @@ from lbfgs_xp.saving.encoding import on_host
 _SMALL = ("with_gradient", "squared", "inverse", "gram", "diagonal")
 # What belongs to the library of x, although it may be a single number.
 _OWN = ("lower", "upper")
+# What belongs to the library of x, in a dtype that may be lower than that of x.
+_ROWS = "rows"
 
 
 def placed(value: Any, space: Space, size: int, like: Any = None, name: str = "") -> Any:
@@ -38,6 +40,8 @@ def placed(value: Any, space: Space, size: int, like: Any = None, name: str = ""
         return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
     if not is_array(value) or isinstance(value, np.generic):
         return value
+    if name == _ROWS:
+        return as_own(space.backend, value)
     if is_array(like):
         host, dtype = isinstance(like, np.ndarray), dtype_name(like.dtype)
     else:

@@ -75,8 +75,8 @@ def load(path: Any, like: Any) -> Any:
     FileNotFoundError
         If there is no file.
     ValueError
-        If it is damaged or does not come from `save`, or a state belongs to parameters of other
-        shapes.
+        If it is damaged or does not come from `save`, a state belongs to parameters of other
+        shapes, or an array is of bfloat16, which the library of `like` lacks.
 
     Examples
     --------

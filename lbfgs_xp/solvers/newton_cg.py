@@ -13,12 +13,14 @@ from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.checks import count, number, optional, setting
 from lbfgs_xp.line_search import LineSearch, MoreThuente
 from lbfgs_xp.solvers.descent import Aim, Descent, DescentState, Iterate, steepest_descent
+from lbfgs_xp.solvers.products import (
+    ROUNDING,
+    Products,
+    checked,
+    forcing_term,
+    most_products,
+)
 from lbfgs_xp.typing import LineSearchName
-
-# The most products for a direction if the user sets no limit.
-_MOST = 200
-# Curvature counts as negative if it is below this many rounding errors of the largest one seen.
-_ROUNDING = 16.0
 
 
 class Scale(NamedTuple):
@@ -84,21 +86,16 @@ class NewtonCG(Descent):
 
     def aim(
         self, space: Space, point: Iterate, secant: Any, steepest: Any, turned: Any = True,
-        learned: Scale | None = None,
-        products: Callable[[Array, Array], Callable[[Array], Array]] | None = None, **more: Any,
+        learned: Scale | None = None, products: Products | None = None, **more: Any,
     ) -> Aim:
-        if products is None:
-            raise TypeError(
-                "NewtonCG was given no products; wanted products= a function from x and its "
-                "gradient to the function from a vector to the Hessian times it, in init and step"
-            )
+        products = checked("NewtonCG", products)
         fn, gradient = space.scalars, point.gradient
         scale = Scale(point.norm) if learned is None else learned
         needed = fn.logical_not(steepest) & (point.norm > 0.0) & fn.isfinite(point.norm) & turned
         plain = steepest_descent(space, point)
         if not space.any(needed):
             return plain._replace(learned=scale)
-        share = fn.fused(_share, self.tolerance, point.norm, scale.first)
+        share = fn.fused(forcing_term, self.tolerance, point.norm, scale.first)
         direction, bent = self._solved(
             space, products(point.x, gradient), point.x, gradient, share, needed
         )
@@ -118,17 +115,17 @@ class NewtonCG(Descent):
         share: Any, active: Any,
     ) -> tuple[Array, Any]:
         """d with |H d + g| <= share |g|, and whether it ends along negative curvature."""
-        fn, most = space.scalars, self.max_products
+        fn, most = space.scalars, most_products(self.max_products, x.shape[-1])
         step, residual, d = 0.0 * gradient, gradient, -gradient
         size, squares = space.read(space.max_abs(x), space.dot(gradient, gradient))
         size = fn.maximum(size, fn.full(1.0, size))
         goal, largest = share * share * squares, 0.0 * squares
         bent = fn.full(False, squares)
-        for _ in range(min(2 * x.shape[-1], _MOST) if most is None else most):
+        for _ in range(most):
             curved = product(d)
             numbers = space.read(space.dot(d, curved), space.dot(d, d), space.max_abs(d))
             found = fn.fused(
-                _along, _ROUNDING * space.backend.eps, *numbers, squares, largest, size, active
+                _along, ROUNDING * space.backend.eps, *numbers, squares, largest, size, active
             )
             alpha, good, bad, largest = found
             moved = good | bad
@@ -155,10 +152,6 @@ class NewtonCG(Descent):
         """What another run starts from."""
         first = state.learned.first
         return Scale(first if isinstance(first, float) else copy_of(first))
-
-
-def _share(fn: Scalars, tolerance: float, norm: Any, first: Any) -> Any:
-    return fn.minimum(fn.full(tolerance, norm), fn.sqrt(fn.divide(norm, first)))
 
 
 def _along(

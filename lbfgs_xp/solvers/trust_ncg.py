@@ -12,12 +12,15 @@ from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.checks import count, number, optional, setting
 from lbfgs_xp.solvers.contract import Solver
 from lbfgs_xp.solvers.method import Method
+from lbfgs_xp.solvers.products import (
+    ROUNDING,
+    Products,
+    checked,
+    forcing_term,
+    most_products,
+)
 from lbfgs_xp.solvers.search import FAR, at_floor, hidden
 
-# The most products for a step if the user sets no limit.
-_MOST = 200
-# Curvature counts as negative if it is below this many rounding errors of the largest one seen.
-_ROUNDING = 16.0
 # A step is taken if it achieves this share of the predicted decrease.
 _ENOUGH = 1e-4
 # Below the first share of the predicted decrease, the radius becomes this part of the step; above
@@ -114,7 +117,7 @@ class TrustNCG(Method, Solver):
 
     def init(
         self, space: Space, x: Array, value: Any, gradient: Array, learned: Region | None = None,
-        noise: Any = 0.0, products: Any = None,
+        noise: Any = 0.0, products: Products | None = None,
     ) -> TrustState:
         """The state at x, a vector (..., n), with value and gradient there."""
         fn = space.scalars
@@ -134,7 +137,7 @@ class TrustNCG(Method, Solver):
 
     def step(
         self, space: Space, state: TrustState, value: Any, gradient: Array, active: Any = True,
-        products: Any = None,
+        products: Products | None = None,
     ) -> TrustState:
         """The state after the evaluation of value and gradient at `state.trial`, where `active`."""
         fn = space.scalars
@@ -160,15 +163,10 @@ class TrustNCG(Method, Solver):
         return self._aimed(space, after, told.again, products)
 
     def _aimed(
-        self, space: Space, state: TrustState, again: Any,
-        products: Callable[[Array, Array], Callable[[Array], Array]] | None,
+        self, space: Space, state: TrustState, again: Any, products: Products | None
     ) -> TrustState:
         """The state with a new trial for the problems in the mask."""
-        if products is None:
-            raise TypeError(
-                "TrustNCG was given no products; wanted products= a function from x and its "
-                "gradient to the function from a vector to the Hessian times it, in init and step"
-            )
+        products = checked("TrustNCG", products)
         fn, gradient = space.scalars, state.gradient
         norm = state.gradient_norm
         again = again & (norm > 0.0) & fn.isfinite(norm) & fn.isfinite(state.region.radius)
@@ -193,18 +191,19 @@ class TrustNCG(Method, Solver):
         self, space: Space, product: Callable[[Array], Array], state: TrustState, active: Any
     ) -> tuple[Array, Array, Any]:
         """The step d, H d + g, and whether it ends along a direction without curvature."""
-        fn, most, gradient = space.scalars, self.max_products, state.gradient
+        fn, gradient = space.scalars, state.gradient
+        most = most_products(self.max_products, gradient.shape[-1])
         step, residual, d = 0.0 * gradient, gradient, -gradient
         squares = space.read_one(space.dot(gradient, gradient))
         goal = fn.fused(_goal, self.tolerance, state.gradient_norm, state.region.first, squares)
         largest, flat = 0.0 * squares, fn.full(False, squares)
-        for _ in range(min(2 * gradient.shape[-1], _MOST) if most is None else most):
+        for _ in range(most):
             curved = product(d)
             numbers = space.read(
                 space.dot(d, curved), space.dot(d, d), space.dot(step, d), space.dot(step, step)
             )
             alpha, moved, inside, bad, largest = fn.fused(
-                _along, _ROUNDING * space.backend.eps, *numbers, squares, largest,
+                _along, ROUNDING * space.backend.eps, *numbers, squares, largest,
                 state.region.radius, active,
             )
             step = space.pick(moved, space.move(step, alpha, d), step)
@@ -253,7 +252,7 @@ def _size(fn: Scalars, squares: Any) -> Any:
 
 
 def _goal(fn: Scalars, tolerance: float, norm: Any, first: Any, squares: Any) -> Any:
-    share = fn.minimum(fn.full(tolerance, norm), fn.sqrt(fn.divide(norm, first)))
+    share = forcing_term(fn, tolerance, norm, first)
     return share * share * squares
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lbfgs_xp.checks import count, number
 from lbfgs_xp.first_order import OptimizerState, update
 from lbfgs_xp.first_order.stochastic_lbfgs import Curvature
 from lbfgs_xp.first_order.stochastic_lbfgs import StochasticLBFGS as Rule
@@ -78,12 +79,14 @@ class StochasticLBFGS(torch.optim.Optimizer):
         clip_value: float | None = None,
         maximize: bool = False,
     ):
+        if isinstance(curvature_bounds, list):
+            curvature_bounds = tuple(curvature_bounds)
         values = (
-            lr, history_size, momentum, pair_every, damping, tuple(curvature_bounds), armijo,
+            lr, history_size, momentum, pair_every, damping, curvature_bounds, armijo,
             weight_decay, clip_norm, clip_value, maximize,
         )
         settings = dict(zip(_SETTINGS, values, strict=True))
-        _rule(settings)    # checks them
+        _rule(**settings)    # checks them
         super().__init__(params, settings)
 
     @torch.no_grad()
@@ -98,7 +101,7 @@ class StochasticLBFGS(torch.optim.Optimizer):
         """
         if not callable(closure):
             raise TypeError(f"closure is {closure!r}; wanted a function that returns the loss")
-        rule = _rule(self._settings())
+        rule = _known_rule(**self._settings())
         flat = Flat(p for group in self.param_groups for p in group["params"])
         if not any(flat.sizes):
             raise ValueError("no parameter requires a gradient; wanted at least one that does")
@@ -127,6 +130,7 @@ class StochasticLBFGS(torch.optim.Optimizer):
         return watched.loss
 
     def _settings(self) -> dict[str, Any]:
+        """The settings, with the current learning rate as a float."""
         first, *others = [{name: group[name] for name in _SETTINGS} for group in self.param_groups]
         for other in others:
             for name, value in first.items():
@@ -135,19 +139,19 @@ class StochasticLBFGS(torch.optim.Optimizer):
                         f"{name} is {value!r} in one group of parameters and {other[name]!r} in "
                         "another; wanted the same in all, because one step moves them together"
                     )
-        return first
-
-def _rule(settings: dict[str, Any]) -> Rule:
-    settings = dict(settings)
-    lr = settings.pop("lr")
-    lr = float(lr) if isinstance(lr, Tensor) and lr.numel() == 1 else lr
-    return _made(lr, *settings.items())
+        return first | {"lr": _rate(first["lr"])}
 
 
-@functools.lru_cache(maxsize=16)
-def _made(lr: Any, *settings: tuple[str, Any]) -> Rule:
-    more = dict(settings)
-    return Rule(lr, memory_size=more.pop("history_size"), **more)
+def _rate(lr: Any) -> float:
+    single = isinstance(lr, Tensor) and lr.numel() == 1
+    return number("lr", float(lr) if single else lr, least=0.0)
+
+
+def _rule(lr: Any, history_size: Any, **settings: Any) -> Rule:
+    return Rule(_rate(lr), memory_size=count("history_size", history_size, 1), **settings)
+
+
+_known_rule = functools.lru_cache(maxsize=16)(_rule)
 
 
 # --- the state as tensors and plain numbers, for `state_dict` ------------------------------------

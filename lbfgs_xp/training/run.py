@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lbfgs_xp.arrays import returned
 from lbfgs_xp.arrays.backend import Array, Backend, copy_of
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Partial, flatten_like, unflatten
+from lbfgs_xp.checks import real
 from lbfgs_xp.first_order import FirstOrder, update
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import Status
@@ -197,7 +199,10 @@ class TrainingRun:
     def _validated(self, validate: Callable[[Any], Any], number: int) -> BestEpoch | None:
         """The best epoch so far, with the current one, which is that `number` of this run."""
         leaves = self.leaves if self.average is None else self.average
-        value = float(validate(self._nested(list(map(copy_of, leaves)))))
+        out = validate(self._nested(list(map(copy_of, leaves))))
+        value = real(out)
+        if value is None:
+            raise TypeError(f"validate returned {returned.described(out)}; wanted a real number")
         self.history["validation"][number:] = [value]
         if self.best is not None and not value < self.best.value:
             return self.best

@@ -238,3 +238,13 @@ def test_no_processes() -> None:
     assert not torch.distributed.is_initialized()
     with pytest.raises(RuntimeError, match="init_process_group"):
         lx.distributed.torch()
+
+
+def test_a_group_of_others(tmp_path: Path) -> None:
+    dist = pytest.importorskip("torch.distributed")
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        with pytest.raises(ValueError, match="group without this process; wanted one"):
+            lx.distributed.torch(dist.GroupMember.NON_GROUP_MEMBER)
+    finally:
+        dist.destroy_process_group()

@@ -370,3 +370,7 @@ def test_the_optimizer_of_torch_makes_the_same_steps() -> None:
     assert np.allclose(x.detach().numpy(), wanted, rtol=1e-12)
     with pytest.raises(ValueError, match="momentum is 2.0; wanted"):
         StochasticLBFGS([x], momentum=2.0)
+    with pytest.raises(ValueError, match="lr is .0.1.; wanted"):
+        StochasticLBFGS([x], lr=[0.1])
+    with pytest.raises(ValueError, match="history_size is 0; wanted"):
+        StochasticLBFGS([x], history_size=0)

@@ -151,3 +151,11 @@ def test_how_many_evaluations_a_call_makes():
     chunk.took(1600, 3.0)
     assert chunk.evaluations == 53
     assert compiled.Chunk(5.0).evaluations == 1
+
+
+def test_a_later_phase_runs_compiled():
+    """The first one does not."""
+    method = [lx.Adam(0.1).until(maxiter=3), lx.LBFGS()]
+    res = lx.minimize(jax.jit(valley), jnp.asarray(START), (100.0,), method=method)
+    assert res.success and res.phases[0].nit == 3
+    np.testing.assert_allclose(res.x, 1.0, atol=1e-6)

@@ -644,6 +644,7 @@ def test_arrays_of_all_kinds(tmp_path: Path) -> None:
     [
         ({"net": object()}, r"state\['net'\] is a object; wanted arrays"),
         ([1.0, lambda: 0.0], r"state\[1\] is a function"),
+        ([np.asarray([None])], r"state\[0\] is an array of dtype object; wanted numbers"),
         ({1.0, 2.0}, "state is a set"),
     ],
 )
@@ -651,6 +652,32 @@ def test_what_has_no_form_in_a_file(value: Any, says: str, tmp_path: Path) -> No
     with pytest.raises(TypeError, match=says):
         lx.save(tmp_path / "f", value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_pairs_in_lower_precision_go_on(dtype: Any, tmp_path: Path) -> None:
+    backend, method = or_skip(Backend.TORCH), lx.LBFGS(history_dtype=dtype)
+    start = backend.asarray(START)
+    settings: dict[str, Any] = {"jac": True, "method": method}
+    path, own = tmp_path / "run", tmp_path / "own"
+
+    def solve(**more: Any) -> lx.Result:
+        return lx.minimize(chained(backend), start, **settings, **more)
+
+    whole = solve()
+    checkpoint = lx.Checkpoint(path, every=1)
+    first = solve(maxiter=6, checkpoint=checkpoint)
+    lx.save(own, first.state)
+    elsewhere = {"like": START}
+    if dtype == "bfloat16":
+        with pytest.raises(ValueError, match="arrays of bfloat16, which numpy lacks; wanted"):
+            lx.load(own, **elsewhere)
+    else:
+        state = lx.load(own, **elsewhere)
+        assert state.solver_state.pairs.rows.dtype == np.float32
+        at = backend.to_numpy(first.x)
+        assert lx.minimize(chained(Backend.NUMPY), at, state=state, **settings).success
+    assert_same(backend, solve(checkpoint=checkpoint), whole)
 
 
 def test_states_of_other_shapes(tmp_path: Path) -> None:

@@ -218,10 +218,39 @@ def test_errors_name_what_was_passed() -> None:
         lx.NewtonCG(max_products=0)
     with pytest.raises(ValueError, match="bounds were passed, but NewtonCG takes none"):
         solve(method="newton-cg", bounds=(0.0, None))
-    with pytest.raises(ValueError, match="'Trust-NCG'.*; use \"newton-cg\""):
+    with pytest.raises(ValueError, match="'Trust-NCG'.*; did you mean 'trust-ncg'"):
         solve(method="Trust-NCG")
     with pytest.raises(TypeError, match="NewtonCG was given no products"):
         lx.NewtonCG().init(lx.Space(p.x0), p.x0, *p.value_and_gradient(p.x0))
     first = solve(method="bfgs", maxiter=2)
     with pytest.raises(ValueError, match="of another method; wanted the state of NewtonCG"):
         solve(method="newton-cg", state=first.state)
+
+
+def test_a_trust_region_limits_steps_and_leaves_a_saddle() -> None:
+    def fun(x: Any) -> tuple[Any, Any]:
+        gradient = np.stack([2.0 * x[0], -4.0 * x[1] + 4.0 * x[1] ** 3])
+        return x[0] ** 2 - 2.0 * x[1] ** 2 + x[1] ** 4, gradient
+
+    def products(x: Any, gradient: Any) -> Any:
+        return lambda p: np.stack([2.0, -4.0 + 12.0 * x[1] ** 2]) * p
+
+    x0 = np.asarray([1.0, 1e-6])
+    solver, space = lx.TrustNCG(initial_radius=0.1), lx.Space(x0)
+    state = solver.init(space, x0, *fun(x0), products=products)
+    radius, values = 0.1, [state.value]
+    for _ in range(40):
+        assert np.linalg.norm(state.trial - state.x) <= radius * (1.0 + 1e-12)
+        state = solver.step(space, state, *fun(state.trial), products=products)
+        radius = state.region.radius
+        values.append(state.value)
+        if state.gradient_norm < 1e-10:
+            break
+    assert np.allclose(state.x, [0.0, 1.0]) and values == sorted(values, reverse=True)
+    with pytest.raises(TypeError, match="TrustNCG was given no products"):
+        solver.init(space, x0, *fun(x0))
+    with pytest.raises(ValueError, match=r"initial_radius is 0\.0; wanted"):
+        lx.TrustNCG(initial_radius=0.0)
+    with pytest.raises(ValueError, match="of another method; wanted the state of TrustNCG"):
+        lx.minimize(fun, x0, jac=True, method="trust-ncg",
+                    state=lx.minimize(fun, x0, jac=True, maxiter=1).state)

@@ -85,3 +85,6 @@ def test_without_them_and_wrong_ones() -> None:
         lx.train(squares, np.zeros(3), (X, Y), jac=True, average_decay=1.0)
     with pytest.raises(TypeError, match="validate is a int; wanted a function of params"):
         lx.train(squares, np.zeros(3), (X, Y), jac=True, validate=3)  # type: ignore[arg-type]
+    for out, shown in ((None, "a NoneType"), ("1.5", "a str"), (X, "an array of shape")):
+        with pytest.raises(TypeError, match=f"validate returned {shown}.*; wanted a real number"):
+            lx.train(squares, np.zeros(3), (X, Y), jac=True, validate=lambda p, out=out: out)
