@@ -5,6 +5,11 @@ processor time per iteration, without the function, for many variables a third o
 bounds; the time for many small problems at once, beside a loop over SciPy's; and the time for
 logistic regression with an L1 penalty, for one weight and for a path of them, to a duality gap.
 jaxopt and scikit-learn are optional.
+
+With --cutest COUNT, instead, so many problems of CUTEst with at most 50 variables (the package
+sif2jax). A problem is solved if the projected gradient is at most 1e-6, or if the value is within
+1e-8 of the lowest one found by any of the methods. A success is false if it is not solved and
+SciPy finds a lower value nearby, by more than 1e-8 of it.
 """
 
 from __future__ import annotations
@@ -14,10 +19,11 @@ import importlib
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from _common import print_machine, print_table
+from _cutest import Bounded, bounded, is_installed
 from scipy import optimize
 
 import lbfgs_xp as lx
@@ -299,10 +305,98 @@ def penalised(m: int, n: int) -> None:
     )
 
 
+class End(NamedTuple):
+    """The end of a run on a problem of CUTEst."""
+
+    x: np.ndarray
+    value: float
+    success: bool
+    calls: int
+    outside: int
+
+
+def run_on(problem: Bounded, solve: Callable[..., Any]) -> End:
+    counted = Counted(problem.both, problem.lower, problem.upper)
+    res = solve(counted, problem.start, problem.lower, problem.upper)
+    return End(res.x, float(res.fun), bool(res.success), counted.calls, counted.outside)
+
+
+def default_scipy(fun: Any, x0: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> Any:
+    budget = {"maxiter": 15_000, "maxfun": 15_000}
+    return optimize.minimize(
+        fun, np.clip(x0, lower, upper), jac=True, method="L-BFGS-B",
+        bounds=optimize.Bounds(lower, upper),
+        options={"maxcor": 10, "ftol": 0.0, "gtol": GTOL, **budget},
+    )
+
+
+def default_ours(method: str) -> Callable[..., Any]:
+    def run(fun: Any, x0: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> Any:
+        return lx.minimize(
+            fun, x0, jac=True, method=method, bounds=(lower, upper), gtol=GTOL,
+            maxiter=15_000, maxfun=15_000,
+        )
+
+    return run
+
+
+def cutest(count: int) -> None:
+    """Print what becomes of so many small problems of CUTEst."""
+    if not is_installed():
+        print("CUTEst is left out: the package sif2jax is not installed")
+        return
+    methods = {
+        "L-BFGS": default_ours("lbfgs"), "BFGS": default_ours("bfgs"), "SciPy": default_scipy
+    }
+    solved: dict[str, list[bool]] = {name: [] for name in methods}
+    ends: dict[str, list[End]] = {name: [] for name in methods}
+    false = dict.fromkeys(methods, 0)
+    for problem in bounded(count):
+        found = {name: run_on(problem, solve) for name, solve in methods.items()}
+        best = min(end.value for end in found.values())
+        for name, end in found.items():
+            gradient = problem.both(end.x)[1]
+            projected = np.clip(end.x - gradient, problem.lower, problem.upper) - end.x
+            near = end.value - best <= 1e-8 * abs(best)
+            there = bool(near or np.max(np.abs(projected)) <= GTOL)
+            solved[name].append(there)
+            ends[name].append(end)
+            if there and end.success:
+                continue
+            gap = end.value - problem.lowest(end.x)
+            is_false = end.success and not gap <= 1e-8 * abs(end.value)
+            false[name] += is_false
+            what = "false success" if is_false else "solved, no success" if there else "not solved"
+            print(f"{problem.name}: {what} of {name}", flush=True)
+    rows = []
+    for name in methods:
+        logs = [
+            np.log(mine.calls / theirs.calls)
+            for mine, theirs, *both in zip(
+                ends[name], ends["SciPy"], solved[name], solved["SciPy"], strict=True
+            )
+            if all(both)
+        ]
+        rows.append([
+            name, str(sum(solved[name])), str(false[name]),
+            str(sum(end.outside for end in ends[name])), f"{np.exp(np.mean(logs)):.3f}",
+        ])
+    headings = ["", "solved", "false success", "outside", "evaluations, geometric mean over SciPy"]
+    print_table(f"CUTEst: {len(ends['SciPy'])} problems within bounds", headings, rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller problems")
-    quick = parser.parse_args().quick
+    parser.add_argument("--cutest", type=int, default=0, help="small problems of CUTEst")
+    arguments = parser.parse_args()
+    quick = arguments.quick
+    if arguments.cutest:
+        warnings.simplefilter("ignore")
+        np.seterr(all="ignore")
+        cutest(arguments.cutest)
+        print_machine()
+        return
     evaluations()
     time_per_iteration([10_000] if quick else [10_000, 1_000_000])
     many(1000 if quick else 10_000)

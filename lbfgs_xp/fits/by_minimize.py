@@ -15,10 +15,14 @@ from lbfgs_xp.minimize import minimize
 
 
 def fit_by_minimize(
-    objective: Residuals, plan: FitPlan, settings: dict[str, Any]
+    objective: Residuals, box: Any, plan: FitPlan, settings: dict[str, Any]
 ) -> LeastSquaresResult:
-    """Minimise the cost with L-BFGS."""
+    """Minimise the cost with L-BFGS.
+
+    box : None or the bounds (B, p), between which differences stay.
+    """
     layout, batched = objective.layout, objective.layout.batched
+    objective.bounds = box
     x_scale = None if plan.scale is None else layout.xp.reshape(1.0 / plan.scale, layout.shape)
     res = minimize(
         _Cost(objective, plan), layout.start(), method="lbfgs", jac=True, batched=batched,

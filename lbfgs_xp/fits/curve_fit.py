@@ -329,7 +329,8 @@ def _fit(
     if method == "lbfgs":
         sides = None if bounds is None else objective.layout.sides(bounds)
         found = fit_by_minimize(
-            objective, plan, {**limits, "bounds": sides, "callback": callback, "progress": progress}
+            objective, box, plan,
+            {**limits, "bounds": sides, "callback": callback, "progress": progress},
         )
         result = report(found, objective, box, plan.settings, absolute_sigma, compact and batched)
         return result, objective, box, plan

@@ -740,3 +740,25 @@ def test_the_callback_of_least_squares() -> None:
 
 def _halt(record: Any) -> None:
     raise StopIteration
+
+
+@pytest.mark.parametrize("method", ["lm", "lbfgs"])
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+@pytest.mark.parametrize("batched", [False, True])
+def test_differences_of_a_fit_stay_within_its_bounds(method: str, jac: str, batched: bool) -> None:
+    x, outside = np.linspace(0.0, 3.0, 40), []
+    lower, upper = np.asarray([0.0, 0.0, -1.0]), np.asarray([2.5, 2.0, 0.3])
+
+    def model(x: Any, a: Any, b: Any, c: Any) -> Any:
+        p = np.stack([np.ravel(v) for v in (a, b, c)], axis=-1)
+        outside.append(np.any(p < lower) or np.any(p > upper))
+        return a * np.exp(-b * x) + c
+
+    y, p0 = 2.0 * np.exp(-0.8 * x) + 0.5, np.asarray([1.0, 1.0, 0.1])
+    if batched:
+        y, p0 = np.stack([y, y - 0.6]), np.stack([p0, p0])
+    fit = lx.curve_fit(
+        model, x, y, p0, jac=jac, method=method, bounds=(lower, upper), batched=batched
+    )
+    assert np.all(fit.success) and not any(outside)
+    assert np.isclose(np.reshape(fit.x, (-1, 3))[0, 2], 0.3)
