@@ -107,7 +107,8 @@ class Differences:
     span, level : of the last derivatives, the distances of the points that they compare (..., n),
         and the noise that was assumed (...).
     known : what has been measured: () or the lengths (..., n), how far function changes (...), the
-        number of points so far (...), and the last one (..., n). Among noise also: its standard
+        number of points so far (...), and the last one (..., n) or, for a function of numbers, the
+        one at which the lengths were measured. Among noise also: its standard
         deviation (...), or 0 where there is none; the steps at the last point and at the next one,
         and the second differences over the former (..., n) each.
     """
@@ -240,7 +241,10 @@ class Differences:
         # Also as an array.
         self.level = np.float64(noise) if one else noise
         if not vector:
-            self.known = (seen.length / unit if first else self.known[0]), before, count, x
+            if first:
+                self.known = seen.length / unit, before, count, x
+            else:
+                self.known = self.known[0], before, count, self.known[3]
             return slopes
         if not first and seen.length is not length:
             low, high = length / _CHANGE, length * _CHANGE
@@ -365,6 +369,15 @@ class Differences:
         """The lengths over which a function of numbers bends at x, (..., n)."""
         xp, size = self.backend.xp, self.backend.xp.abs(x)
         return self.known[0] * xp.where(size > self.least, size, xp.ones_like(x))
+
+    def lengths_away(self, x: Array) -> Array:
+        """How many lengths x is from where they were measured, for a function of numbers, (...).
+        Next to a singularity, a function bends over lengths that say nothing of other places."""
+        xp = self.backend.xp
+        if self.step is not None or self.expects_noise:
+            return xp.zeros_like(x[..., 0])
+        measured = self.known[3]
+        return xp.max(xp.abs(x - measured) / self.lengths(measured), axis=-1)
 
     def ordinary_steps(self, x: Array, value: Any) -> Array:
         """The steps of central differences if the function bends over the size of each variable."""

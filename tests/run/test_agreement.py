@@ -443,3 +443,30 @@ def test_rows_of_a_fit_are_confirmed_like_single_ones(compact: bool) -> None:
         np.testing.assert_allclose(batch.x[i], one.x, rtol=1e-6)
     wanted = np.where(sign[:, 0] < 0.0, int(Status.LINE_SEARCH), int(Status.PRECISION))
     np.testing.assert_array_equal(batch.status, wanted)
+
+
+@pytest.mark.parametrize(
+    ("start", "jac"), [(0.0, "2-point"), (1e-30, "2-point"), (1e-10, "3-point")]
+)
+def test_lengths_learnt_next_to_a_singularity_are_measured_again(start: float, jac: str) -> None:
+    """Over them, rounding hides all changes elsewhere, and every gradient looks like 0."""
+
+    def fun(x):
+        return -np.log(x[0] + 1e-300) + x[0] - np.log(x[1] + 2.0) + x[1] ** 2
+
+    res = lx.minimize(fun, np.asarray([start, 1.0]), jac=jac, bounds=([0.0, -1.0], [4.0, 3.0]))
+    assert res.success and np.allclose(res.x, [1.0, -1.0 + np.sqrt(1.5)], atol=1e-6)
+    assert abs(res.fun - fun(np.asarray([1.0, -1.0 + np.sqrt(1.5)]))) < 1e-12
+
+
+def test_lengths_are_measured_again_in_the_rows_that_need_it() -> None:
+    def fun(x):
+        return -np.log(x[:, 0] + 1e-300) + x[:, 0] + x[:, 1] ** 2
+
+    starts = np.asarray([[0.0, 1.0], [0.5, 1.0], [1e-30, 2.0]])
+    settings = dict(jac="2-point", bounds=(0.0, 4.0), reproducible=True)
+    res = lx.minimize(fun, starts, batched=True, **settings)
+    assert res.success.all() and np.allclose(res.x, [1.0, 0.0], atol=1e-6)
+    for row, start in enumerate(starts):
+        one = lx.minimize(lambda x: fun(x[None])[0], start, method="bfgs", **settings)
+        assert (res.x[row] == one.x).all()
