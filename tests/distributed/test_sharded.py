@@ -220,7 +220,7 @@ def test_an_error_in_one_process(where: str) -> None:
         assert str(error).startswith("process 1 failed: ")
         if where in ("fun", "callback"):
             assert error.result.nit >= 2
-            with pytest.raises(lx.distributed.ProcessFailed, match="has ended in another"):
+            with pytest.raises(lx.distributed.ProcessFailed, match="has failed in another"):
                 error.result.hess_inv @ np.zeros_like(error.result.x)
 
 

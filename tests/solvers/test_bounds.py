@@ -424,3 +424,27 @@ def test_a_printed_result_counts_the_variables_at_bounds() -> None:
     res = lx.minimize(fun, np.zeros(3), jac=True, bounds=(np.asarray([4.0, 0.0, 0.0]), [5, 2, 9]))
     assert "active: 1 at lower bounds, 1 at upper ones, 1 free" in repr(res)
     assert "active" not in repr(lx.minimize(fun, np.zeros(3), jac=True))
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "bfgs"])
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_state_goes_on_within_other_bounds(method: str, batched: bool) -> None:
+    problem = lx.problems.chained_rosenbrock(8)
+    x0 = np.stack([problem.x0, problem.x0 + 0.3]) if batched else problem.x0
+    settings = dict(jac=True, method=method, batched=batched)
+    before = lx.minimize(
+        problem.value_and_gradient, x0, bounds=(-2.0, 0.7), maxiter=8, **settings
+    )
+    seen = []
+
+    def watched(x):
+        seen.append(x)
+        return problem.value_and_gradient(x)
+
+    res = lx.minimize(
+        watched, before.x, bounds=(-0.4, 0.9), state=before.state, gtol=1e-8, **settings
+    )
+    fresh = lx.minimize(problem.value_and_gradient, x0, bounds=(-0.4, 0.9), gtol=1e-8, **settings)
+    assert np.all(res.success) and all((x >= -0.4).all() and (x <= 0.9).all() for x in seen)
+    np.testing.assert_allclose(res.x, fresh.x, atol=1e-6)
+    assert (res.active == fresh.active).all()
