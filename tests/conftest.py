@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import importlib.util
+import signal
 from typing import Any
 
 import pytest
@@ -15,6 +16,11 @@ if importlib.util.find_spec("jax") is not None:
     import jax
 
     jax.config.update("jax_enable_x64", True)  # before the first array is made
+
+
+# A shell ignores it for jobs in the background, and so would this process and its children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest drops what is marked thorough

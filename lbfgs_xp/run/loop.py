@@ -163,8 +163,8 @@ class Run:
         untouched = space.backend.own(start)
         began = time.perf_counter()
         value, gradient, aux, _ = self.evaluate(start)
-        if space.backend.compiles:
-            # Also if only a later stage runs compiled.
+        if self._pure is not None or (space.backend.compiles and len(self.plan.stages) > 1):
+            # A later stage may run compiled where the first does not.
             space.backend.to_host(value)    # waits
             self._chunk = compiled.Chunk(time.perf_counter() - began)
         unchanged = space.equal_later(start, untouched)

@@ -115,15 +115,6 @@ def test_checkpoints_hold_float32_pairs(tmp_path: Path) -> None:
     assert found.nfev == wanted.nfev
 
 
-def test_checkpoints_hold_no_bfloat16(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    with pytest.raises(TypeError, match="has dtype bfloat16, which NumPy lacks"):
-        lx.minimize(
-            lambda x: (x**4).sum(), torch.ones(9), method=lx.LBFGS(history_dtype="bfloat16"),
-            checkpoint=lx.Checkpoint(tmp_path / "run.npz"),
-        )
-
-
 # --- memory --------------------------------------------------------------------------------------
 
 N = 150_000
