@@ -17,6 +17,7 @@ from lbfgs_xp.solvers.products import (
     ROUNDING,
     Products,
     checked,
+    conjugate_gradients,
     forcing_term,
     most_products,
 )
@@ -115,29 +116,18 @@ class NewtonCG(Descent):
         share: Any, active: Any,
     ) -> tuple[Array, Any]:
         """d with |H d + g| <= share |g|, and whether it ends along negative curvature."""
-        fn, most = space.scalars, most_products(self.max_products, x.shape[-1])
-        step, residual, d = 0.0 * gradient, gradient, -gradient
+        fn = space.scalars
         size, squares = space.read(space.max_abs(x), space.dot(gradient, gradient))
         size = fn.maximum(size, fn.full(1.0, size))
-        goal, largest = share * share * squares, 0.0 * squares
-        bent = fn.full(False, squares)
-        for _ in range(most):
-            curved = product(d)
+
+        def along(step: Array, d: Array, curved: Array, *told: Any) -> Any:
             numbers = space.read(space.dot(d, curved), space.dot(d, d), space.max_abs(d))
-            found = fn.fused(
-                _along, ROUNDING * space.backend.eps, *numbers, squares, largest, size, active
-            )
-            alpha, good, bad, largest = found
-            moved = good | bad
-            step = space.pick(moved, space.move(step, alpha, d), step)
-            residual = space.pick(good, space.move(residual, alpha, curved), residual)
-            left = space.read_one(space.dot(residual, residual))
-            bent, active = bent | bad, good & (left > goal)
-            if not space.any(active):
-                break
-            ratio = fn.where(active, fn.divide(left, squares), fn.full(0.0, left))
-            d = space.pick(active, space.scale(ratio, d) - residual, d)
-            squares = fn.where(active, left, squares)
+            return fn.fused(_along, ROUNDING * space.backend.eps, size, *numbers, *told)
+
+        step, _, bent = conjugate_gradients(
+            space, product, gradient, squares, share * share * squares,
+            most_products(self.max_products, x.shape[-1]), along, active,
+        )
         return step, bent
 
     def check_state(self, state: Any) -> None:
@@ -155,14 +145,12 @@ class NewtonCG(Descent):
 
 
 def _along(
-    fn: Scalars, rounding: float, curvature: Any, square: Any, longest: Any, squares: Any,
-    largest: Any, size: Any, active: Any,
-) -> tuple[Any, Any, Any, Any]:
-    """The step along a conjugate direction, where its curvature is positive, where it is not, and
-    the largest curvature per unit of length so far.
+    fn: Scalars, rounding: float, size: Any, curvature: Any, square: Any, longest: Any,
+    squares: Any, largest: Any, active: Any,
+) -> tuple[Any, Any, Any, Any, Any]:
+    """What `conjugate_gradients` asks of a direction d.
 
-    curvature, square, longest : d.Hd, d.d and the largest component of d. squares : of the
-    residual. size : of x.
+    size : of x. curvature, square, longest : d.Hd, d.d and the largest component of d.
     """
     known = active & fn.isfinite(curvature) & fn.isfinite(square)
     per_unit = fn.divide(fn.abs(curvature), square)
@@ -173,4 +161,4 @@ def _along(
     limit = fn.divide(size, longest)
     alpha = fn.where(bad & fn.logical_not(alpha < limit), limit, alpha)
     largest = fn.where(known, fn.maximum(largest, per_unit), largest)
-    return alpha, good, bad, largest
+    return alpha, known, good, bad, largest

@@ -1,4 +1,5 @@
-"""What `NewtonCG` and `TrustNCG` share: products of the Hessian, and when to stop solving."""
+"""What `NewtonCG` and `TrustNCG` share: products of the Hessian, and conjugate gradients with them.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from typing import Any
 
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.scalars import Scalars
+from lbfgs_xp.arrays.space import Space
 
 # From x and its gradient to the function from a vector to the Hessian times it.
 Products = Callable[[Array, Array], Callable[[Array], Array]]
@@ -30,6 +32,37 @@ def checked(method: str, products: Products | None) -> Products:
 def most_products(limit: int | None, n: int) -> int:
     """The most products for a step of n variables; `limit` is that of the user."""
     return min(2 * n, _MOST) if limit is None else limit
+
+
+def conjugate_gradients(
+    space: Space, product: Callable[[Array], Array], gradient: Array, squares: Any, goal: Any,
+    most: int, along: Callable, active: Any,
+) -> tuple[Array, Array, Any]:
+    """A step d that minimises the quadratic model; H d + g; and whether it ends along a direction
+    without positive curvature.
+
+    squares, goal : g . g, and to which square of the residual to go.
+    along : (step, direction, H direction, squares, largest, active) -> how far to go along a
+        conjugate direction; where to go there at all; where to continue from there; where it has
+        no positive curvature; and the largest curvature per unit of length so far. `squares` is
+        that of the residual.
+    """
+    fn = space.scalars
+    step, residual, d = 0.0 * gradient, gradient, -gradient
+    largest, flat = 0.0 * squares, fn.full(False, squares)
+    for _ in range(most):
+        curved = product(d)
+        alpha, moved, good, bad, largest = along(step, d, curved, squares, largest, active)
+        step = space.pick(moved, space.move(step, alpha, d), step)
+        residual = space.pick(moved, space.move(residual, alpha, curved), residual)
+        left = space.read_one(space.dot(residual, residual))
+        flat, active = flat | bad, good & (left > goal)
+        if not space.any(active):
+            break
+        ratio = fn.where(active, fn.divide(left, squares), fn.full(0.0, left))
+        d = space.pick(active, space.scale(ratio, d) - residual, d)
+        squares = fn.where(active, left, squares)
+    return step, residual, flat
 
 
 def forcing_term(fn: Scalars, tolerance: float, norm: Any, first: Any) -> Any:

@@ -16,6 +16,7 @@ from lbfgs_xp.solvers.products import (
     ROUNDING,
     Products,
     checked,
+    conjugate_gradients,
     forcing_term,
     most_products,
 )
@@ -191,31 +192,18 @@ class TrustNCG(Method, Solver):
         self, space: Space, product: Callable[[Array], Array], state: TrustState, active: Any
     ) -> tuple[Array, Array, Any]:
         """The step d, H d + g, and whether it ends along a direction without curvature."""
-        fn, gradient = space.scalars, state.gradient
-        most = most_products(self.max_products, gradient.shape[-1])
-        step, residual, d = 0.0 * gradient, gradient, -gradient
+        fn, gradient, radius = space.scalars, state.gradient, state.region.radius
         squares = space.read_one(space.dot(gradient, gradient))
         goal = fn.fused(_goal, self.tolerance, state.gradient_norm, state.region.first, squares)
-        largest, flat = 0.0 * squares, fn.full(False, squares)
-        for _ in range(most):
-            curved = product(d)
+
+        def along(step: Array, d: Array, curved: Array, *told: Any) -> Any:
             numbers = space.read(
                 space.dot(d, curved), space.dot(d, d), space.dot(step, d), space.dot(step, step)
             )
-            alpha, moved, inside, bad, largest = fn.fused(
-                _along, ROUNDING * space.backend.eps, *numbers, squares, largest,
-                state.region.radius, active,
-            )
-            step = space.pick(moved, space.move(step, alpha, d), step)
-            residual = space.pick(moved, space.move(residual, alpha, curved), residual)
-            left = space.read_one(space.dot(residual, residual))
-            flat, active = flat | bad, inside & (left > goal)
-            if not space.any(active):
-                break
-            ratio = fn.where(active, fn.divide(left, squares), fn.full(0.0, left))
-            d = space.pick(active, space.scale(ratio, d) - residual, d)
-            squares = fn.where(active, left, squares)
-        return step, residual, flat
+            return fn.fused(_along, ROUNDING * space.backend.eps, radius, *numbers, *told)
+
+        most = most_products(self.max_products, gradient.shape[-1])
+        return conjugate_gradients(space, product, gradient, squares, goal, most, along, active)
 
     def promise(self, space: Space, state: TrustState) -> Any:
         return state.predicted
@@ -262,11 +250,10 @@ def _promised(fn: Scalars, slope: Any, rest: Any, squares: Any) -> tuple[Any, An
 
 
 def _along(
-    fn: Scalars, rounding: float, curvature: Any, square: Any, ahead: Any, length: Any,
-    squares: Any, largest: Any, radius: Any, active: Any,
+    fn: Scalars, rounding: float, radius: Any, curvature: Any, square: Any, ahead: Any,
+    length: Any, squares: Any, largest: Any, active: Any,
 ) -> tuple[Any, Any, Any, Any, Any]:
-    """The step along a conjugate direction d; where there is one; where it stays in the ball; where
-    it has no positive curvature; and the largest curvature per unit of length so far.
+    """What `conjugate_gradients` asks of a direction d.
 
     curvature, square, ahead, length : d.Hd, d.d, s.d and s.s, for the step s so far.
     """

@@ -125,6 +125,5 @@ def _product(space: Space, arrays: tuple[Pairs, Any], vector: Array) -> Array:
     pairs, weights = arrays
     if weights is not None:
         vector = vector * weights
-    c = curvature.coefficients(space, pairs, curvature.small_products(space, pairs.rows, vector))
-    product = -space.descend(c, pairs.rows, pairs.gamma, vector)
+    product = curvature.apply(space, pairs, vector)
     return product if weights is None else product * weights
