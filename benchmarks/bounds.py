@@ -15,6 +15,7 @@ SciPy finds a lower value nearby, by more than 1e-8 of it.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import time
 import warnings
@@ -59,8 +60,11 @@ class Counted:
         return value, gradient
 
 
-def by_scipy(fun: Any, x0: np.ndarray, lower: np.ndarray, upper: np.ndarray, maxiter: int) -> Any:
-    options = {"maxcor": 10, "ftol": 0.0, "gtol": 0.5 * GTOL, "maxiter": maxiter, "maxfun": 10**6}
+def by_scipy(
+    fun: Any, x0: np.ndarray, lower: np.ndarray, upper: np.ndarray, maxiter: int,
+    maxfun: int = 10**6, gtol: float = 0.5 * GTOL,
+) -> Any:
+    options = {"maxcor": 10, "ftol": 0.0, "gtol": gtol, "maxiter": maxiter, "maxfun": maxfun}
     return optimize.minimize(
         fun, np.clip(x0, lower, upper), jac=True, method="L-BFGS-B", options=options,
         bounds=optimize.Bounds(lower, upper),
@@ -68,9 +72,13 @@ def by_scipy(fun: Any, x0: np.ndarray, lower: np.ndarray, upper: np.ndarray, max
 
 
 def by_ours(method: str) -> Callable[..., Any]:
-    def run(fun: Any, x0: np.ndarray, lower: np.ndarray, upper: np.ndarray, maxiter: int) -> Any:
+    def run(
+        fun: Any, x0: np.ndarray, lower: np.ndarray, upper: np.ndarray, maxiter: int,
+        maxfun: int | None = None,
+    ) -> Any:
         return lx.minimize(
-            fun, x0, jac=True, method=method, bounds=(lower, upper), gtol=GTOL, maxiter=maxiter
+            fun, x0, jac=True, method=method, bounds=(lower, upper), gtol=GTOL, maxiter=maxiter,
+            maxfun=maxfun,
         )
 
     return run
@@ -317,27 +325,8 @@ class End(NamedTuple):
 
 def run_on(problem: Bounded, solve: Callable[..., Any]) -> End:
     counted = Counted(problem.both, problem.lower, problem.upper)
-    res = solve(counted, problem.start, problem.lower, problem.upper)
+    res = solve(counted, problem.start, problem.lower, problem.upper, 15_000, 15_000)
     return End(res.x, float(res.fun), bool(res.success), counted.calls, counted.outside)
-
-
-def default_scipy(fun: Any, x0: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> Any:
-    budget = {"maxiter": 15_000, "maxfun": 15_000}
-    return optimize.minimize(
-        fun, np.clip(x0, lower, upper), jac=True, method="L-BFGS-B",
-        bounds=optimize.Bounds(lower, upper),
-        options={"maxcor": 10, "ftol": 0.0, "gtol": GTOL, **budget},
-    )
-
-
-def default_ours(method: str) -> Callable[..., Any]:
-    def run(fun: Any, x0: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> Any:
-        return lx.minimize(
-            fun, x0, jac=True, method=method, bounds=(lower, upper), gtol=GTOL,
-            maxiter=15_000, maxfun=15_000,
-        )
-
-    return run
 
 
 def cutest(count: int) -> None:
@@ -345,9 +334,7 @@ def cutest(count: int) -> None:
     if not is_installed():
         print("CUTEst is left out: the package sif2jax is not installed")
         return
-    methods = {
-        "L-BFGS": default_ours("lbfgs"), "BFGS": default_ours("bfgs"), "SciPy": default_scipy
-    }
+    methods = METHODS | {"SciPy": functools.partial(by_scipy, gtol=GTOL)}
     solved: dict[str, list[bool]] = {name: [] for name in methods}
     ends: dict[str, list[End]] = {name: [] for name in methods}
     false = dict.fromkeys(methods, 0)

@@ -314,7 +314,9 @@ def _run(
             objective.stay_within(*layout.sides(bounds))
         if math.prod(layout.shape) >= _LARGE:
             layout.backend.keep_freed_memory()
-        team = None if distributed is None else _team(distributed, objective, plan, checkpoint)
+        team = None if distributed is None else _team(
+            distributed, is_piece, objective, plan, checkpoint
+        )
         if isinstance(team, ShardedTeam):
             kind: Any = ShardedFixedOrderSpace if reproducible else ShardedSpace
             space: Space = kind(layout.backend, team)
@@ -385,9 +387,10 @@ def _run(
     return run, result
 
 
-def _team(engine: Engine, objective: Objective, plan: Plan, checkpoint: Any) -> Team:
+def _team(
+    engine: Engine, sharded: bool, objective: Objective, plan: Plan, checkpoint: Any
+) -> Team:
     """The processes of the run, which the objective then tells of each evaluation."""
-    sharded = isinstance(engine, Engine) and engine.sharded
     team = (ShardedTeam if sharded else Team)(engine, lambda: objective.layout)
     if checkpoint is not None:
         raise ValueError(

@@ -156,11 +156,7 @@ def history(
         curves.append((label, where, values - minimum))
     ax = axes(ax)
     for label, where, values in curves:
-        number = _drawn(ax)
-        ax.plot(
-            where, np.where(values > 0.0, values, np.nan), label=label,
-            color=COLOURS[number % len(COLOURS)], linestyle=DASHES[number % len(DASHES)],
-        )
+        ax.plot(where, np.where(values > 0.0, values, np.nan), label=label, **_style(ax))
     ax.set_yscale("log")
     called = {"fun": "value", "gradient_norm": "largest component of the gradient"}
     ax.set_xlabel(along)
@@ -196,12 +192,9 @@ def schedule(schedules: Any, steps: int | None = None, *, ax: Any = None) -> Any
     last = max(each.span for _, each in pairs) if steps is None else steps
     ax = axes(ax)
     for name, each in pairs:
-        number = _drawn(ax)
+        style = _style(ax)
         each.plot(last, ax)
-        ax.lines[-1].set(
-            label=name, color=COLOURS[number % len(COLOURS)],
-            linestyle=DASHES[number % len(DASHES)],
-        )
+        ax.lines[-1].set(label=name, **style)
     ax.grid(True, alpha=0.3)
     ax.legend()
     return ax
@@ -288,7 +281,7 @@ def _course(run: Any, over: str, quantity: str) -> tuple[np.ndarray, np.ndarray,
     if not entries:
         raise ValueError("a run has no records; wanted at least one")
     if not hasattr(entries[0], "nit"):
-        return np.arange(len(entries)), _host(np.asarray(list(map(float, entries)))), "iteration"
+        return np.arange(len(entries)), np.asarray(list(map(float, entries))), "iteration"
     values = [float(np.median(_host(getattr(each, quantity)))) for each in entries]
     where = [float(np.median(_host(getattr(each, over)))) for each in entries]
     return np.asarray(where), np.asarray(values), {"nit": "iteration", "nfev": "evaluation"}[over]
@@ -297,6 +290,12 @@ def _course(run: Any, over: str, quantity: str) -> tuple[np.ndarray, np.ndarray,
 def _drawn(ax: Any) -> int:
     """How many curves there are."""
     return len(ax.lines)
+
+
+def _style(ax: Any) -> dict[str, Any]:
+    """The colour and the dashes of the next curve."""
+    number = _drawn(ax)
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
 
 
 def _next(ax: Any) -> str:

@@ -741,16 +741,12 @@ class Backend(Keyed):
         """b -> (A + shift I)^-1 b for a symmetric matrix A (n, n) and vectors (n,); None if that
         matrix is not positive definite to rounding."""
         linalg = self.xp.linalg
+        eye = self.xp.eye(matrix.shape[0], dtype=self.dtype, device=self.creation_device)
         try:
-            inverse = linalg.inv(linalg.cholesky(matrix + self.diagonal(matrix.shape[0], shift)))
+            inverse = linalg.inv(linalg.cholesky(matrix + shift * eye))
         except np.linalg.LinAlgError:
             return None
         return lambda b: self.xp.matrix_transpose(inverse) @ (inverse @ b)
-
-    def diagonal(self, size: int, number: float) -> Array:
-        """The matrix (n, n) with this number on its diagonal."""
-        eye = self.xp.eye(size, dtype=self.dtype, device=self.creation_device)
-        return number * eye
 
     # --- nested parameters ---------------------------------------------------------------------
 

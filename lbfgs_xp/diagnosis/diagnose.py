@@ -95,7 +95,7 @@ class _Patient:
         numbers["gradient_error"], gradient = looks.gradient(probe, point, numbers["noise"])
         self.findings += [*gradient, *noisy, *looks.kinks(probe, point, numbers["noise"])]
         smooth = all(each.severity == GOOD for each in self.findings if each.topic == "kinks")
-        if smooth and all(each.severity != PROBLEM for each in self.findings[1:]):
+        if smooth and all(each.severity != PROBLEM for each in self.findings):
             seen = looks.conditioning(probe, point)
             numbers.update(condition=seen.condition, condition_scaled=seen.scaled)
             if seen.scale is not None:

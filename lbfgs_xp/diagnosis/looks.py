@@ -273,11 +273,13 @@ def _kink(
 ) -> Finding | None:
     """The kink or the jump where the slope or the value changes most, if it is one."""
     slopes = np.asarray([slope for _, slope in seen])
-    values = np.asarray([value for value, _ in seen])
     rough = max(level, point.rounding)
-    jumps = _unexplained(values, slopes, spots)
-    for changes, what in ((np.diff(slopes), "slope"), (jumps, "value")):
-        known = np.where(np.isfinite(changes), np.abs(changes), 0.0)
+    for what in ("slope", "value"):
+        changes = [
+            _change(what, one, other, width)
+            for one, other, width in zip(seen, seen[1:], np.diff(spots), strict=False)
+        ]
+        known = np.where(np.isfinite(changes), changes, 0.0)
         place = int(np.argmax(known))
         first, scale = known[place], np.nanmax(np.abs(slopes))
         if first <= 1e-3 * scale or (what == "value" and first <= 100.0 * rough):
@@ -303,12 +305,8 @@ def _kink(
     return None
 
 
-def _unexplained(values: np.ndarray, slopes: np.ndarray, spots: np.ndarray) -> np.ndarray:
-    """The changes of the value that the slopes at both ends do not explain."""
-    return np.diff(values) - 0.5 * np.diff(spots) * (slopes[1:] + slopes[:-1])
-
-
 def _change(what: str, one: Any, other: Any, width: float) -> float:
+    """The change of the slope, or that of the value that the slopes at both ends do not explain."""
     (value, slope), (value_there, slope_there) = one, other
     if what == "slope":
         return abs(slope_there - slope)
@@ -466,8 +464,10 @@ def _ratio(eigenvalues: np.ndarray) -> float:
 
 def transfers(probe: Probe) -> list[Finding]:
     """Whether fun makes a program on a GPU wait."""
+    if probe.backend.on_host:
+        return []
     value = probe.raw_value()
-    if probe.backend.on_host or not isinstance(value, int | float | np.generic | np.ndarray):
+    if not isinstance(value, int | float | np.generic | np.ndarray):
         return []
     return [Finding("transfers", NOTE, math.nan, (
         f"fun returns its value as a {type(value).__name__} on the host, so each call waits for "

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lbfgs_xp.arrays.backend import Backend
+from lbfgs_xp.arrays.backend import Backend, dtype_name
 from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.gradient_check import value_alone
 from lbfgs_xp.run.objective import Objective
@@ -51,18 +51,17 @@ class Probe:
 
     @property
     def dtype_name(self) -> str:
-        return str(self.backend.dtype).rpartition(".")[2]
+        return dtype_name(self.backend.dtype)
 
     def first(self, x: np.ndarray) -> tuple[float, np.ndarray]:
         """Value and gradient; what fun raises is passed on. The gradient is nan if it would take
         too many evaluations."""
         began = time.perf_counter()
         if self.by_differences and x.size > _MANY:
-            found = float(self._host(self.alone.value(self._there(x)))), np.full(x.shape, np.nan)
-            self.seconds.append(time.perf_counter() - began)
-            return found
-        value, gradient, _ = self.objective.evaluate(self._there(x))
-        found = float(self._host(value)), self._host(gradient)
+            found = self._value(x), np.full(x.shape, np.nan)
+        else:
+            value, gradient, _ = self.objective.evaluate(self._there(x))
+            found = float(self._host(value)), self._host(gradient)
         self.seconds.append(time.perf_counter() - began)
         return found
 
@@ -77,7 +76,7 @@ class Probe:
     def value(self, x: np.ndarray) -> float:
         """The value alone."""
         try:
-            return float(self._host(self.alone.value(self._there(x))))
+            return self._value(x)
         except Exception as error:
             self._note(error)
             return np.nan
@@ -85,10 +84,9 @@ class Probe:
     def raw_value(self) -> Any:
         """What fun returns as its value, as it is; None if it raises."""
         try:
-            out = self.alone.fun(self.layout.to_tree(self.layout.start()), *self.alone.args)
+            return self.alone.fun(self.layout.to_tree(self.layout.start()), *self.alone.args)
         except Exception:
             return None
-        return out
 
     @property
     def is_compiled(self) -> bool:
@@ -104,6 +102,9 @@ class Probe:
     def nested(self, vector: np.ndarray) -> Any:
         """Numbers for all variables, with the structure of x0."""
         return self.layout.numbers_tree(self._there(vector))
+
+    def _value(self, x: np.ndarray) -> float:
+        return float(self._host(self.alone.value(self._there(x))))
 
     def _there(self, x: np.ndarray) -> Any:
         return self.backend.from_host(x, self.backend.dtype)

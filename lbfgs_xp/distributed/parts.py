@@ -57,12 +57,11 @@ class Tree(Sum):
 
     def sent(self, backend: Backend, terms: Array) -> Array:
         """What this process sends for terms (..., n), an array (..., 2, levels)."""
-        xp, (low, high), zero = backend.xp, self._own, None
+        xp, (low, high) = backend.xp, self._own
+        zero = xp.sum(terms[..., :0], axis=-1, dtype=terms.dtype)
         sums: tuple[list[Array], list[Array]] = [], []
         for _ in range(self._levels):
-            if zero is None or terms.shape[-1] == 0:
-                zero = xp.sum(terms[..., :0], axis=-1, dtype=terms.dtype)
-            at_start, at_end = low < high and low % 2 == 1, False
+            at_start = low < high and low % 2 == 1
             sums[0].append(terms[..., 0] if at_start else zero)
             terms, low = (terms[..., 1:], low + 1) if at_start else (terms, low)
             at_end = low < high and high % 2 == 1

@@ -227,10 +227,11 @@ class StochasticLBFGS(FirstOrder):
         backend = spec.spaces[0].backend
         space = (FixedOrderSpace if reproducible else Space)(backend, batched=True)
 
-        def at(vector: Array) -> tuple[Any, Array]:
-            """The loss to be minimised, (1,), and its gradient, (1, n)."""
-            found, gradients = fun(_split(spec, vector, xs))
-            return self._seen(space, vector, found, _joined(spec, gradients))
+        def value_at(vector: Array) -> Array:
+            return self._value(space, vector, fun(_split(spec, vector, xs))[0])
+
+        def gradient_at(vector: Array) -> Array:
+            return self._gradient(vector, _joined(spec, fun(_split(spec, vector, xs))[1]))
 
         (numbers,), carried, plateaus = update.numbers_here(
             backend, self.variants, step, state.carried, state.plateaus, value
@@ -240,9 +241,8 @@ class StochasticLBFGS(FirstOrder):
         )
         with backend.current():
             x = _joined(spec, xs)
-            given = math.nan if batch_value is None else batch_value
-            before, g = self._seen(space, x, given, _joined(spec, gs))
-            memory = self._learned(space, state, x, g, at, in_place)
+            g = self._gradient(x, _joined(spec, gs))
+            memory = self._learned(space, state, x, g, gradient_at, in_place)
             run = backend.jit if not reproducible else functools.partial
             # In fixed order, sums must be taken operation by operation.
             momentum, direction, slope = run(_aimed, self.rule, space)(memory, g, numbers)
@@ -251,29 +251,34 @@ class StochasticLBFGS(FirstOrder):
             base = x - shrinkage * x if shrinks else x
             moved = rate * direction
             if self.armijo is not None:
-                if batch_value is None:
-                    before, _ = at(x)
-                moved = self._shortened(space, base, moved, before, rate * slope, at)
+                known = batch_value is not None
+                before = self._value(space, x, batch_value) if known else value_at(x)
+                moved = self._shortened(space, base, moved, before, rate * slope, value_at)
             new = _split(spec, base + moved, xs)
         return new, OptimizerState(
             step + 1, state.slots, carried, plateaus, spec, memory._replace(momentum=momentum)
         )
 
-    def _seen(self, space: Space, x: Array, value: Any, g: Array) -> tuple[Any, Array]:
-        """Value and gradient of the loss that is minimised, with its penalty."""
-        xp = space.xp
+    def _value(self, space: Space, x: Array, value: Any) -> Array:
+        """The loss that is minimised, with its penalty, (1,)."""
+        xp, backend = space.xp, space.backend
         if not is_array(value):
-            value = space.backend.from_host(np.asarray([float(value)]), space.backend.dtype)
-        value = xp.reshape(xp.astype(space.backend.detach(value), space.backend.dtype), (1,))
-        if self.maximize:
-            value, g = -value, -g
+            value = backend.from_host(np.asarray([float(value)]), backend.dtype)
+        value = xp.reshape(xp.astype(backend.detach(value), backend.dtype), (1,))
+        value = -value if self.maximize else value
         if self.weight_decay and not self.decoupled_weight_decay:
             value = value + (0.5 * self.weight_decay) * space.dot(x, x)
+        return value
+
+    def _gradient(self, x: Array, g: Array) -> Array:
+        """The gradient of that loss, (1, n)."""
+        g = -g if self.maximize else g
+        if self.weight_decay and not self.decoupled_weight_decay:
             g = g + self.weight_decay * x
-        return value, g
+        return g
 
     def _learned(
-        self, space: Space, state: OptimizerState, x: Array, g: Array, at: Callable,
+        self, space: Space, state: OptimizerState, x: Array, g: Array, gradient_at: Callable,
         in_place: bool,
     ) -> Curvature:
         """The memory with the pair of this step, if one is due."""
@@ -296,7 +301,7 @@ class StochasticLBFGS(FirstOrder):
             memory = memory._replace(pairs=memory.pairs._replace(rows=rows))
 
         def learn(mask: Any) -> Curvature:
-            _, there = at(memory.anchor)
+            there = gradient_at(memory.anchor)
             run = functools.partial if space.reproducible else backend.jit
             pairs = run(_with_pair, self.rule, space)(
                 memory.pairs, x - memory.anchor, g - there, mask
@@ -308,7 +313,7 @@ class StochasticLBFGS(FirstOrder):
         return backend.branch(space.xp.reshape(due, (1,)), learn, memory)
 
     def _shortened(
-        self, space: Space, x: Array, moved: Array, before: Any, slope: Any, at: Callable
+        self, space: Space, x: Array, moved: Array, before: Any, slope: Any, value_at: Callable
     ) -> Array:
         """The step after the Armijo test on the batch."""
         xp, (before, slope) = space.xp, space.read(before, slope)
@@ -317,7 +322,7 @@ class StochasticLBFGS(FirstOrder):
         wanted = self.armijo * fn.minimum(slope, 0.0)
 
         def trial(length: Any) -> Any:
-            (value,) = space.read(at(x + space.spread(length) * moved)[0])
+            (value,) = space.read(value_at(x + space.spread(length) * moved))
             return value
 
         def too_long(carry: tuple) -> Any:

@@ -107,10 +107,10 @@ class Analysis:
 
     def at_bounds(self, x: Any) -> np.ndarray:
         """Which of all numbers, (B, all) in the order of `names`, are at a bound and not fixed."""
-        found = np.zeros((len(self.vector(x)), self.layout.whole.size), dtype=bool)
+        here = np.asarray(self.backend.to_host(self.vector(x)))
+        found = np.zeros((len(here), self.layout.whole.size), dtype=bool)
         if self.box is not None:
             low, high = (np.asarray(self.layout.backend.to_host(side)) for side in self.box)
-            here = np.asarray(self.backend.to_host(self.vector(x)))
             found[:, self.free] = ((here <= low) | (here >= high)) & (low < high)
         return found[:, self.order]
 
@@ -306,7 +306,7 @@ class Analysis:
         slopes = self.slopes(x, *self.objective.args[:2])
         return joined(slopes, -2) if self.complex else slopes
 
-    @property
+    @functools.cached_property
     def size_of_data(self) -> np.ndarray:
         """The norm (B,) of the data of each fit in units of sigma; 0 for likelihoods, which are
         relative to the best predictions."""

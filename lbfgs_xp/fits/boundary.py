@@ -294,7 +294,7 @@ def _within(
             inverse, free, value, pressed, directions, None, *targets[4:7]
         )
         out = ((x >= high) & (step > 0.0)) | ((x <= low) & (step < 0.0))
-        if not space.backend.to_host(out).any():
+        if not space.any(out):
             break
         # One after another, because the next step may turn the others back.
         spread = xp.sqrt(xp.sum(seen * seen, axis=-2))

@@ -9,33 +9,36 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
 
-from lbfgs_xp.arrays.backend import Array, is_array
+from lbfgs_xp.arrays.backend import Array, is_array, namespace_of
 
 
 def is_complex(array: Any) -> bool:
     """Whether an array, or a list of numbers, is complex."""
     if not is_array(array):
         return bool(np.iscomplexobj(np.asarray(array)))
-    return bool(array_namespace(array).isdtype(array.dtype, "complex floating"))
+    return bool(namespace_of(array).isdtype(array.dtype, "complex floating"))
 
 
 def parts_of(array: Array, axis: int = -1) -> Array:
     """The real parts along an axis, followed by the imaginary ones, which are 0 for a real array.
     """
-    xp = array_namespace(array)
-    real, imaginary = array, xp.zeros_like(array)
+    xp = namespace_of(array)
     if is_complex(array):
-        real, imaginary = xp.real(array), xp.imag(array)
-    return xp.concat([real, imaginary], axis=axis)
+        return xp.concat([xp.real(array), xp.imag(array)], axis=axis)
+    return xp.concat([array, xp.zeros_like(array)], axis=axis)
+
+
+def complex_dtype(xp: Any, real: Any) -> Any:
+    """The complex dtype whose parts have this one."""
+    return xp.complex64 if real == xp.float32 else xp.complex128
 
 
 def joined(parts: Array, axis: int = -1) -> Array:
     """The complex array with these parts."""
-    xp = array_namespace(parts)
+    xp = namespace_of(parts)
     half = parts.shape[axis] // 2
-    kind = xp.complex64 if parts.dtype == xp.float32 else xp.complex128
+    kind = complex_dtype(xp, parts.dtype)
     places: list[Any] = [slice(None)] * parts.ndim
     places[axis] = slice(half)
     real = parts[tuple(places)]
@@ -54,7 +57,7 @@ def parts_of_sigma(sigma: Any, shape: tuple[int, ...]) -> Any:
     both = 2 * shape[-1]
     if len(shape) == 1 and tuple(sigma.shape) == (both, both) and not is_complex(sigma):
         return sigma
-    xp = array_namespace(sigma)
+    xp = namespace_of(sigma)
     try:
         sigma = xp.broadcast_to(sigma, shape)
     except (ValueError, RuntimeError):

@@ -22,7 +22,7 @@ from lbfgs_xp.arrays.tree import (
     leaf_name,
     unflatten,
 )
-from lbfgs_xp.fits.complex_data import is_complex, parts_of, parts_of_sigma
+from lbfgs_xp.fits.complex_data import complex_dtype, is_complex, parts_of, parts_of_sigma
 from lbfgs_xp.fits.likelihoods import Custom, SplitNormal, counts_of
 from lbfgs_xp.fits.names import names_of, sorted_places
 from lbfgs_xp.fits.parameters import free_layout
@@ -142,9 +142,7 @@ def _numbers(x: Any, backend: Backend, name: str) -> Array:
     if not np.ma.isMaskedArray(x):
         with contextlib.suppress(ValueError):    # a ragged list
             if is_complex(host := np.asarray(x)):
-                xp = backend.xp
-                kind = xp.complex64 if backend.dtype == xp.float32 else xp.complex128
-                return backend.from_host(host, kind)
+                return backend.from_host(host, complex_dtype(backend.xp, backend.dtype))
     return backend.adopt(x, name)
 
 

@@ -91,15 +91,17 @@ class _Leaf(NamedTuple):
     places : where its numbers are among the free and the fixed ones and those of the ties.
     shape : without the axis of a batch.
     after : the number of ties after which it is known.
+    is_run : whether the places follow one another.
     """
 
     places: np.ndarray
     shape: tuple[int, ...]
     after: int
+    is_run: bool
 
     def of(self, xp: Any, vector: Array, batch: tuple[int, ...]) -> Array:
         first, last = int(self.places[0]), int(self.places[-1])
-        if (np.diff(self.places) == 1).all():
+        if self.is_run:
             piece = vector[..., first : last + 1]
         else:
             piece = xp.stack([vector[..., i] for i in self.places], axis=-1)
@@ -144,10 +146,12 @@ class FreeLayout(Layout):
         for i, tie in enumerate(self.ties):
             after[tie.places] = i + 1
         ends = np.cumsum(sizes)
-        return [
-            _Leaf(self._order[end - size : end], shape, int(after[end - size : end].max()))
-            for shape, size, end in zip(shapes, sizes, ends, strict=True)
-        ]
+        leaves = []
+        for shape, size, end in zip(shapes, sizes, ends, strict=True):
+            places = self._order[end - size : end]
+            known = int(after[end - size : end].max())
+            leaves.append(_Leaf(places, shape, known, bool((np.diff(places) == 1).all())))
+        return leaves
 
     @property
     def whole(self) -> Layout:
@@ -179,6 +183,8 @@ class FreeLayout(Layout):
         """The vector of all parameters, from a vector as in `to_tree`."""
         if vector.shape[-1] != self.free.size + self.fixed.size:
             vector = self.completed(vector)
+        if not self.ties:
+            return self._at(vector, self._order)
         xp, batch = self.xp, tuple(vector.shape[:-1])
         leaves = [None if leaf.after else leaf.of(xp, vector, batch) for leaf in self._leaves]
         found = [vector]

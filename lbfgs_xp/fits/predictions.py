@@ -76,11 +76,11 @@ def _lost(fit: Any, analysis: Analysis, slopes: Array) -> np.ndarray:
     """Which numbers change along directions of the parameters that the data do not determine, a
     mask (..., k) on the host."""
     backend, layout = analysis.backend, analysis.layout
-    best = Best.of(fit, analysis)
-    loose = np.isinf(best.stderr).any(axis=-1)
-    slopes = np.asarray(layout.backend.to_host(slopes), dtype=np.float64)
+    loose = np.isinf(analysis.whole_vector(fit.stderr)[:, analysis.free]).any(axis=-1)
     if not loose.any():
-        return np.zeros(slopes.shape[:-1], dtype=bool)
+        return np.zeros(tuple(slopes.shape[:-1]), dtype=bool)
+    best = Best.of(fit, analysis)
+    slopes = np.asarray(layout.backend.to_host(slopes), dtype=np.float64)
     x = layout.xp.reshape(layout.to_vector(fit.x, "x"), best.x.shape)
     count = best.x.shape[0]
     by_free = np.asarray(layout.backend.to_host(slopes_of(layout, x)))[:, analysis.order, :]

@@ -116,15 +116,14 @@ def intervals(fit: Any, analysis: Analysis, level: float) -> Intervals:
     best = Best.of(fit, analysis)
     count, p = best.x.shape
     found = [_ends(analysis, best, _sides(np.arange(p), count), rise_of(level))]
+    if analysis.tied.size:
+        found.append(_tied_ends(analysis, best, _sides(analysis.tied, count), rise_of(level)))
     whole = analysis.whole_vector(fit.x)
     values = np.stack([whole, whole], axis=-1).astype(np.float64)
     status = np.full(values.shape, _FIXED)
-    for target, source in ((values, found[0].values), (status, found[0].status)):
-        target[:, analysis.free] = source.reshape(p, 2, count).transpose(2, 0, 1)
-    if analysis.tied.size:
-        found.append(_tied_ends(analysis, best, _sides(analysis.tied, count), rise_of(level)))
-        for target, source in ((values, found[1].values), (status, found[1].status)):
-            target[:, analysis.tied] = source.reshape(-1, 2, count).transpose(2, 0, 1)
+    for places, ends in zip((analysis.free, analysis.tied), found, strict=False):
+        for target, source in ((values, ends.values), (status, ends.status)):
+            target[:, places] = source.reshape(-1, 2, count).transpose(2, 0, 1)
 
     lowest, where = best.cost.copy(), best.x.copy()
     for each in found:

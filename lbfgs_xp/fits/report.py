@@ -49,7 +49,7 @@ def report(
         residuals = y - layout.xp.reshape(likelihood.mean(predictions), y.shape)
         factors = objective.of_information(at, found.fun)
         jacobian = jacobian * layout.xp.reshape(factors, jacobian.shape[:-1])[..., None]
-        negative = np.reshape(backend.to_host(factors) < 0.0, (-1, m))
+        negative = np.reshape(backend.to_host(factors < 0.0), (-1, m))
     model: Any = objective.fun
     if model.complex:
         residuals = joined(residuals)

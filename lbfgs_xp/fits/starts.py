@@ -11,7 +11,7 @@ import numpy as np
 from lbfgs_xp import checks
 from lbfgs_xp.arrays.backend import Array, is_array
 from lbfgs_xp.arrays.space import Space
-from lbfgs_xp.arrays.tree import Layout, flatten, leaf_name
+from lbfgs_xp.arrays.tree import Layout, flatten, leaf_name, paths
 from lbfgs_xp.fits.analysis import Analysis
 from lbfgs_xp.fits.loop import run_fit
 from lbfgs_xp.fits.names import listed_order
@@ -84,10 +84,7 @@ def _of_leaves(starts: dict[str, Any], whole: Layout) -> np.ndarray:
     unbatched = [shape[len(whole.batch) :] for shape in whole.shapes]
     leaves, structure = flatten(_arrays(starts))
     if structure != whole.structure:
-        here, all_of_p0 = (
-            ", ".join(".".join(map(str, path)) for path in each.paths())
-            for each in (structure, whole.structure)
-        )
+        here, all_of_p0 = (", ".join(paths(each)) for each in (structure, whole.structure))
         wanted = f"all of p0, {all_of_p0}, each with a first axis S"
         if not all_of_p0:
             wanted = f"an array (S, {whole.size}), like p0"

@@ -96,10 +96,10 @@ def _of_one(fit: Any, intervals: Intervals | None, limit: float, analysis: Any) 
     if not fit.success:
         lines.append(f"  {fit.message}")
     x, stderr = listed(fit, fit.x), listed(fit, fit.stderr)
-    texts = [_with_error(*pair) for pair in zip(x, stderr, strict=True)]
-    if not fit.absolute_sigma and math.isnan(fit.reduced_chi2):
-        # Nothing is left that measures the errors of the data.
-        texts = [text.replace("(not determined)", "(error unknown)") for text in texts]
+    # Without degrees of freedom, nothing is left that measures the errors of the data.
+    unscaled = not fit.absolute_sigma and math.isnan(fit.reduced_chi2)
+    lost = "error unknown" if unscaled else "not determined"
+    texts = [_with_error(*pair, lost) for pair in zip(x, stderr, strict=True)]
     if analysis is not None:
         pressed = analysis.at_bounds(fit.x)[0]
         texts = [
@@ -130,11 +130,11 @@ def _of_one(fit: Any, intervals: Intervals | None, limit: float, analysis: Any) 
     return "\n".join([*lines, *_correlations(fit, limit)])
 
 
-def _with_error(value: float, error: float) -> str:
+def _with_error(value: float, error: float, lost: str) -> str:
     if error == 0.0:
         return f"{value:.6g} (fixed)"
     if not math.isfinite(error):
-        return f"{value:.6g} (not determined)"
+        return f"{value:.6g} ({lost})"
     return measured(value, error)
 
 

@@ -38,9 +38,6 @@ class Draws:
         self.resample, self.each = resample, each
         self.first = data if resample is None else resample(0)
 
-    def __call__(self, number: int) -> Any:
-        return self.resample(number)
-
     def before(self, iterations: int, first: int = 0) -> int:
         """The number of the draw for the iteration after these, if `first` was for the first."""
         return first + iterations // self.each

@@ -21,6 +21,25 @@ def _tolerance(name: str, value: Any) -> float:
     return found
 
 
+def learning_rate(name: str, value: Any) -> float:
+    """A number of at least 0, also in a tensor with one element."""
+    single = isinstance(value, Tensor) and value.numel() == 1
+    return number(name, float(value) if single else value, least=0.0)
+
+
+def shared(groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """The settings of the first group of parameters, which all others must have too."""
+    first, *others = groups
+    for other in others:
+        for name, value in first.items():
+            if (odd := other[name]) != value:
+                raise ValueError(
+                    f"{name} is {value!r} in one group of parameters and {odd!r} in another; "
+                    "wanted the same in all, because one step moves them together"
+                )
+    return first
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
     """The settings, which must be the same for all parameter groups."""
@@ -36,9 +55,7 @@ class OptimizerSettings:
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__  # the dataclass is frozen
-        if isinstance(self.lr, Tensor) and self.lr.numel() == 1:
-            set_(self, "lr", float(self.lr))
-        setting(self, "lr", number, least=0.0)
+        setting(self, "lr", learning_rate)
         for name in ("tolerance_grad", "tolerance_change"):
             setting(self, name, _tolerance)
         setting(self, "max_iter", count, least=1)
@@ -52,18 +69,12 @@ class OptimizerSettings:
 
     @classmethod
     def of(cls, groups: list[dict[str, Any]]) -> OptimizerSettings:
-        first, *others = [
+        found = [
             cls(**{field.name: group[field.name] for field in dataclasses.fields(cls)})
             for group in groups
         ]
-        for other in others:
-            for name, value in vars(first).items():
-                if (odd := getattr(other, name)) != value:
-                    raise ValueError(
-                        f"{name} is {value!r} in one group of parameters and {odd!r} in another; "
-                        "wanted the same in all, because one step moves them together"
-                    )
-        return first
+        shared([vars(each) for each in found])
+        return found[0]
 
     @property
     def fixed(self) -> bool:

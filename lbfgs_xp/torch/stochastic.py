@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lbfgs_xp.checks import count, number
+from lbfgs_xp.checks import count
 from lbfgs_xp.first_order import OptimizerState, update
 from lbfgs_xp.first_order.stochastic_lbfgs import Curvature
 from lbfgs_xp.first_order.stochastic_lbfgs import StochasticLBFGS as Rule
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
 from lbfgs_xp.torch.closure import Closure
 from lbfgs_xp.torch.flat import Flat
+from lbfgs_xp.torch.settings import learning_rate, shared
 
 _SETTINGS = (
     "lr", "history_size", "momentum", "pair_every", "damping", "curvature_bounds", "armijo",
@@ -131,24 +132,13 @@ class StochasticLBFGS(torch.optim.Optimizer):
 
     def _settings(self) -> dict[str, Any]:
         """The settings, with the current learning rate as a float."""
-        first, *others = [{name: group[name] for name in _SETTINGS} for group in self.param_groups]
-        for other in others:
-            for name, value in first.items():
-                if other[name] != value:
-                    raise ValueError(
-                        f"{name} is {value!r} in one group of parameters and {other[name]!r} in "
-                        "another; wanted the same in all, because one step moves them together"
-                    )
-        return first | {"lr": _rate(first["lr"])}
-
-
-def _rate(lr: Any) -> float:
-    single = isinstance(lr, Tensor) and lr.numel() == 1
-    return number("lr", float(lr) if single else lr, least=0.0)
+        first = shared([{name: group[name] for name in _SETTINGS} for group in self.param_groups])
+        return first | {"lr": learning_rate("lr", first["lr"])}
 
 
 def _rule(lr: Any, history_size: Any, **settings: Any) -> Rule:
-    return Rule(_rate(lr), memory_size=count("history_size", history_size, 1), **settings)
+    rate, memory_size = learning_rate("lr", lr), count("history_size", history_size, 1)
+    return Rule(rate, memory_size=memory_size, **settings)
 
 
 _known_rule = functools.lru_cache(maxsize=16)(_rule)

@@ -463,14 +463,14 @@ class _Training:
             second.load(at.memory)
         self.drawn = at.drawn
         if at.drawn:
-            self.source.renew(self.draws(at.drawn))
+            self.source.renew(self.draws.resample(at.drawn))
         return not at.done
 
     def _draw(self, number: int) -> bool:
         """Go to this draw of points; return whether it is a new one."""
         if self.draws.resample is None or number == self.drawn:
             return False
-        self.source.renew(self.draws(number))
+        self.source.renew(self.draws.resample(number))
         self.drawn, self.lowest, self.best = number, math.inf, None
         return True
 
