@@ -289,7 +289,8 @@ class StochasticLBFGS(FirstOrder):
             memory = placed(memory, space, x.shape[-1])
         traced = backend.is_traced(step)
         if not traced and int(step) == 0:
-            return memory._replace(anchor=x)
+            # The parameters may be overwritten by their owner before the next step.
+            return memory._replace(anchor=backend.copy(x))
         due = (step == 1) | (step % self.pair_every == 0)
         if traced:
             due = due & (step > 0)

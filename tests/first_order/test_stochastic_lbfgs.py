@@ -374,3 +374,21 @@ def test_the_optimizer_of_torch_makes_the_same_steps() -> None:
         StochasticLBFGS([x], lr=[0.1])
     with pytest.raises(ValueError, match="history_size is 0; wanted"):
         StochasticLBFGS([x], history_size=0)
+
+
+def test_parameters_kept_in_one_buffer() -> None:
+    """The first point of a pair is not the buffer that the user overwrites."""
+    scales = np.asarray([1.0, 5.0, 20.0])
+
+    def fun(x):
+        return 0.5 * (scales * x * x).sum(), scales * x
+
+    optimizer = lx.StochasticLBFGS(0.1)
+    buffer, free = np.ones(3), np.ones(3)
+    states = optimizer.init(buffer), optimizer.init(free)
+    for _ in range(6):
+        new, kept = optimizer.update(buffer, fun(buffer)[1], states[0], fun=fun)
+        free, other = optimizer.update(free, fun(free)[1], states[1], fun=fun)
+        states = kept, other
+        buffer[:] = new
+    assert (buffer == free).all()
