@@ -592,3 +592,16 @@ def _within_budget(fn: Scalars, maxiter: int, status: Any, nit: Any) -> Any:
 
 def _into(space: Space, x: Array, box: Any) -> Array:
     return space.xp.minimum(space.xp.maximum(x, box[0]), box[1])
+
+
+class Steps:
+    """What does not depend on how a step is found, prepared for one space."""
+
+    def __init__(self, settings: FitSettings, space: Space):
+        self.settings, self.space, prepare = settings, space, space.backend.jit
+        self.begin = prepare(begin, settings, space)
+        self.going = prepare(going, space)
+        self.judge = prepare(judge, settings, space)
+        self.advance = prepare(advance, settings, space)
+        self.ahead = prepare(ahead, settings, space)
+        self.look = prepare(look, settings, space)

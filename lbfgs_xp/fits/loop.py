@@ -75,19 +75,14 @@ def _outcome(state: lm.LMState) -> _Outcome:
     )
 
 
-class _Steps:
-    """The functions of `levenberg_marquardt`, prepared for one space."""
+class _Steps(lm.Steps):
+    """Steps from the array of the Jacobian."""
 
     def __init__(self, settings: FitSettings, space: Space):
-        self.space, prepare = space, space.backend.jit
-        self.begin = prepare(lm.begin, settings, space)
-        self.going = prepare(lm.going, space)
+        super().__init__(settings, space)
+        prepare = space.backend.jit
         self._aim = prepare(lm.aim, False, space)
         self._aim_exactly = prepare(lm.aim, True, space)
-        self.judge = prepare(lm.judge, settings, space)
-        self.advance = prepare(lm.advance, settings, space)
-        self.ahead = prepare(lm.ahead, settings, space)
-        self.look = prepare(lm.look, settings, space)
         self._linearize = prepare(linear_model.linearize, settings, space)
         self._decompose = prepare(linear_model.decompose, settings, space)
 

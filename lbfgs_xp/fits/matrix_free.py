@@ -78,8 +78,8 @@ class FreeModel(NamedTuple):
     hard: bool = False
 
 
-class FreeSteps:
-    """What `Fit` asks of a step, from products.
+class FreeSteps(lm.Steps):
+    """Steps from products.
 
     kind : "dual" or "cg".
     residuals : x -> the residuals, called once for each step with kind="dual".
@@ -88,28 +88,10 @@ class FreeSteps:
     def __init__(
         self, settings: FitSettings, space: Space, kind: str, residuals: Callable[[Array], Array]
     ):
-        self.settings, self.space, self.kind = settings, space, kind
-        self.residuals = residuals
+        super().__init__(settings, space)
+        self.kind, self.residuals = kind, residuals
         # The norm of the last gradient, and to which share of it conjugate gradients went.
         self._forced: tuple[float, float] | None = None
-
-    def begin(self, *arguments: Any) -> lm.LMState:
-        return lm.begin(self.settings, self.space, *arguments)
-
-    def going(self, *arguments: Any) -> Any:
-        return lm.going(self.space, *arguments)
-
-    def judge(self, *arguments: Any) -> lm.Verdict:
-        return lm.judge(self.settings, self.space, *arguments)
-
-    def advance(self, *arguments: Any) -> lm.LMState:
-        return lm.advance(self.settings, self.space, *arguments)
-
-    def ahead(self, *arguments: Any) -> Array:
-        return lm.ahead(self.settings, self.space, *arguments)
-
-    def look(self, *arguments: Any) -> Any:
-        return lm.look(self.settings, self.space, *arguments)
 
     def aim(self, state: lm.LMState, box: Any, going: Any) -> lm.LMState:
         """The state with its next trial."""
