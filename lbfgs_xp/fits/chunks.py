@@ -27,7 +27,7 @@ from lbfgs_xp.fits.parameters import FreeLayout
 from lbfgs_xp.fits.residuals import Calls, Residuals
 from lbfgs_xp.fits.result import CurveFit, LeastSquaresResult
 from lbfgs_xp.fits.settings import FitSettings
-from lbfgs_xp.run.differences import Differences
+from lbfgs_xp.run.differences import Differences, Known
 
 # The most numbers in a Jacobian of a fit that is not in chunks, unless a device holds more.
 _MOST = 2**24
@@ -182,7 +182,7 @@ class Chunks:
             part = self.of_chunk(*chunk)
             part.bounds, part.forgiven = self.bounds, self.forgiven
             part.differences.step = self.differences.step
-            part.differences.known = self._known.get(number, ())
+            part.differences.known = self._known.get(number, Known())
             yield part
             self._known[number] = part.differences.known
             most = max(most, part.calls.nfev)
