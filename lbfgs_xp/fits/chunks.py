@@ -295,14 +295,14 @@ def report_of_chunks(
     fixed = np.zeros(layout.size, dtype=bool)
     if box is not None:
         fixed = np.reshape(backend.to_host(box[0] == box[1]), (-1,))
-    covariance, loose = inverse_of_squares(
-        settings.accuracy, host, np.where(fixed, 0.0, jacobian)[None]
-    )
-    loose = loose & ~fixed
+    slopes: Any = None
     if isinstance(layout, FreeLayout):
-        slopes = backend.to_host(layout.slopes(layout.to_vector(found.x, "x")))
-        covariance = slopes @ covariance @ slopes.T
-        loose = ((slopes != 0.0) & loose).any(axis=-1)[None]
+        slopes = backend.to_host(layout.slopes(layout.to_vector(found.x, "x")))[None]
+    covariance, loose = inverse_of_squares(
+        settings.accuracy, host, np.where(fixed, 0.0, jacobian)[None], fixed[None], slopes
+    )
+    if slopes is not None:
+        covariance = slopes @ covariance @ slopes.swapaxes(-1, -2)
     chi2, free = 2.0 * found.cost, layout.size - int(fixed.sum())
     over = totals.count - free
     reduced = chi2 / over if over > 0 else math.nan

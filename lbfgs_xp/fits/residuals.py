@@ -91,7 +91,7 @@ class Residuals:
         if not callable(fun):
             raise TypeError(f"residuals is a {type(fun).__name__}; wanted a function of x")
         if any(layout.complex):
-            raise TypeError("x0 is complex; wanted real x0 for least squares")
+            raise TypeError(f"{layout.name} is complex; wanted real numbers for least squares")
         self.layout, self.backend = layout, layout.backend
         self.fun, self.args = fun, args
         self.jac = chosen(jac, self.backend)
