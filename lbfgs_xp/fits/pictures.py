@@ -224,7 +224,7 @@ def _draw_profile(
         label="covariance",
     )
     for level in _LEVELS:
-        ax.axhline(rise_of(level), color=_LEVEL, linewidth=0.6)
+        ax.axhline(rise_of(level, fit._dof_of_scale), color=_LEVEL, linewidth=0.6)
     ax.set_ylim(0.0, 1.1 * rise_of(0.9973))
     ax.set_xlabel(name)
     ax.set_ylabel("rise of chi2")
@@ -259,7 +259,7 @@ def plot_contours(fit: Any, analysis: Analysis, size: int) -> Any:
                 for level, shade in zip(_LEVELS, (1.0, 0.55), strict=True):
                     border = host(fit.contour(names[j], names[i], level, size))
                     ax.plot(*border.T, color=_CURVE, alpha=shade)
-                    ellipse = math.sqrt(rise_of(level, 2)) * (root @ circle)
+                    ellipse = math.sqrt(rise_of(level, fit._dof_of_scale, 2)) * (root @ circle)
                     ax.plot(
                         x[j] + ellipse[0], x[i] + ellipse[1], color=_DATA, linewidth=0.7,
                         linestyle="--", alpha=shade,

@@ -19,7 +19,8 @@ from lbfgs_xp import checks
 from lbfgs_xp.arrays.backend import Backend
 from lbfgs_xp.checks import Settings
 from lbfgs_xp.saving import file
-from lbfgs_xp.saving.encoding import Decoder, Encoder, differences
+from lbfgs_xp.saving.descriptions import differences
+from lbfgs_xp.saving.encoding import Decoder, Encoder
 from lbfgs_xp.saving.lock import Lock
 
 # Saving takes at most this part of the time of a run.

@@ -11,6 +11,7 @@ import numpy as np
 
 from lbfgs_xp.arrays.backend import Array, Backend, is_array, library_of
 from lbfgs_xp.arrays.tree import flatten, unflatten
+from lbfgs_xp.saving.descriptions import fingerprints
 
 
 def batches_of(
@@ -72,7 +73,10 @@ class ArrayBatches:
 
     def described(self) -> dict[str, Any]:
         """What decides which rows are in which batch."""
-        return {"rows": self.size, "batch_size": self.batch_size, "seed": self.seed}
+        return {
+            "rows": self.size, "batch_size": self.batch_size, "seed": self.seed,
+            "data": fingerprints(unflatten(self.structure, self.leaves), "data"),
+        }
 
     def epoch(self, number: int, done: int) -> Iterator[tuple[Any, int]]:
         size, step = self.size, self.batch_size
@@ -101,8 +105,9 @@ class IterableBatches:
         """Accept anything: an iterable may order and size its batches as it likes."""
 
     def described(self) -> dict[str, Any]:
-        """See `ArrayBatches`; what an iterable gives is not known."""
-        return {"rows": "of an iterable"}
+        """See `ArrayBatches`; what an iterable gives is not known, except from a list."""
+        known = self.data if isinstance(self.data, list) else ()
+        return {"rows": "of an iterable", "data": fingerprints(known, "data")}
 
     def epoch(self, number: int, done: int) -> Iterator[tuple[Any, int]]:
         found = 0

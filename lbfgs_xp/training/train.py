@@ -16,7 +16,7 @@ from lbfgs_xp.result import Status, attach
 from lbfgs_xp.run.methods import method_named
 from lbfgs_xp.run.progress import Live
 from lbfgs_xp.saving.checkpoint import Checkpoint, Keeper, Terminated, keeping
-from lbfgs_xp.saving.encoding import described, kinds_of
+from lbfgs_xp.saving.descriptions import described, kinds_of
 from lbfgs_xp.training.batches import batches_of
 from lbfgs_xp.training.loss import Loss
 from lbfgs_xp.training.result import BegunBatch, TrainRecord, TrainResult, TrainState

@@ -25,6 +25,7 @@ def quadratic(backend: Backend) -> Any:
     return fun
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ALL)
 def test_the_steps_of_update(backend: Backend, name: str) -> None:
     opt = getattr(lx, name)(schedules.Exponential(0.05, 0.99), weight_decay=0.01, clip_norm=2.0)
