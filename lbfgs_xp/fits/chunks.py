@@ -206,6 +206,17 @@ class Chunks:
         norms[: len(squares)] = np.sqrt(squares)
         return self.backend.from_host(norms)
 
+    @property
+    def memory(self) -> tuple:
+        """What is known of the chunks, and the calls so far, to be saved."""
+        return dict(self._known), (self.calls.nfev, self.calls.njev)
+
+    @memory.setter
+    def memory(self, memory: tuple) -> None:
+        known, calls = memory
+        self._known = dict(known)
+        self.calls.nfev, self.calls.njev = calls
+
     def forget(self) -> None:
         """Let go of what is only kept for the next Jacobian: nothing."""
 

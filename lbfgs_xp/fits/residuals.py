@@ -232,6 +232,24 @@ class Residuals:
     def check_rows(self, x: Array, residuals: Array) -> None:
         """Refuse residuals that are not what was said of them; see `ByProducts`."""
 
+    @property
+    def memory(self) -> tuple:
+        """What is known of fun, and the calls so far, to be saved."""
+        jac = self.jac if isinstance(self.jac, str) else None
+        return (
+            jac, self.directions, self.differences.memory, self._latest, self._accepted,
+            (self.calls.nfev, self.calls.njev),
+        )
+
+    @memory.setter
+    def memory(self, memory: tuple) -> None:
+        jac, directions, known, self._latest, self._accepted, calls = memory
+        self.jac = jac or self.jac
+        if directions is not None:
+            self.turn(directions)
+        self.differences.memory = known
+        self.calls.nfev, self.calls.njev = calls
+
     def forget(self) -> None:
         """Let go of what is only kept for the next Jacobian."""
         self._latest = self._accepted = None, None

@@ -150,11 +150,11 @@ class Differences:
     @property
     def memory(self) -> tuple:
         """What they know, to be saved."""
-        return self.known, self.stretch, self.span, self.level
+        return self.known, self.stretch, self.span, self.level, self._calls
 
     @memory.setter
     def memory(self, memory: tuple) -> None:
-        self.known, self.stretch, self.span, self.level = memory
+        self.known, self.stretch, self.span, self.level, self._calls = memory
 
     def __call__(
         self, x: Array, value: Any, variation: Any, central: bool, bounds: Any = None,
