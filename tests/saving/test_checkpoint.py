@@ -200,7 +200,9 @@ def saved(path: Path, **settings: Any) -> Any:
     settings = {"maxiter": 5, "jac": True, "method": lx.LBFGS(), **settings}
     fun = settings.pop("fun", None) or chained(Backend.NUMPY)
     start = settings.pop("x0", START)
-    return lx.minimize(fun, start, checkpoint=lx.Checkpoint(path), **settings)
+    return lx.minimize(
+        lambda x, *args: fun(x), start, checkpoint=lx.Checkpoint(path), **settings
+    )
 
 
 @pytest.mark.parametrize(
@@ -216,13 +218,16 @@ def saved(path: Path, **settings: Any) -> Any:
         ({"x_scale": 2.0}, "x_scale"),
         ({"jac": "3-point", "fun": lambda x: chained(Backend.NUMPY)(x)[0]}, "jac is True there"),
         ({"fun": chained(Backend.NUMPY, 2.0)}, "fun has the value .* instead of"),
+        ({"args": (np.asarray([2.0, 0.0, 1.0]), 3.0)}, r"args\.0 has other values here"),
+        ({"args": ()}, r"args\.0 is float64 \[3\] there and None here"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_another_run_is_refused(other: dict[str, Any], says: str, tmp_path: Path) -> None:
-    saved(tmp_path / "run.npz")
+    args = np.asarray([0.0, 2.0, 1.0]), 3.0
+    saved(tmp_path / "run.npz", args=args)
     with pytest.raises(ValueError, match=says):
-        saved(tmp_path / "run.npz", **other)
+        saved(tmp_path / "run.npz", **{"args": args, **other})
 
 
 def test_files_that_are_damaged(tmp_path: Path) -> None:
@@ -545,18 +550,24 @@ def test_training_goes_on_in_another_library(tmp_path: Path) -> None:
         ({"seed": 1}, "seed is 0 there and 1 here"),
         ({"method": lx.Adam(2e-2)}, r"learning_rate.* is 0\.01 there and 0\.02 here"),
         ({"updates_per_batch": 3}, "updates_per_batch is 2 there and 3 here"),
+        ({"data": (X, Y[::-1])}, r"data\.1 has other values here than there"),
+        ({"data": (X + 1e-6 * (X[3, 1] == X), Y)}, r"data\.0 has other values"),
+        ({"data": (X[:, :2], Y)}, r"data\.0 is float64 \[40, 3\] there and float64 \[40, 2\]"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_another_training_is_refused(other: dict[str, Any], says: str, tmp_path: Path) -> None:
     def train(**more: Any) -> None:
-        settings = {"method": lx.Adam(1e-2), "batch_size": 9, "updates_per_batch": 2, **more}
+        settings = {
+            "method": lx.Adam(1e-2), "batch_size": 9, "updates_per_batch": 2, "data": (X, Y), **more
+        }
         lx.train(
-            loss, {"w": np.zeros(3), "b": np.zeros(())}, (X, Y), jac=True,
+            loss, {"w": np.zeros(3), "b": np.zeros(())}, jac=True,
             checkpoint=lx.Checkpoint(tmp_path / "run.npz"), **settings,
         )
 
     train()
+    train(data=(X * (1.0 + 1e-15), Y.copy()))    # as if computed again in another order
     with pytest.raises(ValueError, match=says):
         train(**other)
 
