@@ -6,6 +6,7 @@ import contextlib
 import io
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from _common import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION  # noqa: E402
 
 FOLDER = HERE / "figures"
 # pages whose blocks draw pictures themselves
-PAGES = ["curve_fit.md", "constraints.md", "jax.md"]
+PAGES = ["curve_fit.md", "constraints.md", "jax.md", "checkpoints.md"]
 GREY = "#777777"
 # With a fixed salt, the same numbers give the same file.
 matplotlib.rcParams.update({
@@ -219,14 +220,16 @@ BLOCK = re.compile(
 def drawn_by(page: str) -> None:
     """Run the blocks of the page, and save the `figure` of each that a picture follows."""
     names: dict[str, Any] = {"__name__": "__document__"}
-    for info, block, file in BLOCK.findall((HERE / page).read_text(encoding="utf-8")):
-        if "no-run" in info:
-            continue
-        names.pop("figure", None)
-        with contextlib.redirect_stdout(io.StringIO()):
-            exec(compile(block, page, "exec"), names)
-        if file and "figure" in names:
-            save(names["figure"], file)
+    blocks = BLOCK.findall((HERE / page).read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):    # they write files
+        for info, block, file in blocks:
+            if "no-run" in info:
+                continue
+            names.pop("figure", None)
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(compile(block, page, "exec"), names)
+            if file and "figure" in names:
+                save(names["figure"], file)
 
 
 def main(pages: list[str]) -> None:
