@@ -220,11 +220,16 @@ class Keeper:
         """
         self._current = current
 
-    def visit(self, position: Any, advanced: bool) -> None:
+    def within(self, iterations: int) -> int:
+        """The same number of iterations, or fewer if the run is to be saved before."""
+        every = self.settings.every
+        return iterations if every is None else min(iterations, max(1, every - self._since))
+
+    def visit(self, position: Any, advanced: int) -> None:
         """Save a run between two evaluations if it is time.
 
         position : where it stands.
-        advanced : whether an iteration has ended since the last visit.
+        advanced : how many iterations have ended since the last visit.
         """
         self._since += advanced
         if self.terminated:
