@@ -35,8 +35,8 @@ class Damaged(ValueError):
 # --- writing -----------------------------------------------------------------------------------
 
 
-def write(path: Path, header: dict[str, Any], arrays: Sequence[Array], keep: int = 1) -> None:
-    """Write a file in place of the one at `path`.
+def write(path: Path, header: dict[str, Any], arrays: Sequence[Array], keep: int = 1) -> str:
+    """Write a file in place of the one at `path`; return its digest.
 
     The file is complete and on the disk before it gets its name, so that a crash at any moment
     leaves the old file or the new one.
@@ -51,7 +51,7 @@ def write(path: Path, header: dict[str, Any], arrays: Sequence[Array], keep: int
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            _write_members(file, header, arrays)
+            digest = _write_members(file, header, arrays)
             file.flush()
             os.fsync(file.fileno())
         with contextlib.suppress(OSError):
@@ -65,6 +65,7 @@ def write(path: Path, header: dict[str, Any], arrays: Sequence[Array], keep: int
             os.unlink(name)
         raise
     _sync_folder(path.parent)
+    return digest
 
 
 def remove_parts(path: Path) -> None:
@@ -99,7 +100,7 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _write_members(file: BinaryIO, header: dict[str, Any], arrays: Sequence[Array]) -> None:
+def _write_members(file: BinaryIO, header: dict[str, Any], arrays: Sequence[Array]) -> str:
     digest = hashlib.sha256()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         axes = []
@@ -115,6 +116,7 @@ def _write_members(file: BinaryIO, header: dict[str, Any], arrays: Sequence[Arra
         _write_array(archive, _HEADER, np.frombuffer(text, np.uint8), digest)
         found = np.frombuffer(digest.digest(), np.uint8)
         _write_array(archive, _DIGEST, found, hashlib.sha256())
+    return digest.hexdigest()
 
 
 def _memory_order(array: np.ndarray) -> list[int]:
@@ -138,7 +140,7 @@ def _add(digest: Any, name: str, array: np.ndarray) -> None:
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """The header and the arrays of a file.
+    """The header of a file, with its "digest", and the arrays.
 
     Raises
     ------
@@ -174,7 +176,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
             f"{path} has the format {header['format_version']} of a newer lbfgs_xp; this one reads "
             f"up to {VERSION}"
         )
-    return header, [
+    return {**header, "digest": digest.hexdigest()}, [
         arrays[str(place)].transpose([order.index(axis) for axis in range(len(order))])
         for place, order in enumerate(header["axes"])
     ]
