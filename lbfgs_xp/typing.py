@@ -99,6 +99,7 @@ class FitSettings(TypedDict, total=False):
     differentiable: bool
     callback: Callable[[FitRecord], Any] | None
     progress: bool
+    checkpoint: Checkpoint | None
 
 
 class LeastSquaresSettings(FitSettings, total=False):

@@ -162,11 +162,14 @@ def numbers_here(
     if not (backend.is_traced(step) or backend.is_traced(value)):
         if not isinstance(step, int):    # an array, from a compiled function
             step, old_carried = int(step), tuple(tuple(map(float, own)) for own in old_carried)
-        return numbers_of(variants, step, old_carried, old_plateaus, value)
+        return numbers_of(variants, step, old_carried, old_plateaus, value)[:3]
     carried = tuple(rule.carried() for rule in variants)
     plateaus = tuple(rule.learning_rate.init() for rule in variants)
-    like = numbers_of(variants, 0, carried, plateaus, None)
-    function = functools.partial(numbers_of, variants)
+
+    def function(*given: Any) -> Any:
+        return numbers_of(variants, *given)[:3]
+
+    like = function(0, carried, plateaus, None)
     if any(carried) or any(plateau is not None for plateau in plateaus):
         return backend.call_on_host(function, like, *given)
 
@@ -221,7 +224,7 @@ def apply(
     """
     if spaces[0].backend.compiles and not spaces[0].reproducible:
         donate = tuple(i for i, may in zip((3, 5), in_place, strict=True) if may)
-        run = spaces[0].backend.jit(_all_at_once, rules, spaces, clip, donate=donate)
+        run = spaces[0].backend.jit(apply_at_once, rules, spaces, clip, donate=donate)
         return run(xs, gs, slots, numbers)
     with spaces[0].backend.current():    # clipping needs a single device
         factor = clip_factor(clip, spaces, gs)
@@ -247,7 +250,7 @@ def apply(
     return new, tuple(kept)
 
 
-def _all_at_once(
+def apply_at_once(
     rules: tuple, spaces: tuple[Space, ...], clip: float | None, xs: list[Array], gs: list[Array],
     slots: tuple, numbers: list[tuple],
 ) -> tuple[list[Array], tuple]:
@@ -366,16 +369,18 @@ def _all_finite(spec: ParameterSpec, gs: list[Array]) -> bool:
 
 def numbers_of(
     variants: tuple, step: int, old_carried: tuple, old_plateaus: tuple, value: Any
-) -> tuple[list[tuple], tuple[tuple, ...], tuple]:
-    """The numbers of this step for each group of settings, and what is carried over."""
-    numbers, carried, plateaus = [], [], []
+) -> tuple[list[tuple], tuple[tuple, ...], tuple, float]:
+    """The numbers of this step for each group of settings, what is carried over, and the learning
+    rate of those that are in no group."""
+    numbers, carried, plateaus, rates = [], [], [], []
     for rule, old, plateau in zip(variants, old_carried, old_plateaus, strict=True):
         rate, plateau = rule.learning_rate.follow(plateau, step, value)
         own, new = rule.all_numbers(step + 1, rate, old)
         numbers.append(own)
         carried.append(new)
         plateaus.append(plateau)
-    return numbers, tuple(carried), tuple(plateaus)
+        rates.append(rate)
+    return numbers, tuple(carried), tuple(plateaus), rates[0]
 
 
 # --- groups, and checks ------------------------------------------------------------------------

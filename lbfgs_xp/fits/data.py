@@ -55,7 +55,7 @@ def residuals_of(
         own, y, parts = parts_of_sigma(own, whole_shape), parts_of(y), 2
     backend = Backend.of(y, "y")
     x, jac = coordinates(x, backend), chosen(jac, backend)
-    layout = Layout(_start(p0, backend, y.shape[:1] if batched else None), batched)
+    layout = Layout(_start(p0, backend, y.shape[:1] if batched else None), batched, name="p0")
     if isinstance(layout.structure, Partial):
         raise ValueError(
             f"{layout.structure.frozen_name('p0')} is frozen (requires_grad=False); wanted only "
@@ -448,7 +448,7 @@ class Curve:
             raise ValueError(f"model returned {returned.described(found)}; wanted {wanted}")
         returned.check_real("model", found, self.backend)
         if self.differs:
-            returned.check_precision("model", found, self.backend)
+            returned.check_precision("model", found, self.backend, like="y")
 
 
 @dataclasses.dataclass(frozen=True)

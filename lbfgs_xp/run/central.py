@@ -1,5 +1,5 @@
-"""Better differences, where only the error of those taken may have ended a run: with lengths that
-are measured again, or central ones in place of forward ones."""
+"""Central differences in place of forward ones, where only the error of those may have ended a run.
+"""
 
 from __future__ import annotations
 
@@ -19,30 +19,13 @@ _TIME, _NOT_FINITE = int(Status.TIME), int(Status.NOT_FINITE)
 # A small gradient by forward differences is not trusted if their error exceeds this many times
 # gtol. For f of order 1 the error is twice gtol, and a small gradient is usually right.
 _BLIND = 100.0
-# So many lengths away from where they were measured, lengths are measured again.
-_FAR_AWAY = 1e3
 
 
 class Central:
-    """When a phase of a run takes better differences."""
+    """When a phase of a run switches to central differences."""
 
     def __init__(self, visits: Visits, restarts: Restarts):
         self.run, self.visits, self.restarts = visits.run, visits, restarts
-
-    def measure_again(self) -> None:
-        """Measure the lengths of differences where a run has ended far from where they were
-        measured, and go on from the best point."""
-        run, (_, p, best) = self.run, self.run.standing
-        space, fn, differences = run.space, run.space.scalars, run.objective.differences
-        stale = space.read_one(differences.lengths_away(best.x)) > _FAR_AWAY
-        unpaid, late = self._cannot_switch()
-        ended = (p.status < _RUNNING) | (p.status == _GRADIENT) | (p.status == _LINE_SEARCH)
-        stale = stale & ended & fn.logical_not(unpaid | late)
-        if not space.any(stale):
-            return
-        known, differences.known = differences.known, ()
-        self._begin_again(stale)
-        differences.known = space.merge(stale, differences.known, known)
 
     def leave(self) -> Any:
         """Leave claims to central differences at once where looks by forward ones decide nothing.

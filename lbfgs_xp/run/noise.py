@@ -52,8 +52,15 @@ def deviations(
 
 
 def deviation(fn: Scalars, values: list[Any]) -> Any:
-    """The standard deviation of the noise of equally spaced numbers."""
-    return smallest(fn, deviations(fn, values))
+    """The standard deviation of the noise of equally spaced numbers: 0 if neither their third nor
+    their fourth differences change sign, as for powers and logarithms next to a singularity."""
+    found, rows, changes = smallest(fn, deviations(fn, values)), values, False
+    for order in range(1, 5):
+        rows = [b - a for a, b in zip(rows, rows[1:], strict=False)]
+        if order > 2:
+            ordered = fn.ordered(rows)
+            changes = changes | ((ordered[0] < 0.0) & (ordered[-1] > 0.0))
+    return fn.where(changes, found, 0.0 * found)
 
 
 def most_deviation(fn: Scalars, values: list[Any]) -> Any:

@@ -31,11 +31,12 @@ _SHARE = 0.01
 class Checkpoint(Settings):
     """Where and how often a run saves itself, to go on after the process has ended.
 
-    Pass it as `checkpoint=` to `lx.minimize` or `lx.train`. A run with the same path goes on from
-    the file there, and ends as if it had never stopped: with the same bits in the same library
-    (on GPUs, as far as their own sums repeat), and in every library with reproducible=True. What
-    was computed since the last save is computed again. A run that had ended returns its result at
-    once; a run that ended because a budget was spent goes on if the budget is larger now.
+    Pass it as `checkpoint=` to `lx.minimize`, `lx.train`, `lx.curve_fit` or `lx.least_squares`. A
+    run with the same path goes on from the file there, and ends as if it had never stopped: with
+    the same bits in the same library (on GPUs, as far as their own sums repeat), and in every
+    library with reproducible=True. What was computed since the last save is computed again. A run
+    that had ended returns its result at once; a run that ended because a budget was spent goes on
+    if the budget is larger now.
 
     A file is written under another name, flushed to the disk and then renamed, so there is a whole
     one at all times, even if the process or the machine dies. It is an npz file with a JSON header,
@@ -51,7 +52,8 @@ class Checkpoint(Settings):
         How long to wait, at least, after each save. If a save takes more than 1 % of that, the
         next one comes later, so that saving takes no more than 1 % of the time of the run.
     every : None or int
-        Save after this many iterations instead (for a batch, evaluations; in `lx.train`, epochs).
+        Save after this many iterations instead (for a batch, evaluations; in `lx.train`, epochs; in
+        fits, trials of a step and pieces of a batch).
     keep : int
         How many files to keep: path, and the ones before it as path.1, path.2, ... If the newest
         is damaged, a run goes on from the one before it.
@@ -210,11 +212,16 @@ class Keeper:
         """
         self._current = current
 
-    def visit(self, position: Any, advanced: bool) -> None:
+    def within(self, iterations: int) -> int:
+        """The same number of iterations, or fewer if the run is to be saved before."""
+        every = self.settings.every
+        return iterations if every is None else min(iterations, max(1, every - self._since))
+
+    def visit(self, position: Any, advanced: int) -> None:
         """Save a run between two evaluations if it is time.
 
         position : where it stands.
-        advanced : whether an iteration has ended since the last visit.
+        advanced : how many iterations have ended since the last visit.
         """
         self._since += advanced
         every = self.settings.every
