@@ -380,10 +380,10 @@ class Differences:
         self, x: Array, noise: Array, variation: Array, length: Array
     ) -> Array:
         """The rounding error of the function, and of x through it, relative to the variation."""
-        xp = self.backend.xp
+        xp, fn, eps = self.backend.xp, self.fn, self.backend.eps
         if self.least > 0.0:
-            return xp.full_like(length, self.backend.eps)
-        fn, eps = self.fn, self.backend.eps
+            # A number is as precise as it can be.
+            return fn.minimum(eps * fn.maximum(xp.abs(x) / length, 1.0), _MOST)
         share = _spread(noise / variation) + eps * xp.abs(x) / length
         return fn.minimum(fn.where(share > eps, share, eps), _MOST)
 
@@ -430,8 +430,10 @@ class Differences:
         return plain if bends is None else xp.where(self._is_noisy(value), bends.step, plain)
 
     def _is_noisy(self, value: Array) -> Array:
-        """Where a function of numbers has more noise than rounding, (..., 1)."""
-        return (self.known.noise > self.backend.eps * self.backend.xp.abs(value))[..., None]
+        """Where the noise of a function of numbers is at least its rounding, (..., 1)."""
+        xp, noise = self.backend.xp, self.known.noise
+        least = 0.5 * self.backend.eps * xp.abs(value)
+        return ((noise > 0.0) & (noise >= least))[..., None]
 
     def lengths(self, x: Array) -> Array:
         """The lengths over which a function of numbers bends at x, (..., n)."""
@@ -469,7 +471,7 @@ class Differences:
         value, noise = self._array(value), self._array(noise)[..., None]
         lengths = self.known.lengths
         rounding = backend.eps * xp.abs(value)
-        h, noisy = self._plain(x, value, lengths.length, True), noise > rounding[..., None]
+        h, noisy = self._plain(x, value, lengths.length, True), noise > 0.0
         if self.step is None:
             first = first_steps(xp, xp.abs(x), value, noise)
             h = xp.where(noisy, xp.maximum(h, first), h)
