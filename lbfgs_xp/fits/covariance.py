@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,13 @@ from lbfgs_xp.fits.linear_algebra import (
 )
 
 
+class _Inverse(NamedTuple):
+    """What `inverse_of_squares` returns."""
+
+    covariance: Array
+    loose: Array
+
+
 def inverse_of_squares(accuracy: float, space: Space, jacobian: Array) -> tuple[Array, Array]:
     """(J^T J)^-1 (B, p, p), or its pseudo-inverse if J^T J is singular; and a mask (B, p) of loose
     parameters, which J does not determine.
@@ -29,6 +37,13 @@ def inverse_of_squares(accuracy: float, space: Space, jacobian: Array) -> tuple[
     if jacobian.shape[-1] > FEW:
         return _pseudo_inverse(accuracy, space, jacobian)
     covariance, loose, sound = space.backend.jit(_inverse, space)(jacobian)
+    if space.backend.is_traced(sound):
+        found = _Inverse(covariance, loose)
+
+        def pseudo(rows: Array) -> _Inverse:
+            return space.merge(rows, _Inverse(*_pseudo_inverse(accuracy, space, jacobian)), found)
+
+        return space.backend.branch(space.xp.logical_not(sound), pseudo, found)
     rest = np.flatnonzero(~space.backend.to_host(sound))
     if rest.size == 0:
         return covariance, loose
