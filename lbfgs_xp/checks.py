@@ -112,8 +112,11 @@ def exceptions(name: str, value: Any, batched: bool) -> tuple[type[Exception], .
     return found
 
 
-def bounds(value: Any) -> tuple[Any, Any]:
-    """The pair (lower, upper), also from an object with `lb` and `ub`, such as SciPy's `Bounds`."""
+def bounds(value: Any, like: str = "x0") -> tuple[Any, Any]:
+    """The pair (lower, upper), also from an object with `lb` and `ub`, such as SciPy's `Bounds`.
+
+    like : what errors call the start.
+    """
     if hasattr(value, "lb") and hasattr(value, "ub"):
         return value.lb, value.ub
     if not isinstance(value, (tuple, list)) or len(value) != 2:
@@ -121,7 +124,7 @@ def bounds(value: Any) -> tuple[Any, Any]:
         what = f"a {type(value).__name__} of {len(value)}" if many else shown(value)
         raise TypeError(
             f"bounds is {what}; wanted the pair (lower, upper), each None, a number or an array "
-            "like x0 (not one pair per variable, as in SciPy)"
+            f"like {like} (not one pair per variable, as in SciPy)"
         )
     # SciPy's `minimize` takes a list of pairs, one per variable.
     if isinstance(value, list) and all(

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from lbfgs_xp.arrays.backend import Array, Backend, take
-from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp import checks
+from lbfgs_xp.arrays.backend import Array, Backend, is_array, take
+from lbfgs_xp.arrays.tree import Layout, map_leaves
 from lbfgs_xp.fits.complex_data import joined, parts_of
 from lbfgs_xp.fits.data import Curve, Slopes, in_units_of_sigma
 from lbfgs_xp.fits.names import listed_order
@@ -144,6 +145,30 @@ class Analysis:
         return np.concatenate([np.zeros(0, int), *(tie.places for tie in ties)])
 
     # --- rows ----------------------------------------------------------------------------------
+
+    def alone(self, fit: Any, number: Any) -> tuple[Any, Any]:
+        """One fit of a batch as a batch of one, and what it keeps."""
+        (count,) = self.layout.batch
+        number = checks.count("row", number, 0)
+        if number >= count:
+            raise ValueError(f"row is {number}; wanted the number of a fit below {count}")
+        if not self.compact:
+            raise ValueError(
+                "the model holds data of all rows (compact=False); wanted one that may be called "
+                "with a single one"
+            )
+        rows = np.asarray([number])
+        places = self.layout.backend.index_array(rows)
+        box = self.box and tuple(take(side, places) for side in self.box)
+        one = dataclasses.replace(self, objective=self.objective.take(rows), box=box)
+        parts: dict[str, Any] = {"message": [fit.message[number]], "_analysis": one}
+        for field in dataclasses.fields(fit):
+            if field.name not in ("names", *parts):
+                parts[field.name] = map_leaves(
+                    lambda leaf: take(leaf, places) if is_array(leaf) else leaf,
+                    getattr(fit, field.name),
+                )
+        return dataclasses.replace(fit, **parts), one
 
     @property
     def may_shrink(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from lbfgs_xp.fits import pictures, predictions, profile
 from lbfgs_xp.fits.analysis import Analysis
+from lbfgs_xp.fits.answers_of_row import RowAnswers
 from lbfgs_xp.fits.intervals import Intervals, Profile
 
 
@@ -47,6 +48,10 @@ class Answers(Analysis):
     def bootstrap(self, fit: Any, size: int, seed: Any) -> Any:
         with self.asked():
             return predictions.bootstrap(fit, self, size, seed)
+
+    def row(self, fit: Any, number: int) -> RowAnswers:
+        with self.layout.backend.current():
+            return RowAnswers(fit, self, number)
 
     def plot(self, fit: Any, level: float, row: int) -> Any:
         return pictures.plot(fit, self, level, row)

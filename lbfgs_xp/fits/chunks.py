@@ -27,7 +27,7 @@ from lbfgs_xp.fits.parameters import FreeLayout
 from lbfgs_xp.fits.residuals import Calls, Residuals
 from lbfgs_xp.fits.result import CurveFit, LeastSquaresResult
 from lbfgs_xp.fits.settings import FitSettings
-from lbfgs_xp.run.differences import Differences
+from lbfgs_xp.run.differences import Differences, Known
 
 # The most numbers in a Jacobian of a fit that is not in chunks, unless a device holds more.
 _MOST = 2**24
@@ -182,7 +182,7 @@ class Chunks:
             part = self.of_chunk(*chunk)
             part.bounds, part.forgiven = self.bounds, self.forgiven
             part.differences.step = self.differences.step
-            part.differences.known = self._known.get(number, ())
+            part.differences.known = self._known.get(number, Known())
             yield part
             self._known[number] = part.differences.known
             most = max(most, part.calls.nfev)
@@ -205,6 +205,17 @@ class Chunks:
         norms = np.zeros(max(len(squares), self.layout.size + 1))
         norms[: len(squares)] = np.sqrt(squares)
         return self.backend.from_host(norms)
+
+    @property
+    def memory(self) -> tuple:
+        """What is known of the chunks, and the calls so far, to be saved."""
+        return dict(self._known), (self.calls.nfev, self.calls.njev)
+
+    @memory.setter
+    def memory(self, memory: tuple) -> None:
+        known, calls = memory
+        self._known = dict(known)
+        self.calls.nfev, self.calls.njev = calls
 
     def forget(self) -> None:
         """Let go of what is only kept for the next Jacobian: nothing."""
@@ -295,14 +306,14 @@ def report_of_chunks(
     fixed = np.zeros(layout.size, dtype=bool)
     if box is not None:
         fixed = np.reshape(backend.to_host(box[0] == box[1]), (-1,))
-    covariance, loose = inverse_of_squares(
-        settings.accuracy, host, np.where(fixed, 0.0, jacobian)[None]
-    )
-    loose = loose & ~fixed
+    slopes: Any = None
     if isinstance(layout, FreeLayout):
-        slopes = backend.to_host(layout.slopes(layout.to_vector(found.x, "x")))
-        covariance = slopes @ covariance @ slopes.T
-        loose = ((slopes != 0.0) & loose).any(axis=-1)[None]
+        slopes = backend.to_host(layout.slopes(layout.to_vector(found.x, "x")))[None]
+    covariance, loose = inverse_of_squares(
+        settings.accuracy, host, np.where(fixed, 0.0, jacobian)[None], fixed[None], slopes
+    )
+    if slopes is not None:
+        covariance = slopes @ covariance @ slopes.swapaxes(-1, -2)
     chi2, free = 2.0 * found.cost, layout.size - int(fixed.sum())
     over = totals.count - free
     reduced = chi2 / over if over > 0 else math.nan

@@ -60,7 +60,7 @@ def residuals_of(
     backend = Backend.of(y, "y", traced)
     x, jac = coordinates(x, backend), chosen(jac, backend)
     start = _start(p0, backend, y.shape[:1] if batched else None)
-    layout = Layout(start, batched, traced=traced)
+    layout = Layout(start, batched, name="p0", traced=traced)
     if isinstance(layout.structure, Partial):
         raise ValueError(
             f"{layout.structure.frozen_name('p0')} is frozen (requires_grad=False); wanted only "
@@ -465,7 +465,7 @@ class Curve:
             raise ValueError(f"model returned {returned.described(found)}; wanted {wanted}")
         returned.check_real("model", found, self.backend)
         if self.differs:
-            returned.check_precision("model", found, self.backend)
+            returned.check_precision("model", found, self.backend, like="y")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,9 +47,9 @@ def names_of(model: Callable, layout: Layout) -> tuple[str, ...]:
 
 def free_names(names: tuple[str, ...], layout: Layout) -> list[str]:
     """The names of the numbers of a vector of the layout; names : as from `names_of`, or () for
-    those of x0."""
+    those of the start."""
     if not names:
-        return layout.number_names("x0")
+        return layout.number_names(layout.name)
     listed = np.argsort(listed_order(layout.whole))
     free = getattr(layout, "free", range(layout.size))
     return [names[listed[place]] for place in free]

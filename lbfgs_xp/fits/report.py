@@ -69,13 +69,13 @@ def report(
     jacobian = backend.jit(_seen, loss, space)(weighted, jacobian, fixed)
     if negative is not None and negative.any():
         jacobian = difference_of_squares(settings.accuracy, space, jacobian, negative)
-    covariance, loose = inverse_of_squares(settings.accuracy, space, jacobian)
+    slopes = fetch(layout.slopes(at)) if isinstance(layout, FreeLayout) else None
+    covariance, loose = inverse_of_squares(settings.accuracy, space, jacobian, fixed, slopes)
+    if slopes is not None:
+        covariance = xp.matmul(xp.matmul(slopes, covariance), xp.matrix_transpose(slopes))
     whole, free = layout.whole, xp.full_like(weighted[:, 0], p)
     if fixed is not None:
-        loose = loose & xp.logical_not(fixed)
         free = free - space.sum(xp.astype(fixed, free.dtype))
-    if isinstance(layout, FreeLayout):
-        covariance, loose = _of_all(space, fetch(layout.slopes(at)), covariance, loose)
     if likelihood is None:
         of_data = backend.jit(_statistics, loss.of_data, absolute, model.complex, space)
         told = of_data(weighted[:, :data], y, weights, free)
@@ -157,17 +157,6 @@ def _seen(
     if fixed is not None:
         jacobian = xp.where(fixed[:, None, :], xp.zeros_like(jacobian), jacobian)
     return jacobian
-
-
-def _of_all(
-    space: Space, slopes: Array, covariance: Array, loose: Array
-) -> tuple[Array, Array]:
-    """The covariance of all parameters, and which are loose, from those of the free ones and the
-    derivatives (B, all, p) with respect to them."""
-    xp = space.xp
-    moved = xp.matmul(slopes, covariance)
-    loose = xp.any((slopes != 0.0) & loose[:, None, :], axis=-1)
-    return xp.matmul(moved, xp.matrix_transpose(slopes)), loose
 
 
 class _Statistics(NamedTuple):

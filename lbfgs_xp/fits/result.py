@@ -10,9 +10,10 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from lbfgs_xp import checks
 from lbfgs_xp.arrays.backend import Array, Backend
 from lbfgs_xp.arrays.space import Space
-from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp.arrays.tree import Layout, map_leaves
 from lbfgs_xp.fits.covariance import deviations, inverse_of_squares
 from lbfgs_xp.fits.distributions import chi2_above
 from lbfgs_xp.fits.intervals import Intervals, Profile
@@ -20,6 +21,8 @@ from lbfgs_xp.fits.jacobian import Products
 from lbfgs_xp.fits.names import places_of
 from lbfgs_xp.fits.summary import summary
 from lbfgs_xp.result import Status, table
+
+_STATUSES = {int(status): status for status in Status}
 
 
 class FitRecord(NamedTuple):
@@ -772,3 +775,60 @@ class BatchCurveFit(CurveFit):
     success: Any
     status: Any
     message: list[str]  # type: ignore[assignment]
+
+    def row(self, number: int) -> CurveFit:
+        """One fit of the batch as a single fit, with all of its methods: its summary, its pictures
+        and its intervals.
+
+        The counts `nfev` and `njev` stay those of the batch. The model is still called with
+        parameters of shape (1, 1); with compact=False, for all rows.
+
+        Parameters
+        ----------
+        number : int
+            Its row of y, from 0 on.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import lbfgs_xp as lx
+        >>> x = np.arange(5.0)
+        >>> line = lambda x, slope, offset: offset + slope * x
+        >>> y = np.asarray([1.0 + 2.0 * x, 3.0 - x]) + 0.1 * np.cos(9.0 * x)
+        >>> fit = lx.curve_fit(line, x, y, [1.0, 0.0], batched=True).row(1)
+        >>> low, high = fit.intervals()
+        >>> fit.x.round(1), bool(low[0] < fit.x[0] < high[0])
+        (array([-1.,  3.]), True)
+        """
+        count, number = len(self.message), checks.count("number", number, 0)
+        if number >= count:
+            raise ValueError(f"number is {number}; wanted the number of a fit below {count}")
+        backend = Backend.of(self.covariance)
+
+        def row(tree: Any) -> Any:
+            return map_leaves(lambda leaf: leaf[number, ...], tree)
+
+        def told(name: str) -> Any:
+            return backend.to_host(getattr(self, name))[number].item()
+
+        counts, numbers = ("n_data", "n_free", "nit"), (
+            "chi2", "reduced_chi2", "deviance", "chi2_priors", "r2", "log_likelihood", "success",
+        )
+        starts = self.starts
+        if starts is not None:
+            each = {field.name: getattr(starts, field.name) for field in dataclasses.fields(starts)}
+            best = int(backend.to_host(each.pop("best"))[number])
+            starts = dataclasses.replace(starts, **row(each), best=best)
+        parts: dict[str, Any] = {
+            **{name: row(getattr(self, name)) for name in ("x", "covariance", "stderr")},
+            **{name: told(name) for name in numbers},
+            **{name: int(told(name)) for name in counts},
+        }
+        return CurveFit(
+            **parts,
+            residuals=row(self.residuals), n_priors=self.n_priors,
+            absolute_sigma=self.absolute_sigma, names=self.names, nfev=self.nfev, njev=self.njev,
+            derivatives=self.derivatives, status=_STATUSES[told("status")],
+            message=self.message[number], starts=starts,
+            _analysis=self._analysis and self._analysis.row(self, number),
+        )
