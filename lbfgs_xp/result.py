@@ -6,6 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import enum
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -126,7 +127,7 @@ class State(NamedTuple):
     best: Best
     aux: Any
     central: bool = False
-    differences: tuple = ()
+    differences: Any = None
     progress: Any = None
     x_scale: Any = None
 
@@ -152,7 +153,7 @@ class State(NamedTuple):
             return state
         moved = placed((state.solver_state, state.best, state.progress), space, layout.size)
         solver_state, best, progress = moved
-        known = tuple(as_own(space.backend, each) for each in state.differences)
+        known = map_leaves(functools.partial(as_own, space.backend), state.differences)
         return state._replace(
             solver_state=solver_state, best=best, progress=progress, differences=known
         )

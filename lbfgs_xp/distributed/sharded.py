@@ -225,12 +225,14 @@ class ShardedTeam(Team):
         flat = self._joined(backend, [array for (_, array, _), _ in sent])
         length = flat.shape[0]
         room = self._room if self._first else length
-        self._first = False
+        # Until its first numbers have been read, nothing depends on an evaluation.
+        self.in_first_message, self._first = self._first, False
         if length <= room:
             found = self._message(backend, flat, room)
         else:
             pieces = (flat[:room], room), (flat[room:], length - room)
             found = np.concat([self._message(backend, *piece) for piece in pieces], axis=1)
+        self.in_first_message = False
         whole: list[Any] = [0.0 if isinstance(n, Part) else np.asarray(n) for n in numbers]
         start = 0
         for (shape, _, rule), i in sent:

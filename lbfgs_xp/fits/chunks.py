@@ -27,7 +27,7 @@ from lbfgs_xp.fits.parameters import FreeLayout
 from lbfgs_xp.fits.residuals import Calls, Residuals
 from lbfgs_xp.fits.result import CurveFit, LeastSquaresResult
 from lbfgs_xp.fits.settings import FitSettings
-from lbfgs_xp.run.differences import Differences
+from lbfgs_xp.run.differences import Differences, Known
 
 # The most numbers in a Jacobian of a fit that is not in chunks, unless a device holds more.
 _MOST = 2**24
@@ -184,7 +184,7 @@ class Chunks:
             part = self.of_chunk(*chunk)
             part.bounds, part.forgiven = self.bounds, self.forgiven
             part.differences.step = self.differences.step
-            part.differences.known = self._known.get(number, ())
+            part.differences.known = self._known.get(number, Known())
             yield part
             self._known[number] = part.differences.known
             most = max(most, part.calls.nfev)
@@ -207,6 +207,17 @@ class Chunks:
         norms = np.zeros(max(len(squares), self.layout.size + 1))
         norms[: len(squares)] = np.sqrt(squares)
         return self.backend.from_host(norms)
+
+    @property
+    def memory(self) -> tuple:
+        """What is known of the chunks, and the calls so far, to be saved."""
+        return dict(self._known), (self.calls.nfev, self.calls.njev)
+
+    @memory.setter
+    def memory(self, memory: tuple) -> None:
+        known, calls = memory
+        self._known = dict(known)
+        self.calls.nfev, self.calls.njev = calls
 
     def forget(self) -> None:
         """Let go of what is only kept for the next Jacobian: nothing."""

@@ -13,6 +13,7 @@ from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.fits.blocks import Blocks, JacobianOfBlocks
 from lbfgs_xp.fits.by_products import ByProducts
 from lbfgs_xp.fits.implicit import found_of_fit
+from lbfgs_xp.fits.keeping import described_fit, kept
 from lbfgs_xp.fits.loop import box_of, run_fit
 from lbfgs_xp.fits.progress import FitLine
 from lbfgs_xp.fits.residuals import Residuals
@@ -20,6 +21,7 @@ from lbfgs_xp.fits.result import BatchLeastSquaresResult, FitRecord, LeastSquare
 from lbfgs_xp.fits.settings import FitPlan
 from lbfgs_xp.run import implicit
 from lbfgs_xp.run.objective import warn_of_foreign
+from lbfgs_xp.saving.checkpoint import Checkpoint
 from lbfgs_xp.typing import Differences, FitSolver, LeastSquaresSettings, LossName, OnError
 
 
@@ -76,6 +78,7 @@ def least_squares(
     callback: Callable[[FitRecord], Any] | None = None,
     differentiable: bool = False,
     progress: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> LeastSquaresResult:
     """Minimise half the sum of squared residuals, for one problem or many at once.
 
@@ -170,6 +173,9 @@ def least_squares(
         fields are constants.
     progress : bool
         Whether to show a live status line.
+    checkpoint : None or Checkpoint
+        Where the fit saves itself from time to time, `lx.Checkpoint("fit.npz")`. If there is such
+        a file, the fit goes on from it, instead of x0.
 
     Returns
     -------
@@ -203,6 +209,7 @@ def least_squares(
         x_scale=x_scale, loss=loss, f_scale=f_scale, gtol=gtol, ftol=ftol, xtol=xtol,
         maxiter=maxiter, maxfun=maxfun, maxtime=maxtime, factor=factor, batched=batched,
         compact=compact, on_error=on_error, callback=callback, progress=progress,
+        checkpoint=checkpoint,
     )
     if not implicit.is_wanted(differentiable, x0):
         return _fit(residuals, x0, args, jac=jac, **settings)[0]
@@ -226,7 +233,7 @@ def least_squares(
 def _fit(
     residuals: Callable[..., Any], x0: Any, args: tuple, *, solver: Any, weights: Any,
     pointwise: Any, jac: Any, diff_step: Any, bounds: Any, batched: bool, progress: bool,
-    **settings: Any,
+    checkpoint: Any, **settings: Any,
 ) -> tuple[LeastSquaresResult, Residuals, Any, FitPlan]:
     """The result of a fit, its residuals, its box and its plan."""
     layout = Layout(x0, batched)
@@ -245,8 +252,25 @@ def _fit(
     objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
     plan = FitPlan.checked(layout, accuracy=objective.accuracy, **settings)
     box = box_of(bounds, layout)
-    with FitLine(progress, layout.batch[0] if batched else 1) as live:
-        result = run_fit(objective, box, plan._replace(live=live, solver=solver))
+
+    def describe() -> dict[str, Any]:
+        budgets = "maxiter", "maxfun", "maxtime", "callback", "on_error"
+        return described_fit(
+            "least_squares", layout, {"args": args},
+            dict(
+                solver=solver, weights=weights, pointwise=pointwise, bounds=bounds,
+                jac="a function" if callable(jac) else jac, diff_step=diff_step, batched=batched,
+                **{name: value for name, value in settings.items() if name not in budgets},
+            ),
+        )
+
+    budgets = plan.settings.maxiter, plan.maxfun
+    with (
+        FitLine(progress, layout.batch[0] if batched else 1) as live,
+        kept(checkpoint, describe, layout, "residuals", budgets) as saves,
+    ):
+        plan = plan._replace(live=live, solver=solver).kept_by(saves)
+        result = run_fit(objective, box, plan)
     if weights is not None and blocks is not None:
         costs = blocks.costs(plan.settings.loss, Space(layout.backend, batched), result.fun)
         result = dataclasses.replace(result, costs=costs, _left_out=blocks.left_out)

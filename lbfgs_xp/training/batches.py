@@ -60,6 +60,30 @@ class ArrayBatches:
         self.size = leaves[0].shape[0]
         self.batch_size = self.size if batch_size is None else batch_size
         self.seed = seed
+        self._order: tuple[int, np.ndarray] | None = None
+
+    @property
+    def count(self) -> int:
+        """The number of batches in an epoch."""
+        return -(-self.size // self.batch_size)
+
+    def rows(self, place: int) -> int:
+        """The number of rows in a batch, counted from 0 over all epochs."""
+        start = place % self.count * self.batch_size
+        return min(self.batch_size, self.size - start)
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the rows of each epoch are in a new order."""
+        return self.seed is not None and self.count > 1
+
+    def order(self, number: int) -> np.ndarray:
+        """The order of the rows in an epoch, if it is a new one in each. It is drawn on the host,
+        so that it is the same for all libraries."""
+        if self._order is None or self._order[0] != number:
+            generator = np.random.default_rng([self.seed or 0, number])
+            self._order = number, generator.permutation(self.size)
+        return self._order[1]
 
     def check(self, done: Sequence[int]) -> None:
         """Refuse to continue an epoch whose finished batches had other sizes."""
@@ -84,15 +108,11 @@ class ArrayBatches:
             if done == 0:
                 yield unflatten(self.structure, self.leaves), size
             return
-        order = None
-        if self.seed is not None:
-            # Drawn on the host, so that the order is the same for all libraries.
-            generator = np.random.default_rng([self.seed, number])
-            order = self.backend.index_array(generator.permutation(size))
+        order = self.backend.index_array(self.order(number)) if self.is_drawn else None
         for start in range(done * step, size, step):
-            stop = min(start + step, size)
-            leaves = self.backend.span(self.leaves, order, start, stop)
-            yield unflatten(self.structure, leaves), stop - start
+            count = min(step, size - start)
+            leaves = self.backend.span(self.leaves, order, start, count)
+            yield unflatten(self.structure, leaves), count
 
 
 class IterableBatches:

@@ -76,7 +76,7 @@ class Loss:
             # A compiled function takes lists of arrays, whatever containers the user has.
             batch, nesting = flatten(batch)
         differentiated = self.backend.value_and_gradients(
-            self.compiled, _evaluate, self.loss, self.backend, self.structure, nesting
+            self.compiled, evaluate, self.loss, self.backend, self.structure, nesting
         )
         value, gradients = differentiated(leaves, batch)
         return self._kept(value), gradients
@@ -89,7 +89,7 @@ class Loss:
         return self.backend.own(value) if is_array(value) else value
 
 
-def _evaluate(
+def evaluate(
     loss: Callable, backend: Backend, structure: Any, nesting: Any, leaves: list[Array], batch: Any
 ) -> Any:
     """The checked loss for parameters that are given as leaves."""

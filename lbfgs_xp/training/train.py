@@ -21,6 +21,7 @@ from lbfgs_xp.training.batches import batches_of
 from lbfgs_xp.training.loss import Loss
 from lbfgs_xp.training.result import BegunBatch, TrainRecord, TrainResult, TrainState
 from lbfgs_xp.training.run import TrainingRun, has_updates
+from lbfgs_xp.training.updates import updates_of
 from lbfgs_xp.typing import Method
 
 
@@ -109,7 +110,8 @@ def train(
         `lx.fixed_sum`). Nothing is compiled then.
     compile : bool
         Whether JAX compiles loss and gradient, once for each batch shape; loss must then be a pure
-        function that JAX can trace. No effect with other libraries.
+        function that JAX can trace. With arrays as data, many updates of a first-order optimizer
+        run as one program. No effect with other libraries.
     callback : function, or several
         callback(record) after each epoch, with a `TrainRecord`; returning a true value stops the
         run.
@@ -171,16 +173,19 @@ def train(
         )
     method = _checked_method(method)
     state = _checked_state(state, method, params, structure)
+    checked_loss = Loss(loss, jac, compile and not reproducible, backends[0], structure)
+    updates_per_batch = checks.count("updates_per_batch", updates_per_batch, 1)
     run = TrainingRun(
         method,
-        Loss(loss, jac, compile and not reproducible, backends[0], structure),
+        checked_loss,
         backends,
-        checks.count("updates_per_batch", updates_per_batch, 1),
+        updates_per_batch,
         reproducible,
         deadline,
         state.epoch,
         average_decay,
         validate,
+        updates_of(method, checked_loss, batches, updates_per_batch, average_decay),
     )
     batches.check([rows for _, rows, _ in state.seen])
     run.stand([b.own(x) for b, x in zip(backends, leaves, strict=True)], state)
@@ -231,16 +236,21 @@ def _carry_on(
 ) -> None:
     """Run epochs up to `last`, or until a callback stops the run."""
 
-    def visit(advanced: bool = False) -> None:
+    def visit(advanced: int = 0) -> None:
         if keeper is not None:
             keeper.visit(run.position(), advanced)
+
+    def most(left: int) -> int:
+        """How many epochs may run at once."""
+        return 1 if callbacks else left if keeper is None else keeper.within(left)
 
     if keeper is not None:
         keeper.follow(run.position_if_whole)
     if run.epoch >= last and run.status is Status.RUNNING:
         run.status = Status.EPOCHS
     while run.status is Status.RUNNING:
-        run.run_epoch(batches, visit)
+        before = run.epoch
+        run.run_epochs(batches, visit, most(last - before))
         if run.status is Status.TIME:
             return
         if run.status is not Status.RUNNING:
@@ -248,8 +258,8 @@ def _carry_on(
         if run.epoch == last:
             run.status = Status.EPOCHS
         else:
-            visit(advanced=True)
-        if not callbacks and not live.shown:
+            visit(advanced=run.epoch - before)
+        if run.epoch == before or not callbacks and not live.shown:
             continue
         record = run.record()
         live.show(record)

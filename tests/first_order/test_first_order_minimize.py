@@ -273,8 +273,8 @@ def test_gradient_descent_with_a_line_search(backend: Backend, rule: Any) -> Non
 def test_gradient_descent_takes_one_of_the_two() -> None:
     with pytest.raises(ValueError, match="wanted only one of the two"):
         lx.GradientDescent(0.1, line_search=lx.Bisection())
-    with pytest.raises(ValueError, match="clip_norm is 1.0; it needs a learning rate"):
-        lx.GradientDescent(clip_norm=1.0)
+    with pytest.raises(ValueError, match="weight_decay is 1.0; it needs a learning rate"):
+        lx.GradientDescent(weight_decay=1.0)
     with pytest.raises(TypeError, match="evaluates the function"):
         lx.GradientDescent().init(np.zeros(2))
     with pytest.raises(ValueError, match="bisecton"):

@@ -240,10 +240,12 @@ def test_files_that_are_damaged(tmp_path: Path) -> None:
             saved(path)
         assert path.read_bytes() == whole[:length]
     chance = random.Random(0)
-    for _ in range(40):
-        at = chance.randrange(len(whole))
+    bits = [chance.randrange(8 * len(whole)) for _ in range(40)]
+    bits += range(8 * len(whole) - 8 * 22, 8 * len(whole))  # where the archive ends
+    bits += range(8 * len(whole) - 8 * 700, 8 * len(whole), 8)  # flags of its files
+    for bit in bits:
         flipped = bytearray(whole)
-        flipped[at] ^= 1 << chance.randrange(8)
+        flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(bytes(flipped))
         # A bit that no reader looks at changes nothing; any other is noticed.
         try:
