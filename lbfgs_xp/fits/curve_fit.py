@@ -308,7 +308,7 @@ def _fit(
     )
     normal = loss == "linear" and likelihood == "gaussian" and priors is starts is None
     source = None if inside else source_of(
-        x, y, sigma, _size(p0), chunk_size, method == "lm" and normal and not batched
+        x, y, sigma, lambda: _size(p0), chunk_size, method == "lm" and normal and not batched
     )
     objective: Any = (
         data(x=x, y=y, sigma=sigma) if source is None
