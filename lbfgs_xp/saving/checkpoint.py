@@ -152,7 +152,13 @@ class Keeper:
             raise FileNotFoundError(
                 f"there is no folder {self.path.parent} for the checkpoint; wanted one that exists"
             )
-        self._lock.__enter__()
+        try:
+            self._lock.__enter__()
+        except PermissionError as error:
+            raise PermissionError(
+                f"{self.path.parent} cannot be written ({error.strerror}), where the checkpoint "
+                "and its lock belong; wanted another folder"
+            ) from None
         try:
             file.remove_parts(self.path)
             self._find()

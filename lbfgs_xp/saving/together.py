@@ -169,7 +169,7 @@ class PiecesKeeper(Keeper):
 
     # --- while it runs -------------------------------------------------------------------------
 
-    def visit(self, position: Any, advanced: bool) -> None:
+    def visit(self, position: Any, advanced: int) -> None:
         self._since += advanced
         due, ends = self._team.agree(self._is_due(), self.terminated)
         if due or ends:

@@ -254,9 +254,17 @@ def test_stops_are_taken_together() -> None:
      ({"bounds": (0.0, 1.0)}, "the settings"), ({"method": "sgd"}, "the settings")],
     ids=str,
 )
-def test_other_settings_in_one_process(other: dict[str, Any], says: str) -> None:
-    found = together(2, lambda engine: solve(engine, **(other if engine.rank else {})))
-    for error in found:
+@pytest.mark.parametrize("sharded", [True, False])
+def test_other_settings_in_one_process(
+    other: dict[str, Any], says: str, sharded: bool
+) -> None:
+    def work(engine: ThreadEngine) -> Any:
+        how = other if engine.rank else {}
+        return lx.minimize(
+            lambda x: ((x * x).sum(), 2.0 * x), np.ones(3), jac=True, distributed=engine, **how
+        )
+
+    for error in together(2, work, sharded):
         assert isinstance(error, ValueError)
         assert str(error).startswith(f"{says} differs between process 0 and process 1")
 
