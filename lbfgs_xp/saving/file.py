@@ -8,12 +8,15 @@ document; "0", "1", ... the arrays, with their axes in the order in which they l
 from __future__ import annotations
 
 import contextlib
-import glob
+import errno
 import hashlib
 import json
 import os
+import re
+import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -71,9 +74,12 @@ def write(path: Path, header: dict[str, Any], arrays: Sequence[Array], keep: int
 def remove_parts(path: Path) -> None:
     """Remove what processes have left that were killed while they wrote a file for this path. No
     other process may be writing one."""
-    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        with contextlib.suppress(OSError):
-            part.unlink()
+    # Not those of a path that only begins like this one.
+    name = re.compile(rf"\.{re.escape(path.name)}\.[^.]+\.part")
+    for part in path.parent.glob(".*.part"):
+        if name.fullmatch(part.name):
+            with contextlib.suppress(OSError):
+                part.unlink()
 
 
 def earlier(path: Path, number: int) -> Path:
@@ -150,7 +156,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
         If it is not a whole file of this kind.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open(path, "rb") as stream, zipfile.ZipFile(stream) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
             digest = hashlib.sha256()
             arrays = {}
@@ -161,11 +167,15 @@ def read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
                     _add(digest, name, arrays[name])
         found = arrays.pop(_DIGEST).tobytes()
         header = json.loads(arrays.pop(_HEADER).tobytes())
-    except FileNotFoundError:
-        raise
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place before the beginning, which a damaged file names
+            raise
+        raise Damaged(f"{path} is no whole file of lbfgs_xp: {error}") from None
     except KeyError as error:
         raise Damaged(f"{path} was not written by lbfgs_xp ({error} is missing)") from None
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, IndexError) as error:
+    except (
+        zipfile.BadZipFile, zlib.error, struct.error, ValueError, EOFError, RuntimeError, IndexError
+    ) as error:
         raise Damaged(f"{path} is no whole file of lbfgs_xp: {error}") from None
     if found != digest.digest():
         raise Damaged(f"{path} is damaged: its digest does not match its contents")

@@ -241,10 +241,12 @@ def test_files_that_are_damaged(tmp_path: Path) -> None:
             saved(path)
         assert path.read_bytes() == whole[:length]
     chance = random.Random(0)
-    for _ in range(40):
-        at = chance.randrange(len(whole))
+    bits = [chance.randrange(8 * len(whole)) for _ in range(40)]
+    bits += range(8 * len(whole) - 8 * 22, 8 * len(whole))  # where the archive ends
+    bits += range(8 * len(whole) - 8 * 700, 8 * len(whole), 8)  # flags of its files
+    for bit in bits:
         flipped = bytearray(whole)
-        flipped[at] ^= 1 << chance.randrange(8)
+        flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(bytes(flipped))
         # A bit that no reader looks at changes nothing; any other is noticed.
         try:
@@ -326,6 +328,27 @@ def test_a_disk_that_is_full(where: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert_same(Backend.NUMPY, found, lx.minimize(fun, START, jac=True))
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["run.npz"]
+
+
+def test_a_run_that_cannot_be_saved_goes_on(tmp_path: Path) -> None:
+    def fun(x: Any) -> Any:
+        value, gradient = chained(Backend.NUMPY)(x)
+        return (value, object()), gradient
+
+    with pytest.warns(RuntimeWarning, match=r"not be written \(Unsaved: the run.aux\[0\] is a obj"):
+        res = lx.minimize(
+            fun, START, jac=True, has_aux=True, checkpoint=lx.Checkpoint(tmp_path / "f", every=1)
+        )
+    assert res.success
+
+
+def test_paths_that_begin_in_the_same_way(tmp_path: Path) -> None:
+    """A run removes what was left of its own saves only."""
+    others = [".run.npz.1_a9.part", ".run.other.1_a9.part", "run.npz.7-0of1"]
+    for name in [*others, ".run.1_a9.part"]:
+        (tmp_path / name).write_text("")
+    saved(tmp_path / "run")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [*others[:2], "run", others[2]]
 
 
 def test_a_disk_that_is_full_for_a_while(
