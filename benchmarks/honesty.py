@@ -275,13 +275,15 @@ def verdict(p: Problem, how: str, x: np.ndarray, success: bool) -> str:
 
 
 def random_problems(count: int) -> None:
-    """Print what becomes of random problems of each kind, and of all with the same derivatives."""
+    """Print what becomes of random problems of each kind, and which of our ends are false."""
     found: dict[tuple[str, str, str], list[tuple[str, int]]] = {}
     for kind in KINDS:
-        for p, how in of_kind(kind, count):
+        for number, (p, how) in enumerate(of_kind(kind, count)):
             for name, run in AMONG_NOISE.items():
                 x, success, calls = run(p, how)
                 entry = verdict(p, how, x, success), calls
+                if entry[0].startswith("false") and name.startswith("lx."):
+                    print(f"{kind}, number {number}, {how}: {entry[0]} of {name}", flush=True)
                 found.setdefault((kind, how, name), []).append(entry)
     groups: dict[str, Callable[[str, str], bool]] = {
         **{kind: lambda k, _, kind=kind: k == kind for kind in KINDS},

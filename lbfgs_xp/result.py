@@ -17,7 +17,8 @@ import numpy as np
 from lbfgs_xp.arrays.backend import Backend, class_of, is_array, is_tracing
 from lbfgs_xp.arrays.space import FixedOrderSpace, Space
 from lbfgs_xp.arrays.tree import Layout, flatten, map_leaves
-from lbfgs_xp.saving.encoding import Decoder, Described, described
+from lbfgs_xp.saving.descriptions import Described, described
+from lbfgs_xp.saving.encoding import Decoder
 from lbfgs_xp.saving.placing import as_own, placed
 
 if TYPE_CHECKING:

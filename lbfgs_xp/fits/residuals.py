@@ -91,7 +91,7 @@ class Residuals:
         if not callable(fun):
             raise TypeError(f"residuals is a {type(fun).__name__}; wanted a function of x")
         if any(layout.complex):
-            raise TypeError("x0 is complex; wanted real x0 for least squares")
+            raise TypeError(f"{layout.name} is complex; wanted real numbers for least squares")
         self.layout, self.backend = layout, layout.backend
         self.fun, self.args = fun, args
         self.jac = chosen(jac, self.backend)
@@ -232,6 +232,24 @@ class Residuals:
     def check_rows(self, x: Array, residuals: Array) -> None:
         """Refuse residuals that are not what was said of them; see `ByProducts`."""
 
+    @property
+    def memory(self) -> tuple:
+        """What is known of fun, and the calls so far, to be saved."""
+        jac = self.jac if isinstance(self.jac, str) else None
+        return (
+            jac, self.directions, self.differences.memory, self._latest, self._accepted,
+            (self.calls.nfev, self.calls.njev),
+        )
+
+    @memory.setter
+    def memory(self, memory: tuple) -> None:
+        jac, directions, known, self._latest, self._accepted, calls = memory
+        self.jac = jac or self.jac
+        if directions is not None:
+            self.turn(directions)
+        self.differences.memory = known
+        self.calls.nfev, self.calls.njev = calls
+
     def forget(self) -> None:
         """Let go of what is only kept for the next Jacobian."""
         self._latest = self._accepted = None, None
@@ -341,7 +359,8 @@ class Residuals:
             value = self.predictions(x)
         rest = value, variation, central, self.bounds, lambda more: calls.nfev + more <= calls.most
         if self.directions is None:
-            return self.layout.xp.stack(self.differences(x, *rest), axis=-2)
+            found = self.differences(x, *rest)
+            return found if is_array(found) else self.layout.xp.stack(found, axis=-2)
         return self._along_directions(x, *rest)
 
     def turn(self, directions: Any) -> None:
@@ -358,7 +377,8 @@ class Residuals:
         size = xp.sqrt(xp.sum(start * start, axis=-1, keepdims=True))
         start = xp.broadcast_to(size, x.shape)
         self._origin = x, start
-        slopes = xp.stack(self.differences(start, *rest), axis=-2)
+        found = self.differences(start, *rest)
+        slopes = found if is_array(found) else xp.stack(found, axis=-2)
         seen = xp.max(xp.abs(slopes), axis=-1) > _NOISY * self.differences.errors
         slopes = xp.where(seen[..., None], slopes, xp.zeros_like(slopes))
         return xp.matmul(xp.matrix_transpose(from_x), slopes)

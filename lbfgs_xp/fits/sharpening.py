@@ -51,6 +51,21 @@ class Sharpening:
         self.turns, self.turned_at = 0, None
         self.trials, self.next_watch, self.watched = 0, _WATCH, None
 
+    @property
+    def memory(self) -> tuple:
+        """What the looks know, to be saved."""
+        return (
+            self.measured, self.looked, self.turns, self.turned_at, self.trials, self.next_watch,
+            self.watched,
+        )
+
+    @memory.setter
+    def memory(self, memory: tuple) -> None:
+        (
+            self.measured, self.looked, self.turns, self.turned_at, self.trials, self.next_watch,
+            self.watched,
+        ) = memory
+
     # --- a fit that has ended --------------------------------------------------------------------
 
     def resumes(self) -> bool:

@@ -596,6 +596,7 @@ def test_numbers_and_lists_become_numpy_arrays() -> None:
     np.testing.assert_allclose(res.x, [1.0])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", ["complex128", "complex64"])
 @pytest.mark.parametrize("form", ["both", "separate", "3-point", "autodiff"])
 def test_complex_least_squares(backend: Backend, form: str, dtype: str) -> None:
