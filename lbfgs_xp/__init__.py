@@ -24,8 +24,10 @@ from lbfgs_xp.diagnosis.result import Diagnosis, Finding
 from lbfgs_xp.first_order import (
     ASGD,
     SGD,
+    SOAP,
     AdaBelief,
     Adadelta,
+    Adafactor,
     Adagrad,
     Adam,
     Adamax,
@@ -33,11 +35,13 @@ from lbfgs_xp.first_order import (
     FirstOrder,
     GradientDescent,
     Lion,
+    Muon,
     NAdam,
     OptimizerState,
     RAdam,
     RMSProp,
     Rprop,
+    ScheduleFreeAdamW,
     StochasticLBFGS,
     Yogi,
 )
@@ -83,6 +87,10 @@ from lbfgs_xp.training.train import train
 __version__ = "0.1.0"
 
 __all__ = [
+    "Adafactor",
+    "Muon",
+    "SOAP",
+    "ScheduleFreeAdamW",
     "ASGD",
     "BFGS",
     "LBFGS",

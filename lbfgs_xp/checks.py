@@ -69,10 +69,13 @@ def budget(name: str, value: Any, least: int) -> int | None:
 
 
 def path(name: str, value: Any) -> Path:
-    """The absolute path of a file."""
+    """The absolute path of a file; of a symbolic link, that of the file to which it points."""
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
         raise TypeError(f"{name} is {value!r}; wanted the path of a file")
-    return Path(os.fspath(value)).absolute()
+    found = Path(os.fspath(value)).absolute()
+    if found.is_dir():
+        raise IsADirectoryError(f"{name} is {str(value)!r}, a folder; wanted the path of a file")
+    return Path(os.path.realpath(found)) if found.is_symlink() else found
 
 
 def flag(name: str, value: Any) -> bool:
@@ -112,8 +115,11 @@ def exceptions(name: str, value: Any, batched: bool) -> tuple[type[Exception], .
     return found
 
 
-def bounds(value: Any) -> tuple[Any, Any]:
-    """The pair (lower, upper), also from an object with `lb` and `ub`, such as SciPy's `Bounds`."""
+def bounds(value: Any, like: str = "x0") -> tuple[Any, Any]:
+    """The pair (lower, upper), also from an object with `lb` and `ub`, such as SciPy's `Bounds`.
+
+    like : what errors call the start.
+    """
     if hasattr(value, "lb") and hasattr(value, "ub"):
         return value.lb, value.ub
     if not isinstance(value, (tuple, list)) or len(value) != 2:
@@ -121,7 +127,7 @@ def bounds(value: Any) -> tuple[Any, Any]:
         what = f"a {type(value).__name__} of {len(value)}" if many else shown(value)
         raise TypeError(
             f"bounds is {what}; wanted the pair (lower, upper), each None, a number or an array "
-            "like x0 (not one pair per variable, as in SciPy)"
+            f"like {like} (not one pair per variable, as in SciPy)"
         )
     # SciPy's `minimize` takes a list of pairs, one per variable.
     if isinstance(value, list) and all(

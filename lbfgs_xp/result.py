@@ -6,6 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import enum
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -16,7 +17,8 @@ import numpy as np
 from lbfgs_xp.arrays.backend import Backend, class_of, is_array, is_tracing
 from lbfgs_xp.arrays.space import FixedOrderSpace, Space
 from lbfgs_xp.arrays.tree import Layout, flatten, map_leaves
-from lbfgs_xp.saving.encoding import Decoder, Described, described
+from lbfgs_xp.saving.descriptions import Described, described
+from lbfgs_xp.saving.encoding import Decoder
 from lbfgs_xp.saving.placing import as_own, placed
 
 if TYPE_CHECKING:
@@ -125,7 +127,7 @@ class State(NamedTuple):
     best: Best
     aux: Any
     central: bool = False
-    differences: tuple = ()
+    differences: Any = None
     progress: Any = None
     x_scale: Any = None
 
@@ -151,7 +153,7 @@ class State(NamedTuple):
             return state
         moved = placed((state.solver_state, state.best, state.progress), space, layout.size)
         solver_state, best, progress = moved
-        known = tuple(as_own(space.backend, each) for each in state.differences)
+        known = map_leaves(functools.partial(as_own, space.backend), state.differences)
         return state._replace(
             solver_state=solver_state, best=best, progress=progress, differences=known
         )

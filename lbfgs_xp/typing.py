@@ -21,6 +21,7 @@ MethodName = Literal[
     "auto", "lbfgs", "bfgs", "ssbfgs", "ssbroyden", "newton", "newton-cg", "trust-ncg",
     "projected_gradient", "gradient_descent", "sgd", "adagrad", "rmsprop", "adadelta", "adam",
     "adamw", "adamax", "nadam", "radam", "yogi", "adabelief", "lion", "rprop", "asgd",
+    "schedule_free_adamw", "adafactor", "muon", "soap",
 ]
 LineSearchName = Literal[
     "fixed", "armijo", "bisection", "strong_wolfe", "more_thuente", "hager_zhang"
@@ -98,6 +99,7 @@ class FitSettings(TypedDict, total=False):
     differentiable: bool
     callback: Callable[[FitRecord], Any] | None
     progress: bool
+    checkpoint: Checkpoint | None
 
 
 class LeastSquaresSettings(FitSettings, total=False):

@@ -124,6 +124,7 @@ def run(
     return method(fun, backend.asarray(case.x0, dtype), **functions, **kwargs)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("method", BOTH)
 @pytest.mark.parametrize("name", CASES)
 def test_closed_forms(backend: Backend, method: Callable, name: str) -> None:

@@ -60,6 +60,7 @@ def case(request: pytest.FixtureRequest) -> tuple[Projection, Callable]:
     return SETS[request.param]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_what_defines_the_nearest_point(
     backend: Backend, case: tuple[Projection, Callable], dtype: str
@@ -100,6 +101,7 @@ def test_rows_are_projected_alone(backend: Backend, case: tuple[Projection, Call
         assert np.allclose(all_at_once[i, 0], alone, rtol=1e-14, atol=1e-15)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("scale", [1e-35, 1e38])
 def test_no_scale_overflows(
     backend: Backend, case: tuple[Projection, Callable], scale: float

@@ -401,9 +401,10 @@ class Backend(Keyed):
         return take(array, indices)
 
     def span(
-        self, arrays: list[Array], indices: Array | None, start: int, stop: int
+        self, arrays: list[Array], indices: Array | None, start: int, count: int
     ) -> list[Array]:
-        """The rows indices[start:stop] of each array or, without indices, the rows [start:stop]."""
+        """The `count` rows from `start` on of each array, or those at these places of `indices`."""
+        stop = start + count
         if indices is None:
             return [array[start:stop, ...] for array in arrays]
         chosen = indices[start:stop]
@@ -619,6 +620,17 @@ class Backend(Keyed):
         """`function(mask)`, which equals `old` in the rows outside the mask; inside a function that
         is being compiled, `old` itself if the mask holds nowhere."""
         return function(mask)
+
+    @staticmethod
+    def either(condition: Array, first: Callable, second: Callable) -> Any:
+        """`first()` if the condition, a 0-d array, holds, else `second()`; also inside a function
+        that is being compiled. Both have the same shapes and dtypes."""
+        return first() if condition else second()
+
+    @staticmethod
+    def explained(function: Callable) -> Callable:
+        """A compiled function of the user's loss, whose errors say that it has been compiled."""
+        return function
 
     @staticmethod
     def fence(tree: Any) -> Any:

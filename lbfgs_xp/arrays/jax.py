@@ -35,7 +35,8 @@ class JaxBackend(Backend):
         if _is_traced(array) and not traced:
             raise TypeError(
                 f"{what} is traced (by jax.jit, grad or vmap); wanted an array with values: of "
-                "lbfgs_xp, only lx.minimize and the optimizers run inside compiled functions"
+                "lbfgs_xp, only minimize, least_squares, curve_fit and the optimizers run inside "
+                "compiled functions"
             )
         _refuse_key(array, what)
         super().__init__(array, what, traced)
@@ -79,8 +80,14 @@ class JaxBackend(Backend):
     @staticmethod
     @functools.cache
     def keep_parts(cls: type, parts: tuple[str, ...], dropped: tuple[str, ...]) -> None:
+        def is_derived(name: str) -> bool:
+            return isinstance(getattr(cls, name, None), functools.cached_property)
+
         def flatten(node: Any) -> tuple[list[Any], tuple]:
-            rest = {name: value for name, value in vars(node).items() if name not in parts}
+            rest = {
+                name: value for name, value in vars(node).items()
+                if name not in parts and not is_derived(name)
+            }
             rest.update(dict.fromkeys(dropped))
             return [getattr(node, name) for name in parts], tuple(sorted(rest.items()))
 
@@ -211,9 +218,9 @@ class JaxBackend(Backend):
     # --- rows ----------------------------------------------------------------------------------
 
     def span(
-        self, arrays: list[Array], indices: Array | None, start: int, stop: int
+        self, arrays: list[Array], indices: Array | None, start: int, count: int
     ) -> list[Array]:
-        return _span(arrays, indices, start, stop - start)
+        return _span(arrays, indices, start, count)
 
     def write_row(self, buffer: Array, index: int, row: Array) -> Array:
         return _jit(_write_row, 0, (0,))(buffer, index, row)
@@ -284,6 +291,14 @@ class JaxBackend(Backend):
         return jax.lax.cond(mask.any(), same_types, lambda: old)
 
     @staticmethod
+    def either(condition: Array, first: Callable, second: Callable) -> Any:
+        return jax.lax.cond(condition, first, second)
+
+    @staticmethod
+    def explained(function: Callable) -> Callable:
+        return functools.partial(_explained, function)
+
+    @staticmethod
     def fence(tree: Any) -> Any:
         leaves, structure = jax.tree.flatten(tree)
         traced = [i for i, leaf in enumerate(leaves) if _is_traced(leaf)]
@@ -305,7 +320,7 @@ class JaxBackend(Backend):
 
     def value_and_gradients(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
         run = self._prepared(compiled, _gradients, len(static), evaluate, *static)
-        return functools.partial(_explained, run) if compiled else run
+        return self.explained(run) if compiled else run
 
     def hessian(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
         return self._prepared(self.is_compiled(fun), _hessian, evaluate, fun, *static)

@@ -63,13 +63,17 @@ def check_like(function: str, out: Any, like: Array) -> None:
     )
 
 
-def check_precision(function: str, out: Any, backend: Backend) -> None:
-    """Refuse numbers with too few digits for finite differences."""
+def check_precision(function: str, out: Any, backend: Backend, like: str = "x0") -> None:
+    """Refuse numbers with too few digits for finite differences.
+
+    like : the argument with that dtype, for the message.
+    """
     xp = np if isinstance(out, np.generic) else backend.xp
     if xp.isdtype(out.dtype, "real floating") and xp.finfo(out.dtype).eps > backend.eps:
         raise TypeError(
-            f"{function} returned {out.dtype}; wanted {backend.dtype}, like x0: finite differences "
-            f"with steps for {backend.dtype} are lost in the rounding errors of {out.dtype}"
+            f"{function} returned {out.dtype}; wanted {backend.dtype}, like {like}: finite "
+            f"differences with steps for {backend.dtype} are lost in the rounding errors of "
+            f"{out.dtype}"
         )
 
 

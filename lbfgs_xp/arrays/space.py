@@ -276,6 +276,10 @@ class Space(Keyed):
         values = xp.where(finite[..., 0], values, xp.full_like(values, math.nan))
         return self.fetch(values), xp.matrix_transpose(vectors)
 
+    def qr(self, matrix: Array) -> Array:
+        """Q of the QR decomposition of matrices (..., n, n)."""
+        return self.backend.linalg("qr")(matrix)[0]
+
     # --- elementwise, on vectors ---------------------------------------------------------------
 
     def move(self, x: Array, alpha: Any, direction: Array) -> Array:
@@ -518,6 +522,10 @@ class FixedOrderSpace(Space):
         bits."""
         values, rows = Space(np.zeros(()), self.batched).eigh(self.fetch(matrix))
         return values, self.send(rows)
+
+    def qr(self, matrix: Array) -> Array:
+        """`Space.qr` by NumPy on the host."""
+        return self.send(Space(np.zeros(()), self.batched).qr(self.fetch(matrix)))
 
 
 def _same(u: Array, v: Array) -> Array:

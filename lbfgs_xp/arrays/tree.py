@@ -59,13 +59,14 @@ class Layout(Keyed):
 
     scale: Any = None
     scale_key: Any = None
+    name = "x0"
 
     def __init__(
         self, x0: Any, batched: bool, name: str = "x0", traced: bool = False,
         is_piece: bool = False,
     ):
         leaves, self.structure = without_frozen(*flatten_parameters(_as_parameters(x0, name)))
-        self.batched = batched
+        self.batched, self.name = batched, name
         if batched and isinstance(self.structure, Partial):
             raise ValueError(
                 f"{self.structure.frozen_name(name)} is frozen (requires_grad=False); wanted, with "
@@ -212,16 +213,19 @@ class Layout(Keyed):
         leaves, structure = flatten_like(tree, self.structure)
         if structure != self.structure:
             raise ValueError(
-                f"{what} has the structure {structure}; wanted that of x0, {self.structure}"
+                f"{what} has the structure {structure}; wanted that of {self.name}, "
+                f"{self.structure}"
             )
         leaves = self._checked(leaves, what)
         return leaves[0] if self.plain else self._join(leaves)
 
     def sides(self, bounds: Any) -> tuple[Any, Any]:
         """`bounds` as (lower, upper) for all variables, each as returned by `spread`."""
-        lower, upper = checks.bounds(bounds)
+        lower, upper = checks.bounds(bounds, self.name)
         if any(self.complex):
-            raise TypeError("bounds were passed, but x0 is complex; complex numbers have no order")
+            raise TypeError(
+                f"bounds were passed, but {self.name} is complex; complex numbers have no order"
+            )
         lower = self.spread(lower, "the lower bound", -math.inf)
         upper = self.spread(upper, "the upper bound", math.inf)
         return (lower, upper) if self.scale is None else (lower / self.scale, upper / self.scale)
@@ -275,14 +279,16 @@ class Layout(Keyed):
             return float(tree)
         if isinstance(tree, dict):
             whole = _whole(self.structure)
-            tree = _completed(tree, unflatten(whole, [None] * whole.num_leaves), what)
+            tree = _completed(
+                tree, unflatten(whole, [None] * whole.num_leaves), what, self.name
+            )
         leaves, structure = flatten_like(tree, self.structure)
         if self.structure.is_leaf() and isinstance(tree, (list, tuple)):
             leaves, structure = [tree], self.structure
         if structure != self.structure:
             raise ValueError(
                 f"{what} has the structure {structure}; wanted None, a number, or the structure "
-                f"of x0, {self.structure}"
+                f"of {self.name}, {self.structure}"
             )
         arrays = []
         for i, (leaf, shape) in enumerate(zip(leaves, self.shapes, strict=True)):
@@ -395,25 +401,28 @@ class Layout(Keyed):
             if self.backend.name != "numpy":
                 raise TypeError(
                     f"{what} is of type {type(leaf).__name__}; wanted an array of "
-                    f"{self.backend.name}, like x0"
+                    f"{self.backend.name}, like {self.name}"
                 )
             leaf = np.asarray(leaf)
         _refuse_subclass(leaf, what)
         check_local(leaf, what)
         if isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "biufc":
-            raise TypeError(f"{what} has dtype {leaf.dtype}; wanted {like.dtype}, like x0")
+            raise TypeError(
+                f"{what} has dtype {leaf.dtype}; wanted {like.dtype}, like {self.name}"
+            )
         if type(leaf) is not type(like) and (other := library_of(leaf)) != self.backend.name:
             raise TypeError(
-                f"{what} is an array of {other}; wanted an array of {self.backend.name}, like x0"
+                f"{what} is an array of {other}; wanted an array of {self.backend.name}, like "
+                f"{self.name}"
             )
         if tuple(leaf.shape) != (self.shapes[index] if shape is None else shape):
-            wanted = f"{self.shapes[index]}, like x0" if shape is None else shape
+            wanted = f"{self.shapes[index]}, like {self.name}" if shape is None else shape
             raise ValueError(f"{what} has shape {tuple(leaf.shape)}; wanted {wanted}")
-        self.backend.check_device(leaf, what)
+        self.backend.check_device(leaf, what, self.name)
         leaf = self.backend.dense(leaf)
         if leaf.dtype != like.dtype:
             if self.xp.isdtype(leaf.dtype, "complex floating") and not self.complex[index]:
-                raise TypeError(f"{what} is complex; wanted {like.dtype}, like x0")
+                raise TypeError(f"{what} is complex; wanted {like.dtype}, like {self.name}")
             with np.errstate(all="ignore"):    # overflow gives inf, as in any trial
                 leaf = self.xp.astype(leaf, like.dtype)
         return leaf
@@ -496,20 +505,21 @@ def _whole(structure: Any) -> Any:
     return structure.whole if isinstance(structure, Partial) else structure
 
 
-def _completed(tree: Any, like: Any, what: str) -> Any:
-    """`tree`, with what its dicts do not name taken from `like`, as is None in place of a part."""
+def _completed(tree: Any, like: Any, what: str, name: str) -> Any:
+    """`tree`, with what its dicts do not name taken from `like`, as is None in place of a part;
+    name : of `like`, for errors."""
     if tree is None:
         return like
     if not (isinstance(tree, dict) and isinstance(like, dict)):
         return tree
-    if unknown := [name for name in tree if name not in like]:
+    if unknown := [key for key in tree if key not in like]:
         raise ValueError(
-            f"{what} names {', '.join(map(repr, unknown))}; wanted names of x0: "
+            f"{what} names {', '.join(map(repr, unknown))}; wanted names of {name}: "
             + ", ".join(map(repr, like))
         )
     whole = copy.copy(like)
-    for name, part in tree.items():
-        whole[name] = _completed(part, like[name], f"{what}.{name}")
+    for key, part in tree.items():
+        whole[key] = _completed(part, like[key], f"{what}.{key}", name)
     return whole
 
 

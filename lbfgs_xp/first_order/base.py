@@ -69,6 +69,8 @@ class FirstOrder(Method):
 
     # Whether `update` also needs the loss of the batch, as a function.
     needs_fun = False
+    # Whether each number of a leaf is updated on its own.
+    elementwise = True
 
     if TYPE_CHECKING:  # every optimizer has one, with its own default
         learning_rate: Any = None
@@ -162,7 +164,7 @@ class FirstOrder(Method):
                 "maximize=True was passed to a minimisation; wanted maximize=False and a function "
                 "with the opposite sign"
             )
-        return Stepping(self, update.segments(self, layout))
+        return Stepping(self, *update.segments(self, layout))
 
     # --- what a rule defines -------------------------------------------------------------------
 
@@ -172,6 +174,10 @@ class FirstOrder(Method):
     def slots(self) -> dict[str, float]:
         """The arrays that the rule keeps for each leaf, with their initial fill values."""
         return {}
+
+    def slot_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """The shapes of these arrays for a leaf of this shape."""
+        return dict.fromkeys(self.slots(), shape)
 
     def carried(self) -> tuple[float, ...]:
         """The initial values of the numbers that the rule keeps from step to step."""
@@ -189,6 +195,13 @@ class FirstOrder(Method):
         """The new x and slots, by elementwise arithmetic, comparisons and functions of `fn`."""
         raise NotImplementedError
 
+    def decayed(
+        self, fn: Any, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...],
+        shrinkage: Any, **more: Any,
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """`formula` with decoupled weight decay."""
+        return self.formula(fn, x - shrinkage * x, g, slots, numbers, **more)
+
     # --- the rule with clipping and weight decay -----------------------------------------------
 
     def all_numbers(
@@ -198,9 +211,13 @@ class FirstOrder(Method):
         return (rate * self.weight_decay, *own), carried
 
     def whole_formula(
-        self, fn: Any, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...]
+        self, fn: Any, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...],
+        **more: Any,
     ) -> tuple[Array, tuple[Array, ...]]:
-        """`formula` after clipping and weight decay. numbers: shrinkage, [clip factor,] own."""
+        """`formula` after clipping and weight decay. numbers: shrinkage, [clip factor,] own.
+
+        more : the space, if the rule is not elementwise.
+        """
         shrinkage, *own = numbers
         if self.clip_norm is not None:
             factor, *own = own
@@ -210,10 +227,10 @@ class FirstOrder(Method):
         if self.maximize:
             g = -g
         if self.weight_decay and self.decoupled_weight_decay:
-            x = x - shrinkage * x
-        elif self.weight_decay:
+            return self.decayed(fn, x, g, slots, tuple(own), shrinkage, **more)
+        if self.weight_decay:
             g = g + self.weight_decay * x
-        return self.formula(fn, x, g, slots, tuple(own))
+        return self.formula(fn, x, g, slots, tuple(own), **more)
 
     @functools.cached_property
     def rule(self) -> FirstOrder:

@@ -19,7 +19,10 @@ def clip_factor(clip: float | None, spaces: tuple[Space, ...], gs: list[Array]) 
     """min(1, clip / norm) for each problem, with the joint norm of all leaves; or None."""
     if clip is None:
         return None
-    vectors = [g if s.batched else s.backend.vector(g) for s, g in zip(spaces, gs, strict=True)]
+    vectors = [
+        s.xp.reshape(g, (g.shape[0], -1)) if s.batched else s.backend.vector(g)
+        for s, g in zip(spaces, gs, strict=True)
+    ]
     total = _norm(list(zip(spaces, vectors, strict=True)))
     factor = clip / scalars.of(total).maximum(total, clip)
     return spaces[0].spread(factor)

@@ -28,7 +28,8 @@ class GradientDescent(FirstOrder):
         `lx.minimize`. The first trial of a search is the step of Barzilai & Borwein (1988). If
         neither is passed: `lx.Bisection(alpha_max=1e30)`, because steps are in units of -g.
     **settings
-        With a learning rate: weight decay, clipping and groups; see `lx.FirstOrder`.
+        With a learning rate: weight decay, clipping and groups; see `lx.FirstOrder`. With a line
+        search: clip_norm and clip_value, as for `lx.LBFGS`.
 
     Examples
     --------
@@ -62,7 +63,10 @@ class GradientDescent(FirstOrder):
         given = self.line_search
         rule = rule_of(SteepestDescent.line_search if given is None else given)
         set_(self, "line_search", rule)
+        _ = self._steepest    # checks its settings
         for field in dataclasses.fields(FirstOrder):
+            if field.name in ("clip_norm", "clip_value"):
+                continue
             given, default = getattr(self, field.name), field.default
             if given != default or type(given) is not type(default):
                 raise ValueError(
@@ -80,8 +84,15 @@ class GradientDescent(FirstOrder):
 
     def solver(self, layout: Layout) -> Any:
         if self.line_search is not None:
-            return SteepestDescent(self.line_search)
+            return self._steepest
         return super().solver(layout)
+
+    @property
+    def _steepest(self) -> SteepestDescent:
+        assert self.line_search is not None
+        return SteepestDescent(
+            self.line_search, clip_norm=self.clip_norm, clip_value=self.clip_value
+        )
 
     def formula(
         self, fn: Any, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...]

@@ -77,7 +77,8 @@ class OptimizerState(NamedTuple):
 
     step : int, the number of updates so far.
     slots : for each leaf, the arrays that the rule keeps (see `spec.names`), in the shape of the
-        leaf; for a complex leaf (..., 2), its real and imaginary parts.
+        leaf unless the rule says otherwise (`slot_shapes`); for a complex leaf (..., 2), its real
+        and imaginary parts.
     carried : for each group of settings, the numbers that the rule keeps.
     plateaus : for each group, the state of its `ReduceOnPlateau`, or None.
     spec : the description of the parameters.

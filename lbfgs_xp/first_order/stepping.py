@@ -85,19 +85,24 @@ class Stepping(TakesBounds):
 
     optimizer : the `FirstOrder` object.
     segments : (start, stop, group) for each segment of x with the settings of one group.
+    shapes : of each segment, which is a leaf, if the rule is not elementwise; else None.
     """
 
     optimizer: Any
     segments: tuple[tuple[int, int, int], ...]
+    shapes: tuple[tuple[int, ...], ...] | None = None
     box: Box | None = dataclasses.field(init=False, repr=False, default=None)
 
     # The value may rise for any number of steps.
     searches = False
     resumes = True
-    shards = True
     patience = 2**31 - 1
     # The learning rate of each step is computed on the host.
     compiles = False
+
+    @property
+    def shards(self) -> bool:  # type: ignore[override]
+        return self.shapes is None
 
     @property
     def in_programs(self) -> bool:
@@ -167,12 +172,10 @@ class Stepping(TakesBounds):
     def _fresh(self, space: Space, x: Array) -> Memory:
         variants, batch = self.optimizer.variants, x.shape[:-1]
         space.backend.keep_static(Kind)
+        shapes = self.shapes or tuple((stop - start,) for start, stop, _ in self.segments)
         slots = tuple(
-            tuple(
-                space.backend.full((*batch, stop - start), fill)
-                for fill in variants[group].slots().values()
-            )
-            for start, stop, group in self.segments
+            update.empty_slots(space.backend, variants[group], shape, batch)
+            for shape, (_, _, group) in zip(shapes, self.segments, strict=True)
         )
         return Memory(
             self._kind,
@@ -195,18 +198,20 @@ class Stepping(TakesBounds):
             tuple(variants[group].rule for group in groups),
             (space,) * len(groups),
             optimizer.clip_norm,
-            self._pieces(state.x),
-            self._pieces(state.gradient),
+            self._pieces(space, state.x),
+            self._pieces(space, state.gradient),
             old.slots,
             [numbers[group] for group in groups],
             (False, not space.batched),
         )
+        if self.shapes is not None:
+            new = [space.xp.reshape(piece, (*state.x.shape[:-1], -1)) for piece in new]
         trial = new[0] if len(new) == 1 else space.xp.concat(new, axis=-1)
         trial = self.project(space, trial)
         if space.batched:
             trial = space.pick(moving, trial, state.trial)
             slots = tuple(
-                tuple(space.pick(moving, a, b) for a, b in zip(own, before, strict=True))
+                tuple(space.pick_rows(moving, a, b) for a, b in zip(own, before, strict=True))
                 for own, before in zip(slots, old.slots, strict=True)
             )
         rate = update.rate_here(space.backend, optimizer, plateaus[0], old.updates)
@@ -216,7 +221,12 @@ class Stepping(TakesBounds):
             memory=Memory(old.kind, old.updates + 1, slots, carried, plateaus),
         )
 
-    def _pieces(self, vector: Array) -> list[Array]:
+    def _pieces(self, space: Space, vector: Array) -> list[Array]:
+        if self.shapes is not None:
+            return [
+                space.xp.reshape(vector[..., start:stop], (*vector.shape[:-1], *shape))
+                for shape, (start, stop, _) in zip(self.shapes, self.segments, strict=True)
+            ]
         if len(self.segments) == 1:
             return [vector]
         return [vector[..., start:stop] for start, stop, _ in self.segments]

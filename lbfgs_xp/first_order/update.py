@@ -38,17 +38,17 @@ def init(optimizer: Any, params: Any) -> OptimizerState:
         )
     chosen = _variants(optimizer, tree.paths(structure), structure)
     rules = [optimizer.variants[i] for i in chosen]
+    if not optimizer.elementwise:
+        _refuse_complex(optimizer, [backend.complex for backend in backends])
     fills = [rule.slots() for rule in rules]
     spec = ParameterSpec.of(
         type(optimizer).__name__, leaves, structure, backends, tuple(chosen),
         tuple(tuple(fill) for fill in fills),
     )
     slots = []
-    for backend, shape, fill in zip(backends, spec.shapes, fills, strict=True):
+    for backend, shape, rule in zip(backends, spec.shapes, rules, strict=True):
         with backend.current():
-            slots.append(
-                tuple(backend.full(backend.real_shape(shape), value) for value in fill.values())
-            )
+            slots.append(empty_slots(backend, rule, backend.real_shape(shape)))
     return OptimizerState(
         0,
         tuple(slots),
@@ -56,6 +56,23 @@ def init(optimizer: Any, params: Any) -> OptimizerState:
         tuple(rule.learning_rate.init() for rule in optimizer.variants),
         spec,
     )
+
+
+def empty_slots(
+    backend: Backend, rule: Any, shape: tuple[int, ...], batch: tuple[int, ...] = ()
+) -> tuple[Array, ...]:
+    """The slots of a leaf of this shape before the first update."""
+    shapes = rule.slot_shapes(shape)
+    return tuple(
+        backend.full((*batch, *shapes[name]), fill) for name, fill in rule.slots().items()
+    )
+
+
+def _refuse_complex(optimizer: Any, kinds: Sequence[bool]) -> None:
+    if any(kinds):
+        raise TypeError(
+            f"params holds complex arrays; wanted real ones with {type(optimizer).__name__}"
+        )
 
 
 def update(
@@ -145,11 +162,14 @@ def numbers_here(
     if not (backend.is_traced(step) or backend.is_traced(value)):
         if not isinstance(step, int):    # an array, from a compiled function
             step, old_carried = int(step), tuple(tuple(map(float, own)) for own in old_carried)
-        return numbers_of(variants, step, old_carried, old_plateaus, value)
+        return numbers_of(variants, step, old_carried, old_plateaus, value)[:3]
     carried = tuple(rule.carried() for rule in variants)
     plateaus = tuple(rule.learning_rate.init() for rule in variants)
-    like = numbers_of(variants, 0, carried, plateaus, None)
-    function = functools.partial(numbers_of, variants)
+
+    def function(*given: Any) -> Any:
+        return numbers_of(variants, *given)[:3]
+
+    like = function(0, carried, plateaus, None)
     if any(carried) or any(plateau is not None for plateau in plateaus):
         return backend.call_on_host(function, like, *given)
 
@@ -204,28 +224,33 @@ def apply(
     """
     if spaces[0].backend.compiles and not spaces[0].reproducible:
         donate = tuple(i for i, may in zip((3, 5), in_place, strict=True) if may)
-        run = spaces[0].backend.jit(_all_at_once, rules, spaces, clip, donate=donate)
+        run = spaces[0].backend.jit(apply_at_once, rules, spaces, clip, donate=donate)
         return run(xs, gs, slots, numbers)
     with spaces[0].backend.current():    # clipping needs a single device
         factor = clip_factor(clip, spaces, gs)
         if factor is not None and spaces[0].batched:
             # Each problem has its own factor, so it cannot be one of the numbers.
-            gs, factor = [factor * g for g in gs], 1.0
+            gs = [
+                space.xp.reshape(factor, (-1,) + (1,) * (g.ndim - 1)) * g
+                for space, g in zip(spaces, gs, strict=True)
+            ]
+            factor = 1.0
     numbers = _inserted(numbers, factor)
-    if all(space.backend.reads_are_free for space in spaces):
+    elementwise = all(rule.elementwise for rule in rules)
+    if elementwise and all(space.backend.reads_are_free for space in spaces):
         return _in_blocks(rules, spaces, xs, gs, slots, numbers, in_place)
     new, kept = [], []
     for rule, space, x, g, own, n in zip(rules, spaces, xs, gs, slots, numbers, strict=True):
-        build = space.backend.kernels(x)
+        build = space.backend.kernels(x) if elementwise else None
         run = _as_it_stands if build is None else functools.partial(_fused, build)
         with space.backend.current():
-            x, own = run(rule, space.backend, x, g, own, n, in_place)
+            x, own = run(rule, space, x, g, own, n, in_place)
         new.append(x)
         kept.append(own)
     return new, tuple(kept)
 
 
-def _all_at_once(
+def apply_at_once(
     rules: tuple, spaces: tuple[Space, ...], clip: float | None, xs: list[Array], gs: list[Array],
     slots: tuple, numbers: list[tuple],
 ) -> tuple[list[Array], tuple]:
@@ -233,23 +258,26 @@ def _all_at_once(
     numbers = _inserted(numbers, clip_factor(clip, spaces, gs))
     new, kept = [], []
     for rule, space, x, g, own, n in zip(rules, spaces, xs, gs, slots, numbers, strict=True):
-        x, own = _as_it_stands(rule, space.backend, x, g, own, n, (False, False))
+        x, own = _as_it_stands(rule, space, x, g, own, n, (False, False))
         new.append(x)
         kept.append(own)
     return new, tuple(kept)
 
 
 def _as_it_stands(
-    rule: Any, backend: Backend, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple,
+    rule: Any, space: Space, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple,
     in_place: tuple[bool, bool],
 ) -> tuple[Array, tuple[Array, ...]]:
     """Run the formula on whole arrays."""
+    backend, more = space.backend, {} if rule.elementwise else {"space": space}
     real = backend.to_real(x)
     # The clip factor has the widest dtype of all leaves.
     numbers = tuple(
         backend.xp.astype(n, real.dtype, copy=False) if is_array(n) else n for n in numbers
     )
-    new, slots = rule.whole_formula(scalars.of(real), real, backend.to_real(g), slots, numbers)
+    new, slots = rule.whole_formula(
+        scalars.of(real), real, backend.to_real(g), slots, numbers, **more
+    )
     new = backend.from_real(new, x.dtype)
     return backend.overwrite(x, new) if in_place[0] else new, slots
 
@@ -291,11 +319,11 @@ def _in_blocks(
 
 
 def _fused(
-    build: Callable, rule: Any, backend: Backend, x: Array, g: Array, slots: tuple[Array, ...],
+    build: Callable, rule: Any, space: Space, x: Array, g: Array, slots: tuple[Array, ...],
     numbers: tuple, in_place: tuple[bool, bool],
 ) -> tuple[Array, tuple[Array, ...]]:
     """Run the recorded formula as one kernel."""
-    run = build(*rule.kernel)
+    run, backend = build(*rule.kernel), space.backend
     real = backend.to_real(x)
     new = backend.empty(real.shape, real.dtype)
     kept = slots if in_place[1] else tuple(backend.empty(s.shape, s.dtype) for s in slots)
@@ -304,7 +332,7 @@ def _fused(
     try:
         run(real, *slots, backend.to_real(g), *double, new, *kept)
     except KernelError:
-        return _as_it_stands(rule, backend, x, g, slots, numbers, in_place)
+        return _as_it_stands(rule, space, x, g, slots, numbers, in_place)
     new = backend.from_real(new, x.dtype)
     return backend.overwrite(x, new) if in_place[0] else new, kept
 
@@ -341,33 +369,42 @@ def _all_finite(spec: ParameterSpec, gs: list[Array]) -> bool:
 
 def numbers_of(
     variants: tuple, step: int, old_carried: tuple, old_plateaus: tuple, value: Any
-) -> tuple[list[tuple], tuple[tuple, ...], tuple]:
-    """The numbers of this step for each group of settings, and what is carried over."""
-    numbers, carried, plateaus = [], [], []
+) -> tuple[list[tuple], tuple[tuple, ...], tuple, float]:
+    """The numbers of this step for each group of settings, what is carried over, and the learning
+    rate of those that are in no group."""
+    numbers, carried, plateaus, rates = [], [], [], []
     for rule, old, plateau in zip(variants, old_carried, old_plateaus, strict=True):
         rate, plateau = rule.learning_rate.follow(plateau, step, value)
         own, new = rule.all_numbers(step + 1, rate, old)
         numbers.append(own)
         carried.append(new)
         plateaus.append(plateau)
-    return numbers, tuple(carried), tuple(plateaus)
+        rates.append(rate)
+    return numbers, tuple(carried), tuple(plateaus), rates[0]
 
 
 # --- groups, and checks ------------------------------------------------------------------------
 
 
-def segments(optimizer: Any, layout: Any) -> tuple[tuple[int, int, int], ...]:
-    """(start, stop, group) for each segment of the layout's vector with settings of one group."""
+def segments(
+    optimizer: Any, layout: Any
+) -> tuple[tuple[tuple[int, int, int], ...], tuple[tuple[int, ...], ...] | None]:
+    """(start, stop, group) for each segment of the layout's vector with settings of one group; and
+    the shape of each, if the rule is not elementwise and each segment is a leaf, else None."""
+    if not optimizer.elementwise:
+        _refuse_complex(optimizer, layout.complex)
     chosen = _variants(optimizer, tree.paths(layout.structure), layout.structure)
     found: list[tuple[int, int, int]] = []
     start = 0
     for size, group in zip(layout.sizes, chosen, strict=True):
-        if found and found[-1][2] == group:
+        if found and found[-1][2] == group and optimizer.elementwise:
             found[-1] = (found[-1][0], start + size, group)
         else:
             found.append((start, start + size, group))
         start += size
-    return tuple(found)
+    if optimizer.elementwise:
+        return tuple(found), None
+    return tuple(found), tuple(shape[len(layout.batch):] for shape in layout.shapes)
 
 
 def _variants(optimizer: Any, paths: list[str], structure: Any) -> list[int]:

@@ -16,18 +16,22 @@ from typing import Any
 
 import numpy as np
 
-from lbfgs_xp.arrays.backend import Array, Backend, take
-from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp import checks
+from lbfgs_xp.arrays.backend import Array, Backend, is_array, take
+from lbfgs_xp.arrays.tree import Layout, map_leaves
 from lbfgs_xp.fits.complex_data import joined, parts_of
 from lbfgs_xp.fits.data import Curve, Slopes, in_units_of_sigma
 from lbfgs_xp.fits.names import listed_order
 from lbfgs_xp.fits.parameters import FreeLayout
+from lbfgs_xp.fits.progress import QuestionLine
 from lbfgs_xp.fits.residuals import Calls, Residuals
 from lbfgs_xp.fits.settings import FitSettings
 
 # Calls a function in the context of the caller of a method of the result, where warnings of NumPy
 # are as the caller has set them.
 _CALLER: contextvars.ContextVar[Any] = contextvars.ContextVar("_CALLER", default=None)
+# The status line of the question that is being answered.
+_LINE: contextvars.ContextVar[Any] = contextvars.ContextVar("_LINE", default=None)
 
 # Rows are evaluated so many at a time that their Jacobians take this part of the caches.
 _SHARE = 2
@@ -71,19 +75,29 @@ class Analysis:
         return Backend.of(outer.to_host(outer.zeros((1,))))
 
     @contextlib.contextmanager
-    def asked(self) -> Iterator[None]:
-        """A context for the algebra of an answer, whose numbers may overflow."""
-        token = _CALLER.set(contextvars.copy_context().run)
+    def asked(self, question: str = "", progress: bool = False) -> Iterator[None]:
+        """A context for the algebra of an answer, whose numbers may overflow; with `progress`, a
+        status line follows it."""
+        line = QuestionLine(progress, question)
+        tokens = _CALLER.set(contextvars.copy_context().run), _LINE.set(line)
         try:
-            with self.layout.backend.current(), np.errstate(all="ignore"):
+            with line, self.layout.backend.current(), np.errstate(all="ignore"):
                 yield
         finally:
-            _CALLER.reset(token)
+            _CALLER.reset(tokens[0])
+            _LINE.reset(tokens[1])
 
     def call(self, function: Callable, *arguments: Any) -> Any:
         """What a function that calls those of the user returns."""
-        run = _CALLER.get()
+        run, line = _CALLER.get(), self.line
+        if line is not None:
+            line.show(None)
         return function(*arguments) if run is None else run(function, *arguments)
+
+    @property
+    def line(self) -> QuestionLine | None:
+        """The status line of the question that is being answered."""
+        return _LINE.get()
 
     def send(self, array: Array) -> Array:
         """An array of the algebra for the user's functions."""
@@ -144,6 +158,30 @@ class Analysis:
         return np.concatenate([np.zeros(0, int), *(tie.places for tie in ties)])
 
     # --- rows ----------------------------------------------------------------------------------
+
+    def alone(self, fit: Any, number: Any) -> tuple[Any, Any]:
+        """One fit of a batch as a batch of one, and what it keeps."""
+        (count,) = self.layout.batch
+        number = checks.count("row", number, 0)
+        if number >= count:
+            raise ValueError(f"row is {number}; wanted the number of a fit below {count}")
+        if not self.compact:
+            raise ValueError(
+                "the model holds data of all rows (compact=False); wanted one that may be called "
+                "with a single one"
+            )
+        rows = np.asarray([number])
+        places = self.layout.backend.index_array(rows)
+        box = self.box and tuple(take(side, places) for side in self.box)
+        one = dataclasses.replace(self, objective=self.objective.take(rows), box=box)
+        parts: dict[str, Any] = {"message": [fit.message[number]], "_analysis": one}
+        for field in dataclasses.fields(fit):
+            if field.name not in ("names", *parts):
+                parts[field.name] = map_leaves(
+                    lambda leaf: take(leaf, places) if is_array(leaf) else leaf,
+                    getattr(fit, field.name),
+                )
+        return dataclasses.replace(fit, **parts), one
 
     @property
     def may_shrink(self) -> bool:

@@ -27,10 +27,12 @@ from lbfgs_xp.fits.parameters import FreeLayout
 from lbfgs_xp.fits.residuals import Calls, Residuals
 from lbfgs_xp.fits.result import CurveFit, LeastSquaresResult
 from lbfgs_xp.fits.settings import FitSettings
-from lbfgs_xp.run.differences import Differences
+from lbfgs_xp.run.differences import Differences, Known
 
 # The most numbers in a Jacobian of a fit that is not in chunks, unless a device holds more.
 _MOST = 2**24
+# Data so few are never too many.
+_FEW = 2**12
 # The share of the cache for each of the arrays that a model makes.
 _ARRAYS = 2
 _WANTED = (
@@ -42,11 +44,11 @@ Source = Callable[[], Iterator[tuple[Any, Any, Any]]]
 
 
 def source_of(
-    x: Any, y: Any, sigma: Any, parameters: int, chunk_size: Any, can: bool
+    x: Any, y: Any, sigma: Any, parameters: Callable[[], int], chunk_size: Any, can: bool
 ) -> Source | None:
     """The chunks (x, y, sigma) of data, as a function that begins anew; None to fit them at once.
 
-    can : whether the other arguments allow chunks.
+    parameters : returns about how many there are. can : whether the other arguments allow chunks.
     """
     size = checks.optional(checks.count)("chunk_size", chunk_size, 1)
     if callable(x) and y is None:
@@ -68,9 +70,9 @@ def source_of(
     whole = isinstance(y, np.ndarray) and y.dtype.kind in "iu"
     backend, (count,) = Backend.of(np.zeros(1) if whole else y, "y"), y.shape
     if size is None:
-        if count * parameters <= max(_MOST, backend.cache_size):
+        if count <= _FEW or count * (p := parameters()) <= max(_MOST, backend.cache_size):
             return None
-        size = max(backend.cache_size // (_ARRAYS * parameters), 1)
+        size = max(backend.cache_size // (_ARRAYS * p), 1)
     if sigma is not None and not (is_array(sigma) and tuple(sigma.shape) == (count,)):
         if chunk_size is None:
             return None
@@ -182,7 +184,7 @@ class Chunks:
             part = self.of_chunk(*chunk)
             part.bounds, part.forgiven = self.bounds, self.forgiven
             part.differences.step = self.differences.step
-            part.differences.known = self._known.get(number, ())
+            part.differences.known = self._known.get(number, Known())
             yield part
             self._known[number] = part.differences.known
             most = max(most, part.calls.nfev)
@@ -205,6 +207,17 @@ class Chunks:
         norms = np.zeros(max(len(squares), self.layout.size + 1))
         norms[: len(squares)] = np.sqrt(squares)
         return self.backend.from_host(norms)
+
+    @property
+    def memory(self) -> tuple:
+        """What is known of the chunks, and the calls so far, to be saved."""
+        return dict(self._known), (self.calls.nfev, self.calls.njev)
+
+    @memory.setter
+    def memory(self, memory: tuple) -> None:
+        known, calls = memory
+        self._known = dict(known)
+        self.calls.nfev, self.calls.njev = calls
 
     def forget(self) -> None:
         """Let go of what is only kept for the next Jacobian: nothing."""
@@ -295,14 +308,14 @@ def report_of_chunks(
     fixed = np.zeros(layout.size, dtype=bool)
     if box is not None:
         fixed = np.reshape(backend.to_host(box[0] == box[1]), (-1,))
-    covariance, loose = inverse_of_squares(
-        settings.accuracy, host, np.where(fixed, 0.0, jacobian)[None]
-    )
-    loose = loose & ~fixed
+    slopes: Any = None
     if isinstance(layout, FreeLayout):
-        slopes = backend.to_host(layout.slopes(layout.to_vector(found.x, "x")))
-        covariance = slopes @ covariance @ slopes.T
-        loose = ((slopes != 0.0) & loose).any(axis=-1)[None]
+        slopes = backend.to_host(layout.slopes(layout.to_vector(found.x, "x")))[None]
+    covariance, loose = inverse_of_squares(
+        settings.accuracy, host, np.where(fixed, 0.0, jacobian)[None], fixed[None], slopes
+    )
+    if slopes is not None:
+        covariance = slopes @ covariance @ slopes.swapaxes(-1, -2)
     chi2, free = 2.0 * found.cost, layout.size - int(fixed.sum())
     over = totals.count - free
     reduced = chi2 / over if over > 0 else math.nan

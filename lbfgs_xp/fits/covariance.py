@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,7 +11,10 @@ from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.fits.linear_algebra import (
     FEW,
+    FLOATS,
+    divisor,
     eliminate,
+    eliminated,
     identity,
     normal_matrix,
     outer_sum,
@@ -20,19 +24,52 @@ from lbfgs_xp.fits.linear_algebra import (
 )
 
 
-def inverse_of_squares(accuracy: float, space: Space, jacobian: Array) -> tuple[Array, Array]:
-    """(J^T J)^-1 (B, p, p), or its pseudo-inverse if J^T J is singular; and a mask (B, p) of loose
-    parameters, which J does not determine.
+class _Inverse(NamedTuple):
+    """What `inverse_of_squares` returns."""
+
+    covariance: Array
+    loose: Array
+
+
+def inverse_of_squares(
+    accuracy: float, space: Space, jacobian: Array, fixed: Any = None, slopes: Any = None
+) -> tuple[Array, Array]:
+    """(J^T J)^-1 (B, p, p), or its pseudo-inverse if J^T J is singular; and a mask (B, q) of what
+    is loose, because J does not determine it.
 
     accuracy : the relative error of J (B, m, p), apart from rounding.
+    fixed : None, or a mask (B, p) of parameters that are known; their columns of J are 0.
+    slopes : None for the parameters themselves, or the derivatives (B, q, p) of functions of them,
+        which may depend only on combinations of parameters that J determines.
     """
-    if jacobian.shape[-1] > FEW:
-        return _pseudo_inverse(accuracy, space, jacobian)
-    covariance, loose, sound = space.backend.jit(_inverse, space)(jacobian)
-    rest = np.flatnonzero(~space.backend.to_host(sound))
-    if rest.size == 0:
-        return covariance, loose
-    exact = _pseudo_inverse(accuracy, space, space.take(jacobian, rest))
+    xp, (count, _, p) = space.xp, jacobian.shape
+    few = p <= FEW
+    if few:
+        if count == 1 and space.backend.on_host and p <= FLOATS:
+            covariance, sound = _inverse_of_one(space, jacobian)
+        else:
+            covariance, sound = space.backend.jit(_inverse, space)(jacobian)
+        shape = (count, p if slopes is None else slopes.shape[-2])
+        loose = xp.zeros(shape, dtype=xp.bool, device=space.backend.creation_device)
+        traced = space.backend.is_traced(sound)
+        rest = None if traced else np.flatnonzero(~space.backend.to_host(sound))
+        if rest is not None and rest.size == 0:
+            return covariance, loose
+    if slopes is None:
+        slopes = xp.broadcast_to(identity(space, p), (count, p, p))
+    if fixed is not None:
+        slopes = xp.where(fixed[:, None, :], xp.zeros_like(slopes), slopes)
+    if not few:
+        return _pseudo_inverse(accuracy, space, jacobian, slopes)
+    if rest is None:
+        found = _Inverse(covariance, loose)
+
+        def pseudo(rows: Array) -> _Inverse:
+            exact = _Inverse(*_pseudo_inverse(accuracy, space, jacobian, slopes))
+            return space.merge(rows, exact, found)
+
+        return space.backend.branch(xp.logical_not(sound), pseudo, found)
+    exact = _pseudo_inverse(accuracy, space, *space.take((jacobian, slopes), rest))
     return space.put(rest, exact, (covariance, loose))
 
 
@@ -66,18 +103,37 @@ def deviations(space: Space, covariance: Array, loose: Array) -> Array:
     return xp.where(loose, xp.full_like(variances, math.inf), xp.sqrt(variances))
 
 
-def _inverse(space: Space, jacobian: Array) -> tuple[Array, Array, Array]:
-    """(J^T J)^-1 by elimination, with no loose parameters; and whether it keeps enough digits."""
+def _inverse(space: Space, jacobian: Array) -> tuple[Array, Array]:
+    """(J^T J)^-1 by elimination, and whether it keeps enough digits and nothing is loose."""
     xp, p = space.xp, jacobian.shape[-1]
     gram, norms, kept = normal_matrix(space, xp.matrix_transpose(jacobian))
     one = identity(space, p)
     rows, least = eliminate(space, xp.concat([gram, xp.broadcast_to(one, gram.shape)], axis=-1))
     covariance = outer_sum(space, rows[..., p:] / norms[:, None, :])
     sound = (least > safe_pivot(space)) & xp.all(kept, axis=-1)
-    return covariance, xp.zeros_like(kept), sound
+    return covariance, sound
 
 
-def _pseudo_inverse(accuracy: float, space: Space, jacobian: Array) -> tuple[Array, Array]:
+def _inverse_of_one(space: Space, jacobian: Array) -> tuple[Array, Array]:
+    """`_inverse` for one Jacobian (1, m, p) on the host, on floats."""
+    gram = (jacobian[0].T @ jacobian[0]).tolist()
+    p, limit = len(gram), space.backend.largest**0.25
+    norms = [math.sqrt(gram[i][i]) for i in range(p)]
+    sound = all(1.0 / limit < norm < limit for norm in norms)
+    covariance = np.zeros_like(jacobian, shape=(1, p, p))
+    if sound:
+        one = np.eye(p).tolist()
+        rows, least = eliminated([
+            [gram[i][j] / norms[i] / norms[j] for j in range(i, p)] + one[i] for i in range(p)
+        ], p)
+        root = np.asarray([row[p:] for row in rows], jacobian.dtype) / norms
+        sound, covariance[0] = least > safe_pivot(space), root.T @ root
+    return covariance, np.asarray([sound])
+
+
+def _pseudo_inverse(
+    accuracy: float, space: Space, jacobian: Array, slopes: Array
+) -> tuple[Array, Array]:
     """`inverse_of_squares` by singular values of the Jacobian with its columns scaled to length 1,
     so that the units of the parameters do not matter."""
     xp, eps = space.xp, space.backend.eps
@@ -90,7 +146,11 @@ def _pseudo_inverse(accuracy: float, space: Space, jacobian: Array) -> tuple[Arr
     kept = values > rank_cut(accuracy, space, *jacobian.shape[-2:]) * values[:, :1]
     values = xp.where(kept, values, xp.ones_like(values))
     rows = xp.where(kept[..., None], rows, xp.zeros_like(rows))
-    squares = xp.matrix_transpose(rows * rows)
-    loose = 1.0 - space.sum(squares) > math.sqrt(eps)
+    # What of the slopes lies along the directions that are known.
+    slopes = slopes / norms[:, None, :]
+    length = divisor(space, xp.sqrt(space.dot(slopes, slopes)))
+    slopes = slopes / length[..., None]
+    along = xp.matmul(slopes, xp.matrix_transpose(rows))
+    loose = space.dot(slopes, slopes) - space.dot(along, along) > math.sqrt(eps)
     covariance = outer_sum(space, rows / values[..., None] / norms[:, None, :])
     return covariance, loose

@@ -12,7 +12,7 @@ from typing import Any, Literal, Unpack, overload
 import numpy as np
 
 from lbfgs_xp import checks
-from lbfgs_xp.arrays.backend import is_array
+from lbfgs_xp.arrays.backend import is_array, is_tracing
 from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import flatten
@@ -23,16 +23,19 @@ from lbfgs_xp.fits.chunks import Chunks, report_of_chunks, source_of
 from lbfgs_xp.fits.complex_data import is_complex
 from lbfgs_xp.fits.data import residuals_of
 from lbfgs_xp.fits.implicit import FromData, found_of_fit, refuse_masks
+from lbfgs_xp.fits.keeping import KeptFits, described_fit, kept
 from lbfgs_xp.fits.likelihoods import check_name
 from lbfgs_xp.fits.loop import box_of, run_fit
 from lbfgs_xp.fits.pieces import fit_pieces
 from lbfgs_xp.fits.progress import FitLine
 from lbfgs_xp.fits.report import report
-from lbfgs_xp.fits.residuals import Calls
+from lbfgs_xp.fits.residuals import Calls, Residuals
 from lbfgs_xp.fits.result import BatchCurveFit, CurveFit, FitRecord
 from lbfgs_xp.fits.settings import FitPlan
-from lbfgs_xp.fits.starts import fit_starts, starts_of
+from lbfgs_xp.fits.starts import Starts, fit_starts, starts_of
+from lbfgs_xp.fits.traced import keep_report, refuse_settings, run_traced
 from lbfgs_xp.run import implicit
+from lbfgs_xp.saving.checkpoint import Checkpoint
 from lbfgs_xp.typing import CurveFitSettings, Differences, Likelihood, LossName, OnError
 
 METHODS = ("lm", "lbfgs")
@@ -103,6 +106,7 @@ def curve_fit(
     chunk_size: int | None = None,
     callback: Callable[[FitRecord], Any] | None = None,
     progress: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> CurveFit:
     """Fit the parameters of a model to data by least squares.
 
@@ -212,6 +216,11 @@ def curve_fit(
         `lx.minimize`.
     progress : bool
         Whether to show a live status line.
+    checkpoint : None or Checkpoint
+        Where the fit saves itself from time to time, `lx.Checkpoint("fit.npz")`: between the pieces
+        of a batch and, unless they are fitted in threads, between the trials in each. If there is
+        such a file, the fit goes on from it, instead of p0. Fits from several `starts` are saved
+        once all of them have ended.
 
     Returns
     -------
@@ -245,8 +254,16 @@ def curve_fit(
         maxiter=maxiter, maxfun=maxfun, maxtime=maxtime, factor=factor, batched=batched,
         compact=compact, on_error=on_error, threads=threads, fixed=fixed, ties=ties, starts=starts,
         priors=priors, likelihood=likelihood, trials=trials, chunk_size=chunk_size,
-        callback=callback, progress=progress,
+        callback=callback, progress=progress, checkpoint=checkpoint,
     )
+    if is_tracing((x, y, sigma, p0)):
+        refuse_settings(
+            jac, method=None if method == "lm" else method, diff_step=diff_step, maxtime=maxtime,
+            on_error=on_error, fixed=fixed, ties=ties, starts=starts, priors=priors,
+            likelihood=None if likelihood == "gaussian" else likelihood, trials=trials,
+            chunk_size=chunk_size, callback=callback, progress=progress, checkpoint=checkpoint,
+            threads=None if threads == 1 else threads,
+        )
     if not implicit.is_wanted(differentiable, y):
         return _fit(model, x, y, sigma, p0, **settings)[0]
     refuse_masks(x, y, sigma)
@@ -278,18 +295,20 @@ def _fit(
     gtol: Any, ftol: float, xtol: float, maxiter: Any, maxfun: Any, maxtime: Any, factor: float,
     batched: bool, compact: bool, on_error: Any, threads: int, fixed: Any, ties: Any, starts: Any,
     priors: Any, likelihood: Any, trials: Any, chunk_size: Any, callback: Any, progress: bool,
+    checkpoint: Any,
 ) -> tuple[CurveFit, Any, Any, FitPlan]:
     """The result of a fit, its residuals, its box and its plan."""
     _check_method(method)
+    inside = is_tracing((x, y, sigma, p0))
     threads = checks.count("threads", threads, 1)
     check_name(likelihood, sigma, trials, loss)
     data = functools.partial(
-        residuals_of, model, p0=p0, jac=jac, batched=batched, compact=compact, fixed=fixed,
-        ties=ties, likelihood=likelihood, trials=trials, priors=priors,
+        residuals_of, model, p0=p0, jac=jac, batched=batched, compact=compact and not inside,
+        fixed=fixed, ties=ties, likelihood=likelihood, trials=trials, priors=priors, traced=inside,
     )
     normal = loss == "linear" and likelihood == "gaussian" and priors is starts is None
-    source = source_of(
-        x, y, sigma, _size(p0), chunk_size, method == "lm" and normal and not batched
+    source = None if inside else source_of(
+        x, y, sigma, lambda: _size(p0), chunk_size, method == "lm" and normal and not batched
     )
     objective: Any = (
         data(x=x, y=y, sigma=sigma) if source is None
@@ -302,31 +321,27 @@ def _fit(
         )
     objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
     limits = dict(gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime)
-    plan = FitPlan.checked(
-        objective.layout, x_scale=x_scale, loss=loss, f_scale=f_scale, factor=factor,
-        accuracy=objective.accuracy,
-        compact=compact and batched, on_error=on_error, callback=callback, **limits,
-    )
-    if objective.priors:
-        plan = plan.with_priors(objective.priors.count)
-    box = box_of(bounds, objective.layout)
-    if source is not None:
-        if starts is not None:
-            raise ValueError("starts were passed for data in chunks; wanted one start, p0")
-        found = run_fit(objective, box, plan)
-        answers = ChunkAnswers(objective, box, plan.settings, False)
-        result = report_of_chunks(found, objective, box, plan.settings, absolute_sigma)
-        result = dataclasses.replace(result, _analysis=answers)
+    with objective.layout.backend.at_once():
+        plan = FitPlan.checked(
+            objective.layout, x_scale=x_scale, loss=loss, f_scale=f_scale, factor=factor,
+            accuracy=objective.accuracy,
+            compact=compact and batched, on_error=on_error, callback=callback, **limits,
+        )
+        if objective.priors:
+            plan = plan.with_priors(objective.priors.count)
+        box = box_of(bounds, objective.layout)
+    if inside:
+        found = run_traced(objective, box, plan)
+        result = report(found, objective, box, plan.settings, absolute_sigma, False)
+        keep_report(objective.backend, type(result))
         return result, objective, box, plan
-    others, calls = None, 0
-    if starts is not None:
-        if method == "lbfgs":
-            raise ValueError("starts were passed with method='lbfgs'; wanted method='lm'")
-        every = starts_of(starts, objective.layout, box)
-        analysis = Answers(objective, box, plan.settings, plan.compact)
-        others, best, calls = fit_starts(analysis, every, plan)
-        objective.layout = objective.layout.starting_at(best)
+    if source is not None and starts is not None:
+        raise ValueError("starts were passed for data in chunks; wanted one start, p0")
     if method == "lbfgs":
+        if starts is not None:
+            raise ValueError("starts were passed with method='lbfgs'; wanted method='lm'")
+        if checkpoint is not None:
+            raise ValueError("checkpoint was passed with method='lbfgs'; wanted method='lm'")
         sides = None if bounds is None else objective.layout.sides(bounds)
         found = fit_by_minimize(
             objective, box, plan,
@@ -334,6 +349,20 @@ def _fit(
         )
         result = report(found, objective, box, plan.settings, absolute_sigma, compact and batched)
         return result, objective, box, plan
+
+    def describe() -> dict[str, Any]:
+        named = (x, y, sigma) if source is not None else objective.args
+        return described_fit(
+            "curve_fit", objective.layout,
+            {**dict(zip(("x", "y", "sigma"), named, strict=True)), "trials": trials},
+            dict(
+                likelihood=likelihood, sigma_is_absolute=absolute_sigma, bounds=bounds, fixed=fixed,
+                ties=ties, priors=priors, starts=starts, x_scale=x_scale, loss=loss,
+                f_scale=f_scale, jac="a function" if callable(jac) else jac, diff_step=diff_step,
+                gtol=gtol, ftol=ftol, xtol=xtol, factor=factor, batched=batched, compact=compact,
+                chunk_size=chunk_size,
+            ),
+        )
 
     def fit(rows: Any, plan: FitPlan) -> CurveFit:
         """Fit these rows; None for all."""
@@ -347,15 +376,45 @@ def _fit(
         live.count(part.layout.batch[0] if batched else 1)
         return report(found, part, inside, plan.settings, absolute_sigma, plan.compact)
 
-    with FitLine(progress, objective.layout.batch[0] if batched else 1) as live:
+    budgets = plan.settings.maxiter, plan.maxfun
+    with (
+        FitLine(progress, objective.layout.batch[0] if batched else 1) as live,
+        kept(checkpoint, describe, objective.layout, "the model", budgets) as saves,
+    ):
+        if source is not None:
+            found = run_fit(objective, box, plan.kept_by(saves))
+            answers = ChunkAnswers(objective, box, plan.settings, False)
+            result = report_of_chunks(found, objective, box, plan.settings, absolute_sigma)
+            result = dataclasses.replace(result, _analysis=answers)
+            return result, objective, box, plan
+        others, calls = None, 0
+        if starts is not None:
+            others, best, calls = _best_of(starts, objective, box, plan, saves)
+            objective.layout = objective.layout.starting_at(best)
         plan = plan._replace(live=live)
         in_pieces = plan.compact and callback is None
-        fits = fit_pieces(fit, objective, plan, threads) if in_pieces else fit(None, plan)
+        fits = fit_pieces(fit, objective, plan, threads, saves) if in_pieces else (
+            fit(None, plan.kept_by(saves))
+        )
     # Of all rows, because each piece knows only its own.
     analysis = Answers(objective, box, plan.settings, plan.compact)
     nfev = fits.nfev + calls
     result = dataclasses.replace(fits, nfev=nfev, starts=others, _analysis=analysis)
     return result, objective, box, plan
+
+
+def _best_of(
+    starts: Any, objective: Residuals, box: Any, plan: FitPlan, saves: KeptFits | None
+) -> tuple[Starts, Any, int]:
+    """What `fit_starts` returns, or has returned in a run that goes on."""
+    if saves is not None and saves.starts is not None:
+        return saves.starts
+    every = starts_of(starts, objective.layout, box)
+    found = fit_starts(Answers(objective, box, plan.settings, plan.compact), every, plan)
+    if saves is not None:
+        saves.note_starts(*found)
+        saves.visit()
+    return found
 
 
 def _refuse_indifferentiable(**settings: Any) -> None:

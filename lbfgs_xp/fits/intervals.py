@@ -78,8 +78,8 @@ class Profile:
         The values at which it was held.
     delta : array like values
         chi2 with all other parameters fitted, minus that of the fit, in units of the scale of the
-        errors: 1 at the ends of the interval of one standard deviation, z^2 at those of z. nan if
-        no fit succeeded there.
+        errors: 1 at a distance of one standard error, z^2 at those of z, if the model were linear.
+        nan if no fit succeeded there.
     x : like p0, with an axis (n,) more, after that of a batch
         All parameters there.
     """

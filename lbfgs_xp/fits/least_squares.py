@@ -7,19 +7,23 @@ from collections.abc import Callable
 from typing import Any, Literal, Unpack, overload
 
 from lbfgs_xp import checks
+from lbfgs_xp.arrays.backend import is_tracing
 from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.fits.blocks import Blocks, JacobianOfBlocks
 from lbfgs_xp.fits.by_products import ByProducts
 from lbfgs_xp.fits.implicit import found_of_fit
+from lbfgs_xp.fits.keeping import described_fit, kept
 from lbfgs_xp.fits.loop import box_of, run_fit
 from lbfgs_xp.fits.progress import FitLine
 from lbfgs_xp.fits.residuals import Residuals
 from lbfgs_xp.fits.result import BatchLeastSquaresResult, FitRecord, LeastSquaresResult
 from lbfgs_xp.fits.settings import FitPlan
+from lbfgs_xp.fits.traced import refuse_settings, run_traced
 from lbfgs_xp.run import implicit
 from lbfgs_xp.run.objective import warn_of_foreign
+from lbfgs_xp.saving.checkpoint import Checkpoint
 from lbfgs_xp.typing import Differences, FitSolver, LeastSquaresSettings, LossName, OnError
 
 
@@ -76,6 +80,7 @@ def least_squares(
     callback: Callable[[FitRecord], Any] | None = None,
     differentiable: bool = False,
     progress: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> LeastSquaresResult:
     """Minimise half the sum of squared residuals, for one problem or many at once.
 
@@ -167,9 +172,12 @@ def least_squares(
     differentiable : bool
         As in `lx.minimize`: whether `x` and `cost` of the result are differentiable functions of
         args, and of what residuals holds. By the Hessian of the cost, not by J^T J. The other
-        fields are constants.
+        fields are constants. Inside `jax.jit` and `jax.vmap` nothing has to be passed.
     progress : bool
         Whether to show a live status line.
+    checkpoint : None or Checkpoint
+        Where the fit saves itself from time to time, `lx.Checkpoint("fit.npz")`. If there is such
+        a file, the fit goes on from it, instead of x0.
 
     Returns
     -------
@@ -203,6 +211,7 @@ def least_squares(
         x_scale=x_scale, loss=loss, f_scale=f_scale, gtol=gtol, ftol=ftol, xtol=xtol,
         maxiter=maxiter, maxfun=maxfun, maxtime=maxtime, factor=factor, batched=batched,
         compact=compact, on_error=on_error, callback=callback, progress=progress,
+        checkpoint=checkpoint,
     )
     if not implicit.is_wanted(differentiable, x0):
         return _fit(residuals, x0, args, jac=jac, **settings)[0]
@@ -226,12 +235,19 @@ def least_squares(
 def _fit(
     residuals: Callable[..., Any], x0: Any, args: tuple, *, solver: Any, weights: Any,
     pointwise: Any, jac: Any, diff_step: Any, bounds: Any, batched: bool, progress: bool,
-    **settings: Any,
+    checkpoint: Any, **settings: Any,
 ) -> tuple[LeastSquaresResult, Residuals, Any, FitPlan]:
     """The result of a fit, its residuals, its box and its plan."""
-    layout = Layout(x0, batched)
+    inside = is_tracing((x0, args))
+    if inside:
+        refuse_settings(
+            jac, solver, weights=weights, pointwise=pointwise, diff_step=diff_step,
+            maxtime=settings["maxtime"], on_error=settings["on_error"],
+            callback=settings["callback"], progress=progress, checkpoint=checkpoint,
+        )
+    layout = Layout(x0, batched, traced=inside)
     warn_of_foreign(layout.backend, args, 6)
-    compiled, blocks = layout.backend.is_compiled(residuals), None
+    compiled, blocks = not inside and layout.backend.is_compiled(residuals), None
     pointwise = _checked_solver(solver, pointwise, batched, bounds)
     if weights is not None or pointwise:
         blocks = Blocks.of(residuals, layout, args, 1.0 if weights is None else weights)
@@ -243,10 +259,30 @@ def _fit(
         objective = ByProducts(residuals, args, jac, layout, compiled, lengths)
     objective.calls.nfev += int(blocks is not None)
     objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
-    plan = FitPlan.checked(layout, accuracy=objective.accuracy, **settings)
-    box = box_of(bounds, layout)
-    with FitLine(progress, layout.batch[0] if batched else 1) as live:
-        result = run_fit(objective, box, plan._replace(live=live, solver=solver))
+    with layout.backend.at_once():
+        plan = FitPlan.checked(layout, accuracy=objective.accuracy, **settings)
+        box = box_of(bounds, layout)
+    if inside:
+        return run_traced(objective, box, plan), objective, box, plan
+
+    def describe() -> dict[str, Any]:
+        budgets = "maxiter", "maxfun", "maxtime", "callback", "on_error"
+        return described_fit(
+            "least_squares", layout, {"args": args},
+            dict(
+                solver=solver, weights=weights, pointwise=pointwise, bounds=bounds,
+                jac="a function" if callable(jac) else jac, diff_step=diff_step, batched=batched,
+                **{name: value for name, value in settings.items() if name not in budgets},
+            ),
+        )
+
+    budgets = plan.settings.maxiter, plan.maxfun
+    with (
+        FitLine(progress, layout.batch[0] if batched else 1) as live,
+        kept(checkpoint, describe, layout, "residuals", budgets) as saves,
+    ):
+        plan = plan._replace(live=live, solver=solver).kept_by(saves)
+        result = run_fit(objective, box, plan)
     if weights is not None and blocks is not None:
         costs = blocks.costs(plan.settings.loss, Space(layout.backend, batched), result.fun)
         result = dataclasses.replace(result, costs=costs, _left_out=blocks.left_out)

@@ -16,7 +16,7 @@ from lbfgs_xp.arrays.returned import stops
 from lbfgs_xp.arrays.rows import Rows, Sizes, compiled_size
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout
-from lbfgs_xp.fits import jacobian, linear_model
+from lbfgs_xp.fits import jacobian, linear_model, small
 from lbfgs_xp.fits import levenberg_marquardt as lm
 from lbfgs_xp.fits.jacobian import Products
 from lbfgs_xp.fits.linear_algebra import FEW
@@ -30,6 +30,7 @@ from lbfgs_xp.fits.sharpening import Sharpening
 from lbfgs_xp.projections import Box
 from lbfgs_xp.result import CLAIMED, Status, attach
 from lbfgs_xp.run import agreement
+from lbfgs_xp.saving.checkpoint import Terminated
 
 _RUNNING = int(Status.RUNNING)
 _STATUSES = {int(status): status for status in Status}
@@ -95,6 +96,8 @@ class _Steps(lm.Steps):
 
     def aim(self, state: lm.LMState, box: Any, going: np.ndarray) -> lm.LMState:
         """The state with its next trial."""
+        if small.fits(self.space, state.x.shape[-1]) and box is None and not state.linear.hard:
+            return small.aim(self.space, state)
         hard = going >= lm.HARD
         if not hard.any():
             return self._aim(state, box)
@@ -111,6 +114,9 @@ class _Steps(lm.Steps):
         """The linearised residuals, and whether all are known to be finite. One host transfer."""
         space = self.space
         arguments = (x, residuals, columns, box, largest)
+        if small.fits(space, x.shape[-1]):
+            found = small.linearize(self.settings, space, *arguments)
+            return (self._decompose(*arguments), False) if found is None else (found, True)
         linear = self.guess(*arguments)
         if x.shape[-1] > FEW:
             return linear, False
@@ -155,10 +161,14 @@ def run_fit(objective: Residuals, box: Any, plan: FitPlan) -> LeastSquaresResult
         stack.callback(objective.forget)
         objective.forgiven = plan.on_error
         stack.enter_context(objective.backend.where_nan_is_normal())
-        sharpening, end = Sharpening(fit), plan.end
+        sharpening, end, keeps = Sharpening(fit), plan.end, plan.keeps
+        if keeps is not None:
+            keeps.begin(fit, sharpening)
         watched = plan.callback is not None or (plan.live is not None and plan.live.shown)
         try:
             while end is None:
+                if keeps is not None:
+                    keeps.visit(fit, sharpening)
                 if not (going := fit.going()).any():
                     if sharpening.resumes():
                         continue
@@ -172,7 +182,12 @@ def run_fit(objective: Residuals, box: Any, plan: FitPlan) -> LeastSquaresResult
                     sharpening.watch()
                     if watched and fit.moved_from(before) and fit.told(in_caller_context):
                         end = Status.CALLBACK
-        except KeyboardInterrupt:
+                        if keeps is not None:
+                            keeps.note(fit, sharpening)
+        except (KeyboardInterrupt, Terminated) as stop:
+            # A fit within a run that has received the signal ends with that run.
+            if keeps is None and isinstance(stop, Terminated):
+                raise
             end = Status.INTERRUPTED
         except Exception as error:
             attach(error, fit.result(None), "the best point so far")
@@ -218,9 +233,9 @@ class Fit:
         columns = in_caller_context(objective.columns, x, residuals)
         self.send: Callable = identity
         self.fetch: Callable = identity
+        self._twins = _Twins(outer)
         if not outer.on_host and (one or plan.on_host):
-            twins = _Twins(outer)
-            self.send, self.fetch = twins.send, twins.fetch
+            self.send, self.fetch = self._twins.send, self._twins.fetch
             backend = Backend.of(self.fetch(x))
             x, residuals, columns = map(self.fetch, (x, residuals, columns))
             box = None if box is None else tuple(map(self.fetch, box))
@@ -271,6 +286,29 @@ class Fit:
         # In one statement, so that an interrupt leaves them consistent.
         self.rows, self.here, self.state, self.box_here, self._going = fewer, part, state, box, None
         return self.going()
+
+    def stay_with(self, rows: Rows) -> None:
+        """Have only some rows in the batch, as in a fit from which the others have left."""
+        self.rows, self.here = rows, self.objective.take(self.space.backend.to_host(rows.here))
+        self.box_here = self.space.take(self.box, rows.here)
+
+    def begin_at(self, x: np.ndarray, nit: Any) -> None:
+        """Begin at these parameters, after so many steps."""
+        backend, own, state = self.space.backend, self.plan.settings.own_scale, self.state
+        x = backend.from_host(np.reshape(x, state.x.shape), state.x.dtype)
+        residuals = self.residuals(x)
+        columns = self.columns_at(x, residuals)
+        linear, _ = self.steps.linearize(
+            x, residuals, columns, self.box, state.linear.scale if own else None
+        )
+        state = self.steps.begin(x, residuals, columns, linear)
+        self.move_to(state._replace(nit=state.nit + self._scalars(nit)))
+
+    def _scalars(self, numbers: Any) -> Any:
+        """Integers of the problems, on the host, as they are in the state."""
+        if not self.space.batched:
+            return int(np.reshape(numbers, (-1,))[0])
+        return self.space.backend.from_host(np.reshape(numbers, (-1,)), self.state.nit.dtype)
 
     def advance(self, going: np.ndarray) -> None:
         """Try one step of each problem."""
@@ -361,7 +399,20 @@ class Fit:
 
     def columns(self) -> Array:
         """The columns (B, p, m) of the Jacobian of the problems in the batch at their iterates."""
-        return self._ask(self.here.columns, self.state.x, self.state.residuals)
+        return self.columns_at(self.state.x, self.state.residuals)
+
+    def columns_at(self, x: Array, residuals: Array) -> Array:
+        """The same at other iterates."""
+        return self._ask(self.here.columns, x, residuals)
+
+    @property
+    def transfers(self) -> list[tuple[Array, Array]]:
+        """The last arrays that are known on the host and on the device, to be saved."""
+        return self._twins.recent
+
+    @transfers.setter
+    def transfers(self, transfers: list[tuple[Array, Array]]) -> None:
+        self._twins.recent = transfers
 
     # --- the outcome ---------------------------------------------------------------------------
 
@@ -490,10 +541,11 @@ class _Twins:
 
     def __init__(self, backend: Backend):
         self._backend = backend
-        self._recent: list[tuple[Array, Array]] = []
+        # The last trial, with its residuals and its Jacobian.
+        self.recent: list[tuple[Array, Array]] = []
 
     def send(self, host: Array) -> Array:
-        for known, array in self._recent:
+        for known, array in self.recent:
             if known is host:
                 return array
         return self._pair(host, self._backend.from_host(host, self._backend.dtype))[1]
@@ -504,8 +556,7 @@ class _Twins:
         return self._pair(self._backend.to_host(array), array)[0]
 
     def _pair(self, host: Array, array: Array) -> tuple[Array, Array]:
-        # The last trial, with its residuals and its Jacobian.
-        self._recent = [*self._recent[-3:], (host, array)]
+        self.recent = [*self.recent[-3:], (host, array)]
         return host, array
 
 

@@ -157,6 +157,20 @@ class FreeSteps(lm.Steps):
             finite,
         ), True
 
+    def memory_at(self, linear: FreeModel) -> tuple:
+        """What a fit needs to go on from this model, besides its scale, to be saved."""
+        return self._forced, getattr(linear.solver, "share", None)
+
+    def linearize_again(
+        self, state: lm.LMState, columns: Products, scale: Array, memory: tuple
+    ) -> FreeModel:
+        """The linearised residuals of another fit that was here, from what it has saved."""
+        linear, _ = self.linearize(state.x, state.residuals, columns, None, scale)
+        self._forced, share = memory
+        if share is not None:
+            linear.solver.share = share
+        return linear
+
     def _solver(
         self, jacobian: Products, residuals: Array, slope: Array, scale: Array
     ) -> Any:

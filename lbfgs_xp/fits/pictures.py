@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
 import numpy as np
 
-from lbfgs_xp import checks
-from lbfgs_xp.arrays.backend import is_array, take
-from lbfgs_xp.arrays.tree import map_leaves
+from lbfgs_xp.arrays.backend import is_array
 from lbfgs_xp.drawing import pyplot
 from lbfgs_xp.fits.analysis import Analysis
 from lbfgs_xp.fits.complex_data import is_complex
@@ -28,7 +25,7 @@ def plot(fit: Any, analysis: Analysis, level: float, row: Any) -> Any:
     """See `CurveFit.plot`."""
     plt = pyplot()
     if analysis.layout.batched:
-        fit, analysis = _row_of(fit, analysis, row)
+        fit, analysis = analysis.alone(fit, row)
     x, label = _axis(analysis)
     host = _host(analysis)
     columns = np.arange(2 if analysis.complex else 1)
@@ -74,36 +71,6 @@ def plot(fit: Any, analysis: Analysis, level: float, row: Any) -> Any:
 
 def _host(analysis: Analysis) -> Any:
     return lambda array: np.asarray(analysis.layout.backend.to_host(array))
-
-
-def _row_of(fit: Any, analysis: Analysis, row: Any) -> tuple[Any, Analysis]:
-    """One fit of a batch as a batch of one."""
-    (count,) = analysis.layout.batch
-    number = checks.count("row", row, 0)
-    if number >= count:
-        raise ValueError(f"row is {number}; wanted the number of a fit below {count}")
-    if not analysis.compact:
-        raise ValueError(
-            "the model holds data of all rows (compact=False); wanted one that may be called with "
-            "a single one"
-        )
-    rows = np.asarray([number])
-    places = analysis.layout.backend.index_array(rows)
-    one = type(analysis)(
-        analysis.objective.take(rows), None if analysis.box is None else tuple(
-            take(side, places) for side in analysis.box
-        ), analysis.settings, analysis.compact,
-    )
-    parts = {}
-    for field in dataclasses.fields(fit):
-        value = getattr(fit, field.name)
-        if field.name == "message":
-            parts[field.name] = [value[number]]
-        elif field.name not in ("names", "_analysis"):
-            parts[field.name] = map_leaves(
-                lambda leaf: take(leaf, places) if is_array(leaf) else leaf, value
-            )
-    return dataclasses.replace(fit, **parts, _analysis=one), one
 
 
 def _axis(analysis: Analysis) -> tuple[np.ndarray, str]:
@@ -203,8 +170,8 @@ def plot_profiles(fit: Any, analysis: Analysis, size: int) -> Any:
 
 def _free(fit: Any, analysis: Analysis) -> tuple[list[str], list[float], list[float]]:
     """The parameters that have a profile, with their values and errors."""
-    if analysis.layout.batched:
-        raise ValueError("the fit is a batch; wanted a single fit, of one row of the data")
+    if isinstance(fit.message, list):
+        raise ValueError("the fit is a batch; wanted a single fit, such as fit.row(0)")
     places = [i for i, place in enumerate(analysis.order) if place in analysis.free]
     x, stderr = listed(fit, fit.x), listed(fit, fit.stderr)
     places = [i for i in places if stderr[i] > 0.0 and np.isfinite(stderr[i])]
@@ -224,13 +191,13 @@ def _draw_profile(
         label="covariance",
     )
     for level in _LEVELS:
-        ax.axhline(rise_of(level), color=_LEVEL, linewidth=0.6)
+        ax.axhline(rise_of(level, fit._dof_of_scale), color=_LEVEL, linewidth=0.6)
     ax.set_ylim(0.0, 1.1 * rise_of(0.9973))
     ax.set_xlabel(name)
     ax.set_ylabel("rise of chi2")
 
 
-def plot_contours(fit: Any, analysis: Analysis, size: int) -> Any:
+def plot_contours(fit: Any, analysis: Analysis, size: int, progress: bool) -> Any:
     """See `CurveFit.plot_contours`."""
     plt = pyplot()
     names, x, stderr = _free(fit, analysis)
@@ -257,9 +224,9 @@ def plot_contours(fit: Any, analysis: Analysis, size: int) -> Any:
                 pair = np.ix_([places[j], places[i]], [places[j], places[i]])
                 root = np.linalg.cholesky(covariance[pair])
                 for level, shade in zip(_LEVELS, (1.0, 0.55), strict=True):
-                    border = host(fit.contour(names[j], names[i], level, size))
+                    border = host(fit.contour(names[j], names[i], level, size, progress))
                     ax.plot(*border.T, color=_CURVE, alpha=shade)
-                    ellipse = math.sqrt(rise_of(level, 2)) * (root @ circle)
+                    ellipse = math.sqrt(rise_of(level, fit._dof_of_scale, 2)) * (root @ circle)
                     ax.plot(
                         x[j] + ellipse[0], x[i] + ellipse[1], color=_DATA, linewidth=0.7,
                         linestyle="--", alpha=shade,

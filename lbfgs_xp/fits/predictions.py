@@ -41,7 +41,9 @@ def predict(fit: Any, analysis: Analysis, x: Any) -> Array:
 
 def band(fit: Any, analysis: Analysis, x: Any, level: float) -> tuple[Array, Array]:
     """See `CurveFit.band`."""
-    z = deviations_of(checks.number("level", level, above=0.0, below=1.0))
+    level = checks.number("level", level, above=0.0, below=1.0)
+    z = deviations_of(level, fit._dof_of_scale)
+    z = np.where(np.isnan(z), 1.0, z)    # the covariance is infinite
     layout, backend = analysis.layout.whole, analysis.layout.backend
     middle = predict(fit, analysis, x)
     at = analysis.objective.args[0] if x is None else coordinates(x, backend)
@@ -51,7 +53,7 @@ def band(fit: Any, analysis: Analysis, x: Any, level: float) -> tuple[Array, Arr
             f"{'(B, k)' if layout.batched else '(k,)'}, like y"
         )
     slopes = analysis.call(analysis.slopes, fit.x, at, analysis.real(middle))
-    away = analysis.seen(z * _errors(fit, analysis, slopes))
+    away = analysis.seen(backend.from_host(z[..., None]) * _errors(fit, analysis, slopes))
     return middle - away, middle + away
 
 

@@ -44,6 +44,7 @@ class Best(NamedTuple):
     covariance : (B, p, p).
     cost, scale : (B,), half of what the fit has minimised (chi2, or the deviance, with priors), and
         the chi2 by which a rise is measured: 1 with absolute deviations, otherwise reduced_chi2.
+    dof : (B,), the degrees of freedom from which the scale was estimated; inf if it was not.
     usable : (B,), whether the fit has succeeded and has a scale.
     noise : (B,), by how much a cost may be lower because of rounding.
     low, high : (B, p), the bounds.
@@ -54,6 +55,7 @@ class Best(NamedTuple):
     covariance: np.ndarray
     cost: np.ndarray
     scale: np.ndarray
+    dof: np.ndarray
     usable: np.ndarray
     noise: np.ndarray
     low: np.ndarray
@@ -88,7 +90,8 @@ class Best(NamedTuple):
         away = np.sqrt(chi2) + eps * analysis.size_of_data
         noise = eps * chi2 + (away * away - chi2)
         scale = scale.astype(np.float64)
-        return cls(x, stderr, covariance, 0.5 * chi2, scale, usable, noise, low, high)
+        dof = fit._dof_of_scale.reshape(-1)
+        return cls(x, stderr, covariance, 0.5 * chi2, scale, dof, usable, noise, low, high)
 
 
 class Sides(NamedTuple):
@@ -114,10 +117,10 @@ def intervals(fit: Any, analysis: Analysis, level: float) -> Intervals:
     """See `CurveFit.intervals`."""
     level = checks.number("level", level, above=0.0, below=1.0)
     best = Best.of(fit, analysis)
-    count, p = best.x.shape
-    found = [_ends(analysis, best, _sides(np.arange(p), count), rise_of(level))]
+    (count, p), rise = best.x.shape, rise_of(level, best.dof)
+    found = [_ends(analysis, best, _sides(np.arange(p), count), rise)]
     if analysis.tied.size:
-        found.append(_tied_ends(analysis, best, _sides(analysis.tied, count), rise_of(level)))
+        found.append(_tied_ends(analysis, best, _sides(analysis.tied, count), rise))
     whole = analysis.whole_vector(fit.x)
     values = np.stack([whole, whole], axis=-1).astype(np.float64)
     status = np.full(values.shape, _FIXED)
@@ -151,7 +154,7 @@ def _sides(places: np.ndarray, count: int) -> Sides:
     )
 
 
-def _tied_ends(analysis: Analysis, best: Best, sides: Sides, rise: float) -> _Found:
+def _tied_ends(analysis: Analysis, best: Best, sides: Sides, rise: np.ndarray) -> _Found:
     """The ends of tied parameters, whose places are those in the vector of all of them."""
     numbers, places, signs = tuple(sides)
     send = analysis.backend.from_host
@@ -164,7 +167,7 @@ def _tied_ends(analysis: Analysis, best: Best, sides: Sides, rise: float) -> _Fo
     spread = np.sqrt(np.sum(slopes * along, axis=-1))
     usable = best.usable[numbers]
     known = usable & (spread > 0.0) & np.isfinite(spread)
-    starts = x + math.sqrt(rise) * along / spread[:, None]
+    starts = x + (np.sqrt(rise[numbers]) / spread)[:, None] * along
     starts = np.where(known[:, None], starts, x)
     limits = np.maximum(rises, np.finfo(np.float64).tiny)[numbers]
     ends = ends_of(analysis, Targets(
@@ -217,9 +220,9 @@ class Base(NamedTuple):
 
 
 def _ends(
-    analysis: Analysis, best: Best, sides: Sides, rise: float, base: Base | None = None
+    analysis: Analysis, best: Best, sides: Sides, rise: np.ndarray, base: Base | None = None
 ) -> _Found:
-    """Look for the ends at which chi2 has risen by `rise`."""
+    """Look for the ends at which chi2 has risen by `rise` (B,)."""
     size, each = sides.numbers.size, np.arange(sides.numbers.size)
     numbers, places, signs = tuple(sides)
     unit = best.stderr[numbers, places]
@@ -230,9 +233,9 @@ def _ends(
     usable = best.usable[numbers]
     known = usable & np.isfinite(unit) & (unit > 0.0) & ~fixed
     if base is None:
-        starts = x + _tangent(best, sides) * math.sqrt(rise)
+        starts = x + _tangent(best, sides) * np.sqrt(rise[numbers])[:, None]
     else:
-        room = np.sqrt(np.maximum(rise - base.delta, 0.0))
+        room = np.sqrt(np.maximum(rise[numbers] - base.delta, 0.0))
         starts = x + _tangent(best, sides, base.held) * room[:, None]
         held = np.zeros(x.shape, dtype=bool)
         held[:, base.held] = True
@@ -309,7 +312,7 @@ class _Search:
 
     def __init__(
         self, analysis: Analysis, best: Best, sides: Sides, base: Base | None, starts: np.ndarray,
-        rise: float,
+        rise: np.ndarray,
     ):
         self.analysis, self.best, self.sides = analysis, best, sides
         size = sides.numbers.size
@@ -325,23 +328,25 @@ class _Search:
         self.unit = np.where(
             np.isfinite(unit) & (unit > 0.0), unit, 0.1 * np.where(own > 0.0, own, 1.0)
         )
-        self.z, self.starts = math.sqrt(rise), starts
+        self.z, self.starts = np.sqrt(rise[numbers]), starts
         self.values, self.status = np.full(size, np.nan), np.full(size, _FAILED)
         self.x = self.from_.copy()
         self.lowest, self.where = best.cost[numbers].copy(), best.x[numbers].copy()
         # The distances between which the end is, and sqrt(delta) - z there.
         self.inner, self.outer = np.zeros(size), np.full(size, np.inf)
-        self.below, self.above = np.full(size, -self.z), np.full(size, np.nan)
+        self.below, self.above = -self.z, np.full(size, np.nan)
         if base is not None:
             self.below += np.sqrt(np.maximum(base.delta, 0.0))
         bound = np.where(signs > 0.0, best.high[numbers, places], best.low[numbers, places])
         self.most = np.abs(bound - self.middle) / self.unit
+        # Far in the tails of Student's t, an end may lie farther.
+        self.farthest = np.maximum(_FARTHEST, 10.0 * self.z)
 
     def run(self, wanted: np.ndarray) -> None:
         wanted = wanted.copy()
         numbers, places, signs = tuple(self.sides)
         # Closer than the end should be, because beyond a barrier there may be other valleys.
-        t = np.minimum(np.full(numbers.size, 0.5 * self.z), self.most)
+        t = np.minimum(0.5 * self.z, self.most)
         for _ in range(_ROUNDS):
             if not wanted.any():
                 return
@@ -365,7 +370,7 @@ class _Search:
             width = np.where(above, t - self.inner, self.outer - t)
             done = wanted & good & (near | (width <= _NEAR * t))
             bound = below & at_most & good & ~done
-            far = below & (t >= _FARTHEST) & ~done & ~bound
+            far = below & (t >= self.farthest) & ~done & ~bound
             for rows, status, numbers_ in (
                 (done, _FOUND, value), (bound, _BOUND, value), (far, _OPEN, signs * np.inf),
             ):
@@ -388,7 +393,7 @@ class _Search:
         share = np.where(np.isfinite(share), np.clip(share, 0.02, 0.98), 0.25)
         inside = self.inner + share * (self.outer - self.inner)
         t = np.where(np.isfinite(self.outer), inside, grow)
-        return np.minimum(np.minimum(t, _FARTHEST), self.most)
+        return np.minimum(np.minimum(t, self.farthest), self.most)
 
     def _held_at(
         self, value: np.ndarray, wanted: np.ndarray
@@ -506,7 +511,7 @@ def contour(
     if first == second:
         raise ValueError(f"other is {other!r}, like the first parameter; wanted two parameters")
     best = Best.of(fit, analysis)
-    count, rise = best.x.shape[0], rise_of(level, 2)
+    count, rise = best.x.shape[0], rise_of(level, best.dof, 2)
     # The range of the first parameter, and both sides of the second one at values between.
     numbers = np.arange(count)
     ends = [
@@ -527,7 +532,7 @@ def contour(
     usable = best.usable & np.isfinite(low) & np.isfinite(high)
     found = _ends(analysis, best._replace(usable=usable), sides, rise, base)
     # At its own ends, the first parameter leaves no range for the second one.
-    no_range = base.delta >= rise * (1.0 - 1e-3)
+    no_range = base.delta >= rise[sides.numbers] * (1.0 - 1e-3)
     points = np.where(no_range, base.x[:, second], found.values)
     points = points.reshape(2, steps, count)
     upper, lower = points[0].T, points[1].T[:, ::-1]
@@ -562,7 +567,7 @@ def held_fits(
         box = tuple(outer.from_host(side) for side in (low, high))
         found = analysis.call(run_fit, part, box, FitPlan(
             settings, None, 2**31 - 1, math.inf, on_host=analysis.on_host,
-            compact=analysis.may_shrink and outer is analysis.backend,
+            compact=analysis.may_shrink and outer is analysis.backend, live=analysis.line,
         ))
         x[group] = outer.to_host(part.layout.to_vector(found.x, "x"))
         fetch: Any = outer.to_host if part.layout.batched else np.asarray

@@ -56,7 +56,8 @@ def report(
     send: Callable = identity
     fetch: Callable = identity
     fixed = None if box is None else box[0] == box[1]
-    if not layout.batched:
+    inside = backend.is_traced(weighted)
+    if not layout.batched and not inside:
         # On the host, like the algebra of any small problem.
         send, fetch = backend.from_host, backend.to_host
         y, weighted, jacobian = fetch(y), fetch(weighted), fetch(jacobian)
@@ -68,13 +69,13 @@ def report(
     jacobian = backend.jit(_seen, loss, space)(weighted, jacobian, fixed)
     if negative is not None and negative.any():
         jacobian = difference_of_squares(settings.accuracy, space, jacobian, negative)
-    covariance, loose = inverse_of_squares(settings.accuracy, space, jacobian)
+    slopes = fetch(layout.slopes(at)) if isinstance(layout, FreeLayout) else None
+    covariance, loose = inverse_of_squares(settings.accuracy, space, jacobian, fixed, slopes)
+    if slopes is not None:
+        covariance = xp.matmul(xp.matmul(slopes, covariance), xp.matrix_transpose(slopes))
     whole, free = layout.whole, xp.full_like(weighted[:, 0], p)
     if fixed is not None:
-        loose = loose & xp.logical_not(fixed)
         free = free - space.sum(xp.astype(fixed, free.dtype))
-    if isinstance(layout, FreeLayout):
-        covariance, loose = _of_all(space, fetch(layout.slopes(at)), covariance, loose)
     if likelihood is None:
         of_data = backend.jit(_statistics, loss.of_data, absolute, model.complex, space)
         told = of_data(weighted[:, :data], y, weights, free)
@@ -93,6 +94,9 @@ def report(
         covariance = xp.take(xp.take(covariance, places, axis=-1), places, axis=-2)
 
     def public(numbers: Array, kind: type = float) -> Any:
+        if inside:
+            numbers = xp.astype(numbers, xp.int32) if kind is int else numbers
+            return numbers if layout.batched else numbers[0]
         return numbers if layout.batched else kind(backend.to_host(numbers)[0])
 
     def of_one(array: Array) -> Array:
@@ -116,13 +120,13 @@ def report(
         names=objective.names,
         residuals=residuals,
         nit=found.nit,
-        nfev=objective.calls.nfev,
+        nfev=found.nfev if inside else objective.calls.nfev,
         njev=found.njev,
         derivatives=found.derivatives,
         success=found.success,
         status=found.status,
         message=_explained(found, objective),
-        _analysis=Answers(objective, box, settings, compact),
+        _analysis=None if inside else Answers(objective, box, settings, compact),
     )
 
 
@@ -153,17 +157,6 @@ def _seen(
     if fixed is not None:
         jacobian = xp.where(fixed[:, None, :], xp.zeros_like(jacobian), jacobian)
     return jacobian
-
-
-def _of_all(
-    space: Space, slopes: Array, covariance: Array, loose: Array
-) -> tuple[Array, Array]:
-    """The covariance of all parameters, and which are loose, from those of the free ones and the
-    derivatives (B, all, p) with respect to them."""
-    xp = space.xp
-    moved = xp.matmul(slopes, covariance)
-    loose = xp.any((slopes != 0.0) & loose[:, None, :], axis=-1)
-    return xp.matmul(moved, xp.matrix_transpose(slopes)), loose
 
 
 class _Statistics(NamedTuple):

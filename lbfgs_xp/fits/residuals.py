@@ -19,7 +19,7 @@ from lbfgs_xp.fits.likelihoods import Likelihood
 from lbfgs_xp.fits.parameters import FreeLayout
 from lbfgs_xp.fits.priors import Priors
 from lbfgs_xp.run import differences
-from lbfgs_xp.run.differences import Differences
+from lbfgs_xp.run.differences import Differences, Known
 
 _PARTIAL = (
     "lbfgs_xp: called with only some of the rows of the batch; compact=False calls with all rows"
@@ -91,7 +91,7 @@ class Residuals:
         if not callable(fun):
             raise TypeError(f"residuals is a {type(fun).__name__}; wanted a function of x")
         if any(layout.complex):
-            raise TypeError("x0 is complex; wanted real x0 for least squares")
+            raise TypeError(f"{layout.name} is complex; wanted real numbers for least squares")
         self.layout, self.backend = layout, layout.backend
         self.fun, self.args = fun, args
         self.jac = chosen(jac, self.backend)
@@ -165,8 +165,9 @@ class Residuals:
             self.priors and self.priors.take(indices),
         )
         part.calls, part.partial = calls or self.calls, True
-        if self.differences.noise is not None:
-            part.differences.noise = take(self.differences.noise, indices)
+        noise = self.differences.known.noise
+        if noise is not None:
+            part.differences.known = Known(noise=take(noise, indices))
         if self.directions is not None:
             part.turn(tuple(take(matrix, indices) for matrix in self.directions))
         if self.bounds is not None:
@@ -230,6 +231,24 @@ class Residuals:
 
     def check_rows(self, x: Array, residuals: Array) -> None:
         """Refuse residuals that are not what was said of them; see `ByProducts`."""
+
+    @property
+    def memory(self) -> tuple:
+        """What is known of fun, and the calls so far, to be saved."""
+        jac = self.jac if isinstance(self.jac, str) else None
+        return (
+            jac, self.directions, self.differences.memory, self._latest, self._accepted,
+            (self.calls.nfev, self.calls.njev),
+        )
+
+    @memory.setter
+    def memory(self, memory: tuple) -> None:
+        jac, directions, known, self._latest, self._accepted, calls = memory
+        self.jac = jac or self.jac
+        if directions is not None:
+            self.turn(directions)
+        self.differences.memory = known
+        self.calls.nfev, self.calls.njev = calls
 
     def forget(self) -> None:
         """Let go of what is only kept for the next Jacobian."""
@@ -340,12 +359,14 @@ class Residuals:
             value = self.predictions(x)
         rest = value, variation, central, self.bounds, lambda more: calls.nfev + more <= calls.most
         if self.directions is None:
-            return self.layout.xp.stack(self.differences(x, *rest), axis=-2)
+            found = self.differences(x, *rest)
+            return found if is_array(found) else self.layout.xp.stack(found, axis=-2)
         return self._along_directions(x, *rest)
 
     def turn(self, directions: Any) -> None:
         """Take differences along the columns of T, given (T, T^-1)."""
-        self.directions, self.differences.known = directions, ()
+        self.directions = directions
+        self.differences.known = Known(noise=self.differences.known.noise)
         self.differences.function = self._at_turned
 
     def _along_directions(self, x: Array, *rest: Any) -> Array:
@@ -356,7 +377,8 @@ class Residuals:
         size = xp.sqrt(xp.sum(start * start, axis=-1, keepdims=True))
         start = xp.broadcast_to(size, x.shape)
         self._origin = x, start
-        slopes = xp.stack(self.differences(start, *rest), axis=-2)
+        found = self.differences(start, *rest)
+        slopes = found if is_array(found) else xp.stack(found, axis=-2)
         seen = xp.max(xp.abs(slopes), axis=-1) > _NOISY * self.differences.errors
         slopes = xp.where(seen[..., None], slopes, xp.zeros_like(slopes))
         return xp.matmul(xp.matrix_transpose(from_x), slopes)

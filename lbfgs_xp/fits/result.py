@@ -10,9 +10,10 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from lbfgs_xp import checks
 from lbfgs_xp.arrays.backend import Array, Backend
 from lbfgs_xp.arrays.space import Space
-from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp.arrays.tree import Layout, map_leaves
 from lbfgs_xp.fits.covariance import deviations, inverse_of_squares
 from lbfgs_xp.fits.distributions import chi2_above
 from lbfgs_xp.fits.intervals import Intervals, Profile
@@ -20,6 +21,8 @@ from lbfgs_xp.fits.jacobian import Products
 from lbfgs_xp.fits.names import places_of
 from lbfgs_xp.fits.summary import summary
 from lbfgs_xp.result import Status, table
+
+_STATUSES = {int(status): status for status in Status}
 
 
 class FitRecord(NamedTuple):
@@ -108,7 +111,7 @@ class LeastSquaresResult:
         """The standard deviations of the parameters, like x: the square roots of the diagonal of
         `covariance`; infinite for parameters that the residuals do not determine."""
         errors, batched = self._errors[1], self.jac.ndim == 3
-        return Layout(self.x, batched).to_tree(errors)
+        return Layout(self.x, batched, traced=True).to_tree(errors)
 
     @functools.cached_property
     def _errors(self) -> tuple[Array, Array]:
@@ -117,7 +120,7 @@ class LeastSquaresResult:
                 "the Jacobian of this result is an operator, because of its solver; wanted a "
                 'result of solver="dense" for a covariance'
             )
-        backend = Backend.of(self.jac)
+        backend = Backend.of(self.jac, traced=True)
         xp, space = backend.xp, Space(backend, batched=True)
         m, p = self.jac.shape[-2:]
         with np.errstate(all="ignore"):
@@ -330,6 +333,13 @@ class CurveFit:
         return self._kept().jacobian(self.x)
 
     @property
+    def _dof_of_scale(self) -> np.ndarray:
+        """From how many degrees of freedom the scale of the errors was estimated, () or (B,) on the
+        host; inf if it is absolute."""
+        _, (dof,) = self._told("dof")
+        return np.where(self.absolute_sigma, math.inf, dof)
+
+    @property
     def _estimated(self) -> Any:
         """How many numbers the data have determined."""
         return self.n_free + (0 if self.absolute_sigma else 1)
@@ -346,8 +356,8 @@ class CurveFit:
     def _kept(self) -> Any:
         if self._analysis is None:
             raise ValueError(
-                "this result is a copy or comes from a pickle, which do not keep the model and the "
-                "data; wanted the result that lx.curve_fit has returned"
+                "this result is a copy, or comes from a pickle or a compiled function, which do "
+                "not keep the model and the data; wanted the result that lx.curve_fit has returned"
             )
         return self._analysis
 
@@ -359,10 +369,11 @@ class CurveFit:
 
         The ends are where chi2, with all other parameters fitted, is as far above that of the fit
         as the quantile of chi2 with one degree of freedom: by 1 for 68.27 %. Without
-        absolute_sigma, differences of chi2 are divided by reduced_chi2, as in the covariance, as if
-        that scale were known; for few degrees of freedom, Student's t would give wider ones. A
-        robust loss takes the place of the squares. Unlike multiples of `stderr`, the ends need not
-        lie symmetrically, and do not depend on how the model is parametrised.
+        absolute_sigma, differences of chi2 are divided by reduced_chi2, as in the covariance, and
+        since that is an estimate with `dof` degrees of freedom, the limit is t^2, from the quantile
+        of Student's t (Bates & Watts 1988, Nonlinear Regression Analysis, 6.1): 1.43 for 3 of them.
+        A robust loss takes the place of the squares. Unlike multiples of `stderr`, the ends need
+        not lie symmetrically, and do not depend on how the model is parametrised.
 
         All ends of all fits are found as one batch, from where the covariance says that they are.
 
@@ -387,7 +398,7 @@ class CurveFit:
         >>> fit = lx.curve_fit(decay, x, y, [1.0, 1.0], jac="3-point", sigma=0.3)
         >>> low, high = fit.intervals(0.95)
         >>> (low - fit.x).round(2), (high - fit.x).round(2)
-        (array([-0.39, -0.09]), array([0.4 , 0.11]))
+        (array([-0.56, -0.13]), array([0.56, 0.17]))
         """
         return self._kept().intervals(self, level)
 
@@ -421,11 +432,13 @@ class CurveFit:
         return self._kept().profile(self, parameter, values, size)
 
     def contour(
-        self, one: str | int, other: str | int, level: float = 0.6827, size: int = 60
+        self, one: str | int, other: str | int, level: float = 0.6827, size: int = 60,
+        progress: bool = False,
     ) -> Any:
         """The border of the region that holds two parameters with a probability, by profile
         likelihood: with all others fitted, chi2 has risen by the quantile of chi2 with two degrees
-        of freedom (2.30 for 68.27 %), in the units of `intervals`.
+        of freedom (2.30 for 68.27 %), in the units of `intervals`; without absolute_sigma, by twice
+        that of F with 2 and `dof`.
 
         Parameters
         ----------
@@ -435,6 +448,8 @@ class CurveFit:
             The probability that both are inside.
         size : int
             How many points, at least 8.
+        progress : bool
+            Whether to show a live status line.
 
         Returns
         -------
@@ -452,10 +467,10 @@ class CurveFit:
         >>> fit = lx.curve_fit(line, x, y, [1.0, 0.0], jac="3-point")
         >>> away = fit.contour("slope", "offset") - fit.x
         >>> rise = (away @ np.linalg.inv(fit.covariance) * away).sum(-1)
-        >>> bool(np.allclose(rise, -2.0 * np.log(1.0 - 0.6827), rtol=1e-3))
+        >>> bool(np.allclose(rise, 3.449, rtol=1e-3))    # instead of 2.30
         True
         """
-        return self._kept().contour(self, one, other, level, size)
+        return self._kept().contour(self, one, other, level, size, progress)
 
     def summary(self, level: float | None = None, limit: float = 0.5) -> str:
         """The fit as text: parameters with their errors, rounded to the digits that these
@@ -515,14 +530,15 @@ class CurveFit:
 
         The deviation comes from the covariance and the derivatives of the model (the delta method).
         It is that of the curve at each x alone, without the scatter of new data around it; infinite
-        where the data do not determine the curve.
+        where the data do not determine the curve. With absolute_sigma, z is a quantile of the
+        normal distribution, otherwise of Student's t with `dof` degrees of freedom.
 
         Parameters
         ----------
         x : as in `predict`, where the model returns (k,), or (B, k) for a batch.
         level : float
-            The probability, for normal errors, that the band holds the curve at an x: z is 1 for
-            0.6827.
+            The probability, for normal errors, that the band holds the curve at an x: for 0.6827,
+            z is 1, or 1.2 with 3 degrees of freedom.
 
         Returns
         -------
@@ -535,8 +551,8 @@ class CurveFit:
         >>> x, y = np.arange(5.0), np.asarray([0.1, 1.0, 2.1, 2.9, 4.0])
         >>> line = lambda x, slope, offset: offset + slope * x
         >>> fit = lx.curve_fit(line, x, y, [1.0, 0.0], jac="3-point")
-        >>> low, high = fit.band([0.0])
-        >>> bool(np.allclose(0.5 * (high - low), fit.stderr[1], rtol=1e-3))
+        >>> low, high = fit.band([0.0], level=0.95)    # 3 degrees of freedom: 3.18 instead of 1.96
+        >>> bool(np.allclose(0.5 * (high - low), 3.18 * fit.stderr[1], rtol=1e-3))
         True
         """
         return self._kept().band(self, x, level)
@@ -678,14 +694,14 @@ class CurveFit:
         """
         return self._kept().plot_profiles(self, size)
 
-    def plot_contours(self, size: int = 60) -> Any:
+    def plot_contours(self, size: int = 60, progress: bool = False) -> Any:
         """Draw the contours of all pairs of parameters, at 68.27 % and 95.45 %, beside the ellipses
         of the covariance, and on the diagonal their profiles.
 
         Parameters
         ----------
-        size : int
-            That of `contour`.
+        size, progress
+            Those of `contour`.
 
         Returns
         -------
@@ -696,7 +712,7 @@ class CurveFit:
         ImportError, ValueError
             If matplotlib is not installed; for a batch.
         """
-        return self._kept().plot_contours(self, size)
+        return self._kept().plot_contours(self, size, progress)
 
     def covariance_of(self, one: str | int, other: str | int | None = None) -> Any:
         """The part of `covariance` that belongs to two parameters, or to one.
@@ -762,3 +778,60 @@ class BatchCurveFit(CurveFit):
     success: Any
     status: Any
     message: list[str]  # type: ignore[assignment]
+
+    def row(self, number: int) -> CurveFit:
+        """One fit of the batch as a single fit, with all of its methods: its summary, its pictures
+        and its intervals.
+
+        The counts `nfev` and `njev` stay those of the batch. The model is still called with
+        parameters of shape (1, 1); with compact=False, for all rows.
+
+        Parameters
+        ----------
+        number : int
+            Its row of y, from 0 on.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import lbfgs_xp as lx
+        >>> x = np.arange(5.0)
+        >>> line = lambda x, slope, offset: offset + slope * x
+        >>> y = np.asarray([1.0 + 2.0 * x, 3.0 - x]) + 0.1 * np.cos(9.0 * x)
+        >>> fit = lx.curve_fit(line, x, y, [1.0, 0.0], batched=True).row(1)
+        >>> low, high = fit.intervals()
+        >>> fit.x.round(1), bool(low[0] < fit.x[0] < high[0])
+        (array([-1.,  3.]), True)
+        """
+        count, number = len(self.message), checks.count("number", number, 0)
+        if number >= count:
+            raise ValueError(f"number is {number}; wanted the number of a fit below {count}")
+        backend = Backend.of(self.covariance)
+
+        def row(tree: Any) -> Any:
+            return map_leaves(lambda leaf: leaf[number, ...], tree)
+
+        def told(name: str) -> Any:
+            return backend.to_host(getattr(self, name))[number].item()
+
+        counts, numbers = ("n_data", "n_free", "nit"), (
+            "chi2", "reduced_chi2", "deviance", "chi2_priors", "r2", "log_likelihood", "success",
+        )
+        starts = self.starts
+        if starts is not None:
+            each = {field.name: getattr(starts, field.name) for field in dataclasses.fields(starts)}
+            best = int(backend.to_host(each.pop("best"))[number])
+            starts = dataclasses.replace(starts, **row(each), best=best)
+        parts: dict[str, Any] = {
+            **{name: row(getattr(self, name)) for name in ("x", "covariance", "stderr")},
+            **{name: told(name) for name in numbers},
+            **{name: int(told(name)) for name in counts},
+        }
+        return CurveFit(
+            **parts,
+            residuals=row(self.residuals), n_priors=self.n_priors,
+            absolute_sigma=self.absolute_sigma, names=self.names, nfev=self.nfev, njev=self.njev,
+            derivatives=self.derivatives, status=_STATUSES[told("status")],
+            message=self.message[number], starts=starts,
+            _analysis=self._analysis and self._analysis.row(self, number),
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lbfgs_xp import checks
 from lbfgs_xp.arrays.backend import Array, Backend
@@ -14,6 +14,9 @@ from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.fits.losses import ResidualLoss
 from lbfgs_xp.result import Status
 from lbfgs_xp.run.progress import Live
+
+if TYPE_CHECKING:
+    from lbfgs_xp.fits.keeping import KeptFit, KeptFits
 
 # The lower bound on the curvature of a robust loss, relative to weighted least squares.
 _LEAST_BEND = 0.01
@@ -67,6 +70,7 @@ class FitPlan(NamedTuple):
     live : the status line, or None.
     solver : as in `lx.least_squares`.
     on_host : whether the algebra runs on the host, also that of a batch.
+    keeps : what saves the fit, or None.
     """
 
     settings: FitSettings
@@ -80,6 +84,7 @@ class FitPlan(NamedTuple):
     on_host: bool = False
     live: Live | None = None
     solver: str = "dense"
+    keeps: KeptFit | None = None
 
     @classmethod
     def checked(
@@ -101,6 +106,10 @@ class FitPlan(NamedTuple):
             checks.callback(callback),
             checks.exceptions("on_error", on_error, layout.batched),
         )
+
+    def kept_by(self, saves: KeptFits | None) -> FitPlan:
+        """The same for the only fit of a call that is saved, or is not."""
+        return self if saves is None else self._replace(keeps=saves.of_piece(0))
 
     def with_priors(self, count: int) -> FitPlan:
         """The same if the last `count` residuals are those of priors."""

@@ -16,6 +16,7 @@ from lbfgs_xp.fits import levenberg_marquardt as lm
 from lbfgs_xp.fits import noise
 from lbfgs_xp.fits.linear_algebra import norm, svd
 from lbfgs_xp.result import Status
+from lbfgs_xp.run.differences import Known
 
 if TYPE_CHECKING:
     from lbfgs_xp.fits.loop import Fit
@@ -49,6 +50,21 @@ class Sharpening:
         self.looked = False
         self.turns, self.turned_at = 0, None
         self.trials, self.next_watch, self.watched = 0, _WATCH, None
+
+    @property
+    def memory(self) -> tuple:
+        """What the looks know, to be saved."""
+        return (
+            self.measured, self.looked, self.turns, self.turned_at, self.trials, self.next_watch,
+            self.watched,
+        )
+
+    @memory.setter
+    def memory(self, memory: tuple) -> None:
+        (
+            self.measured, self.looked, self.turns, self.turned_at, self.trials, self.next_watch,
+            self.watched,
+        ) = memory
 
     # --- a fit that has ended --------------------------------------------------------------------
 
@@ -97,7 +113,9 @@ class Sharpening:
         from_x = rows * linear.scale[..., None, :]
         self.turns, self.turned_at = self.turns + 1, state.value
         objective.turn((fit.send(to_x), fit.send(from_x)))
-        differences.noise = fit.send(xp.maximum(_SPREAD * state.noise, self._blur()))
+        differences.known = Known(
+            noise=fit.send(xp.maximum(_SPREAD * state.noise, self._blur()))
+        )
         return self._again(near, fit.columns())
 
     def _stretch(self, claimed: Array) -> bool:
@@ -143,7 +161,7 @@ class Sharpening:
         self.measured = _MEASURED
         found = space.xp.where(wrong, space.xp.zeros_like(state.noise), state.noise)
         differences = fit.here.differences
-        differences.noise, differences.known = fit.send(_SPREAD * found), ()
+        differences.known = Known(noise=fit.send(_SPREAD * found))
         fit.state = state._replace(noise=found)
         return True
 
@@ -237,7 +255,7 @@ class Sharpening:
         self.measured += 1
         found = space.xp.where(more, found, state.noise)
         differences = fit.here.differences
-        differences.noise, differences.known = fit.send(_SPREAD * found), ()
+        differences.known = Known(noise=fit.send(_SPREAD * found))
         fit.state = state._replace(noise=found)
         return True
 

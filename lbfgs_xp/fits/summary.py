@@ -115,7 +115,8 @@ def _of_one(fit: Any, intervals: Intervals | None, limit: float, analysis: Any) 
         ])
     lines += _table(columns)
     if intervals is not None:
-        lines.append(f"  (intervals by profile likelihood, {100.0 * intervals.level:.4g} %)")
+        how = "profile likelihood" + ("" if fit.absolute_sigma else " and Student's t")
+        lines.append(f"  (intervals by {how}, {100.0 * intervals.level:.4g} %)")
     priors = f" + {fit.chi2_priors:.6g} (priors)" if fit.n_priors else ""
     quality = f"chi2 = {fit.chi2:.6g}{priors}, dof = {fit.dof}, chi2 / dof = {fit.reduced_chi2:.4g}"
     if math.isfinite(fit.p_value):

@@ -1,5 +1,5 @@
-"""Better differences, where only the error of those taken may have ended a run: with lengths that
-are measured again, or central ones in place of forward ones."""
+"""Central differences in place of forward ones, where only the error of those may have ended a run.
+"""
 
 from __future__ import annotations
 
@@ -19,30 +19,15 @@ _TIME, _NOT_FINITE = int(Status.TIME), int(Status.NOT_FINITE)
 # A small gradient by forward differences is not trusted if their error exceeds this many times
 # gtol. For f of order 1 the error is twice gtol, and a small gradient is usually right.
 _BLIND = 100.0
-# So many lengths away from where they were measured, lengths are measured again.
-_FAR_AWAY = 1e3
+# Forward differences with relative errors above this do not end a run.
+_COARSE = 1e-5
 
 
 class Central:
-    """When a phase of a run takes better differences."""
+    """When a phase of a run switches to central differences."""
 
     def __init__(self, visits: Visits, restarts: Restarts):
         self.run, self.visits, self.restarts = visits.run, visits, restarts
-
-    def measure_again(self) -> None:
-        """Measure the lengths of differences where a run has ended far from where they were
-        measured, and go on from the best point."""
-        run, (_, p, best) = self.run, self.run.standing
-        space, fn, differences = run.space, run.space.scalars, run.objective.differences
-        stale = space.read_one(differences.lengths_away(best.x)) > _FAR_AWAY
-        unpaid, late = self._cannot_switch()
-        ended = (p.status < _RUNNING) | (p.status == _GRADIENT) | (p.status == _LINE_SEARCH)
-        stale = stale & ended & fn.logical_not(unpaid | late)
-        if not space.any(stale):
-            return
-        known, differences.known = differences.known, ()
-        self._begin_again(stale)
-        differences.known = space.merge(stale, differences.known, known)
 
     def leave(self) -> Any:
         """Leave claims to central differences at once where looks by forward ones decide nothing.
@@ -117,10 +102,13 @@ class Central:
 
     def _is_blind(self) -> Any:
         """Where the error of forward differences hides a gradient as small as the tolerance. It is
-        at least that of rounding: eps |f| at either end of a step of sqrt(eps)."""
+        at least that of rounding: eps |f| at either end of a step of sqrt(eps). A tolerance that
+        was made smaller, because the start was misleadingly steep, is below their error; and in
+        float32 that of the bend of the function may lead far astray."""
         space, (_, p, best) = self.run.space, self.run.standing
-        error = 2.0 * space.backend.eps**0.5 * space.scalars.abs(best.value)
-        return error > _BLIND * p.gtol
+        share = space.backend.eps**0.5
+        error = 2.0 * share * space.scalars.abs(best.value)
+        return (error > _BLIND * p.gtol) | (p.flat > 0) | (share > _COARSE)
 
     def _cannot_switch(self) -> tuple[Any, Any]:
         """Which problems have no evaluations left for central differences, and which no time."""

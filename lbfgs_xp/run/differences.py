@@ -7,10 +7,9 @@ measured with each difference, from how far the values differ and from how much 
 backward difference disagree; where the step turns out far too long or too short, the difference is
 taken again. No step leaves the bounds, and where the function is not finite, it goes the other way.
 
-With noise of known size, such as that of an iterative solver, the step is one over which the
-function bends by many times that noise (Moré & Wild 2012, Estimating Derivatives of Noisy
-Simulations). The bend shows in the values of each difference, so the steps follow it from point to
-point.
+A function of numbers keeps its lengths until x is many of them away from where they were measured:
+then the distance covered is a length to try. With noise of known size, such as that of an iterative
+solver, its steps follow its bends (`lbfgs_xp.run.bends`).
 """
 
 from __future__ import annotations
@@ -26,15 +25,19 @@ import numpy as np
 from lbfgs_xp.arrays import scalars
 from lbfgs_xp.arrays.backend import Array, Backend, identity, is_array
 from lbfgs_xp.arrays.scalars import FLOATS
+from lbfgs_xp.run.bends import Bends, better_steps, first_steps
 
 METHODS = ("2-point", "3-point")
-# How often a difference is taken again; and by how much its step must be off, as a power of eps: 36
-# in float64, 5 in float32.
-_AGAIN, _OFF = 5, -0.1
+# How often a difference of many values, and of a number, is taken; and by how much its step must be
+# off, as a power of eps: 36 in float64, 5 in float32.
+_OFTEN, _OFTEN_OF_NUMBERS, _OFF = 5, 8, -0.1
 # By how much a length may change from one derivative to the next.
 _CHANGE = 100.0
 # At which points, counted from the start, the lengths are measured: early, and then regularly.
 _EARLY, _REGULARLY = 4, 16
+# The lengths of a function of numbers are measured where the point is so many of them away from the
+# last place; lengths of less than this part of the ordinary one are shortened at any point.
+_FAR_AWAY, NARROW = 1e3, 0.03
 # The longest step of differences that are stretched, relative to the length.
 _STRETCHED = 0.1
 # The shortest step, in units of the rounding of x.
@@ -49,11 +52,15 @@ _FAR = 1e3
 _MOST = 1e-2
 # The function changes by at least this many times its rounding error over a length.
 _DIGITS = 1e6
-# The second difference over a step among noise, in units of the noise; by which factor it may be
-# off, when the steps are first measured and later; and by how much a step may grow at a time.
-_BEND, _BEND_OFF, _BEND_DRIFTS, _GROWS = 100.0, 10.0, 4.0, 10.0
 # How often steps among noise are measured again.
 _SEARCHES = 8
+# The most coordinates of a problem whose steps are chosen on floats.
+_SMALL = 16
+
+
+@functools.cache
+def _identity(n: int) -> np.ndarray:
+    return np.eye(n, dtype=bool)
 
 
 def check_jac(jac: Any) -> None:
@@ -76,13 +83,42 @@ def accuracy(eps: float, central: bool) -> float:
     return float(eps ** (2 / 3 if central else 1 / 2))
 
 
+class Lengths(NamedTuple):
+    """Over which lengths a function bends.
+
+    length : (..., n); that of a function of numbers relative to the size of each coordinate.
+    variation : how far the function changes, (...).
+    count : the number of points so far, (...).
+    at : the last point (..., n); for a function of numbers, where the lengths were measured.
+    """
+
+    length: Array
+    variation: Any
+    count: Any
+    at: Array
+
+
+class Known(NamedTuple):
+    """What has been measured; None: nothing so far.
+
+    noise : the noise of the function beyond the rounding of its values, (...). For numbers it is a
+        standard deviation, 0 where there is none.
+    bends : the steps of a function of numbers among noise.
+    """
+
+    lengths: Lengths | None = None
+    noise: Any = None
+    bends: Bends | None = None
+
+
 class _Seen(NamedTuple):
     """What the differences along some coordinates found: derivatives, k arrays (...) or (..., m);
-    the distances of the points that they compare, the lengths that they suggest, and masks,
-    (..., k)."""
+    the distances of the points that they compare, the second differences between them, the lengths
+    that they suggest, and masks, (..., k)."""
 
     slopes: list[Array]
     span: Array
+    second: Any
     length: Array
     again: Array
     up: Array
@@ -103,14 +139,9 @@ class Differences:
     step : None, or the steps, relative to the size of each coordinate (to 1 at 0), which are then
         not measured.
     stretch : by how much the measured steps are lengthened, for functions with noise.
-    noise : the noise of the function beyond the rounding of its values, (...), if it was measured.
     span, level : of the last derivatives, the distances of the points that they compare (..., n),
         and the noise that was assumed (...).
-    known : what has been measured: () or the lengths (..., n), how far function changes (...), the
-        number of points so far (...), and the last one (..., n) or, for a function of numbers, the
-        one at which the lengths were measured. Among noise also: its standard
-        deviation (...), or 0 where there is none; the steps at the last point and at the next one,
-        and the second differences over the former (..., n) each.
+    known : what has been measured.
     """
 
     def __init__(self, backend: Backend, function: Callable[[Array], Any], least: float):
@@ -118,26 +149,26 @@ class Differences:
         self.fn = scalars.of(backend.zeros((1,)))
         self.step: float | None = None
         self.stretch = 1.0
-        self.noise: Any = None
         self.span: Any = 0.0
         self.level: Any = 0.0
-        self.known: tuple[Array, ...] = ()
+        self.known = Known()
         self._calls = 0
 
     @property
     def memory(self) -> tuple:
         """What they know, to be saved."""
-        return self.known, self.stretch, self.noise, self.span, self.level
+        return self.known, self.stretch, self.span, self.level, self._calls
 
     @memory.setter
     def memory(self, memory: tuple) -> None:
-        self.known, self.stretch, self.noise, self.span, self.level = memory
+        self.known, self.stretch, self.span, self.level, self._calls = memory
 
     def __call__(
         self, x: Array, value: Any, variation: Any, central: bool, bounds: Any = None,
         may_call: Callable[[int], bool] = lambda calls: True,
-    ) -> list[Array]:
-        """The derivative along each coordinate of x: n results like those of the function.
+    ) -> Any:
+        """The derivative along each coordinate of x: n results like those of the function, a list
+        or an array.
 
         value : function(x).
         variation : (...), how far the function has changed so far; None for that of numbers, whose
@@ -148,8 +179,9 @@ class Differences:
         """
         self._caller = np.geterr()
         with np.errstate(all="ignore"):    # the values may be infinite
-            if self.expects_noise:
-                return self._among_noise(x, self._array(value), bounds)
+            if (found := self._quick(x, value, variation, central, bounds)) is not None:
+                return found
+            central = central or self.known.bends is not None
             return self._derivatives(x, value, variation, central, bounds, may_call)
 
     @property
@@ -167,57 +199,75 @@ class Differences:
         may_call: Callable[[int], bool],
     ) -> list[Array]:
         xp, backend = self.backend.xp, self.backend
-        n, first = x.shape[-1], not self.known or self.known[0].shape != x.shape
+        n, lengths = x.shape[-1], self.known.lengths
+        first = lengths is None or lengths.length.shape != x.shape
         value, size = self._array(value), xp.abs(x)
         vector = value.ndim == x.ndim
         # The numbers of one problem are floats, if reading them costs nothing.
-        one = vector and x.ndim == 1 and backend.reads_are_free
+        free = backend.reads_are_free
+        one = vector and x.ndim == 1 and free
         number: Callable[[Any], Any] = float if one else identity
         fn = FLOATS if one else self.fn
         rounding: Any = backend.eps * number(backend.max_abs(value) if vector else xp.abs(value))
-        noise = rounding if self.noise is None else fn.maximum(rounding, number(self.noise))
+        noise = rounding
+        if vector and self.known.noise is not None:
+            noise = fn.maximum(rounding, number(self.known.noise))
         variation = xp.abs(value) if variation is None else number(self._array(variation))
         unit: Any = None
         if first or not vector:
             unit = self.fn.where(size > self.least, size, 1.0)
-        if first:
-            length, before, due = unit, variation, noise != math.inf
+        if lengths is None or first:
+            length, before, far = unit, variation, noise != math.inf
+            due = far
             count = 1.0 if one else xp.astype(due, noise.dtype)
-        else:
-            length, before, count, last = self.known
+        elif vector:
+            length, before, count, last = lengths
             # A row of a batch may be asked again at the same point, for the sake of others.
             moved = xp.any(x != last, axis=-1)
             count = count + (bool(moved) if one else xp.astype(moved, count.dtype))
-            due = (bool(moved) if one else moved) & _is_due(count)
+            due = far = (bool(moved) if one else moved) & _is_due(count)
+        else:
+            before, count = lengths.variation, lengths.count
+            length, far = self._followed(x, lengths.length * unit, unit)
+            due = far | xp.any(lengths.length < NARROW, axis=-1)
         most = self.fn.maximum(size, 1.0)
         if vector:
             variation = fn.maximum(variation, before)
             length = xp.minimum(length, _FAR * most)
+            before = variation
         elif not first:
-            length = length * unit
-        before, variation = variation, fn.maximum(variation, _DIGITS * rounding)
+            before = self.fn.where(far, variation, before)
+            # A value that happens to be small does not make the function bend faster.
+            variation = fn.maximum(variation, before)
+        variation = fn.maximum(variation, _DIGITS * rounding)
         # A value of 0 says nothing of how far the function changes.
         variation = fn.where(variation > 0.0, variation, math.inf)
 
+        bends, noisy, h = self.known.bends, None, None
+        if bends is not None:
+            noisy, h = self._is_noisy(value), bends.step_at(xp, x)
+            due = due & xp.logical_not(noisy[..., 0])
         no = None if bounds is None else xp.zeros_like(x, dtype=xp.bool)
-        seen = _Seen([], length, length, no, no, no)
+        seen = _Seen([], length, None, length, no, no, no)
         slopes: list[Any] = []
         columns = list(range(n))
         scales = noise, variation, most
         # A run on one value must find the same gradients when it is continued.
-        free = backend.reads_are_free
         self._calls += 1
-        # On a device, to ask which points are due would be to wait.
-        any_due = due if one else bool(xp.any(due)) if free else _is_due(self._calls)
-        looks = (first or (vector and any_due)) and self.step is None and self.stretch == 1.0
-        for attempt in range(_AGAIN):
+        # On a device, to ask which points are due would be to wait; next to several calls for each
+        # number that is little.
+        waits = free or not vector
+        any_due = due if one else bool(xp.any(due)) if waits else _is_due(self._calls)
+        looks = (first or any_due) and self.step is None and self.stretch == 1.0
+        often = _OFTEN if vector else _OFTEN_OF_NUMBERS
+        for attempt in range(often):
             # Steps to one side only: at bounds, and where the domain ends.
             narrow = bounds is not None or attempt > 0
             found = self._take(
-                x, value, scales, seen, columns, central, bounds, narrow, looks
+                x, value, scales, seen, columns, central, bounds, narrow, looks, noisy, h
             )
             if attempt == 0:
-                slopes, self.span = list(found.slopes), found.span
+                slopes, self.span, second = list(found.slopes), found.span, found.second
             else:
                 again = seen.again
                 self.span = self._merged_at(columns, self.span, found.span, again)
@@ -231,8 +281,8 @@ class Differences:
                 found = found._replace(again=found.again & _spread(due))
             seen = found if attempt == 0 else self._merged(seen, found, columns)
             # Elsewhere, to look whether a step is off would be to wait for the device.
-            may_repeat = first or (vector and free)
-            if not may_repeat or attempt == _AGAIN - 1:
+            may_repeat = first or waits
+            if not may_repeat or attempt == often - 1:
                 break
             off = backend.to_host(seen.again)
             columns = [i for i in range(n) if off[..., i].any()]
@@ -240,31 +290,53 @@ class Differences:
                 break
         # Also as an array.
         self.level = np.float64(noise) if one else noise
-        if not vector:
-            if first:
-                self.known = seen.length / unit, before, count, x
-            else:
-                self.known = self.known[0], before, count, self.known[3]
-            return slopes
-        if not first and seen.length is not length:
-            low, high = length / _CHANGE, length * _CHANGE
-            limited = xp.minimum(xp.maximum(seen.length, low), high)
-            length = fn.where(_spread(due), limited, length)
-        self.known = (seen.length if first else length), before, count, x
+        if first:
+            length, last = seen.length, x
+        elif vector:
+            last = x
+            if seen.length is not length:
+                low, high = length / _CHANGE, length * _CHANGE
+                limited = xp.minimum(xp.maximum(seen.length, low), high)
+                length = fn.where(_spread(due), limited, length)
+        else:
+            changed = far | xp.any((seen.length != length) & _spread(due), axis=-1)
+            length = xp.where(_spread(due), seen.length, lengths.length * unit)
+            last = xp.where(changed[..., None], x, lengths.at)
+        if bends is not None:
+            longest = None if self.step is not None else self._longest(x)
+            bends = bends.after(xp, x, self.known.noise[..., None], noisy, second, longest)
+        lengths = Lengths(length if vector else length / unit, before, count, last)
+        self.known = Known(lengths, self.known.noise, bends)
         return slopes
+
+    def _longest(self, x: Array) -> Array:
+        return _FAR * self.backend.xp.maximum(self.backend.xp.abs(x), self.backend.xp.ones_like(x))
+
+    def _followed(self, x: Array, length: Array, unit: Array) -> tuple[Array, Array]:
+        """The lengths (..., n) for a function of numbers at x, and where x is so far from where
+        they were measured that they have to be measured again, (...)."""
+        xp, at = self.backend.xp, self.known.lengths.at
+        away = xp.abs(x - at)
+        far = (away > _FAR_AWAY * self.lengths(at)) & (self.step is None)
+        covered = xp.minimum(away, unit)
+        return xp.where(far & (covered > length), covered, length), xp.any(far, axis=-1)
 
     def _take(
         self, x: Array, value: Array, scales: tuple[Array, Array, Array], seen: _Seen,
         columns: list[int], central: bool, bounds: Any, narrow: bool, looks: bool,
+        noisy: Any = None, step: Any = None,
     ) -> _Seen:
         """The differences along these coordinates; without a look, only the derivatives.
 
         scales : the rounding error of the values, how far they change, and the longest lengths.
         narrow : whether some steps may go to one side only.
+        noisy, step : None, or where there is noise, (..., 1), and the steps there.
         """
         xp, backend = self.backend.xp, self.backend
         noise, variation, most = scales
         h = self._steps(x, noise, variation, seen.length, central)
+        if noisy is not None:
+            h, narrow, looks = xp.where(noisy, step, h), True, True
         a, b = self._offsets(x, h, seen, central, bounds) if narrow else (h, -h)
         a, fa = self._values(x, a, columns)
         b, fb = self._values(x, b, columns) if central else (None, None)
@@ -272,11 +344,24 @@ class Differences:
             slopes, _ = _slopes(xp, value, a, b, fa, fb, narrow, False)
             if not backend.reads_are_free or backend.are_finite(slopes):
                 return seen._replace(slopes=slopes, span=a if b is None else a - b, length=None)
-        length = seen.length
+        length, up, down = seen.length, seen.up, seen.down
         if len(columns) < x.shape[-1]:
             pick = backend.index_array(np.asarray(columns))
             most, length = (xp.take(array, pick, axis=-1) for array in (most, length))
-        return self._judged(value, noise, variation, a, b, fa, fb, narrow, most, length)
+            if up is not None:
+                up, down = (xp.take(array, pick, axis=-1) for array in (up, down))
+        found = self._judged(value, noise, variation, a, b, fa, fb, narrow, most, length, up, down)
+        if noisy is None:
+            return found
+        # Among noise, one side is as good as both.
+        slopes = [
+            xp.where(noisy[..., 0], _one_of(xp, slope, value, a[..., k], b[..., k], f, g), slope)
+            for k, (slope, f, g) in enumerate(zip(found.slopes, fa, fb, strict=True))
+        ]
+        return found._replace(
+            slopes=slopes, length=xp.where(noisy, length, found.length),
+            again=found.again & xp.logical_not(noisy),
+        )
 
     def _values(
         self, x: Array, offsets: Array, columns: list[int]
@@ -305,10 +390,10 @@ class Differences:
         self, x: Array, noise: Array, variation: Array, length: Array
     ) -> Array:
         """The rounding error of the function, and of x through it, relative to the variation."""
-        xp = self.backend.xp
+        xp, fn, eps = self.backend.xp, self.fn, self.backend.eps
         if self.least > 0.0:
-            return xp.full_like(length, self.backend.eps)
-        fn, eps = self.fn, self.backend.eps
+            # A number is as precise as it can be.
+            return fn.minimum(eps * fn.maximum(xp.abs(x) / length, 1.0), _MOST)
         share = _spread(noise / variation) + eps * xp.abs(x) / length
         return fn.minimum(fn.where(share > eps, share, eps), _MOST)
 
@@ -346,42 +431,82 @@ class Differences:
         behind = xp.where(down, -2.0 * one, xp.where(up, 2.0 * one, -one))
         return ahead * h, behind * h
 
-    # --- among noise ---------------------------------------------------------------------------
+    def _quick(
+        self, x: Array, value: Any, variation: Any, central: bool, bounds: Any
+    ) -> Array | None:
+        """`_derivatives` for most points of a small problem on the host, on floats: an array (n, m)
+        of forward differences over lengths that are known. None for others."""
+        backend, (lengths, noise, bends) = self.backend, self.known
+        one = x.ndim == 1 and x.shape[0] <= _SMALL and backend.reads_are_free
+        if central or bounds is not None or not one or lengths is None or variation is None:
+            return None
+        silent = noise is None and bends is None and self.step is None and self.stretch == 1.0
+        if not silent or self.least > 0.0 or lengths.length.shape != x.shape:
+            return None
+        count = lengths.count + bool((x != lengths.at).any())
+        if count > lengths.count and _is_due(count):
+            return None
+        eps = backend.eps
+        noise = eps * float(backend.max_abs(value))
+        change = before = FLOATS.maximum(float(variation), float(lengths.variation))
+        change = FLOATS.maximum(change, _DIGITS * noise) or math.inf
+        length, h = [], []
+        for at, reach in zip(x.tolist(), lengths.length.tolist(), strict=True):
+            size = abs(at)
+            reach = min(reach, _FAR * max(size, 1.0))
+            share = noise / change + eps * size / reach
+            share = min(share if share > eps else eps, _MOST)
+            length.append(reach)
+            h.append(max(reach * math.sqrt(share), _LEAST * eps * size))
+        moved = x + np.asarray(h, x.dtype)
+        steps = moved - x
+        points = np.where(_identity(x.shape[0]), moved, x)
+        with np.errstate(**self._caller):
+            slopes = np.asarray([self._array(self.function(point)) for point in points])
+        slopes -= value
+        slopes *= (1.0 / steps)[:, None]
+        if not backend.are_finite((slopes,)):
+            return None
+        self._calls += 1
+        self.span, self.level = steps, np.float64(noise)
+        self.known = Known(Lengths(np.asarray(length, x.dtype), before, count, x))
+        return slopes
 
-    @property
-    def expects_noise(self) -> bool:
-        return len(self.known) > 4
-
-    @property
-    def bends(self) -> tuple[Array, Array, Array]:
-        """The noise (..., 1), the last steps and the second differences over them (..., n)."""
-        return self.known[4][..., None], self.known[5], self.known[7]
+    # --- functions of numbers ------------------------------------------------------------------
 
     def steps(self, x: Array, value: Any, central: bool) -> Array:
         """The steps of differences of a function of numbers at x, (..., n)."""
-        plain = self._plain(x, self._array(value), self.known[0], central)
-        if not self.expects_noise:
-            return plain
-        noise, step, _ = self.bends
-        return self.backend.xp.where(noise > 0.0, step, plain)
+        xp, value, (lengths, _, bends) = self.backend.xp, self._array(value), self.known
+        plain = self._plain(x, value, lengths.length, central)
+        return plain if bends is None else xp.where(self._is_noisy(value), bends.step, plain)
+
+    def _is_noisy(self, value: Array) -> Array:
+        """Where the noise of a function of numbers is at least its rounding, (..., 1)."""
+        xp, noise = self.backend.xp, self.known.noise
+        least = 0.5 * self.backend.eps * xp.abs(value)
+        return ((noise > 0.0) & (noise >= least))[..., None]
 
     def lengths(self, x: Array) -> Array:
         """The lengths over which a function of numbers bends at x, (..., n)."""
         xp, size = self.backend.xp, self.backend.xp.abs(x)
-        return self.known[0] * xp.where(size > self.least, size, xp.ones_like(x))
+        return self.known.lengths.length * xp.where(size > self.least, size, xp.ones_like(x))
 
-    def lengths_away(self, x: Array) -> Array:
-        """How many lengths x is from where they were measured, for a function of numbers, (...).
-        Next to a singularity, a function bends over lengths that say nothing of other places."""
-        xp = self.backend.xp
-        if self.step is not None or self.expects_noise:
-            return xp.zeros_like(x[..., 0])
-        measured = self.known[3]
-        return xp.max(xp.abs(x - measured) / self.lengths(measured), axis=-1)
+    def narrow(self) -> Array:
+        """Along which coordinates a function of numbers seems to bend over a small part of their
+        size, (..., n)."""
+        return self.known.lengths.length < NARROW
 
     def ordinary_steps(self, x: Array, value: Any) -> Array:
         """The steps of central differences if the function bends over the size of each variable."""
         return self._plain(x, self._array(value), self.backend.xp.ones_like(x), True)
+
+    def _plain(self, x: Array, value: Array, length: Array, central: bool) -> Array:
+        """The steps if there is only rounding."""
+        xp = self.backend.xp
+        size = xp.abs(x)
+        unit = xp.where(size > self.least, size, xp.ones_like(x))
+        noise = self.backend.eps * xp.abs(value)
+        return self._steps(x, noise, noise, length * unit, central)
 
     def expect_noise(
         self, x: Array, value: Any, noise: Any, bounds: Any, may_call: Callable[[int], bool]
@@ -395,18 +520,18 @@ class Differences:
         xp, backend = self.backend.xp, self.backend
         self._caller = np.geterr()
         value, noise = self._array(value), self._array(noise)[..., None]
-        length, before, count, _ = self.known[:4]
-        one, size = xp.ones_like(x), xp.abs(x)
-        h, noisy = self._plain(x, value, length, True), noise > 0.0
+        lengths = self.known.lengths
+        rounding = backend.eps * xp.abs(value)
+        h, noisy = self._plain(x, value, lengths.length, True), noise > 0.0
         if self.step is None:
-            # As if the function changed by its own size where a coordinate does.
-            scale = xp.abs(value)[..., None]
-            share = xp.sqrt(xp.where(noise < 0.01 * scale, noise * _inverse(xp, scale), 0.01 * one))
-            h = xp.where(noisy, xp.maximum(h, share * size), h)
-        most = _FAR * xp.maximum(size, one)
+            first = first_steps(xp, xp.abs(x), value, noise)
+            h = xp.where(noisy, xp.maximum(h, first), h)
+        most = self._longest(x)
         # Which steps are still off, in each row; the calls count for those rows alone.
-        off = noisy & (one > 0.0)
+        off = noisy & (h == h)
         calls = xp.zeros_like(noise[..., 0], dtype=xp.int32)
+        no = xp.zeros_like(x, dtype=xp.bool)
+        nothing = _Seen([], h, None, h, no, no, no)
         for _ in range(_SEARCHES if self.step is None else 0):
             here = backend.to_host(off)
             columns = [i for i in range(x.shape[-1]) if here[..., i].any()]
@@ -414,86 +539,31 @@ class Differences:
                 break
             calls = calls + 2 * xp.sum(xp.astype(off, xp.int32), axis=-1, dtype=xp.int32)
             with np.errstate(all="ignore"):    # the values may be infinite
-                _, second = self._among(x, value, h, columns, bounds)
-                factor = self._factor(noise, second, _BEND_OFF, _GROWS)
-            new = {i: xp.minimum(h[..., i] * factor[..., k], most[..., i])
-                   for k, i in enumerate(columns)}
-            new = xp.stack([new.get(i, h[..., i]) for i in range(x.shape[-1])], axis=-1)
+                scales = rounding, xp.abs(value), most
+                found = self._take(
+                    x, value, scales, nothing, columns, True, bounds, True, True, noisy, h
+                )
+                pick = backend.index_array(np.asarray(columns))
+                tried, longest = (xp.take(array, pick, axis=-1) for array in (h, most))
+                better = better_steps(xp, noise, found.second, tried, longest)
+            new = self._merged_at(columns, h, better, off)
             off = off & (new != h)
-            h = xp.where(off, new, h)
+            h = new
         # At the next point, wherever it is, these are the steps.
         nowhere = xp.full_like(x, math.nan)
-        self.known = length, before, count, nowhere, noise[..., 0], h, h, xp.zeros_like(h)
+        self.known = Known(lengths, noise[..., 0], Bends(nowhere, h, xp.zeros_like(h), h))
         return calls
-
-    def _factor(self, noise: Array, second: Array, off: float, most: float) -> Array:
-        """By how much to change steps with these second differences: 1 if they are not off by this
-        factor, and at most by `most` if they are to grow."""
-        xp = self.backend.xp
-        one, ratio = xp.ones_like(second), xp.where(second > noise, second, noise + 0.0 * second)
-        usable = xp.isfinite(ratio)
-        ratio = _BEND * noise * _inverse(xp, ratio)
-        fine = (ratio <= off) & (ratio * off >= 1.0)
-        factor = xp.sqrt(xp.where(usable, ratio, one))
-        factor = xp.where(factor > most, most * one, factor)
-        factor = xp.where(fine, one, factor)
-        return xp.where(usable, factor, one / most)
-
-    def _plain(self, x: Array, value: Array, length: Array, central: bool) -> Array:
-        """The steps if there is only rounding."""
-        xp = self.backend.xp
-        size = xp.abs(x)
-        unit = xp.where(size > self.least, size, xp.ones_like(x))
-        noise = self.backend.eps * xp.abs(value)
-        return self._steps(x, noise, noise, length * unit, central)
-
-    def _among_noise(self, x: Array, value: Array, bounds: Any) -> list[Array]:
-        """Central differences over steps that follow the bend of the function."""
-        xp = self.backend.xp
-        length, before, count, last, noise, step, following, second = self.known
-        # At the same point again, the same steps.
-        moved = xp.any(x != last, axis=-1)[..., None]
-        noisy = noise[..., None] > 0.0
-        step = xp.where(moved, following, step)
-        h = xp.where(noisy, step, self._plain(x, value, length, True))
-        columns = list(range(x.shape[-1]))
-        slopes, second = self._among(x, value, h, columns, bounds)
-        following = step
-        if self.step is None:
-            factor = self._factor(noise[..., None], second, _BEND_DRIFTS, _BEND_DRIFTS)
-            most = _FAR * xp.maximum(xp.abs(x), xp.ones_like(x))
-            following = xp.where(noisy, xp.minimum(step * factor, most), step)
-        self.known = length, before, count, x, noise, step, following, second
-        return slopes
-
-    def _among(
-        self, x: Array, value: Array, h: Array, columns: list[int], bounds: Any
-    ) -> tuple[list[Array], Array]:
-        """Central differences along these coordinates, or to one side where the function is not
-        finite; and the sizes of the second differences."""
-        xp = self.backend.xp
-        no = xp.zeros_like(x, dtype=xp.bool)
-        a, b = self._offsets(x, h, _Seen([], h, h, no, no, no), True, bounds)
-        (a, fa), (b, fb) = self._values(x, a, columns), self._values(x, b, columns)
-        slopes, bent = _slopes(xp, value, a, b, fa, fb, True, True)
-        ones, others = (
-            [(f - value) * _inverse(xp, steps[..., k]) for k, f in enumerate(values)]
-            for steps, values in ((a, fa), (b, fb))
-        )
-        slopes = [
-            xp.where(xp.isfinite(slope), slope, xp.where(xp.isfinite(one), one, other))
-            for slope, one, other in zip(slopes, ones, others, strict=True)
-        ]
-        second = 2.0 * xp.abs(xp.stack(bent, axis=-1)) * a * a * _inverse(xp, xp.abs(a - b))
-        return slopes, second
 
     # --- what the differences say of the lengths -----------------------------------------------
 
     def _judged(
         self, value: Array, noise: Array, variation: Array, a: Array, b: Any, fa: list[Array],
-        fb: Any, narrow: bool, most: Array, length: Array,
+        fb: Any, narrow: bool, most: Array, length: Array, up: Any, down: Any,
     ) -> _Seen:
-        """The derivatives, and what they say of the lengths."""
+        """The derivatives, and what they say of the lengths.
+
+        up, down : where only this side was tried, or None.
+        """
         xp, eps, vector = self.backend.xp, self.backend.eps, fa[0].ndim == a.ndim
 
         def size(columns: list[Array]) -> Array:
@@ -506,12 +576,14 @@ class Differences:
         bad_up = bad = xp.logical_not(xp.isfinite(change))
         no = bad_up & xp.logical_not(bad_up)
         bad_down = both_bad = no
+        second = None
         if fb is not None:
             change_down = size([f - value for f in fb])
             bad_down = xp.logical_not(xp.isfinite(change_down))
             both_bad, bad = bad_up & bad_down, bad_up | bad_down
             change = xp.maximum(change, change_down)
             bend = size(bent)
+            second = 2.0 * bend * a * a * _inverse(xp, xp.abs(a - b))
             # The part of it that is rounding.
             bend = xp.where(bend * xp.abs(a) > 2.0 * _VISIBLE * noise, bend, xp.zeros_like(bend))
             bend = 2.0 * bend * _inverse(xp, xp.abs(a - b))
@@ -523,17 +595,20 @@ class Differences:
         if fb is not None:
             # A function that does not bend visibly at L q^(1/3) is straight over more than L.
             over = eps ** (-1 / 6) / 3.0
-            if self.noise is not None:
-                share = _spread(self.noise) / variation
+            if vector and self.known.noise is not None:
+                share = _spread(self.known.noise) / variation
                 over = self.fn.where(share > eps, share, eps) ** (-1 / 6) / 3.0
             straight = xp.minimum(over * length, _FAR * most)
             by_curve = xp.minimum(suggested, xp.sqrt(variation * _inverse(xp, bend)))
             suggested = xp.where(rate > 0.0, straight, far)
             suggested = xp.where(bend > 0.0, by_curve, suggested)
             weak = weak & (bend == 0.0)
-        suggested = xp.where(bad, xp.where(both_bad, length / _CHANGE, length), suggested)
+        # Where the other side was tried before, only a shorter step is left.
+        lost = both_bad if up is None else both_bad | (bad & (up | down))
+        suggested = xp.where(bad, xp.where(lost, length / _CHANGE, length), suggested)
         # From very far, one look does not tell how long the step should be.
-        suggested = xp.maximum(suggested, length * _SHORTEST)
+        least = length * _SHORTEST
+        suggested = xp.maximum(suggested, least if vector else xp.minimum(least, xp.abs(a)))
         limit = eps**_OFF
         again = (length > limit * suggested) | bad
         if vector:
@@ -541,10 +616,14 @@ class Differences:
             again = again | (weak & (suggested > limit * length))
         else:
             suggested = xp.where(again, suggested, length)
-        fine = xp.logical_not(both_bad)
         again = again & (a != 0.0)
         span = a if fb is None else a - b
-        return _Seen(slopes, span, suggested, again, bad_down & fine, bad_up & fine)
+        ahead, behind = bad_down & xp.logical_not(lost), bad_up & xp.logical_not(lost)
+        if up is not None:
+            # A side that is fine stays.
+            stays = xp.logical_not(both_bad if fb is not None else bad)
+            ahead, behind = ahead | (up & stays), behind | (down & stays)
+        return _Seen(slopes, span, second, suggested, again, ahead, behind)
 
     def _merged_at(self, columns: list[int], old: Array, new: Array, keep: Array) -> Array:
         """`old` (..., n), with the `new` entries of these columns, (..., k), where kept."""
@@ -563,7 +642,7 @@ class Differences:
 
         no = xp.zeros_like(seen.again)
         return _Seen(
-            seen.slopes, seen.span, all_of(seen.length, found.length, seen.again),
+            seen.slopes, seen.span, None, all_of(seen.length, found.length, seen.again),
             all_of(no, found.again, seen.again), all_of(seen.up, found.up, seen.again),
             all_of(seen.down, found.down, seen.again),
         )
@@ -582,6 +661,14 @@ def _spread(number: Any) -> Any:
 def _inverse(xp: Any, v: Array) -> Array:
     """1 / v, and 0 for a step of 0, between equal bounds."""
     return 1.0 / scalars.of(v).where(v == 0.0, math.inf, v)
+
+
+def _one_of(
+    xp: Any, slope: Array, value: Array, a: Array, b: Array, fa: Array, fb: Array
+) -> Array:
+    """The slope, or that to one side if it is not finite."""
+    ahead, behind = (fa - value) * _inverse(xp, a), (fb - value) * _inverse(xp, b)
+    return xp.where(xp.isfinite(slope), slope, xp.where(xp.isfinite(ahead), ahead, behind))
 
 
 def _slopes(

@@ -19,6 +19,7 @@ from lbfgs_xp.result import BatchResult, Best, Record, Result, State, Status, jo
 from lbfgs_xp.run import compiled, stopping
 from lbfgs_xp.run.aux_output import AuxOutput
 from lbfgs_xp.run.curvature import Curvature
+from lbfgs_xp.run.differences import Known
 from lbfgs_xp.run.iteration import (
     Standing,
     after_evaluation,
@@ -148,7 +149,8 @@ class Run:
         if state is not None:
             state = _checked_state(state, x, self.method, solver, space, self.layout)
             space.queue.take_over(state.space.queue)
-            objective.differences.known = state.differences
+            if state.differences is not None:
+                objective.differences.known = state.differences
             if objective.forward and state.central:
                 self.set_differences(forward=False)
             learned = solver.learned(space, state.solver_state)
@@ -221,7 +223,8 @@ class Run:
 
     def is_at(self, position: Snapshot | None) -> bool:
         """Whether the run stands at a position, with no step begun."""
-        if position is None or self._in_step:
+        waits = self.team is not None and self.team.in_first_message
+        if position is None or (self._in_step and not waits):
             return False
         return self.standing is position.standing
 
@@ -401,11 +404,11 @@ class Run:
         if self.rows.here is not None:
             self._set_rows(Rows(), self.rows.join(self.space, self._per_row()))
 
-    def _per_row(self) -> tuple[Standing, Criteria, tuple, tuple]:
+    def _per_row(self) -> tuple[Standing, Criteria, tuple, Known]:
         """Everything that has an entry for each row of the batch."""
         return self.standing, self.criteria, self.aux.rows(), self.objective.differences.known
 
-    def _set_rows(self, rows: Rows, per_row: tuple[Standing, Criteria, tuple, tuple]) -> None:
+    def _set_rows(self, rows: Rows, per_row: tuple[Standing, Criteria, tuple, Known]) -> None:
         """Make these rows the batch; `per_row` is what `_per_row` holds for them."""
         standing, criteria, of_rows, self.objective.differences.known = per_row
         aux = self.aux.with_rows(of_rows)
@@ -470,7 +473,7 @@ class Run:
             self.aux.with_rows(of_rows).value, known,
         )
 
-    def _state(self, standing: Standing, aux: Any, known: tuple) -> State:
+    def _state(self, standing: Standing, aux: Any, known: Known) -> State:
         """What another run continues from."""
         return State(
             self.solver, self.space, standing.solver_state, standing.best, aux,

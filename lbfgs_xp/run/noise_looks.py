@@ -24,14 +24,13 @@ _ENOUGH = 4.0
 _SPACING = 0.125
 # How often a run continues because of noise.
 _MEASUREMENTS = 8
-# A function whose differences were taken over less than this part of the ordinary length is narrow.
-_NARROW = 0.03
 # How far down the gradient to look for a lower value, relative to the sizes of the variables.
 _SHARES = (0.5, 0.125, 0.03125)
 # How many trials of a search call for a look for noise.
 _LONG = 5
-# Over a length, a function changes by more than this part of its value.
-_CHANGES = 0.1
+# Over a sixteenth of its length, a function changes by more than this part of what its slope says,
+# and of its value.
+_CHANGES, _LEAST = 0.1, 2e-3
 # A value this many times larger than what it has fallen is mostly a constant.
 _BESIDE = 1e4
 # A gradient whose square is at most this many times that of its errors is lost among them.
@@ -132,9 +131,9 @@ class NoiseLooks:
         # Forward differences end early among noise, and give way to central ones.
         if run.objective.forward or not run.solver.takes_noise:
             return
-        narrow = self._narrow() & (p.status == _RUNNING)
-        if run.space.any(narrow):
-            self._look_for_noise(narrow, everywhere=False)
+        running = p.status == _RUNNING
+        if run.space.any(running) and run.space.any(running & self._narrow()):
+            self._look_for_noise(running & self._narrow(), everywhere=False)
 
     def look_at_search(self) -> None:
         """Look for noise where a search takes many trials, which then are no better than chance."""
@@ -169,8 +168,8 @@ class NoiseLooks:
         rows = self._ended() & (p.noise > 0.0)
         if not space.any(rows):
             return
-        noise, step, second = run.objective.differences.bends
-        xp = space.xp
+        _, noise, bends = run.objective.differences.known
+        xp, noise, (_, step, second, _) = space.xp, space.per_problem(noise), bends
         bend = xp.where(second > noise, second, noise)
         way = xp.where(bend > 0.0, -state.gradient * step * (step / bend), 0.0 * step)
         way = units.at_steps(solver, space, state.x, way) - state.x
@@ -224,22 +223,25 @@ class NoiseLooks:
 
     def _narrow(self) -> Any:
         """Where the function seems to bend over lengths much shorter than its variables."""
-        length, space = self.run.objective.differences.known[0], self.run.space
-        shortest = space.xp.min(length, axis=-1)
-        return space.read_one(shortest) < _NARROW
+        space = self.run.space
+        narrow = space.xp.any(self.run.objective.differences.narrow(), axis=-1)
+        return space.read_one(space.xp.astype(narrow, space.backend.dtype)) > 0.0
 
     def _changes_over_lengths(self, rows: Any) -> Any:
-        """Whether the function does change over the short lengths as much as the differences there
-        suggest. Noise only looks as if it would."""
+        """Whether the function changes over a part of the short lengths as much as they suggest.
+        Noise only looks as if it would."""
         run, (solver, state) = self.run, self.visits.smooth()
         space, fn, differences = run.space, run.space.scalars, run.objective.differences
         length = differences.lengths(state.x)
-        short = space.xp.where(differences.known[0] < _NARROW, length, 0.0 * length)
-        change = fn.full(0.0, state.value)
-        for x in self.measuring.points(0.5 * short, 2):
-            there = self.visits.value_at(solver.project(space, x), rows)
-            change = fn.maximum(change, fn.abs(there - state.value))
-        return change > _CHANGES * fn.abs(state.value)
+        short = space.xp.where(differences.narrow(), length, 0.0 * length)
+        follows = fn.full(False, state.value)
+        for x in self.measuring.points(short / 16.0, 2):
+            x = solver.project(space, x)
+            there = self.visits.value_at(x, rows)
+            (slope,) = space.read(space.dot(state.gradient, x - state.x))
+            change, least = fn.abs(there - state.value), _LEAST * fn.abs(state.value)
+            follows = follows | (change > fn.maximum(least, _CHANGES * fn.abs(slope)))
+        return follows
 
     def _look_for_noise(self, rows: Any, everywhere: bool) -> None:
         """Measure the noise of the values for these problems, and let those go on for which it

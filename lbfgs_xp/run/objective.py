@@ -360,6 +360,9 @@ class Objective:
     def _differences(self, x: Array) -> tuple[Any, Array, Any]:
         xp, backend = self.layout.xp, self.backend
         value, aux = self._value(x)
+        if backend.reads_are_free and not np.any(np.isfinite(backend.to_host(value))):
+            # A search goes back from here, whatever the gradient.
+            return value, xp.full_like(x, math.nan), aux
         slopes = self.differences(x, value, None, not self.forward, self._bounds_here)
         gradient = backend.placed(xp.stack(slopes, axis=-1), "the gradient")
         return value, xp.astype(gradient, backend.dtype, copy=False), aux

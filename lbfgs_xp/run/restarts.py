@@ -126,7 +126,7 @@ class Restarts:
         )
         value, gradient, _, count = run.evaluate(best.x)
         (value,) = space.read(value)
-        unit = {"unit": objective.differences.bends[1]} if run.solver.rescales else {}
+        unit = {"unit": objective.differences.known.bends.step} if run.solver.rescales else {}
         if not space.batched:
             calls = int(calls)
         elif space.small_on_host:

@@ -59,9 +59,6 @@ class SecondLook:
         run = self.run
         run.rejoin_rows()
         if run.objective.differs:
-            self.central.measure_again()
-            if run.is_running():
-                return True
             self.noise.judge_differences(self.central.leave())
             if run.is_running():
                 return True

@@ -18,7 +18,7 @@ from lbfgs_xp.run.iteration import Standing
 from lbfgs_xp.run.stopping import Criteria
 from lbfgs_xp.saving import placing
 from lbfgs_xp.saving.checkpoint import Saved
-from lbfgs_xp.saving.encoding import described, kinds_of
+from lbfgs_xp.saving.descriptions import described, fingerprints, kinds_of
 
 if TYPE_CHECKING:
     from lbfgs_xp.run.loop import Run
@@ -90,12 +90,14 @@ def described_problem(run: Run, jac: Any, bounds: Any) -> dict[str, Any]:
         "has_aux": run.objective.has_aux,
         "bounds": described(bounds),
         "x_scale": described(layout.scale),
+        "args": fingerprints(run.objective.args, "args"),
     }
 
 
 def of_pieces(problem: dict[str, Any]) -> dict[str, Any]:
     """What of a problem must not differ between processes that each have a piece of it."""
-    whole = {name: problem[name] for name in problem if name not in ("variables", "phases")}
+    own = ("variables", "phases", "args")
+    whole = {name: problem[name] for name in problem if name not in own}
     for name in ("bounds", "x_scale"):
         whole[name] = problem[name] is not None
     arrays = ("box", "l1", "initial_inverse_hessian", "segments")

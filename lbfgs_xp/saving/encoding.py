@@ -7,9 +7,7 @@ it.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
-import hashlib
 import importlib
 import math
 from typing import Any
@@ -18,7 +16,6 @@ import numpy as np
 
 from lbfgs_xp.arrays.backend import Array, Backend, class_of, dtype_name, is_array, namespace_of
 from lbfgs_xp.arrays.pending import Pending
-from lbfgs_xp.arrays.tree import leaf_name
 
 _PACKAGE = __name__.partition(".")[0]
 # What a value in a file may stand for; each has a method of `Decoder`.
@@ -32,16 +29,6 @@ _DTYPES = "biufcSU"
 
 class Unsaved(TypeError):
     """Something that has no form in a file; the message says where it is."""
-
-
-def kind_of(array: Array) -> str:
-    """The dtype and the shape of an array, as in "float64 [3, 2]"."""
-    return f"{dtype_name(array.dtype)} {list(array.shape)}"
-
-
-def kinds_of(leaves: list[Array], structure: Any, name: str) -> dict[str, str]:
-    """`kind_of` for the leaves of nested parameters, by their paths; `name` names the whole."""
-    return {leaf_name(structure, i, name): kind_of(leaf) for i, leaf in enumerate(leaves)}
 
 
 # --- encoding ----------------------------------------------------------------------------------
@@ -216,71 +203,3 @@ def _class_named(name: str, base: type) -> Any:
     if not (own and issubclass(found, base)):
         raise ValueError(f"{name} is no class of states")
     return found
-
-
-# --- settings, which are only compared ---------------------------------------------------------
-
-
-def described(value: Any) -> Any:
-    """Settings as plain data that can be compared with those in a file.
-
-    Arrays become digests. A function is known by its name only.
-    """
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if is_array(value):
-        host = on_host(value)
-        digest = hashlib.sha256(host.tobytes()).hexdigest()[:16]
-        return f"{host.dtype} {list(value.shape)} {digest}"
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            "class": type(value).__name__,
-            **{
-                field.name: described(getattr(value, field.name))
-                for field in dataclasses.fields(value)
-            },
-        }
-    if isinstance(value, (tuple, list)):
-        return [described(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): described(item) for key, item in value.items()}
-    if isinstance(value, Described):
-        return value.description
-    if callable(value):
-        named = getattr(value, "__qualname__", None) or type(value).__qualname__
-        return f"function {getattr(value, '__module__', '')}.{named}"
-    return f"{type(value).__name__}"
-
-
-class Described:
-    """Settings that are known by their description only; equal to all settings that have it."""
-
-    def __init__(self, description: Any):
-        self.description = description
-
-    def __eq__(self, other: object) -> bool:
-        return described(other) == self.description
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """What differs between two descriptions, as "path is old there and new here"."""
-    if isinstance(old, dict) and isinstance(new, dict) and old.get("class") == new.get("class"):
-        found = []
-        for key in {**old, **new}:
-            where = f"{path}.{key}" if path else key
-            found += differences(old.get(key), new.get(key), where)
-        return found
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = enumerate(zip(old, new, strict=True))
-        return [text for i, (a, b) in pairs for text in differences(a, b, f"{path}[{i}]")]
-    return [] if old == new else [f"{path} is {_short(old)} there and {_short(new)} here"]
-
-
-def _short(description: Any) -> str:
-    return description["class"] if isinstance(description, dict) and "class" in description else (
-        str(description)
-    )

@@ -33,6 +33,8 @@ class BFGS(DenseQuasiNewton):
         Whether H is multiplied by s . y / y . Hy before its first update (eq. 6.20 if H is the
         identity). If True and without `initial_inverse_hessian`, the first step is scaled too, as
         in `lx.LBFGS`.
+    clip_norm, clip_value : float or None
+        As for `lx.LBFGS`: a step whose gradient is clipped at either end does not update H.
     rescale : bool
         Whether H grows when a step has met far less curvature than H predicted: self-scaling
         (Oren & Luenberger 1974), but only upwards (Al-Baali 1998). If c = s . Bs / s . y, with B

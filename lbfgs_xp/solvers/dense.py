@@ -33,6 +33,7 @@ from lbfgs_xp.solvers.bounded import (
     shortened,
     step,
 )
+from lbfgs_xp.solvers.clipping import Clipped, aimed
 from lbfgs_xp.solvers.descent import Aim, Descent, DescentState, Iterate
 from lbfgs_xp.solvers.first_step import first_step
 from lbfgs_xp.solvers.initial import UNSCALED
@@ -187,7 +188,7 @@ class DenseQuasiNewton(TakesBounds, Descent):
 
     def learn(
         self, space: Space, state: DescentState, point: Iterate, slope: Any, taken: Any,
-        measured: Curvature,
+        kept: Any, measured: Curvature,
     ) -> Estimate:
         """Update H in one pass: by H + s w' + w s' if phi is 1 (Nocedal & Wright, eq. 6.17), else
         by the sum of two squares."""
@@ -198,7 +199,7 @@ class DenseQuasiNewton(TakesBounds, Descent):
         *numbers, ahead, straight, size = map(now, numbers)
         u = space.scalars.fused(
             _update, self.scaling(s.shape[-1]), self.scale_initial, space.backend.eps, *numbers,
-            point.step, state.search.dphi0, slope, taken, bare, ahead, straight, whole,
+            point.step, state.search.dphi0, slope, kept, bare, ahead, straight, whole,
         )
         # Everything that contains H is multiplied.
         v, product = space.scale(u.factor, v), space.scale(u.factor, product)
@@ -259,13 +260,15 @@ class DenseQuasiNewton(TakesBounds, Descent):
     ) -> Aim:
         assert learned is not None
         fn, (x, value, gradient, norm, before) = space.scalars, point
-        direction, box = -learned.product, self.box
+        box, free = self.box, None
         path, inner, one = None, gradient, fn.full(1.0, value)
         if box is not None:
             free = space.xp.linalg.diagonal(learned.matrix) != 0.0
             path, inner = path_at(space, box, x, free), reduced(space, free, gradient)
-            straight = reduced(space, free, direction)
-            (slope,) = space.later(space.dot(gradient, straight))
+        clip = self.clipped(space, inner, norm)
+        direction, slope = self._descent(space, learned, gradient, clip, free)
+        if path is not None:
+            straight = direction
             direction, slope = shortened(
                 space, path, x, gradient, straight, slope, learned.gamma
             )
@@ -274,8 +277,6 @@ class DenseQuasiNewton(TakesBounds, Descent):
                 # Searches that continue keep their direction.
                 whole = fn.where(turned & fn.full(True, value), whole, learned.whole)
             learned = learned._replace(whole=whole)
-        else:
-            (slope,) = space.later(space.dot(gradient, direction))
         # If it is not a descent direction, it is dropped together with what was learned. (At a
         # gradient of 0 there is no descent, and nothing is wrong.) A pending slope ends the search
         # at its first trial, after which `steepest` holds.
@@ -292,12 +293,12 @@ class DenseQuasiNewton(TakesBounds, Descent):
                 space.pick_rows(wrong, start, learned.matrix) if space.batched else start,
                 space.pick(wrong, plain, learned.product), bare, *learned[3:],
             )
-            direction = -learned.product
-            (slope,) = space.later(space.dot(gradient, direction))
-            if path is not None:
-                assert box is not None
+            if box is not None:
                 free = space.xp.linalg.diagonal(learned.matrix) != 0.0
                 path, inner = path_at(space, box, x, free), reduced(space, free, gradient)
+                clip = self.clipped(space, inner, norm)
+            direction, slope = self._descent(space, learned, gradient, clip, free)
+            if path is not None:
                 direction, slope = shortened(
                     space, path, x, gradient, direction, slope, learned.gamma
                 )
@@ -305,7 +306,7 @@ class DenseQuasiNewton(TakesBounds, Descent):
         length: Any = None
         if self.probes and not space.none(learned.bare):
             plain, plain_slope, length = first_step(
-                space, UNSCALED, learned.unit, x, value, inner, norm, before == 0.0
+                space, UNSCALED, learned.unit, x, value, inner, norm, before == 0.0, clip
             )
             if path is not None:
                 plain = fitted(space, path, x, gradient, plain, length)
@@ -315,7 +316,25 @@ class DenseQuasiNewton(TakesBounds, Descent):
             _aimed, value, learned.bare, slope, plain_slope, length,
             before if self.follows_steps else None,
         )
+        if clip is not None:
+            share = fn.where(clip.factor < 1.0, math.inf, share)
         return Aim(direction, slope, first, share, learned.bare, learned)
+
+    def _descent(
+        self, space: Space, learned: Estimate, gradient: Array, clip: Clipped | None, free: Any
+    ) -> tuple[Array, Any]:
+        """-H g for the free variables, with g clipped, and its slope."""
+        direction = reduced(space, free, -learned.product)
+        (slope,) = space.later(space.dot(gradient, direction))
+        if clip is None:
+            return direction, slope
+
+        def descent(vector: Array) -> Array:
+            return reduced(space, free, -space.products(learned.matrix, vector))
+
+        return aimed(
+            space, clip, gradient, direction, slope, None if self.clip_value is None else descent
+        )
 
     @property
     def rescales(self) -> bool:  # type: ignore[override]
@@ -406,14 +425,14 @@ class _Update(NamedTuple):
 
 def _update(
     fn: Scalars, scaling: Scaling | None, scale_initial: bool, eps: float, curvature: Any,
-    bend: Any, along: Any, alpha: Any, before: Any, slope: Any, taken: Any, bare: Any, ahead: Any,
+    bend: Any, along: Any, alpha: Any, before: Any, slope: Any, kept: Any, bare: Any, ahead: Any,
     straight: Any, whole: Any,
 ) -> _Update:
     """curvature, bend, along, ahead, straight : see `Curvature`. before, slope : at both ends of
     the step alpha. whole : see `Estimate`."""
     # The same test as in L-BFGS: relative to s . g, so free of the units of x and f.
     rho = fn.divide(1.0, curvature)
-    good = taken & (curvature > -eps * (alpha * before))
+    good = kept & (curvature > -eps * (alpha * before))
     good = good & (rho < math.inf) & (bend > 0.0) & (bend < math.inf)
     factor = one = fn.full(1.0, curvature)
     phi: Any = None

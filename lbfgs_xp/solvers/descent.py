@@ -20,7 +20,7 @@ from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.line_search import ACCEPTED, STUCK, LineSearch, Search, rule_of
 from lbfgs_xp.solvers.bounded import Path, along, path_at
 from lbfgs_xp.solvers.bounded import trial as trial_on
-from lbfgs_xp.solvers.contract import Solver
+from lbfgs_xp.solvers.clipping import Clipped, ClipsGradients
 from lbfgs_xp.solvers.first_step import first_step
 from lbfgs_xp.solvers.initial import UNSCALED
 from lbfgs_xp.solvers.method import Method
@@ -91,7 +91,7 @@ class DescentState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Descent(Method, Solver):
+class Descent(Method, ClipsGradients):
     """A direction and a line search (Nocedal & Wright, chapter 3)."""
 
     line_search: LineSearch | LineSearchName
@@ -104,6 +104,7 @@ class Descent(Method, Solver):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "line_search", rule_of(self.line_search))
+        self._check_clips()
 
     @abstractmethod
     def aim(self, space: Space, point: Iterate, secant: Any, steepest: Any, **more: Any) -> Aim:
@@ -128,11 +129,12 @@ class Descent(Method, Solver):
 
     def learn(
         self, space: Space, state: DescentState, point: Iterate, slope: Any, taken: Any,
-        measured: Any,
+        kept: Any, measured: Any,
     ) -> Any:
         """What the state has learned, with the step to `point` where it was `taken`.
 
         slope : the slope along the step at its end.
+        kept : whether the step shows curvature of use; see `clipping`.
         measured : what `measure` returned for this step.
         """
         return state.learned
@@ -224,7 +226,13 @@ class Descent(Method, Solver):
                 end, state.step, state.value,
             )
             point = Iterate(new_x, value, new_gradient, norm, step)
-            learned = self.learn(space, state, point, dphi, taken, measured[1])
+            kept = taken
+            if self.clips:
+                ends = (state.x, state.gradient), (new_x, new_gradient)
+                begins, ends_there = (self.too_large(space, *end) for end in ends)
+                kept = taken & fn.logical_not(begins | ends_there)
+                secant = fn.where(kept, secant, math.nan)
+            learned = self.learn(space, state, point, dphi, taken, kept, measured[1])
             aim = self.aim(
                 space, point, secant, told.again, turned=turned, learned=learned, **more
             )
@@ -393,17 +401,22 @@ def _chosen(fn: Scalars, mask: Any, new: _Line, old: _Line) -> _Line:
     return fn.choose(mask, new, old)
 
 
-def steepest_descent(space: Space, point: Iterate) -> Aim:
+def steepest_descent(space: Space, point: Iterate, clip: Clipped | None = None) -> Aim:
     """The direction -g, with a first step for an unknown scale: as long as that of L-BFGS (see
-    `first_step`)."""
+    `first_step`).
+
+    clip : the clipped gradient, if it is not g.
+    """
     fn, (x, value, gradient, norm, _) = space.scalars, point
     # The direction is not normalised, because later steps are relative to its length.
-    _, _, length = first_step(space, UNSCALED, None, x, value, gradient, norm, False)
-    return downhill(space, point)._replace(first=fn.divide(length, norm))
+    _, _, length = first_step(space, UNSCALED, None, x, value, gradient, norm, False, clip)
+    norm = norm if clip is None else clip.norm
+    return downhill(space, point, clip)._replace(first=fn.divide(length, norm))
 
 
-def downhill(space: Space, point: Iterate) -> Aim:
+def downhill(space: Space, point: Iterate, clip: Clipped | None = None) -> Aim:
     """The direction -g, without a first step."""
     full, (_, value, gradient, _, _) = space.scalars.full, point
-    (slope,) = space.later(space.dot(gradient, -gradient))
-    return Aim(-gradient, slope, None, full(math.inf, value), full(True, value))
+    direction = -(gradient if clip is None else clip.gradient)
+    (slope,) = space.later(space.dot(gradient, direction))
+    return Aim(direction, slope, None, full(math.inf, value), full(True, value))

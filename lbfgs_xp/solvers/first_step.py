@@ -8,6 +8,7 @@ from typing import Any
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.scalars import Scalars
 from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.solvers.clipping import Clipped
 from lbfgs_xp.solvers.initial import Initial
 
 # A first step longer than this means that x has small units. Below it, alpha has room to grow to
@@ -20,7 +21,7 @@ _PART = 0.6
 
 def first_step(
     space: Space, initial: Initial, weights: Any, x: Array, value: Any, gradient: Array, norm: Any,
-    beginning: Any,
+    beginning: Any, clip: Clipped | None = None,
 ) -> tuple[Array, Any, Any]:
     """The direction while the curvature is unknown, its slope, and the first alpha.
 
@@ -30,17 +31,20 @@ def first_step(
 
     beginning : whether this is the start of a run. Later the direction keeps the length 1, because
         f may fall without bound, which only a long alpha shows.
+    clip : the clipped gradient, of which the direction is made; None for the gradient itself.
     """
-    fn, limited = space.scalars, True
+    fn, limited, source = space.scalars, True, gradient
+    if clip is not None:
+        source, norm, _ = clip
     if not initial.scales_first:
-        direction = initial.descent(space, gradient, weights)
+        direction = initial.descent(space, source, weights)
         return direction, space.read_one(space.dot(gradient, direction)), fn.full(1.0, value)
     # Normalised, so that no product overflows.
     if weights is None:
-        direction = space.scale(fn.fused(_downhill, norm), gradient)
+        direction = space.scale(fn.fused(_downhill, norm), source)
     else:
         # The weights are the sizes of the variables, of which none is to change by all.
-        scaled, limited = gradient * weights, False
+        scaled, limited = source * weights, False
         if space.batched:
             # Some of its problems have no units yet, which is the same as units of 1.
             limited = space.fetch_mask(space.xp.all(weights == 1.0, axis=-1))

@@ -11,6 +11,7 @@ from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.checks import number, optional, setting
 from lbfgs_xp.line_search import Armijo, Fixed, LineSearch
+from lbfgs_xp.solvers.clipping import aimed
 from lbfgs_xp.solvers.descent import Aim, Descent, Iterate, steepest_descent
 from lbfgs_xp.typing import LineSearchName
 
@@ -50,6 +51,8 @@ class Newton(Descent):
     floor : float or None
         At least 0 and below 1; None: eps^(2/3) of the dtype, 4e-11 for float64 and 2e-5 for
         float32.
+    clip_norm, clip_value : float or None
+        As for `lx.LBFGS`.
 
     Raises
     ------
@@ -96,14 +99,23 @@ class Newton(Descent):
             )
         fn, gradient = space.scalars, point.gradient
         eigenvalues, rows = space.eigh(hessian(point.x))
-        along = space.fetch(space.products(rows, gradient))
         modified = self._modified(space, eigenvalues)
         # A singular Hessian gives nan, without a warning.
         modified = space.small.where(modified == 0.0, math.nan * modified, modified)
-        direction = space.combine(space.send(-along / modified), rows)
+
+        def descent(vector: Array) -> Array:
+            along = space.fetch(space.products(rows, vector))
+            return space.combine(space.send(-along / modified), rows)
+
+        direction = descent(gradient)
         slope = space.read_one(space.dot(gradient, direction))
+        clip = self.clipped(space, gradient, point.norm)
+        if clip is not None:
+            by_value = None if self.clip_value is None else descent
+            direction, slope = aimed(space, clip, gradient, direction, slope, by_value)
         downhill = slope < 0.0
-        share = fn.where(downhill, 0.5, fn.full(math.inf, slope))
+        known = downhill if clip is None else downhill & (clip.factor >= 1.0)
+        share = fn.where(known, 0.5, fn.full(math.inf, slope))
         usable = fn.isfinite(slope) & fn.logical_not(steepest)
         if self.modify is None and isinstance(self.line_search, Fixed):
             # The rule ignores the slope, but a search only begins if it is negative.
@@ -111,13 +123,13 @@ class Newton(Descent):
         else:
             usable = usable & downhill
         if fn.every(fn.logical_not(usable)):
-            return steepest_descent(space, point)
+            return steepest_descent(space, point, clip)
         newton = Aim(
             direction, slope, fn.full(1.0, slope), share, fn.full(False, slope)
         )
         if fn.every(usable):
             return newton
-        return space.merge(usable, newton, steepest_descent(space, point))
+        return space.merge(usable, newton, steepest_descent(space, point, clip))
 
     def _modified(self, space: Space, eigenvalues: Array) -> Array:
         """The eigenvalues (..., n), ascending, modified for the direction."""

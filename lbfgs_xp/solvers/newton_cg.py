@@ -54,6 +54,8 @@ class NewtonCG(Descent):
         Above 0 and below 1.
     max_products : int or None
         The most products for a direction, at least 1; None: the smaller of 2 n and 200.
+    clip_norm, clip_value : float or None
+        As for `lx.LBFGS`.
 
     Raises
     ------
@@ -91,19 +93,25 @@ class NewtonCG(Descent):
     ) -> Aim:
         products = checked("NewtonCG", products)
         fn, gradient = space.scalars, point.gradient
-        scale = Scale(point.norm) if learned is None else learned
+        clip = self.clipped(space, gradient, point.norm)
+        source, norm = gradient, point.norm
+        if clip is not None:
+            source, norm, _ = clip
+        scale = Scale(norm) if learned is None else learned
         needed = fn.logical_not(steepest) & (point.norm > 0.0) & fn.isfinite(point.norm) & turned
-        plain = steepest_descent(space, point)
+        plain = steepest_descent(space, point, clip)
         if not space.any(needed):
             return plain._replace(learned=scale)
-        share = fn.fused(forcing_term, self.tolerance, point.norm, scale.first)
+        share = fn.fused(forcing_term, self.tolerance, norm, scale.first)
         direction, bent = self._solved(
-            space, products(point.x, gradient), point.x, gradient, share, needed
+            space, products(point.x, gradient), point.x, source, share, needed
         )
         slope = space.read_one(space.dot(gradient, direction))
         usable = needed & fn.isfinite(slope) & (slope < 0.0)
         # After any number of conjugate gradients, a quadratic falls by half of this.
         half, far = fn.full(0.5, slope), fn.full(math.inf, slope)
+        if clip is not None:
+            bent = bent | (clip.factor < 1.0)
         newton = Aim(
             direction, slope, fn.full(1.0, slope), fn.where(bent, far, half),
             fn.full(False, slope),

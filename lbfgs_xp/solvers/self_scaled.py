@@ -35,7 +35,7 @@ class SSBFGS(DenseQuasiNewton):
 
     Parameters
     ----------
-    line_search, initial_inverse_hessian, scale_initial
+    line_search, initial_inverse_hessian, scale_initial, clip_norm, clip_value
         As for `lx.BFGS`. The first update of a scaled H is that of BFGS.
 
     Raises
@@ -86,7 +86,7 @@ class SSBroyden(DenseQuasiNewton):
 
     Parameters
     ----------
-    line_search, initial_inverse_hessian, scale_initial
+    line_search, initial_inverse_hessian, scale_initial, clip_norm, clip_value
         As for `lx.BFGS`. The first update of a scaled H is that of BFGS.
 
     Raises

@@ -31,10 +31,14 @@ class SteepestDescent(Descent):
     line_search : LineSearch or str
         A rule such as `lx.HagerZhang()`, or its name. With `lx.Fixed(0.1)` each step is -0.1 g.
 
+    clip_norm, clip_value : float or None
+        As for `lx.LBFGS`. The step of Barzilai & Borwein is taken only where no gradient was
+        clipped.
+
     Raises
     ------
     ValueError, TypeError
-        If `line_search` is neither; the message says what was passed.
+        If a value is none of these; the message says what was passed.
 
     Examples
     --------
@@ -54,11 +58,11 @@ class SteepestDescent(Descent):
     shards = True
 
     def aim(self, space: Space, point: Iterate, secant: Any, steepest: Any, **more: Any) -> Aim:
-        fn = space.scalars
+        fn, clip = space.scalars, self.clipped(space, point.gradient, point.norm)
         known = fn.isfinite(secant) & (secant > 0.0)
         if fn.every(known):
-            return downhill(space, point)._replace(first=secant, share=0.5 * secant)
-        aim = steepest_descent(space, point)
+            return downhill(space, point, clip)._replace(first=secant, share=0.5 * secant)
+        aim = steepest_descent(space, point, clip)
         return aim._replace(
             first=fn.where(known, secant, aim.first),
             share=fn.where(known, 0.5 * secant, aim.share),

@@ -50,6 +50,9 @@ class LBFGS(torch.optim.Optimizer):
         `lbfgs_xp.line_search`, or a rule such as `lx.HagerZhang()`.
     maximize : bool
         Whether to maximise the loss.
+    clip_norm, clip_value : float or None
+        The limits of the gradient that directions are made of, as in `lx.LBFGS`. The gradients
+        themselves are not changed.
     bounds : None or (lower, upper)
         The parameters stay between them. Each side is None, a number, or a tensor that broadcasts
         to every parameter. Unlike the other settings, they may differ between groups:
@@ -105,11 +108,13 @@ class LBFGS(torch.optim.Optimizer):
         line_search_fn: LineSearchName | LineSearch | None = None,
         *,
         maximize: bool = False,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
         bounds: Any = None,
     ):
         settings = OptimizerSettings(
             lr, max_iter, max_eval, tolerance_grad, tolerance_change, history_size, line_search_fn,
-            maximize,
+            maximize, clip_norm, clip_value,
         )
         # lr is kept as passed, because schedulers write into a tensor.
         super().__init__(params, vars(settings) | {"lr": lr, "bounds": bounds})
@@ -174,7 +179,7 @@ class LBFGS(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from where `state_dict` was taken, also by a `torch.optim.LBFGS`."""
         saved = _checked(state_dict)
-        own = {name: self.param_groups[0][name] for name in ("line_search_fn", "maximize")}
+        own = {name: self.param_groups[0][name] for name in _OWN}
         groups = [own | group for group in state_dict["param_groups"]]
         if len(groups) == len(self.param_groups):
             # Those of torch have no bounds.
@@ -218,6 +223,10 @@ class LBFGS(torch.optim.Optimizer):
                 clears=False, doubts=0, off=0, scale=None, taken=None,
             )
         return memory
+
+
+# Settings that `torch.optim.LBFGS` lacks, or that are not saved.
+_OWN = ("line_search_fn", "maximize", "clip_norm", "clip_value")
 
 
 def _checked(state_dict: Any) -> dict[str, Any]:

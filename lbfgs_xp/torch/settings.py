@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lbfgs_xp.checks import count, flag, number, real, setting, shown
+from lbfgs_xp.checks import count, flag, number, optional, real, setting, shown
 from lbfgs_xp.line_search import Fixed, rule_of
 from lbfgs_xp.solvers import lbfgs
 
@@ -52,6 +52,8 @@ class OptimizerSettings:
     history_size: int
     line_search_fn: Any
     maximize: bool
+    clip_norm: float | None
+    clip_value: float | None
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__  # the dataclass is frozen
@@ -66,6 +68,8 @@ class OptimizerSettings:
         if self.line_search_fn is not None:
             rule_of(self.line_search_fn, "line_search_fn")
         setting(self, "maximize", flag)
+        for name in ("clip_norm", "clip_value"):
+            setting(self, name, optional(number), above=0.0)
 
     @classmethod
     def of(cls, groups: list[dict[str, Any]]) -> OptimizerSettings:
@@ -83,4 +87,7 @@ class OptimizerSettings:
     def solver(self) -> lbfgs.LBFGS:
         rule = Fixed() if self.fixed else rule_of(self.line_search_fn)
         # The first inverse Hessian is the identity, as in torch.
-        return lbfgs.LBFGS(self.history_size, rule, initial_inverse_hessian=1.0)
+        return lbfgs.LBFGS(
+            self.history_size, rule, initial_inverse_hessian=1.0, clip_norm=self.clip_norm,
+            clip_value=self.clip_value,
+        )

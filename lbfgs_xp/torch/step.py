@@ -262,6 +262,8 @@ class Step:
         begins = self.fresh and self.nit == 0 if s.fixed else pairs.count == 0
         if begins:
             inner = self.solver.reduced(self.space, state.x, state.gradient, state.gradient)
+            if (clip := self.solver.clipped(self.space, inner, state.gradient_norm)) is not None:
+                inner = clip.gradient
             size = self.space.read_one(self.space.sum(abs(inner)))
             alpha *= min(1.0, 1.0 / size)
         if state.path is not None and pairs.count == 0 and alpha > 0.0:
@@ -279,6 +281,8 @@ class Step:
         space, path = self.space, state.path
         assert path is not None
         inner = self.solver.reduced(space, state.x, state.gradient, state.gradient)
+        if (clip := self.solver.clipped(space, inner, state.gradient_norm)) is not None:
+            inner = clip.gradient
         direction = bounded.fitted(space, path, state.x, state.gradient, -inner, alpha)
         slope = space.read_one(space.dot(state.gradient, direction))
         return state._replace(

@@ -22,7 +22,7 @@ from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import Status, table
 from lbfgs_xp.run.progress import Live
 from lbfgs_xp.saving.checkpoint import Checkpoint, Keeper, Saved, Terminated, keeping
-from lbfgs_xp.saving.encoding import described, kind_of
+from lbfgs_xp.saving.descriptions import described, fingerprints, kind_of
 from lbfgs_xp.solvers import lbfgs
 from lbfgs_xp.torch.closure import CHANGES
 from lbfgs_xp.torch.data import Draws, Source
@@ -277,6 +277,7 @@ def train_with_lbfgs(
         "line_search_fn": described(line_search_fn), "until": until, "tol": repr(tol),
         "batch_size": batch_size, "chunk_size": chunk_size, "seed": seed,
         "method": described(getattr(second, "method", None)), "resample_every": resample_every,
+        "data": fingerprints(draws.first, "data"),
     }
     with (
         Live(progress, _line) as live, keeping(checkpoint, lambda: problem, "torch") as keeper

@@ -11,6 +11,7 @@ import numpy as np
 
 from lbfgs_xp.arrays.backend import Array, Backend, is_array, library_of
 from lbfgs_xp.arrays.tree import flatten, unflatten
+from lbfgs_xp.saving.descriptions import fingerprints
 
 
 def batches_of(
@@ -59,6 +60,30 @@ class ArrayBatches:
         self.size = leaves[0].shape[0]
         self.batch_size = self.size if batch_size is None else batch_size
         self.seed = seed
+        self._order: tuple[int, np.ndarray] | None = None
+
+    @property
+    def count(self) -> int:
+        """The number of batches in an epoch."""
+        return -(-self.size // self.batch_size)
+
+    def rows(self, place: int) -> int:
+        """The number of rows in a batch, counted from 0 over all epochs."""
+        start = place % self.count * self.batch_size
+        return min(self.batch_size, self.size - start)
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the rows of each epoch are in a new order."""
+        return self.seed is not None and self.count > 1
+
+    def order(self, number: int) -> np.ndarray:
+        """The order of the rows in an epoch, if it is a new one in each. It is drawn on the host,
+        so that it is the same for all libraries."""
+        if self._order is None or self._order[0] != number:
+            generator = np.random.default_rng([self.seed or 0, number])
+            self._order = number, generator.permutation(self.size)
+        return self._order[1]
 
     def check(self, done: Sequence[int]) -> None:
         """Refuse to continue an epoch whose finished batches had other sizes."""
@@ -72,7 +97,10 @@ class ArrayBatches:
 
     def described(self) -> dict[str, Any]:
         """What decides which rows are in which batch."""
-        return {"rows": self.size, "batch_size": self.batch_size, "seed": self.seed}
+        return {
+            "rows": self.size, "batch_size": self.batch_size, "seed": self.seed,
+            "data": fingerprints(unflatten(self.structure, self.leaves), "data"),
+        }
 
     def epoch(self, number: int, done: int) -> Iterator[tuple[Any, int]]:
         size, step = self.size, self.batch_size
@@ -80,15 +108,11 @@ class ArrayBatches:
             if done == 0:
                 yield unflatten(self.structure, self.leaves), size
             return
-        order = None
-        if self.seed is not None:
-            # Drawn on the host, so that the order is the same for all libraries.
-            generator = np.random.default_rng([self.seed, number])
-            order = self.backend.index_array(generator.permutation(size))
+        order = self.backend.index_array(self.order(number)) if self.is_drawn else None
         for start in range(done * step, size, step):
-            stop = min(start + step, size)
-            leaves = self.backend.span(self.leaves, order, start, stop)
-            yield unflatten(self.structure, leaves), stop - start
+            count = min(step, size - start)
+            leaves = self.backend.span(self.leaves, order, start, count)
+            yield unflatten(self.structure, leaves), count
 
 
 class IterableBatches:
@@ -101,8 +125,9 @@ class IterableBatches:
         """Accept anything: an iterable may order and size its batches as it likes."""
 
     def described(self) -> dict[str, Any]:
-        """See `ArrayBatches`; what an iterable gives is not known."""
-        return {"rows": "of an iterable"}
+        """See `ArrayBatches`; what an iterable gives is not known, except from a list."""
+        known = self.data if isinstance(self.data, list) else ()
+        return {"rows": "of an iterable", "data": fingerprints(known, "data")}
 
     def epoch(self, number: int, done: int) -> Iterator[tuple[Any, int]]:
         found = 0
@@ -115,6 +140,52 @@ class IterableBatches:
                 f"data, a {type(self.data).__name__}, gave no batch in epoch {number}; wanted at "
                 "least one"
             )
+
+
+class Parts(list):
+    """The (batch, rows) that one update takes together."""
+
+
+class Accumulated:
+    """Several batches for each update, as `Parts`; fewer at the end of an epoch.
+
+    batches : what gives them.
+    count : how many.
+    """
+
+    def __init__(self, batches: ArrayBatches | IterableBatches, count: int):
+        self.batches = batches
+        self.count = count
+
+    def check(self, done: Sequence[int]) -> None:
+        """Refuse to continue an epoch whose finished updates had other sizes."""
+        if isinstance(self.batches, ArrayBatches):
+            size, step = self.batches.size, self.batches.batch_size * self.count
+            wanted = [min(step, size - start) for start in range(0, size, step)]
+            if list(done) != wanted[: len(done)]:
+                raise ValueError(
+                    f"state is in the middle of an epoch with {', '.join(map(str, done))} rows for "
+                    f"each update; wanted the same data, batch_size and accumulate, which give "
+                    f"{step} here"
+                )
+
+    def described(self) -> dict[str, Any]:
+        """What decides which rows are in which update."""
+        return {**self.batches.described(), "accumulate": self.count}
+
+    def epoch(self, number: int, done: int) -> Iterator[tuple[Parts, int]]:
+        parts = Parts()
+        for each in self.batches.epoch(number, done * self.count):
+            parts.append(each)
+            if len(parts) == self.count:
+                yield parts, _rows_of(parts)
+                parts = Parts()
+        if parts:
+            yield parts, _rows_of(parts)
+
+
+def _rows_of(parts: Parts) -> int:
+    return sum(rows for _, rows in parts)
 
 
 def _holds_arrays(data: Any) -> bool:

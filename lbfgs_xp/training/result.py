@@ -92,7 +92,7 @@ class History:
     epoch_loss : (epochs,)
         The mean of `loss` over each finished epoch, weighted by the rows of the batches.
     seconds : (epochs,)
-        The duration of each of these epochs.
+        The duration of each of these epochs. Those that JAX runs in one call share it equally.
     validation : (epochs,)
         What `validate` returned after each of them; empty without it.
     """

@@ -18,6 +18,7 @@ from lbfgs_xp.checks import real
 from lbfgs_xp.first_order import FirstOrder, update
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import Status
+from lbfgs_xp.run.compiled import Chunk
 from lbfgs_xp.saving.placing import as_own
 from lbfgs_xp.solvers.contract import completed
 from lbfgs_xp.training.loss import Loss
@@ -29,6 +30,7 @@ from lbfgs_xp.training.result import (
     TrainResult,
     TrainState,
 )
+from lbfgs_xp.training.updates import Updates
 
 _DIVERGED = (
     "the loss or a parameter is not finite: the learning rate may be too large; the parameters "
@@ -80,7 +82,7 @@ class TrainingRun:
     def __init__(
         self, method: Any, loss: Loss, backends: list[Backend], updates_per_batch: int,
         reproducible: bool, deadline: float, epoch: int, average_decay: float | None,
-        validate: Callable[[Any], Any] | None,
+        validate: Callable[[Any], Any] | None, updates: Updates | None,
     ):
         self.method = method
         self.loss = loss
@@ -91,6 +93,9 @@ class TrainingRun:
         self.reproducible = reproducible
         self.deadline = deadline
         self.average_decay, self.validate = average_decay, validate
+        self._at_once, self._chunk = updates, Chunk(math.inf)
+        # Whether a call may run several epochs.
+        self._spans = True
         self._advance = self._update if has_updates(method) else self._iterate
         # Batches whose loss or gradient is not finite are skipped.
         self.tolerant = getattr(method, "on_nonfinite", "") == "skip"
@@ -111,9 +116,10 @@ class TrainingRun:
         (
             self.leaves, self._kept, self.epoch, self.updates, self.seen, self._told, self._memory,
             self._begun, self.average, self.best, self._noted, self._overwrites, self._torn,
+            self._kept_batches,
         ) = (
             leaves, at, epoch, updates, noted, told, memory, begun, average, best, len(seen), False,
-            False,
+            False, self._batches,
         )
 
     # --- saving ----------------------------------------------------------------------------------
@@ -159,9 +165,45 @@ class TrainingRun:
 
     # --- an epoch ------------------------------------------------------------------------------
 
-    def run_epoch(self, batches: Any, visit: Callable[[], None]) -> None:
-        """Run one epoch, or the rest of it; `visit` is called before each batch."""
+    def run_epochs(self, batches: Any, visit: Callable[[], None], most: int) -> None:
+        """Run one epoch, or the rest of it; if updates are compiled, perhaps more, up to `most`.
+
+        visit : is called before each batch, or each call of what is compiled.
+        """
         begin = time.perf_counter()
+        if self._at_once is None:
+            epochs, sizes = self._batch_by_batch(batches, visit), self._read_with_sizes()
+        else:
+            epochs, sizes = self._many_updates(self._at_once, visit, most), self._read_with_sizes()
+            if epochs > 1 and not self._are_finite(sizes):
+                # In which epoch this happened is found by running them one at a time.
+                self.stand(*self._kept)
+                self._spans = False
+                return
+        self._note_losses()
+        if self.tolerant and not any(map(_is_finite, self.seen)):
+            self.status = Status.DIVERGED
+        if not self.tolerant and not self._are_finite(sizes):
+            self.stand(*self._kept)
+            self.status = Status.DIVERGED
+        if self.status is not Status.RUNNING:
+            return
+        each = len(self.seen) // epochs
+        means = [_mean(self.seen[k * each : (k + 1) * each]) for k in range(epochs)]
+        number = self.epoch - self.first_epoch
+        self.history["epoch_loss"][number:] = means
+        self.history["seconds"][number:] = epochs * [(time.perf_counter() - begin) / epochs]
+        best = self.best if self.validate is None else self._validated(self.validate, number)
+        self.stand(
+            self.leaves,
+            TrainState(
+                self.epoch + epochs, self.updates, (), means[-1], self._memory, None, self.average,
+                best,
+            ),
+        )
+
+    def _batch_by_batch(self, batches: Any, visit: Callable[[], None]) -> int:
+        """Run one epoch; return 1, the number of epochs."""
         watches = self.backend.reads_are_free and not self.tolerant
         for batch, rows in batches.epoch(self.epoch, len(self.seen)):
             visit()
@@ -176,25 +218,72 @@ class TrainingRun:
             self.seen.append((value, rows, rate))
             if watches and not math.isfinite(value):
                 break
-        sizes = self._note_losses([] if self.tolerant else self._sizes())
-        if self.tolerant and not any(map(_is_finite, self.seen)):
-            self.status = Status.DIVERGED
-        if not self.tolerant and not all(map(math.isfinite, [*sizes, *(x for x, *_ in self.seen)])):
-            self.stand(*self._kept)
-            self.status = Status.DIVERGED
-        if self.status is not Status.RUNNING:
-            return
-        mean = _mean(self.seen)
-        number = self.epoch - self.first_epoch
-        self.history["epoch_loss"][number:] = [mean]
-        self.history["seconds"][number:] = [time.perf_counter() - begin]
-        best = self.best if self.validate is None else self._validated(self.validate, number)
-        self.stand(
-            self.leaves,
-            TrainState(
-                self.epoch + 1, self.updates, (), mean, self._memory, None, self.average, best
-            ),
+        return 1
+
+    def _many_updates(self, run: Updates, visit: Callable[[], None], most: int) -> int:
+        """Run updates in calls of a program until an epoch ends; return the number of epochs."""
+        if self.validate is not None or run.is_told or not self._spans:
+            most = 1
+        if self._memory is None:
+            self._memory = self.method.init(self.params)
+        whole = run.per_epoch
+        while True:
+            visit()
+            left = self.deadline - time.perf_counter()
+            if left <= 0.0:
+                self.status = Status.TIME
+                return 1
+            place, loss, done, step = self._begun_here()
+            if done == run.each:    # in a run batch by batch that was stopped
+                rate, _ = self.method.learning_rate.follow(self._memory.plateaus[0], step, None)
+                self.seen.append((loss, run.batches.rows(place), rate))
+                place, done = place + 1, 0
+            first = place * run.each + done
+            if first == whole:
+                return 1
+            fitting = min(self._chunk.within(left), run.most)
+            epochs = min(most, fitting // whole) if first == 0 else 1
+            wanted = epochs * whole if epochs > 1 else min(whole - first, fitting)
+            count = run.prepare(self._memory, self._told, wanted)
+            epochs = max(1, min(epochs, count // whole))
+            count = epochs * whole if epochs > 1 else count
+            begin = time.perf_counter()
+            is_finite = self._make(run, first, count, epochs > 1)
+            self._chunk.took(count, time.perf_counter() - begin)
+            if not is_finite or first + count >= whole:
+                return epochs
+
+    def _make(self, run: Updates, first: int, count: int, spans: bool) -> bool:
+        """Make updates from the `first` of the epoch on; return whether their losses are finite.
+
+        spans : whether they are those of several epochs. An interrupt before these are recorded
+            leads back to their start.
+        """
+        each, begun, old = run.each, self._begun_here(), len(self.seen)
+        self._torn = self._overwrites
+        leaves, memory, average, losses, rates = run(
+            self.leaves, self._memory, self.average, self.epoch, first, count, self._overwrites
         )
+
+        def loss(place: int) -> Any:
+            return begun.loss if place * each < first else losses[place * each - first]
+
+        stop, done = divmod(first + count, each)
+        seen = [
+            (loss(k), run.batches.rows(k), rates[(k + 1) * each - 1 - first])
+            for k in range(old, stop)
+        ]
+        after = BegunBatch(stop, loss(stop), done, memory.step - 1) if done else None
+        # A single statement, which no interrupt can split.
+        (
+            self.leaves, self._memory, self.updates, self._told, self._overwrites, self._begun,
+            self.average, self.seen, self._torn,
+        ) = (
+            leaves, memory, self.updates + count, None, True, after, average, self.seen + seen,
+            spans,
+        )
+        self.seen[old:] = [(float(loss), rows, rate) for loss, rows, rate in seen]
+        return all(map(_is_finite, self.seen[old:]))
 
     def _validated(self, validate: Callable[[Any], Any], number: int) -> BestEpoch | None:
         """The best epoch so far, with the current one, which is that `number` of this run."""
@@ -320,11 +409,24 @@ class TrainingRun:
             leaves, res.state, updates, begun, average
         )
 
-    def _note_losses(self, numbers: Sequence[Any] = ()) -> list[float]:
-        """Record the losses and return the numbers, with one transfer if they are on a device."""
-        read = self.backend.read_many([*(value for value, _, _ in self.seen), *numbers])
-        losses, numbers = read[: len(self.seen)], read[len(self.seen) :]
-        self.seen = [(x, n, rate) for x, (_, n, rate) in zip(losses, self.seen, strict=True)]
+    def _read_losses(self, numbers: Sequence[Any] = ()) -> list[float]:
+        """Read the losses, and the numbers, which it returns; with one transfer if they are on a
+        device."""
+        places = [k for k, (loss, *_) in enumerate(self.seen) if type(loss) is not float]
+        read = self.backend.read_many([*(self.seen[k][0] for k in places), *numbers])
+        for k, loss in zip(places, read, strict=False):
+            self.seen[k] = loss, *self.seen[k][1:]
+        return read[len(places) :]
+
+    def _read_with_sizes(self) -> list[float]:
+        """Read the losses, and the largest component of each parameter, which it returns."""
+        return self._read_losses([] if self.tolerant else self._sizes())
+
+    def _are_finite(self, sizes: list[float]) -> bool:
+        return all(map(math.isfinite, sizes)) and all(map(_is_finite, self.seen))
+
+    def _note_losses(self) -> None:
+        """Record the losses that have been read."""
         new = self.seen[self._noted :]
         if not self.tolerant:
             # Losses after the first one that is not finite are meaningless.
@@ -332,7 +434,6 @@ class TrainingRun:
         self.history["loss"][self._batches :] = [x for x, _, _ in new]
         self.history["learning_rate"][self._batches :] = [rate for _, _, rate in new]
         self._noted, self._batches = len(self.seen), self._batches + len(new)
-        return numbers
 
     def _sizes(self) -> list[Any]:
         """The largest component of each parameter."""
@@ -353,9 +454,12 @@ class TrainingRun:
         return unflatten(self.structure, leaves)
 
     def recover(self) -> None:
-        """Go back to the start of the epoch if an update was stopped in the middle."""
+        """Go back to the start of the epoch if an update was stopped in the middle, or the record
+        of several epochs."""
         if self._torn:
+            batches = self._kept_batches
             self.stand(*self._kept)
+            self._batches = batches
 
     def record(self) -> TrainRecord:
         return TrainRecord(
@@ -369,6 +473,7 @@ class TrainingRun:
         )
 
     def result(self) -> TrainResult:
+        self._read_losses()
         self._note_losses()
         begun: Any = self._begun_here()
         if begun.loss is None:

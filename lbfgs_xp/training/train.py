@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from lbfgs_xp import checks
+from lbfgs_xp.arrays.backend import Array, Backend
 from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.returned import is_true
 from lbfgs_xp.arrays.tree import backends_of, flatten_parameters, without_frozen
@@ -16,11 +17,12 @@ from lbfgs_xp.result import Status, attach
 from lbfgs_xp.run.methods import method_named
 from lbfgs_xp.run.progress import Live
 from lbfgs_xp.saving.checkpoint import Checkpoint, Keeper, Terminated, keeping
-from lbfgs_xp.saving.encoding import described, kinds_of
-from lbfgs_xp.training.batches import batches_of
+from lbfgs_xp.saving.descriptions import described, kinds_of
+from lbfgs_xp.training.batches import Accumulated, batches_of
 from lbfgs_xp.training.loss import Loss
 from lbfgs_xp.training.result import BegunBatch, TrainRecord, TrainResult, TrainState
 from lbfgs_xp.training.run import TrainingRun, has_updates
+from lbfgs_xp.training.updates import updates_of
 from lbfgs_xp.typing import Method
 
 
@@ -45,6 +47,7 @@ def train(
     shuffle: bool = True,
     seed: int = 0,
     updates_per_batch: int = 1,
+    accumulate: int = 1,
     average_decay: float | None = None,
     validate: Callable[[Any], Any] | None = None,
     maxtime: float | None = None,
@@ -93,6 +96,10 @@ def train(
         The seed for shuffling, at least 0.
     updates_per_batch : int
         Updates, or iterations of a solver, on each batch.
+    accumulate : int
+        How many batches an update takes together: the loss is the mean over all their rows, of
+        which only one batch at a time passes through the model. An epoch may end with fewer.
+        (Each batch counts by its rows, as is right for a loss that is a mean over them.)
     average_decay : float in [0, 1)
         If given, an exponential moving average of the parameters is kept: after each update (for a
         solver, after each batch) a ← average_decay a + (1 - average_decay) x, beginning with the
@@ -109,7 +116,8 @@ def train(
         `lx.fixed_sum`). Nothing is compiled then.
     compile : bool
         Whether JAX compiles loss and gradient, once for each batch shape; loss must then be a pure
-        function that JAX can trace. No effect with other libraries.
+        function that JAX can trace. With arrays as data, many updates of a first-order optimizer
+        run as one program. No effect with other libraries.
     callback : function, or several
         callback(record) after each epoch, with a `TrainRecord`; returning a true value stops the
         run.
@@ -159,6 +167,8 @@ def train(
     batch_size = checks.optional(checks.count)("batch_size", batch_size, 1)
     seed = checks.count("seed", seed, 0)
     batches = batches_of(data, batch_size, shuffle, seed, epochs, backends[0])
+    accumulate = checks.count("accumulate", accumulate, 1)
+    together = Accumulated(batches, accumulate) if accumulate > 1 else batches
     seconds = checks.optional(checks.seconds)("maxtime", maxtime)
     deadline = time.perf_counter() + (math.inf if seconds is None else seconds)
     callbacks = _callbacks(callback)
@@ -171,29 +181,32 @@ def train(
         )
     method = _checked_method(method)
     state = _checked_state(state, method, params, structure)
+    checked_loss = Loss(loss, jac, compile and not reproducible, backends[0], structure)
+    updates_per_batch = checks.count("updates_per_batch", updates_per_batch, 1)
     run = TrainingRun(
         method,
-        Loss(loss, jac, compile and not reproducible, backends[0], structure),
+        checked_loss,
         backends,
-        checks.count("updates_per_batch", updates_per_batch, 1),
+        updates_per_batch,
         reproducible,
         deadline,
         state.epoch,
         average_decay,
         validate,
+        updates_of(method, checked_loss, together, updates_per_batch, average_decay),
     )
-    batches.check([rows for _, rows, _ in state.seen])
-    run.stand([b.own(x) for b, x in zip(backends, leaves, strict=True)], state)
+    together.check([rows for _, rows, _ in state.seen])
+    run.stand([_own(b, x) for b, x in zip(backends, leaves, strict=True)], state)
     with (
         Live(progress, _line) as live,
         keeping(
-            checkpoint, lambda: _described(run, batches, leaves), backends[0].name
+            checkpoint, lambda: _described(run, together, leaves), backends[0].name
         ) as keeper,
     ):
         if keeper is not None and keeper.saved is not None:
             run.restore(keeper.saved.position(backends[0], params))
         try:
-            _carry_on(run, batches, run.first_epoch + epochs, callbacks, live, keeper)
+            _carry_on(run, together, run.first_epoch + epochs, callbacks, live, keeper)
         except (KeyboardInterrupt, Terminated) as stop:
             # A run within another one has not received the signal itself.
             if keeper is None and isinstance(stop, Terminated):
@@ -210,6 +223,12 @@ def train(
             attach(error, result, f"the parameters after {result.updates} updates")
             raise
     return run.result()
+
+
+def _own(backend: Backend, leaf: Array) -> Array:
+    """A copy of the leaf in row-major order, as all later ones: sums of the loss may round
+    differently in another order."""
+    return backend.xp.reshape(backend.own(backend.xp.reshape(leaf, (-1,))), leaf.shape)
 
 
 def _described(run: TrainingRun, batches: Any, leaves: list[Any]) -> dict[str, Any]:
@@ -231,16 +250,21 @@ def _carry_on(
 ) -> None:
     """Run epochs up to `last`, or until a callback stops the run."""
 
-    def visit(advanced: bool = False) -> None:
+    def visit(advanced: int = 0) -> None:
         if keeper is not None:
             keeper.visit(run.position(), advanced)
+
+    def most(left: int) -> int:
+        """How many epochs may run at once."""
+        return 1 if callbacks else left if keeper is None else keeper.within(left)
 
     if keeper is not None:
         keeper.follow(run.position_if_whole)
     if run.epoch >= last and run.status is Status.RUNNING:
         run.status = Status.EPOCHS
     while run.status is Status.RUNNING:
-        run.run_epoch(batches, visit)
+        before = run.epoch
+        run.run_epochs(batches, visit, most(last - before))
         if run.status is Status.TIME:
             return
         if run.status is not Status.RUNNING:
@@ -248,8 +272,8 @@ def _carry_on(
         if run.epoch == last:
             run.status = Status.EPOCHS
         else:
-            visit(advanced=True)
-        if not callbacks and not live.shown:
+            visit(advanced=run.epoch - before)
+        if run.epoch == before or not callbacks and not live.shown:
             continue
         record = run.record()
         live.show(record)

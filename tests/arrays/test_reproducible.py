@@ -171,6 +171,7 @@ NEAR = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", NEAR)
 def test_the_first_iterates_agree(backend: Backend, name: str) -> None:
     factory, arguments, reproducible = NEAR[name]

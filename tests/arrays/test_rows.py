@@ -42,6 +42,7 @@ def wells(backend: Backend) -> Any:
 METHODS = [lx.LBFGS(memory_size=3), lx.BFGS(), lx.ProjectedGradient(), lx.Adam(0.3)]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
 def test_args_go_with_their_rows(backend: Backend, method: Any) -> None:
     if backend.is_jax and not isinstance(method, lx.BFGS):
@@ -197,6 +198,7 @@ def test_records_and_results_are_whole(backend: Backend) -> None:
     assert res.hess_inv.shape == (B, 3, 3) and len(res.message) == B
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("how", ["interrupt", "error", "budget", "callback"])
 def test_an_end_while_rows_are_gone_loses_nothing(backend: Backend, how: str) -> None:
     fun, target = wells(backend), targets(backend)

@@ -161,6 +161,7 @@ def test_iterates_of_optax(backend: Backend, case: tuple[str, dict, dict]) -> No
     close(path(backend, getattr(lx, name)(0.01, **settings)), np.stack(theirs))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ALL)
 def test_the_same_bits_in_reproducible_mode(backend: Backend, name: str, dtype: str) -> None:
@@ -188,6 +189,7 @@ def test_blocks_and_threads_change_nothing(name: str, dtype: str) -> None:
         assert np.array_equal(x[picked], few)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ALL)
 def test_in_place(backend: Backend, name: str) -> None:
     if backend is Backend.NUMPY_READONLY:
@@ -204,6 +206,7 @@ def test_in_place(backend: Backend, name: str) -> None:
         assert np.array_equal(backend.to_numpy(x), backend.to_numpy(y))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ALL)
 def test_nothing_is_overwritten_unless_told(backend: Backend, name: str) -> None:
     opt = getattr(lx, name)(0.02)
@@ -258,6 +261,7 @@ def gradients(backend: Backend, params: Any) -> Any:
     }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", list(TORCH))
 def test_nested_parameters_as_torch(backend: Backend, name: str) -> None:
     """Shapes, and 0-d, complex and float32 leaves, are as in torch."""

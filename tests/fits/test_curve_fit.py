@@ -50,6 +50,7 @@ def check(backend: Backend, res: lx.CurveFit, wanted: tuple[np.ndarray, np.ndarr
     np.testing.assert_allclose(backend.to_numpy(res.stderr), np.sqrt(np.diag(wanted[1])), rtol=1e-5)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize("kind", ["none", "deviations", "covariance"])
 def test_like_scipy(backend: Backend, kind: str, absolute: bool) -> None:
@@ -73,6 +74,7 @@ def test_r2() -> None:
     assert res.r2 == pytest.approx(np.corrcoef(X, y)[0, 1] ** 2, rel=1e-10)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("loss", ["soft_l1", "huber", "cauchy", "arctan"])
 def test_losses_like_scipy(backend: Backend, loss: str) -> None:
     y = Y.copy()

@@ -11,6 +11,7 @@ import pytest
 import lbfgs_xp as lx
 from lbfgs_xp import IntervalStatus
 from lbfgs_xp.fits import profile
+from lbfgs_xp.fits.distributions import deviations_of, rise_of
 from tests.backends import Backend
 from tests.fits import nist
 from tests.fits.test_nist import SHORT
@@ -93,11 +94,12 @@ def test_a_line_has_the_intervals_of_its_standard_errors(backend: Backend) -> No
         lambda x, slope, offset: offset + slope * x, backend.asarray(X), backend.asarray(y),
         {"slope": 1.0, "offset": 0.0}, jac=None if backend.has_autodiff else "3-point",
     )
-    low, high = res.intervals(0.9544997361036416)
+    low, high = res.intervals(0.95)
+    t = 2.024394163911970    # of Student's distribution with 38 degrees of freedom
     for name in ("slope", "offset"):
         x, error = (float(backend.to_numpy(tree[name])) for tree in (res.x, res.stderr))
-        assert float(backend.to_numpy(low[name])) == pytest.approx(x - 2.0 * error, rel=1e-6)
-        assert float(backend.to_numpy(high[name])) == pytest.approx(x + 2.0 * error, rel=1e-6)
+        assert float(backend.to_numpy(low[name])) == pytest.approx(x - t * error, rel=1e-6)
+        assert float(backend.to_numpy(high[name])) == pytest.approx(x + t * error, rel=1e-6)
 
 
 @pytest.mark.parametrize("settings", [
@@ -131,8 +133,8 @@ SLOW = ("ENSO", "Lanczos1", "Lanczos3")
     for name in [*nist.MODELS, *SHORT]
 ])
 def test_reference_sets(name: str) -> None:
-    """At each end, chi2 with the other parameters fitted by SciPy has risen by 1 in units of the
-    scatter."""
+    """At each end, chi2 with the other parameters fitted by SciPy has risen by the square of
+    Student's t in units of the scatter."""
     optimize = pytest.importorskip("scipy.optimize")
     model, x, y, start = reference_set(name)
     with np.errstate(all="ignore"):
@@ -159,7 +161,8 @@ def test_reference_sets(name: str) -> None:
             )
             rises.append((2.0 * held.cost - res.chi2) / res.reduced_chi2)
     # The residuals of Lanczos1 are rounding errors.
-    np.testing.assert_allclose(rises, 1.0, atol=5e-2 if name == "Lanczos1" else 1e-3)
+    wanted = rise_of(ONE, res.dof)
+    np.testing.assert_allclose(rises, wanted, rtol=5e-2 if name == "Lanczos1" else 1e-3)
 
 
 # --- bounds, and ends that are none --------------------------------------------------------------
@@ -202,7 +205,9 @@ def test_fixed_parameters() -> None:
     assert found.success and found.low[1] == found.high[1] == 1.3
     assert found.low_status[1] == IntervalStatus.FIXED
     # The other two are linear.
-    np.testing.assert_allclose(found.high - res.x, res.stderr, rtol=1e-6)
+    np.testing.assert_allclose(
+        found.high - res.x, deviations_of(ONE, 38) * res.stderr, rtol=1e-6
+    )
 
 
 def test_no_end() -> None:
@@ -358,7 +363,8 @@ def test_contour(backend: Backend) -> None:
     inverse = np.linalg.inv(backend.to_numpy(res.covariance))
     rise = np.sum((away @ inverse) * away, axis=-1)
     assert points.shape == (2, 12, 2)
-    np.testing.assert_allclose(rise, -2.0 * np.log(0.1), rtol=1e-3)
+    # Twice the quantile of F with 2 and 38 degrees of freedom.
+    np.testing.assert_allclose(rise, 2.0 * 2.448093507, rtol=1e-3)
 
 
 def test_contour_of_a_model_that_bends() -> None:
@@ -406,6 +412,35 @@ def test_a_model_that_raises() -> None:
 
 
 # --- many fits -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dof", [1, 3])
+def test_coverage_with_few_degrees_of_freedom(dof: int) -> None:
+    """A scale that is estimated widens what holds the truth, for each row by its own number of
+    data: every second one leaves two of them out."""
+    m, rows, level = dof + 4, 1000, 0.9
+    x, truth = np.linspace(-1.0, 2.0, m), np.asarray([1.0, -2.0])
+    y = truth[0] + truth[1] * x + 0.3 * np.random.default_rng(2).normal(size=(rows, m))
+    sigma = np.ones((rows, m))
+    sigma[::2, 1:3] = np.inf
+    res = lx.curve_fit(lambda x, a, b: a + b * x, x, y, truth, sigma=sigma, batched=True)
+    assert res.dof.tolist() == [dof, dof + 2] * (rows // 2)
+    low, high = res.intervals(level)
+    below, above = res.band([0.7], level)
+    border = res.contour("a", "b", level, size=8)
+    away = np.stack([border[:, 0, :] - res.x, truth - res.x])
+    rises = np.sum(np.matmul(away[..., None, :], np.linalg.inv(res.covariance))[..., 0, :] * away,
+                   axis=-1)
+    curve = truth[0] + 0.7 * truth[1]
+    for inside in (
+        (low[:, 0] < truth[0]) & (truth[0] < high[:, 0]),
+        (low[:, 1] < truth[1]) & (truth[1] < high[:, 1]),
+        (below[:, 0] < curve) & (curve < above[:, 0]),
+        rises[1] < rises[0],
+    ):
+        # Three standard deviations of 500 trials
+        for part in (inside[::2], inside[1::2]):
+            assert abs(part.mean() - level) < 0.04
 
 
 @functools.cache

@@ -53,6 +53,7 @@ def compiled(name: str) -> Any:
 LIBRARIES = [Backend.NUMPY, Backend.STRICT, *(b for b in [*CPU, *GPU] if b.has_autodiff)]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("backend", parameters(LIBRARIES), indirect=True)
 @pytest.mark.parametrize("start", [0, 1])
 @pytest.mark.parametrize("name", nist.MODELS)

@@ -173,6 +173,33 @@ def test_what_the_data_do_not_determine_is_passed_on() -> None:
     assert np.isinf(res.stderr["a"]) and np.isinf(res.stderr["c"])
 
 
+@pytest.mark.parametrize("backend", [Backend.NUMPY, Backend.TORCH], ids=str)
+@pytest.mark.parametrize("form", ["one", "batch", "chunks"])
+def test_ties_of_what_the_data_do_determine(backend: Backend, form: str) -> None:
+    """Data at a product of two parameters determine it, though neither of them."""
+    xp, y = backend.xp, backend.asarray(np.stack([Y, 2.0 * Y]) if form == "batch" else Y)
+    res = lx.curve_fit(
+        lambda x, a, b, c, product, other: a * b * xp.exp(-1.3 * x) + c, backend.asarray(X), y,
+        {"a": 1.0, "b": 2.0, "c": 0.1, "product": 0.0, "other": 0.0},
+        ties={"product": lambda p: p["a"] * p["b"], "other": lambda p: p["a"] + p["c"]},
+        batched=form == "batch", **({"chunk_size": 10} if form == "chunks" else {}),
+    )
+    plain = lx.curve_fit(
+        lambda x, product, c: product * xp.exp(-1.3 * x) + c, backend.asarray(X), y,
+        {"product": 1.0, "c": 0.1}, batched=form == "batch",
+    )
+    # The scale of the errors counts a and b as two.
+    ratio = res.reduced_chi2 / plain.reduced_chi2
+    ratio = np.sqrt(ratio if isinstance(ratio, float) else backend.to_numpy(ratio))
+    for name in ("product", "c"):
+        np.testing.assert_allclose(
+            backend.to_numpy(res.stderr[name]), ratio * backend.to_numpy(plain.stderr[name]),
+            rtol=1e-5,
+        )
+    for name in ("a", "b", "other"):
+        assert np.isinf(backend.to_numpy(res.stderr[name])).all()
+
+
 def test_x_scale_and_messages_know_the_free_parameters() -> None:
     res = lx.curve_fit(
         decay(), X, Y, {"a": 1.0, "k": 1.0, "c": 0.45}, jac="3-point", fixed="k",

@@ -42,7 +42,8 @@ def test_band(backend: Backend, batched: bool) -> None:
     middle = x["a"] * decay + x["c"]
     slopes = np.stack([-x["a"] * at * decay, np.ones_like(decay), decay], axis=-1)
     covariance = backend.to_numpy(res.covariance).reshape(-1, 3, 3)
-    wanted = 1.959963984540054 * np.sqrt(np.sum((slopes @ covariance) * slopes, axis=-1))
+    t = 2.026192463029109    # of Student's distribution with 37 degrees of freedom
+    wanted = t * np.sqrt(np.sum((slopes @ covariance) * slopes, axis=-1))
     low, high = (backend.to_numpy(s) for s in res.band(backend.asarray(at), 0.95))
     assert low.shape == ((2, 3) if batched else (3,))
     np.testing.assert_allclose(backend.to_numpy(res.predict(at)), np.reshape(middle, low.shape))
@@ -149,7 +150,8 @@ def test_what_the_data_do_not_determine(backend: Backend, batched: bool) -> None
     x = backend.asarray(np.ones(12))
     y = backend.asarray(np.asarray([[1.0, 1.1] * 6, [2.0, 1.8] * 6]))
     res = lx.curve_fit(
-        lambda x, a, b: a + b * x, x, y if batched else y[0], [1.0, 1.0], batched=batched
+        lambda x, a, b: a + b * x, x, y if batched else y[0], [1.0, 1.0], batched=batched,
+        sigma=0.1, absolute_sigma=True,
     )
     at = np.asarray([1.0, 2.0])
     low, high = res.band(backend.asarray(np.tile(at, (2, 1)) if batched else at))

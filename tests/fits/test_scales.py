@@ -463,7 +463,7 @@ def test_a_scale_of_curve_fit() -> None:
         decay, FINE, rows, start, jac="3-point", batched=True, x_scale={"k": 0.1}, threads=2
     )
     np.testing.assert_allclose(many.x["k"], wanted.x["k"], rtol=1e-6)
-    with pytest.raises(ValueError, match="x_scale names 'c'; wanted names of x0: 'a', 'k'"):
+    with pytest.raises(ValueError, match="x_scale names 'c'; wanted names of p0: 'a', 'k'"):
         lx.curve_fit(decay, FINE, y, start, jac="3-point", x_scale={"c": 0.1})
     with pytest.raises(ValueError, match="x_scale contains -1.0; wanted finite numbers above 0"):
         lx.least_squares(valley, np.ones(2), jac="3-point", x_scale=[1.0, -1.0])

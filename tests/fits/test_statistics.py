@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import lbfgs_xp as lx
-from lbfgs_xp.fits.distributions import chi2_above, rise_of
+from lbfgs_xp.fits.distributions import chi2_above, deviations_of, rise_of
 from tests.backends import Backend
 
 X = np.linspace(0.0, 4.0, 40)
@@ -161,7 +161,7 @@ def test_copies_keep_the_numbers_alone() -> None:
     for other in (pickle.loads(pickle.dumps(res)), copy.deepcopy(res), copy.copy(res)):
         np.testing.assert_array_equal(other.aic, res.aic)
         np.testing.assert_array_equal(other.correlation, res.correlation)
-        with pytest.raises(ValueError, match="copy or comes from a pickle"):
+        with pytest.raises(ValueError, match="copy, or comes from a pickle"):
             _ = other.jacobian
 
 
@@ -178,4 +178,16 @@ def test_edges_of_chances() -> None:
     found = chi2_above(np.asarray([0.0, np.inf, 1.0, -1.0, np.nan]), np.asarray([3, 3, 0, 3, 3]))
     np.testing.assert_array_equal(found, [1.0, 0.0, np.nan, np.nan, np.nan])
     assert rise_of(0.6826894921370859) == pytest.approx(1.0)
-    assert rise_of(0.6826894921370859, 2) == pytest.approx(2.2957489)
+    assert rise_of(0.6826894921370859, parameters=2) == pytest.approx(2.2957489)
+    dof = np.asarray([[0.0, np.nan], [3.0, np.inf]])
+    for found in (deviations_of(0.95, dof), rise_of(0.95, dof), rise_of(0.95, dof, 2)):
+        assert np.isnan(found[0]).all() and np.isfinite(found[1]).all()
+
+
+@pytest.mark.parametrize("dof", [1, 2, 3, 10, 999, 1000, 10_000_000])
+def test_quantiles_like_scipy(dof: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for level in (1e-3, 0.3, 0.6827, 0.95, 0.9973, 1.0 - 1e-10):
+        rest = 1.0 - level
+        assert deviations_of(level, dof) == pytest.approx(stats.t.isf(0.5 * rest, dof), rel=1e-9)
+        assert rise_of(level, dof, 2) == pytest.approx(2.0 * stats.f.isf(rest, 2, dof), rel=1e-9)

@@ -72,7 +72,7 @@ def test_summary_with_intervals() -> None:
         measured(res.x["k"], found.high["k"] - res.x["k"], res.x["k"] - found.low["k"])
     )
     assert lines[2].endswith("(high: bound)") and lines[3].endswith("0.5 (fixed)")
-    assert "(intervals by profile likelihood, 95 %)" in lines[4]
+    assert "(intervals by profile likelihood and Student's t, 95 %)" in lines[4]
     assert "errors are scaled by chi2 / dof" in "\n".join(lines)
 
 

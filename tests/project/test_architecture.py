@@ -37,7 +37,7 @@ WINGS: dict[str, str] = {
     "gradient_check": "arrays checks run typing",
     "diagnosis": "arrays checks gradient_check run typing",
     "constraints": "arrays checks minimize result run typing",
-    "fits": "arrays checks drawing minimize projections result run typing",
+    "fits": "arrays checks drawing minimize projections result run saving typing",
     "training": "arrays checks first_order minimize result run saving solvers typing",
     "torch": "arrays checks first_order line_search minimize projections result run saving solvers "
     "typing",

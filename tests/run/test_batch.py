@@ -409,6 +409,7 @@ WANTED = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", WANTED)
 def test_one_bad_row_harms_no_other(backend: Backend, kind: str) -> None:
     reproducible = backend in (Backend.NUMPY_READONLY, Backend.STRICT)

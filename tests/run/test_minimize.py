@@ -596,6 +596,7 @@ def test_numbers_and_lists_become_numpy_arrays() -> None:
     np.testing.assert_allclose(res.x, [1.0])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", ["complex128", "complex64"])
 @pytest.mark.parametrize("form", ["both", "separate", "3-point", "autodiff"])
 def test_complex_least_squares(backend: Backend, form: str, dtype: str) -> None:
@@ -885,14 +886,16 @@ def test_going_on_with_central_differences() -> None:
 
 @pytest.mark.parametrize("batched", [False, True])
 def test_central_differences_at_the_end_of_the_domain(batched: bool) -> None:
-    """They reach points where the function has no value; the known result is kept."""
+    """They would reach points where the function has no value, and go to one side there."""
     def fun(x: np.ndarray) -> Any:
         return np.where(np.all(x >= 0.0, axis=-1), np.sum(x, axis=-1), np.nan)[()]
 
     x0 = np.asarray([[1.0], [2.0]]) if batched else np.asarray([1.0])
     res = lx.minimize(fun, x0, jac="2-point", batched=batched)
     assert np.all(res.status == Status.LINE_SEARCH)
-    assert np.all(res.jac == 1.0) and np.all(res.gradient_norm == 1.0) and np.all(res.x >= 0.0)
+    np.testing.assert_allclose(res.jac, np.ones(x0.shape), rtol=1e-15)
+    np.testing.assert_allclose(res.gradient_norm, 1.0, rtol=1e-15)
+    assert np.all(res.x >= 0.0)
 
 
 def test_central_differences_of_one_row_are_not_those_of_others() -> None:

@@ -284,7 +284,7 @@ def test_steps_follow_the_bend(size: float) -> None:
     value = differences.function(x)
     differences(x, value, None, True)
     differences.expect_noise(x, value, size, None, lambda calls: True)
-    step = differences.known[6]
+    step = differences.known.bends.following
     np.testing.assert_array_less(10.0 * size, curvature * step**2)
     np.testing.assert_array_less(curvature * step**2, 1000.0 * size)
     slopes = np.asarray(differences(x, value, None, True))

@@ -37,6 +37,7 @@ def ends(res: lx.Result) -> list[str]:
 # --- one run of two methods is two runs --------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("batched", [False, True])
 def test_equals_one_run_after_the_other(backend: Backend, batched: bool) -> None:
     starts = np.stack([START, 0.5 * START, np.ones(4)]) if batched else START
@@ -63,6 +64,7 @@ def test_equals_one_run_after_the_other(backend: Backend, batched: bool) -> None
     same(two.nfev, second.nfev - 1)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("reproducible", [False, True])
 def test_rows_of_a_batch_equal_single_runs(backend: Backend, reproducible: bool) -> None:
     """Each row has its own budgets, including those of the whole run."""

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -200,7 +201,9 @@ def saved(path: Path, **settings: Any) -> Any:
     settings = {"maxiter": 5, "jac": True, "method": lx.LBFGS(), **settings}
     fun = settings.pop("fun", None) or chained(Backend.NUMPY)
     start = settings.pop("x0", START)
-    return lx.minimize(fun, start, checkpoint=lx.Checkpoint(path), **settings)
+    return lx.minimize(
+        lambda x, *args: fun(x), start, checkpoint=lx.Checkpoint(path), **settings
+    )
 
 
 @pytest.mark.parametrize(
@@ -216,13 +219,16 @@ def saved(path: Path, **settings: Any) -> Any:
         ({"x_scale": 2.0}, "x_scale"),
         ({"jac": "3-point", "fun": lambda x: chained(Backend.NUMPY)(x)[0]}, "jac is True there"),
         ({"fun": chained(Backend.NUMPY, 2.0)}, "fun has the value .* instead of"),
+        ({"args": (np.asarray([2.0, 0.0, 1.0]), 3.0)}, r"args\.0 has other values here"),
+        ({"args": ()}, r"args\.0 is float64 \[3\] there and None here"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_another_run_is_refused(other: dict[str, Any], says: str, tmp_path: Path) -> None:
-    saved(tmp_path / "run.npz")
+    args = np.asarray([0.0, 2.0, 1.0]), 3.0
+    saved(tmp_path / "run.npz", args=args)
     with pytest.raises(ValueError, match=says):
-        saved(tmp_path / "run.npz", **other)
+        saved(tmp_path / "run.npz", **{"args": args, **other})
 
 
 def test_files_that_are_damaged(tmp_path: Path) -> None:
@@ -235,10 +241,12 @@ def test_files_that_are_damaged(tmp_path: Path) -> None:
             saved(path)
         assert path.read_bytes() == whole[:length]
     chance = random.Random(0)
-    for _ in range(40):
-        at = chance.randrange(len(whole))
+    bits = [chance.randrange(8 * len(whole)) for _ in range(40)]
+    bits += range(8 * len(whole) - 8 * 22, 8 * len(whole))  # where the archive ends
+    bits += range(8 * len(whole) - 8 * 700, 8 * len(whole), 8)  # flags of its files
+    for bit in bits:
         flipped = bytearray(whole)
-        flipped[at] ^= 1 << chance.randrange(8)
+        flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(bytes(flipped))
         # A bit that no reader looks at changes nothing; any other is noticed.
         try:
@@ -322,6 +330,27 @@ def test_a_disk_that_is_full(where: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert [p.name for p in tmp_path.iterdir()] == ["run.npz"]
 
 
+def test_a_run_that_cannot_be_saved_goes_on(tmp_path: Path) -> None:
+    def fun(x: Any) -> Any:
+        value, gradient = chained(Backend.NUMPY)(x)
+        return (value, object()), gradient
+
+    with pytest.warns(RuntimeWarning, match=r"not be written \(Unsaved: the run.aux\[0\] is a obj"):
+        res = lx.minimize(
+            fun, START, jac=True, has_aux=True, checkpoint=lx.Checkpoint(tmp_path / "f", every=1)
+        )
+    assert res.success
+
+
+def test_paths_that_begin_in_the_same_way(tmp_path: Path) -> None:
+    """A run removes what was left of its own saves only."""
+    others = [".run.npz.1_a9.part", ".run.other.1_a9.part", "run.npz.7-0of1"]
+    for name in [*others, ".run.1_a9.part"]:
+        (tmp_path / name).write_text("")
+    saved(tmp_path / "run")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [*others[:2], "run", others[2]]
+
+
 def test_a_disk_that_is_full_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,6 +374,91 @@ def test_a_disk_that_is_full_for_a_while(
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere"):
         saved(tmp_path / "nowhere" / "run.npz")
+
+
+def test_a_folder_that_cannot_be_written() -> None:
+    """As another user, if this one may write everywhere."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o755)
+        path, fun = Path(folder) / "run.npz", chained(Backend.NUMPY)
+        saved(path)
+        before, calls, mine = path.read_bytes(), [0], os.geteuid()
+
+        def closing(x: Any) -> Any:
+            calls[0] += 1
+            if calls[0] == 12:
+                os.chmod(folder, 0o555)
+            return fun(x)
+
+        os.chmod(folder, 0o555)
+        try:
+            if mine == 0:
+                os.seteuid(65534)
+            with pytest.raises(PermissionError, match="cannot be written .*another folder"):
+                saved(path)
+        finally:
+            os.seteuid(mine)
+        assert path.read_bytes() == before
+        os.chmod(folder, 0o755)
+        if mine == 0:
+            os.chown(folder, 65534, -1)
+        try:
+            if mine == 0:
+                os.seteuid(65534)
+            with pytest.warns(RuntimeWarning, match="could not be written .*Permission denied"):
+                found = lx.minimize(
+                    closing, START, jac=True, checkpoint=lx.Checkpoint(f"{folder}/b", every=1)
+                )
+            os.chmod(folder, 0o755)
+        finally:
+            os.seteuid(mine)
+        assert_same(Backend.NUMPY, found, lx.minimize(fun, START, jac=True))
+
+
+def test_odd_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fun, wanted = chained(Backend.NUMPY), lx.minimize(chained(Backend.NUMPY), START, jac=True)
+
+    def solve(path: Any, fun: Any = fun) -> lx.Result:
+        return lx.minimize(fun, START, jac=True, checkpoint=lx.Checkpoint(path, every=2))
+
+    with pytest.raises(IsADirectoryError, match="a folder; wanted the path of a file"):
+        solve(tmp_path)
+    # A link stays one, and both names are one path.
+    (tmp_path / "link").symlink_to(tmp_path / "läuft 运行 [1]*.npz")
+    solve(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert_same(Backend.NUMPY, solve(tmp_path / "läuft 运行 [1]*.npz", stopping(fun, 1)), wanted)
+
+    def moving(x: Any) -> Any:
+        os.chdir("/")
+        return fun(x)
+
+    monkeypatch.chdir(tmp_path)
+    assert_same(Backend.NUMPY, solve("here.npz", moving), wanted)
+    assert (tmp_path / "here.npz").exists()
+
+
+def test_every_cut_and_many_flips_are_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "run.npz"
+    saved(path)
+    whole = path.read_bytes()
+    for length in [*range(0, len(whole), 100), *range(len(whole) - 30, len(whole))]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="wanted a file that a run has saved"):
+            saved(path)
+    harmless = 0
+    for place in range(0, len(whole), 173):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(bytes(flipped))
+        try:
+            again = saved(path)
+        except ValueError as error:
+            assert "wanted a file that a run has saved" in str(error)
+        else:    # what says when a member of the archive was made, and the like
+            harmless += 1
+            assert again.x.tobytes() == saved(tmp_path / "other.npz").x.tobytes()
+    assert harmless < len(whole) / 173 / 4
 
 
 def test_one_run_for_each_path(tmp_path: Path) -> None:
@@ -545,18 +659,24 @@ def test_training_goes_on_in_another_library(tmp_path: Path) -> None:
         ({"seed": 1}, "seed is 0 there and 1 here"),
         ({"method": lx.Adam(2e-2)}, r"learning_rate.* is 0\.01 there and 0\.02 here"),
         ({"updates_per_batch": 3}, "updates_per_batch is 2 there and 3 here"),
+        ({"data": (X, Y[::-1])}, r"data\.1 has other values here than there"),
+        ({"data": (X + 1e-6 * (X[3, 1] == X), Y)}, r"data\.0 has other values"),
+        ({"data": (X[:, :2], Y)}, r"data\.0 is float64 \[40, 3\] there and float64 \[40, 2\]"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_another_training_is_refused(other: dict[str, Any], says: str, tmp_path: Path) -> None:
     def train(**more: Any) -> None:
-        settings = {"method": lx.Adam(1e-2), "batch_size": 9, "updates_per_batch": 2, **more}
+        settings = {
+            "method": lx.Adam(1e-2), "batch_size": 9, "updates_per_batch": 2, "data": (X, Y), **more
+        }
         lx.train(
-            loss, {"w": np.zeros(3), "b": np.zeros(())}, (X, Y), jac=True,
+            loss, {"w": np.zeros(3), "b": np.zeros(())}, jac=True,
             checkpoint=lx.Checkpoint(tmp_path / "run.npz"), **settings,
         )
 
     train()
+    train(data=(X * (1.0 + 1e-15), Y.copy()))    # as if computed again in another order
     with pytest.raises(ValueError, match=says):
         train(**other)
 

@@ -159,6 +159,7 @@ def test_rescaling_saves_evaluations() -> None:
 # --- batches, bits -----------------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("backend_", "settings"),
     [
@@ -230,6 +231,7 @@ def test_rows_are_bitwise_single_runs_to_the_floor(rule: str) -> None:
             assert batch.status[i] == alone.status
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_batch(backend: Backend, dtype: str) -> None:
     if backend.is_jax and dtype == "float32":
@@ -290,6 +292,7 @@ def test_one_bad_row_is_bad_alone() -> None:
 # --- requirements on every solver --------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("backend_", CPU, ids=str)
 def test_going_on_equals_not_stopping(backend_: Backend, batched: bool) -> None:

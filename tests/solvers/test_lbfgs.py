@@ -55,6 +55,7 @@ def path_of(problem: problems.Problem, backend: Backend, **settings: Any):
 # --- the two-loop recursion --------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("m", [0, 1, 4, 9])
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3)], ids=["one", "batch", "batch2"])
 def test_two_loop_is_the_dense_matrix(backend: Backend, batch: tuple[int, ...], m: int) -> None:
@@ -129,6 +130,7 @@ def expected_inverse(kind: str, scale: bool, S: np.ndarray, Y: np.ndarray) -> np
     return dense_bfgs(S, Y, matrix)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("memory_size", [3, 20])
 @pytest.mark.parametrize("scale", [True, False], ids=["scaled", "unscaled"])
 @pytest.mark.parametrize("kind", INITIAL)

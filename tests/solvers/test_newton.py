@@ -546,6 +546,7 @@ def test_settings() -> None:
         case.solve(first.x, state=first.state)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("method", ["newton", "gradient_descent"])
 @pytest.mark.parametrize("batched", [False, True], ids=["one", "batch"])
 def test_goes_on_as_if_it_had_not_stopped(

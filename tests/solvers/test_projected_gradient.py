@@ -132,6 +132,7 @@ def test_separable_quadratic_in_a_box(backend: Backend) -> None:
         assert np.all((x >= [-np.inf, -1.0, -1.0, 0.25]) & (x <= 1.0))  # exactly, without rounding
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", SET)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_conditions_of_first_order(backend: Backend, name: str, dtype: str) -> None:

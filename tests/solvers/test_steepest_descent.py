@@ -94,6 +94,7 @@ def test_a_fixed_step_is_taken_as_it_is(backend: Backend) -> None:
 # --- with every rule ---------------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_reaches_the_minimum(backend: Backend, rule: str) -> None:
     p = make("himmelblau", backend)
@@ -137,6 +138,7 @@ def test_automatic_differentiation(backend: Backend) -> None:
 COUNTS = ("nit", "nfev", "status", "gradient_norm")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("rule", RULES)
 def test_rows_are_bitwise_single_runs(backend: Backend, rule: str) -> None:
     p = make("rosenbrock", backend, reproducible=True)

@@ -8,6 +8,7 @@ from typing import Any
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.solvers.bounded import reduced
+from lbfgs_xp.solvers.clipping import Clipped, aimed
 from lbfgs_xp.solvers.initial import Initial
 from lbfgs_xp.solvers.lbfgs import curvature, remote
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
@@ -50,6 +51,26 @@ def quasi_newton(
                 return reduced(space, free, direction), slope
     direction = reduced(space, free, direction)
     return direction, space.later(space.dot(gradient, direction))[0]
+
+
+def clipped(
+    space: Space, solver: Any, clip: Clipped | None, weights: Any, pairs: Pairs, gradient: Array,
+    direction: Array, slope: Any, free: Any,
+) -> tuple[Array, Any]:
+    """The direction -H g and its slope, with g clipped."""
+    if clip is None:
+        return direction, slope
+
+    def descent(vector: Array) -> Array:
+        products = curvature.small_products(space, pairs.rows, weighted(vector, weights))
+        initial = solver.initial
+        return quasi_newton(
+            space, initial, weights, pairs, vector, products, math.inf, free
+        )[0]
+
+    return aimed(
+        space, clip, gradient, direction, slope, None if solver.clip_value is None else descent
+    )
 
 
 def weighted(vector: Array, weights: Any) -> Array:

@@ -22,7 +22,7 @@ from lbfgs_xp.solvers.descent import Iterate
 from lbfgs_xp.solvers.first_step import first_step
 from lbfgs_xp.solvers.lbfgs import curvature, restricted
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
-from lbfgs_xp.solvers.lbfgs.direction import quasi_newton, weighted
+from lbfgs_xp.solvers.lbfgs.direction import clipped, quasi_newton, weighted
 from lbfgs_xp.solvers.lbfgs.state import LBFGSState, endless
 from lbfgs_xp.solvers.orthant import Orthant
 from lbfgs_xp.solvers.search import Lowest, advance, at_floor, hidden
@@ -112,6 +112,12 @@ def step(
     if state.weights is not None:
         s, new, old = s / state.weights, new * state.weights, old * state.weights
     y = new - old
+    if solver.clips:
+        before = solver.too_large(space, state.x, state.gradient)
+        spoilt = before | solver.too_large(space, iterate.x, iterate.gradient)
+        # Without a change of the gradient, the pair is not kept.
+        y = space.pick(spoilt, space.xp.zeros_like(y), y)
+        told = told._replace(decrement=fn.where(before, state.decrement, told.decrement))
     pairs = curvature.write_many(space, state.pairs, s, y, told.taken)
     rows, state = pairs.rows, state._replace(pairs=pairs._replace(rows=None))
 
@@ -326,6 +332,10 @@ def _aim(
     direction, slope = quasi_newton(
         space, solver.initial, weights, pairs, inner, with_gradient, 0.0, free
     )
+    clip = solver.clipped(space, inner, norm)
+    direction, slope = clipped(
+        space, solver, clip, weights, pairs, inner, direction, slope, free
+    )
     rate = None if solver.pace is None else solver.learning_rate(0)
     length = 1.0 if rate is None else rate
     if path is not None:
@@ -333,7 +343,7 @@ def _aim(
             space, path, x, whole, direction, slope, pairs.gamma, pairs.count > 0, length
         )
     plain, plain_slope, first = first_step(
-        space, solver.initial, weights, x, value, inner, norm, alpha == 0.0
+        space, solver.initial, weights, x, value, inner, norm, alpha == 0.0, clip
     )
     if path is not None:
         plain = bounded.fitted(space, path, x, whole, plain, first * length)

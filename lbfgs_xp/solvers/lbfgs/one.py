@@ -15,7 +15,7 @@ from lbfgs_xp.solvers.bounded import Path
 from lbfgs_xp.solvers.first_step import first_step
 from lbfgs_xp.solvers.lbfgs import curvature, remote, restricted
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
-from lbfgs_xp.solvers.lbfgs.direction import quasi_newton, weighted
+from lbfgs_xp.solvers.lbfgs.direction import clipped, quasi_newton, weighted
 from lbfgs_xp.solvers.lbfgs.state import LBFGSState, Pace, endless
 from lbfgs_xp.solvers.search import Lowest, at_floor, begun, hidden, search_from
 
@@ -80,6 +80,10 @@ def _arrive(
     measured : what `remote.measure` returned for it, if it is the last trial.
     """
     weights, path, slope = state.weights, state.path, alpha * search.dphi0
+    spoilt = solver.too_large(space, state.x, state.gradient)
+    if spoilt or solver.too_large(space, x, gradient):
+        # Without a change of the gradient, the pair is not kept.
+        state, measured = state._replace(gradient=gradient, with_gradient=None), None
     if path is not None:
         path, norm, there = _within_bounds(
             solver, space, state, x, alpha, slope, gradient, measured
@@ -100,7 +104,7 @@ def _arrive(
         )
         norm = now(norm)
     bare = state.pairs.count == 0
-    decrement = state.decrement if bare else -0.5 * search.dphi0
+    decrement = state.decrement if bare or spoilt else -0.5 * search.dphi0
     straight = endless(solver.line_search, solver.initial.scales_first, alpha)
     straight = straight and not _has_pair(space, pairs, state.pairs.slot)
     if straight and not bare:
@@ -257,9 +261,13 @@ def _aim(
     free = None if path is None else path.free
     whole = bounded.penalised_gradient(path, gradient)
     inner = bounded.reduced(space, free, whole)
+    clip = solver.clipped(space, inner, norm)
     if pairs.count:
         direction, slope = quasi_newton(
             space, solver.initial, weights, pairs, inner, with_gradient, squared, free
+        )
+        direction, slope = clipped(
+            space, solver, clip, weights, pairs, inner, direction, slope, free
         )
         if path is not None:
             direction, slope = bounded.shortened(
@@ -271,7 +279,7 @@ def _aim(
         if pairs.count:
             pairs, with_gradient = curvature.forget(space, pairs, solver.initial.gamma), None
         direction, slope, first = first_step(
-            space, solver.initial, weights, x, value, inner, norm, alpha == 0.0
+            space, solver.initial, weights, x, value, inner, norm, alpha == 0.0, clip
         )
         if path is not None:
             plain = direction

@@ -13,6 +13,7 @@ from lbfgs_xp.line_search import LineSearch, MoreThuente, rule_of
 from lbfgs_xp.projections import Box
 from lbfgs_xp.schedules import Constant, as_schedule
 from lbfgs_xp.solvers.bounded import TakesBounds
+from lbfgs_xp.solvers.clipping import ClipsGradients
 from lbfgs_xp.solvers.initial import Initial
 from lbfgs_xp.solvers.lbfgs import curvature, many, one, restricted
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
@@ -27,7 +28,7 @@ _ALWAYS_0, _ALWAYS_1 = Constant(0.0), Constant(1.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class LBFGS(Method, TakesBounds):
+class LBFGS(Method, TakesBounds, ClipsGradients):
     """Limited-memory BFGS (Liu & Nocedal 1989; Nocedal & Wright, Algorithm 7.5).
 
     The direction is -H g, where H is built from the last `memory_size` pairs of steps and changes
@@ -57,6 +58,13 @@ class LBFGS(Method, TakesBounds):
         take half the memory; products with them are summed in the dtype of x. The pairs are rounded
         before anything is computed from them, so H stays positive definite. NumPy and CuPy have no
         bfloat16. Not for a batch.
+    clip_norm, clip_value : float above 0 or None
+        Where the gradient has a larger Euclidean norm, it is scaled down to clip_norm; after that,
+        each component is clipped to [-clip_value, clip_value]. Directions are made of this clipped
+        gradient. Slopes and tolerances are those of the gradient itself, and so are the pairs,
+        of which those are not kept whose step begins or ends at a gradient that is clipped: a
+        memory of a steep stretch far from the minimum would only shorten the next steps. Choose
+        limits well above the gradients of an ordinary run.
 
     Raises
     ------
@@ -91,6 +99,7 @@ class LBFGS(Method, TakesBounds):
     def __post_init__(self) -> None:
         setting(self, "memory_size", count, least=1)
         setting(self, "scale_initial", flag)
+        self._check_clips()
         set_ = object.__setattr__  # the dataclass is frozen
         set_(self, "line_search", rule_of(self.line_search))
         set_(self, "learning_rate", as_schedule(self.learning_rate))
@@ -193,6 +202,8 @@ class LBFGS(Method, TakesBounds):
         """Half the slope of the next step, if pairs have shaped it."""
         fn, slope = space.scalars, now(state.search.dphi0)
         known = (state.pairs.count > 0) & (slope < 0.0) & (state.search.evaluations == 0)
+        if self.clips:
+            known = known & fn.logical_not(self.too_large(space, state.x, state.gradient))
         return fn.where(known, -0.5 * slope, 0.0 * state.value)
 
     def inverse_hessian(self, space: Space, state: LBFGSState) -> InverseHessian:
