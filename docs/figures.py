@@ -1,8 +1,12 @@
-"""Draw the explanatory pictures: python docs/figures.py writes docs/figures/"""
+"""Draw the pictures of the pages into docs/figures: python docs/figures.py [page.md ...]"""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,9 @@ sys.path.insert(0, str(HERE.parent / "examples"))
 from _common import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION  # noqa: E402
 
 FOLDER = HERE / "figures"
+# pages whose blocks draw pictures themselves
+PAGES = ["curve_fit.md", "constraints.md", "jax.md", "checkpoints.md",
+         "training.md", "pinns.md", "gpu.md"]
 GREY = "#777777"
 # With a fixed salt, the same numbers give the same file.
 matplotlib.rcParams.update({
@@ -202,7 +209,38 @@ def valley() -> None:
     save(axes.figure, "valley.png")
 
 
-def main() -> None:
+# --- the pictures that the pages draw ----------------------------------------------------------
+
+# a block of Python, what it prints, and the picture that follows
+BLOCK = re.compile(
+    r"^```python\b([^\n]*)\n(.*?)^```(?:\n+```text\n.*?^```)?(?:\n+!\[[^]]*\]\(figures/([\w.]+)\))?",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def drawn_by(page: str) -> None:
+    """Run the blocks of the page, and save the `figure` of each that a picture follows."""
+    names: dict[str, Any] = {"__name__": "__document__"}
+    blocks = BLOCK.findall((HERE / page).read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):    # they write files
+        for info, block, file in blocks:
+            if "no-run" in info:
+                continue
+            names.pop("figure", None)
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(compile(block, page, "exec"), names)
+            if file and "figure" in names:
+                save(names["figure"], file)
+
+
+def main(pages: list[str]) -> None:
+    """Draw the pictures of these pages, or all."""
+    if pages:
+        for page in pages:
+            drawn_by(page)
+        return
+    for page in PAGES:
+        drawn_by(page)
     sufficient_decrease()
     wolfe()
     approximate_wolfe()
@@ -210,4 +248,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

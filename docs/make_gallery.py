@@ -28,7 +28,7 @@ ORDER = [
     "two_dimensions", "line_searches", "fit_decay", "gaussian_peaks", "batch_of_fits",
     "voigt_spectrum", "dose_response", "impedance", "photon_decay", "ode_model",
     "shared_parameters", "sparse_features", "schedules", "cnn_fixed_batch", "cnn_minibatches",
-    "burgers_pinn",
+    "burgers_pinn", "many_processes",
 ]
 # Arguments of single scripts, in addition to --out.
 EXTRA: dict[str, list[str]] = {"burgers_pinn": ["--dtype", "float64"]}

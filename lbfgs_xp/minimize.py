@@ -27,7 +27,9 @@ from lbfgs_xp.run.objective import Objective
 from lbfgs_xp.run.plan import Plan, plan_of
 from lbfgs_xp.run.progress import Live
 from lbfgs_xp.run.snapshot import described_problem, of_pieces, restore, taken
-from lbfgs_xp.saving.checkpoint import Checkpoint, Keeper, Terminated, keeping
+from lbfgs_xp.saving.checkpoint import Checkpoint, Keeper, Terminated
+from lbfgs_xp.saving.checkpoint import checked as checked_checkpoint
+from lbfgs_xp.saving.together import keeping_together
 from lbfgs_xp.solvers.method import Limits
 from lbfgs_xp.typing import Jacobian, MinimizeSettings, OnError, PhasesOf
 
@@ -314,9 +316,8 @@ def _run(
             objective.stay_within(*layout.sides(bounds))
         if math.prod(layout.shape) >= _LARGE:
             layout.backend.keep_freed_memory()
-        team = None if distributed is None else _team(
-            distributed, is_piece, objective, plan, checkpoint
-        )
+        checked_checkpoint(checkpoint)
+        team = None if distributed is None else _team(distributed, is_piece, objective, plan)
         if isinstance(team, ShardedTeam):
             kind: Any = ShardedFixedOrderSpace if reproducible else ShardedSpace
             space: Space = kind(layout.backend, team)
@@ -325,12 +326,17 @@ def _run(
         run = Run(plan, space, objective, hess, hessp, team)
         describe = functools.partial(described_problem, run, jac, bounds)
         settings: Any = None if team is None else describe()
+    if team is not None:
+        saves = checkpoint and (checkpoint.every, checkpoint.keep)
+        team.check_equal("whether and how often the run is saved", saves)
     if isinstance(team, ShardedTeam):
         team.check_equal("the settings", (of_pieces(settings), plan.maxiter, plan.maxfun))
         team.measure(reproducible)
     elif team is not None:
         team.check_equal("x0", layout.backend.to_host(layout.start()).tobytes())
-        team.check_equal("the settings", settings)
+        # Each process has its own data.
+        own = {**settings, "args": None}
+        team.check_equal("the settings", (own, plan.maxiter, plan.maxfun))
     # Trials that overflow are normal, so NumPy's warnings are off; but not inside the user's
     # functions, which run in the caller's context.
     changed: list[str] = []
@@ -338,7 +344,7 @@ def _run(
         Live(progress) as live,
         np.errstate(all="ignore"),
         contextlib.nullcontext() if team is None else team.patient(),
-        keeping(checkpoint, describe, layout.backend.name) as keeper,
+        keeping_together(checkpoint, describe, layout.backend.name, team) as keeper,
     ):
         try:
             if keeper is None or keeper.saved is None:
@@ -387,16 +393,9 @@ def _run(
     return run, result
 
 
-def _team(
-    engine: Engine, sharded: bool, objective: Objective, plan: Plan, checkpoint: Any
-) -> Team:
+def _team(engine: Engine, sharded: bool, objective: Objective, plan: Plan) -> Team:
     """The processes of the run, which the objective then tells of each evaluation."""
     team = (ShardedTeam if sharded else Team)(engine, lambda: objective.layout)
-    if checkpoint is not None:
-        raise ValueError(
-            "checkpoint was passed with distributed; wanted one of them: let a callback in one of "
-            "the processes call lx.save"
-        )
     solvers = [stage.solver for stage in plan.stages]
     if any(solver.needs_hessian or solver.needs_products for solver in solvers):
         raise ValueError("distributed was passed with a method that needs the Hessian of fun, of "

@@ -193,6 +193,15 @@ class ShardedTeam(Team):
     def patient(self) -> Iterator[None]:
         """A context in which Ctrl-C stops functions of the user at once, and everything else with
         the next evaluation."""
+        outer, self.engine.team = self.engine.team, self
+        try:
+            with self._holding_interrupts():
+                yield
+        finally:
+            self.engine.team = outer
+
+    @contextlib.contextmanager
+    def _holding_interrupts(self) -> Iterator[None]:
         before: Any = None
         if threading.current_thread() is threading.main_thread():
             before = signal.getsignal(signal.SIGINT)
@@ -225,12 +234,14 @@ class ShardedTeam(Team):
         flat = self._joined(backend, [array for (_, array, _), _ in sent])
         length = flat.shape[0]
         room = self._room if self._first else length
-        self._first = False
+        # Until its first numbers have been read, nothing depends on an evaluation.
+        self.in_first_message, self._first = self._first, False
         if length <= room:
             found = self._message(backend, flat, room)
         else:
             pieces = (flat[:room], room), (flat[room:], length - room)
             found = np.concat([self._message(backend, *piece) for piece in pieces], axis=1)
+        self.in_first_message = False
         whole: list[Any] = [0.0 if isinstance(n, Part) else np.asarray(n) for n in numbers]
         start = 0
         for (shape, _, rule), i in sent:
@@ -238,6 +249,16 @@ class ShardedTeam(Team):
             whole[i] = whole[i] + rule.whole(found[:, start:stop], shape)
             start = stop
         return whole
+
+    def collect(self, numbers: np.ndarray) -> np.ndarray:
+        """Two numbers of each process, by rank, for `Engine.fixed_sum` in a function of the user.
+
+        The message is like the first one after an evaluation, so that a process that has failed
+        before it in its own function is heard.
+        """
+        backend = self._layout.backend
+        own = backend.from_host(numbers, backend.dtype)
+        return self._message(backend, own, self._room)[:, : numbers.size]
 
     def _message(self, backend: Backend, numbers: Array, length: int) -> np.ndarray:
         """These numbers of all processes, by rank, after they have been heard."""

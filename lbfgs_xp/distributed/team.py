@@ -20,8 +20,8 @@ from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.checks import shown
 from lbfgs_xp.distributed.parts import Tree
 
-_FAILED, _INTERRUPTED, _LATE, _STOPPED, _ENDED = range(5)
-_NOTICES = 5
+_FAILED, _INTERRUPTED, _LATE, _STOPPED, _ENDED, _DUE, _TERMINATED = range(7)
+_NOTICES = 7
 # Numbers below this are exact in float32.
 _SPLIT = 2**20
 
@@ -35,11 +35,13 @@ class Engine(ABC):
 
     rank, size : the number of this process, from 0, and how many there are.
     sharded : whether the variables are divided among the processes.
+    team : those of the run that is in progress, if its variables are; else None.
     """
 
     rank: int
     size: int
     sharded: bool = False
+    team: Any = None
 
     @abstractmethod
     def sum(self, array: Array) -> Array:
@@ -76,8 +78,11 @@ class Engine(ABC):
         if not is_array(terms) or terms.ndim != 1:
             raise TypeError(f"terms is {shown(terms)}; wanted a 1-d array")
         backend = Backend.of(terms, "terms")
-        high, low = divmod(terms.shape[0], _SPLIT)
-        counts = self.collect(backend.from_host(np.asarray([high, low], dtype=np.float64)))
+        numbers = np.asarray(divmod(terms.shape[0], _SPLIT), dtype=np.float64)
+        if self.team is None:
+            counts = self.collect(backend.from_host(numbers))
+        else:
+            counts = self.team.collect(numbers)
         tree = Tree([int(a) * _SPLIT + int(b) for a, b in counts], self.rank)
         sent = backend.xp.reshape(tree.sent(backend, terms), (-1,))
         return float(tree.whole(self.collect(sent), ()))
@@ -114,7 +119,7 @@ class Team:
 
     engine : an `Engine`.
     layout : returns the layout of the problems that are in the batch.
-    late, stopped : what this process says with the next sum.
+    late, stopped, due, terminated : what this process says with the next sum.
     """
 
     def __init__(self, engine: Any, layout: Callable[[], Layout]):
@@ -124,8 +129,10 @@ class Team:
                 "lx.distributed.mpi(), or None"
             )
         self.engine, self._layout_here = engine, layout
-        self.late = self.stopped = False
+        self.late = self.stopped = self.due = self.terminated = False
         self._heard = [0.0] * _NOTICES
+        # Whether a step waits for its first numbers.
+        self.in_first_message = False
         # Whether this process has left the run, and whether any process has left it by an error.
         self._over = self._broken = False
 
@@ -157,6 +164,12 @@ class Team:
         `stopped`: whether that of this one wants to."""
         self.stopped = self.stopped or stopped
         return self._heard[_STOPPED] > 0.0
+
+    def agree(self, due: bool, terminated: bool) -> tuple[bool, bool]:
+        """Whether any process, at the last evaluation, was due to save the run, or had received
+        SIGTERM; `due`, `terminated`: whether this one is, or has."""
+        self.due, self.terminated = due, terminated
+        return self._heard[_DUE] > 0.0, self._heard[_TERMINATED] > 0.0
 
     def shared(self, evaluate: Callable) -> Callable:
         """`evaluate`, whose value and gradient are summed over the processes."""
@@ -230,6 +243,7 @@ class Team:
         """What this process says: 1.0 for what is so, and for the notice."""
         notices = [0.0] * _NOTICES
         notices[_LATE], notices[_STOPPED] = float(self.late), float(self.stopped)
+        notices[_DUE], notices[_TERMINATED] = float(self.due), float(self.terminated)
         if notice is not None:
             notices[notice] = 1.0
         return notices

@@ -19,6 +19,8 @@ _TIME, _NOT_FINITE = int(Status.TIME), int(Status.NOT_FINITE)
 # A small gradient by forward differences is not trusted if their error exceeds this many times
 # gtol. For f of order 1 the error is twice gtol, and a small gradient is usually right.
 _BLIND = 100.0
+# Forward differences with relative errors above this do not end a run.
+_COARSE = 1e-5
 
 
 class Central:
@@ -100,10 +102,13 @@ class Central:
 
     def _is_blind(self) -> Any:
         """Where the error of forward differences hides a gradient as small as the tolerance. It is
-        at least that of rounding: eps |f| at either end of a step of sqrt(eps)."""
+        at least that of rounding: eps |f| at either end of a step of sqrt(eps). A tolerance that
+        was made smaller, because the start was misleadingly steep, is below their error; and in
+        float32 that of the bend of the function may lead far astray."""
         space, (_, p, best) = self.run.space, self.run.standing
-        error = 2.0 * space.backend.eps**0.5 * space.scalars.abs(best.value)
-        return error > _BLIND * p.gtol
+        share = space.backend.eps**0.5
+        error = 2.0 * share * space.scalars.abs(best.value)
+        return (error > _BLIND * p.gtol) | (p.flat > 0) | (share > _COARSE)
 
     def _cannot_switch(self) -> tuple[Any, Any]:
         """Which problems have no evaluations left for central differences, and which no time."""

@@ -223,7 +223,8 @@ class Run:
 
     def is_at(self, position: Snapshot | None) -> bool:
         """Whether the run stands at a position, with no step begun."""
-        if position is None or self._in_step:
+        waits = self.team is not None and self.team.in_first_message
+        if position is None or (self._in_step and not waits):
             return False
         return self.standing is position.standing
 

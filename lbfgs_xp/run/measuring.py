@@ -13,11 +13,13 @@ from lbfgs_xp.run import agreement
 from lbfgs_xp.run.noise import (
     are_equal,
     are_multiples,
+    are_steps,
     beyond_slope,
     deviation,
     most_deviation,
     points,
     range_of,
+    smallest_gap,
 )
 from lbfgs_xp.run.visits import Visits
 
@@ -32,6 +34,8 @@ _ENOUGH = 4.0
 _NOISY, _FIRST = 8, 5
 # How much farther apart they are from time to time, and how often.
 _FARTHER, _DISTANCES = 8.0, 9
+# The standard deviation of what rounding to multiples of a number does, in units of it.
+_ROUNDED = 12.0**-0.5
 # The changes of a narrow function are clear if they are this many times larger than its noise.
 _CLEAR = 30.0
 
@@ -44,6 +48,7 @@ class _Seen(NamedTuple):
     largest : the largest magnitude of a value.
     least, first : the smallest noise that rounding does not explain, and the first one.
     never : whether no look was clear.
+    gap : the smallest one between values of a function that changes in steps.
     clean, shown : how much the values changed before they showed any noise, and whether they have:
         smaller noise farther away is that of bends, kinks and jumps.
     """
@@ -55,6 +60,7 @@ class _Seen(NamedTuple):
     least: Any
     first: Any
     never: Any
+    gap: Any
     clean: Any
     shown: Any
 
@@ -91,7 +97,7 @@ class Measuring:
         endless = fn.full(math.inf, state.value)
         seen = _Seen(
             spacing, nothing, space.xp.zeros_like(state.x), fn.abs(state.value), endless, endless,
-            no, nothing, no,
+            no, endless, nothing, no,
         )
         # Without more than the nearest points, what they show decides.
         left, seen = self._look(True, narrow, rows, seen)
@@ -114,7 +120,7 @@ class Measuring:
         run = self.visits.run
         space, (solver, state) = run.space, self.visits.smooth()
         fn, differs = space.scalars, run.objective.differs
-        spacing, noise, errors, largest, least, first, never, clean, shown = seen
+        spacing, noise, errors, largest, least, first, never, gap, clean, shown = seen
         # Among noise the errors of differences depend on its last measurement.
         known = run.standing.progress.noise > 0.0
         left = (self.visits.affords if nearest else self.visits.can_afford)(_NOISY, left)
@@ -136,7 +142,10 @@ class Measuring:
             values, gradients = run.each(functools.partial(self._visit, left), near)
             if nearest:
                 errors = deviation(Scalars(space.xp, type(space.backend)), gradients)
-        found = deviation(fn, values)
+        found, equal = deviation(fn, values), are_equal(fn, space.backend, values)
+        # Steps hide most of their errors where values differ by few of them.
+        rounded = fn.maximum(found, fn.where(gap < math.inf, gap, 0.0) * _ROUNDED)
+        found = fn.where(are_steps(fn, values, gap) & fn.logical_not(equal), rounded, found)
         left = left & fn.isfinite(found)
         noise = fn.where(left, found, noise)
         for value in values:
@@ -154,8 +163,10 @@ class Measuring:
         same = visible & (noise <= CHANGED * least) & (CHANGED * noise >= least)
         least = fn.where(visible & (noise < least), noise, least)
         extent = range_of(fn, values)
+        steps = left & equal & (extent > rounding)
+        gap = fn.where(steps, fn.minimum(gap, smallest_gap(fn, space.backend, values)), gap)
         smooth = fn.logical_not(multiples) & (extent > fn.maximum(clean, rounding))
-        shown = shown | visible | (are_equal(fn, space.backend, values) & (extent > rounding))
+        shown = shown | visible | steps
         clean = fn.where(left & smooth & fn.logical_not(shown), extent, clean)
         unclear = unclear | (clean > 0.0)
         if not (differs or nearest):
@@ -171,7 +182,7 @@ class Measuring:
         else:
             never = fn.where(left, unclear, never)
         return unclear, _Seen(
-            _FARTHER * spacing, noise, errors, largest, least, first, never, clean, shown
+            _FARTHER * spacing, noise, errors, largest, least, first, never, gap, clean, shown
         )
 
     def _visit(self, left: Any, x: Array) -> tuple[Any, Array]:

@@ -11,6 +11,8 @@ Values are the numbers of `minimize`, for each problem of a batch, or the residu
 from __future__ import annotations
 
 import functools
+import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +23,8 @@ from lbfgs_xp.arrays.scalars import Scalars
 _NORMAL = 1.4826
 # Two values are equal if they differ by at most this many times eps of the larger one.
 _ROUNDED = 4.0
+# A number of gaps is whole up to this part of one; and so many are several.
+_WHOLE, _SEVERAL = 0.02, 2.5
 
 
 def points(x: Array, step: Array, count: int) -> list[Array]:
@@ -108,6 +112,25 @@ def are_multiples(fn: Scalars, backend: Backend, values: list[Any]) -> Any:
     second = [fn.abs(b - a) for a, b in zip(first, first[1:], strict=False)]
     even = median(fn, second) <= _least(fn, backend, fn.ordered(values))
     return are_equal(fn, backend, values) | even
+
+
+def smallest_gap(fn: Scalars, backend: Backend, values: list[Any]) -> Any:
+    """The smallest difference between two of these numbers beyond rounding; inf if there is none.
+    """
+    ordered = fn.ordered(values)
+    least, found = _least(fn, backend, ordered), 0.0 * ordered[0] + math.inf
+    for a, b in zip(ordered, ordered[1:], strict=False):
+        found = fn.where((b - a > least) & (b - a < found), b - a, found)
+    return found
+
+
+def are_steps(fn: Scalars, values: list[Any], gap: Any) -> Any:
+    """Whether these numbers differ by multiples of this gap, and by several of them."""
+    parts = [(b - values[0]) / gap % 1.0 for b in values]
+    whole = functools.reduce(
+        operator.and_, [(part < _WHOLE) | (part > 1.0 - _WHOLE) for part in parts]
+    )
+    return whole & (gap < math.inf) & (range_of(fn, values) > _SEVERAL * gap)
 
 
 def _least(fn: Scalars, backend: Backend, ordered: list[Any]) -> Any:

@@ -135,32 +135,41 @@ class Keeper:
         # Where the run stands; None while it cannot be saved.
         self._current: Callable[[], Any] = lambda: None
         self._lock = Lock(self.path)
-        # What received SIGTERM before.
+        # The process of the run, and what received SIGTERM there before.
+        self._process = os.getpid()
         self._before: Any = None
 
     # --- when a run begins, and when it ends ---------------------------------------------------
 
     def __enter__(self) -> Self:
+        self._open()
+        if _receives_signals():
+            self._before = signal.signal(signal.SIGTERM, lambda number, frame: self._handle())
+        return self
+
+    def _open(self) -> None:
+        """Take the path, and read what is there."""
         if not self.path.parent.is_dir():
             raise FileNotFoundError(
                 f"there is no folder {self.path.parent} for the checkpoint; wanted one that exists"
             )
-        self._lock.__enter__()
+        try:
+            self._lock.__enter__()
+        except PermissionError as error:
+            raise PermissionError(
+                f"{self.path.parent} cannot be written ({error.strerror}), where the checkpoint "
+                "and its lock belong; wanted another folder"
+            ) from None
         try:
             file.remove_parts(self.path)
             self._find()
         except BaseException:
             self._lock.__exit__()
             raise
-        if _receives_signals():
-            self._before = signal.signal(signal.SIGTERM, lambda number, frame: self._receive())
-        return self
 
     def __exit__(self, *exception: object) -> None:
         if _receives_signals():
-            # None if it was not set by Python.
-            before = signal.SIG_DFL if self._before is None else self._before
-            signal.signal(signal.SIGTERM, before)
+            self._give_back_signal()
         self._lock.__exit__()
         if self.terminated:
             # As if it arrived only now.
@@ -188,8 +197,12 @@ class Keeper:
                 )
                 continue
             self._check(path, header)
-            self.saved = Saved(header["position"], arrays, header["library"])
+            self._take(header, arrays)
             return
+
+    def _take(self, header: dict[str, Any], arrays: list[np.ndarray]) -> None:
+        """Go on from a file."""
+        self.saved = Saved(header["position"], arrays, header["library"])
 
     def _check(self, path: Path, header: dict[str, Any]) -> None:
         if "problem" not in header:
@@ -224,11 +237,14 @@ class Keeper:
         advanced : how many iterations have ended since the last visit.
         """
         self._since += advanced
-        every = self.settings.every
         if self.terminated:
             raise Terminated
-        if time.perf_counter() >= self._due if every is None else self._since >= every:
+        if self._is_due():
             self.save(position)
+
+    def _is_due(self) -> bool:
+        every = self.settings.every
+        return time.perf_counter() >= self._due if every is None else self._since >= every
 
     def save_if_intact(self) -> None:
         """Save a run that was interrupted, unless this happened in the middle of a step: the last
@@ -245,36 +261,72 @@ class Keeper:
     def save(self, position: Any) -> None:
         """Write the file; if that fails, warn."""
         began = time.perf_counter()
-        encoder = Encoder()
-        header = {
-            "library": self.library, "problem": self.problem, "counts": position.counts(),
-            "position": encoder(position, "the run"),
-        }
         try:
-            file.write(self.path, header, encoder.arrays, self.settings.keep)
-        except OSError as error:
-            self._warn(f"{self.path} could not be written ({error}); the run continues")
-        now = time.perf_counter()
-        self._since = 0
-        self._due = now + max(self.settings.seconds, (now - began) / _SHARE)
+            self._write(position)
+        except Exception as error:    # whatever it is, it does not end the run
+            self._warn(f"{type(error).__name__}: {error}")
+        self._wait(time.perf_counter() - began)
 
-    def _warn(self, text: str) -> None:
+    def _wait(self, taken: float) -> None:
+        """Be due again after a while; `taken`: the seconds that the last save took."""
+        self._since = 0
+        self._due = time.perf_counter() + max(self.settings.seconds, taken / _SHARE)
+
+    def _write(self, position: Any) -> None:
+        encoder = Encoder()
+        data = encoder(position, "the run")
+        header = {**self._header(position), "position": data}
+        file.write(self.path, header, encoder.arrays, self.settings.keep)
+
+    def _header(self, position: Any) -> dict[str, Any]:
+        return {
+            "library": self.library, "problem": self.problem, "counts": position.counts(),
+        }
+
+    def _warn(self, told: str) -> None:
+        """Warn that a save has failed, once."""
         if not self._warned:
-            warnings.warn(f"{text}, and tries again later", RuntimeWarning, stacklevel=3)
+            warnings.warn(
+                f"{self.path} could not be written ({told}); the run continues, and tries again "
+                "later", RuntimeWarning, stacklevel=3,
+            )
         self._warned = True
 
     # --- SIGTERM -------------------------------------------------------------------------------
 
+    def _handle(self) -> None:
+        """Receive a SIGTERM. A process that fun has forked ends as if there were no checkpoint."""
+        if os.getpid() == self._process:
+            self._receive()
+        else:
+            self._give_back_signal()
+            os.kill(os.getpid(), signal.SIGTERM)
+
     def _receive(self) -> None:
-        """Note a SIGTERM; stop at once if nothing is lost by that."""
-        self.terminated = True
-        if self._current() is not None:
+        """Note a SIGTERM; stop at once if nothing is lost by that. Another one, which may come
+        while the run saves itself, changes nothing."""
+        is_first, self.terminated = not self.terminated, True
+        if is_first and self._current() is not None:
             raise Terminated
+
+    def _give_back_signal(self) -> None:
+        # None if it was not set by Python.
+        before = signal.SIG_DFL if self._before is None else self._before
+        signal.signal(signal.SIGTERM, before)
 
 
 def _receives_signals() -> bool:
     """Whether this is the main thread, which alone can receive them."""
     return threading.current_thread() is threading.main_thread()
+
+
+def checked(checkpoint: Any) -> Checkpoint | None:
+    """The argument `checkpoint` of a run."""
+    if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
+        raise TypeError(
+            f"checkpoint is {checks.shown(checkpoint)}; wanted lx.Checkpoint(path, ...), or None"
+        )
+    return checkpoint
 
 
 def keeping(
@@ -284,10 +336,7 @@ def keeping(
 
     describe : returns `Keeper.problem`.
     """
+    checkpoint = checked(checkpoint)
     if checkpoint is None:
         return contextlib.nullcontext()
-    if not isinstance(checkpoint, Checkpoint):
-        raise TypeError(
-            f"checkpoint is {checks.shown(checkpoint)}; wanted lx.Checkpoint(path, ...), or None"
-        )
     return Keeper(checkpoint, describe(), library)

@@ -8,12 +8,15 @@ document; "0", "1", ... the arrays, with their axes in the order in which they l
 from __future__ import annotations
 
 import contextlib
-import glob
+import errno
 import hashlib
 import json
 import os
+import re
+import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,8 +38,8 @@ class Damaged(ValueError):
 # --- writing -----------------------------------------------------------------------------------
 
 
-def write(path: Path, header: dict[str, Any], arrays: Sequence[Array], keep: int = 1) -> None:
-    """Write a file in place of the one at `path`.
+def write(path: Path, header: dict[str, Any], arrays: Sequence[Array], keep: int = 1) -> str:
+    """Write a file in place of the one at `path`; return its digest.
 
     The file is complete and on the disk before it gets its name, so that a crash at any moment
     leaves the old file or the new one.
@@ -51,7 +54,7 @@ def write(path: Path, header: dict[str, Any], arrays: Sequence[Array], keep: int
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            _write_members(file, header, arrays)
+            digest = _write_members(file, header, arrays)
             file.flush()
             os.fsync(file.fileno())
         with contextlib.suppress(OSError):
@@ -65,14 +68,18 @@ def write(path: Path, header: dict[str, Any], arrays: Sequence[Array], keep: int
             os.unlink(name)
         raise
     _sync_folder(path.parent)
+    return digest
 
 
 def remove_parts(path: Path) -> None:
     """Remove what processes have left that were killed while they wrote a file for this path. No
     other process may be writing one."""
-    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        with contextlib.suppress(OSError):
-            part.unlink()
+    # Not those of a path that only begins like this one.
+    name = re.compile(rf"\.{re.escape(path.name)}\.[^.]+\.part")
+    for part in path.parent.glob(".*.part"):
+        if name.fullmatch(part.name):
+            with contextlib.suppress(OSError):
+                part.unlink()
 
 
 def earlier(path: Path, number: int) -> Path:
@@ -99,7 +106,7 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _write_members(file: BinaryIO, header: dict[str, Any], arrays: Sequence[Array]) -> None:
+def _write_members(file: BinaryIO, header: dict[str, Any], arrays: Sequence[Array]) -> str:
     digest = hashlib.sha256()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         axes = []
@@ -115,6 +122,7 @@ def _write_members(file: BinaryIO, header: dict[str, Any], arrays: Sequence[Arra
         _write_array(archive, _HEADER, np.frombuffer(text, np.uint8), digest)
         found = np.frombuffer(digest.digest(), np.uint8)
         _write_array(archive, _DIGEST, found, hashlib.sha256())
+    return digest.hexdigest()
 
 
 def _memory_order(array: np.ndarray) -> list[int]:
@@ -138,7 +146,7 @@ def _add(digest: Any, name: str, array: np.ndarray) -> None:
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """The header and the arrays of a file.
+    """The header of a file, with its "digest", and the arrays.
 
     Raises
     ------
@@ -148,7 +156,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
         If it is not a whole file of this kind.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open(path, "rb") as stream, zipfile.ZipFile(stream) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
             digest = hashlib.sha256()
             arrays = {}
@@ -159,11 +167,15 @@ def read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
                     _add(digest, name, arrays[name])
         found = arrays.pop(_DIGEST).tobytes()
         header = json.loads(arrays.pop(_HEADER).tobytes())
-    except FileNotFoundError:
-        raise
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place before the beginning, which a damaged file names
+            raise
+        raise Damaged(f"{path} is no whole file of lbfgs_xp: {error}") from None
     except KeyError as error:
         raise Damaged(f"{path} was not written by lbfgs_xp ({error} is missing)") from None
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, IndexError) as error:
+    except (
+        zipfile.BadZipFile, zlib.error, struct.error, ValueError, EOFError, RuntimeError, IndexError
+    ) as error:
         raise Damaged(f"{path} is no whole file of lbfgs_xp: {error}") from None
     if found != digest.digest():
         raise Damaged(f"{path} is damaged: its digest does not match its contents")
@@ -174,7 +186,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
             f"{path} has the format {header['format_version']} of a newer lbfgs_xp; this one reads "
             f"up to {VERSION}"
         )
-    return header, [
+    return {**header, "digest": digest.hexdigest()}, [
         arrays[str(place)].transpose([order.index(axis) for axis in range(len(order))])
         for place, order in enumerate(header["axes"])
     ]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from lbfgs_xp import checks
+from lbfgs_xp.arrays.backend import Array, Backend
 from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.returned import is_true
 from lbfgs_xp.arrays.tree import backends_of, flatten_parameters, without_frozen
@@ -195,7 +196,7 @@ def train(
         updates_of(method, checked_loss, together, updates_per_batch, average_decay),
     )
     together.check([rows for _, rows, _ in state.seen])
-    run.stand([b.own(x) for b, x in zip(backends, leaves, strict=True)], state)
+    run.stand([_own(b, x) for b, x in zip(backends, leaves, strict=True)], state)
     with (
         Live(progress, _line) as live,
         keeping(
@@ -222,6 +223,12 @@ def train(
             attach(error, result, f"the parameters after {result.updates} updates")
             raise
     return run.result()
+
+
+def _own(backend: Backend, leaf: Array) -> Array:
+    """A copy of the leaf in row-major order, as all later ones: sums of the loss may round
+    differently in another order."""
+    return backend.xp.reshape(backend.own(backend.xp.reshape(leaf, (-1,))), leaf.shape)
 
 
 def _described(run: TrainingRun, batches: Any, leaves: list[Any]) -> dict[str, Any]:

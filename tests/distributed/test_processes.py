@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import lbfgs_xp as lx
+from lbfgs_xp.saving import file
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("process.py")
@@ -157,6 +158,18 @@ def test_a_process_that_is_killed_ends_the_others(tmp_path: Path) -> None:
     assert found["kill"]["seconds"] < 30.0
 
 
+def test_one_process_is_terminated_and_all_go_on(tmp_path: Path, alone: dict[str, Any]) -> None:
+    first, second = started(2, ("sharded numpy terminated",), tmp_path)
+    # It has saved itself, and has then ended as the signal wants.
+    assert second == {"stderr": ""}
+    assert "error" not in first or first["error"].startswith("RuntimeError")
+    header, _ = file.read(tmp_path / "store.npz")
+    assert header["counts"]["nfev"] >= 3
+    found = started(2, ("sharded numpy again",), tmp_path)
+    for each in found:
+        assert_as_alone(each["sharded numpy again"], alone["sharded numpy"], "sharded numpy")
+
+
 @pytest.mark.thorough
 def test_four_processes(tmp_path: Path, alone: dict[str, Any]) -> None:
     found = started(4, (*CASES[:3], *SHARDED), tmp_path)
@@ -222,10 +235,6 @@ def test_wrong_arguments() -> None:
         lx.minimize(
             bowl, start, jac=True, method="newton", hess=lambda x: 2.0 * np.eye(3),
             distributed=Alone(),
-        )
-    with pytest.raises(ValueError, match="checkpoint was passed with distributed"):
-        lx.minimize(
-            bowl, start, jac=True, distributed=Alone(), checkpoint=lx.Checkpoint("run.npz")
         )
     res = lx.minimize(bowl, start, jac=True, distributed=Alone())
     assert res.success

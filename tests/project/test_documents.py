@@ -76,6 +76,8 @@ def test_blocks_run(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
             exec(compile("\n" * line + block, str(path), "exec"), names)
         if shown is not None:
             assert _agree(printed.getvalue(), shown), f"line {line}: {printed.getvalue()}"
+    if "matplotlib" in sys.modules:
+        importlib.import_module("matplotlib.pyplot").close("all")
 
 
 def _agree(printed: str, shown: str) -> bool:

@@ -20,8 +20,8 @@ FOLDER = Path(__file__).parents[2] / "examples"
 
 def test_every_example_is_run() -> None:
     tested = {
-        "batch_of_fits.py", "burgers_pinn.py", "fit_decay.py", "line_searches.py", "rosenbrock.py",
-        "schedules.py", "sparse_features.py",
+        "batch_of_fits.py", "burgers_pinn.py", "fit_decay.py", "line_searches.py",
+        "many_processes.py", "rosenbrock.py", "schedules.py", "sparse_features.py",
         # test_examples_networks.py
         "two_dimensions.py", "cnn_fixed_batch.py", "cnn_minibatches.py",
         # test_example_gaussian_peaks.py
@@ -129,6 +129,17 @@ def test_sparse_features(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     found = rows(without_pictures("sparse_features.py", tmp_path, "torch"), pattern)
     assert np.allclose(found, expected, rtol=0.0, atol=[0.0, 1.1e-5, 1.1e-2, 1.1e-2])
+
+
+def test_many_processes(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    shown = quick("many_processes.py", tmp_path, "many_processes")
+    images = [int(each) for each in re.findall(r"^process \d: (\d+) images", shown, re.M)]
+    total = int(re.search(r"^one process: (\d+) images", shown, re.M)[1])
+    assert images == [total // 2, total // 2] and shown.count("success True") == 3
+    assert "bit for bit: True" in shown
+    assert float(re.search(r"one process: (\S+e\S+)$", shown, re.M)[1]) < 1e-6
+    assert float(re.search(r"([\d.]+)% right", shown)[1]) > 95.0
 
 
 def test_burgers(tmp_path: Path) -> None:

@@ -202,7 +202,8 @@ class LBFGS(Method, TakesBounds, ClipsGradients):
         """Half the slope of the next step, if pairs have shaped it."""
         fn, slope = space.scalars, now(state.search.dphi0)
         known = (state.pairs.count > 0) & (slope < 0.0) & (state.search.evaluations == 0)
-        known = known & fn.logical_not(self.too_large(space, state.x, state.gradient))
+        if self.clips:
+            known = known & fn.logical_not(self.too_large(space, state.x, state.gradient))
         return fn.where(known, -0.5 * slope, 0.0 * state.value)
 
     def inverse_hessian(self, space: Space, state: LBFGSState) -> InverseHessian:

@@ -1,0 +1,248 @@
+"""Checkpoints of one run in many processes.
+
+If all processes walk the same steps, the first one writes the file, and tells the others what it
+has read. If each has its piece of the variables, each writes a file of its own, and the first one
+then writes a header that names them: by the number of the save, which is in their names, and by
+their digests. So a header never refers to pieces of different iterations, and while new pieces are
+written, those of the last header stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import glob
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lbfgs_xp.saving import file
+from lbfgs_xp.saving.checkpoint import Checkpoint, Keeper, Terminated, checked, keeping
+from lbfgs_xp.saving.encoding import Encoder
+
+
+def keeping_together(
+    checkpoint: Checkpoint | None, describe: Callable[[], dict[str, Any]], library: str, team: Any
+) -> contextlib.AbstractContextManager[Keeper | None]:
+    """`keeping` in the processes of a team; None: in one process alone."""
+    checkpoint = checked(checkpoint)
+    if checkpoint is None or team is None:
+        return keeping(checkpoint, describe, library)
+    kind = PiecesKeeper if team.engine.sharded else TogetherKeeper
+    return kind(checkpoint, describe(), library, team)
+
+
+class TogetherKeeper(Keeper):
+    """Saves a run whose processes walk the same steps.
+
+    team : the processes, as in `lbfgs_xp.distributed.team`.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, problem: dict[str, Any], library: str, team: Any):
+        super().__init__(checkpoint, problem, library)
+        self._team, self._engine = team, team.engine
+        self._is_first = self._engine.rank == 0
+
+    def _open(self) -> None:
+        told: Any = None
+        if self._is_first:
+            told = _tried(super()._open)
+        told, saved = self._engine.gather((told, self.saved))[0]
+        if told is not None:
+            raise told
+        if saved is not None and not self._is_first:
+            # An engine may pass the same arrays to all.
+            self.saved = saved._replace(arrays=[array.copy("K") for array in saved.arrays])
+
+    def save(self, position: Any) -> None:
+        if self._is_first:
+            super().save(position)
+
+
+class PiecesKeeper(Keeper):
+    """Saves a run of which each process has its piece of the variables.
+
+    All processes save after the same evaluation: which one is agreed upon in the messages of the
+    run. A SIGTERM in one of them ends all in this way.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, problem: dict[str, Any], library: str, team: Any):
+        super().__init__(checkpoint, problem, library)
+        self._team, self._engine = team, team.engine
+        # The number of the last save, and those to which headers refer, the newest first.
+        self._number, self._kept = 0, [0]
+        self._headers: list[dict[str, Any]] = []
+
+    # --- files ---------------------------------------------------------------------------------
+
+    def _piece(self, number: int, rank: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.{number}-{rank}of{self._engine.size}")
+
+    def _remove_others(self) -> None:
+        """Remove the pieces of this process to which no header refers."""
+        rank, size = self._engine.rank, self._engine.size
+        kept = [self._piece(number, rank) for number in (self._number, *self._kept)]
+        for path in self.path.parent.glob(f"{glob.escape(self.path.name)}.*-{rank}of{size}"):
+            if path not in kept:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+    # --- when a run begins, and when it ends ---------------------------------------------------
+
+    def _open(self) -> None:
+        """Take the path in the first process; then read the same save in all."""
+        told, headers = None, []
+        if self._engine.rank == 0:
+            told, headers = _tried(super()._open), self._headers
+        told, headers = self._engine.gather((told, headers))[0]
+        if told is None:
+            told = self._find_pieces(headers)
+        if told is not None:
+            if self._engine.rank == 0:
+                self._lock.__exit__()
+            raise told
+        self._remove_others()
+
+    def _find(self) -> None:
+        """Collect the headers, the newest first."""
+        for number in range(self.settings.keep):
+            path = file.earlier(self.path, number)
+            try:
+                header, _ = file.read(path)
+            except FileNotFoundError:
+                continue
+            except file.Damaged as error:
+                warnings.warn(
+                    f"{error}; the run goes on from the file before it, or begins", RuntimeWarning,
+                    stacklevel=2,
+                )
+                continue
+            self._check_header(path, header)
+            self._headers.append(header)
+
+    def _check_header(self, path: Path, header: dict[str, Any]) -> None:
+        size = self._engine.size
+        if "processes" not in header:
+            raise ValueError(
+                f"{path} holds a run whose variables are in one piece; wanted that of a run with "
+                "sharded=True, or another path"
+            )
+        if header["processes"] != size:
+            raise ValueError(
+                f"{path} was saved by {header['processes']} processes, and here are {size}; wanted "
+                "as many, each with the same piece of the variables, or another path"
+            )
+
+    def _find_pieces(self, headers: list[dict[str, Any]]) -> Exception | None:
+        """Read the piece of this process in the newest save that is whole in all; return an error,
+        the same in all, if there is none."""
+        errors: list[Any] = []
+        for header in headers:
+            told = _tried(functools.partial(self._read_piece, header))
+            errors = [error for error in self._engine.gather(told) if error is not None]
+            if not errors:
+                self._number, self._kept = header["save"], [each["save"] for each in headers]
+                return None
+            self.saved = None
+            if any(not isinstance(error, file.Damaged) for error in errors):
+                break
+        if not errors:
+            return None
+        others = [error for error in errors if not isinstance(error, file.Damaged)]
+        return others[0] if others else ValueError(
+            f"{errors[0]}; wanted the files that a run has saved, or none, to begin anew"
+        )
+
+    def _read_piece(self, header: dict[str, Any]) -> None:
+        rank = self._engine.rank
+        path = self._piece(header["save"], rank)
+        try:
+            own, arrays = file.read(path)
+        except FileNotFoundError:
+            raise file.Damaged(f"{path} is missing, the piece of process {rank}") from None
+        if own["digest"] != header["digests"][rank]:
+            raise file.Damaged(f"{path} is not the piece to which {self.path} refers")
+        self._check(path, own)
+        self._take(own, arrays)
+
+    # --- while it runs -------------------------------------------------------------------------
+
+    def visit(self, position: Any, advanced: int) -> None:
+        self._since += advanced
+        due, ends = self._team.agree(self._is_due(), self.terminated)
+        if due or ends:
+            self.save(position)
+        if ends:
+            self._current = lambda: None
+            raise Terminated
+
+    def save_if_intact(self) -> None:
+        self.save_last(self._current())
+
+    def save_last(self, position: Any) -> None:
+        super().save_last(position)
+        with contextlib.suppress(Exception):    # a process may have ended
+            self._kept = self._engine.gather(self._kept)[0]
+            self._remove_others()
+
+    def save(self, position: Any) -> None:
+        """Save the position if all processes are at the same one."""
+        began = time.perf_counter()
+        told = None
+        try:
+            found = self._engine.gather(None if position is None else position.counts())
+            if any(counts is None or counts != found[0] for counts in found):
+                return
+            told = self._save_together(position)
+        except Exception as error:    # in an exchange with a process that has ended
+            told = f"{type(error).__name__}: {error}"
+        if told is not None:
+            self._warn(told)
+        self._wait(time.perf_counter() - began)
+
+    def _save_together(self, position: Any) -> str | None:
+        """Write the pieces, and then the header; return what went wrong in any process."""
+        number, rank = self._number + 1, self._engine.rank
+        path, digest = self._piece(number, rank), ""
+
+        def write() -> None:
+            nonlocal digest
+            encoder = Encoder()
+            data = encoder(position, "the run")
+            digest = file.write(
+                path, {**self._header(position), "position": data}, encoder.arrays
+            )
+
+        told = _tried(write)
+        found = self._engine.gather((told and f"{type(told).__name__}: {told}", digest, self._kept))
+        # Those of the first process, which knows whether its headers could be written.
+        self._kept = found[0][2]
+        if failed := [text for text, *_ in found if text is not None]:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return failed[0]
+        self._number = number
+        self._remove_others()
+        if rank == 0:
+            header = {
+                **self._header(position), "save": number, "processes": self._engine.size,
+                "digests": [digest for _, digest, _ in found],
+            }
+            file.write(self.path, header, (), self.settings.keep)
+            self._kept = [number, *self._kept][: self.settings.keep]
+        return None
+
+    def _receive(self) -> None:
+        """Note a SIGTERM, which ends all processes together."""
+        self.terminated = True
+
+
+def _tried(function: Callable[[], None]) -> Exception | None:
+    """What a function raises; None if it does not."""
+    try:
+        function()
+    except Exception as error:
+        return error
+    return None
