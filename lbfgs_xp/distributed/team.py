@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import signal
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -35,11 +37,13 @@ class Engine(ABC):
 
     rank, size : the number of this process, from 0, and how many there are.
     sharded : whether the variables are divided among the processes.
+    team : those of the run that is in progress, if its variables are; else None.
     """
 
     rank: int
     size: int
     sharded: bool = False
+    team: Any = None
 
     @abstractmethod
     def sum(self, array: Array) -> Array:
@@ -49,6 +53,10 @@ class Engine(ABC):
     @abstractmethod
     def gather(self, item: Any) -> list[Any]:
         """What each process has passed, by rank."""
+
+    def broadcast(self, item: Any) -> Any:
+        """What the process of rank 0 has passed."""
+        return self.gather(item if self.rank == 0 else None)[0]
 
     def collect(self, numbers: Array) -> np.ndarray:
         """The numbers (k,) that each process has passed, by rank, on the host: (size, k).
@@ -76,8 +84,11 @@ class Engine(ABC):
         if not is_array(terms) or terms.ndim != 1:
             raise TypeError(f"terms is {shown(terms)}; wanted a 1-d array")
         backend = Backend.of(terms, "terms")
-        high, low = divmod(terms.shape[0], _SPLIT)
-        counts = self.collect(backend.from_host(np.asarray([high, low], dtype=np.float64)))
+        numbers = np.asarray(divmod(terms.shape[0], _SPLIT), dtype=np.float64)
+        if self.team is None:
+            counts = self.collect(backend.from_host(numbers))
+        else:
+            counts = self.team.collect(numbers)
         tree = Tree([int(a) * _SPLIT + int(b) for a, b in counts], self.rank)
         sent = backend.xp.reshape(tree.sent(backend, terms), (-1,))
         return float(tree.whole(self.collect(sent), ()))
@@ -112,6 +123,9 @@ def set_up_together(engine: Any) -> Iterator[None]:
 class Team:
     """The processes of one run, seen from one of them.
 
+    Processes hear of each other at every evaluation: an exception of the callback, and Ctrl-C
+    outside of fun and the callback, wait until then.
+
     engine : an `Engine`.
     layout : returns the layout of the problems that are in the batch.
     late, stopped, due, terminated : what this process says with the next sum.
@@ -128,6 +142,9 @@ class Team:
         self._heard = [0.0] * _NOTICES
         # Whether a step waits for its first numbers.
         self.in_first_message = False
+        # Whether a function of the user is running, and what waits for the next evaluation.
+        self._in_function = False
+        self._held: BaseException | None = None
         # Whether this process has left the run, and whether any process has left it by an error.
         self._over = self._broken = False
 
@@ -171,7 +188,7 @@ class Team:
 
         def evaluate_together(x: Array) -> tuple[Any, Array, Any]:
             try:
-                value, gradient, aux = evaluate(x)
+                value, gradient, aux = self._calling(evaluate, x)
             except BaseException as error:
                 self.leave(error)
                 raise
@@ -181,13 +198,46 @@ class Team:
         return evaluate_together
 
     def call(self, function: Callable[[], Any]) -> Any:
-        """What a function of the user returns."""
-        return function()
+        """What a function of the user returns; False if it raises, which then waits."""
+        try:
+            return self._calling(function)
+        except BaseException as error:
+            self._held = error
+            return False
+
+    def _calling(self, function: Callable, *args: Any) -> Any:
+        if self._held is not None:
+            raise self._held
+        self._in_function = True
+        try:
+            return function(*args)
+        finally:
+            self._in_function = False
 
     @contextlib.contextmanager
     def patient(self) -> Iterator[None]:
-        """A context for the whole run, in which Ctrl-C comes when it may."""
-        yield
+        """A context in which Ctrl-C stops functions of the user at once, and everything else with
+        the next evaluation."""
+        before: Any = None
+        if threading.current_thread() is threading.main_thread():
+            before = signal.getsignal(signal.SIGINT)
+        if not callable(before):
+            yield
+            return
+
+        def interrupt(number: int, frame: Any) -> None:
+            try:
+                before(number, frame)
+            except BaseException as error:
+                if self._in_function or self._over:
+                    raise
+                self._held = error
+
+        signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def leave(self, error: BaseException) -> None:
         """Tell the others, unless they know it, that this process ends because of an error."""
@@ -203,6 +253,8 @@ class Team:
 
     def end(self) -> None:
         """End together with the others; raise if one of them has failed in the meantime."""
+        if self._held is not None:
+            raise self._held
         if not self._over:
             self._over = True
             self._listen(self._exchange(_ENDED, None, None))

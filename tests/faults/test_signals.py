@@ -1,10 +1,11 @@
-"""Signals at the worst moments, limits of the system, and processes that are forked.
+"""Signals at the worst moments, limits of the system, and processes that start others.
 
 `tests/saving` kills processes inside fun, and `tests/distributed` those of a team.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -65,6 +66,16 @@ def test_a_signal_while_saving(name: str, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["run.npz"]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+def test_processes_that_fun_forks(tmp_path: Path) -> None:
+    """They end on SIGTERM as without a checkpoint, and do not keep the path from the next run."""
+    path = tmp_path / "run.npz"
+    killed = run("children", str(path))
+    assert killed.stdout == f"{-signal.SIGTERM}\n", killed.stderr
+    assert solve(path) == solve()
+    assert [p.name for p in tmp_path.iterdir()] == ["run.npz"]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="limits of POSIX")
 def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
     limited = run("limit", str(tmp_path / "run.npz"))
@@ -74,6 +85,8 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
-def test_a_process_that_is_forked() -> None:
-    assert run("fork", "-").stdout == "True\n"
+@pytest.mark.parametrize("how", ["fork", "spawn"])
+def test_a_process_that_starts_another(how: str) -> None:
+    if how not in multiprocessing.get_all_start_methods():
+        pytest.skip("the system has no such processes")
+    assert run(how, "-").stdout == "True\n"
