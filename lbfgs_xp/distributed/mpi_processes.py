@@ -38,3 +38,6 @@ class MPIEngine(Engine):
 
     def gather(self, item: Any) -> list[Any]:
         return self.comm.allgather(item)
+
+    def broadcast(self, item: Any) -> Any:
+        return self.comm.bcast(item, root=0)

@@ -8,8 +8,6 @@ numbers that are read together travel in one message, with what the processes ha
 from __future__ import annotations
 
 import contextlib
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -134,13 +132,12 @@ class ShardedTeam(Team):
 
     A process that fails cannot know which numbers the others will read next. Therefore the first
     message after each evaluation has a fixed length, and it is there that processes hear of each
-    other: an exception of the callback and Ctrl-C wait until then.
+    other.
     """
 
     def __init__(self, engine: Engine, layout: Callable[[], Layout]):
         super().__init__(engine, layout)
-        self._first = self._in_function = False
-        self._held: BaseException | None = None
+        self._first = False
         self.tree = Tree([0] * engine.size, engine.rank)
         self._room = _ROOM
 
@@ -167,61 +164,15 @@ class ShardedTeam(Team):
 
         return evaluate_together
 
-    def call(self, function: Callable[[], Any]) -> Any:
-        """What a function of the user returns; False if it raises, which then waits."""
-        try:
-            return self._calling(function)
-        except BaseException as error:
-            self._held = error
-            return False
-
-    def _calling(self, function: Callable, *args: Any) -> Any:
-        if self._held is not None:
-            raise self._held
-        self._in_function = True
-        try:
-            return function(*args)
-        finally:
-            self._in_function = False
-
-    def end(self) -> None:
-        if self._held is not None:
-            raise self._held
-        super().end()
-
     @contextlib.contextmanager
     def patient(self) -> Iterator[None]:
-        """A context in which Ctrl-C stops functions of the user at once, and everything else with
-        the next evaluation."""
+        """As before; `Engine.fixed_sum` then speaks through this team."""
         outer, self.engine.team = self.engine.team, self
         try:
-            with self._holding_interrupts():
+            with super().patient():
                 yield
         finally:
             self.engine.team = outer
-
-    @contextlib.contextmanager
-    def _holding_interrupts(self) -> Iterator[None]:
-        before: Any = None
-        if threading.current_thread() is threading.main_thread():
-            before = signal.getsignal(signal.SIGINT)
-        if not callable(before):
-            yield
-            return
-
-        def interrupt(number: int, frame: Any) -> None:
-            try:
-                before(number, frame)
-            except BaseException as error:
-                if self._in_function or self._over:
-                    raise
-                self._held = error
-
-        signal.signal(signal.SIGINT, interrupt)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
 
     # --- messages ------------------------------------------------------------------------------
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import signal
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -51,6 +53,10 @@ class Engine(ABC):
     @abstractmethod
     def gather(self, item: Any) -> list[Any]:
         """What each process has passed, by rank."""
+
+    def broadcast(self, item: Any) -> Any:
+        """What the process of rank 0 has passed."""
+        return self.gather(item if self.rank == 0 else None)[0]
 
     def collect(self, numbers: Array) -> np.ndarray:
         """The numbers (k,) that each process has passed, by rank, on the host: (size, k).
@@ -117,6 +123,9 @@ def set_up_together(engine: Any) -> Iterator[None]:
 class Team:
     """The processes of one run, seen from one of them.
 
+    Processes hear of each other at every evaluation: an exception of the callback, and Ctrl-C
+    outside of fun and the callback, wait until then.
+
     engine : an `Engine`.
     layout : returns the layout of the problems that are in the batch.
     late, stopped, due, terminated : what this process says with the next sum.
@@ -133,6 +142,9 @@ class Team:
         self._heard = [0.0] * _NOTICES
         # Whether a step waits for its first numbers.
         self.in_first_message = False
+        # Whether a function of the user is running, and what waits for the next evaluation.
+        self._in_function = False
+        self._held: BaseException | None = None
         # Whether this process has left the run, and whether any process has left it by an error.
         self._over = self._broken = False
 
@@ -176,7 +188,7 @@ class Team:
 
         def evaluate_together(x: Array) -> tuple[Any, Array, Any]:
             try:
-                value, gradient, aux = evaluate(x)
+                value, gradient, aux = self._calling(evaluate, x)
             except BaseException as error:
                 self.leave(error)
                 raise
@@ -186,13 +198,46 @@ class Team:
         return evaluate_together
 
     def call(self, function: Callable[[], Any]) -> Any:
-        """What a function of the user returns."""
-        return function()
+        """What a function of the user returns; False if it raises, which then waits."""
+        try:
+            return self._calling(function)
+        except BaseException as error:
+            self._held = error
+            return False
+
+    def _calling(self, function: Callable, *args: Any) -> Any:
+        if self._held is not None:
+            raise self._held
+        self._in_function = True
+        try:
+            return function(*args)
+        finally:
+            self._in_function = False
 
     @contextlib.contextmanager
     def patient(self) -> Iterator[None]:
-        """A context for the whole run, in which Ctrl-C comes when it may."""
-        yield
+        """A context in which Ctrl-C stops functions of the user at once, and everything else with
+        the next evaluation."""
+        before: Any = None
+        if threading.current_thread() is threading.main_thread():
+            before = signal.getsignal(signal.SIGINT)
+        if not callable(before):
+            yield
+            return
+
+        def interrupt(number: int, frame: Any) -> None:
+            try:
+                before(number, frame)
+            except BaseException as error:
+                if self._in_function or self._over:
+                    raise
+                self._held = error
+
+        signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def leave(self, error: BaseException) -> None:
         """Tell the others, unless they know it, that this process ends because of an error."""
@@ -208,6 +253,8 @@ class Team:
 
     def end(self) -> None:
         """End together with the others; raise if one of them has failed in the meantime."""
+        if self._held is not None:
+            raise self._held
         if not self._over:
             self._over = True
             self._listen(self._exchange(_ENDED, None, None))

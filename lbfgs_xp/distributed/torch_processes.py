@@ -51,3 +51,10 @@ class TorchEngine(Engine):
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, item, group=self.group)
         return found
+
+    def broadcast(self, item: Any) -> Any:
+        # (`gather` would need room for as many items of this size as there are processes.)
+        found = [item if self.rank == 0 else None]
+        first = 0 if self.group is None else dist.get_global_rank(self.group, 0)
+        dist.broadcast_object_list(found, src=first, group=self.group)
+        return found[0]

@@ -301,8 +301,9 @@ class Run:
         return late if self.team is None else self.team.is_late(late)
 
     def is_out_of_time(self) -> bool:
-        """Whether the time of the whole run is over."""
-        return time.perf_counter() >= self._last_deadline
+        """Whether the time of the whole run is over, in one process of many; if one `is_late`."""
+        over = time.perf_counter() >= self._last_deadline
+        return over if self.team is None else any(self.team.engine.gather(over))
 
     def value_at(self, x: Array) -> tuple[Any, int]:
         """The value at x alone, with the penalty, and how many calls of fun this took."""

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -142,7 +142,11 @@ class Keeper:
     # --- when a run begins, and when it ends ---------------------------------------------------
 
     def __enter__(self) -> Self:
-        self._open()
+        try:
+            self._open()
+        except BaseException:
+            self._lock.__exit__()
+            raise
         if _receives_signals():
             self._before = signal.signal(signal.SIGTERM, lambda number, frame: self._handle())
         return self
@@ -160,12 +164,8 @@ class Keeper:
                 f"{self.path.parent} cannot be written ({error.strerror}), where the checkpoint "
                 "and its lock belong; wanted another folder"
             ) from None
-        try:
-            file.remove_parts(self.path)
-            self._find()
-        except BaseException:
-            self._lock.__exit__()
-            raise
+        file.remove_parts(self.path)
+        self._find()
 
     def __exit__(self, *exception: object) -> None:
         if _receives_signals():
@@ -177,6 +177,15 @@ class Keeper:
 
     def _find(self) -> None:
         """Read the newest file that is whole, and check that it belongs to this run."""
+        for path, header, arrays in self._whole_files():
+            self._check(path, header)
+            self._take(header, arrays)
+            return
+
+    def _whole_files(self) -> Iterator[tuple[Path, dict[str, Any], list[np.ndarray]]]:
+        """The path, header and arrays of each file that is whole, the newest first. Damaged ones
+        before it are warned of; if there are only such, they are refused."""
+        damaged, found = None, False
         for number in range(self.settings.keep):
             path = file.earlier(self.path, number)
             try:
@@ -184,21 +193,19 @@ class Keeper:
             except FileNotFoundError:
                 continue
             except file.Damaged as error:
-                if not any(
-                    file.earlier(self.path, n).exists()
-                    for n in range(number + 1, self.settings.keep)
-                ):
-                    raise ValueError(
-                        f"{error}; wanted a file that a run has saved, or none, to begin anew"
-                    ) from None
+                damaged = damaged or error
+                continue
+            if damaged is not None and not found:
                 warnings.warn(
-                    f"{error}; the run goes on from the file before it", RuntimeWarning,
+                    f"{damaged}; the run goes on from the file before it", RuntimeWarning,
                     stacklevel=2,
                 )
-                continue
-            self._check(path, header)
-            self._take(header, arrays)
-            return
+            found = True
+            yield path, header, arrays
+        if damaged is not None and not found:
+            raise ValueError(
+                f"{damaged}; wanted a file that a run has saved, or none, to begin anew"
+            )
 
     def _take(self, header: dict[str, Any], arrays: list[np.ndarray]) -> None:
         """Go on from a file."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import glob
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -34,8 +34,11 @@ def keeping_together(
     return kind(checkpoint, describe(), library, team)
 
 
-class TogetherKeeper(Keeper):
-    """Saves a run whose processes walk the same steps.
+class TeamKeeper(Keeper):
+    """Saves a run in one of many processes.
+
+    All save after the same evaluation: which one is agreed upon in the messages of the run. A
+    SIGTERM in one of them ends all in this way.
 
     team : the processes, as in `lbfgs_xp.distributed.team`.
     """
@@ -43,34 +46,49 @@ class TogetherKeeper(Keeper):
     def __init__(self, checkpoint: Checkpoint, problem: dict[str, Any], library: str, team: Any):
         super().__init__(checkpoint, problem, library)
         self._team, self._engine = team, team.engine
-        self._is_first = self._engine.rank == 0
+
+    def visit(self, position: Any, advanced: int) -> None:
+        self._since += advanced
+        due, ends = self._team.agree(self._is_due(), self.terminated)
+        if due or ends:
+            self.save(position)
+            self._team.due = False
+        if ends:
+            self._current = lambda: None
+            raise Terminated
+
+    def _receive(self) -> None:
+        """Note a SIGTERM."""
+        self.terminated = True
+
+
+class TogetherKeeper(TeamKeeper):
+    """Saves a run whose processes walk the same steps: the first one has the file."""
 
     def _open(self) -> None:
         told: Any = None
-        if self._is_first:
+        if self._engine.rank == 0:
             told = _tried(super()._open)
-        told, saved = self._engine.gather((told, self.saved))[0]
+        told, saved = self._engine.broadcast((told, self.saved))
         if told is not None:
             raise told
-        if saved is not None and not self._is_first:
+        if saved is not None and self._engine.rank > 0:
             # An engine may pass the same arrays to all.
             self.saved = saved._replace(arrays=[array.copy("K") for array in saved.arrays])
 
+    def _is_due(self) -> bool:
+        return self._engine.rank == 0 and super()._is_due()
+
     def save(self, position: Any) -> None:
-        if self._is_first:
+        if self._engine.rank == 0:
             super().save(position)
 
 
-class PiecesKeeper(Keeper):
-    """Saves a run of which each process has its piece of the variables.
-
-    All processes save after the same evaluation: which one is agreed upon in the messages of the
-    run. A SIGTERM in one of them ends all in this way.
-    """
+class PiecesKeeper(TeamKeeper):
+    """Saves a run of which each process has its piece of the variables."""
 
     def __init__(self, checkpoint: Checkpoint, problem: dict[str, Any], library: str, team: Any):
-        super().__init__(checkpoint, problem, library)
-        self._team, self._engine = team, team.engine
+        super().__init__(checkpoint, problem, library, team)
         # The number of the last save, and those to which headers refer, the newest first.
         self._number, self._kept = 0, [0]
         self._headers: list[dict[str, Any]] = []
@@ -81,11 +99,12 @@ class PiecesKeeper(Keeper):
         return self.path.with_name(f"{self.path.name}.{number}-{rank}of{self._engine.size}")
 
     def _remove_others(self) -> None:
-        """Remove the pieces of this process to which no header refers."""
-        rank, size = self._engine.rank, self._engine.size
-        kept = [self._piece(number, rank) for number in (self._number, *self._kept)]
-        for path in self.path.parent.glob(f"{glob.escape(self.path.name)}.*-{rank}of{size}"):
-            if path not in kept:
+        """Remove the pieces of this process to which no header refers, and what is left of some."""
+        own = f"{self._engine.rank}of{self._engine.size}"
+        piece = re.compile(rf"\.?{re.escape(self.path.name)}\.(\d+)-{own}(\.[^.]+\.part)?")
+        for path in self.path.parent.iterdir():
+            match = piece.fullmatch(path.name)
+            if match and (match[2] or int(match[1]) not in (self._number, *self._kept)):
                 with contextlib.suppress(OSError):
                     path.unlink()
 
@@ -96,29 +115,16 @@ class PiecesKeeper(Keeper):
         told, headers = None, []
         if self._engine.rank == 0:
             told, headers = _tried(super()._open), self._headers
-        told, headers = self._engine.gather((told, headers))[0]
+        told, headers = self._engine.broadcast((told, headers))
         if told is None:
             told = self._find_pieces(headers)
         if told is not None:
-            if self._engine.rank == 0:
-                self._lock.__exit__()
             raise told
         self._remove_others()
 
     def _find(self) -> None:
         """Collect the headers, the newest first."""
-        for number in range(self.settings.keep):
-            path = file.earlier(self.path, number)
-            try:
-                header, _ = file.read(path)
-            except FileNotFoundError:
-                continue
-            except file.Damaged as error:
-                warnings.warn(
-                    f"{error}; the run goes on from the file before it, or begins", RuntimeWarning,
-                    stacklevel=2,
-                )
-                continue
+        for path, header, _ in self._whole_files():
             self._check_header(path, header)
             self._headers.append(header)
 
@@ -138,21 +144,25 @@ class PiecesKeeper(Keeper):
     def _find_pieces(self, headers: list[dict[str, Any]]) -> Exception | None:
         """Read the piece of this process in the newest save that is whole in all; return an error,
         the same in all, if there is none."""
-        errors: list[Any] = []
+        damaged: Exception | None = None
         for header in headers:
             told = _tried(functools.partial(self._read_piece, header))
             errors = [error for error in self._engine.gather(told) if error is not None]
             if not errors:
-                self._number, self._kept = header["save"], [each["save"] for each in headers]
+                if damaged is not None:
+                    warnings.warn(
+                        f"{damaged}; the run goes on from the save before it", RuntimeWarning,
+                        stacklevel=2,
+                    )
+                self._kept = [each["save"] for each in headers]
+                self._number = max(self._kept)
                 return None
             self.saved = None
-            if any(not isinstance(error, file.Damaged) for error in errors):
-                break
-        if not errors:
-            return None
-        others = [error for error in errors if not isinstance(error, file.Damaged)]
-        return others[0] if others else ValueError(
-            f"{errors[0]}; wanted the files that a run has saved, or none, to begin anew"
+            if others := [error for error in errors if not isinstance(error, file.Damaged)]:
+                return others[0]
+            damaged = damaged or errors[0]
+        return None if damaged is None else ValueError(
+            f"{damaged}; wanted the files that a run has saved, or none, to begin anew"
         )
 
     def _read_piece(self, header: dict[str, Any]) -> None:
@@ -169,22 +179,13 @@ class PiecesKeeper(Keeper):
 
     # --- while it runs -------------------------------------------------------------------------
 
-    def visit(self, position: Any, advanced: int) -> None:
-        self._since += advanced
-        due, ends = self._team.agree(self._is_due(), self.terminated)
-        if due or ends:
-            self.save(position)
-        if ends:
-            self._current = lambda: None
-            raise Terminated
-
     def save_if_intact(self) -> None:
         self.save_last(self._current())
 
     def save_last(self, position: Any) -> None:
         super().save_last(position)
         with contextlib.suppress(Exception):    # a process may have ended
-            self._kept = self._engine.gather(self._kept)[0]
+            self._kept = self._engine.broadcast(self._kept)
             self._remove_others()
 
     def save(self, position: Any) -> None:
@@ -233,10 +234,6 @@ class PiecesKeeper(Keeper):
             file.write(self.path, header, (), self.settings.keep)
             self._kept = [number, *self._kept][: self.settings.keep]
         return None
-
-    def _receive(self) -> None:
-        """Note a SIGTERM, which ends all processes together."""
-        self.terminated = True
 
 
 def _tried(function: Callable[[], None]) -> Exception | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 import lbfgs_xp as lx
 from lbfgs_xp.saving import file
+from lbfgs_xp.saving import together as keepers
 from tests.distributed.test_sharded import METHODS, N, function, pieces
 from tests.distributed.threads import ThreadEngine, together
 
@@ -142,7 +144,45 @@ def test_the_save_before_a_damaged_one(tmp_path: Path) -> None:
     together(3, lambda engine: work(engine, maxiter=6))
     newest = max(tmp_path.glob("run.npz.*-2of3"), key=lambda p: int(p.name.split(".")[2][:-5]))
     newest.write_bytes(b"")
-    assert_same(together(3, work), together(3, lambda engine: solve(engine, None)))
+    with pytest.warns(RuntimeWarning, match=r"-2of3 .*; the run goes on from the save before it"):
+        found = together(3, work)
+    assert_same(found, together(3, lambda engine: solve(engine, None)))
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_files_of_others_stay(sharded: bool, tmp_path: Path) -> None:
+    path = tmp_path / "run.npz"
+    np.savez(path, x=np.zeros(3))
+    others = [tmp_path / name for name in ("run.npz.2.7-0of3", ".run.npz.2.7-0of3.ab1.part")]
+    left = tmp_path / ".run.npz.7-1of3.ab1.part"
+    for other in [*others, left]:
+        other.write_text("")
+    before = path.read_bytes()
+    for error in together(3, lambda engine: solve(engine, path), sharded):
+        assert isinstance(error, ValueError)
+        assert "was not written by lbfgs_xp" in str(error)
+    assert path.read_bytes() == before
+    path.unlink()
+    saved(tmp_path)
+    assert all(other.exists() for other in others)
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_one_save_each_time(
+    sharded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, write, written = tmp_path / "run.npz", file.write, []
+
+    def counted(where: Path, *args: Any, **more: Any) -> str:
+        written.append(where)
+        return write(where, *args, **more)
+
+    monkeypatch.setattr(file, "write", counted)
+    first, *_ = together(
+        3, lambda engine: solve(engine, path, checkpoint=lx.Checkpoint(path, every=4)), sharded
+    )
+    assert 2 <= written.count(path) <= first.nit // 4 + 1
 
 
 @pytest.mark.parametrize("sharded", [True, False])
@@ -187,6 +227,53 @@ def test_stops_are_saved(tmp_path: Path) -> None:
             3, lambda engine, again=again: solve(engine, tmp_path, checkpoint=again)
         )
         assert_same(found, wanted)
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_time_is_over_for_all(sharded: bool, tmp_path: Path) -> None:
+    """Also if the clocks of the others say that it is not, and with another phase ahead."""
+    def work(engine: ThreadEngine, maxtime: float | None) -> Any:
+        return solve(
+            engine, tmp_path, maxtime=maxtime if engine.rank == 1 else None,
+            checkpoint=lx.Checkpoint(tmp_path / "run.npz", seconds=1e9), **METHODS["phases"],
+        )
+
+    for res in together(3, lambda engine: work(engine, 1e-9), sharded):
+        assert res.status is lx.Status.TIME
+    assert (tmp_path / "run.npz").exists()
+    wanted = together(3, lambda engine: solve(engine, None, **METHODS["phases"]), sharded)
+    assert_same(together(3, lambda engine: work(engine, None), sharded), wanted)
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_sigterm_in_one_process_ends_all(
+    sharded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, received = "PiecesKeeper" if sharded else "TogetherKeeper", []
+
+    class Struck(getattr(keepers, kind)):  # type: ignore[misc]
+        def visit(self, position: Any, advanced: int) -> None:
+            self.visits = getattr(self, "visits", 0) + 1
+            if self.visits == 4 and self._engine.rank == 1:
+                self._handle()
+            super().visit(position, advanced)
+
+    path, before = tmp_path / "run.npz", signal.getsignal(signal.SIGTERM)
+    checkpoint = lx.Checkpoint(path, seconds=1e9)
+    signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(keepers, kind, Struck)
+            found = together(3, lambda engine: solve(engine, path, checkpoint=checkpoint), sharded)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == [signal.SIGTERM]
+    assert {res.status for res in found} == {lx.Status.INTERRUPTED}
+    assert {res.nfev for res in found} == {found[0].nfev}
+    assert_same(
+        together(3, lambda engine: solve(engine, path, checkpoint=checkpoint), sharded),
+        together(3, lambda engine: solve(engine, None), sharded),
+    )
 
 
 def test_other_arguments(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -240,6 +241,25 @@ def test_wrong_arguments() -> None:
     assert res.success
     with pytest.raises(ValueError, match="comes from many processes"):
         res.hessian()
+
+
+def test_ctrl_c_within_a_sum() -> None:
+    """It waits for the next evaluation, where the others hear of it."""
+    said: list[bool] = []
+
+    class Struck(Alone):
+        def sum(self, array: Any) -> Any:
+            said.append(array[1] == 1.0)
+            if len(said) == 2:
+                signal.raise_signal(signal.SIGINT)
+            return array
+
+    start = np.arange(1.0, 9.0)
+    res = lx.minimize(
+        lambda x: ((x**4).sum(), 4.0 * x**3), start, jac=True, distributed=Struck()
+    )
+    assert res.status is lx.Status.INTERRUPTED
+    assert said == [False, False, True]
 
 
 def test_no_processes() -> None:
