@@ -7,7 +7,8 @@ numbers that are read together travel in one message, with what the processes ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -163,6 +164,15 @@ class ShardedTeam(Team):
 
         return evaluate_together
 
+    @contextlib.contextmanager
+    def patient(self) -> Iterator[None]:
+        outer, self.engine.team = self.engine.team, self
+        try:
+            with super().patient():
+                yield
+        finally:
+            self.engine.team = outer
+
     # --- messages ------------------------------------------------------------------------------
 
     def whole(self, backend: Backend, numbers: Sequence[Any]) -> list[np.ndarray]:
@@ -189,6 +199,16 @@ class ShardedTeam(Team):
             whole[i] = whole[i] + rule.whole(found[:, start:stop], shape)
             start = stop
         return whole
+
+    def collect(self, numbers: np.ndarray) -> np.ndarray:
+        """Two numbers of each process, by rank, for `Engine.fixed_sum` in a function of the user.
+
+        The message is like the first one after an evaluation, so that a process that has failed
+        before it in its own function is heard.
+        """
+        backend = self._layout.backend
+        own = backend.from_host(numbers, backend.dtype)
+        return self._message(backend, own, self._room)[:, : numbers.size]
 
     def _message(self, backend: Backend, numbers: Array, length: int) -> np.ndarray:
         """These numbers of all processes, by rank, after they have been heard."""

@@ -23,12 +23,15 @@ from lbfgs_xp.fits.complex_data import joined, parts_of
 from lbfgs_xp.fits.data import Curve, Slopes, in_units_of_sigma
 from lbfgs_xp.fits.names import listed_order
 from lbfgs_xp.fits.parameters import FreeLayout
+from lbfgs_xp.fits.progress import QuestionLine
 from lbfgs_xp.fits.residuals import Calls, Residuals
 from lbfgs_xp.fits.settings import FitSettings
 
 # Calls a function in the context of the caller of a method of the result, where warnings of NumPy
 # are as the caller has set them.
 _CALLER: contextvars.ContextVar[Any] = contextvars.ContextVar("_CALLER", default=None)
+# The status line of the question that is being answered.
+_LINE: contextvars.ContextVar[Any] = contextvars.ContextVar("_LINE", default=None)
 
 # Rows are evaluated so many at a time that their Jacobians take this part of the caches.
 _SHARE = 2
@@ -72,19 +75,29 @@ class Analysis:
         return Backend.of(outer.to_host(outer.zeros((1,))))
 
     @contextlib.contextmanager
-    def asked(self) -> Iterator[None]:
-        """A context for the algebra of an answer, whose numbers may overflow."""
-        token = _CALLER.set(contextvars.copy_context().run)
+    def asked(self, question: str = "", progress: bool = False) -> Iterator[None]:
+        """A context for the algebra of an answer, whose numbers may overflow; with `progress`, a
+        status line follows it."""
+        line = QuestionLine(progress, question)
+        tokens = _CALLER.set(contextvars.copy_context().run), _LINE.set(line)
         try:
-            with self.layout.backend.current(), np.errstate(all="ignore"):
+            with line, self.layout.backend.current(), np.errstate(all="ignore"):
                 yield
         finally:
-            _CALLER.reset(token)
+            _CALLER.reset(tokens[0])
+            _LINE.reset(tokens[1])
 
     def call(self, function: Callable, *arguments: Any) -> Any:
         """What a function that calls those of the user returns."""
-        run = _CALLER.get()
+        run, line = _CALLER.get(), self.line
+        if line is not None:
+            line.show(None)
         return function(*arguments) if run is None else run(function, *arguments)
+
+    @property
+    def line(self) -> QuestionLine | None:
+        """The status line of the question that is being answered."""
+        return _LINE.get()
 
     def send(self, array: Array) -> Array:
         """An array of the algebra for the user's functions."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from lbfgs_xp import checks
 from lbfgs_xp.fits import pictures, predictions, profile
 from lbfgs_xp.fits.analysis import Analysis
 from lbfgs_xp.fits.answers_of_row import RowAnswers
@@ -25,8 +26,11 @@ class Answers(Analysis):
         with self.asked():
             return profile.profile(fit, self, parameter, values, size)
 
-    def contour(self, fit: Any, one: Any, other: Any, level: float, size: int) -> Any:
-        with self.asked():
+    def contour(
+        self, fit: Any, one: Any, other: Any, level: float, size: int, progress: bool
+    ) -> Any:
+        (progress,) = checks.flags(progress=progress)
+        with self.asked(f"contour of {one}, {other}", progress):
             return profile.contour(fit, self, one, other, level, size)
 
     def predict(self, fit: Any, x: Any) -> Any:
@@ -59,5 +63,5 @@ class Answers(Analysis):
     def plot_profiles(self, fit: Any, size: int) -> Any:
         return pictures.plot_profiles(fit, self, size)
 
-    def plot_contours(self, fit: Any, size: int) -> Any:
-        return pictures.plot_contours(fit, self, size)
+    def plot_contours(self, fit: Any, size: int, progress: bool) -> Any:
+        return pictures.plot_contours(fit, self, size, progress)

@@ -63,8 +63,10 @@ class RowAnswers:
         found = self.answers.profile(self.fit, parameter, values, size)
         return Profile(found.name, *map(self._row, (found.values, found.delta, found.x)))
 
-    def contour(self, fit: Any, one: Any, other: Any, level: float, size: int) -> Any:
-        return self._row(self.answers.contour(self.fit, one, other, level, size))
+    def contour(
+        self, fit: Any, one: Any, other: Any, level: float, size: int, progress: bool
+    ) -> Any:
+        return self._row(self.answers.contour(self.fit, one, other, level, size, progress))
 
     def predict(self, fit: Any, x: Any) -> Any:
         return self._row(self.answers.predict(self.fit, x))
@@ -102,6 +104,6 @@ class RowAnswers:
         answers: Any = self
         return pictures.plot_profiles(fit, answers, size)
 
-    def plot_contours(self, fit: Any, size: int) -> Any:
+    def plot_contours(self, fit: Any, size: int, progress: bool) -> Any:
         answers: Any = self
-        return pictures.plot_contours(fit, answers, size)
+        return pictures.plot_contours(fit, answers, size, progress)

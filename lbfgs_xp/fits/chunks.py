@@ -31,6 +31,8 @@ from lbfgs_xp.run.differences import Differences, Known
 
 # The most numbers in a Jacobian of a fit that is not in chunks, unless a device holds more.
 _MOST = 2**24
+# Data so few are never too many.
+_FEW = 2**12
 # The share of the cache for each of the arrays that a model makes.
 _ARRAYS = 2
 _WANTED = (
@@ -42,11 +44,11 @@ Source = Callable[[], Iterator[tuple[Any, Any, Any]]]
 
 
 def source_of(
-    x: Any, y: Any, sigma: Any, parameters: int, chunk_size: Any, can: bool
+    x: Any, y: Any, sigma: Any, parameters: Callable[[], int], chunk_size: Any, can: bool
 ) -> Source | None:
     """The chunks (x, y, sigma) of data, as a function that begins anew; None to fit them at once.
 
-    can : whether the other arguments allow chunks.
+    parameters : returns about how many there are. can : whether the other arguments allow chunks.
     """
     size = checks.optional(checks.count)("chunk_size", chunk_size, 1)
     if callable(x) and y is None:
@@ -68,9 +70,9 @@ def source_of(
     whole = isinstance(y, np.ndarray) and y.dtype.kind in "iu"
     backend, (count,) = Backend.of(np.zeros(1) if whole else y, "y"), y.shape
     if size is None:
-        if count * parameters <= max(_MOST, backend.cache_size):
+        if count <= _FEW or count * (p := parameters()) <= max(_MOST, backend.cache_size):
             return None
-        size = max(backend.cache_size // (_ARRAYS * parameters), 1)
+        size = max(backend.cache_size // (_ARRAYS * p), 1)
     if sigma is not None and not (is_array(sigma) and tuple(sigma.shape) == (count,)):
         if chunk_size is None:
             return None

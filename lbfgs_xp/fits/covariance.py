@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,8 +11,10 @@ from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.fits.linear_algebra import (
     FEW,
+    FLOATS,
     divisor,
     eliminate,
+    eliminated,
     identity,
     normal_matrix,
     outer_sum,
@@ -20,6 +22,13 @@ from lbfgs_xp.fits.linear_algebra import (
     safe_pivot,
     svd,
 )
+
+
+class _Inverse(NamedTuple):
+    """What `inverse_of_squares` returns."""
+
+    covariance: Array
+    loose: Array
 
 
 def inverse_of_squares(
@@ -33,19 +42,33 @@ def inverse_of_squares(
     slopes : None for the parameters themselves, or the derivatives (B, q, p) of functions of them,
         which may depend only on combinations of parameters that J determines.
     """
-    xp = space.xp
+    xp, (count, _, p) = space.xp, jacobian.shape
+    few = p <= FEW
+    if few:
+        if count == 1 and space.backend.on_host and p <= FLOATS:
+            covariance, sound = _inverse_of_one(space, jacobian)
+        else:
+            covariance, sound = space.backend.jit(_inverse, space)(jacobian)
+        shape = (count, p if slopes is None else slopes.shape[-2])
+        loose = xp.zeros(shape, dtype=xp.bool, device=space.backend.creation_device)
+        traced = space.backend.is_traced(sound)
+        rest = None if traced else np.flatnonzero(~space.backend.to_host(sound))
+        if rest is not None and rest.size == 0:
+            return covariance, loose
     if slopes is None:
-        one = identity(space, jacobian.shape[-1])
-        slopes = xp.broadcast_to(one, (jacobian.shape[0], *one.shape))
+        slopes = xp.broadcast_to(identity(space, p), (count, p, p))
     if fixed is not None:
         slopes = xp.where(fixed[:, None, :], xp.zeros_like(slopes), slopes)
-    if jacobian.shape[-1] > FEW:
+    if not few:
         return _pseudo_inverse(accuracy, space, jacobian, slopes)
-    covariance, sound = space.backend.jit(_inverse, space)(jacobian)
-    loose = xp.zeros(slopes.shape[:-1], dtype=xp.bool, device=space.backend.creation_device)
-    rest = np.flatnonzero(~space.backend.to_host(sound))
-    if rest.size == 0:
-        return covariance, loose
+    if rest is None:
+        found = _Inverse(covariance, loose)
+
+        def pseudo(rows: Array) -> _Inverse:
+            exact = _Inverse(*_pseudo_inverse(accuracy, space, jacobian, slopes))
+            return space.merge(rows, exact, found)
+
+        return space.backend.branch(xp.logical_not(sound), pseudo, found)
     exact = _pseudo_inverse(accuracy, space, *space.take((jacobian, slopes), rest))
     return space.put(rest, exact, (covariance, loose))
 
@@ -89,6 +112,23 @@ def _inverse(space: Space, jacobian: Array) -> tuple[Array, Array]:
     covariance = outer_sum(space, rows[..., p:] / norms[:, None, :])
     sound = (least > safe_pivot(space)) & xp.all(kept, axis=-1)
     return covariance, sound
+
+
+def _inverse_of_one(space: Space, jacobian: Array) -> tuple[Array, Array]:
+    """`_inverse` for one Jacobian (1, m, p) on the host, on floats."""
+    gram = (jacobian[0].T @ jacobian[0]).tolist()
+    p, limit = len(gram), space.backend.largest**0.25
+    norms = [math.sqrt(gram[i][i]) for i in range(p)]
+    sound = all(1.0 / limit < norm < limit for norm in norms)
+    covariance = np.zeros_like(jacobian, shape=(1, p, p))
+    if sound:
+        one = np.eye(p).tolist()
+        rows, least = eliminated([
+            [gram[i][j] / norms[i] / norms[j] for j in range(i, p)] + one[i] for i in range(p)
+        ], p)
+        root = np.asarray([row[p:] for row in rows], jacobian.dtype) / norms
+        sound, covariance[0] = least > safe_pivot(space), root.T @ root
+    return covariance, np.asarray([sound])
 
 
 def _pseudo_inverse(

@@ -19,7 +19,7 @@ from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.scalars import Scalars
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.fits import jacobian
-from lbfgs_xp.fits.linear_algebra import column_norms, divisor, norm, solve_upper
+from lbfgs_xp.fits.linear_algebra import column_norms, divisor, norm, solve_upper, substitute
 from lbfgs_xp.fits.linear_model import LinearModel, frozen_at_bounds, solve_damped
 from lbfgs_xp.fits.settings import FitSettings
 from lbfgs_xp.result import CLAIMED, Status
@@ -30,7 +30,7 @@ _RUNNING = int(Status.RUNNING)
 _ENOUGH = 1e-4
 # How often the damping is refined until the step fits the radius (where to look whether it does is
 # to wait for a device, or to be compiled), and how much longer it may be.
-_REFINED, _REFINED_BLINDLY, _LONGER = 8, 1, 1.1
+REFINED, _REFINED_BLINDLY, LONGER = 8, 1, 1.1
 # A step that the linearised residuals predicted well lets the radius grow to this many times its
 # length; in a run without a failure yet, if they were wrong by less than half of the second share,
 # by as much more.
@@ -301,21 +301,23 @@ def _within(
     # In units of the residuals, whose squares may overflow; a power of 2, which rounds nothing.
     unit = 2.0 ** space.xp.floor(space.xp.log2(divisor(space, norm(space, q))))
     q, radius = q / space.per_problem(unit), state.radius / unit
-    z, factor = solve_damped(exact, space, R, q, mu)
-    for _ in range(_REFINED if space.small_on_host else _REFINED_BLINDLY):
+    # So little damping does not matter yet: R of normal equations is regular and triangular.
+    z, factor = solve_damped(exact, space, R, q, mu) if exact else (substitute(space, R, -q), R)
+    for _ in range(REFINED if space.small_on_host else _REFINED_BLINDLY):
         length = norm(space, z)
         over = fn.fused(_over, length, radius, state.status)
         if space.none(over):
             break
         slope = norm(space, solve_upper(space, factor, z, transposed=True))
         mu = fn.fused(_damped, over, mu, length, slope, radius)
-        z, factor = solve_damped(exact, space, R, q, mu)
+        shorter, factor = solve_damped(exact, space, R, q, mu)
+        z = space.pick(over, shorter, z)    # whatever the others do, the same bits
     return z * space.per_problem(unit), mu
 
 
 def _over(fn: Scalars, length: Any, radius: Any, status: Any) -> Any:
     """Which running problems have a step beyond the radius."""
-    return (length > _LONGER * radius) & (status == _RUNNING)
+    return (length > LONGER * radius) & (status == _RUNNING)
 
 
 def _damped(fn: Scalars, over: Any, mu: Any, length: Any, slope: Any, radius: Any) -> Any:
@@ -329,8 +331,8 @@ def judge(settings: FitSettings, space: Space, state: LMState, residuals: Array)
     """Judge whether the trial, with these residuals, becomes the next iterate."""
     value, decrease = settings.loss.decrease(space, state.residuals, residuals)
     return space.scalars.fused(
-        _judged, space.backend.noise, _Numbers.of(state), value, decrease,
-        _blur(space, state.linear, state.x, state.noise),
+        _judged, space.backend.noise, _Numbers.of(state), _number(space, value),
+        _number(space, decrease), _blur(space, state.linear, state.x, state.noise),
     )
 
 
@@ -364,7 +366,8 @@ def advance(
         accepted = accepted & linear.finite
     # Lengths are measured in the scale of the parameters.
     step = old.linear.scale * old.step
-    sizes = _Sizes(norm(space, step), space.max_abs(step), space.max_abs(old.linear.scale * old.x))
+    lengths = norm(space, step), space.max_abs(step), space.max_abs(old.linear.scale * old.x)
+    sizes = _Sizes(*(_number(space, length) for length in lengths))
     if linear is not old.linear:
         linear = space.merge(accepted, linear, old.linear)
     told = fn.fused(
@@ -576,7 +579,13 @@ def _promise(fn: Scalars, state: Any) -> Any:
 
 def _blur(space: Space, linear: LinearModel, x: Array, noise: Array) -> Array:
     """How far rounding the parameters at x, or noise, changes the norm of the residuals."""
-    return space.backend.eps * space.sum(space.xp.abs(linear.norms * x)) + _SPREAD * noise
+    blur = _number(space, space.sum(space.xp.abs(linear.norms * x)))
+    return space.backend.eps * blur + _SPREAD * noise
+
+
+def _number(space: Space, scalar: Array) -> Any:
+    """A scalar; that of one problem as a float, on which Python computes faster."""
+    return scalar if space.batched else float(scalar)
 
 
 def _noise(fn: Scalars, noise: float, value: Any, blur: Any) -> Any:

@@ -18,7 +18,7 @@ from lbfgs_xp.arrays.space import Space
 # The most parameters for which the normal equations are tried, because `eliminate` is unrolled.
 FEW = 16
 # Up to this many parameters, the algebra of one problem takes less time on floats than LAPACK.
-_FLOATS = 8
+FLOATS = 8
 
 
 def identity(space: Space, p: int) -> Array:
@@ -41,8 +41,9 @@ def solve_upper(space: Space, matrix: Array, vector: Array, transposed: bool = F
     """R^-1 v, or R^-T v, for upper triangular R (..., p, p) and v (..., p); a 0 on the diagonal
     counts as 1."""
     xp, p = space.xp, matrix.shape[-1]
-    if not space.batched and p <= _FLOATS:
-        return _substitute_one(matrix.T if transposed else matrix, vector, transposed)
+    if not space.batched and p <= FLOATS:
+        substituted = forward_substituted if transposed else back_substituted
+        return np.asarray(substituted(matrix.tolist(), vector.tolist()), matrix.dtype)
     one = identity(space, p)
     matrix = xp.where((one > 0.0) & (matrix == 0.0), one, matrix)
     matrix = xp.matrix_transpose(matrix) if transposed else matrix
@@ -102,7 +103,7 @@ def eliminate(space: Space, matrix: Array) -> tuple[Array, Array]:
 
 def _eliminate_one(matrix: Array, p: int) -> tuple[Array, Array]:
     """`eliminate` for one matrix (p, p + k) on the host."""
-    if p <= _FLOATS:
+    if p <= FLOATS:
         return _eliminate_floats(matrix, p)
     try:
         R = np.linalg.cholesky(matrix[:, :p], upper=True)
@@ -113,8 +114,14 @@ def _eliminate_one(matrix: Array, p: int) -> tuple[Array, Array]:
 
 
 def _eliminate_floats(matrix: Array, p: int) -> tuple[Array, Array]:
-    # Of each row, what is right of the diagonal.
-    rest, rows, least = [row[i:] for i, row in enumerate(matrix.tolist())], [], math.inf
+    rows, least = eliminated([row[i:] for i, row in enumerate(matrix.tolist())], p)
+    return np.asarray(rows, matrix.dtype), matrix.dtype.type(least)
+
+
+def eliminated(rest: list[list[float]], p: int) -> tuple[list[list[float]], float]:
+    """`eliminate` for one matrix of floats, given what is right of the diagonal of each row, which
+    is overwritten."""
+    rows, least = [], math.inf
     for k, row in enumerate(rest):
         root = math.sqrt(row[0]) if row[0] > 0.0 else 0.0
         least, root = min(least, root), root or 1.0
@@ -125,19 +132,30 @@ def _eliminate_floats(matrix: Array, p: int) -> tuple[Array, Array]:
             rest[k + i] = [
                 a - factor * b for a, b in zip(rest[k + i], row[i:], strict=False)
             ]
-    return np.asarray(rows, matrix.dtype), matrix.dtype.type(least)
+    return rows, least
 
 
-def _substitute_one(matrix: Array, vector: Array, forward: bool) -> Array:
-    """The solution for one triangular matrix (p, p), lower if `forward`, on floats."""
-    rows, solved = matrix.tolist(), vector.tolist()
-    p = len(solved)
-    for i in range(p) if forward else reversed(range(p)):
+def back_substituted(rows: list[list[float]], vector: list[float]) -> list[float]:
+    """The solution for one upper triangular matrix of floats; a 0 on the diagonal counts as 1."""
+    solved = list(vector)
+    for i in reversed(range(len(solved))):
         row, rest = rows[i], solved[i]
-        for j in range(i) if forward else range(i + 1, p):
+        for j in range(i + 1, len(solved)):
             rest -= row[j] * solved[j]
         solved[i] = rest / (row[i] or 1.0)
-    return np.asarray(solved, matrix.dtype)
+    return solved
+
+
+def forward_substituted(rows: list[list[float]], vector: list[float]) -> list[float]:
+    """The same for the transposed matrix."""
+    solved: list[float] = []
+    for i, rest in enumerate(vector):
+        for j in range(i):
+            rest -= rows[j][i] * solved[j]
+        solved.append(rest / (rows[i][i] or 1.0))
+    return solved
+
+
 
 
 def _root(fn: Scalars, pivot: Any, least: Any) -> tuple[Any, Any]:

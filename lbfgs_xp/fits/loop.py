@@ -16,7 +16,7 @@ from lbfgs_xp.arrays.returned import stops
 from lbfgs_xp.arrays.rows import Rows, Sizes, compiled_size
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout
-from lbfgs_xp.fits import jacobian, linear_model
+from lbfgs_xp.fits import jacobian, linear_model, small
 from lbfgs_xp.fits import levenberg_marquardt as lm
 from lbfgs_xp.fits.jacobian import Products
 from lbfgs_xp.fits.linear_algebra import FEW
@@ -96,6 +96,8 @@ class _Steps(lm.Steps):
 
     def aim(self, state: lm.LMState, box: Any, going: np.ndarray) -> lm.LMState:
         """The state with its next trial."""
+        if small.fits(self.space, state.x.shape[-1]) and box is None and not state.linear.hard:
+            return small.aim(self.space, state)
         hard = going >= lm.HARD
         if not hard.any():
             return self._aim(state, box)
@@ -112,6 +114,9 @@ class _Steps(lm.Steps):
         """The linearised residuals, and whether all are known to be finite. One host transfer."""
         space = self.space
         arguments = (x, residuals, columns, box, largest)
+        if small.fits(space, x.shape[-1]):
+            found = small.linearize(self.settings, space, *arguments)
+            return (self._decompose(*arguments), False) if found is None else (found, True)
         linear = self.guess(*arguments)
         if x.shape[-1] > FEW:
             return linear, False

@@ -11,10 +11,14 @@ import numpy as np
 from lbfgs_xp import checks
 from lbfgs_xp.arrays.tree import Layout, flatten, unflatten
 
+_FUNCTION = type(lambda: None)
+
 
 def listed_order(layout: Layout) -> np.ndarray:
     """For each number, in the order in which x lists them, its place in the vector (p,): leaves of
     a dict come in the order of their keys in the dict, whereas the vector sorts the keys."""
+    if layout.structure.is_leaf():
+        return np.arange(layout.size)
     leaves = np.split(np.arange(layout.size), np.cumsum(layout.sizes)[:-1])
     if hasattr(layout.structure, "leaves_of"):    # whose leaves are in their order
         return np.concatenate(leaves)
@@ -93,6 +97,9 @@ def place_of(names: tuple[str, ...], parameter: str | int) -> int:
 
 def _arguments(model: Callable, count: int) -> tuple[str, ...]:
     """The names of the arguments of a model after x, if there are `count` of them."""
+    code = getattr(model, "__code__", None) if type(model) is _FUNCTION else None
+    if code is not None and code.co_argcount == count + 1 and not vars(model):
+        return code.co_varnames[1 : count + 1]
     try:
         found = list(inspect.signature(model).parameters.values())[1:]
     except (TypeError, ValueError):

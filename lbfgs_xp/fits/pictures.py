@@ -197,7 +197,7 @@ def _draw_profile(
     ax.set_ylabel("rise of chi2")
 
 
-def plot_contours(fit: Any, analysis: Analysis, size: int) -> Any:
+def plot_contours(fit: Any, analysis: Analysis, size: int, progress: bool) -> Any:
     """See `CurveFit.plot_contours`."""
     plt = pyplot()
     names, x, stderr = _free(fit, analysis)
@@ -224,7 +224,7 @@ def plot_contours(fit: Any, analysis: Analysis, size: int) -> Any:
                 pair = np.ix_([places[j], places[i]], [places[j], places[i]])
                 root = np.linalg.cholesky(covariance[pair])
                 for level, shade in zip(_LEVELS, (1.0, 0.55), strict=True):
-                    border = host(fit.contour(names[j], names[i], level, size))
+                    border = host(fit.contour(names[j], names[i], level, size, progress))
                     ax.plot(*border.T, color=_CURVE, alpha=shade)
                     ellipse = math.sqrt(rise_of(level, fit._dof_of_scale, 2)) * (root @ circle)
                     ax.plot(

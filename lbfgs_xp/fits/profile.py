@@ -567,7 +567,7 @@ def held_fits(
         box = tuple(outer.from_host(side) for side in (low, high))
         found = analysis.call(run_fit, part, box, FitPlan(
             settings, None, 2**31 - 1, math.inf, on_host=analysis.on_host,
-            compact=analysis.may_shrink and outer is analysis.backend,
+            compact=analysis.may_shrink and outer is analysis.backend, live=analysis.line,
         ))
         x[group] = outer.to_host(part.layout.to_vector(found.x, "x"))
         fetch: Any = outer.to_host if part.layout.batched else np.asarray

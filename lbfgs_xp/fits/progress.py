@@ -7,6 +7,21 @@ from typing import Any
 from lbfgs_xp.run.progress import Live
 
 
+class QuestionLine(Live):
+    """The line of a question to a fit, such as a contour: how many steps its fits have taken.
+
+    question : what the line calls it.
+    """
+
+    def __init__(self, shown: bool, question: str):
+        super().__init__(shown, self._text)
+        self._question, self._steps = question, 0
+
+    def _text(self, record: Any) -> str:
+        self._steps += 1
+        return f"{self._question}  steps {self._steps}"
+
+
 class FitLine(Live):
     """The line; for a batch that is fitted in pieces, it counts the fits of those that are done.
 

@@ -359,7 +359,8 @@ class Residuals:
             value = self.predictions(x)
         rest = value, variation, central, self.bounds, lambda more: calls.nfev + more <= calls.most
         if self.directions is None:
-            return self.layout.xp.stack(self.differences(x, *rest), axis=-2)
+            found = self.differences(x, *rest)
+            return found if is_array(found) else self.layout.xp.stack(found, axis=-2)
         return self._along_directions(x, *rest)
 
     def turn(self, directions: Any) -> None:
@@ -376,7 +377,8 @@ class Residuals:
         size = xp.sqrt(xp.sum(start * start, axis=-1, keepdims=True))
         start = xp.broadcast_to(size, x.shape)
         self._origin = x, start
-        slopes = xp.stack(self.differences(start, *rest), axis=-2)
+        found = self.differences(start, *rest)
+        slopes = found if is_array(found) else xp.stack(found, axis=-2)
         seen = xp.max(xp.abs(slopes), axis=-1) > _NOISY * self.differences.errors
         slopes = xp.where(seen[..., None], slopes, xp.zeros_like(slopes))
         return xp.matmul(xp.matrix_transpose(from_x), slopes)

@@ -111,7 +111,7 @@ class LeastSquaresResult:
         """The standard deviations of the parameters, like x: the square roots of the diagonal of
         `covariance`; infinite for parameters that the residuals do not determine."""
         errors, batched = self._errors[1], self.jac.ndim == 3
-        return Layout(self.x, batched).to_tree(errors)
+        return Layout(self.x, batched, traced=True).to_tree(errors)
 
     @functools.cached_property
     def _errors(self) -> tuple[Array, Array]:
@@ -120,7 +120,7 @@ class LeastSquaresResult:
                 "the Jacobian of this result is an operator, because of its solver; wanted a "
                 'result of solver="dense" for a covariance'
             )
-        backend = Backend.of(self.jac)
+        backend = Backend.of(self.jac, traced=True)
         xp, space = backend.xp, Space(backend, batched=True)
         m, p = self.jac.shape[-2:]
         with np.errstate(all="ignore"):
@@ -356,8 +356,8 @@ class CurveFit:
     def _kept(self) -> Any:
         if self._analysis is None:
             raise ValueError(
-                "this result is a copy or comes from a pickle, which do not keep the model and the "
-                "data; wanted the result that lx.curve_fit has returned"
+                "this result is a copy, or comes from a pickle or a compiled function, which do "
+                "not keep the model and the data; wanted the result that lx.curve_fit has returned"
             )
         return self._analysis
 
@@ -432,7 +432,8 @@ class CurveFit:
         return self._kept().profile(self, parameter, values, size)
 
     def contour(
-        self, one: str | int, other: str | int, level: float = 0.6827, size: int = 60
+        self, one: str | int, other: str | int, level: float = 0.6827, size: int = 60,
+        progress: bool = False,
     ) -> Any:
         """The border of the region that holds two parameters with a probability, by profile
         likelihood: with all others fitted, chi2 has risen by the quantile of chi2 with two degrees
@@ -447,6 +448,8 @@ class CurveFit:
             The probability that both are inside.
         size : int
             How many points, at least 8.
+        progress : bool
+            Whether to show a live status line.
 
         Returns
         -------
@@ -467,7 +470,7 @@ class CurveFit:
         >>> bool(np.allclose(rise, 3.449, rtol=1e-3))    # instead of 2.30
         True
         """
-        return self._kept().contour(self, one, other, level, size)
+        return self._kept().contour(self, one, other, level, size, progress)
 
     def summary(self, level: float | None = None, limit: float = 0.5) -> str:
         """The fit as text: parameters with their errors, rounded to the digits that these
@@ -691,14 +694,14 @@ class CurveFit:
         """
         return self._kept().plot_profiles(self, size)
 
-    def plot_contours(self, size: int = 60) -> Any:
+    def plot_contours(self, size: int = 60, progress: bool = False) -> Any:
         """Draw the contours of all pairs of parameters, at 68.27 % and 95.45 %, beside the ellipses
         of the covariance, and on the diagonal their profiles.
 
         Parameters
         ----------
-        size : int
-            That of `contour`.
+        size, progress
+            Those of `contour`.
 
         Returns
         -------
@@ -709,7 +712,7 @@ class CurveFit:
         ImportError, ValueError
             If matplotlib is not installed; for a batch.
         """
-        return self._kept().plot_contours(self, size)
+        return self._kept().plot_contours(self, size, progress)
 
     def covariance_of(self, one: str | int, other: str | int | None = None) -> Any:
         """The part of `covariance` that belongs to two parameters, or to one.

@@ -224,6 +224,35 @@ def test_an_error_in_one_process(where: str) -> None:
                 error.result.hess_inv @ np.zeros_like(error.result.x)
 
 
+@pytest.mark.parametrize("where", ["fun", "callback"])
+def test_an_error_before_a_sum_of_all(where: str) -> None:
+    """The others wait in `fixed_sum`, which fun calls itself."""
+    def work(engine: ThreadEngine) -> Any:
+        share, calls = function(pieces(3)[engine.rank], engine), []
+
+        def failing(x: Any) -> Any:
+            calls.append(1)
+            if where == "fun" and engine.rank == 1 and len(calls) == 4:
+                raise ZeroDivisionError("one of us")
+            return share(x)
+
+        def callback(record: lx.Record) -> None:
+            if where == "callback" and engine.rank == 1 and record.nit == 3:
+                raise ZeroDivisionError("one of us")
+            engine.fixed_sum(record.x)
+
+        return lx.minimize(
+            failing, np.zeros(N)[pieces(3)[engine.rank]], jac=True, distributed=engine,
+            reproducible=True, callback=callback,
+        )
+
+    first, second, third = together(3, work)
+    assert isinstance(second, ZeroDivisionError)
+    for error in (first, third):
+        assert isinstance(error, lx.distributed.ProcessFailed)
+        assert str(error) == "process 1 failed: ZeroDivisionError: one of us"
+
+
 def test_stops_are_taken_together() -> None:
     def work(engine: ThreadEngine, how: str) -> Any:
         late = engine.rank == 1

@@ -84,3 +84,15 @@ def test_wrong_settings() -> None:
         fit(callback=3)
     with pytest.raises(TypeError, match="progress is 'a'; wanted True or False"):
         fit(progress="a")
+
+
+def test_status_line_of_contours(capsys: pytest.CaptureFixture) -> None:
+    res = fit()
+    border = res.contour("a", "k", size=8, progress=True)
+    shown = capsys.readouterr().out
+    assert "contour of a, k" in shown and int(shown.split("steps")[-1]) > 5
+    np.testing.assert_array_equal(border, res.contour("a", "k", size=8))
+    assert capsys.readouterr().out == ""
+    rows = fit(Y).row(0).contour("a", "k", size=8, progress=True)
+    assert "steps" in capsys.readouterr().out
+    np.testing.assert_allclose(rows, border, rtol=1e-3)
