@@ -26,7 +26,7 @@ METHODS: dict[str, tuple[dict[str, Any], str]] = {
     "L-BFGS, 5 pairs": ({"method": lx.LBFGS(memory_size=5)}, "2m + 8"),
     "L-BFGS, 10 pairs in float32": ({"method": lx.LBFGS(history_dtype="float32")}, "m + 8"),
     "L-BFGS, 10 pairs, bounds": ({"bounds": (0.1, None)}, "2m + 15"),
-    "gradient descent": ({"method": "gradient_descent"}, "9"),
+    "gradient descent": ({"method": "gradient_descent"}, "10"),
     "SGD": ({"method": lx.SGD(1e-3)}, "5"),
     "SGD, momentum": ({"method": lx.SGD(1e-3, momentum=0.9)}, "8"),
     "Adam": ({"method": "adam"}, "7"),

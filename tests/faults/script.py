@@ -44,7 +44,7 @@ def strike(name: str) -> None:
     os.replace = hit  # type: ignore[assignment]
 
 
-def forked(queue: Any) -> None:
+def in_child(queue: Any) -> None:
     queue.put(solve())
 
 
@@ -86,10 +86,10 @@ def main(what: str, path: str) -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (600, resource.RLIM_INFINITY))
-    if what == "fork":
-        context = multiprocessing.get_context("fork")
+    if what in ("fork", "spawn"):
+        context: Any = multiprocessing.get_context(what)
         queue, before = context.Queue(), solve()
-        child = context.Process(target=forked, args=(queue,))
+        child = context.Process(target=in_child, args=(queue,))
         child.start()
         print(queue.get(timeout=60) == before)
         child.join()

@@ -1,10 +1,11 @@
-"""Signals at the worst moments, limits of the system, and processes that are forked.
+"""Signals at the worst moments, limits of the system, and processes that start others.
 
 `tests/saving` kills processes inside fun, and `tests/distributed` those of a team.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -84,6 +85,8 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
-def test_a_process_that_is_forked() -> None:
-    assert run("fork", "-").stdout == "True\n"
+@pytest.mark.parametrize("how", ["fork", "spawn"])
+def test_a_process_that_starts_another(how: str) -> None:
+    if how not in multiprocessing.get_all_start_methods():
+        pytest.skip("the system has no such processes")
+    assert run(how, "-").stdout == "True\n"
