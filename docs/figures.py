@@ -23,7 +23,8 @@ from _common import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION  # noqa: E402
 
 FOLDER = HERE / "figures"
 # pages whose blocks draw pictures themselves
-PAGES = ["curve_fit.md", "constraints.md", "jax.md", "checkpoints.md"]
+PAGES = ["curve_fit.md", "constraints.md", "jax.md", "checkpoints.md",
+         "training.md", "pinns.md", "gpu.md"]
 GREY = "#777777"
 # With a fixed salt, the same numbers give the same file.
 matplotlib.rcParams.update({

@@ -69,10 +69,13 @@ def budget(name: str, value: Any, least: int) -> int | None:
 
 
 def path(name: str, value: Any) -> Path:
-    """The absolute path of a file."""
+    """The absolute path of a file; of a symbolic link, that of the file to which it points."""
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
         raise TypeError(f"{name} is {value!r}; wanted the path of a file")
-    return Path(os.fspath(value)).absolute()
+    found = Path(os.fspath(value)).absolute()
+    if found.is_dir():
+        raise IsADirectoryError(f"{name} is {str(value)!r}, a folder; wanted the path of a file")
+    return Path(os.path.realpath(found)) if found.is_symlink() else found
 
 
 def flag(name: str, value: Any) -> bool:

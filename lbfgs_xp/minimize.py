@@ -335,7 +335,8 @@ def _run(
     elif team is not None:
         team.check_equal("x0", layout.backend.to_host(layout.start()).tobytes())
         # Each process has its own data.
-        team.check_equal("the settings", {**settings, "args": None})
+        own = {**settings, "args": None}
+        team.check_equal("the settings", (own, plan.maxiter, plan.maxfun))
     # Trials that overflow are normal, so NumPy's warnings are off; but not inside the user's
     # functions, which run in the caller's context.
     changed: list[str] = []

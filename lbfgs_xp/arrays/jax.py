@@ -35,7 +35,8 @@ class JaxBackend(Backend):
         if _is_traced(array) and not traced:
             raise TypeError(
                 f"{what} is traced (by jax.jit, grad or vmap); wanted an array with values: of "
-                "lbfgs_xp, only lx.minimize and the optimizers run inside compiled functions"
+                "lbfgs_xp, only minimize, least_squares, curve_fit and the optimizers run inside "
+                "compiled functions"
             )
         _refuse_key(array, what)
         super().__init__(array, what, traced)
@@ -79,8 +80,14 @@ class JaxBackend(Backend):
     @staticmethod
     @functools.cache
     def keep_parts(cls: type, parts: tuple[str, ...], dropped: tuple[str, ...]) -> None:
+        def is_derived(name: str) -> bool:
+            return isinstance(getattr(cls, name, None), functools.cached_property)
+
         def flatten(node: Any) -> tuple[list[Any], tuple]:
-            rest = {name: value for name, value in vars(node).items() if name not in parts}
+            rest = {
+                name: value for name, value in vars(node).items()
+                if name not in parts and not is_derived(name)
+            }
             rest.update(dict.fromkeys(dropped))
             return [getattr(node, name) for name in parts], tuple(sorted(rest.items()))
 

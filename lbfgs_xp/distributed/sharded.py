@@ -193,6 +193,15 @@ class ShardedTeam(Team):
     def patient(self) -> Iterator[None]:
         """A context in which Ctrl-C stops functions of the user at once, and everything else with
         the next evaluation."""
+        outer, self.engine.team = self.engine.team, self
+        try:
+            with self._holding_interrupts():
+                yield
+        finally:
+            self.engine.team = outer
+
+    @contextlib.contextmanager
+    def _holding_interrupts(self) -> Iterator[None]:
         before: Any = None
         if threading.current_thread() is threading.main_thread():
             before = signal.getsignal(signal.SIGINT)
@@ -240,6 +249,16 @@ class ShardedTeam(Team):
             whole[i] = whole[i] + rule.whole(found[:, start:stop], shape)
             start = stop
         return whole
+
+    def collect(self, numbers: np.ndarray) -> np.ndarray:
+        """Two numbers of each process, by rank, for `Engine.fixed_sum` in a function of the user.
+
+        The message is like the first one after an evaluation, so that a process that has failed
+        before it in its own function is heard.
+        """
+        backend = self._layout.backend
+        own = backend.from_host(numbers, backend.dtype)
+        return self._message(backend, own, self._room)[:, : numbers.size]
 
     def _message(self, backend: Backend, numbers: Array, length: int) -> np.ndarray:
         """These numbers of all processes, by rank, after they have been heard."""

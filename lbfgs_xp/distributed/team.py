@@ -35,11 +35,13 @@ class Engine(ABC):
 
     rank, size : the number of this process, from 0, and how many there are.
     sharded : whether the variables are divided among the processes.
+    team : those of the run that is in progress, if its variables are; else None.
     """
 
     rank: int
     size: int
     sharded: bool = False
+    team: Any = None
 
     @abstractmethod
     def sum(self, array: Array) -> Array:
@@ -76,8 +78,11 @@ class Engine(ABC):
         if not is_array(terms) or terms.ndim != 1:
             raise TypeError(f"terms is {shown(terms)}; wanted a 1-d array")
         backend = Backend.of(terms, "terms")
-        high, low = divmod(terms.shape[0], _SPLIT)
-        counts = self.collect(backend.from_host(np.asarray([high, low], dtype=np.float64)))
+        numbers = np.asarray(divmod(terms.shape[0], _SPLIT), dtype=np.float64)
+        if self.team is None:
+            counts = self.collect(backend.from_host(numbers))
+        else:
+            counts = self.team.collect(numbers)
         tree = Tree([int(a) * _SPLIT + int(b) for a, b in counts], self.rank)
         sent = backend.xp.reshape(tree.sent(backend, terms), (-1,))
         return float(tree.whole(self.collect(sent), ()))

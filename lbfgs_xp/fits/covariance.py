@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,13 @@ from lbfgs_xp.fits.linear_algebra import (
 )
 
 
+class _Inverse(NamedTuple):
+    """What `inverse_of_squares` returns."""
+
+    covariance: Array
+    loose: Array
+
+
 def inverse_of_squares(
     accuracy: float, space: Space, jacobian: Array, fixed: Any = None, slopes: Any = None
 ) -> tuple[Array, Array]:
@@ -42,10 +49,11 @@ def inverse_of_squares(
             covariance, sound = _inverse_of_one(space, jacobian)
         else:
             covariance, sound = space.backend.jit(_inverse, space)(jacobian)
-        rest = np.flatnonzero(~space.backend.to_host(sound))
         shape = (count, p if slopes is None else slopes.shape[-2])
         loose = xp.zeros(shape, dtype=xp.bool, device=space.backend.creation_device)
-        if rest.size == 0:
+        traced = space.backend.is_traced(sound)
+        rest = None if traced else np.flatnonzero(~space.backend.to_host(sound))
+        if rest is not None and rest.size == 0:
             return covariance, loose
     if slopes is None:
         slopes = xp.broadcast_to(identity(space, p), (count, p, p))
@@ -53,6 +61,14 @@ def inverse_of_squares(
         slopes = xp.where(fixed[:, None, :], xp.zeros_like(slopes), slopes)
     if not few:
         return _pseudo_inverse(accuracy, space, jacobian, slopes)
+    if rest is None:
+        found = _Inverse(covariance, loose)
+
+        def pseudo(rows: Array) -> _Inverse:
+            exact = _Inverse(*_pseudo_inverse(accuracy, space, jacobian, slopes))
+            return space.merge(rows, exact, found)
+
+        return space.backend.branch(xp.logical_not(sound), pseudo, found)
     exact = _pseudo_inverse(accuracy, space, *space.take((jacobian, slopes), rest))
     return space.put(rest, exact, (covariance, loose))
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, Unpack, overload
 import numpy as np
 
 from lbfgs_xp import checks
-from lbfgs_xp.arrays.backend import is_array
+from lbfgs_xp.arrays.backend import is_array, is_tracing
 from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import flatten
@@ -33,6 +33,7 @@ from lbfgs_xp.fits.residuals import Calls, Residuals
 from lbfgs_xp.fits.result import BatchCurveFit, CurveFit, FitRecord
 from lbfgs_xp.fits.settings import FitPlan
 from lbfgs_xp.fits.starts import Starts, fit_starts, starts_of
+from lbfgs_xp.fits.traced import keep_report, refuse_settings, run_traced
 from lbfgs_xp.run import implicit
 from lbfgs_xp.saving.checkpoint import Checkpoint
 from lbfgs_xp.typing import CurveFitSettings, Differences, Likelihood, LossName, OnError
@@ -255,6 +256,14 @@ def curve_fit(
         priors=priors, likelihood=likelihood, trials=trials, chunk_size=chunk_size,
         callback=callback, progress=progress, checkpoint=checkpoint,
     )
+    if is_tracing((x, y, sigma, p0)):
+        refuse_settings(
+            jac, method=None if method == "lm" else method, diff_step=diff_step, maxtime=maxtime,
+            on_error=on_error, fixed=fixed, ties=ties, starts=starts, priors=priors,
+            likelihood=None if likelihood == "gaussian" else likelihood, trials=trials,
+            chunk_size=chunk_size, callback=callback, progress=progress, checkpoint=checkpoint,
+            threads=None if threads == 1 else threads,
+        )
     if not implicit.is_wanted(differentiable, y):
         return _fit(model, x, y, sigma, p0, **settings)[0]
     refuse_masks(x, y, sigma)
@@ -290,14 +299,15 @@ def _fit(
 ) -> tuple[CurveFit, Any, Any, FitPlan]:
     """The result of a fit, its residuals, its box and its plan."""
     _check_method(method)
+    inside = is_tracing((x, y, sigma, p0))
     threads = checks.count("threads", threads, 1)
     check_name(likelihood, sigma, trials, loss)
     data = functools.partial(
-        residuals_of, model, p0=p0, jac=jac, batched=batched, compact=compact, fixed=fixed,
-        ties=ties, likelihood=likelihood, trials=trials, priors=priors,
+        residuals_of, model, p0=p0, jac=jac, batched=batched, compact=compact and not inside,
+        fixed=fixed, ties=ties, likelihood=likelihood, trials=trials, priors=priors, traced=inside,
     )
     normal = loss == "linear" and likelihood == "gaussian" and priors is starts is None
-    source = source_of(
+    source = None if inside else source_of(
         x, y, sigma, lambda: _size(p0), chunk_size, method == "lm" and normal and not batched
     )
     objective: Any = (
@@ -311,14 +321,20 @@ def _fit(
         )
     objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
     limits = dict(gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime)
-    plan = FitPlan.checked(
-        objective.layout, x_scale=x_scale, loss=loss, f_scale=f_scale, factor=factor,
-        accuracy=objective.accuracy,
-        compact=compact and batched, on_error=on_error, callback=callback, **limits,
-    )
-    if objective.priors:
-        plan = plan.with_priors(objective.priors.count)
-    box = box_of(bounds, objective.layout)
+    with objective.layout.backend.at_once():
+        plan = FitPlan.checked(
+            objective.layout, x_scale=x_scale, loss=loss, f_scale=f_scale, factor=factor,
+            accuracy=objective.accuracy,
+            compact=compact and batched, on_error=on_error, callback=callback, **limits,
+        )
+        if objective.priors:
+            plan = plan.with_priors(objective.priors.count)
+        box = box_of(bounds, objective.layout)
+    if inside:
+        found = run_traced(objective, box, plan)
+        result = report(found, objective, box, plan.settings, absolute_sigma, False)
+        keep_report(objective.backend, type(result))
+        return result, objective, box, plan
     if source is not None and starts is not None:
         raise ValueError("starts were passed for data in chunks; wanted one start, p0")
     if method == "lbfgs":

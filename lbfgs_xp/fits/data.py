@@ -35,16 +35,20 @@ _COORDINATES = 64
 
 def residuals_of(
     model: Any, x: Any, y: Any, p0: Any, sigma: Any, jac: Any, batched: bool, compact: bool, *,
-    fixed: Any, ties: Any, likelihood: Any, trials: Any, priors: Any,
+    fixed: Any, ties: Any, likelihood: Any, trials: Any, priors: Any, traced: bool = False,
 ) -> Residuals:
-    """The residuals of a model, from the arguments of `lx.curve_fit`."""
+    """The residuals of a model, from the arguments of `lx.curve_fit`.
+
+    traced : whether arrays may be traced, because a function is being compiled; they are then not
+        checked by their values.
+    """
     if not callable(model):
         raise TypeError(f"model is a {type(model).__name__}; wanted a function of x and parameters")
     # Without the deviations of normal errors, weights only say which data count.
     apart = isinstance(sigma, tuple) and len(sigma) == 2
     normal = not apart and likelihood == "gaussian"
     x, y, own = _without_mask(_unwrapped(x), y, sigma if normal else None, batched)
-    y = _data(y, batched)
+    y = _data(y, batched, traced)
     whole_shape, parts = tuple(y.shape), 1
     if is_complex(y):
         if not normal:
@@ -53,15 +57,18 @@ def residuals_of(
                 "two sides"
             )
         own, y, parts = parts_of_sigma(own, whole_shape), parts_of(y), 2
-    backend = Backend.of(y, "y")
+    backend = Backend.of(y, "y", traced)
     x, jac = coordinates(x, backend), chosen(jac, backend)
-    layout = Layout(_start(p0, backend, y.shape[:1] if batched else None), batched, name="p0")
+    start = _start(p0, backend, y.shape[:1] if batched else None)
+    layout = Layout(start, batched, name="p0", traced=traced)
     if isinstance(layout.structure, Partial):
         raise ValueError(
             f"{layout.structure.frozen_name('p0')} is frozen (requires_grad=False); wanted only "
             "parameters to be fitted, and the others as constants of the model"
         )
-    weights = _weights(own, y, backend, batched)
+    weights = (
+        _unchecked_weights(own, y, backend) if traced else _weights(own, y, backend, batched)
+    )
     y = without_left_out(weights, y)
     whole = compact and batched and _is_whole(model, x, layout, whole_shape)
     names = names_of(model, layout)
@@ -72,7 +79,7 @@ def residuals_of(
         (x, y, weights if normal else None),
         Slopes(jac, batched, sorted_places(layout)) if callable(jac) else jac,
         free,
-        backend.is_compiled(model),
+        not traced and backend.is_compiled(model),
         fresh=callable(jac) and batched and normal and weights is not None,
         data=(
             dataclasses.replace(curve, predicts=True),
@@ -257,7 +264,7 @@ def _agree(found: Any, wanted: np.ndarray, layout: Layout) -> bool:
     return bool(np.allclose(found, wanted, rtol=close, atol=close * scale, equal_nan=True))
 
 
-def _data(y: Any, batched: bool) -> Array:
+def _data(y: Any, batched: bool, traced: bool) -> Array:
     wanted = "(B, m)" if batched else "(m,)"
     if not is_array(y):
         host = np.asarray(y)
@@ -272,7 +279,7 @@ def _data(y: Any, batched: bool) -> Array:
     if len(shape) != 1 + batched or 0 in shape:
         hint = "; batched=True takes (B, m)" if len(shape) == 2 and not batched else ""
         raise ValueError(f"y has shape {shape}; wanted {wanted}, not empty{hint}")
-    Backend.of(y, "y")    # checks the dtype
+    Backend.of(y, "y", traced)    # checks the dtype
     return y
 
 
@@ -365,6 +372,16 @@ def pure_weights(sigma: Any, y: Array, backend: Backend) -> Any:
     if y.ndim == 1 and tuple(sigma.shape) == (*y.shape, *y.shape):
         return backend.linalg("inv")(backend.linalg("cholesky")(sigma))
     return 1.0 / backend.xp.broadcast_to(sigma, tuple(y.shape))
+
+
+def _unchecked_weights(sigma: Any, y: Array, backend: Backend) -> Any:
+    """`_weights` without an error: nan where the sigma would be refused for its values."""
+    weights = pure_weights(sigma, y, backend)
+    if weights is None or are_correlated(weights, y):
+        return weights
+    xp = backend.xp
+    right = (weights >= 0.0) & xp.any(weights > 0.0, axis=-1, keepdims=True)
+    return xp.where(right, weights, xp.full_like(weights, math.nan))
 
 
 def without_left_out(weights: Any, y: Array) -> Array:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal, Unpack, overload
 
 from lbfgs_xp import checks
+from lbfgs_xp.arrays.backend import is_tracing
 from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout
@@ -19,6 +20,7 @@ from lbfgs_xp.fits.progress import FitLine
 from lbfgs_xp.fits.residuals import Residuals
 from lbfgs_xp.fits.result import BatchLeastSquaresResult, FitRecord, LeastSquaresResult
 from lbfgs_xp.fits.settings import FitPlan
+from lbfgs_xp.fits.traced import refuse_settings, run_traced
 from lbfgs_xp.run import implicit
 from lbfgs_xp.run.objective import warn_of_foreign
 from lbfgs_xp.saving.checkpoint import Checkpoint
@@ -170,7 +172,7 @@ def least_squares(
     differentiable : bool
         As in `lx.minimize`: whether `x` and `cost` of the result are differentiable functions of
         args, and of what residuals holds. By the Hessian of the cost, not by J^T J. The other
-        fields are constants.
+        fields are constants. Inside `jax.jit` and `jax.vmap` nothing has to be passed.
     progress : bool
         Whether to show a live status line.
     checkpoint : None or Checkpoint
@@ -236,9 +238,16 @@ def _fit(
     checkpoint: Any, **settings: Any,
 ) -> tuple[LeastSquaresResult, Residuals, Any, FitPlan]:
     """The result of a fit, its residuals, its box and its plan."""
-    layout = Layout(x0, batched)
+    inside = is_tracing((x0, args))
+    if inside:
+        refuse_settings(
+            jac, solver, weights=weights, pointwise=pointwise, diff_step=diff_step,
+            maxtime=settings["maxtime"], on_error=settings["on_error"],
+            callback=settings["callback"], progress=progress, checkpoint=checkpoint,
+        )
+    layout = Layout(x0, batched, traced=inside)
     warn_of_foreign(layout.backend, args, 6)
-    compiled, blocks = layout.backend.is_compiled(residuals), None
+    compiled, blocks = not inside and layout.backend.is_compiled(residuals), None
     pointwise = _checked_solver(solver, pointwise, batched, bounds)
     if weights is not None or pointwise:
         blocks = Blocks.of(residuals, layout, args, 1.0 if weights is None else weights)
@@ -250,8 +259,11 @@ def _fit(
         objective = ByProducts(residuals, args, jac, layout, compiled, lengths)
     objective.calls.nfev += int(blocks is not None)
     objective.differences.step = checks.optional(checks.number)("diff_step", diff_step, above=0.0)
-    plan = FitPlan.checked(layout, accuracy=objective.accuracy, **settings)
-    box = box_of(bounds, layout)
+    with layout.backend.at_once():
+        plan = FitPlan.checked(layout, accuracy=objective.accuracy, **settings)
+        box = box_of(bounds, layout)
+    if inside:
+        return run_traced(objective, box, plan), objective, box, plan
 
     def describe() -> dict[str, Any]:
         budgets = "maxiter", "maxfun", "maxtime", "callback", "on_error"

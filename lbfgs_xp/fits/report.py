@@ -56,7 +56,8 @@ def report(
     send: Callable = identity
     fetch: Callable = identity
     fixed = None if box is None else box[0] == box[1]
-    if not layout.batched:
+    inside = backend.is_traced(weighted)
+    if not layout.batched and not inside:
         # On the host, like the algebra of any small problem.
         send, fetch = backend.from_host, backend.to_host
         y, weighted, jacobian = fetch(y), fetch(weighted), fetch(jacobian)
@@ -93,6 +94,9 @@ def report(
         covariance = xp.take(xp.take(covariance, places, axis=-1), places, axis=-2)
 
     def public(numbers: Array, kind: type = float) -> Any:
+        if inside:
+            numbers = xp.astype(numbers, xp.int32) if kind is int else numbers
+            return numbers if layout.batched else numbers[0]
         return numbers if layout.batched else kind(backend.to_host(numbers)[0])
 
     def of_one(array: Array) -> Array:
@@ -116,13 +120,13 @@ def report(
         names=objective.names,
         residuals=residuals,
         nit=found.nit,
-        nfev=objective.calls.nfev,
+        nfev=found.nfev if inside else objective.calls.nfev,
         njev=found.njev,
         derivatives=found.derivatives,
         success=found.success,
         status=found.status,
         message=_explained(found, objective),
-        _analysis=Answers(objective, box, settings, compact),
+        _analysis=None if inside else Answers(objective, box, settings, compact),
     )
 
 

@@ -111,7 +111,7 @@ class LeastSquaresResult:
         """The standard deviations of the parameters, like x: the square roots of the diagonal of
         `covariance`; infinite for parameters that the residuals do not determine."""
         errors, batched = self._errors[1], self.jac.ndim == 3
-        return Layout(self.x, batched).to_tree(errors)
+        return Layout(self.x, batched, traced=True).to_tree(errors)
 
     @functools.cached_property
     def _errors(self) -> tuple[Array, Array]:
@@ -120,7 +120,7 @@ class LeastSquaresResult:
                 "the Jacobian of this result is an operator, because of its solver; wanted a "
                 'result of solver="dense" for a covariance'
             )
-        backend = Backend.of(self.jac)
+        backend = Backend.of(self.jac, traced=True)
         xp, space = backend.xp, Space(backend, batched=True)
         m, p = self.jac.shape[-2:]
         with np.errstate(all="ignore"):
@@ -356,8 +356,8 @@ class CurveFit:
     def _kept(self) -> Any:
         if self._analysis is None:
             raise ValueError(
-                "this result is a copy or comes from a pickle, which do not keep the model and the "
-                "data; wanted the result that lx.curve_fit has returned"
+                "this result is a copy, or comes from a pickle or a compiled function, which do "
+                "not keep the model and the data; wanted the result that lx.curve_fit has returned"
             )
         return self._analysis
 

@@ -30,7 +30,7 @@ from lbfgs_xp.solvers.method import Limits
 
 _RUNNING = int(Status.RUNNING)
 # A program cannot choose between strings.
-_MESSAGE = "lx.Status(int(status)) says why the run ended"
+MESSAGE = "lx.Status(int(status)) says why the run ended"
 # The attributes of a result that hold arrays.
 _PARTS = (
     "x", "fun", "jac", "gradient_norm", "nit", "nfev", "success", "status", "aux", "hess_inv",
@@ -287,7 +287,7 @@ class TracedRun(Run):
             nfev=p.nfev,
             success=succeeded(code),
             status=code,
-            message=_MESSAGE,
+            message=MESSAGE,
             aux=aux,
             hess_inv=self._inverse_hessian(),
             active=self._active(best),

@@ -135,7 +135,8 @@ class Keeper:
         # Where the run stands; None while it cannot be saved.
         self._current: Callable[[], Any] = lambda: None
         self._lock = Lock(self.path)
-        # What received SIGTERM before.
+        # The process of the run, and what received SIGTERM there before.
+        self._process = os.getpid()
         self._before: Any = None
 
     # --- when a run begins, and when it ends ---------------------------------------------------
@@ -143,7 +144,7 @@ class Keeper:
     def __enter__(self) -> Self:
         self._open()
         if _receives_signals():
-            self._before = signal.signal(signal.SIGTERM, lambda number, frame: self._receive())
+            self._before = signal.signal(signal.SIGTERM, lambda number, frame: self._handle())
         return self
 
     def _open(self) -> None:
@@ -152,7 +153,13 @@ class Keeper:
             raise FileNotFoundError(
                 f"there is no folder {self.path.parent} for the checkpoint; wanted one that exists"
             )
-        self._lock.__enter__()
+        try:
+            self._lock.__enter__()
+        except PermissionError as error:
+            raise PermissionError(
+                f"{self.path.parent} cannot be written ({error.strerror}), where the checkpoint "
+                "and its lock belong; wanted another folder"
+            ) from None
         try:
             file.remove_parts(self.path)
             self._find()
@@ -162,9 +169,7 @@ class Keeper:
 
     def __exit__(self, *exception: object) -> None:
         if _receives_signals():
-            # None if it was not set by Python.
-            before = signal.SIG_DFL if self._before is None else self._before
-            signal.signal(signal.SIGTERM, before)
+            self._give_back_signal()
         self._lock.__exit__()
         if self.terminated:
             # As if it arrived only now.
@@ -258,8 +263,8 @@ class Keeper:
         began = time.perf_counter()
         try:
             self._write(position)
-        except OSError as error:
-            self._warn(f"{self.path} could not be written ({error}); the run continues")
+        except Exception as error:    # whatever it is, it does not end the run
+            self._warn(f"{type(error).__name__}: {error}")
         self._wait(time.perf_counter() - began)
 
     def _wait(self, taken: float) -> None:
@@ -278,18 +283,36 @@ class Keeper:
             "library": self.library, "problem": self.problem, "counts": position.counts(),
         }
 
-    def _warn(self, text: str) -> None:
+    def _warn(self, told: str) -> None:
+        """Warn that a save has failed, once."""
         if not self._warned:
-            warnings.warn(f"{text}, and tries again later", RuntimeWarning, stacklevel=3)
+            warnings.warn(
+                f"{self.path} could not be written ({told}); the run continues, and tries again "
+                "later", RuntimeWarning, stacklevel=3,
+            )
         self._warned = True
 
     # --- SIGTERM -------------------------------------------------------------------------------
 
+    def _handle(self) -> None:
+        """Receive a SIGTERM. A process that fun has forked ends as if there were no checkpoint."""
+        if os.getpid() == self._process:
+            self._receive()
+        else:
+            self._give_back_signal()
+            os.kill(os.getpid(), signal.SIGTERM)
+
     def _receive(self) -> None:
-        """Note a SIGTERM; stop at once if nothing is lost by that."""
-        self.terminated = True
-        if self._current() is not None:
+        """Note a SIGTERM; stop at once if nothing is lost by that. Another one, which may come
+        while the run saves itself, changes nothing."""
+        is_first, self.terminated = not self.terminated, True
+        if is_first and self._current() is not None:
             raise Terminated
+
+    def _give_back_signal(self) -> None:
+        # None if it was not set by Python.
+        before = signal.SIG_DFL if self._before is None else self._before
+        signal.signal(signal.SIGTERM, before)
 
 
 def _receives_signals() -> bool:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
 import hashlib
 import json
 import os
+import re
 import struct
 import tempfile
 import zipfile
@@ -74,9 +74,12 @@ def write(path: Path, header: dict[str, Any], arrays: Sequence[Array], keep: int
 def remove_parts(path: Path) -> None:
     """Remove what processes have left that were killed while they wrote a file for this path. No
     other process may be writing one."""
-    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        with contextlib.suppress(OSError):
-            part.unlink()
+    # Not those of a path that only begins like this one.
+    name = re.compile(rf"\.{re.escape(path.name)}\.[^.]+\.part")
+    for part in path.parent.glob(".*.part"):
+        if name.fullmatch(part.name):
+            with contextlib.suppress(OSError):
+                part.unlink()
 
 
 def earlier(path: Path, number: int) -> Path:

@@ -12,6 +12,19 @@ try:
 except ImportError:    # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
+# The handles of the locks that this process holds.
+_HELD: set[int] = set()
+
+
+def _leave_to_parent() -> None:
+    """Close the handles in a process that has been forked, which may live longer."""
+    while _HELD:
+        os.close(_HELD.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
+
 
 class Lock:
     """The right to write the file at a path, for one run at a time.
@@ -42,14 +55,17 @@ class Lock:
                 if os.path.samestat(os.fstat(handle), os.stat(self.path)):
                     break
             os.close(handle)
-        os.ftruncate(handle, 0)
-        os.write(handle, f"process {os.getpid()}".encode())
+        with contextlib.suppress(OSError):    # on a full disk the lock has no text
+            os.ftruncate(handle, 0)
+            os.write(handle, f"process {os.getpid()}".encode())
         self._handle = handle
+        _HELD.add(handle)
         return self
 
     def __exit__(self, *exception: object) -> None:
         handle, self._handle = self._handle, None
-        if handle is not None:
+        if handle is not None and handle in _HELD:
+            _HELD.remove(handle)
             with contextlib.suppress(OSError):
                 os.unlink(self.path)
             os.close(handle)

@@ -169,7 +169,7 @@ class PiecesKeeper(Keeper):
 
     # --- while it runs -------------------------------------------------------------------------
 
-    def visit(self, position: Any, advanced: bool) -> None:
+    def visit(self, position: Any, advanced: int) -> None:
         self._since += advanced
         due, ends = self._team.agree(self._is_due(), self.terminated)
         if due or ends:
@@ -199,7 +199,7 @@ class PiecesKeeper(Keeper):
         except Exception as error:    # in an exchange with a process that has ended
             told = f"{type(error).__name__}: {error}"
         if told is not None:
-            self._warn(f"{self.path} could not be written ({told}); the run continues")
+            self._warn(told)
         self._wait(time.perf_counter() - began)
 
     def _save_together(self, position: Any) -> str | None:
@@ -216,7 +216,7 @@ class PiecesKeeper(Keeper):
             )
 
         told = _tried(write)
-        found = self._engine.gather((told and str(told), digest, self._kept))
+        found = self._engine.gather((told and f"{type(told).__name__}: {told}", digest, self._kept))
         # Those of the first process, which knows whether its headers could be written.
         self._kept = found[0][2]
         if failed := [text for text, *_ in found if text is not None]:

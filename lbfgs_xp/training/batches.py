@@ -142,6 +142,52 @@ class IterableBatches:
             )
 
 
+class Parts(list):
+    """The (batch, rows) that one update takes together."""
+
+
+class Accumulated:
+    """Several batches for each update, as `Parts`; fewer at the end of an epoch.
+
+    batches : what gives them.
+    count : how many.
+    """
+
+    def __init__(self, batches: ArrayBatches | IterableBatches, count: int):
+        self.batches = batches
+        self.count = count
+
+    def check(self, done: Sequence[int]) -> None:
+        """Refuse to continue an epoch whose finished updates had other sizes."""
+        if isinstance(self.batches, ArrayBatches):
+            size, step = self.batches.size, self.batches.batch_size * self.count
+            wanted = [min(step, size - start) for start in range(0, size, step)]
+            if list(done) != wanted[: len(done)]:
+                raise ValueError(
+                    f"state is in the middle of an epoch with {', '.join(map(str, done))} rows for "
+                    f"each update; wanted the same data, batch_size and accumulate, which give "
+                    f"{step} here"
+                )
+
+    def described(self) -> dict[str, Any]:
+        """What decides which rows are in which update."""
+        return {**self.batches.described(), "accumulate": self.count}
+
+    def epoch(self, number: int, done: int) -> Iterator[tuple[Parts, int]]:
+        parts = Parts()
+        for each in self.batches.epoch(number, done * self.count):
+            parts.append(each)
+            if len(parts) == self.count:
+                yield parts, _rows_of(parts)
+                parts = Parts()
+        if parts:
+            yield parts, _rows_of(parts)
+
+
+def _rows_of(parts: Parts) -> int:
+    return sum(rows for _, rows in parts)
+
+
 def _holds_arrays(data: Any) -> bool:
     """Whether data holds arrays from whose rows batches are drawn."""
     return (

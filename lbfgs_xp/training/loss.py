@@ -8,6 +8,7 @@ from typing import Any
 from lbfgs_xp.arrays import returned
 from lbfgs_xp.arrays.backend import Array, Backend, is_array
 from lbfgs_xp.arrays.tree import flatten, flatten_like, unflatten
+from lbfgs_xp.training.batches import Parts
 
 
 class Loss:
@@ -53,6 +54,8 @@ class Loss:
     def __call__(self, leaves: list[Array], batch: Any) -> tuple[Any, Any]:
         """(value, gradients): a float or 0-d array; and the gradients, as leaves if they come from
         automatic differentiation, otherwise as the user returned them."""
+        if isinstance(batch, Parts):
+            return self._mean(leaves, batch)
         if self.differentiates:
             return self._automatic(leaves, batch)
         params = unflatten(self.structure, leaves)
@@ -63,6 +66,26 @@ class Loss:
         else:
             value, gradients = self.loss(params, batch), self.jac(params, batch)
         return self._kept(_checked(value, self.backend)), gradients
+
+    def _mean(self, leaves: list[Array], parts: Parts) -> tuple[Any, Any]:
+        """The mean over all rows of several batches."""
+        whole = sum(rows for _, rows in parts)
+        value: Any = None
+        total: list[Array] = []
+        for batch, rows in parts:
+            found, gradients = self(leaves, batch)
+            own = gradients
+            if not self.differentiates:
+                own, _ = flatten_like(gradients, self.structure)
+            if len(parts) == 1:
+                return found, gradients
+            share = rows / whole
+            if value is None:
+                value, total = share * found, [share * g for g in own]
+            else:
+                value = value + share * found
+                total = [a + share * g for a, g in zip(total, own, strict=True)]
+        return value, total if self.differentiates else unflatten(self.structure, total)
 
     def of_params(self, params: Any, batch: Any) -> tuple[Any, Any]:
         """(value, gradients) for nested parameters; the gradients are nested in the same way."""

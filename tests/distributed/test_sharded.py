@@ -224,6 +224,35 @@ def test_an_error_in_one_process(where: str) -> None:
                 error.result.hess_inv @ np.zeros_like(error.result.x)
 
 
+@pytest.mark.parametrize("where", ["fun", "callback"])
+def test_an_error_before_a_sum_of_all(where: str) -> None:
+    """The others wait in `fixed_sum`, which fun calls itself."""
+    def work(engine: ThreadEngine) -> Any:
+        share, calls = function(pieces(3)[engine.rank], engine), []
+
+        def failing(x: Any) -> Any:
+            calls.append(1)
+            if where == "fun" and engine.rank == 1 and len(calls) == 4:
+                raise ZeroDivisionError("one of us")
+            return share(x)
+
+        def callback(record: lx.Record) -> None:
+            if where == "callback" and engine.rank == 1 and record.nit == 3:
+                raise ZeroDivisionError("one of us")
+            engine.fixed_sum(record.x)
+
+        return lx.minimize(
+            failing, np.zeros(N)[pieces(3)[engine.rank]], jac=True, distributed=engine,
+            reproducible=True, callback=callback,
+        )
+
+    first, second, third = together(3, work)
+    assert isinstance(second, ZeroDivisionError)
+    for error in (first, third):
+        assert isinstance(error, lx.distributed.ProcessFailed)
+        assert str(error) == "process 1 failed: ZeroDivisionError: one of us"
+
+
 def test_stops_are_taken_together() -> None:
     def work(engine: ThreadEngine, how: str) -> Any:
         late = engine.rank == 1
@@ -254,9 +283,17 @@ def test_stops_are_taken_together() -> None:
      ({"bounds": (0.0, 1.0)}, "the settings"), ({"method": "sgd"}, "the settings")],
     ids=str,
 )
-def test_other_settings_in_one_process(other: dict[str, Any], says: str) -> None:
-    found = together(2, lambda engine: solve(engine, **(other if engine.rank else {})))
-    for error in found:
+@pytest.mark.parametrize("sharded", [True, False])
+def test_other_settings_in_one_process(
+    other: dict[str, Any], says: str, sharded: bool
+) -> None:
+    def work(engine: ThreadEngine) -> Any:
+        how = other if engine.rank else {}
+        return lx.minimize(
+            lambda x: ((x * x).sum(), 2.0 * x), np.ones(3), jac=True, distributed=engine, **how
+        )
+
+    for error in together(2, work, sharded):
         assert isinstance(error, ValueError)
         assert str(error).startswith(f"{says} differs between process 0 and process 1")
 

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,11 @@ def well(x: Any) -> Any:
     return float((d**4 + d**2).sum()), 4.0 * d**3 + 2.0 * d
 
 
-def solve(path: Any = None) -> str:
+def solve(path: Any = None, fun: Any = well) -> str:
     """The outcome of the run, which goes on from a file if there is one."""
     checkpoint = None if path is None else lx.Checkpoint(path, every=2)
     start = np.linspace(-3.0, 4.0, 30)
-    res = lx.minimize(well, start, jac=True, method=METHOD, checkpoint=checkpoint)
+    res = lx.minimize(fun, start, jac=True, method=METHOD, checkpoint=checkpoint)
     return f"{res.x.tobytes().hex()} {res.nfev} {res.status.name}"
 
 
@@ -47,7 +48,38 @@ def forked(queue: Any) -> None:
     queue.put(solve())
 
 
+def child() -> int:
+    """The number of a forked process that sleeps."""
+    number = os.fork()
+    if number == 0:
+        os.closerange(0, 3)
+        time.sleep(8.0)
+        os._exit(0)
+    return number
+
+
+def with_children(path: str) -> None:
+    """A run whose fun forks two processes: one that it terminates, and one that outlives it."""
+    calls = 0
+
+    def fun(x: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            child()
+            first = child()
+            os.kill(first, signal.SIGTERM)
+            _, status = os.waitpid(first, 0)
+            print(os.waitstatus_to_exitcode(status), flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return well(x)
+
+    solve(path, fun)
+
+
 def main(what: str, path: str) -> None:
+    if what == "children":
+        with_children(path)
     if what.startswith("SIG"):
         strike(what)
     if what == "limit":

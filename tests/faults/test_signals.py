@@ -65,6 +65,16 @@ def test_a_signal_while_saving(name: str, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["run.npz"]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+def test_processes_that_fun_forks(tmp_path: Path) -> None:
+    """They end on SIGTERM as without a checkpoint, and do not keep the path from the next run."""
+    path = tmp_path / "run.npz"
+    killed = run("children", str(path))
+    assert killed.stdout == f"{-signal.SIGTERM}\n", killed.stderr
+    assert solve(path) == solve()
+    assert [p.name for p in tmp_path.iterdir()] == ["run.npz"]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="limits of POSIX")
 def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
     limited = run("limit", str(tmp_path / "run.npz"))

@@ -161,7 +161,7 @@ def test_copies_keep_the_numbers_alone() -> None:
     for other in (pickle.loads(pickle.dumps(res)), copy.deepcopy(res), copy.copy(res)):
         np.testing.assert_array_equal(other.aic, res.aic)
         np.testing.assert_array_equal(other.correlation, res.correlation)
-        with pytest.raises(ValueError, match="copy or comes from a pickle"):
+        with pytest.raises(ValueError, match="copy, or comes from a pickle"):
             _ = other.jacobian
 
 

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -329,6 +330,27 @@ def test_a_disk_that_is_full(where: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert [p.name for p in tmp_path.iterdir()] == ["run.npz"]
 
 
+def test_a_run_that_cannot_be_saved_goes_on(tmp_path: Path) -> None:
+    def fun(x: Any) -> Any:
+        value, gradient = chained(Backend.NUMPY)(x)
+        return (value, object()), gradient
+
+    with pytest.warns(RuntimeWarning, match=r"not be written \(Unsaved: the run.aux\[0\] is a obj"):
+        res = lx.minimize(
+            fun, START, jac=True, has_aux=True, checkpoint=lx.Checkpoint(tmp_path / "f", every=1)
+        )
+    assert res.success
+
+
+def test_paths_that_begin_in_the_same_way(tmp_path: Path) -> None:
+    """A run removes what was left of its own saves only."""
+    others = [".run.npz.1_a9.part", ".run.other.1_a9.part", "run.npz.7-0of1"]
+    for name in [*others, ".run.1_a9.part"]:
+        (tmp_path / name).write_text("")
+    saved(tmp_path / "run")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [*others[:2], "run", others[2]]
+
+
 def test_a_disk_that_is_full_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,6 +374,91 @@ def test_a_disk_that_is_full_for_a_while(
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere"):
         saved(tmp_path / "nowhere" / "run.npz")
+
+
+def test_a_folder_that_cannot_be_written() -> None:
+    """As another user, if this one may write everywhere."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o755)
+        path, fun = Path(folder) / "run.npz", chained(Backend.NUMPY)
+        saved(path)
+        before, calls, mine = path.read_bytes(), [0], os.geteuid()
+
+        def closing(x: Any) -> Any:
+            calls[0] += 1
+            if calls[0] == 12:
+                os.chmod(folder, 0o555)
+            return fun(x)
+
+        os.chmod(folder, 0o555)
+        try:
+            if mine == 0:
+                os.seteuid(65534)
+            with pytest.raises(PermissionError, match="cannot be written .*another folder"):
+                saved(path)
+        finally:
+            os.seteuid(mine)
+        assert path.read_bytes() == before
+        os.chmod(folder, 0o755)
+        if mine == 0:
+            os.chown(folder, 65534, -1)
+        try:
+            if mine == 0:
+                os.seteuid(65534)
+            with pytest.warns(RuntimeWarning, match="could not be written .*Permission denied"):
+                found = lx.minimize(
+                    closing, START, jac=True, checkpoint=lx.Checkpoint(f"{folder}/b", every=1)
+                )
+            os.chmod(folder, 0o755)
+        finally:
+            os.seteuid(mine)
+        assert_same(Backend.NUMPY, found, lx.minimize(fun, START, jac=True))
+
+
+def test_odd_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fun, wanted = chained(Backend.NUMPY), lx.minimize(chained(Backend.NUMPY), START, jac=True)
+
+    def solve(path: Any, fun: Any = fun) -> lx.Result:
+        return lx.minimize(fun, START, jac=True, checkpoint=lx.Checkpoint(path, every=2))
+
+    with pytest.raises(IsADirectoryError, match="a folder; wanted the path of a file"):
+        solve(tmp_path)
+    # A link stays one, and both names are one path.
+    (tmp_path / "link").symlink_to(tmp_path / "läuft 运行 [1]*.npz")
+    solve(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert_same(Backend.NUMPY, solve(tmp_path / "läuft 运行 [1]*.npz", stopping(fun, 1)), wanted)
+
+    def moving(x: Any) -> Any:
+        os.chdir("/")
+        return fun(x)
+
+    monkeypatch.chdir(tmp_path)
+    assert_same(Backend.NUMPY, solve("here.npz", moving), wanted)
+    assert (tmp_path / "here.npz").exists()
+
+
+def test_every_cut_and_many_flips_are_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "run.npz"
+    saved(path)
+    whole = path.read_bytes()
+    for length in [*range(0, len(whole), 100), *range(len(whole) - 30, len(whole))]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="wanted a file that a run has saved"):
+            saved(path)
+    harmless = 0
+    for place in range(0, len(whole), 173):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(bytes(flipped))
+        try:
+            again = saved(path)
+        except ValueError as error:
+            assert "wanted a file that a run has saved" in str(error)
+        else:    # what says when a member of the archive was made, and the like
+            harmless += 1
+            assert again.x.tobytes() == saved(tmp_path / "other.npz").x.tobytes()
+    assert harmless < len(whole) / 173 / 4
 
 
 def test_one_run_for_each_path(tmp_path: Path) -> None:
