@@ -645,6 +645,33 @@ def test_training_goes_on_exactly(method: str, library: Backend, tmp_path: Path)
     assert_same_training(backend, more, fit(backend, METHODS[method], 10**6, epochs=6))
 
 
+@pytest.mark.parametrize("method", ["Adam", "L-BFGS"])
+def test_training_whose_time_is_over_goes_on(method: str, tmp_path: Path) -> None:
+    backend, path = Backend.NUMPY, tmp_path / "run.npz"
+    calls = 0
+
+    def slow(params: Any, batch: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 20:
+            time.sleep(0.3)
+        return loss(params, batch)
+
+    def train(fun: Any, **more: Any) -> lx.TrainResult:
+        params = {"w": np.zeros(3), "b": np.zeros(())}
+        return lx.train(
+            fun, params, (X, Y), method=METHODS[method], jac=True, batch_size=9, epochs=8, **more
+        )
+
+    first = train(slow, maxtime=0.3, checkpoint=lx.Checkpoint(path, seconds=1e9))
+    assert first.status is lx.Status.TIME
+    calls = before = 100
+    found = train(slow, checkpoint=lx.Checkpoint(path, seconds=1e9))
+    after, calls = calls - before, before
+    assert_same_training(backend, found, train(slow))
+    assert after < calls - before
+
+
 def test_training_goes_on_in_another_library(tmp_path: Path) -> None:
     chance, chosen = random.Random(0), Backend.NUMPY
 
