@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -541,6 +542,11 @@ class Backend(Keyed):
     def vector(self, array: Array) -> Array:
         """All real numbers of an array, as a 1-d array."""
         return self.xp.reshape(self.to_real(array), (-1,))
+
+    def pieces(self, vector: Array, sizes: Sequence[int]) -> Sequence[Array]:
+        """The vector (..., n) as consecutive pieces of these sizes."""
+        ends = itertools.accumulate(sizes)
+        return [vector[..., end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
     # --- memory that arrays share --------------------------------------------------------------
 

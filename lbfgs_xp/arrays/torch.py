@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -168,6 +168,10 @@ class TorchBackend(InPlaceBackend):
 
     may_vary = staticmethod(torch_implicit.may_vary)
     solution = staticmethod(torch_implicit.solution)
+
+    def pieces(self, vector: Array, sizes: Sequence[int]) -> Sequence[Array]:
+        # The gradient of a slice is a whole vector, that of all pieces together one join.
+        return vector.split(list(sizes), dim=-1)
 
     @staticmethod
     def kernels(array: Array) -> Callable | None:

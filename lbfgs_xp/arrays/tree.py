@@ -344,12 +344,10 @@ class Layout(Keyed):
     def _split(self, vector: Array) -> Any:
         xp = self.xp
         leaves = []
-        start = 0
-        for like, shape, size, is_complex in zip(
-            self.leaves, self.shapes, self.sizes, self.complex, strict=True
+        for piece, like, shape, size, is_complex in zip(
+            self.backend.pieces(vector, self.sizes), self.leaves, self.shapes, self.sizes,
+            self.complex, strict=True,
         ):
-            piece = vector[..., start : start + size]
-            start += size
             if is_complex:
                 half = size // 2
                 re = xp.astype(piece[..., :half], like.dtype)

@@ -166,6 +166,7 @@ class ShardedTeam(Team):
 
     @contextlib.contextmanager
     def patient(self) -> Iterator[None]:
+        """As before; `Engine.fixed_sum` then speaks through this team."""
         outer, self.engine.team = self.engine.team, self
         try:
             with super().patient():

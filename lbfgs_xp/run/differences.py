@@ -37,7 +37,7 @@ _CHANGE = 100.0
 _EARLY, _REGULARLY = 4, 16
 # The lengths of a function of numbers are measured where the point is so many of them away from the
 # last place; lengths of less than this part of the ordinary one are shortened at any point.
-_FAR_AWAY, NARROW = 1e3, 0.03
+_FAR_AWAY, NARROW = 30.0, 0.03
 # The longest step of differences that are stretched, relative to the length.
 _STRETCHED = 0.1
 # The shortest step, in units of the rounding of x.
@@ -101,14 +101,15 @@ class Lengths(NamedTuple):
 class Known(NamedTuple):
     """What has been measured; None: nothing so far.
 
+    lengths : `Lengths`.
     noise : the noise of the function beyond the rounding of its values, (...). For numbers it is a
         standard deviation, 0 where there is none.
-    bends : the steps of a function of numbers among noise.
+    bends : `Bends`, the steps of a function of numbers among noise.
     """
 
-    lengths: Lengths | None = None
+    lengths: Any = None
     noise: Any = None
-    bends: Bends | None = None
+    bends: Any = None
 
 
 class _Seen(NamedTuple):
@@ -339,7 +340,8 @@ class Differences:
             h, narrow, looks = xp.where(noisy, step, h), True, True
         a, b = self._offsets(x, h, seen, central, bounds) if narrow else (h, -h)
         a, fa = self._values(x, a, columns)
-        b, fb = self._values(x, b, columns) if central else (None, None)
+        behind: tuple[Any, Any] = self._values(x, b, columns) if central else (None, None)
+        b, fb = behind
         if not looks:
             slopes, _ = _slopes(xp, value, a, b, fa, fb, narrow, False)
             if not backend.reads_are_free or backend.are_finite(slopes):

@@ -110,6 +110,10 @@ class Measuring:
         noise = fn.where(seen.never, lowest, seen.noise)
         noise = fn.where(seen.clean > _CLEAR * noise, 0.0, noise)
         rounding = agreement.hidden_by_rounding(fn, space.backend, seen.largest)
+        # What may be the rounding of larger values is smaller here.
+        share = fn.where(seen.largest > 0.0, fn.divide(fn.abs(state.value), seen.largest), 1.0)
+        scaled = fn.where(seen.least < noise, seen.least, share * noise)
+        noise = fn.where(noise <= _ENOUGH * rounding, scaled, noise)
         return noise, seen.errors, rounding, rows & (run.standing.progress.status == _RUNNING)
 
     def _look(self, nearest: bool, narrow: Any, left: Any, seen: _Seen) -> tuple[Any, _Seen]:

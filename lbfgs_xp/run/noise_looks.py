@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.result import DOUBTED, NOISY, Status
 from lbfgs_xp.run import agreement, units
 from lbfgs_xp.run.measuring import CHANGED, SPREAD, Measuring
@@ -15,6 +16,7 @@ from lbfgs_xp.run.visits import Visits
 
 _RUNNING, _GRADIENT = int(Status.RUNNING), int(Status.GRADIENT)
 _PRECISION, _LINE_SEARCH = int(Status.PRECISION), int(Status.LINE_SEARCH)
+_HIGHER = int(Status.HIGHER)
 # What is promised counts if it exceeds what does not matter by this factor.
 _ENOUGH = 4.0
 # How far apart the first values are along a variable: this fraction of sqrt(eps) of its size, or of
@@ -22,6 +24,8 @@ _ENOUGH = 4.0
 _SPACING = 0.125
 # How often a run continues because of noise.
 _MEASUREMENTS = 8
+# How far down the gradient to look for a lower value, relative to the sizes of the variables.
+_SHARES = (0.5, 0.125, 0.03125)
 # How many trials of a search call for a look for noise.
 _LONG = 5
 # Over a sixteenth of its length, a function changes by more than this part of what its slope says,
@@ -40,7 +44,7 @@ class NoiseLooks:
         self.run, self.visits, self.restarts = visits.run, visits, restarts
         self.measuring = Measuring(visits)
 
-    def explain(self, unit: Array, broken: Any) -> None:
+    def explain(self, unit: Array, broken: Any, fall: Any) -> None:
         """Decide whether noise explains why no lower point was found.
 
         The value of a sum of many terms or of a factorisation has larger rounding errors than a
@@ -48,6 +52,7 @@ class NoiseLooks:
         continues by slopes where values do not show which point is lower: its status is NOISY.
 
         broken : the decrease that was promised in the units of each variable, and not found.
+        fall : how steeply the value falls in these units where the gradient does not show it.
         """
         run, space, fn = self.run, self.run.space, self.run.space.scalars
         rows = run.standing.progress.status == _RUNNING
@@ -66,13 +71,22 @@ class NoiseLooks:
         if run.objective.differs:
             again = again & (measured > self.measuring.spoils_nothing())
         level = fn.where(rows, fn.maximum(hidden, measured), hidden)
-        rows = self.visits.affords(1, rows & fn.logical_not(again))
-        explained = self._is_explained(rows, level, broken)
+        if run.objective.differs:
+            # Differences need not agree with values that they cannot resolve.
+            level = fn.maximum(level, self.measuring.spoils_nothing())
+            decrement = fn.where(p.claim == DOUBTED, state.decrement, 0.0)
+            decrement = fn.where(fn.isfinite(decrement), decrement, 0.0)
+            rows = rows & fn.logical_not(again)
+            explained = rows & (fn.maximum(broken, decrement) <= _ENOUGH * level)
+        else:
+            rows = self.visits.affords(1, rows & fn.logical_not(again))
+            explained = self._is_explained(rows, level, broken) & (fall == 0.0)
         # A gradient that is not much larger than its own errors shows no way down.
         size, error = space.read(
             space.dot(state.gradient * unit, state.gradient * unit),
             space.dot(errors * unit, errors * unit),
         )
+        size = fn.where(fall > 0.0, fall * fall, size)
         explained = explained | (rows & (size <= _LOST * error))
         p = run.standing.progress
         status = fn.where(rows & explained, _PRECISION, p.status)
@@ -161,6 +175,7 @@ class NoiseLooks:
         way = units.at_steps(solver, space, state.x, way) - state.x
         (slope,) = space.read(space.dot(state.gradient, way))
         small = -0.5 * slope <= _ENOUGH * p.noise
+        lower = self._is_lower_farther(rows & small)
         verdict = fn.where(small, fn.full(_PRECISION, p.status), _LINE_SEARCH)
         status = fn.where(rows, verdict, p.status)
         if run.criteria.relative == 0.0:
@@ -168,7 +183,33 @@ class NoiseLooks:
             error = space.read_one(space.max_abs(xp.where(step > 0.0, noise / step, 0.0 * step)))
             flat = rows & (p.status == _GRADIENT) & (error <= run.criteria.gtol)
             status = fn.where(flat, _GRADIENT, status)
-        run.note(p._replace(status=status))
+        p = run.standing.progress
+        run.note(p._replace(status=fn.where(lower, _HIGHER, status)))
+
+    def _is_lower_farther(self, rows: Any) -> Any:
+        """Where the value is visibly lower somewhere down the gradient, which becomes the best
+        point: along single variables, a curved valley promises nothing."""
+        run, p, (solver, state) = self.run, self.run.standing.progress, self.visits.smooth()
+        space, fn = run.space, run.space.scalars
+        unit = units.of_variables(space, state.x, p.extent)
+        inner = solver.reduced(space, state.x, state.gradient, state.gradient)
+        descent = units.descent(space, inner, unit)
+        size = now(descent.longest)
+        found = fn.full(False, p.status)
+        for share in _SHARES:
+            rows = self.visits.can_afford(1, rows & (size > 0.0))
+            if not space.any(rows):
+                break
+            x = units.at_steps(
+                solver, space, state.x, space.scale(fn.divide(share, size), descent.direction)
+            )
+            lower = rows & (self.visits.value_at(x, rows) < state.value - p.noise)
+            rows = rows & fn.logical_not(lower)
+            lower = self.visits.can_afford(1, lower)
+            if space.any(lower):
+                self.visits.visit(x, lower)
+                found = found | lower
+        return found
 
     def _ended(self) -> Any:
         """Which problems have ended at a small gradient, at a floor, or in a failed search."""

@@ -10,6 +10,7 @@ from typing import Any
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.result import FLAT, Status
 from lbfgs_xp.run import agreement, units
+from lbfgs_xp.run.measuring import Measuring
 from lbfgs_xp.run.units import Descent
 from lbfgs_xp.run.visits import Visits
 
@@ -22,8 +23,10 @@ _LATER = 2
 _OWN = 8
 # Differences are about as long as this many times eps^(1/3) |x|.
 _BEYOND = 8.0
-# How many steps down the gradient a promise may take; for a small gradient, one.
-_STEPS = 2
+# How many steps down the gradient a promise may take. After the first for a small gradient, and the
+# second for other claims, each step must have made it grow by this factor, as where the function is
+# badly conditioned, and so many times the promise must matter. By differences it may be an error.
+_STEPS, _GROWS, _NEARLY = 6, 2.0, 1e4
 # A promise counts if it exceeds what does not matter by this factor.
 _ENOUGH = 4.0
 # A step by this many times the rounding of x shows nothing.
@@ -35,8 +38,8 @@ _CLOSER = 4
 class Promises:
     """What the slopes promise in a phase of a run."""
 
-    def __init__(self, visits: Visits):
-        self.run, self.visits = visits.run, visits
+    def __init__(self, visits: Visits, measuring: Measuring):
+        self.run, self.visits, self.measuring = visits.run, visits, measuring
 
     def look(self) -> tuple[Array, Any] | None:
         """Look down the gradient in units of each variable. If the slopes promise a decrease that
@@ -48,8 +51,16 @@ class Promises:
         unit = units.of_variables(space, state.x, p.extent)
         if not self._settle(unit):
             return None
-        level = _ENOUGH * self.visits.level(p, state, p.claim)
-        descent = self._follow(unit, level)
+        # Whether a promise is looked for: a wrong gradient promises anything, but differences are
+        # only inaccurate.
+        asks = fn.full(run.objective.differs, p.status) | (p.claim != _LINE_SEARCH)
+        level = self.visits.level(p, state, p.claim)
+        if run.objective.differs:
+            # After a small gradient the errors of differences promise more than there is.
+            spoils_nothing = self.measuring.spoils_nothing()
+            level = fn.where(p.flat > 0, fn.maximum(level, spoils_nothing), level)
+        level = _ENOUGH * level
+        descent = self._follow(unit, level, asks)
         p = run.standing.progress
         # Where a step would still change x visibly, how far the value has fallen shows nothing: a
         # start may be higher than all that matters by any factor.
@@ -65,7 +76,7 @@ class Promises:
             far = far & fn.logical_not(self._is_within_differences(descent.way, unit))
         hidden = agreement.hidden_by_rounding(fn, space.backend, state.value)
         level = fn.where(far, _ENOUGH * fn.maximum(hidden, p.noise), level)
-        wanted = (p.status == _RUNNING) & (p.claim != _LINE_SEARCH) & (descent.decrease > level)
+        wanted = (p.status == _RUNNING) & asks & (descent.decrease > level)
         # Nor does a gradient that the rounding of x explains.
         wanted = wanted & (seen > 0.0)
         wanted = self._postpone(wanted, far, level)
@@ -91,7 +102,7 @@ class Promises:
         run.note(p._replace(claim=fn.where(settled, _RUNNING, p.claim), status=status))
         return bool(space.any(status == _RUNNING))
 
-    def _follow(self, unit: Array, level: Any) -> Descent:
+    def _follow(self, unit: Array, level: Any, asks: Any) -> Descent:
         """Steps down the gradient until they promise more than this."""
         run, (solver, state) = self.run, self.visits.smooth()
         space = run.space
@@ -104,17 +115,19 @@ class Promises:
             going = self.visits.affords(1, going & (descent.decrease <= level))
             if not space.any(going):
                 return going, descent
-            step = units.short_step(space, descent)
+            before, step = descent.decrease, units.short_step(space, descent)
             x = units.at_steps(solver, space, state.x, step)
             # A lower value next to a small gradient does not matter unless it is promised.
             _, gradient = self.visits.visit(x, going, p.claim != _GRADIENT)
             change = gradient - state.gradient
             change = solver.reduced(space, state.x, state.gradient, change)
             descent = units.followed(space, descent, unit, x - state.x, change, going)
-            return going & (p.claim != _GRADIENT), descent
+            grows = (descent.decrease > _GROWS * before) & (_NEARLY * descent.decrease > level)
+            grows = grows & (not run.objective.differs)
+            return going & (grows | ((before == 0.0) & (p.claim != _GRADIENT))), descent
 
         # Without the first step the steepest variables hide the others.
-        going = (p.status == _RUNNING) & (p.claim != _LINE_SEARCH)
+        going = (p.status == _RUNNING) & asks
         (descent,) = run.repeat(_STEPS, step, going, descent)
         return descent
 
@@ -182,6 +195,10 @@ class Promises:
         wanted, p = broken != 0.0, run.standing.progress
         stands = (p.claim == _GRADIENT) | ((p.claim == _PRECISION) & fn.logical_not(wanted))
         status = fn.where((p.status == _RUNNING) & stands, p.claim, p.status)
+        if run.objective.differs:
+            # Differences that promise nothing need not agree with the values.
+            inexact = (p.claim == _LINE_SEARCH) & fn.logical_not(wanted)
+            status = fn.where((status == _RUNNING) & inexact, _PRECISION, status)
         run.note(p._replace(status=status))
         return broken
 

@@ -1,9 +1,9 @@
 """The second look at a run that says it has ended.
 
 A claim that rounding has ended a run is provisional: looks confirm or refute it (`agreement`,
-`promises`, `noise_looks`). A run that has settled above its best point restarts from there
-(`restarts`), and a run with forward differences switches to central ones if only their error may
-have ended it (`central`).
+`across`, `promises`, `noise_looks`). A run that has settled above its best point restarts from
+there (`restarts`), and a run with forward differences switches to central ones if only their error
+may have ended it (`central`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lbfgs_xp.result import CLAIMED, DOUBTED, FLAT, NOISY, Status
-from lbfgs_xp.run import agreement
+from lbfgs_xp.run import across, agreement
 from lbfgs_xp.run.central import Central
 from lbfgs_xp.run.iteration import Standing, better_point
 from lbfgs_xp.run.noise_looks import NoiseLooks
@@ -35,9 +35,9 @@ class SecondLook:
     def __init__(self, run: Run):
         self.run = run
         self.visits = Visits(run)
-        self.promises = Promises(self.visits)
         self.restarts = Restarts(run)
         self.noise = NoiseLooks(self.visits, self.restarts)
+        self.promises = Promises(self.visits, self.noise.measuring)
         self.central = Central(self.visits, self.restarts)
 
     @property
@@ -85,9 +85,10 @@ class SecondLook:
             run.rejoin_rows()
         self._open_claims()
         if run.is_running():
+            fall = across.look(self.visits)
             promised = self.promises.look()
             if promised is not None:
-                self.noise.explain(*promised)
+                self.noise.explain(*promised, fall)
         run.rejoin_rows()
         p = run.standing.progress
         run.note(p._replace(status=fn.where(p.status == FLAT, _RUNNING, p.status)))

@@ -93,18 +93,13 @@ class Visits:
 
     def fail(self, rows: Any) -> None:
         """End those of these problems that still run: no lower point was found."""
-        run, (state, p, best) = self.run, self.run.standing
+        run, (_, p, best) = self.run, self.run.standing
         fn = run.space.scalars
         failed: Any = fn.full(_LINE_SEARCH, p.status)
         if not run.objective.differs:
             # The best trial may be a stationary point to which no search could move: at a bound
             # where the gradient is infinite.
             failed = fn.where(best.gradient_norm == 0.0, _GRADIENT, failed)
-        if run.objective.differs and run.criteria.relative > 0.0:
-            # A small gradient stands that has become smaller since it made a promise: the errors of
-            # differences promise more than there is.
-            stands = (p.flat > 0) & (state.gradient_norm <= p.first_norm)
-            failed = fn.where(stands, _GRADIENT, failed)
         run.note(p._replace(status=fn.where(rows & (p.status == _RUNNING), failed, p.status)))
 
     def level(self, p: Any, state: Any, claim: Any) -> Any:
@@ -113,7 +108,8 @@ class Visits:
         ended a run it is eps^2, the rounding of a sum of squares whose minimum is 0."""
         space = self.run.space
         fn, eps = space.scalars, space.backend.eps
-        part = fn.where(claim == _GRADIENT, fn.full(4.0 * eps, state.value), 4.0 * eps * eps)
+        small = (claim == _GRADIENT) | ((claim == _LINE_SEARCH) & self.run.objective.differs)
+        part = fn.where(small, fn.full(4.0 * eps, state.value), 4.0 * eps * eps)
         level = stopping.negligible(fn, self.run.criteria, p, state.value, part)
         return fn.maximum(level, agreement.hidden_by_rounding(fn, space.backend, state.value))
 

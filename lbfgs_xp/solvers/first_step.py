@@ -14,6 +14,9 @@ from lbfgs_xp.solvers.initial import Initial
 # A first step longer than this means that x has small units. Below it, alpha has room to grow to
 # the limit of a line search, usually 1e10.
 _LONG = 1e9
+# By which part of its size a variable may change. A step by all of it would end at 0, which says
+# nothing about the size any more; so would a multiple of a half.
+_PART = 0.6
 
 
 def first_step(
@@ -40,7 +43,7 @@ def first_step(
     if weights is None:
         direction = space.scale(fn.fused(_downhill, norm), source)
     else:
-        # The weights are the sizes of the variables, none of which is to change by more than that.
+        # The weights are the sizes of the variables, of which none is to change by all.
         scaled, limited = source * weights, False
         if space.batched:
             # Some of its problems have no units yet, which is the same as units of 1.
@@ -67,11 +70,10 @@ def _length(
 
     limited : whether alpha may be as large as the largest |x|, if that is above 1.
     """
-    one = fn.full(1.0, value)
-    limit = one
+    limit = fn.full(_PART, value)
     if limited is not False:
-        limit = fn.maximum(one, size)
-        limit = limit if limited is True else fn.where(limited, limit, one)
+        most = fn.maximum(fn.full(1.0, value), size)
+        limit = most if limited is True else fn.where(limited, most, limit)
     fall = fn.divide(2.0 * fn.abs(value), fn.abs(slope))
     known = (fall > 0.0) & (fall < math.inf)
     alpha = fn.where(known, fn.where(size > 0.0, fn.minimum(fall, limit), fall), limit)

@@ -119,6 +119,31 @@ def test_a_wrong_gradient_is_no_precision_floor(method: str, power: int, batched
         assert set(statuses(res)) == {Status.LINE_SEARCH}
 
 
+@pytest.mark.parametrize("lacks", ["a variable", "a term", "the right place"])
+@pytest.mark.parametrize("batched", [False, True], ids=["one", "batch"])
+@pytest.mark.parametrize("method", METHODS[:2])
+def test_a_wrong_gradient_that_vanishes(method: str, batched: bool, lacks: str) -> None:
+    """Along itself it agrees with the values; across it the value falls."""
+    units = np.asarray([1.0, 1e3, 1e-4])
+
+    def fun(x: np.ndarray) -> Any:
+        u = x / units - np.asarray([1.0, -2.0, 0.5])
+        gradient = (2.0 * u + np.cumsum(u, axis=-1)) / units
+        value = np.sum(u**2, axis=-1) + 0.5 * np.sum(u * np.cumsum(u, axis=-1), axis=-1)
+        if lacks == "a variable":
+            gradient = gradient * np.asarray([1.0, 0.0, 1.0])
+        elif lacks == "a term":
+            value = value + 0.1 * np.sum(np.exp(u), axis=-1)
+        else:
+            gradient = gradient + 0.2 / units
+        return value, gradient
+
+    x0 = units * np.asarray([3.0, 1.0, 2.0])
+    x0 = np.stack([x0, 0.5 * x0]) if batched else x0
+    res = lx.minimize(fun, x0, jac=True, method=method, batched=batched)
+    assert set(statuses(res)) == {Status.LINE_SEARCH}
+
+
 @pytest.mark.parametrize("offset", [0.0, 1e3, 1e5, 1e6])
 @pytest.mark.parametrize("batched", [False, True], ids=["one", "batch"])
 @pytest.mark.parametrize("method", METHODS[:2])

@@ -573,3 +573,31 @@ def test_a_start_higher_by_any_factor_does_not_end_a_run_early(method: str, star
         jac=True, batched=True, method="lbfgs",
     )
     assert (rows.fun < 1.0 + 1e-10).all()
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "bfgs"])
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+def test_differences_in_mixed_units(jac: Any, method: str) -> None:
+    """The error of one steep variable hides what all others have left to gain."""
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        a, centre = rng.normal(size=(5, 5)), rng.normal(size=5)
+        unit = 10.0 ** rng.choice([-8, 0, 8], size=5)
+
+        def fun(x: np.ndarray, a: Any = a, centre: Any = centre, unit: Any = unit) -> Any:
+            u = a @ (x / unit - centre)
+            return np.sum(u**4 + 0.01 * u**2)
+
+        start = unit * (centre + rng.normal(size=5))
+        res = lx.minimize(fun, start, jac=jac, method=method)
+        assert res.success and res.fun <= 1e-6 * fun(start)
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "bfgs"])
+def test_no_step_in_units_ends_at_0(method: str) -> None:
+    """There, nothing would show the unit of a variable any more."""
+    solver = lx.LBFGS() if method == "lbfgs" else lx.BFGS()
+    x = np.asarray([3.0, 1e8, 1e-8])
+    space = lx.Space(x)
+    state = solver.init(space, x, 10.0, 1e3 / x, unit=np.abs(x))
+    assert np.all(state.trial != 0.0)

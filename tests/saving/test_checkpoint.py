@@ -119,11 +119,23 @@ def test_bits_of_a_run_that_never_stopped(backend: Backend, run: str, tmp_path: 
 
 
 @pytest.mark.parametrize("jac", ["2-point", "3-point"])
-def test_differences_go_on_exactly(jac: str, tmp_path: Path) -> None:
-    fun = chained(Backend.NUMPY)
+@pytest.mark.parametrize("where", ["smooth", "among noise", "next to a singularity"])
+def test_differences_go_on_exactly(where: str, jac: str, tmp_path: Path) -> None:
+    chain, start = chained(Backend.NUMPY), START
+    if where == "next to a singularity":
+        start = np.concatenate([[1e-8], START])
+
+    def fun(x: Any) -> Any:
+        if where == "smooth":
+            return chain(x)[0]
+        if where == "among noise":
+            return chain(x)[0] + 1e-4 * np.sin(1e9 * np.sum(x) + 3.0 * np.sin(1e8 * x[0]))
+        if x[0] <= 0.0:
+            return np.nan
+        return x[0] - np.log(x[0]) + np.sum((x[1:] - 1.0) ** 2)
 
     def solve(calls: int, **more: Any) -> lx.Result:
-        return lx.minimize(stopping(lambda x: fun(x)[0], calls), START, jac=jac, **more)
+        return lx.minimize(stopping(fun, calls), start, jac=jac, **more)
 
     checkpoint = lx.Checkpoint(tmp_path / "run.npz", every=1)
     found, stops = until_it_ends(lambda: solve(250, checkpoint=checkpoint))

@@ -1,0 +1,105 @@
+"""Finite differences of functions of numbers: their steps follow the function from point to point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lbfgs_xp as lx
+from lbfgs_xp import Status
+
+# Functions with a singularity at 0, with the place of their minimum.
+SINGULAR: dict[str, tuple[Callable[[Any], Any], float]] = {
+    "logarithm": (lambda x: x - np.log(x), 1.0),
+    "entropy": (lambda x: x * np.log(x), float(np.exp(-1.0))),
+    "pole": (lambda x: x + 1.0 / x, 1.0),
+    "third pole": (lambda x: x + x**-3.0, 3.0**0.25),
+    "root": (lambda x: x - np.sqrt(x), 0.25),
+    "tenth power": (lambda x: x - 10.0 * x**0.1, 1.0),
+}
+
+
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+@pytest.mark.parametrize("kind", SINGULAR)
+def test_starts_next_to_a_singularity(kind: str, jac: str) -> None:
+    """The function bends over lengths there that say nothing of other places; and no noise does
+    that."""
+    part, place = SINGULAR[kind]
+    wanted = np.asarray([place, 1.0, 1.0])
+
+    @np.errstate(all="ignore")
+    def fun(x: np.ndarray) -> float:
+        return float(part(x[0]) + np.sum((x[1:] - 1.0) ** 2))
+
+    starts = [1e-17, 1e-8, 1e-3]
+    if kind in ("pole", "third pole"):
+        # From closer by, all that comes later is small beside how far the value falls.
+        starts = [1e-6, 1e-3]
+    for start in starts:
+        for variables, bounds in ((1, (0.0, None)), (3, None)):
+            x0 = np.asarray([start, 2.0, 2.0])[:variables]
+            res = lx.minimize(fun, x0, jac=jac, bounds=bounds)
+            np.testing.assert_allclose(res.x, wanted[:variables], rtol=0.0, atol=1e-4)
+            assert res.success and res.nfev < 1600
+
+
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+def test_no_differences_where_there_is_no_value(jac: str) -> None:
+    """A search goes back from there whatever the gradient."""
+    outside = []
+
+    def fun(x: np.ndarray) -> float:
+        outside.append(bool(x[0] < 0.0))
+        return float(1e4 * (x[0] - np.log(x[0]))) if x[0] > 0.0 else np.nan
+
+    res = lx.minimize(fun, np.asarray([3.0]), jac=jac)
+    assert res.success and abs(res.x[0] - 1.0) < 1e-6
+    runs = "".join("x" if there else " " for there in outside).split()
+    assert runs and max(map(len, runs)) <= 1
+
+
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+@pytest.mark.parametrize("place, width", [(2459000.5, 0.01), (5e-7, 1e-9), (1.7e9, 60.0)])
+def test_steps_know_the_rounding_of_x(place: float, width: float, jac: str) -> None:
+    """A peak that is narrow beside where it is moves over a step by many times that rounding."""
+    grid = np.linspace(-4.0, 4.0, 80)
+    x = place + width * grid
+    data = 2.0 * np.exp(-0.5 * (grid - 0.3) ** 2) + 0.5
+
+    def fun(p: np.ndarray) -> float:
+        height, at, size, base = p
+        return float(np.sum((height * np.exp(-0.5 * ((x - at) / size) ** 2) + base - data) ** 2))
+
+    res = lx.minimize(fun, np.asarray([1.0, place, 1.5 * width, 0.0]), jac=jac)
+    scaled = res.x - np.asarray([0.0, place, 0.0, 0.0])
+    np.testing.assert_allclose(
+        scaled / np.asarray([1.0, width, width, 1.0]), [2.0, 0.3, 1.0, 0.5], atol=1e-5
+    )
+    assert res.success and res.nfev < 2500
+
+
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+@pytest.mark.parametrize("size", [1e-2, 1e-4, 1e-6])
+def test_a_function_in_steps_is_no_plain(size: float, jac: str) -> None:
+    """From far away the run arrives on a step, where all differences are 0."""
+    def fun(p: np.ndarray) -> float:
+        value = (p[0] - 1.0) ** 2 + 2.0 * (p[1] + 2.0) ** 2 + (p[2] - 0.5) ** 2 + 0.1 * p[0] * p[1]
+        return float(np.round(value / size) * size)
+
+    centre = np.linalg.solve([[2.0, 0.1, 0.0], [0.1, 4.0, 0.0], [0.0, 0.0, 2.0]], [2.0, -8.0, 1.0])
+    res = lx.minimize(fun, np.asarray([30.0, 10.0, -10.0]), jac=jac)
+    assert res.status is Status.PRECISION and res.nfev < 600
+    np.testing.assert_allclose(res.x, centre, atol=3.0 * size**0.5)
+
+
+def test_forward_differences_end_no_run_in_float32() -> None:
+    """Where they vanish, the function may fall along a valley."""
+    res = lx.minimize(
+        lambda p: np.float32(100.0) * (p[1] - p[0] ** 2) ** 2 + (1.0 - p[0]) ** 2,
+        np.asarray([-1.2, 1.0], dtype=np.float32), jac="2-point",
+    )
+    assert res.success and res.fun < 1e-5
