@@ -225,8 +225,8 @@ class Keeper:
             )
         if found:
             warnings.warn(
-                f"{path} was saved by a run with another start, and this one goes on from there; use "
-                "another path, or remove the file, to begin anew", RuntimeWarning, stacklevel=2,
+                f"{path} was saved by a run with another start, and this one goes on from there; "
+                "use another path, or remove the file, to begin anew", RuntimeWarning, stacklevel=2,
             )
 
     # --- while it runs -------------------------------------------------------------------------
