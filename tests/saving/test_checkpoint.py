@@ -243,6 +243,13 @@ def test_another_run_is_refused(other: dict[str, Any], says: str, tmp_path: Path
         saved(tmp_path / "run.npz", **{"args": args, **other})
 
 
+def test_another_start_is_warned_of(tmp_path: Path) -> None:
+    path, first = tmp_path / "run.npz", saved(tmp_path / "run.npz")
+    with pytest.warns(RuntimeWarning, match="by a run with another start, and this one goes on"):
+        assert_same(Backend.NUMPY, saved(path, x0=2.0 * START), first)
+    saved(path, x0=START * (1.0 + 1e-15))    # as if computed again
+
+
 def test_files_that_are_damaged(tmp_path: Path) -> None:
     path = tmp_path / "run.npz"
     saved(path)
@@ -291,7 +298,10 @@ def test_files_of_others(tmp_path: Path) -> None:
         ({"saved": ["os:system", "true"]}, "is not of lbfgs_xp"),
         ({"saved": ["lbfgs_xp.saving.file:os.system", "true"]}, "is no class of states"),
         ({"saved": ["lbfgs_xp.saving.file:Path", "true"]}, "is no class of states"),
-        ({"named": ["lbfgs_xp.saving.file:write", []]}, "is no class of states"),
+        ({"named": ["lbfgs_xp.saving.file:write", {}]}, "is no class of states"),
+        ({"named": ["lbfgs_xp.saving.file:Gone", {}]}, "there is no lbfgs_xp.*Gone, unlike in"),
+        ({"named": ["lbfgs_xp.gone:Gone", {}]}, "there is no lbfgs_xp.gone:Gone, unlike in"),
+        ({"named": ["lbfgs_xp.result:Best", {"x": 1.0}]}, "has other fields in the version"),
     ],
 )
 def test_a_file_names_only_classes_of_states(state: Any, says: str, tmp_path: Path) -> None:
