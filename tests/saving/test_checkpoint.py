@@ -899,8 +899,8 @@ def test_modules_go_on_exactly(how: dict[str, Any], tmp_path: Path) -> None:
         squares = stopping(lambda a, b: ((a - b) ** 2).mean(), calls)
         settings = {"adam_steps": 12, "max_epochs": 6, "max_iter": 4, "history_size": 5}
         res = train_with_lbfgs(
-            model, squares, data, reduction="mean", checkpoint=checkpoint,
-            **{**settings, **how, **more},
+            model, squares, data, checkpoint=checkpoint,
+            **{"reduction": "mean", **settings, **how, **more},
         )
         return res, torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
@@ -923,3 +923,5 @@ def test_modules_go_on_exactly(how: dict[str, Any], tmp_path: Path) -> None:
     if how.get("batch_size"):
         with pytest.raises(ValueError, match="batch_size is 7 there and 8 here"):
             train(10**6, lx.Checkpoint(path), batch_size=8)
+        with pytest.raises(ValueError, match="reduction is mean there and sum here"):
+            train(10**6, lx.Checkpoint(path), reduction="sum")
