@@ -243,6 +243,14 @@ def test_another_run_is_refused(other: dict[str, Any], says: str, tmp_path: Path
         saved(tmp_path / "run.npz", **{"args": args, **other})
 
 
+def test_data_without_elements(tmp_path: Path) -> None:
+    path = tmp_path / "run.npz"
+    for _ in range(2):
+        saved(path, args=(np.zeros((0, 3)), np.zeros((2, 0))))
+    with pytest.raises(ValueError, match=r"args\.0 is float64 \[0, 3\] there and .* \[1, 3\] here"):
+        saved(path, args=(np.zeros((1, 3)), np.zeros((2, 0))))
+
+
 def test_another_start_is_warned_of(tmp_path: Path) -> None:
     path, first = tmp_path / "run.npz", saved(tmp_path / "run.npz")
     with pytest.warns(RuntimeWarning, match="by a run with another start, and this one goes on"):
