@@ -150,19 +150,10 @@ class ShardedTeam(Team):
 
     # --- evaluations ---------------------------------------------------------------------------
 
-    def shared(self, evaluate: Callable) -> Callable:
-        """`evaluate`, whose value is a part."""
-
-        def evaluate_together(x: Array) -> tuple[Any, Array, Any]:
-            try:
-                value, gradient, aux = self._calling(evaluate, x)
-            except BaseException as error:
-                self.leave(error)
-                raise
-            self._first = True
-            return Part(((), value, SUM)), gradient, aux
-
-        return evaluate_together
+    def _sum(self, value: Any, gradient: Array) -> tuple[Any, Array]:
+        """The value as a part, and the gradient, which is that of the piece."""
+        self._first = True
+        return Part(((), value, SUM)), gradient
 
     @contextlib.contextmanager
     def patient(self) -> Iterator[None]:

@@ -192,8 +192,7 @@ class Team:
             except BaseException as error:
                 self.leave(error)
                 raise
-            summed = self._sum(value, gradient)
-            return (*summed, aux)
+            return (*self._sum(value, gradient), aux)
 
         return evaluate_together
 
@@ -260,6 +259,7 @@ class Team:
             self._listen(self._exchange(_ENDED, None, None))
 
     def _sum(self, value: Any, gradient: Array) -> tuple[Any, Array]:
+        """The sums of the values and the gradients of all processes."""
         xp, layout = self._layout.xp, self._layout
         found = self._exchange(None, value, gradient)
         self._listen(found)

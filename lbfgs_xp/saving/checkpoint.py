@@ -39,15 +39,17 @@ class Checkpoint(Settings):
     if the budget is larger now.
 
     A file is written under another name, flushed to the disk and then renamed, so there is a whole
-    one at all times, even if the process or the machine dies. It is an npz file with a JSON header,
-    holds no pickles, and is checked by a digest when it is read. A run that fails to write it, say
-    because the disk is full, warns and continues. On SIGTERM a run in the main thread saves itself,
-    and the process then ends as it would have; an exception or Ctrl-C also saves it first.
+    one at all times (path, or path.1 with `keep`), even if the process or the machine dies. It is
+    an npz file with a JSON header, holds no pickles, and is checked by a digest when it is read. A
+    run that fails to write it, say because the disk is full, warns and continues. On SIGTERM a run
+    in the main thread saves itself, and the process then ends as it would have; an exception or
+    Ctrl-C also saves it first.
 
     Parameters
     ----------
     path : str or path
         The file. Its folder must exist. While a run uses it, there is a file path.lock beside it.
+        To begin anew, remove the file.
     seconds : float
         How long to wait, at least, after each save. If a save takes more than 1 % of that, the
         next one comes later, so that saving takes no more than 1 % of the time of the run.
@@ -62,8 +64,8 @@ class Checkpoint(Settings):
     ------
     ValueError
         When a run begins: if the file was written by a run with other settings or variables; the
-        message says what differs. Budgets may differ, and so may the library and the device. Or if
-        fun has another value where the run stopped.
+        message says what differs. Budgets may differ, and so may the library and the device, and
+        another x0 is only warned of. Or if fun has another value where the run stopped.
     RuntimeError
         If another run is using the same path.
     OSError

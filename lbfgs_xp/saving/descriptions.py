@@ -141,7 +141,7 @@ def fingerprint(array: Array) -> dict[str, Any]:
 
 def _spaced(array: Array) -> Array:
     """At most about `_MOST` elements: slices of every axis, which are views."""
-    step, places = math.prod(array.shape) / _MOST, []
+    step, places = max(math.prod(array.shape), 1) / _MOST, []
     for length in array.shape:
         here = min(math.ceil(step), max(length, 1))
         places.append(slice(None, None, here))

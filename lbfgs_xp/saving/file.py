@@ -49,7 +49,7 @@ def write(path: Path, header: dict[str, Any], arrays: Sequence[Array], keep: int
     Raises
     ------
     OSError
-        If it could not be written; the files that were there are unchanged.
+        If it could not be written. What was there is still there, perhaps as path.1, path.2, ...
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     try:

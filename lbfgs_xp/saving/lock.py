@@ -9,7 +9,7 @@ from typing import Self
 
 try:
     import fcntl
-except ImportError:    # Windows has no such locks
+except ImportError:    # on Windows, where nothing stops a second run
     fcntl = None  # type: ignore[assignment]
 
 # The handles of the locks that this process holds.

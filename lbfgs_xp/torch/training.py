@@ -276,6 +276,8 @@ def train_with_lbfgs(
         "adam_lr": described(adam_lr), "history_size": history_size, "max_iter": max_iter,
         "line_search_fn": described(line_search_fn), "until": until, "tol": repr(tol),
         "batch_size": batch_size, "chunk_size": chunk_size, "seed": seed,
+        "reduction": "mean" if loss.mean else "sum",
+        "loss_fn": type(loss_fn).__name__ if isinstance(loss_fn, torch.nn.Module) else "a function",
         "method": described(getattr(second, "method", None)), "resample_every": resample_every,
         "data": fingerprints(draws.first, "data"),
     }

@@ -243,6 +243,14 @@ def test_another_run_is_refused(other: dict[str, Any], says: str, tmp_path: Path
         saved(tmp_path / "run.npz", **{"args": args, **other})
 
 
+def test_data_without_elements(tmp_path: Path) -> None:
+    path = tmp_path / "run.npz"
+    for _ in range(2):
+        saved(path, args=(np.zeros((0, 3)), np.zeros((2, 0))))
+    with pytest.raises(ValueError, match=r"args\.0 is float64 \[0, 3\] there and .* \[1, 3\] here"):
+        saved(path, args=(np.zeros((1, 3)), np.zeros((2, 0))))
+
+
 def test_another_start_is_warned_of(tmp_path: Path) -> None:
     path, first = tmp_path / "run.npz", saved(tmp_path / "run.npz")
     with pytest.warns(RuntimeWarning, match="by a run with another start, and this one goes on"):
@@ -899,8 +907,8 @@ def test_modules_go_on_exactly(how: dict[str, Any], tmp_path: Path) -> None:
         squares = stopping(lambda a, b: ((a - b) ** 2).mean(), calls)
         settings = {"adam_steps": 12, "max_epochs": 6, "max_iter": 4, "history_size": 5}
         res = train_with_lbfgs(
-            model, squares, data, reduction="mean", checkpoint=checkpoint,
-            **{**settings, **how, **more},
+            model, squares, data, checkpoint=checkpoint,
+            **{"reduction": "mean", **settings, **how, **more},
         )
         return res, torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
@@ -923,3 +931,5 @@ def test_modules_go_on_exactly(how: dict[str, Any], tmp_path: Path) -> None:
     if how.get("batch_size"):
         with pytest.raises(ValueError, match="batch_size is 7 there and 8 here"):
             train(10**6, lx.Checkpoint(path), batch_size=8)
+        with pytest.raises(ValueError, match="reduction is mean there and sum here"):
+            train(10**6, lx.Checkpoint(path), reduction="sum")
