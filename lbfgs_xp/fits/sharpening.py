@@ -69,10 +69,7 @@ class Sharpening:
     # --- a fit that has ended --------------------------------------------------------------------
 
     def resumes(self) -> bool:
-        """Whether some fits continue with better differences.
-
-        None do once rows have left the batch; they only end earlier then.
-        """
+        """Whether some fits continue with better differences."""
         fit = self.fit
         objective, state, space = fit.here, fit.state, fit.space
         if not self._differs() or not self._affords(2 * objective.layout.size):
@@ -137,7 +134,7 @@ class Sharpening:
         """Whether noise may be why no step was found, so that fits continue knowing it."""
         fit = self.fit
         refuted = fit.confirmed == int(Status.LINE_SEARCH)
-        if not refuted.any() or fit.rows.here is not None or fit.here.in_chunks:
+        if not refuted.any() or fit.here.in_chunks:
             return False
         refuted = fit.mask_of(refuted)
         if not self._measure(refuted) and not self._forgets(refuted):
@@ -168,6 +165,8 @@ class Sharpening:
         fit, space = self.fit, self.fit.space
         if self.trials < self.next_watch or not self._differs():
             return
+        # All rows must know the same kind of things of their differences.
+        fit.rejoin_rows()
         self.next_watch += max(_WATCH, self.trials // 2)
         value, before = fit.state.value, self.watched
         self.watched = value
@@ -186,7 +185,7 @@ class Sharpening:
         objective = self.fit.here
         return (
             bool(objective.calls_per_jacobian) and objective.differences.step is None
-            and self.fit.rows.here is None and not objective.in_chunks
+            and not objective.in_chunks
         )
 
     def _affords(self, calls: int) -> bool:

@@ -164,6 +164,15 @@ class Differences:
     def memory(self, memory: tuple) -> None:
         self.known, self.stretch, self.span, self.level, self._calls = memory
 
+    @property
+    def per_row(self) -> tuple:
+        """What they know that has an entry for each row of a batch."""
+        return self.known, self.span, self.level
+
+    @per_row.setter
+    def per_row(self, per_row: tuple) -> None:
+        self.known, self.span, self.level = per_row
+
     def __call__(
         self, x: Array, value: Any, variation: Any, central: bool, bounds: Any = None,
         may_call: Callable[[int], bool] = lambda calls: True,
