@@ -172,9 +172,9 @@ def minimize(
         components of variables that a bound holds. (For `lx.ProjectedGradient`, the largest one of
         P(x - gradient) - x, where P is the projection.) Default: relative to the smallest of the
         first three gradients of the run (of the first phase), so that the units of fun do not
-        matter: sqrt(eps), 1.5e-8, for float64, and 8 eps, 1e-6, for float32. The value must then
-        have settled, too, and a look down the gradient in the units of each variable must promise
-        nothing lower.
+        matter: sqrt(eps), 1.5e-8, for float64, and 8 eps, 1e-6, for float32; with finite
+        differences 8 sqrt(eps). The value must then have settled, too, and a look down the
+        gradient in the units of each variable must promise nothing lower.
     ftol, xtol : float
         Stop when in two successive iterations the value changes by at most ftol |value|, or x by
         at most xtol max(1, largest |x|). With 0, the default, a run continues until the gradient

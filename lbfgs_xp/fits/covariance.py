@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -12,10 +12,12 @@ from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.fits.linear_algebra import (
     FEW,
     FLOATS,
+    column_norms,
     divisor,
     eliminate,
     eliminated,
     identity,
+    norm,
     normal_matrix,
     outer_sum,
     rank_cut,
@@ -24,18 +26,11 @@ from lbfgs_xp.fits.linear_algebra import (
 )
 
 
-class _Inverse(NamedTuple):
-    """What `inverse_of_squares` returns."""
-
-    covariance: Array
-    loose: Array
-
-
 def inverse_of_squares(
     accuracy: float, space: Space, jacobian: Array, fixed: Any = None, slopes: Any = None
 ) -> tuple[Array, Array]:
-    """(J^T J)^-1 (B, p, p), or its pseudo-inverse if J^T J is singular; and a mask (B, q) of what
-    is loose, because J does not determine it.
+    """(J^T J)^-1 (B, p, p), or its pseudo-inverse if J^T J is singular; and a mask (B, q) of the
+    parameters, or of the functions of them, that are loose: J does not determine them.
 
     accuracy : the relative error of J (B, m, p), apart from rounding.
     fixed : None, or a mask (B, p) of parameters that are known; their columns of J are 0.
@@ -62,11 +57,10 @@ def inverse_of_squares(
     if not few:
         return _pseudo_inverse(accuracy, space, jacobian, slopes)
     if rest is None:
-        found = _Inverse(covariance, loose)
+        found = covariance, loose
 
-        def pseudo(rows: Array) -> _Inverse:
-            exact = _Inverse(*_pseudo_inverse(accuracy, space, jacobian, slopes))
-            return space.merge(rows, exact, found)
+        def pseudo(rows: Array) -> tuple[Array, Array]:
+            return space.merge(rows, _pseudo_inverse(accuracy, space, jacobian, slopes), found)
 
         return space.backend.branch(xp.logical_not(sound), pseudo, found)
     exact = _pseudo_inverse(accuracy, space, *space.take((jacobian, slopes), rest))
@@ -119,7 +113,7 @@ def _inverse_of_one(space: Space, jacobian: Array) -> tuple[Array, Array]:
     gram = (jacobian[0].T @ jacobian[0]).tolist()
     p, limit = len(gram), space.backend.largest**0.25
     norms = [math.sqrt(gram[i][i]) for i in range(p)]
-    sound = all(1.0 / limit < norm < limit for norm in norms)
+    sound = all(1.0 / limit < each < limit for each in norms)
     covariance = np.zeros_like(jacobian, shape=(1, p, p))
     if sound:
         one = np.eye(p).tolist()
@@ -139,16 +133,14 @@ def _pseudo_inverse(
     xp, eps = space.xp, space.backend.eps
     finite = xp.all(xp.isfinite(jacobian), axis=(-2, -1))
     jacobian = xp.where(finite[:, None, None], jacobian, xp.zeros_like(jacobian))
-    columns = xp.matrix_transpose(jacobian)
-    norms = xp.sqrt(space.dot(columns, columns))
-    norms = xp.where(norms > 0.0, norms, xp.ones_like(norms))
+    norms = divisor(space, column_norms(space, jacobian))
     _, values, rows = svd(space, jacobian / norms[:, None, :])
     kept = values > rank_cut(accuracy, space, *jacobian.shape[-2:]) * values[:, :1]
     values = xp.where(kept, values, xp.ones_like(values))
     rows = xp.where(kept[..., None], rows, xp.zeros_like(rows))
-    # What of the slopes lies along the directions that are known.
+    # The part of the slopes along the directions that are known.
     slopes = slopes / norms[:, None, :]
-    length = divisor(space, xp.sqrt(space.dot(slopes, slopes)))
+    length = divisor(space, norm(space, slopes))
     slopes = slopes / length[..., None]
     along = xp.matmul(slopes, xp.matrix_transpose(rows))
     loose = space.dot(slopes, slopes) - space.dot(along, along) > math.sqrt(eps)

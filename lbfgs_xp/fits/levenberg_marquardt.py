@@ -28,8 +28,8 @@ from lbfgs_xp.run import agreement
 _RUNNING = int(Status.RUNNING)
 # A trial is rejected unless it achieves this share of the predicted decrease.
 _ENOUGH = 1e-4
-# How often the damping is refined until the step fits the radius (where to look whether it does is
-# to wait for a device, or to be compiled), and how much longer it may be.
+# How often the damping is refined until the step fits the radius (the second number is for devices
+# and compiled code, which do not check whether it does), and how much longer the step may be.
 REFINED, _REFINED_BLINDLY, LONGER = 8, 1, 1.1
 # A step that the linearised residuals predicted well lets the radius grow to this many times its
 # length; in a run without a failure yet, if they were wrong by less than half of the second share,
@@ -57,13 +57,13 @@ _FIRST_MARK, _CRAWL = 64.0, 0.75
 # How many times larger than its estimate a rounding error may be, because errors accumulate.
 _ADDED_UP = 16.0
 # The longest look changes the residuals by at least this many times what rounding hides; and a look
-# tells something if it changes them by this many times as much.
+# is conclusive if it changes them by this many times as much.
 _FAR, _VISIBLE = 100.0, 4.0
 # How many times its standard deviation measured noise may be: in sums of many residuals, and in the
 # norm of their difference between two points.
 _SPREAD, _APART = 4.0, 3.0
-# The longest look, relative to the residuals, as a power of eps: rounding that nobody can estimate
-# shall not hide it.
+# The longest look, relative to the residuals, as a power of eps, so that rounding that cannot be
+# estimated does not hide it.
 _LONGEST = 1 / 6
 
 
@@ -194,7 +194,7 @@ def begin(
     settings: FitSettings, space: Space, x: Array, residuals: Array, columns: Array,
     linear: LinearModel,
 ) -> LMState:
-    """The state at the start, ready for `aim`; `linear` is the result of `linearize` there."""
+    """The state at the start, ready for `aim`; `linear` is the linear model there."""
     fn = space.scalars
     value = settings.loss.cost(space, residuals)
     zero = fn.full(0, value)
@@ -218,7 +218,7 @@ def begin(
 def _first_radius(
     settings: FitSettings, space: Space, x: Array, linear: LinearModel, value: Array
 ) -> Array:
-    """The size of x or, at x = 0, that of the residuals: beyond, they may be anything."""
+    """The size of x or, at x = 0, that of the residuals: farther away they may be anything."""
     size = norm(space, linear.scale * x)
     unit = space.xp.ones_like(value) if settings.own_scale else space.xp.sqrt(2.0 * value)
     return settings.factor * space.scalars.where(size > 0.0, size, unit)
@@ -370,20 +370,20 @@ def advance(
     sizes = _Sizes(*(_number(space, length) for length in lengths))
     if linear is not old.linear:
         linear = space.merge(accepted, linear, old.linear)
-    told = fn.fused(
+    new = fn.fused(
         _after, _Limits.of(settings, space), _Numbers.of(old), verdict, accepted, linear.optimality,
         linear.share, sizes, _blur(space, linear, old.trial, old.noise),
     )
     return LMState(
         space.pick(accepted, old.trial, old.x),
         space.pick(accepted, residuals, old.residuals),
-        columns, told.value, linear, told.radius, told.mu, old.step, old.trial, told.predicted,
-        told.promise, told.refused, told.bold, told.good, old.noise, told.status, told.nit,
-        told.tally,
+        columns, new.value, linear, new.radius, new.mu, old.step, old.trial, new.predicted,
+        new.promise, new.refused, new.bold, new.good, old.noise, new.status, new.nit,
+        new.tally,
     )
 
 
-class _Told(NamedTuple):
+class _After(NamedTuple):
     """The scalars of the state after a trial."""
 
     value: Array
@@ -402,7 +402,7 @@ class _Told(NamedTuple):
 def _after(
     fn: Scalars, limits: _Limits, old: _Numbers, verdict: Verdict, accepted: Any, cosine: Any,
     share: Any, sizes: _Sizes, blur: Any,
-) -> _Told:
+) -> _After:
     """cosine, share : of the new linear model. blur : at the trial, by that model."""
     running = old.status == _RUNNING
     refused = running & fn.logical_not(accepted)
@@ -430,7 +430,7 @@ def _after(
     status = fn.where(accepted & flat, int(Status.GRADIENT), status)
     status = fn.where(running, status, old.status)
     nit = fn.where(accepted, old.nit + 1, old.nit)
-    return _Told(
+    return _After(
         fn.where(accepted, verdict.value, old.value), radius, old.mu, old.predicted,
         _promise(fn, old), refused, old.bold & (radius >= old.radius),
         accepted & (verdict.ratio >= _GOOD), _within_budget(fn, limits.maxiter, status, nit), nit,

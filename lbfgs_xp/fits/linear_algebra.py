@@ -156,8 +156,6 @@ def forward_substituted(rows: list[list[float]], vector: list[float]) -> list[fl
     return solved
 
 
-
-
 def _root(fn: Scalars, pivot: Any, least: Any) -> tuple[Any, Any]:
     """The square root of a pivot, with 1 instead of 0, and the smaller of it and `least`."""
     root = fn.sqrt(fn.where(pivot > 0.0, pivot, 0.0))

@@ -104,7 +104,10 @@ class _Steps(lm.Steps):
         if hard.all():
             return self._aim_exactly(state, box)
         rows = _padded(self.space.backend, np.flatnonzero(hard), hard.size)
-        new = self._aim(state, box)
+        # Their R, which is not triangular, may be singular: LAPACK would refuse the whole batch.
+        linear, none = state.linear, self.space.xp.zeros_like(state.linear.R)
+        easy = linear._replace(R=self.space.pick_rows(linear.hard, none, linear.R))
+        new = self._aim(state._replace(linear=easy), box)._replace(linear=linear)
         exact = self._aim_exactly(*self.space.take((state, box), rows))
         return _replaced(self.space, rows, exact, new, "mu", "step", "trial", "predicted")
 
@@ -170,6 +173,7 @@ def run_fit(objective: Residuals, box: Any, plan: FitPlan) -> LeastSquaresResult
                 if keeps is not None:
                     keeps.visit(fit, sharpening)
                 if not (going := fit.going()).any():
+                    fit.rejoin_rows()
                     if sharpening.resumes():
                         continue
                     fit.confirm()
@@ -277,15 +281,35 @@ class Fit:
         if size == going.size:
             return going
         space, running = self.space, self.state.status == _RUNNING
-        fewer, (state, box, known) = self.rows.part(
-            space, (self.state, self.box_here, self.here.differences.known), running, size,
-            lambda known: _outcome(known[0]),
+        fewer, (box, (state, of_differences)) = self.rows.part(
+            space, (self.box_here, self._per_row()), running, size, lambda known: known[1]
         )
         part = self.objective.take(space.backend.to_host(fewer.here))
-        part.differences.known = known
+        part.differences.per_row = of_differences
         # In one statement, so that an interrupt leaves them consistent.
         self.rows, self.here, self.state, self.box_here, self._going = fewer, part, state, box, None
         return self.going()
+
+    def rejoin_rows(self) -> None:
+        """Put the rows that have left back into the batch."""
+        if self.rows.here is None:
+            return
+        whole = self.objective
+        state, whole.differences.per_row = self.rows.join(self.space, self._per_row())
+        # In one statement, so that an interrupt leaves them consistent.
+        self.rows, self.here, self.state, self.box_here, self._going = (
+            Rows(), whole, state, self.box, None
+        )
+
+    def _per_row(self) -> tuple[lm.LMState, tuple]:
+        """Everything that has an entry for each row of the batch, except the bounds."""
+        return self.state, self.here.differences.per_row
+
+    def _outcome(self) -> _Outcome:
+        """What is known of all problems."""
+        return self.rows.join(
+            self.space, _outcome(self.state), lambda known: _outcome(known[0])
+        )
 
     def stay_with(self, rows: Rows) -> None:
         """Have only some rows in the batch, as in a fit from which the others have left."""
@@ -350,7 +374,7 @@ class Fit:
         """Confirm or refute that rounding ended a fit, by checking whether residuals and Jacobian
         agree at a point ahead."""
         backend = self.space.backend
-        self._known = self.rows.join(self.space, _outcome(self.state))
+        self._known = self._outcome()
         # Filled in place, so that an interrupt loses nothing.
         self.confirmed = np.array(self._of_rows(self._known.status))
         agreement.confirm(self, lm.lengths(backend.eps))
@@ -432,7 +456,7 @@ class Fit:
     def record(self) -> FitRecord:
         """Where the fit is now, for a callback, in arrays of its own."""
         layout = self.objective.layout
-        outcome = self.rows.join(self.space, _outcome(self.state))
+        outcome = self._outcome()
         x, cost, residuals, nit = outcome.x, outcome.value, outcome.residuals, outcome.nit
         if not layout.batched:
             x, residuals = self._alone(x), self._alone(residuals)
@@ -462,7 +486,7 @@ class Fit:
     def result(self, end: Status | None) -> LeastSquaresResult:
         """The result; `end` is the status of problems that are still running."""
         backend = self.space.backend
-        outcome = self.rows.join(self.space, _outcome(self.state))
+        outcome = self._outcome()
         codes = self.confirmed
         if codes is None:
             codes = np.array(self._of_rows(outcome.status))

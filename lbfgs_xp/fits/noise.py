@@ -16,12 +16,13 @@ from lbfgs_xp.run.noise import deviations, largest, points, smallest
 # The number of points: the differences of these orders must agree up to the factor.
 POINTS, _ORDERS, _ALIKE = 7, (3, 4, 5, 6), 16.0
 # Their distances, one after another, relative to the length over which the residuals change by
-# their size, and no round numbers, which tables have; at least this many units in the last place.
+# their size (no round numbers, because those are the spacings of tables); and the least distance,
+# in units in the last place.
 SPACINGS, _LEAST = (1.37e-3, 3.91e-2), 64.0
-# Over distances from which on a smooth function may look like noise. Its third differences then
-# fall by the cube of the factors by which the points are moved together, those of noise or of a
-# table by their roots at most, unless the factor happens to be a period: they must keep more than
-# this share for one of the factors.
+# Over longer distances than the first, a smooth function may look like noise. If the points are
+# moved together by these factors, its third differences fall by their cubes; those of noise or of a
+# table fall by their square roots at most, unless a factor happens to be a period. They must keep
+# more than this share for one of the factors.
 _LONG, CLOSER, _KEPT = 1e-2, (5.37, 7.91), 1.0 / 16.0
 _GOLDEN = 0.5 * (1.0 + math.sqrt(5.0))
 # Noise counts if it exceeds rounding by this factor.

@@ -1,10 +1,10 @@
-"""What a fit does before it believes that it has ended: better differences, and noise.
+"""What a fit does before it accepts that it has ended: better differences, and noise.
 
 The error of finite differences may end a fit far from the minimum. Forward differences are replaced
 by central ones. If columns are nearly dependent, the difference of two of them has no correct
-digits; then differences are taken along the singular vectors instead, where each has a step of its
-own. If derivatives change with the step, the noise of the residuals is measured, and the steps are
-chosen for it.
+digits; then differences are taken along the singular vectors instead, with a separate step for
+each. If derivatives change with the step, the noise of the residuals is measured, and the steps are
+chosen to suit it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from lbfgs_xp.run.differences import Known
 if TYPE_CHECKING:
     from lbfgs_xp.fits.loop import Fit
 
-# By how much steps of differences are lengthened at a time, and in all, to see whether noise spoils
-# them; and by which share of their norms the columns of two Jacobians differ then.
+# By which factor steps of differences are lengthened at a time, and in all, to see whether noise
+# spoils them; and by which share of their norms the columns of two Jacobians then differ.
 _STRETCH, _STRETCHED, _OTHER = 1e2, 1e4, 0.05
 # How often the directions of the differences are chosen; again only if the cost has fallen by this
 # share.
@@ -69,10 +69,7 @@ class Sharpening:
     # --- a fit that has ended --------------------------------------------------------------------
 
     def resumes(self) -> bool:
-        """Whether some fits go on with better differences.
-
-        Not if rows have left the batch, which only makes them end earlier.
-        """
+        """Whether some fits continue with better differences."""
         fit = self.fit
         objective, state, space = fit.here, fit.state, fit.space
         if not self._differs() or not self._affords(2 * objective.layout.size):
@@ -103,7 +100,7 @@ class Sharpening:
             near = near & (state.value < (1.0 - _LOWER) * self.turned_at)
         if fit.box_here is not None or self.turns >= _TURNS or not space.any(near):
             return False
-        xp, linear, differences = space.xp, state.linear, objective.differences
+        xp, linear = space.xp, state.linear
         if objective.directions is None:
             near = near & lm.unresolved(space, state, self._errors())
             if not space.any(near):
@@ -113,9 +110,7 @@ class Sharpening:
         from_x = rows * linear.scale[..., None, :]
         self.turns, self.turned_at = self.turns + 1, state.value
         objective.turn((fit.send(to_x), fit.send(from_x)))
-        differences.known = Known(
-            noise=fit.send(xp.maximum(_SPREAD * state.noise, self._blur()))
-        )
+        self._expect(xp.maximum(_SPREAD * state.noise, self._blur()))
         return self._again(near, fit.columns())
 
     def _stretch(self, claimed: Array) -> bool:
@@ -136,10 +131,10 @@ class Sharpening:
         return self._again(again, columns)
 
     def explains(self) -> bool:
-        """Whether noise may be why no step was found, and fits go on knowing it."""
+        """Whether noise may be why no step was found, so that fits continue knowing it."""
         fit = self.fit
         refuted = fit.confirmed == int(Status.LINE_SEARCH)
-        if not refuted.any() or fit.rows.here is not None or fit.here.in_chunks:
+        if not refuted.any() or fit.here.in_chunks:
             return False
         refuted = fit.mask_of(refuted)
         if not self._measure(refuted) and not self._forgets(refuted):
@@ -159,13 +154,10 @@ class Sharpening:
         if not affordable or not space.any(wrong):
             return False
         self.measured = _MEASURED
-        found = space.xp.where(wrong, space.xp.zeros_like(state.noise), state.noise)
-        differences = fit.here.differences
-        differences.known = Known(noise=fit.send(_SPREAD * found))
-        fit.state = state._replace(noise=found)
+        self._note(space.xp.where(wrong, space.xp.zeros_like(state.noise), state.noise))
         return True
 
-    # --- a fit that goes on ----------------------------------------------------------------------
+    # --- a fit in progress -----------------------------------------------------------------------
 
     def watch(self) -> None:
         """Measure noise now and then in fits that take long, because nothing else ends them."""
@@ -173,6 +165,8 @@ class Sharpening:
         fit, space = self.fit, self.fit.space
         if self.trials < self.next_watch or not self._differs():
             return
+        # All rows must know the same kind of things of their differences.
+        fit.rejoin_rows()
         self.next_watch += max(_WATCH, self.trials // 2)
         value, before = fit.state.value, self.watched
         self.watched = value
@@ -191,7 +185,7 @@ class Sharpening:
         objective = self.fit.here
         return (
             bool(objective.calls_per_jacobian) and objective.differences.step is None
-            and self.fit.rows.here is None and not objective.in_chunks
+            and not objective.in_chunks
         )
 
     def _affords(self, calls: int) -> bool:
@@ -213,7 +207,7 @@ class Sharpening:
         return gain * fit.space.per_problem(level)
 
     def _silent(self) -> Array:
-        """Which problems have a parameter that the residuals do not respond to, except at a bound:
+        """Which problems have a parameter within its bounds to which the residuals do not respond:
         a mask (B,)."""
         fit, space, state = self.fit, self.fit.space, self.fit.state
         silent = space.max_abs(state.columns) == 0.0
@@ -238,7 +232,7 @@ class Sharpening:
 
     def _measure(self, rows: Array, spacings: tuple[float, ...] = noise.SPACINGS) -> bool:
         """Measure the noise of these problems; return whether any has more than was known."""
-        fit, space, state = self.fit, self.fit.space, self.fit.state
+        space, state = self.fit.space, self.fit.state
         calls = noise.POINTS * (len(spacings) + len(noise.CLOSER))
         if self.measured >= _MEASURED or not self._affords(calls):
             return False
@@ -253,14 +247,20 @@ class Sharpening:
         else:
             return False
         self.measured += 1
-        found = space.xp.where(more, found, state.noise)
-        differences = fit.here.differences
-        differences.known = Known(noise=fit.send(_SPREAD * found))
-        fit.state = state._replace(noise=found)
+        self._note(space.xp.where(more, found, state.noise))
         return True
 
+    def _note(self, found: Array) -> None:
+        """Note the noise of the residuals, (B,), and take differences that suit it."""
+        self._expect(_SPREAD * found)
+        self.fit.state = self.fit.state._replace(noise=found)
+
+    def _expect(self, level: Array) -> None:
+        """Measure the steps of the differences anew, for values with errors of this size, (B,)."""
+        self.fit.here.differences.known = Known(noise=self.fit.send(level))
+
     def _lasting(self, rows: Array, spacing: float, seen: list[Array]) -> Array:
-        """Those of these problems whose noise is still there at points closer together."""
+        """Those of these problems whose noise persists at points closer together."""
         space, lasts = self.fit.space, rows & False
         for factor in noise.CLOSER:
             lasts = lasts | noise.lasting(space, seen, self._along(spacing / factor))

@@ -100,6 +100,7 @@ def _begin_again(fit: Fit, saved: FitSnapshot) -> None:
     groups: list[tuple[Any, Any]] = list(saved.rows.left)
     x, nit = on_host(saved.state.x), saved.state.nit
     if groups:
+        groups = [(which, state) for which, (state, _) in groups]
         groups.append((saved.rows.here, saved.state))
         order = np.argsort(np.concatenate([on_host(which) for which, _ in groups]))
         x, nit = (

@@ -1,7 +1,7 @@
-"""Looks across the gradient: whether the value falls where the gradient says that it cannot.
+"""Looks across the gradient: whether the value falls although the gradient says that it cannot.
 
-A gradient that lacks a term may vanish where the function has no minimum. Along itself it agrees
-with the values; across it does not.
+A gradient that lacks a term may vanish where the function has no minimum. It agrees with the values
+along itself, but not across.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _PERIOD, _FACTOR = 1024, 619
 
 
 def look(visits: Visits) -> Any:
-    """Refute the claims of runs with a given gradient where the value falls in a direction that has
-    nothing to do with the gradient, and value and slopes disagree. Return by how much it falls,
-    relative to a step by the size of each variable; 0 where no claim is refuted.
+    """Refute the claims of runs with a given gradient if the value falls in a direction that has
+    nothing to do with the gradient, and value and slopes disagree. Return how steeply it falls, per
+    step by the size of each variable; 0 if no claim is refuted.
 
     At a kink in the minimum they disagree, too, but the value does not fall to either side.
     """

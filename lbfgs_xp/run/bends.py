@@ -1,6 +1,6 @@
-"""Steps of differences among noise: those over which the function bends by many times that noise
-(Moré & Wild 2012, Estimating Derivatives of Noisy Simulations). The bend shows in the values of
-each difference, so the steps follow it from point to point.
+"""Steps of differences among noise, over which the function bends by many times that noise (Moré &
+Wild 2012, Estimating Derivatives of Noisy Simulations). The values of each difference show the
+bend, so the steps follow it from point to point.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from lbfgs_xp.arrays.backend import Array
 
-# The second difference over a step, in units of the noise; by which factor it may be off, when the
-# steps are first measured and later; and by how much a step may grow at a time.
+# The second difference over a step, in units of the noise; by which factor it may be off when the
+# steps are first measured, and later; and by which factor a step may grow at a time.
 _BEND, _BEND_OFF, _BEND_DRIFTS, _GROWS = 100.0, 10.0, 4.0, 10.0
 # The largest noise, relative to the value, that says how long the first steps are.
 _MOST = 1e-2
@@ -57,13 +57,13 @@ def first_steps(xp: Any, size: Array, value: Array, noise: Array) -> Array:
 
 
 def better_steps(xp: Any, noise: Array, second: Array, step: Array, most: Array) -> Array:
-    """The steps to try after these second differences; the same where they are fine."""
+    """The steps to try after these second differences; unchanged where those are fine."""
     return xp.minimum(step * _factor(xp, noise, second, _BEND_OFF, _GROWS), most)
 
 
 def _factor(xp: Any, noise: Array, second: Array, off: float, most: float) -> Array:
-    """By how much to change steps with these second differences: 1 if they are not off by this
-    factor, and at most by `most` if they are to grow."""
+    """The factors by which to change steps with these second differences: 1 if they are not off by
+    more than `off`; at most `most`."""
     one, bend = xp.ones_like(second), xp.where(second > noise, second, noise + 0.0 * second)
     usable = xp.isfinite(bend)
     ratio = _BEND * noise / xp.where(bend == 0.0, xp.inf * one, bend)

@@ -3,13 +3,14 @@
 The error of a difference is least for a step of L q^(1/3) to both sides, or L q^(1/2) to one side,
 where L is the length over which the function bends and q its rounding error, relative to its
 changes over that length. |x| says little about L: a line at 6562.8 may be 0.05 wide. So L is
-measured with each difference, from how far the values differ and from how much the forward and the
-backward difference disagree; where the step turns out far too long or too short, the difference is
-taken again. No step leaves the bounds, and where the function is not finite, it goes the other way.
+measured with the differences, from how far the values differ and from how much the forward and the
+backward difference disagree; if the step turns out to be far too long or too short, the difference
+is taken again. No step leaves the bounds. If the function is not finite on one side, the step goes
+to the other.
 
-A function of numbers keeps its lengths until x is many of them away from where they were measured:
-then the distance covered is a length to try. With noise of known size, such as that of an iterative
-solver, its steps follow its bends (`lbfgs_xp.run.bends`).
+A function whose values are numbers keeps its lengths until x is many of them away from where they
+were measured; the distance covered is then the next length to try. With noise of known size, such
+as that of an iterative solver, its steps follow its bends (`lbfgs_xp.run.bends`).
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from lbfgs_xp.arrays.scalars import FLOATS
 from lbfgs_xp.run.bends import Bends, better_steps, first_steps
 
 METHODS = ("2-point", "3-point")
-# How often a difference of many values, and of a number, is taken; and by how much its step must be
-# off, as a power of eps: 36 in float64, 5 in float32.
+# How often a difference of many values, and of a number, is taken at most; and by which factor its
+# step must be off to be taken again, as a power of eps: 36 in float64, 5 in float32.
 _OFTEN, _OFTEN_OF_NUMBERS, _OFF = 5, 8, -0.1
 # By how much a length may change from one derivative to the next.
 _CHANGE = 100.0
 # At which points, counted from the start, the lengths are measured: early, and then regularly.
 _EARLY, _REGULARLY = 4, 16
-# The lengths of a function of numbers are measured where the point is so many of them away from the
-# last place; lengths of less than this part of the ordinary one are shortened at any point.
+# The lengths of a function of numbers are measured again at a point so many of them away from the
+# last place; lengths of less than this part of the ordinary one are corrected at any point.
 _FAR_AWAY, NARROW = 30.0, 0.03
 # The longest step of differences that are stretched, relative to the length.
 _STRETCHED = 0.1
@@ -164,6 +165,15 @@ class Differences:
     def memory(self, memory: tuple) -> None:
         self.known, self.stretch, self.span, self.level, self._calls = memory
 
+    @property
+    def per_row(self) -> tuple:
+        """What they know that has an entry for each row of a batch."""
+        return self.known, self.span, self.level
+
+    @per_row.setter
+    def per_row(self, per_row: tuple) -> None:
+        self.known, self.span, self.level = per_row
+
     def __call__(
         self, x: Array, value: Any, variation: Any, central: bool, bounds: Any = None,
         may_call: Callable[[int], bool] = lambda calls: True,
@@ -216,8 +226,8 @@ class Differences:
         variation = xp.abs(value) if variation is None else number(self._array(variation))
         unit: Any = None
         if first or not vector:
-            unit = self.fn.where(size > self.least, size, 1.0)
-        if lengths is None or first:
+            unit = self._unit(x)
+        if first:
             length, before, far = unit, variation, noise != math.inf
             due = far
             count = 1.0 if one else xp.astype(due, noise.dtype)
@@ -436,8 +446,8 @@ class Differences:
     def _quick(
         self, x: Array, value: Any, variation: Any, central: bool, bounds: Any
     ) -> Array | None:
-        """`_derivatives` for most points of a small problem on the host, on floats: an array (n, m)
-        of forward differences over lengths that are known. None for others."""
+        """`_derivatives` on floats, for most points of a small problem on the host: an array (n, m)
+        of forward differences over lengths that are known. None at other points."""
         backend, (lengths, noise, bends) = self.backend, self.known
         one = x.ndim == 1 and x.shape[0] <= _SMALL and backend.reads_are_free
         if central or bounds is not None or not one or lengths is None or variation is None:
@@ -490,8 +500,12 @@ class Differences:
 
     def lengths(self, x: Array) -> Array:
         """The lengths over which a function of numbers bends at x, (..., n)."""
-        xp, size = self.backend.xp, self.backend.xp.abs(x)
-        return self.known.lengths.length * xp.where(size > self.least, size, xp.ones_like(x))
+        return self.known.lengths.length * self._unit(x)
+
+    def _unit(self, x: Array) -> Array:
+        """The size of each coordinate, and 1 for those of at most `least`."""
+        size = self.backend.xp.abs(x)
+        return self.fn.where(size > self.least, size, 1.0)
 
     def narrow(self) -> Array:
         """Along which coordinates a function of numbers seems to bend over a small part of their
@@ -504,11 +518,8 @@ class Differences:
 
     def _plain(self, x: Array, value: Array, length: Array, central: bool) -> Array:
         """The steps if there is only rounding."""
-        xp = self.backend.xp
-        size = xp.abs(x)
-        unit = xp.where(size > self.least, size, xp.ones_like(x))
-        noise = self.backend.eps * xp.abs(value)
-        return self._steps(x, noise, noise, length * unit, central)
+        noise = self.backend.eps * self.backend.xp.abs(value)
+        return self._steps(x, noise, noise, length * self._unit(x), central)
 
     def expect_noise(
         self, x: Array, value: Any, noise: Any, bounds: Any, may_call: Callable[[int], bool]
@@ -605,7 +616,7 @@ class Differences:
             suggested = xp.where(rate > 0.0, straight, far)
             suggested = xp.where(bend > 0.0, by_curve, suggested)
             weak = weak & (bend == 0.0)
-        # Where the other side was tried before, only a shorter step is left.
+        # If the other side was tried before, only a shorter step is left.
         lost = both_bad if up is None else both_bad | (bad & (up | down))
         suggested = xp.where(bad, xp.where(lost, length / _CHANGE, length), suggested)
         # From very far, one look does not tell how long the step should be.

@@ -30,9 +30,10 @@ SPREAD = 8.0
 CHANGED = 4.0
 # A change counts if it exceeds what noise and rounding explain by this factor.
 _ENOUGH = 4.0
-# The number of values by which noise is measured. As many of them show that a function is smooth.
+# The number of values by which noise is measured, and how many of them may show that a function is
+# smooth.
 _NOISY, _FIRST = 8, 5
-# How much farther apart they are from time to time, and how often.
+# By which factor the points of each look are farther apart than those before, and the most looks.
 _FARTHER, _DISTANCES = 8.0, 9
 # The standard deviation of what rounding to multiples of a number does, in units of it.
 _ROUNDED = 12.0**-0.5
@@ -78,9 +79,9 @@ class Measuring:
     def at(
         self, spacing: Array, rows: Any, narrow: Any = False
     ) -> tuple[Any, Array, Any, Any]:
-        """The standard deviation of the noise of the values next to the iterate, that of each
-        component of the gradient (0 by differences, whose errors follow from the values), what
-        rounding may hide there, and the problems `rows` that could pay for it.
+        """The standard deviation of the noise of the values next to the iterate; that of each
+        component of the gradient (0 for differences, whose errors follow from the values); what
+        rounding may hide there; and those of the problems `rows` that had the budget.
 
         Points farther and farther apart show it. The nearest ones may lie on one step of a
         function that only changes in steps, or in one dent: the slope then promises other changes.

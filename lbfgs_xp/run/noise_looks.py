@@ -1,4 +1,4 @@
-"""Looks for noise: whether it explains why a run finds no lower point, and how a run goes on in it.
+"""Looks for noise: whether it explains that a run finds no lower point, and how the run continues.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class NoiseLooks:
         self.measuring = Measuring(visits)
 
     def explain(self, unit: Array, broken: Any, fall: Any) -> None:
-        """Decide whether noise explains why no lower point was found.
+        """Decide whether noise explains that no lower point was found.
 
         The value of a sum of many terms or of a factorisation has larger rounding errors than a
         single number, and so may the gradient. If the values turn out to be noisy, the run
@@ -74,10 +74,8 @@ class NoiseLooks:
         if run.objective.differs:
             # Differences need not agree with values that they cannot resolve.
             level = fn.maximum(level, self.measuring.spoils_nothing())
-            decrement = fn.where(p.claim == DOUBTED, state.decrement, 0.0)
-            decrement = fn.where(fn.isfinite(decrement), decrement, 0.0)
             rows = rows & fn.logical_not(again)
-            explained = rows & (fn.maximum(broken, decrement) <= _ENOUGH * level)
+            explained = rows & (fn.maximum(broken, self._failed()) <= _ENOUGH * level)
         else:
             rows = self.visits.affords(1, rows & fn.logical_not(again))
             explained = self._is_explained(rows, level, broken) & (fall == 0.0)
@@ -98,8 +96,8 @@ class NoiseLooks:
         ))
 
     def _is_explained(self, rows: Any, level: Any, broken: Any) -> Any:
-        """Whether changes below this level are all that one more look along the gradient, the
-        search that failed and the looks before promise."""
+        """Whether one more look along the gradient, the search that failed and the looks before
+        it promise no change above this level."""
         run, p, (solver, state) = self.run, self.run.standing.progress, self.visits.smooth()
         space, fn = run.space, run.space.scalars
         length = agreement.lengths_of(space.backend.eps)[0]
@@ -119,13 +117,17 @@ class NoiseLooks:
         reach, size = space.read(space.max_abs(x - state.x), space.max_abs(state.x))
         close = agrees & (steps * reach <= self.visits.visible(p, size))
         level = fn.where(close, fn.maximum(level, self.visits.level(p, state, p.claim)), level)
-        decrement = fn.where(p.claim == DOUBTED, state.decrement, 0.0)
-        decrement = fn.where(fn.isfinite(decrement), decrement, 0.0)
-        most = fn.maximum(fn.maximum(promised, broken), decrement)
+        most = fn.maximum(fn.maximum(promised, broken), self._failed())
         return (agrees | hides) & (most <= _ENOUGH * level)
 
+    def _failed(self) -> Any:
+        """The decrease that a search promised and did not find; 0 if no search has failed."""
+        (state, p, _), fn = self.run.standing, self.run.space.scalars
+        promised = fn.where(p.claim == DOUBTED, state.decrement, 0.0)
+        return fn.where(fn.isfinite(promised), promised, 0.0)
+
     def look_at_differences(self) -> None:
-        """Look for noise where the first differences were taken over short steps: it may have made
+        """Look for noise if the first differences were taken over short steps: noise may have made
         the function look as if it bent that fast."""
         run, p = self.run, self.run.standing.progress
         # Forward differences end early among noise, and give way to central ones.
@@ -136,7 +138,8 @@ class NoiseLooks:
             self._look_for_noise(running & self._narrow(), everywhere=False)
 
     def look_at_search(self) -> None:
-        """Look for noise where a search takes many trials, which then are no better than chance."""
+        """Look for noise in problems whose search takes many trials, which may be no better than
+        chance."""
         run = self.run
         if run.objective.forward or not run.solver.takes_noise:
             return
@@ -145,10 +148,10 @@ class NoiseLooks:
             self._look_for_noise(self._is_long(), everywhere=True)
 
     def judge_differences(self, left: Any) -> None:
-        """Look for noise where a run by differences has ended, because they turn it into large
-        errors of the gradient: a small one may be chance, a large one may show no way down.
+        """Look for noise in problems that have ended by differences, which turn it into large
+        errors of the gradient: a small gradient may be chance, a large one may show no way down.
 
-        left : the problems that are left to other differences.
+        left : the problems that are left to central differences.
         """
         run, (state, p, _) = self.run, self.run.standing
         space, fn = run.space, run.space.scalars
@@ -179,7 +182,7 @@ class NoiseLooks:
         verdict = fn.where(small, fn.full(_PRECISION, p.status), _LINE_SEARCH)
         status = fn.where(rows, verdict, p.status)
         if run.criteria.relative == 0.0:
-            # The gradient is as small as was wanted if its errors are.
+            # The gradient is as small as `gtol` asks if its errors are.
             error = space.read_one(space.max_abs(xp.where(step > 0.0, noise / step, 0.0 * step)))
             flat = rows & (p.status == _GRADIENT) & (error <= run.criteria.gtol)
             status = fn.where(flat, _GRADIENT, status)
@@ -244,8 +247,8 @@ class NoiseLooks:
         return follows
 
     def _look_for_noise(self, rows: Any, everywhere: bool) -> None:
-        """Measure the noise of the values for these problems, and let those go on for which it
-        counts.
+        """Measure the noise of the values for these problems, and continue those for which it
+        matters.
 
         everywhere : whether to look over short lengths, too.
         """

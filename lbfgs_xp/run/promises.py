@@ -44,7 +44,7 @@ class Promises:
     def look(self) -> tuple[Array, Any] | None:
         """Look down the gradient in units of each variable. If the slopes promise a decrease that
         matters, look for it: problems then have the status HIGHER, or FLAT if they are to continue
-        with a smaller tolerance. For those that still run return the units, and the decrease that
+        with a smaller tolerance. For those that still run, return the units, and the decrease that
         was promised and not found. None if no problem runs."""
         run = self.run
         space, fn, (state, p, _) = run.space, run.space.scalars, run.standing
@@ -62,8 +62,8 @@ class Promises:
         level = _ENOUGH * level
         descent = self._follow(unit, level, asks)
         p = run.standing.progress
-        # Where a step would still change x visibly, how far the value has fallen shows nothing: a
-        # start may be higher than all that matters by any factor.
+        # If a step would still change x visibly, how far the value has fallen shows nothing: the
+        # start may be higher by any factor than all that matters.
         least = _HIDDEN * space.backend.eps * space.xp.abs(state.x)
         reach, size, seen = space.read(
             space.max_abs(descent.way), space.max_abs(state.x),
@@ -86,8 +86,8 @@ class Promises:
         """Believe small gradients that promise nothing; return whether any problem still runs.
 
         Even if each variable changes by all of its size, rounding hides what they promise. How far
-        the value has fallen does not tell this without a look: while steps are long, the start may
-        be higher than all that matters by any factor.
+        the value has fallen does not show this without a look: while steps are long, the start may
+        be higher by any factor than all that matters.
         """
         run, p, (solver, state) = self.run, self.run.standing.progress, self.visits.smooth()
         space, fn = run.space, run.space.scalars
@@ -132,11 +132,11 @@ class Promises:
         return descent
 
     def _postpone(self, wanted: Any, far: Any, level: Any) -> Any:
-        """Continue with a smaller tolerance where a small gradient is not that of a minimum: the
-        start was much steeper than what came after it. Return which promises are left.
+        """Continue with a smaller tolerance if a small gradient is not that of a minimum, because
+        the start was much steeper than everything after it. Return which promises are left.
 
         wanted : which problems promise a decrease above the level.
-        far : where the way to it would change x visibly.
+        far : in which of them the way to it would change x visibly.
         """
         run, p, (solver, state) = self.run, self.run.standing.progress, self.visits.smooth()
         space, fn, eps = run.space, run.space.scalars, run.space.backend.eps
@@ -170,8 +170,8 @@ class Promises:
         return wanted & fn.logical_not(early)
 
     def _seek(self, descent: Descent, wanted: Any, level: Any) -> Any:
-        """Look for the decrease that was promised; what of it was not found. Claims stand where
-        nothing was promised."""
+        """Look for the decrease that was promised, and return how much of it was not found. Claims
+        stand if nothing was promised."""
         run, (solver, state) = self.run, self.visits.smooth()
         space, fn = run.space, run.space.scalars
         nothing = fn.full(0.0, state.value)

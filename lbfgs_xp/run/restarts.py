@@ -35,8 +35,8 @@ class Restarts:
     def from_best(self) -> bool:
         """Restart from the best point if a run has settled elsewhere.
 
-        A rejected trial, in another valley, may be lower than everything that came after it. From
-        a point where it has started before, the run would only take the same path again.
+        A rejected trial, in another valley, may be lower than everything that came after it. The
+        run never restarts from the same point twice: it would only take the same path again.
         """
         run = self.run
         run.rejoin_rows()

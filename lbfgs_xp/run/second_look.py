@@ -65,7 +65,7 @@ class SecondLook:
         begun = self._confirm()
         if run.is_running() or self.restarts.from_best():
             return True
-        # What has begun again may have ended at once, at a gradient that is small: a claim again.
+        # A problem that has begun again may have ended at once, which is a claim again.
         begun = self.central.switch() or begun
         return begun and (run.is_running() or self.resumes())
 
@@ -135,7 +135,7 @@ class SecondLook:
         unpaid = self.visits.unpaid(1) & (p.status == _RUNNING)
         status = run.space.scalars.where(unpaid, _EVALUATIONS, p.status)
         run.note(p._replace(status=status))
-        if self.run.is_late():
+        if run.is_late():
             run.end(Status.TIME)
         return run.is_running()
 

@@ -45,7 +45,8 @@ class Criteria(NamedTuple):
     trials : finite trials in one iteration after which finite differences are doubted. The step has
         then failed if they are `forward` ones, or if their error explains it.
     forward : whether the gradient comes from forward differences.
-    error : the relative error of the gradient: eps, or more with finite differences.
+    error : the relative error of the gradient: eps, or more with central differences. (That of
+        forward ones excuses nothing: central ones replace them.)
     """
 
     gtol: float
@@ -245,7 +246,8 @@ def update(
     flat = norm <= gtol
     # By the default tolerance, which is relative to the start, the value must have settled, too,
     # unless all of the gradient may be rounding. Even then the end is provisional. A gradient of
-    # exactly 0 is that of a stationary point, unless it comes from differences.
+    # exactly 0 is that of a stationary point, unless it comes from central differences. (Forward
+    # ones are judged later.)
     stationary = (norm == 0.0) & (criteria.error <= criteria.eps)
     provisional = fn.logical_not(stationary) & (criteria.relative > 0.0)
     provisional = provisional & (criteria.failure == _LINE_SEARCH)
@@ -267,7 +269,7 @@ def update(
     hopeless = stalled >= criteria.patience
     if not fn.every(fn.logical_not(hopeless | failed)):
         # Rounding may explain the lack of progress if little decrease was predicted, or if the
-        # gradient has fallen so far that what is left may be its error. Otherwise it is a failure.
+        # gradient has fallen so far that the rest may be its error. Otherwise it is a failure.
         rounding = (now(new.decrement) <= unclear) | faded
         # A failure by forward differences is left to central ones.
         doubted = fn.where(rounding | criteria.forward, _LINE_SEARCH, fn.full(DOUBTED, value))

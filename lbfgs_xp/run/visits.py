@@ -33,8 +33,8 @@ class Visits:
         return run.standing.progress.nfev + calls > run.criteria.maxfun
 
     def affords(self, evaluations: int, rows: Any) -> Any:
-        """Those of the problems `rows` that still run and can pay for that many evaluations; the
-        others of them end."""
+        """Those of the problems `rows` that still run and have the budget for that many
+        evaluations. Running ones without it end."""
         run = self.run
         p, fn = run.standing.progress, run.space.scalars
         rows = rows & (p.status == _RUNNING)
@@ -45,7 +45,8 @@ class Visits:
         return rows & (status == _RUNNING)
 
     def can_afford(self, evaluations: int, rows: Any) -> Any:
-        """`affords` for looks that are not needed: no problem ends."""
+        """Those of the problems `rows` that have the budget for looks that are optional: the others
+        do not end."""
         paid = self.run.space.scalars.logical_not(self.unpaid(evaluations))
         return rows & paid & (not self.run.is_late())
 
@@ -104,8 +105,9 @@ class Visits:
 
     def level(self, p: Any, state: Any, claim: Any) -> Any:
         """The change of the value that does not matter: what rounding hides, and a part of how far
-        the value has fallen. That part is eps for a small gradient; for a claim that rounding has
-        ended a run it is eps^2, the rounding of a sum of squares whose minimum is 0."""
+        the value has fallen. That part is 4 eps for a small gradient and for searches that failed
+        by differences. For a claim that rounding has ended a run it is 4 eps^2, the rounding of a
+        sum of squares whose minimum is 0."""
         space = self.run.space
         fn, eps = space.scalars, space.backend.eps
         small = (claim == _GRADIENT) | ((claim == _LINE_SEARCH) & self.run.objective.differs)

@@ -117,5 +117,5 @@ def test_rows_that_failed_and_starts() -> None:
         fits.row(2)
     with pytest.raises(ValueError, match="number is -1; wanted"):
         fits.row(-1)
-    with pytest.raises(ValueError, match="copy or comes from a pickle"):
+    with pytest.raises(ValueError, match="is a copy, or comes from a pickle"):
         copy.copy(fits).row(1).intervals()

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import lbfgs_xp as lx
+from lbfgs_xp.fits import linear_model
+from lbfgs_xp.fits.linear_algebra import svd
 
 T = np.linspace(0.0, 1.0, 40)
 X = np.linspace(0.0, 5.0, 40)
@@ -69,18 +71,40 @@ def test_nearly_dependent_columns_of_a_curved_problem(jac: Any) -> None:
     assert res.success and res.cost == pytest.approx(exact.cost, rel=1e-5)
 
 
-def test_nearly_dependent_columns_in_a_batch() -> None:
+@pytest.mark.parametrize("compact", [False, True])
+def test_nearly_dependent_columns_in_a_batch(compact: bool) -> None:
+    """Also in the rows that have left."""
     cases = [powers(1e-7), powers(1e-1), powers(1e-3)]
     matrix, y = (np.stack(parts) for parts in zip(*cases, strict=True))
     res = lx.least_squares(
-        lambda x: (matrix @ x[..., None])[..., 0] - y, np.zeros((3, 3)), jac="2-point",
-        batched=True,
+        lambda x, matrix, y: (matrix @ x[..., None])[..., 0] - y, np.zeros((3, 3)), (matrix, y),
+        jac="2-point", batched=True, compact=compact,
     )
     assert res.success.all()
     for i in range(3):
         best, *_ = np.linalg.lstsq(matrix[i], y[i], rcond=None)
         lowest = 0.5 * np.sum((matrix[i] @ best - y[i]) ** 2)
         assert res.cost[i] == pytest.approx(lowest, rel=1e-5)
+
+
+def test_a_singular_row_does_not_end_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_equal_columns(space: Any, matrix: np.ndarray) -> tuple[np.ndarray, ...]:
+        """As it may come from LAPACK: where the first two columns are equal but for rounding."""
+        left, values, rows = svd(space, matrix)
+        rows[..., 1] = np.where(values[..., -1:] < 1e-12, rows[..., 0], rows[..., 1])
+        return left, values, rows
+
+    monkeypatch.setattr(linear_model, "svd", with_equal_columns)
+    matrix = np.stack([np.stack([T, T, np.ones(40)], axis=-1), powers(1.0)[0]])
+    y = np.sin(9.0 * T)
+    res = lx.least_squares(
+        lambda x: (matrix @ x[..., None])[..., 0] - y, np.full((2, 3), 1e3), jac=lambda x: matrix,
+        batched=True, factor=1e-3,
+    )
+    for i in range(2):
+        best, *_ = np.linalg.lstsq(matrix[i], y, rcond=None)
+        lowest = 0.5 * np.sum((matrix[i] @ best - y) ** 2)
+        assert res.success[i] and res.cost[i] == pytest.approx(lowest, rel=1e-9)
 
 
 # --- the first steps -----------------------------------------------------------------------------
