@@ -537,7 +537,10 @@ class Differences:
         rounding = backend.eps * xp.abs(value)
         h, noisy = self._plain(x, value, lengths.length, True), noise > 0.0
         if self.step is None:
-            first = first_steps(xp, xp.abs(x), value, noise)
+            # A size of 0, or almost 0, says nothing; steps that are too long are soon shortened.
+            size = xp.abs(x)
+            size = xp.where(size > backend.eps, size, xp.ones_like(x))
+            first = first_steps(xp, size, value, noise)
             h = xp.where(noisy, xp.maximum(h, first), h)
         most = self._longest(x)
         # Which steps are still off, in each row; the calls count for those rows alone.

@@ -179,9 +179,10 @@ class Measuring:
             unclear = fn.full(True, noise)
         unclear = left & unclear & fn.logical_not(same)
         if narrow is not False:
-            first = fn.where(first < math.inf, first, noise)
+            # Points that lie evenly on the steps of a function that only changes in steps show none.
+            first = fn.where((first < math.inf) | multiples, first, noise)
             alike = noise <= CHANGED * first
-            clear = extent > _CLEAR * noise
+            clear = (extent > _CLEAR * noise) & fn.logical_not(multiples)
             unclear = fn.where(narrow, left & alike & fn.logical_not(clear), unclear)
             never = fn.where(left & narrow, fn.logical_not(clear & alike), never)
         else:

@@ -25,6 +25,9 @@ _SETTLED = 2
 # The terms that cancel in a small gradient may be as large as the gradient was elsewhere, and have
 # the corresponding error; this many times that error, because the terms are sums themselves.
 _FADED = 1e3
+# Differences end a run that gains less than this share of its value, where the value itself does not
+# matter beside how far it has fallen: errors of the gradient let it crawl.
+_CRAWLS = 1e-4
 # The default tolerance is relative to the smallest gradient of the start and the iterates before
 # this one, because a start may be much steeper than anything after the first steps.
 _FIRST = 3
@@ -73,7 +76,8 @@ class Progress(NamedTuple):
     status : integer of `Status`.
     nit, nfev : iterations and evaluations.
     settled_value, settled_step : successive iterations with a small change.
-    stalled : iterations since the value last fell by more than rounding, or the gradient norm to
+    stalled : iterations since the value last fell by more than rounding (by differences, by more
+        than their errors let it crawl), or the gradient norm to
         less than nine tenths of its lowest value.
     reference : the value when it last fell by more than rounding.
     lowest_norm : the smallest gradient norm so far.
@@ -235,7 +239,10 @@ def update(
     value, norm, before = new.value, new.gradient_norm, old.value
     magnitude = fn.maximum(fn.abs(before), fn.abs(value))
     unclear = hidden(fn, criteria, p, magnitude)
-    lower = accepted & (value < p.reference - unclear)
+    little = negligible(fn, criteria, p, value, 4.0 * criteria.eps)
+    crawl = fn.maximum(unclear, fn.minimum(_CRAWLS * fn.abs(value), little))
+    least = fn.where(unclear * 0.0 + criteria.error > criteria.eps, crawl, unclear)
+    lower = accepted & (value < p.reference - least)
     small = (criteria.ftol > 0.0) & (fn.abs(before - value) <= criteria.ftol * magnitude)
     short = norm < 0.0 if step is None else step <= criteria.xtol * fn.maximum(size, 1.0)
     endless = new.unbounded | (value < -0.01 * criteria.largest)
@@ -251,7 +258,7 @@ def update(
     stationary = (norm == 0.0) & (criteria.error <= criteria.eps)
     provisional = fn.logical_not(stationary) & (criteria.relative > 0.0)
     provisional = provisional & (criteria.failure == _LINE_SEARCH)
-    settled = before - value <= negligible(fn, criteria, p, value, 4.0 * criteria.eps)
+    settled = before - value <= little
     lost = (nit + p.earlier <= _FIRST) & (norm <= criteria.lost * criteria.error * p.highest_norm)
     # Differences may not let the value settle.
     exact = provisional & (criteria.error <= criteria.eps)
@@ -269,8 +276,9 @@ def update(
     hopeless = stalled >= criteria.patience
     if not fn.every(fn.logical_not(hopeless | failed)):
         # Rounding may explain the lack of progress if little decrease was predicted, or if the
-        # gradient has fallen so far that the rest may be its error. Otherwise it is a failure.
-        rounding = (now(new.decrement) <= unclear) | faded
+        # gradient has fallen so far that what is left may be its error. Otherwise it is a failure.
+        crawls = hopeless & (value < p.reference - unclear)
+        rounding = (now(new.decrement) <= unclear) | faded | crawls
         # A failure by forward differences is left to central ones.
         doubted = fn.where(rounding | criteria.forward, _LINE_SEARCH, fn.full(DOUBTED, value))
         doubted = fn.where(rounding, CLAIMED, doubted)
@@ -326,6 +334,7 @@ def _ordinary(
     value, norm = new.value, new.gradient_norm
     if (
         value < reference - max(c.noise * abs(old.value), c.noise * abs(value), p.noise)
+        and (c.error <= c.eps or value < reference - _CRAWLS * abs(value))
         and value >= -0.01 * c.largest
         and norm > p.gtol
         and _FIRST < nit + 1 < c.maxiter
