@@ -88,7 +88,7 @@ class Lengths(NamedTuple):
     """Over which lengths a function bends.
 
     length : (..., n); that of a function of numbers relative to the size of each coordinate.
-    variation : how far the function changes, (...).
+    variation : how far the function changes, (...); for a function of numbers, its value there.
     count : the number of points so far, (...).
     at : the last point (..., n); for a function of numbers, where the lengths were measured.
     """
@@ -228,7 +228,7 @@ class Differences:
         if first or not vector:
             unit = self._unit(x)
         if first:
-            length, before, far = unit, variation, noise != math.inf
+            length, before, far = unit, variation if vector else value, noise != math.inf
             due = far
             count = 1.0 if one else xp.astype(due, noise.dtype)
         elif vector:
@@ -239,7 +239,9 @@ class Differences:
             due = far = (bool(moved) if one else moved) & _is_due(count)
         else:
             before, count = lengths.variation, lengths.count
-            length, far = self._followed(x, lengths.length * unit, unit)
+            # A trial point where the function is larger says little of the way to the minimum.
+            lower = value <= before
+            length, far = self._followed(x, lengths.length * unit, unit, lower)
             due = far | xp.any(lengths.length < NARROW, axis=-1)
         most = self.fn.maximum(size, 1.0)
         if vector:
@@ -247,9 +249,9 @@ class Differences:
             length = xp.minimum(length, _FAR * most)
             before = variation
         elif not first:
-            before = self.fn.where(far, variation, before)
+            before = self.fn.where(far, value, before)
             # A value that happens to be small does not make the function bend faster.
-            variation = fn.maximum(variation, before)
+            variation = fn.maximum(variation, xp.abs(before))
         variation = fn.maximum(variation, _DIGITS * rounding)
         # A value of 0 says nothing of how far the function changes.
         variation = fn.where(variation > 0.0, variation, math.inf)
@@ -323,12 +325,17 @@ class Differences:
     def _longest(self, x: Array) -> Array:
         return _FAR * self.backend.xp.maximum(self.backend.xp.abs(x), self.backend.xp.ones_like(x))
 
-    def _followed(self, x: Array, length: Array, unit: Array) -> tuple[Array, Array]:
+    def _followed(
+        self, x: Array, length: Array, unit: Array, lower: Array
+    ) -> tuple[Array, Array]:
         """The lengths (..., n) for a function of numbers at x, and where x is so far from where
-        they were measured that they have to be measured again, (...)."""
+        they were measured that they have to be measured again, (...).
+
+        lower : where the value is at most that of then, (...).
+        """
         xp, at = self.backend.xp, self.known.lengths.at
         away = xp.abs(x - at)
-        far = (away > _FAR_AWAY * self.lengths(at)) & (self.step is None)
+        far = (away > _FAR_AWAY * self.lengths(at)) & (self.step is None) & lower[..., None]
         covered = xp.minimum(away, unit)
         return xp.where(far & (covered > length), covered, length), xp.any(far, axis=-1)
 

@@ -25,8 +25,8 @@ _SETTLED = 2
 # The terms that cancel in a small gradient may be as large as the gradient was elsewhere, and have
 # the corresponding error; this many times that error, because the terms are sums themselves.
 _FADED = 1e3
-# Differences end a run that gains less than this share of its value, where the value itself does not
-# matter beside how far it has fallen: errors of the gradient let it crawl.
+# Differences end a run that gains less than this share of its value, if the value itself
+# does not matter beside how far it has fallen: errors of the gradient let it crawl.
 _CRAWLS = 1e-4
 # The default tolerance is relative to the smallest gradient of the start and the iterates before
 # this one, because a start may be much steeper than anything after the first steps.
