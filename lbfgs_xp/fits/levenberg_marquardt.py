@@ -206,7 +206,7 @@ def begin(
     no, nothing = fn.full(False, value), fn.full(0.0, value)
     state = LMState(
         x, residuals, columns, value, linear, _first_radius(settings, space, x, linear, value),
-        zero, x, x, value, value, no, fn.logical_not(no), no, nothing, status, zero,
+        nothing, x, x, value, value, no, fn.logical_not(no), no, nothing, status, zero,
         Tally(
             zero, zero, zero, value, linear.optimality, linear.share, nothing,
             fn.full(_FIRST_MARK, value), value,
