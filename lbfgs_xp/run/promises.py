@@ -23,9 +23,10 @@ _LATER = 2
 _OWN = 8
 # Differences are about as long as this many times eps^(1/3) |x|.
 _BEYOND = 8.0
-# How many steps down the gradient a promise may take. After the first for a small gradient, and the
-# second for other claims, each step must have made it grow by this factor, as where the function is
-# badly conditioned, and so many times the promise must matter. By differences it may be an error.
+# How many steps down the gradient a promise may take; for a small gradient, one, because a network
+# promises something for ever. After the second, each step must have made it grow by this factor, as
+# in badly conditioned functions, and so many times the promise must matter. By differences it may
+# be an error.
 _STEPS, _GROWS, _NEARLY = 6, 2.0, 1e4
 # A promise counts if it exceeds what does not matter by this factor.
 _ENOUGH = 4.0
@@ -124,7 +125,7 @@ class Promises:
             descent = units.followed(space, descent, unit, x - state.x, change, going)
             grows = (descent.decrease > _GROWS * before) & (_NEARLY * descent.decrease > level)
             grows = grows & (not run.objective.differs)
-            return going & (grows | ((before == 0.0) & (p.claim != _GRADIENT))), descent
+            return going & (grows | (before == 0.0)) & (p.claim != _GRADIENT), descent
 
         # Without the first step the steepest variables hide the others.
         going = (p.status == _RUNNING) & asks
