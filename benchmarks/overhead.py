@@ -336,6 +336,123 @@ def contenders(n: int) -> dict[str, Callable[[], Timed]]:
     return made
 
 
+# --- many starts, and steps of a first-order rule -----------------------------------------------
+
+
+def starts(alike: bool, count: int = 256, n: int = 6) -> Any:
+    """Starts for Rosenbrock's function: near each other, or such that some runs take many times as
+    many iterations as others."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    far = np.ones((count, 1)) if alike else np.geomspace(0.01, 100.0, count)[:, None]
+    return 1.0 + far * rng.uniform(-1.0, 1.0, (count, n))
+
+
+def many_starts(alike: bool) -> dict[str, Callable[[], Any]]:
+    """256 starts of a problem in 6 variables, all to the same tolerance."""
+    import jax
+    import jax.numpy as jnp
+    from _optax import lbfgs_to_the_end
+
+    import lbfgs_xp as lx
+
+    def fun(x: Any) -> Any:
+        return jnp.sum(
+            100.0 * (x[..., 1::2] - x[..., ::2] ** 2) ** 2 + (1.0 - x[..., ::2]) ** 2, axis=-1
+        )
+
+    x0, method = jnp.asarray(starts(alike)), lx.LBFGS(memory_size=MEMORY)
+    rows, by_vmap = jax.jit(fun), jax.jit(jax.vmap(lbfgs_to_the_end(fun, MEMORY, GTOL, MAXITER)))
+    ours = jax.jit(jax.vmap(
+        lambda x: lx.minimize(fun, x, method=method, gtol=GTOL, maxiter=MAXITER)
+    ))
+    return {
+        "optax.lbfgs, vmap": lambda: by_vmap(x0)[0],
+        "lbfgs_xp, vmap": lambda: ours(x0).x,
+        "lbfgs_xp, batched": lambda: lx.minimize(
+            rows, x0, method=method, gtol=GTOL, maxiter=MAXITER, batched=True
+        ).x,
+        "lbfgs_xp, batched, BFGS": lambda: lx.minimize(
+            rows, x0, gtol=GTOL, maxiter=MAXITER, batched=True
+        ).x,
+    }
+
+
+def many_steps(count: int = 10_000) -> dict[str, Callable[[], Any]]:
+    """Steps of AdamW on a network with 4,928 parameters, all rows in one batch."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+
+    import lbfgs_xp as lx
+
+    rng = np.random.default_rng(0)
+    shapes = {"u": (10, 64), "a": (64,), "v": (64, 64), "b": (64,), "w": (64, 1)}
+    start = {
+        name: jnp.asarray(rng.normal(size=shape) / 8.0, dtype=jnp.float32)
+        for name, shape in shapes.items()
+    }
+    x = jnp.asarray(rng.normal(size=(128, 10)), dtype=jnp.float32)
+    data = x, jnp.sin(x.sum(axis=1))
+
+    def loss(p: Any, batch: Any) -> Any:
+        hidden = jnp.tanh(jnp.tanh(batch[0] @ p["u"] + p["a"]) @ p["v"] + p["b"])
+        return jnp.mean(((hidden @ p["w"])[:, 0] - batch[1]) ** 2)
+
+    theirs, own = optax.adamw(1e-3, weight_decay=0.01), lx.AdamW(1e-3, weight_decay=0.01)
+
+    def scanned(init: Callable, update: Callable) -> Callable:
+        def step(carry: Any, _: Any) -> Any:
+            p, state = carry
+            value, gradient = jax.value_and_grad(loss)(p, data)
+            return update(p, gradient, state), value
+
+        return jax.jit(lambda p: jax.lax.scan(step, (p, init(p)), None, length=count)[0][0])
+
+    def of_optax(p: Any, gradient: Any, state: Any) -> Any:
+        updates, state = theirs.update(gradient, state, p)
+        return optax.apply_updates(p, updates), state
+
+    by_optax, by_update = scanned(theirs.init, of_optax), scanned(own.init, own.update)
+    return {
+        "optax.adamw in lax.scan": lambda: by_optax(start),
+        "lx.AdamW.update in lax.scan": lambda: by_update(start),
+        "lx.train": lambda: lx.train(loss, start, data, method=own, epochs=count).params,
+    }
+
+
+def compare(title: str, runs: dict[str, Callable[[], Any]], repeats: int) -> None:
+    """Wall and processor time of each, in turn, relative to the first."""
+    import jax
+    from _common import print_table
+
+    cold, wall, used = {}, {name: [] for name in runs}, {name: [] for name in runs}
+    for k in range(repeats + 1):
+        for name, run in runs.items():
+            gc.collect()
+            start, before = time.perf_counter(), time.process_time()
+            jax.block_until_ready(run())
+            took = time.perf_counter() - start, time.process_time() - before
+            if k == 0:
+                cold[name] = took[0]
+            else:
+                wall[name].append(took[0])
+                used[name].append(took[1])
+    first = next(iter(runs))
+    base = statistics.median(used[first])
+    rows = []
+    for name in runs:
+        whole, own = statistics.median(wall[name]), statistics.median(used[name])
+        rows.append([
+            name, f"{1e3 * whole:.1f}", f"{1e3 * cold[name]:.0f}", f"{1e3 * own:.1f}",
+            f"{own / base:.2f}",
+        ])
+    headings = ["", "ms", "cold, ms", "processor ms", f"/ {first}"]
+    print_table(title, headings, rows)
+
+
 def floor(n: int, repeats: int) -> float:
     """Seconds for two products with the history, which every L-BFGS with this memory needs."""
     import numpy as np
@@ -387,6 +504,8 @@ def show(
         row = [name, str(t.iterations), str(t.evaluations or ""), f"{t.norm:.0e}"]
         row += [f"{1e3 * t.seconds:.2f}", f"{1e3 * first[name]:.0f}"]
         row += [f"{1e6 * t.seconds / t.iterations:.1f}"]
+        optax = [r.seconds for other, r in results.items() if other.startswith("optax")]
+        row += [f"{t.seconds / optax[0]:.2f}" if optax and not known else ""]
         if known:
             row += [f"{1e6 * t.overhead:.1f}", f"{t.overhead / scipy:.2f}"]
             row += [f"{t.overhead / better:.2f}"]
@@ -396,7 +515,7 @@ def show(
             row.append(f"{t.overhead / base:.2f}" if known else "")
         rows.append(row)
     headings = ["", "iterations", "evaluations", "gradient", "solve ms", "whole solve, cold, ms"]
-    headings += ["µs/iter.", "overhead µs/iter."]
+    headings += ["µs/iter.", "solve / optax", "overhead µs/iter."]
     headings += ["/ SciPy", "/ better of SciPy, torch"]
     headings += ["/ floor"] if base is not None else []
     print_table(f"n = {n:,}", headings, rows)
@@ -412,6 +531,10 @@ def main() -> None:
     )
     parser.add_argument(
         "--threads", type=int, default=1, help="threads per library; 0: as the libraries choose"
+    )
+    parser.add_argument(
+        "--no-many", dest="many", action="store_false",
+        help="without the batches and the steps of AdamW in JAX",
     )
     options = parser.parse_args()
     if options.threads:
@@ -429,6 +552,11 @@ def main() -> None:
         results, first = measure(n, repeats)
         show(n, results, first, floor(n, repeats) if large else None)
         sys.stdout.flush()
+    if options.many:
+        for alike in (True, False):
+            lengths = "like" if alike else "different"
+            compare(f"256 starts, n = 6, runs of {lengths} length", many_starts(alike), 5)
+        compare("10,000 steps of AdamW, 4,928 parameters", many_steps(), 5)
     print("\n(1) compiled together with the function, so the time includes the function")
     print(f"threads: {options.threads or 'as each library chooses'}")
     print_machine()

@@ -343,7 +343,7 @@ def joined(results: list[Result]) -> Result:
     return dataclasses.replace(results[-1], phases=tuple(own))
 
 
-# Arrays with more elements are shown by their shape.
+# How many numbers are shown, of nested arrays together. Larger arrays are shown by their shape.
 _SHOWN = 100
 # Fields with the structure of x: even for a batch they do not hold one number per row, whatever
 # their shape.
@@ -360,7 +360,8 @@ def table(result: Any) -> str:
         if not field.repr or unused:
             continue
         if field.name in _LIKE_X:
-            text = str(map_leaves(_short, value))
+            share = _SHOWN // max(1, len(flatten(value)[0]))
+            text = str(map_leaves(functools.partial(_short, most=share), value))
         elif batched and field.name == "message":
             text = "\n".join(f"{count} x {message}" for message, count in _counts(value))
         elif batched and is_array(value) and field.name != "aux":
@@ -384,9 +385,9 @@ class _Words(str):
     __repr__ = str.__str__
 
 
-def _short(value: Any) -> Any:
-    """`value` itself, or the description of a large array."""
-    if is_array(value) and math.prod(value.shape) > _SHOWN:
+def _short(value: Any, most: int = _SHOWN) -> Any:
+    """`value` itself, or the description of an array of more than `most` numbers."""
+    if is_array(value) and math.prod(value.shape) > most:
         return _Words(f"{value.dtype} array of shape {tuple(value.shape)}")
     return value
 

@@ -1001,7 +1001,8 @@ _FOREIGN = {
     **dict.fromkeys(("max_lr", "peak_value", "peak_lr"), ("learning_rate",)),
     "init_value": ("initial", "learning_rate"),
     **dict.fromkeys(("end_value", "final_lr"), ("final",)),
-    **dict.fromkeys(("eta_min", "min_lr", "base_lr"), ("final", "minimum")),
+    **dict.fromkeys(("eta_min", "min_lr"), ("final", "minimum")),
+    "base_lr": ("minimum", "learning_rate"),
     "alpha": ("final, which is a rate and not a factor",),
     **dict.fromkeys(
         ("start_factor", "div_factor"), ("initial, which is a rate and not a factor",)

@@ -681,6 +681,8 @@ BAD: list[tuple[str, type[Exception], str, str]] = [
     ("S.Exponential(0.1, 0.5, every=-1)", ValueError, "every is -1", "(optax takes"),
     ("S.Cosine(0.1, T_max=9)", TypeError, "T_max was passed to Cosine", "steps"),
     ("S.Cosine(0.1, 9, eta_min=0)", TypeError, "eta_min was passed", "final"),
+    ("S.Cosine(base_lr=0.1, steps=9)", TypeError, "base_lr was passed", "learning_rate"),
+    ("S.Cyclic(0.1, 9, base_lr=0.01)", TypeError, "base_lr was passed", "minimum"),
     ("S.Cosine(lr=0.1, steps=9)", TypeError, "lr was passed", "learning_rate"),
     ("S.Linear(lr=0.1, final=0, steps=9)", TypeError, "lr was passed", "wanted initial"),
     ("S.CosineRestarts(0.1, T_0=9)", TypeError, "T_0 was passed", "wanted period"),

@@ -18,7 +18,7 @@ from lbfgs_xp.fits.result import BatchCurveFit
 from lbfgs_xp.fits.starts import Starts
 from lbfgs_xp.result import Status
 from lbfgs_xp.saving.checkpoint import Checkpoint, Keeper, Terminated, keeping
-from lbfgs_xp.saving.descriptions import described, fingerprints, kinds_of
+from lbfgs_xp.saving.descriptions import described, fingerprint, fingerprints, kinds_of
 from lbfgs_xp.saving.placing import as_own
 
 if TYPE_CHECKING:
@@ -214,6 +214,7 @@ def described_fit(
     return {
         "kind": kind,
         "parameters": kinds_of(layout.leaves, layout.structure, "start"),
+        "start": fingerprint(layout.start()),
         **{name: described(value) for name, value in settings.items()},
         "data": fingerprints({**data, "fixed": fixed}, "data"),
     }

@@ -1,11 +1,11 @@
 """The noise of a function, from its values at equally spaced points (Moré & Wild 2011, Estimating
 Computational Noise).
 
-Sums of many terms, factorisations, and models that solve differential equations, that round or
-that sample, have noise far above the rounding of their dtype. The differences of values at equally
-spaced points lose what is smooth with each order, but noise stays.
+Sums of many terms, factorisations, and models that solve differential equations, round their values
+or draw samples have noise far above the rounding of their dtype. What is smooth fades with each
+order of the differences of values at equally spaced points; noise stays.
 
-Values are the numbers of `minimize`, for each problem of a batch, or the residuals of a fit.
+Values are the numbers of `minimize`, for each problem in a batch, or the residuals of a fit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lbfgs_xp.arrays.backend import Array, Backend
@@ -23,7 +23,7 @@ from lbfgs_xp.arrays.scalars import Scalars
 _NORMAL = 1.4826
 # Two values are equal if they differ by at most this many times eps of the larger one.
 _ROUNDED = 4.0
-# A number of gaps is whole up to this part of one; and so many are several.
+# A number of gaps is whole up to this part of one; and several are at least so many.
 _WHOLE, _SEVERAL = 0.02, 2.5
 
 
@@ -38,54 +38,60 @@ def deviations(
     size: Callable[[Any], Any] | None = None,
 ) -> list[Any]:
     """The standard deviation of the noise of equally spaced values, by their differences of each of
-    these orders. Where they agree, or at least the smallest one, it is noise and nothing smooth.
+    these orders. If they agree, they measure noise. What is smooth only enlarges them, so the
+    smallest one is the best estimate.
 
     size : from a difference of many values to their root mean square. By default each value is a
         number.
     """
-    rows, found, square = values, [], 1.0
-    for order in range(1, orders[-1] + 1):
-        rows = [b - a for a, b in zip(rows, rows[1:], strict=False)]
-        square *= 2.0 * (2.0 * order - 1.0) / order    # the binomial coefficient (2k over k)
+    found = []
+    for order, row, growth in _differences(values, orders[-1]):
         if order in orders:
             # The median, because a single jump or kink is no noise.
-            sizes = [fn.abs(row) if size is None else size(row) for row in rows]
+            sizes = [fn.abs(each) if size is None else size(each) for each in row]
             usual = _NORMAL if size is None else 1.0
-            found.append(median(fn, sizes) * (usual / square**0.5))
+            found.append(median(fn, sizes) * (usual / growth))
     return found
 
 
 def deviation(fn: Scalars, values: list[Any]) -> Any:
     """The standard deviation of the noise of equally spaced numbers: 0 if neither their third nor
     their fourth differences change sign, as for powers and logarithms next to a singularity."""
-    found, rows, changes = smallest(fn, deviations(fn, values)), values, False
-    for order in range(1, 5):
-        rows = [b - a for a, b in zip(rows, rows[1:], strict=False)]
+    found, changes = smallest(fn, deviations(fn, values)), False
+    for order, row, _ in _differences(values, 4):
         if order > 2:
-            ordered = fn.ordered(rows)
+            ordered = fn.ordered(row)
             changes = changes | ((ordered[0] < 0.0) & (ordered[-1] > 0.0))
     return fn.where(changes, found, 0.0 * found)
 
 
 def most_deviation(fn: Scalars, values: list[Any]) -> Any:
-    """No less than the standard deviation of the noise of equally spaced numbers, by all their
-    differences of third and higher orders."""
-    rows, found, square = values, 0.0, 1.0
-    for order in range(1, len(values)):
-        rows = [b - a for a, b in zip(rows, rows[1:], strict=False)]
-        square *= 2.0 * (2.0 * order - 1.0) / order
+    """An upper estimate of the standard deviation of the noise of equally spaced numbers, by all
+    their differences of third and higher orders."""
+    found = 0.0
+    for order, row, growth in _differences(values, len(values) - 1):
         if order > 2:
-            for row in rows:
-                found = fn.maximum(fn.abs(row) * (1.0 / square**0.5), found)
+            for each in row:
+                found = fn.maximum(fn.abs(each) * (1.0 / growth), found)
     return found
+
+
+def _differences(values: list[Any], last: int) -> Iterator[tuple[int, list[Any], float]]:
+    """Each row of the difference table, up to the order `last`: its order, its entries, and by
+    which factor the standard deviation of noise grows in it."""
+    row, square = values, 1.0
+    for order in range(1, last + 1):
+        row = [b - a for a, b in zip(row, row[1:], strict=False)]
+        square *= 2.0 * (2.0 * order - 1.0) / order    # the binomial coefficient (2k over k)
+        yield order, row, square**0.5
 
 
 def beyond_slope(fn: Scalars, values: list[Any], slope: Any) -> Any:
     """How far the differences of equally spaced numbers are from the one that the slope predicts,
     beyond what their bend explains."""
-    first = [b - a for a, b in zip(values, values[1:], strict=False)]
-    second = [fn.abs(b - a) for a, b in zip(first, first[1:], strict=False)]
-    off = fn.abs(median(fn, first) - slope) - float(len(values)) * median(fn, second)
+    (_, first, _), (_, second, _) = _differences(values, 2)
+    bend = median(fn, [fn.abs(each) for each in second])
+    off = fn.abs(median(fn, first) - slope) - float(len(values)) * bend
     return fn.where(off > 0.0, off, 0.0)
 
 
@@ -108,9 +114,9 @@ def are_equal(fn: Scalars, backend: Backend, values: list[Any]) -> Any:
 def are_multiples(fn: Scalars, backend: Backend, values: list[Any]) -> Any:
     """Whether most of these numbers equal another one up to rounding, or most of their differences
     equal the next one, as if they could only be multiples of something."""
-    first = [b - a for a, b in zip(values, values[1:], strict=False)]
-    second = [fn.abs(b - a) for a, b in zip(first, first[1:], strict=False)]
-    even = median(fn, second) <= _least(fn, backend, fn.ordered(values))
+    _, (_, second, _) = _differences(values, 2)
+    change = median(fn, [fn.abs(each) for each in second])
+    even = change <= _least(fn, backend, fn.ordered(values))
     return are_equal(fn, backend, values) | even
 
 
@@ -133,11 +139,6 @@ def are_steps(fn: Scalars, values: list[Any], gap: Any) -> Any:
     return whole & (gap < math.inf) & (range_of(fn, values) > _SEVERAL * gap)
 
 
-def _least(fn: Scalars, backend: Backend, ordered: list[Any]) -> Any:
-    """The smallest difference that is more than rounding."""
-    return _ROUNDED * backend.eps * fn.maximum(fn.abs(ordered[0]), fn.abs(ordered[-1]))
-
-
 def smallest(fn: Scalars, values: list[Any]) -> Any:
     return functools.reduce(fn.minimum, values)
 
@@ -151,3 +152,8 @@ def median(fn: Scalars, values: list[Any]) -> Any:
     if len(values) % 2:
         return ordered[half]
     return 0.5 * (ordered[half - 1] + ordered[half])
+
+
+def _least(fn: Scalars, backend: Backend, ordered: list[Any]) -> Any:
+    """The smallest difference that is more than rounding."""
+    return _ROUNDED * backend.eps * fn.maximum(fn.abs(ordered[0]), fn.abs(ordered[-1]))

@@ -38,7 +38,7 @@ class SecondLook:
         self.restarts = Restarts(run)
         self.noise = NoiseLooks(self.visits, self.restarts)
         self.promises = Promises(self.visits, self.noise.measuring)
-        self.central = Central(self.visits, self.restarts)
+        self.central = Central(run, self.restarts)
 
     @property
     def memory(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from lbfgs_xp.run.iteration import Standing
 from lbfgs_xp.run.stopping import Criteria
 from lbfgs_xp.saving import placing
 from lbfgs_xp.saving.checkpoint import Saved
-from lbfgs_xp.saving.descriptions import described, fingerprints, kinds_of
+from lbfgs_xp.saving.descriptions import described, fingerprint, fingerprints, kinds_of
 
 if TYPE_CHECKING:
     from lbfgs_xp.run.loop import Run
@@ -73,6 +73,7 @@ def described_problem(run: Run, jac: Any, bounds: Any) -> dict[str, Any]:
     return {
         "kind": "minimize",
         "variables": kinds_of(layout.leaves, layout.structure, "x0"),
+        "start": fingerprint(layout.start()),
         "phases": [
             {
                 "method": described(stage.solver),
@@ -96,7 +97,7 @@ def described_problem(run: Run, jac: Any, bounds: Any) -> dict[str, Any]:
 
 def of_pieces(problem: dict[str, Any]) -> dict[str, Any]:
     """What of a problem must not differ between processes that each have a piece of it."""
-    own = ("variables", "phases", "args")
+    own = ("variables", "start", "phases", "args")
     whole = {name: problem[name] for name in problem if name not in own}
     for name in ("bounds", "x_scale"):
         whole[name] = problem[name] is not None

@@ -118,7 +118,8 @@ class Terminated(BaseException):
 class Keeper:
     """Saves one run.
 
-    problem : what must be the same in the run that goes on, as returned by `described`.
+    problem : what must be the same in the run that goes on, as returned by `described`. If "start",
+        a fingerprint, is another one, this is only warned of.
     library : the name of the array library, for the header.
     saved : what the file holds, if there is one.
     """
@@ -216,10 +217,16 @@ class Keeper:
             raise ValueError(
                 f"{path} holds what lx.save has written; wanted the checkpoint of a run, or none"
             )
-        if found := differences(header["problem"], self.problem):
+        found = differences(header["problem"], self.problem)
+        if other := [text for text in found if not text.startswith("start ")]:
             raise ValueError(
-                f"{path} was saved by another run: {'; '.join(found)}; wanted the same settings, "
+                f"{path} was saved by another run: {'; '.join(other)}; wanted the same settings, "
                 "or another path"
+            )
+        if found:
+            warnings.warn(
+                f"{path} was saved by a run with another start, and this one goes on from there; "
+                "use another path, or remove the file, to begin anew", RuntimeWarning, stacklevel=2,
             )
 
     # --- while it runs -------------------------------------------------------------------------

@@ -72,7 +72,7 @@ class Encoder:
             return {"saved": [_class_name(type(value), path), self(value.to_saved(), path)]}
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             fields = zip(value._fields, value, strict=True)
-            items = [self(item, f"{path}.{name}") for name, item in fields]
+            items = {name: self(item, f"{path}.{name}") for name, item in fields}
             return {"named": [_class_name(type(value), path), items]}
         if isinstance(value, (tuple, list)):
             kind = "tuple" if isinstance(value, tuple) else "list"
@@ -184,7 +184,10 @@ class Decoder:
 
     def _named(self, content: list) -> Any:
         name, items = content
-        return _class_named(name, tuple)._make(map(self, items))
+        cls = _class_named(name, tuple)
+        if [*items] != [*getattr(cls, "_fields", ())]:
+            raise ValueError(f"{name} has other fields in the version that has written the file")
+        return cls._make(map(self, items.values()))
 
     def _saved(self, content: list) -> Any:
         name, data = content
@@ -195,9 +198,14 @@ def _class_named(name: str, base: type) -> Any:
     module, _, qualname = name.partition(":")
     if module.partition(".")[0] != _PACKAGE:
         raise ValueError(f"the class {name} is not of {_PACKAGE}")
-    found: Any = importlib.import_module(module)
-    for part in qualname.split("."):
-        found = getattr(found, part)
+    try:
+        found: Any = importlib.import_module(module)
+        for part in qualname.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError):
+        raise ValueError(
+            f"there is no {name}, unlike in the version that has written the file"
+        ) from None
     # Not a class that a module of ours has only imported.
     own = isinstance(found, type) and found.__module__.partition(".")[0] == _PACKAGE
     if not (own and issubclass(found, base)):

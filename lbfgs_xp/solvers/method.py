@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from typing import TYPE_CHECKING, Any, Self
 
 from lbfgs_xp.arrays.keyed import Keyed, key_of
@@ -90,6 +91,14 @@ _OURS = {
     "line_search_fn": ("line_search",),
     **dict.fromkeys(("b1", "b2", "beta1", "beta2"), ("betas",)),
 }
+# Names, here and in other libraries, of what belongs to a run.
+_OF_THE_RUN = {
+    **dict.fromkeys(("maxiter", "max_iter", "maxit"), "maxiter"),
+    **dict.fromkeys(("maxfun", "max_eval"), "maxfun"),
+    **dict.fromkeys(("gtol", "tolerance_grad", "pgtol"), "gtol"),
+    **dict.fromkeys(("xtol", "tolerance_change"), "xtol"),
+    **{name: name for name in ("ftol", "maxtime")},
+}
 
 
 class Method(Settings, Keyed):
@@ -101,6 +110,13 @@ class Method(Settings, Keyed):
 
         def __new__(cls, *args: Any, **settings: Any) -> Self:
             refuse_foreign_settings(cls, settings, _OURS)
+            for name in settings.keys() & _OF_THE_RUN.keys():
+                if name not in inspect.signature(cls.__init__).parameters:
+                    ours = _OF_THE_RUN[name]
+                    raise TypeError(
+                        f"{name} was passed to {cls.__name__}; wanted {ours}, an argument of "
+                        f"lx.minimize and of {cls.__name__}().until"
+                    )
             return super().__new__(cls)
 
     def until(

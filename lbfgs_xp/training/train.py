@@ -266,6 +266,8 @@ def _carry_on(
         before = run.epoch
         run.run_epochs(batches, visit, most(last - before))
         if run.status is Status.TIME:
+            if keeper is not None:
+                keeper.save_last(run.position())
             return
         if run.status is not Status.RUNNING:
             break

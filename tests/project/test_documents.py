@@ -119,6 +119,28 @@ def test_notebooks_run(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
             plt.close("all")
 
 
+@pytest.mark.parametrize(
+    ("word", "page"),
+    [
+        ("asymmetric", "curve_fit"), ("checkpoint", "checkpoints"), ("resampl", "pinns"),
+        ("resampl", "curve_fit"), ("confidence", "curve_fit"), ("poisson", "curve_fit"),
+        ("gpu", "gpu"), ("frozen", "training"), ("frozen", "curve_fit"),
+    ],
+)
+def test_words_that_readers_search_for(word: str, page: str) -> None:
+    """Sphinx finds words by their stems in text and headings, not in code."""
+    prose = FENCE.sub("", (ROOT / f"docs/{page}.md").read_text(encoding="utf-8"))
+    assert re.search(rf"\b{word}", prose, re.IGNORECASE)
+
+
+def test_the_comparison_names_files_that_exist() -> None:
+    """A comment below the table of README.md says where each of its lines is shown."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = text.partition("Where each line is shown.")[2].partition("-->")[0]
+    files = re.findall(r"(?:tests|benchmarks)/[\w/]+(?:\.py)?", shown)
+    assert len(files) > 10 and all((ROOT / file).exists() for file in files)
+
+
 def test_reference_is_complete() -> None:
     """Every public name has an entry in docs/api, and every entry names something that exists."""
     directive = re.compile(r"^\.\. (currentmodule|auto(?:function|class|module)):: (\S+)", re.M)

@@ -379,6 +379,16 @@ def test_settings_called_as_elsewhere(make: Any, passed: str, wanted: str) -> No
     fails(lambda: make(**{passed: 1}), TypeError, *words)
 
 
+@pytest.mark.parametrize(
+    ("make", "passed", "wanted"),
+    [(lx.LBFGS, "max_iter", "maxiter"), (lx.LBFGS, "tolerance_grad", "gtol"),
+     (lx.Adam, "gtol", "gtol")],
+)
+def test_settings_of_the_run_passed_to_the_method(make: Any, passed: str, wanted: str) -> None:
+    words = [f"{passed} was passed to {make.__name__}; wanted {wanted}, an argument of lx.minimize"]
+    fails(lambda: make(**{passed: 1}), TypeError, *words)
+
+
 def test_unknown_settings_are_refused_by_python() -> None:
     for make, name in ((lx.Adam, "history_size"), (lx.Newton, "lr"), (lx.LBFGS, "speed")):
         fails(lambda make=make, name=name: make(**{name: 1}), TypeError, "unexpected keyword", name)

@@ -243,6 +243,13 @@ def test_another_run_is_refused(other: dict[str, Any], says: str, tmp_path: Path
         saved(tmp_path / "run.npz", **{"args": args, **other})
 
 
+def test_another_start_is_warned_of(tmp_path: Path) -> None:
+    path, first = tmp_path / "run.npz", saved(tmp_path / "run.npz")
+    with pytest.warns(RuntimeWarning, match="by a run with another start, and this one goes on"):
+        assert_same(Backend.NUMPY, saved(path, x0=2.0 * START), first)
+    saved(path, x0=START * (1.0 + 1e-15))    # as if computed again
+
+
 def test_files_that_are_damaged(tmp_path: Path) -> None:
     path = tmp_path / "run.npz"
     saved(path)
@@ -291,7 +298,10 @@ def test_files_of_others(tmp_path: Path) -> None:
         ({"saved": ["os:system", "true"]}, "is not of lbfgs_xp"),
         ({"saved": ["lbfgs_xp.saving.file:os.system", "true"]}, "is no class of states"),
         ({"saved": ["lbfgs_xp.saving.file:Path", "true"]}, "is no class of states"),
-        ({"named": ["lbfgs_xp.saving.file:write", []]}, "is no class of states"),
+        ({"named": ["lbfgs_xp.saving.file:write", {}]}, "is no class of states"),
+        ({"named": ["lbfgs_xp.saving.file:Gone", {}]}, "there is no lbfgs_xp.*Gone, unlike in"),
+        ({"named": ["lbfgs_xp.gone:Gone", {}]}, "there is no lbfgs_xp.gone:Gone, unlike in"),
+        ({"named": ["lbfgs_xp.result:Best", {"x": 1.0}]}, "has other fields in the version"),
     ],
 )
 def test_a_file_names_only_classes_of_states(state: Any, says: str, tmp_path: Path) -> None:
@@ -643,6 +653,33 @@ def test_training_goes_on_exactly(method: str, library: Backend, tmp_path: Path)
     assert_same_training(backend, found, fit(backend, METHODS[method], 10**6))
     more = fit(backend, METHODS[method], 10**6, epochs=6, checkpoint=lx.Checkpoint(path))
     assert_same_training(backend, more, fit(backend, METHODS[method], 10**6, epochs=6))
+
+
+@pytest.mark.parametrize("method", ["Adam", "L-BFGS"])
+def test_training_whose_time_is_over_goes_on(method: str, tmp_path: Path) -> None:
+    backend, path = Backend.NUMPY, tmp_path / "run.npz"
+    calls = 0
+
+    def slow(params: Any, batch: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 20:
+            time.sleep(0.3)
+        return loss(params, batch)
+
+    def train(fun: Any, **more: Any) -> lx.TrainResult:
+        params = {"w": np.zeros(3), "b": np.zeros(())}
+        return lx.train(
+            fun, params, (X, Y), method=METHODS[method], jac=True, batch_size=9, epochs=8, **more
+        )
+
+    first = train(slow, maxtime=0.3, checkpoint=lx.Checkpoint(path, seconds=1e9))
+    assert first.status is lx.Status.TIME
+    calls = before = 100
+    found = train(slow, checkpoint=lx.Checkpoint(path, seconds=1e9))
+    after, calls = calls - before, before
+    assert_same_training(backend, found, train(slow))
+    assert after < calls - before
 
 
 def test_training_goes_on_in_another_library(tmp_path: Path) -> None:

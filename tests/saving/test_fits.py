@@ -192,7 +192,7 @@ def test_another_fit_is_refused(other: dict[str, Any], says: str, tmp_path: Path
 @pytest.mark.parametrize(
     "ends",
     [{"maxiter": 3}, {"maxfun": 14}, {"maxtime": 0.0}, {"callback": lambda record: True}],
-    ids=str,
+    ids=lambda ends: next(iter(ends)),
 )
 @pytest.mark.parametrize("name", ["one", "batch", "pieces"])
 def test_a_fit_that_was_ended_goes_on(name: str, ends: dict[str, Any], tmp_path: Path) -> None:
