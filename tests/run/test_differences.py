@@ -165,3 +165,19 @@ def test_errors_of_differences_let_no_run_crawl(centre: float, width: float, jac
     start = np.array([1.0, centre - 0.3 * width, 1.4 * width])
     res = lx.minimize(lambda p: np.sum((line(p) - y) ** 2), start, jac=jac)
     assert res.success and res.fun < 1e-14 and res.nfev < 2000
+
+
+@pytest.mark.parametrize("start", [(1e-16, 1.0, 1.0), (1e-16, 1.1, 0.9), (0.0, 0.5, 1.0)])
+def test_steps_among_noise_return_from_exponentials(start: tuple) -> None:
+    """The rate counts for nothing at first, so the step grows until the model is huge."""
+    t = np.linspace(0.0, 5.0, 50)
+
+    def model(p: np.ndarray) -> np.ndarray:
+        return p[0] * np.exp(-p[1] * t) + p[2]
+
+    y = model(np.array([3.0, 0.7, 1.0])) + 0.02 * np.random.default_rng(5).normal(size=50)
+    res = lx.minimize(
+        lambda p: np.sum((np.round(model(p), 3) - y) ** 2), np.array(start), jac="3-point"
+    )
+    assert res.status is Status.PRECISION and res.nfev < 1500
+    np.testing.assert_allclose(res.x, [3.0, 0.7, 1.0], atol=0.05)
