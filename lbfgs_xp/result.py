@@ -61,7 +61,8 @@ class Status(Reason):
     PRECISION = (
         3,
         True,
-        "precision floor: rounding or noise of the function hides any better point from this one",
+        "precision floor: rounding or noise of the function, or the step given for its "
+        "differences, hides any better point from this one",
     )
     ITERATIONS = 4, False, "the iteration budget (maxiter) is spent"
     EVALUATIONS = 5, False, "the evaluation budget (maxfun) is spent"

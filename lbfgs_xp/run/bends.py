@@ -12,6 +12,8 @@ from lbfgs_xp.arrays.backend import Array
 # The second difference over a step, in units of the noise; by which factor it may be off when the
 # steps are first measured, and later; and by which factor a step may grow at a time.
 _BEND, _BEND_OFF, _BEND_DRIFTS, _GROWS = 100.0, 10.0, 4.0, 10.0
+# By how much it may shrink at a time: exponentials bend by far more than the square of a step.
+_SHRINKS = 100.0
 # The largest noise, relative to the value, that says how long the first steps are.
 _MOST = 1e-2
 
@@ -70,5 +72,6 @@ def _factor(xp: Any, noise: Array, second: Array, off: float, most: float) -> Ar
     fine = (ratio <= off) & (ratio * off >= 1.0)
     factor = xp.sqrt(xp.where(usable, ratio, one))
     factor = xp.where(factor > most, most * one, factor)
+    factor = xp.where(factor * _SHRINKS < 1.0, one / _SHRINKS, factor)
     factor = xp.where(fine, one, factor)
     return xp.where(usable, factor, one / most)

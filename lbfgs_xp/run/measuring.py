@@ -179,7 +179,7 @@ class Measuring:
             unclear = fn.full(True, noise)
         unclear = left & unclear & fn.logical_not(same)
         if narrow is not False:
-            # Points that lie evenly on the steps of a function show none.
+            # Points that lie evenly on the steps of a function show no noise.
             first = fn.where((first < math.inf) | multiples, first, noise)
             alike = noise <= CHANGED * first
             clear = (extent > _CLEAR * noise) & fn.logical_not(multiples)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lbfgs_xp.result import CLAIMED, DOUBTED, FLAT, NOISY, Status
-from lbfgs_xp.run import across, agreement
+from lbfgs_xp.run import across, agreement, given_steps
 from lbfgs_xp.run.central import Central
 from lbfgs_xp.run.iteration import Standing, better_point
 from lbfgs_xp.run.noise_looks import NoiseLooks
@@ -67,7 +67,10 @@ class SecondLook:
             return True
         # A problem that has begun again may have ended at once, which is a claim again.
         begun = self.central.switch() or begun
-        return begun and (run.is_running() or self.resumes())
+        if begun:
+            return run.is_running() or self.resumes()
+        given_steps.explain(self.visits)
+        return False
 
     def _confirm(self) -> bool:
         """Look at the claims; return whether problems have begun again among noise."""

@@ -25,8 +25,8 @@ _SETTLED = 2
 # The terms that cancel in a small gradient may be as large as the gradient was elsewhere, and have
 # the corresponding error; this many times that error, because the terms are sums themselves.
 _FADED = 1e3
-# Differences end a run that gains less than this share of its value, if the value itself
-# does not matter beside how far it has fallen: errors of the gradient let it crawl.
+# By differences, whose errors let a run crawl, a value falls visibly if it does so by this share of
+# it, or by what matters beside how far it has fallen since the start.
 _CRAWLS = 1e-4
 # The default tolerance is relative to the smallest gradient of the start and the iterates before
 # this one, because a start may be much steeper than anything after the first steps.
@@ -76,10 +76,10 @@ class Progress(NamedTuple):
     status : integer of `Status`.
     nit, nfev : iterations and evaluations.
     settled_value, settled_step : successive iterations with a small change.
-    stalled : iterations since the value last fell by more than rounding (by differences, by more
-        than their errors let it crawl), or the gradient norm to
-        less than nine tenths of its lowest value.
-    reference : the value when it last fell by more than rounding.
+    stalled : iterations since the value last fell visibly, or the gradient norm to less than nine
+        tenths of its lowest value.
+    reference : the value when it last fell visibly: by more than rounding, and for differences by
+        more than their errors let it crawl.
     lowest_norm : the smallest gradient norm so far.
     highest_norm : the largest gradient norm so far.
     trials : trials with a finite value since the last iteration.

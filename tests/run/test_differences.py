@@ -103,3 +103,84 @@ def test_forward_differences_end_no_run_in_float32() -> None:
         np.asarray([-1.2, 1.0], dtype=np.float32), jac="2-point",
     )
     assert res.success and res.fun < 1e-5
+
+
+# --- steps that were given -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "bfgs"])
+@pytest.mark.parametrize("start", [(-1.2, 1.0), (0.0, 0.0)])
+@pytest.mark.parametrize("step", [1e-2, 1e-3, 1e-4, 1e-5])
+def test_a_given_step_limits_what_is_reached(step: float, start: tuple, method: str) -> None:
+    """The error of the differences moves their zero by about 400 of its squares."""
+
+    def rosenbrock(x: np.ndarray) -> float:
+        return 100.0 * (x[1] - x[0] ** 2) ** 2 + (1.0 - x[0]) ** 2
+
+    for jac in ("2-point", "3-point"):
+        res = lx.minimize(rosenbrock, np.array(start), jac=jac, diff_step=step, method=method)
+        assert res.success, res.message
+        assert np.abs(res.x - 1.0).max() < 500.0 * step**2 + 1e-6
+
+
+@pytest.mark.parametrize("step", [1e-1, 1e-2, 1e-3])
+def test_a_given_step_is_no_excuse_at_a_kink(step: float) -> None:
+    """Along the kink the function falls to (2, 2)."""
+
+    def valley(x: np.ndarray) -> float:
+        return abs(x[0] - x[1]) + 0.1 * (x[0] + x[1] - 4.0) ** 2
+
+    res = lx.minimize(valley, np.array([-3.0, 1.3]), jac="3-point", diff_step=step)
+    assert res.status == lx.Status.LINE_SEARCH or res.fun < 1e-6
+
+
+# --- functions that change in steps, and rounding ------------------------------------------------
+
+
+@pytest.mark.parametrize(("start", "size"), [
+    ((-1.2, 1.0), 1e-2), ((3.0, -1.0), 1e-2), ((2.0, 2.0), 1e-5), ((0.0, 0.0), 1e-6),
+])
+def test_steps_on_which_points_lie_evenly(start: tuple, size: float) -> None:
+    """Round numbers put the start at a jump, and points next to it evenly on the steps."""
+
+    def smooth(x: np.ndarray) -> float:
+        return (x[0] - 1.0) ** 2 + 3.0 * (x[1] + 0.5) ** 2 + 0.5 * x[0] * x[1]
+
+    lowest = smooth(np.linalg.solve([[2.0, 0.5], [0.5, 6.0]], [2.0, -3.0]))
+    for jac in ("2-point", "3-point"):
+        res = lx.minimize(lambda x: np.floor(smooth(x) / size) * size, np.array(start), jac=jac)
+        assert res.success and smooth(res.x) - lowest < 4.0 * size
+
+
+@pytest.mark.parametrize(("centre", "width", "jac"), [
+    (-4e6, 1.0, "3-point"), (5.8e14, 1e9, "2-point"),
+])
+def test_errors_of_differences_let_no_run_crawl(centre: float, width: float, jac: str) -> None:
+    x = centre + width * np.linspace(-5.0, 5.0, 60)
+
+    def line(p: np.ndarray) -> np.ndarray:
+        return p[0] / (1.0 + ((x - p[1]) / p[2]) ** 2)
+
+    y = line(np.array([3.0, centre + 0.4 * width, width]))
+    start = np.array([1.0, centre - 0.3 * width, 1.4 * width])
+    res = lx.minimize(lambda p: np.sum((line(p) - y) ** 2), start, jac=jac)
+    assert res.success and res.fun < 1e-14 and res.nfev < 2000
+
+
+@pytest.mark.parametrize("start", [(1e-16, 1.0, 1.0), (1e-16, 1.1, 0.9), (0.0, 0.5, 1.0)])
+def test_steps_among_noise_return_from_exponentials(start: tuple) -> None:
+    """The rate counts for nothing at first, so the step grows until the model is huge."""
+    t = np.linspace(0.0, 5.0, 50)
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def model(p: np.ndarray) -> np.ndarray:
+        return p[0] * np.exp(-p[1] * t) + p[2]
+
+    y = model(np.array([3.0, 0.7, 1.0])) + 0.02 * np.random.default_rng(5).normal(size=50)
+    @np.errstate(over="ignore")
+    def fun(p: np.ndarray) -> float:
+        return np.sum((np.round(model(p), 3) - y) ** 2)
+
+    res = lx.minimize(fun, np.array(start), jac="3-point")
+    assert res.status is Status.PRECISION and res.nfev < 1500
+    np.testing.assert_allclose(res.x, [3.0, 0.7, 1.0], atol=0.05)
