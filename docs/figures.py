@@ -194,6 +194,36 @@ def approximate_wolfe() -> None:
     save(figure, "approximate_wolfe.svg")
 
 
+# --- time beside that of peers --------------------------------------------------------------------
+
+
+def performance() -> None:
+    """The time of some tasks over that of a peer: figures of docs/performance.md."""
+    rows = [
+        ("an iteration, n = 100\nSciPy L-BFGS-B", 1.06),
+        ("n = 10,000\nSciPy L-BFGS-B", 0.31),
+        ("n = 1,000,000\nSciPy L-BFGS-B", 0.31),
+        ("n = 1,000,000\ntorch.optim.LBFGS", 0.53),
+        ("10,000 problems in 6 variables\nloop over SciPy", 1 / 44),
+        ("the same within bounds\nloop over SciPy", 1 / 18),
+        ("logistic regression with L1\nliblinear", 0.25),
+        ("a step of Adam, 10,000,000 numbers\ntorch foreach", 0.75),
+        ("10,000,000 data, 3 parameters\nnlsq", 0.43),
+        ("one fit of 200 points\nSciPy curve_fit", 6.3),
+    ]
+    figure = Figure(figsize=(7.2, 5.2), layout="constrained")
+    axes = figure.subplots()
+    for at, (_, ratio) in enumerate(rows):
+        axes.barh(at, ratio, color=BLUE if ratio <= 1.1 else VERMILION, height=0.6)
+        axes.annotate(f" {ratio:.2g} ×", (ratio, at), va="center", fontsize=9)
+    axes.axvline(1.0, color=BLACK, linewidth=1.0)
+    axes.set(xscale="log", ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)), xlim=(0.015, 16),
+             xlabel="time here / time of the peer (logarithmic; 1: equally fast)")
+    axes.set_yticklabels([name for name, _ in rows], fontsize=8.5)
+    axes.tick_params(axis="y", length=0)
+    save(figure, "performance.svg")
+
+
 # --- the front page ----------------------------------------------------------------------------
 
 
@@ -244,6 +274,7 @@ def main(pages: list[str]) -> None:
     sufficient_decrease()
     wolfe()
     approximate_wolfe()
+    performance()
     valley()
 
 
