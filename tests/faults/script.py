@@ -50,11 +50,14 @@ def in_child(queue: Any) -> None:
 
 def child() -> int:
     """The number of a forked process that sleeps."""
+    ready, told = os.pipe()
     number = os.fork()
     if number == 0:
+        os.write(told, b"0")
         os.closerange(0, 3)
         time.sleep(8.0)
         os._exit(0)
+    os.read(ready, 1)  # Python forgets the signals that arrive before it runs in the new process
     return number
 
 
