@@ -61,7 +61,7 @@ class Promises:
             spoils_nothing = self.measuring.spoils_nothing()
             level = fn.where(p.flat > 0, fn.maximum(level, spoils_nothing), level)
         level = _ENOUGH * level
-        descent = self._follow(unit, level, asks)
+        descent, cut = self._follow(unit, level, asks)
         p = run.standing.progress
         # If a step would still change x visibly, how far the value has fallen shows nothing: the
         # start may be higher by any factor than all that matters.
@@ -81,7 +81,7 @@ class Promises:
         # Nor does a gradient that the rounding of x explains.
         wanted = wanted & (seen > 0.0)
         wanted = self._postpone(wanted, far, level)
-        return unit, self._seek(descent, wanted, level)
+        return unit, self._seek(descent, wanted, level, cut)
 
     def _settle(self, unit: Array) -> bool:
         """Believe small gradients that promise nothing; return whether any problem still runs.
@@ -103,34 +103,35 @@ class Promises:
         run.note(p._replace(claim=fn.where(settled, _RUNNING, p.claim), status=status))
         return bool(space.any(status == _RUNNING))
 
-    def _follow(self, unit: Array, level: Any, asks: Any) -> Descent:
-        """Steps down the gradient until they promise more than this."""
+    def _follow(self, unit: Array, level: Any, asks: Any) -> tuple[Descent, Any]:
+        """Steps down the gradient until they promise more than this; and where they led out of the
+        domain of the function."""
         run, (solver, state) = self.run, self.visits.smooth()
-        space = run.space
+        space, fn = run.space, run.space.scalars
         # Variables that a bound holds stay where they are.
         inner = solver.reduced(space, state.x, state.gradient, state.gradient)
         descent = units.descent(space, inner, unit)
         p = run.standing.progress
 
-        def step(going: Any, descent: Descent) -> tuple[Any, Descent]:
+        def step(going: Any, descent: Descent, cut: Any) -> tuple[Any, Descent, Any]:
             going = self.visits.affords(1, going & (descent.decrease <= level))
             if not space.any(going):
-                return going, descent
+                return going, descent, cut
             before, step = descent.decrease, units.short_step(space, descent)
             x = units.at_steps(solver, space, state.x, step)
             # A lower value next to a small gradient does not matter unless it is promised.
-            _, gradient = self.visits.visit(x, going, p.claim != _GRADIENT)
+            value, gradient = self.visits.visit(x, going, p.claim != _GRADIENT)
+            cut = cut | (going & fn.logical_not(fn.isfinite(value)))
             change = gradient - state.gradient
             change = solver.reduced(space, state.x, state.gradient, change)
             descent = units.followed(space, descent, unit, x - state.x, change, going)
             grows = (descent.decrease > _GROWS * before) & (_NEARLY * descent.decrease > level)
             grows = grows & (not run.objective.differs)
-            return going & (grows | (before == 0.0)) & (p.claim != _GRADIENT), descent
+            return going & (grows | (before == 0.0)) & (p.claim != _GRADIENT), descent, cut
 
         # Without the first step the steepest variables hide the others.
         going = (p.status == _RUNNING) & asks
-        (descent,) = run.repeat(_STEPS, step, going, descent)
-        return descent
+        return run.repeat(_STEPS, step, going, descent, fn.full(False, p.status))
 
     def _postpone(self, wanted: Any, far: Any, level: Any) -> Any:
         """Continue with a smaller tolerance if a small gradient is not that of a minimum, because
@@ -170,9 +171,12 @@ class Promises:
         ))
         return wanted & fn.logical_not(early)
 
-    def _seek(self, descent: Descent, wanted: Any, level: Any) -> Any:
+    def _seek(self, descent: Descent, wanted: Any, level: Any, cut: Any) -> Any:
         """Look for the decrease that was promised, and return how much of it was not found. Claims
-        stand if nothing was promised."""
+        stand if nothing was promised.
+
+        cut : where the way down leads out of the domain of the function.
+        """
         run, (solver, state) = self.run, self.visits.smooth()
         space, fn = run.space, run.space.scalars
         nothing = fn.full(0.0, state.value)
@@ -198,8 +202,8 @@ class Promises:
         status = fn.where((p.status == _RUNNING) & stands, p.claim, p.status)
         if run.objective.differs:
             # Differences that promise nothing need not agree with the values.
-            inexact = (p.claim == _LINE_SEARCH) & fn.logical_not(wanted)
-            status = fn.where((status == _RUNNING) & inexact, _PRECISION, status)
+            failed = (status == _RUNNING) & (p.claim == _LINE_SEARCH) & fn.logical_not(wanted)
+            status = fn.where(failed, fn.where(cut, _LINE_SEARCH, _PRECISION), status)
         run.note(p._replace(status=status))
         return broken
 
