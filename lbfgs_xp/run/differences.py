@@ -260,7 +260,8 @@ class Differences:
         if bends is not None:
             noisy, h = self._is_noisy(value), bends.step_at(xp, x)
             due = due & xp.logical_not(noisy[..., 0])
-        no = None if bounds is None else xp.zeros_like(x, dtype=xp.bool)
+        narrows = bounds is not None or noisy is not None
+        no = xp.zeros_like(x, dtype=xp.bool) if narrows else None
         seen = _Seen([], length, None, length, no, no, no)
         slopes: list[Any] = []
         columns = list(range(n))

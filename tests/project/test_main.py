@@ -127,7 +127,7 @@ def test_benchmarks_run() -> None:
     pytest.importorskip("torch")
     pytest.importorskip("jax")
     folder = ROOT / "benchmarks"
-    done = run(folder / "overhead.py", "--sizes", "10", "--repeats", "1")
+    done = run(folder / "overhead.py", "--sizes", "10", "--repeats", "1", "--no-many")
     assert done.returncode == 0, done.stderr
     assert "n = 10" in done.stdout and "SciPy L-BFGS-B" in done.stdout
     done = run(folder / "import_time.py", "--repeats", "1")
