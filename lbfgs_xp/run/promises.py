@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.result import FLAT, Status
 from lbfgs_xp.run import agreement, units
 from lbfgs_xp.run.measuring import Measuring
@@ -121,7 +122,8 @@ class Promises:
             x = units.at_steps(solver, space, state.x, step)
             # A lower value next to a small gradient does not matter unless it is promised.
             value, gradient = self.visits.visit(x, going, p.claim != _GRADIENT)
-            cut = cut | (going & fn.logical_not(fn.isfinite(value)))
+            if run.objective.differs:
+                cut = cut | (going & fn.logical_not(fn.isfinite(now(value))))
             change = gradient - state.gradient
             change = solver.reduced(space, state.x, state.gradient, change)
             descent = units.followed(space, descent, unit, x - state.x, change, going)
@@ -203,7 +205,8 @@ class Promises:
         if run.objective.differs:
             # Differences that promise nothing need not agree with the values.
             failed = (status == _RUNNING) & (p.claim == _LINE_SEARCH) & fn.logical_not(wanted)
-            status = fn.where(failed, fn.where(cut, _LINE_SEARCH, _PRECISION), status)
+            verdict = fn.where(cut, fn.full(_LINE_SEARCH, p.status), _PRECISION)
+            status = fn.where(failed, verdict, status)
         run.note(p._replace(status=status))
         return broken
 
