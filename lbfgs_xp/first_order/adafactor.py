@@ -8,7 +8,8 @@ from typing import Any
 
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.checks import number, optional, setting
-from lbfgs_xp.first_order.whole_leaf import WholeLeaf, leaf_shape, mean_square, norm
+from lbfgs_xp.first_order.leaves import leaf_shape
+from lbfgs_xp.first_order.whole_leaf import WholeLeaf, mean_square, norm
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,21 @@ from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.first_order.base import FirstOrder
 
 
+def adam_numbers(
+    t: int, rate: float, betas: tuple[float, float], eps: float
+) -> tuple[float, float]:
+    """Learning rate and eps for uncorrected m and v: the corrections are moved out of the
+    elementwise part, as in section 2 of Kingma & Ba (2015)."""
+    root = math.sqrt(1.0 - betas[1] ** t)
+    return rate * root / (1.0 - betas[0] ** t), eps * root
+
+
+def moments(g: Array, m: Array, v: Array, betas: tuple[float, float]) -> tuple[Array, Array]:
+    """m ← beta1 m + (1 - beta1) g, v ← beta2 v + (1 - beta2) g²."""
+    beta1, beta2 = betas
+    return m + (1.0 - beta1) * (g - m), beta2 * v + (1.0 - beta2) * g * g
+
+
 @dataclasses.dataclass(frozen=True)
 class _Moments(FirstOrder):
     """The base of Adam and its variants."""
@@ -33,16 +48,7 @@ class _Moments(FirstOrder):
     def numbers(
         self, t: int, rate: float, carried: tuple[float, ...]
     ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Learning rate and eps for uncorrected m and v: the corrections are moved out of the
-        elementwise part, as in section 2 of the paper."""
-        first, second = self.corrections(t)
-        root = math.sqrt(second)
-        return (rate * root / first, self.eps * root), carried
-
-    def moments(self, g: Array, m: Array, v: Array) -> tuple[Array, Array]:
-        """m ← beta1 m + (1 - beta1) g, v ← beta2 v + (1 - beta2) g²."""
-        beta1, beta2 = self.betas
-        return m + (1.0 - beta1) * (g - m), beta2 * v + (1.0 - beta2) * g * g
+        return adam_numbers(t, rate, self.betas, self.eps), carried
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +94,7 @@ class Adam(_Moments):
         self, fn: Any, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...]
     ) -> tuple[Array, tuple[Array, ...]]:
         (rate, eps), (m, v, *top) = numbers, slots
-        m, v = self.moments(g, m, v)
+        m, v = moments(g, m, v, self.betas)
         if not self.amsgrad:
             return x - rate * m / (fn.sqrt(v) + eps), (m, v)
         largest = fn.maximum(top[0], v)
@@ -206,7 +212,7 @@ class NAdam(_Moments):
         self, fn: Any, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...]
     ) -> tuple[Array, tuple[Array, ...]]:
         of_gradient, of_mean, eps = numbers
-        m, v = self.moments(g, *slots)
+        m, v = moments(g, slots[0], slots[1], self.betas)
         return x - (of_gradient * g + of_mean * m) / (fn.sqrt(v) + eps), (m, v)
 
 
@@ -253,7 +259,7 @@ class RAdam(_Moments):
     ) -> tuple[Array, tuple[Array, ...]]:
         # One of the two rates is 0.
         plain, rectified = numbers
-        m, v = self.moments(g, *slots)
+        m, v = moments(g, slots[0], slots[1], self.betas)
         return x - m * (plain + rectified / (fn.sqrt(v) + self.eps)), (m, v)
 
 

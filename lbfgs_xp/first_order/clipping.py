@@ -13,16 +13,14 @@ import numpy as np
 from lbfgs_xp.arrays import scalars
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.first_order.leaves import as_vector
 
 
 def clip_factor(clip: float | None, spaces: tuple[Space, ...], gs: list[Array]) -> Any:
     """min(1, clip / norm) for each problem, with the joint norm of all leaves; or None."""
     if clip is None:
         return None
-    vectors = [
-        s.xp.reshape(g, (g.shape[0], -1)) if s.batched else s.backend.vector(g)
-        for s, g in zip(spaces, gs, strict=True)
-    ]
+    vectors = [as_vector(space, g) for space, g in zip(spaces, gs, strict=True)]
     total = _norm(list(zip(spaces, vectors, strict=True)))
     factor = clip / scalars.of(total).maximum(total, clip)
     return spaces[0].spread(factor)

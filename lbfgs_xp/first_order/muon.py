@@ -6,17 +6,12 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.backend import Array, identity
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.checks import count, setting
-from lbfgs_xp.first_order.whole_leaf import (
-    WholeLeaf,
-    adam_numbers,
-    as_matrix,
-    leaf_shape,
-    moments,
-    norm,
-)
+from lbfgs_xp.first_order.adam import adam_numbers, moments
+from lbfgs_xp.first_order.leaves import as_matrix, leaf_shape
+from lbfgs_xp.first_order.whole_leaf import WholeLeaf, norm
 
 # Of the quintic polynomial, chosen for its slope at 0 (Jordan et al. 2024).
 _POLYNOMIAL = (3.4445, -4.7750, 2.0315)
@@ -116,14 +111,10 @@ class Muon(WholeLeaf):
     def _orthogonal(self, space: Space, fn: Any, matrix: Array) -> Array:
         a, b, c = _POLYNOMIAL
         tall = matrix.shape[-2] > matrix.shape[-1]
-        turn = space.xp.matrix_transpose if tall else _same
+        turn = space.xp.matrix_transpose if tall else identity
         # A division of an array by a number rounds differently in some libraries.
         x = turn((1.0 / fn.maximum(norm(space, matrix), self.eps)) * matrix)
         for _ in range(self.ns_steps):
             gram = space.matmul(x, space.xp.matrix_transpose(x))
             x = a * x + space.matmul(b * gram + c * space.matmul(gram, gram), x)
         return turn(x)
-
-
-def _same(matrix: Array) -> Array:
-    return matrix

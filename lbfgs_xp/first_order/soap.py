@@ -10,13 +10,9 @@ from typing import Any
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.checks import count, setting
-from lbfgs_xp.first_order.whole_leaf import (
-    WholeLeaf,
-    adam_numbers,
-    as_matrix,
-    leaf_shape,
-    moments,
-)
+from lbfgs_xp.first_order.adam import adam_numbers, moments
+from lbfgs_xp.first_order.leaves import as_matrix, leaf_shape
+from lbfgs_xp.first_order.whole_leaf import WholeLeaf
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from lbfgs_xp.arrays.backend import Array, Backend, KernelError, is_array
 from lbfgs_xp.arrays.space import FixedOrderSpace, Space
 from lbfgs_xp.first_order import blocks
 from lbfgs_xp.first_order.clipping import clip_factor
+from lbfgs_xp.first_order.leaves import for_leaf
 from lbfgs_xp.first_order.state import OptimizerState, ParameterSpec
 
 # For how many steps the numbers are constants of a compiled function.
@@ -230,10 +231,7 @@ def apply(
         factor = clip_factor(clip, spaces, gs)
         if factor is not None and spaces[0].batched:
             # Each problem has its own factor, so it cannot be one of the numbers.
-            gs = [
-                space.xp.reshape(factor, (-1,) + (1,) * (g.ndim - 1)) * g
-                for space, g in zip(spaces, gs, strict=True)
-            ]
+            gs = [for_leaf(space, factor, g) * g for space, g in zip(spaces, gs, strict=True)]
             factor = 1.0
     numbers = _inserted(numbers, factor)
     elementwise = all(rule.elementwise for rule in rules)

@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from lbfgs_xp import checks
 from lbfgs_xp.arrays.backend import Array, Backend, is_array, take
 from lbfgs_xp.arrays.tree import Layout, map_leaves
 from lbfgs_xp.fits.complex_data import joined, parts_of
 from lbfgs_xp.fits.data import Curve, Slopes, in_units_of_sigma
-from lbfgs_xp.fits.names import listed_order
+from lbfgs_xp.fits.names import listed_order, row_of
 from lbfgs_xp.fits.parameters import FreeLayout
 from lbfgs_xp.fits.progress import QuestionLine
 from lbfgs_xp.fits.residuals import Calls, Residuals
@@ -162,9 +161,7 @@ class Analysis:
     def alone(self, fit: Any, number: Any) -> tuple[Any, Any]:
         """One fit of a batch as a batch of one, and what it keeps."""
         (count,) = self.layout.batch
-        number = checks.count("row", number, 0)
-        if number >= count:
-            raise ValueError(f"row is {number}; wanted the number of a fit below {count}")
+        number = row_of("row", number, count)
         if not self.compact:
             raise ValueError(
                 "the model holds data of all rows (compact=False); wanted one that may be called "

@@ -299,15 +299,15 @@ def _fit(
 ) -> tuple[CurveFit, Any, Any, FitPlan]:
     """The result of a fit, its residuals, its box and its plan."""
     _check_method(method)
-    inside = is_tracing((x, y, sigma, p0))
+    traced = is_tracing((x, y, sigma, p0))
     threads = checks.count("threads", threads, 1)
     check_name(likelihood, sigma, trials, loss)
     data = functools.partial(
-        residuals_of, model, p0=p0, jac=jac, batched=batched, compact=compact and not inside,
-        fixed=fixed, ties=ties, likelihood=likelihood, trials=trials, priors=priors, traced=inside,
+        residuals_of, model, p0=p0, jac=jac, batched=batched, compact=compact and not traced,
+        fixed=fixed, ties=ties, likelihood=likelihood, trials=trials, priors=priors, traced=traced,
     )
     normal = loss == "linear" and likelihood == "gaussian" and priors is starts is None
-    source = None if inside else source_of(
+    source = None if traced else source_of(
         x, y, sigma, lambda: _size(p0), chunk_size, method == "lm" and normal and not batched
     )
     objective: Any = (
@@ -330,7 +330,7 @@ def _fit(
         if objective.priors:
             plan = plan.with_priors(objective.priors.count)
         box = box_of(bounds, objective.layout)
-    if inside:
+    if traced:
         found = run_traced(objective, box, plan)
         result = report(found, objective, box, plan.settings, absolute_sigma, False)
         keep_report(objective.backend, type(result))

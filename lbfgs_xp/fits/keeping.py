@@ -142,7 +142,7 @@ class KeptFits:
     def visit(self, current: tuple[int, snapshot.FitSnapshot] | None = None) -> None:
         """Save if it is time; `current`: where the current piece stands."""
         self._current = current or self._current
-        self.keeper.visit(self.position(), True)
+        self.keeper.visit(self.position(), 1)
 
     def note(self, current: tuple[int, snapshot.FitSnapshot]) -> None:
         """Note where the current piece stands."""

@@ -95,6 +95,14 @@ def place_of(names: tuple[str, ...], parameter: str | int) -> int:
     return places[0]
 
 
+def row_of(name: str, value: Any, count: int) -> int:
+    """The number of a fit in a batch; `name` is what the user calls it."""
+    number = checks.count(name, value, 0)
+    if number >= count:
+        raise ValueError(f"{name} is {number}; wanted the number of a fit below {count}")
+    return number
+
+
 def _arguments(model: Callable, count: int) -> tuple[str, ...]:
     """The names of the arguments of a model after x, if there are `count` of them."""
     code = getattr(model, "__code__", None) if type(model) is _FUNCTION else None

@@ -359,9 +359,13 @@ class Residuals:
             value = self.predictions(x)
         rest = value, variation, central, self.bounds, lambda more: calls.nfev + more <= calls.most
         if self.directions is None:
-            found = self.differences(x, *rest)
-            return found if is_array(found) else self.layout.xp.stack(found, axis=-2)
+            return self._stacked(x, *rest)
         return self._along_directions(x, *rest)
+
+    def _stacked(self, x: Array, *rest: Any) -> Array:
+        """The differences at x as one array, along the last axis but one."""
+        found = self.differences(x, *rest)
+        return found if is_array(found) else self.layout.xp.stack(found, axis=-2)
 
     def turn(self, directions: Any) -> None:
         """Take differences along the columns of T, given (T, T^-1)."""
@@ -377,8 +381,7 @@ class Residuals:
         size = xp.sqrt(xp.sum(start * start, axis=-1, keepdims=True))
         start = xp.broadcast_to(size, x.shape)
         self._origin = x, start
-        found = self.differences(start, *rest)
-        slopes = found if is_array(found) else xp.stack(found, axis=-2)
+        slopes = self._stacked(start, *rest)
         seen = xp.max(xp.abs(slopes), axis=-1) > _NOISY * self.differences.errors
         slopes = xp.where(seen[..., None], slopes, xp.zeros_like(slopes))
         return xp.matmul(xp.matrix_transpose(from_x), slopes)

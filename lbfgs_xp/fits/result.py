@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from lbfgs_xp import checks
 from lbfgs_xp.arrays.backend import Array, Backend
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout, map_leaves
@@ -18,7 +17,7 @@ from lbfgs_xp.fits.covariance import deviations, inverse_of_squares
 from lbfgs_xp.fits.distributions import chi2_above
 from lbfgs_xp.fits.intervals import Intervals, Profile
 from lbfgs_xp.fits.jacobian import Products
-from lbfgs_xp.fits.names import places_of
+from lbfgs_xp.fits.names import places_of, row_of
 from lbfgs_xp.fits.summary import summary
 from lbfgs_xp.result import Status, table
 
@@ -803,9 +802,7 @@ class BatchCurveFit(CurveFit):
         >>> fit.x.round(1), bool(low[0] < fit.x[0] < high[0])
         (array([-1.,  3.]), True)
         """
-        count, number = len(self.message), checks.count("number", number, 0)
-        if number >= count:
-            raise ValueError(f"number is {number}; wanted the number of a fit below {count}")
+        number = row_of("number", number, len(self.message))
         backend = Backend.of(self.covariance)
 
         def row(tree: Any) -> Any:

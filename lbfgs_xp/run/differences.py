@@ -38,7 +38,7 @@ _CHANGE = 100.0
 _EARLY, _REGULARLY = 4, 16
 # The lengths of a function of numbers are measured again at a point so many of them away from the
 # last place; lengths of less than this part of the ordinary one are corrected at any point.
-_FAR_AWAY, NARROW = 30.0, 0.03
+_FAR_AWAY, _NARROW = 30.0, 0.03
 # The longest step of differences that are stretched, relative to the length.
 _STRETCHED = 0.1
 # The shortest step, in units of the rounding of x.
@@ -242,7 +242,7 @@ class Differences:
             # A trial point where the function is larger says little of the way to the minimum.
             lower = value <= before
             length, far = self._followed(x, lengths.length * unit, unit, lower)
-            due = far | xp.any(lengths.length < NARROW, axis=-1)
+            due = far | xp.any(lengths.length < _NARROW, axis=-1)
         most = self.fn.maximum(size, 1.0)
         if vector:
             variation = fn.maximum(variation, before)
@@ -317,14 +317,11 @@ class Differences:
             length = xp.where(_spread(due), seen.length, lengths.length * unit)
             last = xp.where(changed[..., None], x, lengths.at)
         if bends is not None:
-            longest = None if self.step is not None else self._longest(x)
+            longest = None if self.step is not None else _FAR * most
             bends = bends.after(xp, x, self.known.noise[..., None], noisy, second, longest)
         lengths = Lengths(length if vector else length / unit, before, count, last)
         self.known = Known(lengths, self.known.noise, bends)
         return slopes
-
-    def _longest(self, x: Array) -> Array:
-        return _FAR * self.backend.xp.maximum(self.backend.xp.abs(x), self.backend.xp.ones_like(x))
 
     def _followed(
         self, x: Array, length: Array, unit: Array, lower: Array
@@ -518,7 +515,7 @@ class Differences:
     def narrow(self) -> Array:
         """Along which coordinates a function of numbers seems to bend over a small part of their
         size, (..., n)."""
-        return self.known.lengths.length < NARROW
+        return self.known.lengths.length < _NARROW
 
     def ordinary_steps(self, x: Array, value: Any) -> Array:
         """The steps of central differences if the function bends over the size of each variable."""
@@ -550,7 +547,7 @@ class Differences:
             size = xp.where(size > backend.eps, size, xp.ones_like(x))
             first = first_steps(xp, size, value, noise)
             h = xp.where(noisy, xp.maximum(h, first), h)
-        most = self._longest(x)
+        most = _FAR * self.fn.maximum(xp.abs(x), 1.0)
         # Which steps are still off, in each row; the calls count for those rows alone.
         off = noisy & (h == h)
         calls = xp.zeros_like(noise[..., 0], dtype=xp.int32)

@@ -133,9 +133,10 @@ class NoiseLooks:
         # Forward differences end early among noise, and give way to central ones.
         if run.objective.forward or not run.solver.takes_noise:
             return
-        running = p.status == _RUNNING
-        if run.space.any(running) and run.space.any(running & self._narrow()):
-            self._look_for_noise(running & self._narrow(), everywhere=False)
+        rows = p.status == _RUNNING
+        rows = rows & self._narrow() if run.space.any(rows) else rows
+        if run.space.any(rows):
+            self._look_for_noise(rows, everywhere=False)
 
     def look_at_search(self) -> None:
         """Look for noise in problems whose search takes many trials, which may be no better than

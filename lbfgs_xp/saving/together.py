@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from lbfgs_xp.saving import file
-from lbfgs_xp.saving.checkpoint import Checkpoint, Keeper, Terminated, checked, keeping
+from lbfgs_xp.saving.checkpoint import Checkpoint, Keeper, Terminated, keeping
 from lbfgs_xp.saving.encoding import Encoder
 
 
 def keeping_together(
     checkpoint: Checkpoint | None, describe: Callable[[], dict[str, Any]], library: str, team: Any
 ) -> contextlib.AbstractContextManager[Keeper | None]:
-    """`keeping` in the processes of a team; None: in one process alone."""
-    checkpoint = checked(checkpoint)
+    """`keeping` in the processes of a team, for a checkpoint that was checked; None: in one process
+    alone."""
     if checkpoint is None or team is None:
         return keeping(checkpoint, describe, library)
     kind = PiecesKeeper if team.engine.sharded else TogetherKeeper

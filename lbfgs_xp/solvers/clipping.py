@@ -87,6 +87,27 @@ class ClipsGradients(Solver):
             length = space.read_one(space.dot(scaled, scaled))
         return fn.fused(_factors, self.clip_norm, self.clip_value, norm, unit, length)
 
+    def aimed(
+        self, space: Space, clip: Clipped | None, gradient: Array, direction: Array, slope: Any,
+        descent: Callable[[Array], Array],
+    ) -> tuple[Array, Any]:
+        """-H c and its slope; where that does not go down, -H g, scaled.
+
+        clip : what `clipped` has returned.
+        direction, slope : -H g and its slope.
+        descent : from c to -H c.
+        """
+        if clip is None:
+            return direction, slope
+        scaled, slope = space.scale(clip.factor, direction), clip.factor * now(slope)
+        if self.clip_value is None:
+            # c is g, scaled.
+            return scaled, slope
+        other = descent(clip.gradient)
+        ahead = space.read_one(space.dot(gradient, other))
+        good = (clip.factor < 1.0) & (ahead < 0.0)
+        return space.pick(good, other, scaled), space.scalars.where(good, ahead, slope)
+
 
 def _unit(fn: Scalars, norm: Any) -> Any:
     """A scale in which no square of the gradient overflows."""
@@ -107,21 +128,3 @@ def _factors(
         return scale, scale
     far = norm * scale > clip_value
     return scale, fn.where(far, fn.divide(fn.full(clip_value, norm), norm), scale)
-
-
-def aimed(
-    space: Space, clip: Clipped, gradient: Array, direction: Array, slope: Any,
-    descent: Callable[[Array], Array] | None,
-) -> tuple[Array, Any]:
-    """-H c and its slope; where that does not go down, -H g, scaled.
-
-    direction, slope : -H g and its slope.
-    descent : from c to -H c; None if c is g, scaled.
-    """
-    scaled, slope = space.scale(clip.factor, direction), clip.factor * now(slope)
-    if descent is None:
-        return scaled, slope
-    other = descent(clip.gradient)
-    ahead = space.read_one(space.dot(gradient, other))
-    good = (clip.factor < 1.0) & (ahead < 0.0)
-    return space.pick(good, other, scaled), space.scalars.where(good, ahead, slope)

@@ -33,7 +33,7 @@ from lbfgs_xp.solvers.bounded import (
     shortened,
     step,
 )
-from lbfgs_xp.solvers.clipping import Clipped, aimed
+from lbfgs_xp.solvers.clipping import Clipped
 from lbfgs_xp.solvers.descent import Aim, Descent, DescentState, Iterate
 from lbfgs_xp.solvers.first_step import first_step
 from lbfgs_xp.solvers.initial import UNSCALED
@@ -326,15 +326,11 @@ class DenseQuasiNewton(TakesBounds, Descent):
         """-H g for the free variables, with g clipped, and its slope."""
         direction = reduced(space, free, -learned.product)
         (slope,) = space.later(space.dot(gradient, direction))
-        if clip is None:
-            return direction, slope
 
         def descent(vector: Array) -> Array:
             return reduced(space, free, -space.products(learned.matrix, vector))
 
-        return aimed(
-            space, clip, gradient, direction, slope, None if self.clip_value is None else descent
-        )
+        return self.aimed(space, clip, gradient, direction, slope, descent)
 
     @property
     def rescales(self) -> bool:  # type: ignore[override]

@@ -11,7 +11,6 @@ from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.checks import number, optional, setting
 from lbfgs_xp.line_search import Armijo, Fixed, LineSearch
-from lbfgs_xp.solvers.clipping import aimed
 from lbfgs_xp.solvers.descent import Aim, Descent, Iterate, steepest_descent
 from lbfgs_xp.typing import LineSearchName
 
@@ -110,9 +109,7 @@ class Newton(Descent):
         direction = descent(gradient)
         slope = space.read_one(space.dot(gradient, direction))
         clip = self.clipped(space, gradient, point.norm)
-        if clip is not None:
-            by_value = None if self.clip_value is None else descent
-            direction, slope = aimed(space, clip, gradient, direction, slope, by_value)
+        direction, slope = self.aimed(space, clip, gradient, direction, slope, descent)
         downhill = slope < 0.0
         known = downhill if clip is None else downhill & (clip.factor >= 1.0)
         share = fn.where(known, 0.5, fn.full(math.inf, slope))

@@ -261,10 +261,7 @@ class Step:
         alpha = float(s.lr)
         begins = self.fresh and self.nit == 0 if s.fixed else pairs.count == 0
         if begins:
-            inner = self.solver.reduced(self.space, state.x, state.gradient, state.gradient)
-            if (clip := self.solver.clipped(self.space, inner, state.gradient_norm)) is not None:
-                inner = clip.gradient
-            size = self.space.read_one(self.space.sum(abs(inner)))
+            size = self.space.read_one(self.space.sum(abs(self._steepest(state))))
             alpha *= min(1.0, 1.0 / size)
         if state.path is not None and pairs.count == 0 and alpha > 0.0:
             state = self._refitted(state, alpha)
@@ -280,15 +277,19 @@ class Step:
         alpha stays within the bounds."""
         space, path = self.space, state.path
         assert path is not None
-        inner = self.solver.reduced(space, state.x, state.gradient, state.gradient)
-        if (clip := self.solver.clipped(space, inner, state.gradient_norm)) is not None:
-            inner = clip.gradient
-        direction = bounded.fitted(space, path, state.x, state.gradient, -inner, alpha)
+        downhill = -self._steepest(state)
+        direction = bounded.fitted(space, path, state.x, state.gradient, downhill, alpha)
         slope = space.read_one(space.dot(state.gradient, direction))
         return state._replace(
             direction=direction, path=path._replace(reach=alpha),
             search=state.search._replace(dphi0=slope),
         )
+
+    def _steepest(self, state: LBFGSState) -> Tensor:
+        """The gradient of the free variables, clipped."""
+        inner = self.solver.reduced(self.space, state.x, state.gradient, state.gradient)
+        clip = self.solver.clipped(self.space, inner, state.gradient_norm)
+        return inner if clip is None else clip.gradient
 
     def _note(self, before: LBFGSState, state: LBFGSState, value: float, gradient: Tensor) -> None:
         """Set the status if the step ends at this trial, and count what is doubtful about it."""

@@ -85,11 +85,15 @@ class ArrayBatches:
             self._order = number, generator.permutation(self.size)
         return self._order[1]
 
+    def sizes(self, together: int = 1) -> list[int]:
+        """The rows of an epoch's batches, or of so many of them together."""
+        step = self.batch_size * together
+        return [min(step, self.size - start) for start in range(0, self.size, step)]
+
     def check(self, done: Sequence[int]) -> None:
         """Refuse to continue an epoch whose finished batches had other sizes."""
-        size = min(self.batch_size, self.size)
-        wanted = [min(size, self.size - start) for start in range(0, self.size, size)]
-        if list(done) != wanted[: len(done)]:
+        if list(done) != self.sizes()[: len(done)]:
+            size = min(self.batch_size, self.size)
             raise ValueError(
                 f"state is in the middle of an epoch with batches of {', '.join(map(str, done))} "
                 f"rows; wanted the same data and batch_size, which is {size} here"
@@ -159,15 +163,14 @@ class Accumulated:
 
     def check(self, done: Sequence[int]) -> None:
         """Refuse to continue an epoch whose finished updates had other sizes."""
-        if isinstance(self.batches, ArrayBatches):
-            size, step = self.batches.size, self.batches.batch_size * self.count
-            wanted = [min(step, size - start) for start in range(0, size, step)]
-            if list(done) != wanted[: len(done)]:
-                raise ValueError(
-                    f"state is in the middle of an epoch with {', '.join(map(str, done))} rows for "
-                    f"each update; wanted the same data, batch_size and accumulate, which give "
-                    f"{step} here"
-                )
+        if not isinstance(self.batches, ArrayBatches):
+            return
+        if list(done) != self.batches.sizes(self.count)[: len(done)]:
+            raise ValueError(
+                f"state is in the middle of an epoch with {', '.join(map(str, done))} rows for "
+                "each update; wanted the same data, batch_size and accumulate, which give "
+                f"{self.batches.batch_size * self.count} here"
+            )
 
     def described(self) -> dict[str, Any]:
         """What decides which rows are in which update."""

@@ -30,7 +30,7 @@ from lbfgs_xp.training.result import (
     TrainResult,
     TrainState,
 )
-from lbfgs_xp.training.updates import Updates
+from lbfgs_xp.training.updates import Updates, mixed
 
 _DIVERGED = (
     "the loss or a parameter is not finite: the learning rate may be too large; the parameters "
@@ -172,14 +172,15 @@ class TrainingRun:
         """
         begin = time.perf_counter()
         if self._at_once is None:
-            epochs, sizes = self._batch_by_batch(batches, visit), self._read_with_sizes()
+            epochs = self._batch_by_batch(batches, visit)
         else:
-            epochs, sizes = self._many_updates(self._at_once, visit, most), self._read_with_sizes()
-            if epochs > 1 and not self._are_finite(sizes):
-                # In which epoch this happened is found by running them one at a time.
-                self.stand(*self._kept)
-                self._spans = False
-                return
+            epochs = self._many_updates(self._at_once, visit, most)
+        sizes = self._read_with_sizes()
+        if epochs > 1 and not self._are_finite(sizes):
+            # In which epoch this happened is found by running them one at a time.
+            self.stand(*self._kept)
+            self._spans = False
+            return
         self._note_losses()
         if self.tolerant and not any(map(_is_finite, self.seen)):
             self.status = Status.DIVERGED
@@ -306,8 +307,8 @@ class TrainingRun:
         if self.average is None:
             return list(map(copy_of, leaves))
         # A compiler may fuse the product with the sum, which rounds differently.
-        mixed = _mixed if self.reproducible else self.backend.jit(_mixed)
-        return mixed(self.average_decay, self.average, leaves)
+        mix = mixed if self.reproducible else self.backend.jit(mixed)
+        return mix(self.average_decay, self.average, leaves)
 
     def _begun_here(self) -> BegunBatch:
         """What is done on the batch that comes after those seen."""
@@ -505,11 +506,6 @@ class TrainingRun:
             message=_DIVERGED if self.status is Status.DIVERGED else self.status.message,
             state=state,
         )
-
-
-def _mixed(decay: Any, average: list[Array], leaves: list[Array]) -> list[Array]:
-    """The averages after another update."""
-    return [decay * a + (1.0 - decay) * x for a, x in zip(average, leaves, strict=True)]
 
 
 def _looks(state: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from lbfgs_xp.arrays.backend import Array, Backend, copy_of, namespace_of
+from lbfgs_xp.arrays.backend import Array, Backend, copy_of, is_array, namespace_of
 from lbfgs_xp.arrays.pending import Pending, Queue
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import flatten, unflatten
@@ -258,7 +258,7 @@ def _run(
             program.rules, program.spaces, program.clip, leaves, gradients, slots, numbers
         )
         if program.averages:
-            average = _mixed(decay, average, leaves)
+            average = mixed(decay, average, leaves)
         losses = backend.write_row(losses, k, xp.astype(value, losses.dtype))
         return k + 1, (leaves, slots, average), losses
 
@@ -267,13 +267,16 @@ def _run(
     return held, losses
 
 
-def _mixed(decay: Array, average: list[Array], leaves: list[Array]) -> list[Array]:
+def mixed(decay: Any, average: list[Array], leaves: list[Array]) -> list[Array]:
     """The averages after another update, in the dtypes of the leaves."""
     new = []
     for a, x in zip(average, leaves, strict=True):
-        xp = namespace_of(x)
-        kind = xp.real(x).dtype
-        new.append(xp.astype(decay, kind) * a + xp.astype(1.0 - decay, kind) * x)
+        old, share = decay, 1.0 - decay
+        if is_array(decay):
+            xp = namespace_of(x)
+            kind = xp.real(x).dtype
+            old, share = xp.astype(old, kind), xp.astype(share, kind)
+        new.append(old * a + share * x)
     return new
 
 

@@ -14,7 +14,7 @@ import pytest
 import lbfgs_xp as lx
 from lbfgs_xp.saving import file
 from lbfgs_xp.saving import together as keepers
-from tests.distributed.test_sharded import METHODS, N, function, pieces
+from tests.distributed.test_sharded import METHODS, N, function, pieces, stopping
 from tests.distributed.threads import ThreadEngine, together
 
 RUNS = ["L-BFGS", "bounds", "Adam", "phases", "fixed order"]
@@ -207,16 +207,8 @@ def test_a_disk_that_is_full_in_one_process(
 def test_stops_are_saved(tmp_path: Path) -> None:
     """Time, callbacks and Ctrl-C in one process; they are noticed in all after the same step."""
     def work(engine: ThreadEngine, how: str) -> Any:
-        late = engine.rank == 1
-
-        def callback(record: lx.Record) -> bool:
-            if late and how == "interrupt" and record.nit == 3:
-                raise KeyboardInterrupt
-            return late and how == "callback" and record.nit == 3
-
-        settings = {"maxtime": 1e-9} if late and how == "time" else {}
         checkpoint = lx.Checkpoint(tmp_path / how)
-        return solve(engine, tmp_path, checkpoint=checkpoint, callback=callback, **settings)
+        return solve(engine, tmp_path, checkpoint=checkpoint, **stopping(engine, how))
 
     wanted = together(3, lambda engine: solve(engine, None))
     for how in ("callback", "interrupt", "time"):

@@ -253,20 +253,22 @@ def test_an_error_before_a_sum_of_all(where: str) -> None:
         assert str(error) == "process 1 failed: ZeroDivisionError: one of us"
 
 
+def stopping(engine: ThreadEngine, how: str) -> dict[str, Any]:
+    """Settings that stop a run in process 1: by its "callback", an "interrupt", or its "time"."""
+    late = engine.rank == 1
+
+    def callback(record: lx.Record) -> bool:
+        if late and how == "interrupt" and record.nit == 3:
+            raise KeyboardInterrupt
+        return late and how == "callback" and record.nit == 3
+
+    time = {"maxtime": 1e-9} if late and how == "time" else {}
+    return {"callback": callback, **time}
+
+
 def test_stops_are_taken_together() -> None:
-    def work(engine: ThreadEngine, how: str) -> Any:
-        late = engine.rank == 1
-
-        def callback(record: lx.Record) -> bool:
-            if late and how == "interrupt" and record.nit == 3:
-                raise KeyboardInterrupt
-            return late and how == "callback" and record.nit == 3
-
-        settings = {"maxtime": 1e-9} if late and how == "time" else {}
-        return solve(engine, callback=callback, **settings)
-
     def then(engine: ThreadEngine, how: str) -> Any:
-        res = work(engine, how)
+        res = solve(engine, **stopping(engine, how))
         assert np.isfinite(res.hess_inv @ res.x).all()
         return res
 

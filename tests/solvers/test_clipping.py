@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import lbfgs_xp as lx
-from lbfgs_xp.solvers.clipping import Clipped, aimed
+from lbfgs_xp.solvers.clipping import Clipped
 from lbfgs_xp.solvers.two_loop import two_loop
 from tests.backends import Backend
 
@@ -165,7 +165,7 @@ def test_where_the_clipped_gradient_leads_up() -> None:
     c, factor = np.asarray([0.5, -1.0]), 0.01
     assert -(H @ c) @ g > 0.0
     space = lx.Space(g)
-    found, slope = aimed(
+    found, slope = lx.LBFGS(clip_value=1.0).aimed(
         space, Clipped(c, 1.0, factor), g, -H @ g, float(-(H @ g) @ g), lambda v: -H @ v
     )
     np.testing.assert_allclose(found, -factor * (H @ g))

@@ -8,7 +8,7 @@ from typing import Any
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.solvers.bounded import reduced
-from lbfgs_xp.solvers.clipping import Clipped, aimed
+from lbfgs_xp.solvers.clipping import Clipped
 from lbfgs_xp.solvers.initial import Initial
 from lbfgs_xp.solvers.lbfgs import curvature, remote
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
@@ -58,19 +58,14 @@ def clipped(
     direction: Array, slope: Any, free: Any,
 ) -> tuple[Array, Any]:
     """The direction -H g and its slope, with g clipped."""
-    if clip is None:
-        return direction, slope
 
     def descent(vector: Array) -> Array:
         products = curvature.small_products(space, pairs.rows, weighted(vector, weights))
-        initial = solver.initial
         return quasi_newton(
-            space, initial, weights, pairs, vector, products, math.inf, free
+            space, solver.initial, weights, pairs, vector, products, math.inf, free
         )[0]
 
-    return aimed(
-        space, clip, gradient, direction, slope, None if solver.clip_value is None else descent
-    )
+    return solver.aimed(space, clip, gradient, direction, slope, descent)
 
 
 def weighted(vector: Array, weights: Any) -> Array:
