@@ -3,8 +3,8 @@
     pip install lmfit iminuit; python benchmarks/fit_kits.py
 
 A peak over a background of less than one count in each bin (Poisson, one fit and a loop of them), a
-decay with a normal prior, a sum of two lines with tied widths and distance, and the profile-likelihood
-intervals of many decays beside a loop over MINOS.
+decay with a normal prior, a sum of two lines with tied widths and distance, and the
+profile-likelihood intervals of many decays beside a loop over MINOS.
 """
 
 from __future__ import annotations
@@ -160,8 +160,8 @@ def intervals(count: int = 10_000) -> None:
     apart = np.abs(ends - mine) / fit.stderr[:LOOP, :, None]
     per, other = ours / count, theirs / LOOP
     print(f"intervals of {count} decays, 3 parameters, 50 points: {1e3 * per:.3f} ms each, MINOS "
-          f"{1e3 * other:.2f} ms, {other / per:.0f} times ({cpu_of_loop / LOOP / (cpu / count):.0f} "
-          f"by processor time)")
+          f"{1e3 * other:.2f} ms, {other / per:.0f} times "
+          f"({cpu_of_loop / LOOP / (cpu / count):.0f} by processor time)")
     inside = np.mean((found.low < truth) & (truth < found.high), axis=0)
     print(f"  apart by at most {apart.max():.1e} standard errors; failures "
           f"{int(np.sum(~np.isfinite(found.low) | ~np.isfinite(found.high)))}; they hold the truth "
