@@ -3,7 +3,8 @@
     pip install lmfit iminuit; python benchmarks/fit_kits.py
 
 A peak over a background of less than one count in each bin (Poisson, one fit and a loop of them), a
-decay with a normal prior, and a sum of two lines with tied widths and distance.
+decay with a normal prior, a sum of two lines with tied widths and distance, and the
+profile-likelihood intervals of many decays beside a loop over MINOS.
 """
 
 from __future__ import annotations
@@ -128,6 +129,46 @@ def ties_and_priors() -> None:
           f"{minuit.fval:.6f}; {1e3 * ours:.1f} ms, iminuit {1e3 * other:.1f} ms")
 
 
+def intervals(count: int = 10_000) -> None:
+    from iminuit import Minuit
+    from iminuit.cost import LeastSquares
+
+    rng = np.random.default_rng(2)
+    t = np.linspace(0.0, 4.0, 50)
+
+    def decay(t: Any, a: Any, k: Any, c: Any) -> Any:
+        return a * np.exp(-k * t) + c
+
+    truth, start = rng.uniform([1.0, 0.5, 0.0], [3.0, 2.0, 0.5], size=(count, 3)), [2.0, 1.0, 0.2]
+    y = decay(t, *truth.T[..., None]) + 0.05 * rng.normal(size=(count, t.size))
+    fit = lx.curve_fit(decay, t, y, start, sigma=0.05, absolute_sigma=True, batched=True)
+    cpu = time.process_time()
+    found, ours = timed(fit.intervals)
+    cpu = time.process_time() - cpu
+    minuits = [Minuit(LeastSquares(t, row, 0.05, decay), *start).migrad() for row in y[:LOOP]]
+    for minuit in minuits:
+        minuit.tol = 1e-3
+        minuit.migrad()
+    cpu_of_loop = time.process_time()
+    _, theirs = timed(lambda: [minuit.minos() for minuit in minuits])
+    cpu_of_loop = time.process_time() - cpu_of_loop
+    ends = np.asarray([
+        [[m.values[i] + m.merrors[i].lower, m.values[i] + m.merrors[i].upper] for i in range(3)]
+        for m in minuits
+    ])
+    mine = np.stack([found.low[:LOOP], found.high[:LOOP]], axis=-1)
+    apart = np.abs(ends - mine) / fit.stderr[:LOOP, :, None]
+    per, other = ours / count, theirs / LOOP
+    print(f"intervals of {count} decays, 3 parameters, 50 points: {1e3 * per:.3f} ms each, MINOS "
+          f"{1e3 * other:.2f} ms, {other / per:.0f} times "
+          f"({cpu_of_loop / LOOP / (cpu / count):.0f} by processor time)")
+    inside = np.mean((found.low < truth) & (truth < found.high), axis=0)
+    print(f"  apart by at most {apart.max():.1e} standard errors; failures "
+          f"{int(np.sum(~np.isfinite(found.low) | ~np.isfinite(found.high)))}; they hold the truth "
+          f"in {', '.join(f'{share:.1%}' for share in inside)}")
+
+
 if __name__ == "__main__":
     counts()
     ties_and_priors()
+    intervals()

@@ -396,11 +396,11 @@ def _fit(
         fits = fit_pieces(fit, objective, plan, threads, saves) if in_pieces else (
             fit(None, plan.kept_by(saves))
         )
-    # Of all rows, because each piece knows only its own.
-    analysis = Answers(objective, box, plan.settings, plan.compact)
-    nfev = fits.nfev + calls
-    result = dataclasses.replace(fits, nfev=nfev, starts=others, _analysis=analysis)
-    return result, objective, box, plan
+    if in_pieces or others is not None:
+        # Of all rows, because each piece knows only its own.
+        analysis, nfev = Answers(objective, box, plan.settings, plan.compact), fits.nfev + calls
+        fits = dataclasses.replace(fits, nfev=nfev, starts=others, _analysis=analysis)
+    return fits, objective, box, plan
 
 
 def _best_of(

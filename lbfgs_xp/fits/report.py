@@ -39,7 +39,9 @@ def report(
     m, p = found.jac.shape[-2:]
     data = m - loss.priors
     weighted, jacobian, negative = found.fun, found.jac, None
-    at = layout.xp.reshape(layout.to_vector(found.x, "x"), (-1, p))
+    at: Any = None
+    if likelihood is not None or isinstance(layout, FreeLayout):
+        at = layout.xp.reshape(layout.to_vector(found.x, "x"), (-1, p))
     backend: Backend = layout.backend
     absolute = absolute_sigma or (likelihood is not None and likelihood.name != "gaussian")
     if likelihood is None:
