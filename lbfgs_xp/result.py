@@ -343,8 +343,8 @@ def joined(results: list[Result]) -> Result:
     return dataclasses.replace(results[-1], phases=tuple(own))
 
 
-# How many numbers are shown, of nested arrays together. If there are more, arrays are shown by their
-# shape, and only single numbers as they are.
+# How many numbers are shown, of nested arrays together. If there are more, arrays are shown by
+# their shape, and only single numbers as they are.
 _SHOWN = 100
 # Fields with the structure of x: even for a batch they do not hold one number per row, whatever
 # their shape.

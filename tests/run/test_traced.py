@@ -24,8 +24,8 @@ CASES = {
     "large": (100.0, 0.0, 0.0, 1e6),
     "round": (1.0, 0.0, 0.0, 0.0),
 }
-# From this version on, both programs round alike. Otherwise only short runs have the same counts and
-# end for the same reason, because long ones magnify rounding; all end at the minimum.
+# From this version on, both programs round alike. Otherwise only short runs have the same counts
+# and end for the same reason, because long ones magnify rounding; all end at the minimum.
 ROUNDS_ALIKE = jax.__version_info__ >= (0, 10, 2)
 
 
