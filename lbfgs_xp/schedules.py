@@ -28,17 +28,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Self
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 from lbfgs_xp.checks import (
-    OwnSignature,
     Settings,
     count,
     flag,
     integer,
     number,
     real,
-    refuse_foreign_settings,
 )
 from lbfgs_xp.drawing import axes
 
@@ -96,6 +94,38 @@ def as_schedule(value: Any, name: str = "learning_rate") -> Schedule:
     )
 
 
+# Settings of torch and optax -> those here with that meaning, the first that the schedule has.
+_FOREIGN = {
+    "lr": ("learning_rate", "initial"),
+    **dict.fromkeys(("max_lr", "peak_value", "peak_lr"), ("learning_rate",)),
+    "init_value": ("initial", "learning_rate"),
+    **dict.fromkeys(("end_value", "final_lr"), ("final",)),
+    **dict.fromkeys(("eta_min", "min_lr"), ("final", "minimum")),
+    "base_lr": ("minimum", "learning_rate"),
+    "alpha": ("final, which is a rate and not a factor",),
+    **dict.fromkeys(
+        ("start_factor", "div_factor"), ("initial, which is a rate and not a factor",)
+    ),
+    **dict.fromkeys(
+        ("end_factor", "final_div_factor"), ("final, which is a rate and not a factor",)
+    ),
+    **dict.fromkeys(("T_max", "total_iters", "total_steps"), ("steps",)),
+    **dict.fromkeys(("transition_steps", "step_size"), ("steps", "every")),
+    **dict.fromkeys(("decay_steps",), ("steps",)),
+    **dict.fromkeys(("T_0", "step_size_up"), ("period", "up_steps")),
+    "step_size_down": ("down_steps",),
+    "T_mult": ("growth",),
+    **dict.fromkeys(("gamma", "decay_rate"), ("factor",)),
+    **dict.fromkeys(("milestones", "boundaries_and_scales"), ("boundaries",)),
+    "scales": ("factors",),
+    "transition_begin": ("delay",),
+    "exponent": ("power",),
+    "pct_start": ("warmup_fraction",),
+    **dict.fromkeys(("anneal_strategy", "interpolate_type"), ("shape",)),
+    "schedulers": ("schedules",),
+}
+
+
 @dataclass(frozen=True, eq=False)
 class Schedule(Settings):
     """The base of all schedules, with calls, plots and checks of the settings.
@@ -114,15 +144,8 @@ class Schedule(Settings):
     0.02
     """
 
+    foreign = _FOREIGN
     shapes: ClassVar[tuple[str, ...]] = ()
-    __signature__ = OwnSignature()
-
-    if not TYPE_CHECKING:
-
-        def __new__(cls, *args: Any, **settings: Any) -> Self:
-            refuse_foreign_settings(cls, settings, _FOREIGN)
-            return super().__new__(cls)
-
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
@@ -993,38 +1016,6 @@ def _one_factor_each(schedule: PiecewiseConstant | PiecewiseInterpolate) -> None
             f"factors is {schedule.factors!r}; wanted one factor for each of the boundaries "
             f"{schedule.boundaries!r}"
         )
-
-
-# Settings of torch and optax -> those here with that meaning, the first that the schedule has.
-_FOREIGN = {
-    "lr": ("learning_rate", "initial"),
-    **dict.fromkeys(("max_lr", "peak_value", "peak_lr"), ("learning_rate",)),
-    "init_value": ("initial", "learning_rate"),
-    **dict.fromkeys(("end_value", "final_lr"), ("final",)),
-    **dict.fromkeys(("eta_min", "min_lr"), ("final", "minimum")),
-    "base_lr": ("minimum", "learning_rate"),
-    "alpha": ("final, which is a rate and not a factor",),
-    **dict.fromkeys(
-        ("start_factor", "div_factor"), ("initial, which is a rate and not a factor",)
-    ),
-    **dict.fromkeys(
-        ("end_factor", "final_div_factor"), ("final, which is a rate and not a factor",)
-    ),
-    **dict.fromkeys(("T_max", "total_iters", "total_steps"), ("steps",)),
-    **dict.fromkeys(("transition_steps", "step_size"), ("steps", "every")),
-    **dict.fromkeys(("decay_steps",), ("steps",)),
-    **dict.fromkeys(("T_0", "step_size_up"), ("period", "up_steps")),
-    "step_size_down": ("down_steps",),
-    "T_mult": ("growth",),
-    **dict.fromkeys(("gamma", "decay_rate"), ("factor",)),
-    **dict.fromkeys(("milestones", "boundaries_and_scales"), ("boundaries",)),
-    "scales": ("factors",),
-    "transition_begin": ("delay",),
-    "exponent": ("power",),
-    "pct_start": ("warmup_fraction",),
-    **dict.fromkeys(("anneal_strategy", "interpolate_type"), ("shape",)),
-    "schedulers": ("schedules",),
-}
 
 
 def _checked_shape(schedule: Schedule, value: Any) -> None:

@@ -11,9 +11,10 @@ import numpy as np
 
 from lbfgs_xp.arrays.backend import Array, Backend
 from lbfgs_xp.arrays.space import Space
-from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp.arrays.tree import Layout, Partial
 from lbfgs_xp.fits.covariance import deviations, inverse_of_squares
 from lbfgs_xp.fits.jacobian import Products
+from lbfgs_xp.fits.names import listed_order
 from lbfgs_xp.result import Status, table
 
 
@@ -45,8 +46,9 @@ class LeastSquaresResult:
     fun : array (m,)
         The residuals at x.
     jac : array (m, p)
-        Their Jacobian, with columns in the order of the leaves of x0. With solver="dual" or "cg":
-        an operator of this `shape` with `matvec(v)` and `rmatvec(u)`.
+        Their Jacobian, with columns in the order of the leaves of x0, those of a dict by sorted
+        keys. With solver="dual" or "cg": an operator of this `shape` with `matvec(v)` and
+        `rmatvec(u)`.
     optimality : float
         max |J_j . r| / (|J_j| |r|) over the columns J_j of the Jacobian, without those of
         parameters held at a bound: the cosine of the smallest angle between a column and the
@@ -88,22 +90,32 @@ class LeastSquaresResult:
 
     @functools.cached_property
     def covariance(self) -> Any:
-        """The covariance (p, p) of the numbers of x, in the order of its leaves, as `lx.curve_fit`
-        estimates it: s^2 (J^T J)^-1 with s^2 = 2 cost / (m - p); for a batch (B, p, p). Residuals
-        whose weight is 0 do not count in m.
+        """The covariance (p, p) of the numbers of x, in the order in which x lists them, as
+        `lx.curve_fit` estimates it: s^2 (J^T J)^-1 with s^2 = 2 cost / (m - p); for a batch
+        (B, p, p). Residuals whose weight is 0 do not count in m.
 
         It holds for the linear loss and parameters away from their bounds. If the residuals do not
         determine all parameters, it covers only the directions that they do determine; it is
         infinite if m <= p.
         """
-        return self._errors[0]
+        covariance, backend = self._errors[0], Backend.of(self.jac, traced=True)
+        order = listed_order(Layout(self.x, self.jac.ndim == 3, traced=True))
+        if (order == np.arange(order.size)).all():
+            return covariance
+        places, take = backend.index_array(order), backend.xp.take
+        return take(take(covariance, places, axis=-1), places, axis=-2)
 
     @functools.cached_property
     def stderr(self) -> Any:
         """The standard deviations of the parameters, like x: the square roots of the diagonal of
-        `covariance`; infinite for parameters that the residuals do not determine."""
-        errors, batched = self._errors[1], self.jac.ndim == 3
-        return Layout(self.x, batched, traced=True).to_tree(errors)
+        `covariance`; infinite for parameters that the residuals do not determine, and 0 for
+        tensors that are frozen."""
+        layout = Layout(self.x, self.jac.ndim == 3, traced=True)
+        if isinstance(layout.structure, Partial):
+            zero = layout.xp.zeros_like
+            frozen = {i: zero(leaf) for i, leaf in layout.structure.frozen.items()}
+            layout.structure = Partial(layout.structure.whole, frozen)
+        return layout.to_tree(self._errors[1])
 
     @functools.cached_property
     def _errors(self) -> tuple[Array, Array]:
