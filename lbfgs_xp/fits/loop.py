@@ -445,10 +445,10 @@ class Fit:
         space, here, state = self.space, self.here, self.state
         if not self.plan.compact or space.backend.compiles:
             return self.columns()
-        rows = np.flatnonzero(self._of_rows(mask))
+        rows = np.flatnonzero(self.of_rows(mask))
         part, known = here.take(rows), here.differences.per_row
         part.differences.per_row = space.take(known, rows)
-        columns = self._ask(part.columns, *space.take((state.x, state.residuals), rows))
+        columns = self.ask(part.columns, *space.take((state.x, state.residuals), rows))
         columns, here.differences.per_row = space.put(
             rows, (columns, part.differences.per_row), (state.columns, known)
         )

@@ -32,8 +32,8 @@ _LOWER_BY, _ROUNDED = 1e-2, 1e3
 _ROUNDS, _FARTHER, _FARTHEST, _NEAR = 60, 4.0, 1e4, 2e-5
 # A number that says nothing of the unit of a parameter.
 _NOTHING = 1e-150
-# How far fits with a parameter held may be from their minimum, in standard errors; what is then
-# left of chi2 is the square of this.
+# How far fits with a parameter held may be from their minimum, in standard errors; chi2 is then
+# above it by the square of this.
 _CLOSE = 1e-4
 # How many standard errors a profile shows on both sides.
 _REACH = 3.0

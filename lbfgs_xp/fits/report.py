@@ -13,6 +13,7 @@ from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.fits.answers import Answers
 from lbfgs_xp.fits.complex_data import joined
 from lbfgs_xp.fits.covariance import deviations, difference_of_squares, inverse_of_squares
+from lbfgs_xp.fits.curve_result import BatchCurveFit, CurveFit
 from lbfgs_xp.fits.data import are_correlated, in_units_of_data, in_units_of_sigma
 from lbfgs_xp.fits.likelihoods import Likelihood
 from lbfgs_xp.fits.loop import MESSAGES
@@ -20,11 +21,7 @@ from lbfgs_xp.fits.losses import ResidualLoss
 from lbfgs_xp.fits.names import listed_order
 from lbfgs_xp.fits.parameters import FreeLayout
 from lbfgs_xp.fits.residuals import Residuals
-from lbfgs_xp.fits.result import (
-    BatchCurveFit,
-    CurveFit,
-    LeastSquaresResult,
-)
+from lbfgs_xp.fits.result import LeastSquaresResult
 from lbfgs_xp.fits.settings import FitSettings
 from lbfgs_xp.result import Status
 
