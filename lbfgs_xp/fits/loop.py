@@ -439,6 +439,21 @@ class Fit:
         """The same at other iterates."""
         return self.ask(self.here.columns, x, residuals)
 
+    def columns_of(self, mask: Array) -> Array:
+        """`columns` of the problems in the mask, and those of the state for the others: a batch has
+        one doubtful problem among a thousand."""
+        space, here, state = self.space, self.here, self.state
+        if not self.plan.compact or space.backend.compiles:
+            return self.columns()
+        rows = np.flatnonzero(self.of_rows(mask))
+        part, known = here.take(rows), here.differences.per_row
+        part.differences.per_row = space.take(known, rows)
+        columns = self.ask(part.columns, *space.take((state.x, state.residuals), rows))
+        columns, here.differences.per_row = space.put(
+            rows, (columns, part.differences.per_row), (state.columns, known)
+        )
+        return columns
+
     @property
     def transfers(self) -> list[tuple[Array, Array]]:
         """The last arrays that are known on the host and on the device, to be saved."""
