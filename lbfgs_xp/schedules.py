@@ -259,7 +259,9 @@ class Function(Schedule):
 
 @dataclass(frozen=True)
 class Exponential(Schedule):
-    """learning_rate factor^((step - delay) / every), bounded by `final`.
+    """A rate that is multiplied by `factor` in every `every` steps, gradually or in jumps.
+
+        learning_rate factor^((step - delay) / every)
 
     staircase : whether the exponent is rounded down, so that the rate changes in jumps.
     final : a lower bound of the rate if factor < 1, otherwise an upper one; None for no bound.
@@ -295,7 +297,9 @@ class Exponential(Schedule):
 
 @dataclass(frozen=True)
 class Factor(Schedule):
-    """max(minimum, learning_rate factor^(step // every)): decay by a factor, down to a floor.
+    """A rate that is multiplied by `factor` after every `every` steps, down to a floor.
+
+        max(minimum, learning_rate factor^floor(step / every))
 
     >>> schedule = Factor(0.1, 0.5, every=10, minimum=0.03)
     >>> schedule(9), schedule(10), schedule(1000)
@@ -318,7 +322,9 @@ class Factor(Schedule):
 
 @dataclass(frozen=True)
 class StepDecay(Schedule):
-    """learning_rate factor^(step // every).
+    """A rate that is multiplied by `factor` after every `every` steps.
+
+        learning_rate factor^floor(step / every)
 
     Equivalent to `torch.optim.lr_scheduler.StepLR(step_size=every, gamma=factor)`.
 
@@ -340,7 +346,11 @@ class StepDecay(Schedule):
 
 @dataclass(frozen=True)
 class MultiStep(Schedule):
-    """learning_rate factor^k, where k is the number of boundaries at or before the step.
+    """A rate that is multiplied by `factor` at each boundary.
+
+        learning_rate factor^k
+
+    where k is the number of boundaries at or before the step.
 
     Equivalent to `torch.optim.lr_scheduler.MultiStepLR(milestones=boundaries, gamma=factor)`.
 
@@ -433,7 +443,9 @@ class PiecewiseInterpolate(Schedule):
 
 @dataclass(frozen=True)
 class InverseSquareRoot(Schedule):
-    """learning_rate min(t / warmup_steps, sqrt(warmup_steps / t)) with t = step + 1.
+    """A linear warmup, after which the rate falls like an inverse square root.
+
+        learning_rate min(t / warmup_steps, sqrt(warmup_steps / t)),  t = step + 1
 
     The rate rises to `learning_rate` at t = warmup_steps and then falls. With learning_rate =
     1 / sqrt(d_model warmup_steps), this is the schedule of Vaswani et al. (2017), *Attention is all
@@ -492,7 +504,9 @@ class Linear(Schedule):
 
 @dataclass(frozen=True)
 class Polynomial(Schedule):
-    """final + (learning_rate - final) (1 - t / steps)^power with t = step - delay.
+    """From `learning_rate` to `final` along a power of the remaining share of the steps.
+
+        final + (learning_rate - final) (1 - t / steps)^power,  t = step - delay
 
     Equivalent to `torch.optim.lr_scheduler.PolynomialLR(total_iters=steps)`, and to
     `optax.polynomial_schedule`, whose names are init_value, end_value, transition_steps and
@@ -522,8 +536,10 @@ class Polynomial(Schedule):
 class Cosine(Schedule):
     """Half a cosine wave from `learning_rate` down to `final`, optionally after a linear warmup.
 
-    final + (learning_rate - final) ((1 + cos(pi s)) / 2)^power, where s goes from 0 to 1 over the
-    steps after the warmup. Loshchilov & Hutter (2017), *SGDR*, eq. 5.
+        final + (learning_rate - final) ((1 + cos(pi s)) / 2)^power
+
+    where s goes from 0 to 1 over the steps after the warmup. Loshchilov & Hutter (2017), *SGDR*,
+    eq. 5.
 
     steps : the total length, including the warmup.
     initial : the rate at step 0 of a warmup.

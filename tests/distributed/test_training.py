@@ -495,3 +495,31 @@ def test_sigterm_in_one_process_ends_all(
         engine, SHARDS["even"], loss_fn=at_call(0, lambda: None), reduction="mean"
     ), sharded=False)
     assert_same(together(2, work, sharded=False), wanted)
+
+
+class Struck(lx.distributed.Engine):
+    """A single process that receives Ctrl-C within a message."""
+
+    rank, size = 0, 1
+
+    def __init__(self, number: int):
+        self.number, self.said = number, []
+
+    def sum(self, array: Any) -> Any:
+        self.said.append(float(array[1]))
+        if len(self.said) == self.number:
+            signal.raise_signal(signal.SIGINT)
+        return array
+
+    def gather(self, item: Any) -> list[Any]:
+        return [item]
+
+
+@pytest.mark.parametrize("number", [4, 30])
+def test_ctrl_c_within_a_message(number: int) -> None:
+    """It waits for the next evaluation, where the others hear of it."""
+    engine = Struck(number)
+    res, x = train(engine, SHARDS["one"])
+    assert res.status is lx.Status.INTERRUPTED
+    assert engine.said == [*[0.0] * number, 1.0]
+    assert x.isfinite().all()
