@@ -98,7 +98,7 @@ def _are_lowest(fit: Fit, rows: np.ndarray, way: Array) -> np.ndarray:
 
     def changes(far: float) -> tuple[Any, Any, Any, Any]:
         """By how much the cost rises to both sides, and which residuals differ visibly."""
-        found = []
+        found: list[Any] = []
         for step in (far * way, -far * way):
             there = fit.ask(objective, lm.within(space, known.x + step, fit.box))
             found += map(fit.of_rows, fit.steps.change(known.residuals, there))
