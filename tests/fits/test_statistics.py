@@ -29,6 +29,7 @@ def fit(backend: Backend, batched: bool, **settings: Any) -> lx.CurveFit:
     )
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("absolute", [False, True])
 def test_statistics(backend: Backend, batched: bool, absolute: bool) -> None:
