@@ -304,3 +304,24 @@ def test_a_narrow_peak_below_the_noise_of_the_data_is_no_noise_of_the_model(
     res = lx.curve_fit(peak, x, y, start, jac=jac)
     assert res.chi2 == pytest.approx(wanted.chi2, rel=1e-9)
     np.testing.assert_allclose(res.stderr, wanted.stderr, rtol=1e-2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+def test_a_parameter_that_only_moves_the_noise_is_named(seed: int, jac: Any) -> None:
+    rng, t = np.random.default_rng(seed), np.linspace(0.0, 3.0, 40)
+    y = 2.0 * np.exp(-1.3 * t) + 0.5 + 0.03 * rng.normal(size=40)
+    size, waves = 10.0 ** rng.uniform(-8.0, -4.0), 1e7 * rng.normal(size=(40, 4))
+
+    def noisy(x: Any, a: Any, k: Any, b: Any, dead: Any) -> Any:
+        return a * np.exp(-k * x) + b + size * np.sin(waves @ np.asarray([a, k, b, dead]))
+
+    def clean(x: Any, a: Any, k: Any, b: Any) -> Any:
+        return a * np.exp(-k * x) + b
+
+    fit = lx.curve_fit(noisy, t, y, [1.0, 1.0, 0.0, 7.0], jac=jac)
+    want = lx.curve_fit(clean, t, y, [1.0, 1.0, 0.0], jac=jac)
+    assert fit.success
+    assert fit.message.endswith("do not respond to dead")
+    np.testing.assert_allclose(fit.stderr[:3], want.stderr, rtol=0.02)
+    assert np.isinf(fit.stderr[3])
