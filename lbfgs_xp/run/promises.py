@@ -114,7 +114,7 @@ class Promises:
         descent = units.descent(space, inner, unit)
         p = run.standing.progress
 
-        def step(going: Any, descent: Descent, cut: Any) -> tuple[Any, Descent, Any]:
+        def step(_: int, going: Any, descent: Descent, cut: Any) -> tuple[Any, Descent, Any]:
             going = self.visits.affords(1, going & (descent.decrease <= level))
             if not space.any(going):
                 return going, descent, cut
@@ -183,7 +183,7 @@ class Promises:
         space, fn = run.space, run.space.scalars
         nothing = fn.full(0.0, state.value)
 
-        def step(wanted: Any, share: Any, _: Any) -> tuple[Any, Any, Any]:
+        def step(_: int, wanted: Any, share: Any, __: Any) -> tuple[Any, Any, Any]:
             wanted = self.visits.affords(1, wanted)
             if not space.any(wanted):
                 return wanted, share, nothing
