@@ -124,14 +124,16 @@ class JaxBackend(Backend):
             return JaxBackend.call_on_host(function, like, index)
         table = np.asarray(rows, dtype=jax.dtypes.result_type(float))
 
-        def computed(_: Any) -> tuple[Array, Array]:
+        def computed(carry: tuple[Array, Array]) -> tuple[Array, Array]:
             found = jax.tree.leaves(JaxBackend.call_on_host(function, like, index))
-            return jax.numpy.asarray(False), jax.numpy.stack(found).astype(table.dtype)
+            new = jax.numpy.asarray(False), jax.numpy.stack(found).astype(table.dtype)
+            return jax.tree.map(_like, new, carry)
 
         known = jax.lax.dynamic_index_in_dim(jax.numpy.asarray(table), index, keepdims=False)
         # A loop, because `vmap` turns a branch into the computation of both sides.
         beyond = jax.numpy.asarray(index >= len(rows))
-        _, found = jax.lax.while_loop(lambda carry: carry[0], computed, (beyond, known))
+        start = _varying((beyond, known))
+        _, found = jax.lax.while_loop(lambda carry: carry[0], computed, start)
         return jax.tree.unflatten(structure, [found[i] for i in range(len(numbers))])
 
     # --- devices -------------------------------------------------------------------------------
@@ -429,7 +431,7 @@ def _axes_of(tree: Any) -> frozenset:
         # Its name depends on the version of JAX.
         kind = jax.typeof(leaf)
         found = getattr(kind, "vma", None)
-        axes |= found or getattr(getattr(kind, "manual_axis_type", None), "varying", frozenset())
+        axes.update(found or getattr(getattr(kind, "manual_axis_type", None), "varying", ()))
     return frozenset(axes)
 
 

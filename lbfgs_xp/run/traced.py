@@ -211,12 +211,12 @@ class TracedRun(Run):
 
         self.loop(goes_on, advance_and_look, ())
 
-    def _advance_inside(self) -> None:
+    def _advance_inside(self) -> bool:
         # A single problem runs inside its loop, so that masks of running ones are constants.
         p = self.standing.progress
         if p.status.size == 1:
             self.note(p._replace(status=self.space.scalars.full(_RUNNING, p.status)))
-        self.advance()
+        return self.advance()
 
     def _inside(self, rows: Any) -> Any:
         """The rows for which a loop takes a step: a single one always takes it."""
