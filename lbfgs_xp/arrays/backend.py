@@ -632,6 +632,17 @@ class Backend(Keyed):
         return function(mask)
 
     @staticmethod
+    def alike(*arrays: Any) -> tuple:
+        """The arrays with types that a loop can carry together."""
+        return arrays
+
+    @staticmethod
+    def shared_axes(function: Callable, arguments: tuple, varying: Any) -> list[str]:
+        """The axes of a mesh over which a function communicates although `varying` differs there,
+        so that some processes may have ended while others wait for them."""
+        return []
+
+    @staticmethod
     def either(condition: Array, first: Callable, second: Callable) -> Any:
         """`first()` if the condition, a 0-d array, holds, else `second()`; also inside a function
         that is being compiled. Both have the same shapes and dtypes."""
