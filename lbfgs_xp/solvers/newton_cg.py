@@ -157,8 +157,8 @@ class NewtonCG(Descent):
             )
         if old is not None and old.age + 1 < self.nystrom_every:
             return old._replace(age=old.age + 1)
-        count = 0 if old is None else old.count + 1
-        return drawn(space, product, self.nystrom_rank, x.shape[-1], self.seed, count)
+        number = 0 if old is None else old.number + 1
+        return drawn(space, product, self.nystrom_rank, x.shape[-1], self.seed, number)
 
     def _solved(
         self, space: Space, product: Callable[[Array], Array], x: Array, gradient: Array,

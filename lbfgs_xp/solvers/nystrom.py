@@ -22,12 +22,12 @@ class Sketch(NamedTuple):
 
     rows : W, (k, n).
     age : for how many steps it has been used.
-    count : how many have been drawn before it.
+    number : how many have been drawn before it.
     """
 
     rows: Array
     age: int = 0
-    count: int = 0
+    number: int = 0
 
     def solve(self, space: Space, vector: Array) -> Array:
         """P^-1 vector, for (n,)."""
@@ -35,20 +35,20 @@ class Sketch(NamedTuple):
 
 
 def drawn(
-    space: Space, product: Callable[[Array], Array], rank: int, n: int, seed: int, count: int
+    space: Space, product: Callable[[Array], Array], rank: int, n: int, seed: int, number: int
 ) -> Sketch:
     """A sketch from `rank` products with H, n by n (from n if rank is larger).
 
-    The random numbers depend on seed, count, rank and n alone, not on the library. A shift makes
+    The random numbers depend on seed, number, rank and n alone, not on the library. A shift makes
     the sketched matrix positive definite: by rounding (as in the paper, whose H is positive
     semidefinite), and by twice the most negative curvature that the random vectors meet.
     """
     backend = space.backend
-    random = np.random.default_rng([seed, count]).standard_normal((min(rank, n), n))
+    random = np.random.default_rng([seed, number]).standard_normal((min(rank, n), n))
     test = _orthonormal(space, backend.from_host(random))
     image = backend.xp.stack([product(test[i, :]) for i in range(test.shape[0])])
     core = _on_host(space, space.matmul(test, backend.xp.matrix_transpose(image)))
-    nothing = Sketch(0.0 * test, 0, count)
+    nothing = Sketch(0.0 * test, 0, number)
     if not np.isfinite(core).all():
         return nothing
     curvatures = np.linalg.eigvalsh(0.5 * (core + core.T))
@@ -67,7 +67,7 @@ def drawn(
     # As orthonormal as rounding allows: I - W'W is then positive definite.
     units = _orthonormal(space, _combined(space, np.eye(len(kept))[kept], rows))
     weights = np.sqrt(1.0 - values[kept].min() / values[kept])
-    return Sketch(_combined(space, np.diag(weights), units), 0, count)
+    return Sketch(_combined(space, np.diag(weights), units), 0, number)
 
 
 def _eigenrows(space: Space, factor: np.ndarray, image: Array) -> tuple[np.ndarray, Array]:

@@ -43,6 +43,7 @@ class TrainState(NamedTuple):
     average : the leaves of the averaged parameters; None without `average_decay`.
     best : the epoch with the lowest validation so far; None before there is one.
     aux : with `has_aux`, what the loss returned with the last batch, else None.
+    together : how many batches an update takes, if their number grows; 0 before the first epoch.
     """
 
     epoch: int
@@ -54,6 +55,7 @@ class TrainState(NamedTuple):
     average: Any = None
     best: BestEpoch | None = None
     aux: Any = None
+    together: int = 0
 
 
 class SeenBatch(NamedTuple):
@@ -65,10 +67,10 @@ class SeenBatch(NamedTuple):
     metrics : the numbers in aux that belong to the loss; None without `has_aux`.
     """
 
-    loss: float
+    loss: Any
     rows: int
-    rate: float
-    metrics: tuple[float, ...] | None = None
+    rate: Any
+    metrics: tuple[Any, ...] | None = None
 
 
 class BestEpoch(NamedTuple):

@@ -12,7 +12,7 @@ import numpy as np
 
 from lbfgs_xp.arrays import returned
 from lbfgs_xp.arrays.backend import Array, Backend, copy_of
-from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.arrays.space import FixedOrderSpace, Space
 from lbfgs_xp.arrays.tree import Partial, flatten_like, unflatten
 from lbfgs_xp.checks import real
 from lbfgs_xp.first_order import FirstOrder, update
@@ -22,6 +22,8 @@ from lbfgs_xp.run import metrics
 from lbfgs_xp.run.compiled import Chunk
 from lbfgs_xp.saving.placing import as_own
 from lbfgs_xp.solvers.contract import completed
+from lbfgs_xp.training.batches import Accumulated
+from lbfgs_xp.training.growth import batches_together
 from lbfgs_xp.training.loss import Loss
 from lbfgs_xp.training.result import (
     BegunBatch,
@@ -85,18 +87,20 @@ class TrainingRun:
     def __init__(
         self, method: Any, loss: Loss, backends: list[Backend], updates_per_batch: int,
         reproducible: bool, deadline: float, epoch: int, average_decay: float | None,
-        validate: Callable[[Any], Any] | None, updates: Updates | None,
+        validate: Callable[[Any], Any] | None, updates: Updates | None, growth: float | None,
     ):
         self.method = method
         self.loss = loss
         self.structure = loss.structure
         self.backend = backends[0]
         self.spaces = tuple(Space(backend) for backend in backends)
+        self._sums = tuple(map(FixedOrderSpace, backends)) if reproducible else self.spaces
         self.updates_per_batch = updates_per_batch
         self.reproducible = reproducible
         self.deadline = deadline
         self.average_decay, self.validate = average_decay, validate
         self._at_once, self._chunk = updates, Chunk(math.inf)
+        self.growth = growth
         # Whether a call may run several epochs.
         self._spans = True
         self._advance = self._update if has_updates(method) else self._iterate
@@ -111,7 +115,7 @@ class TrainingRun:
 
     def stand(self, leaves: list[Array], state: TrainState) -> None:
         """Start from the position of `state`, to which the run can return."""
-        epoch, updates, seen, told, memory, begun, average, best, aux = state
+        epoch, updates, seen, told, memory, begun, average, best, aux, together = state
         noted, at = list(seen), (leaves, state)
         if aux is not None:
             self._numbers(aux)    # later ones must be like it
@@ -120,11 +124,11 @@ class TrainingRun:
         # cost, and a state may serve several runs.
         (
             self.leaves, self._kept, self.epoch, self.updates, self.seen, self._told, self._memory,
-            self._begun, self.average, self.best, self.aux, self._noted, self._overwrites,
-            self._torn, self._kept_batches,
+            self._begun, self.average, self.best, self.aux, self.together, self._noted,
+            self._overwrites, self._torn, self._kept_batches,
         ) = (
-            leaves, at, epoch, updates, noted, told, memory, begun, average, best, aux, len(seen),
-            False, False, self._batches,
+            leaves, at, epoch, updates, noted, told, memory, begun, average, best, aux, together,
+            len(seen), False, False, self._batches,
         )
 
     # --- saving ----------------------------------------------------------------------------------
@@ -135,6 +139,7 @@ class TrainingRun:
         state = TrainState(
             self.epoch, self.updates, (), self._told, self._memory,
             None if begun.loss is None else begun, self.average, self.best, self.aux,
+            self.together,
         )
         return Position(
             self.leaves, state, self.seen, *self._kept, self.history, self._batches, self._noted,
@@ -178,6 +183,8 @@ class TrainingRun:
         begin = time.perf_counter()
         if self._at_once is not None and not self._at_once.serves(self.leaves):
             self._at_once = None
+        if self.growth is not None:
+            self._grow(batches)
         if self._at_once is None:
             epochs = self._batch_by_batch(batches, visit)
         else:
@@ -198,7 +205,7 @@ class TrainingRun:
             return
         each = len(self.seen) // epochs
         parts = [_finite(self.seen[k * each : (k + 1) * each]) for k in range(epochs)]
-        means = [_mean(part, lambda seen: seen.loss) for part in parts]
+        means = [_mean(part, [seen.loss for seen in part]) for part in parts]
         number = self.epoch - self.first_epoch
         self.history["epoch_loss"][number:] = means
         self.history["seconds"][number:] = epochs * [(time.perf_counter() - begin) / epochs]
@@ -209,9 +216,20 @@ class TrainingRun:
             self.leaves,
             TrainState(
                 self.epoch + epochs, self.updates, (), means[-1], self._memory, None, self.average,
-                best, self.aux,
+                best, self.aux, self.together,
             ),
         )
+
+    def _grow(self, batches: Accumulated) -> None:
+        """Choose how many batches an update takes, at the start of an epoch; see `growth`."""
+        assert self.growth is not None
+        arrays: Any = batches.batches
+        together = self.together or batches.count
+        if not self.seen and self._begun_here().loss is None:
+            together = batches_together(
+                self.loss, self._sums, self.leaves, arrays, self.epoch, together, self.growth
+            )
+        self.together = batches.count = together
 
     def _batch_by_batch(self, batches: Any, visit: Callable[[], None]) -> int:
         """Run one epoch; return 1, the number of epochs."""
@@ -518,6 +536,7 @@ class TrainingRun:
         state = TrainState(
             self.epoch, self.updates, tuple(self.seen), self._told, self._memory, begun,
             self.average, self.best, metrics.read(self.aux),
+            self.together,
         )
         best = self.best
         epochs = self.epoch - self.first_epoch
@@ -574,11 +593,11 @@ def _finite(seen: Sequence[SeenBatch]) -> list[SeenBatch]:
     return list(filter(_is_finite, seen))
 
 
-def _mean(seen: Sequence[SeenBatch], number: Callable[[SeenBatch], float]) -> float:
-    """The mean of a number of each batch over all rows."""
-    return metrics.mean(list(map(number, seen)), [each.rows for each in seen])
+def _mean(seen: Sequence[SeenBatch], numbers: Sequence[float]) -> float:
+    """The mean over all rows of numbers that the batches have."""
+    return metrics.mean(numbers, [each.rows for each in seen])
 
 
 def _mean_metrics(seen: Sequence[SeenBatch]) -> list[float]:
-    count = len(seen[0].metrics or ()) if seen else 0
-    return [_mean(seen, lambda each, i=i: each.metrics[i]) for i in range(count)]
+    table = zip(*(each.metrics or () for each in seen), strict=True)
+    return [_mean(seen, numbers) for numbers in table]

@@ -18,7 +18,7 @@ from lbfgs_xp.run.methods import method_named
 from lbfgs_xp.run.progress import Live
 from lbfgs_xp.saving.checkpoint import Checkpoint, Keeper, Terminated, keeping
 from lbfgs_xp.saving.descriptions import described, kinds_of
-from lbfgs_xp.training.batches import Accumulated, batches_of
+from lbfgs_xp.training.batches import Accumulated, ArrayBatches, batches_of
 from lbfgs_xp.training.loss import Loss
 from lbfgs_xp.training.result import (
     BegunBatch,
@@ -55,6 +55,7 @@ def train(
     seed: int = 0,
     updates_per_batch: int = 1,
     accumulate: int = 1,
+    grow_batches: float | None = None,
     average_decay: float | None = None,
     validate: Callable[[Any], Any] | None = None,
     maxtime: float | None = None,
@@ -112,6 +113,12 @@ def train(
         How many batches an update takes together: the loss is the mean over all their rows, of
         which only one batch at a time passes through the model. An epoch may end with fewer.
         (Each batch counts by its rows, as is right for a loss that is a mean over them.)
+    grow_batches : float
+        Above 0: updates take more batches together, up to twice as many in each epoch, as soon as
+        the standard deviation of the gradient exceeds this multiple of its norm (the norm test;
+        Bollapragada et al. 2018). For this, each epoch begins with the gradients of eight batches,
+        or of as many as an update takes. 1 is a good value; a smaller one grows earlier. Only for
+        arrays as data; `accumulate` is the number to begin with.
     average_decay : float in [0, 1)
         If given, an exponential moving average of the parameters is kept: after each update (for a
         solver, after each batch) a ← average_decay a + (1 - average_decay) x, beginning with the
@@ -181,7 +188,14 @@ def train(
     seed = checks.count("seed", seed, 0)
     batches = batches_of(data, batch_size, shuffle, seed, epochs, backends[0])
     accumulate = checks.count("accumulate", accumulate, 1)
-    together = Accumulated(batches, accumulate) if accumulate > 1 else batches
+    grow_batches = checks.optional(checks.number)("grow_batches", grow_batches, above=0.0)
+    if grow_batches is not None and not isinstance(batches, ArrayBatches):
+        raise ValueError(
+            f"grow_batches is {grow_batches}, but data, a {type(data).__name__}, gives its own "
+            "batches; wanted None, or arrays as data"
+        )
+    grows = grow_batches is not None
+    together = Accumulated(batches, accumulate) if accumulate > 1 or grows else batches
     seconds = checks.optional(checks.seconds)("maxtime", maxtime)
     deadline = time.perf_counter() + (math.inf if seconds is None else seconds)
     callbacks = _callbacks(callback)
@@ -207,7 +221,10 @@ def train(
         average_decay,
         validate,
         updates_of(method, checked_loss, together, updates_per_batch, average_decay),
+        grow_batches,
     )
+    if isinstance(together, Accumulated) and grows:
+        together.count = state.together or accumulate
     together.check([seen.rows for seen in state.seen])
     run.stand([_own(b, x) for b, x in zip(backends, leaves, strict=True)], state)
     with (
@@ -254,6 +271,7 @@ def _described(run: TrainingRun, batches: Any, leaves: list[Any]) -> dict[str, A
         "reproducible": run.reproducible,
         "average_decay": run.average_decay,
         "has_aux": run.loss.has_aux,
+        "grow_batches": run.growth,
         **batches.described(),
     }
 
@@ -347,7 +365,8 @@ def _checked_state(
         )
     if not isinstance(state.begun, BegunBatch | None):
         raise TypeError(f"state.begun is {state.begun!r}; wanted None or a BegunBatch")
-    for each in (*seen, *([] if state.begun is None else [state.begun])):
+    unfinished: list[Any] = [*seen, *([] if state.begun is None else [state.begun])]
+    for each in unfinished:
         if (each.metrics is not None) != has_aux:
             raise ValueError(
                 f"has_aux is {has_aux}, but state is in the middle of an epoch with "
