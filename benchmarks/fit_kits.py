@@ -3,7 +3,8 @@
     pip install lmfit iminuit; python benchmarks/fit_kits.py
 
 A peak over a background of less than one count in each bin (Poisson, one fit and a loop of them), a
-decay with a normal prior, and a sum of two lines with tied widths and distance.
+decay with a normal prior, a sum of two lines with tied widths and distance, and the intervals of
+many decays and of many spectra by profile likelihood, compared with MINOS in a loop.
 """
 
 from __future__ import annotations
@@ -128,6 +129,71 @@ def ties_and_priors() -> None:
           f"{minuit.fval:.6f}; {1e3 * ours:.1f} ms, iminuit {1e3 * other:.1f} ms")
 
 
+def minos_of(minuits: list[Any]) -> tuple[np.ndarray, float]:
+    """The ends (fits, parameters, 2) that MINOS finds, and its processor time for each fit."""
+    begin = time.thread_time()
+    for minuit in minuits:
+        minuit.minos()
+    seconds = (time.thread_time() - begin) / len(minuits)
+    ends = [
+        [[value + error.lower, value + error.upper]
+         for value, error in zip(m.values, m.merrors.values(), strict=True)] for m in minuits
+    ]
+    return np.asarray(ends), seconds
+
+
+def compared(title: str, fit: Any, truth: np.ndarray, minuits: Callable[[], list[Any]]) -> None:
+    """Intervals of a batch beside MINOS: medians of rounds in which both take turns."""
+    ours, theirs = [], []
+    for _ in range(5):
+        begin = time.thread_time()
+        low, high = fit.intervals()
+        ours.append((time.thread_time() - begin) / len(low))
+        ends, seconds = minos_of(minuits())
+        theirs.append(seconds)
+    per, other = np.median(ours), np.median(theirs)
+    mine = np.stack([low, high], axis=-1)[: len(ends)]
+    apart = np.abs(ends - mine) / fit.stderr[: len(ends), :, None]
+    held = np.mean((low < truth) & (truth < high), axis=0)
+    print(f"intervals of {len(low)} {title}: {1e6 * per:.0f} us a fit, MINOS {1e6 * other:.0f}, "
+          f"{other / per:.1f} times")
+    print(f"  apart by at most {apart.max():.1e} standard errors; without an end "
+          f"{int(np.sum(~np.isfinite(low) | ~np.isfinite(high)))}; they hold the truth in "
+          f"{', '.join(f'{share:.1%}' for share in held)}")
+
+
+def intervals(count: int = 10_000) -> None:
+    from iminuit import Minuit
+    from iminuit.cost import LeastSquares
+
+    rng, t = np.random.default_rng(2), np.linspace(0.0, 4.0, 50)
+
+    def decay(t: Any, a: Any, k: Any, c: Any) -> Any:
+        return a * np.exp(-k * t) + c
+
+    truth, start = rng.uniform([1.0, 0.5, 0.0], [3.0, 2.0, 0.5], size=(count, 3)), [2.0, 1.0, 0.2]
+    y = decay(t, *truth.T[..., None]) + 0.05 * rng.normal(size=(count, t.size))
+
+    def of_decays() -> list[Any]:
+        found = [Minuit(LeastSquares(t, row, 0.05, decay), *start) for row in y[:LOOP]]
+        for minuit in found:
+            minuit.tol = 1e-3
+            minuit.migrad()
+        return found
+
+    fit = lx.curve_fit(decay, t, y, start, sigma=0.05, absolute_sigma=True, batched=True)
+    compared("decays, 50 points, 3 parameters", fit, truth, of_decays)
+    truth, start = np.asarray([60.0, 0.3, 0.8, 5.0]), [30.0, 0.0, 1.0, 1.0]
+    counts = rng.poisson(peak(BINS, *truth), size=(count, BINS.size)).astype(float)
+    fit = lx.curve_fit(
+        peak, BINS, counts, start, batched=True, likelihood="poisson", bounds=BOX
+    )
+    compared("spectra, 80 bins, 4 parameters", fit, truth, lambda: [
+        minuit_of(row, start) for row in counts[:LOOP]
+    ])
+
+
 if __name__ == "__main__":
     counts()
     ties_and_priors()
+    intervals()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import enum
+import inspect
 import os
 import re
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from docutils import nodes
+from formulas import block
 from sphinx.addnodes import pending_xref
 
 import lbfgs_xp
@@ -96,28 +99,29 @@ def _plain(line: str) -> str:
 def _docstring(app, what, name, obj, options, lines) -> None:
     """Convert a docstring from plain text to markup.
 
-    Paragraphs of `name : description` become lists. Indented text before the sections, such as a
-    formula, becomes a literal block.
+    Paragraphs of `name : description` become lists. Indented text before the sections becomes a
+    formula.
     """
     out: list[str] = []
-    section, in_list, literal = "", False, False
-    for number, line in enumerate(lines):
+    formula: list[str] = []
+    section, in_list = "", False
+    for number, line in enumerate([*lines, ""]):
         above = lines[number - 1].strip() if number else ""
         if line.startswith("---"):
             section = above
-        indented = line.startswith("    ") and not section
-        literal = literal and (indented or not line.strip())
-        if indented and not above and not in_list and not literal:
-            out += ["::", ""]
-            literal = True
+        starts = line.startswith("    ") and not (section or above or in_list)
+        if starts or (formula and line.strip()):
+            formula.append(line)
+            continue
+        if formula:
+            out += block(formula, {"step", "low", *inspect.signature(obj).parameters})
+            formula = []
         item = None if section else _ITEM.fullmatch(line)
         if line.lstrip().startswith((">>>", "...")):
             if line.startswith(">>>") and not above and section not in ("", "Examples"):
                 section = "Examples"
                 out += [section, "-" * len(section)]
             in_list = False
-            out.append(line)
-        elif literal:
             out.append(line)
         elif item and (in_list or not above):
             out += [] if in_list else [""]

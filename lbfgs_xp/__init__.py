@@ -46,15 +46,10 @@ from lbfgs_xp.first_order import (
     Yogi,
 )
 from lbfgs_xp.fits.curve_fit import curve_fit
+from lbfgs_xp.fits.curve_result import BatchCurveFit, CurveFit
 from lbfgs_xp.fits.intervals import Intervals, IntervalStatus, Profile
 from lbfgs_xp.fits.least_squares import least_squares
-from lbfgs_xp.fits.result import (
-    BatchCurveFit,
-    BatchLeastSquaresResult,
-    CurveFit,
-    FitRecord,
-    LeastSquaresResult,
-)
+from lbfgs_xp.fits.result import BatchLeastSquaresResult, FitRecord, LeastSquaresResult
 from lbfgs_xp.fits.starts import Starts
 from lbfgs_xp.gradient_check import check_gradient
 from lbfgs_xp.line_search import (

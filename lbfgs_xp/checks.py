@@ -11,9 +11,9 @@ import functools
 import inspect
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar
 
 # Arrays with more elements are shown by their shape.
 _SHOWN = 8
@@ -152,8 +152,34 @@ def optional(check: Callable[..., Any]) -> Callable[..., Any]:
     return check_given
 
 
+class OwnSignature:
+    """The signature of `__init__`, which a `__new__` that looks at the settings would hide."""
+
+    def __get__(self, instance: Any, cls: type) -> inspect.Signature:
+        _, *own = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
+        return inspect.Signature(own)
+
+
 class Settings:
-    """A frozen dataclass of settings whose repr shows those that differ from their defaults."""
+    """A frozen dataclass of settings whose repr shows those that differ from their defaults.
+
+    foreign : names of settings in other libraries -> the names here with that meaning, of which
+        the class has some; each may be followed by a comma and an explanation. The error for such a
+        name says what to write instead.
+    """
+
+    foreign: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    __signature__ = OwnSignature()
+
+    if not TYPE_CHECKING:
+
+        def __new__(cls, *args: Any, **settings: Any) -> Self:
+            own = inspect.signature(cls.__init__).parameters
+            for name in settings.keys() & cls.foreign.keys() - own.keys():
+                for ours in cls.foreign[name]:
+                    if ours.split(",")[0] in own:
+                        raise TypeError(f"{name} was passed to {cls.__name__}; wanted {ours}")
+            return super().__new__(cls)
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
@@ -172,29 +198,6 @@ class Settings:
     def _as_given(value: Any) -> Any:
         """A setting as the user would write it."""
         return value
-
-
-class OwnSignature:
-    """The signature of `__init__`, which a `__new__` that looks at the settings would hide."""
-
-    def __get__(self, instance: Any, cls: type) -> inspect.Signature:
-        _, *own = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
-        return inspect.Signature(own)
-
-
-def refuse_foreign_settings(
-    cls: type, given: dict[str, Any], foreign: dict[str, tuple[str, ...]]
-) -> None:
-    """Refuse names of other libraries, with the name here.
-
-    foreign : such a name -> the names here with that meaning, of which the class has some; each may
-        be followed by a comma and an explanation.
-    """
-    for name in given.keys() & foreign.keys():
-        own = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
-        for ours in foreign[name]:
-            if name not in own and ours.split(",")[0] in own:
-                raise TypeError(f"{name} was passed to {cls.__name__}; wanted {ours}")
 
 
 def setting(owner: Any, name: str, check: Callable[..., Any], **limits: Any) -> None:

@@ -148,8 +148,11 @@ def quadratic_penalty(
 ) -> ConstrainedResult:
     """Minimise fun(x) subject to inequality(x) <= 0 and equality(x) = 0, by quadratic penalties.
 
-    Each outer iteration minimises fun + rho/2 (|max(0, inequality)|^2 + |equality|^2) from the last
-    solution, for a growing penalty parameter rho (Nocedal & Wright 2006, Framework 17.1). The
+    Each outer iteration minimises, from the last solution,
+
+        fun + rho/2 (|max(0, inequality)|^2 + |equality|^2)
+
+    for a growing penalty parameter rho (Nocedal & Wright 2006, Framework 17.1). The
     constraints are approached from outside: the solution violates them by about (multiplier / rho),
     and the larger rho, the worse conditioned the problem. `lx.augmented_lagrangian` avoids both.
 

@@ -180,8 +180,9 @@ def rosenbrock(
 ) -> Problem:
     """n/2 separate banana-shaped valleys (the extended Rosenbrock function).
 
-    f(x) = sum_i 100 (x_2i - x_{2i-1}^2)^2 + (1 - x_{2i-1})^2, start (-1.2, 1, -1.2, 1, ...),
-    minimum 0 at (1, ..., 1), the only stationary point.
+        f(x) = sum_i (100 (x_{2i} - x_{2i-1}^2)^2 + (1 - x_{2i-1})^2)
+
+    Start (-1.2, 1, -1.2, 1, ...), minimum 0 at (1, ..., 1), the only stationary point.
     Source: Moré, Garbow, Hillstrom (1981), problem 21. The same bits in every
     library with reproducible=True.
 
@@ -236,8 +237,10 @@ def chained_rosenbrock(
 ) -> Problem:
     """One long curved valley: each variable is tied to the next.
 
-    f(x) = sum_{i<n} 100 (x_{i+1} - x_i^2)^2 + (1 - x_i)^2, start (-1.2, 1, -1.2, 1, ...),
-    minimum 0 at (1, ..., 1); for n >= 4 a second, local minimum lies near (-1, 1, ..., 1).
+        f(x) = sum_{i<n} (100 (x_{i+1} - x_i^2)^2 + (1 - x_i)^2)
+
+    Start (-1.2, 1, -1.2, 1, ...), minimum 0 at (1, ..., 1); for n >= 4 a second, local minimum lies
+    near (-1, 1, ..., 1).
     Source: Toint (1978), in the form of `scipy.optimize.rosen`. With
     reproducible=True, value and gradient have the same bits in every library.
 
@@ -274,10 +277,11 @@ def rastrigin(
 ) -> Problem:
     """A bowl covered with local minima, one near every point of the integer grid.
 
-    f(x) = 10 n + sum_i x_i^2 - 10 cos(2 pi x_i), minimum 0 at the origin. The start,
-    (0.3, -0.3, ...), lies in the basin of the global minimum; `Problem.starts` with a scale of 2
-    reaches many basins. Source: Rastrigin (1974). With reproducible=True, libraries
-    differ only by the rounding of cos.
+        f(x) = 10 n + sum_i (x_i^2 - 10 cos(2 pi x_i))
+
+    Minimum 0 at the origin. The start, (0.3, -0.3, ...), lies in the basin of the global minimum;
+    `Problem.starts` with a scale of 2 reaches many basins. Source: Rastrigin (1974). With
+    reproducible=True, libraries differ only by the rounding of cos.
 
     >>> p = rastrigin(2)
     >>> float(p.fun(p.x_min))
@@ -303,8 +307,9 @@ def beale(
 ) -> Problem:
     """Two variables: a flat valley with steep corners.
 
-    f(x, y) = (1.5 - x (1 - y))^2 + (2.25 - x (1 - y^2))^2 + (2.625 - x (1 - y^3))^2,
-    start (1, 1), minimum 0 at (3, 0.5).
+        f(x, y) = (1.5 - x (1 - y))^2 + (2.25 - x (1 - y^2))^2 + (2.625 - x (1 - y^3))^2
+
+    Start (1, 1), minimum 0 at (3, 0.5).
     Source: Beale (1958); Moré, Garbow, Hillstrom (1981), problem 5. The same bits in every
     library with reproducible=True.
 
@@ -339,8 +344,10 @@ def himmelblau(
 ) -> Problem:
     """Two variables and four minima, all with value 0.
 
-    f(x, y) = (x^2 + y - 11)^2 + (x + y^2 - 7)^2, start (0, 0). `x_min` is (3, 2); the others
-    lie near (-2.805, 3.131), (-3.779, -3.283) and (3.584, -1.848).
+        f(x, y) = (x^2 + y - 11)^2 + (x + y^2 - 7)^2
+
+    Start (0, 0). `x_min` is (3, 2); the others lie near (-2.805, 3.131), (-3.779, -3.283) and
+    (3.584, -1.848).
     Source: Himmelblau (1972). The same bits in every library with reproducible=True.
 
     >>> p = himmelblau()
@@ -379,10 +386,11 @@ def quadratic(
 ) -> Problem:
     """A convex quadratic with given eigenvalues.
 
-    f(x) = 1/2 (x - x_min)^T A (x - x_min), A = H diag(spectrum) H with the reflection
-    H = I - 2 w w^T / (w^T w). A is never formed; a product with it costs O(n). The start is the
-    origin, x_min is (1, -1, 1, ...) and the minimum is 0. The same
-    bits in every library with reproducible=True.
+        f(x) = 1/2 (x - x_min)^T A (x - x_min)
+        A = H diag(spectrum) H,  H = I - 2 w w^T / (w^T w)
+
+    A is never formed; a product with it costs O(n). The start is the origin, x_min is
+    (1, -1, 1, ...) and the minimum is 0. The same bits in every library with reproducible=True.
 
     Parameters
     ----------
@@ -445,10 +453,11 @@ def logistic_regression(
 ) -> Problem:
     """Two classes separated by a linear rule: smooth and strictly convex.
 
-    f(x) = 1/m sum_i log(1 + exp(-b_i a_i^T x)) + l2/2 |x|^2, start 0. The features a_i are
-    normal; the labels b_i = +-1 follow a hidden rule, with 10 % of them flipped. No exponential
-    overflows. The minimum has no closed form, so `minimum` is None. With
-    reproducible=True, libraries differ only by the rounding of exp and log.
+        f(x) = 1/m sum_i log(1 + exp(-b_i a_i^T x)) + l2/2 |x|^2
+
+    Start 0. The features a_i are normal; the labels b_i = +-1 follow a hidden rule, with 10 % of
+    them flipped. No exponential overflows. The minimum has no closed form, so `minimum` is None.
+    With reproducible=True, libraries differ only by the rounding of exp and log.
 
     Parameters
     ----------
@@ -523,11 +532,12 @@ def mlp_regression(
 ) -> Problem:
     """A small neural network fitted to a sine curve: non-convex and badly scaled.
 
-    f(x) = 1/(2m) sum_i (net(t_i; x) - sin(3 t_i))^2 with t_i evenly spaced in [-1, 1]. All
-    weights and biases form one vector x, layer by layer: W_1 (in-by-out, row by row), b_1,
-    W_2, b_2, ... The gradient is hand-written backpropagation. The start is drawn from Glorot's
-    uniform distribution, with small biases; `minimum` is None. With
-    reproducible=True, "softsign" and "relu" give the same bits in every library; with "tanh",
+        f(x) = 1/(2 m) sum_i (net(t_i; x) - sin(3 t_i))^2
+
+    The t_i are evenly spaced in [-1, 1]. All weights and biases form one vector x, layer by layer:
+    W_1 (in-by-out, row by row), b_1, W_2, b_2, ... The gradient is hand-written backpropagation.
+    The start is drawn from Glorot's uniform distribution, with small biases; `minimum` is None.
+    With reproducible=True, "softsign" and "relu" give the same bits in every library; with "tanh",
     libraries differ only by its rounding.
 
     Parameters
@@ -637,8 +647,10 @@ def exponential_decay(
 ) -> Problem:
     """A fit of a decay curve: a small nonlinear least-squares problem from the laboratory.
 
-    f(a, b, c) = 1/2 sum_i (a exp(-b t_i) + c - y_i)^2 with t_i evenly spaced in [0, 4] and
-    y_i computed with (a, b, c) = (2.5, 1.3, 0.5). Start (1, 1, 0). Without noise the minimum is 0
+        f(a, b, c) = 1/2 sum_i (a exp(-b t_i) + c - y_i)^2
+
+    The t_i are evenly spaced in [0, 4], and the y_i are computed with (a, b, c) = (2.5, 1.3, 0.5).
+    Start (1, 1, 0). Without noise the minimum is 0
     at those numbers, up to the rounding of y; with noise `minimum` and `x_min` are None.
     With reproducible=True, libraries differ only by the rounding of exp.
 

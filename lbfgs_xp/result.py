@@ -343,7 +343,8 @@ def joined(results: list[Result]) -> Result:
     return dataclasses.replace(results[-1], phases=tuple(own))
 
 
-# How many numbers are shown, of nested arrays together. Larger arrays are shown by their shape.
+# How many numbers are shown, of nested arrays together. If there are more, arrays are shown by
+# their shape, and only single numbers as they are.
 _SHOWN = 100
 # Fields with the structure of x: even for a batch they do not hold one number per row, whatever
 # their shape.
@@ -360,8 +361,9 @@ def table(result: Any) -> str:
         if not field.repr or unused:
             continue
         if field.name in _LIKE_X:
-            share = _SHOWN // max(1, len(flatten(value)[0]))
-            text = str(map_leaves(functools.partial(_short, most=share), value))
+            total = sum(math.prod(getattr(leaf, "shape", ())) for leaf in flatten(value)[0])
+            most = _SHOWN if total <= _SHOWN else 1
+            text = str(map_leaves(functools.partial(_short, most=most), value))
         elif batched and field.name == "message":
             text = "\n".join(f"{count} x {message}" for message, count in _counts(value))
         elif batched and is_array(value) and field.name != "aux":

@@ -28,17 +28,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Self
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 from lbfgs_xp.checks import (
-    OwnSignature,
     Settings,
     count,
     flag,
     integer,
     number,
     real,
-    refuse_foreign_settings,
 )
 from lbfgs_xp.drawing import axes
 
@@ -96,6 +94,38 @@ def as_schedule(value: Any, name: str = "learning_rate") -> Schedule:
     )
 
 
+# Settings of torch and optax -> those here with that meaning, the first that the schedule has.
+_FOREIGN = {
+    "lr": ("learning_rate", "initial"),
+    **dict.fromkeys(("max_lr", "peak_value", "peak_lr"), ("learning_rate",)),
+    "init_value": ("initial", "learning_rate"),
+    **dict.fromkeys(("end_value", "final_lr"), ("final",)),
+    **dict.fromkeys(("eta_min", "min_lr"), ("final", "minimum")),
+    "base_lr": ("minimum", "learning_rate"),
+    "alpha": ("final, which is a rate and not a factor",),
+    **dict.fromkeys(
+        ("start_factor", "div_factor"), ("initial, which is a rate and not a factor",)
+    ),
+    **dict.fromkeys(
+        ("end_factor", "final_div_factor"), ("final, which is a rate and not a factor",)
+    ),
+    **dict.fromkeys(("T_max", "total_iters", "total_steps"), ("steps",)),
+    **dict.fromkeys(("transition_steps", "step_size"), ("steps", "every")),
+    **dict.fromkeys(("decay_steps",), ("steps",)),
+    **dict.fromkeys(("T_0", "step_size_up"), ("period", "up_steps")),
+    "step_size_down": ("down_steps",),
+    "T_mult": ("growth",),
+    **dict.fromkeys(("gamma", "decay_rate"), ("factor",)),
+    **dict.fromkeys(("milestones", "boundaries_and_scales"), ("boundaries",)),
+    "scales": ("factors",),
+    "transition_begin": ("delay",),
+    "exponent": ("power",),
+    "pct_start": ("warmup_fraction",),
+    **dict.fromkeys(("anneal_strategy", "interpolate_type"), ("shape",)),
+    "schedulers": ("schedules",),
+}
+
+
 @dataclass(frozen=True, eq=False)
 class Schedule(Settings):
     """The base of all schedules, with calls, plots and checks of the settings.
@@ -114,15 +144,8 @@ class Schedule(Settings):
     0.02
     """
 
+    foreign = _FOREIGN
     shapes: ClassVar[tuple[str, ...]] = ()
-    __signature__ = OwnSignature()
-
-    if not TYPE_CHECKING:
-
-        def __new__(cls, *args: Any, **settings: Any) -> Self:
-            refuse_foreign_settings(cls, settings, _FOREIGN)
-            return super().__new__(cls)
-
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
@@ -236,7 +259,9 @@ class Function(Schedule):
 
 @dataclass(frozen=True)
 class Exponential(Schedule):
-    """learning_rate factor^((step - delay) / every), bounded by `final`.
+    """A rate that is multiplied by `factor` in every `every` steps, gradually or in jumps.
+
+        learning_rate factor^((step - delay) / every)
 
     staircase : whether the exponent is rounded down, so that the rate changes in jumps.
     final : a lower bound of the rate if factor < 1, otherwise an upper one; None for no bound.
@@ -272,7 +297,9 @@ class Exponential(Schedule):
 
 @dataclass(frozen=True)
 class Factor(Schedule):
-    """max(minimum, learning_rate factor^(step // every)): decay by a factor, down to a floor.
+    """A rate that is multiplied by `factor` after every `every` steps, down to a floor.
+
+        max(minimum, learning_rate factor^floor(step / every))
 
     >>> schedule = Factor(0.1, 0.5, every=10, minimum=0.03)
     >>> schedule(9), schedule(10), schedule(1000)
@@ -295,7 +322,9 @@ class Factor(Schedule):
 
 @dataclass(frozen=True)
 class StepDecay(Schedule):
-    """learning_rate factor^(step // every).
+    """A rate that is multiplied by `factor` after every `every` steps.
+
+        learning_rate factor^floor(step / every)
 
     Equivalent to `torch.optim.lr_scheduler.StepLR(step_size=every, gamma=factor)`.
 
@@ -317,7 +346,11 @@ class StepDecay(Schedule):
 
 @dataclass(frozen=True)
 class MultiStep(Schedule):
-    """learning_rate factor^k, where k is the number of boundaries at or before the step.
+    """A rate that is multiplied by `factor` at each boundary.
+
+        learning_rate factor^k
+
+    where k is the number of boundaries at or before the step.
 
     Equivalent to `torch.optim.lr_scheduler.MultiStepLR(milestones=boundaries, gamma=factor)`.
 
@@ -410,7 +443,9 @@ class PiecewiseInterpolate(Schedule):
 
 @dataclass(frozen=True)
 class InverseSquareRoot(Schedule):
-    """learning_rate min(t / warmup_steps, sqrt(warmup_steps / t)) with t = step + 1.
+    """A linear warmup, after which the rate falls like an inverse square root.
+
+        learning_rate min(t / warmup_steps, sqrt(warmup_steps / t)),  t = step + 1
 
     The rate rises to `learning_rate` at t = warmup_steps and then falls. With learning_rate =
     1 / sqrt(d_model warmup_steps), this is the schedule of Vaswani et al. (2017), *Attention is all
@@ -469,7 +504,9 @@ class Linear(Schedule):
 
 @dataclass(frozen=True)
 class Polynomial(Schedule):
-    """final + (learning_rate - final) (1 - t / steps)^power with t = step - delay.
+    """From `learning_rate` to `final` along a power of the remaining share of the steps.
+
+        final + (learning_rate - final) (1 - t / steps)^power,  t = step - delay
 
     Equivalent to `torch.optim.lr_scheduler.PolynomialLR(total_iters=steps)`, and to
     `optax.polynomial_schedule`, whose names are init_value, end_value, transition_steps and
@@ -499,8 +536,10 @@ class Polynomial(Schedule):
 class Cosine(Schedule):
     """Half a cosine wave from `learning_rate` down to `final`, optionally after a linear warmup.
 
-    final + (learning_rate - final) ((1 + cos(pi s)) / 2)^power, where s goes from 0 to 1 over the
-    steps after the warmup. Loshchilov & Hutter (2017), *SGDR*, eq. 5.
+        final + (learning_rate - final) ((1 + cos(pi s)) / 2)^power
+
+    where s goes from 0 to 1 over the steps after the warmup. Loshchilov & Hutter (2017), *SGDR*,
+    eq. 5.
 
     steps : the total length, including the warmup.
     initial : the rate at step 0 of a warmup.
@@ -993,38 +1032,6 @@ def _one_factor_each(schedule: PiecewiseConstant | PiecewiseInterpolate) -> None
             f"factors is {schedule.factors!r}; wanted one factor for each of the boundaries "
             f"{schedule.boundaries!r}"
         )
-
-
-# Settings of torch and optax -> those here with that meaning, the first that the schedule has.
-_FOREIGN = {
-    "lr": ("learning_rate", "initial"),
-    **dict.fromkeys(("max_lr", "peak_value", "peak_lr"), ("learning_rate",)),
-    "init_value": ("initial", "learning_rate"),
-    **dict.fromkeys(("end_value", "final_lr"), ("final",)),
-    **dict.fromkeys(("eta_min", "min_lr"), ("final", "minimum")),
-    "base_lr": ("minimum", "learning_rate"),
-    "alpha": ("final, which is a rate and not a factor",),
-    **dict.fromkeys(
-        ("start_factor", "div_factor"), ("initial, which is a rate and not a factor",)
-    ),
-    **dict.fromkeys(
-        ("end_factor", "final_div_factor"), ("final, which is a rate and not a factor",)
-    ),
-    **dict.fromkeys(("T_max", "total_iters", "total_steps"), ("steps",)),
-    **dict.fromkeys(("transition_steps", "step_size"), ("steps", "every")),
-    **dict.fromkeys(("decay_steps",), ("steps",)),
-    **dict.fromkeys(("T_0", "step_size_up"), ("period", "up_steps")),
-    "step_size_down": ("down_steps",),
-    "T_mult": ("growth",),
-    **dict.fromkeys(("gamma", "decay_rate"), ("factor",)),
-    **dict.fromkeys(("milestones", "boundaries_and_scales"), ("boundaries",)),
-    "scales": ("factors",),
-    "transition_begin": ("delay",),
-    "exponent": ("power",),
-    "pct_start": ("warmup_fraction",),
-    **dict.fromkeys(("anneal_strategy", "interpolate_type"), ("shape",)),
-    "schedulers": ("schedules",),
-}
 
 
 def _checked_shape(schedule: Schedule, value: Any) -> None:

@@ -36,7 +36,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     cases: dict[tuple[str, Backend], list[pytest.Item]] = collections.defaultdict(list)
     for item in items:
-        chosen = getattr(item, "callspec", None) and item.callspec.params.get("backend")
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        chosen = params.get("backend", params.get("backend_"))    # of the fixture, or of some only
         if chosen in _FIRST:
             cases[item.nodeid.partition("[")[0], chosen].append(item)
     for (test, chosen), group in cases.items():

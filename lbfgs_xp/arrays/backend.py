@@ -459,6 +459,10 @@ class Backend(Keyed):
 
     # --- reductions; `Space` decides when they may be used -------------------------------------
 
+    def sum(self, array: Array) -> Array:
+        """The sum along the last axis."""
+        return self.xp.sum(array, axis=-1)
+
     def max_abs(self, array: Array) -> Array:
         """The largest absolute element along the last axis; nan if any element is nan."""
         return self.xp.max(self.xp.abs(array), axis=-1)
@@ -840,6 +844,7 @@ def _class(xp: Namespace) -> type[Backend]:
     return class_for(_name(xp))
 
 
+@functools.cache
 def class_for(library: str) -> type[Backend]:
     """The backend class of a library."""
     if library not in OWN_WAYS:

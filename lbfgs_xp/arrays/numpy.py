@@ -57,14 +57,17 @@ class NumPyBackend(InPlaceBackend):
 
     # --- reductions: for short rows, einsum is faster than one call per row --------------------
 
+    def sum(self, array: Array) -> Array:
+        return np.add.reduce(array, axis=-1)    # what np.sum calls in the end
+
     def max_abs(self, array: Array) -> Array:
+        if array.ndim == 1:
+            # This needs no temporary, argmax is faster than max, and both find a nan.
+            high, low = abs(array[array.argmax()]), abs(array[array.argmin()])
+            return low if low > high else high
         if _are_narrow(array):
             return np.maximum.reduce(np.asfortranarray(np.abs(array)), axis=-1)
-        if array.ndim != 1:
-            return super().max_abs(array)
-        # This needs no temporary, argmax is faster than max, and both find the position of a nan.
-        high, low = abs(array[array.argmax()]), abs(array[array.argmin()])
-        return low if low > high else high
+        return super().max_abs(array)
 
     def are_finite(self, arrays: Sequence[Array]) -> bool:
         # One pass is enough unless the sum overflows.

@@ -244,7 +244,7 @@ class Space(Keyed):
 
     def sum(self, u: Array) -> Array:
         """The sum over the last axis: (..., n) -> (...)."""
-        return self.xp.sum(u, axis=-1)
+        return self.backend.sum(u)
 
     def cumulative_sum(self, u: Array) -> Array:
         """The sums of the first 1, 2, ... n elements: (..., n) -> (..., n).

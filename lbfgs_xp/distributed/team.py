@@ -152,7 +152,7 @@ class Team:
     def _layout(self) -> Layout:
         return self._layout_here()
 
-    def check_equal(self, what: str, item: Any) -> None:
+    def check_equal(self, what: str, item: Any, wanted: str = "") -> None:
         """Refuse a run whose processes were called in different ways; in all of them."""
         found = self.engine.gather(item)
         if failed := [(rank, each.text) for rank, each in enumerate(found)
@@ -161,9 +161,10 @@ class Team:
             raise ProcessFailed(_told(failed))
         for rank, other in enumerate(found):
             if other != found[0]:
+                wanted = wanted or "the same in all processes (only the data differ)"
                 raise ValueError(
-                    f"{what} differs between process 0 and process {rank}; wanted the same in all "
-                    "processes (only the data differ)"
+                    f"{what}{_where(found[0], other)} differs between process 0 and process {rank}"
+                    f"; wanted {wanted}"
                 )
 
     def is_late(self, late: bool) -> bool:
@@ -177,11 +178,15 @@ class Team:
         self.stopped = self.stopped or stopped
         return self._heard[_STOPPED] > 0.0
 
-    def agree(self, due: bool, terminated: bool) -> tuple[bool, bool]:
-        """Whether any process, at the last evaluation, was due to save the run, or had received
-        SIGTERM; `due`, `terminated`: whether this one is, or has."""
-        self.due, self.terminated = due, terminated
-        return self._heard[_DUE] > 0.0, self._heard[_TERMINATED] > 0.0
+    def is_due(self, due: bool) -> bool:
+        """Whether any process was due to save the run at the last evaluation; `due`: whether this
+        is."""
+        self.due = due
+        return self._heard[_DUE] > 0.0
+
+    def is_terminated(self) -> bool:
+        """Whether any process had received SIGTERM before the last evaluation."""
+        return self._heard[_TERMINATED] > 0.0
 
     def shared(self, evaluate: Callable) -> Callable:
         """`evaluate`, whose value and gradient are summed over the processes."""
@@ -249,6 +254,12 @@ class Team:
         if self._read(found)[_FAILED]:
             self._broken = True
             self._gather_failures(None if interrupted else error)
+
+    def meet(self) -> None:
+        """Exchange what the processes have to say, without an evaluation."""
+        if self._held is not None:
+            raise self._held
+        self._listen(self._exchange(None, None, None))
 
     def end(self) -> None:
         """End together with the others; raise if one of them has failed in the meantime."""
@@ -318,6 +329,13 @@ class Team:
         """What the processes that have failed say, the first one in front."""
         found = self.engine.gather(None if error is None else _said(error))
         return _told([(rank, text) for rank, text in enumerate(found) if text])
+
+
+def _where(old: Any, new: Any) -> str:
+    """The first key, if these are dicts, whose items differ."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return ""
+    return f": {next(key for key in {**old, **new} if old.get(key) != new.get(key))}"
 
 
 def _said(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from lbfgs_xp.arrays.backend import Array, Backend, is_array, take
+from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout, map_leaves
 from lbfgs_xp.fits.complex_data import joined, parts_of
 from lbfgs_xp.fits.data import Curve, Slopes, in_units_of_sigma
@@ -416,6 +417,14 @@ class Rows:
 
     residuals: Residuals
     analysis: Analysis
+
+    def part(self, rows: np.ndarray, numbers: np.ndarray, start: Array) -> Rows:
+        """Some of the rows, of the fits with these numbers, from `start` (R, p): with what is known
+        of their differences."""
+        fewer, known = self.analysis.rows(numbers, start), self.residuals.differences.per_row
+        outer = Space(self.analysis.layout.backend, batched=True)
+        fewer.residuals.differences.per_row = outer.take(known, rows)
+        return fewer
 
     def __call__(self, x: Array) -> Array:
         analysis = self.analysis

@@ -181,7 +181,7 @@ def _of_group(analysis: Analysis, targets: Targets) -> Ends:
         x, before, *part = space.take((x, before, *targets[1:7]), stay)
         targets = targets.renewed(stay, part)
         box = analysis.box_of(targets.numbers)
-        objective = analysis.rows(targets.numbers, x)
+        objective = objective.part(stay, targets.numbers, x)
     ends = _credible(ends, everything, to_host)
     return ends._replace(found=ends.found & _connected(analysis, space, everything, ends))
 

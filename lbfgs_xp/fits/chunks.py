@@ -21,11 +21,12 @@ from lbfgs_xp import checks
 from lbfgs_xp.arrays.backend import Array, Backend, is_array
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.fits.covariance import deviations, inverse_of_squares
+from lbfgs_xp.fits.curve_result import CurveFit
 from lbfgs_xp.fits.linear_algebra import safe_pivot
 from lbfgs_xp.fits.names import listed_order
 from lbfgs_xp.fits.parameters import FreeLayout
 from lbfgs_xp.fits.residuals import Calls, Residuals
-from lbfgs_xp.fits.result import CurveFit, LeastSquaresResult
+from lbfgs_xp.fits.result import LeastSquaresResult
 from lbfgs_xp.fits.settings import FitSettings
 from lbfgs_xp.run.differences import Differences, Known
 

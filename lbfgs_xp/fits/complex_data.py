@@ -15,7 +15,7 @@ from lbfgs_xp.arrays.backend import Array, is_array, namespace_of
 
 def is_complex(array: Any) -> bool:
     """Whether an array, or a list of numbers, is complex."""
-    if not is_array(array):
+    if isinstance(array, np.ndarray) or not is_array(array):
         return bool(np.iscomplexobj(np.asarray(array)))
     return bool(namespace_of(array).isdtype(array.dtype, "complex floating"))
 

@@ -21,6 +21,7 @@ from lbfgs_xp.fits.answers_of_chunks import ChunkAnswers
 from lbfgs_xp.fits.by_minimize import fit_by_minimize
 from lbfgs_xp.fits.chunks import Chunks, report_of_chunks, source_of
 from lbfgs_xp.fits.complex_data import is_complex
+from lbfgs_xp.fits.curve_result import BatchCurveFit, CurveFit
 from lbfgs_xp.fits.data import residuals_of
 from lbfgs_xp.fits.implicit import FromData, found_of_fit, refuse_masks
 from lbfgs_xp.fits.keeping import KeptFits, described_fit, kept
@@ -30,7 +31,7 @@ from lbfgs_xp.fits.pieces import fit_pieces
 from lbfgs_xp.fits.progress import FitLine
 from lbfgs_xp.fits.report import report
 from lbfgs_xp.fits.residuals import Calls, Residuals
-from lbfgs_xp.fits.result import BatchCurveFit, CurveFit, FitRecord
+from lbfgs_xp.fits.result import FitRecord
 from lbfgs_xp.fits.settings import FitPlan
 from lbfgs_xp.fits.starts import Starts, fit_starts, starts_of
 from lbfgs_xp.fits.traced import keep_report, refuse_settings, run_traced
@@ -396,11 +397,11 @@ def _fit(
         fits = fit_pieces(fit, objective, plan, threads, saves) if in_pieces else (
             fit(None, plan.kept_by(saves))
         )
-    # Of all rows, because each piece knows only its own.
-    analysis = Answers(objective, box, plan.settings, plan.compact)
-    nfev = fits.nfev + calls
-    result = dataclasses.replace(fits, nfev=nfev, starts=others, _analysis=analysis)
-    return result, objective, box, plan
+    if in_pieces or others is not None:
+        # Of all rows, because each piece knows only its own.
+        analysis, nfev = Answers(objective, box, plan.settings, plan.compact), fits.nfev + calls
+        fits = dataclasses.replace(fits, nfev=nfev, starts=others, _analysis=analysis)
+    return fits, objective, box, plan
 
 
 def _best_of(

@@ -13,8 +13,8 @@ import numpy as np
 from lbfgs_xp.arrays.backend import Backend
 from lbfgs_xp.arrays.tree import flatten, map_leaves, unflatten
 from lbfgs_xp.fits import snapshot
+from lbfgs_xp.fits.curve_result import BatchCurveFit
 from lbfgs_xp.fits.parameters import FreeLayout
-from lbfgs_xp.fits.result import BatchCurveFit
 from lbfgs_xp.fits.starts import Starts
 from lbfgs_xp.result import Status
 from lbfgs_xp.saving.checkpoint import Checkpoint, Keeper, Terminated, keeping

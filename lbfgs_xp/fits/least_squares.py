@@ -118,10 +118,10 @@ def least_squares(
     jac : None, function, "2-point" or "3-point"
         None: automatic differentiation (PyTorch, JAX), elsewhere "2-point". A function:
         jac(x, *args) -> (m, p), for a batch (B, m, p), for all p numbers of x in the order of its
-        leaves; for "dual" and "cg" also a sparse matrix, or an operator with matvec(v) -> J v and
-        rmatvec(u) -> J^T u, as SciPy's LinearOperator. "2-point", "3-point": finite differences,
-        with p or 2p further evaluations per Jacobian; "2-point" changes to "3-point" when its error
-        may have ended a fit.
+        leaves (those of a dict by sorted keys); for "dual" and "cg" also a sparse matrix, or an
+        operator with matvec(v) -> J v and rmatvec(u) -> J^T u, as SciPy's LinearOperator.
+        "2-point", "3-point": finite differences, with p or 2p further evaluations per Jacobian;
+        "2-point" changes to "3-point" when its error may have ended a fit.
     diff_step : None or float
         The step of the finite differences, relative to each parameter (to 1 if it is 0), for
         residuals with more noise than rounding. None: measured, for each parameter.

@@ -62,6 +62,8 @@ _FAR, _VISIBLE = 100.0, 4.0
 # How many times its standard deviation measured noise may be: in sums of many residuals, and in the
 # norm of their difference between two points.
 _SPREAD, _APART = 4.0, 3.0
+# By which part of the slopes Simpson's rule may be off: it is by 1/9 for a power of 6.
+_POWERS = 0.15
 # The longest look, relative to the residuals, as a power of eps, so that rounding that cannot be
 # estimated does not hide it.
 _LONGEST = 1 / 6
@@ -518,7 +520,7 @@ def ahead(
     far = length * xp.maximum(norm(space, residuals), far)
     step = space.per_problem(far) * unit / scale
     point = x - xp.where(xp.isfinite(step), step, xp.zeros_like(step))
-    return point if box is None else _into(space, point, box)
+    return within(space, point, box)
 
 
 def _hidden(
@@ -546,11 +548,75 @@ def look(
         off, sizes = off - half, sizes + norm(space, half)
     hidden = _hidden(space, x, residuals, columns, noise)
     agrees = agreement.follows_slopes(norm(space, off), sizes, hidden)
-    level = _ADDED_UP * space.backend.noise * settings.loss.cost(space, residuals)
-    level = level + hidden * norm(space, residuals)
+    level = _level(settings, space, x, residuals, columns, noise)
     _, decrease = settings.loss.decrease(space, residuals, residuals_there)
     lower = agrees & (promised > level) & (decrease > 0.5 * promised)
     return agrees, sizes > _VISIBLE * hidden, lower
+
+
+def aside(
+    settings: FitSettings, space: Space, x: Array, residuals: Array, columns: Array, noise: Array,
+    scale: Array, box: Any, length: float,
+) -> tuple[Array, Array]:
+    """A point half way down the gradient, and the point at the end of the way: `ahead`, or as near
+    as rounding hides what the slope at x promises."""
+    point = ahead(settings, space, x, residuals, columns, noise, scale, box, length)
+    promised = _promised(settings, space, residuals, columns, point - x)
+    level = _level(settings, space, x, residuals, columns, noise)
+    share = 0.5 * level / space.scalars.maximum(promised, 0.5 * level)
+    step = space.per_problem(share) * (point - x)
+    return x + 0.5 * step, x + step
+
+
+def rises(
+    settings: FitSettings, space: Space, x: Array, residuals: Array, columns: Array, noise: Array,
+    half: tuple[Array, Array, Array], end: tuple[Array, Array, Array],
+) -> Array:
+    """Whether the slope at x promises nothing on this way, along which the cost rises as the
+    Jacobians say by Simpson's rule: a mask (B,).
+
+    half, end : the points of `aside`, with the residuals and the columns there.
+    """
+    way = end[0] - x
+    slopes = [jacobian.push(space, c, way) / 6.0 for c in (columns, half[2], end[2])]
+    slopes[1] = 4.0 * slopes[1]
+    off = end[1] - residuals - slopes[0] - slopes[1] - slopes[2]
+    sizes = norm(space, slopes[0]) + norm(space, slopes[1]) + norm(space, slopes[2])
+    hidden = _hidden(space, x, residuals, columns, noise)
+    level = _level(settings, space, x, residuals, columns, noise)
+    lower_half, lower = (
+        settings.loss.decrease(space, residuals, there[1])[1] for there in (half, end)
+    )
+    promised = _promised(settings, space, residuals, columns, way)
+    agrees = norm(space, off) <= _POWERS * sizes + hidden
+    return agrees & (promised <= level) & (lower_half <= level) & (lower < -level)
+
+
+def change(
+    settings: FitSettings, space: Space, residuals: Array, others: Array
+) -> tuple[Array, Array]:
+    """By how much other residuals raise the cost, (B,), and whether they differ by more than
+    rounding explains."""
+    _, decrease = settings.loss.decrease(space, residuals, others)
+    rounding = _ADDED_UP * space.backend.eps * norm(space, residuals)
+    return -decrease, norm(space, others - residuals) > _VISIBLE * rounding
+
+
+def _promised(
+    settings: FitSettings, space: Space, residuals: Array, columns: Array, step: Array
+) -> Array:
+    """The decrease of the cost over a step by its slope, (B,)."""
+    of_rows, of_residuals = settings.weights(space, residuals)
+    return -space.dot(jacobian.push(space, columns, step) * of_rows, residuals * of_residuals)
+
+
+def _level(
+    settings: FitSettings, space: Space, x: Array, residuals: Array, columns: Array, noise: Array
+) -> Array:
+    """The change of the cost that rounding or noise hides, (B,)."""
+    rounding = _ADDED_UP * space.backend.noise * settings.loss.cost(space, residuals)
+    hidden = _hidden(space, x, residuals, columns, noise)
+    return rounding + hidden * norm(space, residuals)
 
 
 def _try(space: Space, state: LMState, step: Array, box: Any) -> LMState:
@@ -599,6 +665,11 @@ def _within_budget(fn: Scalars, maxiter: int, status: Any, nit: Any) -> Any:
     return fn.where(spent, int(Status.ITERATIONS), status)
 
 
+def within(space: Space, x: Array, box: Any) -> Array:
+    """The nearest point in the box, if there is one."""
+    return x if box is None else _into(space, x, box)
+
+
 def _into(space: Space, x: Array, box: Any) -> Array:
     return space.xp.minimum(space.xp.maximum(x, box[0]), box[1])
 
@@ -614,3 +685,6 @@ class Steps:
         self.advance = prepare(advance, settings, space)
         self.ahead = prepare(ahead, settings, space)
         self.look = prepare(look, settings, space)
+        self.aside = prepare(aside, settings, space)
+        self.rises = prepare(rises, settings, space)
+        self.change = prepare(change, settings, space)

@@ -16,7 +16,7 @@ from lbfgs_xp.arrays.returned import stops
 from lbfgs_xp.arrays.rows import Rows, Sizes, compiled_size
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout
-from lbfgs_xp.fits import jacobian, linear_model, small
+from lbfgs_xp.fits import flat, jacobian, linear_model, small
 from lbfgs_xp.fits import levenberg_marquardt as lm
 from lbfgs_xp.fits.jacobian import Products
 from lbfgs_xp.fits.linear_algebra import FEW
@@ -179,6 +179,7 @@ def run_fit(objective: Residuals, box: Any, plan: FitPlan) -> LeastSquaresResult
                     fit.confirm()
                     if sharpening.explains():
                         continue
+                    flat.refute_silence(fit)
                     break
                 if (end := fit.spent(fit.calls(going))) is None:
                     before = fit.state.nit
@@ -204,6 +205,7 @@ class Fit:
 
     objective, box : of all problems; here, box_here : of the problems in the batch.
     confirmed : the statuses on the host, once provisional ones are being confirmed; else None.
+    stationary : which problems are known to be at a minimum where the Jacobian vanishes.
     in_caller_context : calls a function of the user in the context of the caller.
     send, fetch : transfer arrays to and from the user's functions if the algebra is on the host.
     """
@@ -251,6 +253,7 @@ class Fit:
         self.rows, self.sizes, self.box = Rows(), Sizes(backend), box
         self.box_here = box
         self.confirmed: Any = None
+        self.stationary = np.zeros(layout.batch or (1,), dtype=bool)
         linear, _ = self.steps.linearize(x, residuals, columns, box, scale)
         self.state = self.steps.begin(x, residuals, columns, linear)
         self._going: Any = None
@@ -258,7 +261,7 @@ class Fit:
     def going(self) -> np.ndarray:
         """See `lm.going`."""
         if self._going is None:
-            self._going = self._of_rows(self.steps.going(self.state))
+            self._going = self.of_rows(self.steps.going(self.state))
         return self._going
 
     def calls(self, going: np.ndarray) -> int:
@@ -266,9 +269,13 @@ class Fit:
         accelerates = int(self.plan.solver == "dual")
         return 1 + self.objective.calls_per_jacobian + accelerates
 
+    def affords(self, calls: int) -> bool:
+        """Whether the budget allows this many calls."""
+        return self.objective.calls.nfev + calls <= self.plan.maxfun
+
     def spent(self, calls: int) -> Status | None:
         """The status of a budget that does not allow this many calls; None if all do."""
-        if self.objective.calls.nfev + calls > self.plan.maxfun:
+        if not self.affords(calls):
             return Status.EVALUATIONS
         return Status.TIME if time.perf_counter() >= self.plan.deadline else None
 
@@ -338,7 +345,7 @@ class Fit:
         """Try one step of each problem."""
         space, steps, box = self.space, self.steps, self.box_here
         state = steps.aim(self.state, box, going)
-        residuals = self._ask(self.here, state.trial)
+        residuals = self.ask(self.here, state.trial)
         verdict = steps.judge(state, residuals)
         # A read costs more on a device than a Jacobian that turns out not to be needed.
         blind = not space.backend.reads_are_free and going.size > 1
@@ -350,12 +357,12 @@ class Fit:
             # The model may have no value at a trial that was rejected.
             at = space.pick(verdict.accepted, at, state.x)
             known = space.pick(verdict.accepted, known, state.residuals)
-        columns = self._ask(self.here.columns, at, known)
+        columns = self.ask(self.here.columns, at, known)
         arguments = at, known, columns, box, state.linear.scale
         if blind:
             linear = steps.guess(*arguments)
             after = steps.advance(state, verdict, residuals, columns, linear)
-            going = self._of_rows(steps.going(after, linear.hard & verdict.accepted))
+            going = self.of_rows(steps.going(after, linear.hard & verdict.accepted))
             if not (going & lm.LOST).any():
                 self.move_to(after, going)
                 return
@@ -374,10 +381,11 @@ class Fit:
         """Confirm or refute that rounding ended a fit, by checking whether residuals and Jacobian
         agree at a point ahead."""
         backend = self.space.backend
-        self._known = self._outcome()
+        self.known = self._outcome()
         # Filled in place, so that an interrupt loses nothing.
-        self.confirmed = np.array(self._of_rows(self._known.status))
+        self.confirmed = np.array(self.of_rows(self.known.status))
         agreement.confirm(self, lm.lengths(backend.eps))
+        flat.doubt(self)
 
     def pending(self) -> bool:
         claimed = self.confirmed == CLAIMED
@@ -387,7 +395,7 @@ class Fit:
         return bool(claimed.any())
 
     def look(self, length: float, first: bool) -> None:
-        space, backend, known = self.space, self.space.backend, self._known
+        space, backend, known = self.space, self.space.backend, self.known
         rows = np.flatnonzero(self.confirmed == CLAIMED)
         at = (known.x, known.residuals, known.columns, known.noise, known.scale, self.box)
         objective: Any = self.objective
@@ -402,24 +410,26 @@ class Fit:
             residuals, columns_here, found, columns = map(self.fetch, both)
             here = [x, residuals, columns_here, noise]
         else:
-            found = self._ask(objective, ahead)
-            columns = self._ask(objective.columns, ahead, found)
+            found = self.ask(objective, ahead)
+            columns = self.ask(objective.columns, ahead, found)
         looks = self.steps.look(*here, ahead, found, columns)
         agrees, visible, lower = (
-            look if some else look[rows] for look in map(self._of_rows, looks)
+            look if some else look[rows] for look in map(self.of_rows, looks)
         )
         # If rounding hides even the longest look, nothing contradicts the claim.
         self.confirmed[rows[agrees & (visible | first)]] = int(Status.PRECISION)
         self.confirmed[rows[lower]] = int(Status.LINE_SEARCH)
 
     def refute(self) -> None:
+        if (self.confirmed == CLAIMED).any():
+            flat.confirm(self)
         self.confirmed[self.confirmed == CLAIMED] = int(Status.LINE_SEARCH)
 
     # --- the functions of the user at the iterates ----------------------------------------------
 
     def residuals(self, x: Array) -> Array:
         """The residuals (B, m) of the problems in the batch at x (B, p)."""
-        return self._ask(self.here, x)
+        return self.ask(self.here, x)
 
     def columns(self) -> Array:
         """The columns (B, p, m) of the Jacobian of the problems in the batch at their iterates."""
@@ -427,7 +437,22 @@ class Fit:
 
     def columns_at(self, x: Array, residuals: Array) -> Array:
         """The same at other iterates."""
-        return self._ask(self.here.columns, x, residuals)
+        return self.ask(self.here.columns, x, residuals)
+
+    def columns_of(self, mask: Array) -> Array:
+        """`columns` of the problems in the mask, and those of the state for the others: a batch has
+        one doubtful problem among a thousand."""
+        space, here, state = self.space, self.here, self.state
+        if not self.plan.compact or space.backend.compiles:
+            return self.columns()
+        rows = np.flatnonzero(self.of_rows(mask))
+        part, known = here.take(rows), here.differences.per_row
+        part.differences.per_row = space.take(known, rows)
+        columns = self.ask(part.columns, *space.take((state.x, state.residuals), rows))
+        columns, here.differences.per_row = space.put(
+            rows, (columns, part.differences.per_row), (state.columns, known)
+        )
+        return columns
 
     @property
     def transfers(self) -> list[tuple[Array, Array]]:
@@ -460,7 +485,7 @@ class Fit:
         x, cost, residuals, nit = outcome.x, outcome.value, outcome.residuals, outcome.nit
         if not layout.batched:
             x, residuals = self._alone(x), self._alone(residuals)
-            cost, nit = float(self._of_rows(cost)[0]), int(self._of_rows(nit)[0])
+            cost, nit = float(self.of_rows(cost)[0]), int(self.of_rows(nit)[0])
         own = layout.backend.own
         calls = self.objective.calls.nfev
         return FitRecord(layout.to_tree(own(x)), cost, own(residuals), nit, calls)
@@ -471,7 +496,7 @@ class Fit:
             bool(rows[0])
         )
 
-    def _of_rows(self, numbers: Any) -> np.ndarray:
+    def of_rows(self, numbers: Any) -> np.ndarray:
         """Scalars of the problems on the host, (B,)."""
         return np.reshape(self.space.backend.to_host(numbers), (-1,))
 
@@ -479,7 +504,7 @@ class Fit:
         """An array of the only problem, without an axis for problems, for the user."""
         return self.send(array[0, ...] if self.space.batched else array)
 
-    def _ask(self, function: Callable, *arrays: Array) -> Array:
+    def ask(self, function: Callable, *arrays: Array) -> Array:
         """Call a function of the user with these arrays."""
         return self.fetch(self.in_caller_context(function, *map(self.send, arrays)))
 
@@ -489,7 +514,7 @@ class Fit:
         outcome = self._outcome()
         codes = self.confirmed
         if codes is None:
-            codes = np.array(self._of_rows(outcome.status))
+            codes = np.array(self.of_rows(outcome.status))
         codes[codes == CLAIMED] = _RUNNING
         if end is not None:
             codes[codes == _RUNNING] = int(end)
@@ -518,7 +543,7 @@ class Fit:
                 outer.from_host(codes, outer.xp.int32), messages,
             )
         numbers = (outcome.value, outcome.optimality, outcome.nit)
-        cost, optimality, nit = (self._of_rows(number)[0] for number in numbers)
+        cost, optimality, nit = (self.of_rows(number)[0] for number in numbers)
         x, residuals = map(self._alone, (outcome.x, outcome.residuals))
         if not isinstance(matrix, Products):
             matrix = self._alone(matrix)
@@ -536,9 +561,10 @@ class Fit:
         if self.box is not None:
             x, low, high = map(to_host, (outcome.x, *self.box))
             silent &= (x > low) & (x < high)
-        silent = silent.reshape(codes.size, -1)
-        if self.objective.calls_per_jacobian:
-            none = silent.all(axis=-1) & (self._of_rows(outcome.value) > 0.0)
+        silent = silent.reshape(codes.size, -1) & ~self.stationary[:, None]
+        if self.confirmed is None and self.objective.calls_per_jacobian:
+            # Nobody has looked at it.
+            none = silent.all(axis=-1) & (self.of_rows(outcome.value) > 0.0)
             codes[none & (codes == int(Status.GRADIENT))] = int(Status.LINE_SEARCH)
         return silent
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lbfgs_xp import checks
-from lbfgs_xp.arrays.tree import Layout, flatten, unflatten
+from lbfgs_xp.arrays.tree import Layout, Partial, flatten, unflatten
 
 _FUNCTION = type(lambda: None)
 
@@ -17,12 +17,16 @@ _FUNCTION = type(lambda: None)
 def listed_order(layout: Layout) -> np.ndarray:
     """For each number, in the order in which x lists them, its place in the vector (p,): leaves of
     a dict come in the order of their keys in the dict, whereas the vector sorts the keys."""
-    if layout.structure.is_leaf():
+    structure = layout.structure
+    if structure.is_leaf():
         return np.arange(layout.size)
     leaves = np.split(np.arange(layout.size), np.cumsum(layout.sizes)[:-1])
-    if hasattr(layout.structure, "leaves_of"):    # whose leaves are in their order
+    if isinstance(structure, Partial):
+        structure = structure.frozen_in(None)
+    if hasattr(structure, "leaves_of"):    # whose leaves are in their order
         return np.concatenate(leaves)
-    return np.concatenate(_listed(unflatten(layout.structure, leaves)))
+    listed = _listed(unflatten(structure, leaves))
+    return np.concatenate([leaf for leaf in listed if leaf is not None])
 
 
 def sorted_places(layout: Layout) -> tuple[int, ...] | None:

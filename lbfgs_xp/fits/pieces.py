@@ -14,9 +14,9 @@ import numpy as np
 from lbfgs_xp.arrays.backend import Array, Backend
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import map_leaves
+from lbfgs_xp.fits.curve_result import BatchCurveFit, CurveFit
 from lbfgs_xp.fits.keeping import KeptFits
 from lbfgs_xp.fits.residuals import Residuals
-from lbfgs_xp.fits.result import BatchCurveFit, CurveFit
 from lbfgs_xp.fits.settings import FitPlan
 from lbfgs_xp.result import Status
 

@@ -32,6 +32,9 @@ _LOWER_BY, _ROUNDED = 1e-2, 1e3
 _ROUNDS, _FARTHER, _FARTHEST, _NEAR = 60, 4.0, 1e4, 2e-5
 # A number that says nothing of the unit of a parameter.
 _NOTHING = 1e-150
+# How far fits with a parameter held may be from their minimum, in standard errors; chi2 is then
+# above it by the square of this.
+_CLOSE = 1e-4
 # How many standard errors a profile shows on both sides.
 _REACH = 3.0
 _DONE = tuple(int(status) for status in Status if status.success)
@@ -48,6 +51,7 @@ class Best(NamedTuple):
     usable : (B,), whether the fit has succeeded and has a scale.
     noise : (B,), by how much a cost may be lower because of rounding.
     low, high : (B, p), the bounds.
+    gtol : of fits with a parameter held.
     """
 
     x: np.ndarray
@@ -60,6 +64,7 @@ class Best(NamedTuple):
     noise: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    gtol: float
 
     @classmethod
     def of(cls, fit: Any, analysis: Analysis) -> Best:
@@ -91,7 +96,8 @@ class Best(NamedTuple):
         noise = eps * chi2 + (away * away - chi2)
         scale = scale.astype(np.float64)
         dof = fit._dof_of_scale.reshape(-1)
-        return cls(x, stderr, covariance, 0.5 * chi2, scale, dof, usable, noise, low, high)
+        gtol = max(analysis.settings.gtol, _CLOSE / math.sqrt(float(np.max(on_host(fit.n_data)))))
+        return cls(x, stderr, covariance, 0.5 * chi2, scale, dof, usable, noise, low, high, gtol)
 
 
 class Sides(NamedTuple):
@@ -554,7 +560,7 @@ def held_fits(
     """
     x, cost = start.copy(), np.full(numbers.size, np.nan)
     good = np.zeros(numbers.size, dtype=bool)
-    settings = analysis.settings._replace(own_scale=False)
+    settings = analysis.settings._replace(own_scale=False, gtol=best.gtol)
     outer = analysis.layout.backend
     for group in analysis.groups(numbers, wanted):
         low, high = (

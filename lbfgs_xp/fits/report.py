@@ -13,6 +13,7 @@ from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.fits.answers import Answers
 from lbfgs_xp.fits.complex_data import joined
 from lbfgs_xp.fits.covariance import deviations, difference_of_squares, inverse_of_squares
+from lbfgs_xp.fits.curve_result import BatchCurveFit, CurveFit
 from lbfgs_xp.fits.data import are_correlated, in_units_of_data, in_units_of_sigma
 from lbfgs_xp.fits.likelihoods import Likelihood
 from lbfgs_xp.fits.loop import MESSAGES
@@ -20,11 +21,7 @@ from lbfgs_xp.fits.losses import ResidualLoss
 from lbfgs_xp.fits.names import listed_order
 from lbfgs_xp.fits.parameters import FreeLayout
 from lbfgs_xp.fits.residuals import Residuals
-from lbfgs_xp.fits.result import (
-    BatchCurveFit,
-    CurveFit,
-    LeastSquaresResult,
-)
+from lbfgs_xp.fits.result import LeastSquaresResult
 from lbfgs_xp.fits.settings import FitSettings
 from lbfgs_xp.result import Status
 
@@ -39,7 +36,9 @@ def report(
     m, p = found.jac.shape[-2:]
     data = m - loss.priors
     weighted, jacobian, negative = found.fun, found.jac, None
-    at = layout.xp.reshape(layout.to_vector(found.x, "x"), (-1, p))
+    at: Any = None
+    if likelihood is not None or isinstance(layout, FreeLayout):
+        at = layout.xp.reshape(layout.to_vector(found.x, "x"), (-1, p))
     backend: Backend = layout.backend
     absolute = absolute_sigma or (likelihood is not None and likelihood.name != "gaussian")
     if likelihood is None:

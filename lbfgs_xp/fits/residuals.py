@@ -277,8 +277,9 @@ class Residuals:
         found = backend.own(found)
         if found.ndim != x.ndim:
             found = backend.xp.reshape(found, (*x.shape[:-1], -1))
-        self._count = found.shape[-1]
-        self.shared.add(self._count)
+        if found.shape[-1] != self._count:
+            self._count = found.shape[-1]
+            self.shared.add(self._count)
         return found
 
     def columns(self, x: Array, residuals: Array) -> Array:

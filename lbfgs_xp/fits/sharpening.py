@@ -85,7 +85,7 @@ class Sharpening:
                 return self._again(silent, fit.columns())
         if objective.jac == "2-point":
             objective.jac = "3-point"
-            columns = fit.columns()
+            columns = fit.columns_of(doubtful)
             other = doubtful & self._differ(columns)
             if space.any(other) and self._measure(other):
                 columns = fit.columns()
@@ -120,7 +120,7 @@ class Sharpening:
         if stretch >= _STRETCHED or not space.any(claimed):
             return False
         differences.stretch = _STRETCH * stretch
-        columns = fit.columns()
+        columns = fit.columns_of(claimed)
         again = claimed & self._differ(columns)
         if not space.any(again):
             differences.stretch = stretch

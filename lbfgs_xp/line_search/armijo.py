@@ -12,7 +12,9 @@ from lbfgs_xp.line_search.interpolation import cubic, quadratic
 
 @dataclass(frozen=True, kw_only=True)
 class Armijo(LineSearch):
-    """Shrink the step until phi(alpha) <= phi(0) + c1 alpha phi'(0).
+    """Shrink the step until the value has decreased enough.
+
+        phi(alpha) <= phi(0) + c1 alpha phi'(0)
 
     The next step is the minimiser of the cubic that matches value and slope at 0 and at the trial,
     kept between `shrink_min` and `shrink_max` times the trial. No step is longer than the first.

@@ -68,6 +68,22 @@ class Nothing(NamedTuple):
     """The inner state of a rule that needs none."""
 
 
+# Names of settings in SciPy, MINPACK, torch and optax.
+_FOREIGN = {
+    **dict.fromkeys(
+        ("maxls", "max_ls", "maxiter", "max_iter", "max_linesearch_steps",
+         "max_backtracking_steps"),
+        ("max_evaluations",),
+    ),
+    **dict.fromkeys(("amax", "stpmax", "max_step", "max_learning_rate"), ("alpha_max",)),
+    **dict.fromkeys(("amin", "stpmin", "min_step"), ("alpha_min",)),
+    **dict.fromkeys(("ftol", "slope_rtol"), ("c1", "delta")),
+    **dict.fromkeys(("gtol", "curv_rtol"), ("c2", "sigma")),
+    "c1": ("delta",),
+    "c2": ("sigma",),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class LineSearch(Settings, ABC):
     """A search along phi(alpha) = f(x + alpha d), driven by ask and tell, that sees only scalars.
@@ -91,6 +107,8 @@ class LineSearch(Settings, ABC):
     >>> search.alpha, search.evaluations
     (1.0, 1)
     """
+
+    foreign = _FOREIGN
 
     max_evaluations: int = 20
     alpha_max: float = 1e10

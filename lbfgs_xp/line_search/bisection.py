@@ -20,8 +20,11 @@ class Interval(NamedTuple):
 class Bisection(LineSearch):
     """Double the step, then halve the bracket, until the weak Wolfe conditions hold.
 
-    phi(alpha) <= phi(0) + c1 alpha phi'(0) and phi'(alpha) >= c2 phi'(0). Since it uses no model of
-    phi, it also succeeds at kinks: this is the rule for nonsmooth functions.
+        phi(alpha) <= phi(0) + c1 alpha phi'(0)
+        phi'(alpha) >= c2 phi'(0)
+
+    Since it uses no model of phi, it also succeeds at kinks: this is the rule for nonsmooth
+    functions.
 
     c1, c2: 0 < c1 < c2 < 1.
     max_evaluations, alpha_max: see `LineSearch`.

@@ -36,10 +36,16 @@ class HagerZhang(LineSearch):
     """The line search of CG_DESCENT: Wolfe conditions, or approximate ones near the minimiser.
 
     A step is accepted if
-    phi(alpha) <= phi(0) + delta alpha phi'(0) and phi'(alpha) >= sigma phi'(0), or if
-    (2 delta - 1) phi'(0) >= phi'(alpha) >= sigma phi'(0) and
-    phi(alpha) <= phi(0) + epsilon |phi(0)|. The second test compares slopes, so it still recognises
-    a good step when values differ only by rounding.
+
+        phi(alpha) <= phi(0) + delta alpha phi'(0),  phi'(alpha) >= sigma phi'(0)
+
+    or if
+
+        (2 delta - 1) phi'(0) >= phi'(alpha) >= sigma phi'(0)
+        phi(alpha) <= phi(0) + epsilon |phi(0)|
+
+    The second test compares slopes, so it still recognises a good step when values differ only by
+    rounding.
 
     delta, sigma: 0 < delta < 1/2, delta <= sigma < 1.
     epsilon: how far the value may rise, relative to |phi(0)|; epsilon >= 0.

@@ -33,9 +33,12 @@ class Bracket(NamedTuple):
 class MoreThuente(LineSearch):
     """The search of Moré and Thuente: guaranteed decrease and a small slope.
 
-    phi(alpha) <= phi(0) + c1 alpha phi'(0) and |phi'(alpha)| <= c2 |phi'(0)|. It takes the same
-    steps as `dcsrch` in MINPACK-2 (SciPy's default search), except that when `dcsrch` would return
-    to its best point to evaluate it again, this search is STUCK with that point in `best_alpha`.
+        phi(alpha) <= phi(0) + c1 alpha phi'(0)
+        |phi'(alpha)| <= c2 |phi'(0)|
+
+    It takes the same steps as `dcsrch` in MINPACK-2 (SciPy's default search), except that when
+    `dcsrch` would return to its best point to evaluate it again, this search is STUCK with that
+    point in `best_alpha`.
 
     c1: the required share of the decrease that the slope predicts (their mu).
     c2: the share of the slope that may be left (their eta); 0 <= c1 <= c2 < 1.

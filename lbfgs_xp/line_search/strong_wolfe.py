@@ -31,7 +31,8 @@ class Zoom(NamedTuple):
 class StrongWolfe(LineSearch):
     """Expand until a bracket is found, then zoom in on it with cubics.
 
-    phi(alpha) <= phi(0) + c1 alpha phi'(0) and |phi'(alpha)| <= c2 |phi'(0)|.
+        phi(alpha) <= phi(0) + c1 alpha phi'(0)
+        |phi'(alpha)| <= c2 |phi'(0)|
 
     c1, c2: 0 < c1 < c2 < 1.
     growth: until a bracket is found, a step is at most this many times the last; growth >= 2.

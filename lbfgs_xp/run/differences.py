@@ -190,10 +190,13 @@ class Differences:
         """
         self._caller = np.geterr()
         with np.errstate(all="ignore"):    # the values may be infinite
-            if (found := self._quick(x, value, variation, central, bounds)) is not None:
-                return found
+            tried = None
+            if self._is_small(x, variation, central, bounds):
+                slopes, tried = self._on_floats(x, value, variation)
+                if tried is None:
+                    return slopes
             central = central or self.known.bends is not None
-            return self._derivatives(x, value, variation, central, bounds, may_call)
+            return self._derivatives(x, value, variation, central, bounds, may_call, tried)
 
     @property
     def errors(self) -> Array:
@@ -207,8 +210,9 @@ class Differences:
 
     def _derivatives(
         self, x: Array, value: Any, variation: Any, central: bool, bounds: Any,
-        may_call: Callable[[int], bool],
+        may_call: Callable[[int], bool], tried: _Seen | None,
     ) -> list[Array]:
+        """tried : what the first differences found, if they have been taken."""
         xp, backend = self.backend.xp, self.backend
         n, lengths = x.shape[-1], self.known.lengths
         first = lengths is None or lengths.length.shape != x.shape
@@ -277,9 +281,10 @@ class Differences:
         for attempt in range(often):
             # Steps to one side only: at bounds, and where the domain ends.
             narrow = bounds is not None or attempt > 0
-            found = self._take(
+            found = tried or self._take(
                 x, value, scales, seen, columns, central, bounds, narrow, looks, noisy, h
             )
+            tried = None
             if attempt == 0:
                 slopes, self.span, second = list(found.slopes), found.span, found.second
             else:
@@ -448,46 +453,77 @@ class Differences:
         behind = xp.where(down, -2.0 * one, xp.where(up, 2.0 * one, -one))
         return ahead * h, behind * h
 
-    def _quick(
-        self, x: Array, value: Any, variation: Any, central: bool, bounds: Any
-    ) -> Array | None:
-        """`_derivatives` on floats, for most points of a small problem on the host: an array (n, m)
-        of forward differences over lengths that are known. None at other points."""
+    # --- one small problem on the host ---------------------------------------------------------
+
+    def _is_small(self, x: Array, variation: Any, central: bool, bounds: Any) -> bool:
+        """Whether `_on_floats` is for these differences: to one side, of a small problem on the
+        host without noise; where lengths are measured, only in float64."""
         backend, (lengths, noise, bends) = self.backend, self.known
-        one = x.ndim == 1 and x.shape[0] <= _SMALL and backend.reads_are_free
-        if central or bounds is not None or not one or lengths is None or variation is None:
-            return None
-        silent = noise is None and bends is None and self.step is None and self.stretch == 1.0
-        if not silent or self.least > 0.0 or lengths.length.shape != x.shape:
-            return None
-        count = lengths.count + bool((x != lengths.at).any())
-        if count > lengths.count and _is_due(count):
-            return None
-        eps = backend.eps
-        noise = eps * float(backend.max_abs(value))
-        change = before = FLOATS.maximum(float(variation), float(lengths.variation))
-        change = FLOATS.maximum(change, _DIGITS * noise) or math.inf
-        length, h = [], []
-        for at, reach in zip(x.tolist(), lengths.length.tolist(), strict=True):
-            size = abs(at)
-            reach = min(reach, _FAR * max(size, 1.0))
+        if central or bounds is not None or variation is None or self.least > 0.0:
+            return False
+        if x.ndim != 1 or x.shape[0] > _SMALL or not backend.reads_are_free:
+            return False
+        if noise is not None or bends is not None or self.step is not None or self.stretch != 1.0:
+            return False
+        if x.dtype.itemsize == 8:
+            return True
+        is_first = lengths is None or lengths.length.shape != x.shape
+        return not (is_first or _is_due(lengths.count + 1))
+
+    def _on_floats(self, x: Array, value: Array, variation: Any) -> tuple[Array, _Seen | None]:
+        """`_derivatives` on floats, which take less time than arrays so small: the derivatives
+        (n, m), and what the differences found if some have to be taken again, else None."""
+        backend, eps, lengths = self.backend, self.backend.eps, self.known.lengths
+        noise, change = eps * float(backend.max_abs(value)), float(variation)
+        sizes = [abs(at) for at in x.tolist()]
+        first = lengths is None or lengths.length.shape != x.shape
+        if first:
+            length = [size if size > 0.0 else 1.0 for size in sizes]
+            looks, due, count = True, noise != math.inf, 1.0
+        else:
+            length, change = lengths.length.tolist(), max(change, float(lengths.variation))
+            moved = bool((x != lengths.at).any())
+            count = lengths.count + moved
+            looks = due = moved and _is_due(count)
+        before, change = change, max(change, _DIGITS * noise) or math.inf
+        most = [_FAR * max(size, 1.0) for size in sizes]
+        length, h = list(map(min, length, most)), []
+        for size, reach in zip(sizes, length, strict=True):
             share = noise / change + eps * size / reach
             share = min(share if share > eps else eps, _MOST)
-            length.append(reach)
             h.append(max(reach * math.sqrt(share), _LEAST * eps * size))
-        moved = x + np.asarray(h, x.dtype)
-        steps = moved - x
-        points = np.where(_identity(x.shape[0]), moved, x)
+        there = x + np.asarray(h, x.dtype)
+        steps = there - x
+        points = np.where(_identity(x.shape[0]), there, x)
         with np.errstate(**self._caller):
-            slopes = np.asarray([self._array(self.function(point)) for point in points])
+            values = [self._array(self.function(point)) for point in points]
+        slopes = np.asarray(values)
         slopes -= value
-        slopes *= (1.0 / steps)[:, None]
-        if not backend.are_finite((slopes,)):
-            return None
+        inverse = 1.0 / steps
+        slopes *= inverse[:, None]
+        finite = backend.are_finite((slopes,))
+        if looks or not finite:
+            judged = [
+                _judged_one(eps, noise, change, max(size, 1.0), reach, step, f - value, backend)
+                for size, reach, step, f in zip(sizes, length, steps.tolist(), values, strict=True)
+            ]
+            suggested, again, bad = map(list, zip(*judged, strict=True))
+            due = due or (not first and not finite)
+            if any(again) and (first or due):
+                no = np.zeros(x.shape, dtype=bool)
+                found = np.asarray(suggested, x.dtype), np.asarray(again), no, np.asarray(bad)
+                return slopes, _Seen(list(slopes), steps, None, *found)
+            if first:
+                length = suggested
+            elif due:
+                length = [
+                    min(max(new, old / _CHANGE), old * _CHANGE)
+                    for new, old in zip(suggested, length, strict=True)
+                ]
         self._calls += 1
         self.span, self.level = steps, np.float64(noise)
         self.known = Known(Lengths(np.asarray(length, x.dtype), before, count, x))
-        return slopes
+        return slopes, None
 
     # --- functions of numbers ------------------------------------------------------------------
 
@@ -667,6 +703,27 @@ class Differences:
             all_of(no, found.again, seen.again), all_of(seen.up, found.up, seen.again),
             all_of(seen.down, found.down, seen.again),
         )
+
+
+def _judged_one(
+    eps: float, noise: float, variation: float, most: float, length: float, step: float,
+    change: Array, backend: Backend,
+) -> tuple[float, bool, bool]:
+    """`Differences._judged` of one forward difference on floats: the length that it suggests,
+    whether to take it again, and whether it is not finite. change : f(x + step) - f(x)."""
+    seen, limit = float(backend.max_abs(change)), eps**_OFF
+    bad, rate, suggested = not math.isfinite(seen), 0.0, max(most, length)
+    if seen > _VISIBLE * noise:
+        rate = seen * (1.0 / abs(step) if step else 0.0)
+    if rate > 0.0:
+        suggested = min(variation * (1.0 / rate), suggested)
+    if bad:
+        suggested = length
+    suggested = max(suggested, length * _SHORTEST)
+    again = bad or length > limit * suggested
+    if rate == 0.0 or seen < limit * noise:
+        again = again or suggested > limit * length
+    return suggested, again and step != 0.0, bad
 
 
 def _is_due(count: Any) -> Any:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -26,6 +27,7 @@ _SPACING = 0.125
 _MEASUREMENTS = 8
 # How far down the gradient to look for a lower value, relative to the sizes of the variables.
 _SHARES = (0.5, 0.125, 0.03125)
+_FAR_SHARES = (*_SHARES, 2.0**-7, 2.0**-9)
 # How many trials of a search call for a look for noise.
 _LONG = 5
 # Over a sixteenth of its length, a function changes by more than this part of what its slope says,
@@ -214,6 +216,42 @@ class NoiseLooks:
                 self.visits.visit(x, lower)
                 found = found | lower
         return found
+
+    def look_far(self) -> bool:
+        """Look for a lower value far away, to both sides, where a run has ended well although the
+        function seems to bend over lengths much shorter than its variables: waves that are small
+        but short have minima everywhere. Return whether one was found."""
+        run, (_, state) = self.run, self.visits.smooth()
+        if not run.objective.differs or run.objective.differences.step is not None:
+            return False
+        space, fn, (solver, _) = run.space, run.space.scalars, self.visits.smooth()
+        p = run.standing.progress
+        rows = (p.status == _GRADIENT) | (p.status == _PRECISION)
+        rows = rows & ((p.noise > 0.0) | self._narrow())
+        unit = units.of_variables(space, state.x, p.extent)
+        down = space.xp.where(state.gradient > 0.0, -unit, unit)
+        # The gradient may be wrong in each variable; then the way down may be neither its own nor
+        # the opposite one.
+        every_second = space.xp.arange(state.x.shape[-1], device=space.backend.creation_device) % 2
+        other = space.xp.where(every_second == 0, down, -down)
+        level = _ENOUGH * fn.maximum(
+            agreement.hidden_by_rounding(fn, space.backend, state.value), p.noise
+        )
+        found = fn.full(False, p.status)
+        for share, way in zip(_FAR_SHARES, itertools.cycle((down, other)), strict=False):
+            for side in (share, -share):
+                rows = self.visits.can_afford(2, rows)
+                if not space.any(rows):
+                    break
+                x = units.at_steps(solver, space, state.x, side * way)
+                lower = rows & (self.visits.value_at(x, rows) < state.value - level)
+                rows = rows & fn.logical_not(lower)
+                if space.any(lower):
+                    self.visits.visit(x, lower)
+                    found = found | lower
+        p = run.standing.progress
+        run.note(p._replace(status=fn.where(found, _HIGHER, p.status)))
+        return bool(space.any(found))
 
     def _ended(self) -> Any:
         """Which problems have ended at a small gradient, at a floor, or in a failed search."""

@@ -69,6 +69,8 @@ class SecondLook:
         begun = self.central.switch() or begun
         if begun:
             return run.is_running() or self.resumes()
+        if self.noise.look_far() and self.restarts.from_best():
+            return True
         given_steps.explain(self.visits)
         return False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import signal
 import threading
@@ -23,6 +24,7 @@ from lbfgs_xp.saving.descriptions import differences
 from lbfgs_xp.saving.encoding import Decoder, Encoder
 from lbfgs_xp.saving.lock import Lock
 
+_LOG = logging.getLogger("lbfgs_xp")
 # Saving takes at most this part of the time of a run.
 _SHARE = 0.01
 
@@ -36,7 +38,8 @@ class Checkpoint(Settings):
     the same bits in the same library (on GPUs, as far as their own sums repeat), and in every
     library with reproducible=True. What was computed since the last save is computed again. A run
     that had ended returns its result at once; a run that ended because a budget was spent goes on
-    if the budget is larger now.
+    if the budget is larger now. The logger "lbfgs_xp" of Python's logging tells, at the level INFO,
+    if a run goes on from a file, and where.
 
     A file is written under another name, flushed to the disk and then renamed, so there is a whole
     one at all times (path, or path.1 with `keep`), even if the process or the machine dies. It is
@@ -212,6 +215,8 @@ class Keeper:
 
     def _take(self, header: dict[str, Any], arrays: list[np.ndarray]) -> None:
         """Go on from a file."""
+        counts = ", ".join(f"{name} {count}" for name, count in header["counts"].items())
+        _LOG.info("%s: the run goes on from what was saved there (%s)", self.path, counts)
         self.saved = Saved(header["position"], arrays, header["library"])
 
     def _check(self, path: Path, header: dict[str, Any]) -> None:

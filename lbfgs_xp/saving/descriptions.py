@@ -23,6 +23,8 @@ from lbfgs_xp.saving.encoding import on_host
 # eps, relative to the sum of the sizes.
 _MOST, _SAME = 2**16, 0.6
 _LARGEST = 1e290
+# The most characters of a description in an error.
+_LONGEST = 100
 
 
 def kind_of(array: Array) -> str:
@@ -99,8 +101,15 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def _short(description: Any) -> str:
+    """A description in a few words: of settings, their class."""
+    if isinstance(description, list):
+        return f"[{', '.join(map(_short, description))}]"
     named = description if isinstance(description, dict) else {}
-    return named.get("class") or named.get("fingerprint") or str(description)
+    # The method of a phase, and the optimizer by which a method steps.
+    if inner := named.get("method") or named.get("optimizer"):
+        return _short(inner)
+    text = named.get("class") or named.get("fingerprint") or str(description)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 # --- data ---------------------------------------------------------------------------------------

@@ -158,6 +158,8 @@ def read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
     try:
         with open(path, "rb") as stream, zipfile.ZipFile(stream) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
+            if not {_HEADER, _DIGEST} <= set(names):
+                raise Damaged(f"{path} was not written by lbfgs_xp: it is {_kind(archive)}")
             digest = hashlib.sha256()
             arrays = {}
             for name in names:
@@ -173,8 +175,16 @@ def read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
         raise Damaged(f"{path} is no whole file of lbfgs_xp: {error}") from None
     except KeyError as error:
         raise Damaged(f"{path} was not written by lbfgs_xp ({error} is missing)") from None
+    except Damaged:
+        raise
+    except zipfile.BadZipFile as error:
+        foreign = _foreign(path)
+        told = f"was not written by lbfgs_xp: it is {foreign}" if foreign else (
+            f"is no whole file of lbfgs_xp: {error}"
+        )
+        raise Damaged(f"{path} {told}") from None
     except (
-        zipfile.BadZipFile, zlib.error, struct.error, ValueError, EOFError, RuntimeError, IndexError
+        zlib.error, struct.error, ValueError, EOFError, RuntimeError, IndexError
     ) as error:
         raise Damaged(f"{path} is no whole file of lbfgs_xp: {error}") from None
     if found != digest.digest():
@@ -190,3 +200,26 @@ def read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
         arrays[str(place)].transpose([order.index(axis) for axis in range(len(order))])
         for place, order in enumerate(header["axes"])
     ]
+
+
+def _kind(archive: zipfile.ZipFile) -> str:
+    """What an archive is that has no header of ours."""
+    names = archive.namelist()
+    if any(name.endswith("/data.pkl") for name in names):
+        return "a file of torch.save, which torch.load reads"
+    if names and all(name.endswith(".npy") for name in names):
+        return "another npz file, which numpy.load reads"
+    return "another zip archive"
+
+
+def _foreign(path: Path) -> str:
+    """What a file is that is no archive, as far as its first bytes say; "" if they do not."""
+    with open(path, "rb") as stream:
+        first = stream.read(6)
+    kinds = {
+        b"\x80": "a pickle or an old file of torch.save, which torch.load reads",
+        b"\x93NUMPY": "an npy file, which numpy.load reads", b"\x89HDF": "an HDF5 file",
+    }
+    if not first:
+        return "empty"
+    return next((kind for start, kind in kinds.items() if first.startswith(start)), "")

@@ -98,7 +98,10 @@ def load(path: Any, like: Any) -> Any:
     (True, True)
     """
     where = checks.path("path", path)
-    header, arrays = file.read(where)
+    try:
+        header, arrays = file.read(where)
+    except file.Damaged as error:
+        raise ValueError(f"{error}; wanted a file that lx.save has written") from None
     if "state" not in header:
         raise ValueError(
             f"{where} is the checkpoint of a run; wanted a file that lx.save has written"

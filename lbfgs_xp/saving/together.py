@@ -37,8 +37,8 @@ def keeping_together(
 class TeamKeeper(Keeper):
     """Saves a run in one of many processes.
 
-    All save after the same evaluation: which one is agreed upon in the messages of the run. A
-    SIGTERM in one of them ends all in this way.
+    A SIGTERM in one of them ends all after the same evaluation, because the messages of the run say
+    so.
 
     team : the processes, as in `lbfgs_xp.distributed.team`.
     """
@@ -49,17 +49,16 @@ class TeamKeeper(Keeper):
 
     def visit(self, position: Any, advanced: int) -> None:
         self._since += advanced
-        due, ends = self._team.agree(self._is_due(), self.terminated)
-        if due or ends:
+        ends = self._team.is_terminated()
+        if self._is_due() or ends:
             self.save(position)
-            self._team.due = False
         if ends:
             self._current = lambda: None
             raise Terminated
 
     def _receive(self) -> None:
-        """Note a SIGTERM."""
-        self.terminated = True
+        """Note a SIGTERM, and let the next message say so."""
+        self.terminated = self._team.terminated = True
 
 
 class TogetherKeeper(TeamKeeper):
@@ -85,7 +84,10 @@ class TogetherKeeper(TeamKeeper):
 
 
 class PiecesKeeper(TeamKeeper):
-    """Saves a run of which each process has its piece of the variables."""
+    """Saves a run of which each process has its piece of the variables.
+
+    All save after the same evaluation: which one, the messages of the run say.
+    """
 
     def __init__(self, checkpoint: Checkpoint, problem: dict[str, Any], library: str, team: Any):
         super().__init__(checkpoint, problem, library, team)
@@ -179,6 +181,9 @@ class PiecesKeeper(TeamKeeper):
 
     # --- while it runs -------------------------------------------------------------------------
 
+    def _is_due(self) -> bool:
+        return self._team.is_due(super()._is_due())
+
     def save_if_intact(self) -> None:
         self.save_last(self._current())
 
@@ -191,6 +196,7 @@ class PiecesKeeper(TeamKeeper):
     def save(self, position: Any) -> None:
         """Save the position if all processes are at the same one."""
         began = time.perf_counter()
+        self._team.due = False
         told = None
         try:
             found = self._engine.gather(None if position is None else position.counts())

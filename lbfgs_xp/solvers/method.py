@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from lbfgs_xp.arrays.keyed import Keyed, key_of
 from lbfgs_xp.checks import (
-    OwnSignature,
     Settings,
     budget,
     optional,
-    refuse_foreign_settings,
+    reject_foreign_keywords,
     seconds,
     setting,
     tolerance,
@@ -84,41 +83,61 @@ class Phase:
             raise TypeError(f"limits is {self.limits!r}; wanted lx.Limits(...)")
 
 
-# Names of these settings in other libraries.
-_OURS = {
+# Names of settings in other libraries.
+_FOREIGN = {
     "lr": ("learning_rate",),
     **dict.fromkeys(("history_size", "maxcor", "m", "memory"), ("memory_size",)),
-    "line_search_fn": ("line_search",),
+    **dict.fromkeys(("line_search_fn", "linesearch"), ("line_search",)),
+    **dict.fromkeys(
+        ("c1", "c2", "maxls", "max_linesearch_steps", "max_evaluations"),
+        ("line_search, such as lx.StrongWolfe(max_evaluations=20, c1=1e-4, c2=0.9)",),
+    ),
     **dict.fromkeys(("b1", "b2", "beta1", "beta2"), ("betas",)),
+    "epsilon": ("eps",),
+    **dict.fromkeys(("decay", "decay_rate"), ("alpha",)),
+    **dict.fromkeys(("max_grad_norm", "max_norm", "clipnorm"), ("clip_norm",)),
+    "clipvalue": ("clip_value",),
+    "initial_trust_radius": ("initial_radius",),
 }
-# Names, here and in other libraries, of what belongs to a run.
-_OF_THE_RUN = {
+# Limits of a run and of a phase, by their names here and in other libraries.
+_LIMITS = {
     **dict.fromkeys(("maxiter", "max_iter", "maxit"), "maxiter"),
     **dict.fromkeys(("maxfun", "max_eval"), "maxfun"),
     **dict.fromkeys(("gtol", "tolerance_grad", "pgtol"), "gtol"),
     **dict.fromkeys(("xtol", "tolerance_change"), "xtol"),
     **{name: name for name in ("ftol", "maxtime")},
 }
+# What else belongs to a run.
+_OF_THE_RUN = {
+    **{name: name for name in ("jac", "bounds", "l1", "callback", "progress")},
+    **dict.fromkeys(("disp", "verbose", "iprint"), "progress=True"),
+    **dict.fromkeys(("diff_step", "eps", "finite_diff_rel_step"), "diff_step"),
+}
 
 
 class Method(Settings, Keyed):
     """What every method object can do; a subclass is a frozen dataclass of settings."""
 
-    __signature__ = OwnSignature()
+    foreign = _FOREIGN
 
     if not TYPE_CHECKING:
 
         def __new__(cls, *args: Any, **settings: Any) -> Self:
-            refuse_foreign_settings(cls, settings, _OURS)
-            for name in settings.keys() & _OF_THE_RUN.keys():
-                if name not in inspect.signature(cls.__init__).parameters:
-                    ours = _OF_THE_RUN[name]
+            made = super().__new__(cls, *args, **settings)
+            for name in settings.keys() - inspect.signature(cls.__init__).parameters.keys():
+                of_the_run = f"{name} was passed to {cls.__name__}; wanted"
+                if name in _LIMITS:
                     raise TypeError(
-                        f"{name} was passed to {cls.__name__}; wanted {ours}, an argument of "
-                        f"lx.minimize and of {cls.__name__}().until"
+                        f"{of_the_run} {_LIMITS[name]}, an argument of lx.minimize and of "
+                        f"{cls.__name__}().until"
                     )
-            return super().__new__(cls)
+                if name in _OF_THE_RUN:
+                    raise TypeError(f"{of_the_run} {_OF_THE_RUN[name]}, an argument of lx.minimize")
+            return made
 
+    @reject_foreign_keywords(
+        **{name: ours for name, ours in _LIMITS.items() if name != ours}
+    )
     def until(
         self,
         *,

@@ -52,20 +52,22 @@ class Source:
 
     whole : whether each batch for Adam holds all data.
     length : how many items an iterable has given; None before its end.
+    may_be_empty : whether there may be no rows or items, as in one process of many.
     """
 
     def __init__(
-        self, data: Any, batch_size: int | None, chunk_size: int | None, seed: int, device: Any
+        self, data: Any, batch_size: int | None, chunk_size: int | None, seed: int, device: Any,
+        may_be_empty: bool = False,
     ):
         self.batch_size = optional(count)("batch_size", batch_size, 1)
         self.chunk_size = optional(count)("chunk_size", chunk_size, 1)
-        self.seed, self.device = seed, device
+        self.seed, self.device, self.may_be_empty = seed, device, may_be_empty
         self.items: Any = None
         self.length: int | None = None
         self.tensors: list[Tensor] = []
         if _holds_rows(data):
             self.tensors, self.structure = flatten(data)
-            _check_rows(self.tensors, self.structure)
+            _check_rows(self.tensors, self.structure, may_be_empty)
         elif batch_size is not None or chunk_size is not None:
             raise ValueError(
                 f"batch_size is {batch_size!r} and chunk_size is {chunk_size!r}, but data, a "
@@ -83,7 +85,9 @@ class Source:
 
     def renew(self, data: Any) -> None:
         """Replace the data by others of the same kind; tensors keep their number of rows."""
-        new = Source(data, self.batch_size, self.chunk_size, self.seed, self.device)
+        new = Source(
+            data, self.batch_size, self.chunk_size, self.seed, self.device, self.may_be_empty
+        )
         old = (len(self.tensors), self.items is None, *(len(t) for t in self.tensors[:1]))
         found = (len(new.tensors), new.items is None, *(len(t) for t in new.tensors[:1]))
         if found != old and (self.batch_size is not None or found[:2] != old[:2]):
@@ -99,7 +103,7 @@ class Source:
         if self.items is not None:
             found: Any = self._each()
         elif self.tensors:
-            size = self.chunk_size or len(self.tensors[0])
+            size = self.chunk_size or len(self.tensors[0]) or 1
             pieces = zip(*(tensor.split(size) for tensor in self.tensors), strict=True)
             found = (unflatten(self.structure, list(piece)) for piece in pieces)
         else:
@@ -109,13 +113,15 @@ class Source:
     def batches(self, done: int = 0) -> Iterator[Iterable[Any]]:
         """An endless sequence of batches for Adam, each as chunks; the first `done` are skipped."""
         generator = torch.Generator().manual_seed(self.seed)
-        if self.length is not None:
-            done %= self.length
         while True:
             if self.items is not None:
+                done %= self.length or done + 1
                 for chunk in itertools.islice(self._each(), done, None):
                     yield [self._moved(chunk)]
-                done = 0
+                # Fewer if nobody knew how many there are.
+                done = max(0, done - (self.length or 0))
+                if self.length == 0:
+                    yield []
             elif self.batch_size is not None:
                 order = torch.randperm(len(self.tensors[0]), generator=generator)
                 pieces = order.split(self.batch_size)
@@ -131,7 +137,7 @@ class Source:
         for item in self.items:
             count += 1
             yield item
-        if count == 0:
+        if count == 0 and not self.may_be_empty:
             raise ValueError(f"data, a {type(self.items).__name__}, gave nothing; wanted a batch")
         self.length = count
 
@@ -174,7 +180,7 @@ def _holds_rows(data: Any) -> bool:
     )
 
 
-def _check_rows(leaves: list[Any], structure: Any) -> None:
+def _check_rows(leaves: list[Any], structure: Any, may_be_empty: bool) -> None:
     if not leaves:
         raise ValueError("data holds no tensor; wanted at least one, or None")
     for i, leaf in enumerate(leaves):
@@ -184,7 +190,10 @@ def _check_rows(leaves: list[Any], structure: Any) -> None:
                 "(or, for ready-made batches, a list or another iterable)"
             )
     shapes = [tuple(leaf.shape) for leaf in leaves]
-    if len({shape[:1] for shape in shapes}) > 1 or shapes[0][:1] in ((), (0,)):
+    if (
+        len({shape[:1] for shape in shapes}) > 1
+        or shapes[0] == () or (shapes[0][0] == 0 and not may_be_empty)
+    ):
         raise ValueError(
             f"data has the shapes {shapes}; wanted the same number of rows (the first axis) in "
             "all, and at least one row"

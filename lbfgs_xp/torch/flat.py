@@ -70,6 +70,13 @@ class Flat:
         return self.joined([p.grad for p in self.params])
 
     @torch.no_grad()
+    def write_gradient(self, vector: Tensor) -> None:
+        """Make a vector the gradient of the parameters, without a copy."""
+        for p, piece in zip(self.params, vector.split(self.sizes), strict=True):
+            real = piece.view_as(_real(p))
+            p.grad = torch.view_as_complex(real) if p.is_complex() else real
+
+    @torch.no_grad()
     def joined(self, gradients: list[Tensor | None]) -> Tensor:
         """Gradients of the parameters as one vector; None counts as 0."""
         pieces = []

@@ -18,6 +18,7 @@ from lbfgs_xp.torch.data import NO_DATA, halves, rows_of
 from lbfgs_xp.torch.denominators import denominator_of, reduction_of
 from lbfgs_xp.torch.flat import Flat
 from lbfgs_xp.torch.outside import inputs_of, warn_of_leaves_outside
+from lbfgs_xp.torch.together import Together
 from lbfgs_xp.torch.warned import warn
 
 
@@ -43,13 +44,14 @@ class ChunkedLoss:
     pass_model : whether loss_fn takes the model and the batch even if that is a pair.
     aux : with `has_aux`, what else loss_fn returned in the last call: the means of the numbers over
         all rows (or what loss_fn counts), and the last of anything else.
+    together : the processes over whose chunks the total is taken; None: this one alone.
     empty : whether the last call found nothing that counts, such as targets that are all
         ignored; the loss is then nan, as in torch, without a gradient.
     """
 
     def __init__(
         self, model: torch.nn.Module, loss_fn: Callable, reduction: Any, flat: Flat,
-        pass_model: bool, has_aux: bool = False,
+        pass_model: bool, together: Together | None = None, has_aux: bool = False,
     ):
         if isinstance(loss_fn, type):
             raise TypeError(
@@ -67,6 +69,7 @@ class ChunkedLoss:
         # What is looked at once: the leaves of the loss, and whether it can be split.
         self._knows_leaves = False
         self._knows_rows = self.denominator is not None
+        self._of_all = None if together is None else together.summed(self._share)
 
     @torch.enable_grad()
     def __call__(self, chunks: Iterable[Any]) -> Tensor:
@@ -75,17 +78,45 @@ class ChunkedLoss:
                 "train_with_lbfgs was called under torch.inference_mode, which forbids autograd; "
                 "wanted a call outside it"
             )
-        for p in self.flat.params:
-            p.grad = None
+        if self._of_all is None:
+            total, weights, _ = self._accumulated(chunks)
+        else:
+            total, gradient, weights = self._of_all(chunks)
+            self.flat.write_gradient(gradient)
+        self.empty = weights == 0.0 and not total
+        if self.empty:
+            self._clear()
+            return torch.full_like(total, math.nan)
+        if self.mean and weights != 1.0:
+            total = total / weights
+            for p in self.flat.params:
+                if p.grad is not None:
+                    p.grad.div_(weights)
+        return total
+
+    def _share(self, chunks: Iterable[Any]) -> tuple[Tensor, Tensor, float]:
+        """The part of this process in the sums over all: the loss, the gradient and what a mean
+        divides by."""
+        total, weights, unit = self._accumulated(chunks)
+        return unit * total, unit * self.flat.gradient(), unit * weights
+
+    def _accumulated(self, chunks: Iterable[Any]) -> tuple[Tensor, float, float]:
+        """The sum of the losses of the chunks times their weights, the sum of the weights, and the
+        unit of these. The gradient of the former is left in the parameters."""
+        self._clear()
         total: Any = None
         waiting: list[Any] = []
         outputs: list[tuple[Any, float]] = []
         unit = weights = 0.0
-        for i, chunk in enumerate(chunks):
+        count = 0
+        for chunk in chunks:
+            if self._of_all is not None and rows_of(chunk) == 0:
+                continue
+            count += 1
             part = self._part(chunk)
             if not self._knows_rows:
                 waiting.append((chunk, part))
-                if i > 0:
+                if count > 1 or self._of_all is not None:
                     self._check_split(waiting)
             # Weights are relative to the first chunk, so that a single chunk, or chunks of equal
             # size, have weight 1 and add no rounding.
@@ -98,27 +129,34 @@ class ChunkedLoss:
             if not self._knows_leaves:
                 self._knows_leaves = True
                 warn_of_leaves_outside(loss, self.flat.params, part.inputs)
-            loss.backward()
+            self._add_gradient(loss)
             total = loss.detach() if total is None else total + loss.detach()
             weights += divisor / unit
-        self._knows_rows = self._knows_rows or i > 0
+        self._knows_rows = self._knows_rows or count > (1 if self._of_all is None else 0)
         self.aux = self._joined(outputs)
-        self.empty = total is None or (self.mean and weights == 0.0 and not total)
-        if self.empty:
-            for p in self.flat.params:
-                p.grad = None
-            return torch.full_like(part.loss.detach(), math.nan)
-        if self.mean and weights != 1.0:
-            total = total / weights
-            for p in self.flat.params:
-                if p.grad is not None:
-                    p.grad.div_(weights)
+        if total is None:
+            return torch.zeros_like(self.flat.read()[0]), 0.0, 1.0
         if all(p.grad is None for p in self.flat.params):
             raise TypeError(
                 "loss_fn returned a tensor that depends on none of the parameters, so there is "
                 "nothing to train; wanted one computed from those of the model or from params"
             )
-        return total
+        return total, weights, unit
+
+    def _add_gradient(self, loss: Tensor) -> None:
+        """Add the gradient of a loss to those in the parameters."""
+        if self._of_all is None:
+            loss.backward()
+            return
+        # In backward(), hooks of a DistributedDataParallel may average gradients.
+        found = torch.autograd.grad(loss, self.flat.params, allow_unused=True)
+        for p, gradient in zip(self.flat.params, found, strict=True):
+            if gradient is not None:
+                p.grad = gradient if p.grad is None else p.grad + gradient
+
+    def _clear(self) -> None:
+        for p in self.flat.params:
+            p.grad = None
 
     @torch.enable_grad()
     def output(self, chunks: Iterable[Any]) -> Any:

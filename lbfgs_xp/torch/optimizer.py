@@ -207,6 +207,10 @@ class LBFGS(torch.optim.Optimizer):
             for key in where if loaded[name] else ():
                 loaded[name][key] = flat.placed(loaded[name][key])
 
+    def trust_to_clear(self) -> None:
+        """Do not look at whether closure clears the gradients, because it does."""
+        self._memory()["clears"] = True
+
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"result": self.result}
 

@@ -29,6 +29,8 @@ class ByOptimizer:
 
     def __init__(self, optimizer: LBFGS):
         self.optimizer = optimizer
+        # The loss here does clear the gradients, which it then adds up itself.
+        optimizer.trust_to_clear()
 
     @property
     def result(self) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -16,14 +17,17 @@ from lbfgs_xp.arrays.backend import Backend
 from lbfgs_xp.arrays.returned import is_true
 from lbfgs_xp.arrays.tree import flatten, leaf_name
 from lbfgs_xp.checks import count, flags, number, reject_foreign_keywords, shown
+from lbfgs_xp.distributed.team import Engine, set_up_together
 from lbfgs_xp.first_order import Adam
 from lbfgs_xp.line_search import LineSearch
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import Status, table
 from lbfgs_xp.run.metrics import nested_like
 from lbfgs_xp.run.progress import Live
-from lbfgs_xp.saving.checkpoint import Checkpoint, Keeper, Saved, Terminated, keeping
+from lbfgs_xp.saving.checkpoint import Checkpoint, Keeper, Saved, Terminated
+from lbfgs_xp.saving.checkpoint import checked as checked_checkpoint
 from lbfgs_xp.saving.descriptions import described, fingerprints, kind_of
+from lbfgs_xp.saving.together import keeping_together
 from lbfgs_xp.solvers import lbfgs
 from lbfgs_xp.torch.closure import CHANGES
 from lbfgs_xp.torch.data import Draws, Source
@@ -32,6 +36,7 @@ from lbfgs_xp.torch.layers import warn_of_layers
 from lbfgs_xp.torch.loss import ChunkedLoss
 from lbfgs_xp.torch.optimizer import LBFGS
 from lbfgs_xp.torch.second import ByMethod, ByOptimizer
+from lbfgs_xp.torch.together import Together, module_of
 from lbfgs_xp.torch.warned import warn
 from lbfgs_xp.typing import LineSearchName, Method
 
@@ -148,6 +153,7 @@ def train_with_lbfgs(
     resample: Callable[[int], Any] | None = None,
     resample_every: int = 1,
     callback: Callable[[TrainingRecord], Any] | None = None,
+    distributed: Engine | None = None,
 ) -> TrainingResult:
     """Train with Adam for a fixed number of steps, then with L-BFGS until the loss has settled.
 
@@ -191,6 +197,7 @@ def train_with_lbfgs(
         belongs to the final parameters. The numbers in aux, such as the terms of the loss, are in
         records and histories; over chunks they are averaged, weighted by rows or by the count of
         (sum, count). Each epoch of the second phase takes one more pass through the model for them.
+        Not with `distributed`.
     until : "either", "both", "loss" or "gradient"
         Which of the two must be at most tol.
     history_size, line_search_fn
@@ -231,6 +238,15 @@ def train_with_lbfgs(
         callback(record) after every epoch of the second phase, and every max_iter steps of Adam,
         with a `TrainingRecord`; the parameters are in the model. Returning a true value stops the
         run.
+    distributed : None, lx.distributed.torch() or lx.distributed.mpi()
+        The processes that train together, each with its own data (or resample) of any length, also
+        none. The loss is that of the data of all of them: means are weighted by their rows, or by
+        the counts that loss_fn returns, as for chunks; sums are added up (reduction="sum"). With
+        data=None it is the mean of the losses. The parameters must be the same in all processes at
+        the start, and stay so, bit for bit. Only data, resample, batch_size, chunk_size, seed,
+        progress and callback may differ. A step of Adam takes a batch of each process. A model in
+        DistributedDataParallel is replaced by its module. Buffers are not exchanged. Any callback
+        stops all processes; so do Ctrl-C and exceptions, as in `lx.minimize`.
 
     Returns
     -------
@@ -256,69 +272,101 @@ def train_with_lbfgs(
     >>> res.success, round(model.weight.item(), 4), round(model.bias.item(), 4)
     (True, 2.0, 1.0)
     """
-    adam_steps = count("adam_steps", adam_steps, 0)
-    max_epochs = count("max_epochs", max_epochs, 0)
-    seed = count("seed", seed, 0)
-    if adam_steps == max_epochs == 0:
-        raise ValueError("adam_steps and max_epochs are both 0; wanted at least one above 0")
-    tol = _tolerance(tol)
-    if until not in ("either", "both", "loss", "gradient"):
-        raise ValueError(f"until is {until!r}; wanted 'either', 'both', 'loss' or 'gradient'")
-    if line_search_fn is None:
-        raise ValueError("line_search_fn is None; wanted the name of a rule, or a rule")
-    progress, pass_model, has_aux = flags(
-        progress=progress, pass_model=pass_model, has_aux=has_aux
-    )
-    if any(isinstance(m, torch.nn.parallel.DistributedDataParallel) for m in model.modules()):
-        raise TypeError(
-            "model is a DistributedDataParallel, whose gradients are averaged in backward() only, "
-            "which is not called here; wanted its module, model.module, or lbfgs_xp.torch.LBFGS "
-            "with a closure that averages the loss"
+    with set_up_together(distributed):
+        adam_steps = count("adam_steps", adam_steps, 0)
+        max_epochs = count("max_epochs", max_epochs, 0)
+        seed = count("seed", seed, 0)
+        if adam_steps == max_epochs == 0:
+            raise ValueError("adam_steps and max_epochs are both 0; wanted at least one above 0")
+        tol = _tolerance(tol)
+        if until not in ("either", "both", "loss", "gradient"):
+            raise ValueError(f"until is {until!r}; wanted 'either', 'both', 'loss' or 'gradient'")
+        if line_search_fn is None:
+            raise ValueError("line_search_fn is None; wanted the name of a rule, or a rule")
+        progress, pass_model, has_aux = flags(
+            progress=progress, pass_model=pass_model, has_aux=has_aux
         )
-    max_iter = count("max_iter", max_iter, 1)
-    draws = Draws(data, resample, count("resample_every", resample_every, 1) * max_iter)
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback is a {type(callback).__name__}; wanted a function, or None")
-    flat = _parameters(model, params)
-    source = Source(draws.first, batch_size, chunk_size, seed, flat.params[0].device)
-    loss = ChunkedLoss(model, loss_fn, reduction, flat, pass_model, has_aux)
-    steady = not warn_of_layers(model)
-    optimizer = LBFGS(
-        flat.params, max_iter=max_iter, history_size=history_size,
-        line_search_fn=line_search_fn, tolerance_change=0.0,
-        tolerance_grad=tol if until in ("either", "gradient") else 0.0,
-    )
-    second = ByMethod(method, optimizer) if method is not None else ByOptimizer(optimizer)
-    problem = {
-        "kind": "train_with_lbfgs",
-        "parameters": list(map(kind_of, flat.params)),
-        "adam_lr": described(adam_lr), "history_size": history_size, "max_iter": max_iter,
-        "line_search_fn": described(line_search_fn), "until": until, "tol": repr(tol),
-        "batch_size": batch_size, "chunk_size": chunk_size, "seed": seed,
-        "reduction": "mean" if loss.mean else "sum",
-        "loss_fn": type(loss_fn).__name__ if isinstance(loss_fn, torch.nn.Module) else "a function",
-        "method": described(getattr(second, "method", None)), "resample_every": resample_every,
-        "data": fingerprints(draws.first, "data"), "has_aux": has_aux,
-    }
+        if has_aux and distributed is not None:
+            raise ValueError(
+                "has_aux is True, and distributed was passed; wanted only one of them, because aux "
+                "is that of one process"
+            )
+        model = module_of(model, distributed)
+        max_iter = count("max_iter", max_iter, 1)
+        draws = Draws(data, resample, count("resample_every", resample_every, 1) * max_iter)
+        if callback is not None and not callable(callback):
+            raise TypeError(f"callback is a {type(callback).__name__}; wanted a function, or None")
+        checked_checkpoint(checkpoint)
+        flat = _parameters(model, params)
+        together = None if distributed is None else Together(distributed, flat)
+        source = Source(
+            draws.first, batch_size, chunk_size, seed, flat.params[0].device,
+            may_be_empty=together is not None,
+        )
+        loss = ChunkedLoss(model, loss_fn, reduction, flat, pass_model, together, has_aux)
+        steady = not warn_of_layers(model)
+        optimizer = LBFGS(
+            flat.params, max_iter=max_iter, history_size=history_size,
+            line_search_fn=line_search_fn, tolerance_change=0.0,
+            tolerance_grad=tol if until in ("either", "gradient") else 0.0,
+        )
+        second = ByMethod(method, optimizer) if method is not None else ByOptimizer(optimizer)
+        first_order = Adam(adam_lr)
+        problem = {
+            "kind": "train_with_lbfgs",
+            "parameters": list(map(kind_of, flat.params)),
+            "adam_lr": described(adam_lr), "history_size": history_size, "max_iter": max_iter,
+            "line_search_fn": described(line_search_fn), "until": until, "tol": repr(tol),
+            "reduction": "mean" if loss.mean else "sum",
+            "loss_fn": type(loss_fn).__name__ if isinstance(loss_fn, torch.nn.Module)
+            else "a function",
+            "method": described(getattr(second, "method", None)), "resample_every": resample_every,
+            "has_aux": has_aux,
+        }
+        here = {
+            "batch_size": batch_size, "chunk_size": chunk_size, "seed": seed,
+            **fingerprints(draws.first, "data"),
+        }
+    if together is None:
+        problem |= here
+    else:
+        settings = {
+            **problem, "adam_steps": adam_steps, "max_epochs": max_epochs,
+            "whether there is a batch_size or an iterable": not source.whole,
+            "whether points are drawn": resample is not None,
+        }
+        together.check(settings, model, flat, checkpoint, callback is not None)
+        problem["processes"] = together.by_process(here)
+    team = None if together is None else together.team
     with (
-        Live(progress, _line) as live, keeping(checkpoint, lambda: problem, "torch") as keeper
+        Live(progress, _line) as live,
+        contextlib.nullcontext() if team is None else team.patient(),
+        keeping_together(checkpoint, lambda: problem, "torch", team) as keeper,
     ):
-        run = _Training(flat, loss, source, live, steady, keeper, draws, callback, max_iter)
-        goes_on = keeper is None or keeper.saved is None or run.go_on(keeper.saved, second)
+        run = _Training(
+            flat, loss, source, live, steady, keeper, draws, callback, max_iter, together
+        )
         try:
+            goes_on = keeper is None or keeper.saved is None or run.go_on(keeper.saved, second)
             if adam_steps and goes_on and run.phase == "Adam":
-                run.adam(Adam(adam_lr), adam_steps)
+                run.adam(first_order, adam_steps)
             if max_epochs and goes_on and not run.stopped:
                 run.second(second, max_epochs, tol, until, draws.of_steps(adam_steps))
+            if team is not None:
+                team.end()
             if keeper is not None:
                 keeper.save_last(run.end_position())
         except (KeyboardInterrupt, Terminated) as stop:
+            if team is not None:
+                team.leave(stop)
             if keeper is not None:
                 keeper.save_if_intact()
             elif isinstance(stop, Terminated):
                 raise
             run.end(Status.INTERRUPTED)
-        except Exception:
+        except Exception as error:
+            if team is not None:
+                team.leave(error)
             if keeper is not None:
                 keeper.save_if_intact()
             raise
@@ -336,10 +384,8 @@ def _tolerance(tol: Any) -> float:
     return number("tol", tol, least=0.0)
 
 
-def _parameters(model: Any, others: Any) -> Flat:
+def _parameters(model: torch.nn.Module, others: Any) -> Flat:
     """The parameters of a model, and others, as one vector."""
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; wanted a torch.nn.Module")
     flat = Flat([*model.parameters(), *_others(others)])
     if not any(flat.sizes):
         raise ValueError(
@@ -415,14 +461,16 @@ class _Training:
     seen : (loss, seconds, numbers in aux) of the current phase.
     opening : aux where the second phase begins.
     stopped : whether the callback has stopped the run.
+    together : the processes of the run; None for one alone.
     """
 
     def __init__(
         self, flat: Flat, loss: ChunkedLoss, source: Source, live: Live, steady: bool,
         keeper: Keeper | None, draws: Draws, callback: Callable | None, each: int,
+        together: Together | None,
     ):
         self.keeper, self.draws, self.callback, self.each = keeper, draws, callback, each
-        self.drawn, self.stopped = 0, False
+        self.drawn, self.stopped, self.together = 0, False, together
         # What `position` returns; None in the middle of a step. And what a file said.
         self._at: _Position | None = None
         self.seen: list[tuple[float, float, tuple]] = []
@@ -477,7 +525,9 @@ class _Training:
         at: _Position = saved.position(Backend.of(x, "the parameters"), x)
         self._from = self._at = at
         self.lowest, self.best, self.steady = at.lowest, at.best, at.steady
-        self.source.length = at.length
+        # A file is of the first process, but each has data of its own.
+        if self.together is None or self.together.team.engine.rank == 0:
+            self.source.length = at.length
         self.phase, self.seen = at.phase, list(at.seen)
         self.phases = {
             name: PhaseHistory(*known, Status(status), message)  # type: ignore[call-arg]
@@ -501,16 +551,17 @@ class _Training:
 
     def _told(self, step: int, gradient_norm: float = math.nan) -> bool:
         """Call the callback; return whether it stops the run."""
-        if self.callback is None:
-            return False
         loss, _, numbers = self.seen[-1]
         seconds = time.perf_counter() - self.begun
         record = TrainingRecord(
             self.phase, step, loss, gradient_norm, seconds, self._nested(numbers)
         )
-        with torch.enable_grad():
-            out = self.callback(record)
-        self.stopped = is_true(out)
+
+        @torch.enable_grad()
+        def stops() -> bool:
+            return self.callback is not None and is_true(self.callback(record))
+
+        self.stopped = stops() if self.together is None else self.together.stops(stops)
         return self.stopped
 
     def _resumed(self) -> _Position | None:

@@ -27,7 +27,7 @@ def places(*arrays):
 
 
 def _on_two_devices(script: str) -> None:
-    flags = "--xla_force_host_platform_device_count=2"
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
     root = pathlib.Path(__file__).parents[2]
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
     done = subprocess.run(

@@ -69,6 +69,7 @@ def same(found: list[tuple[Any, ...]], wanted: list[tuple[Any, ...]]) -> None:
     assert len(found) == len(wanted)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", EXACT)
 def test_the_same_bits_on_every_library(backend: Backend, name: str) -> None:
     if backend is Backend.JAX and name == "extended-50":
@@ -79,6 +80,7 @@ def test_the_same_bits_on_every_library(backend: Backend, name: str) -> None:
     same(path(name, backend), wanted)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("backend_", OTHERS, ids=str)
 @pytest.mark.parametrize("line_search", ["armijo", "bisection", "strong_wolfe", "hager_zhang"])
 def test_the_same_bits_for_each_rule(backend_: Backend, line_search: str) -> None:
@@ -87,6 +89,7 @@ def test_the_same_bits_for_each_rule(backend_: Backend, line_search: str) -> Non
     same(path("chained-50", backend_, **settings), numpy_path("chained-50", **settings))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("name", "backend_"),
     [("chained-50", b) for b in OTHERS] + [("mlp-softsign", b) for b in OTHERS if not b.is_jax],
@@ -97,6 +100,7 @@ def test_the_same_bits_in_float32(backend_: Backend, name: str) -> None:
     same(path(name, backend_, **settings), numpy_path(name, **settings))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("backend_", OTHERS, ids=str)
 @pytest.mark.parametrize("kind", ["unscaled", "scalar", "diagonal", "callable"])
 def test_the_same_bits_for_each_initial_matrix(backend_: Backend, kind: str) -> None:
@@ -189,6 +193,7 @@ def _numpy_iterates(name: str) -> tuple[np.ndarray, list[int]]:
     return iterates(Backend.NUMPY, *NEAR[name])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("reproducible", [False, True], ids=["plain", "fixed"])
 @pytest.mark.parametrize("name", ["chained-50", "mlp-softsign"])
 def test_twice_is_the_same(backend: Backend, name: str, reproducible: bool) -> None:

@@ -155,8 +155,7 @@ def train_with_ddp(team: Any) -> dict[str, Any]:
     """
     import torch
 
-    import lbfgs_xp.torch
-    from lbfgs_xp.torch import LBFGS
+    from lbfgs_xp.torch import LBFGS, train_with_lbfgs
 
     torch.manual_seed(0)
     inputs = torch.linspace(-1.0, 1.0, 24, dtype=torch.float64)[:, None]
@@ -179,11 +178,46 @@ def train_with_ddp(team: Any) -> dict[str, Any]:
     losses = [float(optimizer.step(closure)) for _ in range(3)]
     weights = torch.cat([p.detach().reshape(-1) for p in net.parameters()])
     try:
-        lbfgs_xp.torch.train_with_lbfgs(model, torch.nn.MSELoss(), (inputs, wanted))
+        train_with_lbfgs(model, torch.nn.MSELoss(), (inputs, wanted))
         refused = ""
     except TypeError as error:
         refused = str(error)
     return {"losses": losses, "x": weights.tolist(), "refused": refused}
+
+
+def train_in_processes(team: Any, case: str) -> dict[str, Any]:
+    """`train_with_lbfgs`: each process has its rows, of another number, and the model may be in
+    DistributedDataParallel, whose own sums of gradients must not interfere."""
+    import torch
+
+    from lbfgs_xp.torch import train_with_lbfgs
+
+    torch.manual_seed(team.rank if "ddp" in case else 0)
+    net = torch.nn.Sequential(
+        torch.nn.Linear(1, 6), torch.nn.Tanh(), torch.nn.Linear(6, 1)
+    ).double()
+    inputs = torch.linspace(-1.0, 1.0, 24, dtype=torch.float64)[:, None]
+    wanted = torch.sin(3.0 * inputs)
+    here = slice(0, 24) if team.size == 1 else slice(9) if team.rank else slice(9, 24)
+    model, calls = net, 0
+    if "ddp" in case:
+        model = torch.nn.parallel.DistributedDataParallel(net)
+        # From now on its hooks wait for a backward pass.
+        model(inputs).sum()
+
+    def loss(output: Any, target: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if team.rank == 1 and calls == 9 and "interrupt" in case:
+            os.kill(os.getpid(), signal.SIGINT)
+        return ((output - target) ** 2).mean()
+
+    res = train_with_lbfgs(
+        model, loss, (inputs[here], wanted[here]), adam_steps=10, adam_lr=0.01, max_epochs=3,
+        max_iter=8, tol=0.0, chunk_size=4, reduction="mean", distributed=team,
+    )
+    weights = torch.cat([p.detach().reshape(-1) for p in net.parameters()])
+    return {"loss": res.loss, "status": res.status.name, "x": weights.tolist()}
 
 
 def with_dtensors(team: Any) -> dict[str, Any]:
@@ -215,6 +249,8 @@ def report(team: Any, case: str) -> dict[str, Any]:
     try:
         if case.startswith("sharded"):
             return solve_sharded(case)
+        if case.startswith("train"):
+            return train_in_processes(team, case)
         if case in ("ddp", "dtensor"):
             return train_with_ddp(team) if case == "ddp" else with_dtensors(team)
         res = solve(team, case)

@@ -33,9 +33,10 @@ print("done")
 @pytest.mark.thorough
 def test_sharded_arrays_as_they_come() -> None:
     pytest.importorskip("jax")
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
     environment = {
-        **os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2]),
+        **os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
     }
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False,

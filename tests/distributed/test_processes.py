@@ -51,14 +51,16 @@ def started(size: int, cases: tuple[str, ...], folder: Path) -> list[dict[str, A
 def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     pytest.importorskip("torch")
     ended = ("sharded numpy interrupt", "sharded numpy later", "sharded numpy error")
-    cases = (*CASES, *FAILURES, *SHARDED, *ended, "ddp", "dtensor", *CASES[:1])
+    trained = ("train plain", "train ddp", "train interrupt")
+    cases = (*CASES, *FAILURES, *SHARDED, *ended, "ddp", "dtensor", *trained, *CASES[:1])
     return started(2, cases, tmp_path_factory.mktemp("pair"))
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     pytest.importorskip("torch")
-    return started(1, (*CASES[:5], *SHARDED, "ddp"), tmp_path_factory.mktemp("alone"))[0]
+    cases = (*CASES[:5], *SHARDED, "ddp", "train plain")
+    return started(1, cases, tmp_path_factory.mktemp("alone"))[0]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -121,8 +123,19 @@ def assert_as_alone(found: dict[str, Any], wanted: dict[str, Any], case: str) ->
 
 def test_modules_in_ddp(pair: list[dict[str, Any]], alone: dict[str, Any]) -> None:
     assert pair[0]["ddp"] == pair[1]["ddp"]
-    assert "wanted its module, model.module" in alone["ddp"]["refused"]
+    assert "wanted distributed=lx.distributed.torch() as well" in alone["ddp"]["refused"]
     np.testing.assert_allclose(pair[0]["ddp"]["losses"], alone["ddp"]["losses"], rtol=1e-6)
+
+
+def test_trained_together(pair: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+    for case in ("train plain", "train ddp", "train interrupt"):
+        assert pair[0][case] == pair[1][case]
+    plain, wanted = pair[0]["train plain"], alone["train plain"]
+    assert plain["status"] == wanted["status"] == "ITERATIONS"
+    assert plain["loss"] == pytest.approx(wanted["loss"], rel=1e-3)
+    # It starts from the parameters of the first process, as without DDP.
+    assert pair[0]["train ddp"] == plain
+    assert pair[0]["train interrupt"]["status"] == "INTERRUPTED"
 
 
 def test_dtensors(pair: list[dict[str, Any]]) -> None:

@@ -163,6 +163,7 @@ def test_soap_without_bases_is_adam() -> None:
     close(path(Backend.NUMPY, opt, [0, 2]), path(Backend.NUMPY, adam, [0, 2]))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", RULES)
 def test_the_same_bits_in_reproducible_mode(backend: Backend, name: str) -> None:
     opt = getattr(lx, name)(0.02, weight_decay=0.01, clip_norm=1.0, clip_value=0.9)

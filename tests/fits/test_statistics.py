@@ -29,6 +29,7 @@ def fit(backend: Backend, batched: bool, **settings: Any) -> lx.CurveFit:
     )
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("absolute", [False, True])
 def test_statistics(backend: Backend, batched: bool, absolute: bool) -> None:
@@ -127,6 +128,39 @@ def test_a_jacobian_has_the_order_of_p0(batched: bool) -> None:
         np.testing.assert_allclose(
             np.ravel(given.x[name])[0], np.ravel(other.x[name])[0], rtol=1e-7
         )
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_covariance_of_least_squares_has_the_order_of_x(batched: bool) -> None:
+    def residuals(p: Any) -> Any:
+        pair, rate = p["pair"], p["a rate"]
+        return pair[..., :1] * np.exp(-rate[..., None] * X) + pair[..., 1:] - y
+
+    rows, y = (2,) if batched else (), np.stack([Y, Y + 0.01 * X]) if batched else Y
+    start = {"pair": np.ones((*rows, 2)), "a rate": np.ones(rows)}
+    res = lx.least_squares(residuals, start, batched=batched)
+    errors = np.sqrt(np.diagonal(res.covariance, axis1=-2, axis2=-1))
+    np.testing.assert_array_equal(errors[..., :2], res.stderr["pair"])
+    np.testing.assert_array_equal(errors[..., 2], res.stderr["a rate"])
+    fit = lx.curve_fit(
+        lambda x, height, offset, rate: offset + height * np.exp(-rate * x), X, Y, [1.0, 1.0, 1.0]
+    )
+    covariance = res.covariance[0] if batched else res.covariance
+    np.testing.assert_allclose(covariance, fit.covariance, rtol=1e-6)
+
+
+def test_a_frozen_tensor_has_no_error() -> None:
+    torch = pytest.importorskip("torch")
+    x, y = torch.as_tensor(X), torch.as_tensor(Y)
+    start = {"height": torch.tensor(1.0, dtype=torch.float64, requires_grad=True)}
+    start["a rate"] = torch.tensor(1.3, dtype=torch.float64)
+    start["offset"] = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
+    res = lx.least_squares(
+        lambda p: p["offset"] + p["height"] * torch.exp(-p["a rate"] * x) - y, start
+    )
+    assert float(res.stderr["a rate"]) == 0.0
+    errors = np.sqrt(np.diagonal(np.asarray(res.covariance)))
+    assert errors.tolist() == [float(res.stderr["height"]), float(res.stderr["offset"])]
 
 
 def test_names() -> None:

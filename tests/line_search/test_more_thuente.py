@@ -7,9 +7,10 @@ import random
 from collections.abc import Callable
 
 import pytest
-from scipy.optimize._dcsrch import DCSRCH
 
 from lbfgs_xp.line_search import MoreThuente, line_search
+
+DCSRCH = pytest.importorskip("scipy.optimize._dcsrch").DCSRCH
 
 Phi = Callable[[float], tuple[float, float]]
 CONSTANTS = [(1e-3, 0.9, 0.1), (1e-4, 0.1, 1e-14), (1e-3, 1e-3, 1e-10), (0.1, 0.1, 1e-3)]

@@ -39,8 +39,8 @@ WINGS: dict[str, str] = {
     "constraints": "arrays checks minimize result run typing",
     "fits": "arrays checks drawing minimize projections result run saving typing",
     "training": "arrays checks first_order minimize result run saving solvers typing",
-    "torch": "arrays checks first_order line_search minimize projections result run saving solvers "
-    "typing",
+    "torch": "arrays checks distributed first_order line_search minimize projections result run "
+    "saving solvers typing",
     "scipy": "arrays checks fits line_search minimize result solvers typing",
     "demo": "arrays problems __init__",
     "__main__": "arrays demo __init__",

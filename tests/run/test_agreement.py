@@ -183,6 +183,7 @@ def test_where_a_look_is_lower_the_run_goes_on(method: str, batched: bool) -> No
         assert np.all(res.success) and np.all(res.fun < 1e-6)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("method", METHODS[:2])
 def test_the_floor_itself_is_confirmed(backend: Backend, method: str, dtype: str) -> None:

@@ -76,6 +76,7 @@ CASES = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("backend_", "name", "arguments", "dtype"),
     [(b, *case) for b in CPU for case in (CASES[:3] if b.is_jax else CASES)],
@@ -90,6 +91,7 @@ def test_rows_are_bitwise_single_runs(
     )
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("backend_", [Backend.NUMPY, Backend.TORCH, Backend.STRICT], ids=str)
 def test_rows_are_bitwise_single_runs_for_each_rule(backend_: Backend, rule: str) -> None:

@@ -372,6 +372,13 @@ def test_a_line_search_as_method(bad: Any) -> None:
         (lx.Adam, "b1", "betas"),
         (lx.LBFGS, "line_search_fn", "line_search"),
         (lx.ProjectedGradient, "maxcor", "memory_size"),
+        (lx.BFGS, "linesearch", "line_search"),
+        (lx.RMSProp, "decay", "alpha"),
+        (lx.SGD, "clipnorm", "clip_norm"),
+        (lx.StrongWolfe, "maxls", "max_evaluations"),
+        (lx.Armijo, "amax", "alpha_max"),
+        (lx.MoreThuente, "ftol", "c1"),
+        (lx.HagerZhang, "c2", "sigma"),
     ],
 )
 def test_settings_called_as_elsewhere(make: Any, passed: str, wanted: str) -> None:
@@ -382,15 +389,29 @@ def test_settings_called_as_elsewhere(make: Any, passed: str, wanted: str) -> No
 @pytest.mark.parametrize(
     ("make", "passed", "wanted"),
     [(lx.LBFGS, "max_iter", "maxiter"), (lx.LBFGS, "tolerance_grad", "gtol"),
-     (lx.Adam, "gtol", "gtol")],
+     (lx.Adam, "gtol", "gtol"), (lx.BFGS, "bounds", "bounds"),
+     (lx.LBFGS, "iprint", "progress=True"), (lx.LBFGS, "eps", "diff_step")],
 )
 def test_settings_of_the_run_passed_to_the_method(make: Any, passed: str, wanted: str) -> None:
     words = [f"{passed} was passed to {make.__name__}; wanted {wanted}, an argument of lx.minimize"]
     fails(lambda: make(**{passed: 1}), TypeError, *words)
 
 
+def test_settings_of_line_searches_passed_to_the_method() -> None:
+    words = ["maxls was passed to LBFGS; wanted line_search, such as", "max_evaluations="]
+    fails(lambda: lx.LBFGS(maxls=50), TypeError, *words)
+
+
+def test_limits_of_a_phase_called_as_elsewhere() -> None:
+    words = ["max_iter was passed to until; wanted maxiter"]
+    fails(lambda: lx.LBFGS().until(max_iter=5), TypeError, *words)
+
+
 def test_unknown_settings_are_refused_by_python() -> None:
-    for make, name in ((lx.Adam, "history_size"), (lx.Newton, "lr"), (lx.LBFGS, "speed")):
+    unknown = (
+        (lx.Adam, "history_size"), (lx.Newton, "lr"), (lx.LBFGS, "speed"), (lx.Armijo, "c2")
+    )
+    for make, name in unknown:
         fails(lambda make=make, name=name: make(**{name: 1}), TypeError, "unexpected keyword", name)
     assert list(inspect.signature(lx.LBFGS).parameters)[:2] == ["memory_size", "line_search"]
 

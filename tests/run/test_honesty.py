@@ -118,6 +118,7 @@ def test_fun_must_not_change_x() -> None:
         lx.minimize(fun, np.zeros(3), jac=True)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("maxfun", [8, 11, 16, 19, 23])
 @pytest.mark.parametrize("memory", [1, 3])
 def test_inverse_hessian_in_the_middle_of_a_search(

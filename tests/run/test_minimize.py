@@ -534,6 +534,7 @@ def leaves_of(kind: str, tree: Any) -> tuple[Any, Any]:
     return tree[0], tree[1]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", ["dict", "list", "tuple", "dataclass", "deep"])
 def test_nested_parameters(backend: Backend, kind: str) -> None:
     xp = backend.xp
@@ -791,6 +792,7 @@ def test_torch_parameters_that_require_a_gradient() -> None:
 # --- forms of the gradient ---------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("form", ["both", "separate", "autodiff", "2-point", "3-point"])
 def test_forms_of_the_gradient(backend: Backend, form: str) -> None:
     if form == "autodiff" and not backend.has_autodiff:
@@ -966,6 +968,7 @@ TWICE += [(b, True, False) for b in CPU if b is not Backend.STRICT]
 TWICE += [(b, True, True) for b in (Backend.NUMPY, Backend.TORCH)]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("backend_", "batched", "reproducible"), TWICE)
 def test_thirty_and_thirty_are_sixty(backend_: Backend, batched: bool, reproducible: bool) -> None:
     p = problems.chained_rosenbrock(

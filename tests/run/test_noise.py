@@ -311,3 +311,19 @@ def test_a_wrong_gradient_is_no_noise() -> None:
             np.asarray([3.0, 4.0]), jac=True,
         )
         assert res.status is Status.LINE_SEARCH
+
+
+@pytest.mark.parametrize("seed", [3, 7, 39])
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+def test_small_waves_have_minima_everywhere(seed: int, jac: Any) -> None:
+    """Over the steps of differences they are smooth, and no noise."""
+    rng = np.random.default_rng(seed)
+    wave, size = 10.0 ** rng.uniform(5.0, 9.0), 10.0 ** rng.uniform(-7.0, -3.0)
+    start = 3.0 * rng.normal(size=1 + seed % 3)
+
+    def fun(x: np.ndarray) -> Any:
+        return np.sum((x - 1.0) ** 2) + size * np.sin(wave * np.sum(x))
+
+    for method in METHODS:
+        res = lx.minimize(fun, start, jac=jac, method=method)
+        assert not res.success or res.fun <= 10.0 * size * start.size, (method, res.x)

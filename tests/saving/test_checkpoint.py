@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -243,6 +247,65 @@ def test_another_run_is_refused(other: dict[str, Any], says: str, tmp_path: Path
         saved(tmp_path / "run.npz", **{"args": args, **other})
 
 
+def test_phases_are_told_in_a_few_words(tmp_path: Path) -> None:
+    path, phases = tmp_path / "run.npz", [lx.Adam(1e-2).until(maxiter=5), lx.LBFGS()]
+    saved(path, method=phases)
+    for method, says in (
+        ("lbfgs", "phases is [Adam, LBFGS] there and [LBFGS] here;"),
+        ([phases[0], lx.LBFGS(4)], "phases[1].method.memory_size is 10 there and 4 here;"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"another run: {says}")):
+            saved(path, method=method)
+
+
+def test_the_log_says_that_a_run_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "lbfgs_xp")
+    path = tmp_path / "run.npz"
+    saved(path, maxiter=2)
+    assert not caplog.messages
+    saved(path)
+    (told,) = caplog.messages
+    assert re.fullmatch(
+        rf"{re.escape(str(path))}: the run goes on from what was saved there "
+        r"\(phase 0, nfev \d+, done True\)", told,
+    )
+
+
+FOREIGN = {
+    "torch": "it is a file of torch.save, which torch.load reads",
+    "old torch": "it is a pickle or an old file of torch.save",
+    "pickle": "it is a pickle",
+    "npz": "it is another npz file, which numpy.load reads",
+    "npy": "it is an npy file, which numpy.load reads",
+    "zip": "it is another zip archive", "empty": "it is empty",
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_files_of_others(kind: str, tmp_path: Path) -> None:
+    path, array = tmp_path / "file", np.zeros(3)
+    if "torch" in kind:
+        torch = pytest.importorskip("torch")
+        torch.save({"x": torch.zeros(3)}, path, _use_new_zipfile_serialization=kind == "torch")
+    with path.open("ab") as stream:
+        if kind == "pickle":
+            pickle.dump({"x": array}, stream)
+        elif kind in ("npz", "npy"):
+            (np.savez if kind == "npz" else np.save)(stream, array)
+        elif kind == "zip":
+            with zipfile.ZipFile(stream, "w") as archive:
+                archive.writestr("x.txt", "0")
+    before = path.read_bytes()
+    says = rf"file was not written by lbfgs_xp: {re.escape(FOREIGN[kind])}.*; wanted a file that "
+    with pytest.raises(ValueError, match=f"{says}lx.save has written"):
+        lx.load(path, like=array)
+    with pytest.raises(ValueError, match=f"{says}a run has saved"):
+        saved(path)
+    assert path.read_bytes() == before
+
+
 def test_data_without_elements(tmp_path: Path) -> None:
     path = tmp_path / "run.npz"
     for _ in range(2):
@@ -287,13 +350,8 @@ def test_files_that_are_damaged(tmp_path: Path) -> None:
             np.testing.assert_array_equal(mine, other)
 
 
-def test_files_of_others(tmp_path: Path) -> None:
+def test_a_state_is_no_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "data.npz"
-    np.savez(path, x=START)
-    with pytest.raises(ValueError, match="was not written by lbfgs_xp"):
-        saved(path)
-    with np.load(path) as data:
-        np.testing.assert_array_equal(data["x"], START)
     lx.save(path, START)
     with pytest.raises(ValueError, match=r"lx\.save"):
         saved(path)

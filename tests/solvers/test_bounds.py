@@ -201,6 +201,7 @@ def bowl_in_a_box(backend: Backend, rows: int = 0) -> Any:
     return fun, backend.asarray(x0), (backend.asarray(lower), backend.asarray(upper)), x
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("rows", [0, 3])
 def test_every_library(backend: Backend, method: str, rows: int) -> None:
     fun, x0, bounds, wanted = bowl_in_a_box(backend, rows)

@@ -12,6 +12,7 @@ import lbfgs_xp as lx
 
 torch = pytest.importorskip("torch")
 from lbfgs_xp.torch import train_with_lbfgs  # noqa: E402
+from tests.distributed.threads import Meeting, ThreadEngine  # noqa: E402
 from tests.torch.test_second_phase import model, numbers, points, residual  # noqa: E402
 
 SETTINGS: dict[str, Any] = {"adam_steps": 6, "max_epochs": 3, "max_iter": 4, "tol": 0.0}
@@ -96,4 +97,8 @@ def test_what_makes_no_sense() -> None:
     with pytest.raises(ValueError, match=r"wanted loss_fn to return \(sum, count\)"):
         train_with_lbfgs(
             model(), loss, [uneven, uneven], has_aux=True, adam_steps=0, reduction="sum"
+        )
+    with pytest.raises(ValueError, match="has_aux is True, and distributed was passed"):
+        train_with_lbfgs(
+            model(), with_terms, points(0), has_aux=True, distributed=ThreadEngine(Meeting(1), 0)
         )
