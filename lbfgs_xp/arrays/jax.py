@@ -336,6 +336,8 @@ class JaxBackend(Backend):
         run = self._prepared(compiled, _gradients, len(static), evaluate, *static)
         return self.explained(run) if compiled else run
 
+    outline = staticmethod(jax.eval_shape)
+
     def hessian(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
         return self._prepared(self.is_compiled(fun), _hessian, evaluate, fun, *static)
 
@@ -767,17 +769,19 @@ def _gradient(evaluate: Callable, *arguments: Any) -> tuple[Array, Array, Any]:
     return value, gradient, aux
 
 
-def _gradients(count: int, evaluate: Callable, *arguments: Any) -> tuple[Array, list[Array]]:
+def _gradients(
+    count: int, evaluate: Callable, *arguments: Any
+) -> tuple[Array, list[Array], Any]:
     static, (leaves, batch) = arguments[:count], arguments[count:]
 
-    def value_of(leaves: list[Array]) -> Array:
-        value = evaluate(*static, leaves, batch)
+    def value_of(leaves: list[Array]) -> tuple[Array, Any]:
+        value, aux = evaluate(*static, leaves, batch)
         _check_array(value, "loss", "params")
-        return value
+        return value, aux
 
-    value, gradients = jax.value_and_grad(value_of)(leaves)
+    (value, aux), gradients = jax.value_and_grad(value_of, has_aux=True)(leaves)
     # JAX gives df/d(re) - i df/d(im).
-    return value, [g.conj() if jax.numpy.iscomplexobj(g) else g for g in gradients]
+    return value, [g.conj() if jax.numpy.iscomplexobj(g) else g for g in gradients], aux
 
 
 def _check_array(value: Any, function: str, parameters: str) -> None:
