@@ -336,7 +336,9 @@ class JaxBackend(Backend):
         run = self._prepared(compiled, _gradients, len(static), evaluate, *static)
         return self.explained(run) if compiled else run
 
-    outline = staticmethod(jax.eval_shape)
+    @staticmethod
+    def outline(function: Callable, *arguments: Any) -> Any:
+        return jax.eval_shape(function, *arguments)
 
     def hessian(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
         return self._prepared(self.is_compiled(fun), _hessian, evaluate, fun, *static)
@@ -432,8 +434,8 @@ def _axes_of(tree: Any) -> frozenset:
     for leaf in filter(_is_traced, jax.tree.leaves(tree)):
         # Its name depends on the version of JAX.
         kind = jax.typeof(leaf)
-        found = getattr(kind, "vma", None)
-        axes.update(found or getattr(getattr(kind, "manual_axis_type", None), "varying", ()))
+        older: Any = getattr(getattr(kind, "manual_axis_type", None), "varying", ())
+        axes.update(getattr(kind, "vma", None) or older)
     return frozenset(axes)
 
 
