@@ -24,8 +24,8 @@ CASES = {
     "large": (100.0, 0.0, 0.0, 1e6),
     "round": (1.0, 0.0, 0.0, 0.0),
 }
-# From this version on, both programs round alike. Otherwise only short runs have the same counts
-# because long ones magnify rounding; and at 1e6, rounding also decides how a run at the minimum ends.
+# From this version on, both programs round alike. Otherwise only short runs have the same counts,
+# because long ones magnify rounding, which at 1e6 also decides how a run at the minimum ends.
 ROUNDS_ALIKE = jax.__version_info__ >= (0, 10, 2)
 
 
