@@ -24,8 +24,8 @@ CASES = {
     "large": (100.0, 0.0, 0.0, 1e6),
     "round": (1.0, 0.0, 0.0, 0.0),
 }
-# From this version on, both programs round alike. Otherwise only short runs have the same counts
-# and end for the same reason, because long ones magnify rounding; all end at the minimum.
+# From this version on, both programs round alike. Otherwise only short runs have the same counts,
+# because long ones magnify rounding, which at 1e6 also decides how a run at the minimum ends.
 ROUNDS_ALIKE = jax.__version_info__ >= (0, 10, 2)
 # By default the tests compile what is the user's in a quicker way, which rounds differently.
 AS_USERS = {"xla_cpu_use_fusion_emitters": True}
@@ -66,10 +66,12 @@ def test_same_as_outside(name, inside, compiled):
         # Where a run ends that has no end depends on rounding.
         assert not res.success
         return
-    if not (ROUNDS_ALIKE or name == "round"):
+    if name == "large" and not ROUNDS_ALIKE:
         np.testing.assert_allclose([inside.fun[i], res.fun], CASES[name][-1], rtol=0, atol=1e-6)
         return
     assert Status(int(inside.status[i])) == res.status
+    if not (ROUNDS_ALIKE or name == "round"):
+        return
     assert int(inside.nit[i]) == res.nit and int(inside.nfev[i]) == res.nfev
     np.testing.assert_allclose(inside.x[i], res.x, atol=1e-7)
     np.testing.assert_allclose(inside.fun[i], res.fun, rtol=1e-12, atol=1e-12)
