@@ -203,7 +203,7 @@ def test_processes_of_mpi(alone: dict[str, Any]) -> None:
     done = subprocess.run(
         ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable,
          str(SCRIPT), "mpi", "2", "-", "numpy", "torch", *SHARDED, "error"],
-        capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False,
+        capture_output=True, text=True, env=ENVIRONMENT, timeout=300, check=False,
     )
     # What two processes print may be in one line.
     lines = done.stdout.replace("}{", "}\n{").splitlines()
