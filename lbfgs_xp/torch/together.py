@@ -26,11 +26,12 @@ class Together:
 
     All decisions rest on sums over the processes, which have the same bits in each.
 
-    team : a `Team`, whose vectors are the gradient and, behind it, what a mean divides by.
+    team : a `Team`, whose vectors are the gradient and, behind it, what a mean divides by and
+        how many chunks there were.
     """
 
     def __init__(self, engine: Any, flat: Flat):
-        layout = Layout(flat.read().new_zeros(sum(flat.sizes) + 1), batched=False)
+        layout = Layout(flat.read().new_zeros(sum(flat.sizes) + 2), batched=False)
         self.team = Team(engine, lambda: layout)
         if engine.sharded:
             raise ValueError(
@@ -67,13 +68,15 @@ class Together:
         found = self.team.engine.gather(described)
         return {"class": str(len(found)), **{str(rank): each for rank, each in enumerate(found)}}
 
-    def summed(self, share: Callable[[Any], tuple[Tensor, Tensor, float]]) -> Callable:
-        """`share`, a function that returns a loss, its gradient and what its mean divides by, with
-        the sums of these over the processes."""
+    def summed(
+        self, share: Callable[[Any], tuple[Tensor, Tensor, float, int]]
+    ) -> Callable[[Any], tuple[Tensor, Tensor, float]]:
+        """`share`, a function that returns a loss, its gradient, what its mean divides by and the
+        number of its chunks, with the sums of the first three over the processes."""
 
         def packed(argument: Any) -> tuple[Tensor, Tensor, None]:
-            loss, gradient, divisor = share(argument)
-            vector = torch.cat([gradient, gradient.new_tensor([divisor])])
+            loss, gradient, divisor, chunks = share(argument)
+            vector = torch.cat([gradient, gradient.new_tensor([divisor, chunks])])
             return loss.to(gradient.dtype), vector, None
 
         evaluate = self.team.shared(packed)
@@ -81,7 +84,13 @@ class Together:
         def of_all(argument: Any) -> tuple[Tensor, Tensor, float]:
             loss, vector, _ = evaluate(argument)
             self._listen()
-            return torch.as_tensor(loss, dtype=vector.dtype), vector[:-1], float(vector[-1])
+            divisor, chunks = vector[-2:].tolist()
+            if chunks == 0.0:
+                raise ValueError(
+                    f"data has no rows in any of the {self.team.engine.size} processes; wanted at "
+                    "least one row in one of them"
+                )
+            return torch.as_tensor(loss, dtype=vector.dtype), vector[:-2], divisor
 
         return of_all
 
