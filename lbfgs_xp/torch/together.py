@@ -15,7 +15,7 @@ from lbfgs_xp.saving.checkpoint import Checkpoint, Terminated
 from lbfgs_xp.torch.flat import Flat
 from lbfgs_xp.torch.warned import warn
 
-_SEED = (
+_SAME_START = (
     "the same in all processes, as by torch.manual_seed(0) before the model is made, or by "
     "DistributedDataParallel"
 )
@@ -50,7 +50,7 @@ class Together:
         team.check_equal("whether and how often the run is saved", saves)
         team.check_equal("the settings", settings)
         named = {**dict(model.named_parameters()), "all that are trained": flat.read()}
-        team.check_equal("the parameters", _digests(named), wanted=_SEED)
+        team.check_equal("the parameters", _digests(named), wanted=_SAME_START)
         found = team.engine.gather(_digests(dict(model.named_buffers())))
         others = {
             name for each in found for name in {**found[0], **each}
@@ -64,7 +64,7 @@ class Together:
         self._calls_back = any(team.engine.gather(has_callback))
 
     def by_process(self, described: dict[str, Any]) -> dict[str, Any]:
-        """What each process has of its own, for the description of the run."""
+        """What may differ between the processes, for the description of the run."""
         found = self.team.engine.gather(described)
         return {"class": str(len(found)), **{str(rank): each for rank, each in enumerate(found)}}
 

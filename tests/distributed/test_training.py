@@ -176,9 +176,11 @@ def test_models(kind: str) -> None:
         net = nn.Sequential(nn.Linear(1, 1, dtype=torch.complex128))
         net[0].weight.data.fill_(1.0 + 1.0j)
         net[0].bias.data.fill_(0.5j)
+        # So the complex ones begin at an odd place of the vector.
+        net.shift = nn.Parameter(torch.zeros(1, dtype=torch.float64))
         how = {
-            "pass_model": True, "adam_steps": 5, "loss_fn":
-            lambda m, batch: (m(batch[0]) - (1.0 + 2.0j) * batch[1]).abs().square().mean(),
+            "pass_model": True, "adam_steps": 5, "loss_fn": lambda m, batch:
+            (m(batch[0]) + m.shift - (1.0 + 2.0j) * batch[1]).abs().square().mean(),
         }
 
     def work(engine: ThreadEngine | None) -> Any:
