@@ -290,11 +290,11 @@ def _run(
         traced.refuse(
             maxtime=maxtime, callback=callback, on_error=on_error, state=state,
             reproducible=reproducible, progress=progress, checkpoint=checkpoint,
-            distributed=distributed, l1=l1, hessp=hessp,
+            distributed=distributed, hessp=hessp,
         )
         inside = traced.solve(
             fun, x0, args, method=method, limits=limits, jac=jac, hess=hess, has_aux=has_aux,
-            bounds=bounds, x_scale=x_scale, batched=batched, pass_rows=pass_rows,
+            bounds=bounds, l1=l1, x_scale=x_scale, batched=batched, pass_rows=pass_rows,
         )
         return inside, inside.result()
     with set_up_together(distributed):

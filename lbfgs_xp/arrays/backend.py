@@ -632,6 +632,17 @@ class Backend(Keyed):
         return function(mask)
 
     @staticmethod
+    def alike(*arrays: Any) -> tuple:
+        """The arrays with types that a loop can carry together."""
+        return arrays
+
+    @staticmethod
+    def shared_axes(function: Callable, arguments: tuple, varying: Any) -> list[str]:
+        """The axes of a mesh over which a function communicates although `varying` differs there,
+        so that some processes may have ended while others wait for them."""
+        return []
+
+    @staticmethod
     def either(condition: Array, first: Callable, second: Callable) -> Any:
         """`first()` if the condition, a 0-d array, holds, else `second()`; also inside a function
         that is being compiled. Both have the same shapes and dtypes."""
@@ -669,11 +680,19 @@ class Backend(Keyed):
         raise NotImplementedError
 
     def value_and_gradients(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
-        """(leaves, batch) -> (value, gradients), one per leaf, by automatic differentiation.
+        """(leaves, batch) -> (value, gradients, aux), one gradient per leaf, by automatic
+        differentiation.
 
-        `evaluate(*static, leaves, batch)` returns the value, a 0-d array. The gradient of a complex
-        leaf is df/d(re) + i df/d(im). The returned function is compiled if `compiled`.
+        `evaluate(*static, leaves, batch)` returns (value, aux), the value as a 0-d array. The
+        gradient of a complex leaf is df/d(re) + i df/d(im). The returned function is compiled if
+        `compiled`.
         """
+        raise NotImplementedError
+
+    @staticmethod
+    def outline(function: Callable, *arguments: Any) -> Any:
+        """What a function that can be compiled would return, with shapes and dtypes instead of
+        arrays."""
         raise NotImplementedError
 
     def hessian(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:

@@ -124,14 +124,16 @@ class JaxBackend(Backend):
             return JaxBackend.call_on_host(function, like, index)
         table = np.asarray(rows, dtype=jax.dtypes.result_type(float))
 
-        def computed(_: Any) -> tuple[Array, Array]:
+        def computed(carry: tuple[Array, Array]) -> tuple[Array, Array]:
             found = jax.tree.leaves(JaxBackend.call_on_host(function, like, index))
-            return jax.numpy.asarray(False), jax.numpy.stack(found).astype(table.dtype)
+            new = jax.numpy.asarray(False), jax.numpy.stack(found).astype(table.dtype)
+            return jax.tree.map(_like, new, carry)
 
         known = jax.lax.dynamic_index_in_dim(jax.numpy.asarray(table), index, keepdims=False)
         # A loop, because `vmap` turns a branch into the computation of both sides.
         beyond = jax.numpy.asarray(index >= len(rows))
-        _, found = jax.lax.while_loop(lambda carry: carry[0], computed, (beyond, known))
+        start = _varying((beyond, known))
+        _, found = jax.lax.while_loop(lambda carry: carry[0], computed, start)
         return jax.tree.unflatten(structure, [found[i] for i in range(len(numbers))])
 
     # --- devices -------------------------------------------------------------------------------
@@ -273,9 +275,9 @@ class JaxBackend(Backend):
     def while_loop(self, goes_on: Callable, step: Callable, carry: Any) -> Any:
         def same_types(carry: Any) -> Any:
             # Python's numbers may have changed a dtype, or made it a weak one.
-            return jax.tree.map(lambda new, old: _strong(new, old.dtype), step(carry), carry)
+            return jax.tree.map(_like, step(carry), carry)
 
-        return jax.lax.while_loop(goes_on, same_types, jax.tree.map(_strong, carry))
+        return jax.lax.while_loop(goes_on, same_types, _varying(jax.tree.map(_strong, carry)))
 
     @staticmethod
     def branch(mask: Array, function: Callable, old: Any) -> Any:
@@ -285,10 +287,22 @@ class JaxBackend(Backend):
         inside = jax.numpy.ones_like(mask) if mask.size == 1 else mask
 
         def same_types() -> Any:
-            return jax.tree.map(lambda new, old: _strong(new, old.dtype), function(inside), old)
+            return jax.tree.map(_like, function(inside), old)
 
-        old = jax.tree.map(_strong, old)
+        old, _ = _varying((jax.tree.map(_strong, old), mask))
         return jax.lax.cond(mask.any(), same_types, lambda: old)
+
+    @staticmethod
+    def alike(*arrays: Any) -> tuple:
+        return _varying(arrays)
+
+    @staticmethod
+    def shared_axes(function: Callable, arguments: tuple, varying: Any) -> list[str]:
+        if not (mesh := _manual_axes()):
+            return []
+        axes = _axes_of(varying) if _knows_axes(mesh) else mesh
+        program = jax.make_jaxpr(function)(*arguments)
+        return sorted(map(str, axes & _communicating(program.jaxpr)))
 
     @staticmethod
     def either(condition: Array, first: Callable, second: Callable) -> Any:
@@ -321,6 +335,10 @@ class JaxBackend(Backend):
     def value_and_gradients(self, compiled: bool, evaluate: Callable, *static: Any) -> Callable:
         run = self._prepared(compiled, _gradients, len(static), evaluate, *static)
         return self.explained(run) if compiled else run
+
+    @staticmethod
+    def outline(function: Callable, *arguments: Any) -> Any:
+        return jax.eval_shape(function, *arguments)
 
     def hessian(self, evaluate: Callable, fun: Callable, *static: Any) -> Callable:
         return self._prepared(self.is_compiled(fun), _hessian, evaluate, fun, *static)
@@ -394,6 +412,65 @@ def _strong(number: Any, dtype: Any = None) -> Array:
     """An array with a dtype that does not give way to others."""
     dtype = jax.dtypes.result_type(number) if dtype is None else dtype
     return jax.numpy.asarray(number, dtype=dtype)
+
+
+# --- within jax.shard_map ----------------------------------------------------------------------
+#
+# The type of an array says over which axes of the mesh its values differ. Loops and branches keep
+# it, so all that they carry differs over the same axes.
+
+# What names an axis without communicating.
+_SILENT = ("axis_index", "pvary", "pcast")
+
+
+def _manual_axes() -> frozenset:
+    """The axes of the mesh over which the function that is being traced is mapped."""
+    mesh = getattr(jax.sharding, "get_abstract_mesh", lambda: None)()
+    return frozenset(getattr(mesh, "manual_axes", ()))
+
+
+def _axes_of(tree: Any) -> frozenset:
+    axes: set = set()
+    for leaf in filter(_is_traced, jax.tree.leaves(tree)):
+        # Its name depends on the version of JAX.
+        kind = jax.typeof(leaf)
+        older: Any = getattr(getattr(kind, "manual_axis_type", None), "varying", ())
+        axes.update(getattr(kind, "vma", None) or older)
+    return frozenset(axes)
+
+
+def _knows_axes(mesh: frozenset) -> bool:
+    """Whether types say so: not with check_vma=False."""
+    return _axes_of(_over(jax.numpy.zeros(()), mesh)) == mesh
+
+
+def _over(array: Array, axes: frozenset) -> Array:
+    """The array as one that differs over these axes, too."""
+    missing = tuple(sorted(axes - _axes_of(array), key=str))
+    return jax.lax.pcast(array, missing, to="varying") if missing else array
+
+
+def _varying(tree: Any) -> Any:
+    axes = _axes_of(tree)
+    return jax.tree.map(lambda leaf: _over(leaf, axes), tree) if axes else tree
+
+
+def _like(new: Any, old: Array) -> Array:
+    return _over(_strong(new, old.dtype), _axes_of(old))
+
+
+def _communicating(jaxpr: Any) -> frozenset:
+    """The axes over which a program communicates."""
+    axes: set = set()
+    for equation in jaxpr.eqns:
+        parts = jax.tree.leaves(equation.params, is_leaf=lambda part: hasattr(part, "eqns"))
+        inner = [part for part in parts if hasattr(part, "eqns")]
+        for program in inner:
+            axes |= _communicating(program)
+        if not inner and equation.primitive.name not in _SILENT:
+            for name in ("axes", "axis_name"):
+                axes.update(jax.tree.leaves(equation.params.get(name, ())))
+    return frozenset(axes)
 
 
 def _has_values(array: Array) -> bool:
@@ -694,17 +771,19 @@ def _gradient(evaluate: Callable, *arguments: Any) -> tuple[Array, Array, Any]:
     return value, gradient, aux
 
 
-def _gradients(count: int, evaluate: Callable, *arguments: Any) -> tuple[Array, list[Array]]:
+def _gradients(
+    count: int, evaluate: Callable, *arguments: Any
+) -> tuple[Array, list[Array], Any]:
     static, (leaves, batch) = arguments[:count], arguments[count:]
 
-    def value_of(leaves: list[Array]) -> Array:
-        value = evaluate(*static, leaves, batch)
+    def value_of(leaves: list[Array]) -> tuple[Array, Any]:
+        value, aux = evaluate(*static, leaves, batch)
         _check_array(value, "loss", "params")
-        return value
+        return value, aux
 
-    value, gradients = jax.value_and_grad(value_of)(leaves)
+    (value, aux), gradients = jax.value_and_grad(value_of, has_aux=True)(leaves)
     # JAX gives df/d(re) - i df/d(im).
-    return value, [g.conj() if jax.numpy.iscomplexobj(g) else g for g in gradients]
+    return value, [g.conj() if jax.numpy.iscomplexobj(g) else g for g in gradients], aux
 
 
 def _check_array(value: Any, function: str, parameters: str) -> None:

@@ -228,12 +228,12 @@ def _record(
     return x, value, gradient, aux
 
 
-def _gradients(evaluate: Callable, *arguments: Any) -> tuple[Array, list[Array]]:
+def _gradients(evaluate: Callable, *arguments: Any) -> tuple[Array, list[Array], Any]:
     *static, leaves, batch = arguments
     _refuse_inference_mode("train", "jac= a function or True")
     with torch.enable_grad():
         leaves = [leaf.detach().requires_grad_(True) for leaf in leaves]
-        value = evaluate(*static, leaves, batch)
+        value, aux = evaluate(*static, leaves, batch)
         _check_depends(value, "loss", "params")
         gradients = torch.autograd.grad(value, leaves, allow_unused=True)
     if all(gradient is None for gradient in gradients):
@@ -246,7 +246,7 @@ def _gradients(evaluate: Callable, *arguments: Any) -> tuple[Array, list[Array]]
     return value.detach(), [
         torch.zeros_like(leaf) if gradient is None else _dense(gradient)
         for leaf, gradient in zip(leaves, gradients, strict=True)
-    ]
+    ], aux
 
 
 def _check_depends(value: Any, function: str, parameters: str) -> None:

@@ -359,9 +359,22 @@ class Residuals:
         if self.data is not None:
             value = self.predictions(x)
         rest = value, variation, central, self.bounds, lambda more: calls.nfev + more <= calls.most
-        if self.directions is None:
-            return self._stacked(x, *rest)
-        return self._along_directions(x, *rest)
+        if self.directions is not None:
+            return self._along_directions(x, *rest)
+        slopes = self._stacked(x, *rest)
+        noise = self.differences.known.noise
+        if noise is None:
+            return slopes
+        # A parameter that only moves the noise beside others that do more has no influence.
+        xp = self.layout.xp
+        quiet = self._is_noise(slopes, 1.0) & (noise > 0.0)[..., None]
+        quiet = quiet & xp.logical_not(xp.all(quiet, axis=-1, keepdims=True))
+        return xp.where(quiet[..., None], xp.zeros_like(slopes), slopes)
+
+    def _is_noise(self, slopes: Array, factor: float) -> Array:
+        """Which of the last differences are at most so many times what noise does, (B, p)."""
+        xp = self.layout.xp
+        return xp.max(xp.abs(slopes), axis=-1) <= factor * self.differences.errors
 
     def _stacked(self, x: Array, *rest: Any) -> Array:
         """The differences at x as one array, along the last axis but one."""
@@ -383,8 +396,7 @@ class Residuals:
         start = xp.broadcast_to(size, x.shape)
         self._origin = x, start
         slopes = self._stacked(start, *rest)
-        seen = xp.max(xp.abs(slopes), axis=-1) > _NOISY * self.differences.errors
-        slopes = xp.where(seen[..., None], slopes, xp.zeros_like(slopes))
+        slopes = xp.where(self._is_noise(slopes, _NOISY)[..., None], xp.zeros_like(slopes), slopes)
         return xp.matmul(xp.matrix_transpose(from_x), slopes)
 
     def _at_turned(self, y: Array) -> Array:

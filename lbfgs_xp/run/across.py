@@ -37,7 +37,7 @@ def look(visits: Visits) -> Any:
     length = space.backend.eps**_LENGTH
     way = length * units.of_variables(space, state.x, p.extent) * _signs(space.backend, state.x)
 
-    def step(going: Any, sign: Any, fall: Any) -> tuple[Any, Any, Any]:
+    def step(_: int, going: Any, sign: Any, fall: Any) -> tuple[Any, Any, Any]:
         going = visits.can_afford(1, going)
         if not space.any(going):
             return going, sign, fall

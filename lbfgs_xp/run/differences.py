@@ -481,11 +481,13 @@ class Differences:
             length = [size if size > 0.0 else 1.0 for size in sizes]
             looks, due, count = True, noise != math.inf, 1.0
         else:
-            length, change = lengths.length.tolist(), max(change, float(lengths.variation))
+            length = lengths.length.tolist()
+            change = FLOATS.maximum(change, float(lengths.variation))
             moved = bool((x != lengths.at).any())
             count = lengths.count + moved
             looks = due = moved and _is_due(count)
-        before, change = change, max(change, _DIGITS * noise) or math.inf
+        before, change = change, FLOATS.maximum(change, _DIGITS * noise)
+        change = change if change > 0.0 else math.inf
         most = [_FAR * max(size, 1.0) for size in sizes]
         length, h = list(map(min, length, most)), []
         for size, reach in zip(sizes, length, strict=True):

@@ -382,13 +382,25 @@ class Run:
         return new.with_rows(space.merge(better, new.rows(), old.rows()))
 
     def repeat(self, times: int, step: Callable, going: Any, *carry: Any) -> tuple:
-        """`carry` after `going, *carry = step(going, *carry)`, so many times at most, while a
-        problem is `going`."""
-        for _ in range(times):
-            going, *carry = step(going, *carry)
+        """`carry` after `going, *carry = step(k, going, *carry)` for k = 0, 1, ..., so many times
+        at most, while a problem is `going`."""
+        for k in range(times):
+            going, *carry = step(k, going, *carry)
             if not self.space.any(going):
                 break
         return tuple(carry)
+
+    def once(self, rows: Any, step: Callable, *more: Any) -> bool:
+        """Take `step(rows, *more)`, which changes the run, if there are any of these rows; return
+        whether there are."""
+        there_are = bool(self.space.any(rows))
+        if there_are:
+            step(rows, *more)
+        return there_are
+
+    def either(self, condition: Any, first: Callable, second: Callable) -> Any:
+        """The result of `first` if the condition holds, else that of `second`."""
+        return first() if condition else second()
 
     def each(self, function: Callable, points: list[Array]) -> tuple[list[Any], list[Array]]:
         """What a function (x) -> (number, vector) returns at each of several points."""

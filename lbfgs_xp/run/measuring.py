@@ -100,11 +100,7 @@ class Measuring:
             spacing, nothing, space.xp.zeros_like(state.x), fn.abs(state.value), endless, endless,
             no, endless, nothing, no,
         )
-        # Without more than the nearest points, what they show decides.
-        left, seen = self._look(True, narrow, rows, seen)
-        (seen,) = run.repeat(
-            _DISTANCES - 1, functools.partial(self._look, False, narrow), left, seen
-        )
+        (seen,) = run.repeat(_DISTANCES, functools.partial(self._look, narrow), rows, seen)
         lowest = fn.full(0.0, seen.noise)
         if run.objective.differs and narrow is False:
             lowest = fn.where((seen.least < math.inf) & (seen.clean == 0.0), seen.least, lowest)
@@ -117,18 +113,16 @@ class Measuring:
         noise = fn.where(noise <= _ENOUGH * rounding, scaled, noise)
         return noise, seen.errors, rounding, rows & (run.standing.progress.status == _RUNNING)
 
-    def _look(self, nearest: bool, narrow: Any, left: Any, seen: _Seen) -> tuple[Any, _Seen]:
-        """Which of the problems `left` are unclear after one more look, and what it showed.
-
-        nearest : whether it is the first look.
-        """
-        run = self.visits.run
+    def _look(self, narrow: Any, k: Any, left: Any, seen: _Seen) -> tuple[Any, _Seen]:
+        """Which of the problems `left` are unclear after look number k, and what it showed."""
+        run, nearest = self.visits.run, k == 0
         space, (solver, state) = run.space, self.visits.smooth()
         fn, differs = space.scalars, run.objective.differs
         spacing, noise, errors, largest, least, first, never, gap, clean, shown = seen
         # Among noise the errors of differences depend on its last measurement.
         known = run.standing.progress.noise > 0.0
-        left = (self.visits.affords if nearest else self.visits.can_afford)(_NOISY, left)
+        # If there is no budget for farther points, what the nearest ones show decides.
+        left = self.visits.affords(_NOISY, left, optional=k > 0)
         if not space.any(left):
             return left, seen
         near = self.points(spacing, _NOISY)
@@ -145,8 +139,10 @@ class Measuring:
             values = [self.visits.value_at(x, left) for x in near]
         else:
             values, gradients = run.each(functools.partial(self._visit, left), near)
-            if nearest:
-                errors = deviation(Scalars(space.xp, type(space.backend)), gradients)
+            of_arrays, known_errors = Scalars(space.xp, type(space.backend)), errors
+            errors = run.either(
+                nearest, lambda: deviation(of_arrays, gradients), lambda: known_errors
+            )
         found, equal = deviation(fn, values), are_equal(fn, space.backend, values)
         # Steps hide most of their errors where values differ by few of them.
         rounded = fn.maximum(found, fn.where(gap < math.inf, gap, 0.0) * _ROUNDED)
@@ -174,9 +170,8 @@ class Measuring:
         shown = shown | visible | steps
         clean = fn.where(left & smooth & fn.logical_not(shown), extent, clean)
         unclear = unclear | (clean > 0.0)
-        if not (differs or nearest):
-            # A bend explains any change over a distance that is long enough.
-            unclear = fn.full(True, noise)
+        # A bend explains any change over a distance that is long enough.
+        unclear = unclear | ((k > 0) & (not differs))
         unclear = left & unclear & fn.logical_not(same)
         if narrow is not False:
             # Points that lie evenly on the steps of a function show no noise.

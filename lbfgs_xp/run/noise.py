@@ -60,8 +60,7 @@ def deviation(fn: Scalars, values: list[Any]) -> Any:
     found, changes = smallest(fn, deviations(fn, values)), False
     for order, row, _ in _differences(values, 4):
         if order > 2:
-            ordered = fn.ordered(row)
-            changes = changes | ((ordered[0] < 0.0) & (ordered[-1] > 0.0))
+            changes = changes | ((smallest(fn, row) < 0.0) & (largest(fn, row) > 0.0))
     return fn.where(changes, found, 0.0 * found)
 
 
@@ -97,8 +96,7 @@ def beyond_slope(fn: Scalars, values: list[Any], slope: Any) -> Any:
 
 def range_of(fn: Scalars, values: list[Any]) -> Any:
     """The difference of the highest and the lowest number."""
-    ordered = fn.ordered(values)
-    return ordered[-1] - ordered[0]
+    return largest(fn, values) - smallest(fn, values)
 
 
 def are_equal(fn: Scalars, backend: Backend, values: list[Any]) -> Any:

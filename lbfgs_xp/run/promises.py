@@ -114,7 +114,7 @@ class Promises:
         descent = units.descent(space, inner, unit)
         p = run.standing.progress
 
-        def step(going: Any, descent: Descent, cut: Any) -> tuple[Any, Descent, Any]:
+        def step(_: int, going: Any, descent: Descent, cut: Any) -> tuple[Any, Descent, Any]:
             going = self.visits.affords(1, going & (descent.decrease <= level))
             if not space.any(going):
                 return going, descent, cut
@@ -188,7 +188,7 @@ class Promises:
         # the way to it: the last promise that could have been seen is the broken one.
         differs = run.objective.differs
 
-        def step(wanted: Any, share: Any, broken: Any) -> tuple[Any, Any, Any]:
+        def step(_: int, wanted: Any, share: Any, broken: Any) -> tuple[Any, Any, Any]:
             wanted = self.visits.affords(1, wanted)
             if not space.any(wanted):
                 return wanted, share, broken if differs else nothing

@@ -68,8 +68,15 @@ class Restarts:
         run.note(p._replace(status=fn.where(enough, _PRECISION, p.status)))
         elsewhere = elsewhere & fn.logical_not(enough)
         elsewhere = elsewhere & (best.value < self.departed) & (self.departures < _DEPARTURES)
-        if not space.any(elsewhere):
-            return False
+        return run.once(elsewhere, self._restart, looked) and run.is_running()
+
+    def _restart(self, elsewhere: Any, looked: Any) -> None:
+        """Restart these problems from their best points.
+
+        looked : in which of them a look has found that point.
+        """
+        run = self.run
+        space, fn, (state, p, best) = run.space, run.space.scalars, run.standing
         self.departures = fn.where(elsewhere, self.departures + 1, self.departures)
         self.departed = fn.where(elsewhere, best.value, self.departed)
         unit = {}
@@ -86,7 +93,6 @@ class Restarts:
         run.standing = space.merge(
             elsewhere, Standing(fresh, again, best), Standing(state, p, best)
         )
-        return run.is_running()
 
     def among_noise(self, rows: Any) -> None:
         """Continue these problems from their best points, knowing the noise of the value."""

@@ -97,11 +97,7 @@ class SecondLook:
         run.rejoin_rows()
         p = run.standing.progress
         run.note(p._replace(status=fn.where(p.status == FLAT, _RUNNING, p.status)))
-        noisy = p.status == NOISY
-        begins = bool(space.any(noisy))
-        if begins:
-            self.restarts.among_noise(noisy)
-        return begins
+        return run.once(p.status == NOISY, self.restarts.among_noise)
 
     def _end_far_away(self) -> None:
         """End problems that were stopped by rounding so far away that only an overflow has kept

@@ -50,7 +50,7 @@ def refuse(**settings: Any) -> None:
 
 def solve(
     fun: Callable, x0: Any, args: Any, *, method: Any, limits: Limits, jac: Any, hess: Any,
-    has_aux: bool, bounds: Any, x_scale: Any, batched: bool, pass_rows: bool,
+    has_aux: bool, bounds: Any, l1: Any, x_scale: Any, batched: bool, pass_rows: bool,
 ) -> TracedRun:
     """The run of `lx.minimize` inside a function that is being compiled, at its end."""
     layout = Layout(x0, batched, traced=True)
@@ -62,7 +62,7 @@ def solve(
         )
     with backend.at_once():
         layout = layout.in_units(x_scale)
-        plan = plan_of(method, limits, bounds, None, hess, None, layout)
+        plan = plan_of(method, limits, bounds, l1, hess, None, layout)
     for stage in plan.stages:
         if stage.maxtime < math.inf:
             refuse(maxtime=stage.maxtime)
@@ -107,10 +107,12 @@ class TracedRun(Run):
     def evaluate(self, x: Array) -> tuple[Any, Array, Any, int]:
         evaluation = self.objective.evaluation()
         if self.layout.batch:
-            return *evaluation(self.objective.args, x), 1
-        value, gradient, aux = evaluation(self.objective.args, x[0, ...])
-        aux = _each(lambda leaf: leaf[None, ...] if is_array(leaf) else leaf, aux)
-        return self.space.xp.reshape(value, (1,)), gradient[None, ...], aux, 1
+            value, gradient, aux = evaluation(self.objective.args, x)
+        else:
+            value, gradient, aux = evaluation(self.objective.args, x[0, ...])
+            value, gradient = self.space.xp.reshape(value, (1,)), gradient[None, ...]
+            aux = _each(lambda leaf: leaf[None, ...] if is_array(leaf) else leaf, aux)
+        return self.solver.penalised(self.space, x, value), gradient, aux, 1
 
     def _of_user(self, tree: Any) -> Any:
         """(Nested) named tuples without the axis of the batch of one."""
@@ -125,6 +127,8 @@ class TracedRun(Run):
         if solver.projects:
             x = solver.project(space, x)
         value, gradient, aux, count = self.evaluate(x)
+        x, value, gradient, aux = self.space.backend.alike(x, value, gradient, aux)
+        self._refuse_to_wait(x)
         inner = self._inner_at(x, value, gradient)
         self.aux = AuxOutput.of(aux, space, x.shape[0])
         progress = stopping.start(
@@ -135,6 +139,15 @@ class TracedRun(Run):
             inner, progress, Best(x, inner.value, gradient, norm, inner.value)
         )
         self.second_look = _TracedLook(self)
+
+    def _refuse_to_wait(self, x: Array) -> None:
+        axes = self.space.backend.shared_axes(self.evaluate, (x,), x)
+        if axes:
+            raise ValueError(
+                f"fun communicates over {', '.join(axes)}, where x0 or its value differs, or may "
+                "differ because of check_vma=False; wanted, inside jax.shard_map, either no "
+                "communication or the same x and value everywhere, which JAX checks by default"
+            )
 
     def _inner_at(self, x: Array, value: Any, gradient: Array, **noise: Any) -> Any:
         """The solver's state at the start of a stage."""
@@ -186,7 +199,7 @@ class TracedRun(Run):
         def advance_and_look(carry: Any) -> Any:
             self.loop(
                 lambda _: self._any(self.standing.progress.status == _RUNNING),
-                lambda carry: (self.advance(), carry)[1], carry,
+                lambda carry: (self._advance_inside(), carry)[1], carry,
             )
             if not self.solver.searches:
                 return carry
@@ -197,6 +210,17 @@ class TracedRun(Run):
             return carry
 
         self.loop(goes_on, advance_and_look, ())
+
+    def _advance_inside(self) -> bool:
+        # A single problem runs inside its loop, so that masks of running ones are constants.
+        p = self.standing.progress
+        if p.status.size == 1:
+            self.note(p._replace(status=self.space.scalars.full(_RUNNING, p.status)))
+        return self.advance()
+
+    def _inside(self, rows: Any) -> Any:
+        """The rows for which a loop takes a step: a single one always takes it."""
+        return rows | True if rows.size == 1 else rows
 
     def loop(self, goes_on: Callable, step: Callable, carry: Any) -> Any:
         """`carry` after `carry = step(carry)` as long as `goes_on(carry)`, in a loop of the program
@@ -225,10 +249,23 @@ class TracedRun(Run):
 
         def once(both: tuple) -> tuple:
             k, going, carry = both
-            going, *carry = step(going, *carry)
+            going, *carry = step(k, self._inside(going), *carry)
             return k + 1, going, tuple(carry)
 
         return self.loop(goes_on, once, (zero, going, carry))[2]
+
+    def once(self, rows: Any, step: Callable, *more: Any) -> bool:
+        # A loop, before which all that the step takes is computed once instead of in each result.
+        def taken(carry: tuple) -> tuple:
+            rows, *more = carry
+            step(self._inside(rows), *more)
+            return rows & False, *more
+
+        self.loop(lambda carry: self._any(carry[0]), taken, (rows, *more))
+        return True
+
+    def either(self, condition: Any, first: Callable, second: Callable) -> Any:
+        return self.space.backend.either(condition, first, second)
 
     def each(self, function: Callable, points: list[Array]) -> tuple[list[Any], list[Array]]:
         xp, count = self.space.xp, len(points)

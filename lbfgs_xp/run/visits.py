@@ -32,16 +32,18 @@ class Visits:
         calls = evaluations * run.criteria.calls_per_trial
         return run.standing.progress.nfev + calls > run.criteria.maxfun
 
-    def affords(self, evaluations: int, rows: Any) -> Any:
+    def affords(self, evaluations: int, rows: Any, optional: Any = False) -> Any:
         """Those of the problems `rows` that still run and have the budget for that many
-        evaluations. Running ones without it end."""
+        evaluations. Running ones without it end, unless these are `optional`."""
         run = self.run
         p, fn = run.standing.progress, run.space.scalars
         rows = rows & (p.status == _RUNNING)
         status = fn.where(self.unpaid(evaluations) & rows, _EVALUATIONS, p.status)
         if run.is_late():
             status = fn.where(rows, _TIME, status)
-        run.note(p._replace(status=status))
+        run.note(p._replace(status=status if optional is False else fn.where(
+            optional, p.status, status
+        )))
         return rows & (status == _RUNNING)
 
     def can_afford(self, evaluations: int, rows: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.checks import count, number, optional, setting
 from lbfgs_xp.line_search import LineSearch, MoreThuente
 from lbfgs_xp.solvers.descent import Aim, Descent, DescentState, Iterate, steepest_descent
+from lbfgs_xp.solvers.nystrom import Sketch, drawn
 from lbfgs_xp.solvers.products import (
     ROUNDING,
     Products,
@@ -25,9 +27,14 @@ from lbfgs_xp.typing import LineSearchName
 
 
 class Scale(NamedTuple):
-    """The largest component of the first gradient, by which later ones are judged."""
+    """What is kept from step to step.
+
+    first : the largest component of the first gradient, by which later ones are judged.
+    sketch : the preconditioner; None without one.
+    """
 
     first: Any
+    sketch: Sketch | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +61,16 @@ class NewtonCG(Descent):
         Above 0 and below 1.
     max_products : int or None
         The most products for a direction, at least 1; None: the smaller of 2 n and 200.
+    nystrom_rank : int
+        How many products a randomised Nyström preconditioner (Frangella, Tropp & Udell 2023; for
+        physics-informed networks Rathore et al. 2024) takes, beyond those for directions; 0 for
+        none. It is worth while if so many eigenvalues of the Hessian are far larger than the rest,
+        and conjugate gradients take many more products without it. Memory: as many vectors. Not for
+        batches.
+    nystrom_every : int
+        After how many steps it is made anew.
+    seed : int
+        The seed of its random vectors, at least 0.
     clip_norm, clip_value : float or None
         As for `lx.LBFGS`.
 
@@ -79,6 +96,9 @@ class NewtonCG(Descent):
     line_search: LineSearch | LineSearchName = MoreThuente()
     tolerance: float = 0.5
     max_products: int | None = None
+    nystrom_rank: int = 0
+    nystrom_every: int = 20
+    seed: int = 0
 
     needs_products = True
 
@@ -86,6 +106,9 @@ class NewtonCG(Descent):
         super().__post_init__()
         setting(self, "tolerance", number, above=0.0, below=1.0)
         setting(self, "max_products", optional(count), least=1)
+        setting(self, "nystrom_rank", count, least=0)
+        setting(self, "nystrom_every", count, least=1)
+        setting(self, "seed", count, least=0)
 
     def aim(
         self, space: Space, point: Iterate, secant: Any, steepest: Any, turned: Any = True,
@@ -103,8 +126,10 @@ class NewtonCG(Descent):
         if not space.any(needed):
             return plain._replace(learned=scale)
         share = fn.fused(forcing_term, self.tolerance, norm, scale.first)
+        product = products(point.x, gradient)
+        scale = scale._replace(sketch=self._sketch(space, product, point.x, scale.sketch))
         direction, bent = self._solved(
-            space, products(point.x, gradient), point.x, source, share, needed
+            space, product, point.x, source, share, needed, scale.sketch
         )
         slope = space.read_one(space.dot(gradient, direction))
         usable = needed & fn.isfinite(slope) & (slope < 0.0)
@@ -119,9 +144,25 @@ class NewtonCG(Descent):
         plain = plain._replace(slope=space.read_one(space.dot(gradient, plain.direction)))
         return space.merge(usable, newton, plain)._replace(learned=scale)
 
+    def _sketch(
+        self, space: Space, product: Callable[[Array], Array], x: Array, old: Sketch | None
+    ) -> Sketch | None:
+        """The preconditioner for a step from x."""
+        if self.nystrom_rank == 0:
+            return None
+        if space.batched:
+            raise ValueError(
+                f"nystrom_rank is {self.nystrom_rank} for a batch; wanted 0, because the "
+                "preconditioner is for one problem"
+            )
+        if old is not None and old.age + 1 < self.nystrom_every:
+            return old._replace(age=old.age + 1)
+        number = 0 if old is None else old.number + 1
+        return drawn(space, product, self.nystrom_rank, x.shape[-1], self.seed, number)
+
     def _solved(
         self, space: Space, product: Callable[[Array], Array], x: Array, gradient: Array,
-        share: Any, active: Any,
+        share: Any, active: Any, sketch: Sketch | None,
     ) -> tuple[Array, Any]:
         """d with |H d + g| <= share |g|, and whether it ends along negative curvature."""
         fn = space.scalars
@@ -135,6 +176,7 @@ class NewtonCG(Descent):
         step, _, bent = conjugate_gradients(
             space, product, gradient, squares, share * share * squares,
             most_products(self.max_products, x.shape[-1]), along, active,
+            None if sketch is None else functools.partial(sketch.solve, space),
         )
         return step, bent
 
@@ -148,8 +190,10 @@ class NewtonCG(Descent):
 
     def learned(self, space: Space, state: DescentState) -> Scale:
         """What another run starts from."""
-        first = state.learned.first
-        return Scale(first if isinstance(first, float) else copy_of(first))
+        first, sketch = state.learned
+        if sketch is not None:
+            sketch = sketch._replace(rows=copy_of(sketch.rows))
+        return Scale(first if isinstance(first, float) else copy_of(first), sketch)
 
 
 def _along(

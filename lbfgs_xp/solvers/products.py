@@ -36,7 +36,7 @@ def most_products(limit: int | None, n: int) -> int:
 
 def conjugate_gradients(
     space: Space, product: Callable[[Array], Array], gradient: Array, squares: Any, goal: Any,
-    most: int, along: Callable, active: Any,
+    most: int, along: Callable, active: Any, precondition: Callable[[Array], Array] | None = None,
 ) -> tuple[Array, Array, Any]:
     """A step d that minimises the quadratic model; H d + g; and whether it ends along a direction
     without positive curvature.
@@ -45,10 +45,14 @@ def conjugate_gradients(
     along : (step, direction, H direction, squares, largest, active) -> how far to go along a
         conjugate direction; where to go there at all; where to continue from there; where it has
         no positive curvature; and the largest curvature per unit of length so far. `squares` is
-        that of the residual.
+        that of the residual, or its product with the preconditioned one.
+    precondition : from the residual to the inverse of a positive definite matrix times it.
     """
     fn = space.scalars
     step, residual, d = 0.0 * gradient, gradient, -gradient
+    if precondition is not None:
+        d = -precondition(gradient)
+        squares = -space.read_one(space.dot(gradient, d))
     largest, flat = 0.0 * squares, fn.full(False, squares)
     for _ in range(most):
         curved = product(d)
@@ -59,8 +63,12 @@ def conjugate_gradients(
         flat, active = flat | bad, good & (left > goal)
         if not space.any(active):
             break
+        inner = residual
+        if precondition is not None:
+            inner = precondition(residual)
+            left = space.read_one(space.dot(residual, inner))
         ratio = fn.where(active, fn.divide(left, squares), fn.full(0.0, left))
-        d = space.pick(active, space.scale(ratio, d) - residual, d)
+        d = space.pick(active, space.scale(ratio, d) - inner, d)
         squares = fn.where(active, left, squares)
     return step, residual, flat
 

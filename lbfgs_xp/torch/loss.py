@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lbfgs_xp.arrays import returned
+from lbfgs_xp.arrays.tree import map_leaves
 from lbfgs_xp.checks import number, shown
+from lbfgs_xp.run.metrics import Metrics, copied, joined
 from lbfgs_xp.torch.data import NO_DATA, halves, rows_of
 from lbfgs_xp.torch.denominators import denominator_of, reduction_of
 from lbfgs_xp.torch.flat import Flat
@@ -23,11 +26,13 @@ class Part(NamedTuple):
     """The loss on a chunk.
 
     loss : its mean or, if `summed`, its sum.
+    aux : what else loss_fn returned, with numbers as floats; None without `has_aux`.
     divisor : what the mean divides by; None if that is not known.
     inputs : what the model was called with, as `warn_of_leaves_outside` takes it.
     """
 
     loss: Tensor
+    aux: Any
     divisor: float | None
     summed: bool
     inputs: list[Tensor] | None
@@ -37,6 +42,8 @@ class ChunkedLoss:
     """The total loss of several chunks; its gradient is left in the parameters.
 
     pass_model : whether loss_fn takes the model and the batch even if that is a pair.
+    aux : with `has_aux`, what else loss_fn returned in the last call: the means of the numbers over
+        all rows (or what loss_fn counts), and the last of anything else.
     together : the processes over whose chunks the total is taken; None: this one alone.
     empty : whether the last call found nothing that counts, such as targets that are all
         ignored; the loss is then nan, as in torch, without a gradient.
@@ -44,7 +51,7 @@ class ChunkedLoss:
 
     def __init__(
         self, model: torch.nn.Module, loss_fn: Callable, reduction: Any, flat: Flat,
-        pass_model: bool, together: Together | None = None,
+        pass_model: bool, together: Together | None = None, has_aux: bool = False,
     ):
         if isinstance(loss_fn, type):
             raise TypeError(
@@ -57,7 +64,8 @@ class ChunkedLoss:
         self.mean = reduction_of(loss_fn, reduction) == "mean"
         self.denominator = denominator_of(loss_fn)
         self.model, self.loss_fn, self.flat, self.pass_model = model, loss_fn, flat, pass_model
-        self.empty = False
+        self.empty, self.has_aux, self.aux = False, has_aux, None
+        self.metrics = Metrics("loss_fn")
         # What is looked at once: the leaves of the loss, and whether it can be split.
         self._knows_leaves = False
         self._knows_rows = self.denominator is not None
@@ -99,6 +107,7 @@ class ChunkedLoss:
         self._clear()
         total: Any = None
         waiting: list[Any] = []
+        outputs: list[tuple[Any, float]] = []
         unit = weights = 0.0
         count, alone = 0, self._of_all is None
         for chunk in chunks:
@@ -113,6 +122,7 @@ class ChunkedLoss:
             # Weights are relative to the first chunk, so that a single chunk, or chunks of equal
             # size, have weight 1 and add no rounding.
             divisor = 1.0 if part.divisor is None or not self.mean else part.divisor
+            outputs.append((part.aux, 1.0 if part.divisor is None else part.divisor))
             if divisor == 0.0 and not part.summed:    # nothing in it counts, and its mean is nan
                 continue
             unit = unit or divisor or 1.0
@@ -124,6 +134,7 @@ class ChunkedLoss:
             total = loss.detach() if total is None else total + loss.detach()
             weights += divisor / unit
         self._knows_rows = self._knows_rows or count > int(alone)
+        self.aux = self._joined(outputs)
         if total is None:
             return torch.zeros_like(self.flat.read()[0]), 0.0, 1.0, count
         if all(p.grad is None for p in self.flat.params):
@@ -148,6 +159,26 @@ class ChunkedLoss:
         for p in self.flat.params:
             p.grad = None
 
+    @torch.enable_grad()
+    def output(self, chunks: Iterable[Any]) -> Any:
+        """`aux` for these chunks, without gradients."""
+        parts = (self._part(chunk) for chunk in chunks)
+        weighted = [(p.aux, 1.0 if p.divisor is None else p.divisor) for p in parts]
+        self.aux = self._joined(weighted)
+        return self.aux
+
+    def _joined(self, outputs: list[tuple[Any, float]]) -> Any:
+        """The auxiliary outputs of chunks, and their weights, as one."""
+        if not self.has_aux:
+            return None
+        for aux, _ in outputs:
+            self.metrics.of(aux)    # all are alike
+        if len(outputs) == 1:
+            return outputs[0][0]
+        counted = [each for each in outputs if each[1] > 0.0] or outputs
+        whole = sum(weight for _, weight in counted) or 1.0
+        return joined([aux for aux, _ in counted], [weight / whole for _, weight in counted])
+
     def _part(self, chunk: Any) -> Part:
         """The loss on a chunk, checked."""
         if rows_of(chunk) == 0:
@@ -155,6 +186,10 @@ class ChunkedLoss:
         watched: Any = contextlib.nullcontext() if self._knows_leaves else inputs_of(self.model)
         with watched as inputs:
             out, divisor = self._called(chunk)
+        aux = None
+        if self.has_aux:
+            out, aux = returned.pair("loss_fn", out, "has_aux=True", "(loss, aux)")
+            aux = copied(map_leaves(_detached, aux))
         summed = isinstance(out, tuple) and len(out) == 2
         if summed:
             out, count = out
@@ -173,7 +208,7 @@ class ChunkedLoss:
                 "operations, so autograd finds no gradient; wanted one computed from its parameters"
             )
         # Without a mean, a count does not matter.
-        return Part(out, divisor, summed and self.mean, inputs)
+        return Part(out, aux, divisor, summed and self.mean, inputs)
 
     def _called(self, chunk: Any) -> tuple[Any, float | None]:
         """What loss_fn returns for a chunk, and what a mean over it divides by."""
@@ -216,7 +251,7 @@ class ChunkedLoss:
         """Refuse chunks whose share is not known, and warn, once, of a loss that mixes rows."""
         while parts:
             chunk, part = parts.pop()
-            if self.mean and part.divisor is None:
+            if (self.mean or self.has_aux) and part.divisor is None:
                 raise ValueError(
                     f"data gave {_described(chunk)} with tensors of different lengths, so its "
                     "share in the mean is not known; wanted loss_fn to return (sum, count)"
@@ -252,6 +287,10 @@ def _explained(note: str) -> Any:
         if note:
             error.add_note(f"lbfgs_xp: {note}")
         raise
+
+
+def _detached(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 def _described(item: Any) -> str:

@@ -22,6 +22,7 @@ from lbfgs_xp.first_order import Adam
 from lbfgs_xp.line_search import LineSearch
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import Status, table
+from lbfgs_xp.run.metrics import nested_like
 from lbfgs_xp.run.progress import Live
 from lbfgs_xp.saving.checkpoint import Checkpoint, Keeper, Saved, Terminated
 from lbfgs_xp.saving.checkpoint import checked as checked_checkpoint
@@ -51,12 +52,16 @@ class PhaseHistory:
         start and after each epoch.
     seconds : (entries,) NumPy array
         When each of these was known, counted from the start of the phase.
+    metrics : nested like aux
+        With `has_aux`, arrays (entries,) in the places of its numbers, which belong to these
+        losses, and None in other places. None without `has_aux`.
     status, message
         Why the phase ended.
     """
 
     loss: np.ndarray
     seconds: np.ndarray
+    metrics: Any = dataclasses.field(repr=False)
     status: Status
     message: str
 
@@ -72,6 +77,7 @@ class TrainingRecord(NamedTuple):
     loss : before the last step of Adam, or after the epoch.
     gradient_norm : the largest component of the gradient after the epoch; nan for Adam.
     seconds : since the phase began.
+    metrics : with `has_aux`, the numbers in aux that belong to the loss, nested like aux.
     """
 
     phase: str
@@ -79,6 +85,7 @@ class TrainingRecord(NamedTuple):
     loss: float
     gradient_norm: float
     seconds: float
+    metrics: Any = None
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -89,6 +96,9 @@ class TrainingResult:
     ----------
     loss : float
         The loss on all data for the final parameters of the model; nan if it was never computed.
+    aux
+        With `has_aux`, what else loss_fn returns there, or None if the loss was never computed.
+        Numbers are floats: their means over all rows.
     adam, lbfgs : PhaseHistory or None
         The history of each phase; None if it was skipped or not reached. `lbfgs` is the second
         phase, whatever its method.
@@ -97,6 +107,7 @@ class TrainingResult:
     """
 
     loss: float
+    aux: Any = dataclasses.field(repr=False)
     adam: PhaseHistory | None
     lbfgs: PhaseHistory | None
     success: bool
@@ -127,6 +138,7 @@ def train_with_lbfgs(
     *,
     params: Any = None,
     pass_model: bool = False,
+    has_aux: bool = False,
     until: Literal["either", "both", "loss", "gradient"] = "either",
     max_iter: int = 20,
     history_size: int = 100,
@@ -180,6 +192,12 @@ def train_with_lbfgs(
     pass_model : bool
         Whether pairs, too, are passed as loss_fn(model, batch), as for a model with several inputs
         or outputs.
+    has_aux : bool
+        Whether loss_fn returns (loss, aux), where loss is what it would return otherwise. `res.aux`
+        belongs to the final parameters. The numbers in aux, such as the terms of the loss, are in
+        records and histories; over chunks they are averaged, weighted by rows or by the count of
+        (sum, count). Each epoch of the second phase takes one more pass through the model for them.
+        Not with `distributed`.
     until : "either", "both", "loss" or "gradient"
         Which of the two must be at most tol.
     history_size, line_search_fn
@@ -266,7 +284,14 @@ def train_with_lbfgs(
             raise ValueError(f"until is {until!r}; wanted 'either', 'both', 'loss' or 'gradient'")
         if line_search_fn is None:
             raise ValueError("line_search_fn is None; wanted the name of a rule, or a rule")
-        progress, pass_model = flags(progress=progress, pass_model=pass_model)
+        progress, pass_model, has_aux = flags(
+            progress=progress, pass_model=pass_model, has_aux=has_aux
+        )
+        if has_aux and distributed is not None:
+            raise ValueError(
+                "has_aux is True, and distributed was passed; wanted only one of them, because aux "
+                "is that of one process"
+            )
         model = module_of(model, distributed)
         max_iter = count("max_iter", max_iter, 1)
         draws = Draws(data, resample, count("resample_every", resample_every, 1) * max_iter)
@@ -279,7 +304,7 @@ def train_with_lbfgs(
             draws.first, batch_size, chunk_size, seed, flat.params[0].device,
             may_be_empty=together is not None,
         )
-        loss = ChunkedLoss(model, loss_fn, reduction, flat, pass_model, together)
+        loss = ChunkedLoss(model, loss_fn, reduction, flat, pass_model, together, has_aux)
         steady = not warn_of_layers(model)
         optimizer = LBFGS(
             flat.params, max_iter=max_iter, history_size=history_size,
@@ -297,6 +322,7 @@ def train_with_lbfgs(
             "loss_fn": type(loss_fn).__name__ if isinstance(loss_fn, torch.nn.Module)
             else "a function",
             "method": described(getattr(second, "method", None)), "resample_every": resample_every,
+            "has_aux": has_aux,
         }
         here = {
             "batch_size": batch_size, "chunk_size": chunk_size, "seed": seed,
@@ -415,7 +441,7 @@ class _Position(NamedTuple):
     lowest: float
     best: Tensor | None
     steady: bool
-    seen: list[tuple[float, float]]
+    seen: list[tuple[float, float, tuple]]
     phases: dict[str, tuple]
     drawn: int
 
@@ -433,6 +459,8 @@ class _Training:
     steady : whether the loss is so far known to depend on the parameters alone.
     walled : whether this epoch of the second phase has met a loss that is not finite.
     drawn : the number of the current draw of points.
+    seen : (loss, seconds, numbers in aux) of the current phase.
+    opening : aux where the second phase begins.
     stopped : whether the callback has stopped the run.
     together : the processes of the run; None for one alone.
     """
@@ -446,7 +474,8 @@ class _Training:
         self.drawn, self.stopped, self.together = 0, False, together
         # What `position` returns; None in the middle of a step. And what a file said.
         self._at: _Position | None = None
-        self.seen: list[tuple[float, float]] = []
+        self.seen: list[tuple[float, float, tuple]] = []
+        self.opening: Any = None
         self._from: _Position | None = None
         self.flat, self.loss, self.source, self.live = flat, loss, source, live
         self.lowest = math.inf
@@ -474,7 +503,7 @@ class _Training:
         moved: bool = False, finite: Tensor | None = None,
     ) -> _Position:
         phases = {
-            name: (phase.loss, phase.seconds, int(phase.status), phase.message)
+            name: (phase.loss, phase.seconds, phase.metrics, int(phase.status), phase.message)
             for name, phase in self.phases.items()
         }
         return _Position(
@@ -502,8 +531,8 @@ class _Training:
             self.source.length = at.length
         self.phase, self.seen = at.phase, list(at.seen)
         self.phases = {
-            name: PhaseHistory(loss, seconds, Status(status), message)  # type: ignore[call-arg]
-            for name, (loss, seconds, status, message) in at.phases.items()
+            name: PhaseHistory(*known, Status(status), message)  # type: ignore[call-arg]
+            for name, (*known, status, message) in at.phases.items()
         }
         self.flat.write(at.x)
         if at.phase == "L-BFGS" and at.memory is not None:
@@ -521,10 +550,13 @@ class _Training:
         self.drawn, self.lowest, self.best = number, math.inf, None
         return True
 
-    def _told(self, step: int, loss: float, gradient_norm: float = math.nan) -> bool:
+    def _told(self, step: int, gradient_norm: float = math.nan) -> bool:
         """Call the callback; return whether it stops the run."""
+        loss, _, numbers = self.seen[-1]
         seconds = time.perf_counter() - self.begun
-        record = TrainingRecord(self.phase, step, loss, gradient_norm, seconds)
+        record = TrainingRecord(
+            self.phase, step, loss, gradient_norm, seconds, self._nested(numbers)
+        )
 
         @torch.enable_grad()
         def stops() -> bool:
@@ -553,7 +585,7 @@ class _Training:
         for step, batch in numbered:
             self._visit(step - 1, memory, last=False, x=x, moved=moved, finite=finite)
             value = float(self.loss(batch))
-            self._note(step, value)
+            self._note(step, value, self.loss.aux)
             if self.loss.empty and not self.source.whole:
                 continue
             if not math.isfinite(value):
@@ -569,7 +601,7 @@ class _Training:
             self.standing, moved = finite, True
             self.flat.write(x)
             self.standing = None
-            if step % self.each == 0 and step < steps and self._told(step, value):
+            if step % self.each == 0 and step < steps and self._told(step):
                 steps = step
                 break
             if step < steps:    # before the next batch is made
@@ -604,7 +636,7 @@ class _Training:
             now: Any = method.result
             self._compare(known, before)
             if epoch == 1:
-                self._note(0, before)
+                self._note(0, before, self.opening)
             status, message, known = now.status, now.message, now.fun
             flat = now.gradient_norm <= tol and status is not Status.NOT_FINITE
             settled = now.nit > 0 and abs(before - now.fun) <= tol
@@ -617,14 +649,14 @@ class _Training:
             if not done and (stuck or fails) and method.looks:
                 status, message = self._look(method.settings, now.fun)
                 known = self.lowest
-            self._note(epoch, known, now.gradient_norm)
+            self._note(epoch, known, self._output(), now.gradient_norm)
             if done:
                 reasons = [_FLAT] * flat + [_SETTLED] * settled
                 status = Status.GRADIENT if flat else Status.VALUE
                 return self.end(status, f"{', and '.join(reasons)} (tol={tol:g})")
             if status not in (Status.ITERATIONS, Status.EVALUATIONS):
                 return self.end(status, message)
-            if self._told(epoch, known, now.gradient_norm):
+            if self._told(epoch, now.gradient_norm):
                 self._visit(epoch, self._memory(method), last=True, known=known)
                 return self.end(Status.CALLBACK)
         self._visit(epochs, self._memory(method), last=True, known=known)
@@ -637,8 +669,17 @@ class _Training:
     def _evaluate(self) -> Tensor:
         """The loss on all data; its gradient is left in the parameters."""
         loss = self.loss(self.source.chunks())
+        self.opening = self.loss.aux if self.opening is None else self.opening
         self.walled = self.walled or not math.isfinite(loss)
         return loss
+
+    def _output(self) -> Any:
+        """aux on all data for the parameters of the model; None without `has_aux`."""
+        return self.loss.output(self.source.chunks()) if self.loss.has_aux else None
+
+    def _nested(self, values: Any) -> Any:
+        """These values for the numbers in aux, nested like aux; None without `has_aux`."""
+        return nested_like(self.loss.aux, values) if self.loss.has_aux else None
 
     def _compare(self, known: float, value: float) -> None:
         """Warn, once, if the loss of the same parameters has changed."""
@@ -699,22 +740,33 @@ class _Training:
 
     def end(self, status: Status, message: str | None = None) -> None:
         """End the current phase."""
-        loss, seconds = np.asarray(self.seen, dtype=np.float64).reshape(-1, 2).T
-        self.phases[self.phase] = PhaseHistory(loss, seconds, status, message or status.message)
+        rows = [(loss, seconds, *numbers) for loss, seconds, numbers in self.seen]
+        table = np.asarray(rows, dtype=np.float64).reshape(len(rows), -1 if rows else 2).T
+        self.phases[self.phase] = PhaseHistory(
+            table[0], table[1], table[2:], status, message or status.message
+        )
 
     def result(self) -> TrainingResult:
         last = self.phases[self.phase]
+        aux = None if self.best is None else self._output()
+        phases = {
+            name: dataclasses.replace(phase, metrics=self._nested(list(phase.metrics)))
+            for name, phase in self.phases.items()
+        }
         return TrainingResult(
-            math.nan if self.best is None else self.lowest, self.phases.get("Adam"),
-            self.phases.get("L-BFGS"), last.status.success, last.status, last.message,
+            math.nan if self.best is None else self.lowest, aux, phases.get("Adam"),
+            phases.get("L-BFGS"), last.status.success, last.status, last.message,
         )
 
     def _begin(self, phase: str) -> None:
         self.phase, self.begun = phase, time.perf_counter()
         self.seen = []
 
-    def _note(self, step: int, loss: float, gradient_norm: float = math.nan) -> None:
-        self.seen.append((loss, time.perf_counter() - self.begun))
+    def _note(
+        self, step: int, loss: float, aux: Any, gradient_norm: float = math.nan
+    ) -> None:
+        numbers = self.loss.metrics.of(aux) if self.loss.has_aux else ()
+        self.seen.append((loss, time.perf_counter() - self.begun, numbers))
         self.live.show((self.phase, step, loss, gradient_norm))
 
     def _keep(self, loss: float) -> None:

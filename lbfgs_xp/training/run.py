@@ -12,20 +12,24 @@ import numpy as np
 
 from lbfgs_xp.arrays import returned
 from lbfgs_xp.arrays.backend import Array, Backend, copy_of
-from lbfgs_xp.arrays.space import Space
+from lbfgs_xp.arrays.space import FixedOrderSpace, Space
 from lbfgs_xp.arrays.tree import Partial, flatten_like, unflatten
 from lbfgs_xp.checks import real
 from lbfgs_xp.first_order import FirstOrder, update
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import Status
+from lbfgs_xp.run import metrics
 from lbfgs_xp.run.compiled import Chunk
 from lbfgs_xp.saving.placing import as_own
 from lbfgs_xp.solvers.contract import completed
+from lbfgs_xp.training.batches import Accumulated
+from lbfgs_xp.training.growth import batches_together
 from lbfgs_xp.training.loss import Loss
 from lbfgs_xp.training.result import (
     BegunBatch,
     BestEpoch,
     History,
+    SeenBatch,
     TrainRecord,
     TrainResult,
     TrainState,
@@ -61,7 +65,7 @@ class Position(NamedTuple):
     seen: list
     kept_leaves: list[Array]
     kept_state: TrainState
-    history: dict[str, list[float]]
+    history: dict[str, list]
     batches: int
     noted: int
     first_epoch: int
@@ -77,30 +81,33 @@ class TrainingRun:
 
     leaves : the parameters; `structure` says how they are nested.
     epoch : the number of epochs done, including those of earlier runs.
+    aux : what the loss returned with the last batch; its numbers may still be on a device.
     """
 
     def __init__(
         self, method: Any, loss: Loss, backends: list[Backend], updates_per_batch: int,
         reproducible: bool, deadline: float, epoch: int, average_decay: float | None,
-        validate: Callable[[Any], Any] | None, updates: Updates | None,
+        validate: Callable[[Any], Any] | None, updates: Updates | None, growth: float | None,
     ):
         self.method = method
         self.loss = loss
         self.structure = loss.structure
         self.backend = backends[0]
         self.spaces = tuple(Space(backend) for backend in backends)
+        self._sums = tuple(map(FixedOrderSpace, backends)) if reproducible else self.spaces
         self.updates_per_batch = updates_per_batch
         self.reproducible = reproducible
         self.deadline = deadline
         self.average_decay, self.validate = average_decay, validate
         self._at_once, self._chunk = updates, Chunk(math.inf)
+        self.growth = growth
         # Whether a call may run several epochs.
         self._spans = True
         self._advance = self._update if has_updates(method) else self._iterate
         # Batches whose loss or gradient is not finite are skipped.
         self.tolerant = getattr(method, "on_nonfinite", "") == "skip"
         self.status = Status.RUNNING
-        self.history: dict[str, list[float]] = {
+        self.history: dict[str, list[Any]] = {
             field.name: [] for field in dataclasses.fields(History)
         }
         # How much of it is valid; an interrupt may have left more.
@@ -108,18 +115,20 @@ class TrainingRun:
 
     def stand(self, leaves: list[Array], state: TrainState) -> None:
         """Start from the position of `state`, to which the run can return."""
-        epoch, updates, seen, told, memory, begun, average, best = state
+        epoch, updates, seen, told, memory, begun, average, best, aux, together = state
         noted, at = list(seen), (leaves, state)
+        if aux is not None:
+            self._numbers(aux)    # later ones must be like it
         # A single statement, which no interrupt can split. Until the first update has made new
         # arrays, nothing is overwritten. So the arrays at the start of an epoch are kept at no
         # cost, and a state may serve several runs.
         (
             self.leaves, self._kept, self.epoch, self.updates, self.seen, self._told, self._memory,
-            self._begun, self.average, self.best, self._noted, self._overwrites, self._torn,
-            self._kept_batches,
+            self._begun, self.average, self.best, self.aux, self.together, self._noted,
+            self._overwrites, self._torn, self._kept_batches,
         ) = (
-            leaves, at, epoch, updates, noted, told, memory, begun, average, best, len(seen), False,
-            False, self._batches,
+            leaves, at, epoch, updates, noted, told, memory, begun, average, best, aux, together,
+            len(seen), False, False, self._batches,
         )
 
     # --- saving ----------------------------------------------------------------------------------
@@ -129,7 +138,8 @@ class TrainingRun:
         begun = self._begun_here()
         state = TrainState(
             self.epoch, self.updates, (), self._told, self._memory,
-            None if begun.loss is None else begun, self.average, self.best,
+            None if begun.loss is None else begun, self.average, self.best, self.aux,
+            self.together,
         )
         return Position(
             self.leaves, state, self.seen, *self._kept, self.history, self._batches, self._noted,
@@ -171,6 +181,10 @@ class TrainingRun:
         visit : is called before each batch, or each call of what is compiled.
         """
         begin = time.perf_counter()
+        if self._at_once is not None and not self._at_once.serves(self.leaves):
+            self._at_once = None
+        if self.growth is not None:
+            self._grow(batches)
         if self._at_once is None:
             epochs = self._batch_by_batch(batches, visit)
         else:
@@ -190,18 +204,32 @@ class TrainingRun:
         if self.status is not Status.RUNNING:
             return
         each = len(self.seen) // epochs
-        means = [_mean(self.seen[k * each : (k + 1) * each]) for k in range(epochs)]
+        parts = [_finite(self.seen[k * each : (k + 1) * each]) for k in range(epochs)]
+        means = [_mean(part, [seen.loss for seen in part]) for part in parts]
         number = self.epoch - self.first_epoch
         self.history["epoch_loss"][number:] = means
         self.history["seconds"][number:] = epochs * [(time.perf_counter() - begin) / epochs]
+        if self.loss.has_aux:
+            self.history["metrics"][number:] = list(map(_mean_metrics, parts))
         best = self.best if self.validate is None else self._validated(self.validate, number)
         self.stand(
             self.leaves,
             TrainState(
                 self.epoch + epochs, self.updates, (), means[-1], self._memory, None, self.average,
-                best,
+                best, self.aux, self.together,
             ),
         )
+
+    def _grow(self, batches: Accumulated) -> None:
+        """Choose how many batches an update takes, at the start of an epoch; see `growth`."""
+        assert self.growth is not None
+        arrays: Any = batches.batches
+        together = self.together or batches.count
+        if not self.seen and self._begun_here().loss is None:
+            together = batches_together(
+                self.loss, self._sums, self.leaves, arrays, self.epoch, together, self.growth
+            )
+        self.together = batches.count = together
 
     def _batch_by_batch(self, batches: Any, visit: Callable[[], None]) -> int:
         """Run one epoch; return 1, the number of epochs."""
@@ -215,9 +243,8 @@ class TrainingRun:
             if advanced is None:
                 self.status = Status.TIME
                 break
-            value, rate = advanced
-            self.seen.append((value, rows, rate))
-            if watches and not math.isfinite(value):
+            self.seen.append(advanced._replace(rows=rows))
+            if watches and not math.isfinite(advanced.loss):
                 break
         return 1
 
@@ -234,10 +261,10 @@ class TrainingRun:
             if left <= 0.0:
                 self.status = Status.TIME
                 return 1
-            place, loss, done, step = self._begun_here()
+            place, loss, done, step, numbers = self._begun_here()
             if done == run.each:    # in a run batch by batch that was stopped
                 rate, _ = self.method.learning_rate.follow(self._memory.plateaus[0], step, None)
-                self.seen.append((loss, run.batches.rows(place), rate))
+                self.seen.append(SeenBatch(loss, run.batches.rows(place), rate, numbers))
                 place, done = place + 1, 0
             first = place * run.each + done
             if first == whole:
@@ -262,28 +289,32 @@ class TrainingRun:
         """
         each, begun, old = run.each, self._begun_here(), len(self.seen)
         self._torn = self._overwrites
-        leaves, memory, average, losses, rates = run(
+        leaves, memory, average, losses, numbers, rates = run(
             self.leaves, self._memory, self.average, self.epoch, first, count, self._overwrites
         )
 
-        def loss(place: int) -> Any:
-            return begun.loss if place * each < first else losses[place * each - first]
+        def of(place: int) -> tuple[Any, Any]:
+            at = place * each - first
+            return (losses[at], numbers[at]) if at >= 0 else (begun.loss, begun.metrics)
 
         stop, done = divmod(first + count, each)
         seen = [
-            (loss(k), run.batches.rows(k), rates[(k + 1) * each - 1 - first])
+            SeenBatch(of(k)[0], run.batches.rows(k), rates[(k + 1) * each - 1 - first], of(k)[1])
             for k in range(old, stop)
         ]
-        after = BegunBatch(stop, loss(stop), done, memory.step - 1) if done else None
+        after, last = None, stop - 1
+        if done:
+            after, last = BegunBatch(stop, of(stop)[0], done, memory.step - 1, of(stop)[1]), stop
+        aux = metrics.nested_like(run.aux, of(last)[1]) if self.loss.has_aux else None
         # A single statement, which no interrupt can split.
         (
             self.leaves, self._memory, self.updates, self._told, self._overwrites, self._begun,
-            self.average, self.seen, self._torn,
+            self.average, self.aux, self.seen, self._torn,
         ) = (
-            leaves, memory, self.updates + count, None, True, after, average, self.seen + seen,
-            spans,
+            leaves, memory, self.updates + count, None, True, after, average, aux,
+            self.seen + seen, spans,
         )
-        self.seen[old:] = [(float(loss), rows, rate) for loss, rows, rate in seen]
+        self.seen[old:] = [_as_floats(each) for each in seen]
         return all(map(_is_finite, self.seen[old:]))
 
     def _validated(self, validate: Callable[[Any], Any], number: int) -> BestEpoch | None:
@@ -315,37 +346,47 @@ class TrainingRun:
         begun, place = self._begun, len(self.seen)
         return begun if begun and begun.place == place else BegunBatch(place, None, 0, 0)
 
-    def _update(self, batch: Any) -> tuple[Any, float]:
-        """Update with a first-order optimizer; return the loss before and the last learning rate.
-        """
+    def _update(self, batch: Any) -> SeenBatch:
+        """Update with a first-order optimizer."""
         if self._memory is None:
             self._memory = self.method.init(self.params)
-        place, first, done, step = self._begun_here()
+        place, first, done, step, numbers = self._begun_here()
         while done < self.updates_per_batch:
             old = self._memory
 
-            def on_batch(leaves: list[Array], spec: Any = old.spec) -> tuple[Any, list[Array]]:
-                value, gradients = self.loss(leaves, batch)
+            def on_batch(leaves: list[Array], spec: Any = old.spec) -> tuple[Any, ...]:
+                value, gradients, aux = self.loss(leaves, batch)
                 if not self.loss.differentiates:
                     gradients = update.checked_gradients(gradients, spec)
-                return value, gradients
+                return value, gradients, aux
 
-            value, gradients = on_batch(self.leaves)
-            first, done = value if first is None else first, done + 1
-            more = {"fun": on_batch, "batch_value": value} if self.method.needs_fun else {}
+            def fun(leaves: list[Array], on_batch: Any = on_batch) -> tuple[Any, ...]:
+                return on_batch(leaves)[:2]
+
+            value, gradients, aux = on_batch(self.leaves)
+            done += 1
+            if first is None:
+                first, numbers = value, self._numbers(aux)
+            else:
+                aux = self.aux
+            more = {"fun": fun, "batch_value": value} if self.method.needs_fun else {}
             leaves, memory = self._updated(gradients, old, more)
             step, moved = old.step, memory.step > old.step    # else the update was skipped
             updates = self.updates + moved
             told, overwrites = (None, True) if moved else (self._told, self._overwrites)
-            begun = BegunBatch(place, first, done, step)
+            begun = BegunBatch(place, first, done, step, numbers)
             average = self._averaged(leaves) if moved else self.average
             # A single statement, which no interrupt can split.
             (
                 self.leaves, self._memory, self.updates, self._told, self._overwrites, self._begun,
-                self.average, self._torn,
-            ) = leaves, memory, updates, told, overwrites, begun, average, False
+                self.average, self.aux, self._torn,
+            ) = leaves, memory, updates, told, overwrites, begun, average, aux, False
         rate, _ = self.method.learning_rate.follow(self._memory.plateaus[0], step, None)
-        return first, rate
+        return SeenBatch(first, 0, rate, numbers)
+
+    def _numbers(self, aux: Any) -> tuple[Any, ...] | None:
+        """The numbers in aux."""
+        return self.loss.metrics.of(aux) if self.loss.has_aux else None
 
     def _updated(
         self, gradients: list[Array], old: Any, more: dict[str, Any]
@@ -362,21 +403,25 @@ class TrainingRun:
             self._torn = self._torn and self.method.on_nonfinite != "raise"
             raise
 
-    def _iterate(self, batch: Any) -> tuple[Any, float] | None:
-        """Run iterations of a solver; return the loss before them and the last step length, or None
-        if there was no time for all of them."""
+    def _nested_metrics(self, values: Sequence[Any]) -> Any:
+        """These values for the numbers in aux, nested like aux; None without `has_aux`."""
+        return metrics.nested_like(self.aux, values) if self.loss.has_aux else None
+
+    def _iterate(self, batch: Any) -> SeenBatch | None:
+        """Run iterations of a solver, whose rate is the last step length; None if there was no time
+        for all of them."""
         begun = self._begun_here()
         if begun.done >= self.updates_per_batch:
-            return begun.loss, self._memory.solver_state.step
-        first = [] if begun.loss is None else [begun.loss]
+            return SeenBatch(begun.loss, 0, self._memory.solver_state.step, begun.metrics)
+        first = [] if begun.loss is None else [(begun.loss, begun.metrics, self.aux)]
         called = False
 
         def fun(params: Any, batch: Any) -> tuple[Any, Any]:
             nonlocal called
             called = True
-            value, gradients = self.loss.of_params(params, batch)
+            value, gradients, aux = self.loss.of_params(params, batch)
             if not first:
-                first.append(value)
+                first.append((value, self._numbers(aux), aux))
             called = False
             return value, gradients
 
@@ -388,36 +433,41 @@ class TrainingRun:
             state=self._memory if resumes else None,
         )
         stopped = res.status is Status.INTERRUPTED
+        value, numbers, aux = first[0] if first else (None, None, None)
+        begun = begun._replace(loss=value, metrics=numbers)
         if stopped or res.status is Status.TIME:
             # Within the solver, an interrupt may have cost some of what it had learned, and looks
             # cannot be resumed: the batch is then repeated from its start.
             if resumes and called is stopped and not _looks(res.state):
-                self._adopt(res, begun._replace(loss=first[0], done=begun.done + res.nit))
+                self._adopt(res, begun._replace(done=begun.done + res.nit), aux)
             if stopped:
                 raise KeyboardInterrupt
             return None
         # It may be the gradient that is not finite.
-        value = math.nan if res.status is Status.NOT_FINITE else first[0]
-        self._adopt(res, begun._replace(loss=value, done=self.updates_per_batch))
-        return value, res.state.solver_state.step
+        value = math.nan if res.status is Status.NOT_FINITE else value
+        self._adopt(res, begun._replace(loss=value, done=self.updates_per_batch), aux)
+        return SeenBatch(value, 0, res.state.solver_state.step, numbers)
 
-    def _adopt(self, res: Any, begun: BegunBatch) -> None:
+    def _adopt(self, res: Any, begun: BegunBatch, aux: Any) -> None:
         """Go to where a solver has ended."""
         leaves, updates = flatten_like(res.x, self.structure)[0], self.updates + res.nit
         whole = begun.done >= self.updates_per_batch
         average = self._averaged(leaves) if whole else self.average
-        self.leaves, self._memory, self.updates, self._begun, self.average = (
-            leaves, res.state, updates, begun, average
+        self.leaves, self._memory, self.updates, self._begun, self.average, self.aux = (
+            leaves, res.state, updates, begun, average, aux
         )
 
     def _read_losses(self, numbers: Sequence[Any] = ()) -> list[float]:
-        """Read the losses, and the numbers, which it returns; with one transfer if they are on a
-        device."""
-        places = [k for k, (loss, *_) in enumerate(self.seen) if type(loss) is not float]
-        read = self.backend.read_many([*(self.seen[k][0] for k in places), *numbers])
-        for k, loss in zip(places, read, strict=False):
-            self.seen[k] = loss, *self.seen[k][1:]
-        return read[len(places) :]
+        """Read the losses and metrics, and the numbers, which it returns; with one transfer if they
+        are on a device."""
+        places = [k for k, seen in enumerate(self.seen) if type(seen.loss) is not float]
+        waiting = [n for k in places for n in (self.seen[k].loss, *(self.seen[k].metrics or ()))]
+        read = iter(self.backend.read_many([*waiting, *numbers]))
+        for k in places:
+            old = self.seen[k]
+            loss, rest = next(read), old.metrics and tuple(next(read) for _ in old.metrics)
+            self.seen[k] = old._replace(loss=loss, metrics=rest)
+        return list(read)
 
     def _read_with_sizes(self) -> list[float]:
         """Read the losses, and the largest component of each parameter, which it returns."""
@@ -432,8 +482,8 @@ class TrainingRun:
         if not self.tolerant:
             # Losses after the first one that is not finite are meaningless.
             new = new[: next((i for i, seen in enumerate(new, 1) if not _is_finite(seen)), None)]
-        self.history["loss"][self._batches :] = [x for x, _, _ in new]
-        self.history["learning_rate"][self._batches :] = [rate for _, _, rate in new]
+        self.history["loss"][self._batches :] = [seen.loss for seen in new]
+        self.history["learning_rate"][self._batches :] = [seen.rate for seen in new]
         self._noted, self._batches = len(self.seen), self._batches + len(new)
 
     def _sizes(self) -> list[Any]:
@@ -469,6 +519,7 @@ class TrainingRun:
             self.history["epoch_loss"][-1],
             self.history["learning_rate"][-1],
             self.history["validation"][-1] if self.history["validation"] else math.nan,
+            self._nested_metrics(self.history["metrics"][-1] if self.loss.has_aux else ()),
             self._nested(list(map(copy_of, self.leaves))),
             self._kept[1],
         )
@@ -480,25 +531,31 @@ class TrainingRun:
         if begun.loss is None:
             begun = None
         else:
-            begun = begun._replace(loss=self.backend.read_many([begun.loss])[0])
+            loss, *rest = self.backend.read_many([begun.loss, *(begun.metrics or ())])
+            begun = begun._replace(loss=loss, metrics=begun.metrics and tuple(rest))
         state = TrainState(
             self.epoch, self.updates, tuple(self.seen), self._told, self._memory, begun,
-            self.average, self.best,
+            self.average, self.best, metrics.read(self.aux),
+            self.together,
         )
         best = self.best
         epochs = self.epoch - self.first_epoch
         history = {
             name: np.asarray(seen[: self._batches if name in _OF_BATCHES else epochs])
-            for name, seen in self.history.items()
+            for name, seen in self.history.items() if name != "metrics"
         }
+        count = len(self._numbers(self.aux) or ())
+        means = np.asarray(self.history["metrics"][:epochs], dtype=np.float64)
+        means = means.reshape(epochs, count).T
         return TrainResult(
             params=self.params,
             loss=float(history["epoch_loss"][-1]) if epochs else math.nan,
+            aux=state.aux,
             average=None if self.average is None else self._nested(self.average),
             best_params=None if best is None else self._nested(best.leaves),
             best_epoch=0 if best is None else best.epoch,
             best_validation=math.nan if best is None else best.value,
-            history=History(**history),
+            history=History(**history, metrics=self._nested_metrics(list(means))),
             epochs=self.epoch,
             updates=self.updates,
             success=self.status.success,
@@ -523,12 +580,24 @@ def _largest(spaces: tuple[Space, ...], leaves: list[Array]) -> list[Any]:
     return sizes
 
 
-def _is_finite(seen: tuple[float, int, float]) -> bool:
-    return math.isfinite(seen[0])
+def _is_finite(seen: SeenBatch) -> bool:
+    return math.isfinite(seen.loss)
 
 
-def _mean(seen: Sequence[tuple[float, int, float]]) -> float:
-    """The mean over all rows of the batches whose loss is finite, rounded once."""
-    finite = list(filter(_is_finite, seen))
-    rows = sum(n for _, n, _ in finite)
-    return math.fsum(x * n for x, n, _ in finite) / rows if rows else math.nan
+def _as_floats(seen: SeenBatch) -> SeenBatch:
+    numbers = None if seen.metrics is None else tuple(map(float, seen.metrics))
+    return seen._replace(loss=float(seen.loss), metrics=numbers)
+
+
+def _finite(seen: Sequence[SeenBatch]) -> list[SeenBatch]:
+    return list(filter(_is_finite, seen))
+
+
+def _mean(seen: Sequence[SeenBatch], numbers: Sequence[float]) -> float:
+    """The mean over all rows of numbers that the batches have."""
+    return metrics.mean(numbers, [each.rows for each in seen])
+
+
+def _mean_metrics(seen: Sequence[SeenBatch]) -> list[float]:
+    table = zip(*(each.metrics or () for each in seen), strict=True)
+    return [_mean(seen, numbers) for numbers in table]

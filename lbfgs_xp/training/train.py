@@ -18,9 +18,15 @@ from lbfgs_xp.run.methods import method_named
 from lbfgs_xp.run.progress import Live
 from lbfgs_xp.saving.checkpoint import Checkpoint, Keeper, Terminated, keeping
 from lbfgs_xp.saving.descriptions import described, kinds_of
-from lbfgs_xp.training.batches import Accumulated, batches_of
+from lbfgs_xp.training.batches import Accumulated, ArrayBatches, batches_of
 from lbfgs_xp.training.loss import Loss
-from lbfgs_xp.training.result import BegunBatch, TrainRecord, TrainResult, TrainState
+from lbfgs_xp.training.result import (
+    BegunBatch,
+    SeenBatch,
+    TrainRecord,
+    TrainResult,
+    TrainState,
+)
 from lbfgs_xp.training.run import TrainingRun, has_updates
 from lbfgs_xp.training.updates import updates_of
 from lbfgs_xp.typing import Method
@@ -42,12 +48,14 @@ def train(
     *,
     method: Method = "adam",
     jac: Callable[..., Any] | Literal[True] | None = None,
+    has_aux: bool = False,
     batch_size: int | None = None,
     epochs: int = 1,
     shuffle: bool = True,
     seed: int = 0,
     updates_per_batch: int = 1,
     accumulate: int = 1,
+    grow_batches: float | None = None,
     average_decay: float | None = None,
     validate: Callable[[Any], Any] | None = None,
     maxtime: float | None = None,
@@ -83,6 +91,11 @@ def train(
         None: automatic differentiation (PyTorch, JAX). True: loss returns (value, gradient). A
         function: jac(params, batch) -> gradient, in the structure of params. For complex leaves
         the gradient is df/d(re) + i df/d(im).
+    has_aux : bool
+        Whether loss returns (value, aux) instead of value (with jac=True, ((value, aux),
+        gradient)). The numbers in aux, such as an accuracy or the terms of the loss, are averaged
+        over each epoch, in `res.history.metrics` and in records; `res.aux` is that of the last
+        batch. All batches must give aux the same structure.
     batch_size : int
         Rows per batch; the last batch of an epoch has the rows that are left. None: all rows in
         one batch, in their original order.
@@ -100,6 +113,12 @@ def train(
         How many batches an update takes together: the loss is the mean over all their rows, of
         which only one batch at a time passes through the model. An epoch may end with fewer.
         (Each batch counts by its rows, as is right for a loss that is a mean over them.)
+    grow_batches : float
+        Above 0: updates take more batches together, up to twice as many in each epoch, as soon as
+        the standard deviation of the gradient exceeds this multiple of its norm (the norm test;
+        Bollapragada et al. 2018). For this, each epoch begins with the gradients of eight batches,
+        or of as many as an update takes. 1 is a good value; a smaller one grows earlier. Only for
+        arrays as data; `accumulate` is the number to begin with.
     average_decay : float in [0, 1)
         If given, an exponential moving average of the parameters is kept: after each update (for a
         solver, after each batch) a ← average_decay a + (1 - average_decay) x, beginning with the
@@ -160,15 +179,23 @@ def train(
     """
     leaves, structure = without_frozen(*flatten_parameters(params))
     backends = backends_of(leaves, structure, "params")
-    shuffle, reproducible, compile, progress = checks.flags(
-        shuffle=shuffle, reproducible=reproducible, compile=compile, progress=progress
+    shuffle, reproducible, compile, progress, has_aux = checks.flags(
+        shuffle=shuffle, reproducible=reproducible, compile=compile, progress=progress,
+        has_aux=has_aux,
     )
     epochs = checks.count("epochs", epochs, 1)
     batch_size = checks.optional(checks.count)("batch_size", batch_size, 1)
     seed = checks.count("seed", seed, 0)
     batches = batches_of(data, batch_size, shuffle, seed, epochs, backends[0])
     accumulate = checks.count("accumulate", accumulate, 1)
-    together = Accumulated(batches, accumulate) if accumulate > 1 else batches
+    grow_batches = checks.optional(checks.number)("grow_batches", grow_batches, above=0.0)
+    if grow_batches is not None and not isinstance(batches, ArrayBatches):
+        raise ValueError(
+            f"grow_batches is {grow_batches}, but data, a {type(data).__name__}, gives its own "
+            "batches; wanted None, or arrays as data"
+        )
+    grows = grow_batches is not None
+    together = Accumulated(batches, accumulate) if accumulate > 1 or grows else batches
     seconds = checks.optional(checks.seconds)("maxtime", maxtime)
     deadline = time.perf_counter() + (math.inf if seconds is None else seconds)
     callbacks = _callbacks(callback)
@@ -180,8 +207,8 @@ def train(
             f"validate is a {type(validate).__name__}; wanted a function of params, or None"
         )
     method = _checked_method(method)
-    state = _checked_state(state, method, params, structure)
-    checked_loss = Loss(loss, jac, compile and not reproducible, backends[0], structure)
+    state = _checked_state(state, method, params, structure, has_aux)
+    checked_loss = Loss(loss, jac, has_aux, compile and not reproducible, backends[0], structure)
     updates_per_batch = checks.count("updates_per_batch", updates_per_batch, 1)
     run = TrainingRun(
         method,
@@ -194,8 +221,11 @@ def train(
         average_decay,
         validate,
         updates_of(method, checked_loss, together, updates_per_batch, average_decay),
+        grow_batches,
     )
-    together.check([rows for _, rows, _ in state.seen])
+    if isinstance(together, Accumulated) and grows:
+        together.count = state.together or accumulate
+    together.check([seen.rows for seen in state.seen])
     run.stand([_own(b, x) for b, x in zip(backends, leaves, strict=True)], state)
     with (
         Live(progress, _line) as live,
@@ -240,6 +270,8 @@ def _described(run: TrainingRun, batches: Any, leaves: list[Any]) -> dict[str, A
         "updates_per_batch": run.updates_per_batch,
         "reproducible": run.reproducible,
         "average_decay": run.average_decay,
+        "has_aux": run.loss.has_aux,
+        "grow_batches": run.growth,
         **batches.described(),
     }
 
@@ -316,20 +348,30 @@ def _callbacks(given: Any) -> list[Callable]:
     return calls
 
 
-def _checked_state(state: Any, method: Any, params: Any, structure: Any) -> TrainState:
+def _checked_state(
+    state: Any, method: Any, params: Any, structure: Any, has_aux: bool
+) -> TrainState:
     if state is None:
         return TrainState(0, 0, (), None, None)
     if not isinstance(state, TrainState):
         raise TypeError(f"state is a {type(state).__name__}; wanted the `state` of a TrainResult")
     checks.count("state.epoch", state.epoch, 0)
     checks.count("state.updates", state.updates, 0)
-    if not isinstance(state.seen, tuple) or any(len(each) != 3 for each in state.seen):
+    seen = state.seen
+    if not isinstance(seen, tuple) or not all(isinstance(each, SeenBatch) for each in seen):
         raise TypeError(
-            f"state.seen is {state.seen!r}; wanted (loss, rows, learning rate) for each finished "
-            "batch of the current epoch"
+            f"state.seen is {seen!r}; wanted (loss, rows, learning rate, metrics), a SeenBatch, "
+            "for each finished batch of the current epoch"
         )
     if not isinstance(state.begun, BegunBatch | None):
         raise TypeError(f"state.begun is {state.begun!r}; wanted None or a BegunBatch")
+    unfinished: list[Any] = [*seen, *([] if state.begun is None else [state.begun])]
+    for each in unfinished:
+        if (each.metrics is not None) != has_aux:
+            raise ValueError(
+                f"has_aux is {has_aux}, but state is in the middle of an epoch with "
+                f"has_aux={not has_aux}; wanted the same"
+            )
     updated = isinstance(state.memory, OptimizerState)
     if state.memory is not None and updated != has_updates(method):
         raise ValueError(
@@ -344,4 +386,4 @@ def _checked_state(state: Any, method: Any, params: Any, structure: Any) -> Trai
                 "params has other frozen tensors (requires_grad=False) than in the run of state; "
                 "wanted the same"
             )
-    return state
+    return state if has_aux else state._replace(aux=None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,6 +20,7 @@ from lbfgs_xp.arrays.pending import Pending, Queue
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import flatten, unflatten
 from lbfgs_xp.first_order import FirstOrder, OptimizerState, update
+from lbfgs_xp.run.metrics import is_number
 from lbfgs_xp.training.batches import ArrayBatches
 from lbfgs_xp.training.loss import Loss, evaluate
 
@@ -56,13 +58,14 @@ class Numbers(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What a call leaves: the new parameters, and for each update the loss before it and its rate.
-    """
+    """What a call leaves: the new parameters, and for each update the loss before it, the metrics
+    that belong to it (None without aux), and its rate."""
 
     leaves: list[Array]
     memory: OptimizerState
     average: list[Array] | None
     losses: list[Pending]
+    metrics: list[tuple[Pending, ...] | None]
     rates: list[float]
 
 
@@ -71,7 +74,11 @@ class Updates:
 
     each : how many updates each batch is for.
     average_decay : as in `lx.train`.
+
+    aux : the outline of what the loss returns besides its value; None if it returns nothing else.
     """
+
+    aux: Any = None
 
     def __init__(
         self, method: Any, loss: Loss, batches: ArrayBatches, each: int,
@@ -86,6 +93,18 @@ class Updates:
         self.most = min(_UPDATES, max(1, _ROWS // self.step)) if batches.is_drawn else _UPDATES
         self._ahead: collections.deque[Numbers] = collections.deque()
         self._queue = Queue(loss.backend, self._read)
+
+    def serves(self, leaves: list[Array]) -> bool:
+        """Whether all that the loss returns besides its value are numbers (and None), which alone
+        leave the program."""
+        loss, batches = self.loss, self.batches
+        if loss.has_aux and self.aux is None:
+            function = functools.partial(
+                evaluate, loss.loss, True, loss.backend, loss.structure, batches.structure
+            )
+            batch = loss.backend.span(batches.leaves, None, 0, self.step)
+            _, self.aux = loss.backend.explained(loss.backend.outline)(function, leaves, batch)
+        return all(leaf is None or is_number(leaf) for leaf in flatten(self.aux)[0])
 
     def prepare(self, memory: OptimizerState, told: Any, count: int) -> int:
         """Compute the numbers of the next `count` updates, and return how many there are: fewer if
@@ -139,8 +158,18 @@ class Updates:
             memory.step + count, slots, numbers[-1].carried, numbers[-1].plateaus, memory.spec
         )
         average = average if decays else None
-        waiting = self._queue.add([(losses, k) for k in range(count)])
-        return Made(leaves, memory, average, waiting, [each.rate for each in numbers])
+        waiting, found = self._waiting(losses, count)
+        return Made(leaves, memory, average, waiting, found, [each.rate for each in numbers])
+
+    def _waiting(self, losses: Array, count: int) -> tuple[list[Pending], list[Any]]:
+        """The losses and the metrics of `count` updates."""
+        if not self.loss.has_aux:
+            return self._queue.add([(losses, k) for k in range(count)]), count * [None]
+        width = losses.shape[1]
+        rows = [
+            self._queue.add([(losses, (k, i)) for i in range(width)]) for k in range(count)
+        ]
+        return [row[0] for row in rows], [tuple(row[1:]) for row in rows]
 
     def _program(self, memory: OptimizerState, own: list[tuple]) -> Any:
         loss, batches, spec = self.loss, self.batches, memory.spec
@@ -153,6 +182,7 @@ class Updates:
             clip=self.method.clip_norm,
             averages=self.average_decay is not None,
             loss=loss.loss,
+            metrics=len(_numbers_in(self.aux)) if loss.has_aux else None,
             backend=loss.backend,
             structure=loss.structure,
             nesting=batches.structure,
@@ -184,7 +214,7 @@ class Updates:
         table[: len(rows)] = rows
         return table
 
-    def _read(self, numbers: Sequence[tuple[Array, int]]) -> list[float]:
+    def _read(self, numbers: Sequence[tuple[Array, Any]]) -> list[float]:
         arrays = {id(losses): losses for losses, _ in numbers}
         read = {key: self.loss.backend.to_host(losses) for key, losses in arrays.items()}
         return [float(read[id(losses)][k]) for losses, k in numbers]
@@ -197,6 +227,7 @@ class _Program:
     rules : for each leaf, without the learning rate; `groups` are the numbers of their settings.
     counts : how many numbers each group of settings takes.
     averages : whether the parameters are averaged.
+    metrics : how many numbers are in aux; None if the loss returns only its value.
     nesting : how the arrays of the data are nested.
     rows : in a whole batch, and in the last one of an epoch if it is shorter, else 0.
     layout : "all" rows in one batch, "drawn" ones, or "slices".
@@ -209,6 +240,7 @@ class _Program:
     clip: float | None
     averages: bool
     loss: Any
+    metrics: int | None
     backend: Backend
     structure: Any
     nesting: Any
@@ -224,6 +256,13 @@ class _Program:
             return self.backend.span(data, place[:count], 0, count)
         return self.backend.span(data, None, place, count)
 
+    def record(self, value: Array, aux: Any, dtype: Any) -> Array:
+        """What is recorded of an update: the loss, and with aux the numbers in it."""
+        xp = self.backend.xp
+        if self.metrics is None:
+            return xp.astype(value, dtype)
+        return xp.stack([xp.asarray(n, dtype=dtype) for n in (value, *_numbers_in(aux))])
+
     def numbers(self, row: Array) -> tuple[Any, list[tuple]]:
         """The decay of the average, and the numbers of the rule of each leaf."""
         each = iter([row[i] for i in range(row.shape[0])])
@@ -236,11 +275,12 @@ def _run(
     program: _Program, held: Any, data: list[Array], table: Array, places: Array, whole: Array,
     count: Any,
 ) -> tuple[Any, Array]:
-    """The parameters, slots and averages after `count` updates, and the losses before each; to be
-    compiled."""
+    """The parameters, slots and averages after `count` updates, and the losses before each, with
+    aux in rows (1 + numbers); to be compiled."""
     backend, xp = program.backend, program.backend.xp
     differentiated = backend.value_and_gradients(
-        False, evaluate, program.loss, backend, program.structure, program.nesting
+        False, evaluate, program.loss, program.metrics is not None, backend, program.structure,
+        program.nesting,
     )
     full, rest = program.rows
 
@@ -248,9 +288,12 @@ def _run(
         k, (leaves, slots, average), losses = carry
 
         def on_batch(rows: int) -> Any:
-            return differentiated(leaves, program.batch(data, places[k, ...], rows))
+            value, gradients, aux = differentiated(
+                leaves, program.batch(data, places[k, ...], rows)
+            )
+            return program.record(value, aux, losses.dtype), gradients
 
-        value, gradients = backend.either(
+        record, gradients = backend.either(
             whole[k], lambda: on_batch(full), lambda: on_batch(rest)
         ) if rest else on_batch(full)
         decay, numbers = program.numbers(table[k, ...])
@@ -259,12 +302,19 @@ def _run(
         )
         if program.averages:
             average = mixed(decay, average, leaves)
-        losses = backend.write_row(losses, k, xp.astype(value, losses.dtype))
+        losses = backend.write_row(losses, k, record)
         return k + 1, (leaves, slots, average), losses
 
-    start = xp.zeros_like(count), held, xp.zeros_like(table[:, 0])
+    losses = xp.zeros_like(table[:, 0])
+    if program.metrics is not None:
+        losses = xp.zeros((table.shape[0], 1 + program.metrics), dtype=table.dtype)
+    start = xp.zeros_like(count), held, losses
     _, held, losses = backend.while_loop(lambda carry: carry[0] < count, step, start)
     return held, losses
+
+
+def _numbers_in(aux: Any) -> list[Any]:
+    return [leaf for leaf in flatten(aux)[0] if leaf is not None]
 
 
 def mixed(decay: Any, average: list[Array], leaves: list[Array]) -> list[Array]:

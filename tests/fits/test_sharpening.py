@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import lbfgs_xp as lx
-from lbfgs_xp.fits import linear_model
+from lbfgs_xp.fits import levenberg_marquardt, linear_model
 from lbfgs_xp.fits.linear_algebra import svd
 
 T = np.linspace(0.0, 1.0, 40)
@@ -85,6 +85,38 @@ def test_nearly_dependent_columns_in_a_batch(compact: bool) -> None:
         best, *_ = np.linalg.lstsq(matrix[i], y[i], rcond=None)
         lowest = 0.5 * np.sum((matrix[i] @ best - y[i]) ** 2)
         assert res.cost[i] == pytest.approx(lowest, rel=1e-5)
+
+
+def test_only_doubtful_rows_take_central_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, count, rows = np.random.default_rng(0), 40, []
+    truth = rng.uniform([1.0, 0.5, 0.0], [3.0, 2.0, 0.5], size=(count, 3))
+    y = decay(X, *truth.T[..., None]) + 0.05 * rng.normal(size=(count, 40))
+
+    def model(x: Any, a: Any, k: Any, o: Any) -> Any:
+        rows.append(a.shape[0])
+        return decay(x, a, k, o)
+
+    def fitted() -> tuple[Any, int]:
+        rows.clear()
+        fit = lx.curve_fit(model, X, y, [2.0, 1.0, 0.2], jac="2-point", batched=True)
+        return fit, sum(rows)
+
+    plain, calls = fitted()
+    asked = []
+
+    def doubtful(space: Any, state: Any, errors: Any) -> tuple[Any, Any]:
+        asked.append(len(asked))
+        row = np.arange(count) == 7
+        return row & (len(asked) == 1), row & False
+
+    monkeypatch.setattr(levenberg_marquardt, "doubtful", doubtful)
+    looked, more = fitted()
+    assert plain.derivatives == "2-point" and looked.derivatives == "3-point"
+    # Six calls of one row for its central differences, and a few steps from there.
+    assert calls + 6 <= more <= calls + count
+    others = np.arange(count) != 7
+    np.testing.assert_array_equal(looked.x[others], plain.x[others])
+    np.testing.assert_allclose(looked.x[7], plain.x[7], rtol=1e-6)
 
 
 def test_a_singular_row_does_not_end_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,3 +304,24 @@ def test_a_narrow_peak_below_the_noise_of_the_data_is_no_noise_of_the_model(
     res = lx.curve_fit(peak, x, y, start, jac=jac)
     assert res.chi2 == pytest.approx(wanted.chi2, rel=1e-9)
     np.testing.assert_allclose(res.stderr, wanted.stderr, rtol=1e-2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+def test_a_parameter_that_only_moves_the_noise_is_named(seed: int, jac: Any) -> None:
+    rng, t = np.random.default_rng(seed), np.linspace(0.0, 3.0, 40)
+    y = 2.0 * np.exp(-1.3 * t) + 0.5 + 0.03 * rng.normal(size=40)
+    size, waves = 10.0 ** rng.uniform(-8.0, -4.0), 1e7 * rng.normal(size=(40, 4))
+
+    def noisy(x: Any, a: Any, k: Any, b: Any, dead: Any) -> Any:
+        return a * np.exp(-k * x) + b + size * np.sin(waves @ np.asarray([a, k, b, dead]))
+
+    def clean(x: Any, a: Any, k: Any, b: Any) -> Any:
+        return a * np.exp(-k * x) + b
+
+    fit = lx.curve_fit(noisy, t, y, [1.0, 1.0, 0.0, 7.0], jac=jac)
+    want = lx.curve_fit(clean, t, y, [1.0, 1.0, 0.0], jac=jac)
+    assert fit.success
+    assert fit.message.endswith("do not respond to dead")
+    np.testing.assert_allclose(fit.stderr[:3], want.stderr, rtol=0.02)
+    assert np.isinf(fit.stderr[3])

@@ -139,6 +139,7 @@ def test_the_oldest_versions_are_those_promised() -> None:
         for line in (ROOT / "tests/oldest.txt").read_text(encoding="utf-8").splitlines()
         if line and not line.startswith("#")
     )
+    del pinned["pyparsing"]    # of Matplotlib
     for name, version in pinned.items():
         assert (version + ".").startswith(wanted[name] + "."), f"{name}: {wanted[name]} is promised"
     unchecked = {"cupy-cuda12x", "mpi4py", "torch"}    # see tests/oldest.txt

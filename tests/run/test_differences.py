@@ -1,5 +1,4 @@
-"""Finite differences of functions of numbers: their steps follow the function from point to point.
-"""
+"""Finite differences: their steps follow the function from point to point."""
 
 from __future__ import annotations
 
@@ -11,6 +10,8 @@ import pytest
 
 import lbfgs_xp as lx
 from lbfgs_xp import Status
+from lbfgs_xp.arrays.backend import Backend
+from lbfgs_xp.run.differences import Differences
 
 # Functions with a singularity at 0, with the place of their minimum.
 SINGULAR: dict[str, tuple[Callable[[Any], Any], float]] = {
@@ -184,3 +185,50 @@ def test_steps_among_noise_return_from_exponentials(start: tuple) -> None:
     res = lx.minimize(fun, np.array(start), jac="3-point")
     assert res.status is Status.PRECISION and res.nfev < 1500
     np.testing.assert_allclose(res.x, [3.0, 0.7, 1.0], atol=0.05)
+
+
+# --- residuals of one small problem, whose differences are chosen on floats ----------------------
+
+POINTS = np.linspace(0.0, 10.0, 50)
+
+
+def oscillation(p: np.ndarray) -> np.ndarray:
+    return p[..., :1] * np.exp(-p[..., 1:2] * POINTS) * np.cos(p[..., 2:] * POINTS)
+
+
+def line(p: np.ndarray) -> np.ndarray:
+    return p[..., :1] / (1.0 + ((POINTS - p[..., 1:2]) / p[..., 2:]) ** 2)
+
+
+@np.errstate(all="ignore")
+def root(p: np.ndarray) -> np.ndarray:
+    return p[..., :1] * np.sqrt(p[..., 1:2] - 1e-3 * POINTS) + p[..., 2:]
+
+
+@pytest.mark.parametrize(
+    ("function", "start"),
+    [
+        (oscillation, [1.5, 0.2, 3.0]), (oscillation, [0.0, 0.0, 0.0]), (line, [2.0, 6562.8, 0.05]),
+        (root, [1.0, 0.01, 0.0]), (root, [1.0, 0.01 + 1e-10, 0.0]),
+    ],
+)
+def test_differences_on_floats_are_those_of_a_batch(function: Any, start: list[float]) -> None:
+    """Along a way on which lengths are measured again, with ends of the domain on it."""
+    backend, calls = Backend.of(np.ones(1)), [0, 0]
+
+    def counted(p: np.ndarray) -> np.ndarray:
+        calls[p.ndim - 1] += 1
+        return function(p)
+
+    one, many = (Differences(backend, counted, least=0.0) for _ in range(2))
+    x, rng = np.asarray(start), np.random.default_rng(0)
+    for step in range(20):
+        value = function(x)
+        variation = np.max(np.abs(value))
+        found = one(x, value, variation, False)
+        rows = many(x[None], value[None], np.asarray([variation]), False)
+        np.testing.assert_array_equal(np.asarray(found), np.stack(rows, axis=-2)[0])
+        np.testing.assert_array_equal(one.known.lengths.length, many.known.lengths.length[0])
+        np.testing.assert_array_equal(one.span, many.span[0])
+        assert one.known.lengths.count == many.known.lengths.count[0] and calls[0] == calls[1]
+        x = x * (1.0 + 0.2 * rng.normal(size=3)) if step % 7 else x

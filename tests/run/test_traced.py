@@ -24,9 +24,11 @@ CASES = {
     "large": (100.0, 0.0, 0.0, 1e6),
     "round": (1.0, 0.0, 0.0, 0.0),
 }
-# From this version on, both programs round alike. Otherwise only short runs have the same counts
-# and end for the same reason, because long ones magnify rounding; all end at the minimum.
+# From this version on, both programs round alike. Otherwise only short runs have the same counts,
+# because long ones magnify rounding, which at 1e6 also decides how a run at the minimum ends.
 ROUNDS_ALIKE = jax.__version_info__ >= (0, 10, 2)
+# By default the tests compile what is the user's in a quicker way, which rounds differently.
+AS_USERS = {"xla_cpu_use_fusion_emitters": True}
 
 
 def fun(x, steepness, wrong, kink, constant):
@@ -46,7 +48,8 @@ def solve(x, case):
 def inside():
     """The results of all cases, from one program."""
     cases = jnp.asarray(list(CASES.values()))
-    return jax.jit(jax.vmap(solve, in_axes=(None, 0)))(jnp.asarray(START), cases)
+    run = jax.jit(jax.vmap(solve, in_axes=(None, 0)), compiler_options=AS_USERS)
+    return run(jnp.asarray(START), cases)
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +66,12 @@ def test_same_as_outside(name, inside, compiled):
         # Where a run ends that has no end depends on rounding.
         assert not res.success
         return
-    if not (ROUNDS_ALIKE or name == "round"):
+    if name == "large" and not ROUNDS_ALIKE:
         np.testing.assert_allclose([inside.fun[i], res.fun], CASES[name][-1], rtol=0, atol=1e-6)
         return
     assert Status(int(inside.status[i])) == res.status
+    if not (ROUNDS_ALIKE or name == "round"):
+        return
     assert int(inside.nit[i]) == res.nit and int(inside.nfev[i]) == res.nfev
     np.testing.assert_allclose(inside.x[i], res.x, atol=1e-7)
     np.testing.assert_allclose(inside.fun[i], res.fun, rtol=1e-12, atol=1e-12)
@@ -148,14 +153,71 @@ def test_what_must_be_known_before():
         jax.jit(lambda s: lx.minimize(lambda x, s: s * jnp.sum(x * x), START, (s,)))(1.0)
     with pytest.raises(TypeError, match="bounds is traced or requires a gradient; wanted const"):
         jax.jit(lambda s: lx.minimize(jnp.sum, jnp.asarray(START), bounds=(s, None)))(1.0)
+    with pytest.raises(TypeError, match="l1 is traced or requires a gradient; wanted constants"):
+        jax.jit(lambda s: lx.minimize(jnp.sum, jnp.asarray(START), l1=s))(1.0)
 
 
-@pytest.mark.parametrize("l1", [0.1, np.ones(4), {"a": 1.0}], ids=str)
-def test_a_penalty_is_refused(l1):
-    with pytest.raises(ValueError, match="l1 is .* inside a function that JAX compiles; wanted it"):
-        jax.jit(lambda s: lx.minimize(
-            lambda x, s: s * jnp.sum(x * x), jnp.asarray(START), (s,), l1=l1
-        ))(1.0)
+@pytest.mark.thorough
+def test_a_penalty():
+    rng = np.random.default_rng(0)
+    matrix, data = jnp.asarray(rng.normal(size=(20, 8))), jnp.asarray(rng.normal(size=20))
+    start = {"w": jnp.zeros(8), "c": jnp.asarray(1.0)}
+
+    def misfit(x, scale):
+        return 0.5 * jnp.sum((matrix @ x["w"] - scale * data) ** 2) + 0.1 * x["c"] ** 2
+
+    def solve(fun, scale):
+        return lx.minimize(fun, start, (scale,), l1={"w": 3.0}, gtol=1e-10)
+
+    inside, res = jax.jit(lambda s: solve(misfit, s))(1.0), solve(jax.jit(misfit), 1.0)
+    assert int(inside.status) == res.status == Status.GRADIENT
+    assert int(inside.nit) == res.nit and int(inside.nfev) == res.nfev
+    np.testing.assert_allclose(inside.x["w"], res.x["w"], atol=1e-12)
+    np.testing.assert_array_equal(inside.x["w"] == 0.0, res.x["w"] == 0.0)
+    assert 0 < np.sum(res.x["w"] == 0.0) < 8
+    np.testing.assert_allclose(inside.fun, res.fun, rtol=1e-12)
+
+
+def mapped(function, **settings):
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("rows",))
+    each = jax.sharding.PartitionSpec("rows")
+    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=each, out_specs=each, **settings))
+
+
+needs_shard_map = pytest.mark.skipif(
+    not (hasattr(jax, "shard_map") and hasattr(jax.lax, "pcast")), reason="an older version of JAX"
+)
+
+
+@needs_shard_map
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_problems_of_their_own_inside_shard_map(check_vma):
+    def solve(target):
+        fun = lambda x, t: jnp.sum((x - t) ** 2)    # noqa: E731
+        return lx.minimize(fun, jnp.zeros(2), (target[0],), method=lx.SGD(0.4), maxiter=50).x[None]
+
+    found = mapped(solve, check_vma=check_vma)(jnp.asarray([3.0]))
+    np.testing.assert_allclose(found, 3.0 + 0.0 * found, atol=1e-6)
+
+
+@needs_shard_map
+def test_a_sum_over_processes_inside_shard_map():
+    def summed(x, target):
+        return jax.lax.psum(jnp.sum((x - target) ** 2), "rows")
+
+    def solve(target):
+        return lx.minimize(summed, jnp.zeros(2), (target[0],)).x[None]
+
+    # The types of all loops agree.
+    mapped(solve).lower(jnp.asarray([3.0]))
+    # A process that has ended would leave the others waiting.
+    message = "fun communicates over rows, .* wanted, inside jax.shard_map, either no communication"
+    with pytest.raises(ValueError, match=message):
+        mapped(solve, check_vma=False).lower(jnp.asarray([3.0]))
+    with pytest.raises(ValueError, match=message):
+        mapped(lambda t: lx.minimize(summed, t + jnp.zeros(2), (t[0],)).x[None]).lower(
+            jnp.asarray([3.0])
+        )
 
 
 def test_traced_arrays_that_fun_holds_are_found():

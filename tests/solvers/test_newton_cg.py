@@ -9,6 +9,7 @@ import pytest
 
 import lbfgs_xp as lx
 from lbfgs_xp import Status, problems
+from lbfgs_xp.solvers import nystrom
 from tests.backends import Backend
 
 SCALES = np.asarray([1.0, 3.0, 10.0, 100.0])
@@ -197,6 +198,101 @@ def test_what_is_not_finite() -> None:
     assert np.isfinite(res.fun) and res.fun < fun(np.ones(4))[0]
 
 
+# --- the Nyström preconditioner ------------------------------------------------------------------
+
+
+def decaying(n: int = 60) -> np.ndarray:
+    """A symmetric matrix with eigenvalues that fall from 1e4 to 1e-1."""
+    vectors, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(n, n)))
+    return (vectors * (1e4 * np.exp(-np.arange(n) / 2.0) + 0.1)) @ vectors.T
+
+
+def solve_decaying(backend: Backend, **how: Any) -> Any:
+    matrix = backend.asarray(decaying())
+    b = backend.asarray(np.random.default_rng(2).normal(size=60))
+    settings = how.pop("settings", {})
+    return lx.minimize(
+        lambda x: (0.5 * backend.xp.sum(x * (matrix @ x)) - backend.xp.sum(b * x), matrix @ x - b),
+        backend.asarray(np.zeros(60)), jac=True, hessp=lambda x, p: matrix @ p, gtol=1e-6,
+        method=lx.NewtonCG(max_products=500, **settings), **how,
+    )
+
+
+def test_fewer_products_where_the_spectrum_decays(backend: Backend) -> None:
+    exact = np.linalg.solve(decaying(), np.random.default_rng(2).normal(size=60))
+    plain = solve_decaying(backend)
+    sketched = solve_decaying(backend, settings={"nystrom_rank": 20})
+    for res in (plain, sketched):
+        assert res.success
+        np.testing.assert_allclose(backend.to_numpy(res.x), exact, atol=1e-4)
+    # All products count, those for the sketch, too.
+    assert sketched.nhev < 0.4 * plain.nhev
+
+
+def test_the_preconditioner_lowers_the_condition() -> None:
+    matrix, space = decaying(), lx.Space(np.zeros(60))
+    eigenvalues = np.linalg.eigvalsh(matrix)[::-1]
+    for rank in (10, 20, 60, 90):
+        sketch = nystrom.drawn(space, lambda p: matrix @ p, rank, 60, 0, 0)
+        inverse = np.stack([sketch.solve(space, row) for row in np.eye(60)])
+        np.testing.assert_allclose(inverse, inverse.T, atol=1e-12)
+        values = np.linalg.eigvalsh(inverse)
+        assert values[0] > 0.0 and values[-1] <= 1.0 + 1e-12
+        factor = np.linalg.cholesky(inverse)
+        values = np.linalg.eigvalsh(factor.T @ matrix @ factor)
+        # Without sketching errors the largest eigenvalue left would be that of this rank.
+        left = 4.0 * eigenvalues[rank - 1] / eigenvalues[-1] if rank < 60 else 1.001
+        assert values[-1] / values[0] <= left
+    nothing = nystrom.drawn(space, lambda p: np.nan * p, 5, 60, 0, 0)
+    assert not nothing.rows.any()
+    flat = nystrom.drawn(space, lambda p: 0.0 * p, 5, 60, 0, 0)
+    assert not flat.rows.any()
+
+
+@pytest.mark.parametrize("start", [1e-2, -1e-6])
+def test_the_preconditioner_of_an_indefinite_matrix(start: float) -> None:
+    def fun(x: np.ndarray) -> Any:
+        bowl = x[2:] * np.logspace(0.0, 4.0, 8)
+        value = x[0] ** 2 - 2.0 * x[1] ** 2 + x[1] ** 4 + 0.5 * bowl @ x[2:]
+        return value, np.concatenate([[2.0 * x[0], 4.0 * x[1] ** 3 - 4.0 * x[1]], bowl])
+
+    x0 = np.concatenate([[1.0, start], np.ones(8)])
+    for rank in (1, 4, 10):
+        method = lx.NewtonCG(nystrom_rank=rank, nystrom_every=2)
+        res = lx.minimize(fun, x0, jac=True, method=method)
+        assert res.success
+        # Either minimum: the step along negative curvature goes downhill, but may be long.
+        np.testing.assert_allclose(abs(res.x), [0.0, 1.0, *np.zeros(8)], atol=1e-5)
+
+
+def test_the_preconditioner_is_reproducible_and_goes_on(tmp_path: Any) -> None:
+    p = problems.chained_rosenbrock(20)
+
+    def run(seed: int, **how: Any) -> Any:
+        method = lx.NewtonCG(nystrom_rank=4, nystrom_every=3, seed=seed)
+        return lx.minimize(p.value_and_gradient, how.pop("x", p.x0), jac=True, method=method, **how)
+
+    whole = run(0, maxiter=8)
+    assert np.array_equal(whole.x, run(0, maxiter=8).x)
+    assert not np.array_equal(whole.x, run(1, maxiter=8).x)
+    half = run(0, maxiter=4)
+    lx.save(tmp_path / "state.npz", half.state)
+    for state in (half.state, lx.load(tmp_path / "state.npz", p.x0)):
+        assert np.array_equal(run(0, x=half.x, maxiter=4, state=state).x, whole.x)
+
+
+def test_the_same_bits_on_every_library(backend: Backend) -> None:
+    def run(backend: Backend) -> Any:
+        p = make(backend, n=6)
+        method = lx.NewtonCG(nystrom_rank=3, nystrom_every=2)
+        res = lx.minimize(
+            p.value_and_gradient, p.x0, jac=True, method=method, maxiter=5, reproducible=True
+        )
+        return backend.to_numpy(res.x)
+
+    assert np.array_equal(run(backend), run(Backend.NUMPY))
+
+
 # --- errors ------------------------------------------------------------------------------------
 
 
@@ -216,6 +312,14 @@ def test_errors_name_what_was_passed() -> None:
         lx.NewtonCG(tolerance=1.5)
     with pytest.raises(ValueError, match="max_products is 0"):
         lx.NewtonCG(max_products=0)
+    for name, wrong in (("nystrom_rank", -1), ("nystrom_every", 0), ("seed", -2)):
+        with pytest.raises(ValueError, match=f"{name} is {wrong}"):
+            lx.NewtonCG(**{name: wrong})
+    with pytest.raises(ValueError, match="nystrom_rank is 3 for a batch; wanted 0"):
+        lx.minimize(
+            p.value_and_gradient, p.starts(2), jac=True, batched=True,
+            method=lx.NewtonCG(nystrom_rank=3),
+        )
     with pytest.raises(ValueError, match="bounds were passed, but NewtonCG takes none"):
         solve(method="newton-cg", bounds=(0.0, None))
     with pytest.raises(ValueError, match="'Trust-NCG'.*; did you mean 'trust-ncg'"):

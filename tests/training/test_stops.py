@@ -192,7 +192,7 @@ def test_a_gradient_refused_keeps_what_was_done() -> None:
 @pytest.mark.parametrize(("change", "message"), [
     ({"epoch": -1}, r"state\.epoch is -1; wanted an integer of at least 0"),
     ({"updates": 2.5}, r"state\.updates is 2\.5; wanted an integer"),
-    ({"seen": 3}, r"state\.seen is 3; wanted \(loss, rows, learning rate\) for each finished"),
+    ({"seen": 3}, r"state\.seen is 3; wanted \(loss, rows, learning rate, metrics\)"),
     ({"seen": ((1.0, 5),)}, r"state\.seen is .*; wanted"),
     ({"begun": 3}, r"state\.begun is 3; wanted None or a BegunBatch"),
 ], ids=str)
