@@ -190,11 +190,10 @@ def _check_rows(leaves: list[Any], structure: Any, may_be_empty: bool) -> None:
                 "(or, for ready-made batches, a list or another iterable)"
             )
     shapes = [tuple(leaf.shape) for leaf in leaves]
-    if (
-        len({shape[:1] for shape in shapes}) > 1
-        or shapes[0] == () or (shapes[0][0] == 0 and not may_be_empty)
-    ):
+    unequal = () in shapes or len({shape[:1] for shape in shapes}) > 1
+    if unequal or (shapes[0][0] == 0 and not may_be_empty):
+        least = "" if may_be_empty else ", and at least one row"
         raise ValueError(
-            f"data has the shapes {shapes}; wanted the same number of rows (the first axis) in "
-            "all, and at least one row"
+            f"data has the shapes {shapes}; wanted the same number of rows (the first axis) in all"
+            f"{least}"
         )

@@ -71,10 +71,11 @@ class Flat:
 
     @torch.no_grad()
     def write_gradient(self, vector: Tensor) -> None:
-        """Make a vector the gradient of the parameters, without a copy."""
+        """Make a vector the gradient of the parameters; those that are real are views of it."""
         for p, piece in zip(self.params, vector.split(self.sizes), strict=True):
             real = piece.view_as(_real(p))
-            p.grad = torch.view_as_complex(real) if p.is_complex() else real
+            # A complex view must begin at an even place.
+            p.grad = torch.view_as_complex(real.clone()) if p.is_complex() else real
 
     @torch.no_grad()
     def joined(self, gradients: list[Tensor | None]) -> Tensor:

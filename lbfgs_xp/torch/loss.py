@@ -79,7 +79,7 @@ class ChunkedLoss:
                 "wanted a call outside it"
             )
         if self._of_all is None:
-            total, weights, _ = self._accumulated(chunks)
+            total, weights, *_ = self._accumulated(chunks)
         else:
             total, gradient, weights = self._of_all(chunks)
             self.flat.write_gradient(gradient)
@@ -94,29 +94,30 @@ class ChunkedLoss:
                     p.grad.div_(weights)
         return total
 
-    def _share(self, chunks: Iterable[Any]) -> tuple[Tensor, Tensor, float]:
-        """The part of this process in the sums over all: the loss, the gradient and what a mean
-        divides by."""
-        total, weights, unit = self._accumulated(chunks)
-        return unit * total, unit * self.flat.gradient(), unit * weights
+    def _share(self, chunks: Iterable[Any]) -> tuple[Tensor, Tensor, float, int]:
+        """The part of this process in the sums over all: the loss, the gradient, what a mean
+        divides by, and the number of chunks with rows."""
+        total, weights, unit, count = self._accumulated(chunks)
+        return unit * total, unit * self.flat.gradient(), unit * weights, count
 
-    def _accumulated(self, chunks: Iterable[Any]) -> tuple[Tensor, float, float]:
-        """The sum of the losses of the chunks times their weights, the sum of the weights, and the
-        unit of these. The gradient of the former is left in the parameters."""
+    def _accumulated(self, chunks: Iterable[Any]) -> tuple[Tensor, float, float, int]:
+        """The sum of the losses of the chunks times their weights, the sum of the weights, the unit
+        of these, and the number of chunks. The gradient of the sum of the losses is left in the
+        parameters. One process of many skips chunks without rows."""
         self._clear()
         total: Any = None
         waiting: list[Any] = []
         outputs: list[tuple[Any, float]] = []
         unit = weights = 0.0
-        count = 0
+        count, alone = 0, self._of_all is None
         for chunk in chunks:
-            if self._of_all is not None and rows_of(chunk) == 0:
+            if not alone and rows_of(chunk) == 0:
                 continue
             count += 1
             part = self._part(chunk)
             if not self._knows_rows:
                 waiting.append((chunk, part))
-                if count > 1 or self._of_all is not None:
+                if count > 1 or not alone:
                     self._check_split(waiting)
             # Weights are relative to the first chunk, so that a single chunk, or chunks of equal
             # size, have weight 1 and add no rounding.
@@ -132,23 +133,23 @@ class ChunkedLoss:
             self._add_gradient(loss)
             total = loss.detach() if total is None else total + loss.detach()
             weights += divisor / unit
-        self._knows_rows = self._knows_rows or count > (1 if self._of_all is None else 0)
+        self._knows_rows = self._knows_rows or count > int(alone)
         self.aux = self._joined(outputs)
         if total is None:
-            return torch.zeros_like(self.flat.read()[0]), 0.0, 1.0
+            return torch.zeros_like(self.flat.read()[0]), 0.0, 1.0, count
         if all(p.grad is None for p in self.flat.params):
             raise TypeError(
                 "loss_fn returned a tensor that depends on none of the parameters, so there is "
                 "nothing to train; wanted one computed from those of the model or from params"
             )
-        return total, weights, unit
+        return total, weights, unit, count
 
     def _add_gradient(self, loss: Tensor) -> None:
         """Add the gradient of a loss to those in the parameters."""
         if self._of_all is None:
             loss.backward()
             return
-        # In backward(), hooks of a DistributedDataParallel may average gradients.
+        # backward() would run the hooks of a DistributedDataParallel, which average gradients.
         found = torch.autograd.grad(loss, self.flat.params, allow_unused=True)
         for p, gradient in zip(self.flat.params, found, strict=True):
             if gradient is not None:

@@ -15,7 +15,7 @@ from lbfgs_xp.saving.checkpoint import Checkpoint, Terminated
 from lbfgs_xp.torch.flat import Flat
 from lbfgs_xp.torch.warned import warn
 
-_SEED = (
+_SAME_START = (
     "the same in all processes, as by torch.manual_seed(0) before the model is made, or by "
     "DistributedDataParallel"
 )
@@ -26,11 +26,12 @@ class Together:
 
     All decisions rest on sums over the processes, which have the same bits in each.
 
-    team : a `Team`, whose vectors are the gradient and, behind it, what a mean divides by.
+    team : a `Team`, whose vectors are the gradient and, behind it, what a mean divides by and
+        how many chunks there were.
     """
 
     def __init__(self, engine: Any, flat: Flat):
-        layout = Layout(flat.read().new_zeros(sum(flat.sizes) + 1), batched=False)
+        layout = Layout(flat.read().new_zeros(sum(flat.sizes) + 2), batched=False)
         self.team = Team(engine, lambda: layout)
         if engine.sharded:
             raise ValueError(
@@ -49,7 +50,7 @@ class Together:
         team.check_equal("whether and how often the run is saved", saves)
         team.check_equal("the settings", settings)
         named = {**dict(model.named_parameters()), "all that are trained": flat.read()}
-        team.check_equal("the parameters", _digests(named), wanted=_SEED)
+        team.check_equal("the parameters", _digests(named), wanted=_SAME_START)
         found = team.engine.gather(_digests(dict(model.named_buffers())))
         others = {
             name for each in found for name in {**found[0], **each}
@@ -63,17 +64,19 @@ class Together:
         self._calls_back = any(team.engine.gather(has_callback))
 
     def by_process(self, described: dict[str, Any]) -> dict[str, Any]:
-        """What each process has of its own, for the description of the run."""
+        """What may differ between the processes, for the description of the run."""
         found = self.team.engine.gather(described)
         return {"class": str(len(found)), **{str(rank): each for rank, each in enumerate(found)}}
 
-    def summed(self, share: Callable[[Any], tuple[Tensor, Tensor, float]]) -> Callable:
-        """`share`, a function that returns a loss, its gradient and what its mean divides by, with
-        the sums of these over the processes."""
+    def summed(
+        self, share: Callable[[Any], tuple[Tensor, Tensor, float, int]]
+    ) -> Callable[[Any], tuple[Tensor, Tensor, float]]:
+        """`share`, a function that returns a loss, its gradient, what its mean divides by and the
+        number of its chunks, with the sums of the first three over the processes."""
 
         def packed(argument: Any) -> tuple[Tensor, Tensor, None]:
-            loss, gradient, divisor = share(argument)
-            vector = torch.cat([gradient, gradient.new_tensor([divisor])])
+            loss, gradient, divisor, chunks = share(argument)
+            vector = torch.cat([gradient, gradient.new_tensor([divisor, chunks])])
             return loss.to(gradient.dtype), vector, None
 
         evaluate = self.team.shared(packed)
@@ -81,7 +84,13 @@ class Together:
         def of_all(argument: Any) -> tuple[Tensor, Tensor, float]:
             loss, vector, _ = evaluate(argument)
             self._listen()
-            return torch.as_tensor(loss, dtype=vector.dtype), vector[:-1], float(vector[-1])
+            divisor, chunks = vector[-2:].tolist()
+            if chunks == 0.0:
+                raise ValueError(
+                    f"data has no rows in any of the {self.team.engine.size} processes; wanted at "
+                    "least one row in one of them"
+                )
+            return torch.as_tensor(loss, dtype=vector.dtype), vector[:-2], divisor
 
         return of_all
 

@@ -239,14 +239,15 @@ def train_with_lbfgs(
         with a `TrainingRecord`; the parameters are in the model. Returning a true value stops the
         run.
     distributed : None, lx.distributed.torch() or lx.distributed.mpi()
-        The processes that train together, each with its own data (or resample) of any length, also
-        none. The loss is that of the data of all of them: means are weighted by their rows, or by
-        the counts that loss_fn returns, as for chunks; sums are added up (reduction="sum"). With
-        data=None it is the mean of the losses. The parameters must be the same in all processes at
-        the start, and stay so, bit for bit. Only data, resample, batch_size, chunk_size, seed,
-        progress and callback may differ. A step of Adam takes a batch of each process. A model in
-        DistributedDataParallel is replaced by its module. Buffers are not exchanged. Any callback
-        stops all processes; so do Ctrl-C and exceptions, as in `lx.minimize`.
+        The processes that train together, each with its own data, or its own resample. The number
+        of rows may differ, and be 0 in some of them. The loss is that of the data of all: means are
+        weighted by their rows, or by the counts that loss_fn returns, as for chunks; sums are added
+        up (reduction="sum"). With data=None it is the mean of the losses. The parameters must be
+        the same in all processes at the start, and stay so, bit for bit. Only data, resample,
+        batch_size, chunk_size, seed, progress and callback may differ. A step of Adam takes a batch
+        from each process. A model in DistributedDataParallel is replaced by its module. Buffers are
+        not exchanged. A callback that returns a true value in one process stops all of them; so do
+        Ctrl-C and exceptions, as in `lx.minimize`.
 
     Returns
     -------
@@ -525,7 +526,7 @@ class _Training:
         at: _Position = saved.position(Backend.of(x, "the parameters"), x)
         self._from = self._at = at
         self.lowest, self.best, self.steady = at.lowest, at.best, at.steady
-        # A file is of the first process, but each has data of its own.
+        # The first process has written the file, and the data of the others differ from its own.
         if self.together is None or self.together.team.engine.rank == 0:
             self.source.length = at.length
         self.phase, self.seen = at.phase, list(at.seen)
