@@ -182,15 +182,11 @@ class Promises:
         run, (solver, state) = self.run, self.visits.smooth()
         space, fn = run.space, run.space.scalars
         nothing = fn.full(0.0, state.value)
-        # Next to a kink differences promise more than there is, and what they promise vanishes with
-        # the way to it: the last promise that could have been seen is the broken one. What a given
-        # step explains is judged later.
-        differs = run.objective.differs and run.objective.differences.step is None
 
-        def step(_: int, wanted: Any, share: Any, broken: Any) -> tuple[Any, Any, Any]:
+        def step(_: int, wanted: Any, share: Any, __: Any) -> tuple[Any, Any, Any]:
             wanted = self.visits.affords(1, wanted)
             if not space.any(wanted):
-                return wanted, share, broken if differs else nothing
+                return wanted, share, nothing
             x = units.at_steps(solver, space, state.x, share * descent.way)
             there, _ = self.visits.visit(x, wanted)
             lower = wanted & (there < state.value - 0.25 * level)
@@ -198,11 +194,9 @@ class Promises:
             run.note(p._replace(status=fn.where(lower, _HIGHER, p.status)))
             wanted = wanted & fn.logical_not(lower)
             # Closer to x a linear function keeps this share of what a quadratic one promises.
-            here, closer = 2.0 * share * descent.decrease, 0.25 * share * descent.decrease
-            if differs:
-                broken = fn.where(wanted | lower, fn.where(wanted, here, 0.0), broken)
-            wanted = wanted & (closer > level)
-            return wanted, 0.125 * share, broken if differs else fn.where(wanted, closer, 0.0)
+            wanted = wanted & (2.0 * share * descent.decrease > level)
+            share = 0.125 * share
+            return wanted, share, fn.where(wanted, 2.0 * share * descent.decrease, 0.0)
 
         _, broken = run.repeat(_CLOSER, step, wanted, 1.0, nothing)
         wanted, p = broken != 0.0, run.standing.progress
