@@ -96,17 +96,18 @@ def _are_lowest(fit: Fit, rows: np.ndarray, way: Array) -> np.ndarray:
 
     def changes(far: float) -> tuple[Any, Any, Any]:
         """By how much the cost rises to both sides, and where residuals differ visibly. A side that
-        the bounds close is like the other one."""
+        the bounds end before the residuals respond is like the other one."""
         rises: list[Any] = []
         closed: list[Any] = []
         seen: Any = False
         for step in (far * way, -far * way):
-            point = lm.within(space, known.x + step, fit.box)
+            wanted = known.x + step
+            point = lm.within(space, wanted, fit.box)
             there = fit.ask(objective, point)
             rise, differ = map(fit.of_rows, fit.steps.change(known.residuals, there))
             rises, seen = [*rises, rise], seen | differ
             if fit.box is not None:
-                closed.append(fit.of_rows(space.max_abs(point - known.x)) == 0.0)
+                closed.append((fit.of_rows(space.max_abs(point - wanted)) > 0.0) & ~differ)
         if closed:
             rises = [np.where(closed[k], rises[1 - k], rises[k]) for k in (0, 1)]
         return *rises, seen

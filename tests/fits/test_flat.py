@@ -68,6 +68,8 @@ def test_a_flat_minimum_at_a_bound(jac: str) -> None:
     ):
         res = lx.least_squares(fun, np.zeros(1), jac=jac, bounds=(0.0, high))
         assert res.success is success, res.message
+    res = lx.least_squares(lambda x: x**4 + 1.0, np.asarray([2.0]), jac=jac, bounds=(0.0, None))
+    assert res.success and res.x[0] < 1e-3, res.message
     res = lx.least_squares(
         lambda x: 2.0 + 0.0 * x, np.asarray([1.0, 0.5]), jac=jac, bounds=([1.0, 0.0], [1.0, 1.0])
     )
