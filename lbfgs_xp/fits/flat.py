@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lbfgs_xp.arrays.backend import Array
-from lbfgs_xp.fits import jacobian
 from lbfgs_xp.fits import levenberg_marquardt as lm
 from lbfgs_xp.result import CLAIMED, Status
 
@@ -72,21 +71,20 @@ def doubt(fit: Fit) -> None:
 def refute_silence(fit: Fit) -> None:
     """End fits by differences that find no response to any parameter without success, unless the
     cost rises to both sides."""
-    objective, known, space = fit.objective, fit.known, fit.space
-    silent = (fit.confirmed == int(Status.GRADIENT)) & (fit.of_rows(known.value) > 0.0)
-    if not objective.calls_per_jacobian or not silent.any():
+    known, silent = fit.known, (fit.confirmed == int(Status.GRADIENT)) & fit.silence.everywhere
+    if not fit.objective.calls_per_jacobian or not silent.any():
         return
-    columns = np.asarray(space.backend.to_host(jacobian.largest(space, known.columns)))
-    silent &= (columns.reshape(silent.size, -1) == 0.0).all(axis=-1)
+    silent &= fit.of_rows(known.value) > 0.0
     if silent.any():
-        found = _are_lowest(fit, silent, space.xp.ones_like(known.x))
+        found = _are_lowest(fit, silent, fit.space.xp.ones_like(known.x))
         fit.stationary = fit.stationary | found
         fit.confirmed[silent & ~found] = int(Status.LINE_SEARCH)
 
 
 def _are_lowest(fit: Fit, rows: np.ndarray, way: Array) -> np.ndarray:
-    """Which of these problems have a cost that rises smoothly to both sides along `way`, at the
-    first distance at which their residuals respond; a mask on the host."""
+    """Which of these problems have a cost that rises smoothly to both sides along `way`, or to the
+    only side within the bounds, at the first distance at which their residuals respond; a mask on
+    the host."""
     objective, known, space = fit.objective, fit.known, fit.space
     lowest, lengths = np.zeros_like(rows), objective.differences.known.lengths
     size = space.xp.abs(known.x)
@@ -96,22 +94,32 @@ def _are_lowest(fit: Fit, rows: np.ndarray, way: Array) -> np.ndarray:
     size = space.max_abs(way / reach)
     way = way / space.per_problem(space.scalars.where(size > 0.0, size, 1.0))
 
-    def changes(far: float) -> tuple[Any, Any, Any, Any]:
-        """By how much the cost rises to both sides, and which residuals differ visibly."""
-        found: list[Any] = []
+    def changes(far: float) -> tuple[Any, Any, Any]:
+        """By how much the cost rises to both sides, and where residuals differ visibly. A side that
+        the bounds end before the residuals respond is like the other one."""
+        rises: list[Any] = []
+        closed: list[Any] = []
+        seen: Any = False
         for step in (far * way, -far * way):
-            there = fit.ask(objective, lm.within(space, known.x + step, fit.box))
-            found += map(fit.of_rows, fit.steps.change(known.residuals, there))
-        return tuple(found)
+            wanted = known.x + step
+            point = lm.within(space, wanted, fit.box)
+            there = fit.ask(objective, point)
+            rise, differ = map(fit.of_rows, fit.steps.change(known.residuals, there))
+            rises, seen = [*rises, rise], seen | differ
+            if fit.box is not None:
+                closed.append((fit.of_rows(space.max_abs(point - wanted)) > 0.0) & ~differ)
+        if closed:
+            rises = [np.where(closed[k], rises[1 - k], rises[k]) for k in (0, 1)]
+        return *rises, seen
 
     open_ = rows.copy()
     for far in _FAR:
         if not open_.any() or not fit.affords(4):
             break
-        up, seen_up, down, seen_down = changes(far)
-        responds = open_ & (seen_up | seen_down)
+        up, down, seen = changes(far)
+        responds = open_ & seen
         if responds.any():
-            near_up, _, near_down, _ = changes(_PART * far)
+            near_up, near_down, _ = changes(_PART * far)
             rises = (up > 0.0) & (down > 0.0)
             lowest |= responds & rises & (near_up + near_down <= _SMOOTH * (up + down))
         open_ &= ~responds

@@ -205,6 +205,7 @@ class Fit:
 
     objective, box : of all problems; here, box_here : of the problems in the batch.
     confirmed : the statuses on the host, once provisional ones are being confirmed; else None.
+    known, silence : what they were confirmed from; see `_Silence`.
     stationary : which problems are known to be at a minimum where the Jacobian vanishes.
     in_caller_context : calls a function of the user in the context of the caller.
     send, fetch : transfer arrays to and from the user's functions if the algebra is on the host.
@@ -382,6 +383,7 @@ class Fit:
         agree at a point ahead."""
         backend = self.space.backend
         self.known = self._outcome()
+        self.silence = self._silence(self.known)
         # Filled in place, so that an interrupt loses nothing.
         self.confirmed = np.array(self.of_rows(self.known.status))
         agreement.confirm(self, lm.lengths(backend.eps))
@@ -511,17 +513,23 @@ class Fit:
     def result(self, end: Status | None) -> LeastSquaresResult:
         """The result; `end` is the status of problems that are still running."""
         backend = self.space.backend
-        outcome = self._outcome()
         codes = self.confirmed
         if codes is None:
-            codes = np.array(self.of_rows(outcome.status))
+            outcome = self._outcome()
+            silence, codes = self._silence(outcome), np.array(self.of_rows(outcome.status))
+            if self.objective.calls_per_jacobian:
+                # Nobody has looked at it.
+                none = silence.everywhere & (self.of_rows(outcome.value) > 0.0)
+                codes[none & (codes == int(Status.GRADIENT))] = int(Status.LINE_SEARCH)
+        else:
+            outcome, silence = self.known, self.silence
         codes[codes == CLAIMED] = _RUNNING
         if end is not None:
             codes[codes == _RUNNING] = int(end)
         matrix: Any = outcome.columns
         if not isinstance(matrix, Products):
             matrix = backend.xp.matrix_transpose(matrix)
-        silent = self._silent(outcome, codes)
+        silent = silence.inside & ~self.stationary[:, None]
         statuses = [_STATUSES[int(code)] for code in codes]
         messages = [
             MESSAGES.get(status, status.message) + self._named(of_row)
@@ -553,20 +561,17 @@ class Fit:
             messages[0],
         )
 
-    def _silent(self, outcome: _Outcome, codes: np.ndarray) -> np.ndarray:
-        """A mask (B, p) of the parameters to which the residuals do not respond, except those at a
-        bound. Differences that find no response at all are no success."""
+    def _silence(self, outcome: _Outcome) -> _Silence:
         space, to_host = self.space, self.space.backend.to_host
         silent = np.asarray(to_host(jacobian.largest(space, outcome.columns)) == 0.0)
+        inside = moves = np.ones_like(silent)
         if self.box is not None:
             x, low, high = map(to_host, (outcome.x, *self.box))
-            silent &= (x > low) & (x < high)
-        silent = silent.reshape(codes.size, -1) & ~self.stationary[:, None]
-        if self.confirmed is None and self.objective.calls_per_jacobian:
-            # Nobody has looked at it.
-            none = silent.all(axis=-1) & (self.of_rows(outcome.value) > 0.0)
-            codes[none & (codes == int(Status.GRADIENT))] = int(Status.LINE_SEARCH)
-        return silent
+            inside, moves = (x > low) & (x < high), low < high
+        inside, moves, silent = (
+            mask.reshape(self.stationary.size, -1) for mask in (inside, moves, silent)
+        )
+        return _Silence(silent & inside, (silent | ~moves).all(axis=-1) & moves.any(axis=-1))
 
     def _named(self, silent: np.ndarray) -> str:
         """What a message adds about such parameters."""
@@ -577,6 +582,17 @@ class Fit:
         found = [name for name, is_silent in zip(names, silent, strict=True) if is_silent]
         shown = ", ".join(found[:_NAMED]) + (", ..." if len(found) > _NAMED else "")
         return f"; the residuals do not respond to {shown}"
+
+
+class _Silence(NamedTuple):
+    """Parameters to which the residuals do not respond, on the host.
+
+    inside : a mask (B, p) of those that are within their bounds.
+    everywhere : (B,), whether it is all that have room to move; differences say nothing then.
+    """
+
+    inside: np.ndarray
+    everywhere: np.ndarray
 
 
 def _shaped(tree: Any, shape: tuple[int, ...]) -> Any:

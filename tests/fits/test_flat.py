@@ -58,6 +58,24 @@ def test_a_jacobian_that_lacks_a_term_is_refuted_all_the_same(power: int, lackin
     assert not res.success
 
 
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+def test_a_flat_minimum_at_a_bound(jac: str) -> None:
+    """Where the bounds leave one way, the cost has to rise on that one; where they leave none,
+    nothing is asked of the differences."""
+    for fun, high, success in (
+        (lambda x: x**4 + 1.0, np.inf, True), (lambda x: 2.0 - x**4, 1.0, False),
+        (lambda x: 2.0 + 0.0 * x, 1.0, False), (lambda x: 2.0 + x, 0.0, True),
+    ):
+        res = lx.least_squares(fun, np.zeros(1), jac=jac, bounds=(0.0, high))
+        assert res.success is success, res.message
+    res = lx.least_squares(lambda x: x**4 + 1.0, np.asarray([2.0]), jac=jac, bounds=(0.0, None))
+    assert res.success and res.x[0] < 1e-3, res.message
+    res = lx.least_squares(
+        lambda x: 2.0 + 0.0 * x, np.asarray([1.0, 0.5]), jac=jac, bounds=([1.0, 0.0], [1.0, 1.0])
+    )
+    assert not res.success and "do not respond to x0[1]" in res.message
+
+
 def test_residuals_that_do_not_respond_at_all() -> None:
     res = lx.least_squares(lambda x: np.sign(x) + np.arange(3.0), np.ones(1), jac="2-point")
     assert not res.success
