@@ -24,11 +24,11 @@ _LATER = 2
 _OWN = 8
 # Differences are about as long as this many times eps^(1/3) |x|.
 _BEYOND = 8.0
-# How many steps down the gradient a promise may take. After the second, each step must have made it
-# grow by this factor, as in badly conditioned functions, and so many times the promise must matter.
-# By differences it may be an error. For a small gradient it must almost matter after the first
-# step, because a network promises something for ever.
-_STEPS, _GROWS, _NEARLY, _CLOSE = 6, 2.0, 1e4, 8.0
+# How many steps down the gradient a promise may take; for a small gradient, one, because a network
+# promises something for ever. After the second, each step must have made it grow by this factor, as
+# in badly conditioned functions, and so many times the promise must matter. By differences it may
+# be an error.
+_STEPS, _GROWS, _NEARLY = 6, 2.0, 1e4
 # A promise counts if it exceeds what does not matter by this factor.
 _ENOUGH = 4.0
 # A step by this many times the rounding of x shows nothing.
@@ -127,11 +127,9 @@ class Promises:
             change = gradient - state.gradient
             change = solver.reduced(space, state.x, state.gradient, change)
             descent = units.followed(space, descent, unit, x - state.x, change, going)
-            grows = descent.decrease > _GROWS * before
-            close = grows & (_CLOSE * descent.decrease > level)
-            grows = grows & (_NEARLY * descent.decrease > level) & (not run.objective.differs)
-            more = fn.where(p.claim == _GRADIENT, close, grows | (before == 0.0))
-            return going & more, descent, cut
+            grows = (descent.decrease > _GROWS * before) & (_NEARLY * descent.decrease > level)
+            grows = grows & (not run.objective.differs)
+            return going & (grows | (before == 0.0)) & (p.claim != _GRADIENT), descent, cut
 
         # Without the first step the steepest variables hide the others.
         going = (p.status == _RUNNING) & asks
@@ -185,8 +183,9 @@ class Promises:
         space, fn = run.space, run.space.scalars
         nothing = fn.full(0.0, state.value)
         # Next to a kink differences promise more than there is, and what they promise vanishes with
-        # the way to it: the last promise that could have been seen is the broken one.
-        differs = run.objective.differs
+        # the way to it: the last promise that could have been seen is the broken one. What a given
+        # step explains is judged later.
+        differs = run.objective.differs and run.objective.differences.step is None
 
         def step(_: int, wanted: Any, share: Any, broken: Any) -> tuple[Any, Any, Any]:
             wanted = self.visits.affords(1, wanted)

@@ -41,9 +41,10 @@ class Visits:
         status = fn.where(self.unpaid(evaluations) & rows, _EVALUATIONS, p.status)
         if run.is_late():
             status = fn.where(rows, _TIME, status)
-        run.note(p._replace(status=status if optional is False else fn.where(
-            optional, p.status, status
-        )))
+        ended = status if optional is False else fn.where(
+            fn.full(False, status) | optional, p.status, status
+        )
+        run.note(p._replace(status=ended))
         return rows & (status == _RUNNING)
 
     def can_afford(self, evaluations: int, rows: Any) -> Any:

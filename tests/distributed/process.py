@@ -1,6 +1,7 @@
 """One of the processes of `test_processes.py`: process.py RANK SIZE STORE CASE ...
 
-It prints what it found as one line of JSON.
+It prints what it found as one line of JSON; a process of MPI, whose lines mpirun may mix with those
+of others, writes it into the file STORE.rank.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import signal
 import sys
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -268,5 +270,9 @@ def report(team: Any, case: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     TEAM = engine()
-    print(json.dumps({case: report(TEAM, case) for case in CASES}), flush=True)
-    os._exit(0)    # without waiting for processes that are gone
+    FOUND = json.dumps({case: report(TEAM, case) for case in CASES})
+    if RANK == "mpi":
+        Path(f"{STORE}.{TEAM.rank}").write_text(FOUND, encoding="utf-8")
+    else:
+        print(FOUND, flush=True)
+        os._exit(0)    # without waiting for processes that are gone
