@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lbfgs_xp.arrays import jax_implicit
+from lbfgs_xp.arrays import jax_implicit, jax_mesh
 from lbfgs_xp.arrays.backend import Array, Backend, Pairs, is_array
 from lbfgs_xp.arrays.jax_implicit import Hoisted
 from lbfgs_xp.arrays.keyed import Keyed
@@ -132,7 +132,7 @@ class JaxBackend(Backend):
         known = jax.lax.dynamic_index_in_dim(jax.numpy.asarray(table), index, keepdims=False)
         # A loop, because `vmap` turns a branch into the computation of both sides.
         beyond = jax.numpy.asarray(index >= len(rows))
-        start = _varying((beyond, known))
+        start = jax_mesh.varying((beyond, known))
         _, found = jax.lax.while_loop(lambda carry: carry[0], computed, start)
         return jax.tree.unflatten(structure, [found[i] for i in range(len(numbers))])
 
@@ -277,7 +277,8 @@ class JaxBackend(Backend):
             # Python's numbers may have changed a dtype, or made it a weak one.
             return jax.tree.map(_like, step(carry), carry)
 
-        return jax.lax.while_loop(goes_on, same_types, _varying(jax.tree.map(_strong, carry)))
+        start = jax_mesh.varying(jax.tree.map(_strong, carry))
+        return jax.lax.while_loop(goes_on, same_types, start)
 
     @staticmethod
     def branch(mask: Array, function: Callable, old: Any) -> Any:
@@ -289,20 +290,20 @@ class JaxBackend(Backend):
         def same_types() -> Any:
             return jax.tree.map(_like, function(inside), old)
 
-        old, _ = _varying((jax.tree.map(_strong, old), mask))
+        old, _ = jax_mesh.varying((jax.tree.map(_strong, old), mask))
         return jax.lax.cond(mask.any(), same_types, lambda: old)
 
     @staticmethod
     def alike(*arrays: Any) -> tuple:
-        return _varying(arrays)
+        return jax_mesh.varying(arrays)
 
     @staticmethod
     def shared_axes(function: Callable, arguments: tuple, varying: Any) -> list[str]:
-        if not (mesh := _manual_axes()):
+        if not (mesh := jax_mesh.manual_axes()):
             return []
-        axes = _axes_of(varying) if _knows_axes(mesh) else mesh
+        axes = jax_mesh.axes_of(varying) if jax_mesh.knows_axes(mesh) else mesh
         program = jax.make_jaxpr(function)(*arguments)
-        return sorted(map(str, axes & _communicating(program.jaxpr)))
+        return sorted(map(str, axes & jax_mesh.communicating(program.jaxpr)))
 
     @staticmethod
     def either(condition: Array, first: Callable, second: Callable) -> Any:
@@ -370,7 +371,7 @@ class JaxBackend(Backend):
         return (self.jit if compiled else functools.partial)(function, *static)
 
     is_transformed = staticmethod(jax_implicit.is_transformed)
-    may_vary = staticmethod(jax_implicit.is_traced)
+    may_vary = staticmethod(jax_mesh.is_traced)
 
     @staticmethod
     def solution(find: Callable, functions: dict[str, Any], x0: Any, args: tuple) -> Any:
@@ -414,63 +415,8 @@ def _strong(number: Any, dtype: Any = None) -> Array:
     return jax.numpy.asarray(number, dtype=dtype)
 
 
-# --- within jax.shard_map ----------------------------------------------------------------------
-#
-# The type of an array says over which axes of the mesh its values differ. Loops and branches keep
-# it, so all that they carry differs over the same axes.
-
-# What names an axis without communicating.
-_SILENT = ("axis_index", "pvary", "pcast")
-
-
-def _manual_axes() -> frozenset:
-    """The axes of the mesh over which the function that is being traced is mapped."""
-    mesh = getattr(jax.sharding, "get_abstract_mesh", lambda: None)()
-    return frozenset(getattr(mesh, "manual_axes", ()))
-
-
-def _axes_of(tree: Any) -> frozenset:
-    axes: set = set()
-    for leaf in filter(_is_traced, jax.tree.leaves(tree)):
-        # Its name depends on the version of JAX.
-        kind = jax.typeof(leaf)
-        older: Any = getattr(getattr(kind, "manual_axis_type", None), "varying", ())
-        axes.update(getattr(kind, "vma", None) or older)
-    return frozenset(axes)
-
-
-def _knows_axes(mesh: frozenset) -> bool:
-    """Whether types say so: not with check_vma=False."""
-    return _axes_of(_over(jax.numpy.zeros(()), mesh)) == mesh
-
-
-def _over(array: Array, axes: frozenset) -> Array:
-    """The array as one that differs over these axes, too."""
-    missing = tuple(sorted(axes - _axes_of(array), key=str))
-    return jax.lax.pcast(array, missing, to="varying") if missing else array
-
-
-def _varying(tree: Any) -> Any:
-    axes = _axes_of(tree)
-    return jax.tree.map(lambda leaf: _over(leaf, axes), tree) if axes else tree
-
-
 def _like(new: Any, old: Array) -> Array:
-    return _over(_strong(new, old.dtype), _axes_of(old))
-
-
-def _communicating(jaxpr: Any) -> frozenset:
-    """The axes over which a program communicates."""
-    axes: set = set()
-    for equation in jaxpr.eqns:
-        parts = jax.tree.leaves(equation.params, is_leaf=lambda part: hasattr(part, "eqns"))
-        inner = [part for part in parts if hasattr(part, "eqns")]
-        for program in inner:
-            axes |= _communicating(program)
-        if not inner and equation.primitive.name not in _SILENT:
-            for name in ("axes", "axis_name"):
-                axes.update(jax.tree.leaves(equation.params.get(name, ())))
-    return frozenset(axes)
+    return jax_mesh.over(_strong(new, old.dtype), jax_mesh.axes_of(old))
 
 
 def _has_values(array: Array) -> bool:

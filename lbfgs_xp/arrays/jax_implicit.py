@@ -17,6 +17,7 @@ import numpy as np
 from jax.extend import core
 
 from lbfgs_xp.arrays.backend import Array, is_array
+from lbfgs_xp.arrays.jax_mesh import axes_of, is_traced
 
 if hasattr(core, "get_opaque_trace_state"):
     _trace_state: Callable[[], Any] = core.get_opaque_trace_state
@@ -29,10 +30,6 @@ def is_transformed() -> bool:
     here = _trace_state()
     with jax.core.eval_context():
         return here != _trace_state()
-
-
-def is_traced(leaf: Any) -> bool:
-    return isinstance(leaf, jax.core.Tracer)
 
 
 class Hoisted:
@@ -222,6 +219,13 @@ def _change(
     """The derivative of x along changes of the inputs."""
     gradient, product = _linearized(problem, structure, moving, fixed, point, inputs)
     _, force = jax.jvp(gradient, (inputs,), (changes,))
+    if axes := axes_of((fixed, inputs)) - axes_of(force):
+        # To JAX, the solution of a system differs wherever anything in it does.
+        raise ValueError(
+            f"fun communicates over {', '.join(sorted(map(str, axes)))}, and its solution is "
+            "differentiated inside jax.shard_map; wanted jax.shard_map inside fun, and the "
+            "minimization outside of it"
+        )
     # What shapes the way to the solution has no part in its derivatives.
     known = _still(point)
 

@@ -117,7 +117,7 @@ class Problem:
         # Numbers without any pattern: the fractional parts of multiples of the golden ratio.
         numbers = np.modf(np.arange(1, n + 1) * 0.6180339887498949)[0] - 0.5
         probe = self.space.backend.from_host(numbers)
-        probe = xp.broadcast_to(probe, point.x.shape)
+        _, probe = self.space.backend.alike(point.x, xp.broadcast_to(probe, point.x.shape))
         return self.solve(product, point, self.free_part(point, probe))[1]
 
     @staticmethod

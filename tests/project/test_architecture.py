@@ -73,6 +73,7 @@ KNOWS = {
     "arrays.torch_kernels": {"torch"},
     "arrays.jax": {"jax"},
     "arrays.jax_implicit": {"jax"},
+    "arrays.jax_mesh": {"jax"},
     "arrays.cupy": {"cupy"},
     "arrays.strict": {"array_api_strict"},
     "distributed.mpi_processes": {"mpi4py"},

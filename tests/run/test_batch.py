@@ -12,6 +12,7 @@ import pytest
 import lbfgs_xp as lx
 from lbfgs_xp import Status, problems
 from lbfgs_xp.line_search import NAMES as RULES
+from lbfgs_xp.run.restarts import Restarts
 from tests.backends import CPU, Backend
 
 NAN, INF = math.nan, math.inf
@@ -739,3 +740,34 @@ def test_differences_in_float32_that_set_out_again(backend: Backend) -> None:
         p.fun, p.starts(40, scale=0.5, seed=3), jac="2-point", batched=True, maxiter=30
     )
     assert np.all(backend.to_numpy(res.fun) < 1e-2)
+
+
+def test_a_row_that_need_not_restart_ends_while_another_restarts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
+    from_best = Restarts.from_best
+
+    def of_two_kinds(restarts: Restarts) -> bool:
+        run = restarts.run
+        if seen:
+            return from_best(restarts)
+        # Looks have found lower points for both, but for the first one by what does not matter,
+        # once again.
+        (_, p, best), fn = run.standing, run.space.scalars
+        restarts.departures = np.asarray([3, 0])
+        restarts.departed = best.value + np.asarray([1e-30, 1.0])
+        run.note(p._replace(status=fn.full(int(Status.HIGHER), p.status)))
+        resumes = from_best(restarts)
+        seen.append((run.standing.progress.status.copy(), restarts.departures))
+        return resumes
+
+    monkeypatch.setattr(Restarts, "from_best", of_two_kinds)
+    res = lx.minimize(
+        lambda x: (np.sum(x**2, axis=-1) + 1.0, 2.0 * x), np.ones((2, 3)), jac=True, batched=True
+    )
+    (status, departures), = seen
+    # The other one has restarted from its minimum.
+    assert status.tolist() == [int(Status.PRECISION), int(Status.GRADIENT)]
+    assert departures.tolist() == [3, 1]
+    assert list(res.status) == [Status.PRECISION, Status.GRADIENT]

@@ -196,8 +196,12 @@ def test_problems_of_their_own_inside_shard_map(check_vma):
         fun = lambda x, t: jnp.sum((x - t) ** 2)    # noqa: E731
         return lx.minimize(fun, jnp.zeros(2), (target[0],), method=lx.SGD(0.4), maxiter=50).x[None]
 
-    found = mapped(solve, check_vma=check_vma)(jnp.asarray([3.0]))
+    def both(target):
+        return jax.vjp(solve, target)[0], jax.jacfwd(lambda t: jnp.sum(solve(t)))(target)
+
+    found, slope = mapped(both, check_vma=check_vma)(jnp.asarray([3.0]))
     np.testing.assert_allclose(found, 3.0 + 0.0 * found, atol=1e-6)
+    np.testing.assert_allclose(slope, [2.0])
 
 
 @needs_shard_map
@@ -210,6 +214,11 @@ def test_a_sum_over_processes_inside_shard_map():
 
     # The types of all loops agree.
     mapped(solve).lower(jnp.asarray([3.0]))
+    def slope(target):
+        return jax.grad(lambda t: jnp.sum(solve(t)))(target)
+
+    with pytest.raises(ValueError, match="rows, and its solution is differentiated inside"):
+        mapped(slope).lower(jnp.asarray([3.0]))
     # A process that has ended would leave the others waiting.
     message = "fun communicates over rows, .* wanted, inside jax.shard_map, either no communication"
     with pytest.raises(ValueError, match=message):
