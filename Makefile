@@ -37,7 +37,7 @@ CACHED := JAX_COMPILATION_CACHE_DIR="$(CURDIR)/$(VENV)/jax-cache" \
 
 # Programs of JAX compile in half the time this way, in which the package compiles its own.
 # `make test-all` and the oldest versions compile as users do.
-SWIFT := XLA_FLAGS="--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+SWIFT := XLA_FLAGS=--xla_cpu_use_fusion_emitters=false
 
 # by a path that Python searches, and not by a finder of setuptools, which comes after the folder
 # that Python is run in: a clone there is a folder of this name as well
