@@ -24,11 +24,14 @@ _LATER = 2
 _OWN = 8
 # Differences are about as long as this many times eps^(1/3) |x|.
 _BEYOND = 8.0
-# How many steps down the gradient a promise may take; for a small gradient, one, because a network
-# promises something for ever. After the second, each step must have made it grow by this factor, as
-# in badly conditioned functions, and so many times the promise must matter. By differences it may
-# be an error.
+# How many steps down the gradient a promise may take. After the second, each step must have made it
+# grow by this factor, as in badly conditioned functions, and so many times the promise must matter.
+# By differences it may be an error.
 _STEPS, _GROWS, _NEARLY = 6, 2.0, 1e4
+# For a small gradient it is one step, because a network promises something for ever; but more where
+# the value has fallen by this factor, if they make the promise grow by the other: a start far away
+# makes every gradient on the floor of a valley seem small.
+_FALLEN, _LEAP = 1e6, 1e4
 # A promise counts if it exceeds what does not matter by this factor.
 _ENOUGH = 4.0
 # A step by this many times the rounding of x shows nothing.
@@ -113,11 +116,15 @@ class Promises:
         inner = solver.reduced(space, state.x, state.gradient, state.gradient)
         descent = units.descent(space, inner, unit)
         p = run.standing.progress
+        size, small = fn.abs(state.value), p.claim == _GRADIENT
+        started_far = fn.abs(p.first_value) > _FALLEN * size
 
-        def step(_: int, going: Any, descent: Descent, cut: Any) -> tuple[Any, Descent, Any]:
+        def step(
+            _: int, going: Any, descent: Descent, cut: Any, kept: Descent
+        ) -> tuple[Any, Descent, Any, Descent]:
             going = self.visits.affords(1, going & (descent.decrease <= level))
             if not space.any(going):
-                return going, descent, cut
+                return going, descent, cut, kept
             before, step = descent.decrease, units.short_step(space, descent)
             x = units.at_steps(solver, space, state.x, step)
             # A lower value next to a small gradient does not matter unless it is promised.
@@ -127,13 +134,19 @@ class Promises:
             change = gradient - state.gradient
             change = solver.reduced(space, state.x, state.gradient, change)
             descent = units.followed(space, descent, unit, x - state.x, change, going)
+            first = before == 0.0
             grows = (descent.decrease > _GROWS * before) & (_NEARLY * descent.decrease > level)
-            grows = grows & (not run.objective.differs)
-            return going & (grows | (before == 0.0)) & (p.claim != _GRADIENT), descent, cut
+            more = first | (grows & (not run.objective.differs))
+            leaps = first | fn.logical_not(small) | (descent.decrease > _LEAP * kept.decrease)
+            kept = space.merge(leaps, descent, kept)
+            hides = started_far & (_FALLEN**0.5 * kept.decrease < size)
+            return going & fn.where(small, hides, more), descent, cut, kept
 
         # Without the first step the steepest variables hide the others.
         going = (p.status == _RUNNING) & asks
-        return run.repeat(_STEPS, step, going, descent, fn.full(False, p.status))
+        no = fn.full(False, p.status)
+        _, cut, kept = run.repeat(_STEPS, step, going, descent, no, descent)
+        return kept, cut
 
     def _postpone(self, wanted: Any, far: Any, level: Any) -> Any:
         """Continue with a smaller tolerance if a small gradient is not that of a minimum, because

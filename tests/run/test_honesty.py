@@ -602,3 +602,18 @@ def test_no_step_in_units_ends_at_0(method: str) -> None:
     space = lx.Space(x)
     state = solver.init(space, x, 10.0, 1e3 / x, unit=np.abs(x))
     assert np.all(state.trial != 0.0)
+
+
+@pytest.mark.parametrize("start", [(1e3, -1e3), (1e4, -1e3), (1e4, -1e3, -1e5), (-8274.6, -613.5)])
+@pytest.mark.parametrize("method", ["lbfgs", "bfgs"])
+def test_a_start_far_away_makes_no_gradient_small(start: tuple, method: str) -> None:
+    """On the floor of Rosenbrock's valley, compared with where the walls begin."""
+
+    def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
+        off, gradient = x[1:] - x[:-1] ** 2, np.zeros_like(x)
+        gradient[:-1] = -400.0 * x[:-1] * off - 2.0 * (1.0 - x[:-1])
+        gradient[1:] += 200.0 * off
+        return float(np.sum(100.0 * off**2 + (1.0 - x[:-1]) ** 2)), gradient
+
+    res = lx.minimize(fun, np.asarray(start), jac=True, method=method)
+    assert not res.success or res.fun < 1e-6
