@@ -174,9 +174,10 @@ class Settings:
     if not TYPE_CHECKING:
 
         def __new__(cls, *args: Any, **settings: Any) -> Self:
-            own = inspect.signature(cls.__init__).parameters
-            for name in settings.keys() & cls.foreign.keys() - own.keys():
-                for ours in cls.foreign[name]:
+            # Signatures are slow to make, and most names are in none of these.
+            for name in settings.keys() & cls.foreign.keys():
+                own = inspect.signature(cls.__init__).parameters
+                for ours in () if name in own else cls.foreign[name]:
                     if ours.split(",")[0] in own:
                         raise TypeError(f"{name} was passed to {cls.__name__}; wanted {ours}")
             return super().__new__(cls)

@@ -146,6 +146,7 @@ class Schedule(Settings):
 
     foreign = _FOREIGN
     shapes: ClassVar[tuple[str, ...]] = ()
+
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)

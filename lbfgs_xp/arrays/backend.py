@@ -744,7 +744,7 @@ class Backend(Keyed):
         return False
 
     @staticmethod
-    def may_vary(leaf: Any) -> bool:
+    def may_vary(value: Any) -> bool:
         """Whether there may be derivatives with respect to an array."""
         return False
 

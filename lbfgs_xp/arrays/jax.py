@@ -23,6 +23,7 @@ import numpy as np
 from lbfgs_xp.arrays import jax_implicit, jax_mesh
 from lbfgs_xp.arrays.backend import Array, Backend, Pairs, is_array
 from lbfgs_xp.arrays.jax_implicit import Hoisted
+from lbfgs_xp.arrays.jax_mesh import is_traced
 from lbfgs_xp.arrays.keyed import Keyed
 
 
@@ -32,7 +33,7 @@ class JaxBackend(Backend):
     mutable = False
 
     def __init__(self, array: Array, what: str = "x0", traced: bool = False):
-        if _is_traced(array) and not traced:
+        if is_traced(array) and not traced:
             raise TypeError(
                 f"{what} is traced (by jax.jit, grad or vmap); wanted an array with values: of "
                 "lbfgs_xp, only minimize, least_squares, curve_fit and the optimizers run inside "
@@ -41,7 +42,7 @@ class JaxBackend(Backend):
         _refuse_key(array, what)
         super().__init__(array, what, traced)
         self._accepts_traced = traced
-        self._devices = None if _is_traced(array) else array.devices()
+        self._devices = None if is_traced(array) else array.devices()
         self._platform = next(iter(self._devices)).platform if self._devices else ""
         if _is_free(array):
             self.creation_device = None
@@ -53,9 +54,7 @@ class JaxBackend(Backend):
 
     # --- within compiled functions of the user -------------------------------------------------
 
-    @staticmethod
-    def is_traced(value: Any) -> bool:
-        return _is_traced(value)
+    is_traced = staticmethod(is_traced)
 
     @staticmethod
     def is_tracing(tree: Any) -> bool:
@@ -63,10 +62,10 @@ class JaxBackend(Backend):
             # A generator is refused later.
             warnings.simplefilter("ignore", DeprecationWarning)
             leaves = jax.tree.leaves(tree)
-        if any(map(_is_traced, leaves)):
+        if any(map(is_traced, leaves)):
             return True
         # Even of arrays with values, a function that is being compiled makes traced ones.
-        return any(map(_has_values, leaves)) and _is_traced(_zeros((), np.float32))
+        return any(map(_has_values, leaves)) and is_traced(_zeros((), np.float32))
 
     @staticmethod
     def at_once() -> contextlib.AbstractContextManager[Any]:
@@ -112,7 +111,7 @@ class JaxBackend(Backend):
 
     @staticmethod
     def from_table(function: Callable, count: int, like: Any, index: Any) -> Any:
-        if not _is_traced(index):
+        if not is_traced(index):
             return function(index)
         rows: list[list[Any]] = []
         with jax.ensure_compile_time_eval(), contextlib.suppress(Exception):
@@ -144,7 +143,7 @@ class JaxBackend(Backend):
         return not _is_committed(array) or array.devices() == self._devices
 
     def check_device(self, array: Array, what: str, like: str = "x0") -> None:
-        if _is_traced(array):
+        if is_traced(array):
             if self._accepts_traced:
                 return
             raise TypeError(
@@ -249,13 +248,13 @@ class JaxBackend(Backend):
     def add_products_to_one(
         self, factor: float, matrix: Array, pairs: Pairs, as_written: bool
     ) -> Array:
-        if as_written or _is_traced(matrix):
+        if as_written or is_traced(matrix):
             return super().add_products_to_one(factor, matrix, pairs, as_written)
         return _add_products(matrix, factor, pairs)
 
     def own_matrices(self, matrix: Array) -> Array:
         # `_add_products` donates it.
-        return matrix if matrix.ndim > 2 or _is_traced(matrix) else self.copy(matrix)
+        return matrix if matrix.ndim > 2 or is_traced(matrix) else self.copy(matrix)
 
     # --- compiling and differentiating ---------------------------------------------------------
 
@@ -282,7 +281,7 @@ class JaxBackend(Backend):
 
     @staticmethod
     def branch(mask: Array, function: Callable, old: Any) -> Any:
-        if not _is_traced(mask):
+        if not is_traced(mask):
             return function(mask)
         # In the branch of a single row, the mask holds.
         inside = jax.numpy.ones_like(mask) if mask.size == 1 else mask
@@ -316,7 +315,7 @@ class JaxBackend(Backend):
     @staticmethod
     def fence(tree: Any) -> Any:
         leaves, structure = jax.tree.flatten(tree)
-        traced = [i for i, leaf in enumerate(leaves) if _is_traced(leaf)]
+        traced = [i for i, leaf in enumerate(leaves) if is_traced(leaf)]
         if traced:
             for i, leaf in zip(
                 traced, jax.lax.optimization_barrier([leaves[i] for i in traced]), strict=True
@@ -371,7 +370,7 @@ class JaxBackend(Backend):
         return (self.jit if compiled else functools.partial)(function, *static)
 
     is_transformed = staticmethod(jax_implicit.is_transformed)
-    may_vary = staticmethod(jax_mesh.is_traced)
+    may_vary = staticmethod(is_traced)
 
     @staticmethod
     def solution(find: Callable, functions: dict[str, Any], x0: Any, args: tuple) -> Any:
@@ -405,10 +404,6 @@ class JaxBackend(Backend):
         return [(f"{d.platform}:{d.id}", jax.device_put(one, d)) for d in devices]
 
 
-def _is_traced(array: Array) -> bool:
-    return isinstance(array, jax.core.Tracer)
-
-
 def _strong(number: Any, dtype: Any = None) -> Array:
     """An array with a dtype that does not give way to others."""
     dtype = jax.dtypes.result_type(number) if dtype is None else dtype
@@ -420,12 +415,12 @@ def _like(new: Any, old: Array) -> Array:
 
 
 def _has_values(array: Array) -> bool:
-    return isinstance(array, jax.Array) and not _is_traced(array)
+    return isinstance(array, jax.Array) and not is_traced(array)
 
 
 def _is_committed(array: Array) -> bool:
     """Whether an array is committed to its device; a traced array counts as committed."""
-    return _is_traced(array) or getattr(array, "committed", getattr(array, "_committed", True))
+    return is_traced(array) or getattr(array, "committed", getattr(array, "_committed", True))
 
 
 def _is_free(array: Array) -> bool:

@@ -16,8 +16,8 @@ from lbfgs_xp.arrays.backend import Array
 _SILENT = ("axis_index", "pvary", "pcast")
 
 
-def is_traced(leaf: Any) -> bool:
-    return isinstance(leaf, jax.core.Tracer)
+def is_traced(value: Any) -> bool:
+    return isinstance(value, jax.core.Tracer)
 
 
 def manual_axes() -> frozenset:

@@ -280,6 +280,6 @@ def solution(find: Callable, functions: dict[str, Any], x0: Any, args: tuple) ->
     return found.completed(found.result, *out)
 
 
-def may_vary(leaf: Any) -> bool:
-    """Whether a leaf is a tensor that requires a gradient."""
-    return isinstance(leaf, torch.Tensor) and leaf.requires_grad
+def may_vary(value: Any) -> bool:
+    """Whether a value is a tensor that requires a gradient."""
+    return isinstance(value, torch.Tensor) and value.requires_grad

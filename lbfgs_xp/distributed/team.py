@@ -152,7 +152,9 @@ class Team:
     def _layout(self) -> Layout:
         return self._layout_here()
 
-    def check_equal(self, what: str, item: Any, wanted: str = "") -> None:
+    def check_equal(
+        self, what: str, item: Any, wanted: str = "the same in all processes (only the data differ)"
+    ) -> None:
         """Refuse a run whose processes were called in different ways; in all of them."""
         found = self.engine.gather(item)
         if failed := [(rank, each.text) for rank, each in enumerate(found)
@@ -161,7 +163,6 @@ class Team:
             raise ProcessFailed(_told(failed))
         for rank, other in enumerate(found):
             if other != found[0]:
-                wanted = wanted or "the same in all processes (only the data differ)"
                 raise ValueError(
                     f"{what}{_where(found[0], other)} differs between process 0 and process {rank}"
                     f"; wanted {wanted}"

@@ -52,20 +52,16 @@ def doubt(fit: Fit) -> None:
     """Refute claims of a given Jacobian that vanishes next to residuals that do not, if residuals
     and Jacobian disagree over a short look: a term that is missing may matter little over a long
     one."""
-    space, known, objective = fit.space, fit.known, fit.objective
+    objective = fit.objective
     if objective.derivatives != "given" or objective.in_chunks or not fit.affords(1):
         return
     doubtful = (fit.confirmed == int(Status.PRECISION)) & ~fit.stationary
-    doubtful &= fit.of_rows(known.optimality) > _VANISHES
+    doubtful &= fit.of_rows(fit.known.optimality) > _VANISHES
     if not doubtful.any():
         return
-    here = known.x, known.residuals, known.columns, known.noise
-    shortest = lm.lengths(space.backend.eps)[-1]
-    point = fit.steps.ahead(*here, known.scale, fit.box, shortest)
-    residuals = fit.ask(objective, point)
-    columns = fit.ask(objective.columns, point, residuals)
-    agrees, _, _ = map(fit.of_rows, fit.steps.look(*here, point, residuals, columns))
-    fit.confirmed[doubtful & ~agrees] = int(Status.LINE_SEARCH)
+    rows = np.flatnonzero(doubtful)
+    agrees, _, _ = fit.looked(lm.lengths(fit.space.backend.eps)[-1], rows)
+    fit.confirmed[rows[~agrees]] = int(Status.LINE_SEARCH)
 
 
 def refute_silence(fit: Fit) -> None:

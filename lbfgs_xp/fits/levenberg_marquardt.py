@@ -281,7 +281,7 @@ def aim(exact: bool, space: Space, state: LMState, box: Any) -> LMState:
         step = xp.where(linear.frozen, xp.zeros_like(z), step)
         # Parameters that would leave the box go towards their bounds; then the others are solved
         # for again.
-        inside = _into(space, state.x + step, box)
+        inside = within(space, state.x + step, box)
         beyond = inside != state.x + step
         fn = space.scalars
         reach = space.per_problem(fn.where(state.good, fn.full(1.0, state.value), _WAY))
@@ -624,7 +624,7 @@ def _try(space: Space, state: LMState, step: Array, box: Any) -> LMState:
     linear = state.linear
     trial = state.x + step
     if box is not None:
-        trial = _into(space, trial, box)
+        trial = within(space, trial, box)
         step = trial - state.x
     change = space.products(linear.R, step * linear.scale)
     predicted = -space.dot(change, linear.q + 0.5 * change)
@@ -667,11 +667,7 @@ def _within_budget(fn: Scalars, maxiter: int, status: Any, nit: Any) -> Any:
 
 def within(space: Space, x: Array, box: Any) -> Array:
     """The nearest point in the box, if there is one."""
-    return x if box is None else _into(space, x, box)
-
-
-def _into(space: Space, x: Array, box: Any) -> Array:
-    return space.xp.minimum(space.xp.maximum(x, box[0]), box[1])
+    return x if box is None else space.xp.minimum(space.xp.maximum(x, box[0]), box[1])
 
 
 class Steps:

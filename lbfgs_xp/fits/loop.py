@@ -397,8 +397,15 @@ class Fit:
         return bool(claimed.any())
 
     def look(self, length: float, first: bool) -> None:
-        space, backend, known = self.space, self.space.backend, self.known
         rows = np.flatnonzero(self.confirmed == CLAIMED)
+        agrees, visible, lower = self.looked(length, rows)
+        # If rounding hides even the longest look, nothing contradicts the claim.
+        self.confirmed[rows[agrees & (visible | first)]] = int(Status.PRECISION)
+        self.confirmed[rows[lower]] = int(Status.LINE_SEARCH)
+
+    def looked(self, length: float, rows: np.ndarray) -> list[np.ndarray]:
+        """What a look of this length shows of these problems; see `lm.look`."""
+        space, backend, known = self.space, self.space.backend, self.known
         at = (known.x, known.residuals, known.columns, known.noise, known.scale, self.box)
         objective: Any = self.objective
         some = self.plan.compact and not backend.compiles
@@ -414,13 +421,8 @@ class Fit:
         else:
             found = self.ask(objective, ahead)
             columns = self.ask(objective.columns, ahead, found)
-        looks = self.steps.look(*here, ahead, found, columns)
-        agrees, visible, lower = (
-            look if some else look[rows] for look in map(self.of_rows, looks)
-        )
-        # If rounding hides even the longest look, nothing contradicts the claim.
-        self.confirmed[rows[agrees & (visible | first)]] = int(Status.PRECISION)
-        self.confirmed[rows[lower]] = int(Status.LINE_SEARCH)
+        looks = map(self.of_rows, self.steps.look(*here, ahead, found, columns))
+        return [look if some else look[rows] for look in looks]
 
     def refute(self) -> None:
         if (self.confirmed == CLAIMED).any():

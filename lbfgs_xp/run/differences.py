@@ -214,8 +214,7 @@ class Differences:
     ) -> list[Array]:
         """tried : what the first differences found, if they have been taken."""
         xp, backend = self.backend.xp, self.backend
-        n, lengths = x.shape[-1], self.known.lengths
-        first = lengths is None or lengths.length.shape != x.shape
+        n, lengths, first = x.shape[-1], self.known.lengths, self._is_first(x)
         value, size = self._array(value), xp.abs(x)
         vector = value.ndim == x.ndim
         # The numbers of one problem are floats, if reading them costs nothing.
@@ -453,6 +452,11 @@ class Differences:
         behind = xp.where(down, -2.0 * one, xp.where(up, 2.0 * one, -one))
         return ahead * h, behind * h
 
+    def _is_first(self, x: Array) -> bool:
+        """Whether no lengths are known for such points."""
+        lengths = self.known.lengths
+        return lengths is None or lengths.length.shape != x.shape
+
     # --- one small problem on the host ---------------------------------------------------------
 
     def _is_small(self, x: Array, variation: Any, central: bool, bounds: Any) -> bool:
@@ -467,8 +471,7 @@ class Differences:
             return False
         if x.dtype.itemsize == 8:
             return True
-        is_first = lengths is None or lengths.length.shape != x.shape
-        return not (is_first or _is_due(lengths.count + 1))
+        return not (self._is_first(x) or _is_due(lengths.count + 1))
 
     def _on_floats(self, x: Array, value: Array, variation: Any) -> tuple[Array, _Seen | None]:
         """`_derivatives` on floats, which take less time than arrays so small: the derivatives
@@ -476,7 +479,7 @@ class Differences:
         backend, eps, lengths = self.backend, self.backend.eps, self.known.lengths
         noise, change = eps * float(backend.max_abs(value)), float(variation)
         sizes = [abs(at) for at in x.tolist()]
-        first = lengths is None or lengths.length.shape != x.shape
+        first = self._is_first(x)
         if first:
             length = [size if size > 0.0 else 1.0 for size in sizes]
             looks, due, count = True, noise != math.inf, 1.0

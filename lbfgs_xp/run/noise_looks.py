@@ -211,21 +211,25 @@ class NoiseLooks:
             )
             lower = rows & (self.visits.value_at(x, rows) < state.value - p.noise)
             rows = rows & fn.logical_not(lower)
-            lower = self.visits.can_afford(1, lower)
-            if space.any(lower):
-                self.visits.visit(x, lower)
-                found = found | lower
+            found = found | self._visited(x, lower)
         return found
+
+    def _visited(self, x: Array, rows: Any) -> Any:
+        """Visit x, where the value is lower, for those of these problems that can afford it."""
+        rows = self.visits.can_afford(1, rows)
+        if self.run.space.any(rows):
+            self.visits.visit(x, rows)
+        return rows
 
     def look_far(self) -> bool:
         """Look for a lower value far away, to both sides, where a run has ended well although the
         function seems to bend over lengths much shorter than its variables: waves that are small
         but short have minima everywhere. Return whether one was found."""
-        run, (_, state) = self.run, self.visits.smooth()
+        run = self.run
         if not run.objective.differs or run.objective.differences.step is not None:
             return False
-        space, fn, (solver, _) = run.space, run.space.scalars, self.visits.smooth()
-        p = run.standing.progress
+        p, (solver, state) = run.standing.progress, self.visits.smooth()
+        space, fn = run.space, run.space.scalars
         rows = (p.status == _GRADIENT) | (p.status == _PRECISION)
         rows = rows & ((p.noise > 0.0) | self._narrow())
         unit = units.of_variables(space, state.x, p.extent)
@@ -246,9 +250,7 @@ class NoiseLooks:
                 x = units.at_steps(solver, space, state.x, side * way)
                 lower = rows & (self.visits.value_at(x, rows) < state.value - level)
                 rows = rows & fn.logical_not(lower)
-                if space.any(lower):
-                    self.visits.visit(x, lower)
-                    found = found | lower
+                found = found | self._visited(x, lower)
         p = run.standing.progress
         run.note(p._replace(status=fn.where(found, _HIGHER, p.status)))
         return bool(space.any(found))

@@ -29,9 +29,9 @@ _BEYOND = 8.0
 # By differences it may be an error.
 _STEPS, _GROWS, _NEARLY = 6, 2.0, 1e4
 # For a small gradient it is one step, because a network promises something for ever; but more where
-# the value has fallen by this factor, if they make the promise grow by the other: a start far away
-# makes every gradient on the floor of a valley seem small.
-_FALLEN, _LEAP = 1e6, 1e4
+# the value has fallen by this factor and is larger than the promise by the next, if they make the
+# promise grow by the last: a start far away makes any gradient on the floor of a valley seem small.
+_FALLEN, _LARGER, _LEAP = 1e6, 1e3, 1e4
 # A promise counts if it exceeds what does not matter by this factor.
 _ENOUGH = 4.0
 # A step by this many times the rounding of x shows nothing.
@@ -139,7 +139,7 @@ class Promises:
             more = first | (grows & (not run.objective.differs))
             leaps = first | fn.logical_not(small) | (descent.decrease > _LEAP * kept.decrease)
             kept = space.merge(leaps, descent, kept)
-            hides = started_far & (_FALLEN**0.5 * kept.decrease < size)
+            hides = started_far & (_LARGER * kept.decrease < size)
             return going & fn.where(small, hides, more), descent, cut, kept
 
         # Without the first step the steepest variables hide the others.

@@ -124,15 +124,16 @@ class Method(Settings, Keyed):
 
         def __new__(cls, *args: Any, **settings: Any) -> Self:
             made = super().__new__(cls, *args, **settings)
-            for name in settings.keys() - inspect.signature(cls.__init__).parameters.keys():
+            for name in settings.keys() & (_LIMITS.keys() | _OF_THE_RUN.keys()):
+                if name in inspect.signature(cls.__init__).parameters:
+                    continue
                 of_the_run = f"{name} was passed to {cls.__name__}; wanted"
                 if name in _LIMITS:
                     raise TypeError(
                         f"{of_the_run} {_LIMITS[name]}, an argument of lx.minimize and of "
                         f"{cls.__name__}().until"
                     )
-                if name in _OF_THE_RUN:
-                    raise TypeError(f"{of_the_run} {_OF_THE_RUN[name]}, an argument of lx.minimize")
+                raise TypeError(f"{of_the_run} {_OF_THE_RUN[name]}, an argument of lx.minimize")
             return made
 
     @reject_foreign_keywords(

@@ -37,6 +37,11 @@ class Part(NamedTuple):
     summed: bool
     inputs: list[Tensor] | None
 
+    @property
+    def weight(self) -> float:
+        """Its weight in a mean over chunks, 1 if nobody knows."""
+        return 1.0 if self.divisor is None else self.divisor
+
 
 class ChunkedLoss:
     """The total loss of several chunks; its gradient is left in the parameters.
@@ -121,8 +126,8 @@ class ChunkedLoss:
                     self._check_split(waiting)
             # Weights are relative to the first chunk, so that a single chunk, or chunks of equal
             # size, have weight 1 and add no rounding.
-            divisor = 1.0 if part.divisor is None or not self.mean else part.divisor
-            outputs.append((part.aux, 1.0 if part.divisor is None else part.divisor))
+            divisor = part.weight if self.mean else 1.0
+            outputs.append((part.aux, part.weight))
             if divisor == 0.0 and not part.summed:    # nothing in it counts, and its mean is nan
                 continue
             unit = unit or divisor or 1.0
@@ -163,8 +168,7 @@ class ChunkedLoss:
     def output(self, chunks: Iterable[Any]) -> Any:
         """`aux` for these chunks, without gradients."""
         parts = (self._part(chunk) for chunk in chunks)
-        weighted = [(p.aux, 1.0 if p.divisor is None else p.divisor) for p in parts]
-        self.aux = self._joined(weighted)
+        self.aux = self._joined([(part.aux, part.weight) for part in parts])
         return self.aux
 
     def _joined(self, outputs: list[tuple[Any, float]]) -> Any:

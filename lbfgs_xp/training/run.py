@@ -239,11 +239,11 @@ class TrainingRun:
             if time.perf_counter() >= self.deadline:
                 self.status = Status.TIME
                 break
-            advanced = self._advance(batch)
+            advanced = self._advance(batch, rows)
             if advanced is None:
                 self.status = Status.TIME
                 break
-            self.seen.append(advanced._replace(rows=rows))
+            self.seen.append(advanced)
             if watches and not math.isfinite(advanced.loss):
                 break
         return 1
@@ -346,7 +346,7 @@ class TrainingRun:
         begun, place = self._begun, len(self.seen)
         return begun if begun and begun.place == place else BegunBatch(place, None, 0, 0)
 
-    def _update(self, batch: Any) -> SeenBatch:
+    def _update(self, batch: Any, rows: int) -> SeenBatch:
         """Update with a first-order optimizer."""
         if self._memory is None:
             self._memory = self.method.init(self.params)
@@ -382,7 +382,7 @@ class TrainingRun:
                 self.average, self.aux, self._torn,
             ) = leaves, memory, updates, told, overwrites, begun, average, aux, False
         rate, _ = self.method.learning_rate.follow(self._memory.plateaus[0], step, None)
-        return SeenBatch(first, 0, rate, numbers)
+        return SeenBatch(first, rows, rate, numbers)
 
     def _numbers(self, aux: Any) -> tuple[Any, ...] | None:
         """The numbers in aux."""
@@ -407,12 +407,12 @@ class TrainingRun:
         """These values for the numbers in aux, nested like aux; None without `has_aux`."""
         return metrics.nested_like(self.aux, values) if self.loss.has_aux else None
 
-    def _iterate(self, batch: Any) -> SeenBatch | None:
+    def _iterate(self, batch: Any, rows: int) -> SeenBatch | None:
         """Run iterations of a solver, whose rate is the last step length; None if there was no time
         for all of them."""
         begun = self._begun_here()
         if begun.done >= self.updates_per_batch:
-            return SeenBatch(begun.loss, 0, self._memory.solver_state.step, begun.metrics)
+            return SeenBatch(begun.loss, rows, self._memory.solver_state.step, begun.metrics)
         first = [] if begun.loss is None else [(begun.loss, begun.metrics, self.aux)]
         called = False
 
@@ -446,7 +446,7 @@ class TrainingRun:
         # It may be the gradient that is not finite.
         value = math.nan if res.status is Status.NOT_FINITE else value
         self._adopt(res, begun._replace(loss=value, done=self.updates_per_batch), aux)
-        return SeenBatch(value, 0, res.state.solver_state.step, numbers)
+        return SeenBatch(value, rows, res.state.solver_state.step, numbers)
 
     def _adopt(self, res: Any, begun: BegunBatch, aux: Any) -> None:
         """Go to where a solver has ended."""

@@ -20,6 +20,7 @@ from tests.distributed.threads import ThreadEngine, together
 torch = pytest.importorskip("torch")
 nn = torch.nn
 from lbfgs_xp.torch import train_with_lbfgs  # noqa: E402
+from tests.torch.outcomes import assert_same_outcome  # noqa: E402
 
 ROWS = 24
 SHARDS = {
@@ -74,15 +75,7 @@ def assert_same(found: list[Any], wanted: list[Any] | None = None) -> None:
     """The same bits in all processes, and as wanted."""
     for each, other in zip(found, wanted or [found[0]] * len(found), strict=True):
         assert isinstance(each, tuple), each
-        (res, x), (first, y) = each, other
-        assert torch.equal(x, y)
-        assert repr(res.loss) == repr(first.loss)
-        assert (res.status, res.message) == (first.status, first.message)
-        for phase in ("adam", "lbfgs"):
-            mine, theirs = getattr(res, phase), getattr(first, phase)
-            assert (mine is None) == (theirs is None)
-            if mine is not None:
-                np.testing.assert_array_equal(mine.loss, theirs.loss)
+        assert_same_outcome(each, other)
 
 
 def by_count(net: Any, batch: Any) -> Any:

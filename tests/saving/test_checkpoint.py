@@ -951,6 +951,7 @@ def test_wrong_arguments(tmp_path: Path) -> None:
 def test_modules_go_on_exactly(how: dict[str, Any], tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from lbfgs_xp.torch import train_with_lbfgs
+    from tests.torch.outcomes import assert_same_outcome
 
     x = torch.linspace(-1.0, 1.0, 30, dtype=torch.float64)[:, None]
     y = torch.sin(3.0 * x)
@@ -969,16 +970,6 @@ def test_modules_go_on_exactly(how: dict[str, Any], tmp_path: Path) -> None:
             **{"reduction": "mean", **settings, **how, **more},
         )
         return res, torch.cat([p.detach().reshape(-1) for p in model.parameters()])
-
-    def assert_same_outcome(found: Any, wanted: Any) -> None:
-        (mine, x), (other, y) = found, wanted
-        assert torch.equal(x, y)
-        assert (mine.loss, mine.message) == (other.loss, other.message)
-        for phase in ("adam", "lbfgs"):
-            a, b = getattr(mine, phase), getattr(other, phase)
-            assert (a is None) == (b is None)
-            if a is not None:
-                np.testing.assert_array_equal(a.loss, b.loss)
 
     path = tmp_path / "run.npz"
     found, stops = until_it_ends(lambda: train(22, lx.Checkpoint(path, every=1)))
