@@ -9,7 +9,7 @@ from typing import Any
 
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.pending import now
-from lbfgs_xp.result import DOUBTED, NOISY, Status
+from lbfgs_xp.result import DOUBTED, FLAT, NOISY, Status
 from lbfgs_xp.run import agreement, units
 from lbfgs_xp.run.measuring import CHANGED, SPREAD, Measuring
 from lbfgs_xp.run.restarts import Restarts
@@ -182,7 +182,9 @@ class NoiseLooks:
         (slope,) = space.read(space.dot(state.gradient, way))
         small = -0.5 * slope <= _ENOUGH * p.noise
         lower = self._is_lower_farther(rows & small)
-        verdict = fn.where(small, fn.full(_PRECISION, p.status), _LINE_SEARCH)
+        # A gradient that is only small beside the first ones is looked at like any other.
+        failed = fn.where(p.status == FLAT, FLAT, fn.full(_LINE_SEARCH, p.status))
+        verdict = fn.where(small, _PRECISION, failed)
         status = fn.where(rows, verdict, p.status)
         if run.criteria.relative == 0.0:
             # The gradient is as small as `gtol` asks if its errors are.
