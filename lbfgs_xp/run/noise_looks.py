@@ -33,6 +33,8 @@ _LONG = 5
 # Over a sixteenth of its length, a function changes by more than this part of what its slope says,
 # and of its value.
 _CHANGES, _LEAST = 0.1, 2e-3
+# Noise is much if it is more than this part of what the value has fallen.
+_MUCH = 0.01
 # A value this many times larger than what it has fallen is mostly a constant.
 _BESIDE = 1e4
 # A gradient whose square is at most this many times that of its errors is lost among them.
@@ -159,7 +161,10 @@ class NoiseLooks:
         run, (state, p, _) = self.run, self.run.standing
         space, fn = run.space, run.space.scalars
         ended = self._ended()
-        stale = (CHANGED * fn.abs(state.value) < p.looked) | (p.looked != p.looked)
+        size, fallen = fn.abs(state.value), fn.abs(p.first_value - state.value)
+        stale = (CHANGED * size < p.looked) | (p.looked != p.looked)
+        # A kink higher up may have looked like noise.
+        stale = stale | ((p.noise > _MUCH * fallen) & (size + p.noise < p.looked))
         rows = ended & stale & (p.measured < _MEASUREMENTS) & fn.isfinite(state.value)
         rows = rows & fn.logical_not(left)
         if run.solver.takes_noise and space.any(rows):
