@@ -81,7 +81,7 @@ class Restarts:
         self.departed = fn.where(elsewhere, best.value, self.departed)
         unit = {}
         if run.solver.rescales:
-            unit["unit"] = units.of_variables(space, best.x, p.extent)
+            unit["unit"] = units.of_run(run, best.x)
             if space.batched:
                 state = run.solver.in_units(space, state)
         fresh = run.afresh(best.x, best.value, best.gradient, **unit)
