@@ -260,6 +260,8 @@ class NoiseLooks:
         p, (solver, state) = run.standing.progress, self.visits.smooth()
         space, fn = run.space, run.space.scalars
         rows = (p.status == _GRADIENT) | (p.status == _PRECISION)
+        if not space.any(rows):
+            return False
         rows = rows & ((p.noise > 0.0) | self._narrow())
         unit = units.of_variables(space, state.x, p.extent)
         down = space.xp.where(state.gradient > 0.0, -unit, unit)

@@ -64,6 +64,8 @@ class Restarts:
         part = 4.0 * run.criteria.eps
         least = stopping.negligible(fn, run.criteria, p, best.value, part)
         enough = looked & (self.departures > 2) & (gain <= least)
+        if run.objective.differs:
+            enough = enough | (looked & (state.value - best.value <= least))
         enough = enough & (p.claim != DOUBTED) & (p.claim != _LINE_SEARCH)
         run.note(p._replace(status=fn.where(enough, _PRECISION, p.status)))
         elsewhere = elsewhere & fn.logical_not(enough)
