@@ -52,8 +52,8 @@ def of_variables(space: Space, x: Array, extent: Any) -> Array:
 
 
 def of_run(run: Run, x: Array) -> Array:
-    """The unit of each variable of a run at x: its size or, if differences have found it, the length
-    over which the function bends."""
+    """The unit of each variable of a run at x: its size or, once differences have found it, the
+    length over which the function bends."""
     size = of_variables(run.space, x, run.standing.progress.extent)
     if not run.objective.differs or run.objective.differences.known.lengths is None:
         return size

@@ -124,7 +124,6 @@ def test_narrow_lines_by_differences(
     centre: float, width: float, jac: str, method: str
 ) -> None:
     """The size of the centre says nothing of how far it may move, nor does a background of 0."""
-    successes = 0
     for seed in range(5):
         x = width * np.linspace(-10.0, 10.0, 101)
 
@@ -140,9 +139,7 @@ def test_narrow_lines_by_differences(
 
         start = np.array([8e3, centre + 0.3 * width, 1.5 * width, 0.0])
         res = lx.minimize(chi2, start, jac=jac, method=method)
-        assert not res.success or res.fun <= chi2(truth)
-        successes += res.success
-    assert successes >= 3
+        assert res.success and res.fun <= chi2(truth)
 
 
 X = np.asarray([77.6, 114.9, 141.1, 190.8, 239.9, 289.0, 332.8, 378.4, 434.8, 477.3, 536.8, 593.1,
