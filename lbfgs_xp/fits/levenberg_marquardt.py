@@ -547,11 +547,14 @@ def look(
         promised = promised - space.dot(half * of_rows, r * of_residuals)
         off, sizes = off - half, sizes + norm(space, half)
     hidden = _hidden(space, x, residuals, columns, noise)
-    agrees = agreement.follows_slopes(norm(space, off), sizes, hidden)
+    off = norm(space, off)
+    agrees = agreement.follows_slopes(off, sizes, hidden)
+    # If rounding were all that agrees, it would show in how well.
+    clear = agreement.follows_slopes(off, sizes) & (sizes > hidden)
     level = _level(settings, space, x, residuals, columns, noise)
     _, decrease = settings.loss.decrease(space, residuals, residuals_there)
     lower = agrees & (promised > level) & (decrease > 0.5 * promised)
-    return agrees, sizes > _VISIBLE * hidden, lower
+    return agrees, clear | (sizes > _VISIBLE * hidden), lower
 
 
 def aside(

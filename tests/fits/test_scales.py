@@ -64,6 +64,30 @@ def test_a_time_stamp_has_its_error(centre: float, width: float, jac: Any) -> No
     assert res.stderr[1] / width == pytest.approx(wanted.stderr[1], rel=2e-2)
 
 
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_centre_between_two_numbers(seed: int, given: bool) -> None:
+    """Where the numbers next to a parameter are about as far apart as its standard error."""
+    centre, u = 4.3e14, np.linspace(-200.0, 200.0, 201)
+
+    def line(x: Any, a: Any, c: Any, w: Any, b: Any) -> Any:
+        return a / (1.0 + ((x - c) / w) ** 2) + b
+
+    def jac(x: Any, a: Any, c: Any, w: Any, b: Any) -> Any:
+        u = (x - c) / w
+        d = 1.0 / (1.0 + u * u)
+        return np.stack(
+            [d, 2.0 * a * d * d * u / w, 2.0 * a * d * d * u * u / w, np.ones_like(u)], axis=-1
+        )
+
+    y = line(u, 1.0, 31.0, 20.0, 0.1) + 0.01 * np.random.default_rng(seed).normal(size=201)
+    wanted = lx.curve_fit(line, u, y, [0.8, 0.0, 40.0, 0.0], jac=jac)
+    res = lx.curve_fit(
+        line, centre + u, y, [0.8, centre, 40.0, 0.0], jac=jac if given else None
+    )
+    assert res.success and abs(res.x[1] - centre - wanted.x[1]) <= 0.0625
+
+
 @pytest.mark.parametrize("size", [1e-12, 1e-9, 1e-3, 1e3])
 def test_data_of_any_size_in_float32(size: float) -> None:
     x = np.linspace(0.0, 4.0, 25, dtype=np.float32)
