@@ -353,3 +353,19 @@ def test_a_run_by_differences_resumes_as_if_it_had_not_stopped(
             res = lx.minimize(fun, first.x, jac=jac, method=method, state=first.state)
             np.testing.assert_array_equal(res.x, whole.x)
             assert res.status is whole.status
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_differences_of_0_are_no_proof_of_a_minimum(method: str) -> None:
+    """A model in float32 changes in steps, and on each of them all differences are 0."""
+    rng = np.random.default_rng([5, 80])
+    n = int(rng.integers(2, 7))
+    a, centre = rng.normal(size=(n, n)), rng.normal(size=n)
+    weights, start = 10.0 ** rng.uniform(-1.0, 1.0, n), centre + rng.normal(size=n)
+
+    def fun(x: np.ndarray) -> float:
+        u = a @ (x - centre)
+        return float(np.float32(7.51313481123532 * np.sum(weights * (u**4 + 0.01 * u**2))))
+
+    res = lx.minimize(fun, start, jac="2-point", method=method)
+    assert not res.success or res.fun < 1e-6 * fun(start)
