@@ -33,8 +33,7 @@ class Restarts:
         self.departed = value
 
     def from_best(self) -> bool:
-        """Restart from the best point if a run has settled elsewhere. Return whether any problem has
-        restarted.
+        """Restart from the best point if a run has settled elsewhere; return whether any has.
 
         A rejected trial, in another valley, may be lower than everything that came after it. The
         run never restarts from the same point twice: it would only take the same path again.
