@@ -120,6 +120,7 @@ class State(NamedTuple):
     differences : what the differences know of fun.
     progress : the progress of the run, which gives the units of f.
     x_scale : the scale of the variables, in a form that can be compared.
+    looks : what the second looks know.
     """
 
     solver: Any
@@ -131,6 +132,7 @@ class State(NamedTuple):
     differences: Any = None
     progress: Any = None
     x_scale: Any = None
+    looks: Any = None
 
     def to_saved(self) -> tuple:
         """What a file holds of it; the solver is known by its settings."""
@@ -155,8 +157,11 @@ class State(NamedTuple):
         moved = placed((state.solver_state, state.best, state.progress), space, layout.size)
         solver_state, best, progress = moved
         known = map_leaves(functools.partial(as_own, space.backend), state.differences)
+        looks = state.looks and {
+            name: placed(value, space, layout.size) for name, value in state.looks.items()
+        }
         return state._replace(
-            solver_state=solver_state, best=best, progress=progress, differences=known
+            solver_state=solver_state, best=best, progress=progress, differences=known, looks=looks
         )
 
 

@@ -39,6 +39,8 @@ _RUNNING = int(Status.RUNNING)
 _MESSAGES = {int(member): member.message for member in Status}
 # Finite trials in one search after which finite differences are no longer trusted.
 _DOUBTFUL = 8
+# Differences are those of an earlier run if they differ by at most this part of the largest.
+_ALIKE = 0.1
 
 
 class Run:
@@ -173,7 +175,7 @@ class Run:
         (extent,) = space.later(space.max_abs(start))
         same: Any = False
         if earlier is not None:
-            same = space.equal_later(gradient, earlier.solver_state.gradient)
+            same = self._is_same(gradient, earlier.solver_state.gradient)
         inner = self.state_at(start, value, gradient, learned)
         if not now(unchanged):
             raise ValueError(
@@ -191,6 +193,9 @@ class Run:
             # Several runs may resume from a state, and each overwrites what it has learned.
             inner = solver.resume(earlier.solver_state)
             resumed = earlier.progress
+            if earlier.differences is not None:
+                # What they have just measured once more.
+                objective.differences.known = earlier.differences
             best, self.aux = earlier.best, self.aux._replace(value=earlier.aux)
         progress = stopping.start(
             space.scalars, self.criteria, inner.value, inner.gradient_norm, now(extent),
@@ -199,8 +204,19 @@ class Run:
         objective.in_products = 0
         self.standing = Standing(inner, progress, best)
         self.second_look = SecondLook(self)
+        if resumed is not None and earlier is not None and earlier.looks is not None:
+            self.second_look.memory = earlier.looks
         if objective.differs and resumed is None:
             self.second_look.noise.look_at_differences()
+
+    def _is_same(self, gradient: Array, known: Array) -> Any:
+        """Whether a gradient is that of an earlier run at the same point. Differences are about the
+        same, because they know more now."""
+        space = self.space
+        if not self.objective.differs:
+            return space.equal_later(gradient, known)
+        off, size = space.read(space.max_abs(gradient - known), space.max_abs(known))
+        return space.scalars.every(off <= _ALIKE * size)
 
     def try_at(self, x: Array) -> tuple[Any, Any, float]:
         """Value and aux at x, and how many seconds they take."""
@@ -491,7 +507,7 @@ class Run:
         return State(
             self.solver, self.space, standing.solver_state, standing.best, aux,
             self._forward and not self.objective.forward, known, standing.progress,
-            self.layout.scale_key,
+            self.layout.scale_key, self.second_look.memory,
         )
 
     def _code(self) -> Any:

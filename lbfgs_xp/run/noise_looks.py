@@ -255,7 +255,8 @@ class NoiseLooks:
     def look_far(self) -> bool:
         """Look for a lower value far away, to both sides, where a run has ended well although the
         function seems to bend over lengths much shorter than its variables: waves that are small
-        but short have minima everywhere. Return whether one was found."""
+        but short have minima everywhere. So has a function that changes in steps, on each of which
+        all differences are 0. Return whether one was found."""
         run = self.run
         if not run.objective.differs or run.objective.differences.step is not None:
             return False
@@ -264,7 +265,7 @@ class NoiseLooks:
         rows = (p.status == _GRADIENT) | (p.status == _PRECISION)
         if not space.any(rows):
             return False
-        rows = rows & ((p.noise > 0.0) | self._narrow())
+        rows = rows & ((p.noise > 0.0) | (state.gradient_norm == 0.0) | self._narrow())
         unit = units.of_variables(space, state.x, p.extent)
         down = space.xp.where(state.gradient > 0.0, -unit, unit)
         # The gradient may be wrong in each variable; then the way down may be neither its own nor

@@ -10,7 +10,7 @@ from typing import Any
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.result import FLAT, Status
-from lbfgs_xp.run import agreement, units
+from lbfgs_xp.run import agreement, stopping, units
 from lbfgs_xp.run.measuring import Measuring
 from lbfgs_xp.run.units import Descent
 from lbfgs_xp.run.visits import Visits
@@ -32,6 +32,14 @@ _STEPS, _GROWS, _NEARLY = 6, 2.0, 1e4
 # the value has fallen by this factor and is larger than the promise by the next, if they make the
 # promise grow by the last: a start far away makes any gradient on the floor of a valley seem small.
 _FALLEN, _LARGER, _LEAP = 1e6, 1e3, 1e4
+# A smaller factor shows it where second derivatives shape the steps, which find the floor sooner,
+# or where a small gradient has already turned out not to be that of a minimum.
+_FALLEN_MORE = 1e3
+# In float32, eps of such a fall is large. While a step changes x by more than this part of it, all
+# that rounding does not hide matters.
+_PART, _SHARE = 2.0**-14, 0.1
+# float64 has digits to spare: see `plan.relative_tolerance`.
+_DIGITS = 1e-10
 # A promise counts if it exceeds what does not matter by this factor.
 _ENOUGH = 4.0
 # A step by this many times the rounding of x shows nothing.
@@ -70,13 +78,15 @@ class Promises:
         # If a step would still change x visibly, how far the value has fallen shows nothing: the
         # start may be higher by any factor than all that matters.
         least = _HIDDEN * space.backend.eps * space.xp.abs(state.x)
-        reach, size, seen = space.read(
+        reach, size, share, step, seen = space.read(
             space.max_abs(descent.way), space.max_abs(state.x),
+            space.max_abs(descent.way / unit), space.max_abs((state.trial - state.x) / unit),
             space.max_abs(space.xp.where(
                 space.xp.abs(descent.way) > least, descent.way, 0.0 * descent.way
             )),
         )
-        far = reach > self.visits.visible(p, size)
+        coarse = (p.claim == _GRADIENT) & self._started_far() & (space.backend.eps > _DIGITS)
+        far = (reach > self.visits.visible(p, size)) | (coarse & (share > _PART))
         if run.objective.differs:
             far = far & fn.logical_not(self._is_within_differences(descent.way, unit))
         hidden = agreement.hidden_by_rounding(fn, space.backend, state.value)
@@ -84,7 +94,7 @@ class Promises:
         wanted = (p.status == _RUNNING) & asks & (descent.decrease > level)
         # Nor does a gradient that the rounding of x explains.
         wanted = wanted & (seen > 0.0)
-        wanted = self._postpone(wanted, far, level)
+        wanted = self._postpone(wanted, far, level, coarse, step)
         return unit, self._seek(descent, wanted, level, cut)
 
     def _settle(self, unit: Array) -> bool:
@@ -117,7 +127,7 @@ class Promises:
         descent = units.descent(space, inner, unit)
         p = run.standing.progress
         size, small = fn.abs(state.value), p.claim == _GRADIENT
-        started_far = fn.abs(p.first_value) > _FALLEN * size
+        started_far = self._started_far()
 
         def step(
             _: int, going: Any, descent: Descent, cut: Any, kept: Descent
@@ -148,25 +158,40 @@ class Promises:
         _, cut, kept = run.repeat(_STEPS, step, going, descent, no, descent)
         return kept, cut
 
-    def _postpone(self, wanted: Any, far: Any, level: Any) -> Any:
+    def _started_far(self) -> Any:
+        """Whether the value has fallen by such a factor that the start shows nothing about it."""
+        run, p, (_, state) = self.run, self.run.standing.progress, self.visits.smooth()
+        fn, solver = run.space.scalars, run.solver
+        factor = fn.where(p.flat > 0, fn.full(_FALLEN_MORE, state.value), _FALLEN)
+        if solver.needs_hessian or solver.needs_products:
+            factor = _FALLEN_MORE
+        return fn.abs(p.first_value) > factor * fn.abs(state.value)
+
+    def _postpone(self, wanted: Any, far: Any, level: Any, coarse: Any, step: Any) -> Any:
         """Continue with a smaller tolerance if a small gradient is not that of a minimum, because
         the start was much steeper than everything after it. Return which promises are left.
 
-        wanted : which problems promise a decrease above the level.
+        wanted : which problems promise a decrease that matters.
         far : in which of them the way to it would change x visibly.
+        coarse : where eps of what the value has fallen shows nothing.
+        step : the largest part of a variable by which the next trial changes it.
         """
         run, p, (solver, state) = self.run, self.run.standing.progress, self.visits.smooth()
         space, fn, eps = run.space, run.space.scalars, run.space.backend.eps
         early = wanted & (p.claim == _GRADIENT) & (far | (p.flat < _LATER))
         # The run itself may know better: the steepest variables may hide the others in these
         # units, too.
-        own = solver.promise(space, state) > level
+        own = solver.promise(space, state)
+        visible = stopping.hidden(fn, run.criteria, p, state.value)
+        # The steps along the floor of a curved valley are short, and promise only a part.
+        shows = coarse & ((step > _PART) | (own < _SHARE * fn.abs(state.value)))
+        own = own > fn.where(shows, visible, level)
         own = own & (p.status == _RUNNING) & (p.claim == _GRADIENT) & (p.flat < _OWN)
         # The errors of differences promise much.
         own = own & (not run.objective.differs)
         early = early | own
         norm = state.gradient_norm
-        gtol = eps**0.25 * norm
+        gtol = fn.where(coarse, eps**0.5, eps**0.25) * norm
         if run.objective.differs:
             # What is left may be the error of differences. That of forward ones shows nothing.
             errors = self.visits.rounding_of_differences(state)
@@ -179,7 +204,7 @@ class Promises:
         run.note(p._replace(
             status=fn.where(early, FLAT, p.status),
             flat=fn.where(early, p.flat + 1, p.flat),
-            first_value=fn.where(early, state.value, p.first_value),
+            first_value=fn.where(early & fn.logical_not(coarse), state.value, p.first_value),
             first_norm=fn.where(early, norm, p.first_norm),
             highest_norm=fn.where(early, norm, p.highest_norm),
             gtol=fn.where(early, gtol, p.gtol),

@@ -33,7 +33,7 @@ class Restarts:
         self.departed = value
 
     def from_best(self) -> bool:
-        """Restart from the best point if a run has settled elsewhere.
+        """Restart from the best point if a run has settled elsewhere; return whether any has.
 
         A rejected trial, in another valley, may be lower than everything that came after it. The
         run never restarts from the same point twice: it would only take the same path again.
@@ -70,7 +70,7 @@ class Restarts:
         run.note(p._replace(status=fn.where(enough, _PRECISION, p.status)))
         elsewhere = elsewhere & fn.logical_not(enough)
         elsewhere = elsewhere & (best.value < self.departed) & (self.departures < _DEPARTURES)
-        return run.once(elsewhere, self._restart, looked) and run.is_running()
+        return run.once(elsewhere, self._restart, looked)
 
     def _restart(self, elsewhere: Any, looked: Any) -> None:
         """Restart these problems from their best points.

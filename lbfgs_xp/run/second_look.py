@@ -63,14 +63,14 @@ class SecondLook:
             if run.is_running():
                 return True
         begun = self._confirm()
-        if run.is_running() or self.restarts.from_best():
+        if run.is_running() or (self.restarts.from_best() and run.is_running()):
             return True
         # A problem that has begun again may have ended at once, which is a claim again.
         begun = self.central.switch() or begun
         if begun:
             return run.is_running() or self.resumes()
         if self.noise.look_far() and self.restarts.from_best():
-            return True
+            return run.is_running() or self.resumes()
         given_steps.explain(self.visits)
         return False
 

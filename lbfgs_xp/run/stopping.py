@@ -134,6 +134,9 @@ def start(
             claim=p.claim, earlier=resumed.earlier + resumed.nit,
             gtol=resumed.gtol if criteria.relative > 0.0 else p.gtol,
         )
+        if criteria.error > criteria.eps:
+            # The budget may have ended when central differences had just taken over.
+            p = where_small(fn, criteria, p, norm)
     return budgets(fn, criteria, p)
 
 

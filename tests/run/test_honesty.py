@@ -617,3 +617,57 @@ def test_a_start_far_away_makes_no_gradient_small(start: tuple, method: str) -> 
 
     res = lx.minimize(fun, np.asarray(start), jac=True, method=method)
     assert not res.success or res.fun < 1e-6
+
+
+def _valley(x: np.ndarray) -> Any:
+    off, gradient = x[..., 1:] - x[..., :-1] ** 2, np.zeros_like(x)
+    gradient[..., :-1] = -400.0 * x[..., :-1] * off - 2.0 * (1.0 - x[..., :-1])
+    gradient[..., 1:] += 200.0 * off
+    value = np.sum(100.0 * off * off + (1.0 - x[..., :-1]) ** 2, axis=-1)
+    return value, gradient
+
+
+def _valley_hessian(x: np.ndarray) -> np.ndarray:
+    hessian = np.diag(np.append(1200.0 * x[:-1] ** 2 - 400.0 * x[1:] + 2.0, 0.0))
+    hessian += np.diag(np.append(0.0, np.full(x.size - 1, 200.0)))
+    return hessian - np.diag(400.0 * x[:-1], 1) - np.diag(400.0 * x[:-1], -1)
+
+
+def _bowl(x: np.ndarray) -> Any:
+    u = x - 2.0
+    return np.sum(u**4 + 0.01 * u**2, axis=-1), 4.0 * u**3 + 0.02 * u
+
+
+def _bowl_hessian(x: np.ndarray) -> np.ndarray:
+    return np.diag(12.0 * (x - 2.0) ** 2 + 0.02)
+
+
+FAR = [(-30.0, 5.0), (250.0, -40.0), (1e3, -1e3), (40.0, -7.0, -60.0), (1e4, -1e3, -1e5)]
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "bfgs", "newton"])
+@pytest.mark.parametrize("unit", [1e-4, 1.0, 1e4])
+def test_in_float32_a_start_far_away_makes_no_gradient_small(method: str, unit: float) -> None:
+    """What eps of the fall from there would hide, a run from the end would find."""
+    one = np.float32(unit)
+    for fun, curved in ((_valley, _valley_hessian), (_bowl, _bowl_hessian)):
+        for start in FAR:
+            def scaled(x: np.ndarray, fun: Any = fun) -> Any:
+                value, gradient = fun(x)
+                return one * value, one * gradient
+
+            def hessian(x: np.ndarray, curved: Any = curved) -> Any:
+                return one * curved(x)
+
+            more: Any = {"hess": hessian} if method == "newton" else {}
+            x0 = np.asarray(start, dtype=np.float32)
+            res = lx.minimize(scaled, x0, jac=True, method=method, maxiter=400, **more)
+            assert not res.success or res.fun < 1e-3 * unit, (start, res.fun / unit, res.message)
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "bfgs", "projected_gradient"])
+def test_in_float32_no_row_of_a_batch_trusts_a_start_far_away(method: str) -> None:
+    starts = np.asarray([start for start in FAR if len(start) == 3], dtype=np.float32)
+    for fun in (_valley, _bowl):
+        res = lx.minimize(fun, starts, jac=True, method=method, batched=True, maxiter=3000)
+        assert np.all(~res.success | (res.fun < 1e-3))

@@ -353,3 +353,45 @@ def test_small_waves_have_minima_everywhere(seed: int, jac: Any) -> None:
     for method in METHODS:
         res = lx.minimize(fun, start, jac=jac, method=method)
         assert not res.success or res.fun <= 10.0 * size * start.size, (method, res.x)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("noise", [0.0, 1e-5])
+def test_a_run_by_differences_resumes_as_if_it_had_not_stopped(
+    method: str, jac: Any, kind: Any, noise: float
+) -> None:
+    """Whatever they and the looks have found out: lengths, noise, how far the value fell."""
+    rng = np.random.default_rng(14)
+    a, noisy = rng.normal(size=(3, 3)), repeatable(noise)
+
+    def fun(x: np.ndarray) -> Any:
+        u = a.astype(x.dtype) @ (x - kind(1.0))
+        return kind(noisy(x, np.sum(u**4 + kind(0.01) * u**2)))
+
+    start = kind(1.0) + rng.normal(size=3).astype(kind)
+    whole = lx.minimize(fun, start, jac=jac, method=method)
+    assert whole.nit > 10
+    for cut in range(3, whole.nit, 7):
+        first = lx.minimize(fun, start, jac=jac, method=method, maxiter=cut)
+        if first.status is Status.ITERATIONS:
+            res = lx.minimize(fun, first.x, jac=jac, method=method, state=first.state)
+            np.testing.assert_array_equal(res.x, whole.x)
+            assert res.status is whole.status
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_differences_of_0_are_no_proof_of_a_minimum(method: str) -> None:
+    """A model in float32 changes in steps, and on each of them all differences are 0."""
+    rng = np.random.default_rng([5, 80])
+    n = int(rng.integers(2, 7))
+    a, centre = rng.normal(size=(n, n)), rng.normal(size=n)
+    weights, start = 10.0 ** rng.uniform(-1.0, 1.0, n), centre + rng.normal(size=n)
+
+    def fun(x: np.ndarray) -> float:
+        u = a @ (x - centre)
+        return float(np.float32(7.51313481123532 * np.sum(weights * (u**4 + 0.01 * u**2))))
+
+    res = lx.minimize(fun, start, jac="2-point", method=method)
+    assert not res.success or res.fun < 1e-6 * fun(start)
