@@ -38,7 +38,7 @@ class NumPyBackend(InPlaceBackend):
     def own(self, array: Array) -> Array:
         """A copy; many short rows are copied to Fortran order, so that operations run across the
         rows rather than along each."""
-        return array.copy("F" if _are_narrow(array) else "C")
+        return array.copy("F" if array.ndim == 2 and _are_narrow(array) else "C")
 
     @staticmethod
     def take(array: Array, indices: Array) -> Array:
@@ -70,8 +70,8 @@ class NumPyBackend(InPlaceBackend):
         return super().max_abs(array)
 
     def are_finite(self, arrays: Sequence[Array]) -> bool:
-        # One pass is enough unless the sum overflows.
-        return all(math.isfinite(np.add.reduce(array, axis=None)) for array in arrays) or (
+        # One pass is enough unless the squares overflow.
+        return all(math.isfinite(np.vdot(array, array)) for array in arrays) or (
             super().are_finite(arrays)
         )
 

@@ -188,13 +188,13 @@ class Differences:
         bounds : None, or (lower, upper), (..., n) each, between which to call the function.
         may_call : whether the budget allows this many calls for differences taken again.
         """
+        tried = None
+        if self._is_small(x, variation, central, bounds):
+            slopes, tried = self._on_floats(x, value, variation)
+            if tried is None:
+                return slopes
         self._caller = np.geterr()
         with np.errstate(all="ignore"):    # the values may be infinite
-            tried = None
-            if self._is_small(x, variation, central, bounds):
-                slopes, tried = self._on_floats(x, value, variation)
-                if tried is None:
-                    return slopes
             central = central or self.known.bends is not None
             return self._derivatives(x, value, variation, central, bounds, may_call, tried)
 
@@ -499,18 +499,19 @@ class Differences:
             h.append(max(reach * math.sqrt(share), _LEAST * eps * size))
         there = x + np.asarray(h, x.dtype)
         steps = there - x
-        points = np.where(_identity(x.shape[0]), there, x)
-        with np.errstate(**self._caller):
-            values = [self._array(self.function(point)) for point in points]
-        slopes = np.asarray(values)
-        slopes -= value
-        inverse = 1.0 / steps
-        slopes *= inverse[:, None]
-        finite = backend.are_finite((slopes,))
-        if looks or not finite:
+        values = [self.function(point) for point in np.where(_identity(x.shape[0]), there, x)]
+        with np.errstate(all="ignore"):    # they may be infinite
+            slopes = np.asarray(values, x.dtype)
+            slopes -= value
+            slopes *= (1.0 / steps)[:, None]
+            finite = backend.are_finite((slopes,))
+            changes = [] if finite and not looks else [
+                float(backend.max_abs(f - value)) for f in values
+            ]
+        if changes:
             judged = [
-                _judged_one(eps, noise, change, max(size, 1.0), reach, step, f - value, backend)
-                for size, reach, step, f in zip(sizes, length, steps.tolist(), values, strict=True)
+                _judged_one(eps, noise, change, max(size, 1.0), *each)
+                for size, *each in zip(sizes, length, steps.tolist(), changes, strict=True)
             ]
             suggested, again, bad = map(list, zip(*judged, strict=True))
             due = due or (not first and not finite)
@@ -712,11 +713,11 @@ class Differences:
 
 def _judged_one(
     eps: float, noise: float, variation: float, most: float, length: float, step: float,
-    change: Array, backend: Backend,
+    seen: float,
 ) -> tuple[float, bool, bool]:
     """`Differences._judged` of one forward difference on floats: the length that it suggests,
-    whether to take it again, and whether it is not finite. change : f(x + step) - f(x)."""
-    seen, limit = float(backend.max_abs(change)), eps**_OFF
+    whether to take it again, and whether it is not finite. seen : |f(x + step) - f(x)|."""
+    limit = eps**_OFF
     bad, rate, suggested = not math.isfinite(seen), 0.0, max(most, length)
     if seen > _VISIBLE * noise:
         rate = seen * (1.0 / abs(step) if step else 0.0)
