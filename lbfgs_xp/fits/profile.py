@@ -179,7 +179,7 @@ def _tied_ends(analysis: Analysis, best: Best, sides: Sides, rise: np.ndarray) -
     ends = ends_of(analysis, Targets(
         numbers, send(x), send(slopes), None, send(starts), send(best.cost[numbers]), send(limits),
         (places, signs),
-    ))
+    ), best.stderr)
     x = np.where(known[:, None], ends.x, x)
     values = _numbers_of(analysis, x)[np.arange(numbers.size), places]
     done = known & ends.found
@@ -257,7 +257,7 @@ def _ends(
         ends = ends_of(analysis, Targets(
             numbers, send(x), send(directions), None if held is None else send(held, xp.bool),
             send(starts), send(best.cost[numbers]), send(limits),
-        ))
+        ), best.stderr)
         done = ends.found & known
         x = np.where(done[:, None], ends.x, x)
         values[done] = ends.x[each, places][done]

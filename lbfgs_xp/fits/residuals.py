@@ -117,7 +117,7 @@ class Residuals:
         self._count = 0
         self.directions: Any = None
         self.names: tuple[str, ...] = ()
-        self.differences = Differences(self.backend, self._without_data, least=0.0)
+        self.differences = Differences(self.backend, self._borrowed, least=0.0)
         if self.jac is None:
             self._automatic = self.backend.jacobian(
                 compiled, evaluate_residuals, fun, layout, False
@@ -204,7 +204,9 @@ class Residuals:
     def __call__(self, x: Array) -> Array:
         """The residuals (B, m) at x (B, p)."""
         differenced = self.data is not None and isinstance(self.jac, str)
-        found = self._without_data(x) if differenced else self._found(x, self._evaluate)
+        found = self._without_data(x) if differenced else (
+            self.backend.own(self._found(x, self._evaluate))
+        )
         if differenced or self.likelihood is not None:
             self._latest = x, found
         if differenced:
@@ -271,6 +273,10 @@ class Residuals:
 
     def _without_data(self, x: Array) -> Array:
         """What fun returns before the data are subtracted."""
+        return self.backend.own(self._borrowed(x))
+
+    def _borrowed(self, x: Array) -> Array:
+        """The same, which the next call may overwrite."""
         return self._found(x, self._evaluate_without_data)
 
     def _found(self, x: Array, evaluate: Callable) -> Array:
@@ -288,7 +294,6 @@ class Residuals:
         if not backend.on_host:
             backend.check_device(found, "what residuals returned")
             found = backend.detach(found)
-        found = backend.own(found)
         if found.ndim != x.ndim:
             found = backend.xp.reshape(found, (*x.shape[:-1], -1))
         if found.shape[-1] != self._count:
@@ -322,15 +327,15 @@ class Residuals:
         return columns
 
     def serves(self, x: Array) -> Array | None:
-        """Where the last differences serve at x, too, a mask (B,): within the steps to one side over
-        which they were taken, their errors are as large as at their own point. None: nowhere."""
+        """Where the last differences serve at x, too, a mask (B,): within the steps to one side
+        over which they were taken, their errors are as large as at their own point. None: nowhere.
+        """
         differences = self.differences
-        lengths = differences.known.lengths
-        if self.jac != "2-point" or self.directions is not None or lengths is None:
+        if self.jac != "2-point" or self.directions is not None or not differences.are_measured:
             return None
-        if differences.step is not None or differences.stretch != 1.0 or lengths.at.shape != x.shape:
+        xp, lengths = self.layout.xp, differences.known.lengths
+        if lengths is None or lengths.at.shape != x.shape:
             return None
-        xp = self.layout.xp
         return xp.all(xp.abs(x - lengths.at) <= xp.abs(differences.span), axis=-1)
 
     def jacobian(self, x: Array, residuals: Array) -> Array:
@@ -404,8 +409,8 @@ class Residuals:
 
     def _stacked(self, x: Array, *rest: Any) -> Array:
         """The differences at x as one array, along the last axis but one."""
-        found = self.differences(x, *rest)
-        return found if is_array(found) else self.layout.xp.stack(found, axis=-2)
+        xp, found = self.layout.xp, self.differences(x, *rest)
+        return xp.moveaxis(found, 0, -2) if is_array(found) else xp.stack(found, axis=-2)
 
     def turn(self, directions: Any) -> None:
         """Take differences along the columns of T, given (T, T^-1)."""
@@ -428,7 +433,7 @@ class Residuals:
     def _at_turned(self, y: Array) -> Array:
         """The residuals before the data are subtracted, at these coordinates along the columns."""
         (x, start), (to_x, _) = self._origin, self.directions
-        return self._without_data(
+        return self._borrowed(
             x + self.layout.xp.matmul(to_x, (y - start)[..., None])[..., 0]
         )
 
