@@ -38,7 +38,7 @@ class NumPyBackend(InPlaceBackend):
     def own(self, array: Array) -> Array:
         """A copy; many short rows are copied to Fortran order, so that operations run across the
         rows rather than along each."""
-        return array.copy("F" if array.ndim == 2 and _are_narrow(array) else "C")
+        return array.copy("F" if _are_narrow(array) else "C")
 
     @staticmethod
     def take(array: Array, indices: Array) -> Array:

@@ -47,8 +47,8 @@ _SURPRISING = 5.0
 # Where between the best point and an end the cost is looked at, and how many times as far as the
 # limit it may have risen there: behind a pole or a barrier there may be another region.
 _BETWEEN, _HIGH = (0.5, 0.8, 0.93), 1.5
-# One look is enough if the first step was shorter than this: the cost and its slopes were then, all
-# the way from the best point, those of the parabola.
+# One look is enough if the first step was shorter than this: cost and slopes at the start of the
+# search are then those that the covariance predicts.
 _EXPECTED = 0.1
 # By how much of a gradient a bound may seem to hold a parameter against its will.
 _SLACK = 1e-2
@@ -100,17 +100,20 @@ class Ends(NamedTuple):
     where: np.ndarray
 
 
-def ends_of(analysis: Analysis, targets: Targets, stderr: np.ndarray) -> Ends:
-    """Look for the ends of intervals; stderr : the standard errors (B, p) of the fits."""
+def ends_of(analysis: Analysis, targets: Targets, lengths: np.ndarray) -> Ends:
+    """Look for the ends of intervals.
+
+    lengths : (B, p), over which the residuals of the fits bend, on the host; nan: not known.
+    """
     parts = []
     for group in analysis.groups(targets.numbers):
         space = Space(analysis.backend, batched=True)
         part = space.take(targets[1:7], group)
-        parts.append(_of_group(analysis, targets.renewed(group, part), stderr))
+        parts.append(_of_group(analysis, targets.renewed(group, part), lengths))
     return Ends(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
-def _of_group(analysis: Analysis, targets: Targets, stderr: np.ndarray) -> Ends:
+def _of_group(analysis: Analysis, targets: Targets, bends: np.ndarray) -> Ends:
     backend = analysis.backend
     space, xp, to_host = Space(backend, batched=True), backend.xp, backend.to_host
     loss, accuracy = analysis.settings.loss, analysis.settings.accuracy
@@ -127,9 +130,7 @@ def _of_group(analysis: Analysis, targets: Targets, stderr: np.ndarray) -> Ends:
     alive = np.arange(size)
     box = analysis.box_of(targets.numbers)
     x, before = _inside(xp, targets.starts, box), targets.best
-    objective = analysis.rows(targets.numbers, x)
-    # Along each parameter, the residuals change by their size over a few standard errors.
-    objective.bends_over(stderr[targets.numbers])
+    objective = analysis.rows(targets.numbers, x, bends[targets.numbers])
     last = np.ones(size)    # the length of the step to the start
     expected: Any = None
     for _ in range(_MOST):
@@ -158,7 +159,7 @@ def _of_group(analysis: Analysis, targets: Targets, stderr: np.ndarray) -> Ends:
             ends.lowest[alive[lower]] = costs[lower]
             ends.where[alive[lower]] = to_host(x)[lower]
         if expected is None:
-            expected = ~far & (lengths < _EXPECTED)
+            expected = ~far & ~at_bound & (lengths < _EXPECTED)
         # What is still to come, if each step is shorter than the one before by the same factor.
         ratio = np.minimum(lengths / last, _SLOWEST)
         small = ~far & (lengths * ratio / (1.0 - ratio) <= tolerance)

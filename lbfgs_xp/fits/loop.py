@@ -453,7 +453,7 @@ class Fit:
             return self.columns_at(x, residuals)
         needed, served = accepted, here.serves(x)
         if served is not None:
-            needed = needed & space.xp.logical_not(served)
+            needed = needed & space.scalars.logical_not(served)
         if not space.any(needed):
             return self.state.columns
         return self._columns_of(needed, x, residuals)

@@ -326,7 +326,7 @@ class Residuals:
             columns = xp.concat([columns, of_priors], axis=-1)
         return columns
 
-    def serves(self, x: Array) -> Array | None:
+    def serves(self, x: Array) -> Any:
         """Where the last differences serve at x, too, a mask (B,): within the steps to one side
         over which they were taken, their errors are as large as at their own point. None: nowhere.
         """
@@ -336,6 +336,9 @@ class Residuals:
         xp, lengths = self.layout.xp, differences.known.lengths
         if lengths is None or lengths.at.shape != x.shape:
             return None
+        if x.ndim == 1:
+            numbers = zip(*(v.tolist() for v in (x, lengths.at, differences.span)), strict=True)
+            return all(abs(new - old) <= abs(step) for new, old, step in numbers)
         return xp.all(xp.abs(x - lengths.at) <= xp.abs(differences.span), axis=-1)
 
     def jacobian(self, x: Array, residuals: Array) -> Array:

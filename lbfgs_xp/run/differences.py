@@ -199,16 +199,15 @@ class Differences:
             return self._derivatives(x, value, variation, central, bounds, may_call, tried)
 
     def assume(self, x: Array, length: Array) -> None:
-        """Take these lengths (B, n) for those at the next point; near x, where they are not numbers
-        above 0, the sizes of x. For a function of many values."""
+        """Take these lengths (B, n) of a function of many values for those at the next point, which
+        is near x. Rows in which some are not numbers above 0 will be measured."""
         xp = self.backend.xp
         known = (length > 0.0) & xp.isfinite(length)
         length = xp.where(known, length, self._unit(x))
-        nothing = xp.zeros_like(length[..., 0])
-        self.known = Known(
-            Lengths(length, nothing, nothing + 1.0, xp.full_like(length, math.nan)),
-            self.known.noise,
-        )
+        # Lengths are measured at the first point and not at the second.
+        count = xp.astype(xp.all(known, axis=-1), length.dtype)
+        nowhere = xp.full_like(length, math.nan)
+        self.known = Known(Lengths(length, 0.0 * count, count, nowhere), self.known.noise)
 
     @property
     def are_measured(self) -> bool:
@@ -490,7 +489,7 @@ class Differences:
         backend, (lengths, noise, bends) = self.backend, self.known
         if central or bounds is not None or variation is None or self.least > 0.0:
             return False
-        if x.ndim != 1 or x.shape[0] > _SMALL or not backend.reads_are_free:
+        if x.ndim != 1 or x.shape[0] > _SMALL or not backend.on_host:
             return False
         if noise is not None or bends is not None or not self.are_measured:
             return False
