@@ -551,11 +551,10 @@ class Fit:
         if not isinstance(matrix, Products):
             matrix = backend.xp.matrix_transpose(matrix)
         silent = silence.inside & ~self.stationary[:, None]
-        statuses = [_STATUSES[int(code)] for code in codes]
-        messages = [
-            MESSAGES.get(status, status.message) + self._named(of_row)
-            for status, of_row in zip(statuses, silent, strict=True)
-        ]
+        statuses = [_STATUSES[code] for code in codes.tolist()]
+        messages = [MESSAGES.get(status, status.message) for status in statuses]
+        for row in np.flatnonzero(silent.any(axis=-1)):
+            messages[row] += self._named(silent[row])
         layout, calls = self.objective.layout, self.objective.calls
         if layout.batched:
             outer = layout.backend
@@ -596,8 +595,6 @@ class Fit:
 
     def _named(self, silent: np.ndarray) -> str:
         """What a message adds about such parameters."""
-        if not silent.any():
-            return ""
         objective = self.objective
         names = free_names(objective.names, objective.layout)
         found = [name for name, is_silent in zip(names, silent, strict=True) if is_silent]
