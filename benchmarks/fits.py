@@ -3,7 +3,7 @@
 Processor time of one thread, in medians of rounds in which all contenders take turns:
 
 - one fit: a damped oscillation, 200 points, 5 parameters, by finite differences;
-- many such fits at once, compared with a loop over SciPy;
+- many such fits at once, compared with a loop over SciPy; also in two threads, by wall time;
 - Gaussian peaks on 15 x 15 pixels, weighted, with the model as one would write it;
 - very many points, in chunks.
 
@@ -123,14 +123,20 @@ def one_fit(rounds: int) -> None:
     }, rounds))
 
 
-def many_fits(count: int, rounds: int) -> None:
+def oscillations(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Coordinates, data and starts of many damped oscillations."""
     x, model, rng = np.linspace(0.0, 10.0, 200), oscillation(np), np.random.default_rng(0)
     low, high = [1.0, 0.1, 2.0, 0.0, -0.2], [3.0, 0.5, 4.0, 1.0, 0.2]
     truth = rng.uniform(low, high, size=(count, 5))
     y = model(x, *truth.T[..., None]) + 0.05 * rng.normal(size=(count, 200))
     start = truth * rng.uniform(0.8, 1.2, size=(count, 5))
     start[:, 2] = truth[:, 2] * rng.uniform(0.97, 1.03, count)
-    scipy = scipy_fit()
+    return x, y, start
+
+
+def many_fits(count: int, rounds: int) -> None:
+    x, y, start = oscillations(count)
+    model, scipy = oscillation(np), scipy_fit()
 
     def loop(model: Callable) -> None:
         for row, p0 in zip(y[:LOOP], start, strict=False):
@@ -158,6 +164,37 @@ def many_fits(count: int, rounds: int) -> None:
             lambda f: lx.curve_fit(f, *data, batched=True), oscillation(torch), count
         )
     show(f"{count} fits at once", measured(contenders, rounds))
+
+
+def in_threads(count: int, rounds: int) -> None:
+    """Wall time, of which other work on the machine may take much: the least of all rounds."""
+    x, y, start = oscillations(count)
+    model, scipy = oscillation(np), scipy_fit()
+
+    def loop() -> None:
+        for row, p0 in zip(y[:LOOP], start, strict=False):
+            scipy(model, x, row, p0)
+
+    def batch(threads: int) -> Callable[[], object]:
+        return lambda: lx.curve_fit(
+            model, x, y, start, jac="2-point", batched=True, threads=threads
+        )
+
+    contenders = {
+        "SciPy, a loop": (loop, min(LOOP, count)), "NumPy": (batch(1), count),
+        "NumPy, threads=2": (batch(2), count),
+    }
+    least = dict.fromkeys(contenders, np.inf)
+    for _ in range(rounds):
+        for name, (solve, fits) in contenders.items():
+            begin = time.perf_counter()
+            solve()
+            least[name] = min(least[name], (time.perf_counter() - begin) / fits)
+    base = least["SciPy, a loop"]
+    print_table(f"{count} fits at once, wall time", ["", "us / fit", "rate / SciPy's"], [
+        [name, f"{seconds * 1e6:.0f}", f"{base / seconds:.2f}"]
+        for name, seconds in least.items()
+    ])
 
 
 def peaks(count: int, rounds: int) -> None:
@@ -221,6 +258,7 @@ def main() -> None:
     arguments = parser.parse_args()
     one_fit(arguments.rounds)
     many_fits(arguments.fits, arguments.rounds)
+    in_threads(arguments.fits, arguments.rounds)
     peaks(arguments.fits, arguments.rounds)
     large(arguments.points)
     print_machine()

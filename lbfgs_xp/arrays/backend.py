@@ -14,7 +14,7 @@ import functools
 import importlib
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import array_api_compat as compat
@@ -472,6 +472,11 @@ class Backend(Keyed):
         xp = self.xp
         return all(bool(xp.all(xp.isfinite(array))) for array in arrays)
 
+    def changes(self, values: Iterable[Array], since: Array, count: int) -> Any:
+        """By how much each of these values, of which there are `count` and each may overwrite the
+        one before, exceeds `since`: as many arrays, or one with them along its first axis."""
+        return [value - since for value in values]
+
     def dot(self, u: Array, v: Array) -> Array:
         """u . v for many problems: (..., n), (..., n) -> (...)."""
         return u @ v if u.ndim == v.ndim == 1 else self.xp.vecdot(u, v)
@@ -823,6 +828,12 @@ class InPlaceBackend(Backend):
     @staticmethod
     def take(array: Array, indices: Array) -> Array:
         return array[indices]
+
+    def changes(self, values: Iterable[Array], since: Array, count: int) -> Array:
+        found = self.empty((count, *since.shape), since.dtype)
+        for k, value in enumerate(values):
+            self.xp.subtract(value, since, out=found[k])
+        return found
 
     def write_row(self, buffer: Array, index: int, row: Array) -> Array:
         buffer[index] = row

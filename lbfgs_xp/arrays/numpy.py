@@ -44,7 +44,8 @@ class NumPyBackend(InPlaceBackend):
     def take(array: Array, indices: Array) -> Array:
         if array.ndim > 1 and array.flags.f_contiguous:
             return array.T.take(indices, axis=-1).T
-        return array.take(indices, axis=0)
+        # `take` would copy all of an array whose rows do not follow one another.
+        return array.take(indices, axis=0) if array.flags.c_contiguous else array[indices]
 
     def subtract_scaled(self, u: Array, factor: Any, v: Array) -> Array:
         if u.ndim > 1 or u.size < _CACHED:
@@ -70,8 +71,8 @@ class NumPyBackend(InPlaceBackend):
         return super().max_abs(array)
 
     def are_finite(self, arrays: Sequence[Array]) -> bool:
-        # One pass is enough unless the sum overflows.
-        return all(math.isfinite(np.add.reduce(array, axis=None)) for array in arrays) or (
+        # One pass is enough unless the squares overflow.
+        return all(math.isfinite(np.vdot(array, array)) for array in arrays) or (
             super().are_finite(arrays)
         )
 

@@ -340,7 +340,15 @@ class Space(Keyed):
         size = (old[0] if isinstance(old, tuple) else old).shape[0]
         places = np.arange(size)
         places[rows] = size + np.arange(rows.size)
-        return self.take(self.join([old, new]), places)
+
+        def replaced(old: Array, new: Array) -> Array:
+            if not isinstance(old, np.ndarray):
+                return self.take(self.join([old, new]), places)
+            copied = old.copy("K")
+            copied[rows] = new
+            return copied
+
+        return _map_rows(replaced, old, new)
 
     def join(self, trees: Sequence[Any]) -> Any:
         """The rows of several trees, end to end."""

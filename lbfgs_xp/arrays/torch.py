@@ -43,6 +43,10 @@ class TorchBackend(InPlaceBackend):
         super().__init__(array, what, traced)
         self.reads_are_free = array.device.type == "cpu"
 
+    @property
+    def cache_size(self) -> int:
+        return 2**21 if self.reads_are_free else super().cache_size
+
     @staticmethod
     def to_host(array: Array) -> np.ndarray:
         return array.detach().cpu().numpy()

@@ -47,6 +47,9 @@ _SURPRISING = 5.0
 # Where between the best point and an end the cost is looked at, and how many times as far as the
 # limit it may have risen there: behind a pole or a barrier there may be another region.
 _BETWEEN, _HIGH = (0.5, 0.8, 0.93), 1.5
+# One look is enough if the first step was shorter than this: cost and slopes at the start of the
+# search are then those that the covariance predicts.
+_EXPECTED = 0.1
 # By how much of a gradient a bound may seem to hold a parameter against its will.
 _SLACK = 1e-2
 
@@ -97,17 +100,20 @@ class Ends(NamedTuple):
     where: np.ndarray
 
 
-def ends_of(analysis: Analysis, targets: Targets) -> Ends:
-    """Look for the ends of intervals."""
+def ends_of(analysis: Analysis, targets: Targets, lengths: np.ndarray) -> Ends:
+    """Look for the ends of intervals.
+
+    lengths : (B, p), over which the residuals of the fits bend, on the host; nan: not known.
+    """
     parts = []
     for group in analysis.groups(targets.numbers):
         space = Space(analysis.backend, batched=True)
         part = space.take(targets[1:7], group)
-        parts.append(_of_group(analysis, targets.renewed(group, part)))
+        parts.append(_of_group(analysis, targets.renewed(group, part), lengths))
     return Ends(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
-def _of_group(analysis: Analysis, targets: Targets) -> Ends:
+def _of_group(analysis: Analysis, targets: Targets, bends: np.ndarray) -> Ends:
     backend = analysis.backend
     space, xp, to_host = Space(backend, batched=True), backend.xp, backend.to_host
     loss, accuracy = analysis.settings.loss, analysis.settings.accuracy
@@ -124,8 +130,9 @@ def _of_group(analysis: Analysis, targets: Targets) -> Ends:
     alive = np.arange(size)
     box = analysis.box_of(targets.numbers)
     x, before = _inside(xp, targets.starts, box), targets.best
-    objective = analysis.rows(targets.numbers, x)
+    objective = analysis.rows(targets.numbers, x, bends[targets.numbers])
     last = np.ones(size)    # the length of the step to the start
+    expected: Any = None
     for _ in range(_MOST):
         residuals = objective(x)
         jacobian = objective.jacobian(x, residuals)
@@ -151,6 +158,8 @@ def _of_group(analysis: Analysis, targets: Targets) -> Ends:
         if lower.any():
             ends.lowest[alive[lower]] = costs[lower]
             ends.where[alive[lower]] = to_host(x)[lower]
+        if expected is None:
+            expected = ~far & ~at_bound & (lengths < _EXPECTED)
         # What is still to come, if each step is shorter than the one before by the same factor.
         ratio = np.minimum(lengths / last, _SLOWEST)
         small = ~far & (lengths * ratio / (1.0 - ratio) <= tolerance)
@@ -183,19 +192,28 @@ def _of_group(analysis: Analysis, targets: Targets) -> Ends:
         box = analysis.box_of(targets.numbers)
         objective = objective.part(stay, targets.numbers, x)
     ends = _credible(ends, everything, to_host)
-    return ends._replace(found=ends.found & _connected(analysis, space, everything, ends))
+    return ends._replace(found=_connected(analysis, everything, ends, expected))
 
 
-def _connected(analysis: Analysis, space: Space, targets: Targets, ends: Ends) -> np.ndarray:
-    """Whether the cost stays low on the way from the best point to the ends, a mask (R,)."""
-    end = analysis.backend.from_host(np.where(ends.found[:, None], ends.x, 0.0))
-    away = end - targets.best
-    objective = analysis.rows(targets.numbers, targets.best)
-    low = ends.found
+def _connected(
+    analysis: Analysis, targets: Targets, ends: Ends, expected: np.ndarray
+) -> np.ndarray:
+    """The ends that were found and to which the cost stays low on the way from the best point, a
+    mask (R,). expected : those that are about where the covariance says."""
+    backend, space = analysis.backend, Space(analysis.backend, batched=True)
+    low = left = ends.found
     for share in _BETWEEN:
-        residuals = objective(targets.best + share * away)
-        rise = analysis.settings.loss.cost(space, residuals) - targets.cost
-        low = low & np.asarray(analysis.backend.to_host(rise <= _HIGH * targets.rise))
+        if not left.any():
+            break
+        rows = np.flatnonzero(left) if analysis.may_shrink else np.arange(left.size)
+        best, cost, rise = space.take((targets.best, targets.cost, targets.rise), rows)
+        end = backend.from_host(np.where(left[rows, None], ends.x[rows], 0.0))
+        residuals = analysis.rows(targets.numbers[rows], best)(best + share * (end - best))
+        risen = analysis.settings.loss.cost(space, residuals) - cost
+        high = np.zeros(left.size, bool)
+        high[rows] = ~np.asarray(backend.to_host(risen <= _HIGH * rise))
+        low = low & ~(left & high)
+        left = low & ~expected
     return low
 
 

@@ -440,7 +440,8 @@ class Curve:
         return self.model(x, *positional, **named)
 
     def __call__(self, params: Any, x: Any, y: Array, weights: Any) -> Array:
-        found = self.predicted(params, x)
+        positional, named = _arguments(params, self.batched)
+        found = self.model(x, *positional, **named)
         if self.complex:
             found = self._parts(found, y)
         if not returned.is_like(found, y) or found.shape != y.shape:
@@ -501,6 +502,8 @@ class Slopes:
 
 def _arguments(params: Any, batched: bool) -> tuple[list[Any], dict[str, Any]]:
     """The positional and the keyword arguments of the model."""
+    if type(params) is np.ndarray and not batched:
+        return list(params), {}
     if is_array(params):
         each = range(params.shape[-1])
         return [params[:, i, None] if batched else params[i] for i in each], {}

@@ -51,6 +51,8 @@ MESSAGES = {
 }
 # The most elements of a Jacobian for which the algebra of one problem runs on the host.
 _SMALL = 2**16
+# Of more than this part of the rows, columns are evaluated together with those of all others.
+_MOST_OF = 0.9
 # The most parameters that a message names.
 _NAMED = 10
 
@@ -358,7 +360,7 @@ class Fit:
             # The model may have no value at a trial that was rejected.
             at = space.pick(verdict.accepted, at, state.x)
             known = space.pick(verdict.accepted, known, state.residuals)
-        columns = self.ask(self.here.columns, at, known)
+        columns = self.columns_after(verdict.accepted, at, known)
         arguments = at, known, columns, box, state.linear.scale
         if blind:
             linear = steps.guess(*arguments)
@@ -443,18 +445,35 @@ class Fit:
         """The same at other iterates."""
         return self.ask(self.here.columns, x, residuals)
 
+    def columns_after(self, accepted: Array, x: Array, residuals: Array) -> Array:
+        """The columns at x, where these problems have moved. Others need none, and neither do those
+        that have moved by less than the steps of their differences."""
+        space, here = self.space, self.here
+        if here.in_chunks or self.send is not identity or not space.backend.reads_are_free:
+            return self.columns_at(x, residuals)
+        needed, served = accepted, here.serves(x)
+        if served is not None:
+            needed = needed & space.scalars.logical_not(served)
+        if not space.any(needed):
+            return self.state.columns
+        return self._columns_of(needed, x, residuals)
+
     def columns_of(self, mask: Array) -> Array:
         """`columns` of the problems in the mask, and those of the state for the others: a batch has
         one doubtful problem among a thousand."""
-        space, here, state = self.space, self.here, self.state
+        return self._columns_of(mask, self.state.x, self.state.residuals)
+
+    def _columns_of(self, mask: Array, x: Array, residuals: Array) -> Array:
+        space, here, known = self.space, self.here, self.state.columns
         if not self.plan.compact or space.backend.compiles:
-            return self.columns()
+            return self.columns_at(x, residuals)
         rows = np.flatnonzero(self.of_rows(mask))
-        part, known = here.take(rows), here.differences.per_row
-        part.differences.per_row = space.take(known, rows)
-        columns = self.ask(part.columns, *space.take((state.x, state.residuals), rows))
+        if rows.size > _MOST_OF * x.shape[0]:
+            return self.columns_at(x, residuals)
+        part = here.take_at(x, rows)
+        columns = self.ask(part.columns, *space.take((x, residuals), rows))
         columns, here.differences.per_row = space.put(
-            rows, (columns, part.differences.per_row), (state.columns, known)
+            rows, (columns, part.differences.per_row), (known, here.differences.per_row)
         )
         return columns
 
@@ -532,11 +551,10 @@ class Fit:
         if not isinstance(matrix, Products):
             matrix = backend.xp.matrix_transpose(matrix)
         silent = silence.inside & ~self.stationary[:, None]
-        statuses = [_STATUSES[int(code)] for code in codes]
-        messages = [
-            MESSAGES.get(status, status.message) + self._named(of_row)
-            for status, of_row in zip(statuses, silent, strict=True)
-        ]
+        statuses = [_STATUSES[code] for code in codes.tolist()]
+        messages = [MESSAGES.get(status, status.message) for status in statuses]
+        for row in np.flatnonzero(silent.any(axis=-1)):
+            messages[row] += self._named(silent[row])
         layout, calls = self.objective.layout, self.objective.calls
         if layout.batched:
             outer = layout.backend
@@ -577,8 +595,6 @@ class Fit:
 
     def _named(self, silent: np.ndarray) -> str:
         """What a message adds about such parameters."""
-        if not silent.any():
-            return ""
         objective = self.objective
         names = free_names(objective.names, objective.layout)
         found = [name for name, is_silent in zip(names, silent, strict=True) if is_silent]

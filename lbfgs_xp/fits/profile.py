@@ -100,6 +100,22 @@ class Best(NamedTuple):
         return cls(x, stderr, covariance, 0.5 * chi2, scale, dof, usable, noise, low, high, gtol)
 
 
+    def alone(self) -> np.ndarray:
+        """The standard errors (B, p) that parameters would have if the others were known: over
+        these, the residuals change about as much as they scatter. nan where there is no telling."""
+        unit, nothing = self.stderr, np.full_like(self.stderr, np.nan)
+        with np.errstate(all="ignore"):
+            correlation = self.covariance / unit[:, :, None] / unit[:, None, :]
+            known = np.isfinite(correlation).all(axis=(1, 2))[:, None]
+            correlation = np.where(known[..., None], correlation, np.eye(unit.shape[-1]))
+            try:
+                precision = np.linalg.inv(correlation)
+            except np.linalg.LinAlgError:
+                return nothing
+            found = unit / np.sqrt(np.diagonal(precision, axis1=1, axis2=2))
+        return np.where(known, found, nothing)
+
+
 class Sides(NamedTuple):
     """Ends to be looked for, R of them, on the host.
 
@@ -179,7 +195,7 @@ def _tied_ends(analysis: Analysis, best: Best, sides: Sides, rise: np.ndarray) -
     ends = ends_of(analysis, Targets(
         numbers, send(x), send(slopes), None, send(starts), send(best.cost[numbers]), send(limits),
         (places, signs),
-    ))
+    ), best.alone())
     x = np.where(known[:, None], ends.x, x)
     values = _numbers_of(analysis, x)[np.arange(numbers.size), places]
     done = known & ends.found
@@ -257,7 +273,7 @@ def _ends(
         ends = ends_of(analysis, Targets(
             numbers, send(x), send(directions), None if held is None else send(held, xp.bool),
             send(starts), send(best.cost[numbers]), send(limits),
-        ))
+        ), best.alone())
         done = ends.found & known
         x = np.where(done[:, None], ends.x, x)
         values[done] = ends.x[each, places][done]

@@ -56,7 +56,8 @@ def report(
     fetch: Callable = identity
     fixed = None if box is None else box[0] == box[1]
     inside = backend.is_traced(weighted)
-    if not layout.batched and not inside:
+    one = not layout.batched and not inside
+    if one:
         # On the host, like the algebra of any small problem.
         send, fetch = backend.from_host, backend.to_host
         y, weighted, jacobian = fetch(y), fetch(weighted), fetch(jacobian)
@@ -75,14 +76,20 @@ def report(
     whole, free = layout.whole, xp.full_like(weighted[:, 0], p)
     if fixed is not None:
         free = free - space.sum(xp.astype(fixed, free.dtype))
-    if likelihood is None:
-        of_data = backend.jit(_statistics, loss.of_data, absolute, model.complex, space)
-        told = of_data(weighted[:, :data], y, weights, free)
-    else:
+    told: Any = None
+    if likelihood is not None:
         told = _of_likelihood(
             likelihood.fetched(fetch), loss.of_data, absolute, space, fetch(predictions)
         )._replace(n_free=free)
-    told = told.with_priors(space, weighted[:, data:])
+    if one:
+        # Numbers from here on.
+        space = Space(backend)
+        weighted, covariance, loose, free = weighted[0], covariance[0], loose[0], float(free[0])
+        told = told and _Statistics(*(number[0] for number in told))
+    if likelihood is None:
+        of_data = backend.jit(_statistics, loss.of_data, absolute, model.complex, space)
+        told = of_data(weighted[..., :data], y, weights, free)
+    told = told.with_priors(space, weighted[..., data:])
     covariance, stderr = backend.jit(_scaled, absolute, space)(
         covariance, loose, told.reduced_chi2
     )
@@ -96,10 +103,10 @@ def report(
         if inside:
             numbers = xp.astype(numbers, xp.int32) if kind is int else numbers
             return numbers if layout.batched else numbers[0]
-        return numbers if layout.batched else kind(backend.to_host(numbers)[0])
+        return kind(numbers) if one else numbers
 
     def of_one(array: Array) -> Array:
-        return send(array if layout.batched else array[0, ...])
+        return array[0, ...] if inside and not layout.batched else send(array)
 
     kind: type[Any] = BatchCurveFit if layout.batched else CurveFit
     return kind(
@@ -174,7 +181,7 @@ class _Statistics(NamedTuple):
         """With the residuals (B, k) of priors, each of which counts like a datum."""
         chi2 = space.sum(residuals * residuals) if residuals.shape[-1] else self.chi2_priors
         over = self.n_data + residuals.shape[-1] - self.n_free
-        reduced = (self.chi2 + chi2) / space.xp.where(over > 0.0, over, math.nan * over)
+        reduced = (self.chi2 + chi2) / space.scalars.where(over > 0.0, over, math.nan * over)
         return self._replace(chi2_priors=chi2, reduced_chi2=reduced)
 
 
@@ -218,10 +225,11 @@ def _scaled(
     deviations."""
     xp = space.xp
     if not absolute:
-        known = xp.logical_not(xp.isnan(reduced))[:, None, None]
+        reduced = reduced[..., None, None]
+        known = xp.logical_not(xp.isnan(reduced))
         # Those of fixed parameters are 0 whatever the scale.
         unknown = xp.where(covariance == 0.0, covariance, math.inf)
-        covariance = xp.where(known, covariance * reduced[:, None, None], unknown)
+        covariance = xp.where(known, covariance * reduced, unknown)
     return covariance, deviations(space, covariance, loose)
 
 
@@ -230,40 +238,40 @@ def _statistics(
     y: Array, weights: Any, free: Array,
 ) -> _Statistics:
     """The numbers of a fit with normal errors, from residuals (B, m) and the number of free
-    parameters (B,)."""
+    parameters (B,), or (m,) and a number."""
     xp, m = space.xp, weighted.shape[-1]
     chi2 = 2.0 * space.sum(loss.terms(xp, weighted))
     # Points with an infinite sigma are left out.
-    used, log_weights = xp.full_like(free, m), xp.zeros_like(free)
+    none = 0.0 * free
+    used, log_weights = none + float(m), none
     if weights is not None and are_correlated(weights, y):
         # The factor is triangular.
         one = xp.eye(m, dtype=xp.bool, device=space.backend.creation_device)
         diagonal = xp.max(xp.where(one, weights, xp.zeros_like(weights)), axis=-1)
-        log_weights = space.sum(xp.log(diagonal)) + xp.zeros_like(free)
+        log_weights = space.sum(xp.log(diagonal)) + none
     elif weights is not None:
         known = xp.broadcast_to(weights > 0.0, y.shape)
-        counted = xp.astype(known, free.dtype)
-        used = used - (m - space.sum(xp.reshape(counted, (-1, m))))
+        counted = xp.astype(known, weighted.dtype)
+        used = used - (m - space.sum(xp.reshape(counted, weighted.shape)))
         logs = xp.log(xp.where(known, weights, xp.ones_like(weights)))
-        log_weights = space.sum(xp.reshape(logs, (-1, m)))
+        log_weights = space.sum(xp.reshape(logs, weighted.shape))
     # The best constant, with the same weights.
-    rest = xp.reshape(in_units_of_sigma(weights, y), (-1, m))
+    rest = xp.reshape(in_units_of_sigma(weights, y), weighted.shape)
     units: list[Array] = []
     for constant in _constants(xp, y, is_complex):
         unit = xp.broadcast_to(in_units_of_sigma(weights, constant), y.shape)
-        unit = xp.reshape(unit, (-1, m))
+        unit = xp.reshape(unit, weighted.shape)
         for other in units:    # correlated parts
             unit = _without(space, other, unit)
         units.append(unit)
         rest = _without(space, unit, rest)
     r2 = 1.0 - space.dot(weighted, weighted) / space.dot(rest, rest)
 
-    scale = xp.ones_like(chi2) if absolute_sigma else chi2 / used
+    scale = none + 1.0 if absolute_sigma else chi2 / used
     squares = chi2 if absolute_sigma else used
     twice = squares + used * xp.log(2.0 * math.pi * scale) - 2.0 * log_weights
-    likelihood = -0.5 * twice if loss.is_linear else xp.full_like(twice, math.nan)
-    nothing = xp.zeros_like(chi2)
-    return _Statistics(chi2, nothing, nothing, chi2, r2, used, free, likelihood)
+    likelihood = -0.5 * twice if loss.is_linear else none + math.nan
+    return _Statistics(chi2, none, none, chi2, r2, used, free, likelihood)
 
 
 def _constants(xp: Any, y: Array, is_complex: bool) -> list[Array]:
@@ -277,7 +285,7 @@ def _constants(xp: Any, y: Array, is_complex: bool) -> list[Array]:
 
 
 def _without(space: Space, direction: Array, vector: Array) -> Array:
-    """Vectors (B, m) without what they have along a direction."""
+    """Vectors (..., m) without what they have along a direction."""
     length = space.dot(direction, direction)
-    length = space.xp.where(length > 0.0, length, space.xp.ones_like(length))
-    return vector - (space.dot(direction, vector) / length)[:, None] * direction
+    length = space.scalars.where(length > 0.0, length, 1.0)
+    return vector - (space.dot(direction, vector) / length)[..., None] * direction

@@ -13,6 +13,7 @@ import numpy as np
 from lbfgs_xp.arrays import returned
 from lbfgs_xp.arrays.backend import Array, Backend, is_array, take
 from lbfgs_xp.arrays.rows import take_rows
+from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.fits.complex_data import is_complex, parts_of
 from lbfgs_xp.fits.likelihoods import Likelihood
@@ -107,15 +108,16 @@ class Residuals:
         evaluate: Any = self.backend.jit if compiled else functools.partial
         differs = isinstance(self.jac, str)
         self._evaluate = evaluate(evaluate_residuals, fun, layout, differs)
-        if data is not None:
-            self._evaluate_without_data = evaluate(evaluate_residuals, data[0], layout, differs)
+        self._evaluate_without_data = self._evaluate if data is None else (
+            evaluate(evaluate_residuals, data[0], layout, differs)
+        )
         self.bounds: Any = None
         # Exceptions that count as nan, once the residuals at the start are known.
         self.forgiven: tuple[type[Exception], ...] = ()
         self._count = 0
         self.directions: Any = None
         self.names: tuple[str, ...] = ()
-        self.differences = Differences(self.backend, self._without_data, least=0.0)
+        self.differences = Differences(self.backend, self._borrowed, least=0.0)
         if self.jac is None:
             self._automatic = self.backend.jacobian(
                 compiled, evaluate_residuals, fun, layout, False
@@ -174,6 +176,15 @@ class Residuals:
             part.bounds = tuple(take(side, indices) for side in self.bounds)
         return part
 
+    def take_at(self, x: Array, rows: np.ndarray) -> Residuals:
+        """`take`, with what the differences know of these rows and what fun returned at x."""
+        part, space = self.take(rows), Space(self.backend)
+        part.differences.per_row = space.take(self.differences.per_row, rows)
+        if (found := self._known_predictions(x)) is not None:
+            self._accepted = x, found
+            part._latest = space.take((x, found), rows)
+        return part
+
     def again(self) -> Residuals:
         """The same for all rows, with calls of its own, and nothing known yet."""
         return self._like(self.args, self.layout, self.data, self.likelihood, self.priors)
@@ -193,7 +204,9 @@ class Residuals:
     def __call__(self, x: Array) -> Array:
         """The residuals (B, m) at x (B, p)."""
         differenced = self.data is not None and isinstance(self.jac, str)
-        found = self._without_data(x) if differenced else self._found(x, self._evaluate)
+        found = self._without_data(x) if differenced else (
+            self.backend.own(self._found(x, self._evaluate))
+        )
         if differenced or self.likelihood is not None:
             self._latest = x, found
         if differenced:
@@ -210,24 +223,28 @@ class Residuals:
     def predictions(self, x: Array) -> Array:
         """What fun returns (B, m) at x (B, p) before the data are subtracted, for a likelihood or
         for differences; it is known at the last points."""
-        xp, asked = self.layout.xp, x
+        found = self._known_predictions(x)
+        if found is None:
+            found = self._without_data(x)
+        self._accepted = x, found
+        return found
+
+    def _known_predictions(self, x: Array) -> Array | None:
+        """`predictions` without a call, if they are known for all problems."""
         (at, latest), (before, older) = self._latest, self._accepted
         if x is at:
-            found = latest
-        elif self.backend.reads_are_free and at is not None and x.shape == at.shape:
-            # Some trials were rejected; there, x is where the last Jacobian was.
-            rejected = xp.any(x != at, axis=-1, keepdims=True)
-            found = latest
-            if bool(xp.any(rejected)):
-                known = before is not None and before.shape == x.shape
-                if known and not bool(xp.any(rejected & (x != before))):
-                    found = xp.where(rejected, older, latest)
-                else:
-                    found = self._without_data(x)
-        else:
-            found = self._without_data(x)
-        self._accepted = asked, found
-        return found
+            return latest
+        if not self.backend.reads_are_free or at is None or x.shape != at.shape:
+            return None
+        # Some trials were rejected; there, x is where the last Jacobian was.
+        xp = self.layout.xp
+        rejected = xp.any(x != at, axis=-1, keepdims=True)
+        if not bool(xp.any(rejected)):
+            return latest
+        known = before is not None and before.shape == x.shape
+        if known and not bool(xp.any(rejected & (x != before))):
+            return xp.where(rejected, older, latest)
+        return None
 
     def check_rows(self, x: Array, residuals: Array) -> None:
         """Refuse residuals that are not what was said of them; see `ByProducts`."""
@@ -256,14 +273,17 @@ class Residuals:
 
     def _without_data(self, x: Array) -> Array:
         """What fun returns before the data are subtracted."""
-        return self._found(
-            x, self._evaluate if self.data is None else self._evaluate_without_data
-        )
+        return self.backend.own(self._borrowed(x))
+
+    def _borrowed(self, x: Array) -> Array:
+        """The same, which the next call may overwrite."""
+        return self._found(x, self._evaluate_without_data)
 
     def _found(self, x: Array, evaluate: Callable) -> Array:
         self.calls.nfev += 1
         try:
-            found = evaluate(self.args, self._completed(x))
+            at = x if x.ndim == 1 else self._to_user(x)
+            found = evaluate(self.args, self.layout.completed(at))
         except self.forgiven:
             return self.backend.full((*x.shape[:-1], self._count), math.nan)
         except Exception as error:
@@ -274,7 +294,6 @@ class Residuals:
         if not backend.on_host:
             backend.check_device(found, "what residuals returned")
             found = backend.detach(found)
-        found = backend.own(found)
         if found.ndim != x.ndim:
             found = backend.xp.reshape(found, (*x.shape[:-1], -1))
         if found.shape[-1] != self._count:
@@ -306,6 +325,21 @@ class Residuals:
             of_priors = transpose(self.priors.jacobian(self.layout, x))
             columns = xp.concat([columns, of_priors], axis=-1)
         return columns
+
+    def serves(self, x: Array) -> Any:
+        """Where the last differences serve at x, too, a mask (B,): within the steps to one side
+        over which they were taken, their errors are as large as at their own point. None: nowhere.
+        """
+        differences = self.differences
+        if self.jac != "2-point" or self.directions is not None or not differences.are_measured:
+            return None
+        xp, lengths = self.layout.xp, differences.known.lengths
+        if lengths is None or lengths.at.shape != x.shape:
+            return None
+        if x.ndim == 1:
+            numbers = zip(*(v.tolist() for v in (x, lengths.at, differences.span)), strict=True)
+            return all(abs(new - old) <= abs(step) for new, old, step in numbers)
+        return xp.all(xp.abs(x - lengths.at) <= xp.abs(differences.span), axis=-1)
 
     def jacobian(self, x: Array, residuals: Array) -> Array:
         """The Jacobian (B, m, p)."""
@@ -378,8 +412,8 @@ class Residuals:
 
     def _stacked(self, x: Array, *rest: Any) -> Array:
         """The differences at x as one array, along the last axis but one."""
-        found = self.differences(x, *rest)
-        return found if is_array(found) else self.layout.xp.stack(found, axis=-2)
+        xp, found = self.layout.xp, self.differences(x, *rest)
+        return xp.moveaxis(found, 0, -2) if is_array(found) else xp.stack(found, axis=-2)
 
     def turn(self, directions: Any) -> None:
         """Take differences along the columns of T, given (T, T^-1)."""
@@ -402,7 +436,7 @@ class Residuals:
     def _at_turned(self, y: Array) -> Array:
         """The residuals before the data are subtracted, at these coordinates along the columns."""
         (x, start), (to_x, _) = self._origin, self.directions
-        return self._without_data(
+        return self._borrowed(
             x + self.layout.xp.matmul(to_x, (y - start)[..., None])[..., 0]
         )
 

@@ -114,11 +114,11 @@ class Known(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """What the differences along some coordinates found: derivatives, k arrays (...) or (..., m);
-    the distances of the points that they compare, the second differences between them, the lengths
-    that they suggest, and masks, (..., k)."""
+    """What the differences along some coordinates found: derivatives, k arrays (...) or (..., m),
+    or one with them along its first axis; the distances of the points that they compare, the second
+    differences between them, the lengths that they suggest, and masks, (..., k)."""
 
-    slopes: list[Array]
+    slopes: Any
     span: Array
     second: Any
     length: Array
@@ -132,7 +132,7 @@ class Differences:
 
     Parameters
     ----------
-    function : from x (..., n) to (...) or (..., m).
+    function : from x (..., n) to (...) or (..., m), an array that its next call may overwrite.
     least : a coordinate of at most this size is first taken to have size 1. With 1, only large
         coordinates take larger steps; with 0, all first steps are relative.
 
@@ -178,8 +178,8 @@ class Differences:
         self, x: Array, value: Any, variation: Any, central: bool, bounds: Any = None,
         may_call: Callable[[int], bool] = lambda calls: True,
     ) -> Any:
-        """The derivative along each coordinate of x: n results like those of the function, a list
-        or an array.
+        """The derivative along each coordinate of x: n results like those of the function, or one
+        array with them along its first axis.
 
         value : function(x).
         variation : (...), how far the function has changed so far; None for that of numbers, whose
@@ -188,15 +188,31 @@ class Differences:
         bounds : None, or (lower, upper), (..., n) each, between which to call the function.
         may_call : whether the budget allows this many calls for differences taken again.
         """
+        tried = None
+        if self._is_small(x, variation, central, bounds):
+            slopes, tried = self._on_floats(x, value, variation)
+            if tried is None:
+                return slopes
         self._caller = np.geterr()
         with np.errstate(all="ignore"):    # the values may be infinite
-            tried = None
-            if self._is_small(x, variation, central, bounds):
-                slopes, tried = self._on_floats(x, value, variation)
-                if tried is None:
-                    return slopes
             central = central or self.known.bends is not None
             return self._derivatives(x, value, variation, central, bounds, may_call, tried)
+
+    def assume(self, x: Array, length: Array) -> None:
+        """Take these lengths (B, n) of a function of many values for those at the next point, which
+        is near x. Rows in which some are not numbers above 0 will be measured."""
+        xp = self.backend.xp
+        known = (length > 0.0) & xp.isfinite(length)
+        length = xp.where(known, length, self._unit(x))
+        # Lengths are measured at the first point and not at the second.
+        count = xp.astype(xp.all(known, axis=-1), length.dtype)
+        nowhere = xp.full_like(length, math.nan)
+        self.known = Known(Lengths(length, 0.0 * count, count, nowhere), self.known.noise)
+
+    @property
+    def are_measured(self) -> bool:
+        """Whether the steps are as long as what was measured says."""
+        return self.step is None and self.stretch == 1.0
 
     @property
     def errors(self) -> Array:
@@ -211,7 +227,7 @@ class Differences:
     def _derivatives(
         self, x: Array, value: Any, variation: Any, central: bool, bounds: Any,
         may_call: Callable[[int], bool], tried: _Seen | None,
-    ) -> list[Array]:
+    ) -> Any:
         """tried : what the first differences found, if they have been taken."""
         xp, backend = self.backend.xp, self.backend
         n, lengths, first = x.shape[-1], self.known.lengths, self._is_first(x)
@@ -266,7 +282,7 @@ class Differences:
         narrows = bounds is not None or noisy is not None
         no = xp.zeros_like(x, dtype=xp.bool) if narrows else None
         seen = _Seen([], length, None, length, no, no, no)
-        slopes: list[Any] = []
+        slopes: Any = None
         columns = list(range(n))
         scales = noise, variation, most
         # A run on one value must find the same gradients when it is continued.
@@ -275,7 +291,7 @@ class Differences:
         # number that is little.
         waits = free or not vector
         any_due = due if one else bool(xp.any(due)) if waits else _is_due(self._calls)
-        looks = (first or any_due) and self.step is None and self.stretch == 1.0
+        looks = (first or any_due) and self.are_measured
         often = _OFTEN if vector else _OFTEN_OF_NUMBERS
         for attempt in range(often):
             # Steps to one side only: at bounds, and where the domain ends.
@@ -285,7 +301,7 @@ class Differences:
             )
             tried = None
             if attempt == 0:
-                slopes, self.span, second = list(found.slopes), found.span, found.second
+                slopes, self.span, second = found.slopes, found.span, found.second
             else:
                 again = seen.again
                 self.span = self._merged_at(columns, self.span, found.span, again)
@@ -358,12 +374,13 @@ class Differences:
         if noisy is not None:
             h, narrow, looks = xp.where(noisy, step, h), True, True
         a, b = self._offsets(x, h, seen, central, bounds) if narrow else (h, -h)
-        a, fa = self._values(x, a, columns)
+        a, fa = self._values(x, a, columns, None if central else value)
         behind: tuple[Any, Any] = self._values(x, b, columns) if central else (None, None)
         b, fb = behind
-        if not looks:
+        waits = not backend.reads_are_free
+        if not looks and (central or waits or backend.are_finite(fa)):
             slopes, _ = _slopes(xp, value, a, b, fa, fb, narrow, False)
-            if not backend.reads_are_free or backend.are_finite(slopes):
+            if waits or not central or backend.are_finite(slopes):
                 return seen._replace(slopes=slopes, span=a if b is None else a - b, length=None)
         length, up, down = seen.length, seen.up, seen.down
         if len(columns) < x.shape[-1]:
@@ -385,20 +402,27 @@ class Differences:
         )
 
     def _values(
-        self, x: Array, offsets: Array, columns: list[int]
-    ) -> tuple[Array, list[Array]]:
-        """The steps along these coordinates that were really taken, (..., k), and the values there.
-        """
-        xp = self.backend.xp
+        self, x: Array, offsets: Array, columns: list[int], since: Any = None
+    ) -> tuple[Array, Any]:
+        """The steps along these coordinates that were really taken, (..., k), and the values there,
+        or what they are more than `since`: k arrays, or one with them along its first axis."""
+        xp, backend = self.backend.xp, self.backend
         moved = x + offsets
-        places = xp.arange(x.shape[-1], device=self.backend.creation_device)
+        places = xp.arange(x.shape[-1], device=backend.creation_device)
         steps = moved - x
         if len(columns) < x.shape[-1]:
-            steps = xp.take(steps, self.backend.index_array(np.asarray(columns)), axis=-1)
-        with np.errstate(**self._caller):
-            return steps, [
-                self._array(self.function(xp.where(places == i, moved, x))) for i in columns
-            ]
+            steps = xp.take(steps, backend.index_array(np.asarray(columns)), axis=-1)
+
+        def value(i: int) -> Array:
+            with np.errstate(**self._caller):
+                return self._array(self.function(xp.where(places == i, moved, x)))
+
+        values = map(value, columns)
+        if since is None:
+            return steps, [backend.own(v) if v.ndim == x.ndim else v for v in values]
+        if since.ndim < x.ndim:
+            return steps, [v - since for v in values]
+        return steps, backend.changes(values, since, len(columns))
 
     def _array(self, value: Any) -> Array:
         if not is_array(value):
@@ -465,9 +489,9 @@ class Differences:
         backend, (lengths, noise, bends) = self.backend, self.known
         if central or bounds is not None or variation is None or self.least > 0.0:
             return False
-        if x.ndim != 1 or x.shape[0] > _SMALL or not backend.reads_are_free:
+        if x.ndim != 1 or x.shape[0] > _SMALL or not backend.on_host:
             return False
-        if noise is not None or bends is not None or self.step is not None or self.stretch != 1.0:
+        if noise is not None or bends is not None or not self.are_measured:
             return False
         if x.dtype.itemsize == 8:
             return True
@@ -499,18 +523,20 @@ class Differences:
             h.append(max(reach * math.sqrt(share), _LEAST * eps * size))
         there = x + np.asarray(h, x.dtype)
         steps = there - x
-        points = np.where(_identity(x.shape[0]), there, x)
-        with np.errstate(**self._caller):
-            values = [self._array(self.function(point)) for point in points]
-        slopes = np.asarray(values)
-        slopes -= value
-        inverse = 1.0 / steps
-        slopes *= inverse[:, None]
-        finite = backend.are_finite((slopes,))
-        if looks or not finite:
+        slopes = np.empty((*x.shape, *value.shape), x.dtype)
+        for i, point in enumerate(np.where(_identity(x.shape[0]), there, x)):
+            slopes[i] = self.function(point)
+        with np.errstate(all="ignore"):    # the values may be infinite
+            slopes -= value
+            finite = backend.are_finite((slopes,))
+            changes = [] if finite and not looks else [
+                float(backend.max_abs(change)) for change in slopes
+            ]
+            slopes *= (1.0 / steps)[:, None]
+        if changes:
             judged = [
-                _judged_one(eps, noise, change, max(size, 1.0), reach, step, f - value, backend)
-                for size, reach, step, f in zip(sizes, length, steps.tolist(), values, strict=True)
+                _judged_one(eps, noise, change, max(size, 1.0), *each)
+                for size, *each in zip(sizes, length, steps.tolist(), changes, strict=True)
             ]
             suggested, again, bad = map(list, zip(*judged, strict=True))
             due = due or (not first and not finite)
@@ -624,6 +650,7 @@ class Differences:
     ) -> _Seen:
         """The derivatives, and what they say of the lengths.
 
+        fa, fb : the values at the steps a and b; for one step, what they are more than `value`.
         up, down : where only this side was tried, or None.
         """
         xp, eps, vector = self.backend.xp, self.backend.eps, fa[0].ndim == a.ndim
@@ -633,8 +660,8 @@ class Differences:
             return xp.stack(list(sizes), axis=-1)
 
         noise, variation = _spread(noise), _spread(variation)
+        change = size(fa if fb is None else [f - value for f in fa])
         slopes, bent = _slopes(xp, value, a, b, fa, fb, narrow, True)
-        change = size([f - value for f in fa])
         bad_up = bad = xp.logical_not(xp.isfinite(change))
         no = bad_up & xp.logical_not(bad_up)
         bad_down = both_bad = no
@@ -712,11 +739,11 @@ class Differences:
 
 def _judged_one(
     eps: float, noise: float, variation: float, most: float, length: float, step: float,
-    change: Array, backend: Backend,
+    seen: float,
 ) -> tuple[float, bool, bool]:
     """`Differences._judged` of one forward difference on floats: the length that it suggests,
-    whether to take it again, and whether it is not finite. change : f(x + step) - f(x)."""
-    seen, limit = float(backend.max_abs(change)), eps**_OFF
+    whether to take it again, and whether it is not finite. seen : |f(x + step) - f(x)|."""
+    limit = eps**_OFF
     bad, rate, suggested = not math.isfinite(seen), 0.0, max(most, length)
     if seen > _VISIBLE * noise:
         rate = seen * (1.0 / abs(step) if step else 0.0)
@@ -757,8 +784,9 @@ def _one_of(
 def _slopes(
     xp: Any, value: Array, a: Array, b: Any, fa: list[Array], fb: Any, narrow: bool, looks: bool
 ) -> tuple[list[Array], Any]:
-    """The derivatives from the values at the steps a and b (None for one step), and by how much
-    those from either step disagree.
+    """The derivatives from the values at the steps a and b, and by how much those from either step
+    disagree. For one step, b and fb are None, and fa, what the values have changed by, may be
+    overwritten.
 
     narrow : whether both steps may go to the same side, a and 2a.
     looks : whether the disagreement is wanted.
@@ -772,7 +800,8 @@ def _slopes(
 
     by_a = _inverse(xp, a)
     if fb is None:
-        return [over(f - value, by_a, k) for k, f in enumerate(fa)], None
+        slopes = [over(change, by_a, k) for k, change in enumerate(fa)]
+        return (fa if is_array(fa) else slopes), None
     by_both = _inverse(xp, a - b)
     slopes = [over(f - g, by_both, k) for k, (f, g) in enumerate(zip(fa, fb, strict=True))]
     if not (narrow or looks):

@@ -764,3 +764,31 @@ def test_differences_of_a_fit_stay_within_its_bounds(method: str, jac: str, batc
     )
     assert np.all(fit.success) and not any(outside)
     assert np.isclose(np.reshape(fit.x, (-1, 3))[0, 2], 0.3)
+
+
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_a_model_may_return_the_same_memory_each_time(library: str, jac: Any) -> None:
+    xp = pytest.importorskip(library)
+    x, rng = np.linspace(0.0, 5.0, 30), np.random.default_rng(3)
+    y = 2.0 * np.exp(-0.7 * x) + 0.3 + 0.02 * rng.normal(size=(5, 30))
+    x, y = (xp.asarray(array) for array in (x, y))
+    room = xp.zeros_like(y)
+
+    def model(x: Any, a: Any, k: Any, c: Any) -> Any:
+        return a * xp.exp(-k * x) + c
+
+    def sparing(x: Any, *params: Any) -> Any:
+        found = model(x, *params)
+        kept = room[0] if found.ndim == 1 else room[: found.shape[0]]
+        kept[...] = found
+        return kept
+
+    for data, batched in ((y[0], False), (y, True)):
+        plain, other = (
+            lx.curve_fit(f, x, data, [1.0, 1.0, 0.0], jac=jac, batched=batched)
+            for f in (model, sparing)
+        )
+        assert np.all(np.asarray(other.success))
+        for name in ("x", "covariance", "residuals", "chi2"):
+            np.testing.assert_array_equal(getattr(plain, name), getattr(other, name))

@@ -325,3 +325,18 @@ def test_a_parameter_that_only_moves_the_noise_is_named(seed: int, jac: Any) -> 
     assert fit.message.endswith("do not respond to dead")
     np.testing.assert_allclose(fit.stderr[:3], want.stderr, rtol=0.02)
     assert np.isinf(fit.stderr[3])
+
+
+def test_a_step_within_those_of_the_differences_takes_no_others() -> None:
+    rng = np.random.default_rng(0)
+    y = decay(X, 2.0, 1.2, 0.3) + 0.05 * rng.normal(size=(30, X.size))
+    fits = [lx.curve_fit(decay, X, row, [1.5, 1.0, 0.1]) for row in y]
+    spared = [fit.nit + 1 - fit.njev for fit in fits]
+    assert set(spared) == {0, 1}
+    many = lx.curve_fit(decay, X, y, [1.5, 1.0, 0.1], batched=True)
+    for i, (fit, none) in enumerate(zip(fits, spared, strict=True)):
+        assert fit.success and fit.nfev <= 1 + fit.nit + 3 * fit.njev
+        exact = lx.curve_fit(decay, X, y[i], fit.x, jac="3-point")
+        assert np.max(np.abs(fit.x - exact.x) / exact.stderr) < 1e-6, none
+        np.testing.assert_allclose(fit.stderr, exact.stderr, rtol=1e-6)
+        assert np.max(np.abs(fit.x - many.x[i]) / exact.stderr) < 1e-6

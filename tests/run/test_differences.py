@@ -242,3 +242,32 @@ def test_differences_on_floats_are_those_of_a_batch(function: Any, start: list[f
         np.testing.assert_array_equal(one.span, many.span[0])
         assert one.known.lengths.count == many.known.lengths.count[0] and calls[0] == calls[1]
         x = x * (1.0 + 0.2 * rng.normal(size=3)) if step % 7 else x
+
+
+def test_lengths_that_are_assumed_are_not_measured() -> None:
+    calls, waves = [0], np.asarray([[1.0], [1e4], [3.0]])
+
+    def function(x: np.ndarray) -> np.ndarray:
+        calls[0] += 1
+        return np.sin(waves * x[:, :1] + np.arange(4.0)) + x[:, 1:] ** 2
+
+    def found(length: np.ndarray) -> tuple[int, np.ndarray]:
+        """The calls for the differences at x, and the lengths that are known then."""
+        differences = Differences(Backend.of(x), function, least=0.0)
+        differences.assume(x, length)
+        calls[0] = 0
+        along, other = np.asarray(differences(x, function(x), np.ones(3), False))
+        exact = waves * np.cos(waves * x[:, :1] + np.arange(4.0))
+        np.testing.assert_allclose(along / waves, exact / waves, rtol=0.0, atol=1e-5)
+        np.testing.assert_allclose(other, np.tile(2.0 * x[:, 1:], 4), atol=1e-6)
+        return calls[0] - 1, differences.known.lengths.length
+
+    x = np.asarray([[1.0, 2.0], [0.5, -3.0], [2.0, 0.1]])
+    length = np.asarray([[0.5, 1.0], [1e-4, 2.0], [0.3, 1.0]])
+    taken, after = found(length)
+    assert taken == 2
+    np.testing.assert_array_equal(after, length)
+    for nothing in (np.nan, np.inf, 0.0):
+        taken, after = found(np.where(length == 1e-4, nothing, length))
+        assert taken > 2 and after[1, 0] < 1e-2
+        np.testing.assert_array_equal(after[0], length[0])
