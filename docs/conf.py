@@ -37,7 +37,10 @@ extensions = [
 exclude_patterns = ["_build", "jupyter_execute"]
 
 myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath", "substitution"]
-myst_substitutions = {"version": version}
+myst_substitutions = {
+    "version": version,
+    "public_names": ", ".join(f"`lx.{name}`" for name in sorted(lbfgs_xp.__all__, key=str.lower)),
+}
 myst_heading_anchors = 3
 os.environ.pop("MPLBACKEND", None)  # so that the notebook's pictures appear in its page
 nb_execution_mode = "force"
