@@ -138,6 +138,7 @@ MISRA: dict[str, tuple[Any, float]] = {
 def test_a_stiff_direction_hides_no_other(name: str, start: list[float], method: str) -> None:
     model, certified = MISRA[name]
 
+    @np.errstate(over="ignore", invalid="ignore")    # of trials far away
     def fun(p: np.ndarray) -> Any:
         shape, slope = model(*p)
         r = p[0] * shape - Y
