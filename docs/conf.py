@@ -166,8 +166,16 @@ def _links(app, doctree) -> None:
         link += literal
 
 
+def _flags(app, doctree) -> None:
+    """Mark literals such as `--quick`, so that no line ends after their dashes."""
+    for literal in doctree.findall(nodes.literal):
+        if literal.astext().startswith("-"):
+            literal["classes"].append("flag")
+
+
 def setup(app) -> None:
     # Before napoleon, whose markup contains stars too.
     app.connect("autodoc-process-docstring", _docstring, priority=400)
     app.connect("autodoc-process-signature", _signature)
     app.connect("doctree-read", _links)
+    app.connect("doctree-read", _flags)
