@@ -39,6 +39,8 @@ _FARTHER, _DISTANCES = 8.0, 9
 _ROUNDED = 12.0**-0.5
 # The changes of a narrow function are clear if they are this many times larger than its noise.
 _CLEAR = 30.0
+# Changes that are this many times larger than the noise among them are those of bends.
+_BENDS = 100.0
 
 
 class _Seen(NamedTuple):
@@ -169,9 +171,14 @@ class Measuring:
             # What may be the rounding of much larger values is smaller here.
             close = largest <= _ENOUGH * fn.abs(state.value)
             visible = visible & (close | (noise > _ENOUGH * rounding))
+        extent = range_of(fn, values)
+        # Where closer points showed none, noise is less than the run has fallen, and most of
+        # what changes is not smooth.
+        fallen = fn.abs(run.standing.progress.first_value - state.value)
+        bends = (SPREAD * noise > fallen) | (extent > _BENDS * noise)
+        visible = visible & fn.logical_not((clean > 0.0) & bends)
         same = visible & (noise <= CHANGED * least) & (CHANGED * noise >= least)
         least = fn.where(visible & (noise < least), noise, least)
-        extent = range_of(fn, values)
         steps = left & equal & (extent > rounding)
         gap = fn.where(steps, fn.minimum(gap, smallest_gap(fn, space.backend, values)), gap)
         smooth = fn.logical_not(multiples) & (extent > fn.maximum(clean, rounding))

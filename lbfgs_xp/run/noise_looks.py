@@ -81,8 +81,10 @@ class NoiseLooks:
             # Differences need not agree with values that they cannot resolve.
             level = fn.maximum(level, self.measuring.spoils_nothing())
             rows = rows & fn.logical_not(again)
-            explained = rows & (fn.maximum(broken, self._failed()) <= _ENOUGH * level)
-            refuted = explained & (p.claim == _LINE_SEARCH)
+            explained = rows & (broken <= _ENOUGH * level)
+            # A search may have failed for what its pairs promised, without the curvature here.
+            refuted = (p.claim == _LINE_SEARCH) | (self._failed() > _ENOUGH * level)
+            refuted = explained & refuted
             explained = explained & fn.logical_not(self._disagree_over_steps(refuted, level))
         else:
             rows = self.visits.affords(1, rows & fn.logical_not(again))
@@ -260,6 +262,8 @@ class NoiseLooks:
         p, (solver, state) = run.standing.progress, self.visits.smooth()
         space, fn = run.space, run.space.scalars
         rows = (p.status == _GRADIENT) | (p.status == _PRECISION)
+        if not space.any(rows):
+            return False
         rows = rows & ((p.noise > 0.0) | self._narrow())
         unit = units.of_variables(space, state.x, p.extent)
         down = space.xp.where(state.gradient > 0.0, -unit, unit)
