@@ -37,7 +37,10 @@ extensions = [
 exclude_patterns = ["_build", "jupyter_execute"]
 
 myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath", "substitution"]
-myst_substitutions = {"version": version}
+myst_substitutions = {
+    "version": version,
+    "public_names": ", ".join(f"`lx.{name}`" for name in sorted(lbfgs_xp.__all__, key=str.lower)),
+}
 myst_heading_anchors = 3
 os.environ.pop("MPLBACKEND", None)  # so that the notebook's pictures appear in its page
 nb_execution_mode = "force"
@@ -163,8 +166,16 @@ def _links(app, doctree) -> None:
         link += literal
 
 
+def _flags(app, doctree) -> None:
+    """Mark literals such as `--quick`, so that no line ends after their dashes."""
+    for literal in doctree.findall(nodes.literal):
+        if literal.astext().startswith("-"):
+            literal["classes"].append("flag")
+
+
 def setup(app) -> None:
     # Before napoleon, whose markup contains stars too.
     app.connect("autodoc-process-docstring", _docstring, priority=400)
     app.connect("autodoc-process-signature", _signature)
     app.connect("doctree-read", _links)
+    app.connect("doctree-read", _flags)

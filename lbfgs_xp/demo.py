@@ -152,7 +152,7 @@ def cases(quick: bool) -> Iterator[Case]:
     yield Case("Rosenbrock, n = 2", problems.rosenbrock, {"n": 2}, 200)
     n = 100 if quick else 1000
     yield Case(f"Rosenbrock, n = {n}", problems.rosenbrock, {"n": n}, 200)
-    yield Case("network (MLP)", problems.mlp_regression, {}, 10 if quick else 200)
+    yield Case("network (MLP)", problems.mlp_regression, {}, 10 if quick else 100)
 
 
 def solve(case: Case, here: Backend, reproducible: bool, patience: float) -> Solved:

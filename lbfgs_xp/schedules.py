@@ -449,8 +449,8 @@ class InverseSquareRoot(Schedule):
         learning_rate min(t / warmup_steps, sqrt(warmup_steps / t)),  t = step + 1
 
     The rate rises to `learning_rate` at t = warmup_steps and then falls. With learning_rate =
-    1 / sqrt(d_model warmup_steps), this is the schedule of Vaswani et al. (2017), *Attention is all
-    you need*, section 5.3.
+    1 / sqrt(d_model warmup_steps), this is the schedule of Vaswani et al. (2017), "Attention is all
+    you need", section 5.3.
 
     >>> schedule = InverseSquareRoot(0.1, warmup_steps=100)
     >>> schedule(49), schedule(99), schedule(399)
@@ -539,7 +539,7 @@ class Cosine(Schedule):
 
         final + (learning_rate - final) ((1 + cos(pi s)) / 2)^power
 
-    where s goes from 0 to 1 over the steps after the warmup. Loshchilov & Hutter (2017), *SGDR*,
+    where s goes from 0 to 1 over the steps after the warmup. Loshchilov & Hutter (2017), "SGDR",
     eq. 5.
 
     steps : the total length, including the warmup.
@@ -586,8 +586,8 @@ class WarmupStableDecay(Schedule):
     """A linear warmup, a plateau at `learning_rate`, and a decay to `final`.
 
     shape : the form of the decay: "linear", "cosine", or "1-sqrt", which is 1 - sqrt(s) after the
-        fraction s of the decay (Hägele et al. 2024, *Scaling laws and compute-optimal training
-        beyond fixed training durations*, section 3).
+        fraction s of the decay (Hägele et al. 2024, "Scaling laws and compute-optimal training
+        beyond fixed training durations", section 3).
     initial : the rate at step 0 of the warmup.
 
     With the shape "linear", equivalent to `optax.join_schedules` of linear_schedule,
@@ -624,7 +624,7 @@ class WarmupStableDecay(Schedule):
 class OneCycle(Schedule):
     """A rise from `initial` to `learning_rate` and a fall to `final`, both with the same shape.
 
-    Smith & Topin (2018), *Super-convergence*.
+    Smith & Topin (2018), "Super-convergence".
 
     steps : the length; the last step, steps - 1, has the rate `final`.
     warmup_fraction : the fraction of the steps up to the peak, which is at step
@@ -687,7 +687,7 @@ class OneCycle(Schedule):
 class CosineRestarts(Schedule):
     """Cosine decays from `learning_rate` towards `minimum`, one after another.
 
-    Loshchilov & Hutter (2017), *SGDR: stochastic gradient descent with warm restarts*.
+    Loshchilov & Hutter (2017), "SGDR: stochastic gradient descent with warm restarts".
 
     period : the length of the first decay.
     growth : the ratio of the length of each decay to the one before, an integer of at least 1.
@@ -723,7 +723,7 @@ class CosineRestarts(Schedule):
 class Cyclic(Schedule):
     """Linear rises from `minimum` to `learning_rate` and falls back, in turn.
 
-    Smith (2017), *Cyclical learning rates for training neural networks*.
+    Smith (2017), "Cyclical learning rates for training neural networks".
 
     up_steps, down_steps : the number of steps of each rise and of each fall; down_steps is up_steps
         by default.

@@ -132,7 +132,9 @@ def _refined(space: Space, gram: Array, basis: Array) -> Array:
 def _eigenvectors(space: Space, gram: Array, _: Array) -> Array:
     """The eigenvectors as columns, those of the largest eigenvalues first."""
     _, vectors = space.eigh(gram)
-    return space.xp.matrix_transpose(space.xp.flip(vectors, axis=-2))
+    backwards = space.xp.arange(gram.shape[-1] - 1, -1, -1, device=space.backend.creation_device)
+    # A copy: products of a reversed view may round differently from those of a loaded state.
+    return space.xp.take(space.xp.matrix_transpose(vectors), backwards, axis=-1)
 
 
 def _turned(space: Space, bases: list[Array], matrix: Array) -> Array:
