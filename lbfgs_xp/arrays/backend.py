@@ -226,6 +226,19 @@ class Backend(Keyed):
         """
 
     @staticmethod
+    def still(tree: Any) -> Any:
+        """Nested arrays as constants, which have no derivative."""
+        return tree
+
+    @staticmethod
+    def keep_node(cls: type, flatten: Callable, unflatten: Callable) -> None:
+        """Let compiled functions take and return instances of a class.
+
+        flatten : from an instance to nested arrays, and what is constant and can be compared.
+        unflatten : its inverse, from the constants and the nested arrays.
+        """
+
+    @staticmethod
     def in_program(function: Callable, like: Any, *numbers: Any) -> Any:
         """What a function of numbers returns, also for traced ones. If it raises an exception for
         them, the host computes it each time.

@@ -97,6 +97,13 @@ class JaxBackend(Backend):
 
         jax.tree_util.register_pytree_node(cls, flatten, unflatten)
 
+    still = staticmethod(jax_implicit.still)
+
+    @staticmethod
+    @functools.cache
+    def keep_node(cls: type, flatten: Callable, unflatten: Callable) -> None:
+        jax.tree_util.register_pytree_node(cls, flatten, unflatten)
+
     @staticmethod
     def in_program(function: Callable, like: Any, *numbers: Any) -> Any:
         # Numbers of 32 bits would be combined in float32 where the default is float64.
