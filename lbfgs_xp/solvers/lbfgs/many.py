@@ -119,15 +119,17 @@ def step(
         y = space.pick(spoilt, space.xp.zeros_like(y), y)
         told = told._replace(decrement=fn.where(before, state.decrement, told.decrement))
     pairs = curvature.write_many(space, state.pairs, s, y, told.taken)
-    rows, state = pairs.rows, state._replace(pairs=pairs._replace(rows=None))
+    # Whatever leaves a branch is copied. Where there is no new iterate, `iterate` is the old one.
+    there = {"x": iterate.x, "gradient": iterate.gradient}
+    nothing: dict[str, Any] = dict.fromkeys(there)
+    rows, state = pairs.rows, state._replace(**nothing, pairs=pairs._replace(rows=None))
 
     def from_iterate(turned: Any) -> LBFGSState:
         verdict, old = told._replace(turned=turned), state._replace(pairs=pairs)
         after = _from_iterate(solver, space, old, verdict, iterate, y)
-        # Whatever leaves a branch is copied.
-        return after._replace(pairs=after.pairs._replace(rows=None))
+        return after._replace(**nothing, pairs=after.pairs._replace(rows=None))
 
-    after = space.some(told.turned, from_iterate, state)
+    after = space.some(told.turned, from_iterate, state)._replace(**there)
     return after._replace(
         trial=bounded.trial(space, after.path, after.x, after.search.alpha, after.direction),
         pairs=after.pairs._replace(rows=rows), seen=phi, decrement=told.decrement,
