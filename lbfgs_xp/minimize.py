@@ -24,7 +24,7 @@ from lbfgs_xp.result import BatchResult, Record, Result, State, Status, attach
 from lbfgs_xp.run import implicit, traced
 from lbfgs_xp.run.loop import Run
 from lbfgs_xp.run.objective import Objective
-from lbfgs_xp.run.plan import Plan, plan_of
+from lbfgs_xp.run.plan import Plan, plan_of, refuse_phases
 from lbfgs_xp.run.progress import Live
 from lbfgs_xp.run.snapshot import described_problem, of_pieces, restore, taken
 from lbfgs_xp.saving.checkpoint import Checkpoint, Keeper, Terminated
@@ -270,6 +270,8 @@ def minimize(
             "them: each process knows only its part of the Hessian"
         )
 
+    settings["state"] = implicit.constant(state, x0)
+
     def find(functions: dict[str, Any], x0: Any, args: tuple) -> implicit.Found:
         return implicit.found_of(*_run(x0=x0, args=args, **functions, **settings))
 
@@ -288,13 +290,13 @@ def _run(
     limits = Limits(maxiter, maxfun, maxtime, gtol, ftol, xtol)
     if is_tracing((x0, args)):
         traced.refuse(
-            maxtime=maxtime, callback=callback, on_error=on_error, state=state,
-            reproducible=reproducible, progress=progress, checkpoint=checkpoint,
-            distributed=distributed, hessp=hessp,
+            maxtime=maxtime, callback=callback, on_error=on_error, reproducible=reproducible,
+            progress=progress, checkpoint=checkpoint, distributed=distributed, hessp=hessp,
         )
         inside = traced.solve(
             fun, x0, args, method=method, limits=limits, jac=jac, hess=hess, has_aux=has_aux,
             bounds=bounds, l1=l1, x_scale=x_scale, batched=batched, pass_rows=pass_rows,
+            state=state,
         )
         return inside, inside.result()
     with set_up_together(distributed):
@@ -303,11 +305,7 @@ def _run(
         plan = plan_of(method, limits, bounds, l1, hess, hessp, layout)
         callback = checks.callback(callback)
         on_error = checks.exceptions("on_error", on_error, batched)
-        if state is not None and len(plan.stages) > 1:
-            raise ValueError(
-                f"state was passed with {len(plan.stages)} phases; wanted the single method to "
-                "resume"
-            )
+        refuse_phases(state, plan)
         objective = Objective(fun, args, jac, has_aux, layout, pass_rows, level=7)
         objective.differences.step = checks.optional(checks.number)(
             "diff_step", diff_step, above=0.0

@@ -113,7 +113,8 @@ class Best(NamedTuple):
 class State(NamedTuple):
     """Everything needed to continue a run: `lx.minimize(..., state=res.state)`.
 
-    solver, space : the solver and the space of the run.
+    solver, space : the solver and the space of the run; None for the space of a run inside a
+        function that JAX compiles.
     solver_state : the state of the solver.
     best, aux : the best point so far, and its aux.
     central : whether central differences have replaced forward ones.
@@ -137,6 +138,11 @@ class State(NamedTuple):
     def to_saved(self) -> tuple:
         """What a file holds of it; the solver is known by its settings."""
         solver, space, *rest = self
+        if space is None:
+            raise TypeError(
+                "the state comes from a function that JAX has compiled; wanted, for a file, the "
+                "state of a run outside"
+            )
         return described(solver), space.reproducible, space.batched, tuple(rest)
 
     @classmethod

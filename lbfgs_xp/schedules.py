@@ -39,6 +39,7 @@ from lbfgs_xp.checks import (
     real,
 )
 from lbfgs_xp.drawing import axes
+from lbfgs_xp.elementary import cos, either, maximum, minimum, power, sqrt, where
 
 __all__ = [
     "Constant",
@@ -168,16 +169,22 @@ class Schedule(Settings):
     def __call__(self, step: int) -> float:
         """The learning rate at `step`, an integer of at least 0.
 
+        In a function that JAX compiles, the step may be a traced integer, and so is the rate then.
+
         Raises TypeError if the step is not an integer, and ValueError if it is negative or if the
-        rate is not a finite number of at least 0.
+        rate is not a finite number of at least 0. (Of traced ones the values are not known.)
         """
         known = integer(step)
+        if known is None and _is_traced(step, "integral"):
+            return self._traced(step)
         if known is None:
             raise TypeError(f"step is {step!r}; wanted an integer, counted from 0")
         if known < 0:
             raise ValueError(f"step is {step!r}; wanted at least 0")
         given = self.rate(known)
         rate = _rate(given)
+        if rate is None and real(given) is None and _is_traced(given, "real floating"):
+            return given
         if rate is None:
             raise ValueError(
                 f"{self!r} gives {given!r} at step {known}; wanted a finite number of at least 0"
@@ -187,6 +194,16 @@ class Schedule(Settings):
     def rate(self, step: int) -> float:
         """The learning rate at a step, which is known to be an integer of at least 0."""
         raise NotImplementedError(f"{type(self).__name__} needs a method rate(step)")
+
+    def _traced(self, step: Any) -> Any:
+        """The rate at a traced step."""
+        # Python's own functions may take another path at a step without a value, and say nothing.
+        if type(self).rate.__module__ != __name__ and real(self.rate(0)) is not None:
+            raise _needs_a_value(self)
+        # An integer of 32 bits would be divided in float32 where the default is float64.
+        xp = step.__array_namespace__()
+        kind = xp.__array_namespace_info__().default_dtypes()["integral"]
+        return self.rate(xp.astype(step, kind))
 
     def init(self) -> Any:
         """The state before the first step: None if the schedule depends only on the step."""
@@ -254,6 +271,11 @@ class Function(Schedule):
     def rate(self, step: int) -> float:
         return self.function(step)
 
+    def _traced(self, step: Any) -> Any:
+        if real(self.function(0)) is not None:
+            raise _needs_a_value(self)
+        return self.function(step)
+
 
 # ---- falling by factors -------------------------------------------------------------------------
 
@@ -284,12 +306,12 @@ class Exponential(Schedule):
     final: float | None = None
 
     def rate(self, step: int) -> float:
-        passed = max(step - self.delay, 0)
+        passed = maximum(step - self.delay, 0)
         count = passed // self.every if self.staircase else passed / self.every
-        rate = self.learning_rate * _power(self.factor, count)
+        rate = self.learning_rate * power(self.factor, count)
         if self.final is None:
             return rate
-        return max(rate, self.final) if self.factor < 1.0 else min(rate, self.final)
+        return maximum(rate, self.final) if self.factor < 1.0 else minimum(rate, self.final)
 
     @property
     def span(self) -> int:
@@ -314,7 +336,7 @@ class Factor(Schedule):
     minimum: float = 0.0
 
     def rate(self, step: int) -> float:
-        return max(self.minimum, self.learning_rate * _power(self.factor, step // self.every))
+        return maximum(self.minimum, self.learning_rate * power(self.factor, step // self.every))
 
     @property
     def span(self) -> int:
@@ -338,7 +360,7 @@ class StepDecay(Schedule):
     factor: float = 0.1
 
     def rate(self, step: int) -> float:
-        return self.learning_rate * _power(self.factor, step // self.every)
+        return self.learning_rate * power(self.factor, step // self.every)
 
     @property
     def span(self) -> int:
@@ -364,7 +386,7 @@ class MultiStep(Schedule):
     factor: float = 0.1
 
     def rate(self, step: int) -> float:
-        return self.learning_rate * _power(self.factor, _passed(self.boundaries, step))
+        return self.learning_rate * power(self.factor, _passed(self.boundaries, step))
 
     @property
     def span(self) -> int:
@@ -393,7 +415,10 @@ class PiecewiseConstant(Schedule):
         _one_factor_each(self)
 
     def rate(self, step: int) -> float:
-        return self.learning_rate * math.prod(self.factors[: _passed(self.boundaries, step)])
+        product = 1.0
+        for boundary, factor in zip(self.boundaries, self.factors, strict=True):
+            product *= where(step >= boundary, factor, 1.0)
+        return self.learning_rate * product
 
     @property
     def span(self) -> int:
@@ -429,13 +454,11 @@ class PiecewiseInterpolate(Schedule):
         _one_factor_each(self)
 
     def rate(self, step: int) -> float:
-        start, before = 0, self.learning_rate
-        for stop, factor in zip(self.boundaries, self.factors, strict=True):
-            after = before * factor
-            if step < stop:
-                return _blend(before, after, _SHAPES[self.shape]((step - start) / (stop - start)))
-            start, before = stop, after
-        return before
+        bends, rate = [(0, self.learning_rate)], self.learning_rate
+        for boundary, factor in zip(self.boundaries, self.factors, strict=True):
+            rate *= factor
+            bends.append((boundary, rate))
+        return _between(bends, self.shape, step)
 
     @property
     def span(self) -> int:
@@ -467,7 +490,7 @@ class InverseSquareRoot(Schedule):
 
     def rate(self, step: int) -> float:
         t = step + 1
-        return self.learning_rate * min(t / self.warmup_steps, math.sqrt(self.warmup_steps / t))
+        return self.learning_rate * minimum(t / self.warmup_steps, sqrt(self.warmup_steps / t))
 
     @property
     def span(self) -> int:
@@ -571,10 +594,10 @@ class Cosine(Schedule):
             )
 
     def rate(self, step: int) -> float:
-        if step < self.warmup_steps:
-            return _blend(self.initial, self.learning_rate, 1.0 - step / self.warmup_steps)
         share = _share(step - self.warmup_steps, self.steps - self.warmup_steps)
-        return _blend(self.learning_rate, self.final, _cosine(share) ** self.power)
+        return _after_warmup(
+            self, step, _blend(self.learning_rate, self.final, _cosine(share) ** self.power)
+        )
 
     @property
     def span(self) -> int:
@@ -610,10 +633,10 @@ class WarmupStableDecay(Schedule):
     shapes = ("linear", "cosine", "1-sqrt")
 
     def rate(self, step: int) -> float:
-        if step < self.warmup_steps:
-            return _blend(self.initial, self.learning_rate, 1.0 - step / self.warmup_steps)
         share = _share(step - self.warmup_steps - self.stable_steps, self.decay_steps)
-        return _blend(self.learning_rate, self.final, _SHAPES[self.shape](share))
+        return _after_warmup(
+            self, step, _blend(self.learning_rate, self.final, _SHAPES[self.shape](share))
+        )
 
     @property
     def span(self) -> int:
@@ -669,11 +692,7 @@ class OneCycle(Schedule):
         bends = [(0, initial), (peak, self.learning_rate), (end, final)]
         if self.three_phase:
             bends.insert(2, (2 * peak, initial))
-        for (start, before), (stop, after) in zip(bends, bends[1:], strict=False):
-            if step <= stop and start < stop:
-                share = (step - start) / (stop - start)
-                return _blend(before, after, _SHAPES[self.shape](share))
-        return final
+        return _between(bends, self.shape, step)
 
     @property
     def span(self) -> int:
@@ -706,13 +725,16 @@ class CosineRestarts(Schedule):
     minimum: float = 0.0
 
     def rate(self, step: int) -> float:
-        period = self.period
+        passed = period = self.period
         if self.growth == 1:
-            step %= period
-        while step >= period:
-            step -= period
-            period *= self.growth
-        return _blend(self.learning_rate, self.minimum, _cosine(step / period))
+            share = step % period / period
+        else:
+            share, last = _share(step, period), step if isinstance(step, int) else _LAST
+            while passed <= last:
+                period *= self.growth
+                share = where(step >= passed, (step - passed) / float(period), share)
+                passed += period
+        return _blend(self.learning_rate, self.minimum, _cosine(share))
 
     @property
     def span(self) -> int:
@@ -751,12 +773,12 @@ class Cyclic(Schedule):
 
     def rate(self, step: int) -> float:
         up, down = self.up_steps, self.down_steps or self.up_steps
-        cycle, t = divmod(step, up + down)
-        height = t / up if t <= up else (up + down - t) / down
+        cycle, t = step // (up + down), step % (up + down)
+        height = where(t <= up, t / up, (up + down - t) / down)
         if self.shape == "triangular2":
-            height *= 0.5**cycle
+            height *= power(0.5, cycle)
         elif self.shape == "exp_range":
-            height *= _power(self.factor, step)
+            height *= power(self.factor, step)
         return _blend(self.learning_rate, self.minimum, height)
 
     @property
@@ -793,9 +815,14 @@ class Warmup(Schedule):
         object.__setattr__(self, "schedule", _inner(self.schedule, "schedule"))
 
     def rate(self, step: int) -> float:
-        if step >= self.warmup_steps:
-            return self.schedule(step - self.warmup_steps)
-        return self.schedule(0) * _blend(self.start_factor, 1.0, 1.0 - step / self.warmup_steps)
+        def risen() -> float:
+            return self.schedule(maximum(step - self.warmup_steps, 0))
+
+        def rising() -> float:
+            left = 1.0 - step / self.warmup_steps
+            return self.schedule(0) * _blend(self.start_factor, 1.0, left)
+
+        return either(step < self.warmup_steps, rising, risen) if self.warmup_steps else risen()
 
     @property
     def span(self) -> int:
@@ -831,9 +858,15 @@ class Sequence(Schedule):
             )
 
     def rate(self, step: int) -> float:
-        passed = _passed(self.boundaries, step)
-        start = self.boundaries[passed - 1] if passed else 0
-        return self.schedules[passed](step - start)
+        def of(k: int) -> float:
+            return self.schedules[k](maximum(step - self.boundaries[k - 1], 0) if k else step)
+
+        def from_on(k: int) -> float:
+            if k == len(self.boundaries):
+                return of(k)
+            return either(step < self.boundaries[k], lambda: of(k), lambda: from_on(k + 1))
+
+        return from_on(0)
 
     @property
     def span(self) -> int:
@@ -940,26 +973,29 @@ class ReduceOnPlateau(Schedule):
     def update(self, state: PlateauState, value: float) -> PlateauState:
         """The state after one more value.
 
+        In a function that JAX compiles, both may be traced.
+
         Raises TypeError if `state` is not such a state or `value` is not a number.
         """
         if not isinstance(state, PlateauState):
             raise TypeError(f"state is {state!r}; wanted what init() or update(...) returned")
         found = real(value)
         if found is None:
-            raise TypeError(f"value is {value!r}; wanted a number")
+            if not _is_traced(value, "real floating"):
+                raise TypeError(f"value is {value!r}; wanted a number")
+            found = value
 
         rate, best, bad, cooldown = state
-        if self._better(found, best):
-            best, bad = found, 0
-        else:
-            bad += 1
-        if cooldown > 0:
-            cooldown, bad = cooldown - 1, 0
-        if bad > self.patience:
-            reduced = max(self.factor * rate, self.minimum)
-            rate = reduced if rate - reduced > self.eps else rate
-            cooldown, bad = self.cooldown, 0
-        return PlateauState(rate, best, bad, cooldown)
+        better = self._better(found, best)
+        best, bad = where(better, found, best), where(better, 0, bad + 1)
+        waits = cooldown > 0
+        cooldown, bad = where(waits, cooldown - 1, cooldown), where(waits, 0, bad)
+        reduced = maximum(self.factor * rate, self.minimum)
+        stays = bad <= self.patience
+        rate = where(stays, rate, where(rate - reduced > self.eps, reduced, rate))
+        return PlateauState(
+            rate, best, where(stays, bad, 0), where(stays, cooldown, self.cooldown)
+        )
 
     def follow(self, state: PlateauState, step: int, value: Any) -> tuple[float, PlateauState]:
         state = state if value is None else self.update(state, value)
@@ -972,6 +1008,24 @@ class ReduceOnPlateau(Schedule):
 
 
 # ---- the settings -------------------------------------------------------------------------------
+
+# The last step that an integer of a program can count.
+_LAST = 2**31 - 1
+
+
+def _is_traced(number: Any, kind: str) -> bool:
+    """Whether what has no value is a number of this kind in a program that is being compiled."""
+    return (
+        hasattr(number, "__array_namespace__") and number.shape == ()
+        and number.__array_namespace__().isdtype(number.dtype, kind)
+    )
+
+
+def _needs_a_value(schedule: Schedule) -> TypeError:
+    return TypeError(
+        f"step is traced, but {schedule!r} computes with Python's numbers; wanted a step with a "
+        "value, or a schedule whose rate is computed by jax.numpy"
+    )
 
 
 def _rate(value: Any) -> float | None:
@@ -1074,26 +1128,39 @@ def _blend(start: float, end: float, left: float) -> float:
 
 def _share(passed: int, steps: int) -> float:
     """The fraction of the steps that has passed, from 0 to 1."""
-    return min(max(passed, 0), steps) / steps
+    # A program may multiply by the reciprocal, which is rounded.
+    return minimum(minimum(maximum(passed, 0), steps) / steps, 1.0)
 
 
 def _cosine(share: float) -> float:
-    return 0.5 * (1.0 + math.cos(math.pi * share))
+    return 0.5 * (1.0 + cos(math.pi * share))
 
 
 # Shape -> the fraction of the change that is left after a fraction of the steps.
 _SHAPES: dict[str, Callable[[float], float]] = {
     "linear": lambda share: 1.0 - share,
     "cosine": _cosine,
-    "1-sqrt": lambda share: 1.0 - math.sqrt(share),
+    "1-sqrt": lambda share: 1.0 - sqrt(share),
 }
 
 
-def _power(base: float, exponent: float) -> float:
-    try:
-        return base**exponent
-    except OverflowError:
-        return math.inf
+def _between(bends: list[Any], shape: str, step: int) -> float:
+    """The rate along a curve through (step, rate), and the last one afterwards."""
+    rate = bends[-1][1]
+    for (start, before), (stop, after) in reversed([*zip(bends, bends[1:], strict=False)]):
+        if start < stop:
+            left = _SHAPES[shape]((minimum(step, stop) - start) / (stop - start))
+            rate = where(step <= stop, _blend(before, after, left), rate)
+    return rate
+
+
+def _after_warmup(schedule: Cosine | WarmupStableDecay, step: int, rate: float) -> float:
+    """`rate`, unless the step is in the warmup of the schedule."""
+    if not schedule.warmup_steps:
+        return rate
+    left = 1.0 - _share(step, schedule.warmup_steps)
+    rising = _blend(schedule.initial, schedule.learning_rate, left)
+    return where(step < schedule.warmup_steps, rising, rate)
 
 
 def _passed(boundaries: tuple[int, ...], step: int) -> int:

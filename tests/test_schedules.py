@@ -537,6 +537,54 @@ def test_growth_is_bounded_where_it_should_be() -> None:
     fails(lambda: S.Exponential(0.1, 2.0)(10**6), ValueError, "Exponential", "inf", "1000000")
 
 
+def test_a_program_computes_the_same_rates() -> None:
+    jax = pytest.importorskip("jax")
+    settings = [S.Exponential(0.1, 0.9999), S.CosineRestarts(0.1, 1, growth=3), S.Warmup(0.1, 3)]
+    known = [schedule for schedule in TREES if "Function" not in repr(schedule)][:80] + settings
+    steps = np.concatenate([np.arange(40), [99, 1000]]).astype(np.int32)
+    found = jax.jit(jax.vmap(lambda step: [schedule(step) for schedule in known]))(steps)
+    for schedule, column in zip(known, found, strict=True):
+        want = np.asarray([schedule(int(step)) for step in steps])
+        np.testing.assert_allclose(column, want, rtol=1e-13, atol=1e-15, err_msg=repr(schedule))
+    last = 2**31 - 2
+    for schedule in settings:
+        rate = float(jax.jit(schedule)(np.int32(last)))
+        assert rate == pytest.approx(schedule(last), rel=1e-9, abs=1e-15)
+
+
+def test_functions_in_a_program() -> None:
+    jax = pytest.importorskip("jax")
+    for given in (lambda k: 0.1 / (1 + k), Harmonic(0.1), S.Warmup(lambda k: 0.3 if k else 1.0, 2)):
+        schedule = as_schedule(given)
+        fails(lambda s=schedule: jax.jit(s)(3), TypeError, "computes with Python's numbers")
+    by_jax = as_schedule(lambda k: 0.1 * jax.numpy.exp(-k / 8))
+    assert float(jax.jit(by_jax)(3)) == pytest.approx(by_jax(3), rel=1e-14)
+    fails(lambda: jax.jit(S.Constant(0.1))(3.0), TypeError, "wanted an integer")
+    fails(lambda: jax.jit(S.Constant(0.1))(np.arange(3)), TypeError, "wanted an integer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Harmonic(Schedule):
+    learning_rate: float
+
+    def rate(self, step: int) -> float:
+        return self.learning_rate / (1 + step)
+
+
+@pytest.mark.parametrize("settings", PLATEAUS, ids=str)
+def test_a_plateau_in_a_program(settings: dict[str, Any]) -> None:
+    jax = pytest.importorskip("jax")
+    schedule = S.ReduceOnPlateau(0.3, **settings)
+    values = np.cumsum(np.random.default_rng(0).normal(-0.05, 0.3, size=60))
+    values[9] = math.nan
+    state, update = schedule.init(), jax.jit(schedule.update)
+    there = state
+    for value in values:
+        state, there = schedule.update(state, float(value)), update(there, value)
+        assert state == pytest.approx(tuple(map(float, there)), rel=1e-14)
+    assert state.learning_rate < 0.3
+
+
 # --- as_schedule --------------------------------------------------------------------------------
 
 

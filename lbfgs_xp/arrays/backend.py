@@ -226,8 +226,22 @@ class Backend(Keyed):
         """
 
     @staticmethod
-    def call_on_host(function: Callable, like: Any, *numbers: Any) -> Any:
-        """What a function of numbers returns, also for traced ones.
+    def still(tree: Any) -> Any:
+        """Nested arrays as constants, which have no derivative."""
+        return tree
+
+    @staticmethod
+    def keep_node(cls: type, flatten: Callable, unflatten: Callable) -> None:
+        """Let compiled functions take and return instances of a class.
+
+        flatten : from an instance to nested arrays, and what is constant and can be compared.
+        unflatten : its inverse, from the constants and the nested arrays.
+        """
+
+    @staticmethod
+    def in_program(function: Callable, like: Any, *numbers: Any) -> Any:
+        """What a function of numbers returns, also for traced ones. If it raises an exception for
+        them, the host computes it each time.
 
         like : nested numbers of the structure and types that it returns.
         """
@@ -277,11 +291,15 @@ class Backend(Keyed):
         return self.current()
 
     @staticmethod
-    def from_table(function: Callable, count: int, like: Any, index: Any) -> Any:
-        """What a function of an integer from 0 on returns, also for a traced one. It is then called
-        at once for the first `count` integers; it must raise no error before one that is used.
+    def from_table(function: Callable, counts: tuple[int, int], like: Any, index: Any) -> Any:
+        """What a function of an integer from 0 on returns, also for a traced one.
 
-        like : as in `call_on_host`.
+        It is then called at once for the first integers, which gives their numbers the bits that
+        they have outside. Later ones are computed by the program, or by the host if the function
+        raises an exception for traced ones, or for one of the first ones.
+
+        counts : of these first integers, in the one case and in the other.
+        like : nested floats of the structure that it returns.
         """
         return function(index)
 

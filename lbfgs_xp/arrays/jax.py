@@ -97,43 +97,56 @@ class JaxBackend(Backend):
 
         jax.tree_util.register_pytree_node(cls, flatten, unflatten)
 
-    @staticmethod
-    def call_on_host(function: Callable, like: Any, *numbers: Any) -> Any:
-        shapes = jax.tree.map(
-            lambda number: jax.ShapeDtypeStruct((), jax.dtypes.result_type(type(number))), like
-        )
-
-        def on_host(*given: Any) -> Any:
-            found = function(*jax.tree.map(lambda array: array.item(), given))
-            return jax.tree.map(lambda number, s: np.asarray(number, s.dtype), found, shapes)
-
-        return jax.pure_callback(on_host, shapes, *numbers, vmap_method="sequential")
+    still = staticmethod(jax_implicit.still)
 
     @staticmethod
-    def from_table(function: Callable, count: int, like: Any, index: Any) -> Any:
+    @functools.cache
+    def keep_node(cls: type, flatten: Callable, unflatten: Callable) -> None:
+        jax.tree_util.register_pytree_node(cls, flatten, unflatten)
+
+    @staticmethod
+    def in_program(function: Callable, like: Any, *numbers: Any) -> Any:
+        # Numbers of 32 bits would be combined in float32 where the default is float64.
+        numbers = jax.tree.map(_widened, numbers)
+        try:
+            return _in_types_of(like, function(*numbers))
+        except Exception:
+            # What it cannot compute of traced numbers. If the host cannot either, it raises.
+            return _on_host(function, like, *numbers)
+
+    @staticmethod
+    def from_table(function: Callable, counts: tuple[int, int], like: Any, index: Any) -> Any:
         if not is_traced(index):
             return function(index)
+        later: Any = None
+        index = _widened(index)
+        with contextlib.suppress(Exception):
+            later = _in_types_of(like, function(index))
+            if any(map(is_traced, jax.tree.leaves(function(0)))):
+                return later    # It computes with JAX, so it has no other bits outside.
         rows: list[list[Any]] = []
+        count = counts[later is None]
         with jax.ensure_compile_time_eval(), contextlib.suppress(Exception):
             # An error counts only if the program gets there; the host then raises it.
             while len(rows) < count:
                 rows.append(jax.tree.leaves(function(len(rows))))
-        numbers, structure = jax.tree.flatten(like)
-        if not (rows and all(isinstance(number, float) for number in numbers)):
-            return JaxBackend.call_on_host(function, like, index)
+        if not rows:
+            return _on_host(function, like, index)
         table = np.asarray(rows, dtype=jax.dtypes.result_type(float))
+        row = jax.lax.dynamic_index_in_dim(jax.numpy.asarray(table), index, keepdims=False)
+        numbers, structure = jax.tree.flatten(like)
+        known = jax.tree.unflatten(structure, [row[i] for i in range(len(numbers))])
+        beyond = jax.numpy.asarray(index >= len(rows))
+        if later is not None and len(rows) == count:
+            return jax.tree.map(lambda new, old: jax.numpy.where(beyond, new, old), later, known)
 
-        def computed(carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            found = jax.tree.leaves(JaxBackend.call_on_host(function, like, index))
-            new = jax.numpy.asarray(False), jax.numpy.stack(found).astype(table.dtype)
+        def computed(carry: tuple[Array, Any]) -> tuple[Array, Any]:
+            new = jax.numpy.asarray(False), _on_host(function, like, index)
             return jax.tree.map(_like, new, carry)
 
-        known = jax.lax.dynamic_index_in_dim(jax.numpy.asarray(table), index, keepdims=False)
         # A loop, because `vmap` turns a branch into the computation of both sides.
-        beyond = jax.numpy.asarray(index >= len(rows))
         start = jax_mesh.varying((beyond, known))
-        _, found = jax.lax.while_loop(lambda carry: carry[0], computed, start)
-        return jax.tree.unflatten(structure, [found[i] for i in range(len(numbers))])
+        return jax.lax.while_loop(lambda carry: carry[0], computed, start)[1]
 
     # --- devices -------------------------------------------------------------------------------
 
@@ -666,6 +679,34 @@ def _is_of_user(static: Any) -> bool:
         return not ours
     ours = isinstance(static, Keyed) or type(static).__module__.startswith("lbfgs_xp.")
     return not ours
+
+
+def _widened(number: Any) -> Any:
+    """A traced number in the default type of its kind."""
+    if not is_traced(number):
+        return number
+    integral = jax.numpy.issubdtype(number.dtype, jax.numpy.integer)
+    return jax.numpy.asarray(number, jax.dtypes.result_type(int if integral else float))
+
+
+def _in_types_of(like: Any, numbers: Any) -> Any:
+    """Nested numbers as arrays of the types of Python's numbers in `like`."""
+    return jax.tree.map(
+        lambda number, new: jax.numpy.asarray(new, jax.dtypes.result_type(type(number))),
+        like, numbers,
+    )
+
+
+def _on_host(function: Callable, like: Any, *numbers: Any) -> Any:
+    shapes = jax.tree.map(
+        lambda number: jax.ShapeDtypeStruct((), jax.dtypes.result_type(type(number))), like
+    )
+
+    def on_host(*given: Any) -> Any:
+        found = function(*jax.tree.map(lambda array: array.item(), given))
+        return jax.tree.map(lambda number, s: np.asarray(number, s.dtype), found, shapes)
+
+    return jax.pure_callback(on_host, shapes, *numbers, vmap_method="sequential")
 
 
 _zeros = jax.jit(jax.numpy.zeros, static_argnums=(0, 1))

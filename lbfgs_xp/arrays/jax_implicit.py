@@ -171,11 +171,11 @@ def solution(
         about = found.problem, structure, moving
         arguments = [0.0 if i in moving else leaf for i, leaf in enumerate(given)], point
         inputs, changes = ([each[i] for i in moving] for each in (given, moves))
-        regular = prepare(_is_regular, *about)(*_still((*arguments, inputs)))
+        regular = prepare(_is_regular, *about)(*still((*arguments, inputs)))
         change = prepare(_change, *about)(*arguments, inputs, changes)
-        still = jax.tree.map(jax.custom_derivatives.zero_from_primal, out)
-        moved = still[0]._replace(x=change * _one_or_nan(found.problem, regular, point))
-        return out, (moved, still[1])
+        zero = jax.tree.map(jax.custom_derivatives.zero_from_primal, out)
+        moved = zero[0]._replace(x=change * _one_or_nan(found.problem, regular, point))
+        return out, (moved, zero[1])
 
     if not inputs:
         return find(functions, x0, args).result
@@ -227,7 +227,7 @@ def _change(
             "minimization outside of it"
         )
     # What shapes the way to the solution has no part in its derivatives.
-    known = _still(point)
+    known = still(point)
 
     def solve(product: Callable, b: Array) -> Array:
         solution, solved = problem.solve(product, known, b)
@@ -238,7 +238,7 @@ def _change(
 
 def _one_or_nan(problem: Any, regular: Array, point: Any) -> Array:
     """A factor of derivatives (..., 1): 1, or nan where there are none, which `problem` says."""
-    success, one = _still(point.success), jax.numpy.ones((), point.x.dtype)
+    success, one = still(point.success), jax.numpy.ones((), point.x.dtype)
     factor = jax.numpy.where(regular, one, jax.numpy.nan)[..., None]
     if not is_traced(regular):
         problem.check(np.asarray(regular))
@@ -254,7 +254,7 @@ def _one_or_nan(problem: Any, regular: Array, point: Any) -> Array:
     return factor * jax.lax.cond(jax.numpy.all(regular & success), lambda: one, said)
 
 
-def _still(tree: Any) -> Any:
+def still(tree: Any) -> Any:
     """The tree as constants."""
     return jax.tree.map(
         lambda leaf: jax.lax.stop_gradient(leaf) if is_traced(leaf) else leaf, tree

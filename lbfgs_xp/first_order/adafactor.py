@@ -8,6 +8,7 @@ from typing import Any
 
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.checks import number, optional, setting
+from lbfgs_xp.elementary import minimum, sqrt
 from lbfgs_xp.first_order.leaves import leaf_shape
 from lbfgs_xp.first_order.whole_leaf import WholeLeaf, mean_square, norm
 
@@ -73,7 +74,7 @@ class Adafactor(WholeLeaf):
     def numbers(
         self, t: int, rate: float, carried: tuple[float, ...]
     ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        return (min(rate, 1.0 / math.sqrt(t)), float(t) ** self.decay), carried
+        return (minimum(rate, 1.0 / sqrt(t)), t**self.decay), carried
 
     def formula(
         self, fn: Any, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...],

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.elementary import either, one_minus_power, power, sqrt, where
 from lbfgs_xp.first_order.base import FirstOrder
 
 
@@ -15,8 +15,8 @@ def adam_numbers(
 ) -> tuple[float, float]:
     """Learning rate and eps for uncorrected m and v: the corrections are moved out of the
     elementwise part, as in section 2 of Kingma & Ba (2015)."""
-    root = math.sqrt(1.0 - betas[1] ** t)
-    return rate * root / (1.0 - betas[0] ** t), eps * root
+    root = sqrt(one_minus_power(betas[1], t))
+    return rate * root / one_minus_power(betas[0], t), eps * root
 
 
 def moments(g: Array, m: Array, v: Array, betas: tuple[float, float]) -> tuple[Array, Array]:
@@ -43,7 +43,7 @@ class _Moments(FirstOrder):
     def corrections(self, t: int) -> tuple[float, float]:
         """1 - beta^t for both: the bias corrections of means that start at 0 (Kingma & Ba 2015,
         section 3)."""
-        return 1.0 - self.betas[0] ** t, 1.0 - self.betas[1] ** t
+        return one_minus_power(self.betas[0], t), one_minus_power(self.betas[1], t)
 
     def numbers(
         self, t: int, rate: float, carried: tuple[float, ...]
@@ -200,10 +200,10 @@ class NAdam(_Moments):
         self, t: int, rate: float, carried: tuple[float, ...]
     ) -> tuple[tuple[float, ...], tuple[float, ...]]:
         now, following = (
-            self.betas[0] * (1.0 - 0.5 * 0.96 ** (k * self.momentum_decay)) for k in (t, t + 1)
+            self.betas[0] * (1.0 - 0.5 * power(0.96, k * self.momentum_decay)) for k in (t, t + 1)
         )
         product = carried[0] * now
-        root = math.sqrt(self.corrections(t)[1])
+        root = sqrt(self.corrections(t)[1])
         of_gradient = rate * root * (1.0 - now) / (1.0 - product)
         of_mean = rate * root * following / (1.0 - product * following)
         return (of_gradient, of_mean, self.eps * root), (product,)
@@ -247,12 +247,16 @@ class RAdam(_Moments):
     ) -> tuple[tuple[float, ...], tuple[float, ...]]:
         first, second = self.corrections(t)
         limit = 2.0 / (1.0 - self.betas[1]) - 1.0
-        length = limit - 2.0 * t * self.betas[1] ** t / second
-        if length <= 5.0:
-            return (rate / first, 0.0), carried
-        squared = (length - 4.0) * (length - 2.0) * limit
-        squared /= (limit - 4.0) * (limit - 2.0) * length
-        return (0.0, rate / first * math.sqrt(second) * math.sqrt(squared)), carried
+        length = limit - 2.0 * t * power(self.betas[1], t) / second
+
+        def rectified() -> float:
+            squared = (length - 4.0) * (length - 2.0) * limit
+            squared /= (limit - 4.0) * (limit - 2.0) * length
+            return rate / first * sqrt(second) * sqrt(squared)
+
+        rectifies = length > 5.0
+        plain = where(rectifies, 0.0, rate / first)
+        return (plain, either(rectifies, rectified, lambda: 0.0)), carried
 
     def formula(
         self, fn: Any, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...]

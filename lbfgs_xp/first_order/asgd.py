@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.elementary import maximum, where
 from lbfgs_xp.first_order.base import FirstOrder
 
 
@@ -52,9 +53,9 @@ class ASGD(FirstOrder):
         self, t: int, rate: float, carried: tuple[float, ...]
     ) -> tuple[tuple[float, ...], tuple[float, ...]]:
         eta, mu = carried
-        eta = rate if eta < 0.0 else eta
+        eta = where(eta < 0.0, rate, eta)
         after = rate / (1.0 + self.lambd * rate * t) ** self.alpha
-        return (1.0 - self.lambd * eta, eta, mu), (after, 1.0 / max(1.0, t - self.t0))
+        return (1.0 - self.lambd * eta, eta, mu), (after, 1.0 / maximum(1.0, t - self.t0))
 
     def formula(
         self, fn: Any, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...]

@@ -117,9 +117,10 @@ class FirstOrder(Method):
     ) -> tuple[Any, OptimizerState]:
         """One step: the new parameters and the new state.
 
-        With JAX it may be called in a compiled function or `jax.lax.scan`. The numbers of a step
-        (rates, corrections) are then constants for the first 4096 steps, unless they depend on
-        earlier ones; otherwise they are computed on the host.
+        With JAX it may be called in a compiled function or `jax.lax.scan`, which then computes the
+        numbers of a step (rates, corrections), too. Those of the first 4096 steps are constants
+        with the bits that they have outside, unless they depend on earlier ones. A rate that a
+        function computes with Python's numbers comes from the host after 65,536 steps.
 
         Parameters
         ----------

@@ -7,6 +7,7 @@ from typing import Any
 
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.tree import unflatten
+from lbfgs_xp.elementary import either, maximum
 from lbfgs_xp.first_order import update
 from lbfgs_xp.first_order.adam import _Moments
 from lbfgs_xp.first_order.state import OptimizerState
@@ -70,10 +71,10 @@ class ScheduleFreeAdamW(_Moments):
     def numbers(
         self, t: int, rate: float, carried: tuple[float, ...]
     ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        largest = max(carried[0], rate)
+        largest = maximum(carried[0], rate)
         weight = largest**self.weight_power
         total = carried[1] + weight
-        share = weight / total if total > 0.0 else 0.0
+        share = either(total > 0.0, lambda: weight / total, lambda: 0.0)
         root = self.corrections(t)[1] ** 0.5
         return (rate * root, self.eps * root, share), (largest, total)
 

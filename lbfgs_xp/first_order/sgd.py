@@ -7,6 +7,7 @@ from typing import Any
 
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp.elementary import where
 from lbfgs_xp.first_order.base import FirstOrder
 from lbfgs_xp.first_order.state import OptimizerState
 from lbfgs_xp.line_search import LineSearch, rule_of
@@ -149,7 +150,7 @@ class SGD(FirstOrder):
     def numbers(
         self, t: int, rate: float, carried: tuple[float, ...]
     ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        return (rate, 1.0 if t == 1 else 1.0 - self.dampening), carried
+        return (rate, where(t == 1, 1.0, 1.0 - self.dampening)), carried
 
     def formula(
         self, fn: Any, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...]

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.elementary import where
 from lbfgs_xp.first_order.base import FirstOrder
 
 
@@ -98,7 +99,7 @@ class Rprop(FirstOrder):
         self, t: int, rate: float, carried: tuple[float, ...]
     ) -> tuple[tuple[float, ...], tuple[float, ...]]:
         # The slot starts at 1, so that the initial state does not depend on the learning rate.
-        return (rate if t == 1 else 1.0,), carried
+        return (where(t == 1, rate, 1.0),), carried
 
     def formula(
         self, fn: Any, x: Array, g: Array, slots: tuple[Array, ...], numbers: tuple[Any, ...]

@@ -10,6 +10,7 @@ from typing import Any
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.checks import count, setting
+from lbfgs_xp.elementary import where
 from lbfgs_xp.first_order.adam import adam_numbers, moments
 from lbfgs_xp.first_order.leaves import as_matrix, leaf_shape
 from lbfgs_xp.first_order.whole_leaf import WholeLeaf
@@ -81,7 +82,8 @@ class SOAP(WholeLeaf):
     def numbers(
         self, t: int, rate: float, carried: tuple[float, ...]
     ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        begins, due = float(t == 1), float(t > 1 and t % self.basis_every == 0)
+        begins = where(t == 1, 1.0, 0.0)
+        due = where((t > 1) & (t % self.basis_every == 0), 1.0, 0.0)
         return (*adam_numbers(t, rate, self.betas, self.eps), begins, due), carried
 
     def formula(

@@ -16,6 +16,7 @@ from lbfgs_xp.arrays.scalars import Scalars
 from lbfgs_xp.arrays.space import FixedOrderSpace, Space
 from lbfgs_xp.arrays.tree import Layout, unflatten
 from lbfgs_xp.checks import count, flags, number, optional, setting
+from lbfgs_xp.elementary import one_minus_power
 from lbfgs_xp.first_order import update
 from lbfgs_xp.first_order.base import FirstOrder
 from lbfgs_xp.first_order.clipping import clip_factor
@@ -135,7 +136,7 @@ class StochasticLBFGS(FirstOrder):
     def numbers(
         self, t: int, rate: float, carried: tuple[float, ...]
     ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        return (rate, 1.0 / (1.0 - self.momentum**t)), carried
+        return (rate, 1.0 / one_minus_power(self.momentum, t)), carried
 
     def solver(self, layout: Layout) -> Any:
         raise TypeError(

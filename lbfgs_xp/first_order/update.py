@@ -20,8 +20,9 @@ from lbfgs_xp.first_order.clipping import clip_factor
 from lbfgs_xp.first_order.leaves import for_leaf
 from lbfgs_xp.first_order.state import OptimizerState, ParameterSpec
 
-# For how many steps the numbers are constants of a compiled function.
-_TABULATED = 4096
+# For how many steps the numbers are constants of a compiled function, and for how many if later
+# ones come from the host.
+_TABULATED, _FROM_HOST = 2**12, 2**16
 
 
 def init(optimizer: Any, params: Any) -> OptimizerState:
@@ -156,8 +157,9 @@ def numbers_here(
 ) -> tuple[list[tuple], tuple[tuple, ...], tuple]:
     """`numbers_of`, also within a compiled function of the user.
 
-    There those of the first steps are constants, unless they depend on earlier ones or on values.
-    All others are computed on the host.
+    There those of the first steps are constants, unless they depend on earlier ones or on values,
+    or the rate is computed by JAX. The program computes all others, or the host if a function of
+    the user computes with Python's numbers.
     """
     given = step, old_carried, old_plateaus, value
     if not (backend.is_traced(step) or backend.is_traced(value)):
@@ -167,26 +169,31 @@ def numbers_here(
     carried = tuple(rule.carried() for rule in variants)
     plateaus = tuple(rule.learning_rate.init() for rule in variants)
 
-    def function(*given: Any) -> Any:
-        return numbers_of(variants, *given)[:3]
+    def function(step: Any, *more: Any) -> Any:
+        if backend.is_traced(step):
+            for rule in variants:
+                if not type(rule).numbers.__module__.startswith("lbfgs_xp."):
+                    raise TypeError("The user's rule computes with Python's numbers.")
+        return numbers_of(variants, step, *more)[:3]
 
-    like = function(0, carried, plateaus, None)
+    with backend.at_once():
+        like = function(0, carried, plateaus, None)
     if any(carried) or any(plateau is not None for plateau in plateaus):
-        return backend.call_on_host(function, like, *given)
+        return backend.in_program(function, like, *given)
 
-    def at(step: int) -> Any:
+    def at(step: Any) -> Any:
         return function(step, carried, plateaus, None)
 
-    return backend.from_table(at, _TABULATED, like, step)
+    return backend.from_table(at, (_TABULATED, _FROM_HOST), like, step)
 
 
 def rate_here(backend: Backend, optimizer: Any, plateau: Any, step: Any) -> Any:
     """The learning rate of a step, for the record; also within a compiled function."""
 
-    def at(step: int) -> float:
+    def at(step: Any) -> float:
         return optimizer.learning_rate.follow(plateau, step, None)[0]
 
-    return backend.from_table(at, _TABULATED, 0.0, step)
+    return backend.from_table(at, (_TABULATED, _FROM_HOST), 0.0, step)
 
 
 def _apart(spec: ParameterSpec, xs: list[Array], gs: list[Array]) -> list[Array]:

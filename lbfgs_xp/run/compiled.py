@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from lbfgs_xp.arrays.backend import Array, is_array
-from lbfgs_xp.arrays.pending import now
-from lbfgs_xp.arrays.scalars import map_tuple
+from lbfgs_xp.arrays.pending import Pending
+from lbfgs_xp.arrays.scalars import map_tuple, named
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import flatten, unflatten
 from lbfgs_xp.result import Status
@@ -84,9 +84,10 @@ def advance(
         run = jit(_advance_rows, *settings, places)
         standing, aux, made = run(large, rest, criteria, args, aux, limits)
         return standing, aux, int(space.backend.to_host(made))
-    standing = map_tuple(now, standing)
-    kinds = _kinds(standing)
-    floats, integers, arrays = _split(kinds, standing)
+    floats: list[float] = []
+    integers: list[int] = []
+    arrays: list[Array] = []
+    kinds = _taken_apart(standing, floats, integers, arrays)
     large = [array if is_large(array) else None for array in arrays]
     rest = [array if one is None else None for array, one in zip(arrays, large, strict=True)]
     run = jit(_advance_one, *settings, kinds)
@@ -200,18 +201,29 @@ def _each(function: Callable, aux: Any) -> Any:
     return unflatten(structure, [leaf if leaf is None else function(leaf) for leaf in leaves])
 
 
-def _kinds(tree: Any) -> Any:
-    """For each entry of nested named tuples: float, int, bool, "array" or None."""
-    return map_tuple(_kind, tree)
-
-
-def _kind(entry: Any) -> Any:
-    kind = type(entry)
-    if kind in (float, int, bool):
-        return kind
-    if entry is None or is_array(entry):
-        return None if entry is None else _ARRAY
-    return next(kind for kind in (bool, int, float) if isinstance(entry, kind))
+def _taken_apart(tree: Any, floats: list, integers: list, arrays: list) -> Any:
+    """For each entry of nested named tuples: float, int, bool, "array" or None. The entries are
+    added to the lists (bools to the integers). All in one pass, because it takes as long as a few
+    evaluations of a small function."""
+    kind = type(tree)
+    if kind is float:
+        floats.append(tree)
+    elif kind is int or kind is bool:
+        integers.append(tree)
+    elif tree is None:
+        return None
+    elif isinstance(tree, tuple):
+        return named(kind, [_taken_apart(each, floats, integers, arrays) for each in tree])
+    elif is_array(tree):
+        arrays.append(tree)
+        return _ARRAY
+    elif isinstance(tree, Pending):
+        floats.append(float(tree))
+        return float
+    else:    # a subclass, such as a member of an enum
+        kind = next(kind for kind in (int, float) if isinstance(tree, kind))
+        return _taken_apart(kind(tree), floats, integers, arrays)
+    return kind
 
 
 def _split(kinds: Any, tree: Any) -> tuple[list, list, list[Array]]:

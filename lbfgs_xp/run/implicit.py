@@ -166,6 +166,12 @@ def is_wanted(asked: bool, x0: Any) -> bool:
     return library is not None and (asked or library.is_transformed())
 
 
+def constant(tree: Any, x0: Any) -> Any:
+    """What shapes the way to a solution and has no part in its derivatives."""
+    library = _library_of(x0)
+    return tree if library is None else library.still(tree)
+
+
 def solved(
     find: Callable, functions: dict[str, Any], x0: Any, args: Any, *, like: Any = None,
     **constants: Any,

@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.backend import Array, library_of
 from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.rows import Rows, Sizes
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.distributed.team import Team
 from lbfgs_xp.result import BatchResult, Best, Record, Result, State, Status, joined
-from lbfgs_xp.run import compiled, stopping
+from lbfgs_xp.run import compiled, programs, stopping
 from lbfgs_xp.run.aux_output import AuxOutput
 from lbfgs_xp.run.curvature import Curvature
 from lbfgs_xp.run.differences import Known
@@ -39,8 +39,6 @@ _RUNNING = int(Status.RUNNING)
 _MESSAGES = {int(member): member.message for member in Status}
 # Finite trials in one search after which finite differences are no longer trusted.
 _DOUBTFUL = 8
-# Differences are those of an earlier run if they differ by at most this part of the largest.
-_ALIKE = 0.1
 
 
 class Run:
@@ -173,9 +171,9 @@ class Run:
             self._chunk = compiled.Chunk(time.perf_counter() - began)
         unchanged = space.equal_later(start, untouched)
         (extent,) = space.later(space.max_abs(start))
-        same: Any = False
+        change: Any = None
         if earlier is not None:
-            same = self._is_same(gradient, earlier.solver_state.gradient)
+            (change,) = space.later(space.max_abs(gradient - earlier.solver_state.gradient))
         inner = self.state_at(start, value, gradient, learned)
         if not now(unchanged):
             raise ValueError(
@@ -186,10 +184,10 @@ class Run:
         if space.batched:
             self.aux = AuxOutput.of(aux, space, self.layout.batch[0])
         resumed = None
-        if (
-            earlier is not None and now(at_best) and now(same)
-            and space.equal(inner.value, earlier.solver_state.value)
-        ):
+        if earlier is not None and now(at_best) and not space.any(stopping.differ(
+            space.scalars, self.criteria, earlier.progress, earlier.solver_state.value,
+            inner.value, now(change),
+        )):
             # Several runs may resume from a state, and each overwrites what it has learned.
             inner = solver.resume(earlier.solver_state)
             resumed = earlier.progress
@@ -208,15 +206,6 @@ class Run:
             self.second_look.memory = earlier.looks
         if objective.differs and resumed is None:
             self.second_look.noise.look_at_differences()
-
-    def _is_same(self, gradient: Array, known: Array) -> Any:
-        """Whether a gradient is that of an earlier run at the same point. Differences are about the
-        same, because they know more now."""
-        space = self.space
-        if not self.objective.differs:
-            return space.equal_later(gradient, known)
-        off, size = space.read(space.max_abs(gradient - known), space.max_abs(known))
-        return space.scalars.every(off <= _ALIKE * size)
 
     def try_at(self, x: Array) -> tuple[Any, Any, float]:
         """Value and aux at x, and how many seconds they take."""
@@ -504,11 +493,13 @@ class Run:
 
     def _state(self, standing: Standing, aux: Any, known: Known) -> State:
         """What another run continues from."""
-        return State(
+        state = State(
             self.solver, self.space, standing.solver_state, standing.best, aux,
             self._forward and not self.objective.forward, known, standing.progress,
             self.layout.scale_key, self.second_look.memory,
         )
+        programs.keep_states(self.space.backend)
+        return state
 
     def _code(self) -> Any:
         """The status of each problem; an end that is not confirmed counts as running."""
@@ -613,16 +604,30 @@ def _checked_state(
 ) -> State:
     if not isinstance(state, State):
         raise TypeError(f"state is a {type(state).__name__}; wanted the `state` of a Result")
+    if state.space is None:
+        raise ValueError(
+            "state comes from a function that JAX has compiled; wanted one of a run outside, or a "
+            "run in such a function"
+        )
+    state = checked_contents(state, x, method, solver, layout)
+    if state.space != space:
+        raise ValueError(
+            f"state comes from a run in {state.space!r}; wanted one in {space!r}, like this run"
+        )
+    return state
+
+
+def checked_contents(state: State, x: Array, method: str, solver: Solver, layout: Layout) -> State:
+    """The state, if it belongs to such variables and such a solver."""
     old = getattr(state.solver_state, "x", None)
-    if old is None or type(old) is not type(x) or old.shape != x.shape or old.dtype != x.dtype:
+    if (
+        old is None or library_of(old) != layout.backend.name or old.shape != x.shape
+        or old.dtype != x.dtype
+    ):
         raise ValueError(
             "state belongs to other variables: "
             f"{getattr(old, 'dtype', None)} {tuple(getattr(old, 'shape', ()))}; "
             f"wanted {x.dtype} {tuple(x.shape)}, like x0"
-        )
-    if state.space != space:
-        raise ValueError(
-            f"state comes from a run in {state.space!r}; wanted one in {space!r}, like this run"
         )
     if state.x_scale != layout.scale_key:
         raise ValueError("state comes from a run with another x_scale; wanted the same one")

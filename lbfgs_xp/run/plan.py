@@ -43,6 +43,14 @@ class Plan(NamedTuple):
     maxtime: float
 
 
+def refuse_phases(state: Any, plan: Plan) -> None:
+    """Refuse the state of an earlier run with a list of phases."""
+    if state is not None and len(plan.stages) > 1:
+        raise ValueError(
+            f"state was passed with {len(plan.stages)} phases; wanted the single method to resume"
+        )
+
+
 def plan_of(
     method: Any, limits: Limits, bounds: Any, l1: Any, hess: Any, hessp: Any, layout: Layout
 ) -> Plan:

@@ -200,6 +200,18 @@ def hidden(fn: Scalars, criteria: Criteria, p: Progress, value: Any) -> Any:
     return fn.maximum(criteria.noise * fn.abs(value), p.noise)
 
 
+def differ(
+    fn: Scalars, criteria: Criteria, p: Progress, value: Any, again: Any, change: Any
+) -> Any:
+    """Whether two evaluations at one point differ by more than the rounding of two programs.
+
+    change : the largest component of the change of the gradient.
+    """
+    other = fn.abs(value - again) > hidden(fn, criteria, p, value)
+    other = other | (fn.isfinite(value) != fn.isfinite(again))
+    return other | (change > _FADED * criteria.error * p.highest_norm)
+
+
 def negligible(fn: Scalars, criteria: Criteria, p: Progress, value: Any, part: Any) -> Any:
     """The change of the value that does not matter: what rounding or noise hides, and this part of
     how far the value has fallen since the start."""

@@ -17,13 +17,13 @@ from lbfgs_xp.arrays.backend import Array, is_array
 from lbfgs_xp.arrays.scalars import map_tuple
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout, flatten, unflatten
-from lbfgs_xp.result import BatchResult, Best, Result, Status
-from lbfgs_xp.run import stopping
+from lbfgs_xp.result import BatchResult, Best, Result, State, Status
+from lbfgs_xp.run import programs, stopping
 from lbfgs_xp.run.aux_output import AuxOutput
 from lbfgs_xp.run.iteration import Standing, after_evaluation, solver_state_at, succeeded
-from lbfgs_xp.run.loop import Run
+from lbfgs_xp.run.loop import Run, checked_contents
 from lbfgs_xp.run.objective import Objective
-from lbfgs_xp.run.plan import Stage, plan_of
+from lbfgs_xp.run.plan import Stage, plan_of, refuse_phases
 from lbfgs_xp.run.second_look import SecondLook
 from lbfgs_xp.solvers.inverse_hessian import ScaledInverseHessian
 from lbfgs_xp.solvers.method import Limits
@@ -34,7 +34,7 @@ MESSAGE = "lx.Status(int(status)) says why the run ended"
 # The attributes of a result that hold arrays.
 _PARTS = (
     "x", "fun", "jac", "gradient_norm", "nit", "nfev", "success", "status", "aux", "hess_inv",
-    "active", "phases",
+    "active", "phases", "state",
 )
 
 
@@ -51,6 +51,7 @@ def refuse(**settings: Any) -> None:
 def solve(
     fun: Callable, x0: Any, args: Any, *, method: Any, limits: Limits, jac: Any, hess: Any,
     has_aux: bool, bounds: Any, l1: Any, x_scale: Any, batched: bool, pass_rows: bool,
+    state: Any,
 ) -> TracedRun:
     """The run of `lx.minimize` inside a function that is being compiled, at its end."""
     layout = Layout(x0, batched, traced=True)
@@ -63,6 +64,7 @@ def solve(
     with backend.at_once():
         layout = layout.in_units(x_scale)
         plan = plan_of(method, limits, bounds, l1, hess, None, layout)
+    refuse_phases(state, plan)
     for stage in plan.stages:
         if stage.maxtime < math.inf:
             refuse(maxtime=stage.maxtime)
@@ -78,7 +80,7 @@ def solve(
             f"jac is {jac!r} inside a function that JAX compiles; wanted None, True or a function"
         )
     run = TracedRun(plan, Space(backend, batched=True), objective, hess)
-    run.begin(layout.start(), None)
+    run.begin(layout.start(), state)
     run.to_the_end()
     return run
 
@@ -126,19 +128,48 @@ class TracedRun(Run):
             x = x[None, ...]
         if solver.projects:
             x = solver.project(space, x)
+        learned: Any = None
+        if state is not None:
+            state = self._checked(state, x)
+            learned = solver.learned(space, state.solver_state)
         value, gradient, aux, count = self.evaluate(x)
         x, value, gradient, aux = self.space.backend.alike(x, value, gradient, aux)
         self._refuse_to_wait(x)
-        inner = self._inner_at(x, value, gradient)
+        inner = self._inner_at(x, value, gradient, learned)
         self.aux = AuxOutput.of(aux, space, x.shape[0])
-        progress = stopping.start(
-            space.scalars, self.criteria, inner.value, inner.gradient_norm, space.max_abs(x), count
-        )
-        norm = inner.gradient_norm
-        self.standing = Standing(
-            inner, progress, Best(x, inner.value, gradient, norm, inner.value)
-        )
+        norm, extent = inner.gradient_norm, space.max_abs(x)
+        best = Best(x, inner.value, gradient, norm, inner.value)
+
+        def standing(inner: Any, best: Best, resumed: Any = None) -> Standing:
+            return Standing(inner, stopping.start(
+                space.scalars, self.criteria, inner.value, inner.gradient_norm, extent, count,
+                resumed,
+            ), best)
+
+        self.standing = standing(inner, best)
+        if state is not None and state.solver == solver:
+            old = state.solver_state
+            other = space.xp.any(x != state.best.x, axis=-1) | stopping.differ(
+                space.scalars, self.criteria, state.progress, old.value, inner.value,
+                space.max_abs(gradient - old.gradient),
+            )
+            # All rows or none, because some solvers keep numbers for all of them.
+            same = space.xp.logical_not(space.xp.any(other))
+
+            def chosen(old: Any, new: Any) -> Any:
+                return space.xp.where(same, old, new) if _has_value(old) else new
+
+            resumed = standing(old, state.best, state.progress)
+            self.standing = map_tuple(chosen, resumed, self.standing)
+            self.aux = self._aux_of_best(state.aux, space.scalars.full(True, value) & same)
         self.second_look = _TracedLook(self)
+
+    def _checked(self, state: Any, x: Array) -> State:
+        """A state of an earlier run, as it is inside."""
+        if not isinstance(state, State):
+            raise TypeError(f"state is a {type(state).__name__}; wanted the `state` of a Result")
+        state = programs.for_programs(state)
+        return checked_contents(state, x, self.method, self.solver, self.layout)
 
     def _refuse_to_wait(self, x: Array) -> None:
         axes = self.space.backend.shared_axes(self.evaluate, (x,), x)
@@ -149,9 +180,11 @@ class TracedRun(Run):
                 "communication or the same x and value everywhere, which JAX checks by default"
             )
 
-    def _inner_at(self, x: Array, value: Any, gradient: Array, **noise: Any) -> Any:
+    def _inner_at(
+        self, x: Array, value: Any, gradient: Array, learned: Any = None, **noise: Any
+    ) -> Any:
         """The solver's state at the start of a stage."""
-        inner = self.state_at(x, value, gradient, None, **noise)
+        inner = self.state_at(x, value, gradient, learned, **noise)
         # It may restart in other units, and a loop keeps the form of its state.
         return self.solver.in_units(self.space, inner) if self.solver.rescales else inner
 
@@ -309,6 +342,8 @@ class TracedRun(Run):
         batched = bool(layout.batch)
         code, optimality = self._code(), self.solver.optimality
         (_, p, best), aux = self.standing, self.aux.value
+        known = self.objective.differences.known
+        state = self._state(self.standing, aux, known)._replace(space=None, differences=None)
         norm = optimality(space, best.x, best.gradient)
         if not batched:
             best, p, code, norm = (self._of_user(each) for each in (best, p, code, norm))
@@ -328,6 +363,7 @@ class TracedRun(Run):
             aux=aux,
             hess_inv=self._inverse_hessian(),
             active=self._active(best),
+            state=state,
         )
 
     def at_end(self) -> tuple[Space, Any, Best]:
@@ -377,6 +413,10 @@ class _TracedLook(SecondLook):
 
         run.loop(goes_on, step, xp.asarray(0))
         self.refute()
+
+
+def _has_value(entry: Any) -> bool:
+    return is_array(entry) or isinstance(entry, (bool, int, float))
 
 
 def _first(leaf: Any) -> Any:

@@ -21,7 +21,8 @@ WINGS: dict[str, str] = {
     "checks": "",
     "typing": "",
     "drawing": "",
-    "schedules": "checks drawing",
+    "elementary": "",
+    "schedules": "checks drawing elementary",
     "arrays": "checks",
     "saving": "arrays checks",
     "distributed": "arrays checks",
@@ -31,7 +32,8 @@ WINGS: dict[str, str] = {
     "plot": "arrays checks drawing schedules",
     "line_search": "arrays checks typing",
     "solvers": "arrays checks line_search projections schedules typing",
-    "first_order": "arrays checks line_search projections saving schedules solvers typing",
+    "first_order": "arrays checks elementary line_search projections saving schedules solvers "
+    "typing",
     "run": "arrays checks distributed first_order line_search projections result saving solvers",
     "minimize": "arrays checks distributed result run saving solvers typing",
     "gradient_check": "arrays checks run typing",
@@ -52,7 +54,7 @@ ONLY = {"line_search": {"arrays": ["arrays.current", "arrays.scalars"]}}
 
 # The dependencies of the package. The lowest modules and the line searches do without them.
 HARD = {"numpy", "array_api_compat", "array_api_extra", "optree"}
-WITHOUT = {"checks", "drawing", "typing", "schedules", "line_search"}
+WITHOUT = {"checks", "drawing", "elementary", "typing", "schedules", "line_search"}
 # Imported only inside functions, when needed.
 LATE = {
     "arrays.inventory": {"dask"},

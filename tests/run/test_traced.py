@@ -4,6 +4,8 @@ The programs are few, because each takes seconds to compile: one function with m
 of them at once.
 """
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -78,7 +80,7 @@ def test_same_as_outside(name, inside, compiled):
 
 
 def test_results_are_nested_arrays(inside):
-    assert isinstance(inside, lx.Result) and inside.state is None
+    assert isinstance(inside, lx.Result) and inside.state.best.x.shape == (len(CASES), 1, 4)
     assert inside.gradient_norm.shape == (len(CASES),) and inside.nit.dtype == jnp.int32
     first = jax.tree.map(lambda leaf: leaf[0], inside)
     dense = first.hess_inv.todense()
@@ -126,6 +128,70 @@ def test_first_order_rules_and_phases_and_budgets():
     np.testing.assert_allclose(inside.x, res.x, rtol=1e-12)
     np.testing.assert_allclose(inside.phases[0].x, res.phases[0].x, rtol=1e-12)
     assert inside.hess_inv is None
+
+
+def test_a_state_is_carried_along():
+    """Runs in a scan, each of which goes on from the last, are one run."""
+    method, target = lx.Adam(lx.schedules.Linear(0.2, 0.01, steps=15)), jnp.asarray([1.0, 2.0])
+
+    def value(x, target):
+        return jnp.sum((x - target) ** 4) + jnp.prod(x)
+
+    def run(x, target, state, maxiter=5):
+        return lx.minimize(value, x, (target,), method=method, maxiter=maxiter, state=state)
+
+    def step(carry, target):
+        res = run(carry[0].x, target, carry[0].state)
+        return (res,), res.nit
+
+    first = lx.minimize(jax.jit(value), jnp.zeros(2), (target,), method=method, maxiter=5)
+    begun = jax.jit(run)(jnp.zeros(2), target, None)
+    last = jax.jit(run)(begun.x, target, begun.state)
+    (res,), nit = jax.jit(lambda c, t: jax.lax.scan(step, (c,), t))(last, target[None])
+    whole = lx.minimize(jax.jit(value), jnp.zeros(2), (target,), method=method, maxiter=15)
+    np.testing.assert_allclose(begun.x, first.x, rtol=1e-14)
+    np.testing.assert_allclose(res.x, whole.x, rtol=1e-14)
+    assert int(nit[0]) == 5 and int(res.state.progress.earlier[0]) == 10
+    with pytest.raises(ValueError, match="state comes from a run of Stepping outside of compiled"):
+        jax.jit(run)(first.x, target, first.state)
+    with pytest.raises(ValueError, match="state comes from a function that JAX has compiled"):
+        run(begun.x, target, begun.state)
+    with pytest.raises(ValueError, match=r"state belongs to other variables: .*1, 2.*wanted"):
+        jax.jit(run)(jnp.zeros(3), jnp.ones(3), begun.state)
+    with pytest.raises(TypeError, match="for a file, the state of a run outside"):
+        begun.state.to_saved()
+
+
+def test_a_run_goes_on_although_two_programs_round_differently(compiled):
+    """The start is evaluated on its own, and earlier points in the loop."""
+    case, settings = CASES["valley"], {"jac": True, "method": METHOD, "maxiter": MAXITER}
+    whole = lx.minimize(compiled, jnp.asarray(START), case, **settings)
+    first = lx.minimize(compiled, jnp.asarray(START), case, **{**settings, "maxiter": 7})
+    second = lx.minimize(compiled, first.x, case, state=first.state, **settings)
+    assert first.nit + second.nit == whole.nit
+    np.testing.assert_array_equal(second.x, whole.x)
+
+
+@pytest.mark.thorough
+def test_a_state_from_outside_is_continued_inside(compiled):
+    case, x0 = CASES["valley"], jnp.asarray(START)
+    first = lx.minimize(compiled, x0, case, jac=True, method=METHOD, maxiter=7)
+
+    @functools.partial(jax.jit, compiler_options=AS_USERS)
+    def run(x, case, state):
+        return lx.minimize(fun, x, tuple(case), jac=True, method=METHOD, state=state)
+
+    # The same function: the run goes on. Another one: it begins with the curvature.
+    for steepness in (100.0, 90.0):
+        case = (steepness, *case[1:])
+        inside = run(first.x, jnp.asarray(case), first.state)
+        res = lx.minimize(
+            compiled, first.x, case, jac=True, method=METHOD, maxiter=MAXITER, state=first.state
+        )
+        assert int(inside.status) == res.status == Status.GRADIENT
+        if ROUNDS_ALIKE:
+            assert int(inside.nit) == res.nit and int(inside.nfev) == res.nfev
+        np.testing.assert_allclose(inside.x, res.x, atol=1e-7)
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def _whole_products(
 def reads_twice(space: Space, rows: Array) -> bool:
     """Whether W y must not be a difference of W g, or nothing would be saved by that."""
     inexact = space.backend.eps > _DOUBLE or is_lower(space, rows)
-    return rows.shape[1] < _LARGE or space.reproducible or inexact
+    return rows.shape[-1] < _LARGE or space.reproducible or inexact
 
 
 def differs(size: float, squared: float) -> bool:
@@ -255,6 +255,38 @@ def write_many(space: Space, pairs: Pairs, s: Array, y: Array, mask: Array) -> P
     `accept_many`."""
     slot, mask = space.send(pairs.slot), space.send(mask)
     return pairs._replace(rows=space.backend.write_pairs(pairs.rows, slot, s, y, mask))
+
+
+def remembers(space: Space, rows: Array) -> bool:
+    """Whether the state of a batch holds W g and g . g, so that W y may be a difference: for one
+    large problem, where a compiled loop can branch."""
+    one = space.backend.compiles and (not space.batched or rows.shape[0] == 1)
+    return one and not reads_twice(space, rows)
+
+
+def change_many(
+    space: Space, pairs: Pairs, with_gradient: Array, y: Array, slope: Any, before: Any,
+    squared: Any,
+) -> Array:
+    """W y, as in `products`.
+
+    with_gradient : W g. slope, before, squared : as there; before is None unless the state
+        `remembers` it.
+    """
+    if before is None:
+        return space.products(pairs.rows, y)
+    xp, m = space.xp, pairs.diagonal.shape[-1]
+    own = space.small_arange(m) == pairs.slot[..., None]
+    (size,) = space.read(space.dot(y, y))
+
+    def difference() -> Array:
+        change, along = with_gradient - before, with_gradient[..., :m] - slope[..., None]
+        return xp.concat([
+            xp.where(own, along, change[..., :m]), xp.where(own, size[..., None], change[..., m:])
+        ], axis=-1)
+
+    known = xp.all(differs(size, squared))
+    return space.backend.either(known, difference, lambda: space.products(pairs.rows, y))
 
 
 def accept_many(

@@ -119,15 +119,17 @@ def step(
         y = space.pick(spoilt, space.xp.zeros_like(y), y)
         told = told._replace(decrement=fn.where(before, state.decrement, told.decrement))
     pairs = curvature.write_many(space, state.pairs, s, y, told.taken)
-    rows, state = pairs.rows, state._replace(pairs=pairs._replace(rows=None))
+    # Whatever leaves a branch is copied. Where there is no new iterate, `iterate` is the old one.
+    there = {"x": iterate.x, "gradient": iterate.gradient}
+    nothing: dict[str, Any] = dict.fromkeys(there)
+    rows, state = pairs.rows, state._replace(**nothing, pairs=pairs._replace(rows=None))
 
     def from_iterate(turned: Any) -> LBFGSState:
         verdict, old = told._replace(turned=turned), state._replace(pairs=pairs)
         after = _from_iterate(solver, space, old, verdict, iterate, y)
-        # Whatever leaves a branch is copied.
-        return after._replace(pairs=after.pairs._replace(rows=None))
+        return after._replace(**nothing, pairs=after.pairs._replace(rows=None))
 
-    after = space.some(told.turned, from_iterate, state)
+    after = space.some(told.turned, from_iterate, state)._replace(**there)
     return after._replace(
         trial=bounded.trial(space, after.path, after.x, after.search.alpha, after.direction),
         pairs=after.pairs._replace(rows=rows), seen=phi, decrement=told.decrement,
@@ -150,8 +152,11 @@ def _from_iterate(
         inner = bounded.penalised_gradient(path, inner)
         inner, y = (bounded.reduced(space, path.free, u) for u in (inner, y))
         taken = taken & fn.logical_not(changed)
-    with_gradient = space.products(pairs.rows, weighted(inner, weights))
-    with_change = space.products(pairs.rows, y)
+    inside = weighted(inner, weights)
+    with_gradient = space.products(pairs.rows, inside)
+    with_change = curvature.change_many(
+        space, pairs, with_gradient, y, told.slope, state.with_gradient, state.squared
+    )
     kept = curvature.accept_many(
         space, pairs, space.fetch(with_change), told.slope, taken, solver.scale_initial
     )
@@ -163,6 +168,8 @@ def _from_iterate(
     if path is not None:
         reach = fn.where(told.turned, after.path.reach, path.reach)    # type: ignore[union-attr]
         after = after._replace(path=path._replace(reach=reach))
+    if state.with_gradient is not None:
+        after = after._replace(with_gradient=there[2], squared=space.dot(inside, inside))
     # A search that continues or has failed keeps its line.
     gradient = space.pick(told.turned, iterate.gradient, state.lowest.gradient)
     return after._replace(
@@ -304,10 +311,13 @@ def begin(
             pairs = restricted.to_free(space, pairs, free, solver.scale_initial)
     inner = bounded.penalised_gradient(path, gradient)
     inner = bounded.reduced(space, path and path.free, inner)
-    with_gradient = space.products(pairs.rows, weighted(inner, weights))
+    inner = weighted(inner, weights)
+    with_gradient = space.products(pairs.rows, inner)
     iterate = Iterate(x, value, gradient, norm, start)
     there = pairs, weights, space.fetch(with_gradient)
     state = _aim(solver, space, iterate, there, space.scalars.full(noise, value), path)
+    if path is None and curvature.remembers(space, pairs.rows):
+        state = state._replace(with_gradient=there[2], squared=space.dot(inner, inner))
     trial = bounded.trial(space, state.path, x, state.search.alpha, state.direction)
     return state._replace(trial=trial)
 

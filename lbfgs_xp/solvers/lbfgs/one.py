@@ -337,6 +337,11 @@ def as_row(solver: Any, space: Space, state: LBFGSState) -> LBFGSState:
         )
         search = begun(rule, state.search)
     lowest = state.lowest or Lowest(0.0, state.value, state.gradient)
+    known: tuple = (None, None)
+    if curvature.remembers(space, state.pairs.rows):
+        known = state.with_gradient, state.squared
+        if known[0] is None or known[1] is None:
+            known = space.small_zeros(state.pairs.rows.shape[:1]), math.inf
     return state._replace(
-        search=rule.completed(search), lowest=lowest, with_gradient=None, squared=None
+        search=rule.completed(search), lowest=lowest, with_gradient=known[0], squared=known[1]
     )

@@ -215,11 +215,14 @@ class LBFGS(Method, TakesBounds, ClipsGradients):
         return InverseHessian(space, state.pairs, state.weights, self.initial.function, free)
 
     def learned(self, space: Space, state: LBFGSState) -> Pairs | None:
-        """A copy of the state's pairs, for another run to start from; None if they are those of
+        """A copy of the state's pairs, for another run to start from; none if they are those of
         variables in units that only the state knows."""
-        if state.weights is not None and self.rescales:
-            return None
         pairs = curvature.copied(state.pairs)
+        if state.weights is not None and self.rescales:
+            if not space.batched:
+                return None
+            (other,) = space.read(space.max_abs(state.weights - 1.0))
+            pairs = curvature.forget_many(space, pairs, other > 0.0, self.initial.gamma)
         if state.path is None or state.path.free is None:
             return pairs
         return restricted.to_free(space, pairs, None, self.scale_initial)

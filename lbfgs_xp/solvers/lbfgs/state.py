@@ -28,7 +28,8 @@ class LBFGSState(NamedTuple):
     seen : the value at the last trial.
     lowest : the lowest trial of this search; for one problem, None before there is any.
     pairs : the curvature pairs.
-    with_gradient : W g of the current iterate (see `curvature`), or None.
+    with_gradient : W g of the current iterate (see `curvature`), or None. For a batch, only if
+        `curvature.remembers` it.
     squared : g . g, if `curvature.products` computed it with them; None without them.
     weights : square roots of the diagonal of the initial inverse Hessian, or None.
     pace : the state of the learning rate, for one problem; None if the rate is always 1.
