@@ -199,7 +199,7 @@ class Measuring:
             never = fn.where(left & narrow, fn.logical_not(clear & alike), never)
         else:
             never = fn.where(left, unclear, never)
-        ratio = fn.where((clean > 0.0) & (not differs), 1.0 / _FARTHER, _FARTHER)
+        ratio = fn.where((clean > 0.0) & (not differs), 1.0 / _FARTHER, fn.full(_FARTHER, clean))
         return unclear, _Seen(
             space.per_problem(ratio) * spacing, noise, errors, largest, least, first, never, gap,
             clean, shown,
