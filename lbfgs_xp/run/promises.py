@@ -24,6 +24,8 @@ _LATER = 2
 _OWN = 8
 # Differences are about as long as this many times eps^(1/3) |x|.
 _BEYOND = 8.0
+# Their errors do not reach beyond this many times sqrt(eps) |x|.
+_SHORTEST = 100.0
 # How many steps down the gradient a promise may take. After the second, each step must have made it
 # grow by this factor, as in badly conditioned functions, and so many times the promise must matter.
 # By differences it may be an error.
@@ -88,7 +90,8 @@ class Promises:
         coarse = (p.claim == _GRADIENT) & self._started_far() & (space.backend.eps > _DIGITS)
         far = (reach > self.visits.visible(p, size)) | (coarse & (share > _PART))
         if run.objective.differs:
-            far = far & fn.logical_not(self._is_within_differences(descent.way, unit))
+            vacuous = level > fn.abs(state.value)
+            far = far & fn.logical_not(self._is_within_differences(share, vacuous))
         hidden = agreement.hidden_by_rounding(fn, space.backend, state.value)
         level = fn.where(far, _ENOUGH * fn.maximum(hidden, p.noise), level)
         wanted = (p.status == _RUNNING) & asks & (descent.decrease > level)
@@ -248,8 +251,12 @@ class Promises:
         run.note(p._replace(status=status))
         return broken
 
-    def _is_within_differences(self, step: Array, unit: Array) -> Any:
-        """Whether a step is no longer, along any variable, than differences."""
-        space = self.run.space
-        share = space.read_one(space.max_abs(step / unit))
-        return share <= _BEYOND * space.backend.eps ** (1 / 3)
+    def _is_within_differences(self, share: Any, vacuous: Any) -> Any:
+        """Whether a way is no longer, along any variable, than this share of its unit, so that
+        differences may be what promises a decrease.
+
+        vacuous : where the value has fallen so far that this says nothing.
+        """
+        eps, fn = self.run.space.backend.eps, self.run.space.scalars
+        usual = fn.full(_BEYOND * eps ** (1 / 3), share)
+        return share <= fn.where(vacuous, _SHORTEST * eps**0.5, usual)

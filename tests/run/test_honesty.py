@@ -645,6 +645,19 @@ def _bowl_hessian(x: np.ndarray) -> np.ndarray:
 FAR = [(-30.0, 5.0), (250.0, -40.0), (1e3, -1e3), (40.0, -7.0, -60.0), (1e4, -1e3, -1e5)]
 
 
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+@pytest.mark.parametrize("method", ["lbfgs", "bfgs"])
+@pytest.mark.parametrize("start", [(1e5, 1e5), (1e4, -1e4), (1e5, -3e4)])
+def test_by_differences_a_start_far_away_makes_no_gradient_small(
+    start: tuple, method: str, jac: str
+) -> None:
+    res = lx.minimize(
+        lambda x: 100.0 * (x[1] - x[0] ** 2) ** 2 + (1.0 - x[0]) ** 2, np.asarray(start),
+        jac=jac, method=method,
+    )
+    assert res.success and res.fun < 1e-6
+
+
 @pytest.mark.parametrize("method", ["lbfgs", "bfgs", "newton"])
 @pytest.mark.parametrize("unit", [1e-4, 1.0, 1e4])
 def test_in_float32_a_start_far_away_makes_no_gradient_small(method: str, unit: float) -> None:
