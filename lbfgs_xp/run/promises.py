@@ -191,7 +191,7 @@ class Promises:
         own = own & (not run.objective.differs)
         early = early | own
         norm = state.gradient_norm
-        gtol = fn.where(coarse, eps**0.5, eps**0.25) * norm
+        gtol = fn.where(coarse, fn.full(eps**0.5, norm), eps**0.25) * norm
         if run.objective.differs:
             # What is left may be the error of differences. That of forward ones shows nothing.
             errors = self.visits.rounding_of_differences(state)
