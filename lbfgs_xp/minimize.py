@@ -270,13 +270,18 @@ def minimize(
             "them: each process knows only its part of the Hessian"
         )
 
-    settings["state"] = implicit.constant(state, x0)
-
-    def find(functions: dict[str, Any], x0: Any, args: tuple) -> implicit.Found:
-        return implicit.found_of(*_run(x0=x0, args=args, **functions, **settings))
+    def find(
+        functions: dict[str, Any], x0: Any, args: tuple, state: Any = state
+    ) -> implicit.Found:
+        here = {**settings, "state": state}
+        return implicit.found_of(*_run(x0=x0, args=args, **functions, **here))
 
     functions = {"fun": fun, "jac": jac, "hess": hess, "hessp": hessp}
-    return implicit.solved(find, functions, x0, args, bounds=bounds, l1=l1, x_scale=x_scale)
+    inside = isinstance(state, State) and state.space is None
+    return implicit.solved(
+        find, functions, x0, args, carried=(state,) if inside else (), bounds=bounds, l1=l1,
+        x_scale=x_scale,
+    )
 
 
 def _run(

@@ -226,11 +226,6 @@ class Backend(Keyed):
         """
 
     @staticmethod
-    def still(tree: Any) -> Any:
-        """Nested arrays as constants, which have no derivative."""
-        return tree
-
-    @staticmethod
     def keep_node(cls: type, flatten: Callable, unflatten: Callable) -> None:
         """Let compiled functions take and return instances of a class.
 
@@ -772,11 +767,14 @@ class Backend(Keyed):
         return False
 
     @staticmethod
-    def solution(find: Callable, functions: dict[str, Any], x0: Any, args: tuple) -> Any:
+    def solution(
+        find: Callable, functions: dict[str, Any], x0: Any, args: tuple, carried: tuple
+    ) -> Any:
         """The result of `find`, as a differentiable function of arrays in args and of those that
         the functions hold.
 
-        find : (functions, x0, args) -> a `lbfgs_xp.run.implicit.Found`.
+        find : (functions, x0, args, *carried) -> a `lbfgs_xp.run.implicit.Found`.
+        carried : like x0, without influence on the solution.
         """
         raise NotImplementedError
 

@@ -97,8 +97,6 @@ class JaxBackend(Backend):
 
         jax.tree_util.register_pytree_node(cls, flatten, unflatten)
 
-    still = staticmethod(jax_implicit.still)
-
     @staticmethod
     @functools.cache
     def keep_node(cls: type, flatten: Callable, unflatten: Callable) -> None:
@@ -386,9 +384,11 @@ class JaxBackend(Backend):
     may_vary = staticmethod(is_traced)
 
     @staticmethod
-    def solution(find: Callable, functions: dict[str, Any], x0: Any, args: tuple) -> Any:
+    def solution(
+        find: Callable, functions: dict[str, Any], x0: Any, args: tuple, carried: tuple
+    ) -> Any:
         compiled = {name for name, each in functions.items() if JaxBackend.is_compiled(each)}
-        return jax_implicit.solution(find, functions, compiled, x0, args)
+        return jax_implicit.solution(find, functions, compiled, x0, args, carried)
 
     # --- nested parameters ---------------------------------------------------------------------
 

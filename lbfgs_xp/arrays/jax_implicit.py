@@ -121,14 +121,15 @@ def _hoisted(
 
 
 def solution(
-    find: Callable, functions: dict[str, Any], compiled: set[str], x0: Any, args: tuple
+    find: Callable, functions: dict[str, Any], compiled: set[str], x0: Any, args: tuple,
+    carried: tuple,
 ) -> Any:
     """See `Backend.solution`.
 
     compiled : the names of the functions that the user has compiled.
     """
     functions, args = _hoisted(functions, compiled, x0, args)
-    starts, of_start = jax.tree.flatten(x0)
+    starts, of_start = jax.tree.flatten((x0, carried))
     leaves, of_args = jax.tree.flatten(args)
     inputs = [leaf for leaf in (*starts, *leaves) if is_traced(leaf)]
     last: list[Any] = []    # what was found, and how its result is nested if that is traced
@@ -142,8 +143,8 @@ def solution(
 
     @jax.custom_jvp
     def root(inputs: list[Array]) -> tuple[Any, list[Array]]:
-        start, given = joined(inputs)
-        found = find(functions, start, jax.tree.unflatten(of_args, given))
+        (x0, carried), given = joined(inputs)
+        found = find(functions, x0, jax.tree.unflatten(of_args, given), *carried)
         results: list[Array] = []
         nested = None
         if any(map(is_traced, jax.tree.leaves(found.point))):
@@ -171,14 +172,14 @@ def solution(
         about = found.problem, structure, moving
         arguments = [0.0 if i in moving else leaf for i, leaf in enumerate(given)], point
         inputs, changes = ([each[i] for i in moving] for each in (given, moves))
-        regular = prepare(_is_regular, *about)(*still((*arguments, inputs)))
+        regular = prepare(_is_regular, *about)(*_still((*arguments, inputs)))
         change = prepare(_change, *about)(*arguments, inputs, changes)
         zero = jax.tree.map(jax.custom_derivatives.zero_from_primal, out)
         moved = zero[0]._replace(x=change * _one_or_nan(found.problem, regular, point))
         return out, (moved, zero[1])
 
     if not inputs:
-        return find(functions, x0, args).result
+        return find(functions, x0, args, *carried).result
     point, results = root(inputs)
     found, nested = last
     result = found.result if nested is None else nested.unflatten(results)
@@ -227,7 +228,7 @@ def _change(
             "minimization outside of it"
         )
     # What shapes the way to the solution has no part in its derivatives.
-    known = still(point)
+    known = _still(point)
 
     def solve(product: Callable, b: Array) -> Array:
         solution, solved = problem.solve(product, known, b)
@@ -238,7 +239,7 @@ def _change(
 
 def _one_or_nan(problem: Any, regular: Array, point: Any) -> Array:
     """A factor of derivatives (..., 1): 1, or nan where there are none, which `problem` says."""
-    success, one = still(point.success), jax.numpy.ones((), point.x.dtype)
+    success, one = _still(point.success), jax.numpy.ones((), point.x.dtype)
     factor = jax.numpy.where(regular, one, jax.numpy.nan)[..., None]
     if not is_traced(regular):
         problem.check(np.asarray(regular))
@@ -254,7 +255,7 @@ def _one_or_nan(problem: Any, regular: Array, point: Any) -> Array:
     return factor * jax.lax.cond(jax.numpy.all(regular & success), lambda: one, said)
 
 
-def still(tree: Any) -> Any:
+def _still(tree: Any) -> Any:
     """The tree as constants."""
     return jax.tree.map(
         lambda leaf: jax.lax.stop_gradient(leaf) if is_traced(leaf) else leaf, tree

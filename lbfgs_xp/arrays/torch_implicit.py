@@ -252,7 +252,9 @@ def evaluated(evaluation: Any, args: tuple, x: Array) -> tuple[Array, Array, Any
     return value, gradient, aux
 
 
-def solution(find: Callable, functions: dict[str, Any], x0: Any, args: tuple) -> Any:
+def solution(
+    find: Callable, functions: dict[str, Any], x0: Any, args: tuple, carried: tuple
+) -> Any:
     """See `Backend.solution`."""
     leaves, structure = flatten(args)
     places = [i for i, leaf in enumerate(leaves) if may_vary(leaf)]
@@ -264,7 +266,7 @@ def solution(find: Callable, functions: dict[str, Any], x0: Any, args: tuple) ->
         return unflatten(structure, given)
 
     given = [leaves[i] for i in places]
-    found = find(functions, x0, with_inputs([tensor.detach() for tensor in given]))
+    found = find(functions, x0, with_inputs([tensor.detach() for tensor in given]), *carried)
 
     def joined(inputs: Sequence[Array]) -> tuple:
         return (*found.leading, *with_inputs(inputs))

@@ -166,21 +166,16 @@ def is_wanted(asked: bool, x0: Any) -> bool:
     return library is not None and (asked or library.is_transformed())
 
 
-def constant(tree: Any, x0: Any) -> Any:
-    """What shapes the way to a solution and has no part in its derivatives."""
-    library = _library_of(x0)
-    return tree if library is None else library.still(tree)
-
-
 def solved(
     find: Callable, functions: dict[str, Any], x0: Any, args: Any, *, like: Any = None,
-    **constants: Any,
+    carried: tuple = (), **constants: Any,
 ) -> Any:
     """The result of a run as a differentiable function of args, and of what the functions hold.
 
-    find : (functions, x0, args) -> Found.
+    find : (functions, x0, args, *carried) -> Found.
     functions : the functions of the user, by their names.
     like : an array of the library, if x0 may hold others.
+    carried : what shapes the way to the solution, like x0.
     constants : arguments with respect to which there are no derivatives.
     """
     library = _library_of(x0 if like is None else like)
@@ -191,7 +186,7 @@ def solved(
                 f"{name} is traced or requires a gradient; wanted constants there: a compiled "
                 "function must know it, and a solution is differentiated with respect to args"
             )
-    return library.solution(find, functions, x0, args)
+    return library.solution(find, functions, x0, args, carried)
 
 
 def _library_of(tree: Any) -> Any:

@@ -159,3 +159,45 @@ def test_a_later_phase_runs_compiled():
     res = lx.minimize(jax.jit(valley), jnp.asarray(START), (100.0,), method=method)
     assert res.success and res.phases[0].nit == 3
     np.testing.assert_allclose(res.x, 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "one", "batch"),
+    [
+        (lx.LBFGS(), {}, True, True),
+        (lx.LBFGS(), {"bounds": (0.0, 0.5)}, False, True),
+        (lx.LBFGS(), {"l1": 0.1}, False, True),
+        (lx.LBFGS(learning_rate=0.5), {}, False, True),
+        (lx.LBFGS(history_dtype="float32"), {}, False, None),
+        (lx.BFGS(), {}, True, True),
+        (lx.BFGS(), {"bounds": (0.0, 0.5)}, False, True),
+        (lx.SSBFGS(), {}, True, True),
+        (lx.SSBroyden(), {}, True, True),
+        (lx.GradientDescent(line_search="armijo"), {}, True, True),
+        (lx.NewtonCG(), {}, False, False),
+        (lx.Adam(), {}, False, False),
+    ],
+    ids=lambda each: type(each).__name__ if hasattr(each, "solver") else None,
+)
+def test_what_runs_in_one_loop(method, settings, one, batch, monkeypatch):
+    """The sentence below the table in docs/jax.md."""
+
+    class Compiles(Exception):
+        pass
+
+    def advance(*args):
+        raise Compiles
+
+    monkeypatch.setattr("lbfgs_xp.run.compiled.advance", advance)
+    fun = jax.jit(lambda x: jnp.sum((x - 1.0) ** 4 + x**2, axis=-1))
+
+    def compiles(x0, **more):
+        try:
+            lx.minimize(fun, x0, method=method, maxiter=1, **settings, **more)
+        except Compiles:
+            return True
+        return False
+
+    assert compiles(jnp.ones(2)) == one
+    if batch is not None:
+        assert compiles(jnp.ones((3, 2)), batched=True) == batch

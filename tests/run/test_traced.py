@@ -172,6 +172,24 @@ def test_a_run_goes_on_although_two_programs_round_differently(compiled):
     np.testing.assert_array_equal(second.x, whole.x)
 
 
+def test_runs_that_carry_a_state_are_differentiated():
+    def value(x, target):
+        return jnp.sum((x - target) ** 4 + (x - target) ** 2)
+
+    def total(scale):
+        def step(carry, target):
+            x, state = carry
+            res = lx.minimize(value, x, (scale * target,), method=method, maxiter=60, state=state)
+            return (res.x, res.state), jnp.sum(res.x)
+
+        method = lx.SGD(0.3)
+        first = lx.minimize(value, jnp.zeros(2), (scale,), method=method, maxiter=60)
+        return jnp.sum(jax.lax.scan(step, (first.x, first.state), jnp.arange(1.0, 4.0))[1])
+
+    found, slope = jax.jit(jax.value_and_grad(total))(1.0)
+    np.testing.assert_allclose([found, slope], [12.0, 12.0], rtol=1e-6)
+
+
 @pytest.mark.thorough
 def test_a_state_from_outside_is_continued_inside(compiled):
     case, x0 = CASES["valley"], jnp.asarray(START)

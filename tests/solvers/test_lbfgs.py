@@ -526,3 +526,19 @@ def test_states_have_all_their_fields() -> None:
     for maxfun in range(1, 30):
         res = lx.minimize(p.value_and_gradient, p.x0, jac=True, maxfun=maxfun)
         whole(res.state)
+
+
+def test_large_problems_in_a_compiled_loop() -> None:
+    """There W y is a difference of W g, as for one problem on NumPy."""
+    jax = pytest.importorskip("jax")
+    settings = {"method": lx.LBFGS(memory_size=5), "gtol": 1e-8}
+    problem = problems.rosenbrock(4096)
+    there = problems.rosenbrock(4096, xp=jax.numpy, dtype=jax.numpy.float64)
+    want = lx.minimize(problem.value_and_gradient, problem.x0, jac=True, **settings)
+    found = lx.minimize(jax.jit(there.fun), there.x0, **settings)
+    assert (found.nit, found.nfev, found.status) == (want.nit, want.nfev, want.status)
+    np.testing.assert_allclose(found.x, want.x, rtol=1e-9)
+    state = found.state.solver_state
+    known = np.asarray(state.pairs.rows) @ np.asarray(state.gradient)
+    np.testing.assert_allclose(state.with_gradient, known, rtol=1e-6, atol=1e-12)
+    assert state.squared == pytest.approx(float(np.sum(np.square(state.gradient))), rel=1e-9)
