@@ -50,7 +50,7 @@ def refuse(**settings: Any) -> None:
 
 def solve(
     fun: Callable, x0: Any, args: Any, *, method: Any, limits: Limits, jac: Any, hess: Any,
-    has_aux: bool, bounds: Any, l1: Any, x_scale: Any, batched: bool, pass_rows: bool,
+    has_aux: bool, bounds: Any, l1: Any, x_scale: Any, noise: Any, batched: bool, pass_rows: bool,
 ) -> TracedRun:
     """The run of `lx.minimize` inside a function that is being compiled, at its end."""
     layout = Layout(x0, batched, traced=True)
@@ -62,7 +62,7 @@ def solve(
         )
     with backend.at_once():
         layout = layout.in_units(x_scale)
-        plan = plan_of(method, limits, bounds, l1, hess, None, layout)
+        plan = plan_of(method, limits, bounds, l1, noise, hess, None, layout)
     for stage in plan.stages:
         if stage.maxtime < math.inf:
             refuse(maxtime=stage.maxtime)
@@ -129,10 +129,11 @@ class TracedRun(Run):
         value, gradient, aux, count = self.evaluate(x)
         x, value, gradient, aux = self.space.backend.alike(x, value, gradient, aux)
         self._refuse_to_wait(x)
-        inner = self._inner_at(x, value, gradient)
+        inner = self._inner_at(x, value, gradient, **self._noise_at_start())
         self.aux = AuxOutput.of(aux, space, x.shape[0])
         progress = stopping.start(
-            space.scalars, self.criteria, inner.value, inner.gradient_norm, space.max_abs(x), count
+            space.scalars, self.criteria, inner.value, inner.gradient_norm, space.max_abs(x), count,
+            self.plan.noise.apart,
         )
         norm = inner.gradient_norm
         self.standing = Standing(
