@@ -474,6 +474,8 @@ OWN = [
         ("p0 of a shape", lambda: lx.curve_fit(
             line, X, np.stack([Y, Y]), np.ones((3, 2)), jac="3-point", batched=True), "p0",
          r"\(3, 2\)"),
+        ("too many p0", lambda: fit(p0=[1.0, 1.0, 1.0]), "p0 holds 3", "takes a, b"),
+        ("too few p0", lambda: fit(p0=[1.0]), "p0 holds 1", "takes a, b"),
         ("bounds of p0", lambda: fit(bounds=([0.0] * 3, None)), "lower bound", r"\(3,\)"),
         ("model of a shape", lambda: fit(model=lambda x, a, b: x[:2]), "model", r"\(2,\)"),
         ("model of integers", lambda: fit(model=lambda x, a, b: x.astype(int)), "model", "int64"),

@@ -8,6 +8,7 @@ the cost itself is looked at, to both sides.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,15 +67,26 @@ def doubt(fit: Fit) -> None:
 
 def refute_silence(fit: Fit) -> None:
     """End fits by differences that find no response to any parameter without success, unless the
-    cost rises to both sides."""
+    cost rises to both sides, whether two parameters change alike or oppositely: products of
+    parameters have no slope at 0."""
     known, silent = fit.known, (fit.confirmed == int(Status.GRADIENT)) & fit.silence.everywhere
     if not fit.objective.calls_per_jacobian or not silent.any():
         return
     silent &= fit.of_rows(known.value) > 0.0
     if silent.any():
-        found = _are_lowest(fit, silent, fit.space.xp.ones_like(known.x))
+        found = silent
+        for signs in _signs(known.x.shape[-1]):
+            way = fit.space.backend.from_host(signs) + fit.space.xp.zeros_like(known.x)
+            found = found & _are_lowest(fit, found, way)
         fit.stationary = fit.stationary | found
         fit.confirmed[silent & ~found] = int(Status.LINE_SEARCH)
+
+
+def _signs(size: int) -> Iterator[np.ndarray]:
+    """Signs of so many parameters: all alike, then such that every two of them differ once."""
+    yield np.ones(size)
+    for bit in range((size - 1).bit_length()):
+        yield 1.0 - 2.0 * (np.arange(size) >> bit & 1)
 
 
 def _are_lowest(fit: Fit, rows: np.ndarray, way: Array) -> np.ndarray:

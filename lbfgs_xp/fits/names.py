@@ -39,10 +39,12 @@ def sorted_places(layout: Layout) -> tuple[int, ...] | None:
 def names_of(model: Callable, layout: Layout) -> tuple[str, ...]:
     """The names of the p numbers in their listed order: the keys of a dict, joined by dots if it is
     nested; otherwise the names of the model's arguments, or x[0], x[1], ... A leaf of several
-    numbers has a name for each: "peaks[0]"."""
+    numbers has a name for each: "peaks[0]". ValueError if the model takes more or fewer."""
     each = [shape[len(layout.batch) :] for shape in layout.shapes]
     if layout.plain:
         positional = _arguments(model, layout.size)
+        if not positional:
+            _check_count(model, layout.size)
         return positional or tuple(f"x[{i}]" for i in range(layout.size))
     paths = [".".join(map(str, path)) for path in layout.structure.paths()]
     if all(path.isdecimal() for path in paths):    # a tuple of arrays
@@ -112,14 +114,31 @@ def _arguments(model: Callable, count: int) -> tuple[str, ...]:
     code = getattr(model, "__code__", None) if type(model) is _FUNCTION else None
     if code is not None and code.co_argcount == count + 1 and not vars(model):
         return code.co_varnames[1 : count + 1]
+    return next((tuple(each) for each in _positional(model) if len(each) == count), ())
+
+
+def _positional(model: Callable) -> tuple[list[str], list[str]]:
+    """The names of the arguments of a model after x, of all and of those without a default; both
+    empty if there may be any number."""
     try:
         found = list(inspect.signature(model).parameters.values())[1:]
     except (TypeError, ValueError):
-        return ()
-    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    named = [each.name for each in found if each.kind in plain]
-    required = [each.name for each in found if each.kind in plain and each.default is each.empty]
-    return next((tuple(each) for each in (named, required) if len(each) == count), ())
+        return [], []
+    if any(each.kind is each.VAR_POSITIONAL for each in found):
+        return [], []
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    named = [each for each in found if each.kind in kinds]
+    required = [each.name for each in named if each.default is each.empty]
+    return [each.name for each in named], required
+
+
+def _check_count(model: Callable, count: int) -> None:
+    named, required = _positional(model)
+    if named and not len(required) <= count <= len(named):
+        raise ValueError(
+            f"p0 holds {count} number{'s' if count > 1 else ''}; wanted {len(required)}: the model "
+            f"takes {', '.join(required)} after x"
+        )
 
 
 def _listed(tree: Any) -> list[Any]:

@@ -39,6 +39,8 @@ _FARTHER, _DISTANCES = 8.0, 9
 _ROUNDED = 12.0**-0.5
 # The changes of a narrow function are clear if they are this many times larger than its noise.
 _CLEAR = 30.0
+# Changes that are this many times larger than the noise among them are those of bends.
+_BENDS = 100.0
 
 
 class _Seen(NamedTuple):
@@ -85,6 +87,8 @@ class Measuring:
 
         Points farther and farther apart show it. The nearest ones may lie on one step of a
         function that only changes in steps, or in one dent: the slope then promises other changes.
+        Where there is a gradient and the values at the nearest points change smoothly by more than
+        rounding, points closer and closer together show it instead.
 
         spacing : how far apart points are along each variable.
         narrow : where the function bends over far less than this. It may be that noise bends it:
@@ -128,6 +132,8 @@ class Measuring:
         space, (solver, state) = run.space, self.visits.smooth()
         fn, differs = space.scalars, run.objective.differs
         spacing, noise, errors, largest, least, first, never, gap, clean, shown = seen
+        closer = left & (clean > 0.0) & (not differs)
+        largest = fn.where(closer, fn.abs(state.value), largest)
         # Among noise the errors of differences depend on its last measurement.
         known = run.standing.progress.noise > 0.0
         # If there is no budget for farther points, what the nearest ones show decides.
@@ -170,9 +176,18 @@ class Measuring:
             unclear = (unclear & fn.logical_not(known)) | multiples
         # However far apart the points are, noise is the same, unlike what a bend adds.
         visible = left & (noise > rounding)
+        if not differs:
+            # What may be the rounding of much larger values is smaller here.
+            close = largest <= _ENOUGH * fn.abs(state.value)
+            visible = visible & (close | (noise > _ENOUGH * rounding))
+        extent = range_of(fn, values)
+        # Where closer points showed none, noise is less than the run has fallen, and most of
+        # what changes is not smooth.
+        fallen = fn.abs(run.standing.progress.first_value - state.value)
+        bends = (SPREAD * noise > fallen) | (extent > _BENDS * noise)
+        visible = visible & fn.logical_not((clean > 0.0) & bends)
         same = visible & (noise <= CHANGED * least) & (CHANGED * noise >= least)
         least = fn.where(visible & (noise < least), noise, least)
-        extent = range_of(fn, values)
         steps = left & equal & (extent > rounding)
         gap = fn.where(steps, fn.minimum(gap, smallest_gap(fn, space.backend, values)), gap)
         smooth = fn.logical_not(multiples) & (extent > fn.maximum(clean, rounding))
@@ -181,6 +196,8 @@ class Measuring:
         unclear = unclear | (clean > 0.0)
         # A bend explains any change over a distance that is long enough.
         unclear = unclear | ((k > 0) & (not differs))
+        unclear = fn.where(closer, fn.logical_not(visible) & (extent > rounding), unclear)
+        clean = fn.where(closer & visible, 0.0, clean)
         unclear = left & unclear & fn.logical_not(same)
         if narrow is not False:
             # Points that lie evenly on the steps of a function show no noise.
@@ -191,8 +208,10 @@ class Measuring:
             never = fn.where(left & narrow, fn.logical_not(clear & alike), never)
         else:
             never = fn.where(left, unclear, never)
+        ratio = fn.where((clean > 0.0) & (not differs), 1.0 / _FARTHER, _FARTHER)
         return unclear, _Seen(
-            _FARTHER * spacing, noise, errors, largest, least, first, never, gap, clean, shown
+            space.per_problem(ratio) * spacing, noise, errors, largest, least, first, never, gap,
+            clean, shown,
         )
 
     def _visit(self, left: Any, x: Array) -> tuple[Any, Array]:

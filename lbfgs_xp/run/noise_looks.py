@@ -10,7 +10,7 @@ from typing import Any
 
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.pending import now
-from lbfgs_xp.result import DOUBTED, NOISY, Status
+from lbfgs_xp.result import DOUBTED, FLAT, NOISY, Status
 from lbfgs_xp.run import agreement, units
 from lbfgs_xp.run.measuring import CHANGED, SPREAD, Measuring
 from lbfgs_xp.run.restarts import Restarts
@@ -34,6 +34,10 @@ _LONG = 5
 # Over a sixteenth of its length, a function changes by more than this part of what its slope says,
 # and of its value.
 _CHANGES, _LEAST = 0.1, 2e-3
+# How many steps of the differences a look reaches.
+_FEW = 4.0
+# Noise is much if it is more than this part of what the value has fallen.
+_MUCH = 0.01
 # A value this many times larger than what it has fallen is mostly a constant.
 _BESIDE = 1e4
 # A gradient whose square is at most this many times that of its errors is lost among them.
@@ -78,7 +82,11 @@ class NoiseLooks:
             # Differences need not agree with values that they cannot resolve.
             level = fn.maximum(level, self.measuring.spoils_nothing())
             rows = rows & fn.logical_not(again)
-            explained = rows & (fn.maximum(broken, self._failed()) <= _ENOUGH * level)
+            explained = rows & (broken <= _ENOUGH * level)
+            # A search may have failed for what its pairs promised, without the curvature here.
+            refuted = (p.claim == _LINE_SEARCH) | (self._failed() > _ENOUGH * level)
+            refuted = explained & refuted
+            explained = explained & fn.logical_not(self._disagree_over_steps(refuted, level))
         else:
             rows = self.visits.affords(1, rows & fn.logical_not(again))
             explained = self._is_explained(rows, level, broken) & (fall == 0.0)
@@ -110,6 +118,24 @@ class NoiseLooks:
         whole = point.gradient if pull is None else point.gradient + pull
         vectors = (solver.reduced(space, point.x, whole, each) * unit for each in (whole, errors))
         return space.read(*(space.dot(vector, vector) for vector in vectors))
+
+    def _disagree_over_steps(self, rows: Any, level: Any) -> Any:
+        """Where value and slopes disagree over a few steps of the differences, as next to a kink.
+        Over shorter ways differences need not agree."""
+        run, (solver, state) = self.run, self.visits.smooth()
+        space, fn = run.space, run.space.scalars
+        rows = self.visits.can_afford(1, rows)
+        if not space.any(rows):
+            return rows
+        steps = run.objective.differences.steps(state.x, run.to_user(state.value), True)
+        inner = solver.reduced(space, state.x, state.gradient, state.gradient)
+        descent = units.descent(space, inner, steps)
+        size = now(descent.longest)
+        share = fn.where(size > 0.0, fn.divide(_FEW, size), 0.0)
+        x = units.at_steps(solver, space, state.x, space.scale(share, descent.direction))
+        there, gradient = self.visits.visit(x, rows)
+        look = agreement.look(space, state, x, there, gradient, level)
+        return rows & fn.logical_not(look.agrees)
 
     def _is_explained(self, rows: Any, level: Any, broken: Any) -> Any:
         """Whether one more look along the gradient, the search that failed and the looks before
@@ -173,7 +199,10 @@ class NoiseLooks:
         run, (state, p, _) = self.run, self.run.standing
         space, fn = run.space, run.space.scalars
         ended = self._ended()
-        stale = (CHANGED * fn.abs(state.value) < p.looked) | (p.looked != p.looked)
+        size, fallen = fn.abs(state.value), fn.abs(p.first_value - state.value)
+        stale = (CHANGED * size < p.looked) | (p.looked != p.looked)
+        # A kink higher up may have looked like noise.
+        stale = stale | ((p.noise > _MUCH * fallen) & (size + p.noise < p.looked))
         rows = ended & stale & (p.measured < _MEASUREMENTS) & fn.isfinite(state.value)
         rows = rows & fn.logical_not(left)
         if run.solver.takes_noise and space.any(rows):
@@ -196,7 +225,9 @@ class NoiseLooks:
         (slope,) = space.read(space.dot(state.gradient, way))
         small = -0.5 * slope <= _ENOUGH * p.noise
         lower = self._is_lower_farther(rows & small)
-        verdict = fn.where(small, fn.full(_PRECISION, p.status), _LINE_SEARCH)
+        # A gradient that is only small beside the first ones is looked at like any other.
+        failed = fn.where(p.status == FLAT, FLAT, fn.full(_LINE_SEARCH, p.status))
+        verdict = fn.where(small, _PRECISION, failed)
         status = fn.where(rows, verdict, p.status)
         if run.criteria.relative == 0.0:
             # The gradient is as small as `gtol` asks if its errors are.
@@ -245,6 +276,8 @@ class NoiseLooks:
         p, (solver, state) = run.standing.progress, self.visits.smooth()
         space, fn = run.space, run.space.scalars
         rows = (p.status == _GRADIENT) | (p.status == _PRECISION)
+        if not space.any(rows):
+            return False
         rows = rows & ((p.noise > 0.0) | self._narrow())
         unit = units.of_variables(space, state.x, p.extent)
         down = space.xp.where(state.gradient > 0.0, -unit, unit)

@@ -53,7 +53,7 @@ class Promises:
         was promised and not found. None if no problem runs."""
         run = self.run
         space, fn, (state, p, _) = run.space, run.space.scalars, run.standing
-        unit = units.of_variables(space, state.x, p.extent)
+        unit = units.of_run(run, state.x)
         if not self._settle(unit):
             return None
         # Whether a promise is looked for: a wrong gradient promises anything, but differences are

@@ -64,6 +64,8 @@ class Restarts:
         part = 4.0 * run.criteria.eps
         least = stopping.negligible(fn, run.criteria, p, best.value, part)
         enough = looked & (self.departures > 2) & (gain <= least)
+        if run.objective.differs:
+            enough = enough | (looked & (state.value - best.value <= least))
         enough = enough & (p.claim != DOUBTED) & (p.claim != _LINE_SEARCH)
         run.note(p._replace(status=fn.where(enough, _PRECISION, p.status)))
         elsewhere = elsewhere & fn.logical_not(enough)
@@ -81,7 +83,7 @@ class Restarts:
         self.departed = fn.where(elsewhere, best.value, self.departed)
         unit = {}
         if run.solver.rescales:
-            unit["unit"] = units.of_variables(space, best.x, p.extent)
+            unit["unit"] = units.of_run(run, best.x)
             if space.batched:
                 state = run.solver.in_units(space, state)
         fresh = run.afresh(best.x, best.value, best.gradient, **unit)

@@ -26,8 +26,9 @@ _SETTLED = 2
 # the corresponding error; this many times that error, because the terms are sums themselves.
 _FADED = 1e3
 # By differences, whose errors let a run crawl, a value falls visibly if it does so by this share of
-# it, or by what matters beside how far it has fallen since the start.
-_CRAWLS = 1e-4
+# it, or by what matters beside how far it has fallen since the start; below that, by the second
+# share.
+_CRAWLS, _CREEPS = 1e-4, 1e-2
 # The default tolerance is relative to the smallest gradient of the start and the iterates before
 # this one, because a start may be much steeper than anything after the first steps.
 _FIRST = 3
@@ -243,7 +244,8 @@ def update(
     magnitude = fn.maximum(fn.abs(before), fn.abs(value))
     unclear = hidden(fn, criteria, p, magnitude)
     little = negligible(fn, criteria, p, value, 4.0 * criteria.eps)
-    crawl = fn.maximum(unclear, fn.minimum(_CRAWLS * fn.abs(value), little))
+    share = fn.where(fn.abs(value) < little, _CREEPS, fn.full(_CRAWLS, value))
+    crawl = fn.maximum(unclear, fn.minimum(share * fn.abs(value), little))
     least = fn.where(unclear * 0.0 + criteria.error > criteria.eps, crawl, unclear)
     lower = accepted & (value < p.reference - least)
     small = (criteria.ftol > 0.0) & (fn.abs(before - value) <= criteria.ftol * magnitude)
@@ -337,7 +339,7 @@ def _ordinary(
     value, norm = new.value, new.gradient_norm
     if (
         value < reference - max(c.noise * abs(old.value), c.noise * abs(value), p.noise)
-        and (c.error <= c.eps or value < reference - _CRAWLS * abs(value))
+        and (c.error <= c.eps or value < reference - _CREEPS * abs(value))
         and value >= -0.01 * c.largest
         and norm > p.gtol
         and _FIRST < nit + 1 < c.maxiter

@@ -6,12 +6,15 @@ the others. Steps of conjugate gradients in the variables x / unit show them.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.solvers.contract import Solver
+
+if TYPE_CHECKING:
+    from lbfgs_xp.run.loop import Run
 
 # How far a promise may lie ahead: by this fraction of the unit of the variable that moves most.
 _REACH = 0.5
@@ -46,6 +49,16 @@ def of_variables(space: Space, x: Array, extent: Any) -> Array:
     size = fn.maximum(size, space.backend.eps**0.25 * extent)
     size = space.backend.eps**0.25 * fn.where(size > 0.0, size, 1.0)
     return xp.where(x == 0.0, space.spread(size) + xp.zeros_like(x), xp.abs(x))
+
+
+def of_run(run: Run, x: Array) -> Array:
+    """The unit of each variable of a run at x: its size or, once differences have found it, the
+    length over which the function bends."""
+    size = of_variables(run.space, x, run.standing.progress.extent)
+    if not run.objective.differs or run.objective.differences.known.lengths is None:
+        return size
+    length = run.objective.differences.lengths(x)
+    return run.space.xp.where(length > 0.0, length, size)
 
 
 def descent(space: Space, gradient: Array, unit: Array) -> Descent:

@@ -55,8 +55,13 @@ def test_starts(layout: str, method: str, tmp_path: Path) -> None:
 def test_gradients(layout: str) -> None:
     buffer = np.empty(6)
 
-    def fun(x: np.ndarray) -> Any:
+    def plain(x: np.ndarray) -> Any:
         value, gradient = well(x)
+        # Rounding may make the variables differ a little.
+        return value, np.full(6, gradient[0]) if layout == "0-stride" else gradient
+
+    def fun(x: np.ndarray) -> Any:
+        value, gradient = plain(x)
         if layout == "0-stride":
             return value, np.broadcast_to(gradient[0], (6,))
         if layout == "strided":
@@ -70,7 +75,7 @@ def test_gradients(layout: str) -> None:
     for method in METHODS:
         res = lx.minimize(fun, np.full(6, 3.0), jac=True, method=method, maxiter=300)
         assert res.x.tobytes() == lx.minimize(
-            well, np.full(6, 3.0), jac=True, method=method, maxiter=300
+            plain, np.full(6, 3.0), jac=True, method=method, maxiter=300
         ).x.tobytes()
 
 

@@ -80,3 +80,20 @@ def test_residuals_that_do_not_respond_at_all() -> None:
     res = lx.least_squares(lambda x: np.sign(x) + np.arange(3.0), np.ones(1), jac="2-point")
     assert not res.success
     assert "do not respond to x0[0]" in res.message
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("model", [
+    lambda x, a, b: a * np.sin(b * x),
+    lambda x, a, b: a * b * x,
+    lambda x, a, b, c, d: (a - c) * (b + d) * x,
+])
+def test_a_product_of_parameters_at_zero_is_no_success(model: Any, batched: bool) -> None:
+    """Whether the cost falls shows along the diagonals only."""
+    x = np.linspace(0.0, 5.0, 60)
+    count = model.__code__.co_argcount - 1
+    for sign in (1.0, -1.0):
+        y = sign * 2.0 * np.sin(1.3 * x)
+        p0 = np.zeros((2, count) if batched else count)
+        fit = lx.curve_fit(model, x, np.stack([y, y]) if batched else y, p0, batched=batched)
+        assert not np.any(fit.success), fit.message

@@ -48,6 +48,16 @@ def test_starts_next_to_a_singularity(kind: str, jac: str) -> None:
             assert res.success and res.nfev < 1600
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+@pytest.mark.parametrize("method", ["lbfgs", "bfgs"])
+def test_a_start_without_a_value(method: str, jac: str, value: float) -> None:
+    res = lx.minimize(
+        lambda x: x @ x if x[0] > 0.0 else value, np.array([-1.0, 1.0]), jac=jac, method=method
+    )
+    assert res.status is Status.NOT_FINITE
+
+
 @pytest.mark.parametrize("jac", ["2-point", "3-point"])
 def test_no_differences_where_there_is_no_value(jac: str) -> None:
     """A search goes back from there whatever the gradient."""

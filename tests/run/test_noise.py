@@ -221,6 +221,32 @@ def test_a_small_gradient_with_more_to_gain(method: str, constant: float) -> Non
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("jac", ["2-point", "3-point"])
+def test_steep_walls_far_away_are_no_noise(jac: Any, method: str) -> None:
+    """The likelihood of a Gaussian process is smooth where it is lowest, and huge at the bounds."""
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        t = np.sort(rng.uniform(0.0, 10.0, 30))
+        y = np.sin(t) + 0.1 * rng.normal(size=30)
+        squares = (t[:, None] - t) ** 2
+        seen = []
+
+        def fun(p: np.ndarray, squares: Any = squares, y: Any = y, seen: Any = seen) -> float:
+            size, length, noise = p
+            kernel = size**2 * np.exp(-0.5 * squares / length**2) + noise**2 * np.eye(30)
+            values, vectors = np.linalg.eigh(kernel)
+            values = np.maximum(values, 1e-14)
+            found = 0.5 * np.sum((vectors.T @ y) ** 2 / values) + 0.5 * np.sum(np.log(values))
+            seen.append(float(found))
+            return seen[-1]
+
+        res = lx.minimize(
+            fun, np.array([1.0, 1.0, 0.5]), jac=jac, method=method, bounds=(1e-6, None)
+        )
+        assert res.fun <= min(seen) + 1e-6 and np.max(np.abs(res.jac)) < 1e-3
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
 def test_kinks_are_no_noise(jac: Any, method: str) -> None:
     """Far from x a valley of kinks looks like noise; close by, the function is smooth and falls."""
     for seed in range(8):

@@ -307,7 +307,9 @@ def test_large_matrices_in_place(backend: Backend, kind: Any) -> None:
         )
         found = backend.to_numpy(found)
         np.testing.assert_allclose(found, wanted, rtol=1e-13, atol=1e-13)
-        np.testing.assert_array_equal(found, found.T)
+        # The product of a library may round an element and its mirror image differently.
+        rounding = 0.0 if reproducible or backend.is_numpy else 1e-15 * np.max(np.abs(wanted))
+        np.testing.assert_allclose(found, found.T, rtol=0.0, atol=rounding)
         if reproducible:
             np.testing.assert_array_equal(found, wanted)
         outer = space.add_outer(
