@@ -1,8 +1,9 @@
 """Noisy functions: how many reference problems are solved to the level of the noise.
 
-Every value has uniform noise of up to 1e-3, every component of the gradient normal noise of 1e-3;
-their sizes are told to nobody. Solved: the value without noise is within five times the noise of
-the minimum. False: the run reports success and is not. SciPy's L-BFGS-B and BFGS beside ours.
+Every value has uniform noise of up to 1e-3, every component of the gradient normal noise of 1e-3.
+Their sizes are measured, or told by `noise=`. Solved: the value without noise is within five times
+the noise of the minimum. False: the run reports success and is not. SciPy's L-BFGS-B and BFGS
+beside ours.
 """
 
 from __future__ import annotations
@@ -18,13 +19,24 @@ from scipy import optimize
 
 import lbfgs_xp as lx
 
-METHODS: dict[str, Callable[[Callable, np.ndarray, int], Any]] = {
-    "L-BFGS": lambda fun, x0, most: lx.minimize(fun, x0, jac=True, maxfun=most),
-    "BFGS": lambda fun, x0, most: lx.minimize(fun, x0, jac=True, method="bfgs", maxfun=most),
-    "SciPy L-BFGS-B": lambda fun, x0, most: optimize.minimize(
+
+def ours(method: str, told: bool) -> Callable:
+    def run(fun: Callable, x0: np.ndarray, most: int, size: float) -> Any:
+        noise = (size, size) if told else None
+        return lx.minimize(fun, x0, jac=True, method=method, maxfun=most, noise=noise)
+
+    return run
+
+
+METHODS: dict[str, Callable[[Callable, np.ndarray, int, float], Any]] = {
+    "L-BFGS": ours("lbfgs", told=False),
+    "L-BFGS, told": ours("lbfgs", told=True),
+    "BFGS": ours("bfgs", told=False),
+    "BFGS, told": ours("bfgs", told=True),
+    "SciPy L-BFGS-B": lambda fun, x0, most, _: optimize.minimize(
         fun, x0, jac=True, method="L-BFGS-B", options={"maxfun": most, "maxiter": most}
     ),
-    "SciPy BFGS": lambda fun, x0, most: optimize.minimize(
+    "SciPy BFGS": lambda fun, x0, most, _: optimize.minimize(
         fun, x0, jac=True, method="BFGS", options={"maxiter": most}
     ),
 }
@@ -61,7 +73,8 @@ def main() -> None:
         for name, solve in METHODS.items():
             gaps = []
             for seed in range(options.seeds):
-                res = solve(noisy(problem, options.noise, seed), problem.x0, options.maxfun)
+                res = solve(noisy(problem, options.noise, seed), problem.x0, options.maxfun,
+                            options.noise)
                 gap = float(exact(np.asarray(res.x))[0]) - lowest
                 solved = math.isfinite(gap) and gap <= 5.0 * options.noise
                 found[name].append((solved, bool(res.success) and not solved, int(res.nfev)))

@@ -92,6 +92,19 @@ def flags(**values: Any) -> list[bool]:
     return [flag(name, value) for name, value in values.items()]
 
 
+def noise(value: Any) -> tuple[float, float | None] | None:
+    """`noise` as the errors of the value and of the gradient; the latter None if it is to be
+    measured."""
+    if value is None:
+        return None
+    if not isinstance(value, (tuple, list)):
+        return number("noise", value, above=0.0), None
+    if len(value) != 2:
+        raise ValueError(f"noise holds {len(value)} numbers; wanted one, of the value, or two, of "
+                         "the value and of each component of the gradient")
+    return number("noise[0]", value[0], above=0.0), number("noise[1]", value[1], least=0.0)
+
+
 def callback(value: Any) -> Callable[..., Any] | None:
     """A function, or None."""
     if value is not None and not callable(value):

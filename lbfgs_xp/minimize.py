@@ -80,6 +80,7 @@ def minimize(
     bounds: Any = None,
     l1: Any = None,
     x_scale: Any = None,
+    noise: float | tuple[float, float] | None = None,
     gtol: float | None = None,
     ftol: float = 0.0,
     xtol: float = 0.0,
@@ -167,6 +168,14 @@ def minimize(
         the variables x / x_scale, as in SciPy, for variables of very different sizes: gtol, xtol,
         `gradient_norm` and the settings of the method refer to them; `x`, `jac`, `hess_inv`, bounds
         and all functions refer to x. Rounded to powers of 2, so that scaling changes no digit.
+    noise : None, float, or (float, float)
+        How large the errors of fun are: that of the value, and that of each component of the
+        gradient (with `x_scale`, of the scaled one), independent of each other. None, and for a
+        gradient of which nothing is said: measured, once no lower point is found. If the noise is
+        known from the start, searches do not compare values that it keeps apart, pairs (s, y) of
+        quasi-Newton methods are kept only where it does not explain y (Shi, Xie, Byrd & Nocedal
+        2022), central differences take steps that suit it, and the run has more patience. It ends
+        as `PRECISION` where noise hides what is left. Say too much rather than too little.
     gtol : float
         Stop when the largest component of the gradient is at most this; within bounds, without the
         components of variables that a bound holds. (For `lx.ProjectedGradient`, the largest one of
@@ -259,7 +268,7 @@ def minimize(
         gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime,
         batched=batched, pass_rows=pass_rows, reproducible=reproducible, on_error=on_error,
         callback=callback, progress=progress, state=state, checkpoint=checkpoint,
-        distributed=distributed, l1=l1,
+        distributed=distributed, l1=l1, noise=noise,
     )
     if not implicit.is_wanted(differentiable, x0):
         return _run(fun, x0, args, jac=jac, hess=hess, hessp=hessp, **settings)[1]
@@ -289,7 +298,7 @@ def _run(
     diff_step: Any, has_aux: bool, bounds: Any, x_scale: Any, gtol: Any, ftol: Any, xtol: Any,
     maxiter: Any, maxfun: Any, maxtime: Any, batched: bool, pass_rows: bool, reproducible: bool,
     on_error: Any, callback: Any, progress: bool, state: Any, checkpoint: Any, distributed: Any,
-    l1: Any,
+    l1: Any, noise: Any,
 ) -> tuple[Run, Result]:
     """The run of `minimize`, at its end, and its result."""
     limits = Limits(maxiter, maxfun, maxtime, gtol, ftol, xtol)
@@ -300,14 +309,14 @@ def _run(
         )
         inside = traced.solve(
             fun, x0, args, method=method, limits=limits, jac=jac, hess=hess, has_aux=has_aux,
-            bounds=bounds, l1=l1, x_scale=x_scale, batched=batched, pass_rows=pass_rows,
-            state=state,
+            bounds=bounds, l1=l1, x_scale=x_scale, noise=noise, batched=batched,
+            pass_rows=pass_rows, state=state,
         )
         return inside, inside.result()
     with set_up_together(distributed):
         is_piece = isinstance(distributed, Engine) and distributed.sharded
         layout = Layout(x0, batched, is_piece=is_piece).in_units(x_scale)
-        plan = plan_of(method, limits, bounds, l1, hess, hessp, layout)
+        plan = plan_of(method, limits, bounds, l1, noise, hess, hessp, layout)
         callback = checks.callback(callback)
         on_error = checks.exceptions("on_error", on_error, batched)
         refuse_phases(state, plan)

@@ -61,6 +61,7 @@ class MinimizeSettings(TypedDict, total=False):
     bounds: Any
     l1: Any
     x_scale: Any
+    noise: float | tuple[float, float] | None
     gtol: float | None
     ftol: float
     xtol: float

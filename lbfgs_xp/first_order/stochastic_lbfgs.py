@@ -34,18 +34,30 @@ class Curvature(NamedTuple):
 
     momentum, anchor : (1, n), the mean of the gradients, and where the next pair begins.
     pairs : of steps and changes of the gradient, as of a batch of one problem.
+    of_mean, of_each : (1,), running means of b . H b and g . H g, of which noise makes the second
+        larger.
     """
 
     momentum: Array
     anchor: Array
     pairs: Pairs
+    of_mean: Any
+    of_each: Any
 
 
 @dataclasses.dataclass(frozen=True)
 class StochasticLBFGS(FirstOrder):
     """L-BFGS on changing batches, with pairs whose gradients belong to the same batch.
 
-        b ← momentum b + (1 - momentum) g,    x ← x - learning_rate H b / (1 - momentum^t)
+        b ← momentum b + (1 - momentum) g,    d = -H b / (1 - momentum^t),    x ← x + rate d
+
+    The rate is the learning rate, but at most 1, and at most
+
+        (1 + momentum) M / G,
+
+    where M and G are running means, with the factor momentum, of d' H⁻¹ d and g' H g. With exact
+    gradients M and G are equal. If g is nothing but noise, M is (1 - momentum) / (1 + momentum) of
+    G, and the bound 1 - momentum: a larger rate would only let the noise move x further.
 
     H is the inverse Hessian of L-BFGS. After the first step, and then every `pair_every` steps, the
     gradient of the current batch is also taken at the anchor, the point where the last pair was
@@ -60,8 +72,8 @@ class StochasticLBFGS(FirstOrder):
     Parameters
     ----------
     learning_rate : float or schedule
-        In units of the quasi-Newton step. The first step has this Euclidean length, because no
-        curvature is known yet.
+        In units of the quasi-Newton step. Until the first pair, because no curvature is known, a
+        step has this Euclidean length, at most 1.
     memory_size : int
         How many pairs are kept, at least 1.
     momentum : float in [0, 1)
@@ -69,7 +81,8 @@ class StochasticLBFGS(FirstOrder):
         Every how many steps a pair is taken, at least 1. The mean cost of a step is
         1 + 1 / pair_every gradients.
     damping : float in [0, 1)
-        0: pairs without positive curvature are dropped. 0.2 as in Powell (1978).
+        0: pairs without positive curvature are dropped. 0.2 as in Powell (1978). If the loss is
+        convex, 0.01 learns small curvature beside large one.
     curvature_bounds : (float, float)
         A pair is kept only if s . y >= lower s . s and y . y <= upper s . y. Hence, with m pairs
         and r = upper / lower, the eigenvalues of H are at least 1 / ((m + 1) upper) and at most
@@ -162,7 +175,8 @@ class StochasticLBFGS(FirstOrder):
         with backends[0].current():
             zeros = backends[0].zeros((1, size))
             return Curvature(
-                zeros, zeros, curvature.empty(space, size, self.memory_size, (1,), 1.0)
+                zeros, zeros, curvature.empty(space, size, self.memory_size, (1,), 1.0),
+                space.small_zeros((1,)), space.small_zeros((1,)),
             )
 
     def update(
@@ -246,18 +260,18 @@ class StochasticLBFGS(FirstOrder):
             memory = self._learned(space, state, x, g, gradient_at, in_place)
             run = backend.jit if not reproducible else functools.partial
             # In fixed order, sums must be taken operation by operation.
-            momentum, direction, slope = run(_aimed, self.rule, space)(memory, g, numbers)
-            shrinkage, rate, _ = numbers
+            memory, direction, slope, rate = run(_aimed, self.rule, space)(memory, g, numbers)
+            shrinkage, rate = numbers[0], space.spread(rate)
             shrinks = self.weight_decay and self.decoupled_weight_decay
             base = x - shrinkage * x if shrinks else x
             moved = rate * direction
             if self.armijo is not None:
                 known = batch_value is not None
                 before = self._value(space, x, batch_value) if known else value_at(x)
-                moved = self._shortened(space, base, moved, before, rate * slope, value_at)
+                moved = self._shortened(space, base, moved, before, rate[..., 0] * slope, value_at)
             new = _split(spec, base + moved, xs)
         return new, OptimizerState(
-            step + 1, state.slots, carried, plateaus, spec, memory._replace(momentum=momentum)
+            step + 1, state.slots, carried, plateaus, spec, memory
         )
 
     def _value(self, space: Space, x: Array, value: Any) -> Array:
@@ -352,10 +366,10 @@ class StochasticLBFGS(FirstOrder):
 
 def _aimed(
     rule: Any, space: Space, memory: Curvature, g: Array, numbers: Sequence[Any]
-) -> tuple[Array, Array, Array]:
-    """The momentum, the direction and the slope along it."""
-    _, _, correction = numbers
-    xp, fn, (old, _, pairs) = space.xp, space.scalars, memory
+) -> tuple[Curvature, Array, Array, Any]:
+    """The memory with the new momentum, the direction, the slope along it, and the rate."""
+    _, rate, correction = numbers
+    xp, fn, (old, _, pairs, of_mean, of_each) = space.xp, space.scalars, memory
     factor = clip_factor(rule.clip_norm, (space,), [g])
     clipped = g if factor is None else factor * g
     if rule.clip_value is not None:
@@ -368,7 +382,28 @@ def _aimed(
     pairs = pairs._replace(gamma=fn.where(pairs.count == 0, unit, pairs.gamma))
     c = curvature.coefficients(space, pairs, space.fetch(space.products(pairs.rows, mean)))
     direction = space.descend(c, pairs.rows, pairs.gamma, mean)
-    return momentum, direction, space.dot(g, direction)
+    known = pairs.count > 0
+    of_mean, of_each = (
+        fn.where(known, rule.momentum * before + (1.0 - rule.momentum) * now, before)
+        for before, now in (
+            (of_mean, _squared(space, pairs, mean)), (of_each, _squared(space, pairs, clipped))
+        )
+    )
+    most = (1.0 + rule.momentum) * fn.divide(of_mean, of_each)
+    one = fn.full(1.0, norm)
+    most = fn.where(known & (of_each > 0.0) & (most < 1.0), most, one)
+    rate = fn.minimum(one * rate, most)
+    memory = memory._replace(momentum=momentum, of_mean=of_mean, of_each=of_each)
+    return memory, direction, space.dot(g, direction), rate
+
+
+def _squared(space: Space, pairs: Pairs, vector: Array) -> Any:
+    """v . H v."""
+    products, square = space.fetch_each(
+        space.products(pairs.rows, vector), space.dot(vector, vector)
+    )
+    c = curvature.coefficients(space, pairs, products)
+    return pairs.gamma * square - space.small.sum(c * products, axis=-1)
 
 
 def _with_pair(

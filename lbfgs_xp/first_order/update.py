@@ -40,6 +40,8 @@ def init(optimizer: Any, params: Any) -> OptimizerState:
         )
     chosen = _variants(optimizer, tree.paths(structure), structure)
     rules = [optimizer.variants[i] for i in chosen]
+    # An update that leaves its arguments as they are takes the memory that the last one has freed.
+    backends[0].keep_freed_memory()
     if not optimizer.elementwise:
         _refuse_complex(optimizer, [backend.complex for backend in backends])
     fills = [rule.slots() for rule in rules]

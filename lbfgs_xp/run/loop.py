@@ -71,7 +71,9 @@ class Run:
         # Prepare all stages now, so that errors in a later one are raised before the first runs.
         self._ahead = [(stage, *self._prepared(stage, hess)) for stage in plan.stages]
         self.ended: list[Result] = []
-        self._forward = objective.forward
+        # Noise spoils forward differences.
+        self._forward = objective.forward and plan.noise.apart is None
+        objective.forward = self._forward
         self.enter_stage()
 
     def _prepared(self, stage: Stage, hess: Any) -> tuple[Callable, Callable]:
@@ -174,7 +176,7 @@ class Run:
         change: Any = None
         if earlier is not None:
             (change,) = space.later(space.max_abs(gradient - earlier.solver_state.gradient))
-        inner = self.state_at(start, value, gradient, learned)
+        inner = self.state_at(start, value, gradient, learned, **self._noise_at_start())
         if not now(unchanged):
             raise ValueError(
                 "fun changed x in place; wanted a function that leaves its argument unchanged"
@@ -197,7 +199,7 @@ class Run:
             best, self.aux = earlier.best, self.aux._replace(value=earlier.aux)
         progress = stopping.start(
             space.scalars, self.criteria, inner.value, inner.gradient_norm, now(extent),
-            objective.nfev, resumed,
+            objective.nfev, self.plan.noise.apart, resumed,
         )
         objective.in_products = 0
         self.standing = Standing(inner, progress, best)
@@ -205,7 +207,10 @@ class Run:
         if resumed is not None and earlier is not None and earlier.looks is not None:
             self.second_look.memory = earlier.looks
         if objective.differs and resumed is None:
-            self.second_look.noise.look_at_differences()
+            if self.plan.noise.apart is None:
+                self.second_look.noise.look_at_differences()
+            elif self.solver.takes_noise:
+                self.second_look.restarts.among_noise(self.standing.progress.status == _RUNNING)
 
     def try_at(self, x: Array) -> tuple[Any, Any, float]:
         """Value and aux at x, and how many seconds they take."""
@@ -270,6 +275,10 @@ class Run:
         unit = {**unit, **self._noise_for(self.solver)}
         fresh = self.state_at(x, self.to_user(value), gradient, None, **unit)
         return fresh._replace(decrement=self.standing.solver_state.decrement)
+
+    def _noise_at_start(self) -> dict[str, Any]:
+        known = self.plan.noise.apart is not None and self.solver.takes_noise
+        return {"noise": self.plan.noise.apart} if known else {}
 
     def _noise_for(self, solver: Solver) -> dict[str, Any]:
         return {"noise": self.standing.progress.noise} if solver.takes_noise else {}

@@ -95,9 +95,16 @@ class Measuring:
             then it looks the same from point to point however far apart they are, beside changes
             that are much larger in the end.
         """
-        run = self.visits.run
+        run, given = self.visits.run, self.visits.run.plan.noise
         space, state = run.space, run.standing.solver_state
         fn = space.scalars
+        if given.apart is not None and (run.objective.differs or given.of_gradient is not None):
+            # Nothing is left to measure.
+            rounding = agreement.hidden_by_rounding(fn, space.backend, state.value)
+            error = 0.0 if given.of_gradient is None else given.of_gradient
+            noise = fn.full(given.apart / SPREAD, state.value)
+            running = run.standing.progress.status == _RUNNING
+            return noise, space.xp.full_like(state.x, error), rounding, rows & running
         nothing, no = fn.full(0.0, state.value), fn.full(False, state.value)
         endless = fn.full(math.inf, state.value)
         seen = _Seen(
@@ -115,6 +122,8 @@ class Measuring:
         share = fn.where(seen.largest > 0.0, fn.divide(fn.abs(state.value), seen.largest), 1.0)
         scaled = fn.where(seen.least < noise, seen.least, share * noise)
         noise = fn.where(noise <= _ENOUGH * rounding, scaled, noise)
+        if given.apart is not None:
+            noise = fn.full(given.apart / SPREAD, noise)
         return noise, seen.errors, rounding, rows & (run.standing.progress.status == _RUNNING)
 
     def _look(self, narrow: Any, k: Any, left: Any, seen: _Seen) -> tuple[Any, _Seen]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from lbfgs_xp.arrays.backend import Array
@@ -90,12 +91,13 @@ class NoiseLooks:
             rows = self.visits.affords(1, rows & fn.logical_not(again))
             explained = self._is_explained(rows, level, broken) & (fall == 0.0)
         # A gradient that is not much larger than its own errors shows no way down.
-        size, error = space.read(
-            space.dot(state.gradient * unit, state.gradient * unit),
-            space.dot(errors * unit, errors * unit),
-        )
-        size = fn.where(fall > 0.0, fall * fall, size)
-        explained = explained | (rows & (size <= _LOST * error))
+        size, error = self._squares(run.standing.solver_state, errors, unit)
+        lost = fn.where(fall > 0.0, fall * fall, size) <= _LOST * error
+        if run.plan.noise.of_gradient:
+            # If errors were given, those of the best gradient are no chance.
+            size, error = self._squares(run.standing.best, errors, unit)
+            lost = lost | ((fall == 0.0) & (size <= _LOST * error))
+        explained = explained | (rows & lost)
         p = run.standing.progress
         status = fn.where(rows & explained, _PRECISION, p.status)
         run.note(p._replace(status=status))
@@ -104,6 +106,18 @@ class NoiseLooks:
         run.note(p._replace(
             status=fn.where(again, NOISY, p.status), noise=fn.where(again, measured, p.noise)
         ))
+
+    def _squares(self, point: Any, errors: Array, unit: Array) -> Sequence[Any]:
+        """Those of the gradient at a point and of its errors, in these units, in the variables that
+        nothing holds.
+
+        point : with x and the gradient of fun there.
+        """
+        run, space = self.run, self.run.space
+        solver, pull = run.solver_here().around(space, point.x, point.gradient)
+        whole = point.gradient if pull is None else point.gradient + pull
+        vectors = (solver.reduced(space, point.x, whole, each) * unit for each in (whole, errors))
+        return space.read(*(space.dot(vector, vector) for vector in vectors))
 
     def _disagree_over_steps(self, rows: Any, level: Any) -> Any:
         """Where value and slopes disagree over a few steps of the differences, as next to a kink.

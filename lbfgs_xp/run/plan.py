@@ -19,6 +19,9 @@ from lbfgs_xp.solvers.orthant import L1
 _UNLIMITED = 2**31 - 1
 # Iterations without meaningful progress after which the precision floor counts as reached.
 _PATIENCE = 8
+# By which factor it is larger if noise is given: many steps by slopes are needed until the value
+# falls visibly.
+_PATIENT = 4
 # Up to this many variables, twice the memory of L-BFGS, a matrix is less work than the pairs.
 _DENSE = 20
 # See `Criteria.lost`.
@@ -34,13 +37,25 @@ class Stage(NamedTuple):
     maxtime: float
 
 
+class Noise(NamedTuple):
+    """How large the errors of fun are, as far as the user has said so.
+
+    apart : how far apart two values may be through them; None if they are to be measured.
+    of_gradient : the errors of the components of the gradient; None if they are to be measured.
+    """
+
+    apart: float | None = None
+    of_gradient: float | None = None
+
+
 class Plan(NamedTuple):
-    """The stages of a run, at least one, and the budgets of the whole run."""
+    """The stages of a run, at least one, the budgets of the whole run, and its noise."""
 
     stages: list[Stage]
     maxiter: int
     maxfun: int
     maxtime: float
+    noise: Noise
 
 
 def refuse_phases(state: Any, plan: Plan) -> None:
@@ -52,12 +67,22 @@ def refuse_phases(state: Any, plan: Plan) -> None:
 
 
 def plan_of(
-    method: Any, limits: Limits, bounds: Any, l1: Any, hess: Any, hessp: Any, layout: Layout
+    method: Any, limits: Limits, bounds: Any, l1: Any, noise: Any, hess: Any, hessp: Any,
+    layout: Layout,
 ) -> Plan:
     """The plan of a run, from the arguments of `lx.minimize`."""
     weights = layout.weights(l1)
     penalty = None if weights is None else L1(weights)
     stages = [_stage(phase, limits, bounds, penalty, layout) for phase in _phases(method)]
+    errors = checks.noise(noise)
+    if errors is not None:
+        stages = [_told(stage, errors[1]) for stage in stages]
+        if not any(stage.solver.takes_noise for stage in stages):
+            names = " and ".join(stage.name for stage in stages)
+            raise ValueError(
+                f"noise was passed, but {names} does not compare values; wanted noise=None, or a "
+                'method with a line search, such as "lbfgs"'
+            )
     by_products = any(stage.solver.needs_products for stage in stages)
     by_matrix = by_products or any(stage.solver.needs_hessian for stage in stages)
     for name, of, given, used in (
@@ -76,6 +101,21 @@ def plan_of(
         _smaller(None, limits.maxiter),
         _smaller(None, limits.maxfun),
         _first_given(None, limits.maxtime, math.inf),
+        # Each of two values may be off by the noise.
+        Noise() if errors is None else Noise(2.0 * errors[0], errors[1]),
+    )
+
+
+def _told(stage: Stage, error: float | None) -> Stage:
+    """The stage, for values with noise and gradients whose components have errors of up to this
+    size."""
+    solver, criteria = stage.solver, stage.criteria
+    if not solver.takes_noise:
+        return stage
+    if error:
+        solver = solver.with_gradient_error(error)
+    return stage._replace(
+        solver=solver, criteria=criteria._replace(patience=_PATIENT * criteria.patience)
     )
 
 

@@ -91,6 +91,7 @@ def described_problem(run: Run, jac: Any, bounds: Any) -> dict[str, Any]:
         "has_aux": run.objective.has_aux,
         "bounds": described(bounds),
         "x_scale": described(layout.scale),
+        "noise": described(plan.noise),
         "args": fingerprints(run.objective.args, "args"),
     }
 
@@ -184,7 +185,8 @@ def _moved(run: Run, saved: Snapshot) -> Snapshot:
     state = run.state_at(start, value, 0.0 * start, None)
     best = Best(start, state.value, start, state.gradient_norm, state.value)
     standing = Standing(state, stopping.start(
-        space.scalars, run.criteria, state.value, state.gradient_norm, state.value, 1
+        space.scalars, run.criteria, state.value, state.gradient_norm, state.value, 1,
+        None,
     ), best)
     per_row = standing, run.criteria
 

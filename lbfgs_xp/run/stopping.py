@@ -91,7 +91,7 @@ class Progress(NamedTuple):
     gtol : the gradient norm that counts as small, from the criteria and `first_norm`.
     claim : for second looks, the end that is yet to be confirmed.
     earlier : iterations of the run that this one resumes.
-    noise : how far apart two values may be through noise that was measured, or 0.
+    noise : how far apart two values may be through noise that was measured or given, or 0.
     measured : how often the run has begun anew because of noise.
     looked : the size of the value where noise of differences was last looked for; nan before.
     """
@@ -120,10 +120,11 @@ class Progress(NamedTuple):
 
 def start(
     fn: Scalars, criteria: Criteria, value: Any, norm: Any, extent: Any, nfev: int,
-    resumed: Progress | None = None,
+    noise: float | None, resumed: Progress | None = None,
 ) -> Progress:
     """The progress of a run after `nfev` evaluations at its start.
 
+    noise : how far apart two values may be through noise; None if that is not known yet.
     resumed : the progress of the run that this one resumes.
     """
     p = _fresh(fn, criteria, value, norm, extent, nfev, (value, norm))
@@ -137,6 +138,8 @@ def start(
         if criteria.error > criteria.eps:
             # The budget may have ended when central differences had just taken over.
             p = where_small(fn, criteria, p, norm)
+    if noise is not None:
+        p = p._replace(noise=fn.full(noise, p.noise))
     return budgets(fn, criteria, p)
 
 

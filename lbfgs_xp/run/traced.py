@@ -50,7 +50,7 @@ def refuse(**settings: Any) -> None:
 
 def solve(
     fun: Callable, x0: Any, args: Any, *, method: Any, limits: Limits, jac: Any, hess: Any,
-    has_aux: bool, bounds: Any, l1: Any, x_scale: Any, batched: bool, pass_rows: bool,
+    has_aux: bool, bounds: Any, l1: Any, x_scale: Any, noise: Any, batched: bool, pass_rows: bool,
     state: Any,
 ) -> TracedRun:
     """The run of `lx.minimize` inside a function that is being compiled, at its end."""
@@ -63,7 +63,7 @@ def solve(
         )
     with backend.at_once():
         layout = layout.in_units(x_scale)
-        plan = plan_of(method, limits, bounds, l1, hess, None, layout)
+        plan = plan_of(method, limits, bounds, l1, noise, hess, None, layout)
     refuse_phases(state, plan)
     for stage in plan.stages:
         if stage.maxtime < math.inf:
@@ -135,7 +135,7 @@ class TracedRun(Run):
         value, gradient, aux, count = self.evaluate(x)
         x, value, gradient, aux = self.space.backend.alike(x, value, gradient, aux)
         self._refuse_to_wait(x)
-        inner = self._inner_at(x, value, gradient, learned)
+        inner = self._inner_at(x, value, gradient, learned, **self._noise_at_start())
         self.aux = AuxOutput.of(aux, space, x.shape[0])
         norm, extent = inner.gradient_norm, space.max_abs(x)
         best = Best(x, inner.value, gradient, norm, inner.value)
@@ -143,7 +143,7 @@ class TracedRun(Run):
         def standing(inner: Any, best: Best, resumed: Any = None) -> Standing:
             return Standing(inner, stopping.start(
                 space.scalars, self.criteria, inner.value, inner.gradient_norm, extent, count,
-                resumed,
+                self.plan.noise.apart, resumed,
             ), best)
 
         self.standing = standing(inner, best)

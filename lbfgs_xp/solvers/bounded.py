@@ -47,14 +47,16 @@ class Path(NamedTuple):
 
 
 class TakesBounds(Solver):
-    """A solver that keeps the variables between bounds.
+    """A solver that keeps the variables between bounds, and compares gradients.
 
     box : the bounds; None without any.
     l1 : the penalty, for solvers that take one; None without any.
+    gradient_error : of each component of a gradient; see `anchor`.
     """
 
     box: Box | None = None
     l1: L1 | None = None
+    gradient_error: float = 0.0
 
     supports_bounds = True
 
@@ -69,6 +71,9 @@ class TakesBounds(Solver):
     def with_l1(self, l1: L1 | None) -> Self:
         """The same solver, for a function with this penalty."""
         return self._with(l1=l1)
+
+    def with_gradient_error(self, error: float) -> Self:
+        return self._with(gradient_error=error)
 
     def _with(self, **settings: Any) -> Self:
         solver = copy.copy(self)

@@ -144,6 +144,11 @@ class Solver(ABC):
         are those of the sum, its gradients those of fun."""
         raise NotImplementedError
 
+    def with_gradient_error(self, error: float) -> Solver:
+        """The same solver, for gradients whose components have errors of up to this size. A solver
+        that compares no gradients needs no more than to be told the noise of the value."""
+        return self
+
     def penalised(self, space: Space, x: Array, value: Any) -> Any:
         """The value of all that is minimised at x, given that of fun."""
         return value

@@ -23,6 +23,7 @@ from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.checks import flag, setting
 from lbfgs_xp.line_search import LineSearch, MoreThuente
 from lbfgs_xp.projections import Box
+from lbfgs_xp.solvers.anchor import Anchor, begun, moved, shows_curvature
 from lbfgs_xp.solvers.bounded import (
     TakesBounds,
     differ,
@@ -55,7 +56,8 @@ Scaling = Callable[[Scalars, Any, Any], tuple[Any, Any]]
 class Curvature(NamedTuple):
     """What a step shows of the function: s, H y and H g (..., n), with y the change of the gradient
     and g the gradient at its end; s . y, y . H y and g . H y. Within bounds, also s . g, 0
-    if bounds bent the step, else 1, and y . y."""
+    if bounds bent the step, else 1, and y . y. With an anchor, the step leads from there: 1 only if
+    that is where the search began; and s . s."""
 
     s: Array
     v: Array
@@ -66,6 +68,7 @@ class Curvature(NamedTuple):
     ahead: Any = None
     straight: Any = None
     size: Any = None
+    squared: Any = None
 
 
 class Estimate(NamedTuple):
@@ -77,6 +80,7 @@ class Estimate(NamedTuple):
     unit : the size of each variable, whose square is the diagonal of the initial H; or None.
     whole : whether the search is along -H g, which no bound has shortened; None without bounds.
     gamma : s . y / y . y of the last step; None without bounds.
+    anchor : where the next step begins; None if each is one of a search.
     """
 
     matrix: Array
@@ -85,6 +89,7 @@ class Estimate(NamedTuple):
     unit: Any = None
     whole: Any = None
     gamma: Any = None
+    anchor: Anchor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +109,7 @@ class DenseQuasiNewton(TakesBounds, Descent):
     initial_inverse_hessian: Any = None
     scale_initial: bool = True
     box: Box | None = dataclasses.field(init=False, repr=False, default=None)
+    gradient_error: float = dataclasses.field(init=False, repr=False, default=0.0)
 
     # Whether the first trial of a search follows the length of the last step.
     follows_steps = False
@@ -156,35 +162,39 @@ class DenseQuasiNewton(TakesBounds, Descent):
             bare = space.scalars.full(True, space.read_one(space.max_abs(gradient)))
             matrix = self._initial(space, x.shape, unit)
         else:
-            matrix, _, bare, unit, _, gamma = learned
+            matrix, _, bare, unit, _, gamma, _ = learned
         if self.box is not None or learned is not None:
             if gamma is None:
                 gamma = space.scalars.full(1.0, space.read_one(space.max_abs(gradient)))
             matrix, _ = self._restricted(space, matrix, x, gradient, bare, gamma)
             gamma = gamma if self.box is not None else None
-        product = space.products(matrix, gradient)
+        product, anchor = space.products(matrix, gradient), begun(self.gradient_error, x, gradient)
         return super().init(
-            space, x, value, gradient,
-            learned=Estimate(matrix, product, bare, unit, None, gamma), noise=noise, **more,
+            space, x, value, gradient, noise=noise,
+            learned=Estimate(matrix, product, bare, unit, None, gamma, anchor), **more,
         )
 
     def measure(
         self, space: Space, state: DescentState, alpha: Any, x: Array, gradient: Array
     ) -> Curvature:
-        matrix = state.learned.matrix
+        matrix, anchor = state.learned.matrix, state.learned.anchor
         s, y = space.scale(alpha, state.direction), gradient - state.gradient
+        straight: Any = None
+        if anchor is not None:
+            unbent = space.move(state.x, alpha, state.direction)
+            straight = (anchor.x == state.x) & (x == unbent)
+            s, y = x - anchor.x, gradient - anchor.gradient
+        elif state.path is not None:
+            unbent, s = s, step(space, state.x, x, alpha, state.direction)
+            straight = s == unbent
         v, product = space.products(matrix, y), space.products(matrix, gradient)
-        if state.path is None:
-            numbers = space.later(space.dot(s, y), space.dot(y, v), space.dot(v, gradient))
-            return Curvature(s, v, product, *numbers)
-        xp, unbent = space.xp, s
-        s = step(space, state.x, x, alpha, state.direction)
-        straight = xp.astype(xp.all(s == unbent, axis=-1), s.dtype)
-        numbers = space.later(
-            space.dot(s, y), space.dot(y, v), space.dot(v, gradient), space.dot(s, gradient),
-            straight, space.dot(y, y),
-        )
-        return Curvature(s, v, product, *numbers)
+        numbers = [space.dot(s, y), space.dot(y, v), space.dot(v, gradient)]
+        if straight is not None:
+            straight = space.xp.astype(space.xp.all(straight, axis=-1), s.dtype)
+            numbers += [space.dot(s, gradient), straight, space.dot(y, y)]
+        if anchor is not None:
+            numbers.append(space.dot(s, s))
+        return Curvature(s, v, product, *space.later(*numbers))
 
     def learn(
         self, space: Space, state: DescentState, point: Iterate, slope: Any, taken: Any,
@@ -194,9 +204,15 @@ class DenseQuasiNewton(TakesBounds, Descent):
         by the sum of two squares."""
         if space.none(taken):
             return state.learned
-        matrix, _, bare, unit, whole, gamma = state.learned
+        matrix, _, bare, unit, whole, gamma, anchor = state.learned
         s, v, product, *numbers = measured
-        *numbers, ahead, straight, size = map(now, numbers)
+        *numbers, ahead, straight, size, squared = map(now, numbers)
+        if anchor is not None:
+            shows = shows_curvature(space.scalars, self.gradient_error, numbers[0], squared)
+            # After a clipped gradient, the next step begins at the iterate, too.
+            leaves = taken & (shows | space.scalars.logical_not(kept))
+            anchor = moved(space, anchor, leaves, point.x, point.gradient)
+            kept = kept & shows
         u = space.scalars.fused(
             _update, self.scaling(s.shape[-1]), self.scale_initial, space.backend.eps, *numbers,
             point.step, state.search.dphi0, slope, kept, bare, ahead, straight, whole,
@@ -225,7 +241,7 @@ class DenseQuasiNewton(TakesBounds, Descent):
             )
             if not space.none(changed):
                 product = space.pick(changed, space.products(matrix, point.gradient), product)
-        return Estimate(matrix, product, u.bare, unit, whole, gamma)
+        return Estimate(matrix, product, u.bare, unit, whole, gamma, anchor)
 
     def _restricted(
         self, space: Space, matrix: Array, x: Array, gradient: Array, bare: Any, gamma: Any
@@ -436,7 +452,7 @@ def _update(
         # s . Bs / s . y, with B s = -alpha g; a step that bounds have bent says nothing of it.
         known = good
         if straight is not None:
-            known = known & (straight > 0.0) & whole
+            known = known & (straight > 0.0) & (True if whole is None else whole)
         excess = fn.divide(-alpha * alpha * before, curvature)
         factor, phi = scaling(fn, excess, rho * bend)
         factor = fn.where(known, factor, one)

@@ -148,8 +148,8 @@ _known_rule = functools.lru_cache(maxsize=16)(_rule)
 
 
 def _saved(state: OptimizerState) -> dict[str, Any]:
-    momentum, anchor, pairs = state.memory
-    return {"step": state.step, "momentum": momentum, "anchor": anchor, **pairs._asdict()}
+    memory = state.memory._asdict()
+    return {"step": state.step, **memory.pop("pairs")._asdict(), **memory}
 
 
 def _loaded(rule: Rule, memory: dict[str, Any], x: Tensor) -> OptimizerState:
@@ -164,7 +164,7 @@ def _loaded(rule: Rule, memory: dict[str, Any], x: Tensor) -> OptimizerState:
     parts = {name: memory[name] for name in Pairs._fields}
     # torch casts everything it loads to the dtype of the parameters, counts too.
     parts |= {name: parts[name].to(torch.int64) for name in ("slot", "count")}
+    own = {name: memory[name] for name in Curvature._fields if name != "pairs"}
     return update.init(rule, x)._replace(
-        step=int(memory["step"]),
-        memory=Curvature(memory["momentum"], memory["anchor"], Pairs(**parts)),
+        step=int(memory["step"]), memory=Curvature(**own, pairs=Pairs(**parts))
     )

@@ -29,7 +29,7 @@ def quadratic(x: np.ndarray, shift: np.ndarray) -> tuple[float, np.ndarray]:
 def reference(fun: Callable, x: np.ndarray, opt: lx.StochasticLBFGS, steps: int) -> np.ndarray:
     """The formulas of the docstring with a dense inverse Hessian."""
     lower, upper = opt.curvature_bounds
-    mean, anchor, pairs = np.zeros_like(x), x, []
+    mean, anchor, pairs, of_mean, of_each = np.zeros_like(x), x, [], 0.0, 0.0
     for t in range(1, steps + 1):
         def batch(x: np.ndarray, k: int = t - 1) -> np.ndarray:
             g = fun(x, k)
@@ -60,7 +60,11 @@ def reference(fun: Callable, x: np.ndarray, opt: lx.StochasticLBFGS, steps: int)
             rho = 1.0 / (s @ y)
             left = np.eye(len(x)) - rho * np.outer(s, y)
             inverse = left @ inverse @ left.T + rho * np.outer(s, s)
-        rate = opt.learning_rate(t - 1)
+        rate = min(opt.learning_rate(t - 1), 1.0)
+        if pairs:
+            of_mean = opt.momentum * of_mean + (1.0 - opt.momentum) * (b @ inverse @ b)
+            of_each = opt.momentum * of_each + (1.0 - opt.momentum) * (g @ inverse @ g)
+            rate = min(rate, (1.0 + opt.momentum) * of_mean / of_each)
         if opt.decoupled_weight_decay:
             x = x - rate * opt.weight_decay * x
         x = x - rate * inverse @ b
@@ -92,6 +96,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"pair_every": 4, "damping": 0.5, "weight_decay": 0.1, "clip_norm": 2.0},
     {"pair_every": 3, "damping": 0.0, "weight_decay": 0.1, "decoupled_weight_decay": True},
     {"learning_rate": lx.schedules.Linear(0.5, 0.1, 20), "curvature_bounds": (2.0, 20.0)},
+    {"learning_rate": 30.0, "momentum": 0.8},
 ]
 
 
@@ -159,20 +164,43 @@ def test_the_inverse_hessian_is_within_its_bounds(damping: float) -> None:
 
 
 def test_the_armijo_test_lets_no_batch_get_worse() -> None:
+    """Away from its minimum, log cosh shows less and less curvature, and the step is too long."""
     def run(opt: lx.StochasticLBFGS) -> list[float]:
-        x, state, rises = X0, opt.init(X0), []
+        x, state, rises = 2.0 + X0, opt.init(X0), []
         for k in range(20):
             def fun(x: np.ndarray, k: int = k) -> tuple[float, np.ndarray]:
-                return quadratic(x, SHIFTS[k])
+                z = x + 0.1 * SHIFTS[k]
+                return float(np.sum(np.logaddexp(z, -z))), np.tanh(z)
 
             before, g = fun(x)
             x, state = opt.update(x, g, state, value=before if k % 2 else None, fun=fun)
             rises.append(fun(x)[0] - before)
         return rises
 
-    settings: dict[str, Any] = {"learning_rate": 4.0, "momentum": 0.0, "pair_every": 2}
+    settings: dict[str, Any] = {"learning_rate": 1.0, "momentum": 0.0, "pair_every": 2}
     assert max(run(lx.StochasticLBFGS(**settings))) > 1.0
     assert max(run(lx.StochasticLBFGS(**settings, armijo=1e-4))) <= 0.0
+
+
+def test_a_rate_beyond_what_noise_allows_changes_nothing() -> None:
+    """Gradients of nothing but noise lead x no farther with a rate of 10 than with one of 0.5;
+    the smallest one is taken as it is."""
+    def distance(rate: float) -> float:
+        opt = lx.StochasticLBFGS(rate)
+        rng, x = np.random.default_rng(0), np.zeros(200)
+        state = opt.init(x)
+        for _ in range(300):
+            noise = rng.normal(size=200)
+
+            def fun(x: np.ndarray, noise: np.ndarray = noise) -> tuple[float, np.ndarray]:
+                return float(0.5 * x @ x + noise @ x), x + noise
+
+            x, state = opt.update(x, fun(x)[1], state, fun=fun)
+        return float(np.linalg.norm(x))
+
+    small, half, large = (distance(rate) for rate in (0.01, 0.5, 10.0))
+    assert half == pytest.approx(large, rel=0.05)
+    assert small < 0.6 * half < 0.6 * np.sqrt(200.0)
 
 
 def test_the_old_state_stays_as_it_is_unless_told() -> None:

@@ -17,6 +17,7 @@ from lbfgs_xp.arrays.scalars import Scalars
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.line_search import ACCEPTED, STUCK, LineSearch, Search
 from lbfgs_xp.solvers import bounded
+from lbfgs_xp.solvers.anchor import moved, shows_curvature
 from lbfgs_xp.solvers.bounded import Path
 from lbfgs_xp.solvers.descent import Iterate
 from lbfgs_xp.solvers.first_step import first_step
@@ -108,16 +109,28 @@ def step(
         before = bounded.penalised_gradient(path, state.gradient)
         (slope,) = space.read(space.dot(s, before))
         told = told._replace(slope=fn.where(told.alpha > path.reach, slope, told.slope))
-    new, old = iterate.gradient, state.gradient
+    new, old, anchor, shows = iterate.gradient, state.gradient, state.anchor, told.taken
+    if anchor is not None:
+        s, old = space.pick(told.taken, iterate.x, anchor.x) - anchor.x, anchor.gradient
+        slope, bend, squared = space.read(
+            space.dot(s, old), space.dot(s, new - old), space.dot(s, s)
+        )
+        told = told._replace(slope=slope)
+        shows = shows & shows_curvature(fn, solver.gradient_error, bend, squared)
     if state.weights is not None:
         s, new, old = s / state.weights, new * state.weights, old * state.weights
     y = new - old
+    if anchor is not None:
+        y = space.pick(shows, y, space.xp.zeros_like(y))
     if solver.clips:
         before = solver.too_large(space, state.x, state.gradient)
         spoilt = before | solver.too_large(space, iterate.x, iterate.gradient)
         # Without a change of the gradient, the pair is not kept.
-        y = space.pick(spoilt, space.xp.zeros_like(y), y)
+        y, shows = space.pick(spoilt, space.xp.zeros_like(y), y), shows | spoilt
         told = told._replace(decrement=fn.where(before, state.decrement, told.decrement))
+    if anchor is not None:
+        anchor = moved(space, anchor, shows & told.taken, iterate.x, iterate.gradient)
+        state = state._replace(anchor=anchor)
     pairs = curvature.write_many(space, state.pairs, s, y, told.taken)
     # Whatever leaves a branch is copied. Where there is no new iterate, `iterate` is the old one.
     there = {"x": iterate.x, "gradient": iterate.gradient}
@@ -127,7 +140,9 @@ def step(
     def from_iterate(turned: Any) -> LBFGSState:
         verdict, old = told._replace(turned=turned), state._replace(pairs=pairs)
         after = _from_iterate(solver, space, old, verdict, iterate, y)
-        return after._replace(**nothing, pairs=after.pairs._replace(rows=None))
+        return after._replace(
+            **nothing, pairs=after.pairs._replace(rows=None), anchor=state.anchor
+        )
 
     after = space.some(told.turned, from_iterate, state)._replace(**there)
     return after._replace(
@@ -154,8 +169,10 @@ def _from_iterate(
         taken = taken & fn.logical_not(changed)
     inside = weighted(inner, weights)
     with_gradient = space.products(pairs.rows, inside)
+    # Since an anchor, y may be the change over several steps.
+    before = state.with_gradient if state.anchor is None else None
     with_change = curvature.change_many(
-        space, pairs, with_gradient, y, told.slope, state.with_gradient, state.squared
+        space, pairs, with_gradient, y, told.slope, before, state.squared
     )
     kept = curvature.accept_many(
         space, pairs, space.fetch(with_change), told.slope, taken, solver.scale_initial

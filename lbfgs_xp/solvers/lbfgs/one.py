@@ -11,6 +11,7 @@ from lbfgs_xp.arrays.scalars import named
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.line_search import ACCEPTED, SEARCHING, Search
 from lbfgs_xp.solvers import bounded
+from lbfgs_xp.solvers.anchor import Anchor, shows_curvature
 from lbfgs_xp.solvers.bounded import Path
 from lbfgs_xp.solvers.first_step import first_step
 from lbfgs_xp.solvers.lbfgs import curvature, remote, restricted
@@ -79,41 +80,67 @@ def _arrive(
 
     measured : what `remote.measure` returned for it, if it is the last trial.
     """
-    weights, path, slope = state.weights, state.path, alpha * search.dphi0
+    weights, path, bare = state.weights, state.path, state.pairs.count == 0
+    anchor, length, slope = state.anchor, alpha, alpha * search.dphi0
     spoilt = solver.too_large(space, state.x, state.gradient)
-    if spoilt or solver.too_large(space, x, gradient):
+    kept = not (spoilt or solver.too_large(space, x, gradient))
+    if anchor is not None:
+        there = Anchor(x, gradient)
+        if kept:
+            state, length, slope, kept = _since_anchor(solver, space, state, *there)
+            anchor, measured = there if kept else anchor, None
+        else:
+            anchor = there
+    if not kept:
         # Without a change of the gradient, the pair is not kept.
         state, measured = state._replace(gradient=gradient, with_gradient=None), None
     if path is not None:
-        path, norm, there = _within_bounds(
-            solver, space, state, x, alpha, slope, gradient, measured
+        path, norm, products = _within_bounds(
+            solver, space, state, x, length, slope, gradient, measured
         )
-        pairs, with_gradient, squared = there
+        pairs, with_gradient, squared = products
     elif space.remote:
         if measured is None:
             _, measured = remote.measure(space, solver, state, gradient)
         norm, squared = now(measured.norm), now(measured.squared)
         pairs, with_gradient = remote.with_pair(
-            space, state, measured, alpha, slope, gradient, solver.scale_initial
+            space, state, measured, length, slope, gradient, solver.scale_initial
         )
     else:
         (norm,) = space.later(space.max_abs(gradient))
-        s = space.scale(alpha, state.direction)
+        s = space.scale(length, state.direction)
         pairs, with_gradient, squared = _with_pair(
             solver, space, state, s, gradient, gradient, None, slope, state.with_gradient
         )
         norm = now(norm)
-    bare = state.pairs.count == 0
     decrement = state.decrement if bare or spoilt else -0.5 * search.dphi0
     straight = endless(solver.line_search, solver.initial.scales_first, alpha)
     straight = straight and not _has_pair(space, pairs, state.pairs.slot)
     if straight and not bare:
         # The pairs know nothing of so large a scale, which the next search has to find.
         pairs, with_gradient = curvature.forget(space, pairs, solver.initial.gamma), None
-    return _aim(
+    after = _aim(
         solver, space, (x, value, gradient, norm, alpha), (pairs, with_gradient, squared, weights),
         seen, state.pace, decrement, bare and straight, state.noise, path,
     )
+    return after if anchor is None else after._replace(anchor=anchor)
+
+
+def _since_anchor(
+    solver: Any, space: Space, state: LBFGSState, x: Array, gradient: Array
+) -> tuple[LBFGSState, float, float, bool]:
+    """The state as if a single step of length 1 had led from the anchor to x; that length; s . g at
+    the anchor; and whether this pair shows curvature."""
+    anchor: Any = state.anchor
+    s = x - anchor.x
+    slope, bend, squared = space.read(
+        space.dot(s, anchor.gradient), space.dot(s, gradient - anchor.gradient), space.dot(s, s)
+    )
+    state = state._replace(
+        x=anchor.x, gradient=anchor.gradient, direction=s, with_gradient=None
+    )
+    shows = shows_curvature(space.scalars, solver.gradient_error, bend, squared)
+    return state, 1.0, slope, shows
 
 
 def _has_pair(space: Space, pairs: Pairs, slot: int) -> bool:
@@ -235,7 +262,7 @@ def _start_again(
         solver, space, state[:5], (pairs, None, 0.0, state.weights), seen, state.pace, decrement,
         False, state.noise, state.path,
     )
-    return after._replace(accepted=False)
+    return after._replace(accepted=False, anchor=state.anchor)
 
 
 def _aim(
@@ -295,7 +322,7 @@ def _aim(
     return named(LBFGSState, (
         x, value, gradient, norm, alpha, direction, search, trial, seen, None, pairs,
         with_gradient, squared, weights, pace, decrement, True, False, unbounded, noise,
-        path,
+        path, None,
     ))
 
 

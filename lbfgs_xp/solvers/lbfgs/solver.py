@@ -12,6 +12,7 @@ from lbfgs_xp.checks import count, flag, setting
 from lbfgs_xp.line_search import LineSearch, MoreThuente, rule_of
 from lbfgs_xp.projections import Box
 from lbfgs_xp.schedules import Constant, as_schedule
+from lbfgs_xp.solvers import anchor
 from lbfgs_xp.solvers.bounded import TakesBounds
 from lbfgs_xp.solvers.clipping import ClipsGradients
 from lbfgs_xp.solvers.initial import Initial
@@ -91,6 +92,7 @@ class LBFGS(Method, TakesBounds, ClipsGradients):
     initial: Initial = dataclasses.field(init=False, repr=False, compare=False)
     box: Box | None = dataclasses.field(init=False, repr=False, default=None)
     l1: L1 | None = dataclasses.field(init=False, repr=False, default=None)
+    gradient_error: float = dataclasses.field(init=False, repr=False, default=0.0)
 
     supports_l1 = True
     resumes = True
@@ -151,7 +153,8 @@ class LBFGS(Method, TakesBounds, ClipsGradients):
         weights = self.initial.weights(space, x) if unit is None else unit
         value, norm = space.read(value, self.optimality(space, x, gradient))
         begin = many.begin if space.batched else one.begin
-        return begin(self, space, x, value, gradient, norm, pairs, weights, noise)
+        state = begin(self, space, x, value, gradient, norm, pairs, weights, noise)
+        return state._replace(anchor=anchor.begun(self.gradient_error, x, gradient))
 
     def _dtype_of_rows(self, space: Space) -> Any:
         """`history_dtype` as a dtype of the library of x, or None."""

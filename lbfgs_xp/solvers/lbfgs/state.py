@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.line_search import LineSearch, Search
+from lbfgs_xp.solvers.anchor import Anchor
 from lbfgs_xp.solvers.bounded import Path
 from lbfgs_xp.solvers.lbfgs.curvature import Pairs
 from lbfgs_xp.solvers.search import FAR
@@ -42,6 +43,7 @@ class LBFGSState(NamedTuple):
     noise : how far apart two values may be through noise that was measured, or 0.
     path : what bounds do to the search; None without bounds. With bounds, `gradient_norm`, the
         algebra of the pairs, `with_gradient` and `squared` are those of the free variables.
+    anchor : where the next pair begins; None if each pair is one step.
     """
 
     x: Array
@@ -65,6 +67,7 @@ class LBFGSState(NamedTuple):
     unbounded: Any
     noise: Any
     path: Path | None
+    anchor: Anchor | None = None
 
 
 def endless(rule: LineSearch, probes: bool, alpha: Any) -> Any:
