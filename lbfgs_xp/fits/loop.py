@@ -22,7 +22,7 @@ from lbfgs_xp.fits.jacobian import Products
 from lbfgs_xp.fits.linear_algebra import FEW
 from lbfgs_xp.fits.linear_model import LinearModel
 from lbfgs_xp.fits.matrix_free import FreeSteps
-from lbfgs_xp.fits.names import free_names
+from lbfgs_xp.fits.names import free_names, shortened
 from lbfgs_xp.fits.residuals import Residuals
 from lbfgs_xp.fits.result import BatchLeastSquaresResult, FitRecord, LeastSquaresResult
 from lbfgs_xp.fits.settings import FitPlan, FitSettings
@@ -34,6 +34,8 @@ from lbfgs_xp.saving.checkpoint import Terminated
 
 _RUNNING = int(Status.RUNNING)
 _STATUSES = {int(status): status for status in Status}
+# How a message begins to name parameters.
+NO_RESPONSE = "the residuals do not respond to"
 # Statuses whose message differs from that of `minimize`.
 MESSAGES = {
     Status.GRADIENT: (
@@ -53,8 +55,6 @@ MESSAGES = {
 _SMALL = 2**16
 # Of more than this part of the rows, columns are evaluated together with those of all others.
 _MOST_OF = 0.9
-# The most parameters that a message names.
-_NAMED = 10
 
 
 class _Outcome(NamedTuple):
@@ -598,8 +598,7 @@ class Fit:
         objective = self.objective
         names = free_names(objective.names, objective.layout)
         found = [name for name, is_silent in zip(names, silent, strict=True) if is_silent]
-        shown = ", ".join(found[:_NAMED]) + (", ..." if len(found) > _NAMED else "")
-        return f"; the residuals do not respond to {shown}"
+        return f"; {NO_RESPONSE} {shortened(found)}"
 
 
 class _Silence(NamedTuple):

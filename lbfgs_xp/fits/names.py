@@ -12,6 +12,8 @@ from lbfgs_xp import checks
 from lbfgs_xp.arrays.tree import Layout, Partial, flatten, unflatten
 
 _FUNCTION = type(lambda: None)
+# How many names a message lists.
+_NAMED = 10
 
 
 def listed_order(layout: Layout) -> np.ndarray:
@@ -63,6 +65,11 @@ def free_names(names: tuple[str, ...], layout: Layout) -> list[str]:
     listed = np.argsort(listed_order(layout.whole))
     free = getattr(layout, "free", range(layout.size))
     return [names[listed[place]] for place in free]
+
+
+def shortened(names: list[str]) -> str:
+    """These names in a message."""
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
 
 
 def places_of(

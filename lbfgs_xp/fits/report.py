@@ -16,9 +16,9 @@ from lbfgs_xp.fits.covariance import deviations, difference_of_squares, inverse_
 from lbfgs_xp.fits.curve_result import BatchCurveFit, CurveFit
 from lbfgs_xp.fits.data import are_correlated, in_units_of_data, in_units_of_sigma
 from lbfgs_xp.fits.likelihoods import Likelihood
-from lbfgs_xp.fits.loop import MESSAGES
+from lbfgs_xp.fits.loop import MESSAGES, NO_RESPONSE
 from lbfgs_xp.fits.losses import ResidualLoss
-from lbfgs_xp.fits.names import listed_order
+from lbfgs_xp.fits.names import listed_order, shortened
 from lbfgs_xp.fits.parameters import FreeLayout
 from lbfgs_xp.fits.residuals import Residuals
 from lbfgs_xp.fits.result import LeastSquaresResult
@@ -131,24 +131,37 @@ def report(
         derivatives=found.derivatives,
         success=found.success,
         status=found.status,
-        message=_explained(found, objective),
+        message=_explained(found, objective, None if inside else backend.to_host(stderr), order),
         _analysis=None if inside else Answers(objective, box, settings, compact),
     )
 
 
-def _explained(found: LeastSquaresResult, objective: Residuals) -> Any:
-    """The message of the fit, with what a likelihood expects of the start."""
+def _explained(
+    found: LeastSquaresResult, objective: Residuals, stderr: np.ndarray | None, order: np.ndarray
+) -> Any:
+    """The message of the fit, with what a likelihood expects of the start and the parameters that
+    the data do not determine.
+
+    stderr : (B, p), or (p,) of one fit, on the host; or None. order : see `listed_order`.
+    """
     domain = objective.likelihood and objective.likelihood.domain
-    if not domain:
+    if stderr is None:
+        return found.message
+    loose = np.isinf(np.reshape(stderr, (-1, len(order)))[:, order])
+    if not domain and not loose.any():
         return found.message
 
-    def explained(message: str) -> str:
-        bad = message.startswith(MESSAGES[Status.NOT_FINITE])
-        return f"{message}; the predictions at the start must be {domain}" if bad else message
+    def explained(message: str, loose: np.ndarray) -> str:
+        if domain and message.startswith(MESSAGES[Status.NOT_FINITE]):
+            return f"{message}; the predictions at the start must be {domain}"
+        names = [name for name, is_loose in zip(objective.names, loose, strict=True) if is_loose]
+        if not names or NO_RESPONSE in message:
+            return message
+        return f"{message}; the data do not determine {shortened(names)}"
 
     if isinstance(found.message, list):
-        return [explained(message) for message in found.message]
-    return explained(found.message)
+        return list(map(explained, found.message, loose))
+    return explained(found.message, loose[0])
 
 
 def _seen(

@@ -227,3 +227,16 @@ def test_perfect_data_have_no_lower_minimum_elsewhere() -> None:
         res = lx.curve_fit(lambda x, a, b: a + b * x, X, 1.0 + 2.0 * X, [0.0, 0.0])
         found, text = res.intervals(), res.summary(level=0.6827)
     assert found.better is None and "lower minimum" not in text
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_the_message_names_what_the_data_do_not_determine(batched: bool) -> None:
+    x = np.linspace(0.0, 1.0, 20)
+    rows = np.stack([2.0 + x, 1.0 - x])
+    fit = lx.curve_fit(
+        lambda x, p: p["a"] + p["b"] + p["c"] * x, x, rows if batched else rows[0],
+        {key: np.ones(2 if batched else ()) for key in ("c", "a", "b")}, jac="3-point",
+        batched=batched,
+    )
+    for message in fit.message if batched else [fit.message]:
+        assert message.endswith("; the data do not determine a, b")
