@@ -234,7 +234,7 @@ def test_the_message_names_what_the_data_do_not_determine(batched: bool) -> None
     x = np.linspace(0.0, 1.0, 20)
     rows = np.stack([2.0 + x, 1.0 - x])
     fit = lx.curve_fit(
-        lambda x, p: p["a"] + p["b"] + p["c"] * x, x, rows if batched else rows[0],
+        lambda x, a, b, c: a + b + c * x, x, rows if batched else rows[0],
         {key: np.ones(2 if batched else ()) for key in ("c", "a", "b")}, jac="3-point",
         batched=batched,
     )
