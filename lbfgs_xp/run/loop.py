@@ -44,7 +44,7 @@ _DOUBTFUL = 8
 class Run:
     """One call of `minimize` in progress.
 
-    standing : a `Standing`; None until the start has been evaluated.
+    standing, second_look : a `Standing` and a `SecondLook`; None before the start is evaluated.
     rows : which rows of a batch are left.
     deadline : when the current phase must end, by time.perf_counter().
     team : the other processes; None for a run of one process.
@@ -60,6 +60,7 @@ class Run:
         self.objective = objective
         self.layout = objective.layout
         self.standing: Any = None
+        self.second_look: Any = None
         self.rows, self.sizes = Rows(), Sizes(space.backend)
         self._in_step = False
         self._hess, self._hessp = hess, hessp
@@ -502,10 +503,11 @@ class Run:
 
     def _state(self, standing: Standing, aux: Any, known: Known) -> State:
         """What another run continues from."""
+        looks = None if self.second_look is None else self.second_look.memory
         state = State(
             self.solver, self.space, standing.solver_state, standing.best, aux,
             self._forward and not self.objective.forward, known, standing.progress,
-            self.layout.scale_key, self.second_look.memory,
+            self.layout.scale_key, looks,
         )
         programs.keep_states(self.space.backend)
         return state
