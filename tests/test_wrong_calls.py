@@ -475,7 +475,10 @@ OWN = [
             line, X, np.stack([Y, Y]), np.ones((3, 2)), jac="3-point", batched=True), "p0",
          r"\(3, 2\)"),
         ("too many p0", lambda: fit(p0=[1.0, 1.0, 1.0]), "p0 holds 3", "takes a, b"),
-        ("too few p0", lambda: fit(p0=[1.0]), "p0 holds 1", "takes a, b"),
+        ("too few p0", lambda: fit(p0=[1.0]), "p0 holds 1", "wanted 2: .*takes a, b"),
+        ("too many p0 for defaults", lambda: fit(
+            model=lambda x, a=1.0, b=0.0: a * x + b, p0=[1.0] * 3),
+         "p0 holds 3", "wanted 1 to 2: .*takes a, b"),
         ("bounds of p0", lambda: fit(bounds=([0.0] * 3, None)), "lower bound", r"\(3,\)"),
         ("model of a shape", lambda: fit(model=lambda x, a, b: x[:2]), "model", r"\(2,\)"),
         ("model of integers", lambda: fit(model=lambda x, a, b: x.astype(int)), "model", "int64"),

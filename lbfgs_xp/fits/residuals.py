@@ -282,8 +282,7 @@ class Residuals:
     def _found(self, x: Array, evaluate: Callable) -> Array:
         self.calls.nfev += 1
         try:
-            at = x if x.ndim == 1 else self._to_user(x)
-            found = evaluate(self.args, self.layout.completed(at))
+            found = evaluate(self.args, self._completed(x))
         except self.forgiven:
             return self.backend.full((*x.shape[:-1], self._count), math.nan)
         except Exception as error:
