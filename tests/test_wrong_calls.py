@@ -265,6 +265,8 @@ GOOD: dict[type, dict[str, Any]] = {
 def bad_fields(cls: type) -> dict[str, Iterable[Any]]:
     fields = {}
     for field in dataclasses.fields(cls):
+        if not field.init:
+            continue
         bad = OF_NAME.get(field.name, BAD_FIELDS.get(str(field.type), ()))
         fields[field.name] = [
             each for each in bad
