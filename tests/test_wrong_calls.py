@@ -379,6 +379,9 @@ OWN = [
         ("residuals (m, m)", matrix_of(lambda x: x[:, None] - x), "residuals", r"\(2, 2\)"),
         ("residuals (m, 1)", matrix_of(lambda x: x[:, None] - 3.0), "residuals", r"\(2, 1\)"),
         ("residuals ()", matrix_of(lambda x: np.sum(x)), "residuals", r"float64|\(\)"),
+        ("residuals that become fewer", lambda: lx.least_squares(
+            lambda x: x[: 2 if np.all(x == 1.0) else 1] - 3.0, np.ones(2), jac="2-point"),
+         "residuals", "length 1, and 2 at the start"),
         ("residuals of integers", matrix_of(lambda x: np.arange(3)), "residuals", "int64"),
         ("residuals of a list", matrix_of(lambda x: [1.0]), "residuals", "list"),
         ("residuals of a batch", lambda: lx.least_squares(
