@@ -392,7 +392,7 @@ def long_run(count: int, seed: int, steps: tuple[int, int], every: int, out: Pat
             for step, calls, seconds, loss, error, name in rows
         ],
     )
-    print(f"\nlowest error {min(row[4] for row in rows):.1e} (bar: 1e-6)")
+    print(f"\nlowest error {min(row[4] for row in rows):.1e}")
     print_machine()
     if out:
         draw_long_run(network, x, rows, steps[0], out)

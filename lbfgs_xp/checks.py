@@ -97,11 +97,13 @@ def noise(value: Any) -> tuple[float, float | None] | None:
     measured."""
     if value is None:
         return None
-    if not isinstance(value, (tuple, list)):
+    if not isinstance(value, (tuple, list)) and getattr(value, "ndim", 0) != 1:
         return number("noise", value, above=0.0), None
     if len(value) != 2:
-        raise ValueError(f"noise holds {len(value)} numbers; wanted one, of the value, or two, of "
-                         "the value and of each component of the gradient")
+        raise ValueError(
+            f"noise holds {len(value)} numbers; wanted one, of the value, or two, of the value and "
+            "of each component of the gradient"
+        )
     return number("noise[0]", value[0], above=0.0), number("noise[1]", value[1], least=0.0)
 
 

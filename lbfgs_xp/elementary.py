@@ -1,7 +1,8 @@
 """Elementary functions of Python's numbers, and of the numbers of a program that is being compiled.
 
 Schedules and rules compute with them and with operators. So the same lines run in Python, and as a
-part of a program in which the step is not known yet.
+part of a program in which the step is not known yet. `arrays.scalars` does the same for the numbers
+of runs, but schedules stand below the arrays.
 """
 
 from __future__ import annotations

@@ -169,13 +169,14 @@ def minimize(
         `gradient_norm` and the settings of the method refer to them; `x`, `jac`, `hess_inv`, bounds
         and all functions refer to x. Rounded to powers of 2, so that scaling changes no digit.
     noise : None, float, or (float, float)
-        How large the errors of fun are: that of the value, and that of each component of the
-        gradient (with `x_scale`, of the scaled one), independent of each other. None, and for a
-        gradient of which nothing is said: measured, once no lower point is found. If the noise is
-        known from the start, searches do not compare values that it keeps apart, pairs (s, y) of
+        The size of the errors of fun: of the value or, as a pair, of the value and of each
+        component of the gradient (with `x_scale`, of the scaled one). They should be independent.
+        What is not given is measured once no lower point is found. With noise that is known from
+        the start, searches do not compare values whose difference it explains, pairs (s, y) of
         quasi-Newton methods are kept only where it does not explain y (Shi, Xie, Byrd & Nocedal
         2022), central differences take steps that suit it, and the run has more patience. It ends
-        as `PRECISION` where noise hides what is left. Say too much rather than too little.
+        as `PRECISION` where noise hides what is left. If in doubt, give too much rather than too
+        little.
     gtol : float
         Stop when the largest component of the gradient is at most this; within bounds, without the
         components of variables that a bound holds. (For `lx.ProjectedGradient`, the largest one of
@@ -267,11 +268,11 @@ def minimize(
         method=method, diff_step=diff_step, has_aux=has_aux, bounds=bounds, x_scale=x_scale,
         gtol=gtol, ftol=ftol, xtol=xtol, maxiter=maxiter, maxfun=maxfun, maxtime=maxtime,
         batched=batched, pass_rows=pass_rows, reproducible=reproducible, on_error=on_error,
-        callback=callback, progress=progress, state=state, checkpoint=checkpoint,
-        distributed=distributed, l1=l1, noise=noise,
+        callback=callback, progress=progress, checkpoint=checkpoint, distributed=distributed,
+        l1=l1, noise=noise,
     )
     if not implicit.is_wanted(differentiable, x0):
-        return _run(fun, x0, args, jac=jac, hess=hess, hessp=hessp, **settings)[1]
+        return _run(fun, x0, args, jac=jac, hess=hess, hessp=hessp, state=state, **settings)[1]
 
     if distributed is not None:
         raise ValueError(
@@ -282,8 +283,7 @@ def minimize(
     def find(
         functions: dict[str, Any], x0: Any, args: tuple, state: Any = state
     ) -> implicit.Found:
-        here = {**settings, "state": state}
-        return implicit.found_of(*_run(x0=x0, args=args, **functions, **here))
+        return implicit.found_of(*_run(x0=x0, args=args, state=state, **functions, **settings))
 
     functions = {"fun": fun, "jac": jac, "hess": hess, "hessp": hessp}
     inside = isinstance(state, State) and state.space is None

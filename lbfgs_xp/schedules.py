@@ -729,7 +729,8 @@ class CosineRestarts(Schedule):
         if self.growth == 1:
             share = step % period / period
         else:
-            share, last = _share(step, period), step if isinstance(step, int) else _LAST
+            share = _share(step, period)
+            last = step if isinstance(step, int) else _LAST
             while passed <= last:
                 period *= self.growth
                 share = where(step >= passed, (step - passed) / float(period), share)
@@ -1009,7 +1010,7 @@ class ReduceOnPlateau(Schedule):
 
 # ---- the settings -------------------------------------------------------------------------------
 
-# The last step that an integer of a program can count.
+# The last step that an integer of 32 bits, the default in programs, can count.
 _LAST = 2**31 - 1
 
 

@@ -379,6 +379,9 @@ OWN = [
         ("residuals (m, m)", matrix_of(lambda x: x[:, None] - x), "residuals", r"\(2, 2\)"),
         ("residuals (m, 1)", matrix_of(lambda x: x[:, None] - 3.0), "residuals", r"\(2, 1\)"),
         ("residuals ()", matrix_of(lambda x: np.sum(x)), "residuals", r"float64|\(\)"),
+        ("residuals that become fewer", lambda: lx.least_squares(
+            lambda x: x[: 2 if np.all(x == 1.0) else 1] - 3.0, np.ones(2), jac="2-point"),
+         "residuals", "length 1, and 2 at the start"),
         ("residuals of integers", matrix_of(lambda x: np.arange(3)), "residuals", "int64"),
         ("residuals of a list", matrix_of(lambda x: [1.0]), "residuals", "list"),
         ("residuals of a batch", lambda: lx.least_squares(
@@ -477,7 +480,10 @@ OWN = [
             line, X, np.stack([Y, Y]), np.ones((3, 2)), jac="3-point", batched=True), "p0",
          r"\(3, 2\)"),
         ("too many p0", lambda: fit(p0=[1.0, 1.0, 1.0]), "p0 holds 3", "takes a, b"),
-        ("too few p0", lambda: fit(p0=[1.0]), "p0 holds 1", "takes a, b"),
+        ("too few p0", lambda: fit(p0=[1.0]), "p0 holds 1", "wanted 2: .*takes a, b"),
+        ("too many p0 for defaults", lambda: fit(
+            model=lambda x, a=1.0, b=0.0: a * x + b, p0=[1.0] * 3),
+         "p0 holds 3", "wanted 1 to 2: .*takes a, b"),
         ("bounds of p0", lambda: fit(bounds=([0.0] * 3, None)), "lower bound", r"\(3,\)"),
         ("model of a shape", lambda: fit(model=lambda x, a, b: x[:2]), "model", r"\(2,\)"),
         ("model of integers", lambda: fit(model=lambda x, a, b: x.astype(int)), "model", "int64"),

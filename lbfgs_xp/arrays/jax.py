@@ -95,7 +95,7 @@ class JaxBackend(Backend):
             vars(node).update(rest, **dict(zip(parts, held, strict=True)))
             return node
 
-        jax.tree_util.register_pytree_node(cls, flatten, unflatten)
+        JaxBackend.keep_node(cls, flatten, unflatten)
 
     @staticmethod
     @functools.cache

@@ -34,8 +34,7 @@ class Curvature(NamedTuple):
 
     momentum, anchor : (1, n), the mean of the gradients, and where the next pair begins.
     pairs : of steps and changes of the gradient, as of a batch of one problem.
-    of_mean, of_each : (1,), running means of b . H b and g . H g, of which noise makes the second
-        larger.
+    of_mean, of_each : (1,), the running means M and G in `StochasticLBFGS`. Noise makes G larger.
     """
 
     momentum: Array
@@ -51,13 +50,14 @@ class StochasticLBFGS(FirstOrder):
 
         b ← momentum b + (1 - momentum) g,    d = -H b / (1 - momentum^t),    x ← x + rate d
 
-    The rate is the learning rate, but at most 1, and at most
+    The rate is the learning rate, but at most 1 and, once there is a pair, at most
 
         (1 + momentum) M / G,
 
-    where M and G are running means, with the factor momentum, of d' H⁻¹ d and g' H g. With exact
-    gradients M and G are equal. If g is nothing but noise, M is (1 - momentum) / (1 + momentum) of
-    G, and the bound 1 - momentum: a larger rate would only let the noise move x further.
+    where M and G are running means, with the factor momentum, of d · H⁻¹ d and g · H g. Exact
+    gradients that hardly change make M and G equal. If g is nothing but noise, M is about
+    (1 - momentum) / (1 + momentum) of G, and the bound is 1 - momentum: a larger rate would only
+    let the noise move x farther. Decoupled weight decay takes the same rate.
 
     H is the inverse Hessian of L-BFGS. After the first step, and then every `pair_every` steps, the
     gradient of the current batch is also taken at the anchor, the point where the last pair was
@@ -82,7 +82,7 @@ class StochasticLBFGS(FirstOrder):
         1 + 1 / pair_every gradients.
     damping : float in [0, 1)
         0: pairs without positive curvature are dropped. 0.2 as in Powell (1978). If the loss is
-        convex, 0.01 learns small curvature beside large one.
+        convex, 0.01 lets pairs show small curvature beside large.
     curvature_bounds : (float, float)
         A pair is kept only if s . y >= lower s . s and y . y <= upper s . y. Hence, with m pairs
         and r = upper / lower, the eigenvalues of H are at least 1 / ((m + 1) upper) and at most
@@ -261,9 +261,9 @@ class StochasticLBFGS(FirstOrder):
             run = backend.jit if not reproducible else functools.partial
             # In fixed order, sums must be taken operation by operation.
             memory, direction, slope, rate = run(_aimed, self.rule, space)(memory, g, numbers)
-            shrinkage, rate = numbers[0], space.spread(rate)
+            rate = space.spread(rate)
             shrinks = self.weight_decay and self.decoupled_weight_decay
-            base = x - shrinkage * x if shrinks else x
+            base = x - (self.weight_decay * rate) * x if shrinks else x
             moved = rate * direction
             if self.armijo is not None:
                 known = batch_value is not None

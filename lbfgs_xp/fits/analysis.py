@@ -212,11 +212,11 @@ class Analysis:
         places = self.layout.backend.index_array(numbers)
         return tuple(self.fetch(take(side, places)) for side in self.box)
 
-    def rows(self, numbers: np.ndarray, start: Array, bends: Any = None) -> Rows:
+    def rows(self, numbers: np.ndarray, start: Array, lengths: Any = None) -> Rows:
         """The residuals of rows, each of the fit with this number, from `start` (R, p).
 
-        bends : None, or over which lengths (R, p), on the host, they bend; where these are not
-            numbers above 0, differences will measure them.
+        lengths : None, or over which lengths (R, p), on the host, they bend; differences measure
+            those of rows in which some are not numbers above 0.
         """
         residuals, start = self._rows(numbers), self.send(start)
         residuals.layout = residuals.layout.starting_at(start)
@@ -226,8 +226,8 @@ class Analysis:
         if isinstance(residuals.jac, str):
             # Errors of forward differences are far below what an interval needs.
             residuals.jac = "2-point"
-            if bends is not None:
-                residuals.differences.assume(start, self.layout.backend.from_host(bends))
+            if lengths is not None:
+                residuals.differences.assume(start, self.layout.backend.from_host(lengths))
         return Rows(residuals, self)
 
     def _rows(self, numbers: np.ndarray) -> Residuals:

@@ -19,7 +19,7 @@ class ChunkAnswers(Answers):
         rows = np.arange(numbers.size) if wanted is None else np.flatnonzero(wanted)
         return [rows[i : i + 1] for i in range(rows.size)]
 
-    def rows(self, numbers: np.ndarray, start: Array, bends: Any = None) -> Any:
+    def rows(self, numbers: np.ndarray, start: Array, lengths: Any = None) -> Any:
         chunks: Any = self.objective
         return ChunkRows(chunks.again(self.send(start)[0, ...]), self)
 

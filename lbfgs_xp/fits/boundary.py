@@ -113,7 +113,7 @@ def ends_of(analysis: Analysis, targets: Targets, lengths: np.ndarray) -> Ends:
     return Ends(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
-def _of_group(analysis: Analysis, targets: Targets, bends: np.ndarray) -> Ends:
+def _of_group(analysis: Analysis, targets: Targets, lengths: np.ndarray) -> Ends:
     backend = analysis.backend
     space, xp, to_host = Space(backend, batched=True), backend.xp, backend.to_host
     loss, accuracy = analysis.settings.loss, analysis.settings.accuracy
@@ -130,7 +130,7 @@ def _of_group(analysis: Analysis, targets: Targets, bends: np.ndarray) -> Ends:
     alive = np.arange(size)
     box = analysis.box_of(targets.numbers)
     x, before = _inside(xp, targets.starts, box), targets.best
-    objective = analysis.rows(targets.numbers, x, bends[targets.numbers])
+    objective = analysis.rows(targets.numbers, x, lengths[targets.numbers])
     last = np.ones(size)    # the length of the step to the start
     expected: Any = None
     for _ in range(_MOST):
@@ -150,21 +150,21 @@ def _of_group(analysis: Analysis, targets: Targets, bends: np.ndarray) -> Ends:
         else:
             inverse, _loose = inverse_of_squares(accuracy, space, jacobian)
             step, length = toward(inverse, g, cost, pressed, *numbers)
-        costs, lengths, at_bound = to_host(cost), to_host(length), to_host(pressed)
+        costs, distances, at_bound = to_host(cost), to_host(length), to_host(pressed)
 
         old, rise = to_host(targets.cost), to_host(targets.rise)
-        far = ~np.isfinite(costs) | (costs - old > _TOO_FAR * rise) | ~np.isfinite(lengths)
+        far = ~np.isfinite(costs) | (costs - old > _TOO_FAR * rise) | ~np.isfinite(distances)
         lower = ~far & (costs < ends.lowest[alive])
         if lower.any():
             ends.lowest[alive[lower]] = costs[lower]
             ends.where[alive[lower]] = to_host(x)[lower]
         if expected is None:
-            expected = ~far & ~at_bound & (lengths < _EXPECTED)
+            expected = ~far & ~at_bound & (distances < _EXPECTED)
         # What is still to come, if each step is shorter than the one before by the same factor.
-        ratio = np.minimum(lengths / last, _SLOWEST)
-        small = ~far & (lengths * ratio / (1.0 - ratio) <= tolerance)
+        ratio = np.minimum(distances / last, _SLOWEST)
+        small = ~far & (distances * ratio / (1.0 - ratio) <= tolerance)
         factor = backend.from_host(
-            np.where(far, 0.0, np.minimum(1.0, _LONGEST / np.maximum(lengths, 1e-300)))
+            np.where(far, 0.0, np.minimum(1.0, _LONGEST / np.maximum(distances, 1e-300)))
         )
         new = _inside(xp, x + factor[:, None] * step, box)
         if far.any():
@@ -180,7 +180,7 @@ def _of_group(analysis: Analysis, targets: Targets, bends: np.ndarray) -> Ends:
         before = x if keep_before is None else space.pick(
             backend.from_host(far, xp.bool), before, x
         )
-        last, x = np.where(far, 1.0, lengths), new
+        last, x = np.where(far, 1.0, distances), new
         if not (analysis.may_shrink and small.any()):
             # Rows that are done stay, but what they do no longer counts.
             last = np.where(ends.found[alive], np.inf, last)
@@ -199,7 +199,10 @@ def _connected(
     analysis: Analysis, targets: Targets, ends: Ends, expected: np.ndarray
 ) -> np.ndarray:
     """The ends that were found and to which the cost stays low on the way from the best point, a
-    mask (R,). expected : those that are about where the covariance says."""
+    mask (R,).
+
+    expected : those that are about where the covariance says.
+    """
     backend, space = analysis.backend, Space(analysis.backend, batched=True)
     low = left = ends.found
     for share in _BETWEEN:

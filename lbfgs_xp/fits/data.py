@@ -440,8 +440,7 @@ class Curve:
         return self.model(x, *positional, **named)
 
     def __call__(self, params: Any, x: Any, y: Array, weights: Any) -> Array:
-        positional, named = _arguments(params, self.batched)
-        found = self.model(x, *positional, **named)
+        found = self.predicted(params, x)
         if self.complex:
             found = self._parts(found, y)
         if not returned.is_like(found, y) or found.shape != y.shape:

@@ -83,7 +83,7 @@ def refute_silence(fit: Fit) -> None:
 
 
 def _signs(size: int) -> Iterator[np.ndarray]:
-    """Signs of so many parameters: all alike, then such that every two of them differ once."""
+    """Signs of so many parameters: all alike, then such that any two differ at least once."""
     yield np.ones(size)
     for bit in range((size - 1).bit_length()):
         yield 1.0 - 2.0 * (np.arange(size) >> bit & 1)

@@ -549,7 +549,7 @@ def look(
     hidden = _hidden(space, x, residuals, columns, noise)
     off = norm(space, off)
     agrees = agreement.follows_slopes(off, sizes, hidden)
-    # If rounding were all that agrees, it would show in how well.
+    # What only rounding made agree would not agree so well.
     clear = agreement.follows_slopes(off, sizes) & (sizes > hidden)
     level = _level(settings, space, x, residuals, columns, noise)
     _, decrease = settings.loss.decrease(space, residuals, residuals_there)

@@ -41,7 +41,8 @@ def sorted_places(layout: Layout) -> tuple[int, ...] | None:
 def names_of(model: Callable, layout: Layout) -> tuple[str, ...]:
     """The names of the p numbers in their listed order: the keys of a dict, joined by dots if it is
     nested; otherwise the names of the model's arguments, or x[0], x[1], ... A leaf of several
-    numbers has a name for each: "peaks[0]". ValueError if the model takes more or fewer."""
+    numbers has a name for each: "peaks[0]". ValueError if a p0 without names holds more or fewer
+    numbers than the model takes."""
     each = [shape[len(layout.batch) :] for shape in layout.shapes]
     if layout.plain:
         positional = _arguments(model, layout.size)
@@ -142,9 +143,11 @@ def _positional(model: Callable) -> tuple[list[str], list[str]]:
 def _check_count(model: Callable, count: int) -> None:
     named, required = _positional(model)
     if named and not len(required) <= count <= len(named):
+        least, most = max(len(required), 1), len(named)
+        wanted = f"{most}" if least == most else f"{least} to {most}"
         raise ValueError(
-            f"p0 holds {count} number{'s' if count > 1 else ''}; wanted {len(required)}: the model "
-            f"takes {', '.join(required)} after x"
+            f"p0 holds {count} number{'s' if count > 1 else ''}; wanted {wanted}: the model takes "
+            f"{', '.join(named)} after x"
         )
 
 

@@ -99,8 +99,7 @@ class Best(NamedTuple):
         gtol = max(analysis.settings.gtol, _CLOSE / math.sqrt(float(np.max(on_host(fit.n_data)))))
         return cls(x, stderr, covariance, 0.5 * chi2, scale, dof, usable, noise, low, high, gtol)
 
-
-    def alone(self) -> np.ndarray:
+    def conditional_stderr(self) -> np.ndarray:
         """The standard errors (B, p) that parameters would have if the others were known: over
         these, the residuals change about as much as they scatter. nan where there is no telling."""
         unit, nothing = self.stderr, np.full_like(self.stderr, np.nan)
@@ -195,7 +194,7 @@ def _tied_ends(analysis: Analysis, best: Best, sides: Sides, rise: np.ndarray) -
     ends = ends_of(analysis, Targets(
         numbers, send(x), send(slopes), None, send(starts), send(best.cost[numbers]), send(limits),
         (places, signs),
-    ), best.alone())
+    ), best.conditional_stderr())
     x = np.where(known[:, None], ends.x, x)
     values = _numbers_of(analysis, x)[np.arange(numbers.size), places]
     done = known & ends.found
@@ -273,7 +272,7 @@ def _ends(
         ends = ends_of(analysis, Targets(
             numbers, send(x), send(directions), None if held is None else send(held, xp.bool),
             send(starts), send(best.cost[numbers]), send(limits),
-        ), best.alone())
+        ), best.conditional_stderr())
         done = ends.found & known
         x = np.where(done[:, None], ends.x, x)
         values[done] = ends.x[each, places][done]

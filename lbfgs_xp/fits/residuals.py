@@ -282,8 +282,7 @@ class Residuals:
     def _found(self, x: Array, evaluate: Callable) -> Array:
         self.calls.nfev += 1
         try:
-            at = x if x.ndim == 1 else self._to_user(x)
-            found = evaluate(self.args, self.layout.completed(at))
+            found = evaluate(self.args, self._completed(x))
         except self.forgiven:
             return self.backend.full((*x.shape[:-1], self._count), math.nan)
         except Exception as error:
@@ -296,9 +295,16 @@ class Residuals:
             found = backend.detach(found)
         if found.ndim != x.ndim:
             found = backend.xp.reshape(found, (*x.shape[:-1], -1))
-        if found.shape[-1] != self._count:
-            self._count = found.shape[-1]
-            self.shared.add(self._count)
+        count = found.shape[-1]
+        if count != self._count:
+            if self._count:
+                # A single one would be broadcast.
+                raise ValueError(
+                    f"residuals returned length {count}, and {self._count} at the start; wanted "
+                    "the same length at every x"
+                )
+            self._count = count
+            self.shared.add(count)
         return found
 
     def columns(self, x: Array, residuals: Array) -> Array:

@@ -289,8 +289,8 @@ class Differences:
         self._calls += 1
         # On a device, to ask which points are due would be to wait; next to several calls for each
         # number that is little.
-        waits = free or not vector
-        any_due = due if one else bool(xp.any(due)) if waits else _is_due(self._calls)
+        asks = free or not vector
+        any_due = due if one else bool(xp.any(due)) if asks else _is_due(self._calls)
         looks = (first or any_due) and self.are_measured
         often = _OFTEN if vector else _OFTEN_OF_NUMBERS
         for attempt in range(often):
@@ -315,7 +315,7 @@ class Differences:
                 found = found._replace(again=found.again & _spread(due))
             seen = found if attempt == 0 else self._merged(seen, found, columns)
             # Elsewhere, to look whether a step is off would be to wait for the device.
-            may_repeat = first or waits
+            may_repeat = first or asks
             if not may_repeat or attempt == often - 1:
                 break
             off = backend.to_host(seen.again)
@@ -530,7 +530,7 @@ class Differences:
             slopes -= value
             finite = backend.are_finite((slopes,))
             changes = [] if finite and not looks else [
-                float(backend.max_abs(change)) for change in slopes
+                float(backend.max_abs(row)) for row in slopes
             ]
             slopes *= (1.0 / steps)[:, None]
         if changes:

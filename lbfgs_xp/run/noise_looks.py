@@ -108,8 +108,8 @@ class NoiseLooks:
         ))
 
     def _squares(self, point: Any, errors: Array, unit: Array) -> Sequence[Any]:
-        """Those of the gradient at a point and of its errors, in these units, in the variables that
-        nothing holds.
+        """The squared norms of the gradient at a point and of its errors, in these units, in the
+        variables that nothing holds.
 
         point : with x and the gradient of fun there.
         """

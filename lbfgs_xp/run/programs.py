@@ -1,7 +1,7 @@
 """The states of runs as arguments and results of functions that JAX compiles.
 
-There a state has the form that it has inside: that of a batch, in which one problem is a batch of
-one, whose numbers are arrays.
+Programs know a state in one form only: that of a batch, whose numbers are arrays. One problem is a
+batch of one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _joined(constants: tuple, arrays: tuple) -> State:
 
 
 def for_programs(state: State) -> State:
-    """The state in the form that it has inside compiled functions."""
+    """The state in the form that programs know."""
     space, solver = state.space, state.solver
     if space is None:
         return state

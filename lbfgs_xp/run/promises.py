@@ -37,8 +37,9 @@ _FALLEN, _LARGER, _LEAP = 1e6, 1e3, 1e4
 # A smaller factor shows it where second derivatives shape the steps, which find the floor sooner,
 # or where a small gradient has already turned out not to be that of a minimum.
 _FALLEN_MORE = 1e3
-# In float32, eps of such a fall is large. While a step changes x by more than this part of it, all
-# that rounding does not hide matters.
+# In float32, eps of such a fall is large. While a step changes x by more than the first part of it,
+# or promises less than the second part of the value, as short steps along the floor of a curved
+# valley do, all that rounding does not hide matters.
 _PART, _SHARE = 2.0**-14, 0.1
 # float64 has digits to spare: see `plan.relative_tolerance`.
 _DIGITS = 1e-10
@@ -252,10 +253,10 @@ class Promises:
         return broken
 
     def _is_within_differences(self, share: Any, vacuous: Any) -> Any:
-        """Whether a way is no longer, along any variable, than this share of its unit, so that
-        differences may be what promises a decrease.
+        """Whether a way is so short that differences may be what promises a decrease.
 
-        vacuous : where the value has fallen so far that this says nothing.
+        share : how far it leads along any variable, at most, in its unit.
+        vacuous : where the value has fallen so far that the usual bound says nothing.
         """
         eps, fn = self.run.space.backend.eps, self.run.space.scalars
         usual = fn.full(_BEYOND * eps ** (1 / 3), share)

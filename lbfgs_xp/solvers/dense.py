@@ -54,10 +54,15 @@ Scaling = Callable[[Scalars, Any, Any], tuple[Any, Any]]
 
 
 class Curvature(NamedTuple):
-    """What a step shows of the function: s, H y and H g (..., n), with y the change of the gradient
-    and g the gradient at its end; s . y, y . H y and g . H y. Within bounds, also s . g, 0
-    if bounds bent the step, else 1, and y . y. With an anchor, the step leads from there: 1 only if
-    that is where the search began; and s . s."""
+    """What a step s, from the anchor if there is one, shows of the function.
+
+    s, v, product : s, H y and H g (..., n), with y the change of the gradient and g the gradient at
+        the end of the step.
+    curvature, bend, along : s . y, y . H y and g . H y.
+    ahead, straight, size : s . g; 1 if s is the step of one search, which no bound has bent, else
+        0; and y . y. None without bounds and without an anchor.
+    squared : s . s; None without an anchor.
+    """
 
     s: Array
     v: Array

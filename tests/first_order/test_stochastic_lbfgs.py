@@ -97,6 +97,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"pair_every": 3, "damping": 0.0, "weight_decay": 0.1, "decoupled_weight_decay": True},
     {"learning_rate": lx.schedules.Linear(0.5, 0.1, 20), "curvature_bounds": (2.0, 20.0)},
     {"learning_rate": 30.0, "momentum": 0.8},
+    {"learning_rate": 30.0, "weight_decay": 0.1, "decoupled_weight_decay": True},
 ]
 
 

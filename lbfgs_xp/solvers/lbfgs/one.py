@@ -368,6 +368,7 @@ def as_row(solver: Any, space: Space, state: LBFGSState) -> LBFGSState:
     if curvature.remembers(space, state.pairs.rows):
         known = state.with_gradient, state.squared
         if known[0] is None or known[1] is None:
+            # Beside an infinite g . g any change is small, so W y is not taken as a difference.
             known = space.small_zeros(state.pairs.rows.shape[:1]), math.inf
     return state._replace(
         search=rule.completed(search), lowest=lowest, with_gradient=known[0], squared=known[1]

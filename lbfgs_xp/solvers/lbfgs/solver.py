@@ -218,8 +218,9 @@ class LBFGS(Method, TakesBounds, ClipsGradients):
         return InverseHessian(space, state.pairs, state.weights, self.initial.function, free)
 
     def learned(self, space: Space, state: LBFGSState) -> Pairs | None:
-        """A copy of the state's pairs, for another run to start from; none if they are those of
-        variables in units that only the state knows."""
+        """A copy of the state's pairs, for another run to start from. Pairs of variables in units
+        that only the state knows are left out: the result is then None, or holds none for these
+        problems of a batch."""
         pairs = curvature.copied(state.pairs)
         if state.weights is not None and self.rescales:
             if not space.batched:
