@@ -175,8 +175,8 @@ def minimize(
         the start, searches do not compare values whose difference it explains, pairs (s, y) of
         quasi-Newton methods are kept only where it does not explain y (Shi, Xie, Byrd & Nocedal
         2022), central differences take steps that suit it, and the run has more patience. It ends
-        as `PRECISION` where noise hides what is left. If in doubt, give too much rather than too
-        little.
+        as `PRECISION` where noise hides what is left. Too much ends a run early; too little lets it
+        take noise for progress.
     gtol : float
         Stop when the largest component of the gradient is at most this; within bounds, without the
         components of variables that a bound holds. (For `lx.ProjectedGradient`, the largest one of

@@ -132,6 +132,11 @@ class TracedRun(Run):
         if state is not None:
             state = self._checked(state, x)
             learned = solver.learned(space, state.solver_state)
+            # All rows or none, because some solvers keep numbers for all of them.
+            moved = space.xp.any(x != state.best.x)
+            if state.solver == solver:
+                # The best point need not be the last one.
+                x = space.xp.where(moved, x, state.solver_state.x)
         value, gradient, aux, count = self.evaluate(x)
         x, value, gradient, aux = self.space.backend.alike(x, value, gradient, aux)
         self._refuse_to_wait(x)
@@ -149,11 +154,10 @@ class TracedRun(Run):
         self.standing = standing(inner, best)
         if state is not None and state.solver == solver:
             old = state.solver_state
-            other = space.xp.any(x != state.best.x, axis=-1) | stopping.differ(
+            other = moved | stopping.differ(
                 space.scalars, self.criteria, state.progress, old.value, inner.value,
                 space.max_abs(gradient - old.gradient),
             )
-            # All rows or none, because some solvers keep numbers for all of them.
             same = space.xp.logical_not(space.xp.any(other))
 
             def chosen(old: Any, new: Any) -> Any:

@@ -190,6 +190,26 @@ def test_runs_that_carry_a_state_are_differentiated():
     np.testing.assert_allclose([found, slope], [12.0, 12.0], rtol=1e-6)
 
 
+def test_a_state_goes_on_from_its_last_point_which_need_not_be_the_best():
+    target, method = jnp.ones(2), lx.Adam(0.1)
+
+    def value(x, target):
+        return jnp.sum((x - target) ** 2 * jnp.arange(1.0, 3.0))
+
+    def run(x, target, state, maxiter):
+        return lx.minimize(value, x, (target,), method=method, maxiter=maxiter, state=state)
+
+    @jax.jit
+    def apart(target):
+        first = run(jnp.zeros(2), target, None, 20)
+        whole = run(jnp.zeros(2), target, None, 40)
+        return first, run(first.x, target, first.state, 20), whole
+
+    first, res, whole = apart(target)
+    assert float(jnp.max(jnp.abs(first.x - first.state.solver_state.x))) > 1e-3
+    np.testing.assert_allclose(res.x, whole.x, rtol=1e-14)
+
+
 @pytest.mark.thorough
 def test_a_state_from_outside_is_continued_inside(compiled):
     case, x0 = CASES["valley"], jnp.asarray(START)
