@@ -177,7 +177,8 @@ class Run:
         change: Any = None
         if earlier is not None:
             (change,) = space.later(space.max_abs(gradient - earlier.solver_state.gradient))
-        inner = self.state_at(start, value, gradient, learned, **self._noise_at_start())
+        noise = self._noise_for(self.plan.noise.apart)
+        inner = self.state_at(start, value, gradient, learned, **noise)
         if not now(unchanged):
             raise ValueError(
                 "fun changed x in place; wanted a function that leaves its argument unchanged"
@@ -258,7 +259,9 @@ class Run:
         self.ended.append(ended)
         self.enter_stage()
         self.criteria = stopping.later(fn, self.criteria, p, self.plan.maxiter, self.plan.maxfun)
-        inner = self.state_at(x, value, gradient, None, **self._noise_for(self.solver))
+        inner = self.state_at(
+            x, value, gradient, None, **self._noise_for(self.standing.progress.noise)
+        )
         norm, count = inner.gradient_norm, objective.nfev - before
         objective.in_products = 0
         p = stopping.again(fn, self.criteria, p, inner.value, norm, count)
@@ -273,16 +276,12 @@ class Run:
 
         unit : the size of each variable, if the solver `rescales`.
         """
-        unit = {**unit, **self._noise_for(self.solver)}
+        unit = {**unit, **self._noise_for(self.standing.progress.noise)}
         fresh = self.state_at(x, self.to_user(value), gradient, None, **unit)
         return fresh._replace(decrement=self.standing.solver_state.decrement)
 
-    def _noise_at_start(self) -> dict[str, Any]:
-        known = self.plan.noise.apart is not None and self.solver.takes_noise
-        return {"noise": self.plan.noise.apart} if known else {}
-
-    def _noise_for(self, solver: Solver) -> dict[str, Any]:
-        return {"noise": self.standing.progress.noise} if solver.takes_noise else {}
+    def _noise_for(self, noise: Any) -> dict[str, Any]:
+        return {} if noise is None or not self.solver.takes_noise else {"noise": noise}
 
     # --- advancing -----------------------------------------------------------------------------
 

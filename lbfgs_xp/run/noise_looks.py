@@ -113,10 +113,9 @@ class NoiseLooks:
 
         point : with x and the gradient of fun there.
         """
-        run, space = self.run, self.run.space
-        solver, pull = run.solver_here().around(space, point.x, point.gradient)
-        whole = point.gradient if pull is None else point.gradient + pull
-        vectors = (solver.reduced(space, point.x, whole, each) * unit for each in (whole, errors))
+        space, (solver, point) = self.run.space, self.visits.smooth(point)
+        x, whole = point.x, point.gradient
+        vectors = (solver.reduced(space, x, whole, each) * unit for each in (whole, errors))
         return space.read(*(space.dot(vector, vector) for vector in vectors))
 
     def _disagree_over_steps(self, rows: Any, level: Any) -> Any:
@@ -128,11 +127,8 @@ class NoiseLooks:
         if not space.any(rows):
             return rows
         steps = run.objective.differences.steps(state.x, run.to_user(state.value), True)
-        inner = solver.reduced(space, state.x, state.gradient, state.gradient)
-        descent = units.descent(space, inner, steps)
-        size = now(descent.longest)
-        share = fn.where(size > 0.0, fn.divide(_FEW, size), 0.0)
-        x = units.at_steps(solver, space, state.x, space.scale(share, descent.direction))
+        step = units.stride(space, self.visits.descent(steps), _FEW)
+        x = units.at_steps(solver, space, state.x, step)
         there, gradient = self.visits.visit(x, rows)
         look = agreement.look(space, state, x, there, gradient, level)
         return rows & fn.logical_not(look.agrees)
@@ -243,17 +239,14 @@ class NoiseLooks:
         run, p, (solver, state) = self.run, self.run.standing.progress, self.visits.smooth()
         space, fn = run.space, run.space.scalars
         unit = units.of_variables(space, state.x, p.extent)
-        inner = solver.reduced(space, state.x, state.gradient, state.gradient)
-        descent = units.descent(space, inner, unit)
+        descent = self.visits.descent(unit)
         size = now(descent.longest)
         found = fn.full(False, p.status)
         for share in _SHARES:
             rows = self.visits.can_afford(1, rows & (size > 0.0))
             if not space.any(rows):
                 break
-            x = units.at_steps(
-                solver, space, state.x, space.scale(fn.divide(share, size), descent.direction)
-            )
+            x = units.at_steps(solver, space, state.x, units.stride(space, descent, share))
             lower = rows & (self.visits.value_at(x, rows) < state.value - p.noise)
             rows = rows & fn.logical_not(lower)
             found = found | self._visited(x, lower)

@@ -126,9 +126,7 @@ class Promises:
         domain of the function."""
         run, (solver, state) = self.run, self.visits.smooth()
         space, fn = run.space, run.space.scalars
-        # Variables that a bound holds stay where they are.
-        inner = solver.reduced(space, state.x, state.gradient, state.gradient)
-        descent = units.descent(space, inner, unit)
+        descent = self.visits.descent(unit)
         p = run.standing.progress
         size, small = fn.abs(state.value), p.claim == _GRADIENT
         started_far = self._started_far()
@@ -139,7 +137,9 @@ class Promises:
             going = self.visits.affords(1, going & (descent.decrease <= level))
             if not space.any(going):
                 return going, descent, cut, kept
-            before, step = descent.decrease, units.short_step(space, descent)
+            before = descent.decrease
+            # Long enough to show the curvature.
+            step = units.stride(space, descent, space.backend.eps**0.5)
             x = units.at_steps(solver, space, state.x, step)
             # A lower value next to a small gradient does not matter unless it is promised.
             value, gradient = self.visits.visit(x, going, p.claim != _GRADIENT)

@@ -185,8 +185,7 @@ def _moved(run: Run, saved: Snapshot) -> Snapshot:
     state = run.state_at(start, value, 0.0 * start, None)
     best = Best(start, state.value, start, state.gradient_norm, state.value)
     standing = Standing(state, stopping.start(
-        space.scalars, run.criteria, state.value, state.gradient_norm, state.value, 1,
-        None,
+        space.scalars, run.criteria, state.value, state.gradient_norm, state.value, 1
     ), best)
     per_row = standing, run.criteria
 

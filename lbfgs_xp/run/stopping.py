@@ -120,7 +120,7 @@ class Progress(NamedTuple):
 
 def start(
     fn: Scalars, criteria: Criteria, value: Any, norm: Any, extent: Any, nfev: int,
-    noise: float | None, resumed: Progress | None = None,
+    noise: float | None = None, resumed: Progress | None = None,
 ) -> Progress:
     """The progress of a run after `nfev` evaluations at its start.
 

@@ -70,12 +70,11 @@ def descent(space: Space, gradient: Array, unit: Array) -> Descent:
     return Descent(zero, gradient, direction, longest, squared, nothing)
 
 
-def short_step(space: Space, descent: Descent) -> Array:
-    """A step along the next direction that is long enough to show the curvature."""
+def stride(space: Space, descent: Descent, share: float) -> Array:
+    """A step along the next direction by this share of the unit of the variable that moves most."""
     fn, size = space.scalars, now(descent.longest)
     known = (size > 0.0) & fn.isfinite(size)
-    length = fn.where(known, fn.divide(space.backend.eps**0.5, size), 0.0)
-    return space.scale(length, descent.direction)
+    return space.scale(fn.where(known, fn.divide(share, size), 0.0), descent.direction)
 
 
 def followed(

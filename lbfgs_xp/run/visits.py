@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.result import Status
-from lbfgs_xp.run import agreement, stopping
+from lbfgs_xp.run import agreement, stopping, units
 from lbfgs_xp.run.iteration import Standing, better_point
 from lbfgs_xp.solvers.contract import Solver
 
@@ -53,13 +53,21 @@ class Visits:
         paid = self.run.space.scalars.logical_not(self.unpaid(evaluations))
         return rows & paid & (not self.run.is_late())
 
-    def smooth(self) -> tuple[Solver, Any]:
-        """The solver, restricted to where all that is minimised is smooth around the iterate, and
-        its state there with the gradient of all that is minimised."""
+    def smooth(self, point: Any = None) -> tuple[Solver, Any]:
+        """The solver, restricted to where all that is minimised is smooth around a point with x and
+        the gradient of fun there, by default its state; and this point with the gradient of all
+        that is minimised."""
         run = self.run
-        space, solver, state = run.space, run.solver_here(), run.standing.solver_state
-        solver, pull = solver.around(space, state.x, state.gradient)
-        return solver, state if pull is None else state._replace(gradient=state.gradient + pull)
+        point = run.standing.solver_state if point is None else point
+        solver, pull = run.solver_here().around(run.space, point.x, point.gradient)
+        return solver, point if pull is None else point._replace(gradient=point.gradient + pull)
+
+    def descent(self, unit: Array) -> units.Descent:
+        """No step yet down the gradient of all that is minimised, in these units; variables that a
+        bound holds stay where they are."""
+        (solver, state), space = self.smooth(), self.run.space
+        inner = solver.reduced(space, state.x, state.gradient, state.gradient)
+        return units.descent(space, inner, unit)
 
     def whole(self, gradient: Array) -> Array:
         """The gradient of all that is minimised at a point where that is smooth around the iterate,
