@@ -4,7 +4,8 @@
 
 A peak over a background of less than one count in each bin (Poisson, one fit and a loop of them), a
 decay with a normal prior, a sum of two lines with tied widths and distance, and the intervals of
-many decays and of many spectra by profile likelihood, compared with MINOS in a loop.
+many decays and of many spectra by profile likelihood, compared with MINOS in a loop. Without peers:
+how often intervals hold the truth, and low counts beside the Cramér-Rao bound.
 """
 
 from __future__ import annotations
@@ -193,7 +194,43 @@ def intervals(count: int = 10_000) -> None:
     ])
 
 
+def coverage(count: int = 40_000) -> None:
+    t, truth = np.linspace(0.0, 4.0, 50), np.asarray([2.5, 1.3, 0.5])
+
+    def decay(t: Any, a: Any, k: Any, c: Any) -> Any:
+        return a * np.exp(-k * t) + c
+
+    y = decay(t, *truth) + 0.05 * np.random.default_rng(7).normal(size=(count, t.size))
+    fit = lx.curve_fit(decay, t, y, [2.0, 1.0, 0.2], sigma=0.05, absolute_sigma=True, batched=True)
+    low, high = fit.intervals()
+    held = np.mean((low < truth) & (truth < high), axis=0)
+    print(f"intervals of {count} decays hold the truth in "
+          f"{', '.join(f'{share:.1%}' for share in held)}, nominally in 68.3%")
+
+
+def low_counts(count: int = 10_000) -> None:
+    x, truth = np.linspace(0.0, 5.0, 60), np.asarray([4.0, 1.0])
+
+    def rate(x: Any, a: Any, k: Any) -> Any:
+        return a * np.exp(-k * x)
+
+    mean = rate(x, *truth)
+    y = np.random.default_rng(7).poisson(mean, size=(count, x.size)).astype(float)
+    fit = lx.curve_fit(rate, x, y, [3.0, 0.7], likelihood="poisson", batched=True,
+                       bounds=([1e-6, 1e-3], [1e3, 1e2]))
+    slopes = np.stack([mean / truth[0], -x * mean], axis=-1)
+    bound = np.sqrt(np.diag(np.linalg.inv(slopes.T @ (slopes / mean[:, None]))))
+    ends = np.quantile(fit.x, [0.15865, 0.84135], axis=0)
+    middle, error = 0.5 * (ends[1] - ends[0]) / bound, np.median(fit.stderr, axis=0) / bound
+    print(f"counts, {np.mean(mean < 1.0):.0%} of the bins expect less than one: "
+          f"{int(fit.success.sum())} of {count} fits succeed;")
+    print(f"  over the Cramer-Rao bound: half the middle 68.27% {middle.round(3)}, deviation "
+          f"{(fit.x.std(axis=0) / bound).round(3)}, median error {error.round(3)}")
+
+
 if __name__ == "__main__":
+    coverage()
+    low_counts()
     counts()
     ties_and_priors()
     intervals()

@@ -19,16 +19,15 @@ fits with the parameter fixed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.space import Space
-from lbfgs_xp.fits.analysis import Analysis
-from lbfgs_xp.fits.covariance import inverse_of_squares
-from lbfgs_xp.fits.linear_algebra import transposed_product
+from lbfgs_xp.fits.analysis import Analysis, Rows
+from lbfgs_xp.fits.covariance import root_of_inverse
+from lbfgs_xp.fits.linear_algebra import outer_sum, transposed_product
 from lbfgs_xp.fits.linear_model import frozen_at_bounds
 from lbfgs_xp.fits.losses import ResidualLoss
 
@@ -48,7 +47,7 @@ _SURPRISING = 5.0
 # limit it may have risen there: behind a pole or a barrier there may be another region.
 _BETWEEN, _HIGH = (0.5, 0.8, 0.93), 1.5
 # One look is enough if the first step was shorter than this: cost and slopes at the start of the
-# search are then those that the covariance predicts.
+# search are then as expected there.
 _EXPECTED = 0.1
 # By how much of a gradient a bound may seem to hold a parameter against its will.
 _SLACK = 1e-2
@@ -61,7 +60,7 @@ class Targets(NamedTuple):
     best : (R, p), the best point of that fit.
     directions : (R, p), e_j or -e_j.
     held : None, or (R, p), a mask of the parameters that keep their value in `starts`.
-    starts : (R, p), where the covariance says that the end is.
+    starts : (R, p), where the end should be by the covariance, or by the opposite end.
     cost, rise : (R,), the cost at the best point, and how far it rises to the limit.
     tie : None; or, if the ends are those of tied parameters, their places among all and the signs,
         (R,) each, on the host. The directions are then their slopes, which change from point to
@@ -77,10 +76,10 @@ class Targets(NamedTuple):
     rise: Array
     tie: tuple[np.ndarray, np.ndarray] | None = None
 
-    def renewed(self, rows: np.ndarray, arrays: Sequence[Array]) -> Targets:
-        """The same for some of the rows, with their arrays from `best` to `rise`."""
-        best, directions, held, starts, cost, rise = arrays
+    def take(self, space: Space, rows: np.ndarray) -> Targets:
+        """The same for some of the rows."""
         tie = None if self.tie is None else (self.tie[0][rows], self.tie[1][rows])
+        best, directions, held, starts, cost, rise = space.take(self[1:7], rows)
         return Targets(self.numbers[rows], best, directions, held, starts, cost, rise, tie)
 
 
@@ -90,50 +89,77 @@ class Ends(NamedTuple):
     x : (R, p); the ends, where they were found.
     found, pressed : masks (R,): whether the end was found; and whether a bound comes before it, at
         which x then is.
+    expected : a mask (R,): whether the end is about where the covariance says.
     lowest, where : the lowest cost seen, (R,), and its point, (R, p).
     """
 
     x: np.ndarray
     found: np.ndarray
     pressed: np.ndarray
+    expected: np.ndarray
     lowest: np.ndarray
     where: np.ndarray
 
 
-def ends_of(analysis: Analysis, targets: Targets, lengths: np.ndarray) -> Ends:
+def ends_of(
+    analysis: Analysis, targets: Targets, lengths: np.ndarray, paired: bool = True
+) -> Ends:
     """Look for the ends of intervals.
 
     lengths : (B, p), over which the residuals of the fits bend, on the host; nan: not known.
+    paired : whether the second half of the targets are the opposite ends of the first half.
     """
-    parts = []
-    for group in analysis.groups(targets.numbers):
-        space = Space(analysis.backend, batched=True)
-        part = space.take(targets[1:7], group)
-        parts.append(_of_group(analysis, targets.renewed(group, part), lengths))
+    near = np.ones(targets.numbers.size, bool)
+    if not paired:
+        return _in_groups(analysis, targets, lengths, near)
+    backend, space = analysis.backend, Space(analysis.backend, batched=True)
+    half, rest = np.split(np.arange(near.size), 2)
+    one, other = targets.take(space, half), targets.take(space, rest)
+    found = _in_groups(analysis, one, lengths, near[half])
+    # What is even in the distance from the best point moves both ends alike.
+    known = (found.found & ~found.pressed)[:, None]
+    moved = np.where(known, found.x - backend.to_host(one.starts), 0.0)
+    other = other._replace(starts=other.starts + backend.from_host(moved))
+    return _joined([found, _in_groups(analysis, other, lengths, found.expected)])
+
+
+def _in_groups(
+    analysis: Analysis, targets: Targets, lengths: np.ndarray, near: np.ndarray
+) -> Ends:
+    """near : a mask (R,) of the targets that may be where they are expected."""
+    space = Space(analysis.backend, batched=True)
+    return _joined([
+        _of_group(analysis, targets.take(space, group), lengths, near[group])
+        for group in analysis.groups(targets.numbers)
+    ])
+
+
+def _joined(parts: list[Ends]) -> Ends:
     return Ends(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
-def _of_group(analysis: Analysis, targets: Targets, lengths: np.ndarray) -> Ends:
+def _of_group(
+    analysis: Analysis, targets: Targets, lengths: np.ndarray, near: np.ndarray
+) -> Ends:
     backend = analysis.backend
     space, xp, to_host = Space(backend, batched=True), backend.xp, backend.to_host
     loss, accuracy = analysis.settings.loss, analysis.settings.accuracy
     weighted = backend.jit(_weighted, loss, space)
     toward = backend.jit(_toward, space)
-    everything = targets
     size = targets.numbers.size
     tolerance = max(_SMALL, _ROUNDED * backend.eps**0.5)
 
     ends = Ends(
         np.array(to_host(targets.starts)), np.zeros(size, bool), np.zeros(size, bool),
-        np.array(to_host(targets.cost)), np.array(to_host(targets.best)),
+        np.zeros(size, bool), np.array(to_host(targets.cost)), np.array(to_host(targets.best)),
     )
     alive = np.arange(size)
     box = analysis.box_of(targets.numbers)
     x, before = _inside(xp, targets.starts, box), targets.best
     objective = analysis.rows(targets.numbers, x, lengths[targets.numbers])
+    whole = targets, objective
     last = np.ones(size)    # the length of the step to the start
-    expected: Any = None
-    for _ in range(_MOST):
+    for number in range(_MOST):
         residuals = objective(x)
         jacobian = objective.jacobian(x, residuals)
         if targets.tie is not None:
@@ -148,8 +174,8 @@ def _of_group(analysis: Analysis, targets: Targets, lengths: np.ndarray) -> Ends
                 space, toward, accuracy, jacobian, g, cost, x, box, targets
             )
         else:
-            inverse, _loose = inverse_of_squares(accuracy, space, jacobian)
-            step, length = toward(inverse, g, cost, pressed, *numbers)
+            root, _loose = root_of_inverse(accuracy, space, jacobian)
+            step, length = toward(outer_sum(space, root), g, cost, pressed, *numbers)
         costs, distances, at_bound = to_host(cost), to_host(length), to_host(pressed)
 
         old, rise = to_host(targets.cost), to_host(targets.rise)
@@ -158,8 +184,9 @@ def _of_group(analysis: Analysis, targets: Targets, lengths: np.ndarray) -> Ends
         if lower.any():
             ends.lowest[alive[lower]] = costs[lower]
             ends.where[alive[lower]] = to_host(x)[lower]
-        if expected is None:
-            expected = ~far & ~at_bound & (distances < _EXPECTED)
+        if number == 0:
+            expected = near & ~far & ~at_bound & (distances < _EXPECTED)
+            ends = ends._replace(expected=expected)
         # What is still to come, if each step is shorter than the one before by the same factor.
         ratio = np.minimum(distances / last, _SLOWEST)
         small = ~far & (distances * ratio / (1.0 - ratio) <= tolerance)
@@ -187,36 +214,36 @@ def _of_group(analysis: Analysis, targets: Targets, lengths: np.ndarray) -> Ends
             continue
         stay = np.flatnonzero(~small)
         alive, last = alive[stay], last[stay]
-        x, before, *part = space.take((x, before, *targets[1:7]), stay)
-        targets = targets.renewed(stay, part)
+        (x, before), targets = space.take((x, before), stay), targets.take(space, stay)
         box = analysis.box_of(targets.numbers)
         objective = objective.part(stay, targets.numbers, x)
-    ends = _credible(ends, everything, to_host)
-    return ends._replace(found=_connected(analysis, everything, ends, expected))
+    targets, objective = whole
+    ends = _credible(ends, targets, to_host)
+    return ends._replace(found=_connected(analysis, targets, objective, ends))
 
 
 def _connected(
-    analysis: Analysis, targets: Targets, ends: Ends, expected: np.ndarray
+    analysis: Analysis, targets: Targets, objective: Rows, ends: Ends
 ) -> np.ndarray:
     """The ends that were found and to which the cost stays low on the way from the best point, a
-    mask (R,).
-
-    expected : those that are about where the covariance says.
-    """
+    mask (R,)."""
     backend, space = analysis.backend, Space(analysis.backend, batched=True)
     low = left = ends.found
     for share in _BETWEEN:
         if not left.any():
             break
         rows = np.flatnonzero(left) if analysis.may_shrink else np.arange(left.size)
-        best, cost, rise = space.take((targets.best, targets.cost, targets.rise), rows)
+        best, cost, rise = targets.best, targets.cost, targets.rise
+        if rows.size < left.size:
+            best, cost, rise = space.take((best, cost, rise), rows)
+            objective = analysis.rows(targets.numbers[rows], best)
         end = backend.from_host(np.where(left[rows, None], ends.x[rows], 0.0))
-        residuals = analysis.rows(targets.numbers[rows], best)(best + share * (end - best))
+        residuals = objective(best + share * (end - best))
         risen = analysis.settings.loss.cost(space, residuals) - cost
         high = np.zeros(left.size, bool)
         high[rows] = ~np.asarray(backend.to_host(risen <= _HIGH * rise))
         low = low & ~(left & high)
-        left = low & ~expected
+        left = low & ~ends.expected
     return low
 
 
@@ -229,6 +256,8 @@ def _credible(ends: Ends, targets: Targets, to_host: Any) -> Ends:
     with np.errstate(all="ignore"):
         ratio = moved / expected
     usual = (ratio < _SURPRISING) & (ratio > 1.0 / _SURPRISING) | ends.pressed
+    # A tied parameter may have no slope at the best point.
+    usual = usual | ~directions.any(axis=-1)
     if targets.held is not None:
         usual = usual | to_host(targets.held).any(axis=-1)
     return ends._replace(found=ends.found & usual & np.isfinite(ends.x).all(axis=-1))
@@ -309,10 +338,10 @@ def _within(
         moving = xp.any(directions != 0.0, axis=-1)
         pressed = below & xp.logical_not(moving)
         seen = xp.where(frozen[:, None, :], xp.zeros_like(jacobian), jacobian)
-        inverse, _ = inverse_of_squares(accuracy, space, seen)
+        root, _ = root_of_inverse(accuracy, space, seen)
         free = xp.where(frozen, zero, gradient)
         step, length = toward(
-            inverse, free, value, pressed, directions, None, *targets[4:7]
+            outer_sum(space, root), free, value, pressed, directions, None, *targets[4:7]
         )
         out = ((x >= high) & (step > 0.0)) | ((x <= low) & (step < 0.0))
         if not space.any(out):

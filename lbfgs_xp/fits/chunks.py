@@ -20,7 +20,7 @@ import numpy as np
 from lbfgs_xp import checks
 from lbfgs_xp.arrays.backend import Array, Backend, is_array
 from lbfgs_xp.arrays.space import Space
-from lbfgs_xp.fits.covariance import deviations, inverse_of_squares
+from lbfgs_xp.fits.covariance import deviations, root_of_inverse, scaled_root, square
 from lbfgs_xp.fits.curve_result import CurveFit
 from lbfgs_xp.fits.linear_algebra import safe_pivot
 from lbfgs_xp.fits.names import listed_order
@@ -67,11 +67,14 @@ def source_of(
         raise ValueError(f"chunk_size is {size}; wanted {_WANTED}")
     if not (is_array(y) and y.ndim == 1):
         raise TypeError("chunk_size was passed for data that are no array; wanted an array y (m,)")
+    (count,) = y.shape
+    if size is None and count <= _FEW:
+        return None
     # Integers of NumPy become floats later.
     whole = isinstance(y, np.ndarray) and y.dtype.kind in "iu"
-    backend, (count,) = Backend.of(np.zeros(1) if whole else y, "y"), y.shape
+    backend = Backend.of(np.zeros(1) if whole else y, "y")
     if size is None:
-        if count <= _FEW or count * (p := parameters()) <= max(_MOST, backend.cache_size):
+        if count * (p := parameters()) <= max(_MOST, backend.cache_size):
             return None
         size = max(backend.cache_size // (_ARRAYS * p), 1)
     if sigma is not None and not (is_array(sigma) and tuple(sigma.shape) == (count,)):
@@ -100,14 +103,18 @@ def _part(tree: Any, count: int, start: int, stop: int) -> Any:
 
 
 def _checked(function: Callable) -> Iterator[tuple[Any, Any, Any]]:
-    found = False
+    size = 0
     for chunk in function():
         if not isinstance(chunk, tuple) or len(chunk) not in (2, 3):
             what = f"a tuple of {len(chunk)}" if isinstance(chunk, tuple) else checks.shown(chunk)
             raise TypeError(f"a chunk of data is {what}; wanted (x, y) or (x, y, sigma)")
-        found = True
+        if size not in (0, len(chunk)):
+            raise ValueError(
+                "some chunks of data are (x, y) and others (x, y, sigma); wanted all of one kind"
+            )
+        size = len(chunk)
         yield (*chunk, None)[:3]
-    if not found:
+    if not size:
         raise ValueError(
             "x() returned no chunks; wanted a function that returns a new iterator in each call"
         )
@@ -312,25 +319,25 @@ def report_of_chunks(
     slopes: Any = None
     if isinstance(layout, FreeLayout):
         slopes = backend.to_host(layout.slopes(layout.to_vector(found.x, "x")))[None]
-    covariance, loose = inverse_of_squares(
+    root, loose = root_of_inverse(
         settings.accuracy, host, np.where(fixed, 0.0, jacobian)[None], fixed[None], slopes
     )
     if slopes is not None:
-        covariance = slopes @ covariance @ slopes.swapaxes(-1, -2)
+        root = root @ slopes.swapaxes(-1, -2)
     chi2, free = 2.0 * found.cost, layout.size - int(fixed.sum())
     over = totals.count - free
     reduced = chi2 / over if over > 0 else math.nan
     if not absolute_sigma:
-        unknown = np.where(covariance == 0.0, covariance, math.inf)
-        covariance = covariance * reduced if over > 0 else unknown
-    stderr = deviations(host, covariance, loose)[0]
-    order, squares = listed_order(whole), float(totals.squares.sum())
+        root = scaled_root(host, root, np.asarray([reduced]))
+    stderr = deviations(host, root, loose)[0]
+    root = root[..., listed_order(whole)]
+    squares = float(totals.squares.sum())
     scale = 1.0 if absolute_sigma else chi2 / totals.count
     twice = chi2 if absolute_sigma else totals.count
     twice = twice + totals.count * np.log(2.0 * math.pi * scale) - 2.0 * totals.log_weights
     return CurveFit(
         x=found.x,
-        covariance=backend.from_host(covariance[0][np.ix_(order, order)]),
+        covariance=backend.from_host(square(host, root)[0]),
         stderr=whole.to_tree(backend.from_host(stderr)),
         chi2=chi2,
         reduced_chi2=reduced,
@@ -351,4 +358,5 @@ def report_of_chunks(
         success=found.success,
         status=found.status,
         message=found.message,
+        _root=backend.from_host(root[0]),
     )

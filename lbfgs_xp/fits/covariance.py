@@ -26,11 +26,13 @@ from lbfgs_xp.fits.linear_algebra import (
 )
 
 
-def inverse_of_squares(
+def root_of_inverse(
     accuracy: float, space: Space, jacobian: Array, fixed: Any = None, slopes: Any = None
 ) -> tuple[Array, Array]:
-    """(J^T J)^-1 (B, p, p), or its pseudo-inverse if J^T J is singular; and a mask (B, q) of the
-    parameters, or of the functions of them, that are loose: J does not determine them.
+    """R (B, p, p) with R^T R = (J^T J)^-1, or its pseudo-inverse if J^T J is singular; and a mask
+    (B, q) of the parameters, or of the functions of them, that are loose: J does not determine
+    them. Unlike the inverse, R is in the units of the parameters, and does not underflow before
+    they do.
 
     accuracy : the relative error of J (B, m, p), apart from rounding.
     fixed : None, or a mask (B, p) of parameters that are known; their columns of J are 0.
@@ -41,30 +43,31 @@ def inverse_of_squares(
     few = p <= FEW
     if few:
         if count == 1 and space.backend.on_host and p <= FLOATS:
-            covariance, sound = _inverse_of_one(space, jacobian)
+            root, sound = _root_of_one(space, jacobian)
         else:
-            covariance, sound = space.backend.jit(_inverse, space)(jacobian)
+            root, sound = space.backend.jit(_root, space)(jacobian)
         shape = (count, p if slopes is None else slopes.shape[-2])
         loose = xp.zeros(shape, dtype=xp.bool, device=space.backend.creation_device)
         traced = space.backend.is_traced(sound)
         rest = None if traced else np.flatnonzero(~space.backend.to_host(sound))
         if rest is not None and rest.size == 0:
-            return covariance, loose
+            return root, loose
     if slopes is None:
         slopes = xp.broadcast_to(identity(space, p), (count, p, p))
     if fixed is not None:
         slopes = xp.where(fixed[:, None, :], xp.zeros_like(slopes), slopes)
     if not few:
-        return _pseudo_inverse(accuracy, space, jacobian, slopes)
+        return _root_of_pseudo_inverse(accuracy, space, jacobian, slopes)
     if rest is None:
-        found = covariance, loose
+        found = root, loose
 
         def pseudo(rows: Array) -> tuple[Array, Array]:
-            return space.merge(rows, _pseudo_inverse(accuracy, space, jacobian, slopes), found)
+            exact = _root_of_pseudo_inverse(accuracy, space, jacobian, slopes)
+            return space.merge(rows, exact, found)
 
         return space.backend.branch(xp.logical_not(sound), pseudo, found)
-    exact = _pseudo_inverse(accuracy, space, *space.take((jacobian, slopes), rest))
-    return space.put(rest, exact, (covariance, loose))
+    exact = _root_of_pseudo_inverse(accuracy, space, *space.take((jacobian, slopes), rest))
+    return space.put(rest, exact, (root, loose))
 
 
 def difference_of_squares(
@@ -73,7 +76,7 @@ def difference_of_squares(
     """R (B, p, p) with R^T R = J^T S J, where S has -1 for the rows of J (B, m, p) that `negative`
     (B, m) marks, and 1 for the others; R is 0 in directions in which that is not positive.
 
-    accuracy : as in `inverse_of_squares`.
+    accuracy : as in `root_of_inverse`.
     """
     rows = space.backend.to_host(jacobian).astype(np.float64)
     rows = np.where(np.isfinite(rows).all(axis=(-2, -1), keepdims=True), rows, 0.0)
@@ -89,51 +92,80 @@ def difference_of_squares(
     return space.backend.from_host(root)
 
 
-def deviations(space: Space, covariance: Array, loose: Array) -> Array:
-    """The standard deviations (B, p) of a covariance (B, p, p); infinite for loose parameters."""
-    xp, p = space.xp, covariance.shape[-1]
-    one = identity(space, p) > 0.0
-    variances = xp.max(xp.where(one, covariance, xp.full_like(covariance, -math.inf)), axis=-1)
-    return xp.where(loose, xp.full_like(variances, math.inf), xp.sqrt(variances))
+def deviations(space: Space, root: Array, loose: Array) -> Array:
+    """The standard deviations (..., p) of a covariance R^T R, from R (..., p, p); infinite for
+    loose parameters."""
+    return space.xp.where(loose, math.inf, safe_norms(space, root))
 
 
-def _inverse(space: Space, jacobian: Array) -> tuple[Array, Array]:
-    """(J^T J)^-1 by elimination, and whether it keeps enough digits and nothing is loose."""
+def square(space: Space, root: Array) -> Array:
+    """R^T R (..., p, p), with zeros for the columns of R (..., p, p) that are 0."""
+    used = _used(space, root)
+    both = used[..., :, None] & used[..., None, :]
+    product = outer_sum(space, root)
+    return space.xp.where(both, product, space.xp.zeros_like(product))
+
+
+def scaled_root(space: Space, root: Array, reduced: Array) -> Array:
+    """R (..., p, p) in units of the scatter of the data, whose square is reduced (...); infinite
+    if that is not known, except for fixed parameters, whose columns are 0."""
+    xp = space.xp
+    scale = xp.sqrt(reduced)[..., None, None]
+    infinite = xp.full_like(root, math.inf)
+    unknown = xp.where(_used(space, root)[..., None, :], infinite, xp.zeros_like(root))
+    return xp.where(xp.isnan(scale), unknown, root * scale)
+
+
+def _used(space: Space, root: Array) -> Array:
+    return space.xp.any(root != 0.0, axis=-2)
+
+
+def safe_norms(space: Space, matrix: Array) -> Array:
+    """The norms of the columns: (..., m, p) -> (..., p); their squares may be beyond all
+    numbers."""
+    xp = space.xp
+    size = xp.max(xp.abs(matrix), axis=-2)
+    size = xp.where((size > 0.0) & xp.isfinite(size), size, xp.ones_like(size))
+    return size * column_norms(space, matrix / size[..., None, :])
+
+
+def _root(space: Space, jacobian: Array) -> tuple[Array, Array]:
+    """R with R^T R = (J^T J)^-1 by elimination, and whether it keeps enough digits and nothing is
+    loose."""
     xp, p = space.xp, jacobian.shape[-1]
     gram, norms, kept = normal_matrix(space, xp.matrix_transpose(jacobian))
     one = identity(space, p)
     rows, least = eliminate(space, xp.concat([gram, xp.broadcast_to(one, gram.shape)], axis=-1))
-    covariance = outer_sum(space, rows[..., p:] / norms[:, None, :])
     sound = (least > safe_pivot(space)) & xp.all(kept, axis=-1)
-    return covariance, sound
+    return rows[..., p:] / norms[:, None, :], sound
 
 
-def _inverse_of_one(space: Space, jacobian: Array) -> tuple[Array, Array]:
-    """`_inverse` for one Jacobian (1, m, p) on the host, on floats."""
+def _root_of_one(space: Space, jacobian: Array) -> tuple[Array, Array]:
+    """`_root` for one Jacobian (1, m, p) on the host, on floats."""
     gram = (jacobian[0].T @ jacobian[0]).tolist()
     p, limit = len(gram), space.backend.largest**0.25
     norms = [math.sqrt(gram[i][i]) for i in range(p)]
     sound = all(1.0 / limit < each < limit for each in norms)
-    covariance = np.zeros_like(jacobian, shape=(1, p, p))
+    root = np.zeros_like(jacobian, shape=(1, p, p))
     if sound:
         one = np.eye(p).tolist()
         rows, least = eliminated([
             [gram[i][j] / norms[i] / norms[j] for j in range(i, p)] + one[i] for i in range(p)
         ], p)
-        root = np.asarray([row[p:] for row in rows], jacobian.dtype) / norms
-        sound, covariance[0] = least > safe_pivot(space), root.T @ root
-    return covariance, np.asarray([sound])
+        sound, root[0] = least > safe_pivot(space), [row[p:] for row in rows]
+        root /= norms
+    return root, np.asarray([sound])
 
 
-def _pseudo_inverse(
+def _root_of_pseudo_inverse(
     accuracy: float, space: Space, jacobian: Array, slopes: Array
 ) -> tuple[Array, Array]:
-    """`inverse_of_squares` by singular values of the Jacobian with its columns scaled to length 1,
+    """`root_of_inverse` by singular values of the Jacobian with its columns scaled to length 1,
     so that the units of the parameters do not matter."""
     xp, eps = space.xp, space.backend.eps
     finite = xp.all(xp.isfinite(jacobian), axis=(-2, -1))
     jacobian = xp.where(finite[:, None, None], jacobian, xp.zeros_like(jacobian))
-    norms = divisor(space, column_norms(space, jacobian))
+    norms = divisor(space, safe_norms(space, jacobian))
     _, values, rows = svd(space, jacobian / norms[:, None, :])
     kept = values > rank_cut(accuracy, space, *jacobian.shape[-2:]) * values[:, :1]
     values = xp.where(kept, values, xp.ones_like(values))
@@ -144,5 +176,9 @@ def _pseudo_inverse(
     slopes = slopes / length[..., None]
     along = xp.matmul(slopes, xp.matrix_transpose(rows))
     loose = space.dot(slopes, slopes) - space.dot(along, along) > math.sqrt(eps)
-    covariance = outer_sum(space, rows / values[..., None] / norms[:, None, :])
-    return covariance, loose
+    root = rows / values[..., None] / norms[:, None, :]
+    missing = root.shape[-1] - root.shape[-2]    # as many rows as columns
+    if missing > 0:
+        none = xp.zeros_like(root[:, :1, :])
+        root = xp.concat([root, *[none] * missing], axis=-2)
+    return root, loose

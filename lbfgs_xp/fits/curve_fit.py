@@ -149,8 +149,9 @@ def curve_fit(
         Parameters that are functions of the others, by name or position: {"b": f} sets b = f(p),
         where p is like the `x` of the result (a tuple of numbers if p0 is a plain list or array),
         in a batch with all its rows. Ties are computed in their order; those that follow are None
-        in p. What p0 holds for a tied parameter is not used. The result has its value and its
-        error, from the derivative of f: automatic, or with NumPy by differences.
+        in p, or nan in an array with other numbers. What p0 holds for a tied parameter is not used.
+        The result has its value and its error, from the derivative of f: automatic, or with NumPy
+        by differences.
     starts : None, an array (S, p), a dict, or a sampler
         Further starts beside p0: all are fitted as one batch, the fit goes on from the one that has
         led to the lowest cost, and `starts` of the result tells of the others. An array has the

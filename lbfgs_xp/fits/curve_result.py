@@ -9,8 +9,11 @@ from typing import Any, NoReturn
 import numpy as np
 
 from lbfgs_xp.arrays.backend import Backend
+from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import map_leaves
+from lbfgs_xp.fits.covariance import safe_norms
 from lbfgs_xp.fits.distributions import chi2_above
+from lbfgs_xp.fits.linear_algebra import outer_sum
 from lbfgs_xp.fits.names import places_of, row_of
 from lbfgs_xp.fits.questions import Questions
 from lbfgs_xp.fits.summary import summary
@@ -105,6 +108,8 @@ class CurveFit(Questions):
     status: Status
     message: str
     starts: Any = dataclasses.field(default=None, repr=False)
+    # R with R^T R = covariance, which underflows before R does.
+    _root: Any = dataclasses.field(default=None, repr=False, compare=False)
     _analysis: Any = dataclasses.field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
@@ -178,15 +183,13 @@ class CurveFit(Questions):
                [-0.82,  1.  ]])
         """
         backend = Backend.of(self.covariance)
-        xp, covariance = backend.xp, self.covariance
-        p = covariance.shape[-1]
+        xp, space = backend.xp, Space(backend, batched=True)
         with np.errstate(all="ignore"):
-            one = xp.eye(p, dtype=xp.bool, device=backend.creation_device)
-            own = xp.max(xp.where(one, covariance, xp.full_like(covariance, -math.inf)), axis=-1)
-            own = xp.where((own > 0.0) & xp.isfinite(own), own, xp.full_like(own, math.nan))
-            found = covariance / xp.sqrt(own[..., None] * own[..., None, :])
-            known = xp.isfinite(found)
-            return xp.where(one & known, xp.ones_like(found), found)
+            norms = safe_norms(space, self._root)
+            norms = xp.where((norms > 0.0) & xp.isfinite(norms), norms, math.nan * norms)
+            found = outer_sum(space, self._root / norms[..., None, :])
+            one = xp.eye(found.shape[-1], dtype=xp.bool, device=backend.creation_device)
+            return xp.where(one & xp.isfinite(found), xp.ones_like(found), found)
 
     @property
     def _dof_of_scale(self) -> np.ndarray:
@@ -353,7 +356,7 @@ class BatchCurveFit(CurveFit):
             best = int(backend.to_host(each.pop("best"))[number])
             starts = dataclasses.replace(starts, **row(each), best=best)
         parts: dict[str, Any] = {
-            **{name: row(getattr(self, name)) for name in ("x", "covariance", "stderr")},
+            **{name: row(getattr(self, name)) for name in ("x", "covariance", "stderr", "_root")},
             **{name: told(name) for name in numbers},
             **{name: int(told(name)) for name in counts},
         }

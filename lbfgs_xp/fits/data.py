@@ -48,7 +48,7 @@ def residuals_of(
     apart = isinstance(sigma, tuple) and len(sigma) == 2
     normal = not apart and likelihood == "gaussian"
     x, y, own = _without_mask(_unwrapped(x), y, sigma if normal else None, batched)
-    y = _data(y, batched, traced)
+    y = _data(y, batched)
     whole_shape, parts = tuple(y.shape), 1
     if is_complex(y):
         if not normal:
@@ -264,7 +264,7 @@ def _agree(found: Any, wanted: np.ndarray, layout: Layout) -> bool:
     return bool(np.allclose(found, wanted, rtol=close, atol=close * scale, equal_nan=True))
 
 
-def _data(y: Any, batched: bool, traced: bool) -> Array:
+def _data(y: Any, batched: bool) -> Array:
     wanted = "(B, m)" if batched else "(m,)"
     if not is_array(y):
         host = np.asarray(y)
@@ -279,7 +279,6 @@ def _data(y: Any, batched: bool, traced: bool) -> Array:
     if len(shape) != 1 + batched or 0 in shape:
         hint = "; batched=True takes (B, m)" if len(shape) == 2 and not batched else ""
         raise ValueError(f"y has shape {shape}; wanted {wanted}, not empty{hint}")
-    Backend.of(y, "y", traced)    # checks the dtype
     return y
 
 
@@ -306,7 +305,9 @@ def _start(p0: Any, backend: Backend, batch: tuple[int, ...] | None) -> Any:
         return unflatten(structure, [
             adopt(leaf, 1, name=leaf_name(structure, i, "p0")) for i, leaf in enumerate(leaves)
         ])
-    if isinstance(p0, (list, tuple)) and any(is_array(leaf) and leaf.ndim > 0 for leaf in p0):
+    if isinstance(p0, (list, tuple)) and any(
+        getattr(leaf, "ndim", 0) > 0 and is_array(leaf) for leaf in p0
+    ):
         return tuple(adopt(leaf, 1) for leaf in p0)
     leaf = adopt(p0, 2, 1)
     if 0 in leaf.shape:

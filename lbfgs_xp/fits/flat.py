@@ -128,7 +128,7 @@ def _are_lowest(fit: Fit, rows: np.ndarray, way: Array) -> np.ndarray:
         responds = open_ & seen
         if responds.any():
             near_up, near_down, _ = changes(_PART * far)
-            rises = (up > 0.0) & (down > 0.0)
+            rises = (up > 0.0) & (down > 0.0) & np.isfinite(up + down)
             lowest |= responds & rises & (near_up + near_down <= _SMOOTH * (up + down))
         open_ &= ~responds
     return lowest

@@ -7,18 +7,22 @@ gives the units of the parameters. (As a preconditioner, its inverse would hide 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, ClassVar
 
 import numpy as np
 
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.space import Space
-from lbfgs_xp.arrays.tree import flatten
+from lbfgs_xp.arrays.tree import flatten, map_leaves
 from lbfgs_xp.fits.data import Curve, adopted, pure_weights, without_left_out
 from lbfgs_xp.fits.losses import ResidualLoss
 from lbfgs_xp.fits.residuals import Residuals
 from lbfgs_xp.run.implicit import Found, Point, Problem, warn_of_failure
 from lbfgs_xp.run.objective import Evaluation
+
+# What depends on the data as well, but has no derivatives.
+_OTHERS = ("covariance", "stderr", "fun", "jac", "residuals", "optimality", "log_likelihood")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +88,12 @@ def found_of_fit(
 
     def completed(result: Any, x: Array, value: Any, gradient: Array, aux: Any) -> Any:
         tree = layout.for_traced().to_tree(x)
-        return dataclasses.replace(result, x=tree, **{cost: of_cost * value})
+        result = dataclasses.replace(result, x=tree, **{cost: of_cost * value})
+        without = functools.partial(layout.backend.without_derivative, x)
+        return dataclasses.replace(result, **{
+            field.name: map_leaves(without, getattr(result, field.name))
+            for field in dataclasses.fields(result) if field.name in _OTHERS
+        })
 
     return Found(result, problem, Point(x, free, units, result.success), (), completed)
 

@@ -13,7 +13,12 @@ class IntervalStatus(Reason):
     """What an end of an interval is; `status.message` is a sentence."""
 
     FOUND = 0, True, "chi2 has risen here as far as the level says"
-    BOUND = 1, True, "the bound of the parameter, where chi2 has risen by less than the level says"
+    BOUND = (
+        1,
+        True,
+        "the bound of the parameter, or the last value for which the model is finite, or that a "
+        "tied parameter can take nearby; chi2 has risen by less than the level says",
+    )
     OPEN = (
         2,
         True,

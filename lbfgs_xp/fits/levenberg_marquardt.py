@@ -40,6 +40,10 @@ _OUT_OF_HIDING = 10.0
 # at most this share of the way to a bound: at a bound, as with an amplitude of 0, others may count
 # for nothing.
 _GOOD, _WAY = 0.75, 0.5
+# By which factor the rate of a step may be below that of the one before: slow parts may be small.
+_FASTER = 0.2
+# A step is as long as the linearised residuals ask if it promises this share of what they do.
+_WHOLE = 0.99
 # Columns are nearly dependent if the smallest singular value is this share of the largest.
 _NEAR = 1e-5
 # A singular value is known if it exceeds the errors of the columns by this factor.
@@ -100,6 +104,8 @@ class LMState(NamedTuple):
     noise : the standard deviation of the noise of each residual, if it was measured, else 0.
     promise : `predicted` of the first step from the iterate. Later steps are shorter and predict
         little decrease even if much is left.
+    rate : the share at the iterate relative to that at the one before, but at least `_FASTER` of
+        the last rate; 1 at the start.
     status, nit : integers.
     """
 
@@ -114,6 +120,7 @@ class LMState(NamedTuple):
     trial: Array
     predicted: Array
     promise: Array
+    rate: Array
     refused: Array
     bold: Array
     good: Array
@@ -145,6 +152,7 @@ class _Numbers(NamedTuple):
     mu: Array
     predicted: Array
     promise: Array
+    rate: Array
     refused: Array
     bold: Array
     status: Array
@@ -157,8 +165,9 @@ class _Numbers(NamedTuple):
     def of(cls, state: LMState) -> _Numbers:
         linear = state.linear
         return cls(
-            state.value, state.radius, state.mu, state.predicted, state.promise, state.refused,
-            state.bold, state.status, state.nit, state.tally, linear.optimality, linear.share,
+            state.value, state.radius, state.mu, state.predicted, state.promise, state.rate,
+            state.refused, state.bold, state.status, state.nit, state.tally, linear.optimality,
+            linear.share,
         )
 
 
@@ -201,14 +210,15 @@ def begin(
     value = settings.loss.cost(space, residuals)
     zero = fn.full(0, value)
     status = fn.where(linear.share <= settings.gtol, int(Status.GRADIENT), zero + _RUNNING)
-    # Residuals whose squares vanish are as useless as those whose squares overflow.
-    vanished = (value == 0.0) & (space.max_abs(residuals) > 0.0)
+    # Residuals whose squares lose their digits are as useless as those whose squares overflow.
+    vanished = (value < 4.0 / space.backend.largest) & (space.max_abs(residuals) > 0.0)
     usable = fn.isfinite(value) & linear.finite & fn.logical_not(vanished)
     status = fn.where(usable, status, int(Status.NOT_FINITE))
     no, nothing = fn.full(False, value), fn.full(0.0, value)
     state = LMState(
         x, residuals, columns, value, linear, _first_radius(settings, space, x, linear, value),
-        nothing, x, x, value, value, no, fn.logical_not(no), no, nothing, status, zero,
+        nothing, x, x, value, value, fn.full(1.0, value), no, fn.logical_not(no), no, nothing,
+        status, zero,
         Tally(
             zero, zero, zero, value, linear.optimality, linear.share, nothing,
             fn.full(_FIRST_MARK, value), value,
@@ -248,12 +258,12 @@ def doubtful(
     errors : returns those of the derivatives of the residuals, (B, p).
     """
     claimed = state.status == CLAIMED
-    blur = _blur(space, state.linear, state.x, state.noise)
+    blur = _blur(space, state.linear, state.noise)
     above = state.value > _noise(space.scalars, space.backend.noise, state.value, blur)
-    least, most = _singular_values(space, state.linear)
     ended = claimed | (state.status == int(Status.GRADIENT))
     near = ended & state.linear.hard
     if not space.small_on_host or space.any(near):
+        least, most = _singular_values(space, state.linear)
         near = near & ((least < _NEAR * most) | unresolved(space, state, errors()))
     return claimed & above, near & above
 
@@ -334,7 +344,7 @@ def judge(settings: FitSettings, space: Space, state: LMState, residuals: Array)
     value, decrease = settings.loss.decrease(space, state.residuals, residuals)
     return space.scalars.fused(
         _judged, space.backend.noise, _Numbers.of(state), _number(space, value),
-        _number(space, decrease), _blur(space, state.linear, state.x, state.noise),
+        _number(space, decrease), _blur(space, state.linear, state.noise),
     )
 
 
@@ -348,6 +358,17 @@ def _judged(
     hidden = (predicted > 0.0) & (_promise(fn, old) <= noise) & (fn.abs(decrease) <= noise)
     accepted = (old.status == _RUNNING) & fn.isfinite(value) & (good | hidden)
     return Verdict(accepted, hidden, fn.where(hidden, 1.0, ratio), decrease, value, blur)
+
+
+def foreseen(settings: FitSettings, space: Space, state: LMState, verdict: Verdict) -> Array:
+    """Where the share at an accepted trial is at most gtol if it falls at the rate of the last
+    steps: a mask (B,)."""
+    return space.scalars.fused(_foreseen, settings.gtol, _Numbers.of(state), verdict.ratio)
+
+
+def _foreseen(fn: Scalars, gtol: float, old: _Numbers, ratio: Any) -> Any:
+    whole = old.predicted >= _WHOLE * old.share * old.share * old.value
+    return whole & (ratio >= _GOOD) & (old.rate * old.share <= gtol)
 
 
 def advance(
@@ -370,17 +391,18 @@ def advance(
     step = old.linear.scale * old.step
     lengths = norm(space, step), space.max_abs(step), space.max_abs(old.linear.scale * old.x)
     sizes = _Sizes(*(_number(space, length) for length in lengths))
-    if linear is not old.linear:
+    every = space.every(accepted)
+    if linear is not old.linear and not every:
         linear = space.merge(accepted, linear, old.linear)
     new = fn.fused(
         _after, _Limits.of(settings, space), _Numbers.of(old), verdict, accepted, linear.optimality,
-        linear.share, sizes, _blur(space, linear, old.trial, old.noise),
+        linear.share, sizes, _blur(space, linear, old.noise),
     )
     return LMState(
-        space.pick(accepted, old.trial, old.x),
-        space.pick(accepted, residuals, old.residuals),
+        old.trial if every else space.pick(accepted, old.trial, old.x),
+        residuals if every else space.pick(accepted, residuals, old.residuals),
         columns, new.value, linear, new.radius, new.mu, old.step, old.trial, new.predicted,
-        new.promise, new.refused, new.bold, new.good, old.noise, new.status, new.nit,
+        new.promise, new.rate, new.refused, new.bold, new.good, old.noise, new.status, new.nit,
         new.tally,
     )
 
@@ -393,6 +415,7 @@ class _After(NamedTuple):
     mu: Array
     predicted: Array
     promise: Array
+    rate: Array
     refused: Array
     bold: Array
     good: Array
@@ -432,9 +455,11 @@ def _after(
     status = fn.where(accepted & flat, int(Status.GRADIENT), status)
     status = fn.where(running, status, old.status)
     nit = fn.where(accepted, old.nit + 1, old.nit)
+    rate = share / fn.where(old.share > 0.0, old.share, 1.0)
+    rate = fn.where(accepted, fn.maximum(rate, _FASTER * old.rate), old.rate)
     return _After(
         fn.where(accepted, verdict.value, old.value), radius, old.mu, old.predicted,
-        _promise(fn, old), refused, old.bold & (radius >= old.radius),
+        _promise(fn, old), rate, refused, old.bold & (radius >= old.radius),
         accepted & (verdict.ratio >= _GOOD), _within_budget(fn, limits.maxiter, status, nit), nit,
         tally,
     )
@@ -507,7 +532,7 @@ def ahead(
     this share of their norm or by what rounding cannot hide; moved into the box."""
     xp = space.xp
     of_rows, of_residuals = settings.weights(space, residuals)
-    hidden = _hidden(space, x, residuals, columns, noise)
+    hidden = hidden_change(space, x, residuals, columns, noise)
     columns = jacobian.weighted(columns, of_rows)
     # Between the columns here, which may vanish, and the longest ones, which may be those of a
     # steep start.
@@ -523,7 +548,7 @@ def ahead(
     return within(space, point, box)
 
 
-def _hidden(
+def hidden_change(
     space: Space, x: Array, residuals: Array, columns: Array, noise: Array
 ) -> Array:
     """The norm of a change of the residuals that rounding or noise hides."""
@@ -546,7 +571,7 @@ def look(
         of_rows, of_residuals = settings.weights(space, r)
         promised = promised - space.dot(half * of_rows, r * of_residuals)
         off, sizes = off - half, sizes + norm(space, half)
-    hidden = _hidden(space, x, residuals, columns, noise)
+    hidden = hidden_change(space, x, residuals, columns, noise)
     off = norm(space, off)
     agrees = agreement.follows_slopes(off, sizes, hidden)
     # What only rounding made agree would not agree so well.
@@ -585,7 +610,7 @@ def rises(
     slopes[1] = 4.0 * slopes[1]
     off = end[1] - residuals - slopes[0] - slopes[1] - slopes[2]
     sizes = norm(space, slopes[0]) + norm(space, slopes[1]) + norm(space, slopes[2])
-    hidden = _hidden(space, x, residuals, columns, noise)
+    hidden = hidden_change(space, x, residuals, columns, noise)
     level = _level(settings, space, x, residuals, columns, noise)
     lower_half, lower = (
         settings.loss.decrease(space, residuals, there[1])[1] for there in (half, end)
@@ -618,7 +643,7 @@ def _level(
 ) -> Array:
     """The change of the cost that rounding or noise hides, (B,)."""
     rounding = _ADDED_UP * space.backend.noise * settings.loss.cost(space, residuals)
-    hidden = _hidden(space, x, residuals, columns, noise)
+    hidden = hidden_change(space, x, residuals, columns, noise)
     return rounding + hidden * norm(space, residuals)
 
 
@@ -646,10 +671,9 @@ def _promise(fn: Scalars, state: Any) -> Any:
     return fn.where(state.refused, state.promise, state.predicted)
 
 
-def _blur(space: Space, linear: LinearModel, x: Array, noise: Array) -> Array:
-    """How far rounding the parameters at x, or noise, changes the norm of the residuals."""
-    blur = _number(space, space.sum(space.xp.abs(linear.norms * x)))
-    return space.backend.eps * blur + _SPREAD * noise
+def _blur(space: Space, linear: LinearModel, noise: Array) -> Array:
+    """How far rounding the parameters, or noise, changes the norm of the residuals."""
+    return space.backend.eps * linear.reach + _SPREAD * noise
 
 
 def _number(space: Space, scalar: Array) -> Any:
@@ -681,6 +705,7 @@ class Steps:
         self.begin = prepare(begin, settings, space)
         self.going = prepare(going, space)
         self.judge = prepare(judge, settings, space)
+        self.foreseen = prepare(foreseen, settings, space)
         self.advance = prepare(advance, settings, space)
         self.ahead = prepare(ahead, settings, space)
         self.look = prepare(look, settings, space)

@@ -117,10 +117,6 @@ class Likelihood:
             lambda array: xp.broadcast_to(array[None, ...], (count, *array.shape))
         )
 
-    def fetched(self, fetch: Callable[[Array], Array]) -> Likelihood:
-        """The same with its arrays elsewhere."""
-        return self._mapped(fetch)
-
     def _mapped(self, function: Callable[[Array], Array]) -> Likelihood:
         arrays = {name: getattr(self, name) for name in self.of_rows}
         return dataclasses.replace(self, **{  # type: ignore[type-var]

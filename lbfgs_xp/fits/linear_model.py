@@ -45,6 +45,7 @@ class LinearModel(NamedTuple):
     q : (B, p), Q^T r for the weighted residuals.
     scale : (B, p), D.
     norms : (B, p), of the columns of J that are not frozen.
+    reach : (B,), the sum of |x_j| norms_j: eps times it is how far rounding x changes r.
     frozen : (B, p), whether a parameter is held at a bound by the gradient.
     optimality : (B,), the largest cosine of the angles between r and the columns of J.
     share : (B,), the norm of the part of r that the linearised residuals could remove, relative to
@@ -57,6 +58,7 @@ class LinearModel(NamedTuple):
     q: Array
     scale: Array
     norms: Array
+    reach: Array
     frozen: Array
     optimality: Array
     share: Array
@@ -95,7 +97,7 @@ def linearize(
         _sound, safe_pivot(space), least, xp.all(kept | frozen, axis=-1), part
     )
     return _linear(
-        settings, space, residuals, R, q, slope, part, norms, largest, frozen, sound, hard
+        settings, space, x, residuals, R, q, slope, part, norms, largest, frozen, sound, hard
     )
 
 
@@ -148,13 +150,14 @@ def decompose(
     part = norm(space, q)
     hard = xp.ones_like(finite)
     return _linear(
-        settings, space, residuals, R, q, slope, part, norms, largest, frozen, finite, hard
+        settings, space, x, residuals, R, q, slope, part, norms, largest, frozen, finite, hard
     )
 
 
 def _linear(
-    settings: FitSettings, space: Space, residuals: Array, R: Array, q: Array, slope: Array,
-    part: Array, norms: Array, largest: Any, frozen: Array, finite: Array, hard: Array,
+    settings: FitSettings, space: Space, x: Array, residuals: Array, R: Array, q: Array,
+    slope: Array, part: Array, norms: Array, largest: Any, frozen: Array, finite: Array,
+    hard: Array,
 ) -> LinearModel:
     """The model, from R and slopes for columns of unit length and `part`, the norm of what matters
     in q."""
@@ -168,7 +171,15 @@ def _linear(
         _shares, settings.loss.cost(space, residuals), space.max_abs(slope), part
     )
     seen = column_norms(space, R) * scale
-    return LinearModel(R, q, scale, seen, frozen, optimality, share, finite, hard)
+    return LinearModel(
+        R, q, scale, seen, reach_of(space, seen, x), frozen, optimality, share, finite, hard
+    )
+
+
+def reach_of(space: Space, norms: Array, x: Array) -> Array:
+    """The `reach` of a `LinearModel`, a float for one problem."""
+    reach = space.sum(norms * space.xp.abs(x))
+    return reach if space.batched else float(reach)
 
 
 def _shares(fn: Scalars, cost: Any, steepest: Any, part: Any) -> tuple[Any, Any]:

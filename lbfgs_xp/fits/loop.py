@@ -19,7 +19,7 @@ from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.fits import flat, jacobian, linear_model, small
 from lbfgs_xp.fits import levenberg_marquardt as lm
 from lbfgs_xp.fits.jacobian import Products
-from lbfgs_xp.fits.linear_algebra import FEW
+from lbfgs_xp.fits.linear_algebra import FEW, norm
 from lbfgs_xp.fits.linear_model import LinearModel
 from lbfgs_xp.fits.matrix_free import FreeSteps
 from lbfgs_xp.fits.names import free_names, shortened
@@ -48,7 +48,8 @@ MESSAGES = {
     ),
     Status.NOT_FINITE: (
         "the residuals or their Jacobian at the start are not finite (is there a nan in the "
-        "data?), or the squares of the residuals are outside the range of the dtype"
+        "data?), or the squares of the residuals are outside the range of the dtype (a sigma of "
+        "their size helps)"
     ),
 }
 # The most elements of a Jacobian for which the algebra of one problem runs on the host.
@@ -243,7 +244,9 @@ class Fit:
         self.send: Callable = identity
         self.fetch: Callable = identity
         self._twins = _Twins(outer)
-        if not outer.on_host and (one or plan.on_host):
+        # Where NumPy sees the memory of a library, its operations take less time to call.
+        seen = outer.reads_are_free and not objective.calls_per_jacobian
+        if not outer.on_host and (one or plan.on_host or seen):
             self.send, self.fetch = self._twins.send, self._twins.fetch
             backend = Backend.of(self.fetch(x))
             x, residuals, columns = map(self.fetch, (x, residuals, columns))
@@ -356,11 +359,11 @@ class Fit:
             self.move_to(steps.advance(state, verdict, residuals, None, None))
             return
         at, known = state.trial, residuals
-        if going.size > 1 or blind:
+        if not space.every(verdict.accepted):
             # The model may have no value at a trial that was rejected.
             at = space.pick(verdict.accepted, at, state.x)
             known = space.pick(verdict.accepted, known, state.residuals)
-        columns = self.columns_after(verdict.accepted, at, known)
+        columns = self.columns_after(state, verdict, at, known)
         arguments = at, known, columns, box, state.linear.scale
         if blind:
             linear = steps.guess(*arguments)
@@ -390,6 +393,19 @@ class Fit:
         self.confirmed = np.array(self.of_rows(self.known.status))
         agreement.confirm(self, lm.lengths(backend.eps))
         flat.doubt(self)
+        self._doubt_floors()
+
+    def _doubt_floors(self) -> None:
+        """Refute claims of a precision floor where rounding, as between parameters that cancel, or
+        noise exceeds the data: nothing of them has been fitted."""
+        floors, data = self.confirmed == int(Status.PRECISION), self.objective.data
+        if data is None or not floors.any():
+            return
+        space, known = self.space, self.known
+        hidden = lm.hidden_change(space, known.x, known.residuals, known.columns, known.noise)
+        size = self.of_rows(norm(space, self.fetch(data[1])))
+        drowned = (size > 0.0) & (self.of_rows(hidden) > size)
+        self.confirmed[floors & drowned] = int(Status.LINE_SEARCH)
 
     def pending(self) -> bool:
         claimed = self.confirmed == CLAIMED
@@ -445,15 +461,17 @@ class Fit:
         """The same at other iterates."""
         return self.ask(self.here.columns, x, residuals)
 
-    def columns_after(self, accepted: Array, x: Array, residuals: Array) -> Array:
-        """The columns at x, where these problems have moved. Others need none, and neither do those
-        that have moved by less than the steps of their differences."""
+    def columns_after(
+        self, state: lm.LMState, verdict: lm.Verdict, x: Array, residuals: Array
+    ) -> Array:
+        """The columns at x, where accepted problems have moved. Others need none, and neither do
+        those that will end there and are close to where the last differences were taken."""
         space, here = self.space, self.here
-        if here.in_chunks or self.send is not identity or not space.backend.reads_are_free:
+        if here.in_chunks or not here.backend.reads_are_free:
             return self.columns_at(x, residuals)
-        needed, served = accepted, here.serves(x)
-        if served is not None:
-            needed = needed & space.scalars.logical_not(served)
+        needed, ends = verdict.accepted, self.steps.foreseen(state, verdict)
+        if space.any(ends) and (served := here.serves(x)) is not None:
+            needed = needed & space.scalars.logical_not(ends & served)
         if not space.any(needed):
             return self.state.columns
         return self._columns_of(needed, x, residuals)
@@ -465,12 +483,12 @@ class Fit:
 
     def _columns_of(self, mask: Array, x: Array, residuals: Array) -> Array:
         space, here, known = self.space, self.here, self.state.columns
-        if not self.plan.compact or space.backend.compiles:
+        if not self.plan.compact or here.backend.compiles:
             return self.columns_at(x, residuals)
         rows = np.flatnonzero(self.of_rows(mask))
         if rows.size > _MOST_OF * x.shape[0]:
             return self.columns_at(x, residuals)
-        part = here.take_at(x, rows)
+        part = here.take_at(self.send(x), rows)
         columns = self.ask(part.columns, *space.take((x, residuals), rows))
         columns, here.differences.per_row = space.put(
             rows, (columns, part.differences.per_row), (known, here.differences.per_row)
@@ -506,7 +524,9 @@ class Fit:
         layout = self.objective.layout
         outcome = self._outcome()
         x, cost, residuals, nit = outcome.x, outcome.value, outcome.residuals, outcome.nit
-        if not layout.batched:
+        if layout.batched:
+            x, residuals, cost, nit = *map(self.send, (x, residuals, cost)), self._counts(nit)
+        else:
             x, residuals = self._alone(x), self._alone(residuals)
             cost, nit = float(self.of_rows(cost)[0]), int(self.of_rows(nit)[0])
         own = layout.backend.own
@@ -521,7 +541,14 @@ class Fit:
 
     def of_rows(self, numbers: Any) -> np.ndarray:
         """Scalars of the problems on the host, (B,)."""
-        return np.reshape(self.space.backend.to_host(numbers), (-1,))
+        return self.space.backend.to_host(numbers).reshape(-1)
+
+    def _counts(self, counts: Array) -> Array:
+        """Counts (B,) for the user."""
+        outer = self.objective.layout.backend
+        if self.space.backend is outer:
+            return counts
+        return outer.from_host(counts, outer.index_dtype)
 
     def _alone(self, array: Array) -> Array:
         """An array of the only problem, without an axis for problems, for the user."""
@@ -562,9 +589,7 @@ class Fit:
             x, cost, residuals, matrix, optimality = map(self.send, (
                 outcome.x, outcome.value, outcome.residuals, matrix, outcome.optimality
             ))
-            nit = outcome.nit
-            if backend is not outer:
-                nit = outer.from_host(nit, outer.index_dtype)
+            nit = self._counts(outcome.nit)
             return BatchLeastSquaresResult(
                 layout.to_tree(x), cost, residuals, matrix, optimality, nit, calls.nfev,
                 calls.njev, self.here.derivatives, outer.from_host(success, outer.xp.bool),

@@ -34,6 +34,7 @@ from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.fits import levenberg_marquardt as lm
 from lbfgs_xp.fits.jacobian import Products
 from lbfgs_xp.fits.linear_algebra import divisor, norm
+from lbfgs_xp.fits.linear_model import reach_of
 from lbfgs_xp.fits.settings import FitSettings
 
 # A step fits the radius if its length is between these multiples of it.
@@ -61,8 +62,8 @@ class FreeModel(NamedTuple):
     residuals, slope : r, weighted, and A^T r.
     weights : of the rows; None for 1.
     solver : what finds z within a radius.
-    scale, norms, optimality, share, finite, hard : as in `LinearModel`, but the share is 1 unless
-        the optimality is small enough for it to matter.
+    scale, norms, reach, optimality, share, finite, hard : as in `LinearModel`, but the share is 1
+        unless the optimality is small enough for it to matter.
     """
 
     jacobian: Products
@@ -72,6 +73,7 @@ class FreeModel(NamedTuple):
     solver: Any
     scale: Array
     norms: Array
+    reach: float
     optimality: float
     share: float
     finite: bool
@@ -153,8 +155,8 @@ class FreeSteps(lm.Steps):
         if finite and optimality <= settings.gtol:
             part = max(solver.removable(), optimality * whole)
         return FreeModel(
-            jacobian, weighted, slope, of_rows, solver, scale, norms, optimality, part / whole,
-            finite,
+            jacobian, weighted, slope, of_rows, solver, scale, norms, reach_of(space, norms, x),
+            optimality, part / whole, finite,
         ), True
 
     def memory_at(self, linear: FreeModel) -> tuple:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from lbfgs_xp.arrays.tree import Layout, unflatten
 from lbfgs_xp.fits.names import listed_order, places_of
 from lbfgs_xp.run.differences import Differences
 
-_ORDER = "lbfgs_xp: a tie sees the ties that are given before it; those after it are None"
+_SEEN = "a tie sees the ties before it; itself and those after it are None, or nan"
 
 
 class Tie(NamedTuple):
@@ -64,7 +65,21 @@ def free_layout(layout: Layout, names: tuple[str, ...], fixed: Any, ties: Any) -
         return layout
     if len(seen) == layout.size:
         raise ValueError("fixed and ties name all parameters; wanted at least one that is free")
-    return FreeLayout(layout, np.asarray(sorted(held), dtype=int), tuple(tied))
+    free = FreeLayout(layout, np.asarray(sorted(held), dtype=int), tuple(tied))
+    _check_start(free)
+    return free
+
+
+def _check_start(layout: FreeLayout) -> None:
+    """Refuse ties that are not finite at the start, such as those that need later ones."""
+    if not layout.ties or layout.backend.is_traced(layout.values):
+        return
+    values = np.isfinite(layout.backend.to_host(layout.all_of(layout.start())))
+    for tie in layout.ties:
+        if not values[..., tie.places].all():
+            raise ValueError(
+                f"ties[{tie.name}] is not finite at p0; wanted finite numbers: {_SEEN}"
+            )
 
 
 def _tie(layout: Layout, names: tuple[str, ...], key: Any, function: Any) -> Tie:
@@ -91,12 +106,14 @@ class _Leaf(NamedTuple):
     places : where its numbers are among the free and the fixed ones and those of the ties.
     shape : without the axis of a batch.
     after : the number of ties after which it is known.
+    in_part : whether some of its numbers are tied, and others not.
     is_run : whether the places follow one another.
     """
 
     places: np.ndarray
     shape: tuple[int, ...]
     after: int
+    in_part: bool
     is_run: bool
 
     def of(self, xp: Any, vector: Array, batch: tuple[int, ...]) -> Array:
@@ -129,11 +146,15 @@ class FreeLayout(Layout):
         self.shape = (*whole.batch, self.size)
         self.values = self._at(whole.start(), fixed)
         self._leaves = self._leaves_of_ties()
-        # The leaves that are known once a tie is.
-        self._completes = [
-            [k for k, leaf in enumerate(self._leaves) if leaf.after == i + 1]
-            for i in range(len(ties))
-        ]
+        # The leaves that change once a tie is known.
+        self._changes, first = [], self.free.size + fixed.size
+        for i, tie in enumerate(ties):
+            own = range(first, first + tie.places.size)
+            self._changes.append([
+                k for k, leaf in enumerate(self._leaves)
+                if leaf.after == i + 1 or (leaf.in_part and np.isin(leaf.places, own).any())
+            ])
+            first += tie.places.size
 
     def _leaves_of_ties(self) -> list[_Leaf]:
         """The leaves that a tie sees: of a plain vector, its numbers."""
@@ -149,8 +170,9 @@ class FreeLayout(Layout):
         leaves = []
         for shape, size, end in zip(shapes, sizes, ends, strict=True):
             places = self._order[end - size : end]
-            known = int(after[end - size : end].max())
-            leaves.append(_Leaf(places, shape, known, bool((np.diff(places) == 1).all())))
+            own = after[end - size : end]
+            in_part, is_run = own.min() == 0 < own.max(), (np.diff(places) == 1).all()
+            leaves.append(_Leaf(places, shape, int(own.max()), bool(in_part), bool(is_run)))
         return leaves
 
     @property
@@ -186,17 +208,26 @@ class FreeLayout(Layout):
         if not self.ties:
             return self._at(vector, self._order)
         xp, batch = self.xp, tuple(vector.shape[:-1])
-        leaves = [None if leaf.after else leaf.of(xp, vector, batch) for leaf in self._leaves]
         found = [vector]
-        for i in range(len(self.ties)):
+
+        def read(leaf: _Leaf) -> Array:
+            return leaf.of(xp, xp.concat([*found, unknown], axis=-1), batch)
+
+        unknown = self.backend.full((*batch, self._whole.size - vector.shape[-1]), math.nan)
+        leaves = [
+            read(leaf) if leaf.in_part else None if leaf.after else leaf.of(xp, vector, batch)
+            for leaf in self._leaves
+        ]
+        for i, tie in enumerate(self.ties):
             value = self._tied(leaves, i, batch)
             found.append(xp.reshape(value, (*batch, -1)))
-            for k in self._completes[i]:
+            unknown = unknown[..., tie.places.size :]
+            for k in self._changes[i]:
                 leaf = self._leaves[k]
-                if leaf.places.size == self.ties[i].places.size:
+                if leaf.places.size == tie.places.size:
                     leaves[k] = xp.reshape(value, (*batch, *leaf.shape))
                 else:
-                    leaves[k] = leaf.of(xp, xp.concat(found, axis=-1), batch)
+                    leaves[k] = read(leaf)
         return self._at(xp.concat(found, axis=-1), self._order)
 
     def _tied(self, leaves: list[Any], index: int, batch: tuple[int, ...]) -> Array:
@@ -208,15 +239,11 @@ class FreeLayout(Layout):
         try:
             value = tie.function(tree)
         except Exception as error:
-            if index < len(self.ties) - 1:
-                error.add_note(_ORDER)
+            error.add_note(f"lbfgs_xp: raised by ties[{tie.name}]; {_SEEN}")
             raise
         what, shape = f"ties[{tie.name}]", (*batch, *tie.shape)
         if value is None:
-            raise TypeError(
-                f"{what} returned None; wanted numbers: a tie sees the ties before it, and neither "
-                "itself nor those after it"
-            )
+            raise TypeError(f"{what} returned None; wanted numbers: {_SEEN}")
         if not is_array(value):
             value = backend.adopt(value, f"what {what} returned")
         if tuple(value.shape) != shape:

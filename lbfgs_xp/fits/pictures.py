@@ -19,6 +19,10 @@ _DATA, _CURVE, _LEVEL = "#22313f", "#c0392b", "#7f8c8d"
 # How many points a curve has, at least, along the axis and along the data.
 _POINTS = 400
 _LEVELS = (0.6827, 0.9545)
+# Profiles are drawn up to here.
+_HIGHEST = 0.9973
+# How many points the profiles beside contours have, at least.
+_PROFILED = 31
 
 
 def plot(fit: Any, analysis: Analysis, level: float, row: Any) -> Any:
@@ -156,8 +160,9 @@ def plot_profiles(fit: Any, analysis: Analysis, size: int) -> Any:
         rows, columns, squeeze=False, figsize=(3.4 * columns, 2.8 * rows), layout="constrained"
     )
     ends = [listed(fit, side) for side in fit.intervals(_LEVELS[0])]
-    for ax, name, middle, error in zip(axes.flat, names, x, stderr, strict=False):
-        _draw_profile(fit, analysis, ax, name, middle, error, size)
+    grids = _grids(fit, analysis, names, x, size)
+    for ax, name, middle, error, grid in zip(axes.flat, names, x, stderr, grids, strict=False):
+        _draw_profile(fit, analysis, ax, name, middle, error, grid)
         for side in ends:
             end = side[fit.names.index(name)]
             if np.isfinite(end):
@@ -180,10 +185,30 @@ def _free(fit: Any, analysis: Analysis) -> tuple[list[str], list[float], list[fl
     return [fit.names[i] for i in places], [x[i] for i in places], [stderr[i] for i in places]
 
 
+def _grids(
+    fit: Any, analysis: Analysis, names: list[str], x: list[float], size: int
+) -> list[np.ndarray]:
+    """About `size` values of each parameter, one of them that of the fit, from one end of the
+    interval to the other; where there is no end, as far as `profile` goes."""
+    low, high = (listed(fit, side) for side in fit.intervals(_HIGHEST))
+    grids = []
+    for name, middle in zip(names, x, strict=True):
+        place = fit.names.index(name)
+        ends = np.asarray([low[place], high[place]])
+        if not np.isfinite(ends).all():
+            usual = _host(analysis)(fit.profile(name, size=2).values)
+            ends = np.where(np.isfinite(ends), ends, usual)
+        halves = [np.linspace(end, middle, size // 2 + 1) for end in ends]
+        grids.append(np.concatenate([halves[0], halves[1][-2::-1]]))
+    return grids
+
+
 def _draw_profile(
-    fit: Any, analysis: Analysis, ax: Any, name: str, middle: float, error: float, size: int
+    fit: Any, analysis: Analysis, ax: Any, name: str, middle: float, error: float,
+    grid: np.ndarray,
 ) -> None:
-    found, host = fit.profile(name, size=size), _host(analysis)
+    host = _host(analysis)
+    found = fit.profile(name, analysis.layout.backend.from_host(grid))
     values, delta = host(found.values), host(found.delta)
     ax.plot(values, delta, color=_CURVE, label="profile")
     ax.plot(
@@ -192,7 +217,7 @@ def _draw_profile(
     )
     for level in _LEVELS:
         ax.axhline(rise_of(level, fit._dof_of_scale), color=_LEVEL, linewidth=0.6)
-    ax.set_ylim(0.0, 1.1 * rise_of(0.9973))
+    ax.set_ylim(0.0, 1.1 * rise_of(_HIGHEST))
     ax.set_xlabel(name)
     ax.set_ylabel("rise of chi2")
 
@@ -210,6 +235,7 @@ def plot_contours(fit: Any, analysis: Analysis, size: int, progress: bool) -> An
     places = [fit.names.index(name) for name in names]
     angles = np.linspace(0.0, 2.0 * math.pi, 100)
     circle = np.stack([np.cos(angles), np.sin(angles)])
+    grids = _grids(fit, analysis, names, x, max(size, _PROFILED))
     for i in range(count):
         for j in range(count):
             ax = axes[i, j]
@@ -217,7 +243,7 @@ def plot_contours(fit: Any, analysis: Analysis, size: int, progress: bool) -> An
                 ax.set_visible(False)
                 continue
             if i == j:
-                _draw_profile(fit, analysis, ax, names[i], x[i], stderr[i], max(size // 2, 9))
+                _draw_profile(fit, analysis, ax, names[i], x[i], stderr[i], grids[i])
                 ax.yaxis.tick_right()
                 ax.yaxis.set_label_position("right")
             else:
@@ -239,6 +265,10 @@ def plot_contours(fit: Any, analysis: Analysis, size: int, progress: bool) -> An
             if i < count - 1:
                 ax.tick_params(labelbottom=False)
     _share_axes(axes, count)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), fontsize="small",
+        loc="upper right" if count > 1 else "outside upper right",
+    )
     return figure
 
 

@@ -12,8 +12,10 @@ import numpy as np
 from lbfgs_xp import checks
 from lbfgs_xp.arrays import returned
 from lbfgs_xp.arrays.backend import Array, is_array
+from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import map_leaves
 from lbfgs_xp.fits.analysis import Analysis
+from lbfgs_xp.fits.covariance import safe_norms
 from lbfgs_xp.fits.data import are_correlated, coordinates, in_units_of_sigma
 from lbfgs_xp.fits.distributions import deviations_of
 from lbfgs_xp.fits.loop import run_fit
@@ -60,18 +62,19 @@ def band(fit: Any, analysis: Analysis, x: Any, level: float) -> tuple[Array, Arr
 def _errors(fit: Any, analysis: Analysis, slopes: Array) -> Array:
     """The standard deviations (..., k) of numbers with slopes (..., k, all), in the order of x;
     infinite for those that the data do not determine."""
-    xp, covariance = analysis.layout.xp, fit.covariance
+    xp, root = analysis.layout.xp, fit._root
     # Of a parameter without influence, an infinite variance does no harm.
     used = xp.any(slopes != 0.0, axis=-2)
-    both = used[..., None, :] & used[..., :, None]
-    covariance = xp.where(both, covariance, xp.zeros_like(covariance))
-    variances = xp.sum(xp.matmul(slopes, covariance) * slopes, axis=-1)
-    variances = xp.where(variances < 0.0, xp.zeros_like(variances), variances)
+    root = xp.where(used[..., None, :], root, xp.zeros_like(root))
+    space = Space(analysis.layout.backend, batched=True)
+    errors = safe_norms(space, xp.matmul(root, xp.matrix_transpose(slopes)))
+    unknown = xp.any(slopes != 0.0, axis=-1) & xp.any(xp.isinf(root), axis=(-2, -1))[..., None]
+    errors = xp.where(unknown, xp.full_like(errors, math.inf), errors)
     lost = _lost(fit, analysis, slopes)
     if lost.any():
         mask = analysis.layout.backend.from_host(lost, xp.bool)
-        variances = xp.where(mask, xp.full_like(variances, math.inf), variances)
-    return xp.sqrt(variances)
+        errors = xp.where(mask, xp.full_like(errors, math.inf), errors)
+    return errors
 
 
 def _lost(fit: Any, analysis: Analysis, slopes: Array) -> np.ndarray:

@@ -6,6 +6,7 @@ whose bounds hold the parameter at a value; an end is the root of sqrt(delta) - 
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -13,23 +14,32 @@ import numpy as np
 
 from lbfgs_xp import checks
 from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import map_leaves
 from lbfgs_xp.fits.analysis import Analysis
 from lbfgs_xp.fits.boundary import Targets, ends_of
 from lbfgs_xp.fits.distributions import rise_of
 from lbfgs_xp.fits.intervals import Intervals, IntervalStatus, Profile
+from lbfgs_xp.fits.linear_algebra import transposed_product
 from lbfgs_xp.fits.loop import run_fit
 from lbfgs_xp.fits.names import place_of
 from lbfgs_xp.fits.settings import FitPlan
+from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import Status
 
 _FOUND, _BOUND, _OPEN, _FIXED, _LOWER, _FAILED = map(int, IntervalStatus)
 # A cost that is lower than that of the fit by this share of the rise to the limit is another
 # minimum; by less than this multiple of eps of the cost, it is rounding.
 _LOWER_BY, _ROUNDED = 1e-2, 1e3
-# The search for an end: how many times it goes on, how much farther each time before the end is
-# behind it, how far in standard errors, and what is near enough, in the same unit.
-_ROUNDS, _FARTHER, _FARTHEST, _NEAR = 60, 4.0, 1e4, 2e-5
+# The search for an end: how many times it goes on, how many times as far as the last step before
+# the end is behind it, how far in standard errors, and what is near enough, in the same unit.
+_ROUNDS, _FARTHER, _FARTHEST, _NEAR = 60, 2.0, 1e4, 2e-5
+# How far towards a straight line the others go, and where on a step the cost is looked at, in case
+# of a barrier, unless the step is shorter than this share of the whole way.
+_TOWARD, _BETWEEN, _STEP = (1.0, 0.7, 0.4, 0.0), (0.12, 0.31, 0.47, 0.68, 0.89), 0.02
+# The weights of the barrier around the region in which a tied parameter is farthest, the iterations
+# for each, how little the last one may change, and which share of the rise is left within.
+_BARRIERS, _INSIDE, _SETTLED, _ROOM = (1e-1, 1e-3, 1e-5), 100, 5e-3, 1e-2
 # A number that says nothing of the unit of a parameter.
 _NOTHING = 1e-150
 # How far fits with a parameter held may be from their minimum, in standard errors; chi2 is then
@@ -77,10 +87,9 @@ class Best(NamedTuple):
         backend, free = analysis.layout.backend, analysis.free
         x = np.array(analysis.backend.to_host(analysis.vector(fit.x)), dtype=np.float64)
         stderr = analysis.whole_vector(fit.stderr)[:, free].astype(np.float64)
-        listed = np.asarray(backend.to_host(fit.covariance), dtype=np.float64)
-        listed = listed.reshape(-1, *listed.shape[-2:])
-        places = np.argsort(analysis.order)[free]
-        covariance = listed[:, places[:, None], places]
+        root = np.asarray(backend.to_host(fit._root), dtype=np.float64)
+        root = root.reshape(-1, *root.shape[-2:])[..., np.argsort(analysis.order)[free]]
+        covariance = root.swapaxes(-1, -2) @ root
         chi2 = (on_host(fit.deviance) + on_host(fit.chi2_priors)).astype(np.float64)
         scale = np.ones_like(chi2) if fit.absolute_sigma else on_host(fit.reduced_chi2)
         low, high = np.full_like(x, -np.inf), np.full_like(x, np.inf)
@@ -141,13 +150,13 @@ def intervals(fit: Any, analysis: Analysis, level: float) -> Intervals:
     (count, p), rise = best.x.shape, rise_of(level, best.dof)
     found = [_ends(analysis, best, _sides(np.arange(p), count), rise)]
     if analysis.tied.size:
-        found.append(_tied_ends(analysis, best, _sides(analysis.tied, count), rise))
+        found.append(_tied_ends(analysis, best, _sides(analysis.tied, count), rise, found[0]))
     whole = analysis.whole_vector(fit.x)
     values = np.stack([whole, whole], axis=-1).astype(np.float64)
     status = np.full(values.shape, _FIXED)
     for places, ends in zip((analysis.free, analysis.tied), found, strict=False):
         for target, source in ((values, ends.values), (status, ends.status)):
-            target[:, places] = source.reshape(-1, 2, count).transpose(2, 0, 1)
+            target[:, places] = source.reshape(2, -1, count).transpose(2, 1, 0)
 
     lowest, where = best.cost.copy(), best.x.copy()
     for each in found:
@@ -167,18 +176,23 @@ def intervals(fit: Any, analysis: Analysis, level: float) -> Intervals:
 
 
 def _sides(places: np.ndarray, count: int) -> Sides:
-    """Both ends of these parameters: for each end in turn, those of all fits."""
-    signs = np.tile([-1.0, 1.0], places.size)
+    """Both ends of these parameters, first the lower ones: for each in turn, those of all fits."""
+    signs = np.repeat([-1.0, 1.0], places.size)
     return Sides(
-        np.tile(np.arange(count), signs.size), np.repeat(np.repeat(places, 2), count),
+        np.tile(np.arange(count), signs.size), np.repeat(np.tile(places, 2), count),
         np.repeat(signs, count),
     )
 
 
-def _tied_ends(analysis: Analysis, best: Best, sides: Sides, rise: np.ndarray) -> _Found:
-    """The ends of tied parameters, whose places are those in the vector of all of them."""
+def _tied_ends(
+    analysis: Analysis, best: Best, sides: Sides, rise: np.ndarray, free: _Found
+) -> _Found:
+    """The ends of tied parameters, whose places are those in the vector of all of them.
+
+    free : the ends of the free ones.
+    """
     numbers, places, signs = tuple(sides)
-    send = analysis.backend.from_host
+    send, each = analysis.backend.from_host, np.arange(numbers.size)
     rises, x = 0.5 * rise * best.scale, best.x[numbers]
     rows = analysis.rows(numbers, send(x))
     slopes = np.asarray(
@@ -186,26 +200,116 @@ def _tied_ends(analysis: Analysis, best: Best, sides: Sides, rise: np.ndarray) -
     )
     along = np.matmul(best.covariance[numbers], slopes[..., None])[..., 0]
     spread = np.sqrt(np.sum(slopes * along, axis=-1))
-    usable = best.usable[numbers]
-    known = usable & (spread > 0.0) & np.isfinite(spread)
-    starts = x + (np.sqrt(rise[numbers]) / spread)[:, None] * along
-    starts = np.where(known[:, None], starts, x)
-    limits = np.maximum(rises, np.finfo(np.float64).tiny)[numbers]
-    ends = ends_of(analysis, Targets(
-        numbers, send(x), send(slopes), None, send(starts), send(best.cost[numbers]), send(limits),
-        (places, signs),
-    ), best.conditional_stderr())
-    x = np.where(known[:, None], ends.x, x)
-    values = _numbers_of(analysis, x)[np.arange(numbers.size), places]
-    done = known & ends.found
-    status = np.where(done, np.where(ends.pressed, _BOUND, _FOUND), _FAILED)
+    usable, limits = best.usable[numbers], np.maximum(rises, np.finfo(np.float64).tiny)[numbers]
+
+    def height(points: np.ndarray) -> np.ndarray:
+        """How far the tied parameters are on their side, (R,), at points (R, p)."""
+        return signs * _numbers_of(analysis, points)[each, places]
+
+    # Points of the region: the ends of the free parameters, and others halfway.
+    ended = (free.status < _OPEN)[:, None]
+    middle = np.tile(best.x, (free.x.shape[0] // best.x.shape[0], 1))
+    corners = np.where(ended, free.x, middle)
+    of_fits = np.tile(np.arange(best.cost.size), middle.shape[0] // best.cost.size)
+    halfway = 0.5 * (middle + corners)
+    cost = costs_at(analysis, best, of_fits, halfway, best.usable[of_fits])
+    halfway = np.where((cost - best.cost[of_fits] <= rises[of_fits])[:, None], halfway, middle)
+    corners = np.concatenate([best.x, corners, halfway]).reshape(-1, *best.x.shape)
+    heights = np.stack([height(corner[numbers]) for corner in corners])
+    highest = np.argmax(heights, axis=0)
+    corner, top, here = corners[highest, numbers], heights[highest, each], heights[0]
+
+    sloping = usable & (spread > 0.0) & np.isfinite(spread)
     # A function that depends on fixed parameters alone has one value.
-    still = usable & (spread == 0.0)
-    status = np.where(still, _FIXED, status)
-    values = np.where(done | still, values, np.nan)
+    still = usable & (spread == 0.0) & (np.ptp(heights, axis=0) == 0.0)
+    starts = x + (np.sqrt(rise[numbers]) / spread)[:, None] * along
+    starts = np.where(sloping[:, None], starts, corner)
+    values, status = np.where(still, signs * here, np.nan), np.where(still, _FIXED, _FAILED)
     lowest, where = best.cost.copy(), best.x.copy()
-    _note(lowest, where, numbers, ends.lowest, ends.where)
+    for begin in (starts, corner):
+        left = usable & (status == _FAILED)
+        if not left.any():
+            break
+        ends = ends_of(analysis, Targets(
+            numbers, send(best.x[numbers]), send(slopes), None,
+            send(np.where(left[:, None], begin, best.x[numbers])), send(best.cost[numbers]),
+            send(limits), (places, signs),
+        ), best.conditional_stderr(), paired=begin is starts)
+        _note(lowest, where, numbers, ends.lowest, ends.where)
+        reached = height(np.where(ends.found[:, None], ends.x, x))
+        done = left & ends.found & (reached >= top - _NEAR * np.abs(top - here))
+        x = np.where(done[:, None], ends.x, x)
+        values = np.where(done, signs * reached, values)
+        status = np.where(done, np.where(ends.pressed, _BOUND, _FOUND), status)
+    left = usable & (status == _FAILED)
+    if left.any():
+        size = np.maximum(np.abs(top - here), np.where(sloping, spread, 0.0))
+        inside, room = _extremes(
+            analysis, best, sides, corner, limits, size, left & (size > 0.0)
+        )
+        reached = height(np.where(np.isfinite(room)[:, None], inside, x))
+        done = left & (reached >= top - _NEAR * size) & np.isfinite(room)
+        x, values = np.where(done[:, None], inside, x), np.where(done, signs * reached, values)
+        status = np.where(done, np.where(room > _ROOM, _BOUND, _FOUND), status)
     return _Found(values, status, x, lowest, where, rises)
+
+
+def _extremes(
+    analysis: Analysis, best: Best, sides: Sides, corner: np.ndarray, limits: np.ndarray,
+    size: np.ndarray, wanted: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The points (R, p) of the region where tied parameters are farthest on their side, by a
+    logarithmic barrier (Nocedal & Wright 2006, section 19.6), and which share of the rise to the
+    limit is left there, (R,); nan where there are none.
+
+    corner : points of the region (R, p), to start near them.
+    size : what counts as a large change of each tied parameter, (R,).
+    """
+    numbers, places, signs = tuple(sides)
+    space, send, loss = (
+        Space(analysis.backend, batched=True), analysis.backend.from_host, analysis.settings.loss
+    )
+    unit, each = np.where(best.stderr > 0.0, best.stderr, 1.0)[numbers], np.arange(numbers.size)
+    start = best.x[numbers]
+    near = start + 0.9 * (corner - start)
+    lower = costs_at(analysis, best, numbers, near, wanted) < best.cost[numbers] + 0.95 * limits
+    start = np.where(lower[:, None], near, start)
+    rows = analysis.rows(numbers, send(start))
+
+    def values(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        room = 1.0 - (costs_at(analysis, best, numbers, x, wanted) - best.cost[numbers]) / limits
+        return signs * _numbers_of(analysis, x)[each, places] / size, room
+
+    def falling(
+        x: np.ndarray, some: np.ndarray, weight: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        whole = start.copy()
+        whole[some] = x
+        at = send(whole)
+        height, room = values(whole)
+        value = -height - weight * np.log(np.where(room > 0.0, room, np.nan))
+        residuals = rows(at)
+        jacobian = rows.jacobian(at, residuals)
+        if not loss.is_linear:
+            of_rows, of_residuals = loss.weights(space.xp, residuals, analysis.backend.eps)
+            jacobian, residuals = jacobian * of_rows[..., None], residuals * of_residuals
+        slopes, rising = (np.asarray(analysis.backend.to_host(array)) for array in (
+            analysis.directions(rows, at, places, signs),
+            transposed_product(space, jacobian, residuals),
+        ))
+        gradient = -slopes / size[:, None] + rising * (weight / (limits * room))[:, None]
+        value, gradient = np.where(wanted, value, 0.0), np.where(wanted[:, None], gradient, 0.0)
+        return value[some], gradient[some]
+
+    x, heights = start, []
+    for weight in _BARRIERS:
+        x = minimize(
+            functools.partial(falling, weight=weight), x, jac=True, batched=True, pass_rows=True,
+            x_scale=unit, bounds=(best.low[numbers], best.high[numbers]), maxiter=_INSIDE,
+        ).x
+        heights.append(values(x)[0])
+    settled = np.abs(heights[-1] - heights[-2]) <= _SETTLED
+    return x, np.where(wanted & settled, values(x)[1], np.nan)
 
 
 def _numbers_of(analysis: Analysis, x: np.ndarray) -> np.ndarray:
@@ -272,7 +376,7 @@ def _ends(
         ends = ends_of(analysis, Targets(
             numbers, send(x), send(directions), None if held is None else send(held, xp.bool),
             send(starts), send(best.cost[numbers]), send(limits),
-        ), best.conditional_stderr())
+        ), best.conditional_stderr(), bool(signs[0] != signs[-1]))
         done = ends.found & known
         x = np.where(done[:, None], ends.x, x)
         values[done] = ends.x[each, places][done]
@@ -353,44 +457,45 @@ class _Search:
         self.values, self.status = np.full(size, np.nan), np.full(size, _FAILED)
         self.x = self.from_.copy()
         self.lowest, self.where = best.cost[numbers].copy(), best.x[numbers].copy()
-        # The distances between which the end is, and sqrt(delta) - z there.
+        self.scale = np.where(best.scale[numbers] > 0.0, best.scale[numbers], 1.0)
+        # The distances between which the end is, and sqrt(delta) - z there, which `_narrow` halves.
         self.inner, self.outer = np.zeros(size), np.full(size, np.inf)
-        self.below, self.above = -self.z, np.full(size, np.nan)
-        if base is not None:
-            self.below += np.sqrt(np.maximum(base.delta, 0.0))
-        bound = np.where(signs > 0.0, best.high[numbers, places], best.low[numbers, places])
-        self.most = np.abs(bound - self.middle) / self.unit
+        self.root = np.zeros(size) if base is None else np.sqrt(np.maximum(base.delta, 0.0))
+        self.below, self.above = self.root - self.z, np.full(size, np.nan)
+        # A distance before `inner` and the point there: at first, just behind the best point.
+        ahead = 1e-2 * (starts - self.from_)
+        self.before = -np.abs(ahead[np.arange(size), places]) / self.unit, self.from_ - ahead
+        # The last step before the end, how fast sqrt(delta) has risen over it, and on which side of
+        # the end the last point was.
+        self.step, self.rate, self.side = np.full(size, np.inf), np.zeros(size), np.zeros(size)
+        self.edge = np.where(signs > 0.0, best.high[numbers, places], best.low[numbers, places])
+        self.most = np.abs(self.edge - self.middle) / self.unit
         # Far in the tails of Student's t, an end may lie farther.
         self.farthest = np.maximum(_FARTHEST, 10.0 * self.z)
 
     def run(self, wanted: np.ndarray) -> None:
-        wanted = wanted.copy()
-        numbers, places, signs = tuple(self.sides)
+        wanted, signs = wanted.copy(), self.sides.signs
         # Closer than the end should be, because beyond a barrier there may be other valleys.
         t = np.minimum(0.5 * self.z, self.most)
         for _ in range(_ROUNDS):
             if not wanted.any():
                 return
-            value = self.middle + signs * t * self.unit
             at_most = t >= self.most
-            edge = np.where(
-                signs > 0.0, self.best.high[numbers, places], self.best.low[numbers, places]
-            )
-            value = np.where(at_most, edge, value)
-            x, cost, good = self._held_at(value, wanted)
-            scale = self.best.scale[numbers]
-            delta = 2.0 * (cost - self.best.cost[numbers]) / np.where(scale > 0.0, scale, 1.0)
-            delta = np.where(np.isfinite(delta), delta, np.inf)
-            lower = wanted & (cost < self.lowest)
-            self.lowest[lower], self.where[lower] = cost[lower], x[lower]
-            f = np.sign(delta) * np.sqrt(np.abs(delta)) - self.z
+            value = np.where(at_most, self.edge, self.middle + signs * t * self.unit)
+            x, root, good = self._held_at(value, wanted)
+            f = root - self.z
 
+            near = wanted & (np.abs(f) <= _NEAR)
             below = wanted & (f < 0.0)
-            above = wanted & ~below
-            near = np.abs(f) <= _NEAR
+            # Behind a barrier; over a short step there is none.
+            apart = (near | below) & (t - self.inner > _STEP * t)
+            apart &= ~self._connected(x, t, apart)
+            below, above = below & ~apart, wanted & ~below & ~apart
             width = np.where(above, t - self.inner, self.outer - t)
-            done = wanted & good & (near | (width <= _NEAR * t))
-            bound = below & at_most & good & ~done
+            done = wanted & good & ~apart & (near | (width <= _NEAR * t))
+            # The model is not finite beyond.
+            domain = done & ~near & np.isinf(self.above)
+            bound = domain | (below & at_most & good & ~done)
             far = below & (t >= self.farthest) & ~done & ~bound
             for rows, status, numbers_ in (
                 (done, _FOUND, value), (bound, _BOUND, value), (far, _OPEN, signs * np.inf),
@@ -398,45 +503,95 @@ class _Search:
                 self.status[rows], self.values[rows] = status, numbers_[rows]
             ended = done | bound | far
             keep = below & np.isfinite(x).all(axis=-1)
-            self.x = np.where((keep | ended)[:, None], x, self.x)
-            self.inner[below], self.below[below] = t[below], f[below]
-            self.outer[above], self.above[above] = t[above], f[above]
             wanted &= ~ended & ~(width <= 1e-3 * _NEAR * t)
-            t = self._next(t, f)
+            self._narrow(t, root, below, above)
+            self.x = np.where((keep | ended)[:, None], x, self.x)
+            t = np.where(apart, 0.5 * (self.inner + t), self._next())
 
-    def _next(self, t: np.ndarray, f: np.ndarray) -> np.ndarray:
-        """The next distance: where the line through both ends is 0, kept well within them."""
+    def _narrow(
+        self, t: np.ndarray, root: np.ndarray, below: np.ndarray, above: np.ndarray
+    ) -> None:
+        """Take note of points before the end and behind it."""
         with np.errstate(all="ignore"):
-            grow = np.where(f > -self.z, t * self.z / (f + self.z) * 1.05, t * _FARTHER)
+            rate = (root - self.root) / (t - self.inner)
+        self.rate = np.where(below, rate, self.rate)
+        old = np.where(below, self.inner, self.before[0])
+        self.before = old, np.where(below[:, None], self.x, self.before[1])
+        self.step = np.where(below, t - self.inner, self.step)
+        # Or else a line between them creeps to the end (Illinois; Dowell & Jarratt 1971).
+        self.above[below & (self.side < 0.0)] *= 0.5
+        self.below[above & (self.side > 0.0)] *= 0.5
+        self.side = np.where(below, -1.0, np.where(above, 1.0, self.side))
+        self.inner, self.root = np.where(below, t, self.inner), np.where(below, root, self.root)
+        self.outer = np.where(above, t, self.outer)
+        self.below = np.where(below, root - self.z, self.below)
+        self.above = np.where(above, root - self.z, self.above)
+
+    def _next(self) -> np.ndarray:
+        """The next distance: where the line through two points is at the level, kept well between
+        them if it is."""
+        t = self.inner
+        with np.errstate(all="ignore"):
+            grow = np.where(self.rate > 0.0, t - 1.05 * self.below / self.rate, np.inf)
             # Far below the level, chi2 may be about to settle.
-            grow = np.clip(grow, np.where(f > -0.5 * self.z, 1.05, 2.0) * t, t * _FARTHER)
+            least = np.where(self.below > -0.5 * self.z, 1.05, 2.0)
+            grow = np.clip(grow, least * t, t + _FARTHER * self.step)
             share = -self.below / (self.above - self.below)
-        share = np.where(np.isfinite(share), np.clip(share, 0.02, 0.98), 0.25)
-        inside = self.inner + share * (self.outer - self.inner)
+        known = np.isfinite(self.above) & np.isfinite(share)
+        share = np.where(known, np.clip(share, 0.02, 0.98), 0.5)
+        inside = t + share * (self.outer - t)
         t = np.where(np.isfinite(self.outer), inside, grow)
         return np.minimum(np.minimum(t, self.farthest), self.most)
 
     def _held_at(
         self, value: np.ndarray, wanted: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Fits with the parameter at these values, from the last point on this side."""
+        """Fits with the parameter at these values: all parameters (R, p), sqrt(delta), and whether
+        they succeeded."""
         numbers, places, _ = tuple(self.sides)
         each = np.arange(numbers.size)
-        # In a straight line through the point from which it began and the last one.
-        base, now = self.from_, self.x
-        move, reach = now[each, places] - self.middle, self.starts[each, places] - self.middle
-        ahead = value - self.middle
-        first = move == 0.0
-        share = np.where(first, ahead / reach, ahead / move)
-        share = np.where(np.isfinite(share), share, 0.0)
-        start = base + share[:, None] * np.where(first[:, None], self.starts, now) - (
-            share[:, None] * base
-        )
-        start = np.where(self.held, base, start)
-        start[each, places] = value
+        # On the straight line through the point from which it began and the last one.
+        first = self.inner == 0.0
+        toward = np.where(first[:, None], self.starts, self.x)
+        with np.errstate(all="ignore"):
+            share = (value - self.middle) / (toward[each, places] - self.middle)
+        share = np.where(np.isfinite(share), share, 0.0)[:, None]
+        straight = self.from_ + share * (toward - self.from_)
         held = self.held.copy()
         held[each, places] = True
-        return held_fits(self.analysis, self.best, numbers, start, held, wanted)
+        straight = np.where(self.held, self.from_, straight)
+        straight[each, places] = value
+        start = _lowest_toward(self.analysis, self.best, numbers, self.x, straight, held, wanted)
+        x, cost, good = held_fits(self.analysis, self.best, numbers, start, held, wanted)
+        lower = wanted & (cost < self.lowest)
+        self.lowest[lower], self.where[lower] = cost[lower], x[lower]
+        return x, self._root_of(cost), good
+
+    def _root_of(self, cost: np.ndarray) -> np.ndarray:
+        """sqrt(delta), with its sign; inf where the cost is not finite."""
+        with np.errstate(all="ignore"):
+            delta = 2.0 * (cost - self.best.cost[self.sides.numbers]) / self.scale
+        return np.where(np.isfinite(delta), np.sign(delta) * np.sqrt(np.abs(delta)), np.inf)
+
+    def _connected(self, x: np.ndarray, t: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """Where the cost stays below the level on the way from the last point before the end to x,
+        (R, p): a mask (R,). The way is a parabola through the point before that, or a line."""
+        before, point = self.before
+        with np.errstate(all="ignore"):
+            back = ((before - self.inner) / (t - self.inner))[:, None]
+            bend = (point - self.x - back * (x - self.x)) / (back * (back - 1.0))
+        bend = np.where(np.isfinite(bend), bend, 0.0)
+        connected = np.zeros(t.size, bool)
+        for bent in (bend, 0.0 * bend):
+            inside = wanted & ~connected
+            for part in _BETWEEN:
+                if not inside.any():
+                    break
+                way = self.x + part * (x - self.x) + part * (part - 1.0) * bent
+                cost = costs_at(self.analysis, self.best, self.sides.numbers, way, inside)
+                inside &= self._root_of(cost) <= self.z + _NEAR
+            connected |= inside
+        return connected
 
 
 # --- profiles and contours -----------------------------------------------------------------------
@@ -504,6 +659,7 @@ def _profile(
     usable = best.usable[numbers] & np.isfinite(values)
     start = np.where(usable[:, None], start, best.x[numbers])
     start[usable, place] = values[usable]
+    start = _lowest_toward(analysis, best, numbers, best.x[numbers], start, held, usable)
     x, cost, good = held_fits(analysis, best, numbers, start, held, usable)
     # Once more from the neighbours that are nearer to the best point, in case of another valley.
     x, cost = x.reshape(size, count, -1), np.where(good, cost, np.inf).reshape(size, count)
@@ -594,3 +750,34 @@ def held_fits(
         fetch: Any = outer.to_host if part.layout.batched else np.asarray
         cost[group], good[group] = fetch(found.cost), np.isin(fetch(found.status), _DONE)
     return x, cost, good
+
+
+def costs_at(
+    analysis: Analysis, best: Best, numbers: np.ndarray, x: np.ndarray, wanted: np.ndarray
+) -> np.ndarray:
+    """The costs (R,) at x (R, p), moved within the bounds, of the fits with these numbers; nan for
+    rows that are not wanted, a mask (R,)."""
+    space, send = Space(analysis.backend, batched=True), analysis.backend.from_host
+    costs = np.full(numbers.size, np.nan)
+    for group in analysis.groups(numbers, wanted):
+        low, high = (side[numbers[group]] for side in (best.low, best.high))
+        at = send(np.clip(x[group], low, high))
+        residuals = analysis.rows(numbers[group], at)(at)
+        costs[group] = analysis.backend.to_host(analysis.settings.loss.cost(space, residuals))
+    return np.where(wanted, costs, np.nan)
+
+
+def _lowest_toward(
+    analysis: Analysis, best: Best, numbers: np.ndarray, last: np.ndarray, straight: np.ndarray,
+    held: np.ndarray, wanted: np.ndarray,
+) -> np.ndarray:
+    """Where to start fits with parameters held as in `straight`, (R, p): the others are as far from
+    the last point towards it as the cost says, because beyond a bend of the valley there may be
+    another one."""
+    start, least = straight, np.full(numbers.size, np.inf)
+    for part in _TOWARD:
+        point = np.where(held, straight, last + part * (straight - last))
+        cost = costs_at(analysis, best, numbers, point, wanted)
+        lower = cost < least
+        start, least = np.where(lower[:, None], point, start), np.where(lower, cost, least)
+    return start

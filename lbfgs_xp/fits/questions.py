@@ -316,7 +316,8 @@ class Questions:
         Parameters
         ----------
         size : int
-            That of `profile`.
+            About how many points each profile has, on both sides of the fit, up to the ends of the
+            interval of 99.73 %.
 
         Returns
         -------
@@ -331,12 +332,12 @@ class Questions:
 
     def plot_contours(self, size: int = 60, progress: bool = False) -> Any:
         """Draw the contours of all pairs of parameters, at 68.27 % and 95.45 %, beside the ellipses
-        of the covariance, and on the diagonal their profiles.
+        of the covariance, and on the diagonal their profiles, as in `plot_profiles`.
 
         Parameters
         ----------
         size, progress
-            Those of `contour`.
+            Those of `contour`; the profiles have at least 31 points.
 
         Returns
         -------

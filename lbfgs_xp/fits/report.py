@@ -12,7 +12,13 @@ from lbfgs_xp.arrays.backend import Array, Backend, identity
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.fits.answers import Answers
 from lbfgs_xp.fits.complex_data import joined
-from lbfgs_xp.fits.covariance import deviations, difference_of_squares, inverse_of_squares
+from lbfgs_xp.fits.covariance import (
+    deviations,
+    difference_of_squares,
+    root_of_inverse,
+    scaled_root,
+    square,
+)
 from lbfgs_xp.fits.curve_result import BatchCurveFit, CurveFit
 from lbfgs_xp.fits.data import are_correlated, in_units_of_data, in_units_of_sigma
 from lbfgs_xp.fits.likelihoods import Likelihood
@@ -37,6 +43,7 @@ def report(
     data = m - loss.priors
     weighted, jacobian, negative = found.fun, found.jac, None
     at: Any = None
+    told: Any = None
     if likelihood is not None or isinstance(layout, FreeLayout):
         at = layout.xp.reshape(layout.to_vector(found.x, "x"), (-1, p))
     backend: Backend = layout.backend
@@ -49,6 +56,9 @@ def report(
         factors = objective.of_information(at, found.fun)
         jacobian = jacobian * layout.xp.reshape(factors, jacobian.shape[:-1])[..., None]
         negative = np.reshape(backend.to_host(factors < 0.0), (-1, m))
+        told = _of_likelihood(
+            likelihood, loss.of_data, absolute, Space(backend, batched=True), predictions
+        )
     model: Any = objective.fun
     if model.complex:
         residuals = joined(residuals)
@@ -57,7 +67,7 @@ def report(
     fixed = None if box is None else box[0] == box[1]
     inside = backend.is_traced(weighted)
     one = not layout.batched and not inside
-    if one:
+    if one and not isinstance(weighted, np.ndarray):
         # On the host, like the algebra of any small problem.
         send, fetch = backend.from_host, backend.to_host
         y, weighted, jacobian = fetch(y), fetch(weighted), fetch(jacobian)
@@ -70,33 +80,30 @@ def report(
     if negative is not None and negative.any():
         jacobian = difference_of_squares(settings.accuracy, space, jacobian, negative)
     slopes = fetch(layout.slopes(at)) if isinstance(layout, FreeLayout) else None
-    covariance, loose = inverse_of_squares(settings.accuracy, space, jacobian, fixed, slopes)
+    root, loose = root_of_inverse(settings.accuracy, space, jacobian, fixed, slopes)
     if slopes is not None:
-        covariance = xp.matmul(xp.matmul(slopes, covariance), xp.matrix_transpose(slopes))
+        root = xp.matmul(root, xp.matrix_transpose(slopes))
     whole, free = layout.whole, xp.full_like(weighted[:, 0], p)
     if fixed is not None:
         free = free - space.sum(xp.astype(fixed, free.dtype))
-    told: Any = None
-    if likelihood is not None:
-        told = _of_likelihood(
-            likelihood.fetched(fetch), loss.of_data, absolute, space, fetch(predictions)
-        )._replace(n_free=free)
+    if told is not None:
+        told = _Statistics(*map(fetch, told))._replace(n_free=free)
     if one:
         # Numbers from here on.
         space = Space(backend)
-        weighted, covariance, loose, free = weighted[0], covariance[0], loose[0], float(free[0])
+        weighted, root, loose, free = weighted[0], root[0], loose[0], float(free[0])
         told = told and _Statistics(*(number[0] for number in told))
     if likelihood is None:
         of_data = backend.jit(_statistics, loss.of_data, absolute, model.complex, space)
         told = of_data(weighted[..., :data], y, weights, free)
     told = told.with_priors(space, weighted[..., data:])
-    covariance, stderr = backend.jit(_scaled, absolute, space)(
-        covariance, loose, told.reduced_chi2
+    root, covariance, stderr = backend.jit(_errors, absolute, space)(
+        root, loose, told.reduced_chi2
     )
-
     order = listed_order(whole)
     if (order != np.arange(whole.size)).any():
         places = backend.index_array(order)
+        root = xp.take(root, places, axis=-1)
         covariance = xp.take(xp.take(covariance, places, axis=-1), places, axis=-2)
 
     def public(numbers: Array, kind: type = float) -> Any:
@@ -131,29 +138,32 @@ def report(
         derivatives=found.derivatives,
         success=found.success,
         status=found.status,
-        message=_explained(found, objective, None if inside else backend.to_host(stderr), order),
+        message=_explained(found, objective, None if inside else backend.to_host(loose), order),
+        _root=of_one(root),
         _analysis=None if inside else Answers(objective, box, settings, compact),
     )
 
 
 def _explained(
-    found: LeastSquaresResult, objective: Residuals, stderr: np.ndarray | None, order: np.ndarray
+    found: LeastSquaresResult, objective: Residuals, loose: np.ndarray | None, order: np.ndarray
 ) -> Any:
     """The message of the fit, with what a likelihood expects of the start and the parameters that
     the data do not determine.
 
-    stderr : (B, p), or (p,) of one fit, on the host; or None. order : see `listed_order`.
+    loose : a mask of these, (B, p), or (p,) of one fit, on the host; or None. order : see
+        `listed_order`.
     """
     domain = objective.likelihood and objective.likelihood.domain
-    if stderr is None:
+    if loose is None:
         return found.message
-    loose = np.isinf(np.reshape(stderr, (-1, len(order)))[:, order])
+    loose = np.reshape(loose, (-1, len(order)))[:, order]
     if not domain and not loose.any():
         return found.message
 
     def explained(message: str, loose: np.ndarray) -> str:
-        if domain and message.startswith(MESSAGES[Status.NOT_FINITE]):
-            return f"{message}; the predictions at the start must be {domain}"
+        if message.startswith(MESSAGES[Status.NOT_FINITE]):
+            wanted = domain and f"; the predictions at the start must be {domain}"
+            return message + (wanted or "")
         names = [name for name, is_loose in zip(objective.names, loose, strict=True) if is_loose]
         if not names or NO_RESPONSE in message:
             return message
@@ -231,19 +241,14 @@ def _of_likelihood(
     )
 
 
-def _scaled(
-    absolute: bool, space: Space, covariance: Array, loose: Array, reduced: Array
-) -> tuple[Array, Array]:
-    """The covariance, in units of the scatter of the data unless it is absolute, and the standard
-    deviations."""
-    xp = space.xp
+def _errors(
+    absolute: bool, space: Space, root: Array, loose: Array, reduced: Array
+) -> tuple[Array, Array, Array]:
+    """The root of the covariance, in units of the scatter of the data unless it is absolute; the
+    covariance; and the standard deviations."""
     if not absolute:
-        reduced = reduced[..., None, None]
-        known = xp.logical_not(xp.isnan(reduced))
-        # Those of fixed parameters are 0 whatever the scale.
-        unknown = xp.where(covariance == 0.0, covariance, math.inf)
-        covariance = xp.where(known, covariance * reduced, unknown)
-    return covariance, deviations(space, covariance, loose)
+        root = scaled_root(space, root, reduced)
+    return root, square(space, root), deviations(space, root, loose)
 
 
 def _statistics(
@@ -272,8 +277,7 @@ def _statistics(
     rest = xp.reshape(in_units_of_sigma(weights, y), weighted.shape)
     units: list[Array] = []
     for constant in _constants(xp, y, is_complex):
-        unit = xp.broadcast_to(in_units_of_sigma(weights, constant), y.shape)
-        unit = xp.reshape(unit, weighted.shape)
+        unit = xp.reshape(in_units_of_sigma(weights, constant), weighted.shape)
         for other in units:    # correlated parts
             unit = _without(space, other, unit)
         units.append(unit)

@@ -26,6 +26,8 @@ _PARTIAL = (
     "lbfgs_xp: called with only some of the rows of the batch; compact=False calls with all rows"
 )
 
+# Over this part of the length over which a function bends, its derivatives keep five digits.
+_CLOSE = 1e-5
 # A derivative along a direction counts if it exceeds what noise explains by this factor.
 _NOISY = 4.0
 
@@ -117,7 +119,9 @@ class Residuals:
         self._count = 0
         self.directions: Any = None
         self.names: tuple[str, ...] = ()
-        self.differences = Differences(self.backend, self._borrowed, least=0.0)
+        self.differences = Differences(
+            self.backend, functools.partial(self._found, self._evaluate_without_data), least=0.0
+        )
         if self.jac is None:
             self._automatic = self.backend.jacobian(
                 compiled, evaluate_residuals, fun, layout, False
@@ -205,7 +209,7 @@ class Residuals:
         """The residuals (B, m) at x (B, p)."""
         differenced = self.data is not None and isinstance(self.jac, str)
         found = self._without_data(x) if differenced else (
-            self.backend.own(self._found(x, self._evaluate))
+            self.backend.own(self._found(self._evaluate, x))
         )
         if differenced or self.likelihood is not None:
             self._latest = x, found
@@ -273,13 +277,10 @@ class Residuals:
 
     def _without_data(self, x: Array) -> Array:
         """What fun returns before the data are subtracted."""
-        return self.backend.own(self._borrowed(x))
+        return self.backend.own(self._found(self._evaluate_without_data, x))
 
-    def _borrowed(self, x: Array) -> Array:
-        """The same, which the next call may overwrite."""
-        return self._found(x, self._evaluate_without_data)
-
-    def _found(self, x: Array, evaluate: Callable) -> Array:
+    def _found(self, evaluate: Callable, x: Array) -> Array:
+        """What `evaluate` finds at x, which its next call may overwrite."""
         self.calls.nfev += 1
         try:
             found = evaluate(self.args, self._completed(x))
@@ -316,14 +317,14 @@ class Residuals:
             own = residuals[..., : residuals.shape[-1] - self.priors.count]
         slopes: Any = None
         if self.likelihood is not None:
-            own, there = self.predictions(x), own
-            with np.errstate(all="ignore"):
-                slopes = xp.reshape(self.likelihood.slopes(own, there), own.shape)[..., None, :]
+            slopes = self.slopes_of_likelihood(x, residuals)[..., None, :]
+            own = self.predictions(x)
         if isinstance(self.jac, str):
             columns = self._differenced(x, own)
         else:
             columns = transpose(self._given(x, own))
-            columns = columns if self.fresh else self.backend.own(columns)
+            if not self.fresh and self.jac is not None:
+                columns = self.backend.own(columns)
         if slopes is not None:
             # A datum without a slope may have an infinite derivative of its prediction.
             columns = xp.where(slopes == 0.0, xp.zeros_like(columns), slopes * columns)
@@ -332,10 +333,18 @@ class Residuals:
             columns = xp.concat([columns, of_priors], axis=-1)
         return columns
 
+    def slopes_of_likelihood(self, x: Array, residuals: Array) -> Array:
+        """The derivatives of the residuals of the data by the predictions (B, m) at x (B, p), with
+        a likelihood, given the residuals there."""
+        assert self.likelihood is not None
+        predictions = self.predictions(x)
+        with np.errstate(all="ignore"):
+            slopes = self.likelihood.slopes(predictions, residuals[..., : predictions.shape[-1]])
+        return self.layout.xp.reshape(slopes, predictions.shape)
+
     def serves(self, x: Array) -> Any:
-        """Where the last differences serve at x, too, a mask (B,): within the steps to one side
-        over which they were taken, their errors are as large as at their own point. None: nowhere.
-        """
+        """Where x is so close to the last differences that they have as many digits there, or five:
+        a mask (B,). None: nowhere."""
         differences = self.differences
         if self.jac != "2-point" or self.directions is not None or not differences.are_measured:
             return None
@@ -343,9 +352,13 @@ class Residuals:
         if lengths is None or lengths.at.shape != x.shape:
             return None
         if x.ndim == 1:
-            numbers = zip(*(v.tolist() for v in (x, lengths.at, differences.span)), strict=True)
-            return all(abs(new - old) <= abs(step) for new, old, step in numbers)
-        return xp.all(xp.abs(x - lengths.at) <= xp.abs(differences.span), axis=-1)
+            numbers = (v.tolist() for v in (x, lengths.at, differences.span, lengths.length))
+            return all(
+                abs(new - old) <= max(abs(step), _CLOSE * length)
+                for new, old, step, length in zip(*numbers, strict=True)
+            )
+        reach = xp.maximum(xp.abs(differences.span), _CLOSE * lengths.length)
+        return xp.all(xp.abs(x - lengths.at) <= reach, axis=-1)
 
     def jacobian(self, x: Array, residuals: Array) -> Array:
         """The Jacobian (B, m, p)."""
@@ -360,10 +373,9 @@ class Residuals:
         predictions = self.predictions(x)
         residuals = xp.reshape(residuals, (*predictions.shape[:-1], -1))
         data = predictions.shape[-1]
-        slopes = likelihood.slopes(predictions, residuals[..., :data])
+        slopes = xp.abs(self.slopes_of_likelihood(x, residuals))
         information = xp.reshape(likelihood.information(predictions), predictions.shape)
         roots = xp.sign(information) * xp.sqrt(xp.abs(information))
-        slopes = xp.abs(xp.reshape(slopes, predictions.shape))
         known = slopes > 0.0
         factors = roots / xp.where(known, slopes, xp.ones_like(slopes))
         factors = xp.where(known, factors, xp.zeros_like(factors))
@@ -419,7 +431,9 @@ class Residuals:
     def _stacked(self, x: Array, *rest: Any) -> Array:
         """The differences at x as one array, along the last axis but one."""
         xp, found = self.layout.xp, self.differences(x, *rest)
-        return xp.moveaxis(found, 0, -2) if is_array(found) else xp.stack(found, axis=-2)
+        if not is_array(found):
+            return xp.stack(found, axis=-2)
+        return found if found.ndim == 2 else xp.moveaxis(found, 0, -2)
 
     def turn(self, directions: Any) -> None:
         """Take differences along the columns of T, given (T, T^-1)."""
@@ -442,9 +456,8 @@ class Residuals:
     def _at_turned(self, y: Array) -> Array:
         """The residuals before the data are subtracted, at these coordinates along the columns."""
         (x, start), (to_x, _) = self._origin, self.directions
-        return self._borrowed(
-            x + self.layout.xp.matmul(to_x, (y - start)[..., None])[..., 0]
-        )
+        moved = x + self.layout.xp.matmul(to_x, (y - start)[..., None])[..., 0]
+        return self._found(self._evaluate_without_data, moved)
 
     def _completed(self, x: Array) -> Array:
         """What `evaluate_residuals` takes for the parameters x (B, p)."""

@@ -12,7 +12,7 @@ import numpy as np
 from lbfgs_xp.arrays.backend import Array, Backend
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout, Partial
-from lbfgs_xp.fits.covariance import deviations, inverse_of_squares
+from lbfgs_xp.fits.covariance import deviations, root_of_inverse, scaled_root, square
 from lbfgs_xp.fits.jacobian import Products
 from lbfgs_xp.fits.names import listed_order
 from lbfgs_xp.result import Status, table
@@ -129,12 +129,11 @@ class LeastSquaresResult:
         m, p = self.jac.shape[-2:]
         with np.errstate(all="ignore"):
             jacobian = xp.reshape(self.jac, (-1, m, p))
-            inverse, loose = inverse_of_squares(0.0, space, jacobian)
-            squares = xp.reshape(self.fun, (-1, m))
-            covariance, over = xp.full_like(inverse, math.inf), m - self._left_out - p
-            if over > 0:
-                covariance = inverse * (space.dot(squares, squares) / over)[:, None, None]
-            stderr = deviations(space, covariance, loose)
+            root, loose = root_of_inverse(0.0, space, jacobian)
+            residuals = xp.reshape(self.fun, (-1, m))
+            squares, over = space.dot(residuals, residuals), m - self._left_out - p
+            root = scaled_root(space, root, squares / over if over > 0 else math.nan * squares)
+            covariance, stderr = square(space, root), deviations(space, root, loose)
         if self.jac.ndim == 2:
             return covariance[0, ...], stderr[0, ...]
         return covariance, stderr

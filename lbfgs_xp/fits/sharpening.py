@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.fits import levenberg_marquardt as lm
-from lbfgs_xp.fits import noise
+from lbfgs_xp.fits import noise, reach
 from lbfgs_xp.fits.linear_algebra import norm, svd
 from lbfgs_xp.result import Status
 from lbfgs_xp.run.differences import Known
@@ -81,7 +81,7 @@ class Sharpening:
             return False
         if space.any(silent):
             self.looked = True
-            if self._measure(silent):
+            if self._measure(silent) or self._reaches(silent):
                 return self._again(silent, fit.columns())
         if objective.jac == "2-point":
             objective.jac = "3-point"
@@ -91,6 +91,17 @@ class Sharpening:
                 columns = fit.columns()
             return self._again(doubtful, columns)
         return self._turn(near) or self._stretch(claimed)
+
+    def _reaches(self, silent: Array) -> bool:
+        """Lengthen the steps along parameters that seemed without influence, if they have one."""
+        fit = self.fit
+        if fit.here.directions is not None:
+            return False
+        length = reach.lengths(fit, fit.of_rows(silent))
+        if length is None:
+            return False
+        fit.here.differences.assume(fit.send(fit.state.x), fit.send(length))
+        return True
 
     def _turn(self, near: Array) -> bool:
         """Take differences along singular vectors where columns are nearly dependent."""
@@ -207,22 +218,24 @@ class Sharpening:
         return gain * fit.space.per_problem(level)
 
     def _silent(self) -> Array:
-        """Which problems have a parameter within its bounds to which the residuals do not respond:
-        a mask (B,)."""
+        """Which problems have a parameter to which the residuals do not respond, except those fixed
+        by their bounds: a mask (B,)."""
         fit, space, state = self.fit, self.fit.space, self.fit.state
         silent = space.max_abs(state.columns) == 0.0
         if fit.box_here is not None:
             low, high = fit.box_here
-            silent = silent & (state.x > low) & (state.x < high)
+            silent = silent & (low < high)
         return space.xp.any(silent, axis=-1) & (state.value > 0.0)
 
     def _scale(self, rows: Array) -> Array:
-        """The scale of the parameters so far, or none after columns that were noise."""
+        """The scale of the parameters so far, or none after columns that were noise, or 0."""
         fit, space = self.fit, self.fit.space
         scale, noisy = fit.state.linear.scale, rows & (fit.state.noise > 0.0)
         if fit.plan.settings.own_scale:
             return scale
-        return space.pick(noisy, space.xp.zeros_like(scale), scale)
+        none = space.xp.zeros_like(scale)
+        scale = space.xp.where(space.max_abs(fit.state.columns) == 0.0, none, scale)
+        return space.pick(noisy, none, scale)
 
     def _differ(self, columns: Array) -> Array:
         """Where these columns are far from those of the state: a mask (B,)."""
@@ -269,12 +282,16 @@ class Sharpening:
         return rows & lasts
 
     def _along(self, spacing: float) -> list[Array]:
-        """The residuals at the points at which noise is measured."""
-        fit, state = self.fit, self.fit.state
+        """The residuals at the points at which noise is measured; with a likelihood, whose kinks
+        and poles are no noise of the model, the predictions in units of the residuals."""
+        fit, state, objective = self.fit, self.fit.state, self.fit.here
         at = noise.points_along(
             fit.space, state.x, state.residuals, state.columns, fit.box_here, spacing
         )
-        return [fit.residuals(point) for point in at]
+        if objective.likelihood is None:
+            return [fit.residuals(point) for point in at]
+        slopes = fit.ask(objective.slopes_of_likelihood, state.x, state.residuals)
+        return [slopes * fit.ask(objective.predictions, point) for point in at]
 
     def _again(self, rows: Array, columns: Array) -> bool:
         """Begin these problems again where they are, with these columns."""

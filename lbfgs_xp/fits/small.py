@@ -52,7 +52,7 @@ def linearize(
         gram = np.where(frozen | frozen[:, None], identity(space, norms.size), gram)
         slope, norms = np.where(frozen, 0.0, slope), np.where(frozen, 0.0, norms)
         lengths = [1.0 if out else size for out, size in zip(frozen, lengths, strict=True)]
-    if not all(1.0 / limit < size < limit for size in lengths):
+    if not (1.0 / limit < min(lengths) and max(lengths) < limit):    # what is nan fails below
         return None
     try:
         R = np.linalg.cholesky(gram, upper=True)
@@ -60,7 +60,7 @@ def linearize(
         return None
     rows, slopes = R.tolist(), slope.tolist()
     q = forward_substituted(rows, slopes)
-    part = math.sqrt(sum([a * a for a in q]))
+    part = math.hypot(*q)
     if not (min([rows[i][i] for i in range(len(q))]) > safe_pivot(space) and math.isfinite(part)):
         return None
     if settings.own_scale:
@@ -72,8 +72,8 @@ def linearize(
     whole = whole if whole > 0.0 else 1.0
     # The columns of R have length 1.
     return LinearModel(
-        R * (norms / scale), np.asarray(q, columns.dtype), scale, norms, frozen,
-        max(map(abs, slopes)) / whole, part / whole, True, False,
+        R * (norms / scale), np.asarray(q, columns.dtype), scale, norms,
+        float(norms @ abs(x)), frozen, max(map(abs, slopes)) / whole, part / whole, True, False,
     )
 
 
@@ -84,17 +84,16 @@ def aim(space: Space, state: LMState) -> LMState:
     # In units of the residuals, whose squares may overflow; a power of 2, which rounds nothing.
     p, unit = len(q), math.ldexp(1.0, math.frexp(max(map(abs, q)))[1])
     radius, right = float(state.radius) / unit, [-a / unit for a in q]
-    lengths = [math.sqrt(sum([a * a for a in column])) for column in zip(*R, strict=True)]
+    lengths = [math.hypot(*column) for column in zip(*R, strict=True)]
     least = eps * min([length if length > 0.0 else 1.0 for length in lengths])
     mu = max(least * least, 4.0 / space.backend.largest)
     # So little damping does not matter yet.
     z, factor = back_substituted(R, right), R
     for _ in range(REFINED):
-        length = math.sqrt(sum([a * a for a in z]))
+        length = math.hypot(*z)
         if not length > LONGER * radius:
             break
-        y = forward_substituted(factor, z)
-        slope = math.sqrt(sum([a * a for a in y]))
+        slope = math.hypot(*forward_substituted(factor, z))
         part = length / (slope if slope > 0.0 else 1.0)
         mu += part * part * (length - radius) / (radius if radius > 0.0 else 1.0)
         z, factor = _damped(R, right, mu)

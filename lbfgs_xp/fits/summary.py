@@ -20,6 +20,8 @@ from lbfgs_xp.result import Status
 
 # The significant digits of an error, and the most of a value with its errors.
 _DIGITS, _MOST_DIGITS = 2, 17
+# Errors that are fewer times the rounding of their value do not add digits to it.
+_SHOWN = 10.0
 # From which power of ten on, and below which, numbers are printed with an exponent.
 _LARGE, _SMALL = 6, -4
 # The bins of a histogram of pulls, in standard deviations, and its blocks from empty to full.
@@ -40,7 +42,7 @@ def measured(value: float, *errors: float) -> str:
         text = f"{value:.6g}"
         return text if not errors else f"{text} " + _with_signs([f"{e:.2g}" for e in errors])
     smallest = min(known)
-    if smallest < sys.float_info.epsilon * abs(value):    # more digits than a number has
+    if smallest < _SHOWN * sys.float_info.epsilon * abs(value):    # more digits than a number has
         return f"{value:.15g} " + _with_signs([f"{error:.2g}" for error in errors])
     last = _exponent(smallest, _DIGITS) - (_DIGITS - 1)
     size = _exponent(max(abs(value), *known), _DIGITS)
@@ -99,7 +101,9 @@ def _of_one(fit: Any, intervals: Intervals | None, limit: float, analysis: Any) 
     # Without degrees of freedom, nothing is left that measures the errors of the data.
     unscaled = not fit.absolute_sigma and math.isnan(fit.reduced_chi2)
     lost = "error unknown" if unscaled else "not determined"
-    texts = [_with_error(*pair, lost) for pair in zip(x, stderr, strict=True)]
+    # All errors of a perfect fit are 0, too.
+    fixed = np.count_nonzero(stderr == 0.0) <= len(x) - fit.n_free
+    texts = [_with_error(*pair, fixed, lost) for pair in zip(x, stderr, strict=True)]
     if analysis is not None:
         pressed = analysis.at_bounds(fit.x)[0]
         texts = [
@@ -131,9 +135,9 @@ def _of_one(fit: Any, intervals: Intervals | None, limit: float, analysis: Any) 
     return "\n".join([*lines, *_correlations(fit, limit)])
 
 
-def _with_error(value: float, error: float, lost: str) -> str:
+def _with_error(value: float, error: float, fixed: bool, lost: str) -> str:
     if error == 0.0:
-        return f"{value:.6g} (fixed)"
+        return f"{value:.6g} (fixed)" if fixed else f"{value:.6g} ± 0"
     if not math.isfinite(error):
         return f"{value:.6g} ({lost})"
     return measured(value, error)

@@ -28,6 +28,7 @@ _PARTS = ("x", "cost", "fun", "jac", "optimality", "nit", "nfev", "njev", "succe
 _PARTS_OF_REPORT = (
     "x", "covariance", "stderr", "chi2", "reduced_chi2", "deviance", "chi2_priors", "r2",
     "residuals", "n_data", "n_free", "log_likelihood", "nit", "nfev", "njev", "success", "status",
+    "_root",
 )
 
 

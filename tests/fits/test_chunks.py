@@ -198,3 +198,14 @@ def test_wrong_calls(arguments: dict[str, Any], message: str) -> None:
     given = {"x": X, "y": Y, "p0": [1.0, 1.0, 1.0], "jac": "2-point", **arguments}
     with pytest.raises((ValueError, TypeError), match=message):
         lx.curve_fit(decay, **given)
+
+
+def test_chunks_with_and_without_sigma_are_refused() -> None:
+    x, y = np.arange(8.0), 2.0 * np.arange(8.0)
+
+    def chunks() -> Any:
+        yield x[:4], y[:4]
+        yield x[4:], y[4:], np.ones(4)
+
+    with pytest.raises(ValueError, match=r"some chunks of data are \(x, y\) and others"):
+        lx.curve_fit(lambda x, a, b: a * x + b, chunks, None, [1.0, 1.0])

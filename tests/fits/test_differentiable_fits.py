@@ -123,3 +123,28 @@ def test_in_jax() -> None:
         jax.grad(slope, (0, 1))(*data), jax.grad(exact, (0, 1))(*data), strict=True
     ):
         np.testing.assert_allclose(found, wanted, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_fields_without_derivatives_are_no_constants(compiled: bool) -> None:
+    jax = pytest.importorskip("jax")
+    jnp = jax.numpy
+    t = jnp.linspace(0.0, 2.0, 15)
+    y = 2.0 * jnp.exp(-1.1 * t) + 0.05 * jnp.sin(7.0 * t)
+
+    def fit(y: Any) -> Any:
+        return lx.curve_fit(lambda t, a, k: a * jnp.exp(-k * t), t, y, [1.0, 1.0], sigma=0.1)
+
+    run = jax.jit(fit) if compiled else fit
+    assert jnp.isnan(jax.grad(lambda y: run(y).stderr.sum())(y)).all()
+    assert jnp.isnan(jax.jacfwd(lambda y: run(y).covariance)(y)).all()
+    # Where they are computed and not used, they do no harm.
+    slope = jax.grad(lambda y: run(y).x.sum())(y)
+    assert jnp.isfinite(slope).all() and (slope != 0.0).any()
+    both = jax.lax.map(lambda y: (run(y).x, run(y).stderr), jnp.stack([y, y]))
+    assert both[0].shape == (2, 2)
+
+    def through_a_loop(y: Any) -> Any:
+        return jax.lax.map(lambda y: (run(y).x, run(y).stderr), y[None, :])[0].sum()
+
+    assert jnp.allclose(jax.grad(through_a_loop)(y), slope, rtol=1e-6)

@@ -586,3 +586,120 @@ def test_ends_are_not_behind_a_pole() -> None:
     found = res.intervals(0.9)
     usable = np.isfinite(found.low[:, 1]) & (res.x[:, 1] > -0.1)
     assert np.sum(usable) > 30 and (found.low[usable, 1] > -0.1).all()
+
+
+# --- ends that are easily missed -----------------------------------------------------------------
+
+
+def test_the_end_of_a_line_that_may_shrink_to_one_point() -> None:
+    """chi2 rises smoothly towards 2.63 as the line becomes narrow and high; beside that valley lie
+    others, which are higher."""
+    x = np.linspace(-2.0, 2.0, 20)
+    y = np.asarray([
+        0.5578, -0.31, -0.1112, -0.254, 0.0157, 0.3887, 0.4823, 0.2848, 0.07, 0.3252, 0.7284,
+        1.1562, 0.1861, 0.4973, 0.129, 0.1409, 0.5154, -0.0974, 0.5329, -0.3958,
+    ])
+
+    def lorentz(x: Any, a: Any, c: Any, g: Any) -> Any:
+        return a / (1.0 + ((x - c) / g) ** 2)
+
+    res = lx.curve_fit(lorentz, x, y, [1.0, 0.2, 0.3], sigma=0.3, absolute_sigma=True)
+    assert res.intervals(0.8).high[0] == pytest.approx(2.2213, rel=1e-3)
+    for level in (0.9, 0.95, 0.97):
+        found = res.intervals(level)
+        assert found.high[0] == np.inf and found.high_status[0] == IntervalStatus.OPEN
+    # The smallest values over a fine grid of c and g.
+    for a, rise in ((2.689, 1.8929), (5.0, 2.3026), (20.0, 2.5633), (100.0, 2.6236)):
+        assert res.profile("a", [a]).delta[0] == pytest.approx(rise, abs=3e-3)
+
+
+@pytest.mark.parametrize("level", [0.985, 0.99, 0.995])
+def test_the_first_end_before_a_pole(level: float) -> None:
+    """Where K is negative, beyond the poles, chi2 is lower again."""
+    x = np.asarray([0.5, 1.0, 1.5, 2.0, 2.5, 3.0])
+    y = np.asarray([0.44880885, 1.17619499, 1.04601273, 2.82013133, 2.34804334, 2.59248297])
+    res = lx.curve_fit(
+        lambda x, v, K: v * x / (K + x), x, y, [5.0, 3.0], sigma=0.35, absolute_sigma=True
+    )
+
+    def rise(K: float) -> float:
+        slope = x / (K + x)    # v is linear
+        rest = y - slope * (slope @ y) / (slope @ slope)
+        return rest @ rest / 0.35**2 - res.chi2
+
+    found = res.intervals(level)
+    assert (found.low_status == IntervalStatus.FOUND).all()
+    assert rise(found.low[1]) == pytest.approx(rise_of(level), rel=1e-3)
+    between = [rise(K) for K in np.linspace(found.low[1], res.x[1], 200)]
+    assert (np.diff(between) < 0.0).all()
+
+
+def test_errors_on_both_sides_in_a_batch() -> None:
+    """Their kinks are no noise of the model: ends and fits are those of each row alone."""
+    rng, x = np.random.default_rng(31), np.linspace(0.0, 4.0, 25)
+    y = rng.poisson(decay()(x, rng.uniform(2.0, 9.0, 40)[:, None], 1.0, 0.5))[[38, 0]]
+    settings: dict[str, Any] = {
+        "sigma": (np.full(25, 1.0), np.full(25, 2.0)), "absolute_sigma": True,
+    }
+    bounds = ([0.0, 0.01, 1e-6], [50.0, 20.0, 20.0])
+    res = lx.curve_fit(decay(), x, y, [3.0, 0.8, 0.3], batched=True, bounds=bounds, **settings)
+    low, high = res.intervals(0.9)
+    for i in range(2):
+        one = lx.curve_fit(decay(), x, y[i], [3.0, 0.8, 0.3], bounds=bounds, **settings)
+        for side, other in zip((low, high), one.intervals(0.9), strict=True):
+            np.testing.assert_allclose(side[i], other, atol=1e-3 * one.stderr.min())
+    k = low[0, 1]
+    held = lx.curve_fit(
+        decay(), x, y[0], [2.5, k, 0.9], bounds=([0.0, k, 1e-6], [50.0, k, 20.0]), **settings
+    )
+    assert held.chi2 - res.chi2[0] == pytest.approx(rise_of(0.9), rel=2e-3)
+
+
+def test_the_domain_of_the_model_ends_an_interval() -> None:
+    x = np.linspace(1.0, 3.0, 8)
+    y = np.sqrt(x - 0.9) + 0.1 * np.cos(9.0 * x)
+    with np.errstate(invalid="ignore"):
+        res = lx.curve_fit(
+            lambda x, b: np.sqrt(x - b), x, y, [0.5], sigma=0.5, absolute_sigma=True
+        )
+        found = res.intervals(0.95)
+    assert found.high[0] == pytest.approx(1.0, abs=1e-3)
+    assert found.high_status[0] == IntervalStatus.BOUND
+    assert found.low_status[0] == IntervalStatus.FOUND
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize(
+    "tie",
+    [lambda p: p["a"] ** 2, lambda p: np.sin(30.0 * p["a"]), lambda p: np.cos(30.0 * p["a"]),
+     lambda p: p["a"] * p["b"], lambda p: p["a"] ** 2 + (p["b"] - 0.3) ** 2],
+    ids=["square", "sine", "cosine", "product", "squares"],
+)
+def test_a_tie_that_bends_within_the_region(tie: Any, batched: bool) -> None:
+    """Its interval is that of its values over the region, here at points close together."""
+    x = np.linspace(-2.0, 2.0, 25)
+    y = -0.03 * x + 0.3 + 0.3 * np.random.default_rng(5).normal(size=(2, 25))
+    res = lx.curve_fit(
+        lambda x, a, b, q: a * x + b, x, y if batched else y[0], {"a": 0.3, "b": 0.1, "q": 0.0},
+        sigma=0.3, absolute_sigma=True, ties={"q": tie}, batched=batched,
+    )
+    found = res.intervals(0.95)
+    assert np.all(found.success)
+    # a and b are independent.
+    radius, angle = np.meshgrid(np.linspace(0.0, rise_of(0.95) ** 0.5, 400),
+                                np.linspace(0.0, 2.0 * np.pi, 1000))
+    for i in range(2 if batched else 1):
+        x_, errors = ({n: np.ravel(tree[n])[i] for n in "ab"} for tree in (res.x, res.stderr))
+        values = tie({
+            "a": x_["a"] + radius * errors["a"] * np.cos(angle),
+            "b": x_["b"] + radius * errors["b"] * np.sin(angle),
+        })
+        for ends, status, place in (
+            (found.low, found.low_status, np.argmin(values)),
+            (found.high, found.high_status, np.argmax(values)),
+        ):
+            wanted = values.flat[place]
+            assert np.ravel(ends["q"])[i] == pytest.approx(wanted, abs=2e-3 * np.ptp(values))
+            inside = radius.flat[place] < 0.99 * radius.max()
+            kind = IntervalStatus.BOUND if inside else IntervalStatus.FOUND
+            assert np.ravel(status["q"])[i] == kind

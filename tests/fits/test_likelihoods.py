@@ -277,6 +277,26 @@ def test_a_likelihood_with_heavy_tails() -> None:
     np.testing.assert_allclose(res.stderr, wanted, rtol=1e-4)
 
 
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_likelihood_that_is_a_function_of_any_library(backend: Backend, batched: bool) -> None:
+    """It is called with arrays like y only; Poisson's, so that the named one is the oracle."""
+    xp, x = backend.xp, np.linspace(0.0, 4.0, 25)
+    counts = np.random.default_rng(0).poisson(5.0 * np.exp(-x) + 1.0).astype(float)
+    y = backend.asarray(counts[None] if batched else counts)
+
+    def fit(likelihood: Any) -> lx.CurveFit:
+        return lx.curve_fit(
+            lambda x, a, k, c: a * xp.exp(-k * x) + c, backend.asarray(x), y, [4.0, 1.0, 0.8],
+            likelihood=likelihood, bounds=(1e-3, 20.0), batched=batched,
+        )
+
+    own, named = fit(lambda y, mean: mean - y * xp.log(mean)), fit("poisson")
+    assert np.all(backend.to_numpy(own.success)) if batched else own.success
+    np.testing.assert_allclose(
+        backend.to_numpy(own.x), backend.to_numpy(named.x), rtol=1e-5
+    )
+
+
 def test_censored_data_have_no_best_prediction() -> None:
     """Times of a fit that ended before some events: for these, later is always better."""
     rng = np.random.default_rng(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -260,7 +261,12 @@ def test_errors_of_positions_and_order() -> None:
             decay(), X, Y, {"a": 1.0, "k": 1.0, "c": 1.0}, jac="3-point",
             ties={"c": lambda p: 0.4 * p["k"], "k": ratio},
         )
-    assert "those after it are None" in caught.value.__notes__[0]
+    assert "raised by ties['c']; a tie sees the ties" in caught.value.__notes__[0]
+    with pytest.raises(KeyError) as caught_name:
+        lx.curve_fit(
+            decay(), X, Y, {"a": 1.0, "k": 1.0, "c": 1.0}, ties={"c": lambda p: p["kk"]},
+        )
+    assert "raised by ties['c']" in caught_name.value.__notes__[0]
     tree = {"peak": {"a": 1.0, "b": 1.0}, "c": 1.0}
     with pytest.raises(ValueError, match="ties names 'peak', a branch of several"):
         lx.curve_fit(lambda x, peak, c: x, X, Y, tree, jac="3-point", ties={"peak": ratio})
@@ -278,7 +284,7 @@ def test_circles_of_ties_are_refused(ties: dict) -> None:
 
 
 def test_a_leaf_of_which_some_numbers_are_tied() -> None:
-    """A tie that follows sees the leaf whole, and one before sees None."""
+    """A tie that follows sees the leaf whole, and one before sees nan in place of tied numbers."""
     x = np.linspace(0.0, 1.0, 9)
     seen = []
 
@@ -289,7 +295,41 @@ def test_a_leaf_of_which_some_numbers_are_tied() -> None:
     res = lx.curve_fit(
         lambda x, w, c: w[0] + w[1] * x + c * x**2, x, 1.0 + 2.0 * x + 3.0 * x**2,
         {"w": np.asarray([1.0, 1.0]), "c": 1.0},
-        ties={"w[1]": lambda p: 2.0 if p["w"] is None else None, "c": sum_of},
+        ties={"w[1]": lambda p: 2.0 if np.isnan(p["w"][1]) else math.nan, "c": sum_of},
     )
     assert res.success and res.x["w"][1] == 2.0 and abs(res.x["c"] - res.x["w"][0] - 2.0) < 1e-12
     assert all(leaf is not None and tuple(leaf.shape) == (2,) for leaf in seen)
+
+
+def test_a_number_tied_to_another_of_its_leaf(backend: Backend) -> None:
+    """As in a fit of a plain vector."""
+    xp, x = backend.xp, np.linspace(0.0, 4.0, 40)
+    peaks = np.exp(-((x - 1.0) ** 2)) + 2.1 * np.exp(-((x - 3.0) ** 2)) + 0.01 * np.cos(9.0 * x)
+
+    def model(x: Any, h: Any, c: Any) -> Any:
+        return h[0] * xp.exp(-((x - 1.0) ** 2)) + h[1] * xp.exp(-((x - 3.0) ** 2)) + c
+
+    start = {"h": backend.asarray([1.0, 1.0]), "c": backend.asarray(0.0)}
+    res = lx.curve_fit(
+        model, backend.asarray(x), backend.asarray(peaks), start,
+        ties={"h[1]": lambda p: 2.0 * p["h"][0]},
+    )
+    alone = lx.curve_fit(
+        lambda x, h, c: model(x, [h, 2.0 * h], c), backend.asarray(x), backend.asarray(peaks),
+        {"h": 1.0, "c": 0.0},
+    )
+    first, second = backend.to_numpy(res.x["h"])
+    assert res.success and second == 2.0 * first
+    np.testing.assert_allclose(first, float(alone.x["h"]), rtol=1e-7)
+    np.testing.assert_allclose(
+        backend.to_numpy(res.stderr["h"]), float(alone.stderr["h"]) * np.asarray([1.0, 2.0]),
+        rtol=1e-6,
+    )
+
+
+def test_a_tie_that_needs_a_later_number_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"ties\['w\[0\]'\] is not finite at p0; wanted finite"):
+        lx.curve_fit(
+            lambda x, w: w[0] + w[1] * x + w[2] * x**2, X, Y, {"w": np.ones(3)},
+            ties={"w[0]": lambda p: p["w"][1], "w[1]": lambda p: p["w"][2]},
+        )

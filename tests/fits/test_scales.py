@@ -353,6 +353,104 @@ def test_the_covariance_has_the_order_of_x(batched: bool) -> None:
         listed.covariance_of("q")
 
 
+# --- starts that say nothing of the size of the data --------------------------------------------
+
+T = np.linspace(0.0, 4.0, 30)
+DECAYED = 2.0 * np.exp(-T) + 0.5 + 0.05 * np.random.default_rng(0).normal(size=30)
+# chi2 of `faded` with the deviation 0.05.
+LEAST = 18.8206466
+
+
+def faded(t: Any, a: Any, k: Any, c: Any) -> Any:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return a * np.exp(-k * t) + c
+
+
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+@pytest.mark.parametrize("background", [0.0, 1.0])
+@pytest.mark.parametrize("size", [1e-60, 1e-30, 1.0, 1e8, 1e10, 1e12, 1e30, 1e60])
+def test_a_background_whose_start_is_not_seen_in_the_data(
+    size: float, background: float, jac: Any
+) -> None:
+    start, sigma = np.asarray([1.4 * size, 0.5, background]), 0.05 * size
+    unit = np.asarray([size, 1.0, size])
+    for upper in (np.inf, 10.0):
+        bounds = (np.zeros(3), np.maximum(upper * unit, 2.0))
+        for limits in (None, bounds):
+            fit = lx.curve_fit(
+                faded, T, size * DECAYED, start, sigma=sigma, absolute_sigma=True, jac=jac,
+                bounds=limits,
+            )
+            assert fit.success and fit.chi2 == pytest.approx(LEAST, rel=1e-6)
+            assert "respond" not in fit.message
+            np.testing.assert_allclose(fit.stderr / unit, [0.03418, 0.043933, 0.021255], rtol=1e-3)
+    res = lx.least_squares(lambda p: (faded(T, *p) - size * DECAYED) / sigma, start, jac=jac)
+    assert res.success and 2.0 * res.cost == pytest.approx(LEAST, rel=1e-6)
+
+
+def test_backgrounds_of_a_batch_whose_starts_are_not_seen_in_the_data() -> None:
+    size = np.asarray([1e12, 1.0, 1e30, 1e-30])[:, None]
+    start = size * np.asarray([1.4, 0.0, 0.0]) + np.asarray([0.0, 0.5, 0.0])
+    fit = lx.curve_fit(
+        faded, T, size * DECAYED, start, sigma=0.05 * size, absolute_sigma=True, batched=True
+    )
+    assert fit.success.all()
+    np.testing.assert_allclose(fit.chi2, LEAST, rtol=1e-6)
+
+
+def test_a_background_in_float32_whose_start_is_not_seen_in_the_data() -> None:
+    size = np.float32(1e9)
+    fit = lx.curve_fit(
+        faded, T.astype(np.float32), size * DECAYED.astype(np.float32),
+        np.asarray([1.4 * size, 0.5, 0.0], np.float32), sigma=float(0.05 * size),
+    )
+    assert fit.success and fit.chi2 == pytest.approx(LEAST, rel=1e-3)
+
+
+@pytest.mark.parametrize("size", [1e-60, 1e-30, 1e30, 1e60])
+def test_a_line_of_any_size_from_0(size: float) -> None:
+    """Where a parameter has grown by orders, the length that was measured at 0 is too short."""
+    y = 1.5 - 2.0 * X + 0.05 * np.random.default_rng(0).normal(size=20)
+    wanted = lx.curve_fit(line, X, y, [1.0, -1.0], sigma=0.05)
+    fit = lx.curve_fit(line, X, size * y, [0.0, 0.0], sigma=0.05 * size)
+    assert fit.success and fit.chi2 == pytest.approx(wanted.chi2, rel=1e-9)
+    np.testing.assert_allclose(fit.x / size, wanted.x, rtol=1e-9)
+
+
+def test_data_far_below_the_start() -> None:
+    fit = lx.curve_fit(faded, T, 1e-30 * DECAYED, [1.0, 1.0, 1.0], sigma=5e-32)
+    assert fit.success and fit.chi2 == pytest.approx(LEAST, rel=1e-6)
+
+
+def test_cancelling_parameters_that_drown_the_data_are_no_success() -> None:
+    """From 1 on data of 1e-30, an amplitude may end at minus the background: their rounding is
+    then all that is left."""
+    def slopes(t: Any, A: Any, m: Any, s: Any, b: Any) -> Any:
+        z, shape = (t - m) / s, np.exp(-0.5 * ((t - m) / s) ** 2)
+        return np.stack([shape, A * shape * z / s, A * shape * z * z / s, np.ones_like(t)], -1)
+
+    for size in (1e-30, 1e-45):
+        y = size * peak(T, 3.0, 2.0, 0.5, 0.4)
+        fit = lx.curve_fit(peak, T, y, [2e-30, 1.8, 0.7, 1.0], sigma=0.05 * size, jac=slopes)
+        assert not fit.success or fit.chi2 < 1e-3
+
+
+def test_a_cost_that_overflows_to_both_sides_is_no_minimum() -> None:
+    fit = lx.curve_fit(faded, T, 1e30 * DECAYED, [1.0, 0.5, 1.0], sigma=5e28, absolute_sigma=True)
+    assert not fit.success or fit.chi2 == pytest.approx(LEAST, rel=1e-6)
+
+
+@pytest.mark.parametrize("top", [1e-6, 1e-9, 1e-12])
+@pytest.mark.parametrize("at", [0.0, 1.0])
+def test_bounds_narrower_than_a_step(top: float, at: float) -> None:
+    fit = lx.curve_fit(
+        lambda t, a, b: a + 4.0 * b / top * t, X, 3.0 + 2.0 * X, [1.0, at * top],
+        bounds=([-9.0, 0.0], [9.0, top]),
+    )
+    assert fit.success and fit.chi2 < 1e-20
+    assert fit.x[1] / top == pytest.approx(0.5, rel=1e-9)
+
+
 # --- no response ---------------------------------------------------------------------------------
 
 

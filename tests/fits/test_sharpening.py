@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -327,7 +328,7 @@ def test_a_parameter_that_only_moves_the_noise_is_named(seed: int, jac: Any) -> 
     assert np.isinf(fit.stderr[3])
 
 
-def test_a_step_within_those_of_the_differences_takes_no_others() -> None:
+def test_the_last_short_step_takes_no_other_differences() -> None:
     rng = np.random.default_rng(0)
     y = decay(X, 2.0, 1.2, 0.3) + 0.05 * rng.normal(size=(30, X.size))
     fits = [lx.curve_fit(decay, X, row, [1.5, 1.0, 0.1]) for row in y]
@@ -340,3 +341,29 @@ def test_a_step_within_those_of_the_differences_takes_no_others() -> None:
         assert np.max(np.abs(fit.x - exact.x) / exact.stderr) < 1e-6, none
         np.testing.assert_allclose(fit.stderr, exact.stderr, rtol=1e-6)
         assert np.max(np.abs(fit.x - many.x[i]) / exact.stderr) < 1e-6
+
+
+@pytest.mark.parametrize("curvature", [0.2, 0.5, 0.8])
+def test_the_last_of_slow_steps_takes_other_differences(curvature: float) -> None:
+    """Each step of Dennis & Schnabel 1983, example 10.2.4, lowers the share by this factor."""
+    def residuals(x: Any) -> Any:
+        return np.stack([x[0] + 1.0, curvature * x[0] ** 2 + x[0] - 1.0])
+
+    for start in (0.3, 0.7, 1.0):
+        res = lx.least_squares(residuals, np.asarray([start]), jac="2-point")
+        slopes = np.asarray([1.0, 2.0 * curvature * res.x[0] + 1.0])
+        share = abs(slopes @ res.fun) / (np.linalg.norm(slopes) * np.linalg.norm(res.fun))
+        assert res.success and share < 3e-8
+
+
+def test_what_falls_slowly_may_be_small() -> None:
+    """Parameters are as close to the minimum as after steps with all differences: 4e-8 of the
+    residuals, where gtol is 1.5e-8 and the errors of the differences are as large."""
+    rng, x = np.random.default_rng(5), np.linspace(0.0, 5.0, 60)
+    y = decay(x, 2.0, 1.0, 0.3) + 0.02 * rng.standard_t(4, size=(600, 60))
+    start = np.asarray([2.0, 1.0, 0.3]) * np.exp(0.2 * rng.normal(size=(600, 3)))
+    fit = lx.curve_fit(decay, x, y, start, batched=True)
+    exact = lx.curve_fit(decay, x, y, fit.x, batched=True, jac="3-point", gtol=1e-11)
+    assert fit.success.all() and fit.derivatives == "2-point"
+    shares = np.abs(fit.x - exact.x) / exact.stderr / math.sqrt(60.0)
+    assert np.max(shares) < 4e-8

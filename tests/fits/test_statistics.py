@@ -141,8 +141,8 @@ def test_a_covariance_of_least_squares_has_the_order_of_x(batched: bool) -> None
     start = {"pair": np.ones((*rows, 2)), "a rate": np.ones(rows)}
     res = lx.least_squares(residuals, start, batched=batched)
     errors = np.sqrt(np.diagonal(res.covariance, axis1=-2, axis2=-1))
-    np.testing.assert_array_equal(errors[..., :2], res.stderr["pair"])
-    np.testing.assert_array_equal(errors[..., 2], res.stderr["a rate"])
+    np.testing.assert_allclose(errors[..., :2], res.stderr["pair"], rtol=1e-14)
+    np.testing.assert_allclose(errors[..., 2], res.stderr["a rate"], rtol=1e-14)
     fit = lx.curve_fit(
         lambda x, height, offset, rate: offset + height * np.exp(-rate * x), X, Y, [1.0, 1.0, 1.0]
     )
@@ -161,7 +161,8 @@ def test_a_frozen_tensor_has_no_error() -> None:
     )
     assert float(res.stderr["a rate"]) == 0.0
     errors = np.sqrt(np.diagonal(np.asarray(res.covariance)))
-    assert errors.tolist() == [float(res.stderr["height"]), float(res.stderr["offset"])]
+    given = [float(res.stderr[name]) for name in ("height", "offset")]
+    np.testing.assert_allclose(errors, given, rtol=1e-14)
 
 
 def test_names() -> None:
@@ -228,3 +229,65 @@ def test_quantiles_like_scipy(dof: int) -> None:
         # F with 2 and dof degrees of freedom, in closed form: SciPy 1.15 is wrong in its far tail.
         exact = dof * math.expm1(-2.0 / dof * math.log(rest))
         assert rise_of(level, dof, 2) == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("power", [-1.0, 1.0])
+@pytest.mark.parametrize("batched", [False, True])
+def test_errors_hold_where_their_squares_do_not(
+    backend: Backend, dtype: str, power: float, batched: bool
+) -> None:
+    """Variances leave the range of the dtype long before the standard deviations do."""
+    scale = (1e25 if dtype == "float32" else 1e200) ** power
+    xp, rows = backend.xp, (slice(None), None) if batched else ...
+    y = np.stack([Y, Y + 0.01 * X]) if batched else Y
+
+    def told(unit: float) -> tuple:
+        def given(numbers: Any) -> Any:
+            return backend.asarray((np.asarray(numbers) * unit).astype(dtype))
+
+        fit = lx.curve_fit(
+            lambda x, a, c, k: c + a * xp.exp(-k * x), given(X / unit), given(y),
+            {"a": given(2.0), "c": given(0.1), "k": given(1.0 / unit)}, sigma=0.05 * unit,
+            absolute_sigma=True, batched=batched, jac=None if backend.has_autodiff else "3-point",
+        )
+        (low, high), (_, error) = fit.band(), fit.propagate(lambda p: 3.0 * p["c"])
+        size = np.asarray([unit, unit, 1.0])
+        stderr = [backend.to_numpy(fit.stderr[name])[rows] if batched
+                  else float(fit.stderr[name]) for name in ("a", "c", "k")]
+        stderr = np.concatenate(stderr, axis=-1) if batched else np.asarray(stderr)
+        return (
+            stderr / size, backend.to_numpy(fit.correlation),
+            (backend.to_numpy(high).astype(float) - backend.to_numpy(low)) / unit,
+            (backend.to_numpy(error) if batched else error) / unit,
+        )
+
+    for here, there in zip(told(1.0), told(scale), strict=True):
+        assert np.all(np.isfinite(there))
+        np.testing.assert_allclose(there, here, rtol=0.01, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1e-22, 1e20])
+def test_data_whose_squares_leave_the_range_need_a_sigma(size: float) -> None:
+    x, y = X.astype("float32"), (size * Y).astype("float32")
+
+    def model(x: Any, a: Any, c: Any, k: Any) -> Any:
+        return c + a * np.exp(-k * x)
+
+    start = [2.0 * size, 0.1 * size, 1.0]
+    assert lx.curve_fit(model, x, y, start).status is lx.Status.NOT_FINITE
+    found = lx.curve_fit(model, x, y, start, sigma=size)
+    other = lx.curve_fit(model, X, Y, [2.0, 0.1, 1.0])
+    np.testing.assert_allclose(found.x / [size, size, 1.0], other.x, rtol=1e-4)
+    np.testing.assert_allclose(found.stderr / [size, size, 1.0], other.stderr, rtol=1e-3)
+
+
+def test_messages_say_what_is_not_known() -> None:
+    """Without degrees of freedom the data determine the parameters, but not the scale of errors."""
+    fit = lx.curve_fit(lambda x, a, b: a * x + b, [0.0, 1.0], [1.0, 3.0], [1.0, 1.0])
+    assert np.isinf(fit.stderr).all() and "determine" not in fit.message
+    assert np.isinf(np.asarray(fit.band([5.0]))).all()
+    nan = lx.curve_fit(lambda x, a, b: a * x + b, X, np.where(X > 3.0, np.nan, X), [1.0, 1.0])
+    assert nan.status is lx.Status.NOT_FINITE and "determine" not in nan.message
+    loose = lx.curve_fit(lambda x, a, b, c: a * x + b + c, X, Y, [1.0, 1.0, 1.0])
+    assert loose.message.endswith("the data do not determine b, c")

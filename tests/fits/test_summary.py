@@ -201,6 +201,17 @@ def test_plots_of_profiles(plt: Any) -> None:
     points = np.stack(shown[1].lines[0].get_data(), axis=-1)
     np.testing.assert_allclose(points, res.contour("k", "a", 0.6827, 12))
     contours.canvas.draw()
+    assert [text.get_text() for text in contours.legends[0].get_texts()] == [
+        "profile", "covariance"
+    ]
+    # Profiles go from one end of the interval to the other, through the fit.
+    for figure, least, place in ((profiles, 9, 0), (contours, 31, 0)):
+        values, rise = figure.axes[place].lines[0].get_data()
+        assert len(values) >= least and res.x["k"] in values
+        assert abs(rise.min()) < 1e-9
+        np.testing.assert_allclose(values[[0, -1]], [
+            float(side["k"]) for side in res.intervals(0.9973)
+        ])
     with pytest.raises(ValueError, match="the fit is a batch"):
         fit(np.stack([Y, Y])).plot_profiles()
     with pytest.raises(ValueError, match="row is 2; wanted the number of a fit below 2"):
@@ -240,3 +251,10 @@ def test_the_message_names_what_the_data_do_not_determine(batched: bool) -> None
     )
     for message in fit.message if batched else [fit.message]:
         assert message.endswith("; the data do not determine a, b")
+
+
+def test_errors_of_a_perfect_fit_are_not_those_of_fixed_parameters() -> None:
+    x = np.linspace(0.0, 4.0, 30)
+    lines = lx.curve_fit(lambda x, a, b: a * x + b, x, 0.0 * x, [1.0, 1.0]).summary().splitlines()
+    assert lines[1].endswith("± 0") and lines[2].endswith("± 0")
+    assert measured(1.0 - 1.1e-16, 3.3e-16, 0.0) == "1 +3.3e-16 -0"
