@@ -175,8 +175,9 @@ def minimize(
         the start, searches do not compare values whose difference it explains, pairs (s, y) of
         quasi-Newton methods are kept only where it does not explain y (Shi, Xie, Byrd & Nocedal
         2022), central differences take steps that suit it, and the run has more patience. It ends
-        as `PRECISION` where noise hides what is left. Too much ends a run early; too little lets it
-        take noise for progress.
+        as `PRECISION` where noise hides what is left. Too much ends a run early. Too little does no
+        harm: where no lower point is found, the noise of the value is measured all the same (Moré &
+        Wild 2011), and if it is more than 4 times what was given, the run continues with that.
     gtol : float
         Stop when the largest component of the gradient is at most this; within bounds, without the
         components of variables that a bound holds. (For `lx.ProjectedGradient`, the largest one of
@@ -276,8 +277,9 @@ def minimize(
 
     if distributed is not None:
         raise ValueError(
-            "distributed was passed where the solution is to be differentiable; wanted one of "
-            "them: each process knows only its part of the Hessian"
+            "distributed was passed where the solution is to be differentiable, or inside a "
+            "function that JAX transforms (jit, vmap, grad, ...); wanted one of them: each process "
+            "knows only its part of the Hessian"
         )
 
     def find(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from lbfgs_xp.arrays.backend import Array, Backend
 from lbfgs_xp.result import Status
 from lbfgs_xp.run import agreement, units
 from lbfgs_xp.run.visits import Visits
@@ -17,8 +16,6 @@ _RUNNING, _LINE_SEARCH = int(Status.RUNNING), int(Status.LINE_SEARCH)
 # The length of a look is this power of eps, relative to the size of each variable: where rounding
 # and third derivatives affect its value about equally.
 _LENGTH = 1 / 3
-# Directions repeat after so many variables; the factor has no divisor in common with it.
-_PERIOD, _FACTOR = 1024, 619
 
 
 def look(visits: Visits) -> Any:
@@ -34,21 +31,24 @@ def look(visits: Visits) -> Any:
     if run.objective.differs:
         return nothing
     solver, smooth = visits.smooth()
+    hidden = fn.maximum(agreement.hidden_by_rounding(fn, space.backend, state.value), p.noise)
     length = space.backend.eps**_LENGTH
-    way = length * units.of_variables(space, state.x, p.extent) * _signs(space.backend, state.x)
+    unit = units.of_variables(space, state.x, p.extent)
+    way = length * unit * units.signs(space.backend, state.x)
 
     def step(_: int, going: Any, sign: Any, fall: Any) -> tuple[Any, Any, Any]:
         going = visits.can_afford(1, going)
         if not space.any(going):
             return going, sign, fall
         x = units.at_steps(solver, space, state.x, sign * way)
-        value, gradient = visits.visit(x, going, False)
-        found = agreement.look(space, smooth, x, value, gradient, p.noise)
+        seen = visits.evaluate(x, going)
+        gradient = visits.whole(seen.gradient)
+        found = agreement.look(space, smooth, x, seen.value, gradient, p.noise)
         fallen = state.value - found.value
-        hidden = agreement.hidden_by_rounding(fn, space.backend, state.value)
-        hidden = fn.maximum(hidden, p.noise)
+        falls = going & fn.isfinite(fallen) & (fallen > hidden)
+        visits.consider(x, seen._replace(value=found.value), falls)
         off = going & fn.isfinite(fallen) & fn.logical_not(found.agrees)
-        lower = off & (fallen > hidden)
+        lower = off & falls
         return off & fn.logical_not(lower), -sign, fn.where(lower, fallen / length, fall)
 
     going = (p.status == _RUNNING) & (p.claim != _LINE_SEARCH)
@@ -56,11 +56,3 @@ def look(visits: Visits) -> Any:
     p = run.standing.progress
     run.note(p._replace(claim=fn.where(fall > 0.0, _LINE_SEARCH, p.claim)))
     return fall
-
-
-def _signs(backend: Backend, x: Array) -> Array:
-    """A factor between 1/2 and 1 for each variable, of either sign, the same in every run."""
-    xp = backend.xp
-    places = xp.arange(x.shape[-1], device=backend.creation_device) % _PERIOD
-    part = xp.astype((places * _FACTOR) % _PERIOD, x.dtype) / _PERIOD - 0.5
-    return xp.where(part < 0.0, part - 0.5, part + 0.5)

@@ -121,10 +121,27 @@ def look(
 
     noise : how far apart two values may be through noise that was measured.
     """
-    fn, backend, direction = space.scalars, space.backend, x - state.x
+    direction = x - state.x
     there, before, after = space.read(
         value, space.dot(state.gradient, direction), space.dot(gradient, direction)
     )
+    return _judged(space, state, there, before, after, noise)
+
+
+def look_again(
+    space: Space, state: Any, x: Array, there: Any, gradient: Array, noise: Any = 0.0
+) -> Look:
+    """`look`, where the value at x has been read before."""
+    direction = x - state.x
+    before, after = space.read(
+        space.dot(state.gradient, direction), space.dot(gradient, direction)
+    )
+    return _judged(space, state, there, before, after, noise)
+
+
+def _judged(space: Space, state: Any, there: Any, before: Any, after: Any, noise: Any) -> Look:
+    """What the value there and the slopes at both ends show."""
+    fn, backend = space.scalars, space.backend
     change = there - state.value
     usable = fn.isfinite(change) & fn.isfinite(after)
     hidden = fn.maximum(hidden_by_rounding(fn, backend, state.value), noise)

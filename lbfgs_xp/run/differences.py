@@ -27,6 +27,7 @@ from lbfgs_xp.arrays import scalars
 from lbfgs_xp.arrays.backend import Array, Backend, identity, is_array
 from lbfgs_xp.arrays.scalars import FLOATS
 from lbfgs_xp.run.bends import Bends, better_steps, first_steps
+from lbfgs_xp.run.lowest import Lowest, nothing, picked
 
 METHODS = ("2-point", "3-point")
 # How often a difference of many values, and of a number, is taken at most; and by which factor its
@@ -37,7 +38,8 @@ _CHANGE = 100.0
 # At which points, counted from the start, the lengths are measured: early, and then regularly.
 _EARLY, _REGULARLY = 4, 16
 # The lengths of a function of numbers are measured again at a point so many of them away from the
-# last place; lengths of less than this part of the ordinary one are corrected at any point.
+# last place, those of one of many values if a coordinate has grown by as many; lengths of less than
+# this part of the ordinary one are corrected at any point.
 _FAR_AWAY, _NARROW = 30.0, 0.03
 # The longest step of differences that are stretched, relative to the length.
 _STRETCHED = 0.1
@@ -47,7 +49,8 @@ _LEAST = 64.0
 _SHORTEST = 1e-3
 # A change of the function counts if it exceeds its rounding error by this factor.
 _VISIBLE = 4.0
-# The longest length, relative to the size of a coordinate or 1, for a function that does not bend.
+# The longest length, relative to the size of a coordinate or 1, for a function that does not bend;
+# a longer one is looked at again.
 _FAR = 1e3
 # The largest noise, relative to the changes of the function, for which steps are chosen.
 _MOST = 1e-2
@@ -106,11 +109,13 @@ class Known(NamedTuple):
     noise : the noise of the function beyond the rounding of its values, (...). For numbers it is a
         standard deviation, 0 where there is none.
     bends : `Bends`, the steps of a function of numbers among noise.
+    lowest : `Lowest`, the lowest number that was seen.
     """
 
     lengths: Any = None
     noise: Any = None
     bends: Any = None
+    lowest: Any = None
 
 
 class _Seen(NamedTuple):
@@ -255,7 +260,12 @@ class Differences:
             # A row of a batch may be asked again at the same point, for the sake of others.
             moved = xp.any(x != last, axis=-1)
             count = count + (bool(moved) if one else xp.astype(moved, count.dtype))
-            due = far = (bool(moved) if one else moved) & _is_due(count)
+            # Of parameters that are now much larger, or smaller, the lengths are measured again.
+            covered = xp.minimum(xp.abs(x - last), size)
+            farther = covered > _FAR_AWAY * length
+            length = xp.where(farther, covered, length)
+            left = xp.any(farther | (length > _FAR * self.fn.maximum(size, 1.0)), axis=-1)
+            due = far = (bool(moved) if one else moved) & (_is_due(count) | left)
         else:
             before, count = lengths.variation, lengths.count
             # A trial point where the function is larger says little of the way to the minimum.
@@ -265,7 +275,6 @@ class Differences:
         most = self.fn.maximum(size, 1.0)
         if vector:
             variation = fn.maximum(variation, before)
-            length = xp.minimum(length, _FAR * most)
             before = variation
         elif not first:
             before = self.fn.where(far, value, before)
@@ -292,7 +301,7 @@ class Differences:
         asks = free or not vector
         any_due = due if one else bool(xp.any(due)) if asks else _is_due(self._calls)
         looks = (first or any_due) and self.are_measured
-        often = _OFTEN if vector else _OFTEN_OF_NUMBERS
+        often, lowest = _OFTEN if vector else _OFTEN_OF_NUMBERS, self.known.lowest
         for attempt in range(often):
             # Steps to one side only: at bounds, and where the domain ends.
             narrow = bounds is not None or attempt > 0
@@ -322,6 +331,8 @@ class Differences:
             columns = [i for i in range(n) if off[..., i].any()]
             if not columns or not may_call(calls_per_derivative(len(columns), central)):
                 break
+            # Steps that are far too long may lead beyond a pole.
+            self._forget_lowest(xp.any(seen.again, axis=-1), lowest)
         # Also as an array.
         self.level = np.float64(noise) if one else noise
         if first:
@@ -340,8 +351,19 @@ class Differences:
             longest = None if self.step is not None else _FAR * most
             bends = bends.after(xp, x, self.known.noise[..., None], noisy, second, longest)
         lengths = Lengths(length if vector else length / unit, before, count, last)
-        self.known = Known(lengths, self.known.noise, bends)
+        self.known = self.known._replace(lengths=lengths, bends=bends)
         return slopes
+
+    def _forget_lowest(self, rows: Array, before: Lowest | None) -> None:
+        """Go back to these lowest values in these rows, (...)."""
+        now = self.known.lowest
+        if now is None or now is before:
+            return
+        if rows.ndim == 0:
+            lowest = before
+        else:
+            lowest = picked(self.backend, rows, nothing(now) if before is None else before, now)
+        self.known = self.known._replace(lowest=lowest)
 
     def _followed(
         self, x: Array, length: Array, unit: Array, lower: Array
@@ -468,7 +490,9 @@ class Differences:
             narrow = (above < h) | (below < h)
             upwards = above >= below
             up = up | (narrow & upwards) if central else up | ((above < h) & (below < above))
-            down = down | (narrow & xp.logical_not(upwards)) if central else down | (above < h)
+            down = down | (narrow & xp.logical_not(upwards)) if central else (
+                down | ((above < h) & (below >= above))
+            )
             room = xp.where(down, below, above)
             h = xp.where((up | down) & (h > room / reach), room / reach, h)
         one = xp.ones_like(h)
@@ -486,7 +510,7 @@ class Differences:
     def _is_small(self, x: Array, variation: Any, central: bool, bounds: Any) -> bool:
         """Whether `_on_floats` is for these differences: to one side, of a small problem on the
         host without noise; where lengths are measured, only in float64."""
-        backend, (lengths, noise, bends) = self.backend, self.known
+        backend, (lengths, noise, bends, _) = self.backend, self.known
         if central or bounds is not None or variation is None or self.least > 0.0:
             return False
         if x.ndim != 1 or x.shape[0] > _SMALL or not backend.on_host:
@@ -510,13 +534,18 @@ class Differences:
         else:
             length = lengths.length.tolist()
             change = FLOATS.maximum(change, float(lengths.variation))
-            moved = bool((x != lengths.at).any())
+            away = [abs(step) for step in (x - lengths.at).tolist()]
+            moved = any(away)
             count = lengths.count + moved
-            looks = due = moved and _is_due(count)
+            covered = list(map(min, away, sizes))
+            left = False
+            for k, (way, old, size) in enumerate(zip(covered, length, sizes, strict=True)):
+                length[k] = way if way > _FAR_AWAY * old else old
+                left = left or length[k] != old or old > _FAR * max(size, 1.0)
+            looks = due = moved and (left or _is_due(count))
         before, change = change, FLOATS.maximum(change, _DIGITS * noise)
         change = change if change > 0.0 else math.inf
-        most = [_FAR * max(size, 1.0) for size in sizes]
-        length, h = list(map(min, length, most)), []
+        h = []
         for size, reach in zip(sizes, length, strict=True):
             share = noise / change + eps * size / reach
             share = min(share if share > eps else eps, _MOST)
@@ -560,7 +589,8 @@ class Differences:
 
     def steps(self, x: Array, value: Any, central: bool) -> Array:
         """The steps of differences of a function of numbers at x, (..., n)."""
-        xp, value, (lengths, _, bends) = self.backend.xp, self._array(value), self.known
+        xp, value = self.backend.xp, self._array(value)
+        lengths, _, bends, _ = self.known
         plain = self._plain(x, value, lengths.length, central)
         return plain if bends is None else xp.where(self._is_noisy(value), bends.step, plain)
 
@@ -639,8 +669,16 @@ class Differences:
             h = new
         # At the next point, wherever it is, these are the steps.
         nowhere = xp.full_like(x, math.nan)
-        self.known = Known(lengths, noise[..., 0], Bends(nowhere, h, xp.zeros_like(h), h))
+        bends = Bends(nowhere, h, xp.zeros_like(h), h)
+        self.known = self.known._replace(noise=noise[..., 0], bends=bends)
         return calls
+
+    def forget_noise(self, rows: Any) -> None:
+        """Take the function to be without noise in these rows, (...)."""
+        noise = self.known.noise
+        if noise is not None:
+            noise = self.backend.xp.where(self._array(rows) > 0.0, 0.0 * noise, noise)
+            self.known = self.known._replace(noise=noise)
 
     # --- what the differences say of the lengths -----------------------------------------------
 
@@ -662,6 +700,7 @@ class Differences:
         noise, variation = _spread(noise), _spread(variation)
         change = size(fa if fb is None else [f - value for f in fa])
         slopes, bent = _slopes(xp, value, a, b, fa, fb, narrow, True)
+        steepest = change * _inverse(xp, xp.abs(a)) if fb is None else size(slopes)
         bad_up = bad = xp.logical_not(xp.isfinite(change))
         no = bad_up & xp.logical_not(bad_up)
         bad_down = both_bad = no
@@ -676,7 +715,7 @@ class Differences:
             # The part of it that is rounding.
             bend = xp.where(bend * xp.abs(a) > 2.0 * _VISIBLE * noise, bend, xp.zeros_like(bend))
             bend = 2.0 * bend * _inverse(xp, xp.abs(a - b))
-        rate = xp.where(change > _VISIBLE * noise, size(slopes), xp.zeros_like(change))
+        rate = xp.where(change > _VISIBLE * noise, steepest, xp.zeros_like(change))
         far = xp.maximum(most, length)
         by_rate = xp.where(rate > 0.0, variation * _inverse(xp, rate), far)
         suggested = xp.minimum(by_rate, far)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from lbfgs_xp.arrays.backend import Array, library_of
+from lbfgs_xp.arrays.backend import Array, dtype_name, library_of
 from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.rows import Rows, Sizes
 from lbfgs_xp.arrays.space import Space
@@ -27,6 +27,7 @@ from lbfgs_xp.run.iteration import (
     solver_state_at,
     succeeded,
 )
+from lbfgs_xp.run.lowest import followed
 from lbfgs_xp.run.objective import Objective
 from lbfgs_xp.run.plan import Plan, Stage
 from lbfgs_xp.run.second_look import SecondLook
@@ -74,7 +75,7 @@ class Run:
         self.ended: list[Result] = []
         # Noise spoils forward differences.
         self._forward = objective.forward and plan.noise.apart is None
-        objective.forward = self._forward
+        objective.forward, objective.watch = self._forward, self._watch
         self.enter_stage()
 
     def _prepared(self, stage: Stage, hess: Any) -> tuple[Callable, Callable]:
@@ -322,7 +323,19 @@ class Run:
     def value_at(self, x: Array) -> tuple[Any, int]:
         """The value at x alone, with the penalty, and how many calls of fun this took."""
         value = self.in_caller_context(self.objective.value, x)
-        return self.solver_here().penalised(self.space, x, value), 1
+        return self._watch(x, value), 1
+
+    def _watch(self, x: Array, value: Any) -> Any:
+        """The value at x with the penalty, given that without; note it if it is the lowest one that
+        a run by differences has seen."""
+        value = self.solver_here().penalised(self.space, x, value)
+        if self.objective.differs:
+            differences = self.objective.differences
+            known = differences.known
+            lowest = followed(self.space.backend, known.lowest, x, value)
+            if lowest is not known.lowest:
+                differences.known = known._replace(lowest=lowest)
+        return value
 
     def evaluate(self, x: Array) -> tuple[Any, Array, Any, int]:
         """The value at x with the penalty, the gradient of fun, aux, and how many calls of fun this
@@ -331,8 +344,7 @@ class Run:
         before = objective.nfev - objective.in_products
         value, gradient, aux = self.in_caller_context(objective.evaluate, x)
         objective.in_products = 0
-        value = self.solver_here().penalised(self.space, x, value)
-        return value, gradient, aux, objective.nfev - before
+        return self._watch(x, value), gradient, aux, objective.nfev - before
 
     def advance(self) -> bool:
         """Evaluate the trial and update the run; return whether an iteration may have ended."""
@@ -630,15 +642,13 @@ def _checked_state(
 def checked_contents(state: State, x: Array, method: str, solver: Solver, layout: Layout) -> State:
     """The state, if it belongs to such variables and such a solver."""
     old = getattr(state.solver_state, "x", None)
-    if (
-        old is None or library_of(old) != layout.backend.name or old.shape != x.shape
-        or old.dtype != x.dtype
-    ):
-        raise ValueError(
-            "state belongs to other variables: "
-            f"{getattr(old, 'dtype', None)} {tuple(getattr(old, 'shape', ()))}; "
-            f"wanted {x.dtype} {tuple(x.shape)}, like x0"
-        )
+    if old is None:
+        raise ValueError("state holds no variables; wanted the `state` of a Result")
+    found, wanted = (
+        f"{library_of(each)}, {dtype_name(each.dtype)}, {tuple(each.shape)}" for each in (old, x)
+    )
+    if found != wanted:
+        raise ValueError(f"state belongs to other variables: {found}; wanted {wanted}, like x0")
     if state.x_scale != layout.scale_key:
         raise ValueError("state comes from a run with another x_scale; wanted the same one")
     if not solver.resumes:

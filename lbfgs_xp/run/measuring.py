@@ -98,13 +98,6 @@ class Measuring:
         run, given = self.visits.run, self.visits.run.plan.noise
         space, state = run.space, run.standing.solver_state
         fn = space.scalars
-        if given.apart is not None and (run.objective.differs or given.of_gradient is not None):
-            # Nothing is left to measure.
-            rounding = agreement.hidden_by_rounding(fn, space.backend, state.value)
-            error = 0.0 if given.of_gradient is None else given.of_gradient
-            noise = fn.full(given.apart / SPREAD, state.value)
-            running = run.standing.progress.status == _RUNNING
-            return noise, space.xp.full_like(state.x, error), rounding, rows & running
         nothing, no = fn.full(0.0, state.value), fn.full(False, state.value)
         endless = fn.full(math.inf, state.value)
         seen = _Seen(
@@ -122,9 +115,14 @@ class Measuring:
         share = fn.where(seen.largest > 0.0, fn.divide(fn.abs(state.value), seen.largest), 1.0)
         scaled = fn.where(seen.least < noise, seen.least, share * noise)
         noise = fn.where(noise <= _ENOUGH * rounding, scaled, noise)
+        errors = seen.errors
         if given.apart is not None:
-            noise = fn.full(given.apart / SPREAD, noise)
-        return noise, seen.errors, rounding, rows & (run.standing.progress.status == _RUNNING)
+            # What is given holds, unless there clearly is more.
+            told = given.apart / SPREAD
+            noise = fn.where(noise > CHANGED * told, noise, told)
+        if given.of_gradient is not None:
+            errors = space.xp.maximum(errors, space.xp.full_like(errors, given.of_gradient))
+        return noise, errors, rounding, rows & (run.standing.progress.status == _RUNNING)
 
     def _look(self, narrow: Any, k: Any, left: Any, seen: _Seen) -> tuple[Any, _Seen]:
         """Which of the problems `left` are unclear after look number k, and what it showed."""
@@ -240,7 +238,7 @@ class Measuring:
         space, here = run.space, run.rows.here
         fn = space.scalars
         began = self.began if here is None else space.take(self.began, here)
-        all_the_way = 4.0 * space.backend.eps * fn.abs(began - state.value)
+        all_the_way = run.criteria.part * fn.abs(began - state.value)
         level = self.visits.level(p, state, fn.full(_GRADIENT, state.value))
         return fn.maximum(level, all_the_way)
 

@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from lbfgs_xp.arrays.backend import Array
-from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.result import DOUBTED, FLAT, NOISY, Status
 from lbfgs_xp.run import agreement, units
 from lbfgs_xp.run.measuring import CHANGED, SPREAD, Measuring
@@ -26,9 +24,8 @@ _ENOUGH = 4.0
 _SPACING = 0.125
 # How often a run continues because of noise.
 _MEASUREMENTS = 8
-# How far down the gradient to look for a lower value, relative to the sizes of the variables.
-_SHARES = (0.5, 0.125, 0.03125)
-_FAR_SHARES = (*_SHARES, 2.0**-7, 2.0**-9)
+# How far to look for a lower value, relative to the sizes of the variables.
+_SHARES = (0.5, 0.5, 2.0**-3, 2.0**-5, 2.0**-8)
 # How many trials of a search call for a look for noise.
 _LONG = 5
 # Over a sixteenth of its length, a function changes by more than this part of what its slope says,
@@ -130,7 +127,7 @@ class NoiseLooks:
         step = units.stride(space, self.visits.descent(steps), _FEW)
         x = units.at_steps(solver, space, state.x, step)
         there, gradient = self.visits.visit(x, rows)
-        look = agreement.look(space, state, x, there, gradient, level)
+        look = agreement.look_again(space, state, x, there, gradient, level)
         return rows & fn.logical_not(look.agrees)
 
     def _is_explained(self, rows: Any, level: Any, broken: Any) -> Any:
@@ -213,14 +210,13 @@ class NoiseLooks:
         rows = self._ended() & (p.noise > 0.0)
         if not space.any(rows):
             return
-        _, noise, bends = run.objective.differences.known
+        _, noise, bends, _ = run.objective.differences.known
         xp, noise, (_, step, second, _) = space.xp, space.per_problem(noise), bends
         bend = xp.where(second > noise, second, noise)
         way = xp.where(bend > 0.0, -state.gradient * step * (step / bend), 0.0 * step)
         way = units.at_steps(solver, space, state.x, way) - state.x
         (slope,) = space.read(space.dot(state.gradient, way))
         small = -0.5 * slope <= _ENOUGH * p.noise
-        lower = self._is_lower_farther(rows & small)
         # A gradient that is only small beside the first ones is looked at like any other.
         failed = fn.where(p.status == FLAT, FLAT, fn.full(_LINE_SEARCH, p.status))
         verdict = fn.where(small, _PRECISION, failed)
@@ -230,71 +226,38 @@ class NoiseLooks:
             error = space.read_one(space.max_abs(xp.where(step > 0.0, noise / step, 0.0 * step)))
             flat = rows & (p.status == _GRADIENT) & (error <= run.criteria.gtol)
             status = fn.where(flat, _GRADIENT, status)
-        p = run.standing.progress
-        run.note(p._replace(status=fn.where(lower, _HIGHER, status)))
+        run.note(p._replace(status=status))
 
-    def _is_lower_farther(self, rows: Any) -> Any:
-        """Where the value is visibly lower somewhere down the gradient, which becomes the best
-        point: along single variables, a curved valley promises nothing."""
-        run, p, (solver, state) = self.run, self.run.standing.progress, self.visits.smooth()
-        space, fn = run.space, run.space.scalars
-        unit = units.of_variables(space, state.x, p.extent)
-        descent = self.visits.descent(unit)
-        size = now(descent.longest)
-        found = fn.full(False, p.status)
-        for share in _SHARES:
-            rows = self.visits.can_afford(1, rows & (size > 0.0))
-            if not space.any(rows):
-                break
-            x = units.at_steps(solver, space, state.x, units.stride(space, descent, share))
-            lower = rows & (self.visits.value_at(x, rows) < state.value - p.noise)
-            rows = rows & fn.logical_not(lower)
-            found = found | self._visited(x, lower)
-        return found
-
-    def _visited(self, x: Array, rows: Any) -> Any:
-        """Visit x, where the value is lower, for those of these problems that can afford it."""
-        rows = self.visits.can_afford(1, rows)
-        if self.run.space.any(rows):
-            self.visits.visit(x, rows)
-        return rows
-
-    def look_far(self) -> bool:
-        """Look for a lower value far away, to both sides, where a run has ended well although the
+    def look_far(self, ended: Any) -> None:
+        """Look for a lower value far away, to both sides, where runs have ended well although the
         function seems to bend over lengths much shorter than its variables: waves that are small
         but short have minima everywhere. So has a function that changes in steps, on each of which
-        all differences are 0. Return whether one was found."""
+        all differences are 0. `lowest` goes back to what is found."""
         run = self.run
-        if not run.objective.differs or run.objective.differences.step is not None:
-            return False
+        if not run.objective.differs:
+            return
         p, (solver, state) = run.standing.progress, self.visits.smooth()
         space, fn = run.space, run.space.scalars
-        rows = (p.status == _GRADIENT) | (p.status == _PRECISION)
-        if not space.any(rows):
-            return False
-        rows = rows & ((p.noise > 0.0) | (state.gradient_norm == 0.0) | self._narrow())
+        if not space.any(ended):
+            return
+        rows = ended & ((p.noise > 0.0) | (state.gradient_norm == 0.0) | self._narrow())
         unit = units.of_variables(space, state.x, p.extent)
-        down = space.xp.where(state.gradient > 0.0, -unit, unit)
-        # The gradient may be wrong in each variable; then the way down may be neither its own nor
-        # the opposite one.
-        every_second = space.xp.arange(state.x.shape[-1], device=space.backend.creation_device) % 2
-        other = space.xp.where(every_second == 0, down, -down)
+        # A size of 0 shows nothing.
+        unit = space.xp.where(state.x == 0.0, units.of_run(run, state.x), unit)
+        way = space.xp.where(state.gradient > 0.0, -unit, unit)
         level = _ENOUGH * fn.maximum(
             agreement.hidden_by_rounding(fn, space.backend, state.value), p.noise
         )
-        found = fn.full(False, p.status)
-        for share, way in zip(_FAR_SHARES, itertools.cycle((down, other)), strict=False):
+        for k, share in enumerate(_SHARES):
+            if k > 0:
+                # The gradient may be wrong in each variable.
+                way = unit * units.signs(space.backend, state.x, k)
             for side in (share, -share):
-                rows = self.visits.can_afford(2, rows)
+                rows = self.visits.can_afford(1, rows)
                 if not space.any(rows):
-                    break
+                    return
                 x = units.at_steps(solver, space, state.x, side * way)
-                lower = rows & (self.visits.value_at(x, rows) < state.value - level)
-                rows = rows & fn.logical_not(lower)
-                found = found | self._visited(x, lower)
-        p = run.standing.progress
-        run.note(p._replace(status=fn.where(found, _HIGHER, p.status)))
-        return bool(space.any(found))
+                rows = rows & (self.visits.value_at(x, rows) >= state.value - level)
 
     def _ended(self) -> Any:
         """Which problems have ended at a small gradient, at a floor, or in a failed search."""

@@ -86,6 +86,8 @@ class Objective:
     differs, forward : bool
         Whether the gradient comes from finite differences, and whether from forward ones. Set
         `forward` to False for central ones.
+    watch : function
+        Called with x and the value there for each value of finite differences.
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class Objective:
         if layout.batch:
             self.restrict_to(None)
         self.differences = Differences(self.backend, self._value_alone, least=1.0)
+        self.watch: Callable[[Array, Any], Any] = _ignore
         self._forgiven: tuple[type[Exception], ...] = ()
         self._evaluate = self._choose(jac)
         # Like the gradient, the values of a batch may be in a buffer that fun reuses.
@@ -379,9 +382,11 @@ class Objective:
     def _value_alone(self, x: Array) -> Any:
         """The value for finite differences."""
         try:
-            return self._value(x)[0]
+            value = self._value(x)[0]
         except self._forgiven:
             return math.nan
+        self.watch(x, value)
+        return value
 
     def _precise(self, x: Any, *args: Any) -> Any:
         """What fun returned, checked to be as precise as x."""
@@ -446,6 +451,10 @@ class Objective:
                     "this warning",
                     stacklevel=level,
                 )
+
+
+def _ignore(x: Array, value: Any) -> None:
+    """Do nothing."""
 
 
 def _pair(

@@ -137,6 +137,8 @@ def _stage(phase: Phase, whole: Limits, bounds: Any, l1: L1 | None, layout: Layo
         xtol=_first_given(own.xtol, whole.xtol, 0.0),
         maxiter=_smaller(own.maxiter, whole.maxiter),
         maxfun=_smaller(own.maxfun, whole.maxfun),
+        # 4 eps of float64. In float32, 4 eps can be seen, but not the rounding of a sum of squares.
+        part=max(4.0 * backend.eps * backend.eps, 2.0**-50),
         eps=backend.eps,
         noise=backend.noise,
         largest=backend.largest,

@@ -5,12 +5,13 @@ The gradient may hide it: along the gradient, the steepest variables hide all ot
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.pending import now
-from lbfgs_xp.result import FLAT, Status
-from lbfgs_xp.run import agreement, stopping, units
+from lbfgs_xp.result import DOUBTED, FLAT, Status
+from lbfgs_xp.run import agreement, units
 from lbfgs_xp.run.measuring import Measuring
 from lbfgs_xp.run.units import Descent
 from lbfgs_xp.run.visits import Visits
@@ -18,31 +19,19 @@ from lbfgs_xp.run.visits import Visits
 _RUNNING, _GRADIENT = int(Status.RUNNING), int(Status.GRADIENT)
 _PRECISION, _LINE_SEARCH = int(Status.PRECISION), int(Status.LINE_SEARCH)
 _HIGHER = int(Status.HIGHER)
-# How often a run continues with a smaller tolerance before it restarts from a lower point.
-_LATER = 2
-# How often it does so because of its own promise.
+# How often a run continues with a smaller tolerance because of its own promise.
 _OWN = 8
-# Differences are about as long as this many times eps^(1/3) |x|.
-_BEYOND = 8.0
-# Their errors do not reach beyond this many times sqrt(eps) |x|.
-_SHORTEST = 100.0
 # How many steps down the gradient a promise may take. After the second, each step must have made it
 # grow by this factor, as in badly conditioned functions, and so many times the promise must matter.
 # By differences it may be an error.
 _STEPS, _GROWS, _NEARLY = 6, 2.0, 1e4
-# For a small gradient it is one step, because a network promises something for ever; but more where
-# the value has fallen by this factor and is larger than the promise by the next, if they make the
-# promise grow by the last: a start far away makes any gradient on the floor of a valley seem small.
-_FALLEN, _LARGER, _LEAP = 1e6, 1e3, 1e4
-# A smaller factor shows it where second derivatives shape the steps, which find the floor sooner,
-# or where a small gradient has already turned out not to be that of a minimum.
-_FALLEN_MORE = 1e3
-# In float32, eps of such a fall is large. While a step changes x by more than the first part of it,
-# or promises less than the second part of the value, as short steps along the floor of a curved
-# valley do, all that rounding does not hide matters.
-_PART, _SHARE = 2.0**-14, 0.1
-# float64 has digits to spare: see `plan.relative_tolerance`.
-_DIGITS = 1e-10
+# A start is far away if the value has fallen from there by more than so many times what it changes
+# by if a variable changes by its unit: then the fall shows nothing.
+_FAR = 16.0
+# In float64 one step shows it, unless the fall is larger by this factor.
+_MUCH, _DIGITS = 1e3, 1e-10
+# The smaller tolerance leaves this share of the gradient whose promise would not matter.
+_LEFT = 0.3
 # A promise counts if it exceeds what does not matter by this factor.
 _ENOUGH = 4.0
 # A step by this many times the rounding of x shows nothing.
@@ -70,43 +59,28 @@ class Promises:
         # Whether a promise is looked for: a wrong gradient promises anything, but differences are
         # only inaccurate.
         asks = fn.full(run.objective.differs, p.status) | (p.claim != _LINE_SEARCH)
-        level = self.visits.level(p, state, p.claim)
-        if run.objective.differs:
-            # After a small gradient the errors of differences promise more than there is.
-            spoils_nothing = self.measuring.spoils_nothing()
-            level = fn.where(p.flat > 0, fn.maximum(level, spoils_nothing), level)
-        level = _ENOUGH * level
-        descent, cut = self._follow(unit, level, asks)
-        p = run.standing.progress
-        # If a step would still change x visibly, how far the value has fallen shows nothing: the
-        # start may be higher by any factor than all that matters.
+        descent, level, cut = self._follow(unit, asks)
+        # Nothing is promised by a gradient that the rounding of x explains, or by a search that
+        # failed for what it promised.
         least = _HIDDEN * space.backend.eps * space.xp.abs(state.x)
-        reach, size, share, step, seen = space.read(
-            space.max_abs(descent.way), space.max_abs(state.x),
-            space.max_abs(descent.way / unit), space.max_abs((state.trial - state.x) / unit),
-            space.max_abs(space.xp.where(
-                space.xp.abs(descent.way) > least, descent.way, 0.0 * descent.way
-            )),
-        )
-        coarse = (p.claim == _GRADIENT) & self._started_far() & (space.backend.eps > _DIGITS)
-        far = (reach > self.visits.visible(p, size)) | (coarse & (share > _PART))
-        if run.objective.differs:
-            vacuous = level > fn.abs(state.value)
-            far = far & fn.logical_not(self._is_within_differences(share, vacuous))
-        hidden = agreement.hidden_by_rounding(fn, space.backend, state.value)
-        level = fn.where(far, _ENOUGH * fn.maximum(hidden, p.noise), level)
-        wanted = (p.status == _RUNNING) & asks & (descent.decrease > level)
-        # Nor does a gradient that the rounding of x explains.
-        wanted = wanted & (seen > 0.0)
-        wanted = self._postpone(wanted, far, level, coarse, step)
+        way = space.xp.abs(descent.way)
+        moves = space.read_one(space.max_abs(space.xp.where(way > least, way, 0.0 * way))) > 0.0
+        p = run.standing.progress
+        wanted = (p.status == _RUNNING) & asks & moves & (descent.decrease > level)
+        still = (p.status == _RUNNING) & (p.claim == DOUBTED) & fn.logical_not(moves)
+        if space.any(still):
+            decrement = now(state.decrement)
+            more = fn.isfinite(decrement) & (decrement > _ENOUGH * descent.decrease)
+            explained = still & (descent.decrease > 0.0) & fn.logical_not(more)
+            run.note(p._replace(status=fn.where(explained, _PRECISION, p.status)))
+        wanted = self._postpone(wanted, level, descent)
         return unit, self._seek(descent, wanted, level, cut)
 
     def _settle(self, unit: Array) -> bool:
         """Believe small gradients that promise nothing; return whether any problem still runs.
 
         Even if each variable changes by all of its size, rounding hides what they promise. How far
-        the value has fallen does not show this without a look: while steps are long, the start may
-        be higher by any factor than all that matters.
+        the value has fallen does not show this without a look: the start may be far away.
         """
         run, p, (solver, state) = self.run, self.run.standing.progress, self.visits.smooth()
         space, fn = run.space, run.space.scalars
@@ -121,81 +95,84 @@ class Promises:
         run.note(p._replace(claim=fn.where(settled, _RUNNING, p.claim), status=status))
         return bool(space.any(status == _RUNNING))
 
-    def _follow(self, unit: Array, level: Any, asks: Any) -> tuple[Descent, Any]:
-        """Steps down the gradient until they promise more than this; and where they led out of the
-        domain of the function."""
+    def _level(self, descent: Descent, usual: Any) -> Any:
+        """The decrease that does not matter, and whether it takes more than one step down the
+        gradient to say so.
+
+        If the value has fallen far more than it changes over the sizes of the variables, the start
+        was far away, and a part of that change takes the place of the same part of the fall.
+        """
+        run, p, (_, state) = self.run, self.run.standing.progress, self.visits.smooth()
+        space, fn = run.space, run.space.scalars
+        hidden = fn.maximum(agreement.hidden_by_rounding(fn, space.backend, state.value), p.noise)
+        near = fn.maximum(hidden, _FAR * run.criteria.part * descent.variation)
+        if run.objective.differs:
+            errors = self.visits.rounding_of_differences(state) * space.xp.abs(descent.way)
+            near = fn.maximum(near, space.read_one(space.sum(errors)))
+        far = (p.claim == _GRADIENT) & (descent.variation > 0.0) & (near < usual)
+        much = _MUCH if space.backend.eps < _DIGITS else 1.0
+        doubtful = (far & (much * near < usual)) | (usual <= hidden)
+        return _ENOUGH * fn.where(far, near, usual), doubtful
+
+    def _follow(self, unit: Array, asks: Any) -> tuple[Descent, Any, Any]:
+        """Steps down the gradient until they promise more than what does not matter; that; and
+        where they led out of the domain of the function."""
         run, (solver, state) = self.run, self.visits.smooth()
         space, fn = run.space, run.space.scalars
-        descent = self.visits.descent(unit)
-        p = run.standing.progress
-        size, small = fn.abs(state.value), p.claim == _GRADIENT
-        started_far = self._started_far()
+        descent, p = self.visits.descent(unit), run.standing.progress
+        small, usual = p.claim == _GRADIENT, self.visits.level(p, state, p.claim)
+        if run.objective.differs:
+            # After a small gradient the errors of differences promise more than there is.
+            spoils_nothing = self.measuring.spoils_nothing()
+            usual = fn.where(p.flat > 0, fn.maximum(usual, spoils_nothing), usual)
 
         def step(
-            _: int, going: Any, descent: Descent, cut: Any, kept: Descent
-        ) -> tuple[Any, Descent, Any, Descent]:
+            _: int, going: Any, descent: Descent, level: Any, cut: Any
+        ) -> tuple[Any, Descent, Any, Any]:
             going = self.visits.affords(1, going & (descent.decrease <= level))
             if not space.any(going):
-                return going, descent, cut, kept
+                return going, descent, level, cut
             before = descent.decrease
             # Long enough to show the curvature.
             step = units.stride(space, descent, space.backend.eps**0.5)
             x = units.at_steps(solver, space, state.x, step)
             # A lower value next to a small gradient does not matter unless it is promised.
-            value, gradient = self.visits.visit(x, going, p.claim != _GRADIENT)
+            least = fn.where(small, fn.full(math.inf, level), -math.inf)
+            value, gradient = self.visits.visit(x, going, least=least)
             if run.objective.differs:
-                cut = cut | (going & fn.logical_not(fn.isfinite(now(value))))
+                cut = cut | (going & fn.logical_not(fn.isfinite(value)))
             change = gradient - state.gradient
             change = solver.reduced(space, state.x, state.gradient, change)
             descent = units.followed(space, descent, unit, x - state.x, change, going)
+            level, doubtful = self._level(descent, usual)
             first = before == 0.0
             grows = (descent.decrease > _GROWS * before) & (_NEARLY * descent.decrease > level)
             more = first | (grows & (not run.objective.differs))
-            leaps = first | fn.logical_not(small) | (descent.decrease > _LEAP * kept.decrease)
-            kept = space.merge(leaps, descent, kept)
-            hides = started_far & (_LARGER * kept.decrease < size)
-            return going & fn.where(small, hides, more), descent, cut, kept
+            return going & fn.where(small, first & doubtful, more), descent, level, cut
 
         # Without the first step the steepest variables hide the others.
         going = (p.status == _RUNNING) & asks
         no = fn.full(False, p.status)
-        _, cut, kept = run.repeat(_STEPS, step, going, descent, no, descent)
-        return kept, cut
+        descent, level, cut = run.repeat(_STEPS, step, going, descent, _ENOUGH * usual, no)
+        return descent, level, cut
 
-    def _started_far(self) -> Any:
-        """Whether the value has fallen by such a factor that the start shows nothing about it."""
-        run, p, (_, state) = self.run, self.run.standing.progress, self.visits.smooth()
-        fn, solver = run.space.scalars, run.solver
-        factor = fn.where(p.flat > 0, fn.full(_FALLEN_MORE, state.value), _FALLEN)
-        if solver.needs_hessian or solver.needs_products:
-            factor = _FALLEN_MORE
-        return fn.abs(p.first_value) > factor * fn.abs(state.value)
-
-    def _postpone(self, wanted: Any, far: Any, level: Any, coarse: Any, step: Any) -> Any:
+    def _postpone(self, wanted: Any, level: Any, descent: Descent) -> Any:
         """Continue with a smaller tolerance if a small gradient is not that of a minimum, because
         the start was much steeper than everything after it. Return which promises are left.
 
         wanted : which problems promise a decrease that matters.
-        far : in which of them the way to it would change x visibly.
-        coarse : where eps of what the value has fallen shows nothing.
-        step : the largest part of a variable by which the next trial changes it.
         """
         run, p, (solver, state) = self.run, self.run.standing.progress, self.visits.smooth()
         space, fn, eps = run.space, run.space.scalars, run.space.backend.eps
-        early = wanted & (p.claim == _GRADIENT) & (far | (p.flat < _LATER))
         # The run itself may know better: the steepest variables may hide the others in these
-        # units, too.
-        own = solver.promise(space, state)
-        visible = stopping.hidden(fn, run.criteria, p, state.value)
-        # The steps along the floor of a curved valley are short, and promise only a part.
-        shows = coarse & ((step > _PART) | (own < _SHARE * fn.abs(state.value)))
-        own = own > fn.where(shows, visible, level)
-        own = own & (p.status == _RUNNING) & (p.claim == _GRADIENT) & (p.flat < _OWN)
-        # The errors of differences promise much.
-        own = own & (not run.objective.differs)
-        early = early | own
+        # units, too. By differences, errors promise much.
+        own = fn.full(0.0, level) if run.objective.differs else solver.promise(space, state)
+        own_promise = (own > level) & (p.flat < _OWN) & (p.status == _RUNNING)
+        early = (wanted | own_promise) & (p.claim == _GRADIENT)
         norm = state.gradient_norm
-        gtol = fn.where(coarse, eps**0.5, fn.full(eps**0.25, norm)) * norm
+        # What is promised falls with the square of the gradient.
+        left = _LEFT * fn.divide(level, fn.maximum(descent.decrease, own)) ** 0.5
+        gtol = fn.maximum(left, eps**0.25) * norm
         if run.objective.differs:
             # What is left may be the error of differences. That of forward ones shows nothing.
             errors = self.visits.rounding_of_differences(state)
@@ -205,10 +182,13 @@ class Promises:
             if run.objective.forward:
                 p = p._replace(status=fn.where(lost, _LINE_SEARCH, p.status))
             gtol = fn.maximum(gtol, space.read_one(space.xp.min(errors, axis=-1)))
+        # From now on, the value has fallen from no farther than matters here.
+        begins = state.value + descent.variation
+        nearer = descent.variation < fn.abs(p.first_value - state.value)
         run.note(p._replace(
             status=fn.where(early, FLAT, p.status),
             flat=fn.where(early, p.flat + 1, p.flat),
-            first_value=fn.where(early & fn.logical_not(coarse), state.value, p.first_value),
+            first_value=fn.where(early & nearer, begins, p.first_value),
             first_norm=fn.where(early, norm, p.first_norm),
             highest_norm=fn.where(early, norm, p.highest_norm),
             gtol=fn.where(early, gtol, p.gtol),
@@ -251,13 +231,3 @@ class Promises:
             status = fn.where(failed, verdict, status)
         run.note(p._replace(status=status))
         return broken
-
-    def _is_within_differences(self, share: Any, vacuous: Any) -> Any:
-        """Whether a way is so short that differences may be what promises a decrease.
-
-        share : how far it leads along any variable, at most, in its unit.
-        vacuous : where the value has fallen so far that the usual bound says nothing.
-        """
-        eps, fn = self.run.space.backend.eps, self.run.space.scalars
-        usual = fn.full(_BEYOND * eps ** (1 / 3), share)
-        return share <= fn.where(vacuous, _SHORTEST * eps**0.5, usual)

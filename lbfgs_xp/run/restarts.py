@@ -32,11 +32,13 @@ class Restarts:
         self.departures: Any = run.space.scalars.full(0, value)
         self.departed = value
 
-    def from_best(self) -> bool:
-        """Restart from the best point if a run has settled elsewhere; return whether any has.
+    def from_best(self, matters: Any = False) -> bool:
+        """Restart from the best point if a run has ended elsewhere; return whether any has.
 
         A rejected trial, in another valley, may be lower than everything that came after it. The
         run never restarts from the same point twice: it would only take the same path again.
+
+        matters : in which problems the best point is lower by more than what does not matter.
         """
         run = self.run
         run.rejoin_rows()
@@ -45,11 +47,14 @@ class Restarts:
         space, fn, (state, p, best) = run.space, run.space.scalars, run.standing
         limit = best.value + fn.maximum(4.0 * run.criteria.noise * fn.abs(best.value), p.noise)
         looked = p.status == _HIGHER
-        elsewhere = (succeeded(p.status) & (state.value > limit)) | looked
+        ended = succeeded(p.status)
+        if not run.objective.forward:
+            # Forward differences give way to central ones.
+            ended = ended | (p.status == _LINE_SEARCH)
+        elsewhere = (ended & (state.value > limit)) | looked
         if run.criteria.relative > 0.0:
             # Lower by what does not matter is not elsewhere.
-            part = 4.0 * run.criteria.eps
-            least = stopping.negligible(fn, run.criteria, p, best.value, part)
+            least = stopping.negligible(fn, run.criteria, p, best.value)
             close = (p.status == _GRADIENT) & (state.value <= best.value + least)
             elsewhere = elsewhere & fn.logical_not(close)
             steeper = close & (best.gradient_norm > fn.maximum(p.gtol, state.gradient_norm))
@@ -61,12 +66,12 @@ class Restarts:
         run.note(p)
         # Points that are lower by what does not matter may be found for ever.
         gain, p = self.departed - best.value, run.standing.progress
-        part = 4.0 * run.criteria.eps
-        least = stopping.negligible(fn, run.criteria, p, best.value, part)
+        least = stopping.negligible(fn, run.criteria, p, best.value)
         enough = looked & (self.departures > 2) & (gain <= least)
         if run.objective.differs:
             enough = enough | (looked & (state.value - best.value <= least))
         enough = enough & (p.claim != DOUBTED) & (p.claim != _LINE_SEARCH)
+        enough = enough & fn.logical_not(fn.full(False, p.status) | matters)
         run.note(p._replace(status=fn.where(enough, _PRECISION, p.status)))
         elsewhere = elsewhere & fn.logical_not(enough)
         elsewhere = elsewhere & (best.value < self.departed) & (self.departures < _DEPARTURES)

@@ -8,12 +8,13 @@ may have ended it (`central`).
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from lbfgs_xp.result import CLAIMED, DOUBTED, FLAT, NOISY, Status
-from lbfgs_xp.run import across, agreement, given_steps
+from lbfgs_xp.run import across, agreement, given_steps, silent, way_back
 from lbfgs_xp.run.central import Central
-from lbfgs_xp.run.iteration import Standing, better_point
+from lbfgs_xp.run.iteration import Standing, better_point, succeeded
 from lbfgs_xp.run.noise_looks import NoiseLooks
 from lbfgs_xp.run.promises import Promises
 from lbfgs_xp.run.restarts import Restarts
@@ -39,6 +40,8 @@ class SecondLook:
         self.noise = NoiseLooks(self.visits, self.restarts)
         self.promises = Promises(self.visits, self.noise.measuring)
         self.central = Central(run, self.restarts)
+        # How far each problem had come when it was last looked at far away, and still ended well.
+        self.looked: Any = run.space.scalars.full(-1, run.standing.solver_state.value)
 
     @property
     def memory(self) -> dict[str, Any]:
@@ -46,13 +49,13 @@ class SecondLook:
         restarts = self.restarts
         return {
             "departures": restarts.departures, "departed": restarts.departed,
-            "began": self.noise.measuring.began,
+            "began": self.noise.measuring.began, "looked": self.looked,
         }
 
     @memory.setter
     def memory(self, memory: dict[str, Any]) -> None:
         self.restarts.departures, self.restarts.departed = memory["departures"], memory["departed"]
-        self.noise.measuring.began = memory["began"]
+        self.noise.measuring.began, self.looked = memory["began"], memory["looked"]
 
     def resumes(self) -> bool:
         """Whether any problem resumes, now that all have stopped."""
@@ -69,10 +72,28 @@ class SecondLook:
         begun = self.central.switch() or begun
         if begun:
             return run.is_running() or self.resumes()
-        if self.noise.look_far() and self.restarts.from_best():
+        if run.objective.differs and self._goes_back():
             return run.is_running() or self.resumes()
         given_steps.explain(self.visits)
         return False
+
+    def _goes_back(self) -> bool:
+        """Whether runs by differences restart from a lower value than the one they ended at."""
+        run = self.run
+        for look in (self.noise.look_far, functools.partial(silent.look, self.visits)):
+            p = run.standing.progress
+            look(succeeded(p.status) & (self._steps() > self.looked))
+            lower = way_back.take(self.visits)
+            if run.space.any(lower) and self.restarts.from_best(lower):
+                return True
+        ended = succeeded(run.standing.progress.status)
+        self.looked = run.space.scalars.where(ended, self._steps(), self.looked)
+        return False
+
+    def _steps(self) -> Any:
+        """Iterations, and how often each problem has begun anew."""
+        p = self.run.standing.progress
+        return p.earlier + p.nit + p.measured + self.restarts.departures
 
     def _confirm(self) -> bool:
         """Look at the claims; return whether problems have begun again among noise."""

@@ -41,6 +41,7 @@ class Criteria(NamedTuple):
     lost : the least tolerance, relative to the error of the largest gradient: if the first steps
         solve a problem exactly, later gradients are rounding. 0 for methods without searches, whose
         end no look confirms, and after a switch to central differences, which are sharper.
+    part : the part of how far the value has fallen that does not matter.
     eps, noise, largest : properties of the dtype, from `Backend`.
     patience : iterations without meaningful progress after which the precision floor counts as
         reached.
@@ -56,6 +57,7 @@ class Criteria(NamedTuple):
     gtol: float
     relative: float
     lost: float
+    part: float
     ftol: float
     xtol: float
     maxiter: int
@@ -215,9 +217,12 @@ def differ(
     return other | (change > _FADED * criteria.error * p.highest_norm)
 
 
-def negligible(fn: Scalars, criteria: Criteria, p: Progress, value: Any, part: Any) -> Any:
+def negligible(
+    fn: Scalars, criteria: Criteria, p: Progress, value: Any, part: Any = None
+) -> Any:
     """The change of the value that does not matter: what rounding or noise hides, and this part of
-    how far the value has fallen since the start."""
+    how far the value has fallen since the start, by default the ordinary one."""
+    part = criteria.part if part is None else part
     fallen = fn.abs(p.first_value - value)
     fallen = fn.where(fn.isfinite(fallen), fallen, 0.0)
     return fn.maximum(hidden(fn, criteria, p, value), part * fallen)
@@ -258,7 +263,7 @@ def update(
     value, norm, before = new.value, new.gradient_norm, old.value
     magnitude = fn.maximum(fn.abs(before), fn.abs(value))
     unclear = hidden(fn, criteria, p, magnitude)
-    little = negligible(fn, criteria, p, value, 4.0 * criteria.eps)
+    little = negligible(fn, criteria, p, value)
     share = fn.where(fn.abs(value) < little, _CREEPS, fn.full(_CRAWLS, value))
     crawl = fn.maximum(unclear, fn.minimum(share * fn.abs(value), little))
     least = fn.where(unclear * 0.0 + criteria.error > criteria.eps, crawl, unclear)

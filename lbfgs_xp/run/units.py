@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lbfgs_xp.arrays.backend import Array
+from lbfgs_xp.arrays.backend import Array, Backend
 from lbfgs_xp.arrays.pending import now
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.solvers.contract import Solver
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # How far a promise may lie ahead: by this fraction of the unit of the variable that moves most.
 _REACH = 0.5
+# Signs repeat after so many variables; the factor has no divisor in common with it.
+_PERIOD, _FACTOR = 1024, 619
 
 
 class Descent(NamedTuple):
@@ -29,6 +31,7 @@ class Descent(NamedTuple):
     direction, longest : the next direction, and its largest component in these units.
     squared : the residual's squared norm in these units.
     decrease : how much lower the model is there, the promise that the slopes make.
+    variation : how far the value changes along these steps if a variable changes by its unit.
     """
 
     way: Array
@@ -37,6 +40,7 @@ class Descent(NamedTuple):
     longest: Any
     squared: Any
     decrease: Any
+    variation: Any
 
 
 def of_variables(space: Space, x: Array, extent: Any) -> Array:
@@ -67,7 +71,7 @@ def descent(space: Space, gradient: Array, unit: Array) -> Descent:
     direction = -scaled * unit
     squared, longest = space.later(space.dot(scaled, scaled), space.max_abs(direction / unit))
     nothing = space.scalars.full(0.0, squared)
-    return Descent(zero, gradient, direction, longest, squared, nothing)
+    return Descent(zero, gradient, direction, longest, squared, nothing, nothing)
 
 
 def stride(space: Space, descent: Descent, share: float) -> Array:
@@ -93,6 +97,8 @@ def followed(
     steps = fn.where(usable & (bend > 0.0), fn.divide(-slope, bend), longest)
     steps = fn.where(usable, fn.minimum(steps, longest), 0.0)
     decrease = fn.where(usable, -steps * (slope + 0.5 * steps * bend), 0.0)
+    per_unit = fn.divide(1.0, size)
+    varies = fn.where(usable, per_unit * (-slope + 0.5 * per_unit * fn.abs(bend)), 0.0)
     residual = descent.residual + space.scale(steps, space.pick(usable, change, 0.0 * step))
     scaled = residual * unit
     (squared,) = space.read(space.dot(scaled, scaled))
@@ -103,7 +109,7 @@ def followed(
     (longest,) = space.later(space.max_abs(direction / unit))
     onwards = Descent(
         descent.way + space.scale(steps, step), residual, direction, longest, squared,
-        descent.decrease + decrease,
+        descent.decrease + decrease, fn.maximum(descent.variation, varies),
     )
     return space.merge(usable, onwards, descent)
 
@@ -111,3 +117,14 @@ def followed(
 def at_steps(solver: Solver, space: Space, x: Array, step: Array) -> Array:
     """The feasible point nearest to x + step."""
     return solver.project(space, x + step) if solver.projects else x + step
+
+
+def signs(backend: Backend, x: Array, first: int = 0) -> Array:
+    """A factor between 1/2 and 1 for each variable, of either sign, the same in every run.
+
+    first : the place in their order at which to begin, for other factors.
+    """
+    xp = backend.xp
+    places = (xp.arange(x.shape[-1], device=backend.creation_device) + first) % _PERIOD
+    part = xp.astype((places * _FACTOR) % _PERIOD, x.dtype) / _PERIOD - 0.5
+    return xp.where(part < 0.0, part - 0.5, part + 0.5)

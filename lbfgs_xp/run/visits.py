@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from math import inf
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.result import Status
@@ -18,6 +19,15 @@ _LINE_SEARCH, _EVALUATIONS = int(Status.LINE_SEARCH), int(Status.EVALUATIONS)
 _TIME = int(Status.TIME)
 # A step by this many times sqrt(eps) |x| is visible.
 _FAR = 64.0
+
+
+class Seen(NamedTuple):
+    """The function at a point: the value of all that is minimised, the gradient of fun, and its
+    auxiliary output."""
+
+    value: Any
+    gradient: Array
+    aux: Any
 
 
 class Visits:
@@ -76,23 +86,37 @@ class Visits:
         _, pull = self.run.solver_here().around(self.run.space, state.x, state.gradient)
         return gradient if pull is None else gradient + pull
 
-    def visit(self, x: Array, rows: Any, counts: Any = True) -> tuple[Any, Array]:
-        """Value and gradient of all that is minimised at x, for these rows; x may become the best
-        where it `counts`. If it is False, the value is left on the device."""
-        run, (state, p, known) = self.run, self.run.standing
-        space, fn = run.space, run.space.scalars
+    def visit(
+        self, x: Array, rows: Any, counts: bool = True, least: Any = -inf
+    ) -> tuple[Any, Array]:
+        """Value and gradient of all that is minimised at x, for these rows. If it `counts`, x may
+        become the best where it is lower than the iterate by at least so much; otherwise the value
+        is left on the device."""
+        seen = self.evaluate(x, rows)
+        if counts:
+            (value,) = self.run.space.read(seen.value)
+            seen = seen._replace(value=value)
+            here = self.run.standing.solver_state.value
+            enough = self.run.space.scalars.logical_not(value > here - least)
+            self.consider(x, seen, rows & enough)
+        return seen.value, self.whole(seen.gradient)
+
+    def evaluate(self, x: Array, rows: Any) -> Seen:
+        """The function at x, for these rows."""
+        run, p = self.run, self.run.standing.progress
         value, gradient, aux, count = run.evaluate(x)
-        p = p._replace(nfev=fn.where(rows, p.nfev + count, p.nfev))
-        better = fn.full(False, p.nfev)
-        if counts is not False:
-            (value,) = space.read(value)
-            seen = state._replace(seen=value, accepted=better)
-            known, better = better_point(
-                run.solver_here(), space, run.criteria, known, x, seen, gradient, rows & counts,
-                p.noise,
-            )
-        run.move_to(Standing(state, p, known), aux, better)
-        return value, self.whole(gradient)
+        run.note(p._replace(nfev=run.space.scalars.where(rows, p.nfev + count, p.nfev)))
+        return Seen(value, gradient, aux)
+
+    def consider(self, x: Array, seen: Seen, rows: Any) -> None:
+        """Make x the best point of these rows if it is better."""
+        run, (state, p, best) = self.run, self.run.standing
+        fn = run.space.scalars
+        here = state._replace(seen=seen.value, accepted=fn.full(False, p.nfev))
+        best, better = better_point(
+            run.solver_here(), run.space, run.criteria, best, x, here, seen.gradient, rows, p.noise
+        )
+        run.move_to(Standing(state, p, best), seen.aux, better)
 
     def value_at(self, x: Array, rows: Any) -> Any:
         """The value alone at x, for these rows."""
@@ -105,13 +129,14 @@ class Visits:
 
     def fail(self, rows: Any) -> None:
         """End those of these problems that still run: no lower point was found."""
-        run, (_, p, best) = self.run, self.run.standing
+        run, (state, p, best) = self.run, self.run.standing
         fn = run.space.scalars
         failed: Any = fn.full(_LINE_SEARCH, p.status)
         if not run.objective.differs:
             # The best trial may be a stationary point to which no search could move: at a bound
             # where the gradient is infinite.
-            failed = fn.where(best.gradient_norm == 0.0, _GRADIENT, failed)
+            elsewhere = (best.gradient_norm == 0.0) & (state.gradient_norm != 0.0)
+            failed = fn.where(elsewhere, _GRADIENT, failed)
         run.note(p._replace(status=fn.where(rows & (p.status == _RUNNING), failed, p.status)))
 
     def level(self, p: Any, state: Any, claim: Any) -> Any:
@@ -122,7 +147,7 @@ class Visits:
         space = self.run.space
         fn, eps = space.scalars, space.backend.eps
         small = (claim == _GRADIENT) | ((claim == _LINE_SEARCH) & self.run.objective.differs)
-        part = fn.where(small, fn.full(4.0 * eps, state.value), 4.0 * eps * eps)
+        part = fn.where(small, fn.full(self.run.criteria.part, state.value), 4.0 * eps * eps)
         level = stopping.negligible(fn, self.run.criteria, p, state.value, part)
         return fn.maximum(level, agreement.hidden_by_rounding(fn, space.backend, state.value))
 

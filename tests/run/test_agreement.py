@@ -249,13 +249,15 @@ def test_the_time_of_looks_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[agreement.Look]:
     """The looks of all later runs."""
-    seen, look = [], agreement.look
+    seen: list[agreement.Look] = []
+    for name in ("look", "look_again"):
+        look = getattr(agreement, name)
 
-    def watched(*args: Any) -> agreement.Look:
-        seen.append(look(*args))
-        return seen[-1]
+        def watched(*args: Any, look: Any = look) -> agreement.Look:
+            seen.append(look(*args))
+            return seen[-1]
 
-    monkeypatch.setattr(agreement, "look", watched)
+        monkeypatch.setattr(agreement, name, watched)
     return seen
 
 

@@ -171,6 +171,19 @@ def test_differences_suit_the_noise_from_the_start(jac: Any) -> None:
         assert res.success and float(p.value_and_gradient(res.x)[0]) <= 5.0 * SIZE
 
 
+@pytest.mark.parametrize("method", ["lbfgs", "bfgs"])
+@pytest.mark.parametrize("told", [1e-11, 1e-5])
+def test_by_differences_less_noise_than_there_is_does_no_harm(told: float, method: str) -> None:
+    """What was given would make them take steps over which noise is all they see."""
+    p = problems.rosenbrock(2)
+    for seed in range(3):
+        fun = random(p, seed)
+        res = lx.minimize(
+            lambda x, fun=fun: fun(x)[0], p.x0, jac="2-point", method=method, noise=told
+        )
+        assert res.success and float(p.value_and_gradient(res.x)[0]) <= 5.0 * SIZE
+
+
 def test_less_noise_than_there_is_makes_no_success() -> None:
     p = problems.rosenbrock(2)
     for seed in range(3):

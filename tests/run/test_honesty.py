@@ -647,7 +647,9 @@ FAR = [(-30.0, 5.0), (250.0, -40.0), (1e3, -1e3), (40.0, -7.0, -60.0), (1e4, -1e
 
 @pytest.mark.parametrize("jac", ["2-point", "3-point"])
 @pytest.mark.parametrize("method", ["lbfgs", "bfgs"])
-@pytest.mark.parametrize("start", [(1e5, 1e5), (1e4, -1e4), (1e5, -3e4)])
+@pytest.mark.parametrize(
+    "start", [(1e5, 1e5), (1e4, -1e4), (1e5, -3e4), (3263.597, 19979.929)]
+)
 def test_by_differences_a_start_far_away_makes_no_gradient_small(
     start: tuple, method: str, jac: str
 ) -> None:
@@ -657,6 +659,40 @@ def test_by_differences_a_start_far_away_makes_no_gradient_small(
         jac=jac, method=method,
     )
     assert res.success and res.fun < 1e-3
+
+
+@pytest.mark.parametrize("jac", ["2-point", "3-point"])
+@pytest.mark.parametrize("method", ["lbfgs", "bfgs"])
+def test_by_differences_in_float32_a_start_makes_no_gradient_small(method: str, jac: str) -> None:
+    """Next to a minimum of 0 or of 5, not where 4 eps of the fall, 1e5 to 1e15, would still hide
+    what is left."""
+    weights = np.asarray([1.0, 1e3], dtype=np.float32)
+    for start in ((1e6, 1e6), (1e3, -10.0), (7.0, 3.0)):
+        for least in (0.0, 5.0):
+            res = lx.minimize(
+                lambda x, least=least: np.float32(least) + np.sum(weights * (x - 1.0) ** 2),
+                np.asarray(start, dtype=np.float32), jac=jac, method=method,
+            )
+            assert res.success and res.fun - least < 1e-3
+    for start in ((-10.0, 10.0), (-1e3, 1e3), (-1e5, 1e5)):
+        res = lx.minimize(
+            lambda x: _valley(x)[0], np.asarray(start, dtype=np.float32), jac=jac, method=method
+        )
+        assert not res.success or res.fun < 1e-3
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "bfgs"])
+def test_a_lower_point_that_a_look_has_seen_is_kept(method: str) -> None:
+    """The first variable is so far away that its slope is lost next to the second one."""
+    values: list[float] = []
+
+    def fun(x: np.ndarray) -> tuple[Any, np.ndarray]:
+        values.append(float(np.sum(np.log1p(x * x))))
+        return values[-1], 2.0 * x / (1.0 + x * x)
+
+    start = np.asarray([1e10, 1e3], dtype=np.float32)
+    res = lx.minimize(fun, start, jac=True, method=method)
+    assert res.fun <= min(values) + 1e-6 * abs(min(values)) + 1e-12 and res.fun < 1e-12
 
 
 @pytest.mark.parametrize("method", ["lbfgs", "bfgs", "newton"])

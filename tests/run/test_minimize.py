@@ -1044,6 +1044,14 @@ def test_state_of_other_variables_is_refused(x0: np.ndarray) -> None:
         lx.minimize(bowl, x0, jac=True, state=state)
 
 
+def test_state_of_another_library_is_refused() -> None:
+    jax = pytest.importorskip("jax")
+    state = lx.minimize(bowl, np.zeros(3, np.float32), jac=True, maxiter=3).state
+    wanted = r"variables: numpy, float32, \(3,\); wanted jax, float32, \(3,\), like x0"
+    with pytest.raises(ValueError, match=wanted):
+        lx.minimize(bowl, jax.numpy.zeros(3, "float32"), jac=True, state=state)
+
+
 def test_state_of_another_memory_size_is_refused() -> None:
     state = lx.minimize(rosenbrock, ROSENBROCK.x0, jac=True, maxiter=3).state
     with pytest.raises(ValueError, match="10 pairs; wanted .*memory_size=4"):
