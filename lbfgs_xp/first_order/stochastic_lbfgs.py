@@ -16,7 +16,7 @@ from lbfgs_xp.arrays.scalars import Scalars
 from lbfgs_xp.arrays.space import FixedOrderSpace, Space
 from lbfgs_xp.arrays.tree import Layout, unflatten
 from lbfgs_xp.checks import count, flags, number, optional, setting
-from lbfgs_xp.elementary import one_minus_power
+from lbfgs_xp.elementary import following, one_minus_power
 from lbfgs_xp.first_order import update
 from lbfgs_xp.first_order.base import FirstOrder
 from lbfgs_xp.first_order.clipping import clip_factor
@@ -27,6 +27,8 @@ from lbfgs_xp.solvers.lbfgs.curvature import Pairs
 
 # How often the Armijo test halves a step.
 _HALVINGS = 10
+# How many times its running mean g . H g may be, and the share of the past in that mean.
+_MOST, _KEPT = 4.0, 0.9
 
 
 class Curvature(NamedTuple):
@@ -34,14 +36,17 @@ class Curvature(NamedTuple):
 
     momentum, anchor : (1, n), the mean of the gradients, and where the next pair begins.
     pairs : of steps and changes of the gradient, as of a batch of one problem.
-    of_mean, of_each : (1,), the running means M and G in `StochasticLBFGS`. Noise makes G larger.
+    unit : (1,), 1 / max |g| of the first gradient that is not 0; 0 until then. All gradients are
+        multiplied by it, so that their squares are in the range of the dtype.
+    curvature, decrement : (1,), the means C and G in `StochasticLBFGS`; 0 without pairs.
     """
 
     momentum: Array
     anchor: Array
     pairs: Pairs
-    of_mean: Any
-    of_each: Any
+    unit: Any
+    curvature: Any
+    decrement: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +55,10 @@ class StochasticLBFGS(FirstOrder):
 
         b ← momentum b + (1 - momentum) g,    d = -H b / (1 - momentum^t),    x ← x + rate d
 
-    The rate is the learning rate, but at most 1 and, once there is a pair, at most
-
-        (1 + momentum) M / G,
-
-    where M and G are running means, with the factor momentum, of d · H⁻¹ d and g · H g. Exact
-    gradients that hardly change make M and G equal. If g is nothing but noise, M is about
-    (1 - momentum) / (1 + momentum) of G, and the bound is 1 - momentum: a larger rate would only
-    let the noise move x farther. Decoupled weight decay takes the same rate.
+    The rate is the learning rate, but at most 1 - momentum once there is a pair: a larger one would
+    bring x no faster to a minimum, because the mean lags, and only let noise move it farther. If
+    g . H g exceeds 4 G, where G is its running mean, g is shortened until it is 4 G, so that no
+    batch moves x much farther than the others. Decoupled weight decay takes the same rate.
 
     H is the inverse Hessian of L-BFGS. After the first step, and then every `pair_every` steps, the
     gradient of the current batch is also taken at the anchor, the point where the last pair was
@@ -65,15 +66,16 @@ class StochasticLBFGS(FirstOrder):
     alone, never of one batch replaced by another (as in Berahas, Nocedal & Takáč 2016, with the
     whole batch as overlap), and s, which spans several steps (Byrd, Hansen, Nocedal & Singer 2016),
     is longer than their noise. If s . y is less than damping σ s . s, y is replaced by
-    θ y + (1 - θ) σ s for which it is equal (Powell 1978; Wang, Ma, Goldfarb & Liu 2017). Here
-    σ = y . y / s . y (if s . y <= 0, that of the newest pair, or 1), at most the upper curvature
-    bound and at least the lower one divided by damping.
+    θ y + (1 - θ) σ s for which it is equal (Powell 1978; Wang, Ma, Goldfarb & Liu 2017). Here σ is
+    the larger of y . y / s . y and its geometric mean C over the last `memory_size` pairs; C alone
+    if s . y <= 0; |y| / |s| if that is the first pair. The initial matrix of H is the geometric
+    mean of s . s / s . y; the usual s . y / y . y is too small, because of the noise in y.
 
     Parameters
     ----------
     learning_rate : float or schedule
-        In units of the quasi-Newton step. Until the first pair, because no curvature is known, a
-        step has this Euclidean length, at most 1.
+        In units of the quasi-Newton step; at most 1 - momentum counts. Until the first pair,
+        because no curvature is known, a step has this Euclidean length, at most 1.
     memory_size : int
         How many pairs are kept, at least 1.
     momentum : float in [0, 1)
@@ -82,11 +84,13 @@ class StochasticLBFGS(FirstOrder):
         1 + 1 / pair_every gradients.
     damping : float in [0, 1)
         0: pairs without positive curvature are dropped. 0.2 as in Powell (1978). If the loss is
-        convex, 0.01 lets pairs show small curvature beside large.
+        convex, 0.01 lets pairs show small curvature beside large; then a momentum of 0.97 goes
+        well with it.
     curvature_bounds : (float, float)
-        A pair is kept only if s . y >= lower s . s and y . y <= upper s . y. Hence, with m pairs
-        and r = upper / lower, the eigenvalues of H are at least 1 / ((m + 1) upper) and at most
-        r^(m + 1) / ((r - 1) lower).
+        In units of C; for the first pair, the lower one in units of max |g| of the first gradient.
+        A pair is kept only if s . y >= lower s . s and y . y <= upper s . y. Hence, if C is 1, with
+        m pairs and r = upper / lower, the eigenvalues of H are at least 1 / ((m + 1) upper) and at
+        most r^(m + 1) / ((r - 1) lower).
     armijo : None or float in (0, 1)
         If given, a step is halved, at most ten times, until the loss of the batch has decreased by
         this fraction of what its slope predicts. Each trial is one more evaluation.
@@ -120,7 +124,7 @@ class StochasticLBFGS(FirstOrder):
     learning_rate: Any = 0.1
     memory_size: int = 20
     momentum: float = 0.9
-    pair_every: int = 10
+    pair_every: int = 5
     damping: float = 0.2
     curvature_bounds: tuple[float, float] = (1e-6, 1e6)
     armijo: float | None = None
@@ -176,7 +180,7 @@ class StochasticLBFGS(FirstOrder):
             zeros = backends[0].zeros((1, size))
             return Curvature(
                 zeros, zeros, curvature.empty(space, size, self.memory_size, (1,), 1.0),
-                space.small_zeros((1,)), space.small_zeros((1,)),
+                *(space.small_zeros((1,)) for _ in range(3)),
             )
 
     def update(
@@ -268,10 +272,12 @@ class StochasticLBFGS(FirstOrder):
             if self.armijo is not None:
                 known = batch_value is not None
                 before = self._value(space, x, batch_value) if known else value_at(x)
-                moved = self._shortened(space, base, moved, before, rate[..., 0] * slope, value_at)
+                moved = self._shortened(
+                    space, base, moved, before, rate[..., 0] * slope, value_at, memory.unit
+                )
             new = _split(spec, base + moved, xs)
         return new, OptimizerState(
-            step + 1, state.slots, carried, plateaus, spec, memory
+            following(step), state.slots, carried, plateaus, spec, memory
         )
 
     def _value(self, space: Space, x: Array, value: Any) -> Array:
@@ -319,19 +325,22 @@ class StochasticLBFGS(FirstOrder):
         def learn(mask: Any) -> Curvature:
             there = gradient_at(memory.anchor)
             run = functools.partial if space.reproducible else backend.jit
-            pairs = run(_with_pair, self.rule, space)(
-                memory.pairs, x - memory.anchor, g - there, mask
-            )
-            return memory._replace(anchor=space.pick(mask, x, memory.anchor), pairs=pairs)
+            s, y = x - memory.anchor, space.spread(memory.unit) * (g - there)
+            told = run(_with_pair, self.rule, space)(memory, s, y, mask)
+            return told._replace(anchor=space.pick(mask, x, memory.anchor))
 
         if not traced:
             return learn(space.scalars.full(True, memory.pairs.gamma))
         return backend.branch(space.xp.reshape(due, (1,)), learn, memory)
 
     def _shortened(
-        self, space: Space, x: Array, moved: Array, before: Any, slope: Any, value_at: Callable
+        self, space: Space, x: Array, moved: Array, before: Any, slope: Any, value_at: Callable,
+        unit: Any,
     ) -> Array:
-        """The step after the Armijo test on the batch."""
+        """The step after the Armijo test on the batch.
+
+        before, slope : the loss of the batch, and its slope along `moved` in units of 1 / unit.
+        """
         xp, (before, slope) = space.xp, space.read(before, slope)
         fn = space.scalars
         # Momentum may point uphill on this batch; the loss must not increase then.
@@ -343,7 +352,7 @@ class StochasticLBFGS(FirstOrder):
 
         def too_long(carry: tuple) -> Any:
             length, value, tries = carry
-            good = value <= before + length * wanted
+            good = unit * (value - before) <= length * wanted
             return fn.logical_not(good) & (tries < _HALVINGS)
 
         def halved(carry: tuple) -> tuple:
@@ -369,31 +378,33 @@ def _aimed(
 ) -> tuple[Curvature, Array, Array, Any]:
     """The memory with the new momentum, the direction, the slope along it, and the rate."""
     _, rate, correction = numbers
-    xp, fn, (old, _, pairs, of_mean, of_each) = space.xp, space.scalars, memory
-    factor = clip_factor(rule.clip_norm, (space,), [g])
-    clipped = g if factor is None else factor * g
+    xp, fn, (old, _, pairs, unit, _, before) = space.xp, space.scalars, memory
+    first = fn.divide(1.0, space.fetch(space.max_abs(g)))
+    unit = fn.where((unit == 0.0) & (first < math.inf), first, unit)
+    g = space.spread(unit) * g
+    clipped = g
+    if rule.clip_norm is not None:
+        clipped = clip_factor(rule.clip_norm * unit, (space,), [g]) * g
     if rule.clip_value is not None:
-        clipped = xp.clip(clipped, -rule.clip_value, rule.clip_value)
-    momentum = rule.momentum * old + (1.0 - rule.momentum) * clipped
+        largest = space.spread(rule.clip_value * unit)
+        clipped = xp.minimum(xp.maximum(clipped, -largest), largest)
+    known = pairs.count > 0
+    now = _squared(space, pairs, clipped)
+    usual = fn.where(before > 0.0, before, now)
+    allowed = fn.minimum(now, _MOST * usual)
+    share = fn.where(known & (now > allowed), fn.sqrt(fn.divide(allowed, now)), 1.0)
+    decrement = fn.where(known, _KEPT * usual + (1.0 - _KEPT) * allowed, 0.0)
+    momentum = rule.momentum * old + (1.0 - rule.momentum) * (space.spread(share) * clipped)
     mean = correction * momentum
     # Without pairs, the step has the length of the learning rate.
     norm = space.fetch(space.sqrt(space.dot(mean, mean)))
-    unit = fn.where(norm > 0.0, fn.divide(1.0, norm), 1.0)
-    pairs = pairs._replace(gamma=fn.where(pairs.count == 0, unit, pairs.gamma))
+    alone = fn.where(norm > 0.0, fn.divide(1.0, norm), 1.0)
+    pairs = pairs._replace(gamma=fn.where(known, pairs.gamma, alone))
     c = curvature.coefficients(space, pairs, space.fetch(space.products(pairs.rows, mean)))
     direction = space.descend(c, pairs.rows, pairs.gamma, mean)
-    known = pairs.count > 0
-    of_mean, of_each = (
-        fn.where(known, rule.momentum * before + (1.0 - rule.momentum) * now, before)
-        for before, now in (
-            (of_mean, _squared(space, pairs, mean)), (of_each, _squared(space, pairs, clipped))
-        )
-    )
-    most = (1.0 + rule.momentum) * fn.divide(of_mean, of_each)
     one = fn.full(1.0, norm)
-    most = fn.where(known & (of_each > 0.0) & (most < 1.0), most, one)
-    rate = fn.minimum(one * rate, most)
-    memory = memory._replace(momentum=momentum, of_mean=of_mean, of_each=of_each)
+    rate = fn.minimum(one * rate, fn.where(known, one - rule.momentum, one))
+    memory = memory._replace(momentum=momentum, unit=unit, decrement=decrement)
     return memory, direction, space.dot(g, direction), rate
 
 
@@ -407,26 +418,43 @@ def _squared(space: Space, pairs: Pairs, vector: Array) -> Any:
 
 
 def _with_pair(
-    rule: Any, space: Space, pairs: Pairs, s: Array, y: Array, mask: Any
-) -> Pairs:
-    """The pairs with a new one in the problems of the mask, if it has enough curvature."""
-    fn, (lower, upper) = space.scalars, rule.curvature_bounds
+    rule: Any, space: Space, memory: Curvature, s: Array, y: Array, mask: Any
+) -> Curvature:
+    """The memory with a new pair in the problems of the mask, if it has enough curvature."""
+    fn, pairs, mean = space.scalars, memory.pairs, memory.curvature
+    lower, upper = rule.curvature_bounds
     ss, sy, yy = space.read(space.dot(s, s), space.dot(s, y), space.dot(y, y))
-    share, added = fn.fused(_damped, rule.damping, lower, upper, ss, sy, yy, pairs.gamma)
-    y = space.scale(share, y) + space.scale(added, s)
-    sy, yy = space.read(space.dot(s, y), space.dot(y, y))
-    mask = mask & (sy > 0.0) & (sy >= lower * ss) & (yy <= upper * sy) & (yy < math.inf)
+    if rule.damping:
+        share, added = fn.fused(_damped, rule.damping, upper, ss, sy, yy, mean)
+        y = space.scale(share, y) + space.scale(added, s)
+        sy, yy = space.read(space.dot(s, y), space.dot(y, y))
+    known = mean > 0.0
+    least, most = fn.where(known, lower * mean, lower), fn.where(known, upper * mean, math.inf)
+    mask = mask & (sy > 0.0) & (sy >= least * ss) & (yy <= most * sy) & (yy < math.inf)
     pairs = curvature.write_many(space, pairs, s, y, mask)
     change = space.fetch(space.products(pairs.rows, y))
-    return curvature.accept_many(space, pairs, change, 0.0 * sy, mask, True)
+    after = curvature.accept_many(space, pairs, change, 0.0 * sy, mask, False)
+    # Geometric means, so that neither large nor small curvature of one batch decides.
+    share = fn.divide(1.0, fn.maximum(fn.full(after.count, mean), 1.0))
+    exp, log = space.small.exp, space.small.log
+
+    def averaged(old: Any, new: Any) -> Any:
+        mixed = exp((1.0 - share) * log(old) + share * log(new))
+        return fn.where(mask, fn.where(known, mixed, new), old)
+
+    gamma = averaged(pairs.gamma, fn.divide(ss, sy))
+    return memory._replace(
+        pairs=after._replace(gamma=gamma), curvature=averaged(mean, fn.divide(yy, sy))
+    )
 
 
 def _damped(
-    fn: Scalars, damping: float, lower: float, upper: float, ss: Any, sy: Any, yy: Any, gamma: Any
+    fn: Scalars, damping: float, upper: float, ss: Any, sy: Any, yy: Any, mean: Any
 ) -> tuple[Any, Any]:
     """θ and (1 - θ) σ for the damped y."""
-    size = fn.where(sy > 0.0, fn.divide(yy, sy), fn.divide(1.0, gamma))
-    size = fn.clip(size, lower / max(damping, lower / upper), upper)
+    alone = fn.where(mean > 0.0, mean, fn.sqrt(fn.divide(yy, ss)))
+    size = fn.where(sy > 0.0, fn.maximum(fn.divide(yy, sy), mean), alone)
+    size = fn.where(mean > 0.0, fn.minimum(size, upper * mean), size)
     least = damping * size * ss
     share = fn.where(sy < least, fn.divide((1.0 - damping) * size * ss, size * ss - sy), 1.0)
     return share, (1.0 - share) * size

@@ -29,7 +29,8 @@ def quadratic(x: np.ndarray, shift: np.ndarray) -> tuple[float, np.ndarray]:
 def reference(fun: Callable, x: np.ndarray, opt: lx.StochasticLBFGS, steps: int) -> np.ndarray:
     """The formulas of the docstring with a dense inverse Hessian."""
     lower, upper = opt.curvature_bounds
-    mean, anchor, pairs, of_mean, of_each = np.zeros_like(x), x, [], 0.0, 0.0
+    mean, anchor, pairs, length = np.zeros_like(x), x, [], 0.0
+    gamma, middle, unit = 0.0, 0.0, 0.0    # middle: C
     for t in range(1, steps + 1):
         def batch(x: np.ndarray, k: int = t - 1) -> np.ndarray:
             g = fun(x, k)
@@ -37,34 +38,38 @@ def reference(fun: Callable, x: np.ndarray, opt: lx.StochasticLBFGS, steps: int)
             return g + opt.weight_decay * x * (not opt.decoupled_weight_decay)
 
         g = batch(x)
+        unit = unit or np.max(np.abs(g))
         if t == 2 or (t > 1 and (t - 1) % opt.pair_every == 0):
             s, y = x - anchor, g - batch(anchor)
-            h = pairs[-1][0] @ pairs[-1][1] / (pairs[-1][1] @ pairs[-1][1]) if pairs else 1.0
-            sigma = y @ y / (s @ y) if s @ y > 0.0 else 1.0 / h
-            sigma = min(max(sigma, lower / max(opt.damping, lower / upper)), upper)
-            if s @ y < opt.damping * sigma * (s @ s):
+            sigma = max(y @ y / (s @ y), middle) if s @ y > 0.0 else middle
+            sigma = min(sigma, upper * middle) if pairs else sigma
+            sigma = sigma or np.linalg.norm(y) / np.linalg.norm(s)
+            if opt.damping and s @ y < opt.damping * sigma * (s @ s):
                 share = (1.0 - opt.damping) * sigma * (s @ s) / (sigma * (s @ s) - s @ y)
                 y = share * y + (1.0 - share) * sigma * s
-            if s @ y > 0.0 and s @ y >= lower * (s @ s) and y @ y <= upper * (s @ y):
+            least, most = (lower * middle, upper * middle) if pairs else (lower * unit, math.inf)
+            if s @ y > 0.0 and s @ y >= least * (s @ s) and y @ y <= most * (s @ y):
                 pairs = [*pairs, (s, y)][-opt.memory_size :]
+                k = len(pairs)
+                gamma = gamma ** (1 - 1 / k) * (s @ s / (s @ y)) ** (1 / k)
+                middle = middle ** (1 - 1 / k) * (y @ y / (s @ y)) ** (1 / k)
             anchor = x
         if opt.clip_norm is not None:
             g = g * min(1.0, opt.clip_norm / np.linalg.norm(g))
-        mean = opt.momentum * mean + (1.0 - opt.momentum) * g
-        b = mean / (1.0 - opt.momentum**t)
-        inverse = np.eye(len(x)) / np.linalg.norm(b)
-        for k, (s, y) in enumerate(pairs):
-            if k == 0:
-                new_s, new_y = pairs[-1]
-                inverse = np.eye(len(x)) * (new_s @ new_y) / (new_y @ new_y)
+        inverse = np.eye(len(x)) * gamma
+        for s, y in pairs:
             rho = 1.0 / (s @ y)
             left = np.eye(len(x)) - rho * np.outer(s, y)
             inverse = left @ inverse @ left.T + rho * np.outer(s, s)
-        rate = min(opt.learning_rate(t - 1), 1.0)
         if pairs:
-            of_mean = opt.momentum * of_mean + (1.0 - opt.momentum) * (b @ inverse @ b)
-            of_each = opt.momentum * of_each + (1.0 - opt.momentum) * (g @ inverse @ g)
-            rate = min(rate, (1.0 + opt.momentum) * of_mean / of_each)
+            length = length or g @ inverse @ g
+            g = g * min(1.0, 2.0 * np.sqrt(length / (g @ inverse @ g)))
+            length = 0.9 * length + 0.1 * (g @ inverse @ g)
+        mean = opt.momentum * mean + (1.0 - opt.momentum) * g
+        b = mean / (1.0 - opt.momentum**t)
+        if not pairs:
+            inverse = np.eye(len(x)) / np.linalg.norm(b)
+        rate = min(opt.learning_rate(t - 1), 1.0 - opt.momentum if pairs else 1.0)
         if opt.decoupled_weight_decay:
             x = x - rate * opt.weight_decay * x
         x = x - rate * inverse @ b
@@ -127,7 +132,7 @@ def test_pairs_hold_the_effect_of_the_step_alone() -> None:
         x, state = opt.update(x, fun(x)[1], state, fun=fun)
     s, y = curvature.by_age(lx.Space(X0[None], batched=True), state.memory.pairs)
     assert state.memory.pairs.count == 5
-    assert np.allclose(y[0], s[0] @ MATRIX, rtol=1e-6)
+    assert np.allclose(y[0] / state.memory.unit, s[0] @ MATRIX, rtol=1e-6)
 
 
 @pytest.mark.parametrize("damping", [0.0, 0.2])
@@ -139,6 +144,7 @@ def test_the_inverse_hessian_is_within_its_bounds(damping: float) -> None:
     )
     rng = np.random.default_rng(1)
     x, state, space = X0, opt.init(X0), lx.Space(X0[None], batched=True)
+    allowed: list[tuple[float, float]] = []
     kept = 0
     for _ in range(60):
         matrix = rng.normal(size=(N, N)) * 10.0 ** rng.uniform(-1.0, 2.0) + 2.0 * np.eye(N)
@@ -146,21 +152,27 @@ def test_the_inverse_hessian_is_within_its_bounds(damping: float) -> None:
         def fun(x: np.ndarray, matrix: np.ndarray = matrix) -> tuple[float, np.ndarray]:
             return 0.0, matrix @ x
 
+        middle, slot = state.memory.curvature.item(), state.memory.pairs.slot.item()
         x, state = opt.update(x, fun(x)[1], state, fun=fun)
         x = x / np.linalg.norm(x)
         pairs = state.memory.pairs
         m = int(pairs.count[0])
         if m == 0:
             continue
+        s, y = (rows[0][-m:] for rows in curvature.by_age(space, pairs))
+        ss, sy, yy = np.sum(s * s, 1), np.sum(s * y, 1), np.sum(y * y, 1)
+        if pairs.slot.item() != slot:
+            # The first pair has no upper bound.
+            new = (lower * middle, upper * middle) if middle else (lower, yy[-1] / sy[-1])
+            allowed = [*allowed, new][-m:]
+        lows, highs = np.asarray(allowed).T
+        assert (sy >= (1 - 1e-9) * lows * ss).all() and (yy <= (1 + 1e-9) * highs * sy).all()
         kept += 1
         columns = [curvature.apply(space, pairs, e[None])[0] for e in np.eye(N)]
         sizes = np.linalg.eigvalsh(np.stack(columns))
-        r = upper / lower
-        assert sizes[0] >= (1.0 - 1e-9) / ((m + 1) * upper)
-        assert sizes[-1] <= r ** (m + 1) / ((r - 1.0) * lower)
-        s, y = (rows[0][-m:] for rows in curvature.by_age(space, pairs))
-        assert (np.sum(s * y, 1) >= (1 - 1e-9) * lower * np.sum(s * s, 1)).all()
-        assert (np.sum(y * y, 1) <= (1 + 1e-9) * upper * np.sum(s * y, 1)).all()
+        r = max(highs) / min(lows)
+        assert sizes[0] >= (1.0 - 1e-9) / ((m + 1) * max(highs))
+        assert sizes[-1] <= r ** (m + 1) / ((r - 1.0) * min(lows))
     assert kept > 20
 
 
@@ -202,6 +214,46 @@ def test_a_rate_beyond_what_noise_allows_changes_nothing() -> None:
     small, half, large = (distance(rate) for rate in (0.01, 0.5, 10.0))
     assert half == pytest.approx(large, rel=0.05)
     assert small < 0.6 * half < 0.6 * np.sqrt(200.0)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.1, 1.0])
+def test_batches_of_very_different_size_do_no_harm(rate: float) -> None:
+    """The gradient of a batch is that of the whole, times a number between 1e-3 and 1e3."""
+    sizes, rng = np.geomspace(1.0, 30.0, 20), np.random.default_rng(0)
+    x, opt = np.full(20, 3.0), lx.StochasticLBFGS(rate)
+    state = opt.init(x)
+    first = 0.5 * np.sum(sizes * x * x)
+    for _ in range(1000):
+        size, noise = 10.0 ** rng.normal(), 0.1 * rng.normal(size=20)
+
+        def fun(x: np.ndarray, size: Any = size, noise: Any = noise) -> tuple[float, np.ndarray]:
+            return float(size * np.sum((0.5 * sizes * x + noise) * x)), size * (sizes * x + noise)
+
+        x, state = opt.update(x, fun(x)[1], state, fun=fun)
+    assert 0.5 * np.sum(sizes * x * x) < 1e-4 * first
+
+
+@pytest.mark.parametrize("armijo", [None, 1e-4])
+def test_the_unit_of_the_loss_does_not_matter(backend: Backend, armijo: float | None) -> None:
+    """In float32, squares of gradients of 1e25 overflow, those of 1e-25 vanish."""
+    dtype = backend.xp.float32
+
+    def run(unit: float) -> np.ndarray:
+        opt = lx.StochasticLBFGS(0.3, pair_every=2, armijo=armijo, clip_norm=100.0 * unit)
+        x = backend.asarray(X0, dtype)
+        state, scales = opt.init(x), backend.asarray(np.geomspace(1.0, 9.0, N), dtype)
+        for _ in range(12):
+            def fun(x: Any) -> tuple[Any, Any]:
+                return backend.xp.sum(0.5 * unit * scales * x * x), unit * scales * x
+
+            value, g = fun(x)
+            x, state = opt.update(x, g, state, value=value, fun=fun)
+        return backend.to_numpy(x)
+
+    wanted = run(1.0)
+    assert np.linalg.norm(wanted) < 0.5 * np.linalg.norm(X0)
+    for unit in (1e-25, 1e25):
+        assert np.allclose(run(unit), wanted, rtol=1e-3, atol=1e-5)
 
 
 def test_the_old_state_stays_as_it_is_unless_told() -> None:
