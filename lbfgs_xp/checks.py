@@ -25,9 +25,18 @@ R = TypeVar("R")
 def shown(value: Any) -> str:
     """`value` as text for a message; a large array is shown by its shape only."""
     shape = getattr(value, "shape", None)
+    if is_traced(value):
+        return "a traced number, whose value only the compiled program knows"
     if isinstance(shape, tuple) and math.prod(shape) > _SHOWN:
         return f"an array of shape {tuple(shape)}"
     return repr(value)
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a real number of an array library has no value, because JAX traces the function."""
+    dtype = str(getattr(value, "dtype", ""))
+    number = hasattr(value, "__array_namespace__") and ("int" in dtype or "float" in dtype)
+    return number and value.shape == () and real(value) is None
 
 
 def number(
@@ -280,6 +289,8 @@ def reject_foreign_keywords(**names: str) -> Callable[[Callable[P, R]], Callable
 
 def real(value: Any) -> float | None:
     """One real number of any library as a float; None for anything else."""
+    if type(value) is float:
+        return value
     if not hasattr(value, "__float__") or _is_no_number(value):
         return None
     try:

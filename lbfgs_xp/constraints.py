@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 
 from lbfgs_xp import checks
 from lbfgs_xp.arrays import returned
-from lbfgs_xp.arrays.backend import copy_of, is_array
+from lbfgs_xp.arrays.backend import copy_of, is_array, is_tracing
 from lbfgs_xp.arrays.current import on_device_of
 from lbfgs_xp.arrays.tree import map_leaves
 from lbfgs_xp.minimize import minimize
 from lbfgs_xp.result import Reason, Result, Status, attach, table
+from lbfgs_xp.run import implicit
 from lbfgs_xp.run.penalised import Multipliers, PenalisedProblem
 from lbfgs_xp.typing import Jacobian, PhasesOf
 
@@ -345,6 +346,11 @@ class _ConstrainedRun:
     ):
         if callback is not None and not callable(callback):
             raise TypeError(f"callback is a {type(callback).__name__}; wanted a function or None")
+        if is_tracing((x0, args)) or implicit.is_wanted(False, x0):
+            raise TypeError(
+                "a constrained problem was passed inside a function that JAX transforms (jit, "
+                "vmap, grad, ...); wanted it outside, because its penalties are chosen in Python"
+            )
         self.problem, self.settings, self.callback = problem, settings, callback
         self.args = args if isinstance(args, tuple) else (args,)
         self.start = time.perf_counter()

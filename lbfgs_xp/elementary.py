@@ -77,6 +77,29 @@ def one_minus_power(base: float, exponent: Number) -> Number:
     return 1.0 - base**exponent
 
 
+def counted(step: Number) -> Number:
+    """A traced step in the default type of integers, at most 1 less than the largest of them, so
+    that there is a next one."""
+    xp = step.__array_namespace__()
+    kind = xp.__array_namespace_info__().default_dtypes()["integral"]
+    last = xp.iinfo(kind).max - 1
+    if xp.iinfo(step.dtype).max > last:
+        step = xp.minimum(step, xp.asarray(last, dtype=step.dtype))
+    return xp.astype(step, kind)
+
+
+def following(step: Number) -> Number:
+    """The step after this one; a program stays at the last one that its type holds."""
+    if isinstance(step, int):
+        return step + 1
+    return step + (step < step.__array_namespace__().iinfo(step.dtype).max)
+
+
+def largest(step: Number) -> int:
+    """A step, or how large it can be in a program."""
+    return step if isinstance(step, int) else step.__array_namespace__().iinfo(step.dtype).max
+
+
 def _log(base: float) -> float:
     return math.log(base) if base > 0.0 else -math.inf
 

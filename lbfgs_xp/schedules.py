@@ -35,11 +35,23 @@ from lbfgs_xp.checks import (
     count,
     flag,
     integer,
+    is_traced,
     number,
     real,
+    shown,
 )
 from lbfgs_xp.drawing import axes
-from lbfgs_xp.elementary import cos, either, maximum, minimum, power, sqrt, where
+from lbfgs_xp.elementary import (
+    cos,
+    counted,
+    either,
+    largest,
+    maximum,
+    minimum,
+    power,
+    sqrt,
+    where,
+)
 
 __all__ = [
     "Constant",
@@ -68,11 +80,12 @@ __all__ = [
 ]
 
 
-def as_schedule(value: Any, name: str = "learning_rate") -> Schedule:
+def as_schedule(value: Any, name: str = "learning_rate", traced: bool = False) -> Schedule:
     """Turn a number, a schedule or a function from step to rate into a schedule.
 
     A number of at least 0 becomes a `Constant`, a schedule stays as it is, and any other callable
-    becomes a `Function`. Errors call the value `name`.
+    becomes a `Function`. If `traced`, so does a number without a value, in a function that JAX
+    transforms. Errors call the value `name`.
 
     Raises ValueError for a number that is negative, NaN or infinite, and TypeError for anything
     else.
@@ -88,9 +101,11 @@ def as_schedule(value: Any, name: str = "learning_rate") -> Schedule:
         return Constant(value)
     if callable(value) and not isinstance(value, type):
         return Function(value)
+    if traced and is_traced(value):
+        return Function(lambda step: value)
     error = TypeError if real(value) is None else ValueError
     raise error(
-        f"{name} is {value!r}; wanted a number of at least 0, a schedule such as "
+        f"{name} is {shown(value)}; wanted a number of at least 0, a schedule such as "
         "lx.schedules.Cosine(0.1, steps=1000), or a function from step to learning rate"
     )
 
@@ -170,6 +185,7 @@ class Schedule(Settings):
         """The learning rate at `step`, an integer of at least 0.
 
         In a function that JAX compiles, the step may be a traced integer, and so is the rate then.
+        There the rate no longer changes after step 2^31 - 2, or 2^63 - 2 with `jax_enable_x64`.
 
         Raises TypeError if the step is not an integer, and ValueError if it is negative or if the
         rate is not a finite number of at least 0. (Of traced ones the values are not known.)
@@ -195,15 +211,28 @@ class Schedule(Settings):
         """The learning rate at a step, which is known to be an integer of at least 0."""
         raise NotImplementedError(f"{type(self).__name__} needs a method rate(step)")
 
+    @property
+    def traceable(self) -> bool:
+        """Whether the rate of a step without a value can be computed in a program of JAX."""
+        # Python's own functions may take another path at a step without a value, and say nothing.
+        return type(self).rate.__module__ == __name__ or real(self.rate(0)) is None
+
     def _traced(self, step: Any) -> Any:
         """The rate at a traced step."""
-        # Python's own functions may take another path at a step without a value, and say nothing.
-        if type(self).rate.__module__ != __name__ and real(self.rate(0)) is not None:
-            raise _needs_a_value(self)
+        if not self.traceable:
+            raise TypeError(
+                f"step is traced, but {self!r} computes with Python's numbers; wanted a step with "
+                "a value, or a schedule whose rate is computed by jax.numpy"
+            )
         # An integer of 32 bits would be divided in float32 where the default is float64.
-        xp = step.__array_namespace__()
-        kind = xp.__array_namespace_info__().default_dtypes()["integral"]
-        return self.rate(xp.astype(step, kind))
+        step = counted(step)
+        try:
+            return self.rate(step)
+        except OverflowError:
+            raise ValueError(
+                f"{self!r} counts more steps than integers of {step.dtype} hold; wanted fewer, or "
+                "jax_enable_x64"
+            ) from None
 
     def init(self) -> Any:
         """The state before the first step: None if the schedule depends only on the step."""
@@ -271,10 +300,9 @@ class Function(Schedule):
     def rate(self, step: int) -> float:
         return self.function(step)
 
-    def _traced(self, step: Any) -> Any:
-        if real(self.function(0)) is not None:
-            raise _needs_a_value(self)
-        return self.function(step)
+    @property
+    def traceable(self) -> bool:
+        return real(self.function(0)) is None
 
 
 # ---- falling by factors -------------------------------------------------------------------------
@@ -730,8 +758,7 @@ class CosineRestarts(Schedule):
             share = step % period / period
         else:
             share = _share(step, period)
-            last = step if isinstance(step, int) else _LAST
-            while passed <= last:
+            while passed <= largest(step):
                 period *= self.growth
                 share = where(step >= passed, (step - passed) / float(period), share)
                 passed += period
@@ -826,6 +853,10 @@ class Warmup(Schedule):
         return either(step < self.warmup_steps, rising, risen) if self.warmup_steps else risen()
 
     @property
+    def traceable(self) -> bool:
+        return self.schedule.traceable
+
+    @property
     def span(self) -> int:
         return self.warmup_steps + self.schedule.span
 
@@ -870,6 +901,10 @@ class Sequence(Schedule):
         return from_on(0)
 
     @property
+    def traceable(self) -> bool:
+        return all(schedule.traceable for schedule in self.schedules)
+
+    @property
     def span(self) -> int:
         return sum(self.boundaries[-1:]) + self.schedules[-1].span
 
@@ -893,6 +928,10 @@ class Product(Schedule):
 
     def rate(self, step: int) -> float:
         return math.prod(schedule(step) for schedule in self.schedules)
+
+    @property
+    def traceable(self) -> bool:
+        return all(schedule.traceable for schedule in self.schedules)
 
     @property
     def span(self) -> int:
@@ -1010,22 +1049,12 @@ class ReduceOnPlateau(Schedule):
 
 # ---- the settings -------------------------------------------------------------------------------
 
-# The last step that an integer of 32 bits, the default in programs, can count.
-_LAST = 2**31 - 1
-
 
 def _is_traced(number: Any, kind: str) -> bool:
     """Whether what has no value is a number of this kind in a program that is being compiled."""
     return (
         hasattr(number, "__array_namespace__") and number.shape == ()
         and number.__array_namespace__().isdtype(number.dtype, kind)
-    )
-
-
-def _needs_a_value(schedule: Schedule) -> TypeError:
-    return TypeError(
-        f"step is traced, but {schedule!r} computes with Python's numbers; wanted a step with a "
-        "value, or a schedule whose rate is computed by jax.numpy"
     )
 
 

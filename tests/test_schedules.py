@@ -552,6 +552,39 @@ def test_a_program_computes_the_same_rates() -> None:
         assert rate == pytest.approx(schedule(last), rel=1e-9, abs=1e-15)
 
 
+@pytest.mark.parametrize("wide", [False, True])
+def test_steps_at_the_end_of_the_integers_of_a_program(wide: bool) -> None:
+    jax = pytest.importorskip("jax")
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", wide)
+    try:
+        last, limit = 2**31 - 2, 2**63 - 2 if wide else 2**31 - 2
+        schedules = (
+            S.InverseSquareRoot(0.1, 4000), S.CosineRestarts(0.1, 1000, growth=3), S.Constant(0.1)
+        )
+        steps = [np.int32(last), np.int32(last + 1), np.uint32(last + 2), np.uint32(2**32 - 1)]
+        for schedule in schedules:
+            program = jax.jit(schedule)
+            for step in steps:
+                want = schedule(min(int(step), limit))
+                assert float(program(step)) == pytest.approx(want, rel=1e-6), (schedule, step)
+            if wide:
+                step = np.int64(2**40 + 12345)
+                assert float(program(step)) == pytest.approx(schedule(int(step)), rel=1e-9)
+        long = S.Linear(0.1, 0.0, 2**32)
+        if wide:
+            assert float(jax.jit(long)(np.int64(2**31))) == 0.05
+        else:
+            fails(lambda: jax.jit(long)(np.int32(7)), ValueError, "int32 hold; wanted fewer")
+        opt = lx.Adam(0.1)
+        w = jax.numpy.ones(2)
+        state = opt.init(w)._replace(step=np.int32(2**31 - 1))
+        w, state = jax.jit(opt.update)(w, 2.0 * w, state)
+        assert np.isfinite(w).all() and int(state.step) == 2**31 - 1
+    finally:
+        jax.config.update("jax_enable_x64", before)
+
+
 def test_functions_in_a_program() -> None:
     jax = pytest.importorskip("jax")
     for given in (lambda k: 0.1 / (1 + k), Harmonic(0.1), S.Warmup(lambda k: 0.3 if k else 1.0, 2)):

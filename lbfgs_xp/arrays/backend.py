@@ -234,10 +234,10 @@ class Backend(Keyed):
         """
 
     @staticmethod
-    def in_program(function: Callable, like: Any, *numbers: Any) -> Any:
-        """What a function of numbers returns, also for traced ones. If it raises an exception for
-        them, the host computes it each time.
+    def in_program(function: Callable, traceable: bool, like: Any, *numbers: Any) -> Any:
+        """What a function of numbers returns, also for traced ones.
 
+        traceable : whether it computes with traced numbers, too; if not, the host calls it.
         like : nested numbers of the structure and types that it returns.
         """
         return function(*numbers)
@@ -286,14 +286,14 @@ class Backend(Keyed):
         return self.current()
 
     @staticmethod
-    def from_table(function: Callable, counts: tuple[int, int], like: Any, index: Any) -> Any:
+    def from_table(
+        function: Callable, traceable: bool, count: int, like: Any, index: Any
+    ) -> Any:
         """What a function of an integer from 0 on returns, also for a traced one.
 
-        It is then called at once for the first integers, which gives their numbers the bits that
-        they have outside. Later ones are computed by the program, or by the host if the function
-        raises an exception for traced ones, or for one of the first ones.
+        It is then called at once for the first `count` integers, or until it raises an exception,
+        which gives their numbers the bits that they have outside. For later ones see `in_program`.
 
-        counts : of these first integers, in the one case and in the other.
         like : nested floats of the structure that it returns.
         """
         return function(index)
@@ -777,6 +777,12 @@ class Backend(Keyed):
         carried : like x0, without influence on the solution.
         """
         raise NotImplementedError
+
+    @staticmethod
+    def without_derivative(x: Array, part: Any) -> Any:
+        """A part of a result beside the solution x. Where derivatives of x are traced, its own are
+        nan, so that nothing takes it for a constant."""
+        return part
 
     # --- linear algebra ------------------------------------------------------------------------
 

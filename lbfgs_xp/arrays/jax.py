@@ -25,6 +25,7 @@ from lbfgs_xp.arrays.backend import Array, Backend, Pairs, is_array
 from lbfgs_xp.arrays.jax_implicit import Hoisted
 from lbfgs_xp.arrays.jax_mesh import is_traced
 from lbfgs_xp.arrays.keyed import Keyed
+from lbfgs_xp.elementary import counted
 
 
 class JaxBackend(Backend):
@@ -103,39 +104,35 @@ class JaxBackend(Backend):
         jax.tree_util.register_pytree_node(cls, flatten, unflatten)
 
     @staticmethod
-    def in_program(function: Callable, like: Any, *numbers: Any) -> Any:
+    def in_program(function: Callable, traceable: bool, like: Any, *numbers: Any) -> Any:
         # Numbers of 32 bits would be combined in float32 where the default is float64.
         numbers = jax.tree.map(_widened, numbers)
-        try:
+        if traceable:
             return _in_types_of(like, function(*numbers))
-        except Exception:
-            # What it cannot compute of traced numbers. If the host cannot either, it raises.
-            return _on_host(function, like, *numbers)
+        return _on_host(function, like, *numbers)
 
     @staticmethod
-    def from_table(function: Callable, counts: tuple[int, int], like: Any, index: Any) -> Any:
+    def from_table(
+        function: Callable, traceable: bool, count: int, like: Any, index: Any
+    ) -> Any:
         if not is_traced(index):
             return function(index)
-        later: Any = None
         index = _widened(index)
-        with contextlib.suppress(Exception):
-            later = _in_types_of(like, function(index))
-            if any(map(is_traced, jax.tree.leaves(function(0)))):
-                return later    # It computes with JAX, so it has no other bits outside.
+        if traceable and any(map(is_traced, jax.tree.leaves(function(0)))):
+            # It computes with JAX, so it has no other bits outside.
+            return _in_types_of(like, function(index))
         rows: list[list[Any]] = []
-        count = counts[later is None]
         with jax.ensure_compile_time_eval(), contextlib.suppress(Exception):
             # An error counts only if the program gets there; the host then raises it.
             while len(rows) < count:
                 rows.append(jax.tree.leaves(function(len(rows))))
-        if not rows:
-            return _on_host(function, like, index)
         table = np.asarray(rows, dtype=jax.dtypes.result_type(float))
         row = jax.lax.dynamic_index_in_dim(jax.numpy.asarray(table), index, keepdims=False)
         numbers, structure = jax.tree.flatten(like)
         known = jax.tree.unflatten(structure, [row[i] for i in range(len(numbers))])
         beyond = jax.numpy.asarray(index >= len(rows))
-        if later is not None and len(rows) == count:
+        if traceable and len(rows) == count:
+            later = _in_types_of(like, function(index))
             return jax.tree.map(lambda new, old: jax.numpy.where(beyond, new, old), later, known)
 
         def computed(carry: tuple[Array, Any]) -> tuple[Array, Any]:
@@ -212,7 +209,8 @@ class JaxBackend(Backend):
         return [float(self.to_host(n)) if is_array(n) else float(n) for n in numbers]
 
     def own(self, array: Array) -> Array:
-        return self._committed(array)
+        # JAX would compile everything once more for a weak dtype, which jnp.full(n, 0.5) has.
+        return self._committed(_strong(array) if array.weak_type else array)
 
     # --- several operations as one, because a call from Python takes longer than they do ---------
 
@@ -390,6 +388,12 @@ class JaxBackend(Backend):
         compiled = {name for name, each in functions.items() if JaxBackend.is_compiled(each)}
         return jax_implicit.solution(find, functions, compiled, x0, args, carried)
 
+    @staticmethod
+    def without_derivative(x: Array, part: Any) -> Any:
+        if not is_traced(x) or not jax.dtypes.issubdtype(jax.numpy.result_type(part), np.inexact):
+            return part
+        return jax_implicit.without_derivative(jax.numpy.asarray(part), x)
+
     # --- nested parameters ---------------------------------------------------------------------
 
     @staticmethod
@@ -459,16 +463,23 @@ _FEW = 4096
 
 @functools.cache
 def _options_for(few: bool) -> tuple:
-    """The options for steps with vectors of few numbers, if this version of JAX has them."""
+    """The options for steps with vectors of few numbers, as far as JAX accepts them."""
     return tuple(filter(_is_accepted, (_FENCED, _QUICK) if few else (_FENCED,)))
 
 
 def _is_accepted(option: tuple[str, Any]) -> bool:
     try:
-        jax.jit(lambda: 0.0, compiler_options=dict([option])).lower().compile()
+        jax.jit(_fenced_loop, compiler_options=dict([option])).lower().compile()
     except jax.errors.JaxRuntimeError:
         return False
     return True
+
+
+def _fenced_loop() -> Array:
+    """A loop with a fence, which cannot be compiled if loops of its size are to be one kernel."""
+    return jax.lax.while_loop(
+        lambda x: x[0] < 1.0, lambda x: jax.lax.optimization_barrier(x + 1.0), jax.numpy.zeros(500)
+    )
 
 
 @functools.lru_cache(maxsize=64)
@@ -685,22 +696,25 @@ def _widened(number: Any) -> Any:
     """A traced number in the default type of its kind."""
     if not is_traced(number):
         return number
-    integral = jax.numpy.issubdtype(number.dtype, jax.numpy.integer)
-    return jax.numpy.asarray(number, jax.dtypes.result_type(int if integral else float))
+    if jax.numpy.issubdtype(number.dtype, jax.numpy.integer):
+        return counted(number)
+    return jax.numpy.asarray(number, jax.dtypes.result_type(float))
 
 
 def _in_types_of(like: Any, numbers: Any) -> Any:
-    """Nested numbers as arrays of the types of Python's numbers in `like`."""
+    """Nested numbers as arrays of the types of the numbers in `like`."""
     return jax.tree.map(
-        lambda number, new: jax.numpy.asarray(new, jax.dtypes.result_type(type(number))),
-        like, numbers,
+        lambda number, new: jax.numpy.asarray(new, _number_type(number)), like, numbers
     )
+
+
+def _number_type(number: Any) -> Any:
+    """The default type of a number of Python, or of a traced one, which is a float."""
+    return jax.dtypes.result_type(float if is_traced(number) else type(number))
 
 
 def _on_host(function: Callable, like: Any, *numbers: Any) -> Any:
-    shapes = jax.tree.map(
-        lambda number: jax.ShapeDtypeStruct((), jax.dtypes.result_type(type(number))), like
-    )
+    shapes = jax.tree.map(lambda number: jax.ShapeDtypeStruct((), _number_type(number)), like)
 
     def on_host(*given: Any) -> Any:
         found = function(*jax.tree.map(lambda array: array.item(), given))

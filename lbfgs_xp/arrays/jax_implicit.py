@@ -255,6 +255,26 @@ def _one_or_nan(problem: Any, regular: Array, point: Any) -> Array:
     return factor * jax.lax.cond(jax.numpy.all(regular & success), lambda: one, said)
 
 
+@jax.custom_jvp
+def without_derivative(array: Array, x: Array) -> Array:
+    """The array, whose derivatives are nan wherever x has any."""
+    return array
+
+
+@without_derivative.defjvp
+def _no_derivative(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    array, _ = primals
+
+    def nan(_: Any, change: Array) -> Array:
+        return jax.numpy.where(change == 0.0, 0.0, jax.numpy.nan)
+
+    # The solution of a system, because 0 has to stay 0 in the other direction, too.
+    change = jax.lax.custom_linear_solve(
+        lambda each: each, jax.numpy.sum(tangents[1]), nan, symmetric=True
+    )
+    return array, jax.numpy.broadcast_to(change.astype(array.dtype), array.shape)
+
+
 def _still(tree: Any) -> Any:
     """The tree as constants."""
     return jax.tree.map(

@@ -66,9 +66,10 @@ class NumPyBackend(InPlaceBackend):
             # This needs no temporary, argmax is faster than max, and both find a nan.
             high, low = abs(array[array.argmax()]), abs(array[array.argmin()])
             return low if low > high else high
-        if _are_narrow(array):
-            return np.maximum.reduce(np.asfortranarray(np.abs(array)), axis=-1)
-        return super().max_abs(array)
+        sizes = np.abs(array)
+        return np.maximum.reduce(
+            np.asfortranarray(sizes) if _are_narrow(array) else sizes, axis=-1
+        )
 
     def are_finite(self, arrays: Sequence[Array]) -> bool:
         # One pass is enough unless the squares overflow.

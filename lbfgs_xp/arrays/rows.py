@@ -85,9 +85,9 @@ class Rows(NamedTuple):
         """
         if self.here is None:
             return known
-        numbers = space.join([*(numbers for numbers, _ in self.left), self.here])
+        numbers = [*(numbers for numbers, _ in self.left), self.here]
         parts = [*(of_left(part) for _, part in self.left), known]
-        return space.take(space.join(parts), space.small.argsort(numbers))
+        return space.gather(numbers, parts)
 
 
 def compiled_size(running: int, size: int) -> int:

@@ -343,25 +343,28 @@ class Space(Keyed):
 
         def replaced(old: Array, new: Array) -> Array:
             if not isinstance(old, np.ndarray):
-                return self.take(self.join([old, new]), places)
+                return self.take(self.xp.concat([old, new]), places)
             copied = old.copy("K")
             copied[rows] = new
             return copied
 
         return _map_rows(replaced, old, new)
 
-    def join(self, trees: Sequence[Any]) -> Any:
-        """The rows of several trees, end to end."""
-        if len(trees) == 1:
-            return trees[0]
+    def gather(self, numbers: Sequence[Array], trees: Sequence[Any]) -> Any:
+        """The rows of several trees in the order of their numbers, which begin at 0."""
+        order = self.small.argsort(self.small.concat(numbers))
 
         def rows(*arrays: Array) -> Array:
-            if not isinstance(arrays[0], np.ndarray):
-                return self.xp.concat(arrays, axis=0)
+            first = arrays[0]
+            if not isinstance(first, np.ndarray):
+                return self.take(self.xp.concat(arrays), order)
             # Keep the memory layout, because the order of sums depends on it.
-            if any(array.flags.fnc for array in arrays):
-                return np.concat([array.T for array in arrays], axis=-1).T
-            return np.concat(arrays, axis=0)
+            narrow = any(array.flags.fnc for array in arrays)
+            shape = order.shape[0], *first.shape[1:]
+            found = np.empty(shape, first.dtype, order="F" if narrow else "C")
+            for places, array in zip(numbers, arrays, strict=True):
+                found[places] = array
+            return found
 
         return _map_rows(rows, *trees)
 
@@ -431,6 +434,13 @@ class Space(Keyed):
         if not self.batched:
             return not mask
         return self.small_on_host and not mask.any()
+
+    def every(self, mask: Any) -> bool:
+        """Whether the mask holds for all problems; always False if checking would wait for a
+        device."""
+        if not self.batched:
+            return mask
+        return self.small_on_host and bool(mask.all())
 
     def some(self, mask: Any, function: Callable[[Any], Any], old: Any) -> Any:
         """`function(mask)`, which equals `old` in the rows of a batch outside the mask.

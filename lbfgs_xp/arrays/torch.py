@@ -45,7 +45,7 @@ class TorchBackend(InPlaceBackend):
 
     @property
     def cache_size(self) -> int:
-        return 2**21 if self.reads_are_free else super().cache_size
+        return 2**20 if self.reads_are_free else super().cache_size
 
     @staticmethod
     def to_host(array: Array) -> np.ndarray:

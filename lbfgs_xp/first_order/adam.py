@@ -249,12 +249,15 @@ class RAdam(_Moments):
         limit = 2.0 / (1.0 - self.betas[1]) - 1.0
         length = limit - 2.0 * t * power(self.betas[1], t) / second
 
+        rectifies = length > 5.0
+        # A program computes the root in any case, and differentiates it.
+        length = where(rectifies, length, 6.0)
+
         def rectified() -> float:
             squared = (length - 4.0) * (length - 2.0) * limit
             squared /= (limit - 4.0) * (limit - 2.0) * length
             return rate / first * sqrt(second) * sqrt(squared)
 
-        rectifies = length > 5.0
         plain = where(rectifies, 0.0, rate / first)
         return (plain, either(rectifies, rectified, lambda: 0.0)), carried
 

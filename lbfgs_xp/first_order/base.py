@@ -35,7 +35,8 @@ class FirstOrder(Method):
     ----------
     learning_rate : float, schedule or function
         A number of at least 0, an object of `lx.schedules`, or a function step -> number. Steps
-        are counted from 0.
+        are counted from 0. In a function that JAX transforms, the number may be traced, and may be
+        differentiated or mapped over.
     weight_decay : float
         λ ≥ 0. Coupled: λ x is added to the gradient (an l2 penalty). Decoupled: x shrinks by
         learning_rate λ x at each step (Loshchilov & Hutter 2019).
@@ -77,7 +78,7 @@ class FirstOrder(Method):
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__  # the dataclass is frozen
-        set_(self, "learning_rate", as_schedule(self.learning_rate))
+        set_(self, "learning_rate", as_schedule(self.learning_rate, traced=True))
         self._number("weight_decay")
         for name in ("clip_norm", "clip_value"):
             setting(self, name, optional(number), above=0.0)

@@ -15,14 +15,15 @@ from typing import Any
 from lbfgs_xp.arrays import scalars, tree
 from lbfgs_xp.arrays.backend import Array, Backend, KernelError, is_array
 from lbfgs_xp.arrays.space import FixedOrderSpace, Space
+from lbfgs_xp.elementary import following
 from lbfgs_xp.first_order import blocks
 from lbfgs_xp.first_order.clipping import clip_factor
 from lbfgs_xp.first_order.leaves import for_leaf
 from lbfgs_xp.first_order.state import OptimizerState, ParameterSpec
 
-# For how many steps the numbers are constants of a compiled function, and for how many if later
-# ones come from the host.
-_TABULATED, _FROM_HOST = 2**12, 2**16
+# For how many steps the numbers are constants of a compiled function, by whether it computes later
+# ones itself; otherwise they come from the host.
+_TABULATED = {True: 2**12, False: 2**16}
 
 
 def init(optimizer: Any, params: Any) -> OptimizerState:
@@ -132,7 +133,7 @@ def update_leaves(
         space.backend.requires_grad_like(leaf, x)
         for space, leaf, x in zip(spaces, new, xs, strict=True)
     ]
-    return new, OptimizerState(state.step + 1, slots, carried, plateaus, spec)
+    return new, OptimizerState(following(state.step), slots, carried, plateaus, spec)
 
 
 def usable(optimizer: Any, spec: ParameterSpec, gs: list[Array]) -> bool:
@@ -171,31 +172,35 @@ def numbers_here(
     carried = tuple(rule.carried() for rule in variants)
     plateaus = tuple(rule.learning_rate.init() for rule in variants)
 
-    def function(step: Any, *more: Any) -> Any:
-        if backend.is_traced(step):
-            for rule in variants:
-                if not type(rule).numbers.__module__.startswith("lbfgs_xp."):
-                    raise TypeError("The user's rule computes with Python's numbers.")
-        return numbers_of(variants, step, *more)[:3]
+    def function(*given: Any) -> Any:
+        return numbers_of(variants, *given)[:3]
 
     with backend.at_once():
         like = function(0, carried, plateaus, None)
+    # A rule of a user computes with Python's numbers.
+    traceable = all(
+        type(rule).numbers.__module__.startswith("lbfgs_xp.") and rule.learning_rate.traceable
+        for rule in variants
+    )
     if any(carried) or any(plateau is not None for plateau in plateaus):
-        return backend.in_program(function, like, *given)
+        return backend.in_program(function, traceable, like, *given)
 
     def at(step: Any) -> Any:
         return function(step, carried, plateaus, None)
 
-    return backend.from_table(at, (_TABULATED, _FROM_HOST), like, step)
+    return backend.from_table(at, traceable, _TABULATED[traceable], like, step)
 
 
 def rate_here(backend: Backend, optimizer: Any, plateau: Any, step: Any) -> Any:
     """The learning rate of a step, for the record; also within a compiled function."""
+    if not backend.is_traced(step):
+        return optimizer.learning_rate.follow(plateau, step, None)[0]
 
     def at(step: Any) -> float:
         return optimizer.learning_rate.follow(plateau, step, None)[0]
 
-    return backend.from_table(at, (_TABULATED, _FROM_HOST), 0.0, step)
+    traceable = optimizer.learning_rate.traceable
+    return backend.from_table(at, traceable, _TABULATED[traceable], 0.0, step)
 
 
 def _apart(spec: ParameterSpec, xs: list[Array], gs: list[Array]) -> list[Array]:

@@ -70,7 +70,7 @@ class StochasticLBFGS(torch.optim.Optimizer):
         lr: float | Tensor = 0.1,
         history_size: int = 20,
         momentum: float = 0.9,
-        pair_every: int = 10,
+        pair_every: int = 5,
         damping: float = 0.2,
         *,
         curvature_bounds: tuple[float, float] = (1e-6, 1e6),

@@ -1,6 +1,9 @@
 """JAX: what is compiled for a function goes with it, and its arguments need not all be arrays."""
 
 import gc
+import os
+import subprocess
+import sys
 import weakref
 
 import numpy as np
@@ -87,6 +90,37 @@ def test_a_function_that_exists_is_compiled_once():
     gc.collect()
     lx.minimize(fun, jnp.asarray(START) + 5.0)
     assert len(traced) == 1
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_start_whose_dtype_gives_way_compiles_nothing_more(batched):
+    traced = []
+
+    @jax.jit
+    def fun(x):
+        traced.append(1)
+        return jnp.sum((x - 1.0) ** 2, axis=-1)
+
+    weak = jnp.full((2, 3) if batched else 3, 0.5)
+    assert weak.weak_type
+    lx.minimize(fun, weak, batched=batched)
+    count = len(traced)
+    lx.minimize(fun, jnp.zeros_like(weak, dtype=weak.dtype), batched=batched)
+    assert len(traced) == count == 1
+
+
+def test_with_loops_as_single_kernels():
+    code = """
+import jax, jax.numpy as jnp, lbfgs_xp as lx
+res = lx.minimize(jax.jit(lambda x: jnp.sum((x - 1.0) ** 2)), jnp.zeros(3))
+assert res.success and jnp.allclose(res.x, 1.0)
+"""
+    flags = "--xla_backend_extra_options=xla_cpu_small_while_loop_byte_threshold=1000000"
+    run = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "XLA_FLAGS": flags}, capture_output=True,
+        text=True, check=False,
+    )
+    assert run.returncode == 0, run.stderr
 
 
 def squares(x, kind, count=1):

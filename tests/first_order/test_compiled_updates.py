@@ -91,7 +91,7 @@ def steps_of(opt: Any) -> Any:
 @pytest.mark.parametrize("opt", RULES + MORE, ids=lambda opt: type(opt).__name__)
 def test_steps_beyond_the_table_are_computed_in_the_program(opt: Any) -> None:
     w, state = opt.update(start(), gradient(start()), opt.init(start()))
-    state = state._replace(step=update._TABULATED - 2)
+    state = state._replace(step=update._TABULATED[True] - 2)
     run = steps_of(opt)
     assert "callback" not in str(jax.make_jaxpr(run)(w, state))
     there, _ = jax.jit(run)(w, state)
@@ -102,7 +102,7 @@ def test_steps_beyond_the_table_are_computed_in_the_program(opt: Any) -> None:
 
 
 def test_the_rule_of_a_user_is_computed_on_the_host(monkeypatch: Any) -> None:
-    monkeypatch.setattr(update, "_FROM_HOST", 2)
+    monkeypatch.setitem(update._TABULATED, False, 2)
 
     @dataclasses.dataclass(frozen=True)
     class Slower(lx.SGD):
@@ -121,7 +121,7 @@ def test_the_rule_of_a_user_is_computed_on_the_host(monkeypatch: Any) -> None:
 def test_a_whole_training_is_one_function_beyond_the_steps_that_are_constants(
     monkeypatch: Any,
 ) -> None:
-    monkeypatch.setattr(update, "_FROM_HOST", 3)
+    monkeypatch.setitem(update._TABULATED, False, 3)
     # Not a number above 0 at step 7, which no run reaches.
     opt = lx.AdamW(lambda step: 0.1 / (7 - step))
 

@@ -23,7 +23,7 @@ WINGS: dict[str, str] = {
     "drawing": "",
     "elementary": "",
     "schedules": "checks drawing elementary",
-    "arrays": "checks",
+    "arrays": "checks elementary",
     "saving": "arrays checks",
     "distributed": "arrays checks",
     "result": "arrays saving",
