@@ -836,8 +836,9 @@ def test_finite_differences_converge_like_the_gradient() -> None:
     for jac, each in (("2-point", 5), ("3-point", 9)):
         res = lx.minimize(p.fun, p.x0, jac=jac, gtol=1e-4)
         assert res.success
-        # Five values at the end show that the function is smooth.
-        assert (res.nfev - 5) % each == 0
+        # Five values at the end show that the function is smooth, and one more, on the opposite
+        # side, where a difference has met a lower value.
+        assert (res.nfev - 5) % each in (0, 1)
         assert res.nfev / each <= 1.5 * exact.nfev
 
 
