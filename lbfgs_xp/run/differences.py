@@ -4,9 +4,9 @@ The error of a difference is least for a step of L q^(1/3) to both sides, or L q
 where L is the length over which the function bends and q its rounding error, relative to its
 changes over that length. |x| says little about L: a line at 6562.8 may be 0.05 wide. So L is
 measured with the differences, from how far the values differ and from how much the forward and the
-backward difference disagree; if the step turns out to be far too long or too short, the difference
-is taken again. No step leaves the bounds. If the function is not finite on one side, the step goes
-to the other.
+backward difference disagree (`lbfgs_xp.run.lengths`); if the step turns out to be far too long or too
+short, the difference is taken again. No step leaves the bounds. If the function is not finite on one
+side, the step goes to the other.
 
 A function whose values are numbers keeps its lengths until x is many of them away from where they
 were measured; the distance covered is then the next length to try. With noise of known size, such
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,16 +26,24 @@ from lbfgs_xp.arrays import scalars
 from lbfgs_xp.arrays.backend import Array, Backend, identity, is_array
 from lbfgs_xp.arrays.scalars import FLOATS
 from lbfgs_xp.run.bends import Bends, better_steps, first_steps
+from lbfgs_xp.run.lengths import (
+    CHANGE,
+    FAR,
+    Lengths,
+    Seen,
+    is_due,
+    judged,
+    judged_one,
+    merged,
+    merged_at,
+    spread,
+)
 from lbfgs_xp.run.lowest import Lowest, nothing, picked
+from lbfgs_xp.run.quotients import are_finite, inverse, one_sided, slopes_of
 
 METHODS = ("2-point", "3-point")
-# How often a difference of many values, and of a number, is taken at most; and by which factor its
-# step must be off to be taken again, as a power of eps: 36 in float64, 5 in float32.
-_OFTEN, _OFTEN_OF_NUMBERS, _OFF = 5, 8, -0.1
-# By how much a length may change from one derivative to the next.
-_CHANGE = 100.0
-# At which points, counted from the start, the lengths are measured: early, and then regularly.
-_EARLY, _REGULARLY = 4, 16
+# How often a difference of many values, and of a number, is taken at most.
+_OFTEN, _OFTEN_OF_NUMBERS = 5, 8
 # The lengths of a function of numbers are measured again at a point so many of them away from the
 # last place, those of one of many values if a coordinate has grown by as many; lengths of less than
 # this part of the ordinary one are corrected at any point.
@@ -45,13 +52,6 @@ _FAR_AWAY, _NARROW = 30.0, 0.03
 _STRETCHED = 0.1
 # The shortest step, in units of the rounding of x.
 _LEAST = 64.0
-# How much shorter a step may be when a difference is taken again.
-_SHORTEST = 1e-3
-# A change of the function counts if it exceeds its rounding error by this factor.
-_VISIBLE = 4.0
-# The longest length, relative to the size of a coordinate or 1, for a function that does not bend;
-# a longer one is looked at again.
-_FAR = 1e3
 # The largest noise, relative to the changes of the function, for which steps are chosen.
 _MOST = 1e-2
 # The function changes by at least this many times its rounding error over a length.
@@ -87,21 +87,6 @@ def accuracy(eps: float, central: bool) -> float:
     return float(eps ** (2 / 3 if central else 1 / 2))
 
 
-class Lengths(NamedTuple):
-    """Over which lengths a function bends.
-
-    length : (..., n); that of a function of numbers relative to the size of each coordinate.
-    variation : how far the function changes, (...); for a function of numbers, its value there.
-    count : the number of points so far, (...).
-    at : the last point (..., n); for a function of numbers, where the lengths were measured.
-    """
-
-    length: Array
-    variation: Any
-    count: Any
-    at: Array
-
-
 class Known(NamedTuple):
     """What has been measured; None: nothing so far.
 
@@ -116,20 +101,6 @@ class Known(NamedTuple):
     noise: Any = None
     bends: Any = None
     lowest: Any = None
-
-
-class _Seen(NamedTuple):
-    """What the differences along some coordinates found: derivatives, k arrays (...) or (..., m),
-    or one with them along its first axis; the distances of the points that they compare, the second
-    differences between them, the lengths that they suggest, and masks, (..., k)."""
-
-    slopes: Any
-    span: Array
-    second: Any
-    length: Array
-    again: Array
-    up: Array
-    down: Array
 
 
 class Differences:
@@ -222,16 +193,16 @@ class Differences:
     @property
     def errors(self) -> Array:
         """How far noise changes the last derivatives, (..., n)."""
-        return self.gain * _spread(self.level)
+        return self.gain * spread(self.level)
 
     @property
     def gain(self) -> Array:
         """The errors of the last derivatives, in units of the noise of the function, (..., n)."""
-        return 2.0 * _inverse(self.backend.xp, self.backend.xp.abs(self.span))
+        return 2.0 * inverse(self.backend.xp, self.backend.xp.abs(self.span))
 
     def _derivatives(
         self, x: Array, value: Any, variation: Any, central: bool, bounds: Any,
-        may_call: Callable[[int], bool], tried: _Seen | None,
+        may_call: Callable[[int], bool], tried: Seen | None,
     ) -> Any:
         """tried : what the first differences found, if they have been taken."""
         xp, backend = self.backend.xp, self.backend
@@ -264,8 +235,8 @@ class Differences:
             covered = xp.minimum(xp.abs(x - last), size)
             farther = covered > _FAR_AWAY * length
             length = xp.where(farther, covered, length)
-            left = xp.any(farther | (length > _FAR * self.fn.maximum(size, 1.0)), axis=-1)
-            due = far = (bool(moved) if one else moved) & (_is_due(count) | left)
+            left = xp.any(farther | (length > FAR * self.fn.maximum(size, 1.0)), axis=-1)
+            due = far = (bool(moved) if one else moved) & (is_due(count) | left)
         else:
             before, count = lengths.variation, lengths.count
             # A trial point where the function is larger says little of the way to the minimum.
@@ -290,7 +261,7 @@ class Differences:
             due = due & xp.logical_not(noisy[..., 0])
         narrows = bounds is not None or noisy is not None
         no = xp.zeros_like(x, dtype=xp.bool) if narrows else None
-        seen = _Seen([], length, None, length, no, no, no)
+        seen = Seen([], length, None, length, no, no, no)
         slopes: Any = None
         columns = list(range(n))
         scales = noise, variation, most
@@ -299,7 +270,7 @@ class Differences:
         # On a device, to ask which points are due would be to wait; next to several calls for each
         # number that is little.
         asks = free or not vector
-        any_due = due if one else bool(xp.any(due)) if asks else _is_due(self._calls)
+        any_due = due if one else bool(xp.any(due)) if asks else is_due(self._calls)
         looks = (first or any_due) and self.are_measured
         often, lowest = _OFTEN if vector else _OFTEN_OF_NUMBERS, self.known.lowest
         for attempt in range(often):
@@ -313,16 +284,16 @@ class Differences:
                 slopes, self.span, second = found.slopes, found.span, found.second
             else:
                 again = seen.again
-                self.span = self._merged_at(columns, self.span, found.span, again)
+                self.span = merged_at(xp, columns, self.span, found.span, again)
                 for k, i in enumerate(columns):
                     here = again[..., i, None] if vector else again[..., i]
                     slopes[i] = xp.where(here, found.slopes[k], slopes[i])
             if found.length is None:
                 break
             if not first:
-                due = due | xp.logical_not(_finite(xp, found.slopes, vector))
-                found = found._replace(again=found.again & _spread(due))
-            seen = found if attempt == 0 else self._merged(seen, found, columns)
+                due = due | xp.logical_not(are_finite(xp, found.slopes, vector))
+                found = found._replace(again=found.again & spread(due))
+            seen = found if attempt == 0 else merged(xp, seen, found, columns)
             # Elsewhere, to look whether a step is off would be to wait for the device.
             may_repeat = first or asks
             if not may_repeat or attempt == often - 1:
@@ -340,15 +311,15 @@ class Differences:
         elif vector:
             last = x
             if seen.length is not length:
-                low, high = length / _CHANGE, length * _CHANGE
+                low, high = length / CHANGE, length * CHANGE
                 limited = xp.minimum(xp.maximum(seen.length, low), high)
-                length = fn.where(_spread(due), limited, length)
+                length = fn.where(spread(due), limited, length)
         else:
-            changed = far | xp.any((seen.length != length) & _spread(due), axis=-1)
-            length = xp.where(_spread(due), seen.length, lengths.length * unit)
+            changed = far | xp.any((seen.length != length) & spread(due), axis=-1)
+            length = xp.where(spread(due), seen.length, lengths.length * unit)
             last = xp.where(changed[..., None], x, lengths.at)
         if bends is not None:
-            longest = None if self.step is not None else _FAR * most
+            longest = None if self.step is not None else FAR * most
             bends = bends.after(xp, x, self.known.noise[..., None], noisy, second, longest)
         lengths = Lengths(length if vector else length / unit, before, count, last)
         self.known = self.known._replace(lengths=lengths, bends=bends)
@@ -380,10 +351,10 @@ class Differences:
         return xp.where(far & (covered > length), covered, length), xp.any(far, axis=-1)
 
     def _take(
-        self, x: Array, value: Array, scales: tuple[Array, Array, Array], seen: _Seen,
+        self, x: Array, value: Array, scales: tuple[Array, Array, Array], seen: Seen,
         columns: list[int], central: bool, bounds: Any, narrow: bool, looks: bool,
         noisy: Any = None, step: Any = None,
-    ) -> _Seen:
+    ) -> Seen:
         """The differences along these coordinates; without a look, only the derivatives.
 
         scales : the rounding error of the values, how far they change, and the longest lengths.
@@ -401,7 +372,7 @@ class Differences:
         b, fb = behind
         waits = not backend.reads_are_free
         if not looks and (central or waits or backend.are_finite(fa)):
-            slopes, _ = _slopes(xp, value, a, b, fa, fb, narrow, False)
+            slopes, _ = slopes_of(xp, value, a, b, fa, fb, narrow, False)
             if waits or not central or backend.are_finite(slopes):
                 return seen._replace(slopes=slopes, span=a if b is None else a - b, length=None)
         length, up, down = seen.length, seen.up, seen.down
@@ -410,12 +381,17 @@ class Differences:
             most, length = (xp.take(array, pick, axis=-1) for array in (most, length))
             if up is not None:
                 up, down = (xp.take(array, pick, axis=-1) for array in (up, down))
-        found = self._judged(value, noise, variation, a, b, fa, fb, narrow, most, length, up, down)
+        share = None
+        if value.ndim == x.ndim and self.known.noise is not None:
+            share = self.known.noise / variation
+        found = judged(
+            backend, value, noise, variation, share, a, b, fa, fb, narrow, most, length, up, down
+        )
         if noisy is None:
             return found
         # Among noise, one side is as good as both.
         slopes = [
-            xp.where(noisy[..., 0], _one_of(xp, slope, value, a[..., k], b[..., k], f, g), slope)
+            xp.where(noisy[..., 0], one_sided(xp, slope, value, a[..., k], b[..., k], f, g), slope)
             for k, (slope, f, g) in enumerate(zip(found.slopes, fa, fb, strict=True))
         ]
         return found._replace(
@@ -461,7 +437,7 @@ class Differences:
         if self.least > 0.0:
             # A number is as precise as it can be.
             return fn.minimum(eps * fn.maximum(xp.abs(x) / length, 1.0), _MOST)
-        share = _spread(noise / variation) + eps * xp.abs(x) / length
+        share = spread(noise / variation) + eps * xp.abs(x) / length
         return fn.minimum(fn.where(share > eps, share, eps), _MOST)
 
     def _steps(
@@ -479,7 +455,7 @@ class Differences:
         return xp.maximum(h, _LEAST * self.backend.eps * xp.abs(x))
 
     def _offsets(
-        self, x: Array, h: Array, seen: _Seen, central: bool, bounds: Any
+        self, x: Array, h: Array, seen: Seen, central: bool, bounds: Any
     ) -> tuple[Array, Array]:
         """The two steps along each coordinate, or the one and anything, from their lengths."""
         xp = self.backend.xp
@@ -519,9 +495,9 @@ class Differences:
             return False
         if x.dtype.itemsize == 8:
             return True
-        return not (self._is_first(x) or _is_due(lengths.count + 1))
+        return not (self._is_first(x) or is_due(lengths.count + 1))
 
-    def _on_floats(self, x: Array, value: Array, variation: Any) -> tuple[Array, _Seen | None]:
+    def _on_floats(self, x: Array, value: Array, variation: Any) -> tuple[Array, Seen | None]:
         """`_derivatives` on floats, which take less time than arrays so small: the derivatives
         (n, m), and what the differences found if some have to be taken again, else None."""
         backend, eps, lengths = self.backend, self.backend.eps, self.known.lengths
@@ -541,8 +517,8 @@ class Differences:
             left = False
             for k, (way, old, size) in enumerate(zip(covered, length, sizes, strict=True)):
                 length[k] = way if way > _FAR_AWAY * old else old
-                left = left or length[k] != old or old > _FAR * max(size, 1.0)
-            looks = due = moved and (left or _is_due(count))
+                left = left or length[k] != old or old > FAR * max(size, 1.0)
+            looks = due = moved and (left or is_due(count))
         before, change = change, FLOATS.maximum(change, _DIGITS * noise)
         change = change if change > 0.0 else math.inf
         h = []
@@ -564,7 +540,7 @@ class Differences:
             slopes *= (1.0 / steps)[:, None]
         if changes:
             judged = [
-                _judged_one(eps, noise, change, max(size, 1.0), *each)
+                judged_one(eps, noise, change, max(size, 1.0), *each)
                 for size, *each in zip(sizes, length, steps.tolist(), changes, strict=True)
             ]
             suggested, again, bad = map(list, zip(*judged, strict=True))
@@ -572,12 +548,12 @@ class Differences:
             if any(again) and (first or due):
                 no = np.zeros(x.shape, dtype=bool)
                 found = np.asarray(suggested, x.dtype), np.asarray(again), no, np.asarray(bad)
-                return slopes, _Seen(list(slopes), steps, None, *found)
+                return slopes, Seen(list(slopes), steps, None, *found)
             if first:
                 length = suggested
             elif due:
                 length = [
-                    min(max(new, old / _CHANGE), old * _CHANGE)
+                    min(max(new, old / CHANGE), old * CHANGE)
                     for new, old in zip(suggested, length, strict=True)
                 ]
         self._calls += 1
@@ -644,12 +620,12 @@ class Differences:
             size = xp.where(size > backend.eps, size, xp.ones_like(x))
             first = first_steps(xp, size, value, noise)
             h = xp.where(noisy, xp.maximum(h, first), h)
-        most = _FAR * self.fn.maximum(xp.abs(x), 1.0)
+        most = FAR * self.fn.maximum(xp.abs(x), 1.0)
         # Which steps are still off, in each row; the calls count for those rows alone.
         off = noisy & (h == h)
         calls = xp.zeros_like(noise[..., 0], dtype=xp.int32)
         no = xp.zeros_like(x, dtype=xp.bool)
-        nothing = _Seen([], h, None, h, no, no, no)
+        nothing = Seen([], h, None, h, no, no, no)
         for _ in range(_SEARCHES if self.step is None else 0):
             here = backend.to_host(off)
             columns = [i for i in range(x.shape[-1]) if here[..., i].any()]
@@ -664,7 +640,7 @@ class Differences:
                 pick = backend.index_array(np.asarray(columns))
                 tried, longest = (xp.take(array, pick, axis=-1) for array in (h, most))
                 better = better_steps(xp, noise, found.second, tried, longest)
-            new = self._merged_at(columns, h, better, off)
+            new = merged_at(xp, columns, h, better, off)
             off = off & (new != h)
             h = new
         # At the next point, wherever it is, these are the steps.
@@ -679,187 +655,3 @@ class Differences:
         if noise is not None:
             noise = self.backend.xp.where(self._array(rows) > 0.0, 0.0 * noise, noise)
             self.known = self.known._replace(noise=noise)
-
-    # --- what the differences say of the lengths -----------------------------------------------
-
-    def _judged(
-        self, value: Array, noise: Array, variation: Array, a: Array, b: Any, fa: list[Array],
-        fb: Any, narrow: bool, most: Array, length: Array, up: Any, down: Any,
-    ) -> _Seen:
-        """The derivatives, and what they say of the lengths.
-
-        fa, fb : the values at the steps a and b; for one step, what they are more than `value`.
-        up, down : where only this side was tried, or None.
-        """
-        xp, eps, vector = self.backend.xp, self.backend.eps, fa[0].ndim == a.ndim
-
-        def size(columns: list[Array]) -> Array:
-            sizes = map(self.backend.max_abs, columns) if vector else map(xp.abs, columns)
-            return xp.stack(list(sizes), axis=-1)
-
-        noise, variation = _spread(noise), _spread(variation)
-        change = size(fa if fb is None else [f - value for f in fa])
-        slopes, bent = _slopes(xp, value, a, b, fa, fb, narrow, True)
-        steepest = change * _inverse(xp, xp.abs(a)) if fb is None else size(slopes)
-        bad_up = bad = xp.logical_not(xp.isfinite(change))
-        no = bad_up & xp.logical_not(bad_up)
-        bad_down = both_bad = no
-        second = None
-        if fb is not None:
-            change_down = size([f - value for f in fb])
-            bad_down = xp.logical_not(xp.isfinite(change_down))
-            both_bad, bad = bad_up & bad_down, bad_up | bad_down
-            change = xp.maximum(change, change_down)
-            bend = size(bent)
-            second = 2.0 * bend * a * a * _inverse(xp, xp.abs(a - b))
-            # The part of it that is rounding.
-            bend = xp.where(bend * xp.abs(a) > 2.0 * _VISIBLE * noise, bend, xp.zeros_like(bend))
-            bend = 2.0 * bend * _inverse(xp, xp.abs(a - b))
-        rate = xp.where(change > _VISIBLE * noise, steepest, xp.zeros_like(change))
-        far = xp.maximum(most, length)
-        by_rate = xp.where(rate > 0.0, variation * _inverse(xp, rate), far)
-        suggested = xp.minimum(by_rate, far)
-        weak = rate == 0.0
-        if fb is not None:
-            # A function that does not bend visibly at L q^(1/3) is straight over more than L.
-            over = eps ** (-1 / 6) / 3.0
-            if vector and self.known.noise is not None:
-                share = _spread(self.known.noise) / variation
-                over = self.fn.where(share > eps, share, eps) ** (-1 / 6) / 3.0
-            straight = xp.minimum(over * length, _FAR * most)
-            by_curve = xp.minimum(suggested, xp.sqrt(variation * _inverse(xp, bend)))
-            suggested = xp.where(rate > 0.0, straight, far)
-            suggested = xp.where(bend > 0.0, by_curve, suggested)
-            weak = weak & (bend == 0.0)
-        # If the other side was tried before, only a shorter step is left.
-        lost = both_bad if up is None else both_bad | (bad & (up | down))
-        suggested = xp.where(bad, xp.where(lost, length / _CHANGE, length), suggested)
-        # From very far, one look does not tell how long the step should be.
-        least = length * _SHORTEST
-        suggested = xp.maximum(suggested, least if vector else xp.minimum(least, xp.abs(a)))
-        limit = eps**_OFF
-        again = (length > limit * suggested) | bad
-        if vector:
-            weak = weak | (change < limit * noise)
-            again = again | (weak & (suggested > limit * length))
-        else:
-            suggested = xp.where(again, suggested, length)
-        again = again & (a != 0.0)
-        span = a if fb is None else a - b
-        ahead, behind = bad_down & xp.logical_not(lost), bad_up & xp.logical_not(lost)
-        if up is not None:
-            # A side that is fine stays.
-            stays = xp.logical_not(both_bad if fb is not None else bad)
-            ahead, behind = ahead | (up & stays), behind | (down & stays)
-        return _Seen(slopes, span, second, suggested, again, ahead, behind)
-
-    def _merged_at(self, columns: list[int], old: Array, new: Array, keep: Array) -> Array:
-        """`old` (..., n), with the `new` entries of these columns, (..., k), where kept."""
-        xp, place = self.backend.xp, {i: k for k, i in enumerate(columns)}
-        return xp.stack([
-            xp.where(keep[..., i], new[..., place[i]], old[..., i]) if i in place else old[..., i]
-            for i in range(old.shape[-1])
-        ], axis=-1)
-
-    def _merged(self, seen: _Seen, found: _Seen, columns: list[int]) -> _Seen:
-        """What is known of all coordinates; these have new lengths where they were off."""
-        xp = self.backend.xp
-
-        def all_of(old: Array, new: Array, keep: Array) -> Array:
-            return self._merged_at(columns, old, new, keep)
-
-        no = xp.zeros_like(seen.again)
-        return _Seen(
-            seen.slopes, seen.span, None, all_of(seen.length, found.length, seen.again),
-            all_of(no, found.again, seen.again), all_of(seen.up, found.up, seen.again),
-            all_of(seen.down, found.down, seen.again),
-        )
-
-
-def _judged_one(
-    eps: float, noise: float, variation: float, most: float, length: float, step: float,
-    seen: float,
-) -> tuple[float, bool, bool]:
-    """`Differences._judged` of one forward difference on floats: the length that it suggests,
-    whether to take it again, and whether it is not finite. seen : |f(x + step) - f(x)|."""
-    limit = eps**_OFF
-    bad, rate, suggested = not math.isfinite(seen), 0.0, max(most, length)
-    if seen > _VISIBLE * noise:
-        rate = seen * (1.0 / abs(step) if step else 0.0)
-    if rate > 0.0:
-        suggested = min(variation * (1.0 / rate), suggested)
-    if bad:
-        suggested = length
-    suggested = max(suggested, length * _SHORTEST)
-    again = bad or length > limit * suggested
-    if rate == 0.0 or seen < limit * noise:
-        again = again or suggested > limit * length
-    return suggested, again and step != 0.0, bad
-
-
-def _is_due(count: Any) -> Any:
-    """Whether to measure the lengths at the point with this number."""
-    return (count == 1) | (count == _EARLY) | (count % _REGULARLY == 0)
-
-
-def _spread(number: Any) -> Any:
-    """A number of each problem (...), shaped to multiply those of its coordinates."""
-    return number if isinstance(number, (bool, float)) else number[..., None]
-
-
-def _inverse(xp: Any, v: Array) -> Array:
-    """1 / v, and 0 for a step of 0, between equal bounds."""
-    return 1.0 / scalars.of(v).where(v == 0.0, math.inf, v)
-
-
-def _one_of(
-    xp: Any, slope: Array, value: Array, a: Array, b: Array, fa: Array, fb: Array
-) -> Array:
-    """The slope, or that to one side if it is not finite."""
-    ahead, behind = (fa - value) * _inverse(xp, a), (fb - value) * _inverse(xp, b)
-    return xp.where(xp.isfinite(slope), slope, xp.where(xp.isfinite(ahead), ahead, behind))
-
-
-def _slopes(
-    xp: Any, value: Array, a: Array, b: Any, fa: list[Array], fb: Any, narrow: bool, looks: bool
-) -> tuple[list[Array], Any]:
-    """The derivatives from the values at the steps a and b, and by how much those from either step
-    disagree. For one step, b and fb are None, and fa, what the values have changed by, may be
-    overwritten.
-
-    narrow : whether both steps may go to the same side, a and 2a.
-    looks : whether the disagreement is wanted.
-    """
-    vector = fa[0].ndim == a.ndim
-
-    def over(change: Array, inverse: Array, k: int) -> Array:
-        # In place, where a library can.
-        change *= inverse[..., k, None] if vector else inverse[..., k]
-        return change
-
-    by_a = _inverse(xp, a)
-    if fb is None:
-        slopes = [over(change, by_a, k) for k, change in enumerate(fa)]
-        return (fa if is_array(fa) else slopes), None
-    by_both = _inverse(xp, a - b)
-    slopes = [over(f - g, by_both, k) for k, (f, g) in enumerate(zip(fa, fb, strict=True))]
-    if not (narrow or looks):
-        return slopes, None
-    by_b = _inverse(xp, b)
-    ones = [over(f - value, by_a, k) for k, f in enumerate(fa)]
-    others = [over(f - value, by_b, k) for k, f in enumerate(fb)]
-    if narrow:
-        same = a * b > 0.0
-        slopes = [
-            xp.where(same[..., k, None] if vector else same[..., k], 2.0 * one - other, slope)
-            for k, (slope, one, other) in enumerate(zip(slopes, ones, others, strict=True))
-        ]
-    return slopes, [one - other for one, other in zip(ones, others, strict=True)]
-
-
-def _finite(xp: Any, slopes: list[Array], vector: bool) -> Array:
-    """Whether all derivatives are finite, (...)."""
-    finite = [xp.isfinite(slope) for slope in slopes]
-    if vector:
-        finite = [xp.all(each, axis=-1) for each in finite]
-    return functools.reduce(operator.and_, finite)
