@@ -103,19 +103,12 @@ def eliminate(space: Space, matrix: Array) -> tuple[Array, Array]:
 
 def _eliminate_one(matrix: Array, p: int) -> tuple[Array, Array]:
     """`eliminate` for one matrix (p, p + k) on the host."""
-    if p <= FLOATS:
-        return _eliminate_floats(matrix, p)
     try:
         R = np.linalg.cholesky(matrix[:, :p], upper=True)
     except np.linalg.LinAlgError:
         return matrix, matrix.dtype.type(0.0)
     rest = np.linalg.solve(R.T, matrix[:, p:])
     return np.concatenate([R, rest], axis=1), R.diagonal().min()
-
-
-def _eliminate_floats(matrix: Array, p: int) -> tuple[Array, Array]:
-    rows, least = eliminated([row[i:] for i, row in enumerate(matrix.tolist())], p)
-    return np.asarray(rows, matrix.dtype), matrix.dtype.type(least)
 
 
 def eliminated(rest: list[list[float]], p: int) -> tuple[list[list[float]], float]:
