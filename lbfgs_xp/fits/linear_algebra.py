@@ -54,13 +54,8 @@ def normal_matrix(space: Space, rows: Array) -> tuple[Array, Array, Array]:
     """A A^T for A (..., p, m) with its rows scaled to length 1; the lengths of the rows (..., p);
     and a mask of the lengths whose squares lose no digits. Elements below the diagonal may be left
     0."""
-    if space.batched:
-        product = space.backend.gram(rows)
-        squares = space.sum(product * identity(space, rows.shape[-2]))
-    else:
-        product = rows @ rows.T
-        squares = product.diagonal()
-    norms = space.xp.sqrt(squares)
+    product = space.backend.gram(rows) if space.batched else rows @ rows.T
+    norms = space.xp.sqrt(space.xp.linalg.diagonal(product))
     unit = divisor(space, norms)
     limit = space.backend.largest**0.25
     kept = (norms > 1.0 / limit) & (norms < limit)
