@@ -208,7 +208,7 @@ def performance() -> None:
         ("the same within bounds\nloop over SciPy", 1 / 18),
         ("logistic regression with L1\nliblinear", 0.25),
         ("a step of Adam, 10,000,000 numbers\ntorch foreach", 0.75),
-        ("10,000 profile intervals\nloop over MINOS", 1 / 43),
+        ("10,000 profile intervals\nloop over MINOS", 1 / 50),
         ("5,000 fits of 200 points\nloop over SciPy curve_fit", 1 / 2.1),
         ("10,000,000 data, 3 parameters\nnlsq", 0.18),
         ("one fit of 200 points\nSciPy curve_fit", 4.2),

@@ -27,7 +27,7 @@ from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.fits.analysis import Analysis, Rows
 from lbfgs_xp.fits.covariance import root_of_inverse
-from lbfgs_xp.fits.linear_algebra import outer_sum, transposed_product
+from lbfgs_xp.fits.linear_algebra import transposed_product
 from lbfgs_xp.fits.linear_model import frozen_at_bounds
 from lbfgs_xp.fits.losses import ResidualLoss
 
@@ -175,7 +175,7 @@ def _of_group(
             )
         else:
             root, _loose = root_of_inverse(accuracy, space, jacobian)
-            step, length = toward(outer_sum(space, root), g, cost, pressed, *numbers)
+            step, length = toward(root, g, cost, pressed, *numbers)
         costs, distances, at_bound = to_host(cost), to_host(length), to_host(pressed)
 
         old, rise = to_host(targets.cost), to_host(targets.rise)
@@ -297,16 +297,18 @@ def _weighted(
 
 
 def _toward(
-    space: Space, inverse: Array, gradient: Array, value: Array, pressed: Array,
+    space: Space, root: Array, gradient: Array, value: Array, pressed: Array,
     directions: Array, held: Any, starts: Array, cost: Array, rise: Array,
 ) -> tuple[Array, Array]:
-    """The step towards the end, and its length in units of the distance to the best point."""
+    """The step towards the end, and its length in units of the distance to the best point.
+
+    root : R with R^T R = (J^T J)^-1.
+    """
     xp = space.xp
-    newton = -space.products(inverse, gradient)
-    fall = -space.dot(gradient, newton)
+    slope, along = space.products(root, gradient), space.products(root, directions)
+    fall, spread = space.dot(slope, slope), space.dot(along, along)
+    newton, along = -space.combine(slope, root), space.combine(along, root)
     room = cost + rise - (value - 0.5 * fall)
-    along = space.products(inverse, directions)
-    spread = space.dot(directions, along)
     goes = xp.logical_not(pressed) & (spread > 0.0) & (room > 0.0)
     room = xp.where(goes, room, xp.zeros_like(room))
     out = xp.sqrt(2.0 * room / xp.where(goes, spread, xp.ones_like(spread)))
@@ -340,9 +342,7 @@ def _within(
         seen = xp.where(frozen[:, None, :], xp.zeros_like(jacobian), jacobian)
         root, _ = root_of_inverse(accuracy, space, seen)
         free = xp.where(frozen, zero, gradient)
-        step, length = toward(
-            outer_sum(space, root), free, value, pressed, directions, None, *targets[4:7]
-        )
+        step, length = toward(root, free, value, pressed, directions, None, *targets[4:7])
         out = ((x >= high) & (step > 0.0)) | ((x <= low) & (step < 0.0))
         if not space.any(out):
             break

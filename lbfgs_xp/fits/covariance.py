@@ -11,11 +11,9 @@ from lbfgs_xp.arrays.backend import Array
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.fits.linear_algebra import (
     FEW,
-    FLOATS,
     column_norms,
     divisor,
     eliminate,
-    eliminated,
     identity,
     norm,
     normal_matrix,
@@ -42,8 +40,8 @@ def root_of_inverse(
     xp, (count, _, p) = space.xp, jacobian.shape
     few = p <= FEW
     if few:
-        if count == 1 and space.backend.on_host and p <= FLOATS:
-            root, sound = _root_of_one(space, jacobian)
+        if count == 1 and space.backend.on_host:
+            root, sound = (each[None, ...] for each in _root(Space(space.backend), jacobian[0]))
         else:
             root, sound = space.backend.jit(_root, space)(jacobian)
         shape = (count, p if slopes is None else slopes.shape[-2])
@@ -109,11 +107,13 @@ def square(space: Space, root: Array) -> Array:
 def scaled_root(space: Space, root: Array, reduced: Array) -> Array:
     """R (..., p, p) in units of the scatter of the data, whose square is reduced (...); infinite
     if that is not known, except for fixed parameters, whose columns are 0."""
-    xp = space.xp
-    scale = xp.sqrt(reduced)[..., None, None]
+    xp, scale = space.xp, space.xp.sqrt(reduced)
+    unknown, scaled = xp.isnan(scale), root * scale[..., None, None]
+    if space.none(unknown):
+        return scaled
     infinite = xp.full_like(root, math.inf)
-    unknown = xp.where(_used(space, root)[..., None, :], infinite, xp.zeros_like(root))
-    return xp.where(xp.isnan(scale), unknown, root * scale)
+    infinite = xp.where(_used(space, root)[..., None, :], infinite, xp.zeros_like(root))
+    return xp.where(unknown[..., None, None], infinite, scaled)
 
 
 def _used(space: Space, root: Array) -> Array:
@@ -137,24 +137,7 @@ def _root(space: Space, jacobian: Array) -> tuple[Array, Array]:
     one = identity(space, p)
     rows, least = eliminate(space, xp.concat([gram, xp.broadcast_to(one, gram.shape)], axis=-1))
     sound = (least > safe_pivot(space)) & xp.all(kept, axis=-1)
-    return rows[..., p:] / norms[:, None, :], sound
-
-
-def _root_of_one(space: Space, jacobian: Array) -> tuple[Array, Array]:
-    """`_root` for one Jacobian (1, m, p) on the host, on floats."""
-    gram = (jacobian[0].T @ jacobian[0]).tolist()
-    p, limit = len(gram), space.backend.largest**0.25
-    norms = [math.sqrt(gram[i][i]) for i in range(p)]
-    sound = all(1.0 / limit < each < limit for each in norms)
-    root = np.zeros_like(jacobian, shape=(1, p, p))
-    if sound:
-        one = np.eye(p).tolist()
-        rows, least = eliminated([
-            [gram[i][j] / norms[i] / norms[j] for j in range(i, p)] + one[i] for i in range(p)
-        ], p)
-        sound, root[0] = least > safe_pivot(space), [row[p:] for row in rows]
-        root /= norms
-    return root, np.asarray([sound])
+    return rows[..., p:] / norms[..., None, :], sound
 
 
 def _root_of_pseudo_inverse(

@@ -54,13 +54,8 @@ def normal_matrix(space: Space, rows: Array) -> tuple[Array, Array, Array]:
     """A A^T for A (..., p, m) with its rows scaled to length 1; the lengths of the rows (..., p);
     and a mask of the lengths whose squares lose no digits. Elements below the diagonal may be left
     0."""
-    if space.batched:
-        product = space.backend.gram(rows)
-        squares = space.sum(product * identity(space, rows.shape[-2]))
-    else:
-        product = rows @ rows.T
-        squares = product.diagonal()
-    norms = space.xp.sqrt(squares)
+    product = space.backend.gram(rows) if space.batched else rows @ rows.T
+    norms = space.xp.sqrt(space.xp.linalg.diagonal(product))
     unit = divisor(space, norms)
     limit = space.backend.largest**0.25
     kept = (norms > 1.0 / limit) & (norms < limit)
@@ -103,19 +98,12 @@ def eliminate(space: Space, matrix: Array) -> tuple[Array, Array]:
 
 def _eliminate_one(matrix: Array, p: int) -> tuple[Array, Array]:
     """`eliminate` for one matrix (p, p + k) on the host."""
-    if p <= FLOATS:
-        return _eliminate_floats(matrix, p)
     try:
         R = np.linalg.cholesky(matrix[:, :p], upper=True)
     except np.linalg.LinAlgError:
         return matrix, matrix.dtype.type(0.0)
     rest = np.linalg.solve(R.T, matrix[:, p:])
     return np.concatenate([R, rest], axis=1), R.diagonal().min()
-
-
-def _eliminate_floats(matrix: Array, p: int) -> tuple[Array, Array]:
-    rows, least = eliminated([row[i:] for i, row in enumerate(matrix.tolist())], p)
-    return np.asarray(rows, matrix.dtype), matrix.dtype.type(least)
 
 
 def eliminated(rest: list[list[float]], p: int) -> tuple[list[list[float]], float]:

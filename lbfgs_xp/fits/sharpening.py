@@ -221,6 +221,8 @@ class Sharpening:
         """Which problems have a parameter to which the residuals do not respond, except those fixed
         by their bounds: a mask (B,)."""
         fit, space, state = self.fit, self.fit.space, self.fit.state
+        if fit.box_here is None and space.none(state.linear.hard):
+            return state.linear.hard    # normal equations would have lost such a parameter
         silent = space.max_abs(state.columns) == 0.0
         if fit.box_here is not None:
             low, high = fit.box_here

@@ -534,9 +534,7 @@ class Differences:
         with np.errstate(all="ignore"):    # the values may be infinite
             slopes -= value
             finite = backend.are_finite((slopes,))
-            changes = [] if finite and not looks else [
-                float(backend.max_abs(row)) for row in slopes
-            ]
+            changes = [] if finite and not looks else backend.max_abs(slopes).tolist()
             slopes *= (1.0 / steps)[:, None]
         if changes:
             judged = [
