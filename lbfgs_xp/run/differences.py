@@ -3,10 +3,10 @@
 The error of a difference is least for a step of L q^(1/3) to both sides, or L q^(1/2) to one side,
 where L is the length over which the function bends and q its rounding error, relative to its
 changes over that length. |x| says little about L: a line at 6562.8 may be 0.05 wide. So L is
-measured with the differences, from how far the values differ and from how much the forward and the
-backward difference disagree (`lbfgs_xp.run.lengths`); if the step turns out to be far too long or too
-short, the difference is taken again. No step leaves the bounds. If the function is not finite on one
-side, the step goes to the other.
+measured with the differences (`lbfgs_xp.run.lengths`), from how far the values differ and from how
+much the forward and the backward difference disagree; if the step turns out to be far too long or
+too short, the difference is taken again. No step leaves the bounds. If the function is not finite
+on one side, the step goes to the other.
 
 A function whose values are numbers keeps its lengths until x is many of them away from where they
 were measured; the distance covered is then the next length to try. With noise of known size, such
