@@ -323,7 +323,7 @@ def _weights(sigma: Any, y: Array, backend: Backend, batched: bool) -> Any:
     if sigma is None:
         return None
     sigma = backend.adopt(sigma, "sigma")
-    xp, shape = backend.xp, tuple(y.shape)
+    shape = tuple(y.shape)
     if not batched and tuple(sigma.shape) == (*shape, *shape):
         host = backend.to_host(sigma).astype(np.float64)
         if not np.allclose(host, host.T, rtol=1e-6, atol=0.0):
