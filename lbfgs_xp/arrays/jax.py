@@ -686,10 +686,13 @@ def _is_of_user(static: Any) -> bool:
     if isinstance(static, (_Compiled, Hoisted)) or inspect.ismethod(static):
         return True
     if isinstance(static, types.FunctionType):
-        ours = static.__module__.startswith("lbfgs_xp.") and static.__closure__ is None
-        return not ours
-    ours = isinstance(static, Keyed) or type(static).__module__.startswith("lbfgs_xp.")
-    return not ours
+        return not (_is_here(static) and static.__closure__ is None)
+    return not (isinstance(static, Keyed) or _is_here(type(static)))
+
+
+def _is_here(defined: Any) -> bool:
+    """Whether a function or class is one of this package; those without a module are not."""
+    return (defined.__module__ or "").startswith("lbfgs_xp.")
 
 
 def _widened(number: Any) -> Any:

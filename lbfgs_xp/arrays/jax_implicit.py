@@ -132,12 +132,20 @@ def solution(
     starts, of_start = jax.tree.flatten((x0, carried))
     leaves, of_args = jax.tree.flatten(args)
     inputs = [leaf for leaf in (*starts, *leaves) if is_traced(leaf)]
+    if not inputs:
+        return find(functions, x0, args, *carried).result
+    # The rule outlives this call, and must keep nothing that is traced here.
+    starts, leaves = (
+        [_Input(leaf.dtype) if is_traced(leaf) else leaf for leaf in each]
+        for each in (starts, leaves)
+    )
     last: list[Any] = []    # what was found, and how its result is nested if that is traced
 
     def joined(inputs: list[Array]) -> tuple[Any, list[Any]]:
         rest = iter(inputs)
         start, given = (
-            [next(rest) if is_traced(leaf) else leaf for leaf in each] for each in (starts, leaves)
+            [next(rest) if isinstance(leaf, _Input) else leaf for leaf in each]
+            for each in (starts, leaves)
         )
         return jax.tree.unflatten(of_start, start), given
 
@@ -149,8 +157,10 @@ def solution(
         nested = None
         if any(map(is_traced, jax.tree.leaves(found.point))):
             results, nested = jax.tree.flatten(found.result)
-        last[:] = found, nested
-        return jax.tree.map(jax.numpy.asarray, found.point), results
+        point = jax.tree.map(jax.numpy.asarray, found.point)
+        # What is traced here must not outlive this call.
+        last[:] = found if nested is None else found._replace(point=None, result=None), nested
+        return point, results
 
     @root.defjvp
     def rule(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
@@ -163,9 +173,9 @@ def solution(
         given, moves = [*before, *given], [*before, *moves]
         moving = tuple(
             len(before) + i for i, leaf in enumerate(leaves)
-            if is_traced(leaf) and jax.numpy.issubdtype(leaf.dtype, jax.numpy.inexact)
+            if isinstance(leaf, _Input) and jax.numpy.issubdtype(leaf.dtype, jax.numpy.inexact)
         )
-        structure = jax.tree.structure((*found.leading, *args))
+        structure = jax.tree.structure((*found.leading, *jax.tree.unflatten(of_args, leaves)))
         prepare: Any = functools.partial
         if found.problem.compiled and nested is None:
             prepare = found.problem.space.backend.jit
@@ -178,13 +188,18 @@ def solution(
         moved = zero[0]._replace(x=change * _one_or_nan(found.problem, regular, point))
         return out, (moved, zero[1])
 
-    if not inputs:
-        return find(functions, x0, args, *carried).result
     point, results = root(inputs)
     found, nested = last
     result = found.result if nested is None else nested.unflatten(results)
     evaluated = found.problem.evaluation((*found.leading, *args), point.x)
     return found.completed(result, point.x, *evaluated)
+
+
+class _Input:
+    """The place of a traced array among the arguments."""
+
+    def __init__(self, dtype: Any):
+        self.dtype = dtype
 
 
 def _linearized(

@@ -323,7 +323,7 @@ def _weights(sigma: Any, y: Array, backend: Backend, batched: bool) -> Any:
     if sigma is None:
         return None
     sigma = backend.adopt(sigma, "sigma")
-    xp, shape = backend.xp, tuple(y.shape)
+    shape = tuple(y.shape)
     if not batched and tuple(sigma.shape) == (*shape, *shape):
         host = backend.to_host(sigma).astype(np.float64)
         if not np.allclose(host, host.T, rtol=1e-6, atol=0.0):
@@ -337,13 +337,7 @@ def _weights(sigma: Any, y: Array, backend: Backend, batched: bool) -> Any:
                 "sigma is a matrix that is not positive definite; wanted a covariance of the data"
             ) from None
         return backend.from_host(np.linalg.inv(factor))
-    try:
-        sigma = xp.broadcast_to(sigma, shape)
-    except (ValueError, RuntimeError):
-        wanted = f"a shape that broadcasts to {shape}, that of y"
-        if not batched:
-            wanted += f", or a covariance of shape {(*shape, *shape)}"
-        raise ValueError(f"sigma has shape {tuple(sigma.shape)}; wanted {wanted}") from None
+    sigma = _like_y(sigma, y, backend, batched)
     host = np.asarray(backend.to_host(sigma))
     if not np.all(host > 0.0):
         place = tuple(map(int, np.argwhere(~(host > 0.0))[0]))
@@ -372,7 +366,19 @@ def pure_weights(sigma: Any, y: Array, backend: Backend) -> Any:
     sigma = backend.adopt(sigma, "sigma")
     if y.ndim == 1 and tuple(sigma.shape) == (*y.shape, *y.shape):
         return backend.linalg("inv")(backend.linalg("cholesky")(sigma))
-    return 1.0 / backend.xp.broadcast_to(sigma, tuple(y.shape))
+    return 1.0 / _like_y(sigma, y, backend, y.ndim > 1)
+
+
+def _like_y(sigma: Array, y: Array, backend: Backend, batched: bool) -> Array:
+    """Deviations, broadcast to y."""
+    shape = tuple(y.shape)
+    try:
+        return backend.xp.broadcast_to(sigma, shape)
+    except (ValueError, RuntimeError):
+        wanted = f"a shape that broadcasts to {shape}, that of y"
+        if not batched:
+            wanted += f", or a covariance of shape {(*shape, *shape)}"
+        raise ValueError(f"sigma has shape {tuple(sigma.shape)}; wanted {wanted}") from None
 
 
 def _unchecked_weights(sigma: Any, y: Array, backend: Backend) -> Any:

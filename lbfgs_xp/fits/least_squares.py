@@ -222,7 +222,7 @@ def least_squares(
             result, objective, box, plan.settings.loss, objective.fun, 1.0, "cost"
         )
 
-    if solver != "dense":
+    if solver != "dense" and not is_tracing((x0, args)):
         raise ValueError(
             f'solver is {solver!r}; wanted "dense" for a differentiable solution, whose units are '
             "the norms of the columns of the Jacobian"

@@ -220,6 +220,8 @@ def found_of(run: Run, result: Result) -> Found:
     hess_inv = solver.inverse_hessian(space, inner)
     precondition, learned = (_plain, ()) if hess_inv is None else hess_inv.as_function()
     evaluation = objective.evaluation()
+    # It may outlive the program whose arrays x0 holds.
+    evaluation = dataclasses.replace(evaluation, layout=evaluation.layout.without_values())
     problem = Problem(evaluation, space, precondition, objective.pure() is not None)
 
     def completed(result: Result, x: Array, value: Any, gradient: Array, aux: Any) -> Result:

@@ -266,17 +266,22 @@ class TracedRun(Run):
         """`carry` after `carry = step(carry)` as long as `goes_on(carry)`, in a loop of the program
         that also carries whatever the run changes."""
 
-        def inside(both: tuple) -> tuple:
-            self._held, carry = both
-            carry = step(carry)
-            return self._held, carry
+        def within(function: Callable, both: tuple) -> tuple:
+            """What the run holds after `function(carry)`, and its result.
 
-        def asked(both: tuple) -> Any:
+            Nothing of a loop may stay in the run when its part of the program is complete."""
+            before = self._held
             self._held, carry = both
-            return goes_on(carry)
+            try:
+                out = function(carry)
+                return self._held, out
+            finally:
+                self._held = before
 
         start = self._held, carry
-        self._held, carry = self.space.backend.while_loop(asked, inside, start)
+        self._held, carry = self.space.backend.while_loop(
+            lambda both: within(goes_on, both)[1], functools.partial(within, step), start
+        )
         return carry
 
     def repeat(self, times: int, step: Callable, going: Any, *carry: Any) -> tuple:

@@ -145,3 +145,10 @@ def test_what_is_refused(how: dict[str, Any]) -> None:
     if name in ("jac", "maxtime", "callback"):
         with pytest.raises(ValueError, match=match):
             jax.eval_shape(lambda y: lx.least_squares(lambda p: p - y, T, **how).x, T)
+
+
+def test_a_sigma_of_the_wrong_shape_and_a_solver_of_the_host() -> None:
+    with pytest.raises(ValueError, match=r"sigma has shape \(3,\); wanted a shape that broadcasts"):
+        jax.eval_shape(lambda y: fit(y, jnp.ones(3)).x, T)
+    with pytest.raises(ValueError, match="^solver is 'dual' inside a function that JAX compiles"):
+        jax.eval_shape(lambda y: lx.least_squares(lambda p: p - y, T, solver="dual").x, T)

@@ -340,3 +340,21 @@ def test_traced_arrays_that_fun_holds_are_found():
     wanted = jnp.asarray([1.0, 2.0])
     found = jax.vmap(solve)(wanted)
     np.testing.assert_allclose(found, wanted[:, None] + 0.0 * found, atol=1e-7)
+
+
+def test_no_tracer_outlives_its_trace():
+    def found(a):
+        return lx.minimize(lambda x, a: jnp.sum((x - a) ** 2), jnp.zeros(2), (a,), method=METHOD).x
+
+    with jax.checking_leaks():
+        shape = jax.eval_shape(found, 1.0)
+    assert shape.shape == (2,)
+
+
+def test_a_function_without_a_module():
+    def bowl(x):
+        return jnp.sum((x - 1.0) ** 2)
+
+    bowl.__module__ = None
+    res = lx.minimize(bowl, jnp.zeros(2), method=METHOD)
+    np.testing.assert_allclose(res.x, 1.0, atol=1e-8)
