@@ -13,7 +13,7 @@ and among the points where this is at most the limit, theta_j is largest at
 If a step is 0, the cost is the limit and its gradient is along e_j, whatever the quality of the
 approximation: the point is an end of the interval. So the parameter and all others are solved for
 at once, without fits in between (Venzon & Moolgavkar 1988, with the Hessian of Gauss-Newton). All
-ends are rows of one batch. Where the iteration does not settle, `profile` looks for the end by
+ends are rows of one batch. Where the iteration does not settle, `end_search` looks for the end by
 fits with the parameter fixed.
 """
 

@@ -164,7 +164,8 @@ def curve_fit(
         covariance)} for correlated ones. Or a function of the parameters (as for ties) that returns
         residuals (k,), for a batch (B, k), half the sum of whose squares is the negative logarithm
         of the prior. Priors need absolute_sigma=True, or a likelihood that is not "gaussian", and
-        are not subject to `loss`. The covariance of the result contains them.
+        are not subject to `loss`. The covariance of the result contains them. One of fixed
+        parameters alone is an error: it would count as a datum.
     likelihood : "gaussian", "poisson", "binomial", or a function
         How the data scatter around the model. "poisson": y counts events, whose mean is the model;
         "binomial": y counts successes among `trials`, whose probability is the model. Both are

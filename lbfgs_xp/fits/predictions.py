@@ -15,13 +15,13 @@ from lbfgs_xp.arrays.backend import Array, is_array
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import map_leaves
 from lbfgs_xp.fits.analysis import Analysis
+from lbfgs_xp.fits.best import Best
 from lbfgs_xp.fits.covariance import safe_norms
 from lbfgs_xp.fits.data import are_correlated, coordinates, in_units_of_sigma
 from lbfgs_xp.fits.distributions import deviations_of
 from lbfgs_xp.fits.loop import run_fit
 from lbfgs_xp.fits.parameters import derivatives, slopes_of
 from lbfgs_xp.fits.priors import Shifted
-from lbfgs_xp.fits.profile import Best
 from lbfgs_xp.fits.settings import FitPlan
 from lbfgs_xp.result import Status
 

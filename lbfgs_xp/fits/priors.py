@@ -16,7 +16,7 @@ from lbfgs_xp import checks
 from lbfgs_xp.arrays.backend import Array, is_array, take
 from lbfgs_xp.arrays.tree import Layout
 from lbfgs_xp.fits.names import listed_order, places_of
-from lbfgs_xp.fits.parameters import all_of, derivatives, slopes_of
+from lbfgs_xp.fits.parameters import FreeLayout, all_of, derivatives, slopes_of
 
 
 class Priors:
@@ -173,6 +173,13 @@ def priors_of(priors: Any, layout: Layout, names: tuple[str, ...]) -> Priors | N
         )
         parts.append(places)
     places = np.concatenate(parts)
+    fixed = layout.fixed if isinstance(layout, FreeLayout) else np.empty(0, dtype=int)
+    for key, named in zip(priors, parts, strict=True):
+        if np.isin(named, fixed).all():
+            raise ValueError(
+                f"priors[{key!r}] is of fixed parameters alone and says nothing; wanted "
+                "a prior of one that is free or tied"
+            )
     if np.unique(places).size < places.size:
         raise ValueError("priors names a parameter twice; wanted one prior for each")
     factor = np.zeros((*batch, places.size, places.size))

@@ -10,7 +10,7 @@ import pytest
 
 import lbfgs_xp as lx
 from lbfgs_xp import IntervalStatus
-from lbfgs_xp.fits import profile
+from lbfgs_xp.fits import free_ends
 from lbfgs_xp.fits.distributions import deviations_of, rise_of
 from tests.backends import Backend
 from tests.fits import nist
@@ -40,10 +40,10 @@ def fit(y: Any, backend: Backend = Backend.NUMPY, **settings: Any) -> lx.CurveFi
 
 def slowly(res: lx.CurveFit, level: float = ONE) -> lx.Intervals:
     """The intervals by the search that uses nothing but fits with one parameter held."""
-    quick = profile.ends_of
+    quick = free_ends.ends_of
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            profile, "ends_of", lambda *arguments: quick(*arguments)._replace(
+            free_ends, "ends_of", lambda *arguments: quick(*arguments)._replace(
                 found=np.zeros(arguments[1].numbers.size, dtype=bool)
             )
         )

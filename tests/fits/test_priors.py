@@ -146,6 +146,7 @@ def test_priors_of_counts_and_of_leaves_with_several_numbers() -> None:
     ({"priors": {("a", "b"): (np.ones(2), [[1, 2], [0, 1]])}}, ValueError, "not symmetric"),
     ({"priors": {"a": (0, 1), ("a", "b"): ([0, 0], np.eye(2))}}, ValueError, "a parameter twice"),
     ({"priors": lambda p: 1.0}, ValueError, r"priors returned an array of shape \(\)"),
+    ({"fixed": ("a",)}, ValueError, r"priors\['a'\] is of fixed parameters alone"),
 ])
 def test_errors(settings: dict[str, Any], error: type, words: str) -> None:
     given = {"priors": {"a": (0.0, 1.0)}, **HOW, **settings}
