@@ -37,13 +37,15 @@ def look(visits: Visits) -> Any:
     the start is symmetric, are looked at once more, alone. Where the gradient stays 0, looks to
     both sides become longer and longer.
     """
-    run, (state, p, _) = visits.run, visits.run.standing
+    run, (state, p, best) = visits.run, visits.run.standing
     space, fn = run.space, run.space.scalars
     nothing, no = fn.full(0.0, state.value), fn.full(False, state.value)
     if run.objective.differs:
         return nothing
     solver, smooth = visits.smooth()
     hidden = fn.maximum(agreement.hidden_by_rounding(fn, space.backend, state.value), p.noise)
+    # A run that has settled above its best point restarts from there, see `restarts`.
+    lowest = best.value >= state.value - hidden
     shortest = space.backend.eps**_LENGTH
     unit, still = _units(space, smooth, p.extent), state.gradient_norm == 0.0
 
@@ -70,7 +72,7 @@ def look(visits: Visits) -> Any:
         # Where there are none, no run goes on.
         visits.consider(x, seen._replace(value=found.value), falls & fn.logical_not(silent))
         fall = fn.where(off & falls, fallen / length, fall)
-        onwards = falls & fn.logical_not(off | silent)
+        onwards = falls & lowest & fn.logical_not(off | silent)
         gain = fn.where(onwards, fallen, gain)
 
         unclear = fn.logical_not(falls) & (silent | off)
