@@ -66,8 +66,9 @@ class Promises:
         way = space.xp.abs(descent.way)
         moves = space.read_one(space.max_abs(space.xp.where(way > least, way, 0.0 * way))) > 0.0
         p = run.standing.progress
-        wanted = (p.status == _RUNNING) & asks & moves & (descent.decrease > level)
-        still = (p.status == _RUNNING) & (p.claim == DOUBTED) & fn.logical_not(moves)
+        running = p.status == _RUNNING
+        wanted = running & asks & moves & (descent.decrease > level)
+        still = running & (p.claim == DOUBTED) & fn.logical_not(moves)
         if space.any(still):
             decrement = now(state.decrement)
             more = fn.isfinite(decrement) & (decrement > _ENOUGH * descent.decrease)
@@ -95,7 +96,7 @@ class Promises:
         run.note(p._replace(claim=fn.where(settled, _RUNNING, p.claim), status=status))
         return bool(space.any(status == _RUNNING))
 
-    def _level(self, descent: Descent, usual: Any) -> Any:
+    def _level(self, descent: Descent, usual: Any) -> tuple[Any, Any]:
         """The decrease that does not matter, and whether it takes more than one step down the
         gradient to say so.
 

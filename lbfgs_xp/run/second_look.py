@@ -66,9 +66,11 @@ class SecondLook:
             if run.is_running():
                 return True
         begun = self._confirm()
-        if run.is_running() or (self.restarts.from_best() and run.is_running()):
+        if run.is_running():
             return True
         # A problem that has begun again may have ended at once, which is a claim again.
+        if self.restarts.from_best():
+            return run.is_running() or self.resumes()
         begun = self.central.switch() or begun
         if begun:
             return run.is_running() or self.resumes()

@@ -131,7 +131,8 @@ def start(
     """
     p = _fresh(fn, criteria, value, norm, extent, nfev, (value, norm))
     if resumed is not None:
-        done = (p.status == _RUNNING) & (resumed.status == _GRADIENT) & (norm <= resumed.gtol)
+        # An end that was confirmed needs no second look.
+        done = (p.status <= _RUNNING) & (resumed.status == _GRADIENT) & (norm <= resumed.gtol)
         p = resumed._replace(
             status=fn.where(done, _GRADIENT, p.status), nit=p.nit, nfev=p.nfev, trials=p.trials,
             claim=p.claim, earlier=resumed.earlier + resumed.nit,
@@ -168,7 +169,8 @@ def _fresh(
     zero = fn.full(0, value)
     status = fn.full(_RUNNING, value)
     # By the default tolerance, no run ends without an iteration.
-    status = fn.where(norm <= criteria.gtol, _GRADIENT, status)
+    end = FLAT if is_provisional(criteria) else _GRADIENT
+    status = fn.where(norm <= criteria.gtol, end, status)
     usable = fn.isfinite(value) & fn.isfinite(norm)
     status = fn.where(usable, status, _NOT_FINITE)
     return Progress(
@@ -178,10 +180,10 @@ def _fresh(
     )
 
 
-def is_provisional(criteria: Criteria) -> bool:
-    """Whether a small gradient is only the claim of an end: by the default tolerance, for methods
-    with searches."""
-    return criteria.relative > 0.0 and criteria.failure == _LINE_SEARCH
+def is_provisional(criteria: Criteria) -> Any:
+    """Whether a small gradient is only the claim of an end, even if it is exactly 0, as it is at
+    every point of symmetry: by the default tolerance, for methods with searches."""
+    return (criteria.relative > 0.0) & (criteria.failure == _LINE_SEARCH)
 
 
 def where_small(fn: Scalars, criteria: Criteria, p: Progress, norm: Any) -> Progress:
@@ -277,16 +279,12 @@ def update(
     gtol = fn.where(early, _tolerance(fn, criteria, first_norm, p.highest_norm), p.gtol)
     flat = norm <= gtol
     # By the default tolerance, which is relative to the start, the value must have settled, too,
-    # unless all of the gradient may be rounding. Even then the end is provisional. A gradient of
-    # exactly 0 is that of a stationary point, unless it comes from central differences. (Forward
-    # ones are judged later.)
-    stationary = (norm == 0.0) & (criteria.error <= criteria.eps)
-    provisional = fn.logical_not(stationary) & (criteria.relative > 0.0)
-    provisional = provisional & (criteria.failure == _LINE_SEARCH)
-    settled = before - value <= little
-    lost = (nit + p.earlier <= _FIRST) & (norm <= criteria.lost * criteria.error * p.highest_norm)
-    # Differences may not let the value settle.
+    # unless all of the gradient may be rounding, or it is exactly 0. Even then the end is
+    # provisional. Differences may not let the value settle.
+    provisional = flat & is_provisional(criteria)
     exact = provisional & (criteria.error <= criteria.eps)
+    settled = (before - value <= little) | (norm == 0.0)
+    lost = (nit + p.earlier <= _FIRST) & (norm <= criteria.lost * criteria.error * p.highest_norm)
     flat = flat & (settled | lost | fn.logical_not(exact))
     small_gradient = fn.where(provisional, fn.full(FLAT, value), _GRADIENT)
     lowest_norm = fn.where(accepted, fn.minimum(norm, p.lowest_norm), p.lowest_norm)

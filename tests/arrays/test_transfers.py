@@ -96,7 +96,8 @@ def test_newton_reads_twice(backend: Backend) -> None:
 
     with counting(backend) as crossed:
         res = lx.minimize(
-            p.value_and_gradient, p.x0, jac=True, hess=hessian, method="newton", maxiter=100
+            p.value_and_gradient, p.x0, jac=True, hess=hessian, method="newton", maxiter=100,
+            gtol=1e-9,    # no looks at the end
         )
     assert res.success and res.nfev >= 20
     # On a GPU torch.linalg.eigh itself waits, to see whether it has converged.

@@ -12,6 +12,7 @@ import pytest
 import lbfgs_xp as lx
 from lbfgs_xp import Status, problems
 from lbfgs_xp.line_search import NAMES as RULES
+from lbfgs_xp.result import FLAT
 from lbfgs_xp.run.restarts import Restarts
 from tests.backends import CPU, Backend
 
@@ -350,7 +351,10 @@ def test_interrupt_and_callback_end_what_still_runs() -> None:
     p = make("rosenbrock", Backend.NUMPY)
     starts = p.starts(3)
     starts[1] = 1.0
-    res = run(p, starts, callback=lambda record: bool(np.all(record.nit[[0, 2]] >= 3)))
+    # With a tolerance that was given, no end waits to be confirmed.
+    res = run(
+        p, starts, gtol=1e-9, callback=lambda record: bool(np.all(record.nit[[0, 2]] >= 3))
+    )
     assert list(res.status) == [Status.CALLBACK, Status.GRADIENT, Status.CALLBACK]
 
     def fun(x: np.ndarray) -> Any:
@@ -362,11 +366,11 @@ def test_interrupt_and_callback_end_what_still_runs() -> None:
 
     error: BaseException = KeyboardInterrupt()
     count = 0
-    res = lx.minimize(fun, starts, jac=True, batched=True, method="lbfgs")
+    res = lx.minimize(fun, starts, jac=True, batched=True, method="lbfgs", gtol=1e-9)
     assert list(res.status) == [Status.INTERRUPTED, Status.GRADIENT, Status.INTERRUPTED]
     error, count = ZeroDivisionError(), 0
     with pytest.raises(ZeroDivisionError) as caught:
-        lx.minimize(fun, starts, jac=True, batched=True, method="lbfgs")
+        lx.minimize(fun, starts, jac=True, batched=True, method="lbfgs", gtol=1e-9)
     np.testing.assert_array_equal(caught.value.result.x, res.x)  # type: ignore[attr-defined]
 
 
@@ -767,7 +771,7 @@ def test_a_row_that_need_not_restart_ends_while_another_restarts(
         lambda x: (np.sum(x**2, axis=-1) + 1.0, 2.0 * x), np.ones((2, 3)), jac=True, batched=True
     )
     (status, departures), = seen
-    # The other one has restarted from its minimum.
-    assert status.tolist() == [int(Status.PRECISION), int(Status.GRADIENT)]
+    # The other one has restarted from its minimum, which is yet to be confirmed.
+    assert status.tolist() == [int(Status.PRECISION), FLAT]
     assert departures.tolist() == [3, 1]
     assert list(res.status) == [Status.PRECISION, Status.GRADIENT]
