@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import math
 import numbers
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -213,8 +214,8 @@ class Layout(Keyed):
         leaves, structure = flatten_like(tree, self.structure)
         if structure != self.structure:
             raise ValueError(
-                f"{what} has the structure {structure}; wanted that of {self.name}, "
-                f"{self.structure}"
+                f"{what} has the structure {shown_structure(structure)}; wanted that of "
+                f"{self.name}, {shown_structure(self.structure)}"
             )
         leaves = self._checked(leaves, what)
         return leaves[0] if self.plain else self._join(leaves)
@@ -283,13 +284,14 @@ class Layout(Keyed):
                 tree, unflatten(whole, [None] * whole.num_leaves), what, self.name
             )
         leaves, structure = flatten_like(tree, self.structure)
-        if self.structure.is_leaf() and isinstance(tree, (list, tuple)):
-            leaves, structure = [tree], self.structure
         if structure != self.structure:
-            raise ValueError(
-                f"{what} has the structure {structure}; wanted None, a number, or the structure "
-                f"of {self.name}, {self.structure}"
-            )
+            lists = _with_lists(tree, self.structure)
+            if lists is None:
+                raise ValueError(
+                    f"{what} has the structure {shown_structure(structure)}; wanted None, a "
+                    f"number, or the structure of {self.name}, {shown_structure(self.structure)}"
+                )
+            leaves = lists
         arrays = []
         for i, (leaf, shape) in enumerate(zip(leaves, self.shapes, strict=True)):
             array = self._adopted(missing if leaf is None else leaf, i, what)
@@ -562,6 +564,25 @@ def flatten_parameters(tree: Any) -> tuple[list[Any], Any]:
         return leaves, structure
     found = [backend.flatten(tree) for backend in classes_in_use()]
     return next((each for each in found if each is not None), (leaves, structure))
+
+
+def _with_lists(tree: Any, structure: Any) -> list[Any] | None:
+    """The parts of `tree` in place of the leaves of the structure, some of which are lists of
+    numbers; None if it has another structure."""
+    if not hasattr(structure, "flatten_up_to"):
+        return None
+    try:
+        parts = structure.flatten_up_to(tree)
+    except ValueError:
+        return None
+    nested = (part for part in parts if not optree.tree_is_leaf(part, none_is_leaf=True))
+    return parts if all(isinstance(part, (list, tuple)) for part in nested) else None
+
+
+def shown_structure(structure: Any) -> str:
+    """A structure as errors show it, with a star for each leaf."""
+    wrapped = r"^PyTreeSpec\((.*?)(, NoneIsLeaf)?(, namespace=[^=]*)?\)$"
+    return re.sub(wrapped, r"\1", str(structure))
 
 
 def unflatten(structure: Any, leaves: list[Any]) -> Any:

@@ -493,8 +493,8 @@ def checked_leaves(
     leaves, structure = tree.flatten_like(params, spec.structure)
     if structure != spec.structure:
         raise ValueError(
-            f"{what} has the structure {structure}; wanted the structure passed to init, "
-            f"{spec.structure}"
+            f"{what} has the structure {tree.shown_structure(structure)}; wanted the structure "
+            f"passed to init, {tree.shown_structure(spec.structure)}"
         )
     for i, (leaf, space, kind, shape, dtype) in enumerate(zip(
         leaves, spec.spaces, spec.types, spec.shapes, spec.dtypes, strict=True

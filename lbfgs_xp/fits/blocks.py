@@ -11,7 +11,7 @@ from lbfgs_xp import checks
 from lbfgs_xp.arrays import returned
 from lbfgs_xp.arrays.backend import Array, is_array, namespace_of
 from lbfgs_xp.arrays.space import Space
-from lbfgs_xp.arrays.tree import Layout, flatten, leaf_name, unflatten
+from lbfgs_xp.arrays.tree import Layout, flatten, leaf_name, shown_structure, unflatten
 from lbfgs_xp.fits.losses import ResidualLoss
 
 
@@ -50,8 +50,8 @@ class Blocks:
         if of_weights != structure:
             if not of_weights.is_leaf():
                 raise ValueError(
-                    f"weights has the structure {of_weights}; wanted a number, or the structure of "
-                    f"what residuals returned, {structure}"
+                    f"weights has the structure {shown_structure(of_weights)}; wanted a number, or "
+                    f"the structure of what residuals returned, {shown_structure(structure)}"
                 )
             given = given * len(found)
         numbers = []

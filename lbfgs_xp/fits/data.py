@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -131,6 +131,11 @@ def _split_normal(
 
 def coordinates(x: Any, backend: Backend) -> Any:
     """x as the model gets it: numbers and arrays of NumPy as arrays of the backend."""
+    if isinstance(x, Iterator):
+        raise TypeError(
+            "x is an iterator, which a model can read once; wanted what the model can read again "
+            "and again, such as an array, or for chunks of data a function that returns them"
+        )
     return adopted(_unwrapped(x), backend, "x")
 
 

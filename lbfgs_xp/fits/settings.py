@@ -91,6 +91,11 @@ class FitPlan(NamedTuple):
         cls, layout: Layout, *, x_scale: Any, maxfun: Any, maxtime: Any, compact: Any,
         callback: Any = None, on_error: Any = (), **settings: Any,
     ) -> FitPlan:
+        if layout.backend.eps < 2.0**-53:
+            raise TypeError(
+                f"{layout.name} has dtype {layout.backend.dtype}, as may be from the data; "
+                "wanted float32 or float64, the only ones that factorizations of matrices take"
+            )
         by_columns = x_scale is None or (isinstance(x_scale, str) and x_scale == "jac")
         scale = None if by_columns else layout.in_units(x_scale).scale
         if scale is not None:

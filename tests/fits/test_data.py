@@ -218,3 +218,29 @@ def test_data_may_be_integers() -> None:
     np.testing.assert_array_equal(fit(y=whole).x, fit(y=whole.astype(float)).x)
     parts = fit(y=whole, chunk_size=7)
     np.testing.assert_allclose(parts.x, fit(y=whole).x, rtol=1e-6)
+
+
+def test_an_iterator_is_refused_as_a_coordinate() -> None:
+    with pytest.raises(TypeError, match="x is an iterator, which a model can read once"):
+        fit(iter(X))
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).eps > 2.0**-60, reason="no wider dtype")
+def test_dtypes_that_matrices_do_not_have() -> None:
+    with pytest.raises(TypeError, match="p0 has dtype .*128, .* from the data; wanted float32"):
+        fit(y=Y.astype(np.longdouble))
+    with pytest.raises(TypeError, match="x0 has dtype .*128"):
+        lx.least_squares(lambda x: x - 1.0, np.zeros(2, np.longdouble))
+
+
+def test_lists_in_bounds() -> None:
+    def polynomial(x: Any, a: Any, b: Any) -> Any:
+        return a[0] + a[1] * x + b * x**2
+
+    start = {"a": np.zeros(2), "b": 0.0}
+    found = fit(p0=start, model=polynomial, bounds=({"a": [1.2, 0.0]}, {"a": [3.0, 1.5]}))
+    np.testing.assert_allclose(found.x["a"], [1.2, 1.5])
+    with pytest.raises(ValueError, match=r"the lower bound\.a has shape \(3,\); wanted .* \(2,\)"):
+        fit(p0=start, model=polynomial, bounds=({"a": [0.0] * 3}, None))
+    with pytest.raises(ValueError, match=r"the structure \{'a': \{'c': \*\}, 'b': \*\}; wanted"):
+        fit(p0=start, model=polynomial, bounds=({"a": {"c": 1.0}}, None))
