@@ -32,11 +32,12 @@ def shown(value: Any) -> str:
     return repr(value)
 
 
-def is_traced(value: Any) -> bool:
-    """Whether a real number of an array library has no value, because JAX traces the function."""
-    dtype = str(getattr(value, "dtype", ""))
-    number = hasattr(value, "__array_namespace__") and ("int" in dtype or "float" in dtype)
-    return number and value.shape == () and real(value) is None
+def is_traced(value: Any, kind: str | tuple[str, ...] = ("integral", "real floating")) -> bool:
+    """Whether a number of this kind has no value, because JAX traces the function."""
+    return (
+        hasattr(value, "__array_namespace__") and value.shape == () and real(value) is None
+        and value.__array_namespace__().isdtype(value.dtype, kind)
+    )
 
 
 def number(

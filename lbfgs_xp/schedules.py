@@ -191,7 +191,7 @@ class Schedule(Settings):
         rate is not a finite number of at least 0. (Of traced ones the values are not known.)
         """
         known = integer(step)
-        if known is None and _is_traced(step, "integral"):
+        if known is None and is_traced(step, "integral"):
             return self._traced(step)
         if known is None:
             raise TypeError(f"step is {step!r}; wanted an integer, counted from 0")
@@ -199,7 +199,7 @@ class Schedule(Settings):
             raise ValueError(f"step is {step!r}; wanted at least 0")
         given = self.rate(known)
         rate = _rate(given)
-        if rate is None and real(given) is None and _is_traced(given, "real floating"):
+        if rate is None and is_traced(given, "real floating"):
             return given
         if rate is None:
             raise ValueError(
@@ -1021,7 +1021,7 @@ class ReduceOnPlateau(Schedule):
             raise TypeError(f"state is {state!r}; wanted what init() or update(...) returned")
         found = real(value)
         if found is None:
-            if not _is_traced(value, "real floating"):
+            if not is_traced(value, "real floating"):
                 raise TypeError(f"value is {value!r}; wanted a number")
             found = value
 
@@ -1048,14 +1048,6 @@ class ReduceOnPlateau(Schedule):
 
 
 # ---- the settings -------------------------------------------------------------------------------
-
-
-def _is_traced(number: Any, kind: str) -> bool:
-    """Whether what has no value is a number of this kind in a program that is being compiled."""
-    return (
-        hasattr(number, "__array_namespace__") and number.shape == ()
-        and number.__array_namespace__().isdtype(number.dtype, kind)
-    )
 
 
 def _rate(value: Any) -> float | None:
