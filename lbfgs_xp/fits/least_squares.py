@@ -154,7 +154,8 @@ def least_squares(
         always evaluated, may exceed it.
     factor : float
         The longest first step, relative to the size of x in the scale of its parameters or, for
-        x = 0, to the size of the residuals (to 1 if x_scale is given).
+        x = 0, to the size of the residuals (to 1 if x_scale is given). A start that is far off
+        allows a longer step in the parameters in which the residuals are linear.
     batched : bool
         x0 is (B, ...) and residuals maps it to (B, m): B independent problems, each with its own
         trust region and status.

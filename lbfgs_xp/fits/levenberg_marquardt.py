@@ -40,6 +40,10 @@ _OUT_OF_HIDING = 10.0
 # at most this share of the way to a bound: at a bound, as with an amplitude of 0, others may count
 # for nothing.
 _GOOD, _WAY = 0.75, 0.5
+# A ratio that leaves the radius as it is.
+UNDECIDED = 0.5
+# A first step that is predicted up to this share is one of a linear problem.
+_LINEAR = 1e-4
 # By which factor the rate of a step may be below that of the one before: slow parts may be small.
 _FASTER = 0.2
 # A step is as long as the linearised residuals ask if it promises this share of what they do.
@@ -358,6 +362,27 @@ def _judged(
     hidden = (predicted > 0.0) & (_promise(fn, old) <= noise) & (fn.abs(decrease) <= noise)
     accepted = (old.status == _RUNNING) & fn.isfinite(value) & (good | hidden)
     return Verdict(accepted, hidden, fn.where(hidden, 1.0, ratio), decrease, value, blur)
+
+
+def starts_far(space: Space, state: LMState, verdict: Verdict) -> Array:
+    """Where the first trial is shorter than the linearised residuals ask for, and not as they
+    predict: a mask (B,)."""
+    return space.scalars.fused(_starts_far, _Numbers.of(state), verdict.ratio)
+
+
+def _starts_far(fn: Scalars, old: _Numbers, ratio: Any) -> Any:
+    first = (old.status == _RUNNING) & (old.nit == 0) & (old.tally.trials == 0.0)
+    whole = old.predicted >= _WHOLE * old.share * old.share * old.value
+    return first & fn.logical_not(whole | (fn.abs(ratio - 1.0) <= _LINEAR))
+
+
+def towards(
+    settings: FitSettings, space: Space, state: LMState, step: Array, box: Any
+) -> LMState:
+    """The state with this step as its trial, and with the radius of a fit that starts there."""
+    state = _try(space, state, step, box)
+    radius = _first_radius(settings, space, state.trial, state.linear, state.value)
+    return state._replace(radius=radius)
 
 
 def foreseen(settings: FitSettings, space: Space, state: LMState, verdict: Verdict) -> Array:

@@ -16,7 +16,7 @@ from lbfgs_xp.arrays.returned import stops
 from lbfgs_xp.arrays.rows import Rows, Sizes, compiled_size
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.arrays.tree import Layout
-from lbfgs_xp.fits import flat, jacobian, linear_model, small
+from lbfgs_xp.fits import flat, jacobian, linear_model, linear_start, small
 from lbfgs_xp.fits import levenberg_marquardt as lm
 from lbfgs_xp.fits.jacobian import Products
 from lbfgs_xp.fits.linear_algebra import FEW, norm
@@ -209,6 +209,7 @@ class Fit:
     objective, box : of all problems; here, box_here : of the problems in the batch.
     confirmed : the statuses on the host, once provisional ones are being confirmed; else None.
     known, silence : what they were confirmed from; see `_Silence`.
+    begins : whether no step has been tried yet.
     stationary : which problems are known to be at a minimum where the Jacobian vanishes.
     in_caller_context : calls a function of the user in the context of the caller.
     send, fetch : transfer arrays to and from the user's functions if the algebra is on the host.
@@ -259,6 +260,7 @@ class Fit:
         self.rows, self.sizes, self.box = Rows(), Sizes(backend), box
         self.box_here = box
         self.confirmed: Any = None
+        self.begins = True
         self.stationary = np.zeros(layout.batch or (1,), dtype=bool)
         linear, _ = self.steps.linearize(x, residuals, columns, box, scale)
         self.state = self.steps.begin(x, residuals, columns, linear)
@@ -353,6 +355,10 @@ class Fit:
         state = steps.aim(self.state, box, going)
         residuals = self.ask(self.here, state.trial)
         verdict = steps.judge(state, residuals)
+        if self.begins:
+            self.begins = False
+            first = linear_start.Tried(state, residuals, verdict)
+            state, residuals, verdict = linear_start.tried(self, first)
         # A read costs more on a device than a Jacobian that turns out not to be needed.
         blind = not space.backend.reads_are_free and going.size > 1
         if not blind and not space.any(verdict.accepted):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from lbfgs_xp.arrays.backend import Array, Backend
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.fits import levenberg_marquardt as lm
-from lbfgs_xp.fits import linear_model
+from lbfgs_xp.fits import linear_model, linear_start
 from lbfgs_xp.fits.linear_algebra import FEW
 from lbfgs_xp.fits.residuals import Residuals
 from lbfgs_xp.fits.result import BatchLeastSquaresResult, LeastSquaresResult
@@ -75,9 +75,8 @@ class _TracedFit:
         columns = self.objective.columns(x, residuals)
         linear = self._linearized(x, residuals, columns, self.plan.scale)
         state = lm.begin(self.settings, self.space, x, residuals, columns, linear)
-        carry = self._loop(
-            lambda state: state.status == _RUNNING, self._advanced, state, xp.asarray(1)
-        )
+        state, calls = self._begun(state)
+        carry = self._loop(lambda state: state.status == _RUNNING, self._advanced, state, calls)
         return self._confirmed(*carry)
 
     def _loop(self, goes_on: Callable, step: Callable, state: Any, calls: Array) -> Any:
@@ -127,12 +126,53 @@ class _TracedFit:
         )
         return state._replace(**found._asdict())
 
-    def _advanced(self, state: lm.LMState) -> lm.LMState:
-        """The state after one step of each problem."""
-        space = self.space
+    def _begun(self, state: lm.LMState) -> tuple[lm.LMState, Array]:
+        """The state after the first step, and the number of calls; see `linear_start`."""
+        space, xp, data = self.space, self.xp, self.objective.data
+        calls, more = xp.asarray(1), linear_start.calls(state)
+        if self.plan.maxfun < 2 + more:
+            return state, calls
+        first = self._tried(state)
+        far = lm.starts_far(space, first.state, first.verdict)
+        far = far & linear_start.is_off(space, state, None if data is None else data[1])
+        begun = self._moved(space.backend.branch(far, lambda far: self._led(first, far), first))
+        running, led = (xp.astype(xp.any(mask), calls.dtype) for mask in (
+            state.status == _RUNNING, far
+        ))
+        return begun, calls + running + more * led
+
+    def _led(self, first: linear_start.Tried, far: Array) -> linear_start.Tried:
+        """The first trial, or the step in the linear parameters of problems that are `far`."""
+        space, state, xp = self.space, first.state, self.xp
+        units, last = linear_start.units(space, state), state.x.shape[-1]
+
+        def look(carry: tuple) -> tuple:
+            place, kept = carry
+            found = linear_start.linear_along(
+                space, state, self.box, self.objective, xp.take(units, place, axis=0)
+            )
+            return place + 1, kept + found
+
+        start = xp.asarray(0), xp.zeros_like(state.x)
+        _, kept = space.backend.while_loop(lambda carry: carry[0] < last, look, start)
+        return linear_start.stepped(
+            self.settings, space, first, self.box, self.objective, far, kept
+        )
+
+    def _tried(self, state: lm.LMState) -> linear_start.Tried:
+        """The next trial of each problem."""
         state = self._aimed(state)
         residuals = self.objective(state.trial)
-        verdict = lm.judge(self.settings, space, state, residuals)
+        verdict = lm.judge(self.settings, self.space, state, residuals)
+        return linear_start.Tried(state, residuals, verdict)
+
+    def _advanced(self, state: lm.LMState) -> lm.LMState:
+        """The state after one step of each problem."""
+        return self._moved(self._tried(state))
+
+    def _moved(self, tried: linear_start.Tried) -> lm.LMState:
+        """The state after a trial."""
+        space, (state, residuals, verdict) = self.space, tried
         # The model may have no value at a trial that was rejected.
         at = space.pick(verdict.accepted, state.trial, state.x)
         known = space.pick(verdict.accepted, residuals, state.residuals)
