@@ -59,8 +59,9 @@ def tried(fit: Fit, first: Tried) -> Tried:
     if not space.any(far := far & is_off(space, state, data)):
         return first
     kept = space.xp.zeros_like(state.x)
-    for unit in units(space, state):
-        kept = kept + linear_along(space, state, fit.box_here, fit.residuals, unit)
+    each = units(space, state)
+    for i in range(each.shape[0]):
+        kept = kept + linear_along(space, state, fit.box_here, fit.residuals, each[i, :])
     return stepped(fit.plan.settings, space, first, fit.box_here, fit.residuals, far, kept)
 
 
