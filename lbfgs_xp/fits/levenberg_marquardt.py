@@ -39,7 +39,7 @@ _OUT_OF_HIDING = 10.0
 # A step is good if it achieves this share of the predicted decrease. After others, a parameter goes
 # at most this share of the way to a bound: at a bound, as with an amplitude of 0, others may count
 # for nothing.
-_GOOD, _WAY = 0.75, 0.5
+_GOOD, WAY = 0.75, 0.5
 # A ratio that leaves the radius as it is.
 UNDECIDED = 0.5
 # A first step that is predicted up to this share is one of a linear problem.
@@ -298,7 +298,7 @@ def aim(exact: bool, space: Space, state: LMState, box: Any) -> LMState:
         inside = within(space, state.x + step, box)
         beyond = inside != state.x + step
         fn = space.scalars
-        reach = space.per_problem(fn.where(state.good, fn.full(1.0, state.value), _WAY))
+        reach = space.per_problem(fn.where(state.good, fn.full(1.0, state.value), WAY))
         fixed = xp.where(beyond, reach * (inside - state.x), xp.zeros_like(step))
         free = xp.where(beyond[..., None, :], xp.zeros_like(linear.R), linear.R)
         q = linear.q + space.products(linear.R, fixed * linear.scale)

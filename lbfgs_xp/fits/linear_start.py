@@ -34,8 +34,6 @@ _STRAIGHT, _PART = 0.01, 0.5
 _SHORTEST = 0.1
 # A column that varies by less than this share belongs to a constant.
 _EVEN = 0.01
-# The longest way to a bound: at a bound, as with an amplitude of 0, others may count for nothing.
-_WAY = 0.5
 
 
 class Tried(NamedTuple):
@@ -59,9 +57,9 @@ def tried(fit: Fit, first: Tried) -> Tried:
     if not space.any(far := far & is_off(space, state, data)):
         return first
     kept = space.xp.zeros_like(state.x)
-    each = units(space, state)
-    for i in range(each.shape[0]):
-        kept = kept + linear_along(space, state, fit.box_here, fit.residuals, each[i, :])
+    units = identity(space, state.x.shape[-1])
+    for i in range(units.shape[0]):
+        kept = kept + linear_along(space, state, fit.box_here, fit.residuals, units[i, :])
     return stepped(fit.plan.settings, space, first, fit.box_here, fit.residuals, far, kept)
 
 
@@ -78,11 +76,6 @@ def is_off(space: Space, state: lm.LMState, data: Array | None) -> Any:
     if data is None:
         return off
     return off | (norm(space, state.residuals) > _FAR * norm(space, data))
-
-
-def units(space: Space, state: lm.LMState) -> Array:
-    """The unit vectors of the parameters, (p, p)."""
-    return identity(space, state.x.shape[-1])
 
 
 def linear_along(
@@ -157,6 +150,6 @@ def _step(space: Space, state: lm.LMState, box: Any, kept: Array) -> Array:
     step = _wanted(space, state, kept) / state.linear.scale
     if box is None:
         return step
-    room = _WAY * xp.where(step > 0.0, box[1] - x, x - box[0])
+    room = lm.WAY * xp.where(step > 0.0, box[1] - x, x - box[0])
     part = xp.where(xp.abs(step) > room, room / divisor(space, xp.abs(step)), xp.ones_like(x))
     return space.per_problem(xp.min(part, axis=-1)) * step

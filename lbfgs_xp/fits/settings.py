@@ -93,7 +93,7 @@ class FitPlan(NamedTuple):
     ) -> FitPlan:
         if layout.backend.eps < 2.0**-53:
             raise TypeError(
-                f"{layout.name} has dtype {layout.backend.dtype}, as may be from the data; "
+                f"{layout.name} has dtype {layout.backend.dtype}, perhaps from the data; "
                 "wanted float32 or float64, the only ones that factorizations of matrices take"
             )
         by_columns = x_scale is None or (isinstance(x_scale, str) and x_scale == "jac")

@@ -13,7 +13,7 @@ from lbfgs_xp.arrays.backend import Array, Backend
 from lbfgs_xp.arrays.space import Space
 from lbfgs_xp.fits import levenberg_marquardt as lm
 from lbfgs_xp.fits import linear_model, linear_start
-from lbfgs_xp.fits.linear_algebra import FEW
+from lbfgs_xp.fits.linear_algebra import FEW, identity
 from lbfgs_xp.fits.residuals import Residuals
 from lbfgs_xp.fits.result import BatchLeastSquaresResult, LeastSquaresResult
 from lbfgs_xp.fits.settings import FitPlan
@@ -144,7 +144,8 @@ class _TracedFit:
     def _led(self, first: linear_start.Tried, far: Array) -> linear_start.Tried:
         """The first trial, or the step in the linear parameters of problems that are `far`."""
         space, state, xp = self.space, first.state, self.xp
-        units, last = linear_start.units(space, state), state.x.shape[-1]
+        last = state.x.shape[-1]
+        units = identity(space, last)
 
         def look(carry: tuple) -> tuple:
             place, kept = carry

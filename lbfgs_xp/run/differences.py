@@ -537,11 +537,11 @@ class Differences:
             changes = [] if finite and not looks else backend.max_abs(slopes).tolist()
             slopes *= (1.0 / steps)[:, None]
         if changes:
-            judged = [
+            verdicts = [
                 judged_one(eps, noise, change, max(size, 1.0), *each)
                 for size, *each in zip(sizes, length, steps.tolist(), changes, strict=True)
             ]
-            suggested, again, bad = map(list, zip(*judged, strict=True))
+            suggested, again, bad = map(list, zip(*verdicts, strict=True))
             due = due or (not first and not finite)
             if any(again) and (first or due):
                 no = np.zeros(x.shape, dtype=bool)

@@ -37,9 +37,9 @@ def slopes_of(
     """
     vector = fa[0].ndim == a.ndim
 
-    def over(change: Array, inverse: Array, k: int) -> Array:
+    def over(change: Array, by: Array, k: int) -> Array:
         # In place, where a library can.
-        change *= inverse[..., k, None] if vector else inverse[..., k]
+        change *= by[..., k, None] if vector else by[..., k]
         return change
 
     by_a = inverse(xp, a)
