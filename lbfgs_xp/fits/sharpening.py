@@ -24,12 +24,17 @@ if TYPE_CHECKING:
 # By which factor steps of differences are lengthened at a time, and in all, to see whether noise
 # spoils them; and by which share of their norms the columns of two Jacobians then differ.
 _STRETCH, _STRETCHED, _OTHER = 1e2, 1e4, 0.05
+# The lengths are measured anew if the residuals have fallen by this factor since.
+_FALLEN = 1e3
 # How often the directions of the differences are chosen; again only if the cost has fallen by this
 # share.
 _TURNS, _LOWER = 4, 1e-6
 # How often noise may be found; again only if it is larger by the second factor. How many times its
 # standard deviation it may be in a difference.
 _MEASURED, _LOUDER, _SPREAD = 3, 2.0, 4.0
+# It is measured again where a fit has ended below this share of the cost, and is taken to be less
+# if it is by this factor.
+_BELOW, _QUIETER = 0.99, 16.0
 # After how many trials the costs are looked at first, and which share of them is left if they fall
 # slowly.
 _WATCH, _SLOW = 12, 0.9
@@ -39,15 +44,17 @@ class Sharpening:
     """The looks of one fit.
 
     measured : how often noise was found.
+    noted_at : the costs (B,) where it was found, or looked for again.
     looked : whether parameters without influence have been looked at.
+    renewed : whether lengths have been measured anew after a fall.
     turns, turned_at : how often directions were chosen, and the costs (B,) at the last time.
     trials, next_watch, watched : trials so far, when to look at the costs next, and what they were.
     """
 
     def __init__(self, fit: Fit):
         self.fit = fit
-        self.measured = 0
-        self.looked = False
+        self.measured, self.noted_at = 0, None
+        self.looked = self.renewed = False
         self.turns, self.turned_at = 0, None
         self.trials, self.next_watch, self.watched = 0, _WATCH, None
 
@@ -55,15 +62,15 @@ class Sharpening:
     def memory(self) -> tuple:
         """What the looks know, to be saved."""
         return (
-            self.measured, self.looked, self.turns, self.turned_at, self.trials, self.next_watch,
-            self.watched,
+            self.measured, self.noted_at, self.looked, self.renewed, self.turns, self.turned_at,
+            self.trials, self.next_watch, self.watched,
         )
 
     @memory.setter
     def memory(self, memory: tuple) -> None:
         (
-            self.measured, self.looked, self.turns, self.turned_at, self.trials, self.next_watch,
-            self.watched,
+            self.measured, self.noted_at, self.looked, self.renewed, self.turns, self.turned_at,
+            self.trials, self.next_watch, self.watched,
         ) = memory
 
     # --- a fit that has ended --------------------------------------------------------------------
@@ -74,6 +81,8 @@ class Sharpening:
         objective, state, space = fit.here, fit.state, fit.space
         if not self._differs() or not self._affords(2 * objective.layout.size):
             return False
+        if self._is_quieter():
+            return True
         claimed, near = lm.doubtful(space, state, self._errors)
         silent = self._silent() & (not self.looked) & (state.status != int(Status.NOT_FINITE))
         doubtful = claimed | near | silent
@@ -91,6 +100,26 @@ class Sharpening:
                 columns = fit.columns()
             return self._again(doubtful, columns)
         return self._turn(near) or self._stretch(claimed)
+
+    def _is_quieter(self) -> bool:
+        """Measure the noise again in fits that have ended below where it was found: what seemed
+        noise up there may have been a bend, and errors of parameters depend on it."""
+        fit, space, state = self.fit, self.fit.space, self.fit.state
+        if self.noted_at is None or not self._affords(noise.POINTS * len(noise.SPACINGS)):
+            return False
+        lower = (state.noise > 0.0) & (state.value < _BELOW * self.noted_at)
+        lower = lower & (state.status != int(Status.NOT_FINITE))
+        if not space.any(lower):
+            return False
+        self.noted_at = space.pick(lower, state.value, self.noted_at)
+        found = space.xp.zeros_like(state.noise)
+        for spacing in noise.SPACINGS:
+            found = space.xp.maximum(found, self._seen(self._along(spacing)))
+        quieter = lower & (_QUIETER * found < state.noise)
+        if not space.any(quieter):
+            return False
+        self._note(space.pick(quieter, found, state.noise))
+        return self._again(quieter, fit.columns())
 
     def _reaches(self, silent: Array) -> bool:
         """Lengthen the steps along parameters that seemed without influence, if they have one."""
@@ -130,6 +159,11 @@ class Sharpening:
         stretch, claimed = differences.stretch, claimed & (fit.state.noise == 0.0)
         if stretch >= _STRETCHED or not space.any(claimed):
             return False
+        if stretch == 1.0 and not self.renewed and self._has_fallen(claimed):
+            # Lengths from far up are too long to be stretched.
+            self.renewed = True
+            differences.known = Known(noise=differences.known.noise)
+            return self._again(claimed, fit.columns())
         differences.stretch = _STRETCH * stretch
         columns = fit.columns_of(claimed)
         again = claimed & self._differ(columns)
@@ -140,6 +174,13 @@ class Sharpening:
             differences.stretch = stretch
             columns = fit.columns()
         return self._again(again, columns)
+
+    def _has_fallen(self, rows: Array) -> bool:
+        """Whether the residuals are now far smaller than where the lengths were measured."""
+        fit, space = self.fit, self.fit.space
+        lengths = fit.here.differences.known.lengths
+        variation = fit.fetch(lengths.variation)
+        return space.any(rows & (variation > _FALLEN * space.max_abs(fit.state.residuals)))
 
     def explains(self) -> bool:
         """Whether noise may be why no step was found, so that fits continue knowing it."""
@@ -253,7 +294,7 @@ class Sharpening:
             return False
         for spacing in spacings:
             seen = self._along(spacing)
-            found = noise.estimate(space, state.x, state.columns, seen)
+            found = self._seen(seen)
             more = rows & (found > _LOUDER * state.noise)
             if space.any(more) and noise.is_long(spacing):
                 more = self._lasting(more, spacing, seen)
@@ -265,8 +306,13 @@ class Sharpening:
         self._note(space.xp.where(more, found, state.noise))
         return True
 
+    def _seen(self, residuals: list[Array]) -> Array:
+        """The noise (B,) of the residuals at points along a line."""
+        return noise.estimate(self.fit.space, self.fit.state.x, self.fit.state.columns, residuals)
+
     def _note(self, found: Array) -> None:
         """Note the noise of the residuals, (B,), and take differences that suit it."""
+        self.noted_at = self.fit.state.value
         self._expect(_SPREAD * found)
         self.fit.state = self.fit.state._replace(noise=found)
 

@@ -220,6 +220,7 @@ class Differences:
             noise = fn.maximum(rounding, number(self.known.noise))
         variation = xp.abs(value) if variation is None else number(self._array(variation))
         unit: Any = None
+        long: Any = None
         if first or not vector:
             unit = self._unit(x)
         if first:
@@ -235,8 +236,9 @@ class Differences:
             covered = xp.minimum(xp.abs(x - last), size)
             farther = covered > _FAR_AWAY * length
             length = xp.where(farther, covered, length)
-            left = xp.any(farther | (length > FAR * self.fn.maximum(size, 1.0)), axis=-1)
-            due = far = (bool(moved) if one else moved) & (is_due(count) | left)
+            due = far = (bool(moved) if one else moved) & (is_due(count) | xp.any(farther, axis=-1))
+            # Lengths from a start far away may be far too long for what is left of a parameter.
+            long = moved[..., None] & (length > FAR * self.fn.where(size > 0.0, size, 1.0))
         else:
             before, count = lengths.variation, lengths.count
             # A trial point where the function is larger says little of the way to the minimum.
@@ -270,7 +272,8 @@ class Differences:
         # On a device, to ask which points are due would be to wait; next to several calls for each
         # number that is little.
         asks = free or not vector
-        any_due = due if one else bool(xp.any(due)) if asks else is_due(self._calls)
+        asked = due if long is None else due | xp.any(long, axis=-1)
+        any_due = bool(xp.any(asked)) if asks else is_due(self._calls)
         looks = (first or any_due) and self.are_measured
         often, lowest = _OFTEN if vector else _OFTEN_OF_NUMBERS, self.known.lowest
         for attempt in range(often):
@@ -290,10 +293,11 @@ class Differences:
                     slopes[i] = xp.where(here, found.slopes[k], slopes[i])
             if found.length is None:
                 break
+            seen = found if attempt == 0 else merged(xp, seen, found, columns)
             if not first:
                 due = due | xp.logical_not(are_finite(xp, found.slopes, vector))
-                found = found._replace(again=found.again & spread(due))
-            seen = found if attempt == 0 else merged(xp, seen, found, columns)
+                here = spread(due) if long is None else spread(due) | long
+                seen = seen._replace(again=seen.again & here)
             # Elsewhere, to look whether a step is off would be to wait for the device.
             may_repeat = first or asks
             if not may_repeat or attempt == often - 1:
@@ -313,7 +317,8 @@ class Differences:
             if seen.length is not length:
                 low, high = length / CHANGE, length * CHANGE
                 limited = xp.minimum(xp.maximum(seen.length, low), high)
-                length = fn.where(spread(due), limited, length)
+                new = fn.where(spread(due), limited, length)
+                length = xp.where(long, xp.minimum(seen.length, length), new)
         else:
             changed = far | xp.any((seen.length != length) & spread(due), axis=-1)
             length = xp.where(spread(due), seen.length, lengths.length * unit)
@@ -506,7 +511,7 @@ class Differences:
         first = self._is_first(x)
         if first:
             length = [size if size > 0.0 else 1.0 for size in sizes]
-            looks, due, count = True, noise != math.inf, 1.0
+            looks, due, count, long = True, noise != math.inf, 1.0, [False] * x.shape[0]
         else:
             length = lengths.length.tolist()
             change = FLOATS.maximum(change, float(lengths.variation))
@@ -514,11 +519,17 @@ class Differences:
             moved = any(away)
             count = lengths.count + moved
             covered = list(map(min, away, sizes))
-            left = False
-            for k, (way, old, size) in enumerate(zip(covered, length, sizes, strict=True)):
-                length[k] = way if way > _FAR_AWAY * old else old
-                left = left or length[k] != old or old > FAR * max(size, 1.0)
-            looks = due = moved and (left or is_due(count))
+            farther = [way > _FAR_AWAY * old for way, old in zip(covered, length, strict=True)]
+            length = [
+                way if there else old
+                for way, old, there in zip(covered, length, farther, strict=True)
+            ]
+            long = [
+                moved and reach > FAR * (size or 1.0)
+                for reach, size in zip(length, sizes, strict=True)
+            ]
+            due = moved and (any(farther) or is_due(count))
+            looks = due or any(long)
         before, change = change, FLOATS.maximum(change, _DIGITS * noise)
         change = change if change > 0.0 else math.inf
         h = []
@@ -543,17 +554,14 @@ class Differences:
             ]
             suggested, again, bad = map(list, zip(*verdicts, strict=True))
             due = due or (not first and not finite)
-            if any(again) and (first or due):
+            if any(here and (due or far) for here, far in zip(again, long, strict=True)):
                 no = np.zeros(x.shape, dtype=bool)
                 found = np.asarray(suggested, x.dtype), np.asarray(again), no, np.asarray(bad)
                 return slopes, Seen(list(slopes), steps, None, *found)
-            if first:
-                length = suggested
-            elif due:
-                length = [
-                    min(max(new, old / CHANGE), old * CHANGE)
-                    for new, old in zip(suggested, length, strict=True)
-                ]
+            length = suggested if first else [
+                min(new, old) if far else min(max(new, old / CHANGE), old * CHANGE) if due else old
+                for new, old, far in zip(suggested, length, long, strict=True)
+            ]
         self._calls += 1
         self.span, self.level = steps, np.float64(noise)
         self.known = Known(Lengths(np.asarray(length, x.dtype), before, count, x))
