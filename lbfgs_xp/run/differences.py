@@ -273,7 +273,7 @@ class Differences:
         # number that is little.
         asks = free or not vector
         asked = due if long is None else due | xp.any(long, axis=-1)
-        any_due = bool(xp.any(asked)) if asks else is_due(self._calls)
+        any_due = bool(asked if one else xp.any(asked)) if asks else is_due(self._calls)
         looks = (first or any_due) and self.are_measured
         often, lowest = _OFTEN if vector else _OFTEN_OF_NUMBERS, self.known.lowest
         for attempt in range(often):
