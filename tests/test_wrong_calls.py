@@ -372,6 +372,8 @@ OWN = [
         ("until", lambda: lx.Adam().until(maxiter="a"), "maxiter", "'a'"),
         ("sigma singular", lambda: fit(sigma=np.ones((5, 5))), "sigma", "positive definite"),
         ("sigma not symmetric", lambda: fit(sigma=np.triu(np.ones((5, 5)))), "sigma", "symmetric"),
+        ("sigma not finite", lambda: fit(sigma=np.diag([1.0, 1.0, 1.0, 1.0, np.inf])),
+         "sigma", "entries that are not finite"),
         ("sigma all infinite", lambda: fit(sigma=np.full(5, np.inf)), "sigma", "inf"),
         ("batch, one sigma all infinite", lambda: lx.curve_fit(
             line, X, np.stack([Y, Y]), [1.0, 1.0], jac="3-point", batched=True,

@@ -164,8 +164,9 @@ def curve_fit(
         covariance)} for correlated ones. Or a function of the parameters (as for ties) that returns
         residuals (k,), for a batch (B, k), half the sum of whose squares is the negative logarithm
         of the prior. Priors need absolute_sigma=True, or a likelihood that is not "gaussian", and
-        are not subject to `loss`. The covariance of the result contains them. One of fixed
-        parameters alone is an error: it would count as a datum.
+        are not subject to `loss`. The covariance of the result contains them. One of
+        parameters alone that are fixed, also by equal bounds, is an error: it would count as a
+        datum.
     likelihood : "gaussian", "poisson", "binomial", or a function
         How the data scatter around the model. "poisson": y counts events, whose mean is the model;
         "binomial": y counts successes among `trials`, whose probability is the model. Both are
@@ -333,6 +334,8 @@ def _fit(
         if objective.priors:
             plan = plan.with_priors(objective.priors.count)
         box = box_of(bounds, objective.layout)
+        if objective.priors:
+            objective.priors.check_box(objective.layout, box)
     if traced:
         found = run_traced(objective, box, plan)
         result = report(found, objective, box, plan.settings, absolute_sigma, False)

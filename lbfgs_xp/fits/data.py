@@ -23,6 +23,7 @@ from lbfgs_xp.arrays.tree import (
     unflatten,
 )
 from lbfgs_xp.fits.complex_data import complex_dtype, is_complex, parts_of, parts_of_sigma
+from lbfgs_xp.fits.covariance import inverse_factor
 from lbfgs_xp.fits.likelihoods import Custom, SplitNormal, counts_of
 from lbfgs_xp.fits.names import names_of, sorted_places
 from lbfgs_xp.fits.parameters import free_layout
@@ -331,17 +332,7 @@ def _weights(sigma: Any, y: Array, backend: Backend, batched: bool) -> Any:
     shape = tuple(y.shape)
     if not batched and tuple(sigma.shape) == (*shape, *shape):
         host = backend.to_host(sigma).astype(np.float64)
-        if not np.allclose(host, host.T, rtol=1e-6, atol=0.0):
-            raise ValueError(
-                "sigma is a matrix that is not symmetric; wanted a covariance of the data"
-            )
-        try:
-            factor = np.linalg.cholesky(host)
-        except np.linalg.LinAlgError:
-            raise ValueError(
-                "sigma is a matrix that is not positive definite; wanted a covariance of the data"
-            ) from None
-        return backend.from_host(np.linalg.inv(factor))
+        return backend.from_host(inverse_factor(host, "sigma is", " of the data"))
     sigma = _like_y(sigma, y, backend, batched)
     host = np.asarray(backend.to_host(sigma))
     if not np.all(host > 0.0):
