@@ -69,6 +69,9 @@ def curve_fit(
     xdata="x",
     ydata="y",
     full_output=f"{checks.NO_SUCH}: the result is always complete",
+    **dict.fromkeys(("args", "kwargs"), "a model that holds them, such as functools.partial"),
+    check_finite=f"{checks.NO_SUCH}: data that are not finite are left out by an infinite sigma",
+    nan_policy=f"{checks.NO_SUCH}: data that are not finite are left out by an infinite sigma",
 )
 @on_device_of("y")
 def curve_fit(

@@ -267,6 +267,7 @@ def test_errors_of_positions_and_order() -> None:
             decay(), X, Y, {"a": 1.0, "k": 1.0, "c": 1.0}, ties={"c": lambda p: p["kk"]},
         )
     assert "raised by ties['c']" in caught_name.value.__notes__[0]
+    assert caught_name.value.__notes__[1].endswith("the parameters are 'a', 'k', 'c'")
     tree = {"peak": {"a": 1.0, "b": 1.0}, "c": 1.0}
     with pytest.raises(ValueError, match="ties names 'peak', a branch of several"):
         lx.curve_fit(lambda x, peak, c: x, X, Y, tree, jac="3-point", ties={"peak": ratio})
