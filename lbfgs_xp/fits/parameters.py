@@ -246,6 +246,12 @@ class FreeLayout(Layout):
         try:
             value = tie.function(tree)
         except Exception as error:
+            unknown = any(leaf is None for leaf in leaves)
+            if unknown and isinstance(error, TypeError) and "NoneType" in str(error):
+                raise TypeError(
+                    f"ties[{tie.name}] met None ({error}); wanted a tie of parameters that are "
+                    f"known by then: {_SEEN}"
+                ) from error
             error.add_note(f"lbfgs_xp: raised by ties[{tie.name}]; {_SEEN}")
             raise
         what, shape = f"ties[{tie.name}]", (*batch, *tie.shape)
