@@ -121,8 +121,9 @@ def curve_fit(
     x : array, list, or whatever the model takes
         Passed to the model; lists, NumPy arrays and columns of data frames are first converted to
         the library of y, and must hold numbers (of dates, the days since the first one). In a dict
-        or a tuple, what holds no numbers reaches the model as it is. For a batch, an array (B, ...) holds data of each row, unless the model
-        shows at the start that all rows need all of it: coordinates (k, m) beside k rows.
+        or a tuple, what holds no numbers reaches the model as it is. For a batch, an array (B, ...)
+        holds data of each row, unless the model shows at the start that all rows need all of it:
+        coordinates (k, m) beside k rows.
     y : array (m,), or (B, m) for a batch
         The data. Their library, device and dtype are used throughout the fit. Points that are
         masked in a masked array (y, x or sigma) are left out, as by an infinite sigma. Complex
