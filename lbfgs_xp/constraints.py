@@ -112,7 +112,9 @@ class ConstrainedResult:
 _FOREIGN = {
     **checks.OF_THE_METHOD,
     "tol": "ctol (for the constraints) and gtol (for the inner solves)",
-    "constraints": "inequality= and equality=, functions of x",
+    "constraints": (
+        "inequality= and equality=, functions of x; inequality(x) <= 0 holds, where SciPy has >= 0"
+    ),
     **dict.fromkeys(("ineq", "inequalities", "c_ineq"), "inequality"),
     **dict.fromkeys(("eq", "equalities", "c_eq"), "equality"),
     **dict.fromkeys(("rho", "mu", "penalty_parameter"), "penalty"),

@@ -63,7 +63,7 @@ def minimize(
 @checks.reject_foreign_keywords(
     tol="gtol (for the gradient), ftol (for the value) or xtol (for x)",
     **checks.OF_THE_METHOD,
-    constraints="lx.augmented_lagrangian",
+    constraints="lx.augmented_lagrangian, where inequalities are c(x) <= 0 (in SciPy, >= 0)",
 )
 @on_device_of("x0")
 def minimize(

@@ -372,6 +372,9 @@ OWN = [
         ("until", lambda: lx.Adam().until(maxiter="a"), "maxiter", "'a'"),
         ("sigma singular", lambda: fit(sigma=np.ones((5, 5))), "sigma", "positive definite"),
         ("sigma not symmetric", lambda: fit(sigma=np.triu(np.ones((5, 5)))), "sigma", "symmetric"),
+        ("y ragged", lambda: lx.curve_fit(line, X, [[1.0], [1.0, 2.0]], [1.0, 1.0]), "y", "ragged"),
+        ("sigma not finite", lambda: fit(sigma=np.diag([1.0, 1.0, 1.0, 1.0, np.inf])),
+         "sigma", "entries that are not finite"),
         ("sigma all infinite", lambda: fit(sigma=np.full(5, np.inf)), "sigma", "inf"),
         ("batch, one sigma all infinite", lambda: lx.curve_fit(
             line, X, np.stack([Y, Y]), [1.0, 1.0], jac="3-point", batched=True,
@@ -500,8 +503,12 @@ OWN = [
         *[
             (f"{function.__name__}({name})", functools.partial(function, *given, **{name: 3}), name)
             for function, given, names in (
-                (lx.least_squares, (residuals, X0), ("tol", "max_nfev", "verbose", "fun")),
-                (lx.curve_fit, (line, X, Y, [1.0, 1.0]), ("f", "maxfev", "full_output", "verbose")),
+                (lx.least_squares, (residuals, X0), (
+                    "tol", "max_nfev", "verbose", "fun", "kwargs", "method",
+                )),
+                (lx.curve_fit, (line, X, Y, [1.0, 1.0]), (
+                    "f", "maxfev", "full_output", "verbose", "kwargs", "args",
+                )),
             )
             for name in names
         ],

@@ -37,9 +37,9 @@ class Answers(Analysis):
         with self.asked():
             return predictions.predict(fit, self, x)
 
-    def band(self, fit: Any, x: Any, level: float) -> tuple[Any, Any]:
+    def band(self, fit: Any, x: Any, level: float, sigma: Any) -> tuple[Any, Any]:
         with self.asked():
-            return predictions.band(fit, self, x, level)
+            return predictions.band(fit, self, x, level, sigma)
 
     def propagate(self, fit: Any, function: Callable[[Any], Any]) -> tuple[Any, Any]:
         with self.asked():

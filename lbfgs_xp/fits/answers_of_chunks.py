@@ -26,8 +26,8 @@ class ChunkAnswers(Answers):
     def predict(self, fit: Any, x: Any) -> Any:
         return self._refuse("x") if x is None else super().predict(fit, x)
 
-    def band(self, fit: Any, x: Any, level: float) -> tuple[Any, Any]:
-        return self._refuse("x") if x is None else super().band(fit, x, level)
+    def band(self, fit: Any, x: Any, level: float, sigma: Any) -> tuple[Any, Any]:
+        return self._refuse("x") if x is None else super().band(fit, x, level, sigma)
 
     def jacobian(self, x: Any) -> NoReturn:
         self._refuse("band()")

@@ -71,8 +71,8 @@ class RowAnswers:
     def predict(self, fit: Any, x: Any) -> Any:
         return self._row(self.answers.predict(self.fit, x))
 
-    def band(self, fit: Any, x: Any, level: float) -> tuple[Any, Any]:
-        low, high = map(self._row, self.answers.band(self.fit, x, level))
+    def band(self, fit: Any, x: Any, level: float, sigma: Any) -> tuple[Any, Any]:
+        low, high = map(self._row, self.answers.band(self.fit, x, level, sigma))
         return low, high
 
     def propagate(self, fit: Any, function: Callable[[Any], Any]) -> tuple[Any, Any]:

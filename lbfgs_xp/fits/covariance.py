@@ -165,3 +165,20 @@ def _root_of_pseudo_inverse(
         none = xp.zeros_like(root[:, :1, :])
         root = xp.concat([root, *[none] * missing], axis=-2)
     return root, loose
+
+
+def inverse_factor(covariance: np.ndarray, what: str, of: str = "") -> np.ndarray:
+    """The inverse Cholesky factors (..., q, q) of covariances that a user has passed, on the host,
+    or a clear error.
+
+    what, of : how the error begins, and of what the covariance is.
+    """
+    wanted = f"wanted a covariance{of}"
+    if not np.isfinite(covariance).all():
+        raise ValueError(f"{what} a matrix with entries that are not finite; {wanted}")
+    if not np.allclose(covariance, np.swapaxes(covariance, -1, -2), rtol=1e-6, atol=0.0):
+        raise ValueError(f"{what} a matrix that is not symmetric; {wanted}")
+    try:
+        return np.linalg.inv(np.linalg.cholesky(covariance))
+    except np.linalg.LinAlgError:
+        raise ValueError(f"{what} a matrix that is not positive definite; {wanted}") from None

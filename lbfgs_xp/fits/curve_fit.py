@@ -69,6 +69,9 @@ def curve_fit(
     xdata="x",
     ydata="y",
     full_output=f"{checks.NO_SUCH}: the result is always complete",
+    **dict.fromkeys(("args", "kwargs"), "a model that holds them, such as functools.partial"),
+    check_finite=f"{checks.NO_SUCH}: data that are not finite are left out by an infinite sigma",
+    nan_policy=f"{checks.NO_SUCH}: data that are not finite are left out by an infinite sigma",
 )
 @on_device_of("y")
 def curve_fit(
@@ -117,8 +120,10 @@ def curve_fit(
         model(x, *params) -> (m,), like y. If p0 is a dict, model(x, **params).
     x : array, list, or whatever the model takes
         Passed to the model; lists, NumPy arrays and columns of data frames are first converted to
-        the library of y. For a batch, an array (B, ...) holds data of each row, unless the model
-        shows at the start that all rows need all of it: coordinates (k, m) beside k rows.
+        the library of y, and must hold numbers (of dates, the days since the first one). In a dict
+        or a tuple, what holds no numbers reaches the model as it is. For a batch, an array (B, ...)
+        holds data of each row, unless the model shows at the start that all rows need all of it:
+        coordinates (k, m) beside k rows.
     y : array (m,), or (B, m) for a batch
         The data. Their library, device and dtype are used throughout the fit. Points that are
         masked in a masked array (y, x or sigma) are left out, as by an infinite sigma. Complex
@@ -164,8 +169,9 @@ def curve_fit(
         covariance)} for correlated ones. Or a function of the parameters (as for ties) that returns
         residuals (k,), for a batch (B, k), half the sum of whose squares is the negative logarithm
         of the prior. Priors need absolute_sigma=True, or a likelihood that is not "gaussian", and
-        are not subject to `loss`. The covariance of the result contains them. One of fixed
-        parameters alone is an error: it would count as a datum.
+        are not subject to `loss`. The covariance of the result contains them. One of
+        parameters alone that are fixed, also by equal bounds, is an error: it would count as a
+        datum.
     likelihood : "gaussian", "poisson", "binomial", or a function
         How the data scatter around the model. "poisson": y counts events, whose mean is the model;
         "binomial": y counts successes among `trials`, whose probability is the model. Both are
@@ -333,6 +339,8 @@ def _fit(
         if objective.priors:
             plan = plan.with_priors(objective.priors.count)
         box = box_of(bounds, objective.layout)
+        if objective.priors:
+            objective.priors.check_box(objective.layout, box)
     if traced:
         found = run_traced(objective, box, plan)
         result = report(found, objective, box, plan.settings, absolute_sigma, False)

@@ -20,6 +20,22 @@ from lbfgs_xp.fits.summary import summary
 from lbfgs_xp.result import Status, table
 
 _STATUSES = {int(status): status for status in Status}
+# Names in the results of other libraries, and what has that meaning here.
+_FOREIGN = {
+    **dict.fromkeys(("popt", "params", "best_values", "values"), "x"),
+    **dict.fromkeys(("pcov", "covar", "cov_x", "cov"), "covariance"),
+    **dict.fromkeys(("perr", "errors", "uncertainties"), "stderr"),
+    **dict.fromkeys(("redchi", "redchi2", "chi2_red"), "reduced_chi2"),
+    **dict.fromkeys(("chisqr", "chisq", "fval"), "chi2"),
+    **dict.fromkeys(("nfree", "ndof"), "dof"),
+    **dict.fromkeys(("rsquared",), "r2"),
+    **dict.fromkeys(("ndata",), "n_data"),
+    **dict.fromkeys(("nvarys",), "n_free"),
+    **dict.fromkeys(("best_fit", "eval"), "predict()"),
+    **dict.fromkeys(("eval_uncertainty",), "band()"),
+    **dict.fromkeys(("conf_interval", "minos", "merrors"), "intervals()"),
+    **dict.fromkeys(("fit_report",), "summary()"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +130,13 @@ class CurveFit(Questions):
 
     def __repr__(self) -> str:
         return table(self)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        instead = f"; wanted fit.{_FOREIGN[name]}" if name in _FOREIGN else ""
+        raise AttributeError(
+            f"{type(self).__name__!r} object has no attribute {name!r}{instead}", name=name,
+            obj=self,
+        )
 
     @property
     def dof(self) -> Any:

@@ -23,8 +23,9 @@ from lbfgs_xp.arrays.tree import (
     unflatten,
 )
 from lbfgs_xp.fits.complex_data import complex_dtype, is_complex, parts_of, parts_of_sigma
+from lbfgs_xp.fits.covariance import inverse_factor
 from lbfgs_xp.fits.likelihoods import Custom, SplitNormal, counts_of
-from lbfgs_xp.fits.names import names_of, sorted_places
+from lbfgs_xp.fits.names import check_keys, names_of, sorted_places
 from lbfgs_xp.fits.parameters import free_layout
 from lbfgs_xp.fits.priors import priors_of
 from lbfgs_xp.fits.residuals import Residuals, chosen
@@ -44,6 +45,8 @@ def residuals_of(
     """
     if not callable(model):
         raise TypeError(f"model is a {type(model).__name__}; wanted a function of x and parameters")
+    if isinstance(p0, dict):
+        check_keys(model, p0)
     # Without the deviations of normal errors, weights only say which data count.
     apart = isinstance(sigma, tuple) and len(sigma) == 2
     normal = not apart and likelihood == "gaussian"
@@ -272,7 +275,12 @@ def _agree(found: Any, wanted: np.ndarray, layout: Layout) -> bool:
 def _data(y: Any, batched: bool) -> Array:
     wanted = "(B, m)" if batched else "(m,)"
     if not is_array(y):
-        host = np.asarray(y)
+        try:
+            host = np.asarray(y)
+        except ValueError as error:
+            raise ValueError(
+                f"y is a ragged list ({error}); wanted an array {wanted} of real numbers"
+            ) from None
         if host.ndim == 0:
             raise TypeError(f"y is {checks.shown(y)}; wanted an array {wanted} of real numbers")
         y = host
@@ -331,17 +339,7 @@ def _weights(sigma: Any, y: Array, backend: Backend, batched: bool) -> Any:
     shape = tuple(y.shape)
     if not batched and tuple(sigma.shape) == (*shape, *shape):
         host = backend.to_host(sigma).astype(np.float64)
-        if not np.allclose(host, host.T, rtol=1e-6, atol=0.0):
-            raise ValueError(
-                "sigma is a matrix that is not symmetric; wanted a covariance of the data"
-            )
-        try:
-            factor = np.linalg.cholesky(host)
-        except np.linalg.LinAlgError:
-            raise ValueError(
-                "sigma is a matrix that is not positive definite; wanted a covariance of the data"
-            ) from None
-        return backend.from_host(np.linalg.inv(factor))
+        return backend.from_host(inverse_factor(host, "sigma is", " of the data"))
     sigma = _like_y(sigma, y, backend, batched)
     host = np.asarray(backend.to_host(sigma))
     if not np.all(host > 0.0):

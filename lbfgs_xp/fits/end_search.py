@@ -9,7 +9,9 @@ from lbfgs_xp.fits.best import Base, Best, Sides
 from lbfgs_xp.fits.held import costs_at, held_fits, lowest_toward
 from lbfgs_xp.fits.intervals import IntervalStatus
 
-_FOUND, _BOUND, _OPEN, _, _, _FAILED = map(int, IntervalStatus)
+_FOUND, _BOUND, _OPEN, _FAILED = map(int, (
+    IntervalStatus.FOUND, IntervalStatus.BOUND, IntervalStatus.OPEN, IntervalStatus.FAILED,
+))
 # How many times the search goes on, how many times as far as the last step before the end is behind
 # it, how far in standard errors, and what is near enough, in the same unit.
 _ROUNDS, _FARTHER, _FARTHEST, _NEAR = 60, 2.0, 1e4, 2e-5

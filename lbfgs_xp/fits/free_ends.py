@@ -10,7 +10,9 @@ from lbfgs_xp.fits.boundary import Targets, ends_of
 from lbfgs_xp.fits.end_search import Search
 from lbfgs_xp.fits.intervals import IntervalStatus
 
-_FOUND, _BOUND, _, _FIXED, _, _FAILED = map(int, IntervalStatus)
+_FOUND, _BOUND, _FIXED, _FAILED = map(int, (
+    IntervalStatus.FOUND, IntervalStatus.BOUND, IntervalStatus.FIXED, IntervalStatus.FAILED,
+))
 
 
 def ends_by_profile(

@@ -51,6 +51,8 @@ def least_squares(
 @checks.reject_foreign_keywords(
     tol="gtol (for the gradient), ftol (for the cost) or xtol (for x)",
     fun="residuals",
+    kwargs="args=, or residuals that hold them, such as functools.partial",
+    method=f"{checks.NO_SUCH}: the method is Levenberg-Marquardt, within bounds, too",
 )
 @on_device_of("x0")
 def least_squares(

@@ -151,6 +151,26 @@ def _check_count(model: Callable, count: int) -> None:
         )
 
 
+def check_keys(model: Callable, p0: dict) -> None:
+    """Refuse names in p0 that the model does not take, and a p0 without those that it needs."""
+    code = getattr(model, "__code__", None) if type(model) is _FUNCTION else None
+    if code is not None and p0.keys() == {*code.co_varnames[1 : code.co_argcount]}:
+        return
+    try:
+        found = list(inspect.signature(model).parameters.values())[1:]
+    except (TypeError, ValueError):
+        return
+    named = [each for each in found if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    wanted = f"the model takes {', '.join(each.name for each in named)} after x"
+    if not any(each.kind is each.VAR_KEYWORD for each in found):
+        unknown = [key for key in p0 if key not in {each.name for each in named}]
+        if named and unknown:
+            raise ValueError(f"p0 names {', '.join(map(repr, unknown))}; {wanted}")
+    missing = [each.name for each in named if each.default is each.empty and each.name not in p0]
+    if missing:
+        raise ValueError(f"p0 is without {', '.join(map(repr, missing))}; {wanted}")
+
+
 def _listed(tree: Any) -> list[Any]:
     """The leaves in the order in which the tree lists them; `flatten` sorts the keys of a dict."""
     if isinstance(tree, dict):

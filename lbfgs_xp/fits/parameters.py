@@ -66,15 +66,22 @@ def free_layout(layout: Layout, names: tuple[str, ...], fixed: Any, ties: Any) -
     if len(seen) == layout.size:
         raise ValueError("fixed and ties name all parameters; wanted at least one that is free")
     free = FreeLayout(layout, np.asarray(sorted(held), dtype=int), tuple(tied))
-    _check_start(free)
+    _check_start(free, names)
     return free
 
 
-def _check_start(layout: FreeLayout) -> None:
+def _check_start(layout: FreeLayout, listed: tuple[str, ...]) -> None:
     """Refuse ties that are not finite at the start, such as those that need later ones."""
     if not layout.ties or layout.backend.is_traced(layout.values):
         return
-    values = np.isfinite(layout.backend.to_host(layout.all_of(layout.start())))
+    try:
+        found = layout.all_of(layout.start())
+    except (KeyError, IndexError) as error:
+        # Of the tie, whose note says which one it is.
+        names = ", ".join(map(repr, listed))
+        error.add_note(f"lbfgs_xp: the parameters are {names}")
+        raise
+    values = np.isfinite(layout.backend.to_host(found))
     for tie in layout.ties:
         if not values[..., tie.places].all():
             raise ValueError(
@@ -239,6 +246,12 @@ class FreeLayout(Layout):
         try:
             value = tie.function(tree)
         except Exception as error:
+            unknown = any(leaf is None for leaf in leaves)
+            if unknown and isinstance(error, TypeError) and "NoneType" in str(error):
+                raise TypeError(
+                    f"ties[{tie.name}] met None ({error}); wanted a tie of parameters that are "
+                    f"known by then: {_SEEN}"
+                ) from error
             error.add_note(f"lbfgs_xp: raised by ties[{tie.name}]; {_SEEN}")
             raise
         what, shape = f"ties[{tie.name}]", (*batch, *tie.shape)

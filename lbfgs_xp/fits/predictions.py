@@ -41,7 +41,7 @@ def predict(fit: Any, analysis: Analysis, x: Any) -> Array:
     return backend.detach(found)
 
 
-def band(fit: Any, analysis: Analysis, x: Any, level: float) -> tuple[Array, Array]:
+def band(fit: Any, analysis: Analysis, x: Any, level: float, sigma: Any) -> tuple[Array, Array]:
     """See `CurveFit.band`."""
     level = checks.number("level", level, above=0.0, below=1.0)
     z = deviations_of(level, fit._dof_of_scale)
@@ -55,8 +55,39 @@ def band(fit: Any, analysis: Analysis, x: Any, level: float) -> tuple[Array, Arr
             f"{'(B, k)' if layout.batched else '(k,)'}, like y"
         )
     slopes = analysis.call(analysis.slopes, fit.x, at, analysis.real(middle))
-    away = analysis.seen(backend.from_host(z[..., None]) * _errors(fit, analysis, slopes))
+    errors = _errors(fit, analysis, slopes)
+    if sigma is not None:
+        noise = _deviations(fit, analysis, sigma, errors)
+        both = layout.xp.stack([errors, noise], axis=-2)
+        errors = safe_norms(Space(backend, batched=True), both)
+    away = analysis.seen(backend.from_host(z[..., None]) * errors)
     return middle - away, middle + away
+
+
+def _deviations(fit: Any, analysis: Analysis, sigma: Any, like: Array) -> Array:
+    """The standard deviations of new data, from the argument `sigma`."""
+    backend = analysis.layout.backend
+    if analysis.objective.likelihood is not None or analysis.complex:
+        raise ValueError(
+            f"sigma is {checks.shown(sigma)}; wanted None, because the data are complex or do not "
+            "have normal errors"
+        )
+    given, sigma = sigma, backend.adopt(sigma, "sigma")
+    if not backend.xp.all(sigma >= 0.0):
+        raise ValueError(f"sigma is {checks.shown(given)}; wanted numbers of at least 0")
+    try:
+        sigma = backend.xp.broadcast_to(sigma, tuple(like.shape))
+    except (ValueError, RuntimeError):
+        raise ValueError(
+            f"sigma has shape {tuple(sigma.shape)}; wanted one that broadcasts to "
+            f"{tuple(like.shape)}"
+        ) from None
+    if fit.absolute_sigma:
+        return sigma
+    _, (reduced,) = fit._told("reduced_chi2")
+    # Without degrees of freedom, nothing is known of the scatter.
+    scale = np.sqrt(np.where(np.isnan(reduced), math.inf, reduced))
+    return sigma * backend.from_host(scale[..., None])
 
 
 def _errors(fit: Any, analysis: Analysis, slopes: Array) -> Array:

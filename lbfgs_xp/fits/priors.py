@@ -15,6 +15,7 @@ import numpy as np
 from lbfgs_xp import checks
 from lbfgs_xp.arrays.backend import Array, is_array, take
 from lbfgs_xp.arrays.tree import Layout
+from lbfgs_xp.fits.covariance import inverse_factor
 from lbfgs_xp.fits.names import listed_order, places_of
 from lbfgs_xp.fits.parameters import FreeLayout, all_of, derivatives, slopes_of
 
@@ -34,6 +35,10 @@ class Priors:
     def jacobian(self, layout: Layout, x: Array) -> Array:
         """Their derivatives (B, count, p)."""
         raise NotImplementedError
+
+    def check_box(self, layout: Layout, box: Any) -> None:
+        """Refuse a prior of parameters that cannot change in one of the fits, where it would count
+        as a datum; box : None, or the bounds (B, p)."""
 
     def take(self, indices: Array) -> Priors:
         """The same for these rows of a batch."""
@@ -80,13 +85,32 @@ class Shifted(Priors):
 class Normal(Priors):
     """Normal priors of the numbers at some places of the vector of all parameters.
 
+    parts : the places of each key of the argument `priors`.
     mean : (q,), or (B, q).
     factor : (q, q), or (B, q, q), the inverse Cholesky factor of the covariance.
     """
 
-    def __init__(self, places: np.ndarray, mean: Array, factor: Array):
-        self.places, self.mean, self.factor = places, mean, factor
-        self.count = places.size
+    def __init__(self, parts: dict[Any, np.ndarray], mean: Array, factor: Array):
+        self.parts, self.mean, self.factor = parts, mean, factor
+        self.places = np.concatenate([*parts.values()])
+        self.count = self.places.size
+
+    def check_box(self, layout: Layout, box: Any) -> None:
+        held = np.ones((*layout.batch, layout.whole.size), dtype=bool)
+        if isinstance(layout, FreeLayout):
+            held[..., [place for tie in layout.ties for place in tie.places]] = False
+        free = layout.free if isinstance(layout, FreeLayout) else np.arange(layout.size)
+        equal: Any = False
+        if box is not None:
+            low, high = map(layout.backend.to_host, box)
+            equal = low == high if layout.batched else (low == high)[0]
+        held[..., free] = equal
+        for key, places in self.parts.items():
+            if held[..., places].all(axis=-1).any():
+                raise ValueError(
+                    f"priors[{key!r}] is of parameters alone that are fixed, or whose bounds are "
+                    "equal, and says nothing; wanted a prior of one that is free or tied"
+                )
 
     def residuals(self, layout: Layout, x: Array) -> Array:
         xp, places = layout.xp, layout.backend.index_array(self.places)
@@ -147,9 +171,12 @@ def priors_of(priors: Any, layout: Layout, names: tuple[str, ...]) -> Priors | N
         )
     whole, order = layout.whole, listed_order(layout.whole)
     batch = layout.batch
-    parts, means, factors = [], [], []
+    parts: dict[Any, np.ndarray] = {}
+    means, factors = [], []
     for key, value in priors.items():
         keys = key if isinstance(key, tuple) else (key,)
+        if not keys:
+            raise ValueError("priors has the key (); wanted a tuple of names")
         places = np.concatenate([order[places_of(names, each, "priors names")] for each in keys])
         if not isinstance(value, (tuple, list)) or len(value) != 2:
             raise TypeError(
@@ -171,15 +198,8 @@ def priors_of(priors: Any, layout: Layout, names: tuple[str, ...]) -> Priors | N
             _of_covariance(spread, q, key, batch) if correlated
             else _of_deviations(_rows(spread, (*batch, q), key, batch), key)
         )
-        parts.append(places)
-    places = np.concatenate(parts)
-    fixed = layout.fixed if isinstance(layout, FreeLayout) else np.empty(0, dtype=int)
-    for key, named in zip(priors, parts, strict=True):
-        if np.isin(named, fixed).all():
-            raise ValueError(
-                f"priors[{key!r}] is of fixed parameters alone and says nothing; wanted "
-                "a prior of one that is free or tied"
-            )
+        parts[key] = places
+    places = np.concatenate([*parts.values()])
     if np.unique(places).size < places.size:
         raise ValueError("priors names a parameter twice; wanted one prior for each")
     factor = np.zeros((*batch, places.size, places.size))
@@ -190,7 +210,7 @@ def priors_of(priors: Any, layout: Layout, names: tuple[str, ...]) -> Priors | N
         start = stop
     backend = whole.backend
     return Normal(
-        places, backend.from_host(np.concatenate(means, axis=-1)), backend.from_host(factor)
+        parts, backend.from_host(np.concatenate(means, axis=-1)), backend.from_host(factor)
     )
 
 
@@ -237,11 +257,4 @@ def _of_covariance(
             f"priors[{key!r}] has an array of shape {covariance.shape}; wanted the means ({q},) "
             f"and a covariance ({q}, {q})"
         ) from None
-    if not np.allclose(covariance, np.swapaxes(covariance, -1, -2), rtol=1e-6, atol=0.0):
-        raise ValueError(f"priors[{key!r}] has a matrix that is not symmetric; wanted a covariance")
-    try:
-        return np.linalg.inv(np.linalg.cholesky(covariance))
-    except np.linalg.LinAlgError:
-        raise ValueError(
-            f"priors[{key!r}] has a matrix that is not positive definite; wanted a covariance"
-        ) from None
+    return inverse_factor(covariance, f"priors[{key!r}] has")

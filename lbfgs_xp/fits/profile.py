@@ -22,7 +22,9 @@ from lbfgs_xp.fits.intervals import Intervals, IntervalStatus, Profile
 from lbfgs_xp.fits.names import place_of
 from lbfgs_xp.fits.tied_ends import ends_of_ties
 
-_, _, _OPEN, _FIXED, _LOWER, _ = map(int, IntervalStatus)
+_OPEN, _FIXED, _LOWER = map(int, (
+    IntervalStatus.OPEN, IntervalStatus.FIXED, IntervalStatus.LOWER,
+))
 # How many standard errors a profile shows on both sides.
 _REACH = 3.0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from lbfgs_xp import checks
 from lbfgs_xp.fits.intervals import Intervals, Profile
 
 
@@ -160,13 +161,20 @@ class Questions:
         """
         return self._kept().predict(self, x)
 
-    def band(self, x: Any = None, level: float = 0.6827) -> tuple[Any, Any]:
-        """Where the curve is, with its errors: prediction -+ z times its standard deviation.
+    @checks.reject_foreign_keywords(
+        prediction="sigma=, the standard deviations of new data (1.0 if the fit had no sigma)",
+    )
+    def band(
+        self, x: Any = None, level: float = 0.6827, *, sigma: Any = None
+    ) -> tuple[Any, Any]:
+        """Where the curve is, with its errors: prediction -+ z times its standard deviation; or,
+        with `sigma`, where new data are.
 
         The deviation comes from the covariance and the derivatives of the model (the delta method).
-        It is that of the curve at each x alone, without the scatter of new data around it; infinite
-        where the data do not determine the curve. With absolute_sigma, z is a quantile of the
-        normal distribution, otherwise of Student's t with `dof` degrees of freedom.
+        It is that of the curve at each x alone, without the scatter of new data around it unless
+        `sigma` is passed; infinite where the data do not determine the curve. With absolute_sigma,
+        z is a quantile of the normal distribution, otherwise of Student's t with `dof` degrees of
+        freedom.
 
         Parameters
         ----------
@@ -174,6 +182,10 @@ class Questions:
         level : float
             The probability, for normal errors, that the band holds the curve at an x: for 0.6827,
             z is 1, or 1.2 with 3 degrees of freedom.
+        sigma : None, or an array that broadcasts to the prediction
+            The standard deviations of new data at x, in the sense of the fit's sigma: with
+            absolute_sigma=False in its unit (1.0 for a fit without one), and scaled by
+            reduced_chi2. For real data with normal errors.
 
         Returns
         -------
@@ -190,7 +202,7 @@ class Questions:
         >>> bool(np.allclose(0.5 * (high - low), 3.18 * fit.stderr[1], rtol=1e-3))
         True
         """
-        return self._kept().band(self, x, level)
+        return self._kept().band(self, x, level, sigma)
 
     def propagate(self, function: Callable[[Any], Any]) -> tuple[Any, Any]:
         """The value and the standard deviation of a function of the parameters (delta method);

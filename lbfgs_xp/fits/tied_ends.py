@@ -15,7 +15,10 @@ from lbfgs_xp.fits.intervals import IntervalStatus
 from lbfgs_xp.fits.linear_algebra import transposed_product
 from lbfgs_xp.minimize import minimize
 
-_FOUND, _BOUND, _OPEN, _FIXED, _, _FAILED = map(int, IntervalStatus)
+_FOUND, _BOUND, _OPEN, _FIXED, _FAILED = map(int, (
+    IntervalStatus.FOUND, IntervalStatus.BOUND, IntervalStatus.OPEN,
+    IntervalStatus.FIXED, IntervalStatus.FAILED,
+))
 # What is near enough to the farthest point known, in units of the way to it.
 _NEAR = 2e-5
 # The weights of the barrier around the region in which a tied parameter is farthest, the iterations

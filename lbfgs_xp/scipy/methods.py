@@ -569,7 +569,7 @@ def _refuse_constraints(constraints: Any) -> None:
         return
     raise ValueError(
         "constraints were passed to a method that takes none; wanted constraints=(), or "
-        "lx.augmented_lagrangian"
+        "lx.augmented_lagrangian, where inequalities are c(x) <= 0 (in SciPy, >= 0)"
     )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
+import pickle
 import sys
 import threading
 import warnings
@@ -632,12 +635,40 @@ def test_a_wrong_jacobian_is_told() -> None:
         ({"p0": [[1.0, 1.0, 1.0]]}, ValueError, "p0 has shape"),
         ({"y": np.stack([Y, Y])}, ValueError, "batched=True"),
         ({"y": Y[:7]}, ValueError, "like y"),
+        ({"p0": {"a": 1.0, "k": 1.0, "q": 1.0}}, ValueError, "p0 names 'q'; the model takes a, k,"),
+        ({"p0": {"a": 1.0, "k": 1.0}}, ValueError, "p0 is without 'c'; the model takes a, k, c"),
         ({"jac": lambda x, a, k, c: np.ones((40, 2))}, ValueError, "the Jacobian has shape"),
     ],
 )
 def test_errors(settings: Any, error: type, words: str) -> None:
     with pytest.raises(error, match=words):
         fit(Backend.NUMPY, **settings)
+
+
+def test_names_of_other_libraries() -> None:
+    """A field that has another name here is named; whatever else is missing, nothing is guessed."""
+    found = fit(Backend.NUMPY)
+    for name, here in {"pcov": "covariance", "params": "x", "redchi": "reduced_chi2"}.items():
+        with pytest.raises(AttributeError, match=f"no attribute '{name}'; wanted fit.{here}$"):
+            getattr(found, name)
+        assert not hasattr(found, name)
+    with pytest.raises(AttributeError, match="no attribute 'xx'$"):
+        _ = found.xx
+    np.testing.assert_array_equal(copy.deepcopy(found).x, found.x)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(found)).x, found.x)
+
+
+def test_models_whose_names_are_not_known_in_advance() -> None:
+    """Keywords of any name, defaults, and arguments that another function has set."""
+    x, start = np.linspace(0.0, 1.0, 9), {"a": 1.0, "b": 1.0}
+    models: list[Any] = [
+        lambda x, **p: p["a"] + p["b"] * x,
+        lambda x, a, b, c=0.0: a + b * x + c,
+        functools.partial(lambda x, a, b, c: a + b * x + c, c=0.0),
+        lambda x, *, a, b: a + b * x,
+    ]
+    for model in models:
+        assert abs(lx.curve_fit(model, x, 2.0 + 3.0 * x, start).x["b"] - 3.0) < 1e-7
 
 
 def test_errors_of_residuals() -> None:

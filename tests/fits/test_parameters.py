@@ -256,17 +256,20 @@ def test_errors_of_positions_and_order() -> None:
         lx.curve_fit(decay(), X, Y, [1.0, 1.0, 1.0], jac="3-point", fixed="d")
     with pytest.raises(ValueError, match="fixed names 3; wanted a name"):
         lx.curve_fit(decay(), X, Y, [1.0, 1.0, 1.0], jac="3-point", fixed=3)
-    with pytest.raises(TypeError) as caught:
-        lx.curve_fit(
-            decay(), X, Y, {"a": 1.0, "k": 1.0, "c": 1.0}, jac="3-point",
-            ties={"c": lambda p: 0.4 * p["k"], "k": ratio},
-        )
-    assert "raised by ties['c']; a tie sees the ties" in caught.value.__notes__[0]
+    for ties in (
+        {"c": lambda p: 0.4 * p["k"], "k": ratio}, {"c": lambda p: 0.4 * p["c"]},
+        {"c": lambda p: np.exp(p["c"])},
+    ):
+        with pytest.raises(TypeError, match=r"ties\['c'\] met None .*: a tie sees the ties"):
+            lx.curve_fit(
+                decay(), X, Y, {"a": 1.0, "k": 1.0, "c": 1.0}, jac="3-point", ties=ties,
+            )
     with pytest.raises(KeyError) as caught_name:
         lx.curve_fit(
             decay(), X, Y, {"a": 1.0, "k": 1.0, "c": 1.0}, ties={"c": lambda p: p["kk"]},
         )
     assert "raised by ties['c']" in caught_name.value.__notes__[0]
+    assert caught_name.value.__notes__[1].endswith("the parameters are 'a', 'k', 'c'")
     tree = {"peak": {"a": 1.0, "b": 1.0}, "c": 1.0}
     with pytest.raises(ValueError, match="ties names 'peak', a branch of several"):
         lx.curve_fit(lambda x, peak, c: x, X, Y, tree, jac="3-point", ties={"peak": ratio})

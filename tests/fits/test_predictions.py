@@ -54,6 +54,59 @@ def test_band(backend: Backend, batched: bool) -> None:
 
 
 @pytest.mark.parametrize("batched", [False, True])
+def test_band_of_new_data(backend: Backend, batched: bool) -> None:
+    """The variances of the curve and of the data add; the scale of the errors applies to both."""
+    at = np.asarray([-1.0, 0.5, 6.0])
+    t = 2.026192463029109
+    y = data(2) if batched else data(2)[0]
+    for known in (False, True):
+        res = fit(y, backend, sigma=0.1, absolute_sigma=known)
+        z = 1.959963984540054 if known else t
+        low, high = (backend.to_numpy(s) for s in res.band(backend.asarray(at), 0.95))
+        scale = 1.0 if known else np.reshape(
+            np.sqrt(backend.to_numpy(res.reduced_chi2) if batched else res.reduced_chi2), (-1, 1)
+        )
+        for sigma in (0.2, np.asarray([0.1, 0.0, np.inf])):
+            given = sigma if np.ndim(sigma) == 0 else backend.asarray(sigma)
+            below, above = (
+                backend.to_numpy(s) for s in res.band(backend.asarray(at), 0.95, sigma=given)
+            )
+            wanted = np.hypot(0.5 * (high - low), z * sigma * scale)
+            np.testing.assert_allclose(
+                0.5 * (above - below), np.reshape(wanted, low.shape), rtol=1e-5
+            )
+
+
+def test_the_band_of_new_data_holds_them() -> None:
+    """95 % of new data are inside, from fits of few data whose errors are not known."""
+    x, new, inside = np.linspace(0.0, 1.0, 8), np.linspace(-0.5, 1.5, 5), []
+    rng = np.random.default_rng(1)
+    y = 1.0 + 2.0 * x + 0.3 * rng.normal(size=(4000, 8))
+    res = lx.curve_fit(lambda x, a, b: a + b * x, x, y, [1.0, 1.0], batched=True)
+    low, high = res.band(new, 0.95, sigma=1.0)
+    seen = 1.0 + 2.0 * new + 0.3 * rng.normal(size=(4000, 5))
+    inside = np.mean((low < seen) & (seen < high), axis=0)
+    assert np.all(np.abs(inside - 0.95) < 0.014)    # four standard deviations of the share
+    row_low, row_high = res.row(7).band(new, 0.95, sigma=1.0)
+    np.testing.assert_allclose([row_low, row_high], [low[7], high[7]], rtol=1e-12)
+
+
+def test_errors_of_the_band_of_new_data() -> None:
+    res = lx.curve_fit(lambda x, a, b: a + b * x, X, data(1)[0], [1.0, 1.0])
+    with pytest.raises(ValueError, match="sigma is -1.0; wanted numbers of at least 0"):
+        res.band(sigma=-1.0)
+    with pytest.raises(ValueError, match=r"sigma has shape \(3,\); wanted one that broadcasts to"):
+        res.band(sigma=np.ones(3))
+    with pytest.raises(TypeError, match="prediction was passed to band; wanted sigma="):
+        res.band(prediction=True)
+    counts = lx.curve_fit(
+        lambda x, a: a + 0.0 * x, X, np.full(X.size, 3.0), [1.0], likelihood="poisson"
+    )
+    with pytest.raises(ValueError, match="sigma is 1.0; wanted None, because"):
+        counts.band(sigma=1.0)
+
+
+@pytest.mark.parametrize("batched", [False, True])
 def test_propagate(backend: Backend, batched: bool) -> None:
     """A function whose own fit gives its error."""
     xp = backend.xp

@@ -146,9 +146,37 @@ def test_priors_of_counts_and_of_leaves_with_several_numbers() -> None:
     ({"priors": {("a", "b"): (np.ones(2), [[1, 2], [0, 1]])}}, ValueError, "not symmetric"),
     ({"priors": {"a": (0, 1), ("a", "b"): ([0, 0], np.eye(2))}}, ValueError, "a parameter twice"),
     ({"priors": lambda p: 1.0}, ValueError, r"priors returned an array of shape \(\)"),
-    ({"fixed": ("a",)}, ValueError, r"priors\['a'\] is of fixed parameters alone"),
+    ({"fixed": ("a",)}, ValueError, r"priors\['a'\] is of parameters alone that are fixed"),
+    ({"bounds": ([0.5, -9, -9], [0.5, 9, 9])}, ValueError, r"priors\['a'\] is of parameters alone"),
+    ({"priors": {(): (1.0, 1.0)}}, ValueError, r"priors has the key \(\); wanted a tuple of names"),
+    (
+        {"priors": {("a", "b"): (np.ones(2), np.diag([1.0, np.inf]))}}, ValueError,
+        r"priors\[\('a', 'b'\)\] has a matrix with entries that are not finite",
+    ),
 ])
 def test_errors(settings: dict[str, Any], error: type, words: str) -> None:
     given = {"priors": {"a": (0.0, 1.0)}, **HOW, **settings}
     with pytest.raises(error, match=words):
         lx.curve_fit(parabola, X, Y[0], [0.0, 0.0, 0.0], **given)
+
+
+def test_a_prior_of_a_parameter_with_equal_bounds() -> None:
+    """Alone it says nothing, in one row of a batch neither; correlated with a free one it does."""
+    low = np.asarray([[-9.0, -9.0, -9.0], [0.5, -9.0, -9.0]])
+    high = np.asarray([[9.0, 9.0, 9.0], [0.5, 9.0, 9.0]])
+    with pytest.raises(ValueError, match=r"priors\['a'\] is of parameters alone that are fixed"):
+        lx.curve_fit(
+            parabola, X, np.stack([Y[0], Y[0]]), [0.5, 0.0, 0.0], batched=True,
+            bounds=(low, high), priors={"a": (0.0, 1.0)}, **HOW,
+        )
+    cov = np.asarray([[1.0, 0.5], [0.5, 1.0]])
+    res = lx.curve_fit(
+        parabola, X, Y[0], [0.5, 0.0, 0.0], bounds=(low[1], high[1]),
+        priors={("a", "b"): ([0.0, 0.0], cov)}, **HOW,
+    )
+    assert res.success and res.x[0] == 0.5
+    tied = lx.curve_fit(
+        parabola, X, Y[0], [0.5, 0.0, 0.0], ties={"a": lambda p: 2.0 * p[1]},
+        priors={"a": (0.0, 1.0)}, **HOW,
+    )
+    assert tied.n_priors == 1
