@@ -591,3 +591,19 @@ def test_a_scale_of_curve_fit() -> None:
         lx.least_squares(valley, np.ones(2), jac="3-point", x_scale=[1.0, -1.0])
     with pytest.raises(ValueError, match="x_scale is 'columns'; wanted"):
         lx.least_squares(valley, np.ones(2), jac="3-point", x_scale="columns")
+
+
+@pytest.mark.parametrize("start", [
+    (0.5, 1e3, 0.5), (1.0, 1.0, 1.0), (1.0, 1e2, 1.0), (1.0, 1e-8, 1.0), (2.0, 0.1, 0.7),
+])
+def test_errors_do_not_depend_on_a_start_far_away(start: tuple[float, ...]) -> None:
+    def stretched(t: Any, A: Any, tau: Any, beta: Any) -> Any:
+        with np.errstate(all="ignore"):    # trials far off
+            return A * np.exp(-((t / tau) ** beta))
+
+    times, true = np.logspace(-8, -3, 60), (1.0, 1e-5, 0.6)
+    y = stretched(times, *true) + 0.01 * np.random.default_rng(0).normal(size=60)
+    near, far = (lx.curve_fit(stretched, times, y, p0, sigma=0.01) for p0 in (true, start))
+    assert near.success and far.success
+    np.testing.assert_allclose(far.x, near.x, rtol=1e-5)
+    np.testing.assert_allclose(far.stderr, near.stderr, rtol=1e-4)
