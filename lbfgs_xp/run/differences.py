@@ -296,7 +296,9 @@ class Differences:
             seen = found if attempt == 0 else merged(xp, seen, found, columns)
             if not first:
                 due = due | xp.logical_not(are_finite(xp, found.slopes, vector))
-                here = spread(due) if long is None else spread(due) | long
+                here = spread(due)
+                if long is not None:
+                    here = here | (long & (seen.length < length))
                 seen = seen._replace(again=seen.again & here)
             # Elsewhere, to look whether a step is off would be to wait for the device.
             may_repeat = first or asks
@@ -554,7 +556,11 @@ class Differences:
             ]
             suggested, again, bad = map(list, zip(*verdicts, strict=True))
             due = due or (not first and not finite)
-            if any(here and (due or far) for here, far in zip(again, long, strict=True)):
+            again = [
+                here and (first or due or (far and new < old))
+                for here, far, new, old in zip(again, long, suggested, length, strict=True)
+            ]
+            if any(again):
                 no = np.zeros(x.shape, dtype=bool)
                 found = np.asarray(suggested, x.dtype), np.asarray(again), no, np.asarray(bad)
                 return slopes, Seen(list(slopes), steps, None, *found)
