@@ -70,8 +70,10 @@ def curve_fit(
     ydata="y",
     full_output=f"{checks.NO_SUCH}: the result is always complete",
     **dict.fromkeys(("args", "kwargs"), "a model that holds them, such as functools.partial"),
-    check_finite=f"{checks.NO_SUCH}: data that are not finite are left out by an infinite sigma",
-    nan_policy=f"{checks.NO_SUCH}: data that are not finite are left out by an infinite sigma",
+    **dict.fromkeys(
+        ("check_finite", "nan_policy"),
+        f"{checks.NO_SUCH}: data that are not finite are left out by an infinite sigma",
+    ),
 )
 @on_device_of("y")
 def curve_fit(
@@ -169,9 +171,8 @@ def curve_fit(
         covariance)} for correlated ones. Or a function of the parameters (as for ties) that returns
         residuals (k,), for a batch (B, k), half the sum of whose squares is the negative logarithm
         of the prior. Priors need absolute_sigma=True, or a likelihood that is not "gaussian", and
-        are not subject to `loss`. The covariance of the result contains them. One of
-        parameters alone that are fixed, also by equal bounds, is an error: it would count as a
-        datum.
+        are not subject to `loss`. The covariance of the result contains them. One of parameters
+        alone that are fixed, also by equal bounds, is an error: it would count as a datum.
     likelihood : "gaussian", "poisson", "binomial", or a function
         How the data scatter around the model. "poisson": y counts events, whose mean is the model;
         "binomial": y counts successes among `trials`, whose probability is the model. Both are
@@ -336,10 +337,9 @@ def _fit(
             accuracy=objective.accuracy,
             compact=compact and batched, on_error=on_error, callback=callback, **limits,
         )
-        if objective.priors:
-            plan = plan.with_priors(objective.priors.count)
         box = box_of(bounds, objective.layout)
         if objective.priors:
+            plan = plan.with_priors(objective.priors.count)
             objective.priors.check_box(objective.layout, box)
     if traced:
         found = run_traced(objective, box, plan)

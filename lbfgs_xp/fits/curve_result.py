@@ -28,13 +28,13 @@ _FOREIGN = {
     **dict.fromkeys(("redchi", "redchi2", "chi2_red"), "reduced_chi2"),
     **dict.fromkeys(("chisqr", "chisq", "fval"), "chi2"),
     **dict.fromkeys(("nfree", "ndof"), "dof"),
-    **dict.fromkeys(("rsquared",), "r2"),
-    **dict.fromkeys(("ndata",), "n_data"),
-    **dict.fromkeys(("nvarys",), "n_free"),
+    "rsquared": "r2",
+    "ndata": "n_data",
+    "nvarys": "n_free",
     **dict.fromkeys(("best_fit", "eval"), "predict()"),
-    **dict.fromkeys(("eval_uncertainty",), "band()"),
+    "eval_uncertainty": "band()",
     **dict.fromkeys(("conf_interval", "minos", "merrors"), "intervals()"),
-    **dict.fromkeys(("fit_report",), "summary()"),
+    "fit_report": "summary()",
 }
 
 

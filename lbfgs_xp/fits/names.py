@@ -125,13 +125,18 @@ def _arguments(model: Callable, count: int) -> tuple[str, ...]:
     return next((tuple(each) for each in _positional(model) if len(each) == count), ())
 
 
+def _signature(model: Callable) -> list[inspect.Parameter]:
+    """The arguments of a model after x; none if it does not tell them."""
+    try:
+        return list(inspect.signature(model).parameters.values())[1:]
+    except (TypeError, ValueError):
+        return []
+
+
 def _positional(model: Callable) -> tuple[list[str], list[str]]:
     """The names of the arguments of a model after x, of all and of those without a default; both
     empty if there may be any number."""
-    try:
-        found = list(inspect.signature(model).parameters.values())[1:]
-    except (TypeError, ValueError):
-        return [], []
+    found = _signature(model)
     if any(each.kind is each.VAR_POSITIONAL for each in found):
         return [], []
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -156,10 +161,7 @@ def check_keys(model: Callable, p0: dict) -> None:
     code = getattr(model, "__code__", None) if type(model) is _FUNCTION else None
     if code is not None and p0.keys() == {*code.co_varnames[1 : code.co_argcount]}:
         return
-    try:
-        found = list(inspect.signature(model).parameters.values())[1:]
-    except (TypeError, ValueError):
-        return
+    found = _signature(model)
     named = [each for each in found if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
     wanted = f"the model takes {', '.join(each.name for each in named)} after x"
     if not any(each.kind is each.VAR_KEYWORD for each in found):

@@ -111,14 +111,14 @@ class Sharpening:
         lower = lower & (state.status != int(Status.NOT_FINITE))
         if not space.any(lower):
             return False
-        self.noted_at = space.pick(lower, state.value, self.noted_at)
+        self.noted_at = state.value
         found = space.xp.zeros_like(state.noise)
         for spacing in noise.SPACINGS:
             found = space.xp.maximum(found, self._seen(self._along(spacing)))
         quieter = lower & (_QUIETER * found < state.noise)
         if not space.any(quieter):
             return False
-        self._note(space.pick(quieter, found, state.noise))
+        self._note(space.xp.where(quieter, found, state.noise))
         return self._again(quieter, fit.columns())
 
     def _reaches(self, silent: Array) -> bool:
@@ -162,7 +162,7 @@ class Sharpening:
         if stretch == 1.0 and not self.renewed and self._has_fallen(claimed):
             # Lengths from far up are too long to be stretched.
             self.renewed = True
-            differences.known = Known(noise=differences.known.noise)
+            differences.known = differences.known._replace(lengths=None)
             return self._again(claimed, fit.columns())
         differences.stretch = _STRETCH * stretch
         columns = fit.columns_of(claimed)
@@ -178,8 +178,7 @@ class Sharpening:
     def _has_fallen(self, rows: Array) -> bool:
         """Whether the residuals are now far smaller than where the lengths were measured."""
         fit, space = self.fit, self.fit.space
-        lengths = fit.here.differences.known.lengths
-        variation = fit.fetch(lengths.variation)
+        variation = fit.fetch(fit.here.differences.known.lengths.variation)
         return space.any(rows & (variation > _FALLEN * space.max_abs(fit.state.residuals)))
 
     def explains(self) -> bool:

@@ -31,6 +31,7 @@ from lbfgs_xp.run.lengths import (
     FAR,
     Lengths,
     Seen,
+    followed_one,
     is_due,
     judged,
     judged_one,
@@ -272,8 +273,11 @@ class Differences:
         # On a device, to ask which points are due would be to wait; next to several calls for each
         # number that is little.
         asks = free or not vector
-        asked = due if long is None else due | xp.any(long, axis=-1)
-        any_due = bool(asked if one else xp.any(asked)) if asks else is_due(self._calls)
+        if asks:
+            here = due if long is None else due | xp.any(long, axis=-1)
+            any_due = bool(here if one else xp.any(here))
+        else:
+            any_due = is_due(self._calls)
         looks = (first or any_due) and self.are_measured
         often, lowest = _OFTEN if vector else _OFTEN_OF_NUMBERS, self.known.lowest
         for attempt in range(often):
@@ -565,8 +569,8 @@ class Differences:
                 found = np.asarray(suggested, x.dtype), np.asarray(again), no, np.asarray(bad)
                 return slopes, Seen(list(slopes), steps, None, *found)
             length = suggested if first else [
-                min(new, old) if far else min(max(new, old / CHANGE), old * CHANGE) if due else old
-                for new, old, far in zip(suggested, length, long, strict=True)
+                followed_one(old, new, due, far)
+                for old, new, far in zip(length, suggested, long, strict=True)
             ]
         self._calls += 1
         self.span, self.level = steps, np.float64(noise)

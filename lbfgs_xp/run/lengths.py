@@ -145,6 +145,17 @@ def judged_one(
     return suggested, again and step != 0.0, bad
 
 
+def followed_one(old: float, new: float, due: bool, long: bool) -> float:
+    """The length at the next point, from that of now and the one that a difference suggests.
+
+    due : whether it may change.
+    long : whether it is far longer than its parameter, so that it may get shorter at any point.
+    """
+    if long:
+        return min(new, old)
+    return min(max(new, old / CHANGE), old * CHANGE) if due else old
+
+
 def is_due(count: Any) -> Any:
     """Whether to measure the lengths at the point with this number."""
     return (count == 1) | (count == _EARLY) | (count % _REGULARLY == 0)

@@ -79,7 +79,7 @@ def test_band_of_new_data(backend: Backend, batched: bool) -> None:
 
 def test_the_band_of_new_data_holds_them() -> None:
     """95 % of new data are inside, from fits of few data whose errors are not known."""
-    x, new, inside = np.linspace(0.0, 1.0, 8), np.linspace(-0.5, 1.5, 5), []
+    x, new = np.linspace(0.0, 1.0, 8), np.linspace(-0.5, 1.5, 5)
     rng = np.random.default_rng(1)
     y = 1.0 + 2.0 * x + 0.3 * rng.normal(size=(4000, 8))
     res = lx.curve_fit(lambda x, a, b: a + b * x, x, y, [1.0, 1.0], batched=True)

@@ -607,3 +607,22 @@ def test_errors_do_not_depend_on_a_start_far_away(start: tuple[float, ...]) -> N
     assert near.success and far.success
     np.testing.assert_allclose(far.x, near.x, rtol=1e-5)
     np.testing.assert_allclose(far.stderr, near.stderr, rtol=1e-4)
+
+
+def test_noise_far_up_is_none_at_the_minimum() -> None:
+    """A model that is rounded far away, where differences have to be long, in single fits and in
+    rows of a batch."""
+    def rounded(x: Any, a: Any, k: Any) -> Any:
+        f = a * np.exp(-k * x)
+        return np.where(k > 3.0, np.round(f, 3), f)
+
+    x, starts = np.linspace(0.1, 4.0, 40), np.asarray([[1.0, 5.0], [2.0, 0.7], [2.0, 3.2]])
+    y = 2.0 * np.exp(-0.7 * x) + 0.02 * np.random.default_rng(0).normal(size=40)
+    near = lx.curve_fit(rounded, x, y, starts[1], sigma=0.02)
+    many = lx.curve_fit(rounded, x, np.stack([y] * 3), starts, sigma=0.02, batched=True)
+    for k in (0, 2):
+        far = lx.curve_fit(rounded, x, y, starts[k], sigma=0.02)
+        for res in (far, many.row(k)):
+            assert res.success
+            np.testing.assert_allclose(res.x, near.x, rtol=1e-6)
+            np.testing.assert_allclose(res.stderr, near.stderr, rtol=1e-5)
